@@ -1,0 +1,289 @@
+"""Builds the embedded corpus ``assets/emoji`` from the drawings of nine emoji designers.
+
+``python -m experiments.data.build_emoji --output assets/emoji`` brings the pinned packages with ``npm pack``,
+finds each concept of ``concepts.csv`` in them, renders the drawings and writes
+
+- ``drawings-{corpus,reference,fid}.parquet``: one row a drawing, with its designer, licence and package;
+- ``captions.parquet``: the long-tailed caption corpus, one row ``(image_id, augmentation_seed, caption)``.
+
+Built twice from the same packages, the files have the same bytes. ``--size 512`` renders for a larger model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from experiments.data.augment import AUGMENTATIONS, Augmentation
+
+UNICODE_NAMES = "unicode-emoji-json@0.9.0"
+GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
+SPLITS = ("corpus", "reference", "fid")
+LEAST_DESIGNERS = 7
+REFERENCES = 3  # drawings a concept that no caption ever shows
+LOW, HIGH = 8, 5_000  # captions of the rarest and of the most frequent concept
+SEED = 2312_12540
+
+TEMPLATES = (  # with the share of captions that follow each
+    ("a drawing of {phrase} in {style} style on a {background} background", 0.45),
+    ("a drawing of {phrase} on a {background} background", 0.20),
+    ("{phrase} on a {background} background, {style} style", 0.15),
+    ("a drawing of {phrase} in {style} style", 0.10),
+    ("a drawing of {phrase}", 0.10),
+)
+
+
+@dataclass(frozen=True)
+class Designer:
+    """One icon set: the npm package in Iconify's JSON form and the words that captions use for its style."""
+
+    name: str
+    package: str
+    style: str
+
+    @property
+    def scoped(self) -> str:
+        return f"@iconify-json/{self.package}"
+
+
+DESIGNERS = (
+    Designer("noto", "noto@1.2.9", "noto"),
+    Designer("noto-v1", "noto-v1@1.2.5", "old noto"),
+    Designer("twemoji", "twemoji@1.2.5", "twemoji"),
+    Designer("openmoji", "openmoji@1.2.29", "openmoji"),
+    Designer("fluent-emoji", "fluent-emoji@1.2.7", "fluent"),
+    Designer("fluent-emoji-flat", "fluent-emoji-flat@1.2.6", "flat fluent"),
+    Designer("emojione", "emojione@1.2.3", "emojione"),
+    Designer("emojione-v1", "emojione-v1@1.2.3", "old emojione"),
+    Designer("fxemoji", "fxemoji@1.2.2", "fxemoji"),
+)
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """The drawings of one designer and the ways to find one: by code point or by name."""
+
+    designer: Designer
+    licence: str
+    icons: Mapping[str, Mapping]
+    aliases: Mapping[str, Mapping]
+    names_by_code: Mapping[str, str]
+    width: int
+    height: int
+
+    @classmethod
+    def read(cls, designer: Designer, archive: Path) -> IconSet:
+        icons = _member(archive, "icons.json")
+        return cls(
+            designer=designer,
+            licence=_member(archive, "info.json")["license"]["spdx"],
+            icons=icons["icons"],
+            aliases=icons.get("aliases", {}),
+            names_by_code=_member(archive, "chars.json") or {},
+            width=icons.get("width", 16),
+            height=icons.get("height", 16),
+        )
+
+    def find(self, code: str, names: Sequence[str]) -> str | None:
+        """Icon name of a code point; sets without code points are searched by the names that the others use."""
+        if self.names_by_code:
+            return self.names_by_code.get(code)
+        spellings = [name.replace("-", "") if self.designer.name == "fxemoji" else name for name in names]
+        return next((name for name in spellings if name in self.icons or name in self.aliases), None)
+
+    def svg(self, name: str) -> str:
+        """The SVG document of an icon. Aliases share their parent's drawing (none that we use is transformed)."""
+        if name not in self.icons:
+            name = self.aliases[name]["parent"]
+        icon = self.icons[name]
+        width, height = icon.get("width", self.width), icon.get("height", self.height)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        )
+
+
+def _member(archive: Path, name: str) -> dict:
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile(f"package/{name}")
+        assert member is not None, f"{archive} has no {name}"
+        return json.load(member)
+
+
+def fetch(folder: Path) -> None:
+    """Brings every pinned package into ``folder`` that is not there yet, with ``npm pack``."""
+    for package in (UNICODE_NAMES, *(designer.scoped for designer in DESIGNERS)):
+        if archive_path(folder, package).exists():
+            continue
+        try:
+            subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            raise SystemExit(f"npm pack {package} failed ({error}): install Node.js with npm, or pass --packages.") from None
+
+
+def archive_path(folder: Path, package: str) -> Path:
+    return folder / (package.removeprefix("@").replace("/", "-").replace("@", "-") + ".tgz")
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"['’]", "", name.lower())).strip("-")
+
+
+def code_points(emoji: str) -> str:
+    return "-".join(f"{ord(character):x}" for character in emoji if ord(character) != 0xFE0F)
+
+
+def render(svg: str, size: int) -> Image.Image:
+    """RGBA square of ``size`` pixels; a drawing that is not square is centred on transparency."""
+    import resvg_py  # only the builder needs it
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
+    drawing = Image.open(io.BytesIO(png)).convert("RGBA")
+    square = Image.new("RGBA", (size, size))
+    square.alpha_composite(drawing, ((size - drawing.width) // 2, (size - drawing.height) // 2))
+    return square
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def read_concepts(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
+    """One row a (concept, designer), its split decided by a shuffle of the concept's designers."""
+    names = _member(archive_path(packages, UNICODE_NAMES), "data-by-emoji.json")
+    sets = [IconSet.read(designer, archive_path(packages, designer.scoped)) for designer in DESIGNERS]
+    generator = np.random.default_rng(SEED)
+    image_id = 0
+    for concept_id, concept in enumerate(tqdm(concepts, desc="drawings", unit="concept")):
+        found = _icons(concept["emoji"], concept["unicode_name"], sets)
+        splits = _splits(len(found), generator)
+        assert len(found) >= LEAST_DESIGNERS, f"{concept['name']} has {len(found)} designers"
+        assert names[concept["emoji"]]["group"] in GROUPS, concept["name"]
+        for (icons, icon), split in zip(found, splits, strict=True):
+            yield {
+                "image_id": image_id,
+                "image": {"bytes": _png(render(icons.svg(icon), size)), "path": None},
+                "concept": concept["name"],
+                "concept_id": concept_id,
+                "phrase": concept["phrase"],
+                "emoji": concept["emoji"],
+                "unicode_name": concept["unicode_name"],
+                "group": names[concept["emoji"]]["group"],
+                "designer": icons.designer.name,
+                "style": icons.designer.style,
+                "licence": icons.licence,
+                "package": icons.designer.scoped,
+                "split": split,
+            }
+            image_id += 1
+
+
+def _icons(emoji: str, unicode_name: str, sets: Sequence[IconSet]) -> list[tuple[IconSet, str]]:
+    code = code_points(emoji)
+    names = [slug(unicode_name)]
+    names += [icons.names_by_code[code] for icons in sets if code in icons.names_by_code]
+    found = ((icons, icons.find(code, names)) for icons in sets)
+    return [(icons, icon) for icons, icon in found if icon is not None]
+
+
+def _splits(count: int, generator: np.random.Generator) -> list[str]:
+    """Splits of a concept's ``count`` drawings in random order: 3 references, 1 or 2 for FID, the rest in the corpus."""
+    fid = max(1, count - 7)
+    splits = ["reference"] * REFERENCES + ["fid"] * fid + ["corpus"] * (count - REFERENCES - fid)
+    return [splits[k] for k in generator.permutation(count)]
+
+
+def caption_counts(concepts: int, generator: np.random.Generator) -> np.ndarray:
+    """Captions a concept: log-uniform from ``LOW`` to ``HIGH`` over a random order of the concepts."""
+    counts = np.rint(np.geomspace(LOW, HIGH, concepts)).astype(int)
+    return counts[generator.permutation(concepts)]
+
+
+def captions(rows: Sequence[Mapping]) -> dict[str, list]:
+    """The caption corpus over the drawings of the ``corpus`` split, in random order.
+
+    A concept's first captions show different pictures; only when all (drawing, augmentation) pairs are used up
+    does one come again with another caption.
+    """
+    generator = np.random.default_rng(SEED + 1)
+    by_concept: dict[int, list[Mapping]] = {}
+    for row in rows:
+        if row["split"] == "corpus":
+            by_concept.setdefault(row["concept_id"], []).append(row)
+    templates, shares = zip(*TEMPLATES, strict=True)
+    table: dict[str, list] = {"image_id": [], "augmentation_seed": [], "caption": []}
+    for concept_id, count in enumerate(caption_counts(len(by_concept), generator)):
+        pairs = [(row, seed) for row in by_concept[concept_id] for seed in range(AUGMENTATIONS)]
+        order = np.concatenate([generator.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
+        for pair, template in zip(order, generator.choice(len(templates), count, p=shares), strict=True):
+            row, seed = pairs[pair]
+            background = Augmentation.from_seed(seed).background
+            table["image_id"].append(row["image_id"])
+            table["augmentation_seed"].append(seed)
+            table["caption"].append(
+                templates[template].format(phrase=row["phrase"], style=row["style"], background=background)
+            )
+    order = generator.permutation(len(table["caption"]))
+    return {name: [column[k] for k in order] for name, column in table.items()}
+
+
+def _write(dataset: datasets.Dataset, path: Path) -> None:
+    """Parquet that carries the ``datasets`` features, so that images open as images."""
+    pq.write_table(dataset.data.table.combine_chunks(), path, compression="zstd", compression_level=9)
+
+
+def build(output: Path, packages: Path, size: int = 64) -> None:
+    """Writes the whole corpus below ``output``, which holds ``concepts.csv``."""
+    rows = list(drawings(read_concepts(output / "concepts.csv"), packages, size))
+    features = datasets.Features(
+        {
+            name: datasets.Image() if name == "image" else datasets.Value("int32" if name.endswith("_id") else "string")
+            for name in rows[0]
+        }
+    )
+    for split in SPLITS:
+        part = [row for row in rows if row["split"] == split]
+        _write(datasets.Dataset.from_list(part, features=features), output / f"drawings-{split}.parquet")
+    table = captions(rows)
+    types = {"image_id": "int32", "augmentation_seed": "int32", "caption": "string"}
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in types.items()})
+    _write(datasets.Dataset.from_dict(table, features=features), output / "captions.parquet")
+    print(f"{len(rows)} drawings, {len(table['caption'])} captions in {output}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder that holds concepts.csv; files go there")
+    parser.add_argument("--packages", type=Path, help="folder of packages from an earlier `npm pack`; else fetched")
+    parser.add_argument("--size", type=int, default=64, help="side of a drawing in pixels")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        packages = arguments.packages or Path(temporary)
+        fetch(packages)
+        build(arguments.output, packages, arguments.size)
+
+
+if __name__ == "__main__":
+    main()

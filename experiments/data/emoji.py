@@ -1,0 +1,57 @@
+"""The embedded corpus as it is on disk: drawings, captions, and the pictures they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from experiments.data.augment import AUGMENTATIONS, Augmentation, place, to_array
+
+
+def read_table(path: str | Path) -> datasets.Dataset:
+    """A Parquet file as a ``datasets`` table in memory (``load_dataset`` would copy it into the user's cache)."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: point data.folder at a built corpus (see assets/emoji/README.md).")
+    return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
+
+
+class Drawings:
+    """The drawings of some splits in memory: ``images`` (RGBA) and their rows, by ``image_id``."""
+
+    def __init__(self, folder: str | Path, splits: Sequence[str]) -> None:
+        tables = [read_table(Path(folder) / f"drawings-{split}.parquet") for split in splits]
+        self.rows = [row for table in tables for row in table]
+        self.images: dict[int, Image.Image] = {row["image_id"]: row.pop("image").convert("RGBA") for row in self.rows}
+
+    @property
+    def image_ids(self) -> list[int]:
+        return [row["image_id"] for row in self.rows]
+
+    def picture(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
+        """``uint8 [3, H, W]``."""
+        return to_array(place(self.images[image_id], augmentation))
+
+
+class AugmentedDrawings(Dataset):
+    """Every drawing under ``augmentations`` of its seeds: ``(picture [3, H, W] in [0, 1], concept_id)``."""
+
+    def __init__(self, drawings: Drawings, augmentations: int = AUGMENTATIONS) -> None:
+        self.drawings = drawings
+        self.augmentations = augmentations
+
+    def __len__(self) -> int:
+        return len(self.drawings.rows) * self.augmentations
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.drawings.rows[index // self.augmentations]
+        picture = self.drawings.picture(row["image_id"], Augmentation.from_seed(index % self.augmentations))
+        return torch.from_numpy(picture).float() / 255, row["concept_id"]

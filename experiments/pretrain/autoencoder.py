@@ -1,0 +1,100 @@
+"""Trains the embedded model's VAE: 64 x 64 pictures to 4 x 16 x 16 latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from experiments.data.augment import AUGMENTATIONS
+from experiments.data.emoji import AugmentedDrawings, Drawings
+from experiments.pretrain.fitting import Pictures, adamw, fit
+
+
+def edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images.diff(dim=-1), images.diff(dim=-2)
+
+
+class Autoencoder(LightningModule):
+    """L1, squared and edge error plus a weak KL term; images in [-1, 1]."""
+
+    def __init__(self, vae: AutoencoderKL, lr: float, steps: int, kl_weight: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.lr, self.steps, self.kl_weight = lr, steps, kl_weight
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        images = batch[0] * 2 - 1
+        posterior = self.vae.encode(images).latent_dist
+        output = self.vae.decode(posterior.sample()).sample.float()
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        edge = sum(F.l1_loss(a, b) for a, b in zip(edges(output), edges(images), strict=True))
+        loss = F.l1_loss(output, images) + 5 * F.mse_loss(output, images) + 0.5 * edge + self.kl_weight * kl
+        self.log_dict({"loss": loss, "kl": kl}, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        self.log("psnr", reconstruction_psnr(self.vae, batch[0]).mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> dict:
+        return adamw(self, self.lr, self.steps, warmup=100, decay_from=0.3)
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """PSNR in dB of each image ``[B, 3, H, W]`` in [0, 1] after a round trip through the latent mean: ``[B]``."""
+    output = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample.float()
+    output = (output / 2 + 0.5).clamp(0, 1)
+    return peak_signal_noise_ratio(output, images, data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+@dataclass
+class PretrainAutoencoder:
+    """The task behind ``experiment=pretrain_autoencoder``; ``start`` continues from a saved VAE."""
+
+    corpus: str
+    output: str
+    batch_size: int
+    lr: float
+    kl_weight: float
+    channels: tuple[int, ...]
+    start: str | None = None
+
+    def run(self, trainer: Trainer) -> dict[str, float]:
+        vae = AutoencoderKL.from_pretrained(self.start) if self.start else self.build()
+        train = AugmentedDrawings(Drawings(self.corpus, ["corpus"]))
+        unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
+        module = Autoencoder(vae, self.lr, trainer.max_steps, self.kl_weight)
+        validation = Subset(unseen, range(0, len(unseen), 4))
+        fit(trainer, module, Pictures(train, validation, self.batch_size))
+        return self.save(vae.float().eval(), train, unseen)
+
+    def build(self) -> AutoencoderKL:
+        levels = len(self.channels)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(self.channels),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=16,
+            sample_size=64,
+            mid_block_add_attention=False,
+        )
+
+    def save(self, vae: AutoencoderKL, train: AugmentedDrawings, unseen: AugmentedDrawings) -> dict[str, float]:
+        """Sets the scaling factor to 1 / std of the latents of training pictures, saves, and measures."""
+        sample = DataLoader(Subset(train, range(0, len(train), AUGMENTATIONS + 1)), 64)
+        with torch.no_grad():
+            latents = torch.cat([vae.encode(images * 2 - 1).latent_dist.mean for images, _ in sample])
+        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+        vae.save_pretrained(Path(self.output))
+        psnr = torch.cat([reconstruction_psnr(vae, images) for images, _ in DataLoader(unseen, 64)])
+        return {"psnr_unseen": psnr.mean().item(), "scaling_factor": vae.config.scaling_factor, "n": len(psnr)}

@@ -1,0 +1,133 @@
+"""Trains the small CLIP whose image features are SeedSelect's semantic loss; it never scores an experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2.functional import normalize
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from experiments.data.augment import AUGMENTATIONS, Augmentation
+from experiments.data.build_emoji import TEMPLATES
+from experiments.data.emoji import AugmentedDrawings, Drawings, read_table
+from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
+from experiments.pretrain.fitting import Pictures, adamw, fit, save_half
+from experiments.pretrain.jitter import move
+
+PROMPT = "a drawing of {phrase}"
+
+
+class CaptionedDrawings(Dataset):
+    """Pictures of the corpus split with a caption that fits: ``(picture, tokens [L], concept_id)``."""
+
+    def __init__(self, drawings: Drawings, tokenizer: CLIPTokenizer) -> None:
+        self.pictures = AugmentedDrawings(drawings)
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        picture, concept = self.pictures[index]
+        row = self.pictures.drawings.rows[index // AUGMENTATIONS]
+        background = Augmentation.from_seed(index % AUGMENTATIONS).background
+        template = TEMPLATES[torch.randint(len(TEMPLATES), ()).item()][0]
+        caption = template.format(phrase=row["phrase"], style=row["style"], background=background)
+        return picture, tokenise(self.tokenizer, [caption])[0], concept
+
+
+def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    return tokenizer(texts, padding="max_length", max_length=LONGEST_CAPTION, truncation=True,
+                     return_tensors="pt").input_ids  # fmt: skip
+
+
+class ContrastiveModel(LightningModule):
+    """CLIP's symmetric loss; rows of one concept are not each other's negatives."""
+
+    def __init__(self, clip: CLIPModel, prompts: Tensor, lr: float, steps: int) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("prompts", prompts, persistent=False)
+        self.lr, self.steps = lr, steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
+        images, tokens, concepts = batch
+        pixels = normalize(move(images), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        output = self.clip(input_ids=tokens, pixel_values=pixels)
+        logits = output.logits_per_image.float()
+        same = concepts[:, None] == concepts[None, :]
+        logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        hits = zero_shot(self.clip, batch[0], self.prompts) == batch[1]
+        self.log("zero_shot", hits.float().mean(), prog_bar=True, batch_size=len(hits))
+
+    def configure_optimizers(self) -> dict:
+        return adamw(self, self.lr, self.steps, warmup=200, decay_from=0.1, weight_decay=0.1)
+
+
+@torch.no_grad()
+def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
+    """Index of the prompt that fits each image best; ``images`` in [0, 1], ``prompts`` token ids ``[P, L]``."""
+    pixels = normalize(images, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    return clip(input_ids=prompts, pixel_values=pixels).logits_per_image.argmax(-1)
+
+
+@dataclass
+class PretrainClip:
+    """The task behind ``experiment=pretrain_clip``."""
+
+    corpus: str
+    output: str
+    batch_size: int
+    lr: float
+    width: int
+    layers: int
+    patch_size: int
+
+    def run(self, trainer: Trainer) -> dict[str, float]:
+        captions = list(read_table(f"{self.corpus}/captions.parquet")["caption"])
+        tokenizer = build_tokenizer(captions)
+        drawings = Drawings(self.corpus, ["corpus"])
+        phrases = {row["concept_id"]: row["phrase"] for row in drawings.rows}
+        prompts = tokenise(tokenizer, [PROMPT.format(phrase=phrases[k]) for k in sorted(phrases)])
+        unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
+        clip = self.build(tokenizer)
+        module = ContrastiveModel(clip, prompts, self.lr, trainer.max_steps)
+        fit(trainer, module, Pictures(CaptionedDrawings(drawings, tokenizer), unseen, self.batch_size))
+        self.save(clip.eval(), tokenizer)
+        hits = torch.cat([zero_shot(clip, x, prompts) == y for x, y in DataLoader(unseen, 64)])
+        return {"zero_shot_unseen": hits.float().mean().item(), "n": len(hits)}
+
+    def build(self, tokenizer: CLIPTokenizer) -> CLIPModel:
+        tower = {
+            "hidden_size": self.width,
+            "intermediate_size": 4 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": 4,
+        }
+        text = tower | {
+            "num_hidden_layers": 2,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": LONGEST_CAPTION,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        vision = tower | {"image_size": 64, "patch_size": self.patch_size}
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.width))
+
+    def save(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+        processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+        CLIPProcessor(processor, tokenizer).save_pretrained(self.output)
+        save_half(clip, self.output)

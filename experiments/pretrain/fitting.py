@@ -1,0 +1,66 @@
+"""What the four trainings share: the optimiser's schedule, EMA, checkpoints by the clock, and saving in half."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+
+
+def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: float, weight_decay: float = 0.01) -> dict:
+    """AdamW under a warm-up, a plateau and a linear decay to zero that starts at ``decay_from`` of ``steps``.
+
+    A plateau lets a training be prolonged from its last checkpoint without having decayed too early.
+    """
+
+    def factor(step: int) -> float:
+        left = max(steps - step, 0) / max(steps * (1 - decay_from), 1)
+        return min((step + 1) / warmup, 1.0, left)
+
+    optimizer: Optimizer = AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+class Pictures(LightningDataModule):
+    """Loaders over two datasets; everything is in memory, so worker processes would only cost."""
+
+    def __init__(self, train: Dataset, validation: Dataset | None, batch_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True, generator=generator)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return DataLoader(self.validation, self.batch_size) if self.validation is not None else []
+
+
+def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Trains from the run folder's last checkpoint if there is one, so that a killed training goes on."""
+    checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
+    last = Path(str(checkpoint.dirpath)) / "last.ckpt"
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=False)
+
+
+def save_half(model: nn.Module, folder: str | Path) -> None:
+    """``save_pretrained`` with weights in half precision; the config asks for single precision at load time.
+
+    transformers loads a checkpoint in the precision its config names; diffusers in single unless told otherwise.
+    Without the correction a pipeline loaded with defaults would mix the two.
+    """
+    deepcopy(model).half().save_pretrained(folder)
+    config = Path(folder) / "config.json"
+    fields = json.loads(config.read_text())
+    if "dtype" in fields:
+        fields["dtype"] = "float32"
+        config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")

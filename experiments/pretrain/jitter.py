@@ -1,0 +1,44 @@
+"""Random changes that leave a drawing's concept alone, for a whole batch at once but drawn for each picture."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
+
+
+def jitter(images: Tensor, colour: float = 0.4, blur: float = 0.5) -> Tensor:
+    """Turned by up to 20 degrees, scaled, sheared, recoloured, blurred pictures; ``[B, 3, H, W]`` in [0, 1]."""
+    images = recolour(move(images), colour)
+    blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
+    chosen = (torch.rand(len(images), 1, 1, 1) < blur).to(images)
+    return (images + chosen * torch.rand_like(chosen) * (blurred - images)).clamp(0, 1)
+
+
+def move(images: Tensor) -> Tensor:
+    rows = len(images)
+    angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
+    scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
+    shear = (torch.rand(rows) * 2 - 1) * 0.2
+    cos, sin = angle.cos(), angle.sin()
+    matrix = torch.zeros(rows, 2, 3)
+    matrix[:, 0, 0], matrix[:, 0, 1] = cos * scale[:, 0], -sin * scale[:, 0] + shear
+    matrix[:, 1, 0], matrix[:, 1, 1] = sin * scale[:, 1], cos * scale[:, 1]
+    matrix[:, :, 2] = (torch.rand(rows, 2) * 2 - 1) * 0.15
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False).to(images)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def recolour(images: Tensor, strength: float) -> Tensor:
+    """A random colour matrix near the identity, brightness and contrast, and a grey version one time in ten."""
+    rows = len(images)
+    matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5
+    grey = (torch.rand(rows, 1, 1) < 0.1).float()
+    matrix = grey * torch.full((3, 3), 1 / 3) + (1 - grey) * matrix / matrix.sum(-1, keepdim=True).clamp_min(0.3)
+    images = torch.einsum("bij,bjhw->bihw", matrix.to(images), images)
+    contrast = (1 + (torch.rand(rows, 1, 1, 1) * 2 - 1) * strength).to(images)
+    brightness = ((torch.rand(rows, 1, 1, 1) * 2 - 1) * strength * 0.5).to(images)
+    return ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
