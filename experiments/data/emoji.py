@@ -20,8 +20,15 @@ def read_table(path: str | Path) -> datasets.Dataset:
     """A Parquet file as a ``datasets`` table in memory (``load_dataset`` would copy it into the user's cache)."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: point data.folder at a built corpus (see assets/emoji/README.md).")
+        raise ValueError(f"{path} does not exist: point data.folder at a corpus (see assets/emoji/README.md).")
     return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
+
+
+def check_corpus(folder: str | Path) -> None:
+    """ValueError unless ``folder`` holds a whole corpus."""
+    for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
+        if not (Path(folder) / f"{name}.parquet").is_file():
+            raise ValueError(f"{folder} has no {name}.parquet: point data.folder at a corpus (see assets/emoji/README.md).")
 
 
 class Drawings:

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from experiments.data.augment import AUGMENTATIONS
-from experiments.data.emoji import AugmentedDrawings, Drawings
-from experiments.pretrain.fitting import Pictures, adamw, fit
+from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
+from experiments.pretrain.fitting import Pictures, adamw, fit, report
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,14 +67,17 @@ class PretrainAutoencoder:
     channels: tuple[int, ...]
     start: str | None = None
 
-    def run(self, trainer: Trainer) -> dict[str, float]:
+    def prepare(self, trainer: Trainer) -> None:
+        check_corpus(self.corpus)
+
+    def run(self, trainer: Trainer) -> None:
         vae = AutoencoderKL.from_pretrained(self.start) if self.start else self.build()
         train = AugmentedDrawings(Drawings(self.corpus, ["corpus"]))
         unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
         module = Autoencoder(vae, self.lr, trainer.max_steps, self.kl_weight)
         validation = Subset(unseen, range(0, len(unseen), 4))
         fit(trainer, module, Pictures(train, validation, self.batch_size))
-        return self.save(vae.float().eval(), train, unseen)
+        report(trainer, self.save(vae.float().eval(), train, unseen))
 
     def build(self) -> AutoencoderKL:
         levels = len(self.channels)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from experiments.classifier import Classifier
-from experiments.data.emoji import AugmentedDrawings, Drawings
-from experiments.pretrain.fitting import Pictures, adamw, fit
+from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
+from experiments.pretrain.fitting import Pictures, adamw, fit, report
 from experiments.pretrain.jitter import jitter
 
 SPLITS = ("corpus", "reference", "fid")
@@ -60,7 +60,10 @@ class PretrainClassifier:
     lr: float
     left_out: tuple[str, ...] = ()
 
-    def run(self, trainer: Trainer) -> dict[str, float]:
+    def prepare(self, trainer: Trainer) -> None:
+        check_corpus(self.corpus)
+
+    def run(self, trainer: Trainer) -> None:
         drawings, unseen = (Drawings(self.corpus, SPLITS) for _ in range(2))
         names = {row["concept_id"]: row["concept"] for row in drawings.rows}
         drawings.rows = [row for row in drawings.rows if row["designer"] not in self.left_out]
@@ -71,10 +74,11 @@ class PretrainClassifier:
         module = ConceptClassifier(classifier, self.lr, trainer.max_steps)
         validation = AugmentedDrawings(unseen, augmentations=1) if unseen.rows else None
         fit(trainer, module, Pictures(AugmentedDrawings(drawings), validation, self.batch_size))
-        if not self.left_out:
+        if self.left_out:
+            report(trainer, self.accuracies(classifier.eval(), unseen))
+        else:
             classifier.save(self.output, self.architecture)
-            return {"loss": float(trainer.callback_metrics["loss"])}
-        return self.accuracies(classifier.eval(), unseen)
+            report(trainer, {"loss": float(trainer.callback_metrics["loss"])})
 
     @torch.no_grad()
     def accuracies(self, classifier: Classifier, unseen: Drawings) -> dict[str, float]:

@@ -15,9 +15,9 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from experiments.data.augment import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
-from experiments.data.emoji import AugmentedDrawings, Drawings, read_table
+from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
 from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
-from experiments.pretrain.fitting import Pictures, adamw, fit, save_half
+from experiments.pretrain.fitting import Pictures, adamw, fit, report, save_half
 from experiments.pretrain.jitter import move
 
 PROMPT = "a drawing of {phrase}"
@@ -95,7 +95,10 @@ class PretrainClip:
     layers: int
     patch_size: int
 
-    def run(self, trainer: Trainer) -> dict[str, float]:
+    def prepare(self, trainer: Trainer) -> None:
+        check_corpus(self.corpus)
+
+    def run(self, trainer: Trainer) -> None:
         captions = list(read_table(f"{self.corpus}/captions.parquet")["caption"])
         tokenizer = build_tokenizer(captions)
         drawings = Drawings(self.corpus, ["corpus"])
@@ -107,7 +110,7 @@ class PretrainClip:
         fit(trainer, module, Pictures(CaptionedDrawings(drawings, tokenizer), unseen, self.batch_size))
         self.save(clip.eval(), tokenizer)
         hits = torch.cat([zero_shot(clip, x, prompts) == y for x, y in DataLoader(unseen, 64)])
-        return {"zero_shot_unseen": hits.float().mean().item(), "n": len(hits)}
+        report(trainer, {"zero_shot_unseen": hits.float().mean().item(), "n": len(hits)})
 
     def build(self, tokenizer: CLIPTokenizer) -> CLIPModel:
         tower = {

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from experiments.data.augment import Augmentation
-from experiments.data.emoji import Drawings, read_table
-from experiments.pretrain.fitting import Pictures, adamw, fit, save_half
+from experiments.data.emoji import Drawings, check_corpus, read_table
+from experiments.pretrain.fitting import Pictures, adamw, fit, report, save_half
 
 LONGEST_CAPTION = 24  # tokens with both marks; the corpus needs 19 at most
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
@@ -191,14 +191,17 @@ class PretrainDenoiser:
     start: str | None = None
     seed: int = 0
 
-    def run(self, trainer: Trainer) -> dict[str, float]:
+    def prepare(self, trainer: Trainer) -> None:
+        check_corpus(self.corpus)
+
+    def run(self, trainer: Trainer) -> None:
         pipeline = self.build()
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         data = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache)
         module = Denoiser(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
         fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size, self.seed))
         save_pipeline(pipeline, self.output)
-        return {"loss": float(trainer.callback_metrics["loss"]), "steps": trainer.global_step}
+        report(trainer, {"loss": float(trainer.callback_metrics["loss"]), "steps": trainer.global_step})
 
     def build(self) -> StableDiffusionPipeline:
         if self.start:

@@ -52,6 +52,13 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) ->
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=False)
 
 
+def report(trainer: Trainer, results: dict[str, float]) -> None:
+    """Prints what a training came to and leaves it in ``results.json`` of the run folder."""
+    print(json.dumps(results))
+    if trainer.is_global_zero:
+        (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
 def save_half(model: nn.Module, folder: str | Path) -> None:
     """``save_pretrained`` with weights in half precision; the config asks for single precision at load time.
 

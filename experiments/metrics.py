@@ -1,0 +1,71 @@
+"""Figures of merit: intervals, Fréchet and kernel distances of features, image similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+
+def bootstrap_interval(
+    values: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int, draws: int = 2_000
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values``.
+
+    With ``groups`` whole groups are drawn, for values that are alike inside a group. If all values are equal the
+    interval is a point: the sample holds no sign of spread.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values):
+        raise ValueError("a bootstrap interval needs at least one value.")
+    names, members = np.unique(groups if groups is not None else np.arange(len(values)), return_inverse=True)
+    sums, counts = np.bincount(members, values), np.bincount(members)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+class _Given(nn.Module):
+    """A "feature extractor" for torchmetrics that passes on features which were computed before."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """Fréchet distance of two sets of features ``[N, D]``, in float64 (FID if they are Inception's).
+
+    With fewer samples than features the covariance is of low rank: compare only sets of equal size.
+    """
+    if min(len(real), len(generated)) < 2:
+        raise ValueError(f"a Fréchet distance needs two samples a set, not {len(real)} and {len(generated)}.")
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    return metric.compute().item()
+
+
+def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
+    """Mean squared MMD with KID's cubic kernel over subsets of two sets of features ``[N, D]``; unbiased."""
+    subset = min(subset, len(real), len(generated))
+    metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=50, subset_size=subset, normalize=True)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
+        torch.manual_seed(seed)
+        return metric.compute()[0].item()
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """PSNR in dB of each image ``[B, 3, H, W]`` in [0, 1]: ``[B]`` (the paper averages over images)."""
+    return peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")

@@ -1,0 +1,108 @@
+"""Results on disk, safe to kill at any moment: seeds that other runs may reuse, and an experiment's finished units."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` make a file and moves it to ``path`` when it is complete; other processes see all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON-able settings, the same for the same values in any order."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def content_hash(image: Tensor) -> str:
+    """SHA-256 of an image's pixels."""
+    return hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata of a safetensors file; None where it is missing or was damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+class SeedStore:
+    """Seeds by what they depend on: checkpoint, method and settings, schedule, guidance, prompt and image content."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def key(self, **fields: Any) -> dict[str, Any]:
+        return fields
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """What was put under ``key``, or None; a damaged file counts as absent and is written anew."""
+        found = _read(self._path(key))
+        return found[0] if found else None
+
+    def put(self, key: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Keeps the tensors, with the key's fields in the file's header."""
+        _write(self._path(key), tensors, {"key": json.dumps(key, sort_keys=True, ensure_ascii=False)})
+
+    def _path(self, key: Mapping[str, Any]) -> Path:
+        name = digest(key)
+        return self.root / name[:2] / f"{name}.safetensors"
+
+
+class UnitStore:
+    """Finished units of an experiment under one set of settings; other settings never see them."""
+
+    def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
+        self.root = Path(root) / digest(settings)[:16]
+        self.settings = settings
+
+    def done(self, unit: str) -> bool:
+        return self._path(unit).is_file() and self.read(unit) is not None
+
+    def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        _write(self._path(unit), tensors, {"unit": unit, "record": json.dumps(record)})
+
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and record of a unit, or None where it is not finished."""
+        found = _read(self._path(unit))
+        return (found[0], json.loads(found[1]["record"])) if found else None
+
+    def _path(self, unit: str) -> Path:
+        return self.root / f"{hashlib.sha256(unit.encode()).hexdigest()[:24]}.safetensors"
+
+
+def units_for_rank(units: list, rank: int, world_size: int) -> list:
+    """The units of one process: interleaved, none padded, none twice."""
+    return units[rank::world_size]
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for the device, so that a clock read next has seen its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,163 @@
+"""Inversion: the walk from a clean latent to the seed that generates it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rnri.implicit import ImplicitStep, Solution, Solver, mean_absolute
+from rnri.predictor import NoisePredictor
+from rnri.sampling import ignore, in_state_dtype, sample
+from rnri.schedule import Schedule
+
+SolutionObserver = Callable[[int, Solution], None]
+"""Called with a step's place in the walk (0 is the cleanest) and its solution."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The seed of each image and how it was found.
+
+    Row ``k`` of the tables is the ``k``-th step of the walk, the cleanest first; they lie on the CPU.
+
+    Attributes:
+        seed: ``[B,C,h,w]``, float64 (float32 on MPS).
+        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in
+            ``Solution.residual``.
+        evaluations, backward: int64 ``[N,B]``, network evaluations of the method.
+        solved: bool ``[N,B]``, whether the step converged.
+        single_latent: whether ``seed`` alone, with the same predictor and schedule, gives the image back.
+        extra: what the method needs to reconstruct besides the seed; empty if ``single_latent``.
+    """
+
+    seed: Tensor  # [B,C,h,w]
+    residuals: Tensor
+    evaluations: Tensor
+    backward: Tensor
+    solved: Tensor
+    single_latent: bool = True
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether every step of a sample converged, bool ``[B]``."""
+        return self.solved.all(0)
+
+    @property
+    def residual(self) -> Tensor:
+        """A sample's largest residual over the steps, ``[B]``."""
+        return self.residuals.max(0).values
+
+
+class Inverter(Protocol):
+    """One inversion method."""
+
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: SolutionObserver = ignore
+    ) -> Inversion:
+        """The seeds of the clean latents ``z0 [B,C,h,w]``."""
+        ...
+
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """The clean latents ``[B,C,h,w]`` that the inversion leads back to."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImplicitInverter:
+    """Walks the schedule from clean to noisy and solves ``z_t = A z_s + B eps(z_t, t)`` at every step.
+
+    The equation is exactly the sampler's step, so a converged inversion reconstructs its latent. The state is
+    float64 around a network in its own dtype.
+
+    On a zero-terminal-SNR schedule the equation of the noisiest step is nearly ``z = z`` (A is about 1e-6):
+    its residual is small whatever the seed, and says little.
+
+    Attributes:
+        solver: solves each step.
+        start: where it starts. ``plain`` is the cleaner latent ``z_s`` (RNRI, Eq. 8). ``extrapolated`` is
+            ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` from the noise predictions of the two steps before (the
+            second step has one and uses it alone, the first has none and starts at ``z_s``). They are
+            recovered from the solutions, so it costs no evaluation.
+        measure_residual: evaluate ``f`` once more wherever the returned latent was not itself evaluated, so
+            that every residual is that of the returned latent, and ``solved`` with it. This is a measurement,
+            not part of the method: the predictor counts it, ``Inversion.evaluations`` does not.
+    """
+
+    solver: Solver
+    start: Literal["plain", "extrapolated"] = "plain"
+    measure_residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start not in ("plain", "extrapolated"):
+            raise ValueError(f"start={self.start!r} is unknown; choose plain or extrapolated.")
+
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: SolutionObserver = ignore
+    ) -> Inversion:
+        """The seeds of ``z0 [B,C,h,w]``; a sample that is not finite stays so, unconverged."""
+        z = in_state_dtype(z0.detach())
+        noises: list[Tensor] = []
+        solutions: list[Solution] = []
+        with torch.no_grad():
+            for k, i in enumerate(reversed(range(len(schedule)))):
+                problem = ImplicitStep.of(z, predictor, schedule, i)
+                solution = self._solve(problem, self._start(problem, noises))
+                noises = _remember(noises, problem, solution)
+                solutions.append(solution)
+                on_step(k, solution)
+                z = solution.z
+        return _collect(z, solutions)
+
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Samples from the seed."""
+        with torch.no_grad():
+            return sample(inversion.seed, predictor, schedule)
+
+    def _start(self, problem: ImplicitStep, noises: list[Tensor]) -> Tensor:
+        if self.start == "plain" or not noises:
+            return problem.z_s
+        noise = noises[-1] if len(noises) == 1 else 2 * noises[-1] - noises[-2]
+        return problem.a * problem.z_s + problem.b * noise
+
+    def _solve(self, problem: ImplicitStep, start: Tensor) -> Solution:
+        solution = self.solver(problem, start)
+        return measured(solution, problem, self.solver.tolerance) if self.measure_residual else solution
+
+
+def measured(solution: Solution, problem: ImplicitStep, tolerance: float) -> Solution:
+    """``solution`` with residual and convergence of the very latents it returns, evaluated where unknown."""
+    rows = (~solution.converged & solution.residual.isfinite()).nonzero().flatten()
+    if not len(rows):
+        return solution
+    z = solution.z[rows.to(solution.z.device)]
+    residual, converged = solution.residual.clone(), solution.converged.clone()
+    found = mean_absolute(z - problem.select(rows)(z)).double().cpu()
+    residual[rows] = found.nan_to_num(nan=torch.inf)
+    converged[rows] = found <= tolerance
+    return replace(solution, residual=residual, converged=converged)
+
+
+def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -> list[Tensor]:
+    """The last two noise predictions, oldest first, with this step's; a step with B = 0 tells none."""
+    if problem.b == 0:
+        return noises
+    noise = problem.noise(solution.f)
+    if noises:  # a sample whose step had no finite evaluation keeps its last one
+        known = solution.residual.isfinite().to(noise.device).view(-1, 1, 1, 1)
+        noise = torch.where(known, noise, noises[-1])
+    return [*noises[-1:], noise]
+
+
+def _collect(seed: Tensor, solutions: list[Solution]) -> Inversion:
+    return Inversion(
+        seed=seed,
+        residuals=torch.stack([solution.residual for solution in solutions]),
+        evaluations=torch.stack([solution.evaluations for solution in solutions]),
+        backward=torch.stack([solution.backward for solution in solutions]),
+        solved=torch.stack([solution.converged for solution in solutions]),
+    )

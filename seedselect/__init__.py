@@ -1,0 +1,7 @@
+"""SeedSelect: optimise a seed so that the image it generates shows a concept, given a few reference images."""
+
+from seedselect.features import ClipFeatures
+from seedselect.losses import appearance_loss, semantic_loss
+from seedselect.select import SeedSelect, Selection, Targets
+
+__all__ = ["ClipFeatures", "SeedSelect", "Selection", "Targets", "appearance_loss", "semantic_loss"]

@@ -1,0 +1,72 @@
+"""Image and text features of a CLIP model, differentiable in the image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+class ClipFeatures:
+    """Unit-length features ``[B, D]`` of any ``transformers`` CLIP.
+
+    Preprocessing is done on tensors, because image processors break the gradient: bicubic resize of the shorter
+    side, centre crop, and the checkpoint's own mean and standard deviation.
+    """
+
+    def __init__(
+        self, model: CLIPModel, tokenizer: object, mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        std: Sequence[float] = OPENAI_CLIP_STD,
+    ) -> None:  # fmt: skip
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.size: int = model.config.vision_config.image_size
+        self.mean = torch.tensor(mean, device=model.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=model.device).view(1, 3, 1, 1)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | torch.device, dtype: torch.dtype, local_files_only: bool = False
+    ) -> ClipFeatures:
+        """Loads a local folder or a hub id. ValueError, in one sentence, for a folder without a CLIP model."""
+        if local_files_only and not (Path(path) / "config.json").is_file():
+            raise ValueError(f"{path} holds no CLIP model (config.json is missing): name a folder made by save_pretrained.")
+        try:
+            model = CLIPModel.from_pretrained(path, dtype=dtype, local_files_only=local_files_only)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
+            processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"cannot load a CLIP model from {path}: {str(error).splitlines()[0]}") from error
+        return cls(model.to(device), tokenizer, processor.image_mean, processor.image_std)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of ``images [B, 3, H, W]`` in [0, 1]."""
+        pixels = (self._resize(images.float()) - self.mean) / self.std
+        output = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
+        return F.normalize(output.pooler_output.float(), dim=-1)
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Features of prompts, in the same space."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        output = self.model.get_text_features(tokens.input_ids.to(self.model.device))
+        return F.normalize(output.pooler_output.float(), dim=-1)
+
+    def _resize(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if (height, width) == (self.size, self.size):
+            return images
+        scale = self.size / min(height, width)
+        size = [max(self.size, round(height * scale)), max(self.size, round(width * scale))]
+        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (size[0] - self.size) // 2, (size[1] - self.size) // 2
+        return images[..., top : top + self.size, left : left + self.size]

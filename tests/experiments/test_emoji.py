@@ -1,0 +1,130 @@
+"""The embedded corpus: what is committed keeps its promises, and the builder is deterministic."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+
+from experiments.data import build_emoji
+from experiments.data.augment import AUGMENTATIONS, BACKGROUNDS, Augmentation, place, plain
+from experiments.data.emoji import AugmentedDrawings, Drawings, read_table
+
+CORPUS = "assets/emoji"
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Drawings:
+    return Drawings(CORPUS, build_emoji.SPLITS)
+
+
+@pytest.fixture(scope="module")
+def captions() -> datasets.Dataset:
+    return read_table(f"{CORPUS}/captions.parquet")
+
+
+def test_load_dataset_opens_the_corpus(tmp_path):
+    split = datasets.load_dataset(CORPUS, "drawings", split="fid", cache_dir=str(tmp_path))
+    assert split[0]["image"].size == (64, 64)
+    assert split[0]["licence"] in {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
+
+
+def test_every_concept_has_seven_designers_and_three_references(drawings):
+    by_concept = {}
+    for row in drawings.rows:
+        by_concept.setdefault(row["concept"], []).append(row)
+    assert len(by_concept) == 320
+    assert {row["group"] for row in drawings.rows} == set(build_emoji.GROUPS)
+    for rows in by_concept.values():
+        splits = Counter(row["split"] for row in rows)
+        assert len({row["designer"] for row in rows}) == len(rows) >= 7
+        assert splits["reference"] == 3 and splits["fid"] >= 1 and splits["corpus"] >= 3
+
+
+def test_captions_show_only_corpus_drawings(drawings, captions):
+    corpus = {row["image_id"] for row in drawings.rows if row["split"] == "corpus"}
+    assert set(captions["image_id"]) <= corpus
+    assert len(captions) == pytest.approx(250_000, rel=0.02)
+
+
+def test_captions_are_rebuilt_exactly(drawings, captions):
+    assert build_emoji.captions(sorted(drawings.rows, key=lambda row: row["image_id"])) == captions.to_dict()
+
+
+def test_caption_names_the_background_of_its_picture(captions):
+    for row in captions.select(range(0, len(captions), 2500)):
+        named = [colour for colour in BACKGROUNDS if f"a {colour} background" in row["caption"]]
+        assert named in ([], [Augmentation.from_seed(row["augmentation_seed"]).background])
+
+
+def _archive(folder, package, members):
+    with tarfile.open(build_emoji.archive_path(folder, package), "w:gz") as tar:
+        for name, content in members.items():
+            data = json.dumps(content).encode()
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """Nine tiny icon sets that draw two concepts, in the form that npm brings."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    names = {e: {"name": n, "group": "Animals & Nature"} for e, n in (("🐪", "camel"), ("🐻", "bear"))}
+    _archive(folder, build_emoji.UNICODE_NAMES, {"data-by-emoji.json": names})
+    for k, designer in enumerate(build_emoji.DESIGNERS):
+        icons = {
+            "camel": {"body": f'<circle cx="8" cy="8" r="{2 + k / 2}" fill="#a52"/>'},
+            "bear": {"body": f'<rect width="{4 + k}" height="9" fill="#321"/>'},
+        }
+        coded = {"1f42a": "camel", "1f43b": "bear"} if k % 2 else {}
+        _archive(folder, designer.scoped, {
+            "icons.json": {"icons": icons, "width": 16, "height": 16},
+            "info.json": {"license": {"spdx": "MIT"}},
+            "chars.json": coded,
+        })  # fmt: skip
+    return folder
+
+
+def test_built_twice_the_same_bytes(packages, tmp_path):
+    built = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        table = "emoji,unicode_name,name,phrase\n🐪,camel,camel,a camel\n🐻,bear,bear,a bear\n"
+        (folder / "concepts.csv").write_text(table)
+        build_emoji.build(folder, packages)
+        built.append({path.name: path.read_bytes() for path in folder.glob("*.parquet")})
+    assert built[0] == built[1]
+    assert set(built[0]) == {"captions.parquet", *(f"drawings-{split}.parquet" for split in build_emoji.SPLITS)}
+
+
+def test_augmentation_is_a_function_of_its_seed(drawings):
+    image = drawings.images[0]
+    pictures = [np.asarray(place(image, Augmentation.from_seed(seed))) for seed in (7, 7, 8)]
+    assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+    assert Counter(Augmentation.from_seed(s).background for s in range(AUGMENTATIONS)) == dict.fromkeys(BACKGROUNDS, 8)
+
+
+def test_plain_drawing_stands_in_the_middle_of_its_background(drawings):
+    picture = np.asarray(place(drawings.images[0], plain("pink")))
+    border = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+    assert all((side == BACKGROUNDS["pink"]).all() for side in border)
+
+
+def test_unknown_seed_and_missing_corpus_are_explained(tmp_path):
+    with pytest.raises(ValueError, match="augmentation seed 48 is outside"):
+        Augmentation.from_seed(48)
+    with pytest.raises(ValueError, match="does not exist: point data.folder"):
+        Drawings(tmp_path, ["corpus"])
+
+
+def test_augmented_drawings_are_images_in_range(drawings):
+    data = AugmentedDrawings(drawings, augmentations=2)
+    picture, concept = data[3]
+    assert picture.shape == (3, 64, 64) and 0 <= picture.min() and picture.max() <= 1
+    assert concept == drawings.rows[1]["concept_id"]

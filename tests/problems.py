@@ -1,0 +1,103 @@
+"""Denoising problems whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from rnri import NoisePredictor, Schedule, alpha_bar_table
+
+SHAPE = (2, 3, 3)
+
+
+def scheduler(**options: object) -> DDIMScheduler:
+    """Stable Diffusion's DDIM scheduler, with changes."""
+    defaults = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    return DDIMScheduler(**(defaults | options))
+
+
+def schedule(steps: int) -> Schedule:
+    return Schedule.from_scheduler(scheduler(), steps)
+
+
+@dataclass(frozen=True)
+class GaussianDenoiser:
+    """The optimal noise prediction for data N(mean, diag(variance)), each ``[B,C,h,w]``: affine in z.
+
+    ``z_t`` is N(sqrt(a) mean, a variance + 1 - a), and the posterior mean of the noise is
+    ``sqrt(1 - a) (z - sqrt(a) mean) / (a variance + 1 - a)``.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    alpha_bar: Tensor
+
+    def __call__(self, z: Tensor, t: int) -> Tensor:
+        a = self.alpha_bar[t].item()
+        mean, variance = self.mean.to(z.dtype), self.variance.to(z.dtype)
+        return (1 - a) ** 0.5 * (z - a**0.5 * mean) / (a * variance + 1 - a)
+
+    def select(self, rows: Tensor) -> GaussianDenoiser:
+        return replace(self, mean=self.mean[rows], variance=self.variance[rows])
+
+    def step(self, z: Tensor, a_t: float, a_s: float) -> Tensor:
+        """The DDIM step from noise level ``a_t`` to ``a_s`` in closed form."""
+        return a_s**0.5 * self.mean + self._gain(a_t, a_s) * (z - a_t**0.5 * self.mean)
+
+    def inverse_step(self, z_s: Tensor, a_t: float, a_s: float) -> Tensor:
+        return a_t**0.5 * self.mean + (z_s - a_s**0.5 * self.mean) / self._gain(a_t, a_s)
+
+    def _gain(self, a_t: float, a_s: float) -> Tensor:
+        covariance = (a_t * a_s) ** 0.5 * self.variance + ((1 - a_t) * (1 - a_s)) ** 0.5
+        return covariance / (a_t * self.variance + 1 - a_t)
+
+    def seed(self, z0: Tensor, steps: Schedule) -> Tensor:
+        """The exact seed of ``z0`` under a schedule."""
+        z = z0
+        for i in reversed(range(len(steps))):
+            z = self.inverse_step(z, steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item())
+        return z
+
+
+def gaussian(batch: int, seed: int = 0) -> tuple[GaussianDenoiser, Tensor]:
+    """A denoiser of Gaussian data, different for every sample, and latents ``[B,2,3,3]`` drawn from it."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, *SHAPE)
+    mean = torch.randn(shape, generator=generator, dtype=torch.float64)
+    variance = 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+    z0 = mean + variance.sqrt() * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return GaussianDenoiser(mean, variance, alpha_bar_table(scheduler())), z0
+
+
+@dataclass(frozen=True)
+class FunctionDenoiser:
+    """A noise prediction by a function of z and the sample's number, which tells the samples apart."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    numbers: Tensor
+
+    def __call__(self, z: Tensor, t: int) -> Tensor:
+        return self.function(z, self.numbers.view(-1, 1, 1, 1))
+
+    def select(self, rows: Tensor) -> FunctionDenoiser:
+        return replace(self, numbers=self.numbers[rows])
+
+
+def function_predictor(function: Callable[[Tensor, Tensor], Tensor], batch: int) -> NoisePredictor:
+    return NoisePredictor(FunctionDenoiser(function, torch.arange(batch)))
+
+
+def wavy(z: Tensor, number: Tensor) -> Tensor:
+    """A smooth nonlinear noise prediction that couples the elements of a sample."""
+    return torch.sin(z + number) + 0.3 * z.flatten(1).mean(1).view(-1, 1, 1, 1)

@@ -1,0 +1,225 @@
+import pytest
+import torch
+
+from rnri import (
+    Anderson,
+    FixedPoint,
+    ImplicitInverter,
+    ImplicitStep,
+    LatentDiffusion,
+    NoisePredictor,
+    RNRIMinimumNorm,
+    RNRIPaper,
+    RNRISign,
+    Schedule,
+    sample,
+)
+from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
+from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
+
+SOLVERS = [
+    FixedPoint(iterations=1, tolerance=0),
+    FixedPoint(iterations=4, tolerance=1e-3),
+    Anderson(iterations=4, tolerance=1e-3),
+    RNRIPaper(iterations=3, tolerance=1e-3),
+    RNRIPaper(iterations=2, keep_best=False),
+    RNRISign(iterations=3, tolerance=1e-3),
+    RNRIMinimumNorm(iterations=3, tolerance=1e-3),
+]
+names = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)]
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("solver", [FixedPoint(400, tolerance=1e-13), Anderson(60, tolerance=1e-13)])
+@pytest.mark.parametrize("start", ["plain", "extrapolated"])
+def test_gaussian_seeds_are_exact(solver, steps, start):
+    denoiser, z0 = gaussian(batch=3)
+    inversion = ImplicitInverter(solver, start).invert(z0, NoisePredictor(denoiser), schedule(steps))
+    assert inversion.converged.all()
+    torch.testing.assert_close(inversion.seed, denoiser.seed(z0, schedule(steps)), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_every_spacing_round_trips(spacing, to_one):
+    denoiser, z0 = gaussian(batch=2)
+    steps = Schedule.from_scheduler(scheduler(timestep_spacing=spacing, set_alpha_to_one=to_one), 7)
+    inverter, predictor = (
+        ImplicitInverter(Anderson(60, tolerance=1e-13), "extrapolated"),
+        NoisePredictor(denoiser),
+    )
+    inversion = inverter.invert(z0, predictor, steps)
+    torch.testing.assert_close(inverter.reconstruct(inversion, predictor, steps), z0, rtol=0, atol=1e-9)
+
+
+def test_sampling_is_the_closed_form():
+    denoiser, _ = gaussian(batch=2)
+    steps = schedule(6)
+    seed = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    z = seed
+    for i in range(6):
+        z = denoiser.step(z, steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item())
+    torch.testing.assert_close(sample(seed, NoisePredictor(denoiser), steps), z, rtol=0, atol=1e-12)
+
+
+def test_ddim_inversion_is_its_closed_form():
+    denoiser, z0 = gaussian(batch=2)
+    steps, z = schedule(6), z0
+    for i in reversed(range(6)):  # the network at the noisy label, but on the cleaner latent
+        a, b = steps.coefficients(i)
+        z = a * z + b * denoiser(z, int(steps.timesteps[i]))
+    inversion = ImplicitInverter(FixedPoint(1, tolerance=0)).invert(z0, NoisePredictor(denoiser), steps)
+    torch.testing.assert_close(inversion.seed, z, rtol=0, atol=1e-12)
+    assert (inversion.evaluations == 1).all() and not inversion.converged.any()
+
+
+def test_the_extrapolated_start_by_hand():
+    starts = []
+
+    class Watch(FixedPoint):
+        def __call__(self, problem, z_init):
+            starts.append((problem, z_init))
+            return super().__call__(problem, z_init)
+
+    denoiser, z0 = gaussian(batch=1)
+    predictor = NoisePredictor(denoiser)
+    ImplicitInverter(Watch(1, tolerance=0), "extrapolated").invert(z0, predictor, schedule(4))
+    assert predictor.forward_evaluations == 4  # the start costs none
+    eps = [denoiser(z_init, problem.timestep) for problem, z_init in starts]
+    expected = [None, eps[0], 2 * eps[1] - eps[0], 2 * eps[2] - eps[1]]
+    for (problem, z_init), noise in zip(starts, expected, strict=True):
+        start = problem.z_s if noise is None else problem.a * problem.z_s + problem.b * noise
+        torch.testing.assert_close(z_init, start, rtol=0, atol=1e-12)
+
+
+def test_extrapolation_is_closer_than_the_plain_start():
+    denoiser, z0 = gaussian(batch=4)
+    steps = schedule(20)
+    exact = denoiser.seed(z0, steps)
+    errors = {}
+    for start in ("plain", "extrapolated"):
+        inverter = ImplicitInverter(FixedPoint(1, tolerance=0), start)
+        seed = inverter.invert(z0, NoisePredictor(denoiser), steps).seed
+        errors[start] = (seed - exact).abs().mean()
+    assert errors["extrapolated"] < errors["plain"] / 5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LatentDiffusion(tiny_stable_diffusion("v_prediction"))
+
+
+@pytest.fixture(scope="module")
+def exact_model():
+    return LatentDiffusion(tiny_stable_diffusion("v_prediction").to(torch.float64))
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=names)
+@pytest.mark.parametrize("start", ["plain", "extrapolated"])
+def test_an_image_alone_and_in_a_batch(model, exact_model, solver, start):
+    if isinstance(solver, RNRIPaper):
+        model = exact_model  # Eq. 8 divides by derivatives near zero, which magnifies a network's rounding
+    z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    z0[1] *= 3  # converges later than the others, or not at all
+    prompts = ["a cat", "dog", "x"]
+    inverter, steps = ImplicitInverter(solver, start), model.schedule(4)
+    together = inverter.invert(z0, model.predictor(prompts, 2.0), steps)
+    for i, prompt in enumerate(prompts):
+        alone = inverter.invert(z0[i : i + 1], model.predictor([prompt], 2.0), steps)
+        torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=1e-5, atol=1e-5)
+        assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=names)
+def test_counts_are_the_predictors(model, solver):
+    z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    predictor = model.predictor(["a cat", "dog", "x"], 2.0)
+    inversion = ImplicitInverter(solver).invert(z0, predictor, model.schedule(4))
+    assert inversion.evaluations.shape == inversion.backward.shape == (4, 3)
+    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    assert inversion.backward.sum() == predictor.backward_evaluations
+    assert (inversion.backward.sum() > 0) == solver.differentiates
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=names)
+@pytest.mark.parametrize("measure", [False, True])
+def test_reported_residuals_are_true(solver, measure):
+    """A returned latent that counts as converged has, recomputed, exactly the residual reported."""
+    z0 = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    steps, checked = schedule(10), []
+
+    def check(k, solution):
+        i = len(steps) - 1 - k
+        before = z0 if k == 0 else checked[-1].z
+        problem = ImplicitStep.of(before, function_predictor(wavy, 4), steps, i)
+        true = (solution.z - problem(solution.z)).abs().flatten(1).mean(1)
+        known = torch.ones(4, dtype=torch.bool) if measure else solution.converged
+        torch.testing.assert_close(solution.residual[known], true[known])
+        if solution.converged.any():
+            assert (true[solution.converged] <= solver.tolerance).all()
+        checked.append(solution)
+
+    inverter = ImplicitInverter(solver, measure_residual=measure)
+    predictor = function_predictor(wavy, 4)
+    inversion = inverter.invert(z0, predictor, steps, on_step=check)
+    assert len(checked) == 10
+    if measure and solver.tolerance == 0:
+        assert predictor.forward_evaluations == inversion.evaluations.sum() + 40
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=names)
+def test_a_diverging_sample_is_visible_and_alone(solver):
+    def explosive(z, number):
+        return torch.where(number == 1, torch.full_like(z, torch.nan), wavy(z, number))
+
+    z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inversion = ImplicitInverter(solver).invert(z0, function_predictor(explosive, 3), schedule(5))
+    assert inversion.seed.isfinite().all()  # the last finite latent, here z0 itself
+    assert torch.equal(inversion.seed[1], z0[1])
+    assert inversion.residuals[:, 1].isinf().all() and not inversion.solved[:, 1].any()
+    assert inversion.residual[1].isinf()
+    rows = torch.tensor([0, 2])
+    others = NoisePredictor(FunctionDenoiser(wavy, rows))
+    alone = ImplicitInverter(solver).invert(z0[rows], others, schedule(5))
+    torch.testing.assert_close(inversion.seed[rows], alone.seed, rtol=1e-9, atol=1e-9)
+
+
+def test_growth_is_reported_not_converged():
+    predictor = function_predictor(lambda z, number: torch.where(number == 1, 1e3 * z, 0.1 * z), 2)
+    z0 = torch.ones(2, 2, 3, 3, dtype=torch.float64)
+    inversion = ImplicitInverter(FixedPoint(20, tolerance=1e-6)).invert(z0, predictor, schedule(10))
+    assert inversion.converged.tolist() == [True, False]
+    assert inversion.seed.isfinite().all() and inversion.residual[1] > 1
+
+
+def test_a_latent_that_is_not_finite_is_visible_and_alone():
+    z0 = torch.ones(2, 2, 3, 3, dtype=torch.float64)
+    z0[1, 0, 0, 0] = torch.nan
+    inversion = ImplicitInverter(Anderson()).invert(z0, function_predictor(wavy, 2), schedule(5))
+    assert inversion.seed[0].isfinite().all()
+    assert inversion.residual[1].isinf() and not inversion.converged[1]
+
+
+def test_state_is_float64_around_a_float32_network(model):
+    z0 = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    predictor, steps = model.predictor(["cat"]), model.schedule(4)
+    inverter = ImplicitInverter(Anderson(iterations=30, tolerance=1e-6))
+    inversion = inverter.invert(z0, predictor, steps)
+    assert inversion.seed.dtype == torch.float64 and inversion.single_latent and not inversion.extra
+    assert inversion.converged.all()
+    z = inverter.reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(z.float(), z0, rtol=0, atol=1e-4)
+
+
+def test_inversion_works_where_gradients_are_off(model):
+    z0 = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    inverter, steps = ImplicitInverter(RNRIPaper()), model.schedule(2)
+    with torch.no_grad():
+        assert inverter.invert(z0, model.predictor(["cat"]), steps).backward.sum() == 2
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        inverter.invert(z0, model.predictor(["cat"]), steps)
+
+
+def test_unknown_start():
+    with pytest.raises(ValueError, match="start='last'"):
+        ImplicitInverter(FixedPoint(), start="last")

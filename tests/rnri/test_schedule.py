@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+)
+
+from rnri import Schedule
+from tests.problems import scheduler
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 30, 50, 61])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_a_step_is_the_schedulers_own(steps, spacing, offset, to_one):
+    ddim = scheduler(timestep_spacing=spacing, steps_offset=offset, set_alpha_to_one=to_one)
+    ours = Schedule.from_scheduler(ddim, steps)
+    ddim.set_timesteps(steps)
+    z, eps = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert len(ours) == steps
+    for i in range(steps):
+        a, b = ours.coefficients(i)
+        assert int(ours.timesteps[i]) == int(ddim.timesteps[i])
+        expected = ddim.step(eps, ours.timesteps[i], z).prev_sample
+        # scheduler.step works with float32 coefficients
+        torch.testing.assert_close((z - b * eps) / a, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_coefficients_by_hand():
+    steps = Schedule(torch.tensor([10]), torch.tensor([0.36]).double(), torch.tensor([0.64]).double())
+    a, b = steps.coefficients(0)
+    assert a == pytest.approx(math.sqrt(0.36 / 0.64), abs=1e-7)  # 3/4
+    assert b == pytest.approx(
+        0.8 - 0.6 * 0.75, abs=1e-7
+    )  # sqrt(1 - a_t) - sqrt(a_t) psi_s, psi_s = 0.6 / 0.8
+
+
+def test_the_given_scheduler_is_untouched():
+    given = scheduler()
+    given.set_timesteps(7)
+    before = given.timesteps.clone()
+    Schedule.from_scheduler(given, 50)
+    assert given.num_inference_steps == 7 and torch.equal(given.timesteps, before)
+
+
+def test_linspace_goes_where_the_sampler_goes_not_to_the_next_entry():
+    steps = Schedule.from_scheduler(scheduler(timestep_spacing="linspace"), 10)
+    assert steps.timesteps[:2].tolist() == [999, 888]
+    assert steps.alpha_bar_next[0] == scheduler().alphas_cumprod[899]
+
+
+def test_pndm_is_read_as_ddim():
+    pndm = PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)
+    ours, expected = Schedule.from_scheduler(pndm, 50), Schedule.from_scheduler(scheduler(), 50)
+    assert ours.timesteps[0] == 981 and torch.equal(ours.timesteps, expected.timesteps)
+    assert torch.equal(ours.alpha_bar_next, expected.alpha_bar_next)
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
+def test_turbo_is_ddim_on_trailing_timesteps_to_sigma_zero(kind):
+    turbo = kind(**BETAS, timestep_spacing="trailing", steps_offset=1)
+    steps = Schedule.from_scheduler(turbo, 4)
+    assert steps.timesteps.tolist() == [999, 749, 499, 249]
+    assert torch.equal(steps.alpha_bar_next[:-1], steps.alpha_bar[1:]) and steps.alpha_bar_next[-1] == 1
+
+
+def test_an_euler_step_is_eulers_own():
+    euler = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+    steps = Schedule.from_scheduler(euler, 4)
+    euler.set_timesteps(4)
+    generator = torch.Generator().manual_seed(0)
+    z, eps = torch.randn(2, 6, dtype=torch.float64, generator=generator)
+    a, b = steps.coefficients(0)
+    sigma = float((1 / steps.alpha_bar[0] - 1).sqrt())  # Euler's variance-exploding state is z / sqrt(a)
+    theirs = euler.step(eps, euler.timesteps[0], z * math.sqrt(1 + sigma**2)).prev_sample
+    expected = theirs.double() * float(steps.alpha_bar_next[0].sqrt())
+    torch.testing.assert_close((z - b * eps) / a, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [LMSDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_sigma_schedulers_follow_their_list(kind):
+    steps = Schedule.from_scheduler(kind(**BETAS), 10)
+    assert len(steps) == 10 and torch.equal(steps.alpha_bar_next[:-1], steps.alpha_bar[1:])
+
+
+def test_lcm_keeps_its_own_timesteps():
+    steps = Schedule.from_scheduler(LCMScheduler(**BETAS), 4)
+    assert steps.timesteps.tolist() == [999, 759, 499, 259]
+    with pytest.raises(ValueError, match="1 to 50"):
+        Schedule.from_scheduler(LCMScheduler(**BETAS), 51)
+
+
+def test_zero_terminal_snr_stays_finite():
+    steps = Schedule.from_scheduler(scheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), 10)
+    a, b = steps.coefficients(0)
+    assert 0 < steps.alpha_bar[0] < 1e-9 and 0 < a < 1e-4 and b == pytest.approx(1, abs=1e-4)
+
+
+def test_last_keeps_the_cleanest():
+    steps = Schedule.from_scheduler(scheduler(), 10)
+    last = steps.last(3)
+    assert torch.equal(last.timesteps, steps.timesteps[7:])
+    assert [last.coefficients(i) for i in range(3)] == [steps.coefficients(i) for i in range(7, 10)]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_number_of_steps(steps):
+    with pytest.raises(ValueError, match=f"steps={steps}"):
+        Schedule.from_scheduler(scheduler(), steps)
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_impossible_part(k):
+    with pytest.raises(ValueError, match=f"last\\({k}\\)"):
+        Schedule.from_scheduler(scheduler(), 10).last(k)
+
+
+def test_what_cannot_be_a_schedule_says_so():
+    with pytest.raises(ValueError, match="no betas"):
+        Schedule.from_scheduler(FlowMatchEulerDiscreteScheduler(), 4)
+    with pytest.raises(ValueError, match="clip_sample"):
+        Schedule.from_scheduler(DDIMScheduler(), 4)
+    with pytest.raises(ValueError, match="beyond the last"):
+        Schedule.from_scheduler(scheduler(steps_offset=1), 1000)
+    with pytest.raises(ValueError, match="descend"):
+        Schedule(torch.tensor([1, 2]), torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.3]))
+    with pytest.raises(ValueError, match="alpha_bar"):
+        Schedule(torch.tensor([2]), torch.tensor([0.5]), torch.tensor([0.4]))

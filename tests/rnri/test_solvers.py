@@ -1,0 +1,219 @@
+"""Each solver against its own definition, on one-step problems with answers computed by hand."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+from rnri import Anderson, FixedPoint, ImplicitStep, RNRIMinimumNorm, RNRIPaper, RNRISign
+from rnri.implicit import SampleCounts
+from tests.problems import function_predictor, wavy
+
+
+def problem(function, z_s, a=0.8, b=0.5):
+    """``z = a z_s + b function(z)`` for ``z_s [B,C,h,w]``."""
+    rows = torch.arange(len(z_s))
+    return ImplicitStep(
+        function_predictor(function, len(z_s)), 1, a, b, z_s, rows, SampleCounts.zeros(len(z_s))
+    )
+
+
+def two(x, y):
+    """One sample of two elements, ``[1,1,1,2]``."""
+    return torch.tensor([x, y], dtype=torch.float64).view(1, 1, 1, 2)
+
+
+def swapped(z, _):
+    """A linear network that couples the two elements: eps_x = 0.4 y, eps_y = 0.2 x."""
+    return z.flip(-1) * two(0.4, 0.2)
+
+
+# With z_s = (1, -2), a = 0.8, b = 0.5:  f(x, y) = (0.8 + 0.2 y, -1.6 + 0.1 x).
+# At z = z_s:  f = (0.4, -1.5),  r = z - f = (0.6, -0.5),  ||r||_1 = 1.1.
+# Prior: mean (0.8, -1.6), variance 1 - 0.64 = 0.36;  z - mean = (0.2, -0.4):
+#   -sum log q = (0.04 + 0.16) / 0.72 = 5/18.   lam = 0.36:  F = 1.1 + 0.1 = 1.2.
+# dF/dx = sign(r_x) - sign(r_y) df_y/dx + lam 0.2 / 0.36 = 1 + 0.1 + 0.2 = 1.3
+# dF/dy = sign(r_y) - sign(r_x) df_x/dy - lam 0.4 / 0.36 = -1 - 0.2 - 0.4 = -1.6
+Z_S = two(1.0, -2.0)
+LAM, F, G = 0.36, 1.2, two(1.3, -1.6)
+
+
+def one_step(solver):
+    """The iterate that ``solver`` makes of ``z_s``."""
+    return solver(problem(swapped, Z_S), Z_S).z
+
+
+def test_paper_by_hand():
+    expected = Z_S - F / (2 * (G + 0.01))
+    stepped = one_step(RNRIPaper(iterations=1, lam=LAM, eta=0.01, keep_best=False))
+    torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-12)
+
+
+def test_paper_without_the_network_in_the_derivative_would_differ():
+    detached = torch.tensor([1.2, -1.4]).double().view_as(G)  # signs and prior only
+    stepped = one_step(RNRIPaper(iterations=1, lam=LAM, eta=0.01, keep_best=False))
+    assert (stepped - (Z_S - F / (2 * (detached + 0.01)))).abs().min() > 0.02
+
+
+def test_sign_by_hand():
+    stepped = one_step(RNRISign(iterations=1, lam=LAM, keep_best=False))
+    torch.testing.assert_close(stepped, Z_S - 0.6 * two(1.0, -1.0), rtol=0, atol=1e-12)
+
+
+def test_minimum_norm_by_hand():
+    stepped = one_step(RNRIMinimumNorm(iterations=1, lam=LAM, keep_best=False))
+    torch.testing.assert_close(stepped, Z_S - F * G / (1.3**2 + 1.6**2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [RNRIPaper, RNRISign, RNRIMinimumNorm])
+def test_without_prior_f_is_the_residual(kind):
+    gradient = two(1.1, -1.2)
+    steps = {
+        RNRIPaper: 1.1 / (2 * (gradient + 1e-6)),
+        RNRISign: 0.55 * two(1.0, -1.0),
+        RNRIMinimumNorm: 1.1 * gradient / (1.1**2 + 1.2**2),
+    }
+    stepped = one_step(kind(iterations=1, lam=0, keep_best=False))
+    torch.testing.assert_close(stepped, Z_S - steps[kind], rtol=0, atol=1e-12)
+
+
+def test_f_and_d_are_by_sample():
+    z_s = torch.cat([Z_S, 3 * Z_S, -Z_S])
+    for kind in (RNRIPaper, RNRISign, RNRIMinimumNorm):
+        solver = kind(iterations=1, lam=LAM, keep_best=False)
+        together = solver(problem(swapped, z_s), z_s).z
+        alone = torch.cat([solver(problem(swapped, z), z).z for z in z_s.split(1)])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [RNRIPaper(), RNRISign(), RNRIMinimumNorm(), FixedPoint(), Anderson()])
+def test_the_best_evaluated_iterate_is_returned(solver):
+    seen = []
+
+    def watched(z, number):
+        seen.append(z.detach().clone())
+        return wavy(z, number)
+
+    z_s = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    solution = solver(problem(watched, z_s, b=1.5), z_s)
+    values = [0.8 * z_s + 1.5 * wavy(z, torch.zeros(1, 1, 1, 1)) for z in seen]
+    residuals = torch.stack([(z - f).abs().mean() for z, f in zip(seen, values, strict=True)])
+    best = int(residuals.argmin())
+    assert solution.residual[0] == pytest.approx(residuals[best].item())
+    returned = seen[best] if solution.converged[0] else values[best]
+    torch.testing.assert_close(solution.z, returned)
+    assert solution.evaluations[0] == len(seen)
+
+
+def test_evaluations_and_backward_of_the_newton_variants():
+    z_s = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for solver, backward in [
+        (RNRIPaper(3, tolerance=0), 2),  # the last evaluation makes no further iterate
+        (RNRIPaper(3, tolerance=0, keep_best=False), 3),
+        (RNRIMinimumNorm(3, tolerance=0), 2),
+        (RNRISign(3, tolerance=0), 0),
+    ]:
+        solution = solver(problem(wavy, z_s), z_s)
+        assert solution.evaluations.tolist() == [3, 3] and solution.backward.tolist() == [backward] * 2
+
+
+def test_converged_samples_leave_the_batch():
+    sizes = []
+
+    def network(z, number):
+        sizes.append(len(z))
+        return torch.where(number == 0, 0.01, 0.9) * z
+
+    z_s = torch.ones(3, 1, 1, 2, dtype=torch.float64)
+    solution = FixedPoint(8, tolerance=1e-6)(problem(network, z_s), z_s)
+    first = solution.evaluations[0].item()
+    assert solution.converged.tolist() == [True, False, False] and first < 8
+    assert solution.evaluations.tolist() == [first, 8, 8]
+    assert sizes == [3] * first + [2] * (8 - first)
+
+
+def test_solving_twice_counts_each_time_alone():
+    once = problem(wavy, torch.ones(1, 1, 1, 2, dtype=torch.float64))
+    solver = FixedPoint(3, tolerance=0)
+    assert [solver(once, once.z_s).evaluations.item() for _ in range(2)] == [3, 3]
+
+
+def test_anderson_is_exact_on_a_linear_problem_in_n_steps():
+    generator = torch.Generator().manual_seed(0)
+    n = 4
+    matrices = torch.randn(3, n, n, dtype=torch.float64, generator=generator)  # not contractive
+
+    def linear(z, number):
+        chosen = matrices[number.flatten()]
+        return torch.einsum("bij,bj->bi", chosen, z.flatten(1)).view_as(z)
+
+    z_s = torch.randn(3, 1, 2, 2, dtype=torch.float64, generator=generator)
+    solution = Anderson(n + 2, tolerance=1e-8, memory=n, regularisation=1e-15)(problem(linear, z_s), z_s)
+    exact = torch.linalg.solve(torch.eye(n) - 0.5 * matrices, 0.8 * z_s.flatten(1))
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.z.flatten(1), exact, rtol=0, atol=1e-6)
+
+
+def test_anderson_with_memory_one_by_the_secant():
+    z_s = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    equation = problem(wavy, z_s)
+    z0 = z_s
+    f0 = equation(z0)
+    f1 = equation(f0)
+    dr, r1 = (f1 - f0) - (f0 - z0), f1 - f0
+    gamma = (dr * r1).sum() / (dr * dr).sum()
+    expected = f1 - gamma * (f1 - f0)
+    stepped = Anderson(2, tolerance=0, keep_best=False, memory=1)(equation, z_s).z
+    torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-9)
+
+
+def test_anderson_agrees_with_scipy_on_the_root():
+    z_s = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    equation = problem(wavy, z_s)
+
+    def residual(x):
+        z = torch.from_numpy(x).view_as(z_s)
+        return (z - equation(z)).numpy().ravel()
+
+    root = scipy.optimize.root(residual, z_s.numpy().ravel(), tol=1e-12).x
+    solution = Anderson(40, tolerance=1e-12)(equation, z_s)
+    np.testing.assert_allclose(solution.z.numpy().ravel(), root, atol=1e-9)
+
+
+def test_anderson_survives_equal_iterates():
+    constant = problem(lambda z, _: torch.zeros_like(z), torch.ones(1, 1, 1, 2, dtype=torch.float64), a=0.5)
+    solution = Anderson(5, tolerance=0)(constant, constant.z_s)
+    assert solution.converged.all() and torch.equal(solution.z, 0.5 * constant.z_s)
+
+
+@pytest.mark.parametrize("kind", [FixedPoint, Anderson, RNRIPaper, RNRISign, RNRIMinimumNorm])
+def test_a_step_that_changes_nothing_is_solved_at_once(kind):
+    """``a = 1, b = 0``: the prior has no width, the cleaner latent is the solution."""
+    still = problem(wavy, Z_S, a=1.0, b=0.0)
+    solution = kind()(still, Z_S)
+    assert solution.converged.all() and torch.equal(solution.z, Z_S) and solution.evaluations.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", [RNRIPaper, RNRIMinimumNorm])
+def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
+    """f(z) = z + 1 has no root: the residual is 1 everywhere, its derivative 0, and the step not finite."""
+    z_s = torch.ones(1, 1, 1, 2, dtype=torch.float64)
+    shifted = problem(lambda z, _: (z - 0.8 * z_s + 1) / 0.5, z_s)
+    options = {"eta": 0.0} if kind is RNRIPaper else {}
+    solution = kind(iterations=5, lam=0, **options)(shifted, z_s)
+    assert not solution.converged.any() and solution.evaluations.tolist() == [1]
+    assert solution.residual.tolist() == [1.0] and torch.equal(solution.z, z_s + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FixedPoint(0), "iterations=0"),
+        (lambda: FixedPoint(tolerance=-1), "tolerance=-1"),
+        (lambda: Anderson(memory=0), "memory=0"),
+        (lambda: RNRIPaper(lam=-0.1), r"lam=-0\.1"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

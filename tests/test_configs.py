@@ -1,0 +1,54 @@
+"""Every config composes, and what it names exists."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+CONFIGS = Path("configs").resolve()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def targets(node) -> list[str]:
+    if isinstance(node, DictConfig):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [t for key in node for t in targets(node[key])]
+    if isinstance(node, ListConfig):
+        return [t for item in node for t in targets(item)]
+    return []
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiment_composes_and_its_targets_exist(experiment):
+    config = composed(f"experiment={experiment}")
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert config.name == experiment
+    named = targets(config)
+    assert named
+    for target in named:
+        assert callable(get_object(target)), target
+
+
+@pytest.mark.parametrize("group", ["model", "data", "logger", "trainer", "method"])
+def test_every_option_of_a_group_composes(group):
+    for option in options(group):
+        if group == "method":
+            config = OmegaConf.load(CONFIGS / group / f"{option}.yaml")
+        else:
+            config = composed("experiment=rare_concepts", f"{group}={option}")[group]
+        for target in targets(config):
+            assert callable(get_object(target)), target
+
+
+def test_the_main_job_is_the_default():
+    assert composed().name == "rare_concepts"
