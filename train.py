@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 def prepare(config: DictConfig) -> tuple[object, Trainer]:
     """Everything that can be wrong with the input is found here, before any long work."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN and str(config.trainer.get("strategy", "")).startswith("ddp"):
+    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if multirun and str(config.trainer.get("strategy", "")).startswith("ddp"):
         raise ValueError(
             "Hydra's multirun (-m) and trainer.strategy=ddp do not go together, each process would repeat the sweep: "
             "use one device, trainer.strategy=ddp_spawn, or a W&B sweep."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,9 +81,8 @@ class ConceptData(LightningDataModule):
         self.stage, self.progress = stage, progress
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self.concepts, self.batch_size, collate_fn=lambda batch: ConceptBatch.collate(batch, self.references)
-        )
+        collate = partial(ConceptBatch.collate, references=self.references)
+        return DataLoader(dataset=self.concepts, batch_size=self.batch_size, collate_fn=collate)
 
     def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
         return ConceptBatch(batch.concepts, batch.references.to(device))
@@ -109,7 +109,8 @@ class RareConceptModule(LightningModule):
         self.tools = _Tools(model, clip)
         self.schedule = model.schedule(steps)
 
-    def predict_step(self, batch: ConceptBatch, _: int) -> None:
+    def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
+        """Writes the units of a batch of concepts; returns their names."""
         start = self._now()
         seeds = self._initial(batch)  # [G n, C, h, w]
         initialised = self._now()
@@ -122,11 +123,12 @@ class RareConceptModule(LightningModule):
             rows = slice(g * self.samples, (g + 1) * self.samples)
             record = {
                 "t_init": _inversion_seconds(batch, g) + (initialised - start) / groups,
-                "t_opt": (optimised - initialised) / groups,
+                "t_opt": (optimised - initialised) / groups if self.arm.select else 0.0,
                 "samples": records[rows],
             }
             self.units.write(concept.name, {"images": images[rows].cpu(), "seeds": seeds[rows].float().cpu()}, record)
         self.progress.finish(groups)
+        return [concept.name for concept in batch.concepts]
 
     def _now(self) -> float:
         synchronise(self.device)

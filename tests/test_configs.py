@@ -22,7 +22,7 @@ def composed(*overrides: str) -> DictConfig:
 def targets(node) -> list[str]:
     if isinstance(node, DictConfig):
         own = [node["_target_"]] if "_target_" in node else []
-        return own + [t for key in node for t in targets(node[key])]
+        return own + [t for key in node if not OmegaConf.is_missing(node, key) for t in targets(node[key])]
     if isinstance(node, ListConfig):
         return [t for item in node for t in targets(item)]
     return []

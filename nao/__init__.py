@@ -1,0 +1,25 @@
+"""NAO: norm-guided paths between seeds, and their centroids."""
+
+from nao.baselines import lerp, mean, normalised_lerp, normalised_mean, slerp, spherical_mean
+from nao.norm import log_density, norm_penalty, project, relative_log_density, typical_norm
+from nao.path import Centroid, Path, centroid, centroid_seeds, interpolate, path_energy
+
+__all__ = [
+    "Centroid",
+    "Path",
+    "centroid",
+    "centroid_seeds",
+    "interpolate",
+    "lerp",
+    "log_density",
+    "mean",
+    "norm_penalty",
+    "normalised_lerp",
+    "normalised_mean",
+    "path_energy",
+    "project",
+    "relative_log_density",
+    "slerp",
+    "spherical_mean",
+    "typical_norm",
+]

@@ -1,0 +1,143 @@
+"""The main job on a few concepts, through the command that users type."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from safetensors.torch import load_file
+
+import train
+from rnri import LatentDiffusion
+
+FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
+
+
+def command(*overrides: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "train.py", *overrides], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rare_concepts")
+    finished = command("experiment=rare_concepts", f"run_dir={folder}", *FAST)
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished
+
+
+def rows(folder) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())["rows"]
+
+
+def test_results_follow_the_contract(run):
+    folder, finished = run
+    table = {(row["method"], row["bucket"]): row for row in rows(folder)}
+    methods = ("plain", "seedselect_ddim", "seedselect_rnri")
+    assert set(table) == {(m, b) for m in methods for b in ("head", "medium", "tail", "total")}
+    for (_, bucket), row in table.items():
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert row["n"] == (6 if bucket == "total" else 2)
+        assert (bucket == "total") == ({"fid", "kid", "t_init", "t_opt"} <= set(row))
+    assert table["seedselect_rnri", "total"]["t_opt"] > 0 == table["plain", "total"]["t_opt"]
+    assert {path.name for path in (folder / "images").iterdir()} == {"head.png", "medium.png", "tail.png"}
+    for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png"):
+        assert (folder / name).stat().st_size > 0
+    assert "| plain |" in finished.stdout
+
+
+def test_samples_tell_of_every_image(run):
+    samples = pd.read_parquet(run[0] / "samples.parquet")
+    assert len(samples) == 3 * 3 * 2
+    assert samples["sample"].nunique() == 6
+    optimised = samples[samples["method"] != "plain"]
+    assert (optimised["loss"] <= optimised["initial_loss"]).all()
+
+
+def test_a_second_run_computes_nothing_again(run):
+    folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
+    first = rows(folder)
+    again = command("experiment=rare_concepts", f"run_dir={folder}", *FAST)
+    assert again.returncode == 0, again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
+    assert rows(folder) == first
+
+
+def test_a_damaged_unit_is_computed_again_to_the_same_images(run):
+    folder, _ = run
+    unit = sorted((folder / "units" / "seedselect_rnri").rglob("*.safetensors"))[0]
+    images = load_file(unit)["images"]
+    start = unit.read_bytes()[:100]
+    unit.unlink()  # the old file stays mapped behind `images`
+    unit.write_bytes(start)
+    # alone in its batch now, where it had neighbours before
+    assert command("experiment=rare_concepts", f"run_dir={folder}", *FAST).returncode == 0
+    difference = (load_file(unit)["images"].int() - images.int()).abs()
+    assert difference.max() <= 1  # of 255: rounding, when float sums are taken in another order
+    assert torch.isfinite(load_file(unit)["seeds"]).all()
+
+
+def test_weights_and_biases_offline_gets_the_same(tmp_path):
+    finished = command(
+        "experiment=rare_concepts", f"run_dir={tmp_path}", *FAST, "data.buckets=[tail]", "logger=wandb",
+        "logger.wandb.offline=true",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+    assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.concepts=[camel,zebra]"], "'zebra'"),
+        (["data.concepts=0"], "at least 1"),
+        (["data.buckets=[middle]"], "middle"),
+        (["data.folder=/nowhere"], "/nowhere"),
+        (["data.classifier=/nowhere"], "/nowhere"),
+        (["data.clip=/nowhere"], "/nowhere"),
+        (["model.path=/nowhere"], "/nowhere"),
+        (["task.arms.plain.guidance=0.5"], "guidance=0.5"),
+        (["task.steps=2000"], "2000"),
+        (["task.references=9"], "reference images"),
+    ],
+)
+def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        config = compose("train", ["experiment=rare_concepts", f"run_dir={tmp_path}/run", *overrides])
+    with pytest.raises((ValueError, HydraException)) as caught:
+        train.prepare(config)
+    assert message in train.explain(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=no_such"], "no_such"),
+        (["task.no_such_key=1"], "no_such_key"),
+        (["method@task.arms.seedselect_rnri.inverter=no_such"], "no_such"),
+        (["data.concepts=[zebra]"], "'zebra'"),
+    ],
+)
+def test_bad_input_ends_the_command_without_a_traceback(overrides, message, tmp_path):
+    finished = command(f"run_dir={tmp_path}/run", *overrides)
+    assert finished.returncode != 0
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_checkpoint_without_a_part_is_named(tmp_path):
+    shutil.copytree("assets/models/emoji", tmp_path / "model", ignore=shutil.ignore_patterns("unet"))
+    with pytest.raises(ValueError, match="unet"):
+        LatentDiffusion.from_pretrained(tmp_path / "model", device="cpu", dtype=torch.float32)
