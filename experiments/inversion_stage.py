@@ -72,9 +72,7 @@ class InversionStage:
             image=content_hash(image),
         )
 
-    def _invert(
-        self, images: Tensor, prompts: list[str], on_step: Callable[[int], None]
-    ) -> list[dict[str, Tensor]]:
+    def _invert(self, images: Tensor, prompts: list[str], on_step: Callable[[int], None]) -> list[dict[str, Tensor]]:
         start = time.perf_counter()
         with torch.no_grad():
             z0 = self.model.encode(images)

@@ -105,7 +105,13 @@ class RareConceptModule(LightningModule):
                  units: UnitStore, progress: Progress, seed: int, checkpoint: bool) -> None:  # fmt: skip
         super().__init__()
         self.checkpoint = checkpoint
-        self.arm, self.units, self.progress, self.samples, self.noise_seed = arm, units, progress, samples, seed
+        self.arm, self.units, self.progress, self.samples, self.noise_seed = (
+            arm,
+            units,
+            progress,
+            samples,
+            seed,
+        )
         self.tools = _Tools(model, clip)
         self.schedule = model.schedule(steps)
 
@@ -249,9 +255,13 @@ class RareConcepts:
         self.judge = load_classifier(self.classifier)
         unknown = [concept.name for concept in self.chosen if concept.name not in self.judge.labels]
         if unknown:
-            raise ValueError(f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts.")
+            raise ValueError(
+                f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
+            )
         device = trainer.strategy.root_device
-        self.features = ClipFeatures.from_pretrained(self.clip, device=device, dtype=torch.float32, local_files_only=True)
+        self.features = ClipFeatures.from_pretrained(
+            self.clip, device=device, dtype=torch.float32, local_files_only=True
+        )
         self.diffusion = self.model(device=device)
         self.diffusion.schedule(self.steps)
 
@@ -286,7 +296,17 @@ class RareConcepts:
             store = SeedStore(Path(self.run_dir) / "seeds")
             schedule = self.diffusion.schedule(self.steps)
             stage = InversionStage(self.diffusion, arm.inverter, describe(arm.inverter), schedule, arm.guidance, store)
-        module = RareConceptModule(arm, self.diffusion, self.steps, self.samples, self.features, units, progress, self.seed, self.checkpoint)
+        module = RareConceptModule(
+            arm,
+            self.diffusion,
+            self.steps,
+            self.samples,
+            self.features,
+            units,
+            progress,
+            self.seed,
+            self.checkpoint,
+        )
         data = ConceptData(pending, self.concepts_per_batch, self.references, stage, progress)
         trainer.predict(module, datamodule=data, return_predictions=False)
         progress.close()

@@ -29,10 +29,18 @@ PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmet
 def versions() -> dict[str, str]:
     """Of Python, the packages that decide results, and this project's commit where it is a git checkout."""
     git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     commit = git.stdout.strip() or "unknown"
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "commit": commit}
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "commit": commit,
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -76,7 +76,6 @@ def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
         where = bad.flatten().nonzero()[0].item()
         value = norms.flatten()[where].item()
         raise ValueError(
-            f"{name}: seed {where} has norm {value:g}, so it has no direction; "
-            "remove it or invert its image again"
+            f"{name}: seed {where} has norm {value:g}, so it has no direction; remove it or invert its image again"
         )
     return norms

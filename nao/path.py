@@ -2,9 +2,9 @@
 
 A path ``x_1 ... x_K`` costs ``-sum_i |x_i - x_{i+1}| log chi_d(|x_i + x_{i+1}| / 2)``: length is cheap where seeds
 of that norm are likely. The cost knows only lengths and norms, so turning all seeds together changes nothing, and
-the best path or centroid of n seeds lies in the n-dimensional space that they span: leaving it only adds length and
-norm. The optimisation therefore runs over n coordinates a point instead of d, which is exact, not an approximation
-(the tests solve the problem in full dimension and find the same).
+its gradient at points in the span of the seeds lies in that span: descent from a start there, such as slerp or the
+spherical mean, never leaves it. The optimisation therefore runs over n coordinates a point instead of d, which
+gives what it would give in all d dimensions (the tests compare the gradients).
 
 Letters: d elements of a seed, n seeds, K points a path, m coordinates of a point (n, or d for the reference).
 """
@@ -53,7 +53,7 @@ class Centroid:
 
 
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
-    """Energy of paths ``float64 [..., K, m]``: ``[...]``, with the penalty on segments longer than ``spacing [...]``."""
+    """Energy of paths ``float64 [..., K, m]``: ``[...]``, and a penalty on segments longer than ``spacing``."""
     segments = points.diff(dim=-2)
     # a square root of zero has no derivative, and neighbours may coincide at the start
     lengths = (segments.square().sum(-1) + 1e-24).sqrt()

@@ -72,9 +72,7 @@ def _check_folder(folder: Path, variant: str | None) -> None:
             "save_pretrained, or a hub id (owner/name)."
         )
     if not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"checkpoint folder {str(folder)!r} has no model_index.json, so it is no diffusers pipeline."
-        )
+        raise ValueError(f"checkpoint folder {str(folder)!r} has no model_index.json, so it is no diffusers pipeline.")
     index = _model_index(str(folder), True, None)
     _check_parts(str(folder), index)
     for name in _parts(index):
@@ -84,9 +82,7 @@ def _check_folder(folder: Path, variant: str | None) -> None:
 def _check_part(folder: Path, name: str, variant: str | None) -> None:
     part = folder / name
     if not part.is_dir():
-        raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks its part {name!r}, which model_index.json names."
-        )
+        raise ValueError(f"checkpoint folder {str(folder)!r} lacks its part {name!r}, which model_index.json names.")
     if name.startswith("tokenizer"):
         needed = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     elif name == "scheduler":
@@ -98,16 +94,12 @@ def _check_part(folder: Path, name: str, variant: str | None) -> None:
     stem = f"*.{variant}*" if variant else "*"
     weighty = needed == ("config.json",)
     if weighty and not any([*part.glob(f"{stem}.safetensors"), *part.glob(f"{stem}.bin")]):
-        raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks the weights ({stem}.safetensors) of {name!r}."
-        )
+        raise ValueError(f"checkpoint folder {str(folder)!r} lacks the weights ({stem}.safetensors) of {name!r}.")
 
 
 def _parts(index: Mapping[str, object]) -> list[str]:
     """The parts that a pipeline's index names and that are loaded."""
-    named = [
-        name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None
-    ]
+    named = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None]
     return [name for name in named if name not in UNUSED_PARTS]
 
 
@@ -128,9 +120,7 @@ def _check_parts(source: str, index: Mapping[str, object]) -> None:
 
 def _model_index(source: str, local_files_only: bool, revision: str | None) -> dict[str, object]:
     try:
-        return dict(
-            DiffusionPipeline.load_config(source, local_files_only=local_files_only, revision=revision)
-        )
+        return dict(DiffusionPipeline.load_config(source, local_files_only=local_files_only, revision=revision))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"checkpoint {source!r} is neither a local folder nor a reachable hub id: {_first_line(error)}"
@@ -144,11 +134,7 @@ def _config(module: nn.Module) -> dict[str, object]:
 
 def _canonical(settings: Mapping[str, object]) -> str:
     """JSON without what says only where or by which version the file was written."""
-    kept = {
-        k: v
-        for k, v in settings.items()
-        if not k.startswith("_") and k not in ("transformers_version", "dtype")
-    }
+    kept = {k: v for k, v in settings.items() if not k.startswith("_") and k not in ("transformers_version", "dtype")}
     return json.dumps(kept, sort_keys=True, default=str)
 
 

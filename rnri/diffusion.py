@@ -114,14 +114,10 @@ class LatentDiffusion:
         """
         vae = self.pipeline.vae
         mean, std = self._latent_statistics(z0)
-        images = (
-            vae.decode((z0 * std + mean).to(vae.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
-        )
+        images = vae.decode((z0 * std + mean).to(vae.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
-    def predictor(
-        self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str = ""
-    ) -> NoisePredictor:
+    def predictor(self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str = "") -> NoisePredictor:
         """The noise prediction for a batch of ``prompts``, in order, with a fresh count.
 
         ``guidance=1`` is off: the conditional prediction alone. Above 1 it is classifier-free guidance away
@@ -137,9 +133,7 @@ class LatentDiffusion:
             raise ValueError(f"prompts={prompts!r} must be a non-empty list of strings, one a sample.")
         width = self.pipeline.unet.config.get("time_cond_proj_dim")
         if width is not None and negative_prompt:
-            raise ValueError(
-                "negative_prompt has no effect on a network with embedded guidance (LCM); leave it empty."
-            )
+            raise ValueError("negative_prompt has no effect on a network with embedded guidance (LCM); leave it empty.")
         guided = guidance > 1 and width is None
         positive, negative = self._conditions(list(prompts), guided, negative_prompt)
         denoiser = UNetDenoiser(
@@ -180,9 +174,7 @@ class LatentDiffusion:
         on_step: LatentObserver = ignore,
     ) -> list[Tensor]:
         """``rnri.sampling.trajectory``: the latents after the last ``keep_last`` steps, cleanest last."""
-        return trajectory(
-            seed, predictor, schedule, keep_last=keep_last, checkpoint=checkpoint, on_step=on_step
-        )
+        return trajectory(seed, predictor, schedule, keep_last=keep_last, checkpoint=checkpoint, on_step=on_step)
 
     def noise(self, sample_ids: Sequence[int | str], seed: int) -> Tensor:
         """Standard normal seeds ``[B,C,h,w]``, float32, one for each sample id.
@@ -208,9 +200,7 @@ class LatentDiffusion:
                 f"[B, {', '.join(map(str, expected))}]: resize them first."
             )
         if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
-            raise ValueError(
-                "images must be floating point with every value in [0, 1]; clamp them after resizing."
-            )
+            raise ValueError("images must be floating point with every value in [0, 1]; clamp them after resizing.")
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """``(mean, std)`` with ``VAE latent = std z + mean``."""
@@ -222,9 +212,7 @@ class LatentDiffusion:
         return mean, std / config.scaling_factor
 
     @torch.no_grad()
-    def _conditions(
-        self, prompts: list[str], guided: bool, negative_prompt: str
-    ) -> tuple[Condition, Condition | None]:
+    def _conditions(self, prompts: list[str], guided: bool, negative_prompt: str) -> tuple[Condition, Condition | None]:
         """The prompts' condition and, if ``guided``, the negative one, as the pipeline itself makes them."""
         # SDXL's own empty prompt is zeros rather than the encoding of "", which only None asks for.
         negatives = [negative_prompt] * len(prompts) if guided and negative_prompt else None
@@ -235,9 +223,7 @@ class LatentDiffusion:
             do_classifier_free_guidance=guided,
             negative_prompt=negatives,
         )
-        added, negative_added = (
-            self._added_conditions(encoded[2:], len(prompts)) if len(encoded) > 2 else ({}, {})
-        )
+        added, negative_added = self._added_conditions(encoded[2:], len(prompts)) if len(encoded) > 2 else ({}, {})
         negative = Condition(encoded[1], negative_added) if guided else None
         return Condition(encoded[0], added), negative
 
@@ -254,9 +240,7 @@ class LatentDiffusion:
 
     def _guidance_embedding(self, guidance: float, width: int) -> Tensor:
         scale = torch.tensor([guidance - 1])
-        return self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width).to(
-            self.device, self.dtype
-        )
+        return self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width).to(self.device, self.dtype)
 
 
 def _check_architecture(pipeline: DiffusionPipeline) -> None:

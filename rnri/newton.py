@@ -40,9 +40,7 @@ class RegularisedNewton(IterativeSolver):
         variance = at.problem.prior_variance
         if variance == 0:  # the step changes nothing, f is constant, and z_s is the solution
             return distance
-        return distance + self.lam * (at.z - at.problem.prior_mean).square().flatten(1).sum(1) / (
-            2 * variance
-        )
+        return distance + self.lam * (at.z - at.problem.prior_mean).square().flatten(1).sum(1) / (2 * variance)
 
     def objective_and_gradient(self, at: Iterate) -> tuple[Tensor, Tensor]:
         """F ``[b,1,1,1]`` and ``g = dF/dz [b,C,h,w]`` by autograd through the network: one backward."""

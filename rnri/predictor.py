@@ -135,15 +135,11 @@ class UNetDenoiser:
                 f"known are {', '.join(PREDICTION_TYPES)}."
             )
         if (self.negative is None) != (self.guidance == 1):
-            raise ValueError(
-                f"guidance={self.guidance}: 1 goes without a negative condition, others with one."
-            )
+            raise ValueError(f"guidance={self.guidance}: 1 goes without a negative condition, others with one.")
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
         if len(z) != len(self.positive):
-            raise ValueError(
-                f"z has {len(z)} rows, but the predictor was made for {len(self.positive)} prompts."
-            )
+            raise ValueError(f"z has {len(z)} rows, but the predictor was made for {len(self.positive)} prompts.")
         if self.negative is None:
             output = self._network(z, t, self.positive)
         else:

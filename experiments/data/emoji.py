@@ -28,7 +28,9 @@ def check_corpus(folder: str | Path) -> None:
     """ValueError unless ``folder`` holds a whole corpus."""
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
         if not (Path(folder) / f"{name}.parquet").is_file():
-            raise ValueError(f"{folder} has no {name}.parquet: point data.folder at a corpus (see assets/emoji/README.md).")
+            raise ValueError(
+                f"{folder} has no {name}.parquet: point data.folder at a corpus (see assets/emoji/README.md)."
+            )
 
 
 class Drawings:

@@ -100,4 +100,8 @@ class PretrainAutoencoder:
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
         vae.save_pretrained(Path(self.output))
         psnr = torch.cat([reconstruction_psnr(vae, images) for images, _ in DataLoader(unseen, 64)])
-        return {"psnr_unseen": psnr.mean().item(), "scaling_factor": vae.config.scaling_factor, "n": len(psnr)}
+        return {
+            "psnr_unseen": psnr.mean().item(),
+            "scaling_factor": vae.config.scaling_factor,
+            "n": len(psnr),
+        }

@@ -88,7 +88,11 @@ class CaptionedLatents(Dataset):
     @staticmethod
     @torch.no_grad()
     def _latents(
-        drawings: Drawings, pictures: list[tuple[int, int]], vae: AutoencoderKL, cache: Path, batch_size: int = 64
+        drawings: Drawings,
+        pictures: list[tuple[int, int]],
+        vae: AutoencoderKL,
+        cache: Path,
+        batch_size: int = 64,
     ) -> Tensor:
         if cache.is_file():
             return load_file(cache)["latents"]

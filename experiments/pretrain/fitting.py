@@ -26,7 +26,10 @@ def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: flo
         return min((step + 1) / warmup, 1.0, left)
 
     optimizer: Optimizer = AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+    }
 
 
 class Pictures(LightningDataModule):

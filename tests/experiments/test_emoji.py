@@ -100,7 +100,10 @@ def test_built_twice_the_same_bytes(packages, tmp_path):
         build_emoji.build(folder, packages)
         built.append({path.name: path.read_bytes() for path in folder.glob("*.parquet")})
     assert built[0] == built[1]
-    assert set(built[0]) == {"captions.parquet", *(f"drawings-{split}.parquet" for split in build_emoji.SPLITS)}
+    assert set(built[0]) == {
+        "captions.parquet",
+        *(f"drawings-{split}.parquet" for split in build_emoji.SPLITS),
+    }
 
 
 def test_augmentation_is_a_function_of_its_seed(drawings):
@@ -119,12 +122,12 @@ def test_plain_drawing_stands_in_the_middle_of_its_background(drawings):
 def test_unknown_seed_and_missing_corpus_are_explained(tmp_path):
     with pytest.raises(ValueError, match="augmentation seed 48 is outside"):
         Augmentation.from_seed(48)
-    with pytest.raises(ValueError, match="does not exist: point data.folder"):
+    with pytest.raises(ValueError, match=r"does not exist: point data\.folder"):
         Drawings(tmp_path, ["corpus"])
 
 
 def test_augmented_drawings_are_images_in_range(drawings):
     data = AugmentedDrawings(drawings, augmentations=2)
     picture, concept = data[3]
-    assert picture.shape == (3, 64, 64) and 0 <= picture.min() and picture.max() <= 1
+    assert picture.shape == (3, 64, 64) and picture.min() >= 0 and picture.max() <= 1
     assert concept == drawings.rows[1]["concept_id"]

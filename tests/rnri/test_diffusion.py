@@ -85,17 +85,13 @@ def test_sampling_equals_diffusers_with_sdxl(negative):
 def test_a_negative_prompt_is_the_pipelines(pipeline):
     pipeline.scheduler = scheduler()
     expected = theirs(pipeline, seeds(), 4, 3.0, negative_prompt=["fog", "fog"])
-    torch.testing.assert_close(
-        ours(pipeline, seeds(), 4, 3.0, negative_prompt="fog"), expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(ours(pipeline, seeds(), 4, 3.0, negative_prompt="fog"), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_decoding_equals_diffusers(pipeline, model):
     pipeline.scheduler = scheduler()
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        PROMPTS, num_inference_steps=3, guidance_scale=1, latents=seeds(), output_type="pt"
-    ).images
+    images = pipeline(PROMPTS, num_inference_steps=3, guidance_scale=1, latents=seeds(), output_type="pt").images
     z0 = model.sample(seeds(), model.predictor(PROMPTS), model.schedule(3))
     torch.testing.assert_close(model.decode(z0), images, rtol=1e-4, atol=1e-4)
 
@@ -163,15 +159,11 @@ def test_checkpointing_keeps_latents_not_activations(model):
 def test_trajectory_ends_in_the_sample(model):
     predictor, steps = model.predictor(PROMPTS), model.schedule(4)
     visited = []
-    kept = model.trajectory(
-        seeds(), predictor, steps, keep_last=3, on_step=lambda i, z: visited.append((i, z))
-    )
+    kept = model.trajectory(seeds(), predictor, steps, keep_last=3, on_step=lambda i, z: visited.append((i, z)))
     assert len(kept) == 3 and [i for i, _ in visited] == [0, 1, 2, 3]
     assert torch.equal(kept[-1], model.sample(seeds(), predictor, steps))
     assert all(torch.equal(z.float(), latent) for (_, z), latent in zip(visited[1:], kept, strict=True))
-    torch.testing.assert_close(
-        model.sample(kept[0], predictor, steps.last(2)), kept[-1], rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(model.sample(kept[0], predictor, steps.last(2)), kept[-1], rtol=1e-4, atol=1e-4)
     for k in (0, 5):
         with pytest.raises(ValueError, match=f"keep_last={k}"):
             model.trajectory(seeds(), predictor, steps, keep_last=k)

@@ -65,9 +65,7 @@ def test_dtype_of_the_state_is_kept(model, dtype):
 def test_select_keeps_each_samples_prompt_and_the_counts(model):
     z, predictor = latents(3), model.predictor(["cat", "a dog", "x"], guidance=2)
     rows = torch.tensor([2, 0])
-    torch.testing.assert_close(
-        predictor.select(rows)(z[rows], 300), predictor(z, 300)[rows], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(predictor.select(rows)(z[rows], 300), predictor(z, 300)[rows], rtol=1e-4, atol=1e-5)
     assert (predictor.forward_evaluations, predictor.calls) == (5, 2)
 
 
@@ -75,9 +73,7 @@ def test_select_of_sdxl_conditions():
     model = LatentDiffusion(tiny_stable_diffusion_xl())
     z, predictor = latents(2), model.predictor(["cat", "a dog"], guidance=2)
     rows = torch.tensor([1])
-    torch.testing.assert_close(
-        predictor.select(rows)(z[rows], 300), predictor(z, 300)[rows], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(predictor.select(rows)(z[rows], 300), predictor(z, 300)[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_backward_is_counted_when_it_happens():
@@ -128,6 +124,4 @@ def test_bad_input(model):
     with pytest.raises(ValueError, match="prediction_type='flow'"):
         UNetDenoiser(model.pipeline.unet, "flow", model.alpha_bar, Condition(torch.zeros(1, 1, 1)))
     with pytest.raises(ValueError, match="negative condition"):
-        UNetDenoiser(
-            model.pipeline.unet, "epsilon", model.alpha_bar, Condition(torch.zeros(1, 1, 1)), guidance=2
-        )
+        UNetDenoiser(model.pipeline.unet, "epsilon", model.alpha_bar, Condition(torch.zeros(1, 1, 1)), guidance=2)

@@ -41,9 +41,7 @@ def test_coefficients_by_hand():
     steps = Schedule(torch.tensor([10]), torch.tensor([0.36]).double(), torch.tensor([0.64]).double())
     a, b = steps.coefficients(0)
     assert a == pytest.approx(math.sqrt(0.36 / 0.64), abs=1e-7)  # 3/4
-    assert b == pytest.approx(
-        0.8 - 0.6 * 0.75, abs=1e-7
-    )  # sqrt(1 - a_t) - sqrt(a_t) psi_s, psi_s = 0.6 / 0.8
+    assert b == pytest.approx(0.8 - 0.6 * 0.75, abs=1e-7)  # sqrt(1 - a_t) - sqrt(a_t) psi_s, psi_s = 0.6 / 0.8
 
 
 def test_the_given_scheduler_is_untouched():

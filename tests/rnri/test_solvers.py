@@ -13,9 +13,7 @@ from tests.problems import function_predictor, wavy
 def problem(function, z_s, a=0.8, b=0.5):
     """``z = a z_s + b function(z)`` for ``z_s [B,C,h,w]``."""
     rows = torch.arange(len(z_s))
-    return ImplicitStep(
-        function_predictor(function, len(z_s)), 1, a, b, z_s, rows, SampleCounts.zeros(len(z_s))
-    )
+    return ImplicitStep(function_predictor(function, len(z_s)), 1, a, b, z_s, rows, SampleCounts.zeros(len(z_s)))
 
 
 def two(x, y):

@@ -1,0 +1,80 @@
+"""Users' own folders of images: what is read, and what is said when it cannot be."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data.folder import FolderConcepts, image_files, read_counts, read_image
+
+
+def source(root, **changes) -> FolderConcepts:
+    settings = {
+        "references": str(root / "references"), "real": str(root / "real"), "counts": str(root / "counts.tsv"),
+        "prompt": "a photo of a {name}", "size": 16, "head": 100, "tail": 10,
+    }  # fmt: skip
+    return FolderConcepts(**settings | changes)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for kind in ("references", "real"):
+        for name, colour in (("tiger cat", "orange"), ("payphone", "blue")):
+            folder = tmp_path / kind / name
+            folder.mkdir(parents=True)
+            for k in range(2):
+                Image.new("RGB", (40 + k, 20), colour).save(folder / f"{k}.png")
+    (tmp_path / "counts.tsv").write_text("tiger cat\t3\npayphone\t500\nunused\t7\n")
+    return tmp_path
+
+
+def test_concepts_have_prompts_buckets_and_images(root):
+    phone, cat = source(root).concepts()
+    assert (phone.name, phone.bucket, phone.frequency) == ("payphone", "head", 500)
+    assert (cat.prompt, cat.bucket) == ("a photo of a tiger cat", "tail")
+    assert cat.references.shape == (2, 3, 16, 16)
+    assert cat.references[0, :, 8, 8].tolist() == [255, 165, 0]
+    assert source(root).real_images().shape == (4, 3, 16, 16)
+
+
+def test_transparent_pixels_become_white(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png", 4) == 255).all()
+
+
+def test_centre_is_cut_out(tmp_path):
+    picture = np.zeros((8, 24, 3), np.uint8)
+    picture[:, 8:16] = 200
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    assert (read_image(tmp_path / "wide.png", 8) == 200).all()
+
+
+def test_counts_from_every_format(tmp_path):
+    for name, text in (("a.tsv", "x y\t3\n"), ("a.csv", '"x y",3\n'), ("a.json", json.dumps({"x y": 3}))):
+        (tmp_path / name).write_text(text)
+        assert read_counts(tmp_path / name) == {"x y": 3}
+
+
+def test_corrupt_image_is_named(root):
+    bad = root / "references" / "payphone" / "0.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"payphone.0\.png cannot be read as an image"):
+        source(root).concepts()
+
+
+def test_missing_things_are_named(root, tmp_path):
+    with pytest.raises(ValueError, match=r"none\.png cannot be read"):
+        read_image(tmp_path / "none.png", 8)
+    with pytest.raises(ValueError, match="holds no folders"):
+        source(root, references=str(root / "nowhere")).concepts()
+    with pytest.raises(ValueError, match=r"counts\.json does not exist"):
+        source(root, counts=str(root / "counts.json")).concepts()
+    (root / "references" / "empty").mkdir()
+    with pytest.raises(ValueError, match="no count for 'empty'"):
+        source(root).concepts()
+    with pytest.raises(ValueError, match="holds no images"):
+        image_files(root / "references" / "empty")
+    (root / "bad.tsv").write_text("tiger cat\tmany\n")
+    with pytest.raises(ValueError, match="is not a table"):
+        read_counts(root / "bad.tsv")
