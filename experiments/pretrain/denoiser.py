@@ -132,7 +132,7 @@ class Denoiser(LightningModule):
         self, pipeline: StableDiffusionPipeline, lr: float, steps: int, decay_from: float, drop_caption: float
     ) -> None:
         super().__init__()
-        self.unet, self.text_encoder = pipeline.unet, pipeline.text_encoder
+        self.unet, self.text_encoder = pipeline.unet.train(), pipeline.text_encoder.train()
         self.pipeline = _Hidden(pipeline)
         self.lr, self.steps, self.decay_from, self.drop_caption = lr, steps, decay_from, drop_caption
         self.register_buffer("alpha_bar", pipeline.scheduler.alphas_cumprod, persistent=False)
