@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -54,7 +55,7 @@ def main(config: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         sys.exit(f"error: {explain(error)}")
-    if trainer.is_global_zero:
+    if rank_zero_only.rank == 0:
         save_config(config)
     try:
         return task.run(trainer)

@@ -31,6 +31,10 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+# Features are all in one process; the others are not asked for theirs, which torchmetrics would wait for.
+_ALONE = {"distributed_available_fn": lambda: False}
+
+
 class _Given(nn.Module):
     """A "feature extractor" for torchmetrics that passes on features which were computed before."""
 
@@ -49,7 +53,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"a Fréchet distance needs two samples a set, not {len(real)} and {len(generated)}.")
-    metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True, **_ALONE).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return metric.compute().item()
@@ -58,7 +62,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
     """Mean squared MMD with KID's cubic kernel over subsets of two sets of features ``[N, D]``; unbiased."""
     subset = min(subset, len(real), len(generated))
-    metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=50, subset_size=subset, normalize=True)
+    metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=50, subset_size=subset, normalize=True, **_ALONE)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator

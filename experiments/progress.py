@@ -6,11 +6,15 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts finished units and names the stage of the present one."""
+    """Counts finished units and names the stage of the present one; silent until started."""
 
-    def __init__(self, total: int, done: int, description: str, disable: bool) -> None:
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar = tqdm(disable=True)
+
+    def start(self, total: int, done: int, visible: bool) -> None:
         self.bar = tqdm(
-            total=total, initial=done, desc=description, unit="concept", disable=disable, dynamic_ncols=True
+            total=total, initial=done, desc=self.description, unit="concept", disable=not visible, dynamic_ncols=True
         )
 
     def stage(self, text: str) -> None:

@@ -72,17 +72,32 @@ class ConceptBatch:
 
 
 class ConceptData(LightningDataModule):
-    """Batches of concepts. Inverting the references is a transform of the data, done after they are on the device."""
+    """Batches of the concepts that have no finished unit yet, shared among the processes.
 
-    def __init__(self, concepts: Sequence[Concept], batch_size: int, references: int, stage: InversionStage | None,
-                 progress: Progress) -> None:  # fmt: skip
+    Inverting the references is a transform of the data, done after they are on the device.
+    """
+
+    def __init__(
+        self,
+        concepts: Sequence[Concept],
+        units: UnitStore,
+        batch_size: int,
+        references: int,
+        stage: InversionStage | None,
+        progress: Progress,
+    ) -> None:
         super().__init__()
-        self.concepts, self.batch_size, self.references = list(concepts), batch_size, references
+        self.concepts, self.units = concepts, units
+        self.batch_size, self.references = batch_size, references
         self.stage, self.progress = stage, progress
 
     def predict_dataloader(self) -> DataLoader:
+        # Only here does a process know its rank: Lightning starts the others with the first loop.
+        mine = units_for_rank(self.concepts, self.trainer.global_rank, self.trainer.world_size)
+        pending = [concept for concept in mine if not self.units.done(concept.name)]
+        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
         collate = partial(ConceptBatch.collate, references=self.references)
-        return DataLoader(dataset=self.concepts, batch_size=self.batch_size, collate_fn=collate)
+        return DataLoader(dataset=pending, batch_size=self.batch_size, collate_fn=collate)
 
     def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
         return ConceptBatch(batch.concepts, batch.references.to(device))
@@ -287,10 +302,7 @@ class RareConcepts:
         }
 
     def _run_arm(self, name: str, arm: Arm, trainer: Trainer) -> None:
-        units = self.units(name, arm)
-        mine = units_for_rank(self.chosen, trainer.global_rank, trainer.world_size)
-        pending = [concept for concept in mine if not units.done(concept.name)]
-        progress = Progress(len(mine), len(mine) - len(pending), name, disable=not trainer.is_global_zero)
+        units, progress = self.units(name, arm), Progress(name)
         stage = None
         if arm.inverter is not None:
             store = SeedStore(Path(self.run_dir) / "seeds")
@@ -307,7 +319,7 @@ class RareConcepts:
             self.seed,
             self.checkpoint,
         )
-        data = ConceptData(pending, self.concepts_per_batch, self.references, stage, progress)
+        data = ConceptData(self.chosen, units, self.concepts_per_batch, self.references, stage, progress)
         trainer.predict(module, datamodule=data, return_predictions=False)
         progress.close()
 
