@@ -9,24 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from experiments.classifier import load_classifier
+from experiments.concept_data import ConceptBatch, ConceptData
 from experiments.data.concepts import Concept, ConceptSource, choose
-from experiments.inversion_stage import InversionStage, Seeds
+from experiments.inversion_stage import InversionStage
 from experiments.progress import Progress
 from experiments.rare_concepts_report import write_report
 from experiments.scoring import JudgedImages, judge
 from experiments.settings import describe
-from experiments.store import SeedStore, UnitStore, synchronise, units_for_rank
+from experiments.store import SeedStore, UnitStore, synchronise
 from rnri import Inverter, LatentDiffusion
+from rnri.checkpoint import fingerprint
 from seedselect import ClipFeatures, SeedSelect, Targets
 from seedselect.select import Trajectory
 
@@ -54,79 +54,25 @@ class Arm:
             raise ValueError("an arm needs both an inverter and an initialise function, or neither.")
 
 
-@dataclass
-class ConceptBatch:
-    """Concepts whose units are computed together, and their inverted references if the arm has any.
-
-    ``references`` are ``float32 [G, R, 3, H, W]`` in [0, 1].
-    """
-
-    concepts: list[Concept]
-    references: Tensor
-    seeds: Seeds | None = None
-
-    @classmethod
-    def collate(cls, concepts: list[Concept], references: int) -> ConceptBatch:
-        images = torch.stack([torch.from_numpy(concept.references[:references]) for concept in concepts])
-        return cls(concepts, images.float() / 255)
-
-
-class ConceptData(LightningDataModule):
-    """Batches of the concepts that have no finished unit yet, shared among the processes.
-
-    Inverting the references is a transform of the data, done after they are on the device.
-    """
-
-    def __init__(
-        self,
-        concepts: Sequence[Concept],
-        units: UnitStore,
-        batch_size: int,
-        references: int,
-        stage: InversionStage | None,
-        progress: Progress,
-    ) -> None:
-        super().__init__()
-        self.concepts, self.units = concepts, units
-        self.batch_size, self.references = batch_size, references
-        self.stage, self.progress = stage, progress
-
-    def predict_dataloader(self) -> DataLoader:
-        # Only here does a process know its rank: Lightning starts the others with the first loop.
-        mine = units_for_rank(self.concepts, self.trainer.global_rank, self.trainer.world_size)
-        pending = [concept for concept in mine if not self.units.done(concept.name)]
-        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
-        collate = partial(ConceptBatch.collate, references=self.references)
-        return DataLoader(dataset=pending, batch_size=self.batch_size, collate_fn=collate)
-
-    def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
-        return ConceptBatch(batch.concepts, batch.references.to(device))
-
-    def on_after_batch_transfer(self, batch: ConceptBatch, _: int) -> ConceptBatch:
-        if self.stage is not None:
-            prompts = [concept.prompt for concept in batch.concepts for _ in range(self.references)]
-            steps = len(self.stage.schedule)
-            batch.seeds = self.stage(
-                batch.references.flatten(0, 1), prompts,
-                on_step=lambda k: self.progress.stage(f"inverting, step {k + 1} of {steps}"),
-            )  # fmt: skip
-        return batch
-
-
 class RareConceptModule(LightningModule):
     """Seeds, optimisation and samples of one arm; every concept's unit is written when it is finished."""
 
-    def __init__(self, arm: Arm, model: LatentDiffusion, steps: int, samples: int, clip: ClipFeatures,
-                 units: UnitStore, progress: Progress, seed: int, checkpoint: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        arm: Arm,
+        model: LatentDiffusion,
+        clip: ClipFeatures,
+        units: UnitStore,
+        progress: Progress,
+        *,
+        steps: int,
+        samples: int,
+        noise_seed: int,
+        checkpoint: bool,
+    ) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
-        self.arm, self.units, self.progress, self.samples, self.noise_seed = (
-            arm,
-            units,
-            progress,
-            samples,
-            seed,
-        )
+        self.arm, self.units, self.progress = arm, units, progress
+        self.samples, self.noise_seed, self.checkpoint = samples, noise_seed, checkpoint
         self.tools = _Tools(model, clip)
         self.schedule = model.schedule(steps)
 
@@ -147,7 +93,7 @@ class RareConceptModule(LightningModule):
                 "t_opt": (optimised - initialised) / groups if self.arm.select else 0.0,
                 "samples": records[rows],
             }
-            self.units.write(concept.name, {"images": images[rows].cpu(), "seeds": seeds[rows].float().cpu()}, record)
+            self.units.write(concept.key, {"images": images[rows].cpu(), "seeds": seeds[rows].float().cpu()}, record)
         self.progress.finish(groups)
         return [concept.name for concept in batch.concepts]
 
@@ -198,11 +144,12 @@ class RareConceptModule(LightningModule):
 
     def _targets(self, batch: ConceptBatch) -> Targets:
         """Mean CLIP feature and mean latent of each concept's references, for each of its seeds."""
-        groups = len(batch.concepts)
+        references = batch.references.flatten(0, 1)
         with torch.no_grad():
-            features = self.tools.clip(batch.references.flatten(0, 1)).unflatten(0, (groups, -1)).mean(1)
-        latents = batch.seeds.z0.unflatten(0, (groups, -1)).mean(1)
-        return Targets(*(value.repeat_interleave(self.samples, 0) for value in (features, latents)))
+            features = self.tools.clip(references)
+            latents = batch.seeds.z0 if batch.seeds else self.tools.model.encode(references)
+        means = (value.unflatten(0, (len(batch.concepts), -1)).mean(1) for value in (features, latents))
+        return Targets(*(value.repeat_interleave(self.samples, 0) for value in means))
 
     def _prompts(self, batch: ConceptBatch) -> list[str]:
         return [concept.prompt for concept in batch.concepts for _ in range(self.samples)]
@@ -228,8 +175,8 @@ class RareConcepts:
     Args:
         source: where concepts and real images come from.
         concepts, buckets: which of them (see :func:`experiments.data.concepts.choose`).
-        model: makes the text-to-image model, given a device.
-        classifier, clip: folders of the judge and of SeedSelect's features, which must not be the same network.
+        model, clip: make the text-to-image model and SeedSelect's features, given a device.
+        classifier: folder of the judge, which must not be the network of the features.
         arms: what is compared, by name, in the order of the table.
         steps: of inversion and sampling alike; a seed is only good for the schedule that it was made for.
         samples: images a concept.
@@ -245,8 +192,8 @@ class RareConcepts:
     concepts: int | str | Sequence[str]
     buckets: Sequence[str]
     model: Callable[..., LatentDiffusion]
+    clip: Callable[..., ClipFeatures]
     classifier: str
-    clip: str
     arms: Mapping[str, Arm]
     steps: int
     samples: int
@@ -274,9 +221,7 @@ class RareConcepts:
                 f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
             )
         device = trainer.strategy.root_device
-        self.features = ClipFeatures.from_pretrained(
-            self.clip, device=device, dtype=torch.float32, local_files_only=True
-        )
+        self.features = self.clip(device=device)
         self.diffusion = self.model(device=device)
         self.diffusion.schedule(self.steps)
 
@@ -295,6 +240,7 @@ class RareConcepts:
         """What every unit depends on."""
         return {
             "checkpoint": self.diffusion.fingerprint,
+            "clip": fingerprint({"clip": self.features.model}, {}),
             "steps": self.steps,
             "samples": self.samples,
             "references": self.references,
@@ -311,13 +257,13 @@ class RareConcepts:
         module = RareConceptModule(
             arm,
             self.diffusion,
-            self.steps,
-            self.samples,
             self.features,
             units,
             progress,
-            self.seed,
-            self.checkpoint,
+            steps=self.steps,
+            samples=self.samples,
+            noise_seed=self.seed,
+            checkpoint=self.checkpoint,
         )
         data = ConceptData(self.chosen, units, self.concepts_per_batch, self.references, stage, progress)
         trainer.predict(module, datamodule=data, return_predictions=False)
@@ -327,12 +273,12 @@ class RareConcepts:
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         real, _ = judge(self.judge, torch.from_numpy(self.source.real_images()))
-        rows = write_report(Path(self.run_dir), judged, real, self.buckets, self._settings(), loggers, self.seed)
+        rows = write_report(Path(self.run_dir), judged, real, self._settings(), loggers, self.seed)
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> JudgedImages:
         units = self.units(name, arm)
-        found = [units.read(concept.name) for concept in self.chosen]
+        found = [units.read(concept.key) for concept in self.chosen]
         images = torch.cat([tensors["images"] for tensors, _ in found])
         features, predictions = judge(self.judge, images)
         return JudgedImages(

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments import report
-from experiments.data.concepts import BUCKETS
 from experiments.scoring import JudgedImages, accuracy_rows, add_totals
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
@@ -30,13 +29,17 @@ PICTURED = 10  # concepts a figure
 
 
 def write_report(
-    run_dir: Path, arms: Mapping[str, JudgedImages], real: Tensor, buckets: Sequence[str], settings: Mapping,
-    loggers: Sequence[Logger], seed: int,
-) -> list[dict]:  # fmt: skip
+    run_dir: Path,
+    arms: Mapping[str, JudgedImages],
+    real: Tensor,
+    settings: Mapping,
+    loggers: Sequence[Logger],
+    seed: int,
+) -> list[dict]:
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
     rows: list[dict] = []
     for name, judged in arms.items():
-        own = accuracy_rows(name, judged, buckets, seed)
+        own = accuracy_rows(name, judged, seed)
         add_totals(own[-1], judged, real)
         rows += own
     report.write_results(run_dir, rows, settings)
@@ -44,7 +47,7 @@ def write_report(
     table = report.markdown_table([*_by_method(rows), *PAPER], COLUMNS)
     (run_dir / "table.md").write_text(table)
     figures = {"accuracy": report.save_figure(report.accuracy_figure(rows), run_dir / "figures" / "accuracy.png")}
-    for bucket in [b for b in BUCKETS if b in buckets]:
+    for bucket in dict.fromkeys(row["bucket"] for row in rows if row["bucket"] != "total"):
         path = run_dir / "images" / f"{bucket}.png"
         figures[f"images/{bucket}"] = report.save_figure(side_by_side(arms, bucket), path)
     report.log_to(loggers, rows, figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +41,14 @@ def judge(classifier: Classifier, images: Tensor, batch_size: int = 128) -> tupl
     return torch.cat(features), labels
 
 
-def accuracy_rows(method: str, judged: JudgedImages, buckets: Sequence[str], seed: int) -> list[dict]:
+def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
     """Accuracy a bucket and in all with 95 % intervals, from a bootstrap that draws whole concepts.
 
     Images of one concept are right or wrong together, so drawing single images would promise too much.
     """
     rows = []
-    for bucket in [b for b in BUCKETS if b in buckets] + ["total"]:
+    present = {concept.bucket for concept in judged.concepts}
+    for bucket in [*(b for b in BUCKETS if b in present), "total"]:
         chosen = [k for k, c in enumerate(judged.concepts) if bucket in (c.bucket, "total")]
         hits = [float(judged.hits[k]) for k in chosen]
         low, high = bootstrap_interval(hits, groups=[judged.concepts[k].name for k in chosen], seed=seed)

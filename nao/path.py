@@ -22,6 +22,7 @@ from nao.norm import check_norms, log_density, project, relative_log_density
 
 SPACING_WEIGHT = 1.0  # the authors' lambda
 MOST_ITERATIONS = 300
+MOST_EVALUATIONS = 375
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,25 @@ def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool 
     """Seeds to optimise, ``[G, count, C, h, w]``, from the inverted references ``[G, n, C, h, w]`` of G concepts.
 
     The first is the centroid; the others lie on the paths from the references to it, which take turns, evenly
-    spaced between both ends.
+    spaced between both ends. ``points`` of each path are raised where they are too few for seeds that all differ.
+
+    Raises:
+        ValueError: a count below 1, and whatever ``centroid`` refuses.
     """
+    if count < 1:
+        raise ValueError(f"count={count}: ask for at least one seed, the centroid.")
+    points = max(points, _turns(count, seeds.shape[1]) + 2)
     return torch.stack([_around(centroid(group, points, typical=typical), count) for group in seeds])
+
+
+def _turns(count: int, n: int) -> int:
+    """Seeds taken from each of n paths, at most, when the first of ``count`` is the centroid."""
+    return -(-(count - 1) // n)
 
 
 def _around(found: Centroid, count: int) -> Tensor:
     n, points = found.paths.shape[:2]
-    turns = -(-(count - 1) // n)  # points a path
+    turns = _turns(count, n)
     picked = [found.point]
     for k in range(count - 1):
         share = 1 - (k // n + 1) / (turns + 1)  # from the centroid outwards
@@ -158,9 +170,11 @@ def _minimise(energy: Callable[..., Tensor], start: list[Tensor]) -> tuple[float
     variables = [value.clone().requires_grad_() for value in start]
     with torch.enable_grad():
         before = energy(*variables).item()
+        if not any(value.numel() for value in variables):  # a path of nothing but its ends
+            return before, start, True
         optimiser = torch.optim.LBFGS(
-            variables, max_iter=MOST_ITERATIONS, tolerance_grad=1e-7, tolerance_change=1e-10,
-            line_search_fn="strong_wolfe",
+            variables, max_iter=MOST_ITERATIONS, max_eval=MOST_EVALUATIONS, tolerance_grad=1e-7,
+            tolerance_change=1e-10, line_search_fn="strong_wolfe",
         )  # fmt: skip
 
         def closure() -> Tensor:
@@ -173,5 +187,6 @@ def _minimise(energy: Callable[..., Tensor], start: list[Tensor]) -> tuple[float
         after = energy(*variables).item()
     if not after <= before:
         return before, start, False
-    iterations = optimiser.state[variables[0]]["n_iter"]
-    return after, [value.detach() for value in variables], iterations < MOST_ITERATIONS
+    used = optimiser.state[variables[0]]
+    converged = used["n_iter"] < MOST_ITERATIONS and used["func_evals"] < MOST_EVALUATIONS
+    return after, [value.detach() for value in variables], converged

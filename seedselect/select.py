@@ -76,6 +76,12 @@ class SeedSelect:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: SeedSelect needs at least one update.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: it has to be positive for the seed to move.")
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience}: give a number of updates, or 0 to make all of them.")
+        if not self.step_weights:
+            raise ValueError("step_weights=(): give one weight for each of the last latents, at least one.")
         if self.norm not in ("free", "keep"):
             raise ValueError(f"norm={self.norm!r} is unknown: choose 'free' or 'keep'.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -34,6 +35,12 @@ class Concept:
     frequency: int
     bucket: str
     references: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """Name, prompt and reference images: what an experiment computes for the concept depends on all three."""
+        content = hashlib.sha256(self.references.tobytes()).hexdigest()
+        return f"{self.name}\n{self.prompt}\n{content}"
 
 
 class ConceptSource(Protocol):
