@@ -137,7 +137,7 @@ def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool 
 
 def _turns(count: int, n: int) -> int:
     """Seeds taken from each of n paths, at most, when the first of ``count`` is the centroid."""
-    return -(-(count - 1) // n)
+    return -(-(count - 1) // max(n, 1))
 
 
 def _around(found: Centroid, count: int) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
@@ -45,10 +44,13 @@ class ClipFeatures:
                 f"{path} holds no CLIP model (config.json is missing): name a folder made by save_pretrained."
             )
         try:
+            kind = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
+            if kind != "clip":  # transformers would load it as a CLIP with random weights
+                raise ValueError(f"its config.json is of a {kind!r} model, not of a whole 'clip' one.")
             model = CLIPModel.from_pretrained(path, dtype=dtype, local_files_only=local_files_only)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
             processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"cannot load a CLIP model from {path}: {str(error).splitlines()[0]}") from error
         return cls(model.to(device), tokenizer, processor.image_mean, processor.image_std)
 
@@ -72,8 +74,8 @@ class ClipFeatures:
         height, width = images.shape[-2:]
         if (height, width) == (self.size, self.size):
             return images
-        scale = self.size / min(height, width)
-        size = [max(self.size, round(height * scale)), max(self.size, round(width * scale))]
+        short = min(height, width)
+        size = [self.size * height // short, self.size * width // short]  # rounded down, as CLIPImageProcessor does
         images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (size[0] - self.size) // 2, (size[1] - self.size) // 2
         return images[..., top : top + self.size, left : left + self.size]
