@@ -115,7 +115,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         above = [100 * (own[b]["accuracy_high"] - own[b]["accuracy"]) for b in buckets]
         axis.bar(places, heights, width * 0.92, yerr=[below, above], capsize=3, label=method)
     axis.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel="accuracy, %", ylim=(0, 105))
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(methods), frameon=False)
     return figure
 
 
