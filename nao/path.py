@@ -124,7 +124,8 @@ def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool 
     """Seeds to optimise, ``[G, count, C, h, w]``, from the inverted references ``[G, n, C, h, w]`` of G concepts.
 
     The first is the centroid; the others lie on the paths from the references to it, which take turns, evenly
-    spaced between both ends. ``points`` of each path are raised where they are too few for seeds that all differ.
+    spaced between both ends. ``points`` of each path are raised where there are too few for
+    the seeds asked for. The path of a single reference may have no length, and its seeds are then the same.
 
     Raises:
         ValueError: a count below 1, and whatever ``centroid`` refuses.

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from nao import centroid, centroid_seeds, interpolate, log_density, path_energy, slerp, spherical_mean, typical_norm
+from nao import (
+    centroid,
+    centroid_seeds,
+    interpolate,
+    log_density,
+    path_energy,
+    slerp,
+    spherical_mean,
+    typical_norm,
+)
 from nao import path as module
 from nao.path import reduce
 
@@ -29,9 +38,16 @@ def slerp_energy(a: torch.Tensor, b: torch.Tensor, points: int) -> float:
     return path_energy(start, D, spacing(start)).item()
 
 
-def in_all_dimensions(x: torch.Tensor):
+def all_elements(x: torch.Tensor):
     """In place of ``reduce``: the elements of the seeds themselves as coordinates."""
     return x.double().flatten(1), lambda points: points.unflatten(-1, x.shape[1:])
+
+
+def all_dimensions(x: torch.Tensor):
+    """In place of ``reduce``: all d coordinates in a basis that begins with that of the span."""
+    flat = x.double().flatten(1)
+    basis, _ = torch.linalg.qr(flat.T, mode="complete")
+    return flat @ basis, lambda points: (points @ basis.T).unflatten(-1, x.shape[1:])
 
 
 def test_energy_by_hand():
@@ -93,7 +109,7 @@ def test_centroid_turns_with_its_seeds():
 def test_reduced_path_is_the_one_found_in_all_dimensions(monkeypatch, scale):
     a, b = scale * seeds(2)
     reduced = interpolate(a, b, 6)
-    monkeypatch.setattr(module, "reduce", in_all_dimensions)
+    monkeypatch.setattr(module, "reduce", all_dimensions)
     full = interpolate(a, b, 6)
     assert reduced.energy == pytest.approx(full.energy, rel=1e-6)
     torch.testing.assert_close(reduced.points, full.points, rtol=0, atol=1e-2)
@@ -102,10 +118,21 @@ def test_reduced_path_is_the_one_found_in_all_dimensions(monkeypatch, scale):
 def test_reduced_centroid_is_the_one_found_in_all_dimensions(monkeypatch):
     x = seeds(3)
     reduced = centroid(x)
-    monkeypatch.setattr(module, "reduce", in_all_dimensions)
+    monkeypatch.setattr(module, "reduce", all_dimensions)
     full = centroid(x)
     assert reduced.energy == pytest.approx(full.energy, rel=1e-5)
     torch.testing.assert_close(reduced.point, full.point, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
+def test_optimising_the_elements_themselves_finds_nothing_cheaper(monkeypatch, scale):
+    # LBFGS scales its first step by the sum of the gradient's absolute values, which depends on the axes; the
+    # spacing penalty has kinks, at which runs that differ end within a per cent of each other
+    x = scale * seeds(3)
+    path, found = interpolate(x[0], x[1], 6), centroid(x)
+    monkeypatch.setattr(module, "reduce", all_elements)
+    assert path.energy == pytest.approx(interpolate(x[0], x[1], 6).energy, rel=0.01)
+    assert found.energy == pytest.approx(centroid(x).energy, rel=0.01)
 
 
 @pytest.mark.parametrize("n", [1, 3, 70], ids=["one", "few", "more than d"])
@@ -179,12 +206,19 @@ def test_batch_of_nan_is_refused_not_spread():
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 7, 20, 40])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [2, 3])
 def test_centroid_seeds_are_as_many_as_asked_and_all_differ(n, count):
     found = centroid_seeds(seeds(n)[None] * 1.5, count)[0]
     assert found.shape == (count, *SHAPE)
     apart = torch.cdist(found.flatten(1), found.flatten(1)) + 1e3 * torch.eye(count)
-    assert apart.min() > 0
+    assert apart.min() > 1e-6
+
+
+def test_centroid_seeds_of_one_reference_are_as_many_as_asked():
+    x = seeds(1)
+    found = centroid_seeds(x[None], 5)[0]
+    assert found.shape == (5, *SHAPE)
+    assert (torch.cosine_similarity(found.flatten(1), x.flatten(1)) > 1 - 1e-9).all()
 
 
 def test_centroid_seeds_come_in_turns_from_the_centroid_outwards():
@@ -192,7 +226,8 @@ def test_centroid_seeds_come_in_turns_from_the_centroid_outwards():
     whole = centroid(x, points=9)
     found = centroid_seeds(x[None], 10, points=9)[0]
     assert torch.equal(found[0], whole.point)
-    expected = [whole.paths[path, place] for place in (6, 4, 2) for path in range(3)]  # thirds of the way out of 8
+    # thirds of the way out of 8
+    expected = [whole.paths[path, place] for place in (6, 4, 2) for path in range(3)]
     assert torch.equal(found[1:], torch.stack(expected))
     assert torch.equal(centroid_seeds(x[None], 1, points=9)[0, 0], whole.point)
 
@@ -200,7 +235,10 @@ def test_centroid_seeds_come_in_turns_from_the_centroid_outwards():
 def test_typical_brings_the_references_to_the_shell_first():
     x = seeds(3) * torch.tensor([0.6, 1.0, 1.4]).view(-1, 1, 1, 1)
     ends = centroid(x, typical=True).paths[:, 0]
-    torch.testing.assert_close(ends.flatten(1).norm(dim=1), torch.full((3,), typical_norm(D), dtype=torch.float64))
+    torch.testing.assert_close(
+        ends.flatten(1).norm(dim=1),
+        torch.full((3,), typical_norm(D), dtype=torch.float64),
+    )
     scaled = centroid_seeds(torch.stack([x, 2 * x]), 3, typical=True)
     torch.testing.assert_close(scaled[0], scaled[1], rtol=0, atol=1e-2)
 

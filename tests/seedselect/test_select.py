@@ -1,0 +1,252 @@
+"""The optimisation of seeds, on a generator that is a linear map."""
+
+import pytest
+import torch
+
+from seedselect import SeedSelect, Selection, Targets
+
+SHAPE = (3, 4, 4)
+SIZE = 48
+MIX = torch.eye(SIZE) + 0.1 * torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(7))
+
+
+def generate(seeds: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+    z = (seeds.flatten(1) @ MIX.to(seeds.dtype)).view(-1, *SHAPE)
+    return [seeds, 0.5 * (seeds + z), z]
+
+
+def decode(z: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(z)
+
+
+def features(images: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(images.flatten(1) - 0.5, dim=-1)
+
+
+def problem(batch: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, Targets]:
+    generator = torch.Generator().manual_seed(3)
+    draw = [torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+    return draw[0], Targets(draw[1].flatten(1), draw[2])
+
+
+def run(
+    select: SeedSelect,
+    seeds: torch.Tensor,
+    targets: Targets,
+    trajectory=generate,
+    **options,
+) -> Selection:
+    return select(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets, **options)
+
+
+def evaluate(select: SeedSelect, seeds: torch.Tensor, targets: Targets) -> torch.Tensor:
+    return select.loss(generate(seeds, torch.arange(len(seeds))), decode, features, targets).double()
+
+
+def test_loss_falls_for_every_sample_with_the_authors_settings():
+    seeds, targets = problem(4)
+    found = run(SeedSelect(), seeds, targets)
+    assert (found.loss < 0.9 * found.initial_loss).all()
+    assert (found.iterations == 30).all() and not found.converged.any()
+
+
+def test_loss_is_the_weighted_sum_by_hand():
+    seeds, targets = problem(2, torch.float64)
+    select = SeedSelect(semantic_weight=3.0, appearance_weight=0.5, step_weights=(0.2, 0.8))
+    latents = generate(seeds, torch.arange(2))
+    unit = torch.nn.functional.normalize(targets.features, dim=-1)
+    cosines = [(features(decode(z)) * unit).sum(-1) for z in latents[1:]]
+    semantic = 0.2 * (1 - cosines[0]) + 0.8 * (1 - cosines[1])
+    appearance = ((latents[-1] - targets.latent) ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(evaluate(select, seeds, targets), 3 * semantic + 0.5 * appearance)
+
+
+@pytest.mark.parametrize("norm", ["free", "keep"])
+@pytest.mark.parametrize("rate", [0.05, 0.5, 50.0])
+def test_best_seed_is_kept_and_has_the_reported_loss(norm, rate):
+    seeds, targets = problem(5)
+    select = SeedSelect(iterations=15, learning_rate=rate, norm=norm, drop_after=None)
+    found = run(select, seeds, targets)
+    torch.testing.assert_close(evaluate(select, found.seed, targets), found.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(evaluate(select, seeds, targets), found.initial_loss, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.trace.min(0).values, found.loss)
+    assert torch.equal(found.trace[0], found.initial_loss)
+    assert (found.loss <= found.initial_loss).all()
+
+
+def test_start_is_returned_where_every_update_is_worse():
+    seeds, targets = problem(3)
+    best = run(SeedSelect(iterations=200, drop_after=100), seeds, targets).seed
+    found = run(SeedSelect(iterations=3, learning_rate=1e3), best, targets)
+    assert torch.equal(found.seed, best) and torch.equal(found.loss, found.initial_loss)
+
+
+def test_input_is_left_alone_and_needs_no_gradient():
+    seeds, targets = problem(2)
+    before = seeds.clone()
+    with torch.no_grad():
+        found = run(SeedSelect(iterations=3), seeds, targets)
+    assert torch.equal(seeds, before)
+    assert not found.seed.requires_grad and not found.loss.requires_grad
+    assert (found.loss < found.initial_loss).all()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01, 0.5])
+def test_updates_are_torchs_adamw(decay):
+    seeds, targets = problem(3, torch.float64)
+    select = SeedSelect(iterations=12, weight_decay=decay, drop_after=None, norm="free")
+    visited = []
+    run(select, seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
+    z = seeds.clone().requires_grad_()
+    optimiser = torch.optim.AdamW([z], lr=0.1, weight_decay=decay)
+    assert len(visited) == 13
+    for position in visited:
+        torch.testing.assert_close(position, z.detach(), rtol=1e-9, atol=1e-9)
+        optimiser.zero_grad()
+        evaluate(select, z, targets).sum().backward()
+        optimiser.step()
+
+
+def test_rate_is_a_tenth_from_drop_after_on():
+    seeds, targets = problem(2, torch.float64)
+    visited = []
+    select = SeedSelect(iterations=6, learning_rate=0.2, drop_after=3, weight_decay=0.0)
+    run(select, seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
+    z = seeds.clone().requires_grad_()
+    optimiser = torch.optim.AdamW([z], lr=0.2, weight_decay=0.0)
+    for k, position in enumerate(visited):
+        torch.testing.assert_close(position, z.detach(), rtol=1e-9, atol=1e-9)
+        optimiser.param_groups[0]["lr"] = 0.2 if k < 3 else 0.02
+        optimiser.zero_grad()
+        evaluate(select, z, targets).sum().backward()
+        optimiser.step()
+
+
+def test_sample_stops_when_its_best_loss_no_longer_falls():
+    seeds, targets = problem(4)
+    select = SeedSelect(iterations=80, drop_after=None, patience=4, improvement=0.02)
+    sizes = []
+    found = run(select, seeds, targets, lambda z, rows: sizes.append(len(rows)) or generate(z, rows))
+    assert found.converged.all() and (found.iterations < 80).all()
+    assert len(set(found.iterations.tolist())) > 1  # each at its own time
+    assert sum(sizes) == (found.iterations + 1).sum()  # none is computed after its stop
+    for sample, last in enumerate(found.iterations.tolist()):
+        trace = found.trace[:, sample]
+        assert torch.isfinite(trace[: last + 1]).all() and trace[last + 1 :].isnan().all()
+        best = trace[: last + 1].cummin(0).values
+        fall = 1 - best[4:] / best[:-4]
+        assert fall[-1] < 0.02 and (fall[:-1] >= 0.02).all()
+
+
+def test_stopping_does_not_change_the_way_there():
+    seeds, targets = problem(3)
+    whole = run(SeedSelect(iterations=40, drop_after=None), seeds, targets)
+    short = run(SeedSelect(iterations=40, drop_after=None, patience=3, improvement=0.05), seeds, targets)
+    for sample, last in enumerate(short.iterations.tolist()):
+        torch.testing.assert_close(
+            short.trace[: last + 1, sample], whole.trace[: last + 1, sample], rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("norm", ["free", "keep"])
+def test_sample_does_not_depend_on_its_neighbours(norm):
+    seeds, targets = problem(6)
+    select = SeedSelect(iterations=80, drop_after=None, patience=4, improvement=0.02, norm=norm)
+    together = run(select, seeds, targets)
+    assert len(set(together.iterations.tolist())) > 1
+    for rows in torch.tensor([0, 1, 2, 3, 4, 5]).split([1, 2, 3]):
+        alone = run(select, seeds[rows], targets.select(rows))
+        torch.testing.assert_close(alone.seed, together.seed[rows], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.loss, together.loss[rows], rtol=0, atol=1e-5)
+        assert torch.equal(alone.iterations, together.iterations[rows])
+        assert torch.equal(alone.converged, together.converged[rows])
+
+
+def test_rows_name_the_samples_still_at_work():
+    seeds, targets = problem(4)
+    seen, reported = [], []
+
+    def watched(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+        seen.append(rows.tolist())
+        return [torch.where((rows == 2).view(-1, 1, 1, 1), torch.nan, latent) for latent in generate(z, rows)]
+
+    run(
+        SeedSelect(iterations=2),
+        seeds,
+        targets,
+        watched,
+        on_iteration=lambda k, loss: reported.append((k, len(loss))),
+    )
+    assert seen == [[0, 1, 2, 3], [0, 1, 3], [0, 1, 3]]
+    assert reported == [(0, 4), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("since", [0, 4])
+def test_sample_that_breaks_spoils_no_other(value, since):
+    seeds, targets = problem(3)
+    calls = []
+
+    def broken(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+        calls.append(0)
+        spoilt = (rows == 1).view(-1, 1, 1, 1) & (len(calls) > since)
+        return [torch.where(spoilt, value, latent) for latent in generate(z, rows)]
+
+    select = SeedSelect(iterations=8)
+    found, whole = run(select, seeds, targets, broken), run(select, seeds, targets)
+    for sample in (0, 2):
+        torch.testing.assert_close(found.seed[sample], whole.seed[sample], rtol=0, atol=1e-5)
+        assert found.iterations[sample] == 8
+    assert found.iterations[1] == since and not found.converged[1]
+    assert torch.isfinite(found.seed).all()
+    if since == 0:
+        assert torch.equal(found.seed[1], seeds[1]) and not torch.isfinite(found.loss[1])
+    else:
+        assert found.loss[1] == whole.trace[:since, 1].min()
+
+
+def test_kept_norm_is_kept_at_every_update():
+    seeds, targets = problem(3)
+    norms = []
+    select = SeedSelect(iterations=10, norm="keep")
+    found = run(
+        select,
+        seeds,
+        targets,
+        lambda z, rows: norms.append(z.flatten(1).norm(dim=1)) or generate(z, rows),
+    )
+    for norm in norms:
+        torch.testing.assert_close(norm.detach(), seeds.flatten(1).norm(dim=1))
+    assert (found.loss < found.initial_loss).all()
+    free = run(SeedSelect(iterations=10), seeds, targets)
+    assert ((free.seed.flatten(1).norm(dim=1) / norms[0].detach() - 1).abs() > 1e-3).any()
+
+
+def test_empty_batch_gives_an_empty_selection():
+    seeds, targets = problem(0)
+    found = run(SeedSelect(), seeds, targets)
+    assert found.seed.shape == (0, *SHAPE) and found.loss.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("iterations", 0),
+        ("iterations", -3),
+        ("learning_rate", 0.0),
+        ("learning_rate", -0.1),
+        ("patience", -1),
+        ("step_weights", ()),
+        ("norm", "typical"),
+    ],
+)
+def test_bad_values_are_named(field, value):
+    with pytest.raises(ValueError) as caught:
+        SeedSelect(**{field: value})
+    assert str(caught.value).startswith(f"{field}={value!r}")
+
+
+def test_more_weights_than_latents_are_refused():
+    seeds, targets = problem(2)
+    with pytest.raises(ValueError, match="zip"):
+        run(SeedSelect(step_weights=(0.25, 0.25, 0.25, 0.25)), seeds, targets)
