@@ -48,6 +48,13 @@ class InversionStage:
     guidance: float
     store: SeedStore
 
+    def __post_init__(self) -> None:
+        if not self.inverter.single_latent:
+            raise ValueError(
+                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image: "
+                "NAO and SeedSelect work on single-latent inversions."
+            )
+
     def __call__(
         self, images: Tensor, prompts: Sequence[str], on_step: Callable[[int], None] = lambda k: None
     ) -> Seeds:
@@ -78,11 +85,6 @@ class InversionStage:
             z0 = self.model.encode(images)
         predictor = self.model.predictor(prompts, self.guidance)
         inversion = self.inverter.invert(z0, predictor, self.schedule, lambda k, _: on_step(k))
-        if not inversion.single_latent:
-            raise ValueError(
-                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image: "
-                "NAO and SeedSelect work on single-latent inversions."
-            )
         synchronise(images.device)
         seconds = (time.perf_counter() - start) / len(images)
         return [

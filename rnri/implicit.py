@@ -65,8 +65,14 @@ class ImplicitStep:
             eps.register_hook(self._count_backward)
         return self.a * self.z_s + self.b * eps
 
-    def _count_backward(self, _gradient: Tensor) -> None:
+    def _count_backward(self, _gradient: Tensor | None = None) -> None:
         self.counts.backward[self.rows] += 1
+
+    def jvp(self, z: Tensor, direction: Tensor) -> Tensor:
+        """The derivative of ``f`` at ``z`` along ``direction``, ``[B,C,h,w]``; one evaluation of each kind."""
+        self.counts.forward[self.rows] += 1
+        self._count_backward()
+        return self.b * self.predictor.jvp(z, self.timestep, direction)[1]
 
     def select(self, rows: Tensor) -> ImplicitStep:
         """The equation of the samples ``rows`` (int64 ``[b]``, places in this batch); shares the counts."""
@@ -123,8 +129,15 @@ class Solver(Protocol):
     """Solves ``z = f(z)`` for a batch, sample by sample; knows neither prompt nor schedule nor time."""
 
     tolerance: float
+    iterations: int
 
-    def __call__(self, problem: ImplicitStep, z_init: Tensor) -> Solution: ...
+    def __call__(self, problem: ImplicitStep, z_init: Tensor, limits: Tensor | None = None) -> Solution:
+        """Solves ``problem`` from ``z_init [B,C,h,w]``.
+
+        ``limits`` (int64 ``[B]``, 1 or more) are the network evaluations that each sample may spend;
+        ``iterations`` where None.
+        """
+        ...
 
 
 def mean_absolute(difference: Tensor) -> Tensor:

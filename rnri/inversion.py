@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rnri.implicit import ImplicitStep, Solution, Solver, mean_absolute
 from rnri.predictor import NoisePredictor
-from rnri.sampling import ignore, in_state_dtype, sample
+from rnri.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.schedule import Schedule
+from rnri.sharing import limits, needs
 
-SolutionObserver = Callable[[int, Solution], None]
-"""Called with a step's place in the walk (0 is the cleanest) and its solution."""
+STARTS = ("plain", "extrapolated", "fitted")
+UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
 
 
 @dataclass(frozen=True)
 class Inversion:
     """The seed of each image and how it was found.
 
-    Row ``k`` of the tables is the ``k``-th step of the walk, the cleanest first; they lie on the CPU.
+    Row ``k`` of the tables is the ``k``-th step of the walk, the cleanest first; they lie on the CPU. What a
+    method spends before the walk is counted in the first row.
 
     Attributes:
         seed: ``[B,C,h,w]``, float64 (float32 on MPS).
+        z0: ``[B,C,h,w]``, the clean latents that were inverted: those given, unless the method adjusts them.
         residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in
-            ``Solution.residual``.
+            ``Solution.residual``; NaN for methods that do not solve this equation.
         evaluations, backward: int64 ``[N,B]``, network evaluations of the method.
-        solved: bool ``[N,B]``, whether the step converged.
+        solved: bool ``[N,B]``, whether the step converged, or is inverted exactly by construction.
         single_latent: whether ``seed`` alone, with the same predictor and schedule, gives the image back.
-        extra: what the method needs to reconstruct besides the seed; empty if ``single_latent``.
+        extra: what the method needs to reconstruct besides the seed, each with the batch first.
     """
 
     seed: Tensor  # [B,C,h,w]
+    z0: Tensor  # [B,C,h,w]
     residuals: Tensor
     evaluations: Tensor
     backward: Tensor
@@ -52,14 +56,24 @@ class Inversion:
         """A sample's largest residual over the steps, ``[B]``."""
         return self.residuals.max(0).values
 
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes an image that must be kept besides the seed."""
+        return sum(tensor.nbytes for tensor in self.extra.values()) // len(self.seed)
+
 
 class Inverter(Protocol):
-    """One inversion method."""
+    """One inversion method. ``single_latent`` is what its inversions will say."""
+
+    single_latent: bool
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: SolutionObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
-        """The seeds of the clean latents ``z0 [B,C,h,w]``."""
+        """The seeds of the clean latents ``z0 [B,C,h,w]``.
+
+        ``on_step`` is called with a step's place in the walk (0 is the cleanest) and the latents after it.
+        """
         ...
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
@@ -82,36 +96,52 @@ class ImplicitInverter:
         start: where it starts. ``plain`` is the cleaner latent ``z_s`` (RNRI, Eq. 8). ``extrapolated`` is
             ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` from the noise predictions of the two steps before (the
             second step has one and uses it alone, the first has none and starts at ``z_s``). They are
-            recovered from the solutions, so it costs no evaluation.
+            recovered from the solutions, so it costs no evaluation. ``fitted`` is
+            ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))`` with, for each sample, the ``beta`` in
+            [0, 1.5] that would have served best one step before, and 1/2 where that is not known yet: with
+            large steps or guidance the plain extrapolation overshoots.
+        sharing: how the walk's evaluations, ``solver.iterations`` a step on average, are shared among its
+            steps. ``even``: each step has ``solver.iterations`` at most, and what it saves is saved. ``schedule``:
+            in proportion to what each step is likely to need (``rnri.sharing``), and what a sample saves
+            at one step by converging early it may spend at later ones.
         measure_residual: evaluate ``f`` once more wherever the returned latent was not itself evaluated, so
             that every residual is that of the returned latent, and ``solved`` with it. This is a measurement,
             not part of the method: the predictor counts it, ``Inversion.evaluations`` does not.
     """
 
     solver: Solver
-    start: Literal["plain", "extrapolated"] = "plain"
+    start: Literal["plain", "extrapolated", "fitted"] = "plain"
+    sharing: Literal["even", "schedule"] = "even"
     measure_residual: bool = False
 
+    single_latent: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        if self.start not in ("plain", "extrapolated"):
-            raise ValueError(f"start={self.start!r} is unknown; choose plain or extrapolated.")
+        if self.start not in STARTS:
+            raise ValueError(f"start={self.start!r} is unknown; choose {', '.join(STARTS)}.")
+        if self.sharing not in ("even", "schedule"):
+            raise ValueError(f"sharing={self.sharing!r} is unknown; choose even or schedule.")
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: SolutionObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; a sample that is not finite stays so, unconverged."""
-        z = in_state_dtype(z0.detach())
+        z = z0 = in_state_dtype(z0.detach())
         noises: list[Tensor] = []
         solutions: list[Solution] = []
+        expected = needs(schedule) if self.sharing == "schedule" else None
+        left = torch.full((len(z0),), self.solver.iterations * len(schedule))
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i)
-                solution = self._solve(problem, self._start(problem, noises))
+                most = None if expected is None else limits(left, expected[k:])
+                solution = self._solve(problem, self._start(problem, noises), most)
+                left = left - solution.evaluations
                 noises = _remember(noises, problem, solution)
                 solutions.append(solution)
-                on_step(k, solution)
                 z = solution.z
-        return _collect(z, solutions)
+                on_step(k, z)
+        return _collect(z0, z, solutions)
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """Samples from the seed."""
@@ -121,12 +151,25 @@ class ImplicitInverter:
     def _start(self, problem: ImplicitStep, noises: list[Tensor]) -> Tensor:
         if self.start == "plain" or not noises:
             return problem.z_s
-        noise = noises[-1] if len(noises) == 1 else 2 * noises[-1] - noises[-2]
-        return problem.a * problem.z_s + problem.b * noise
+        return problem.a * problem.z_s + problem.b * _extrapolation(noises, fitted=self.start == "fitted")
 
-    def _solve(self, problem: ImplicitStep, start: Tensor) -> Solution:
-        solution = self.solver(problem, start)
+    def _solve(self, problem: ImplicitStep, start: Tensor, most: Tensor | None) -> Solution:
+        solution = self.solver(problem, start, most)
         return measured(solution, problem, self.solver.tolerance) if self.measure_residual else solution
+
+
+def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
+    """The next noise prediction ``[B,C,h,w]``, linearly from the last two, or three where ``fitted``."""
+    if len(noises) == 1:
+        return noises[-1]
+    change = noises[-1] - noises[-2]
+    if not fitted:
+        return noises[-1] + change
+    if len(noises) == 2:
+        return noises[-1] + UNKNOWN_BETA * change
+    before = (noises[-2] - noises[-3]).flatten(1)
+    beta = (change.flatten(1) * before).sum(1) / before.square().sum(1).clamp(min=torch.finfo(before.dtype).tiny)
+    return noises[-1] + beta.clamp(0, LARGEST_BETA).view(-1, 1, 1, 1) * change
 
 
 def measured(solution: Solution, problem: ImplicitStep, tolerance: float) -> Solution:
@@ -143,19 +186,20 @@ def measured(solution: Solution, problem: ImplicitStep, tolerance: float) -> Sol
 
 
 def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -> list[Tensor]:
-    """The last two noise predictions, oldest first, with this step's; a step with B = 0 tells none."""
+    """The last three noise predictions, oldest first, with this step's; a step with B = 0 tells none."""
     if problem.b == 0:
         return noises
     noise = problem.noise(solution.f)
     if noises:  # a sample whose step had no finite evaluation keeps its last one
         known = solution.residual.isfinite().to(noise.device).view(-1, 1, 1, 1)
         noise = torch.where(known, noise, noises[-1])
-    return [*noises[-1:], noise]
+    return [*noises[-2:], noise]
 
 
-def _collect(seed: Tensor, solutions: list[Solution]) -> Inversion:
+def _collect(z0: Tensor, seed: Tensor, solutions: list[Solution]) -> Inversion:
     return Inversion(
         seed=seed,
+        z0=z0,
         residuals=torch.stack([solution.residual for solution in solutions]),
         evaluations=torch.stack([solution.evaluations for solution in solutions]),
         backward=torch.stack([solution.backward for solution in solutions]),

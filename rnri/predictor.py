@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -34,6 +35,10 @@ class Denoiser(Protocol):
 
     def select(self, rows: Tensor) -> Denoiser:
         """The same for the batch rows ``rows`` (int64 ``[b]``)."""
+        ...
+
+    def unguided(self) -> Denoiser:
+        """The conditional prediction alone; itself where guidance is off."""
         ...
 
 
@@ -63,6 +68,29 @@ class NoisePredictor:
 
     def _count_backward(self, rows: int) -> None:
         self.evaluations.backward += rows
+
+    def jvp(self, z: Tensor, t: int, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """``eps(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
+
+        Counts as one forward and one backward evaluation a sample, which is about what it costs.
+        """
+        self._count_backward(len(z))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
+            return torch.func.jvp(lambda at: self(at, t), (z,), (direction,))
+
+    def unguided(self) -> NoisePredictor:
+        """The conditional prediction alone, sharing the counts; itself where guidance is off."""
+        return replace(self, denoiser=self.denoiser.unguided())
+
+    def with_negative(self, negative: Condition) -> NoisePredictor:
+        """Guidance away from ``negative [B,...]`` instead, sharing the counts.
+
+        Raises:
+            ValueError: guidance is off, or the denoiser is not conditioned on text.
+        """
+        if getattr(self.denoiser, "negative", None) is None:
+            raise ValueError("guidance is off, so there is no negative condition to replace; set guidance above 1.")
+        return replace(self, denoiser=replace(self.denoiser, negative=negative))
 
     def select(self, rows: Tensor) -> NoisePredictor:
         """The predictor of the batch rows ``rows`` (int64 ``[b]``), for when the others have left."""
@@ -151,6 +179,9 @@ class UNetDenoiser:
     def select(self, rows: Tensor) -> UNetDenoiser:
         negative = None if self.negative is None else self.negative.select(rows)
         return replace(self, positive=self.positive.select(rows), negative=negative)
+
+    def unguided(self) -> UNetDenoiser:
+        return replace(self, negative=None, guidance=1.0)
 
     def _network(self, z: Tensor, t: int, condition: Condition) -> Tensor:
         embedding = self.guidance_embedding

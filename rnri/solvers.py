@@ -61,28 +61,42 @@ class IterativeSolver(ABC):
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         """The next iterate ``[b,C,h,w]`` and what to remember, from the evaluated one."""
 
-    def __call__(self, problem: ImplicitStep, z_init: Tensor) -> Solution:
-        """Solves ``problem`` from ``z_init [B,C,h,w]``; the batch need not converge together."""
+    def __call__(self, problem: ImplicitStep, z_init: Tensor, limits: Tensor | None = None) -> Solution:
+        """Solves ``problem`` from ``z_init [B,C,h,w]``; the batch need not converge together.
+
+        ``limits`` (int64 ``[B]``) replaces ``iterations`` sample by sample.
+        """
         problem = problem.recounted()
+        if limits is None:
+            limits = torch.full((len(z_init),), self.iterations)
         record = _Record(z_init, self.keep_best)
         z, state, counts = z_init, (), problem.counts
-        for k in range(self.iterations):
-            final = k + 1 == self.iterations
-            steps_on = not final or not self.keep_best
-            z, f = self._evaluate(problem, z, self.differentiates and steps_on)
+        while True:
+            spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
+            z, f = self._evaluate(problem, z, self.differentiates and not (self.keep_best and bool(spent.all())))
             residual = record.offer(problem.rows, z.detach(), f.detach())
             going = residual.isfinite() & (residual > self.tolerance)
-            if not steps_on or not going.any():
+            if self.keep_best:
+                going &= ~spent
+            if not going.any():
                 break
-            z, state = self.step(Iterate(problem, z, f, state))
+            if not self.differentiates:  # whose graph holds the batch together until the step is made
+                problem, z, f, *state = _select(problem, going, z, f, *state)
+                spent, going = spent[going], going[going]
+            z, state = self.step(Iterate(problem, z, f, tuple(state)))
             going &= z.flatten(1).isfinite().all(1).cpu()
-            if final:
-                record.end(problem.rows[going], z[going.to(z.device)])
-            elif not going.any():
+            if not self.keep_best:
+                ended = going & spent
+                record.end(problem.rows[ended], z[ended.to(z.device)])
+                going &= ~spent
+            if not going.any():
                 break
-            elif not going.all():
-                problem, z, state = _select(problem, z, state, going)
+            problem, z, *state = _select(problem, going, z, *state)
         return record.solution(self.tolerance, counts.forward, counts.backward)
+
+    def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
+        """Whether a sample that has spent ``spent [b]`` evaluations can afford another iteration, bool ``[b]``."""
+        return spent + 1 <= limits
 
     @staticmethod
     def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
@@ -96,10 +110,12 @@ class IterativeSolver(ABC):
             return z, problem(z)
 
 
-def _select(problem: ImplicitStep, z: Tensor, state: State, going: Tensor) -> tuple[ImplicitStep, Tensor, State]:
+def _select(problem: ImplicitStep, going: Tensor, *tensors: Tensor) -> tuple[ImplicitStep, *tuple[Tensor, ...]]:
+    """The equation and the rows of ``tensors`` of the samples that go on."""
+    if going.all():
+        return problem, *tensors
     rows = going.nonzero().flatten()
-    on_device = rows.to(z.device)
-    return problem.select(rows), z[on_device], tuple(part[on_device] for part in state)
+    return problem.select(rows), *(tensor[rows.to(tensor.device)] for tensor in tensors)
 
 
 class _Record:
@@ -138,40 +154,11 @@ class FixedPoint(IterativeSolver):
 
 
 @dataclass(frozen=True)
-class Anderson(IterativeSolver):
-    """Anderson acceleration of the fixed point (AIDI-A; Walker & Ni 2011, type II), by sample.
+class AveragedFixedPoint(IterativeSolver):
+    """``z <- (f(z_k) + f(z_{k-1})) / 2``: AIDI's "empirical" acceleration (AIDI-E, Pan et al. 2023).
 
-    The next iterate is ``f_k - dF gamma`` with ``gamma`` the least-squares solution of ``dR gamma = r_k``
-    over the last ``memory`` differences of values and residuals, solved in the dtype of the state.
-
-    Attributes:
-        memory: differences used at most, 1 or more.
-        regularisation: Tikhonov weight relative to the mean squared norm of the differences; keeps the small
-            problem solvable when differences are parallel or at the network's rounding error.
+    Damps the components of the error that alternate in sign; halves the speed of those that do not.
     """
 
-    memory: int = 3
-    regularisation: float = 1e-10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory < 1:
-            raise ValueError(f"memory={self.memory}: Anderson needs at least 1; FixedPoint has none.")
-
     def step(self, at: Iterate) -> tuple[Tensor, State]:
-        f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
-        if not at.state:
-            return at.f, (f[:, None], r[:, None])
-        fs = torch.cat([at.state[0], f[:, None]], 1)[:, -self.memory - 1 :]  # [b,m+1,d]
-        rs = torch.cat([at.state[1], r[:, None]], 1)[:, -self.memory - 1 :]
-        gamma = self._weights(rs.diff(dim=1), r)  # [b,m]
-        mixed = f - torch.einsum("bm,bmd->bd", gamma, fs.diff(dim=1))
-        return mixed.view_as(at.f), (fs, rs)
-
-    def _weights(self, differences: Tensor, r: Tensor) -> Tensor:
-        gram = differences @ differences.mT  # [b,m,m]
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1)  # [b]
-        ridge = self.regularisation * scale + torch.finfo(scale.dtype).tiny  # equal iterates: 0 / tiny = 0
-        gram = gram + torch.diag_embed(ridge[:, None].expand(-1, gram.shape[1]))
-        # solve_ex leaves a singular sample non-finite instead of failing the batch; the loop sees to it.
-        return torch.linalg.solve_ex(gram, (differences @ r[:, :, None]))[0].squeeze(2)
+        return (at.f + at.state[0]) / 2 if at.state else at.f, (at.f,)

@@ -51,6 +51,9 @@ class GaussianDenoiser:
     def select(self, rows: Tensor) -> GaussianDenoiser:
         return replace(self, mean=self.mean[rows], variance=self.variance[rows])
 
+    def unguided(self) -> GaussianDenoiser:
+        return self
+
     def step(self, z: Tensor, a_t: float, a_s: float) -> Tensor:
         """The DDIM step from noise level ``a_t`` to ``a_s`` in closed form."""
         return a_s**0.5 * self.mean + self._gain(a_t, a_s) * (z - a_t**0.5 * self.mean)
@@ -92,6 +95,9 @@ class FunctionDenoiser:
 
     def select(self, rows: Tensor) -> FunctionDenoiser:
         return replace(self, numbers=self.numbers[rows])
+
+    def unguided(self) -> FunctionDenoiser:
+        return self
 
 
 def function_predictor(function: Callable[[Tensor, Tensor], Tensor], batch: int) -> NoisePredictor:

@@ -1,19 +1,28 @@
+import itertools
+
 import pytest
 import torch
 
 from rnri import (
     Anderson,
+    AveragedFixedPoint,
     FixedPoint,
+    ForwardStep,
+    GradientDescent,
     ImplicitInverter,
     ImplicitStep,
     LatentDiffusion,
+    NewtonKrylov,
     NoisePredictor,
+    ReNoise,
     RNRIMinimumNorm,
     RNRIPaper,
     RNRISign,
+    SafeguardedAnderson,
     Schedule,
     sample,
 )
+from rnri.sharing import limits, needs
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
 
@@ -25,16 +34,35 @@ SOLVERS = [
     RNRIPaper(iterations=2, keep_best=False),
     RNRISign(iterations=3, tolerance=1e-3),
     RNRIMinimumNorm(iterations=3, tolerance=1e-3),
+    AveragedFixedPoint(iterations=4, tolerance=1e-3),
+    ForwardStep(iterations=4, tolerance=1e-3, warmup=2, patience=1),
+    GradientDescent(iterations=3, tolerance=1e-3),
+    SafeguardedAnderson(iterations=5, tolerance=1e-3, growth=1),
+    NewtonKrylov(iterations=9, tolerance=1e-3, krylov=2),
+    ReNoise(iterations=4, average_from=1),
 ]
 names = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)]
 
 
 @pytest.mark.parametrize("steps", [4, 20])
-@pytest.mark.parametrize("solver", [FixedPoint(400, tolerance=1e-13), Anderson(60, tolerance=1e-13)])
-@pytest.mark.parametrize("start", ["plain", "extrapolated"])
-def test_gaussian_seeds_are_exact(solver, steps, start):
+@pytest.mark.parametrize(
+    "solver",
+    [
+        FixedPoint(400, tolerance=1e-13),
+        AveragedFixedPoint(800, tolerance=1e-13),
+        Anderson(60, tolerance=1e-13),
+        SafeguardedAnderson(60, tolerance=1e-13),
+        ForwardStep(2000, tolerance=1e-13),
+        GradientDescent(2000, tolerance=1e-13),
+        NewtonKrylov(200, tolerance=1e-13, krylov=6),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.parametrize("start", ["plain", "extrapolated", "fitted"])
+@pytest.mark.parametrize("sharing", ["even", "schedule"])
+def test_gaussian_seeds_are_exact(solver, steps, start, sharing):
     denoiser, z0 = gaussian(batch=3)
-    inversion = ImplicitInverter(solver, start).invert(z0, NoisePredictor(denoiser), schedule(steps))
+    inversion = ImplicitInverter(solver, start, sharing).invert(z0, NoisePredictor(denoiser), schedule(steps))
     assert inversion.converged.all()
     torch.testing.assert_close(inversion.seed, denoiser.seed(z0, schedule(steps)), rtol=0, atol=1e-8)
 
@@ -77,9 +105,9 @@ def test_the_extrapolated_start_by_hand():
     starts = []
 
     class Watch(FixedPoint):
-        def __call__(self, problem, z_init):
+        def __call__(self, problem, z_init, limits=None):
             starts.append((problem, z_init))
-            return super().__call__(problem, z_init)
+            return super().__call__(problem, z_init, limits)
 
     denoiser, z0 = gaussian(batch=1)
     predictor = NoisePredictor(denoiser)
@@ -115,14 +143,15 @@ def exact_model():
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=names)
-@pytest.mark.parametrize("start", ["plain", "extrapolated"])
-def test_an_image_alone_and_in_a_batch(model, exact_model, solver, start):
+@pytest.mark.parametrize("start", ["plain", "fitted"])
+@pytest.mark.parametrize("sharing", ["even", "schedule"])
+def test_an_image_alone_and_in_a_batch(model, exact_model, solver, start, sharing):
     if isinstance(solver, RNRIPaper):
         model = exact_model  # Eq. 8 divides by derivatives near zero, which magnifies a network's rounding
     z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     z0[1] *= 3  # converges later than the others, or not at all
     prompts = ["a cat", "dog", "x"]
-    inverter, steps = ImplicitInverter(solver, start), model.schedule(4)
+    inverter, steps = ImplicitInverter(solver, start, sharing), model.schedule(4)
     together = inverter.invert(z0, model.predictor(prompts, 2.0), steps)
     for i, prompt in enumerate(prompts):
         alone = inverter.invert(z0[i : i + 1], model.predictor([prompt], 2.0), steps)
@@ -138,7 +167,7 @@ def test_counts_are_the_predictors(model, solver):
     assert inversion.evaluations.shape == inversion.backward.shape == (4, 3)
     assert inversion.evaluations.sum() == predictor.forward_evaluations
     assert inversion.backward.sum() == predictor.backward_evaluations
-    assert (inversion.backward.sum() > 0) == solver.differentiates
+    assert (inversion.backward.sum() > 0) == (solver.differentiates or isinstance(solver, NewtonKrylov))
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=names)
@@ -146,23 +175,18 @@ def test_counts_are_the_predictors(model, solver):
 def test_reported_residuals_are_true(solver, measure):
     """A returned latent that counts as converged has, recomputed, exactly the residual reported."""
     z0 = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    steps, checked = schedule(10), []
+    steps = schedule(10)
 
-    def check(k, solution):
-        i = len(steps) - 1 - k
-        before = z0 if k == 0 else checked[-1].z
-        problem = ImplicitStep.of(before, function_predictor(wavy, 4), steps, i)
-        true = (solution.z - problem(solution.z)).abs().flatten(1).mean(1)
-        known = torch.ones(4, dtype=torch.bool) if measure else solution.converged
-        torch.testing.assert_close(solution.residual[known], true[known])
-        if solution.converged.any():
-            assert (true[solution.converged] <= solver.tolerance).all()
-        checked.append(solution)
-
-    inverter = ImplicitInverter(solver, measure_residual=measure)
+    inverter, path = ImplicitInverter(solver, measure_residual=measure), [z0]
     predictor = function_predictor(wavy, 4)
-    inversion = inverter.invert(z0, predictor, steps, on_step=check)
-    assert len(checked) == 10
+    inversion = inverter.invert(z0, predictor, steps, on_step=lambda k, z: path.append(z))
+    assert len(path) == 11 and torch.equal(path[-1], inversion.seed)
+    for k, (before, z) in enumerate(itertools.pairwise(path)):
+        problem = ImplicitStep.of(before, function_predictor(wavy, 4), steps, 9 - k)
+        true = (z - problem(z)).abs().flatten(1).mean(1)
+        known = torch.ones(4, dtype=torch.bool) if measure else inversion.solved[k]
+        torch.testing.assert_close(inversion.residuals[k][known], true[known])
+        assert (true[inversion.solved[k]] <= solver.tolerance).all()
     if measure and solver.tolerance == 0:
         assert predictor.forward_evaluations == inversion.evaluations.sum() + 40
 
@@ -220,6 +244,49 @@ def test_inversion_works_where_gradients_are_off(model):
         inverter.invert(z0, model.predictor(["cat"]), steps)
 
 
-def test_unknown_start():
+def test_unknown_options():
     with pytest.raises(ValueError, match="start='last'"):
         ImplicitInverter(FixedPoint(), start="last")
+    with pytest.raises(ValueError, match="sharing='fair'"):
+        ImplicitInverter(FixedPoint(), sharing="fair")
+
+
+def test_the_fitted_start_by_hand():
+    starts = []
+
+    class Watch(FixedPoint):
+        def __call__(self, problem, z_init, limits=None):
+            starts.append((problem, z_init))
+            return super().__call__(problem, z_init, limits)
+
+    denoiser, z0 = gaussian(batch=2)
+    ImplicitInverter(Watch(1, tolerance=0), "fitted").invert(z0, NoisePredictor(denoiser), schedule(4))
+    eps = [denoiser(z_init, problem.timestep) for problem, z_init in starts]
+    change = [b - a for a, b in itertools.pairwise(eps)]
+    beta = torch.stack([(change[1][i] * change[0][i]).sum() / change[0][i].square().sum() for i in range(2)])
+    expected = [eps[0], eps[1] + 0.5 * change[0], eps[2] + beta.clamp(0, 1.5).view(2, 1, 1, 1) * change[1]]
+    for (problem, z_init), noise in zip(starts[1:], expected, strict=True):
+        torch.testing.assert_close(z_init, problem.a * problem.z_s + problem.b * noise, rtol=0, atol=1e-12)
+
+
+def test_shared_evaluations_go_where_the_schedule_is_hard():
+    denoiser, z0 = gaussian(batch=3)
+    inverter = ImplicitInverter(FixedPoint(4, tolerance=0), sharing="schedule")
+    evaluations = inverter.invert(z0, NoisePredictor(denoiser), schedule(5)).evaluations
+    assert (evaluations.sum(0) == 20).all() and (evaluations >= 1).all()
+    assert (evaluations.argmax(0) == 1).all()  # from t = 1 to the next: psi grows most
+
+
+def test_a_sample_spends_later_what_it_saved():
+    predictor = function_predictor(lambda z, number: torch.where(number == 0, 0 * z + 1, torch.sin(z)), 2)
+    z0 = torch.ones(2, 2, 3, 3, dtype=torch.float64)
+    inverter = ImplicitInverter(FixedPoint(5, tolerance=1e-12), sharing="schedule")
+    evaluations = inverter.invert(z0, predictor, schedule(6)).evaluations
+    assert (evaluations[:, 0] == 2).all()  # a constant network: the second evaluation confirms the first
+    assert evaluations[:, 1].sum() == 30 and (evaluations[-1, 1] >= 1)
+
+
+def test_sharing_keeps_one_evaluation_for_each_step():
+    assert limits(torch.tensor([4, 3, 9]), torch.tensor([5.0, 1.0, 1.0])).tolist() == [2, 1, 5]
+    assert limits(torch.tensor([7]), torch.tensor([1.0])).tolist() == [7]
+    assert needs(schedule(4)).shape == (4,) and needs(schedule(4)).argmax() == 1

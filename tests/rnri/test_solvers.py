@@ -5,8 +5,22 @@ import pytest
 import scipy.optimize
 import torch
 
-from rnri import Anderson, FixedPoint, ImplicitStep, RNRIMinimumNorm, RNRIPaper, RNRISign
+from rnri import (
+    Anderson,
+    AveragedFixedPoint,
+    FixedPoint,
+    ForwardStep,
+    GradientDescent,
+    ImplicitStep,
+    NewtonKrylov,
+    ReNoise,
+    RNRIMinimumNorm,
+    RNRIPaper,
+    RNRISign,
+    SafeguardedAnderson,
+)
 from rnri.implicit import SampleCounts
+from rnri.renoise import autocorrelation, patch_divergence, regularised
 from tests.problems import function_predictor, wavy
 
 
@@ -213,5 +227,140 @@ def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
     ],
 )
 def test_bad_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# In swapped's problem f is linear with J = [[0, 0.2], [0.1, 0]]; the root solves (I - J) z = (0.8, -1.6).
+ROOT = two((0.8 - 0.32) / 0.98, (0.08 - 1.6) / 0.98)
+
+
+def test_newton_krylov_is_exact_on_a_linear_problem():
+    solution = NewtonKrylov(iterations=4, tolerance=1e-12, krylov=2)(problem(swapped, Z_S), Z_S)
+    torch.testing.assert_close(solution.z, ROOT, rtol=0, atol=1e-12)
+    assert solution.converged.all() and solution.evaluations.tolist() == [4] and solution.backward.tolist() == [2]
+
+
+def test_newton_krylov_goes_half_way_where_it_got_worse():
+    z_s = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)  # Newton's step on z = 0.8 * 2 - 5 tanh z overshoots
+    seen = []
+
+    def steep(z, _):
+        seen.append(z.detach().clone())
+        return -10 * torch.tanh(z)
+
+    solution = NewtonKrylov(iterations=40, tolerance=1e-10, krylov=1)(problem(steep, z_s), z_s)
+    assert solution.converged.all()
+    evaluated = [z.item() for z in seen]
+    assert abs(evaluated[3] - 1.6 + 5 * np.tanh(evaluated[3])) < 10
+
+
+def test_newton_krylov_converges_quadratically():
+    z_s = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    residuals = [
+        NewtonKrylov(iterations=1 + 19 * n, tolerance=0, krylov=18)(problem(wavy, z_s, b=0.4), z_s).residual.max()
+        for n in range(4)
+    ]
+    assert (
+        residuals[1] < 0.2 * residuals[0] and residuals[2] < residuals[1] ** 1.5 and residuals[3] < residuals[2] ** 1.5
+    )
+
+
+def test_forward_step_and_averaging_by_hand():
+    # f(z_s) = (0.4, -1.5), so z - rate (z - f) / A = (1, -2) - 0.5 (0.6, -0.5) / 0.8.
+    stepped = one_step(ForwardStep(iterations=1, keep_best=False))
+    torch.testing.assert_close(stepped, two(1 - 0.375, -2 + 0.3125), rtol=0, atol=1e-12)
+    warm = one_step(ForwardStep(iterations=1, warmup=5, keep_best=False))
+    torch.testing.assert_close(warm, Z_S - 0.2 * two(0.375, -0.3125), rtol=0, atol=1e-12)
+    second = AveragedFixedPoint(iterations=2, tolerance=0, keep_best=False)(problem(swapped, Z_S), Z_S).z
+    f0, f1 = two(0.4, -1.5), two(0.8 - 0.3, -1.6 + 0.04)
+    torch.testing.assert_close(second, (f0 + f1) / 2, rtol=0, atol=1e-12)
+
+
+def test_forward_step_halves_its_rate_when_it_stalls():
+    z_s = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    flipping = problem(lambda z, _: -9 * z, z_s, a=1.0, b=0.5)  # z <- z - rate (5.5 z - 1): diverges at 0.5
+    assert not ForwardStep(60, tolerance=1e-8, patience=None)(flipping, z_s).converged.any()
+    assert ForwardStep(60, tolerance=1e-8, patience=1)(flipping, z_s).converged.all()
+
+
+def test_gradient_descent_by_hand():
+    # r = (0.6, -0.5); gradient (I - J)^T r = (0.6 + 0.1 * 0.5, -0.5 - 0.2 * 0.6)
+    stepped = one_step(GradientDescent(iterations=1, rate=0.5, keep_best=False))
+    torch.testing.assert_close(stepped, Z_S - 0.5 * two(0.65, -0.62), rtol=0, atol=1e-12)
+
+
+def test_safeguarded_anderson_is_anderson_where_all_goes_well():
+    z_s = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = Anderson(6, tolerance=0)(problem(wavy, z_s, b=0.3), z_s)
+    safe = SafeguardedAnderson(6, tolerance=0, memory=3)(problem(wavy, z_s, b=0.3), z_s)
+    torch.testing.assert_close(safe.z, plain.z, rtol=0, atol=0)
+
+
+def test_the_safeguard_rescues_where_anderson_fails():
+    generator = torch.Generator().manual_seed(1)
+    z_s = torch.randn(16, 2, 3, 3, dtype=torch.float64, generator=generator)
+
+    def violent(z, number):
+        return torch.sin(3 * z + number) - 2 * z
+
+    plain = Anderson(60, tolerance=1e-8)(problem(violent, z_s, b=1.2), z_s)
+    safe = SafeguardedAnderson(60, tolerance=1e-8, memory=3)(problem(violent, z_s, b=1.2), z_s)
+    assert safe.converged.sum() > plain.converged.sum()
+
+
+def test_renoise_by_hand():
+    # Evaluations at z_s and at f0; averaged from the first (k = 1) only, and from both.
+    f0, f1 = two(0.4, -1.5), two(0.8 - 0.3, -1.6 + 0.04)
+    for average_from, expected in [(1, f1), (0, (f0 + (two(0.5, -1.56))) / 2)]:
+        solver = ReNoise(iterations=2, average_from=average_from, tolerance=0)
+        torch.testing.assert_close(solver(problem(swapped, Z_S), Z_S).z, expected, rtol=0, atol=1e-12)
+    assert torch.equal(f1, two(0.5, -1.56))
+
+
+def test_renoise_regularisation_moves_towards_white_noise():
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=generator)
+    reference = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=generator)
+    smooth = torch.nn.functional.avg_pool2d(white, 3, 1, 1) * 1.5
+    assert (autocorrelation(smooth) > 5 * autocorrelation(white)).all()
+    assert torch.equal(patch_divergence(white, white), torch.zeros(2, dtype=torch.float64))
+    whiter = regularised(smooth, reference, ReNoise(rounds=4, kl_weight=0))
+    assert (autocorrelation(whiter) < 0.9 * autocorrelation(smooth)).all()
+    nearer = regularised(smooth, reference, ReNoise(rounds=4, correlation_weight=0))
+    assert (patch_divergence(nearer, reference) < 0.99 * patch_divergence(smooth, reference)).all()
+    alone = regularised(smooth[:1], reference[:1], ReNoise(rounds=4))
+    both = regularised(smooth, reference, ReNoise(rounds=4))
+    torch.testing.assert_close(both[:1], alone, rtol=0, atol=1e-12)
+
+
+def test_renoise_counts_its_reference():
+    z_s = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solution = ReNoise(iterations=5, rounds=2, average_from=1, tolerance=0)(problem(wavy, z_s), z_s)
+    assert solution.evaluations.tolist() == [5, 5] and solution.backward.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(), SafeguardedAnderson(), NewtonKrylov(krylov=1), RNRIPaper()])
+def test_limits_are_by_sample(solver):
+    z_s = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tight = type(solver)(tolerance=0)
+    together = tight(problem(wavy, z_s), z_s, torch.tensor([1, 5, 9]))
+    assert (together.evaluations <= torch.tensor([1, 5, 9])).all() and together.evaluations[0] == 1
+    for k, most in enumerate([1, 5, 9]):
+        alone = tight(problem(lambda z, n, k=k: wavy(z, n + k), z_s[k : k + 1]), z_s[k : k + 1], torch.tensor([most]))
+        torch.testing.assert_close(together.z[k], alone.z[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SafeguardedAnderson(growth=0.5), "growth=0.5"),
+        (lambda: SafeguardedAnderson(damping=1), "damping=1"),
+        (lambda: NewtonKrylov(krylov=0), "krylov=0"),
+        (lambda: ForwardStep(rate=0), "rate=0"),
+        (lambda: ReNoise(keep_best=True), "keep_best"),
+    ],
+)
+def test_bad_settings_of_the_other_solvers(make, message):
     with pytest.raises(ValueError, match=message):
         make()

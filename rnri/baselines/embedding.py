@@ -1,0 +1,139 @@
+"""Methods that change the negative prompt's embedding instead of the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.baselines.common import ddim_path, inversion
+from rnri.inversion import Inversion
+from rnri.predictor import Condition, NoisePredictor
+from rnri.sampling import LatentObserver, ddim_step, ignore, sample
+from rnri.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807): the source prompt as the negative one.
+
+    Guidance away from the source towards the source cancels, so the reconstruction is DDIM's without guidance
+    whatever the scale; an edited prompt is guided away from the source. Nothing is stored but the prompt.
+    """
+
+    single_latent: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+    ) -> Inversion:
+        found, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
+        return replace(found, single_latent=False)
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        return sample(inversion.seed, predictor.unguided(), schedule)
+
+
+@dataclass(frozen=True)
+class NullText:
+    """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
+
+    DDIM inversion without guidance gives pivots; then, from noisy to clean, the negative embedding of each step
+    is optimised until the guided sampler meets the next pivot. The embeddings are kept,
+    ``extra["negative"] [B,N,L,D]``. The rate ``learning_rate (1 - j / 100)`` and the stopping loss
+    ``threshold (1 + 2 j)``, ``j`` the step from the noisy end, are the published ones for 50 steps; here ``j`` is
+    rescaled so that they hold for any number of steps.
+
+    Without guidance there is no negative embedding, and it is DDIM inversion.
+
+    Attributes:
+        iterations: Adam's steps for each step of the sampler, at most.
+    """
+
+    iterations: int = 10
+    learning_rate: float = 0.01
+    threshold: float = 1e-5
+
+    single_latent: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations}: null-text inversion needs at least 1.")
+
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+    ) -> Inversion:
+        """The seeds of ``z0 [B,C,h,w]``; needs gradients of the network, hence no ``torch.inference_mode``."""
+        with torch.no_grad():
+            found, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
+        if getattr(predictor.denoiser, "negative", None) is None:
+            return replace(found, single_latent=False)
+        z, negative = found.seed, predictor.denoiser.negative
+        forward, backward = found.evaluations.clone(), found.backward.clone()
+        embeddings: list[Tensor] = []
+        for i in range(len(schedule)):
+            k = len(schedule) - 1 - i
+            negative, spent, returned = self._fit(z, path[k], negative, predictor, schedule, i)
+            embeddings.append(negative.text)
+            forward[k] += spent + 1
+            backward[k] += returned
+            with torch.no_grad():
+                z = ddim_step(z, predictor.with_negative(negative), schedule, i)
+        return inversion(
+            found.seed, found.z0, forward, backward=backward, exact=False, single_latent=False,
+            extra={"negative": torch.stack(embeddings, 1)},
+        )  # fmt: skip
+
+    def _fit(
+        self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
+    ) -> tuple[Condition, Tensor, Tensor]:
+        """The negative condition of step ``i``, and its forward and backward evaluations, int64 ``[B]``."""
+        (a, b), t, denoiser = schedule.coefficients(i), int(schedule.timesteps[i]), predictor.denoiser
+        place = 50 * i / len(schedule)
+        with torch.no_grad():
+            positive = predictor.unguided()(z, t)
+        text = negative.text.detach().clone().requires_grad_()
+        optimiser = torch.optim.Adam([text], lr=self.learning_rate * (1 - place / 100))
+        forward, backward = torch.ones(len(z), dtype=torch.int64), torch.zeros(len(z), dtype=torch.int64)
+        active = torch.arange(len(z))
+        for _ in range(self.iterations):
+            rows = active.to(z.device)
+            condition = replace(negative, text=text).select(active)
+            alone = replace(denoiser.unguided(), positive=condition)
+            noise = replace(predictor, denoiser=alone)(z[rows], t)
+            guided = noise + denoiser.guidance * (positive[rows] - noise)
+            loss = ((z[rows] - b * guided) / a - target[rows]).square().flatten(1).mean(1)
+            forward[active] += 1
+            going = (loss.detach() > self.threshold * (1 + 2 * place)).cpu()
+            if not going.any():
+                break
+            optimiser.zero_grad()
+            loss.sum().backward()
+            backward[active] += 1
+            text = self._step(optimiser, text, active[going])
+            active = active[going]
+        return replace(negative, text=text.detach()), forward, backward
+
+    @staticmethod
+    def _step(optimiser: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:
+        """A step for ``rows``; the others' embeddings stay, whatever momentum they have."""
+        before = text.detach().clone()
+        optimiser.step()
+        stays = torch.ones(len(text), dtype=torch.bool)
+        stays[rows] = False
+        with torch.no_grad():
+            text[stays.to(text.device)] = before[stays.to(text.device)]
+        return text
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        if "negative" not in inversion.extra:
+            return sample(inversion.seed, predictor, schedule)
+        z = inversion.seed
+        for i in range(len(schedule)):
+            negative = replace(predictor.denoiser.negative, text=inversion.extra["negative"][:, i])
+            z = ddim_step(z, predictor.with_negative(negative), schedule, i)
+        return z

@@ -1,0 +1,118 @@
+"""Methods over the stochastic sampler: the noise, not only the seed, carries the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.baselines.common import evenly, inversion
+from rnri.inversion import Inversion
+from rnri.predictor import NoisePredictor
+from rnri.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class EditFriendly:
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140), eta = 1.
+
+    Latents ``z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) n_t`` are drawn independently at every level, and the noise map
+    of a step is whatever takes the DDPM sampler from one to the next. Exact by construction; one map a step is
+    kept, ``extra["maps"] [B,N,C,h,w]``. A step without noise (to a clean end at ``a = 1``) has an inexact map of
+    zero.
+
+    The draws are the same for every image, so that an image's result does not depend on its batch.
+
+    Attributes:
+        seed: of the draws.
+    """
+
+    seed: int = 0
+
+    single_latent: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+    ) -> Inversion:
+        z0 = in_state_dtype(z0)
+        draws = _draws(z0, len(schedule), self.seed)
+        levels = schedule.alpha_bar.tolist()
+        noisy = [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
+        targets = [*noisy[1:], z0]
+        maps: list[Tensor] = [torch.zeros_like(z0)] * len(schedule)
+        for k, i in enumerate(reversed(range(len(schedule)))):
+            mean, deviation = _posterior(noisy[i], predictor, schedule, i)
+            if deviation > 0:
+                maps[i] = (targets[i] - mean) / deviation
+            on_step(k, noisy[i])
+        exact = bool((schedule.alpha_bar_next < 1).all())
+        return inversion(
+            noisy[0], z0, evenly(1, schedule, len(z0)), exact=exact, single_latent=False,
+            extra={"maps": torch.stack(maps, 1)},
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        z = inversion.seed
+        for i in range(len(schedule)):
+            mean, deviation = _posterior(z, predictor, schedule, i)
+            z = mean + deviation * inversion.extra["maps"][:, i]
+        return z
+
+
+@dataclass(frozen=True)
+class SDEdit:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): noise up to a part of the schedule, then the plain sampler.
+
+    Nothing is inverted and nothing evaluated; what returns is another image like the first, the less so the
+    larger ``strength``. The baseline that shows what inversion is for.
+
+    Attributes:
+        strength: the share of the schedule's steps, in (0, 1].
+        seed: of the noise, the same for every image.
+    """
+
+    strength: float = 0.8
+    seed: int = 0
+
+    single_latent: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength} must be above 0 and at most 1.")
+
+    @torch.no_grad()
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+    ) -> Inversion:
+        z0 = in_state_dtype(z0)
+        a = float(self._part(schedule).alpha_bar[0])
+        seed = math.sqrt(a) * z0 + math.sqrt(1 - a) * _draws(z0, 1, self.seed)[0]
+        return inversion(seed, z0, evenly(0, schedule, len(z0)), exact=False, single_latent=False)
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        return sample(inversion.seed, predictor, self._part(schedule))
+
+    def _part(self, schedule: Schedule) -> Schedule:
+        return schedule.last(max(1, round(self.strength * len(schedule))))
+
+
+def _draws(like: Tensor, count: int, seed: int) -> Tensor:
+    """Standard normal ``[count,C,h,w]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *like.shape[1:], generator=generator, dtype=torch.float64).to(like)
+
+
+def _posterior(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> tuple[Tensor, float]:
+    """Mean and standard deviation of the DDPM step ``i`` (DDIM with eta = 1)."""
+    a_t, a_s = float(schedule.alpha_bar[i]), float(schedule.alpha_bar_next[i])
+    variance = (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
+    noise = predictor(z, int(schedule.timesteps[i]))
+    clean = (z - math.sqrt(1 - a_t) * noise) / math.sqrt(a_t)
+    return math.sqrt(a_s) * clean + math.sqrt(max(1 - a_s - variance, 0)) * noise, math.sqrt(variance)
