@@ -19,10 +19,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
+def multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def run_folder(run_dir: str) -> str:
+    """The runs of a sweep have a folder each in ``run_dir``, named by what the sweep changes or W&B's id of the run."""
+    if multirun():
+        return str(Path(run_dir) / HydraConfig.get().job.override_dirname)
+    if "WANDB_SWEEP_ID" in os.environ:
+        return str(Path(run_dir) / os.environ["WANDB_RUN_ID"])
+    return run_dir
+
+
 def prepare(config: DictConfig) -> tuple[object, Trainer]:
     """Everything that can be wrong with the input is found here, before any long work."""
-    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun and str(config.trainer.get("strategy", "")).startswith("ddp"):
+    if multirun() and str(config.trainer.get("strategy", "")).startswith("ddp"):
         raise ValueError(
             "Hydra's multirun (-m) and trainer.strategy=ddp do not go together, each process would repeat the sweep: "
             "use one device, trainer.strategy=ddp_spawn, or a W&B sweep."
@@ -49,6 +61,7 @@ def explain(error: BaseException) -> str:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
+    config.run_dir = run_folder(config.run_dir)
     try:
         task, trainer = prepare(config)
     except (ValueError, HydraException, OmegaConfBaseException) as error:

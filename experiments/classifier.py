@@ -47,6 +47,10 @@ class Classifier(nn.Module):
         features = self.network.forward_head(maps, pre_logits=True)
         return features, self.network.get_classifier()(features)
 
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The outputs ``[B, C, h, w]`` of the network's stages."""
+        return self.network.forward_intermediates(self._prepare(images), intermediates_only=True)
+
     def save(self, folder: str | Path, architecture: str) -> None:
         """Weights in half precision, and what it takes to build the network again."""
         folder = Path(folder)

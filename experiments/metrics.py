@@ -7,7 +7,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio
+from torch.nn import functional as F
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -73,3 +74,27 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
     """PSNR in dB of each image ``[B, 3, H, W]`` in [0, 1]: ``[B]`` (the paper averages over images)."""
     return peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Structural similarity of each image ``[B, 3, H, W]`` in [0, 1]: ``[B]``, at most 1."""
+    return structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none").view(-1)
+
+
+def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """LPIPS without learned weights, on ``classifier.feature_maps``: ``[B]``, 0 for equal images.
+
+    The squared distance of channel vectors of unit length, averaged over places, then over layers (Zhang et al. 2018).
+    It ranks as LPIPS does; its values are not LPIPS's, whose network and weights are others.
+    """
+    layers = zip(classifier.feature_maps(images), classifier.feature_maps(targets), strict=True)
+    distances = [(F.normalize(a) - F.normalize(b)).square().sum(1).mean((1, 2)) for a, b in layers]
+    return torch.stack(distances).mean(0)
+
+
+def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """Chance that a positive has the larger value than a negative, ties by half: the area under the ROC curve."""
+    if not len(positives) or not len(negatives):
+        raise ValueError("a ROC curve needs positives and negatives.")
+    a, b = np.asarray(positives, dtype=np.float64)[:, None], np.asarray(negatives, dtype=np.float64)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())

@@ -8,13 +8,13 @@ from tqdm import tqdm
 class Progress:
     """Counts finished units and names the stage of the present one; silent until started."""
 
-    def __init__(self, description: str) -> None:
-        self.description = description
+    def __init__(self, description: str, unit: str = "concept") -> None:
+        self.description, self.unit = description, unit
         self.bar = tqdm(disable=True)
 
     def start(self, total: int, done: int, visible: bool) -> None:
         self.bar = tqdm(
-            total=total, initial=done, desc=self.description, unit="concept", disable=not visible, dynamic_ncols=True
+            total=total, initial=done, desc=self.description, unit=self.unit, disable=not visible, dynamic_ncols=True
         )
 
     def stage(self, text: str) -> None:

@@ -72,7 +72,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -119,13 +119,21 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def log_to(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Path]) -> None:
-    """The table's figures to every logger; to W&B the table itself and the pictures too."""
+def log_to(
+    loggers: Sequence[Logger],
+    rows: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Path],
+    identity: Sequence[str] = ("method", "bucket"),
+) -> None:
+    """The table's figures to every logger; to W&B the table itself and the pictures too.
+
+    ``identity`` names the columns that tell rows apart; they make the metrics' names.
+    """
     numbers = {
-        f"{row['method']}/{row['bucket']}/{name}": value
+        "/".join([*(str(row[part]) for part in identity if row[part] is not None), name]): value
         for row in rows
         for name, value in row.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and name not in identity
     }
     for logger in loggers:
         logger.log_metrics(numbers, step=0)

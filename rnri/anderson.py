@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,13 +54,16 @@ class Anderson(IterativeSolver):
 
 @dataclass(frozen=True)
 class SafeguardedAnderson(Anderson):
-    """Anderson acceleration that goes back when it gets worse; the solver of the default inverter.
+    """Anderson acceleration that goes back where it gets worse; the solver of the default inverter.
 
     Where a sample's residual exceeds ``growth`` times its best so far, the map is not contractive or the
     small least-squares problem has led astray: the next iterate is then ``z + damping^j (f(z) - z)`` from the
     best iterate ``z`` (``j`` counts the times this happened in succession), and the differences are forgotten.
     Damping makes a map contractive whose derivative has eigenvalues below -1, as strong guidance gives it;
     safeguards of this kind are in Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+
+    No evaluation is wasted: where the last iterate evaluated is the best, the next one is returned, unevaluated,
+    instead of ``f`` of this one.
 
     Attributes:
         growth: 1 or more; 1 accepts no increase.
@@ -69,6 +73,8 @@ class SafeguardedAnderson(Anderson):
     memory: int = 4
     growth: float = 2.0
     damping: float = 0.5
+
+    ends_in_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

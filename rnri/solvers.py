@@ -50,6 +50,8 @@ class IterativeSolver(ABC):
     keep_best: bool = True
 
     differentiates: ClassVar[bool] = False
+    ends_in_step: ClassVar[bool] = False
+    """Whether, with ``keep_best``, the last evaluated iterate is stepped from if it is the best."""
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -71,22 +73,23 @@ class IterativeSolver(ABC):
             limits = torch.full((len(z_init),), self.iterations)
         record = _Record(z_init, self.keep_best)
         z, state, counts = z_init, (), problem.counts
+        steps_last = self.ends_in_step or not self.keep_best
         while True:
             spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
-            z, f = self._evaluate(problem, z, self.differentiates and not (self.keep_best and bool(spent.all())))
+            z, f = self._evaluate(problem, z, self.differentiates and (steps_last or not bool(spent.all())))
             residual = record.offer(problem.rows, z.detach(), f.detach())
             going = residual.isfinite() & (residual > self.tolerance)
-            if self.keep_best:
+            if not steps_last:
                 going &= ~spent
             if not going.any():
                 break
             if not self.differentiates:  # whose graph holds the batch together until the step is made
                 problem, z, f, *state = _select(problem, going, z, f, *state)
-                spent, going = spent[going], going[going]
+                spent, residual, going = spent[going], residual[going], going[going]
             z, state = self.step(Iterate(problem, z, f, tuple(state)))
             going &= z.flatten(1).isfinite().all(1).cpu()
-            if not self.keep_best:
-                ended = going & spent
+            if steps_last:
+                ended = going & spent & record.is_current(problem.rows, residual)
                 record.end(problem.rows[ended], z[ended.to(z.device)])
                 going &= ~spent
             if not going.any():
@@ -135,6 +138,10 @@ class _Record:
         at = where.to(z.device)
         self.z[at], self.f[at], self.result[at] = z[which], f[which], f[which]
         return residual
+
+    def is_current(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """Whether the iterate with ``residual``, just offered, is the one that counts, bool ``[b]``."""
+        return residual <= self.residual[rows]
 
     def end(self, rows: Tensor, z: Tensor) -> None:
         self.result[rows.to(z.device)] = z

@@ -41,10 +41,10 @@ def test_experiment_composes_and_its_targets_exist(experiment):
         assert callable(get_object(target)), target
 
 
-@pytest.mark.parametrize("group", ["model", "data", "logger", "trainer", "method"])
+@pytest.mark.parametrize("group", ["model", "data", "logger", "trainer", "method", "task"])
 def test_every_option_of_a_group_composes(group):
     for option in options(group):
-        if group == "method":
+        if group in ("method", "task"):
             config = OmegaConf.load(CONFIGS / group / f"{option}.yaml")
         else:
             config = composed("experiment=rare_concepts", f"{group}={option}")[group]

@@ -292,9 +292,25 @@ def test_gradient_descent_by_hand():
 
 def test_safeguarded_anderson_is_anderson_where_all_goes_well():
     z_s = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain = Anderson(6, tolerance=0)(problem(wavy, z_s, b=0.3), z_s)
+    plain = Anderson(6, tolerance=0, keep_best=False)(problem(wavy, z_s, b=0.3), z_s)
     safe = SafeguardedAnderson(6, tolerance=0, memory=3)(problem(wavy, z_s, b=0.3), z_s)
     torch.testing.assert_close(safe.z, plain.z, rtol=0, atol=0)
+    assert torch.equal(safe.residual, plain.residual)
+
+
+def test_safeguarded_anderson_returns_the_best_where_its_last_was_not():
+    z_s = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
+    seen = []
+
+    def steep(z, _):
+        seen.append(z.detach().clone())
+        return -4 * torch.tanh(z)
+
+    solution = SafeguardedAnderson(2, tolerance=0)(problem(steep, z_s, b=1.0), z_s)
+    residuals = [(z - 1.6 + 4 * torch.tanh(z)).abs().item() for z in seen]
+    best = int(np.argmin(residuals))
+    assert best == 0  # the second evaluation made it worse
+    torch.testing.assert_close(solution.z, 1.6 - 4 * torch.tanh(seen[best]))
 
 
 def test_the_safeguard_rescues_where_anderson_fails():

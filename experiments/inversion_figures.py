@@ -1,0 +1,111 @@
+"""Figures of an inversion study, each from the rows of its table and its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import report
+from experiments.inversion_jobs import CEILING
+
+Rows = Sequence[Mapping[str, Any]]
+LARGEST_PICTURE = 14  # methods in one comparison of pictures
+
+
+def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of real images under their own prompts, by steps and guidance."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["steps"] is not None and row["prompts"] == "right" and not row["generated"]:
+            found.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
+    return found
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(4.6 * count + 1.6, 3.6), squeeze=False)
+    return figure, list(axes[0])
+
+
+def _curves(axis: Axes, rows: Rows, value: str) -> None:
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["evaluations_per_step"])
+        known = [(r["evaluations_per_step"], r[value]) for r in own if np.isfinite(r.get(value, np.nan))]
+        if known:
+            axis.plot(*zip(*known, strict=True), marker="o", markersize=3.5, linewidth=1.2, label=method)
+    axis.set_xlabel("network evaluations a step")
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=7.5, loc="center left", bbox_to_anchor=(0.99, 0.5),
+                  frameon=False)  # fmt: skip
+    figure.tight_layout()
+
+
+def evaluations(rows: Rows, _: Rows) -> Figure:
+    """PSNR against evaluations (Fig. 3a), the VAE's ceiling dashed, and latent MSE below it."""
+    settings = by_setting(rows)
+    figure, axes = plt.subplots(2, len(settings), figsize=(4.6 * len(settings) + 1.6, 6.4), squeeze=False)
+    ceiling = next(row["psnr"] for row in rows if row["method"] == CEILING)
+    for (title, own), top, bottom in zip(settings.items(), *axes, strict=True):
+        top.axhline(ceiling, color="black", linestyle="--", linewidth=1, label="VAE ceiling")
+        _curves(top, own, "psnr")
+        top.set(title=title, ylabel="PSNR, dB")
+        _curves(bottom, own, "latent_mse")
+        bottom.set(yscale="log", ylabel="latent MSE")
+    _legend(figure, list(axes.flat))
+    return figure
+
+
+def residuals(rows: Rows, _: Rows) -> Figure:
+    """Residual against evaluations (Fig. 3b): the mean over images and steps."""
+    settings = by_setting(rows)
+    figure, axes = _panels(len(settings))
+    for (title, own), axis in zip(settings.items(), axes, strict=True):
+        _curves(axis, own, "residual_mean")
+        axis.set(yscale="log", title=title, ylabel="mean |z - f(z)|")
+    _legend(figure, axes)
+    return figure
+
+
+def detection(_: Rows, samples: Rows) -> Figure:
+    """Residuals of images under their own and under wrong prompts, method by method."""
+    methods = list(dict.fromkeys(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan))))
+    figure, axes = _panels(len(methods))
+    for method, axis in zip(methods, axes, strict=True):
+        for prompts in ("right", "wrong"):
+            values = [s["residual_mean"] for s in samples if s["method"] == method and s["prompts"] == prompts]
+            axis.hist(np.log10(np.maximum(values, 1e-12)), bins=24, alpha=0.55, label=f"{prompts} prompt")
+        axis.set(title=method, xlabel="log10 of the mean residual", ylabel="images")
+    _legend(figure, axes)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
+    "evaluations": evaluations,
+    "residuals": residuals,
+    "detection": detection,
+}
+
+
+def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
+    """For each number of steps and guidance: images, what the VAE makes of them, and each method's reconstructions."""
+    groups: dict[str, dict[str, Any]] = {}
+    for job, tensors, _ in found:
+        setting = job.setting
+        if job.inverter is None or setting.wrong_prompts or setting.generated or setting.decoder_iterations:
+            continue
+        group = groups.setdefault(f"steps{setting.steps}_guidance{setting.guidance:g}", {"image": tensors["images"]})
+        label = job.method if setting.evaluations is None else f"{job.method}, {setting.evaluations}"
+        group.setdefault(label, tensors["reconstructions"])
+    figures = {}
+    for name, group in groups.items():
+        labels = list(group)[:LARGEST_PICTURE]
+        rows = [(label, [np.moveaxis(p.numpy(), 0, -1) for p in group[label]]) for label in labels]
+        figures[name] = report.image_table(rows, [""] * len(rows[0][1]), name.replace("_", ", "))
+    return figures
