@@ -3,6 +3,7 @@
 from nao.baselines import lerp, mean, normalised_lerp, normalised_mean, slerp, spherical_mean
 from nao.norm import log_density, norm_penalty, project, relative_log_density, typical_norm
 from nao.path import Centroid, Path, centroid, centroid_seeds, interpolate, path_energy
+from nao.seeds import seeds_at, seeds_between
 
 __all__ = [
     "Centroid",
@@ -19,6 +20,8 @@ __all__ = [
     "path_energy",
     "project",
     "relative_log_density",
+    "seeds_at",
+    "seeds_between",
     "slerp",
     "spherical_mean",
     "typical_norm",

@@ -5,7 +5,7 @@ from rnri.decoder_inversion import DecoderInversion
 from rnri.diffusion import LatentDiffusion
 from rnri.gradient import ForwardStep, GradientDescent
 from rnri.implicit import ImplicitStep, Solution, Solver
-from rnri.inversion import ImplicitInverter, Inversion, Inverter
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated
 from rnri.newton import RNRIMinimumNorm, RNRIPaper, RNRISign
 from rnri.newton_krylov import NewtonKrylov
 from rnri.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
@@ -42,6 +42,7 @@ __all__ = [
     "Solution",
     "Solver",
     "UNetDenoiser",
+    "accelerated",
     "alpha_bar_table",
     "ddim_step",
     "sample",

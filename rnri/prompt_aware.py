@@ -16,26 +16,30 @@ from rnri.schedule import Schedule
 
 @dataclass(frozen=True)
 class PromptAware:
-    """Adjusts the latent to the prompt, then inverts it with ``inverter``.
+    """Adjusts the latent to the prompt, and inverts what comes of it with ``inverter``.
 
     The VAE's encoder knows no prompt, so its latent need not lie where the sampler ends under that prompt, and
     at large guidance there may then be no seed for it. The adjustment is ``z0 <- h(z0)``, ``iterations``
     times, where ``h`` adds noise for the ``steps`` cleanest steps of the schedule and removes it with the
-    sampler under the prompt. What comes out is, by construction, a latent that the sampler reaches from an
-    intermediate one. It is the reconstruction's target (``Inversion.z0``); how far it lies from the given
-    latent is the method's price.
+    sampler under the prompt. The adjusted latent is the reconstruction's target (``Inversion.z0``); how far it lies
+    from the given one is the method's price.
 
     The paper does not say how noise is added. ``inversion`` takes explicit DDIM inversion steps, so that ``h``
-    changes nothing that the sampler can already reach; ``random`` draws ``q(z_t | z_0)``, with the same noise
+    changes little that the sampler can already reach; ``random`` draws ``q(z_t | z_0)``, with the same noise
     for every image.
 
-    The evaluations of the adjustment are counted in the first row of the inversion's tables.
+    The adjusted latent is, by construction, what the sampler makes of a noisier one that is already known: its
+    first ``steps`` inversion steps are solved, exactly, and ``inverter`` goes on from there. These are the steps where
+    the implicit equation is hardest. With ``reuse=False`` it starts at the adjusted latent, as the paper tells it, and
+    solves them again. The evaluations of the adjustment are counted at the steps that it solves (without reuse, at
+    the first).
     """
 
     inverter: Inverter
     steps: int = 2
     iterations: int = 1
     noising: Literal["inversion", "random"] = "inversion"
+    reuse: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,27 +55,55 @@ class PromptAware:
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
-        """The seeds of the adjusted latents of ``z0 [B,C,h,w]``."""
-        before = predictor.calls
-        adjusted = self.adjust(z0, predictor, schedule)
-        spent = predictor.calls - before  # each over the whole batch
-        inversion = self.inverter.invert(adjusted, predictor, schedule, on_step)
-        evaluations = inversion.evaluations.clone()
-        evaluations[0] += spent
-        return replace(inversion, evaluations=evaluations)
+        """The seeds of the adjusted latents of ``z0 [B,C,h,w]``.
+
+        Raises:
+            ValueError: with ``reuse``, for an inverter that needs more than the seed, or a schedule of no more than
+                ``steps`` steps.
+        """
+        if self.reuse and not self.inverter.single_latent:
+            raise ValueError(f"{type(self.inverter).__name__} cannot start in mid-schedule; set reuse=False.")
+        if self.reuse and len(schedule) <= self.steps:
+            raise ValueError(f"steps={self.steps} must be fewer than the schedule's {len(schedule)}; or reuse=False.")
+        path = self.adjust(z0, predictor, schedule)
+        each = self.iterations * (2 if self.noising == "inversion" else 1)
+        if not self.reuse:
+            inversion = self.inverter.invert(path[0], predictor, schedule, on_step)
+            evaluations = inversion.evaluations.clone()
+            evaluations[0] += each * (len(path) - 1)
+            return replace(inversion, evaluations=evaluations)
+        for k, z in enumerate(path[1:]):
+            on_step(k, z)
+        rest = schedule.first(len(schedule) - self.steps)
+        inversion = self.inverter.invert(path[-1], predictor, rest, lambda k, z: on_step(k + self.steps, z))
+        return replace(
+            inversion,
+            z0=path[0],
+            residuals=_above(inversion.residuals, self.steps, 0.0),
+            evaluations=_above(inversion.evaluations, self.steps, each),
+            backward=_above(inversion.backward, self.steps, 0),
+            solved=_above(inversion.solved, self.steps, True),
+        )
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         return self.inverter.reconstruct(inversion, predictor, schedule)
 
     @torch.no_grad()
-    def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """``h`` applied ``iterations`` times to ``z0 [B,C,h,w]``; float64."""
+    def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
+        """``h`` applied ``iterations`` times to ``z0 [B,C,h,w]``: the adjusted latent and those before it, float64.
+
+        The noisiest is last; the sampler takes each to the one before.
+        """
         end = schedule.last(min(self.steps, len(schedule)))
-        z = in_state_dtype(z0)
+        path = [in_state_dtype(z0)]
         for k in range(self.iterations):
-            noisy = self._invert(z, predictor, end) if self.noising == "inversion" else self._diffuse(z, end, k)
-            z = sample(noisy, predictor, end)
-        return z
+            found = [self._noisy(path[0], predictor, end, k)]
+            sample(found[0], predictor, end, on_step=lambda _, z, found=found: found.insert(0, z))
+            path = found
+        return path
+
+    def _noisy(self, z: Tensor, predictor: NoisePredictor, end: Schedule, k: int) -> Tensor:
+        return self._invert(z, predictor, end) if self.noising == "inversion" else self._diffuse(z, end, k)
 
     @staticmethod
     def _invert(z: Tensor, predictor: NoisePredictor, end: Schedule) -> Tensor:
@@ -85,3 +117,8 @@ class PromptAware:
         noise = torch.randn(z.shape[1:], generator=generator, dtype=torch.float64).to(z)
         a = float(end.alpha_bar[0])
         return a**0.5 * z + (1 - a) ** 0.5 * noise
+
+
+def _above(table: Tensor, rows: int, value: float) -> Tensor:
+    """``table [N,B]`` under ``rows`` more of ``value``."""
+    return torch.cat([table.new_full((rows, table.shape[1]), value), table])

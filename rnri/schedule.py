@@ -100,6 +100,12 @@ class Schedule:
             raise ValueError(f"last({k}): the schedule has {len(self)} steps; choose among them.")
         return Schedule(self.timesteps[-k:], self.alpha_bar[-k:], self.alpha_bar_next[-k:])
 
+    def first(self, k: int) -> Schedule:
+        """The ``k`` noisiest steps; ``k`` from 1 to ``len(self)``."""
+        if not 1 <= k <= len(self):
+            raise ValueError(f"first({k}): the schedule has {len(self)} steps; choose among them.")
+        return Schedule(self.timesteps[:k], self.alpha_bar[:k], self.alpha_bar_next[:k])
+
 
 def _table(ddim: DDIMScheduler) -> Tensor:
     return ddim.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA_BAR)

@@ -5,7 +5,16 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from experiments.metrics import bootstrap_interval, frechet_distance, kernel_distance, psnr
+from experiments.classifier import load_classifier
+from experiments.metrics import (
+    bootstrap_interval,
+    frechet_distance,
+    kernel_distance,
+    perceptual_distance,
+    psnr,
+    roc_auc,
+    ssim,
+)
 
 
 def test_interval_of_a_mean_is_near_the_normal_one():
@@ -53,3 +62,59 @@ def test_psnr_is_of_each_image():
     images = torch.zeros(2, 3, 4, 4)
     targets = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
     torch.testing.assert_close(psnr(images, targets), torch.tensor([20.0, 40.0]))
+
+
+def pictures(count: int, seed: int) -> torch.Tensor:
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ssim_is_by_image_and_one_for_equal_images():
+    images = pictures(3, 0)
+    targets = images.clone()
+    targets[1] = (targets[1] + 0.2 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    values = ssim(targets, images)
+    assert values[0] == values[2] == 1 and values[1] < 0.95
+    torch.testing.assert_close(ssim(targets[1:2], images[1:2]), values[1:2])
+
+
+def test_perceptual_distance_is_a_distance_by_image():
+    classifier = load_classifier("assets/models/classifier")
+    images, others = pictures(3, 0), pictures(3, 1)
+    assert torch.equal(perceptual_distance(classifier, images, images), torch.zeros(3))
+    values = perceptual_distance(classifier, images, others)
+    torch.testing.assert_close(values, perceptual_distance(classifier, others, images))
+    torch.testing.assert_close(
+        perceptual_distance(classifier, images[1:2], others[1:2]), values[1:2], rtol=1e-4, atol=1e-6
+    )
+    slight = perceptual_distance(classifier, images, 0.95 * images + 0.05 * others)
+    assert (slight > 0).all() and (slight < 0.5 * values).all()
+
+
+def test_perceptual_distance_by_hand():
+    class Two(torch.nn.Module):
+        def feature_maps(self, images):
+            return [images[:, :2], images[:, 2:]]
+
+    a, b = torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2)
+    a[0, 0], b[0, 1] = 3.0, 0.5  # at right angles in the first layer: squared distance of unit vectors 2
+    a[0, 2, 0, 0], b[0, 2, 0, 0] = 1.0, 7.0  # parallel in the second: 0
+    torch.testing.assert_close(perceptual_distance(Two(), a, b), torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "area"),
+    [
+        ([2, 3], [0, 1], 1.0),
+        ([0, 1], [2, 3], 0.0),
+        ([1, 1], [1, 1], 0.5),
+        ([1, 3], [2], 0.5),
+        ([2, 3, 1], [1, 0], 5.5 / 6),
+    ],
+)
+def test_roc_auc_by_hand(positives, negatives, area):
+    assert roc_auc(positives, negatives) == pytest.approx(area)
+
+
+def test_roc_auc_needs_both_classes():
+    with pytest.raises(ValueError, match="positives and negatives"):
+        roc_auc([1.0], [])

@@ -192,23 +192,46 @@ def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
 
 
 @pytest.mark.parametrize("noising", ["inversion", "random"])
-def test_adjusted_latents_are_inverted(model, noising):
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
     z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(10)
-    inner = ImplicitInverter(SafeguardedAnderson(30, tolerance=1e-5), "fitted")
-    method = PromptAware(inner, noising=noising)
-    inversion = method.invert(z0, predictor, steps)
+    inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-6), "fitted")
+    method, path = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations), []
+    inversion = method.invert(z0, predictor, steps, lambda k, z: path.append((k, z)))
+    assert inversion.evaluations.shape == (10, 3) and [k for k, _ in path] == list(range(10))
     assert inversion.evaluations.sum() == predictor.forward_evaluations
     again = method.reconstruct(inversion, predictor, steps)
     assert inversion.converged.all()
     torch.testing.assert_close(again, inversion.z0, rtol=0, atol=2e-3)
-    assert 1e-4 < (inversion.z0 - z0).abs().mean() < 0.5 * z0.abs().mean()
+    assert (inversion.z0 - z0).abs().mean() > 1e-4  # it does adjust
+    torch.testing.assert_close(sample(path[4][1], predictor, steps.last(5)), inversion.z0, rtol=0, atol=2e-3)
+
+
+def test_reuse_changes_the_work_not_the_latent(model):
+    z0, steps = latents(), model.schedule(10)
+    inner, found = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-7), "fitted"), {}
+    for reuse in (True, False):
+        predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+        found[reuse] = PromptAware(inner, reuse=reuse).invert(z0, predictor, steps)
+    torch.testing.assert_close(found[True].z0, found[False].z0)
+    torch.testing.assert_close(found[True].seed, found[False].seed, rtol=0, atol=1e-3)
+    assert (found[True].evaluations.sum(0) < found[False].evaluations.sum(0)).all()
+
+
+def test_reuse_needs_a_seed_and_steps_to_go_on(model):
+    predictor = model.predictor(["a cat", "dog", "x"])
+    with pytest.raises(ValueError, match="EDICT cannot start in mid-schedule"):
+        PromptAware(EDICT()).invert(latents(), predictor, model.schedule(4))
+    with pytest.raises(ValueError, match="steps=2 must be fewer"):
+        PromptAware(ImplicitInverter(FixedPoint())).invert(latents(), predictor, model.schedule(2))
 
 
 def test_the_adjustment_is_the_identity_on_what_can_be_reached_exactly():
     denoiser, z0 = gaussian(batch=2)
     predictor, steps = NoisePredictor(denoiser), schedule(500)
     adjusted = PromptAware(ImplicitInverter(FixedPoint(1)), steps=2).adjust(z0, predictor, steps)
-    torch.testing.assert_close(adjusted, z0, rtol=0, atol=1e-3)
+    torch.testing.assert_close(adjusted[0], z0, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ import itertools
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from rnri import (
     Anderson,
@@ -20,6 +22,7 @@ from rnri import (
     RNRISign,
     SafeguardedAnderson,
     Schedule,
+    accelerated,
     sample,
 )
 from rnri.sharing import limits, needs
@@ -290,3 +293,22 @@ def test_sharing_keeps_one_evaluation_for_each_step():
     assert limits(torch.tensor([4, 3, 9]), torch.tensor([5.0, 1.0, 1.0])).tolist() == [2, 1, 5]
     assert limits(torch.tensor([7]), torch.tensor([1.0])).tolist() == [7]
     assert needs(schedule(4)).shape == (4,) and needs(schedule(4)).argmax() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("solver", SOLVERS, ids=names)
+def test_every_dtype_of_the_network(solver, dtype):
+    model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
+    z0 = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    inverter, steps = ImplicitInverter(solver), model.schedule(3)
+    predictor = model.predictor(["a cat", "dog"], 2.0)
+    inversion = inverter.invert(z0, predictor, steps)
+    assert inversion.seed.dtype == torch.float64 and inversion.seed.isfinite().all()
+    again = inverter.reconstruct(inversion, predictor, steps)
+    assert (again - z0).abs().mean() < 0.5 * z0.abs().mean()
+
+
+def test_the_default_inverter_is_what_its_config_says():
+    inverter = accelerated(evaluations=3)
+    assert inverter == instantiate(OmegaConf.load("configs/method/accelerated.yaml"), evaluations=3)
+    assert inverter.solver.iterations == 3 and inverter.sharing == "schedule"
