@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,22 @@ SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learned on ``captions`` until each of their words is one token."""
-    vocabulary = 4_000  # more than there are merges to learn, so that none is left out
-    tokenizer = CLIPTokenizer().train_new_from_iterator(sorted(set(captions)), vocabulary, show_progress=False)
-    tokenizer.model_max_length = LONGEST_CAPTION
-    return tokenizer
+    """A CLIP tokenizer whose merges are learned on ``captions`` until each of their words is one token.
+
+    The same captions give the same ids, so that a resumed training knows its words again. The library breaks ties
+    differently every time, both in the numbers of letters and in the order of merges; but the words that come of them
+    are the same, and get the first numbers here.
+    """
+    size = 4_000  # more than there are merges to learn, so that none is left out
+    trained = CLIPTokenizer().train_new_from_iterator(sorted(set(captions)), size, show_progress=False)
+    learned = json.loads(trained.backend_tokenizer.to_str())["model"]
+    special = [trained.bos_token, trained.eos_token]
+    chunks = {chunk for caption in captions for chunk in caption.split()}
+    words = sorted({token for chunk in chunks for token in trained.tokenize(chunk)})
+    others = sorted(set(learned["vocab"]) - set(words) - set(special))
+    vocabulary = {token: number for number, token in enumerate([*special, *words, *others])}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LONGEST_CAPTION)
 
 
 def build_scheduler() -> DDIMScheduler:

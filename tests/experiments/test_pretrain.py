@@ -12,6 +12,7 @@ from PIL import Image
 
 import train
 from experiments.classifier import load_classifier
+from experiments.pretrain.denoiser import build_tokenizer
 from experiments.pretrain.jitter import jitter
 from seedselect import ClipFeatures
 
@@ -70,6 +71,15 @@ def test_denoiser_is_a_complete_stable_diffusion_pipeline(corpus, tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
     assert pipeline("a drawing of an owl", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)
+
+
+def test_a_tokenizer_built_again_knows_its_words_again():
+    captions = [f"a drawing of {a} {b} in {c} style" for a in ("an old", "a", "x") for b in "abcdefgh" for c in ("noto", "emoji")]
+    first, second = build_tokenizer(captions), build_tokenizer(captions)
+    assert len(first) == len(second)
+    for caption in captions:
+        assert first(caption).input_ids == second(caption).input_ids
+        assert len(first(caption).input_ids) == len(caption.split()) + 2  # a token a word, and both marks
 
 
 def test_denoiser_starts_from_saved_weights(corpus, tmp_path):

@@ -1,0 +1,61 @@
+"""Every method of configs/method on the embedded model: held-out drawings, inverted and reconstructed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from experiments.data.augment import plain
+from experiments.data.emoji import Drawings
+from rnri import ImplicitInverter, LatentDiffusion
+
+METHODS = sorted(path.stem for path in Path("configs/method").glob("*.yaml"))
+EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly"}
+LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # without guidance there is nothing to optimise or to cancel
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LatentDiffusion.from_pretrained("assets/models/emoji", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def errors(model):
+    """Latent MSE ``[2]`` of each method's reconstruction in 10 steps, and its inversion."""
+    drawings = Drawings("assets/emoji", ["reference"])
+    chosen = drawings.rows[5:300:200]
+    images = torch.stack([torch.from_numpy(drawings.picture(row["image_id"], plain("white"))) for row in chosen])
+    prompts = [f"a drawing of {row['phrase']} on a white background" for row in chosen]
+    z0, schedule, found = model.encode(images.float() / 255), model.schedule(10), {}
+    for name in METHODS:
+        inverter = instantiate(OmegaConf.load(f"configs/method/{name}.yaml"))
+        inversion = inverter.invert(z0, model.predictor(prompts), schedule)
+        again = inverter.reconstruct(inversion, model.predictor(prompts), schedule)
+        found[name] = (again - z0).square().flatten(1).mean(1), inversion, inverter
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_reconstructs_as_well_as_it_says(errors, name):
+    error, inversion, inverter = errors[name]
+    ddim = errors["ddim"][0]
+    assert inversion.single_latent == inverter.single_latent
+    if name in EXACT:
+        assert (error < 1e-6).all() and inversion.converged.all()
+    elif name in LIKE_DDIM:
+        torch.testing.assert_close(error, ddim)
+    elif name == "sdedit":
+        assert (error > 2 * ddim).all()  # it makes another image
+    else:
+        assert isinstance(inverter, ImplicitInverter) and (error <= 1.01 * ddim).all()
+
+
+def test_the_default_is_ahead_of_all_that_cost_as_much(errors):
+    ours, inversion, _ = errors["accelerated"]
+    cost = inversion.evaluations.double().mean()
+    for name, (error, other, inverter) in errors.items():
+        spent = (other.evaluations + other.backward).double().mean()
+        if name != "accelerated" and isinstance(inverter, ImplicitInverter) and spent <= cost + 0.01:
+            assert (ours < error).all(), name
