@@ -48,8 +48,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.guidance < 1:
             raise ValueError(f"guidance={self.guidance} is below 1: 1 is off, Stable Diffusion's default is 7.5.")
-        counts = self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations or 1]
-        if min(counts) < 1 or self.decoder_iterations < 0 or (self.images is not None and self.images < 1):
+        counts = self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
+        if min((count for count in counts if count is not None), default=1) < 1 or self.decoder_iterations < 0 or (self.images is not None and self.images < 1):
             raise ValueError(
                 f"evaluations={self.evaluations}, decoder_iterations={self.decoder_iterations}, images={self.images}: "
                 "a setting needs at least 1, 0 and 1 of them."

@@ -194,6 +194,9 @@ class InversionStudy:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
         if self.batch_size < 1:
             raise ValueError(f"task.batch_size={self.batch_size} must be at least 1.")
+        for name in ("methods", "settings"):
+            if not getattr(self, name):
+                raise ValueError(f"task.{name} is empty: an inversion study needs at least one.")
         if CEILING in self.methods:
             raise ValueError(f"a method cannot be called {CEILING!r}: that is the ceiling's name.")
         unknown = [name for name in self.reports if name not in FIGURES]
