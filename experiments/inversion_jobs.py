@@ -48,8 +48,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.guidance < 1:
             raise ValueError(f"guidance={self.guidance} is below 1: 1 is off, Stable Diffusion's default is 7.5.")
-        counts = self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
-        if min((count for count in counts if count is not None), default=1) < 1 or self.decoder_iterations < 0 or (self.images is not None and self.images < 1):
+        numbers = [number for number in (*self._counts, self.images) if number is not None]
+        if min(numbers, default=1) < 1 or self.decoder_iterations < 0:
             raise ValueError(
                 f"evaluations={self.evaluations}, decoder_iterations={self.decoder_iterations}, images={self.images}: "
                 "a setting needs at least 1, 0 and 1 of them."
@@ -57,8 +57,11 @@ class Setting:
 
     def each(self) -> list[Setting]:
         """One setting for each number of evaluations."""
-        counts = self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
-        return [replace(self, evaluations=count) for count in counts]
+        return [replace(self, evaluations=count) for count in self._counts]
+
+    @property
+    def _counts(self) -> Sequence[int | None]:
+        return self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
 
 
 @dataclass(frozen=True)
