@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.data.augment import to_array
 from experiments.data.concepts import Concept
+from experiments.data.counts import read_count_table
 from experiments.data.frequency import bucket_by_threshold
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -41,20 +40,8 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 
 def read_counts(path: Path) -> dict[str, int]:
-    """Counts by name from ``.json`` (an object), ``.csv`` or ``.tsv`` (name, count; no header)."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist: data.counts must name a .json, .csv or .tsv file of names and counts."
-        )
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text()).items()
-        else:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-        return {name: int(count) for name, count in rows}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
+    """Counts by name from a file that ``experiments.data.counts`` reads."""
+    return read_count_table(path).counts
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ def normalise(text: str) -> str:
 
 
 def spellings(name: str, engine: inflect.engine) -> set[str]:
-    """A name as it occurs in normalised captions: as given, in the plural, and joined where it is hyphenated."""
+    """A name as it occurs in normalised captions: as given, in the plural, and joined where it is hyphenated.
+
+    ValueError if it has neither letters nor digits.
+    """
+    if not normalise(name).strip():
+        raise ValueError(f"The name {name!r} has no letter or digit: captions are searched for words.")
     forms = {name, engine.plural_noun(name)}
     forms |= {form.replace("-", "") for form in forms if "-" in form}
     return {normalise(form) for form in forms}
@@ -41,16 +46,21 @@ class ConceptCounter:
     names: Mapping[str, Sequence[str]]
 
     @cached_property
-    def _automaton(self) -> ahocorasick.Automaton:
+    def forms(self) -> dict[str, tuple[str, ...]]:
+        """The concepts that each spelling is a mention of. ValueError if a name has neither letters nor digits."""
         engine = inflect.engine()
         owners: dict[str, set[str]] = {}
         for concept, synonyms in self.names.items():
             for synonym in synonyms:
                 for form in spellings(synonym, engine):
                     owners.setdefault(form, set()).add(concept)
+        return {form: tuple(sorted(concepts)) for form, concepts in sorted(owners.items())}
+
+    @cached_property
+    def _automaton(self) -> ahocorasick.Automaton:
         automaton = ahocorasick.Automaton()
-        for form, concepts in owners.items():
-            automaton.add_word(form, tuple(concepts))
+        for form, concepts in self.forms.items():
+            automaton.add_word(form, concepts)
         automaton.make_automaton()
         return automaton
 
@@ -73,3 +83,15 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
         return "head" if count > head else "tail" if count < tail else "medium"
 
     return {name: bucket(count) for name, count in counts.items()}
+
+
+def bucket_by_rank(counts: Mapping[str, int], sizes: tuple[int, int, int]) -> dict[str, str]:
+    """The most frequent ``sizes[0]`` concepts are ``head``, the next ``medium``, the last ``tail``; ties by name.
+
+    The paper's Table 3 has 235, 509 and 256 classes of ImageNet-1k. ValueError if the sizes do not add up.
+    """
+    if min(sizes) < 0 or sum(sizes) != len(counts):
+        raise ValueError(f"sizes={tuple(sizes)} do not add up to the {len(counts)} concepts: give head, medium, tail.")
+    labels = [bucket for bucket, size in zip(("head", "medium", "tail"), sizes, strict=True) for _ in range(size)]
+    bucket_of = dict(zip(sorted(counts, key=lambda name: (-counts[name], name)), labels, strict=True))
+    return {name: bucket_of[name] for name in counts}

@@ -1,0 +1,173 @@
+"""Captions a second on one core: ours, the plain counter, Polars and DuckDB on the same file and names.
+
+``python -m benchmarks.count_captions`` writes a file of made captions and counts the names and synonyms of ImageNet-1k
+in it; ``--file SHARD --column TEXT`` takes a real one. Polars and DuckDB are left out where they are not installed.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["POLARS_MAX_THREADS"] = "1"  # read when Polars is imported
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.data.count_imagenet import imagenet_classes
+from experiments.data.count_matcher import BatchCounter, patterns
+from experiments.data.count_shards import count_shard, list_shards
+from experiments.data.frequency import ConceptCounter, normalise
+
+LAION_2B = 2_300_000_000
+MENTIONED = 0.24  # mentions of ImageNet's classes a caption of LAION-2B, by public counts
+ACCENTED = ("café", "Été", "naïve", "Zoë", "№ 5", "München", "Malmö", "piñata")
+
+Counting = Callable[[], dict[str, int]]
+
+
+def made_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
+    """Captions like those of web images: words as frequent as in WordNet's glosses, some names, case, punctuation."""
+    from timm.data import ImageNetInfo
+
+    rng = np.random.default_rng(seed)
+    info = ImageNetInfo("imagenet-22k")
+    glosses = " ".join(info.index_to_description(k, detailed=True) for k in range(info.num_classes()))
+    forms = ConceptCounter(names).forms
+    words, counts = np.unique([w for w in glosses.split() if normalise(w) not in forms], return_counts=True)
+    words = np.append(words, ACCENTED)
+    share = np.append(counts * 0.993 / counts.sum(), np.full(len(ACCENTED), 0.007 / len(ACCENTED)))
+    lengths = np.clip(rng.lognormal(2.1, 0.6, n).astype(int), 1, 60)
+    drawn = iter(rng.choice(words, int(lengths.sum()), p=share).tolist())
+    synonyms = [name for group in names.values() for name in group]
+    named = np.where(rng.random(n) < MENTIONED, rng.integers(len(synonyms), size=n), -1)
+    styles = rng.integers(12, size=n)
+    joins = np.array([" ", " ", " ", ", ", " - ", " | "])[rng.integers(6, size=n)]
+    captions = []
+    for length, name, style, join in zip(lengths, named, styles, joins, strict=True):
+        text = " ".join(next(drawn) for _ in range(length))
+        text = f"{text}{join}{synonyms[name]}" if name >= 0 else text
+        styled = (text, text.title(), text.capitalize())[style % 3]
+        captions.append(f"{styled} – {length * 37} HD" if style == 0 else styled)
+    return captions
+
+
+def ours(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+    forms = patterns(names)
+    (shard,) = list_shards([str(path)])
+    return lambda: dict(zip(names, count_shard(shard, column, forms, len(names)).counts, strict=True))
+
+
+def plain(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+    counter = ConceptCounter(names)
+    return lambda: counter.count(pq.read_table(path, columns=[column])[column].drop_null().to_pylist())
+
+
+def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+    """One Aho-Corasick automaton in Rust over the normalised column."""
+    pl = import_module("polars")
+    forms = ConceptCounter(names).forms
+    owners = pl.LazyFrame(
+        [(form, name) for form, concepts in forms.items() for name in concepts], ["form", "name"], orient="row"
+    )
+    text = pl.col(column).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}]+", " ")
+    found = (
+        pl.scan_parquet(path)
+        .select((" " + text.str.strip_chars(" ") + " ").str.extract_many(list(forms), overlapping=True).alias("form"))
+        .with_row_index("caption")
+        .explode("form")
+        .join(owners, on="form")
+        .unique(["caption", "name"])
+        .group_by("name")
+        .len()
+    )
+    return lambda: dict.fromkeys(names, 0) | dict(found.collect().iter_rows())
+
+
+DUCKDB = r"""
+WITH captions AS (
+    SELECT row_number() OVER () AS caption,
+           string_split(trim(regexp_replace(lower(nfc_normalize("{column}")), '[^\pL\pN]+', ' ', 'g')), ' ') AS words
+    FROM read_parquet('{path}')
+), places AS (
+    SELECT caption, words, unnest(words) AS word, generate_subscripts(words, 1) AS place FROM captions
+)
+SELECT name, count(DISTINCT caption) FROM places JOIN forms ON word = first_word
+WHERE length = 1 OR array_to_string(words[place : place + length - 1], ' ') = form
+GROUP BY name
+"""
+
+
+def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+    """A hash join of the captions' words with the forms' first words, then of the words that follow."""
+    database = import_module("duckdb").connect()
+    database.execute("SET threads = 1")
+    database.execute("CREATE TABLE forms (form TEXT, first_word TEXT, length INT, name TEXT)")
+    rows = [
+        (form.strip(), form.split()[0], len(form.split()), name)
+        for form, concepts in ConceptCounter(names).forms.items()
+        for name in concepts
+    ]
+    database.executemany("INSERT INTO forms VALUES (?, ?, ?, ?)", rows)
+    query = DUCKDB.format(column=column, path=path)
+    return lambda: dict.fromkeys(names, 0) | dict(database.execute(query).fetchall())
+
+
+METHODS = {"ours": ours, "plain": plain, "polars": polars, "duckdb": duckdb}
+
+
+def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
+    """Counts, and the least seconds of ``repeats`` runs."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        counts = count()
+        seconds.append(time.perf_counter() - start)
+    return counts, min(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--captions", type=int, default=1_000_000, help="how many to make (default: %(default)s)")
+    parser.add_argument("--file", type=Path, help="a Parquet file of captions instead")
+    parser.add_argument("--column", default="caption")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    options = parser.parse_args()
+    pa.set_cpu_count(1)
+    names = {c.name: c.synonyms for c in imagenet_classes()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.file or Path(folder) / "captions.parquet"
+        if not options.file:
+            pq.write_table(pa.table({options.column: made_captions(options.captions, names, seed=0)}), path)
+        report(path, options.column, names, options.only, options.repeats)
+
+
+def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], repeats: int) -> None:
+    captions = pq.read_table(path, columns=[column])[column].drop_null()
+    size = sum(chunk.nbytes for chunk in captions.chunks)
+    print(f"{len(captions):,} captions of {size / len(captions):.0f} bytes, {len(ConceptCounter(names).forms):,} forms")
+    expected = BatchCounter(patterns(names), len(names)).count(captions.combine_chunks()).tolist()
+    print("| counter | captions/s | LAION-2B on one core | mentions | names counted otherwise |")
+    print("|---|---|---|---|---|")
+    for method in only:
+        try:
+            counts, seconds = measure(METHODS[method](path, column, names), repeats)
+        except ModuleNotFoundError as error:
+            print(f"| {method} | not measured: install {error.name} | | | |")
+            continue
+        rate = len(captions) / seconds
+        other = sum(counts[name] != n for name, n in zip(names, expected, strict=True))
+        hours = LAION_2B / rate / 3600
+        print(f"| {method} | {rate:,.0f} | {hours:.2f} h | {sum(counts.values()):,} | {other} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
