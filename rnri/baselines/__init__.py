@@ -2,8 +2,19 @@
 
 from rnri.baselines.edict import EDICT
 from rnri.baselines.embedding import NegativePrompt, NullText
+from rnri.baselines.ledits import LEditsPP
 from rnri.baselines.offsets import DirectInversion
 from rnri.baselines.stochastic import EditFriendly, SDEdit
 from rnri.baselines.two_step import BDIA, OBELM
 
-__all__ = ["BDIA", "EDICT", "OBELM", "DirectInversion", "EditFriendly", "NegativePrompt", "NullText", "SDEdit"]
+__all__ = [
+    "BDIA",
+    "EDICT",
+    "OBELM",
+    "DirectInversion",
+    "EditFriendly",
+    "LEditsPP",
+    "NegativePrompt",
+    "NullText",
+    "SDEdit",
+]

@@ -22,8 +22,8 @@ class EditFriendly:
 
     Latents ``z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) n_t`` are drawn independently at every level, and the noise map
     of a step is whatever takes the DDPM sampler from one to the next. Exact by construction; one map a step is
-    kept, ``extra["maps"] [B,N,C,h,w]``. A step without noise (to a clean end at ``a = 1``) has an inexact map of
-    zero.
+    kept, ``extra["maps"] [B,N,C,h,w]``. A step without noise (to a clean end at ``a = 1``, or that changes nothing)
+    has a map of zero, and the inversion is not exact.
 
     The draws are the same for every image, so that an image's result does not depend on its batch.
 
@@ -45,12 +45,13 @@ class EditFriendly:
         noisy = [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
         targets = [*noisy[1:], z0]
         maps: list[Tensor] = [torch.zeros_like(z0)] * len(schedule)
+        exact = True
         for k, i in enumerate(reversed(range(len(schedule)))):
             mean, deviation = _posterior(noisy[i], predictor, schedule, i)
+            exact &= deviation > 0
             if deviation > 0:
                 maps[i] = (targets[i] - mean) / deviation
             on_step(k, noisy[i])
-        exact = bool((schedule.alpha_bar_next < 1).all())
         return inversion(
             noisy[0], z0, evenly(1, schedule, len(z0)), exact=exact, single_latent=False,
             extra={"maps": torch.stack(maps, 1)},
