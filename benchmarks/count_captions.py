@@ -13,10 +13,12 @@ os.environ["POLARS_MAX_THREADS"] = "1"  # read when Polars is imported
 import argparse
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
+import ahocorasick
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +26,7 @@ import pyarrow.parquet as pq
 from experiments.data.count_imagenet import imagenet_classes
 from experiments.data.count_matcher import BatchCounter, patterns
 from experiments.data.count_shards import count_shard, list_shards
-from experiments.data.frequency import ConceptCounter, normalise
+from experiments.data.frequency import mentions, normalise
 
 LAION_2B = 2_300_000_000
 MENTIONED = 0.24  # mentions of ImageNet's classes a caption of LAION-2B, by public counts
@@ -40,7 +42,7 @@ def made_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> li
     rng = np.random.default_rng(seed)
     info = ImageNetInfo("imagenet-22k")
     glosses = " ".join(info.index_to_description(k, detailed=True) for k in range(info.num_classes()))
-    forms = ConceptCounter(names).forms
+    forms = mentions(names)
     words, counts = np.unique([w for w in glosses.split() if normalise(w) not in forms], return_counts=True)
     words = np.append(words, ACCENTED)
     share = np.append(counts * 0.993 / counts.sum(), np.full(len(ACCENTED), 0.007 / len(ACCENTED)))
@@ -66,14 +68,25 @@ def ours(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Count
 
 
 def plain(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    counter = ConceptCounter(names)
-    return lambda: counter.count(pq.read_table(path, columns=[column])[column].drop_null().to_pylist())
+    """The same automaton over every caption, normalised in Python."""
+    automaton = ahocorasick.Automaton()
+    for form, concepts in mentions(names).items():
+        automaton.add_word(form, concepts)
+    automaton.make_automaton()
+
+    def count() -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for caption in pq.read_table(path, columns=[column])[column].drop_null().to_pylist():
+            found.update({name for _, concepts in automaton.iter(normalise(caption)) for name in concepts})
+        return {name: found[name] for name in names}
+
+    return count
 
 
 def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
     """One Aho-Corasick automaton in Rust over the normalised column."""
     pl = import_module("polars")
-    forms = ConceptCounter(names).forms
+    forms = mentions(names)
     owners = pl.LazyFrame(
         [(form, name) for form, concepts in forms.items() for name in concepts], ["form", "name"], orient="row"
     )
@@ -112,7 +125,7 @@ def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Cou
     database.execute("CREATE TABLE forms (form TEXT, first_word TEXT, length INT, name TEXT)")
     rows = [
         (form.strip(), form.split()[0], len(form.split()), name)
-        for form, concepts in ConceptCounter(names).forms.items()
+        for form, concepts in mentions(names).items()
         for name in concepts
     ]
     database.executemany("INSERT INTO forms VALUES (?, ?, ?, ?)", rows)
@@ -153,7 +166,7 @@ def main() -> None:
 def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], repeats: int) -> None:
     captions = pq.read_table(path, columns=[column])[column].drop_null()
     size = sum(chunk.nbytes for chunk in captions.chunks)
-    print(f"{len(captions):,} captions of {size / len(captions):.0f} bytes, {len(ConceptCounter(names).forms):,} forms")
+    print(f"{len(captions):,} captions of {size / len(captions):.0f} bytes, {len(mentions(names)):,} forms")
     expected = BatchCounter(patterns(names), len(names)).count(captions.combine_chunks()).tolist()
     print("| counter | captions/s | LAION-2B on one core | mentions | names counted otherwise |")
     print("|---|---|---|---|---|")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.data.augment import BACKGROUNDS, plain
+from experiments.data.count_matcher import count_mentions
 from experiments.data.emoji import Drawings, read_table
-from experiments.data.frequency import ConceptCounter, bucket_by_threshold
+from experiments.data.frequency import assign_buckets
 
 BUCKETS = ("head", "medium", "tail")
 
@@ -64,6 +66,8 @@ class EmojiConcepts:
         folder: the built corpus.
         prompt: with ``{phrase}`` for the concept with its article and ``{background}``.
         head, tail: a concept with more captions than ``head`` is frequent, one with fewer than ``tail`` rare.
+        by: ``threshold`` for that, or ``rank`` for buckets of the sizes in ``ranks``.
+        ranks: sizes of head, medium and tail, which add up to all concepts.
     """
 
     folder: str
@@ -71,6 +75,8 @@ class EmojiConcepts:
     background: str
     head: int
     tail: int
+    by: str = "threshold"
+    ranks: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
@@ -79,8 +85,9 @@ class EmojiConcepts:
     def concepts(self) -> list[Concept]:
         drawings = Drawings(self.folder, ["reference"])
         phrases = {row["concept"]: row["phrase"] for row in drawings.rows}
-        frequencies = count_captions(Path(self.folder) / "captions.parquet", list(phrases))
-        buckets = bucket_by_threshold(frequencies, head=self.head, tail=self.tail)
+        captions = read_table(Path(self.folder) / "captions.parquet").data.column("caption").combine_chunks()
+        frequencies = count_mentions({name: [name] for name in phrases}, captions)
+        buckets = assign_buckets(frequencies, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
         pictures: dict[str, list[np.ndarray]] = {}
         for row in drawings.rows:
             picture = drawings.picture(row["image_id"], plain(self.background))
@@ -101,15 +108,10 @@ class EmojiConcepts:
         return np.stack([drawings.picture(image_id, plain(self.background)) for image_id in drawings.image_ids])
 
 
-def count_captions(path: Path, names: Sequence[str]) -> Mapping[str, int]:
-    """Captions that mention each name, counted as LAION's are."""
-    return ConceptCounter({name: [name] for name in names}).count(read_table(path)["caption"])
-
-
 def choose(
     concepts: Sequence[Concept], wanted: int | str | Sequence[str], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
-    """The concepts of an experiment: ``wanted`` is a number a bucket, ``"all"``, or names.
+    """The concepts of an experiment: ``wanted`` is a number a bucket, ``"all"``, or names. Prints how many of how many.
 
     A number draws without regard to frequency inside a bucket; the draw depends on ``seed`` alone, and a larger
     number contains a smaller one's concepts.
@@ -120,6 +122,15 @@ def choose(
     unknown = set(buckets) - set(BUCKETS)
     if unknown:
         raise ValueError(f"data.buckets names {', '.join(sorted(unknown))}: choose from {', '.join(BUCKETS)}.")
+    chosen = _choose(concepts, wanted, buckets, seed)
+    counts = (f"{b} {sum(c.bucket == b for c in chosen)} of {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
+    rank_zero_only(print)(f"Concepts: {', '.join(counts)}")
+    return chosen
+
+
+def _choose(
+    concepts: Sequence[Concept], wanted: int | str | Sequence[str], buckets: Sequence[str], seed: int
+) -> list[Concept]:
     candidates = [concept for concept in concepts if concept.bucket in buckets]
     if wanted == "all":
         return candidates

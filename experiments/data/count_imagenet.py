@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,6 +38,16 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
     )
 
 
+def imagenet_class(name: str) -> ImageNetClass:
+    """The class that an index, a WordNet id, a name or a synonym names. ValueError if it fits none or several."""
+    keys = _imagenet_keys()
+    found = keys.get(name) or keys.get(normalise(name), set())
+    if len(found) != 1:
+        fits = f"fits the classes {sorted(found)}" if found else "fits no class of ImageNet-1k"
+        raise ValueError(f"{name!r} {fits}: use class indices or WordNet ids.")
+    return imagenet_classes()[next(iter(found))]
+
+
 def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[int, int]:
     """Counts by class index, for files that name the classes in one of four ways.
 
@@ -54,22 +63,22 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
         if len(table.counts) != len(classes):
             raise ValueError(f"{table.path} has {len(table.counts)} rows: rows_are_indices=True needs {len(classes)}.")
         return dict(enumerate(table.counts.values()))
-    keys = _imagenet_keys(classes)
     counts: dict[int, int] = {}
     for name, count in table.counts.items():
-        found = keys.get(name) or keys.get(normalise(name), set())
-        if len(found) != 1:
-            fits = f"fits the classes {sorted(found)}" if found else "fits no class of ImageNet-1k"
-            raise ValueError(f"{table.path}: {name!r} {fits}: use class indices, WordNet ids, or rows in their order.")
-        (index,) = found
-        if index in counts:
-            raise ValueError(f"{table.path} has two counts for class {index} ({classes[index].name}): keep one.")
-        counts[index] = count
+        try:
+            found = imagenet_class(name)
+        except ValueError as error:
+            raise ValueError(f"{table.path}: {str(error)[:-1]}, or rows in the classes' order.") from None
+        if found.index in counts:
+            raise ValueError(f"{table.path} has two counts for class {found.index} ({found.name}): keep one.")
+        counts[found.index] = count
     return counts
 
 
-def _imagenet_keys(classes: Sequence[ImageNetClass]) -> dict[str, set[int]]:
+@cache
+def _imagenet_keys() -> dict[str, set[int]]:
     """Classes by index, WordNet id and unique name; then, normalised, by first name; then by other synonyms."""
+    classes = imagenet_classes()
     keys: dict[str, set[int]] = {}
     for c in classes:
         for key in (str(c.index), c.wnid, c.name):

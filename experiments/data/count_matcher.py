@@ -1,4 +1,4 @@
-"""Mentions of many names in many captions at once: the counts of ``ConceptCounter``, a batch of captions at a time.
+"""Mentions of many names in many captions at once; ``experiments.data.frequency`` says what a mention is.
 
 Most words of captions occur in no name. A batch is joined into one text, whose words a table of hashes sorts out
 without a loop in Python; one Aho-Corasick automaton for all names then reads the few words that remain. The hashes
@@ -7,7 +7,7 @@ may let other words through but never drop one of a mention, so the counts are e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from experiments.data.frequency import ConceptCounter, normalise
+from experiments.data.frequency import mentions, normalise
 
 # One form and the concepts (by position) that it is a mention of.
 Patterns = tuple[tuple[str, tuple[int, ...]], ...]
@@ -34,10 +34,10 @@ _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], "<u8")
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], "<u8")
 
 
-def patterns(names: Mapping[str, tuple[str, ...]]) -> Patterns:
+def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
     """All forms of all names, in the shape that ``BatchCounter`` takes; concepts are numbered in their order."""
     index = {name: k for k, name in enumerate(names)}
-    return tuple((form, tuple(index[name] for name in owners)) for form, owners in ConceptCounter(names).forms.items())
+    return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _fold_word(word: bytes) -> bytes:
 
 
 class BatchCounter:
-    """Counts captions that mention concepts, each caption once a concept; see ``ConceptCounter`` for what counts.
+    """Counts captions that mention concepts, each caption once a concept.
 
     Args:
         forms: what is searched for, and whose mention it is; from ``patterns``.
@@ -172,8 +172,13 @@ class BatchCounter:
         many = self._owned[form]
         first = (np.cumsum(self._owned) - self._owned)[form]
         owner = self._owners[np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())]
-        mentions = np.unique(np.repeat(caption, many) * self.concepts + owner)
-        return np.bincount(mentions % self.concepts, minlength=self.concepts)
+        found = np.unique(np.repeat(caption, many) * self.concepts + owner)
+        return np.bincount(found % self.concepts, minlength=self.concepts)
+
+
+def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray) -> dict[str, int]:
+    """How many of the captions (no nulls) mention each concept by one of its names, zeros included."""
+    return dict(zip(names, BatchCounter(patterns(names), len(names)).count(captions).tolist(), strict=True))
 
 
 def _excerpt(words: _Words, kept: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.data.augment import to_array
 from experiments.data.concepts import Concept
+from experiments.data.count_imagenet import imagenet_class, imagenet_classes, imagenet_counts
 from experiments.data.counts import read_count_table
-from experiments.data.frequency import bucket_by_threshold
+from experiments.data.frequency import assign_buckets
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+CLASSES = ("folders", "imagenet1k", "imagenet1k_rows")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -39,11 +41,6 @@ def read_image(path: Path, size: int) -> np.ndarray:
     return to_array(ImageOps.fit(flat.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
-def read_counts(path: Path) -> dict[str, int]:
-    """Counts by name from a file that ``experiments.data.counts`` reads."""
-    return read_count_table(path).counts
-
-
 @dataclass(frozen=True)
 class FolderConcepts:
     """Concepts from ``references/NAME/*.jpg``, with real images for FID from ``real/**``.
@@ -55,6 +52,10 @@ class FolderConcepts:
         prompt: with ``{name}``.
         size: side of the model's images in pixels.
         head, tail: as for the embedded corpus; the paper's are 1,000,000 and 10,000 mentions in LAION-2B.
+        by, ranks: as for the embedded corpus; ranks are those of all concepts in ``counts``.
+        classes: ``folders`` if ``counts`` names concepts as the folders do; ``imagenet1k`` if both name ImageNet's
+            classes, each by index, WordNet id or name; ``imagenet1k_rows`` if the 1,000 rows of ``counts`` are in the
+            order of the indices, whatever their names. Prompts then hold a class's first name.
     """
 
     references: str
@@ -64,33 +65,49 @@ class FolderConcepts:
     size: int
     head: int
     tail: int
+    by: str = "threshold"
+    ranks: Sequence[int] = ()
+    classes: str = "folders"
+
+    def __post_init__(self) -> None:
+        if self.classes not in CLASSES:
+            raise ValueError(f"data.source.classes={self.classes!r} is unknown: choose one of {', '.join(CLASSES)}.")
 
     def concepts(self) -> list[Concept]:
         root = Path(self.references)
         folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         if not folders:
             raise ValueError(f"{root} holds no folders: data.references needs one folder of images a concept.")
-        counts = self._counts([folder.name for folder in folders])
-        buckets = bucket_by_threshold(counts, head=self.head, tail=self.tail)
+        counts = self._counts()
+        buckets = assign_buckets(counts, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
+        keys = {folder: self._key(folder.name, counts) for folder in folders}
         return [
             Concept(
                 name=folder.name,
-                prompt=self.prompt.format(name=folder.name),
-                frequency=counts[folder.name],
-                bucket=buckets[folder.name],
+                prompt=self.prompt.format(name=self._phrase(folder.name)),
+                frequency=counts[keys[folder]],
+                bucket=buckets[keys[folder]],
                 references=np.stack([read_image(path, self.size) for path in image_files(folder)]),
             )
             for folder in folders
         ]
 
-    def _counts(self, names: list[str]) -> Mapping[str, int]:
-        counts = read_counts(Path(self.counts))
-        missing = [name for name in names if name not in counts]
-        if missing:
-            raise ValueError(
-                f"{self.counts} has no count for {missing[0]!r}: add it, or remove the folder of that name."
-            )
-        return {name: counts[name] for name in names}
+    def _counts(self) -> Mapping[str, int]:
+        """By name, or by the WordNet ids of ImageNet's classes."""
+        table = read_count_table(self.counts)
+        if self.classes == "folders":
+            return table.counts
+        counts = imagenet_counts(table, rows_are_indices=self.classes == "imagenet1k_rows")
+        return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
+
+    def _key(self, folder: str, counts: Mapping[str, int]) -> str:
+        key = folder if self.classes == "folders" else imagenet_class(folder).wnid
+        if key not in counts:
+            raise ValueError(f"{self.counts} has no count for {folder!r}: add it, or remove the folder of that name.")
+        return key
+
+    def _phrase(self, folder: str) -> str:
+        return folder if self.classes == "folders" else imagenet_class(folder).synonyms[0]
 
     def real_images(self) -> np.ndarray:
         root = Path(self.real)

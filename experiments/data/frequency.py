@@ -1,14 +1,11 @@
-"""How often a corpus mentions a concept, and the buckets that follow from it."""
+"""What a mention of a concept is, and the buckets that follow from how many a corpus holds."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
-import ahocorasick
 import inflect
 
 _SEPARATORS = re.compile(r"[^\w]+|_")
@@ -32,46 +29,24 @@ def spellings(name: str, engine: inflect.engine) -> set[str]:
     return {normalise(form) for form in forms}
 
 
-@dataclass(frozen=True)
-class ConceptCounter:
-    """Counts captions that mention concepts, each caption once a concept, as LAION's are counted.
+def mentions(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The concepts that each spelling is a mention of.
 
     A mention is the name or one of its synonyms as whole words, in singular or plural, whatever the case and the
-    hyphens. Names inside other names count for both.
+    hyphens. Names inside other names count for both; a caption counts once a concept.
 
     Args:
         names: synonyms (the name itself among them) of each concept.
+
+    ValueError if a name has neither letters nor digits.
     """
-
-    names: Mapping[str, Sequence[str]]
-
-    @cached_property
-    def forms(self) -> dict[str, tuple[str, ...]]:
-        """The concepts that each spelling is a mention of. ValueError if a name has neither letters nor digits."""
-        engine = inflect.engine()
-        owners: dict[str, set[str]] = {}
-        for concept, synonyms in self.names.items():
-            for synonym in synonyms:
-                for form in spellings(synonym, engine):
-                    owners.setdefault(form, set()).add(concept)
-        return {form: tuple(sorted(concepts)) for form, concepts in sorted(owners.items())}
-
-    @cached_property
-    def _automaton(self) -> ahocorasick.Automaton:
-        automaton = ahocorasick.Automaton()
-        for form, concepts in self.forms.items():
-            automaton.add_word(form, concepts)
-        automaton.make_automaton()
-        return automaton
-
-    def count(self, captions: Iterable[str]) -> dict[str, int]:
-        """Captions that mention each concept, zeros included."""
-        counts = dict.fromkeys(self.names, 0)
-        for caption in captions:
-            found = {concept for _, concepts in self._automaton.iter(normalise(caption)) for concept in concepts}
-            for concept in found:
-                counts[concept] += 1
-        return counts
+    engine = inflect.engine()
+    owners: dict[str, set[str]] = {}
+    for concept, synonyms in names.items():
+        for synonym in synonyms:
+            for form in spellings(synonym, engine):
+                owners.setdefault(form, set()).add(concept)
+    return {form: tuple(sorted(concepts)) for form, concepts in sorted(owners.items())}
 
 
 def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict[str, str]:
@@ -85,13 +60,22 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
     return {name: bucket(count) for name, count in counts.items()}
 
 
-def bucket_by_rank(counts: Mapping[str, int], sizes: tuple[int, int, int]) -> dict[str, str]:
+def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str, str]:
     """The most frequent ``sizes[0]`` concepts are ``head``, the next ``medium``, the last ``tail``; ties by name.
 
     The paper's Table 3 has 235, 509 and 256 classes of ImageNet-1k. ValueError if the sizes do not add up.
     """
-    if min(sizes) < 0 or sum(sizes) != len(counts):
-        raise ValueError(f"sizes={tuple(sizes)} do not add up to the {len(counts)} concepts: give head, medium, tail.")
+    if len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != len(counts):
+        raise ValueError(
+            f"ranks={list(sizes)} do not add up to the {len(counts):,} concepts: give the sizes of head, medium, tail."
+        )
     labels = [bucket for bucket, size in zip(("head", "medium", "tail"), sizes, strict=True) for _ in range(size)]
     bucket_of = dict(zip(sorted(counts, key=lambda name: (-counts[name], name)), labels, strict=True))
     return {name: bucket_of[name] for name in counts}
+
+
+def assign_buckets(counts: Mapping[str, int], by: str, *, head: int, tail: int, ranks: Sequence[int]) -> dict[str, str]:
+    """Buckets ``by`` ``threshold`` (``head`` and ``tail``) or by ``rank`` (``ranks``)."""
+    if by not in ("threshold", "rank"):
+        raise ValueError(f"data.source.by={by!r} is unknown: choose threshold or rank.")
+    return bucket_by_threshold(counts, head, tail) if by == "threshold" else bucket_by_rank(counts, ranks)

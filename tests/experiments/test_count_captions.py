@@ -18,11 +18,11 @@ import pytest
 
 from experiments.data import count_captions
 from experiments.data.count_captions import main
-from experiments.data.count_matcher import BatchCounter, patterns, read_words
+from experiments.data.count_matcher import BatchCounter, count_mentions, patterns, read_words
 from experiments.data.count_names import read_names
 from experiments.data.count_shards import Shard, count_shard, list_shards
 from experiments.data.counts import read_count_table
-from experiments.data.frequency import ConceptCounter, normalise
+from experiments.data.frequency import mentions, normalise
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
@@ -51,17 +51,23 @@ def random_captions(seed: int, n: int) -> list[str]:
     return ["".join(rng.choice(PARTS) + rng.choice(joins) for _ in range(rng.randrange(9))) for _ in range(n)]
 
 
+def plain_counts(names: dict[str, tuple[str, ...]], captions: list[str]) -> dict[str, int]:
+    """What a mention is, without anything that saves time."""
+    forms, texts = mentions(names), [normalise(caption) for caption in captions]
+    found = {form: {k for k, text in enumerate(texts) if form in text} for form in forms}
+    return {name: len(set().union(*(found[f] for f, owners in forms.items() if name in owners))) for name in names}
+
+
 def batch_counts(names: dict[str, tuple[str, ...]], captions: list[str]) -> dict[str, int]:
-    counts = BatchCounter(patterns(names), len(names)).count(pa.array(captions, pa.string()))
-    return dict(zip(names, counts.tolist(), strict=True))
+    return count_mentions(names, pa.array(captions, pa.string()))
 
 
 @pytest.mark.parametrize(("size", "seeds"), [(1, 20), (2, 20), (7, 20), (3000, 3), (9001, 1)])
 def test_batches_count_as_the_plain_counter(size, seeds):
     for seed in range(seeds):
         captions = random_captions(seed, size)
-        assert batch_counts(NAMES, captions) == ConceptCounter(NAMES).count(captions)
-    expected = ConceptCounter(NAMES).count(random_captions(0, 3000))
+        assert batch_counts(NAMES, captions) == plain_counts(NAMES, captions)
+    expected = plain_counts(NAMES, random_captions(0, 3000))
     assert min(expected.values()) > 5  # every name is met, the rarest of four words too
 
 
@@ -77,9 +83,9 @@ def test_hashes_only_save_time():
 def test_many_names():
     words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnprst"]
     rng = random.Random(0)
-    names = {name: (name,) for name in {" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(2000)}}
-    captions = [" ".join(rng.choices(words, k=8)) for _ in range(2000)]
-    assert batch_counts(names, captions) == ConceptCounter(names).count(captions)
+    names = {name: (name,) for name in {" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(1000)}}
+    captions = [" ".join(rng.choices(words, k=8)) for _ in range(1000)]
+    assert batch_counts(names, captions) == plain_counts(names, captions)
 
 
 def test_each_character_beside_letters_is_normalised_as_alone():
@@ -115,13 +121,13 @@ def test_every_kind_of_text_and_nulls(tmp_path, kind):
     (shard,) = list_shards([str(tmp_path / "a.parquet")])
     counts = count_shard(shard, "text", patterns(NAMES), len(NAMES))
     assert (counts.captions, counts.nulls) == (4, 2)
-    assert dict(zip(NAMES, counts.counts, strict=True)) == ConceptCounter(NAMES).count(filter(None, captions))
+    assert dict(zip(NAMES, counts.counts, strict=True)) == plain_counts(NAMES, [c for c in captions if c])
 
 
 def test_arrays_that_are_slices():
     captions = pa.array(["a cat", "a dog", "hot dog", "tee"])
     counts = BatchCounter(patterns(NAMES), len(NAMES)).count(captions[1:3])
-    assert dict(zip(NAMES, counts.tolist(), strict=True)) == ConceptCounter(NAMES).count(["a dog", "hot dog"])
+    assert dict(zip(NAMES, counts.tolist(), strict=True)) == plain_counts(NAMES, ["a dog", "hot dog"])
 
 
 def test_only_the_caption_column_is_read(tmp_path, monkeypatch):
@@ -184,7 +190,7 @@ def here(monkeypatch):
 
 
 def expected(*seeds: int) -> dict[str, int]:
-    return ConceptCounter(NAMES).count([caption for seed in seeds for caption in random_captions(seed, 50)])
+    return plain_counts(NAMES, [caption for seed in seeds for caption in random_captions(seed, 50)])
 
 
 def test_command_counts_and_says_from_what(corpus, here, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data.folder import FolderConcepts, image_files, read_counts, read_image
+from experiments.data.folder import FolderConcepts, image_files, read_image
 
 
 def source(root, **changes) -> FolderConcepts:
@@ -50,10 +50,39 @@ def test_centre_is_cut_out(tmp_path):
     assert (read_image(tmp_path / "wide.png", 8) == 200).all()
 
 
-def test_counts_from_every_format(tmp_path):
-    for name, text in (("a.tsv", "x y\t3\n"), ("a.csv", '"x y",3\n'), ("a.json", json.dumps({"x y": 3}))):
-        (tmp_path / name).write_text(text)
-        assert read_counts(tmp_path / name) == {"x y": 3}
+def test_counts_from_every_format(root):
+    counts = {"tiger cat": 3, "payphone": 500}
+    for name, text in (("a.csv", "tiger cat,3\npayphone,500\n"), ("a.json", json.dumps(counts))):
+        (root / name).write_text(text)
+        assert {c.name: c.frequency for c in source(root, counts=str(root / name)).concepts()} == counts
+
+
+def test_ranks_are_those_of_all_concepts_in_the_file(root):
+    phone, cat = source(root, by="rank", ranks=(1, 1, 1)).concepts()
+    assert (phone.bucket, cat.bucket) == ("head", "tail")  # a concept without images lies between
+    with pytest.raises(ValueError, match="do not add up to the 3 concepts"):
+        source(root, by="rank", ranks=(1, 0, 1)).concepts()
+
+
+def test_imagenet_folders_and_counts_by_any_key(root):
+    """Class 282 is n02123159, tiger cat; 707 is n03902125, pay-phone."""
+    for kind in ("references", "real"):
+        (root / kind / "payphone").rename(root / kind / "n03902125")
+    (root / "counts.tsv").write_text("282\t3\npay-phone\t500\n")
+    phone, cat = source(root, classes="imagenet1k").concepts()
+    assert (phone.name, phone.prompt, phone.frequency, phone.bucket) == (
+        "n03902125",
+        "a photo of a pay-phone",
+        500,
+        "head",
+    )
+    assert (cat.name, cat.prompt, cat.frequency, cat.bucket) == ("tiger cat", "a photo of a tiger cat", 3, "tail")
+    (root / "counts.tsv").write_text("".join(f"class {k}\t{k}\n" for k in range(1000)))
+    assert [c.frequency for c in source(root, classes="imagenet1k_rows").concepts()] == [707, 282]
+    with pytest.raises(ValueError, match="'class 0' fits no class of ImageNet-1k"):
+        source(root, classes="imagenet1k").concepts()
+    with pytest.raises(ValueError, match="classes='imagenet' is unknown: choose one of folders, imagenet1k"):
+        source(root, classes="imagenet")
 
 
 def test_corrupt_image_is_named(root):
@@ -77,4 +106,4 @@ def test_missing_things_are_named(root, tmp_path):
         image_files(root / "references" / "empty")
     (root / "bad.tsv").write_text("tiger cat\tmany\n")
     with pytest.raises(ValueError, match="is not a table"):
-        read_counts(root / "bad.tsv")
+        source(root, counts=str(root / "bad.tsv")).concepts()

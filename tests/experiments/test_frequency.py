@@ -1,14 +1,20 @@
 """Counting names in captions, buckets, and the choice of concepts."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from experiments.data.concepts import Concept, EmojiConcepts, choose
-from experiments.data.frequency import ConceptCounter, bucket_by_threshold
+from experiments.data.count_matcher import count_mentions
+from experiments.data.frequency import assign_buckets, bucket_by_threshold
 
 
 def count(name: str, *captions: str) -> int:
-    return ConceptCounter({name: [name]}).count(captions)[name]
+    return count_mentions({name: [name]}, pa.array(captions))[name]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +49,9 @@ def test_a_caption_counts_once_a_concept():
 
 
 def test_names_inside_names_count_for_both_and_synonyms_for_one():
-    counter = ConceptCounter({"dog": ["dog", "hound"], "hot dog": ["hot dog"], "sky": ["sky"]})
-    assert counter.count(["a hot dog", "a hound and a dog"]) == {"dog": 2, "hot dog": 1, "sky": 0}
+    names = {"dog": ["dog", "hound"], "hot dog": ["hot dog"], "sky": ["sky"]}
+    captions = pa.array(["a hot dog", "a hound and a dog"])
+    assert count_mentions(names, captions) == {"dog": 2, "hot dog": 1, "sky": 0}
 
 
 def test_thresholds_are_strict():
@@ -54,15 +61,33 @@ def test_thresholds_are_strict():
         bucket_by_threshold({}, head=1, tail=2)
 
 
-def test_embedded_corpus_falls_into_buckets_like_the_papers():
-    prompt = "a drawing of {phrase} on a {background} background"
-    concepts = EmojiConcepts("assets/emoji", prompt, "white", head=1000, tail=42).concepts()
+def embedded(*changes: str) -> EmojiConcepts:
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        return instantiate(compose("train", ["data=emoji", *changes]).data.source)
+
+
+def test_embedded_corpus_falls_into_buckets_like_the_papers(capsys):
+    concepts = embedded().concepts()
     sizes = [sum(concept.bucket == bucket for concept in concepts) for bucket in ("head", "medium", "tail")]
     assert sizes == [80, 158, 82]  # the paper: 235, 509, 256 of 1000
     assert min(c.frequency for c in concepts) == 8 and max(c.frequency for c in concepts) == 5000
     assert all(concept.references.shape == (3, 3, 64, 64) for concept in concepts)
+    assert len(choose(concepts, 100, ("head", "tail"), seed=0)) == 162
+    assert "head 80 of 80, medium 0 of 158, tail 82 of 82" in capsys.readouterr().out
+
+
+def test_embedded_corpus_by_rank():
+    concepts = sorted(embedded("data.source.by=rank").concepts(), key=lambda c: -c.frequency)
+    assert [c.bucket for c in concepts] == ["head"] * 75 + ["medium"] * 163 + ["tail"] * 82
+    with pytest.raises(ValueError, match=r"ranks=\[75, 163\] do not add up to the 320 concepts"):
+        embedded("data.source.by=rank", "data.source.ranks=[75,163]").concepts()
+
+
+def test_bad_sources_are_refused():
+    with pytest.raises(ValueError, match=r"by='size' is unknown: choose threshold or rank"):
+        assign_buckets({"a": 1}, "size", head=2, tail=1, ranks=())
     with pytest.raises(ValueError, match="background='red'"):
-        EmojiConcepts("assets/emoji", prompt, "red", head=1000, tail=42)
+        EmojiConcepts("assets/emoji", "{phrase}", "red", head=1000, tail=42)
 
 
 @pytest.fixture
