@@ -30,10 +30,10 @@ class Setting:
             leaves each method its own. A list stands for as many settings.
         methods: names; None stands for all.
         wrong_prompts: give each image the prompt of another concept.
-        generated: instead of real images take those that the model itself makes of the prompts under this setting;
-            only then are distances to the true latent known.
+        generated: instead of real images take those that the model itself makes of the images' prompts under this
+            setting, each as often as it takes; only then are distances to the true latent known.
         decoder_iterations: of decoder inversion before any method; 0 leaves the encoder's latent.
-        images: how many, at most; None stands for all of the study's.
+        images: how many, at most, or exactly if they are generated; None stands for as many as the study has.
     """
 
     steps: int
@@ -115,6 +115,12 @@ def pictured(concepts: Sequence[Concept], count: int, generator: torch.Generator
     return all_images[:count]
 
 
+def imagined(images: Sequence[Pictured], count: int) -> list[Pictured]:
+    """``count`` images to be generated of the prompts of ``images``, which take turns; each has noise of its own."""
+    turns = [images[k % len(images)] for k in range(count)]
+    return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(turns)]
+
+
 def mismatched(images: Sequence[Pictured]) -> list[Pictured]:
     """Each image with the prompt of the next image of another concept."""
     wrong = []
@@ -150,7 +156,7 @@ def jobs(
     """
     found: list[Job] = []
     for setting in (single for given in settings for single in given.each()):
-        chosen = images[: setting.images]
+        chosen = imagined(images, setting.images or len(images)) if setting.generated else images[: setting.images]
         chosen = mismatched(chosen) if setting.wrong_prompts else chosen
         batches = [chosen[k : k + batch_size] for k in range(0, len(chosen), batch_size)]
         ceiling = Setting(

@@ -28,14 +28,20 @@ LOST = 0.1
 AVERAGED = (
     "psnr", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "residual_mean", "solved", "converged",
     "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes", "latent_shift",
-    "distance_encoded", "distance_reconstructed", "norm",
+    "distance_encoded", "distance_adjusted", "distance_reconstructed", "norm",
 )  # fmt: skip
 COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "prompts": "prompts",
     "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step", "psnr": "PSNR, dB",
-    "latent_mse": "latent MSE", "residual": "residual", "converged": "converged", "diverged": "diverged",
-    "seconds_per_image": "s an image", "n": "n",
+    "ssim": "SSIM", "perceptual": "perceptual", "latent_mse": "latent MSE", "residual": "residual",
+    "solved": "steps solved", "converged": "converged", "diverged": "diverged", "seconds_per_image": "s an image",
+    "n": "n",
 }  # fmt: skip
+DISTANCES = {
+    "method": "method", "steps": "steps", "guidance": "guidance", "distance_encoded": "encoded",
+    "distance_adjusted": "adjusted", "distance_reconstructed": "reconstructed", "n": "n",
+}  # fmt: skip
+"""Of generated images: how far the encoder's latent, the one inverted and the reconstruction lie from the true one."""
 
 
 def write_report(
@@ -54,6 +60,8 @@ def write_report(
     report.write_results(run_dir, rows, {**settings, **extra})
     report.write_samples(run_dir, samples)
     table = report.markdown_table([*rows, *paper], COLUMNS)
+    if any(row["generated"] for row in rows):
+        table += "\n" + report.markdown_table([row for row in rows if row["generated"]], DISTANCES)
     if extra:
         table += "\n" + report.markdown_table(extra["detection"], DETECTION)
     (run_dir / "table.md").write_text(table)

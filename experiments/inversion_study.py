@@ -48,15 +48,16 @@ class InversionModule(LightningModule):
         z0 = DecoderInversion(job.setting.decoder_iterations)(model, images)
         columns: dict[str, Tensor] = {}
         if job.inverter is None:
-            z = z0
+            target = z = z0
         else:
-            z, columns = self._invert(job, z0, prompts)
+            target, z, columns = self._invert(job, z0, prompts)
         with torch.no_grad():
             again = model.decode(z)
             columns |= self._image_columns(images, again, prompts)
         columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
         if true is not None:
-            columns |= {"distance_encoded": _distance(z0, true), "distance_reconstructed": _distance(z, true)}
+            latents = {"encoded": z0, "adjusted": target, "reconstructed": z}
+            columns |= {f"distance_{name}": _distance(latent, true) for name, latent in latents.items()}
         rows = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
         tensors = {"images": _bytes(images[:PICTURES]), "reconstructions": _bytes(again[:PICTURES])}
         self.units[unit_name(job)].write(job.key, tensors, {"rows": rows})
@@ -74,8 +75,8 @@ class InversionModule(LightningModule):
             true = model.sample(noise, predictor, model.schedule(job.setting.steps))
             return model.decode(true), true
 
-    def _invert(self, job: Job, z0: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reconstructed latents, and what the inversion says by image."""
+    def _invert(self, job: Job, z0: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The latents that were inverted, what they became when reconstructed, and what the inversion says by image."""
         model, setting = self.tools.model, job.setting
         schedule, predictor = model.schedule(setting.steps), model.predictor(prompts, setting.guidance)
         path: list[Tensor] = []
@@ -84,18 +85,22 @@ class InversionModule(LightningModule):
         seconds = self._now() - start
         z = job.inverter.reconstruct(inversion, predictor, schedule).float()
         residuals, solved = measured([inversion.z0, *path], inversion, predictor, schedule)
-        return z, {
-            "residual": residuals.max(0).values,
-            "residual_mean": residuals.mean(0),
-            "solved": solved.double().mean(0),
-            "converged": solved.all(0),
-            "evaluations_per_step": inversion.evaluations.double().mean(0),
-            "backward_per_step": inversion.backward.double().mean(0),
-            "seconds": torch.full((len(z0),), seconds / len(z0)),
-            "stored_bytes": torch.full((len(z0),), inversion.extra_bytes),
-            "latent_shift": _distance(inversion.z0, z0),
-            "norm": inversion.seed.flatten(1).norm(dim=1),
-        }
+        return (
+            inversion.z0,
+            z,
+            {
+                "residual": residuals.max(0).values,
+                "residual_mean": residuals.mean(0),
+                "solved": solved.double().mean(0),
+                "converged": solved.all(0),
+                "evaluations_per_step": inversion.evaluations.double().mean(0),
+                "backward_per_step": inversion.backward.double().mean(0),
+                "seconds": torch.full((len(z0),), seconds / len(z0)),
+                "stored_bytes": torch.full((len(z0),), inversion.extra_bytes),
+                "latent_shift": _distance(inversion.z0, z0),
+                "norm": inversion.seed.flatten(1).norm(dim=1),
+            },
+        )
 
     def _image_columns(self, images: Tensor, again: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         text, clip = self.tools.clip.text(prompts), self.tools.clip(images)

@@ -18,7 +18,16 @@ from omegaconf import OmegaConf
 
 import train
 from experiments.data.concepts import Concept
-from experiments.inversion_jobs import CEILING, Pictured, Setting, jobs, mismatched, pictured, with_evaluations
+from experiments.inversion_jobs import (
+    CEILING,
+    Pictured,
+    Setting,
+    imagined,
+    jobs,
+    mismatched,
+    pictured,
+    with_evaluations,
+)
 from experiments.inversion_report import detection, summary
 from experiments.inversion_study import measured
 from experiments.sweep_report import read_sweep
@@ -66,7 +75,8 @@ def test_results_follow_the_contract(run):
     assert exact["latent_mse"] < 1e-8 and exact["residual"] is None and exact["stored_bytes"] == 8 * 1024
     assert exact["psnr"] == pytest.approx(table["vae, decoder inversion", None, "right", False]["psnr"], abs=0.01)
     made = table["accelerated", None, "right", True]
-    assert made["distance_encoded"] > 0 and made["distance_reconstructed"] > 0
+    assert made["distance_encoded"] == made["distance_adjusted"] > 0 and made["distance_reconstructed"] > 0
+    assert "| reconstructed |" in (folder / "table.md").read_text()
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/residuals.png", "figures/detection.png"):
         assert (folder / name).stat().st_size > 0
     assert (folder / "images" / "steps3_guidance1.png").stat().st_size > 0
@@ -156,6 +166,15 @@ def test_images_take_every_concept_before_any_twice():
     assert [image.key for image in images(2)] == [image.key for image in chosen[:2]]
     with pytest.raises(ValueError, match=r"task\.images=6"):
         images(6)
+
+
+def test_images_to_generate_are_as_many_as_asked_for():
+    own = images(2)
+    made = imagined(own, 5)
+    assert [image.prompt for image in made] == [own[k % 2].prompt for k in range(5)]
+    assert len({image.name for image in made}) == 5  # each has noise of its own
+    (job,) = (j for j in jobs({"edict": EDICT()}, [Setting(4, generated=True, images=5)], own, 8) if j.inverter)
+    assert [image.name for image in job.images] == [image.name for image in made]
 
 
 def test_wrong_prompts_are_of_other_concepts():
