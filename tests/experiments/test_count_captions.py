@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -294,8 +295,6 @@ def test_bad_shards_are_named(corpus):
 
 def test_remote_shards():
     """Another file system than the local one, through the same code as ``s3://``."""
-    import fsspec
-
     memory = fsspec.filesystem("memory")
     for k in range(2):
         with memory.open(f"/bucket/{k}.parquet", "wb") as file:
@@ -303,6 +302,32 @@ def test_remote_shards():
     shards = list_shards(["memory://bucket/*.parquet", "memory://bucket/0.parquet"])
     counts = [count_shard(shard, "caption", patterns(NAMES), len(NAMES)).counts for shard in shards]
     assert dict(zip(NAMES, np.sum(counts, axis=0).tolist(), strict=True)) == expected(0, 1)
+
+
+def test_shards_in_s3(corpus, here):
+    """A server of S3 on this machine; its tags of versions tell a shard that was written again."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        storage = {"key": "user", "secret": "hidden", "endpoint_url": f"http://{host}:{port}"}
+        bucket = fsspec.filesystem("s3", **storage)
+        bucket.mkdir("bucket")
+        bucket.put(f"{corpus}/shards/*.parquet", "bucket/")
+        argv = command(corpus, "--storage", json.dumps(storage))
+        argv[0] = "s3://bucket/*.parquet"
+        main(argv)
+        assert read_count_table(corpus / "counts.tsv").counts == expected(0, 1, 2, 3)
+        here.clear()
+        bucket.put(f"{corpus}/shards/3.parquet", "bucket/2.parquet")
+        bucket.invalidate_cache()
+        main(argv)
+        assert here == ["2.parquet"]  # now a copy of another
+        assert read_count_table(corpus / "counts.tsv").counts == expected(0, 1, 3)
+        assert not any("hidden" in path.read_text() for path in corpus.rglob("*.json"))
+    finally:
+        server.stop()
 
 
 ENGINES = [
