@@ -1,8 +1,12 @@
 """What inversion costs beside its network: ``python -m benchmarks.inversion``.
 
-For each method, batch size and number of steps: evaluations a step, seconds, the ratio of that time to what as many
-bare calls of the same network on the same batch take, and peak memory above that of the loaded model. Times are
-ratios within one process, the bare calls measured before and after; each case has a process of its own.
+For each method, batch size and number of steps: evaluations a step and sample, forward and backward; seconds; the
+ratio of that time to what the evaluations would take as bare calls of the same network on the full batch, and to what
+the very calls take that were made, some of them on the samples still being solved; and peak memory above that of the
+loaded model. A method's backward passes are in its time and not in the bare one.
+
+Each network call of the inversion is preceded by a bare one on as many latents, whose time is taken out of the
+inversion's, so that a ratio compares times under the same load. Each case has a process of its own.
 
     python -m benchmarks.inversion --methods accelerated aidi --batches 1 8 64 --steps 4 50
 """
@@ -15,18 +19,18 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from experiments.store import synchronise
-from rnri import LatentDiffusion, NoisePredictor, Schedule
+from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
-METHODS = ("ddim", "aidi", "aidi_a", "rnri_sign", "rnri_paper", "accelerated")
-BARE_CALLS = 5
+METHODS = Path("configs/method")
 MEBIBYTE = 2**20
 
 
@@ -41,43 +45,74 @@ class Case:
     dtype: str
 
 
-def bare_seconds(predictor: NoisePredictor, z: torch.Tensor, schedule: Schedule) -> float:
-    """Median time of a network call on the batch."""
-    times = []
-    with torch.no_grad():
-        for k in range(BARE_CALLS):
-            start = _now(z.device)
-            predictor(z, int(schedule.timesteps[k % len(schedule)]))
-            times.append(_now(z.device) - start)
-    return statistics.median(times)
+@dataclass(frozen=True)
+class Twinned:
+    """A denoiser whose every call is preceded by a bare one on as many of ``latents [B,C,h,w]``.
+
+    Attributes:
+        calls: batch size and seconds of each bare call.
+        aside: seconds spent on bare calls, those included that prepare the libraries for a new batch size.
+    """
+
+    denoiser: Denoiser
+    latents: Tensor
+    calls: list[tuple[int, float]] = field(default_factory=list)
+    aside: list[float] = field(default_factory=list)
+
+    def __call__(self, z: Tensor, t: int) -> Tensor:
+        begun = _now(z.device)
+        if len(z) not in dict(self.calls):
+            self._bare(len(z), t)
+        start = _now(z.device)
+        self._bare(len(z), t)
+        end = _now(z.device)
+        self.calls.append((len(z), end - start))
+        self.aside.append(end - begun)
+        return self.denoiser(z, t)
+
+    @torch.no_grad()
+    def _bare(self, rows: int, t: int) -> None:
+        self.denoiser(self.latents[:rows], t)
+
+    def select(self, rows: Tensor) -> Twinned:
+        return replace(self, denoiser=self.denoiser.select(rows))
+
+    def unguided(self) -> Twinned:
+        return replace(self, denoiser=self.denoiser.unguided())
+
+
+def method(name: str) -> Inverter:
+    return instantiate(OmegaConf.load(METHODS / f"{name}.yaml"))
+
+
+def single_latent_methods() -> list[str]:
+    return [name for name in sorted(path.stem for path in METHODS.glob("*.yaml")) if method(name).single_latent]
 
 
 def measure(case: Case) -> dict[str, float]:
-    """One inversion of random latents, after one that warms up."""
+    """One inversion of latents that the model samples, after one that warms up."""
     model = LatentDiffusion.from_pretrained(
         case.model, device=case.device, dtype=getattr(torch, case.dtype), local_files_only=Path(case.model).exists()
     )
-    inverter = instantiate(OmegaConf.load(f"configs/method/{case.method}.yaml"))
+    before = _peak(model.device)
+    inverter, schedule = method(case.method), model.schedule(case.steps)
     predictor = model.predictor(["a drawing of a camel"] * case.batch, case.guidance)
-    schedule = model.schedule(case.steps)
     seeds = model.noise(list(range(case.batch)), seed=0)
     with torch.no_grad():
         z0 = model.sample(seeds, predictor, schedule)
     inverter.invert(z0[:1], predictor.select(torch.tensor([0])), model.schedule(2))
-    bare = [bare_seconds(predictor, seeds.double(), schedule)]
-    _reset_peak(model.device)
-    before = _peak(model.device)
+    twinned = Twinned(predictor.denoiser, seeds.double())
     start = _now(model.device)
-    inversion = inverter.invert(z0, predictor, schedule)
-    seconds = _now(model.device) - start
-    bare.append(bare_seconds(predictor, seeds.double(), schedule))
+    inversion = inverter.invert(z0, NoisePredictor(twinned), schedule)
+    seconds = _now(model.device) - start - sum(twinned.aside)
+    full = statistics.fmean(taken for rows, taken in twinned.calls if rows == case.batch)
     evaluations = inversion.evaluations.double().mean().item()
-    backward = inversion.backward.double().mean().item()
     return {
         "evaluations": evaluations,
-        "backward": backward,
+        "backward": inversion.backward.double().mean().item(),
         "seconds": seconds,
-        "ratio": seconds / (evaluations * case.steps * statistics.mean(bare)),
+        "ratio": seconds / (evaluations * case.steps * full),
+        "ratio_of_calls": seconds / sum(taken for _, taken in twinned.calls),
         "memory": (_peak(model.device) - before) / MEBIBYTE,
     }
 
@@ -85,11 +120,6 @@ def measure(case: Case) -> dict[str, float]:
 def _now(device: torch.device) -> float:
     synchronise(device)
     return time.perf_counter()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak(device: torch.device) -> int:
@@ -102,7 +132,7 @@ def _peak(device: torch.device) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="names of configs/method")
+    parser.add_argument("--methods", nargs="+", default=single_latent_methods(), help="names of configs/method")
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 64))
     parser.add_argument("--steps", nargs="+", type=int, default=(4, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
@@ -111,15 +141,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     print(f"{'method':20s} {'batch':>5s} {'steps':>5s} {'evaluations':>11s} {'backward':>8s} {'seconds':>8s} "
-          f"{'ratio':>6s} {'MiB':>7s}")  # fmt: skip
+          f"{'ratio':>6s} {'of calls':>8s} {'MiB':>7s}")  # fmt: skip
     for steps in options.steps:
         for batch in options.batches:
-            for method in options.methods:
-                case = Case(method, batch, steps, options.guidance, options.model, options.device, options.dtype)
+            for name in options.methods:
+                case = Case(name, batch, steps, options.guidance, options.model, options.device, options.dtype)
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     found = pool.apply(measure, (case,))
-                print(f"{method:20s} {batch:5d} {steps:5d} {found['evaluations']:11.2f} {found['backward']:8.2f} "
-                      f"{found['seconds']:8.2f} {found['ratio']:6.3f} {found['memory']:7.1f}", flush=True)  # fmt: skip
+                print(f"{name:20s} {batch:5d} {steps:5d} {found['evaluations']:11.2f} {found['backward']:8.2f} "
+                      f"{found['seconds']:8.2f} {found['ratio']:6.3f} {found['ratio_of_calls']:8.3f} "
+                      f"{found['memory']:7.1f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

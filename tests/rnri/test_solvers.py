@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.sparse.linalg
 import torch
 
 from rnri import (
@@ -164,6 +165,28 @@ def test_anderson_is_exact_on_a_linear_problem_in_n_steps():
     exact = torch.linalg.solve(torch.eye(n) - 0.5 * matrices, 0.8 * z_s.flatten(1))
     assert solution.converged.all()
     torch.testing.assert_close(solution.z.flatten(1), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [Anderson, SafeguardedAnderson])
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_anderson_with_full_memory_is_gmres_on_a_linear_problem(solver, k):
+    """Walker & Ni 2011, Theorem 2.2: after k differences, Anderson's iterate is f of the k-th of GMRES."""
+    generator = torch.Generator().manual_seed(3)
+    n = 8
+    matrix = torch.randn(n, n, dtype=torch.float64, generator=generator) / n
+    z_s = torch.randn(1, 2, 2, 2, dtype=torch.float64, generator=generator)
+
+    def linear(z, _):
+        return (z.flatten(1) @ matrix.T).view_as(z)
+
+    options = {"growth": 100.0} if solver is SafeguardedAnderson else {"keep_best": False}
+    settings = solver(k + 1, tolerance=0, memory=k, regularisation=1e-15, **options)
+    found = settings(problem(linear, z_s), z_s).z.flatten().numpy()
+    f = 0.5 * matrix.numpy(), 0.8 * z_s.flatten().numpy()  # f(z) = f[0] z + f[1]
+    krylov, _ = scipy.sparse.linalg.gmres(
+        np.eye(n) - f[0], f[1], x0=z_s.flatten().numpy(), restart=k, maxiter=1, rtol=0, atol=0
+    )
+    np.testing.assert_allclose(found, f[0] @ krylov + f[1], rtol=0, atol=1e-9)
 
 
 def test_anderson_with_memory_one_by_the_secant():
