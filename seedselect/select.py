@@ -1,18 +1,24 @@
-"""The optimisation of seeds. Letters: B samples, K iterations, D features."""
+"""The optimisation of seeds. Letters: B samples, b of them still at work, K iterations, D features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
+from seedselect.book import Book, Selection
 from seedselect.losses import appearance_loss, semantic_loss
 
 Trajectory = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """``(seeds [b, C, h, w], rows [b]) -> latents``: sampling of the samples ``rows``, its last latents, cleanest last."""
+
+AUTHORS_OPTIMISER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
+AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
 
 
 @dataclass(frozen=True)
@@ -26,24 +32,9 @@ class Targets:
         return Targets(self.features[rows], self.latent[rows])
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The best seed of each sample and how it was found.
-
-    Attributes:
-        seed: ``[B, C, h, w]``; its loss was evaluated, and is never above that of the seed it started from.
-        loss, initial_loss: ``float64 [B]``.
-        trace: ``float64 [K + 1, B]``, the loss after each update (row 0: before any), NaN once a sample has stopped.
-        iterations: ``int64 [B]``, updates made.
-        converged: ``bool [B]``, stopped because the loss no longer fell.
-    """
-
-    seed: Tensor
-    loss: Tensor
-    initial_loss: Tensor
-    trace: Tensor
-    iterations: Tensor
-    converged: Tensor
+def no_penalty(seeds: Tensor) -> Tensor:
+    """Zeros ``[B]``: every seed is as good as another."""
+    return seeds.new_zeros(len(seeds))
 
 
 @dataclass(frozen=True)
@@ -52,38 +43,41 @@ class SeedSelect:
 
     Args:
         iterations: most updates a sample.
-        learning_rate: of AdamW, divided by 10 from iteration ``drop_after`` on.
-        drop_after: None keeps the rate.
-        weight_decay: AdamW's.
+        optimiser: makes a ``torch.optim`` optimiser, given a list of seeds. Each sample is a parameter of its own, so
+            that samples neither wait for nor influence one another.
+        schedule: makes its learning-rate schedule, which advances by one an iteration.
         semantic_weight, appearance_weight: of the two losses.
         step_weights: of the semantic loss at the last steps of sampling, the cleanest last.
-        patience, improvement: a sample stops, and counts as converged, when its best loss fell by less than the share
-            ``improvement`` over the last ``patience`` updates. ``patience`` 0: all iterations.
         norm: ``free``, or ``keep`` to bring the seed back to its initial norm after each update.
+        penalty: of seeds ``[b, C, h, w]``, one value each, not below zero, differentiable; such as
+            ``nao.norm_penalty``.
+        penalty_weight: of ``penalty`` in the loss.
+        patience, improvement: a sample has converged, and leaves, when its best loss fell by less than the share
+            ``improvement`` over the last ``patience`` updates. ``patience`` 0: all iterations.
     """
 
     iterations: int = 30
-    learning_rate: float = 0.1
-    drop_after: int | None = 3
-    weight_decay: float = 0.01
+    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] = AUTHORS_OPTIMISER
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] = AUTHORS_SCHEDULE
     semantic_weight: float = 10.0
     appearance_weight: float = 1.0
     step_weights: tuple[float, ...] = (0.05, 0.25, 0.7)
+    norm: Literal["free", "keep"] = "free"
+    penalty: Callable[[Tensor], Tensor] = no_penalty
+    penalty_weight: float = 1.0
     patience: int = 0
     improvement: float = 0.01
-    norm: Literal["free", "keep"] = "free"
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: SeedSelect needs at least one update.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: it has to be positive for the seed to move.")
         if self.patience < 0:
             raise ValueError(f"patience={self.patience}: give a number of updates, or 0 to make all of them.")
         if not self.step_weights:
             raise ValueError("step_weights=(): give one weight for each of the last latents, at least one.")
         if self.norm not in ("free", "keep"):
             raise ValueError(f"norm={self.norm!r} is unknown: choose 'free' or 'keep'.")
+        self._make_optimiser([torch.zeros(1)])
 
     def __call__(
         self,
@@ -96,96 +90,60 @@ class SeedSelect:
         on_iteration: Callable[[int, Tensor], None] = lambda iteration, loss: None,
     ) -> Selection:
         """Optimises ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work."""
-        book = _Book(seeds, self.iterations)
-        rows = torch.arange(len(seeds), device=seeds.device)
-        z, state = seeds.detach().clone(), _Adam.zeros_like(seeds)
-        norm = _norm(seeds)
+        z = seeds.detach().clone()
+        book, rows = Book(z, self.iterations, self.patience, self.improvement), torch.arange(len(z))
+        if not len(z):
+            return book.selection()
+        norms, parameters = _norm(z), [z[row] for row in rows]  # the parameters are views of z
+        optimiser, schedule = self._make_optimiser(parameters)
         for k in range(self.iterations + 1):
+            last = k == self.iterations
             with torch.enable_grad():
-                z = z.detach().requires_grad_(k < self.iterations)
-                loss = self.loss(trajectory(z, rows), decode, features, targets.select(rows))
-                gradient = torch.autograd.grad(loss.sum(), z)[0] if k < self.iterations else None
-            going = book.record(k, rows, z.detach(), loss.detach().double(), self.patience, self.improvement)
+                here, places = z[rows].requires_grad_(not last), rows.to(z.device)
+                latents = trajectory(here, places)
+                loss = self.loss(here, latents, decode, features, targets.select(places))
+                gradient = None if last else torch.autograd.grad(loss.sum(), here)[0]
+            going = book.record(k, rows, here.detach(), latents[-1].detach(), loss.detach())
             on_iteration(k, loss.detach())
             if gradient is None or not going.any():
                 break
-            rows, z, gradient, state = rows[going], z.detach()[going], gradient[going], state.select(going)
-            z = state.update(z, gradient, self._rate(k), self.weight_decay, k + 1)
+            for row, slope, goes in zip(rows.tolist(), gradient, going.tolist(), strict=True):
+                parameters[row].grad = slope if goes else None  # torch.optim passes over those without
+            rows = rows[going]
+            optimiser.step()
+            schedule.step()
             if self.norm == "keep":
-                z = z * (norm[rows] / _norm(z)).to(z.dtype)
+                z[rows] *= (norms[rows] / _norm(z[rows])).to(z.dtype)
         return book.selection()
 
     def loss(
         self,
+        seeds: Tensor,
         latents: Sequence[Tensor],
         decode: Callable[[Tensor], Tensor],
         features: Callable[[Tensor], Tensor],
         targets: Targets,
     ) -> Tensor:
-        """The weighted sum of both losses: ``[B]``."""
+        """The weighted sum of both losses and the penalty: ``[B]``."""
         semantic = semantic_loss(
             latents[-len(self.step_weights) :], targets.features, self.step_weights, decode, features
         )
         appearance = appearance_loss(latents[-1], targets.latent)
-        return self.semantic_weight * semantic + self.appearance_weight * appearance
+        penalty = self.penalty_weight * self.penalty(seeds)
+        return self.semantic_weight * semantic + self.appearance_weight * appearance + penalty
 
-    def _rate(self, k: int) -> float:
-        dropped = self.drop_after is not None and k >= self.drop_after
-        return self.learning_rate / 10 if dropped else self.learning_rate
+    def _make_optimiser(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        try:
+            optimiser = self.optimiser(parameters)
+            schedule = self.schedule(optimiser)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimiser or schedule of SeedSelect: {error}") from error
+        if isinstance(optimiser, torch.optim.LBFGS):
+            raise ValueError(
+                "optimiser=LBFGS makes all samples one problem: choose one that keeps parameters apart, such as AdamW."
+            )
+        return optimiser, schedule
 
 
 def _norm(z: Tensor) -> Tensor:
     return z.double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-
-
-@dataclass(frozen=True)
-class _Adam:
-    """AdamW's moments, with rows that can leave. ``torch.optim`` keeps one tensor's state whole."""
-
-    mean: Tensor
-    square: Tensor
-
-    @classmethod
-    def zeros_like(cls, z: Tensor) -> _Adam:
-        return cls(torch.zeros_like(z), torch.zeros_like(z))
-
-    def select(self, rows: Tensor) -> _Adam:
-        return _Adam(self.mean[rows], self.square[rows])
-
-    def update(self, z: Tensor, gradient: Tensor, rate: float, decay: float, k: int) -> Tensor:
-        """The next ``z``; the moments are updated in place. Betas and epsilon are torch.optim.AdamW's defaults."""
-        self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient.square(), 0.001)
-        step = (self.mean / (1 - 0.9**k)) / ((self.square / (1 - 0.999**k)).sqrt() + 1e-8)
-        return z * (1 - rate * decay) - rate * step
-
-
-class _Book:
-    """Losses and best seeds of all samples while some of them are still at work."""
-
-    def __init__(self, seeds: Tensor, iterations: int) -> None:
-        batch, device = len(seeds), seeds.device
-        self.seed = seeds.detach().clone()
-        self.best = torch.full((batch,), torch.inf, dtype=torch.float64, device=device)
-        self.trace = torch.full((iterations + 1, batch), torch.nan, dtype=torch.float64, device=device)
-        self.history = torch.full_like(self.trace, torch.nan)  # best so far
-        self.iterations = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.converged = torch.zeros(batch, dtype=torch.bool, device=device)
-
-    def record(self, k: int, rows: Tensor, z: Tensor, loss: Tensor, patience: int, improvement: float) -> Tensor:
-        """Books iteration ``k`` of the samples ``rows``; True for those that go on."""
-        self.trace[k, rows] = loss
-        self.iterations[rows] = k
-        better = loss < self.best[rows]  # False for NaN
-        self.seed[rows[better]] = z[better]
-        self.best[rows[better]] = loss[better]
-        self.history[k, rows] = self.best[rows]
-        going = torch.isfinite(loss)
-        if patience and k >= patience:
-            settled = self.history[k, rows] > (1 - improvement) * self.history[k - patience, rows]
-            self.converged[rows[settled & going]] = True
-            going &= ~settled
-        return going
-
-    def selection(self) -> Selection:
-        return Selection(self.seed, self.best, self.trace[0], self.trace, self.iterations, self.converged)

@@ -1,8 +1,14 @@
 """The optimisation of seeds, on a generator that is a linear map."""
 
+import time
+from functools import partial
+from itertools import pairwise
+
 import pytest
 import torch
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR
 
+from nao import norm_penalty
 from seedselect import SeedSelect, Selection, Targets
 
 SHAPE = (3, 4, 4)
@@ -39,8 +45,14 @@ def run(
     return select(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets, **options)
 
 
+def tool(rate: float = 0.1, **changes) -> SeedSelect:
+    """SeedSelect with AdamW at a constant rate."""
+    adamw = partial(torch.optim.AdamW, lr=rate, weight_decay=changes.pop("decay", 0.01))
+    return SeedSelect(**{"optimiser": adamw, "schedule": partial(ConstantLR, factor=1.0)} | changes)
+
+
 def evaluate(select: SeedSelect, seeds: torch.Tensor, targets: Targets) -> torch.Tensor:
-    return select.loss(generate(seeds, torch.arange(len(seeds))), decode, features, targets).double()
+    return select.loss(seeds, generate(seeds, torch.arange(len(seeds))), decode, features, targets).double()
 
 
 def test_loss_falls_for_every_sample_with_the_authors_settings():
@@ -65,7 +77,7 @@ def test_loss_is_the_weighted_sum_by_hand():
 @pytest.mark.parametrize("rate", [0.05, 0.5, 50.0])
 def test_best_seed_is_kept_and_has_the_reported_loss(norm, rate):
     seeds, targets = problem(5)
-    select = SeedSelect(iterations=15, learning_rate=rate, norm=norm, drop_after=None)
+    select = tool(rate, iterations=15, norm=norm)
     found = run(select, seeds, targets)
     torch.testing.assert_close(evaluate(select, found.seed, targets), found.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(evaluate(select, seeds, targets), found.initial_loss, rtol=1e-5, atol=1e-5)
@@ -76,8 +88,8 @@ def test_best_seed_is_kept_and_has_the_reported_loss(norm, rate):
 
 def test_start_is_returned_where_every_update_is_worse():
     seeds, targets = problem(3)
-    best = run(SeedSelect(iterations=200, drop_after=100), seeds, targets).seed
-    found = run(SeedSelect(iterations=3, learning_rate=1e3), best, targets)
+    best = run(tool(schedule=partial(MultiStepLR, milestones=[100], gamma=0.1), iterations=200), seeds, targets).seed
+    found = run(tool(1e3, iterations=3), best, targets)
     assert torch.equal(found.seed, best) and torch.equal(found.loss, found.initial_loss)
 
 
@@ -91,40 +103,48 @@ def test_input_is_left_alone_and_needs_no_gradient():
     assert (found.loss < found.initial_loss).all()
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.01, 0.5])
-def test_updates_are_torchs_adamw(decay):
+OPTIMISERS = [
+    partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5),
+    partial(torch.optim.Adam, lr=0.1),
+    partial(torch.optim.SGD, lr=0.3, momentum=0.9),
+]
+SCHEDULES = [
+    partial(ConstantLR, factor=1.0),
+    partial(MultiStepLR, milestones=[3], gamma=0.1),
+    partial(CosineAnnealingLR, T_max=6),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_updates_are_those_of_the_optimiser_under_the_schedule(optimiser, schedule):
     seeds, targets = problem(3, torch.float64)
-    select = SeedSelect(iterations=12, weight_decay=decay, drop_after=None, norm="free")
     visited = []
+    select = SeedSelect(iterations=6, optimiser=optimiser, schedule=schedule)
     run(select, seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
     z = seeds.clone().requires_grad_()
-    optimiser = torch.optim.AdamW([z], lr=0.1, weight_decay=decay)
-    assert len(visited) == 13
+    theirs = optimiser([z])
+    rate = schedule(theirs)
+    assert len(visited) == 7
     for position in visited:
         torch.testing.assert_close(position, z.detach(), rtol=1e-9, atol=1e-9)
-        optimiser.zero_grad()
+        theirs.zero_grad()
         evaluate(select, z, targets).sum().backward()
-        optimiser.step()
+        theirs.step()
+        rate.step()
 
 
-def test_rate_is_a_tenth_from_drop_after_on():
-    seeds, targets = problem(2, torch.float64)
+def test_default_is_the_authors_rate_of_a_tenth_from_the_fourth_update_on():
+    seeds, targets = problem(1, torch.float64)
     visited = []
-    select = SeedSelect(iterations=6, learning_rate=0.2, drop_after=3, weight_decay=0.0)
-    run(select, seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
-    z = seeds.clone().requires_grad_()
-    optimiser = torch.optim.AdamW([z], lr=0.2, weight_decay=0.0)
-    for k, position in enumerate(visited):
-        torch.testing.assert_close(position, z.detach(), rtol=1e-9, atol=1e-9)
-        optimiser.param_groups[0]["lr"] = 0.2 if k < 3 else 0.02
-        optimiser.zero_grad()
-        evaluate(select, z, targets).sum().backward()
-        optimiser.step()
+    run(SeedSelect(), seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
+    steps = [(after - before).abs().median().item() for before, after in pairwise(visited)]
+    assert min(steps[:3]) > 0.05 > 0.02 > max(steps[3:])
 
 
 def test_sample_stops_when_its_best_loss_no_longer_falls():
     seeds, targets = problem(4)
-    select = SeedSelect(iterations=80, drop_after=None, patience=4, improvement=0.02)
+    select = tool(iterations=80, patience=4, improvement=0.02)
     sizes = []
     found = run(select, seeds, targets, lambda z, rows: sizes.append(len(rows)) or generate(z, rows))
     assert found.converged.all() and (found.iterations < 80).all()
@@ -140,18 +160,19 @@ def test_sample_stops_when_its_best_loss_no_longer_falls():
 
 def test_stopping_does_not_change_the_way_there():
     seeds, targets = problem(3)
-    whole = run(SeedSelect(iterations=40, drop_after=None), seeds, targets)
-    short = run(SeedSelect(iterations=40, drop_after=None, patience=3, improvement=0.05), seeds, targets)
+    whole = run(tool(iterations=40), seeds, targets)
+    short = run(tool(iterations=40, patience=3, improvement=0.05), seeds, targets)
     for sample, last in enumerate(short.iterations.tolist()):
         torch.testing.assert_close(
             short.trace[: last + 1, sample], whole.trace[: last + 1, sample], rtol=1e-5, atol=1e-5
         )
 
 
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("norm", ["free", "keep"])
-def test_sample_does_not_depend_on_its_neighbours(norm):
+def test_sample_does_not_depend_on_its_neighbours(norm, optimiser):
     seeds, targets = problem(6)
-    select = SeedSelect(iterations=80, drop_after=None, patience=4, improvement=0.02, norm=norm)
+    select = tool(optimiser=optimiser, iterations=80, patience=4, improvement=0.02, norm=norm)
     together = run(select, seeds, targets)
     assert len(set(together.iterations.tolist())) > 1
     for rows in torch.tensor([0, 1, 2, 3, 4, 5]).split([1, 2, 3]):
@@ -233,8 +254,6 @@ def test_empty_batch_gives_an_empty_selection():
     [
         ("iterations", 0),
         ("iterations", -3),
-        ("learning_rate", 0.0),
-        ("learning_rate", -0.1),
         ("patience", -1),
         ("step_weights", ()),
         ("norm", "typical"),
@@ -244,6 +263,54 @@ def test_bad_values_are_named(field, value):
     with pytest.raises(ValueError) as caught:
         SeedSelect(**{field: value})
     assert str(caught.value).startswith(f"{field}={value!r}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimiser": partial(torch.optim.AdamW, lr=-0.1)}, "learning rate: -0.1"),
+        ({"optimiser": torch.optim.LBFGS}, "LBFGS"),
+        ({"optimiser": partial(torch.optim.SGD, lr=0.1, momentum=-1)}, "momentum"),
+        ({"schedule": partial(MultiStepLR, milestones=[3], gama=0.1)}, "gama"),
+    ],
+)
+def test_optimisers_that_cannot_work_are_refused_before_any_work(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SeedSelect(**changes)
+
+
+def test_latent_is_what_the_best_seed_leads_to():
+    seeds, targets = problem(4)
+    found = run(tool(20.0, iterations=6), seeds, targets)  # overshoots, so that the best is not the last
+    assert (found.trace[:-1].min(0).values < found.trace[-1]).any()
+    torch.testing.assert_close(found.latent, generate(found.seed, torch.arange(4))[-1], rtol=0, atol=1e-6)
+
+
+def test_samples_share_the_time_until_they_leave():
+    seeds, targets = problem(3)
+
+    def slow(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+        time.sleep(0.03)
+        spoilt = (rows == 1).view(-1, 1, 1, 1)  # leaves at once
+        return [torch.where(spoilt, torch.nan, latent) for latent in generate(z, rows)]
+
+    start = time.perf_counter()
+    found = run(tool(iterations=4), seeds, targets, slow)
+    whole = time.perf_counter() - start
+    assert 0.01 <= found.seconds[1] < 0.5 * found.seconds[0]
+    assert found.seconds[0] == found.seconds[2] >= 0.01 + 4 * 0.015
+    assert 5 * 0.03 <= found.seconds.sum() <= whole
+
+
+def test_penalty_is_part_of_the_loss_and_brings_the_norm_to_the_typical_one():
+    seeds, targets = problem(3, torch.float64)
+    seeds = 1.5 * seeds
+    free, held = tool(iterations=60), tool(iterations=60, penalty=norm_penalty, penalty_weight=10.0)
+    difference = evaluate(held, seeds, targets) - evaluate(free, seeds, targets)
+    torch.testing.assert_close(difference, 10 * norm_penalty(seeds))
+    found = run(held, seeds, targets)
+    assert (norm_penalty(found.seed) < 0.01 * norm_penalty(seeds)).all()
+    assert (norm_penalty(run(free, seeds, targets).seed) > 0.02 * norm_penalty(seeds)).all()
 
 
 def test_more_weights_than_latents_are_refused():
