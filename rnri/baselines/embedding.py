@@ -95,13 +95,15 @@ class NullText:
         place = 50 * i / len(schedule)
         with torch.no_grad():
             positive = predictor.unguided()(z, t)
-        text = negative.text.detach().clone().requires_grad_()
+        dtype = negative.text.dtype
+        # In half precision Adam's epsilon and squared gradients are zero, and its step is 0 / 0.
+        text = negative.text.detach().to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
         optimiser = torch.optim.Adam([text], lr=self.learning_rate * (1 - place / 100))
         forward, backward = torch.ones(len(z), dtype=torch.int64), torch.zeros(len(z), dtype=torch.int64)
         active = torch.arange(len(z))
         for _ in range(self.iterations):
             rows = active.to(z.device)
-            condition = replace(negative, text=text).select(active)
+            condition = replace(negative, text=text.to(dtype)).select(active)
             alone = replace(denoiser.unguided(), positive=condition)
             noise = replace(predictor, denoiser=alone)(z[rows], t)
             guided = noise + denoiser.guidance * (positive[rows] - noise)
@@ -115,7 +117,7 @@ class NullText:
             backward[active] += 1
             text = self._step(optimiser, text, active[going])
             active = active[going]
-        return replace(negative, text=text.detach()), forward, backward
+        return replace(negative, text=text.detach().to(dtype)), forward, backward
 
     @staticmethod
     def _step(optimiser: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:

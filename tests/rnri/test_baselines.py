@@ -20,6 +20,7 @@ from tests.problems import FunctionDenoiser, function_predictor, gaussian, sched
 
 EXACT = [EDICT(), EDICT(mix=1.0), BDIA(), BDIA(gamma=0.5), OBELM(), DirectInversion(), EditFriendly()]
 ALL = [*EXACT, NegativePrompt(), NullText(iterations=3), SDEdit()]
+ADJUSTED = PromptAware(ImplicitInverter(SafeguardedAnderson(8, tolerance=1e-4), "fitted"))
 
 
 def name(method):
@@ -29,6 +30,11 @@ def name(method):
 @pytest.fixture(scope="module")
 def model():
     return LatentDiffusion(tiny_stable_diffusion())
+
+
+@pytest.fixture(scope="module")
+def exact_model():
+    return LatentDiffusion(tiny_stable_diffusion().to(torch.float64))
 
 
 def latents(batch=3):
@@ -54,18 +60,31 @@ def test_exact_methods_round_trip_through_a_network_with_guidance(model, method)
     torch.testing.assert_close(again.float(), z0, rtol=0, atol=2e-4)  # the network is float32
 
 
-@pytest.mark.parametrize("method", ALL, ids=name)
-def test_an_image_alone_and_in_a_batch(model, method):
-    z0, steps, prompts = latents(), model.schedule(4), ["a cat", "dog", "x"]
-    together = method.invert(z0, model.predictor(prompts, 3.0), steps)
-    images = method.reconstruct(together, model.predictor(prompts, 3.0), steps)
+@pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
+def test_an_image_alone_and_in_a_batch(exact_model, method):
+    """In float64: BDIA and O-BELM magnify rounding, and null-text's Adam that of gradients near zero."""
+    z0, steps, prompts = latents(), exact_model.schedule(4), ["a cat", "dog", "x"]
+    together = method.invert(z0, exact_model.predictor(prompts, 3.0), steps)
+    images = method.reconstruct(together, exact_model.predictor(prompts, 3.0), steps)
     for i, prompt in enumerate(prompts):
-        predictor = model.predictor([prompt], 3.0)
+        predictor = exact_model.predictor([prompt], 3.0)
         alone = method.invert(z0[i : i + 1], predictor, steps)
-        magnified = 1e-2 if isinstance(method, BDIA | OBELM) else 1e-5  # they amplify the network's rounding
-        torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=magnified, atol=magnified)
-        torch.testing.assert_close(images[i], method.reconstruct(alone, predictor, steps)[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(images[i], method.reconstruct(alone, predictor, steps)[0], rtol=1e-6, atol=1e-6)
         assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", ALL, ids=name)
+def test_every_dtype_of_the_network(method, dtype):
+    """The exact ones meet their image in any: both directions round alike."""
+    model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
+    z0, predictor, steps = latents(2), model.predictor(["a cat", "dog"], 3.0), model.schedule(4)  # EDICT: even
+    inversion = method.invert(z0, predictor, steps)
+    again = method.reconstruct(inversion, predictor, steps)
+    assert inversion.seed.dtype == again.dtype == torch.float64 and again.isfinite().all()
+    if method in EXACT:
+        torch.testing.assert_close(again.float(), z0, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ALL, ids=name)
@@ -88,16 +107,18 @@ def test_what_must_be_stored(model, method, elements):
     assert inversion.extra_bytes == elements * 8 * torch.Size(LATENT_SHAPE).numel()
 
 
-@pytest.mark.parametrize("method", EXACT, ids=name)
+@pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
 def test_a_spoilt_sample_is_visible_and_alone(method):
     def explosive(z, number):
-        return torch.where(number == 1, torch.full_like(z, torch.nan), wavy(z, number))
+        return torch.where(number == 1, torch.full_like(z, torch.nan), 0.3 * wavy(z, number))
 
     z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inversion = method.invert(z0, function_predictor(explosive, 3), schedule(5))
-    assert inversion.converged.tolist() == [True, False, True]
+    solved = method in EXACT or method is ADJUSTED
+    assert inversion.converged.tolist() == [solved, False, solved]
     rows = torch.tensor([0, 2])
-    alone = method.invert(z0[rows], NoisePredictor(FunctionDenoiser(wavy, rows)), schedule(5))
+    others = NoisePredictor(FunctionDenoiser(lambda z, number: 0.3 * wavy(z, number), rows))
+    alone = method.invert(z0[rows], others, schedule(5))
     torch.testing.assert_close(inversion.seed[rows], alone.seed, rtol=1e-9, atol=1e-9)
 
 
@@ -196,7 +217,7 @@ def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
     z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(10)
-    inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-6), "fitted")
+    inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=3e-6), "fitted")
     method, path = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations), []
     inversion = method.invert(z0, predictor, steps, lambda k, z: path.append((k, z)))
     assert inversion.evaluations.shape == (10, 3) and [k for k, _ in path] == list(range(10))
