@@ -1,0 +1,61 @@
+"""Every optimiser, rate and start of the configs makes an arm, and describes itself for the units' key."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from experiments.seed_arm import Arm, inverted_seeds
+from experiments.settings import describe
+from seedselect import SeedSelect
+
+CONFIGS = Path("configs").resolve()
+OPTIONS = [
+    (group, path.stem, place)
+    for group, place in (("optimiser", "@select.optimiser"), ("rate", "@select.schedule"), ("initialise", ""))
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+]
+
+
+def arms(*overrides: str) -> dict[str, Arm]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return instantiate(compose("train", list(overrides)).task.arms, _convert_="all")
+
+
+@pytest.mark.parametrize(("group", "option", "place"), OPTIONS)
+def test_option_makes_an_arm_with_a_key_of_its_own(group, option, place):
+    arm = arms(f"{group}{place}={option}")["seedselect_rnri"]
+    assert isinstance(arm.select, SeedSelect)
+    others = [o for g, o, _ in OPTIONS if g == group and o != option]
+    assert all(describe(arms(f"{group}{place}={o}")["seedselect_rnri"]) != describe(arm) for o in others)
+
+
+def test_table3_has_every_arm_and_they_differ():
+    found = arms("experiment=table3")
+    assert set(found) == {
+        "plain", "seedselect_random", "seedselect_ddim", "seedselect_aidi", "seedselect_rnri", "seedselect_ours",
+    }  # fmt: skip
+    assert found["seedselect_random"].inverter is None
+    descriptions = [describe(arm) for arm in found.values()]
+    assert all(a != b for k, a in enumerate(descriptions) for b in descriptions[:k])
+
+
+def test_settings_of_the_command_reach_the_arms():
+    for arm in arms("gradient_steps=3", "select.optimiser.lr=0.5", "select.patience=4").values():
+        assert arm.gradient_steps == (3 if arm.select else None)
+        assert not arm.select or (arm.select.patience, arm.select.optimiser.keywords["lr"]) == (4, 0.5)
+
+
+def test_references_own_seeds_are_the_first_ones():
+    seeds = torch.randn(2, 3, 1, 2, 2)
+    assert torch.equal(inverted_seeds(seeds, 2), seeds[:, :2])
+    with pytest.raises(ValueError, match="samples=4, but there are 3 references"):
+        inverted_seeds(seeds, 4)
+
+
+@pytest.mark.parametrize(("field", "value"), [("guidance", 0.5), ("gradient_steps", 0)])
+def test_bad_arms_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        Arm(**{"guidance": 1.0, field: value})
