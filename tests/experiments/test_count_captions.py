@@ -336,6 +336,7 @@ ENGINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_workers(corpus, engine):
     argv = command(corpus, "--workers", "2", "--engine", engine)
