@@ -2,7 +2,8 @@
 
 from nao.baselines import lerp, mean, normalised_lerp, normalised_mean, slerp, spherical_mean
 from nao.norm import log_density, norm_penalty, project, relative_log_density, typical_norm
-from nao.path import Centroid, Path, centroid, centroid_seeds, interpolate, path_energy
+from nao.path import Centroid, Path, centroid, centroid_seeds, interpolate, path_seeds
+from nao.polyline import path_energy
 from nao.seeds import seeds_at, seeds_between
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "normalised_lerp",
     "normalised_mean",
     "path_energy",
+    "path_seeds",
     "project",
     "relative_log_density",
     "seeds_at",

@@ -1,123 +1,103 @@
 """Norm-guided paths and centroids of seeds (NAO; Samuel et al. 2023, "Norm-guided latent space exploration").
 
-A path ``x_1 ... x_K`` costs ``-sum_i |x_i - x_{i+1}| log chi_d(|x_i + x_{i+1}| / 2)``: length is cheap where seeds
-of that norm are likely. The cost knows only lengths and norms, so turning all seeds together changes nothing, and
-its gradient at points in the span of the seeds lies in that span: descent from a start there, such as slerp or the
-spherical mean, never leaves it. The optimisation therefore runs over n coordinates a point instead of d, which
-gives what it would give in all d dimensions (the tests compare the gradients).
+A path costs the integral of ``-log chi_d(norm)`` over its length: length is cheap where seeds of that norm are
+likely. The cheapest path lies in the plane of its ends and the cheapest centroid in the span of its seeds, so both
+follow from the seeds' norms and cosines: :mod:`nao.geodesic` and :mod:`nao.centre` solve for them exactly, many
+problems at once, in float64 on the CPU. Points are evenly spaced by length, which keeps the published bound on the
+spacing wherever the path is short enough for it. The published polyline is in :mod:`nao.polyline`.
 
-Letters: d elements of a seed, n seeds, K points a path, m coordinates of a point (n, or d for the reference).
+Letters: d components of a seed, n seeds, K points a path, G problems. Any leading dimensions are batched, and no
+problem's result depends on the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nao.baselines import slerp, spherical_mean
-from nao.norm import check_norms, log_density, project, relative_log_density
+from nao.centre import Centre, angles, settle
+from nao.geodesic import Geodesics, join
+from nao.norm import check_norms, project, seed_norm, typical_norm
+from nao.shell import LEAST_NORM, MOST_NORM, shell_of
 
-SPACING_WEIGHT = 1.0  # the authors' lambda
-MOST_ITERATIONS = 300
-MOST_EVALUATIONS = 375
+OPPOSITE = 1e-6  # radians short of a half turn
+CANCELLING = 1e-7  # norm of the mean of the unit seeds
 
 
 @dataclass(frozen=True)
 class Path:
-    """``points [K, C, h, w]`` with the given seeds at its ends, its energy and whether the optimisation settled."""
+    """``points [..., K, C, h, w]`` on the cheapest curve, with the given seeds at its ends.
+
+    ``energy`` and ``length`` ``float64 [...]`` are the curve's, however few its points.
+    """
 
     points: Tensor
-    energy: float
-    converged: bool
+    energy: Tensor
+    length: Tensor
+    converged: Tensor
 
     @property
     def norms(self) -> Tensor:
-        """``float64 [K]``."""
-        return self.points.double().flatten(1).norm(dim=1)
-
-    @property
-    def length(self) -> float:
-        return self.points.double().flatten(1).diff(dim=0).norm(dim=1).sum().item()
+        """``float64 [..., K]``."""
+        return seed_norm(self.points)
 
 
 @dataclass(frozen=True)
 class Centroid:
-    """``point [C, h, w]``, the paths from each seed to it ``[n, K, C, h, w]``, their energy with the point's own."""
+    """``point [..., C, h, w]``, the paths from each seed to it ``[..., n, K, C, h, w]``, their energies ``[...]`` with
+    the point's own, and their lengths ``[..., n]``."""
 
     point: Tensor
     paths: Tensor
-    energy: float
-    converged: bool
-
-
-def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
-    """Energy of paths ``float64 [..., K, m]``: ``[...]``, and a penalty on segments longer than ``spacing``."""
-    segments = points.diff(dim=-2)
-    # a square root of zero has no derivative, and neighbours may coincide at the start
-    lengths = (segments.square().sum(-1) + 1e-24).sqrt()
-    middles = (points[..., 1:, :] + points[..., :-1, :]) / 2
-    cost = -log_density((middles.square().sum(-1) + 1e-24).sqrt(), d)
-    return (lengths * cost + SPACING_WEIGHT * (lengths - spacing[..., None]).relu()).sum(-1)
+    energy: Tensor
+    lengths: Tensor
+    converged: Tensor
 
 
 def interpolate(a: Tensor, b: Tensor, points: int = 12, *, typical: bool = False) -> Path:
-    """The NAO path from seed ``a`` to seed ``b`` ``[C, h, w]``, starting at slerp.
+    """The NAO path from seeds ``a`` to seeds ``b`` ``[..., C, h, w]``.
 
     Args:
         points: K, ends included.
         typical: first bring both ends to the typical norm. Inverted seeds are often off it; without, they stay put.
 
     Raises:
-        ValueError: a zero seed, opposite seeds, or fewer than 2 points.
+        ValueError: a zero seed, a norm below 0.35 or above 10 typical ones, opposite seeds, or fewer than 2 points.
     """
-    ends = torch.stack([a, b])
-    check_norms(ends)
-    if typical:
-        ends = project(ends)
-    coordinates, lift = reduce(ends)
-    start = slerp(*coordinates[:, :, None, None], points)[..., 0, 0]
-    energy, (path,), converged = _minimise(
-        lambda inner: path_energy(torch.cat([start[:1], inner, start[-1:]]), a.numel(), _spacing(start)),
-        [start[1:-1]],
-    )
-    path = lift(torch.cat([start[:1], path, start[-1:]])).to(a.dtype)
-    return Path(torch.cat([ends[:1], path[1:-1], ends[1:]]), energy, converged)
+    few = _Few(torch.stack([a, b], -4), typical)
+    ends = torch.eye(2, dtype=torch.float64).expand(len(few.t), 2, 2)
+    angle = angles(few.gram, ends[:, 1])[:, 0]
+    if (angle > math.pi - OPPOSITE).any():
+        raise ValueError("two seeds are opposite, so that no path between them is cheapest: change one of them.")
+    alpha = few.shell.alpha(few.t)
+    paths = join(few.shell, alpha[:, 0], alpha[:, 1], angle)
+    weights, length = _along(paths, _evenly(points), ends[:, 0], ends[:, 1])
+    found = few.lift(weights)
+    found[:, 0], found[:, -1] = few.seeds[:, 0], few.seeds[:, 1]
+    return Path(*(x.reshape((*few.lead, *x.shape[1:])) for x in (found, paths.energy, length, paths.converged)))
 
 
 def centroid(seeds: Tensor, points: int = 8, *, typical: bool = False) -> Centroid:
-    """The NAO centroid of ``seeds [n, C, h, w]``: the point whose own unlikelihood and whose paths' energies sum to
-    the least, starting at the spherical mean.
+    """The NAO centroid of ``seeds [..., n, C, h, w]``: the point whose own unlikelihood and whose paths' energies sum
+    to the least. Between two seeds, where all of their path does, it is halfway.
 
     Args:
         points: K of each path, ends included.
         typical: first bring the seeds to the typical norm.
 
     Raises:
-        ValueError: no seed, a zero seed, or seeds that cancel out.
+        ValueError: no seed, a zero seed, a norm below 0.35 or above 10 typical ones, or seeds that cancel out.
     """
-    if len(seeds) == 0:
-        raise ValueError("a centroid needs at least one seed.")
-    check_norms(seeds)
-    if typical:
-        seeds = project(seeds)
-    coordinates, lift = reduce(seeds)  # [n, n]
-    centre = spherical_mean(coordinates[:, :, None, None])[:, 0, 0]
-    start = torch.stack([_slerp(x, centre, points) for x in coordinates])  # [n, K, n]
-    ends, inner, d = start[:, :1], start[:, 1:-1], seeds[0].numel()
-    spacing = _spacing(start)
-
-    def energy(point: Tensor, inner: Tensor) -> Tensor:
-        paths = torch.cat([ends, inner, point.expand(len(ends), 1, -1)], 1)
-        return path_energy(paths, d, spacing).sum() - relative_log_density(point.norm(), d)
-
-    best, (point, inner), converged = _minimise(energy, [centre, inner])
-    lifted = lift(torch.cat([ends, inner, point.expand(len(ends), 1, -1)], 1).flatten(0, 1))
-    paths = lifted.unflatten(0, (len(seeds), points)).to(seeds.dtype)
-    paths[:, 0] = seeds
-    return Centroid(lift(point[None])[0].to(seeds.dtype), paths, best, converged)
+    few = _Few(seeds, typical)
+    centre = few.settle()
+    weights, lengths = few.towards(centre, _evenly(points))
+    point, paths = few.lift(few.at(centre)), few.lift(weights)
+    paths[:, :, 0], paths[:, :, -1] = few.seeds, point[:, None]
+    whole = (point, paths, centre.energy, lengths, centre.converged)
+    return Centroid(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
 def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool = False) -> Tensor:
@@ -132,62 +112,100 @@ def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool 
     """
     if count < 1:
         raise ValueError(f"count={count}: ask for at least one seed, the centroid.")
-    points = max(points, _turns(count, seeds.shape[1]) + 2)
-    return torch.stack([_around(centroid(group, points, typical=typical), count) for group in seeds])
+    few = _Few(seeds, typical)
+    centre = few.settle()
+    turns = -(-(count - 1) // seeds.shape[1])
+    last = max(points, turns + 2) - 1
+    shares = 1 - torch.arange(1, turns + 1, dtype=torch.float64) / (turns + 1)  # from the centroid outwards
+    weights, _ = few.towards(centre, (shares * last).round() / last)
+    others = weights.transpose(1, 2).flatten(1, 2)[:, : count - 1]
+    return few.lift(torch.cat([few.at(centre)[:, None], others], 1))
 
 
-def _turns(count: int, n: int) -> int:
-    """Seeds taken from each of n paths, at most, when the first of ``count`` is the centroid."""
-    return -(-(count - 1) // max(n, 1))
+def path_seeds(seeds: Tensor, count: int, *, typical: bool = False) -> Tensor:
+    """``count`` inner points ``[G, count, C, h, w]`` of the paths from the references ``[G, n, C, h, w]`` to their
+    centroid, path after path, each from its reference inwards.
+
+    The paths share the points as evenly as they can. With two references they make up the one path between them,
+    all of whose points (96) the published demonstration gives to SeedSelect.
+
+    Raises:
+        ValueError: a count below 1, and whatever ``centroid`` refuses.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: ask for at least one inner point.")
+    few = _Few(seeds, typical)
+    n = seeds.shape[1]
+    own = torch.tensor([count // n + (k < count % n) for k in range(n)])
+    place = torch.arange(1, int(own.max()) + 1)
+    shares = place.double() / (own[:, None] + 1)
+    weights, _ = few.towards(few.settle(), shares.clamp_max(1))
+    return few.lift(weights[:, place <= own[:, None]])
 
 
-def _around(found: Centroid, count: int) -> Tensor:
-    n, points = found.paths.shape[:2]
-    turns = _turns(count, n)
-    picked = [found.point]
-    for k in range(count - 1):
-        share = 1 - (k // n + 1) / (turns + 1)  # from the centroid outwards
-        picked.append(found.paths[k % n, round(share * (points - 1))])
-    return torch.stack(picked)
+class _Few:
+    """G problems of n seeds: their cosines ``gram [G, n, n]`` and ``t [G, n]`` on the CPU, and the way back."""
+
+    def __init__(self, seeds: Tensor, typical: bool) -> None:
+        if seeds.shape[-4] == 0:
+            raise ValueError("a centroid needs at least one seed.")
+        check_norms(seeds)
+        if typical:
+            seeds = project(seeds)
+        self.lead, self.seeds = seeds.shape[:-4], seeds.reshape(-1, *seeds.shape[-4:])
+        flat = self.seeds.double().flatten(2)
+        products = (flat @ flat.mT).cpu()
+        self.norms = products.diagonal(dim1=1, dim2=2).sqrt()
+        self.gram = products / (self.norms[:, :, None] * self.norms[:, None])
+        self.shell = shell_of(flat.shape[2])
+        self.t = (self.norms / typical_norm(self.shell.d)).log()
+        _check_reach(self.t.exp())
+
+    def settle(self) -> Centre:
+        """The centre of each problem."""
+        if (self.gram.mean((1, 2)) < CANCELLING**2).any():
+            raise ValueError("the seeds cancel out, so that no centroid is nearest: leave one of them out.")
+        return settle(self.shell, self.gram, self.t)
+
+    def at(self, centre: Centre) -> Tensor:
+        """The centre as weights of the unit seeds ``[G, n]``."""
+        return centre.weights * (typical_norm(self.shell.d) * centre.t.exp())[:, None]
+
+    def towards(self, centre: Centre, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Points at ``shares [..., K]`` of each path to the centre as weights ``[G, n, K, n]``, and its length."""
+        own = torch.eye(self.t.shape[1], dtype=torch.float64)
+        return _along(centre.paths, shares, own, centre.weights[:, None])
+
+    def lift(self, weights: Tensor) -> Tensor:
+        """The seeds ``[G, ..., C, h, w]`` that ``weights [G, ..., n]`` of the unit seeds make."""
+        scaled = weights / self.norms.view(len(weights), *[1] * (weights.ndim - 2), -1)
+        rows = scaled.flatten(1, -2) if weights.ndim > 2 else scaled[:, None]
+        made = rows.to(self.seeds.device) @ self.seeds.double().flatten(2)
+        return made.to(self.seeds.dtype).view(*weights.shape[:-1], *self.seeds.shape[2:])
 
 
-def reduce(seeds: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Coordinates ``float64 [n, n]`` of ``seeds [n, ...]`` in an orthonormal basis of their span, and the way back."""
-    basis, triangle = torch.linalg.qr(seeds.double().flatten(1).T)  # [d, n], [n, n]
-    return triangle.T.contiguous(), lambda points: (points @ basis.T).unflatten(-1, seeds.shape[1:])
+def _along(paths: Geodesics, shares: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Points at ``shares [..., K]`` as weights ``[..., K, n]`` of the unit seeds, given those of both ends' directions
+    ``[..., n]``, and the paths' lengths ``[...]``."""
+    mode, whole = typical_norm(paths.shell.d), paths.angle[..., None]
+    t, angle, length = paths.sample(shares)
+    scale = mode * t.exp() / whole.sin()
+    near, far = scale * (whole - angle).sin(), scale * angle.sin()
+    return near[..., None] * start[..., None, :] + far[..., None] * end[..., None, :], mode * length
 
 
-def _slerp(a: Tensor, b: Tensor, points: int) -> Tensor:
-    return slerp(a[:, None, None], b[:, None, None], points)[..., 0, 0]
+def _evenly(points: int) -> Tensor:
+    if points < 2:
+        raise ValueError(f"points={points}: a path has at least its two ends.")
+    return torch.linspace(0, 1, points, dtype=torch.float64)
 
 
-def _spacing(paths: Tensor) -> Tensor:
-    """Twice the mean segment of the start: the authors' bound, which keeps points from leaping."""
-    return 2 * paths.diff(dim=-2).norm(dim=-1).mean(-1)
-
-
-def _minimise(energy: Callable[..., Tensor], start: list[Tensor]) -> tuple[float, list[Tensor], bool]:
-    """Minimum over several tensors from a start; never above it."""
-    variables = [value.clone().requires_grad_() for value in start]
-    with torch.enable_grad():
-        before = energy(*variables).item()
-        if not any(value.numel() for value in variables):  # a path of nothing but its ends
-            return before, start, True
-        optimiser = torch.optim.LBFGS(
-            variables, max_iter=MOST_ITERATIONS, max_eval=MOST_EVALUATIONS, tolerance_grad=1e-7,
-            tolerance_change=1e-10, line_search_fn="strong_wolfe",
-        )  # fmt: skip
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            value = energy(*variables)
-            value.backward()
-            return value
-
-        optimiser.step(closure)
-        after = energy(*variables).item()
-    if not after <= before:
-        return before, start, False
-    used = optimiser.state[variables[0]]
-    converged = used["n_iter"] < MOST_ITERATIONS and used["func_evals"] < MOST_EVALUATIONS
-    return after, [value.detach() for value in variables], converged
+def _check_reach(ratios: Tensor) -> None:
+    """Refuses norms ``[G, n]``, relative to the typical one, beyond the tables."""
+    bad = (ratios < LEAST_NORM) | (ratios > MOST_NORM)
+    if bad.any():
+        where = bad.flatten().nonzero()[0].item()
+        raise ValueError(
+            f"seed {where} has {ratios.flatten()[where]:.3g} times the typical norm, and paths reach from {LEAST_NORM} "
+            f"to {MOST_NORM:g}: pass typical=True to bring it there first."
+        )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nao import lerp, mean, normalised_lerp, normalised_mean, slerp, spherical_mean, typical_norm
+from nao import lerp, mean, normalised_lerp, normalised_mean, project, slerp, spherical_mean, typical_norm
 
 SHAPE = (4, 4, 4)
 
@@ -106,6 +106,19 @@ def test_spherical_mean_of_one_or_of_identical_seeds_is_that_seed():
     x = seeds(1)
     torch.testing.assert_close(spherical_mean(x), x[0])
     torch.testing.assert_close(spherical_mean(x.repeat(4, 1, 1, 1)), x[0])
+
+
+def test_spherical_mean_of_two_is_the_middle_of_their_great_circle():
+    a, b = project(seeds(2))
+    torch.testing.assert_close(spherical_mean(torch.stack([a, b])), slerp(a, b, 3)[1])
+
+
+def test_baselines_have_the_norms_they_promise():
+    x = seeds(5)
+    assert normalised_mean(x).norm().item() == pytest.approx(typical_norm(64))
+    assert spherical_mean(x).norm().item() == pytest.approx(x.flatten(1).norm(dim=1).mean().item())
+    assert mean(x).norm() < 0.7 * typical_norm(64)
+    assert lerp(x[0], x[1], 3)[1].norm() < slerp(x[0], x[1], 3)[1].norm()
 
 
 @pytest.mark.parametrize("average", [mean, normalised_mean, spherical_mean])

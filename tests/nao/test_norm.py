@@ -25,6 +25,19 @@ def test_log_density_is_scipys(d, span):
     torch.testing.assert_close(log_density(norms, d), expected, rtol=1e-10, atol=1e-15 * d * math.log(d))
 
 
+@pytest.mark.parametrize("d", [2, *SIZES])
+def test_log_density_is_scipys_around_the_mode(d):
+    norms = typical_norm(d) * torch.linspace(0.5, 1.5, 11, dtype=torch.float64)
+    expected = torch.from_numpy(chi(d).logpdf(norms.numpy()))
+    torch.testing.assert_close(log_density(norms, d), expected, rtol=1e-9, atol=1e-6)
+
+
+def test_log_density_tells_neighbouring_float32_norms_apart():
+    mode = typical_norm(16_384)
+    values = log_density(torch.tensor([mode, mode + 1e-4, mode + 2e-4]), 16_384)
+    assert values[0] > values[1] > values[2]
+
+
 @pytest.mark.parametrize("d", SIZES)
 def test_relative_density_is_zero_at_the_mode_and_negative_elsewhere(d):
     mode = torch.tensor(typical_norm(d), dtype=torch.float64)
@@ -61,6 +74,7 @@ def test_gradients_are_right():
     assert torch.autograd.gradcheck(lambda n: log_density(n, 64), norms)
     x = (seeds(3) * torch.tensor([0.5, 1.0, 2.0]).view(-1, 1, 1, 1)).requires_grad_()
     assert torch.autograd.gradcheck(norm_penalty, x)
+    assert norm_penalty(project(seeds(3))).abs().max() < 1e-12
 
 
 def test_penalty_is_one_value_a_seed():
