@@ -126,10 +126,10 @@ def measured(
     done here, for the measurement only. Methods that solve no such equation keep their NaN.
     """
     residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
-    if residuals.isnan().any():
+    if residuals.isnan().all():
         return residuals, solved
     for k, (z_s, z) in enumerate(pairwise(path)):
-        rows = (~solved[k] & residuals[k].isfinite()).nonzero().flatten()
+        rows = (~solved[k] & ~residuals[k].isinf()).nonzero().flatten()
         if len(rows):
             problem = ImplicitStep.of(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
             at = z[rows.to(z.device)]

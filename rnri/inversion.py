@@ -14,7 +14,7 @@ from rnri.implicit import ImplicitStep, Solution, Solver, mean_absolute
 from rnri.predictor import NoisePredictor
 from rnri.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.schedule import Schedule
-from rnri.sharing import limits, needs
+from rnri.sharing import Budget
 
 STARTS = ("plain", "extrapolated", "fitted")
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
@@ -31,7 +31,8 @@ class Inversion:
         seed: ``[B,C,h,w]``, float64 (float32 on MPS).
         z0: ``[B,C,h,w]``, the clean latents that were inverted: those given, unless the method adjusts them.
         residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in
-            ``Solution.residual``; NaN for methods that do not solve this equation.
+            ``Solution.residual``; NaN for methods that do not solve this equation, and where a step had no
+            evaluation.
         evaluations, backward: int64 ``[N,B]``, network evaluations of the method.
         solved: bool ``[N,B]``, whether the step converged, or is inverted exactly by construction.
         single_latent: whether ``seed`` alone, with the same predictor and schedule, gives the image back.
@@ -54,8 +55,9 @@ class Inversion:
 
     @property
     def residual(self) -> Tensor:
-        """A sample's largest residual over the steps, ``[B]``."""
-        return self.residuals.max(0).values
+        """A sample's largest residual over the steps that have one, ``[B]``; NaN if none has."""
+        largest = self.residuals.nan_to_num(nan=-1.0).max(0).values
+        return torch.where(largest < 0, torch.nan, largest)
 
     @property
     def extra_bytes(self) -> int:
@@ -104,7 +106,8 @@ class ImplicitInverter:
         sharing: how the walk's evaluations, ``solver.iterations`` a step on average, are shared among its
             steps. ``even``: each step has ``solver.iterations`` at most, and what it saves is saved. ``schedule``:
             in proportion to what each step is likely to need (``rnri.sharing``), and what a sample saves
-            at one step by converging early it may spend at later ones.
+            at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
+            its extrapolated start as it is; from the plain start each step has one evaluation at least.
         measure_residual: evaluate ``f`` once more wherever the returned latent was not itself evaluated, so
             that every residual is that of the returned latent, and ``solved`` with it. This is a measurement,
             not part of the method: the predictor counts it, ``Inversion.evaluations`` does not.
@@ -130,14 +133,17 @@ class ImplicitInverter:
         z = z0 = in_state_dtype(z0.detach())
         noises: list[Tensor] = []
         solutions: list[Solution] = []
-        expected = needs(schedule) if self.sharing == "schedule" else None
-        left = torch.full((len(z0),), self.solver.iterations * len(schedule))
+        budget = Budget.of(schedule, self.solver.iterations, len(z0)) if self.sharing == "schedule" else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i)
-                most = None if expected is None else limits(left, expected[k:])
-                solution = self._solve(problem, self._start(problem, noises), most)
-                left = left - solution.evaluations
+                start = self._start(problem, noises)
+                if budget is None:
+                    solution = self._solve(problem, start, None)
+                else:
+                    limits = budget.limits(k, least=0 if self._can_skip(noises) else 1)
+                    solution = self._solve(problem, start, limits)
+                    budget.settle(limits, solution.evaluations)
                 noises = _remember(noises, problem, solution)
                 solutions.append(solution)
                 z = solution.z
@@ -154,8 +160,15 @@ class ImplicitInverter:
             return problem.z_s
         return problem.a * problem.z_s + problem.b * _extrapolation(noises, fitted=self.start == "fitted")
 
-    def _solve(self, problem: ImplicitStep, start: Tensor, most: Tensor | None) -> Solution:
-        solution = self.solver(problem, start, most)
+    def _can_skip(self, noises: list[Tensor]) -> bool:
+        """Whether a start is a solution worth taking unevaluated: one extrapolated from a change of the noise."""
+        return self.start != "plain" and len(noises) > 1
+
+    def _solve(self, problem: ImplicitStep, start: Tensor, limits: Tensor | None) -> Solution:
+        if limits is None or limits.all():
+            solution = self.solver(problem, start, limits)
+        else:
+            solution = _solve_some(self.solver, problem, start, limits)
         return measured(solution, problem, self.solver.tolerance) if self.measure_residual else solution
 
 
@@ -183,9 +196,25 @@ def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
     return noises[-1] + beta.clamp(0, LARGEST_BETA).view(-1, 1, 1, 1) * change
 
 
+def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Tensor) -> Solution:
+    """The solution of the samples that have evaluations to spend; the others' is their start, its residual NaN."""
+    none = torch.zeros_like(limits)
+    z, f, residual = start.clone(), start.clone(), torch.full(limits.shape, torch.nan, dtype=torch.float64)
+    solution = Solution(z, residual, none, none.clone(), none.bool(), f)
+    rows = limits.nonzero().flatten()
+    if len(rows):
+        at = rows.to(start.device)
+        found = solver(problem.select(rows), start[at], limits[rows])
+        for name in ("z", "f"):
+            getattr(solution, name)[at] = getattr(found, name)
+        for name in ("residual", "evaluations", "backward", "converged"):
+            getattr(solution, name)[rows] = getattr(found, name)
+    return solution
+
+
 def measured(solution: Solution, problem: ImplicitStep, tolerance: float) -> Solution:
     """``solution`` with residual and convergence of the very latents it returns, evaluated where unknown."""
-    rows = (~solution.converged & solution.residual.isfinite()).nonzero().flatten()
+    rows = (~solution.converged & ~solution.residual.isinf()).nonzero().flatten()
     if not len(rows):
         return solution
     z = solution.z[rows.to(solution.z.device)]
@@ -202,7 +231,7 @@ def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -
         return noises
     noise = problem.noise(solution.f)
     if noises:  # a sample whose step had no finite evaluation keeps its last one
-        known = solution.residual.isfinite().to(noise.device).view(-1, 1, 1, 1)
+        known = (~solution.residual.isinf()).to(noise.device).view(-1, 1, 1, 1)
         noise = torch.where(known, noise, noises[-1])
     return [*noises[-2:], noise]
 

@@ -14,6 +14,7 @@ clean end is several times as hard as any other, whatever their number, and the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from rnri.schedule import Schedule
 
 DETAIL_VARIANCE = 0.02  # of latents of unit variance
+COARSE = 8  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation
 EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
 
 
@@ -33,10 +35,41 @@ def needs(schedule: Schedule) -> Tensor:
     return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
 
 
-def limits(left: Tensor, expected: Tensor) -> Tensor:
-    """Evaluations that samples with ``left [B]`` in all may spend at the first of the steps with needs ``expected``.
+@dataclass
+class Budget:
+    """The evaluations of a walk, sample by sample: what each step may spend, and what comes back from it.
 
-    Every later step keeps at least one; the last step has all that is left.
+    Steps share what is left in proportion to their needs, on a coarse schedule after one evaluation for each. Shares
+    are real numbers and limits whole ones: what rounding gives to one step it takes from the next, so that no more is
+    spent in all. A sample that stops below its limit returns the difference to all later steps.
+
+    Attributes:
+        expected: float64 ``[N]``, the steps' ``needs`` in the order of the walk.
+        each: what every step has before the rest is shared: 1 on a schedule of fewer than ``COARSE`` steps, else 0.
+        left: float64 ``[B]``, not assigned to any step yet.
+        due: float64 ``[B]``, assigned to the steps so far and not spent.
     """
-    spare = (left - len(expected)).clamp(min=0)
-    return 1 + (spare * (expected[0] / expected.sum())).round().long()
+
+    expected: Tensor
+    each: int
+    left: Tensor
+    due: Tensor
+
+    @classmethod
+    def of(cls, schedule: Schedule, evaluations: int, batch: int) -> Budget:
+        """``evaluations`` a step on average, for ``batch`` samples."""
+        left = torch.full((batch,), float(evaluations * len(schedule)), dtype=torch.float64)
+        return cls(needs(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
+
+    def limits(self, k: int, least: int) -> Tensor:
+        """Evaluations that each sample may spend at step ``k`` of the walk, ``least`` or more: int64 ``[B]``."""
+        expected = self.expected[k:]
+        share = self.each + (self.left - self.each * len(expected)) * (expected[0] / expected.sum())
+        self.left, self.due = self.left - share, self.due + share
+        return (self.due + 0.5).floor().long().clamp(min=max(least, self.each))
+
+    def settle(self, limits: Tensor, spent: Tensor) -> None:
+        """Takes note of the evaluations ``spent [B]`` under ``limits``."""
+        self.due = self.due - spent
+        returned = torch.where(spent < limits, self.due, 0.0)
+        self.left, self.due = self.left + returned, self.due - returned

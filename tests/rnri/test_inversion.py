@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from rnri import (
     accelerated,
     sample,
 )
-from rnri.sharing import limits, needs
+from rnri.sharing import COARSE, Budget, needs
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
 
@@ -291,10 +292,48 @@ def test_a_sample_spends_later_what_it_saved():
     assert evaluations[:, 1].sum() == 30 and (evaluations[-1, 1] >= 1)
 
 
-def test_sharing_keeps_one_evaluation_for_each_step():
-    assert limits(torch.tensor([4, 3, 9]), torch.tensor([5.0, 1.0, 1.0])).tolist() == [2, 1, 5]
-    assert limits(torch.tensor([7]), torch.tensor([1.0])).tolist() == [7]
+def planned(steps: int, evaluations: int, least: int = 1) -> list[int]:
+    budget, limits = Budget.of(schedule(steps), evaluations, 1), []
+    for k in range(steps):
+        limits.append(budget.limits(k, least if k > 1 else 1))
+        budget.settle(limits[-1], limits[-1])
+    return [int(limit) for limit in limits]
+
+
+def test_a_budget_is_spent_whole_and_follows_the_needs():
     assert needs(schedule(4)).shape == (4,) and needs(schedule(4)).argmax() == 1
+    assert planned(COARSE - 1, 1, least=0) == [1] * (COARSE - 1)
+    for evaluations in (1, 2, 5):
+        fine, coarse = planned(50, evaluations, least=0), planned(4, evaluations)
+        assert sum(fine) == 50 * evaluations and sum(coarse) == 4 * evaluations and min(coarse) == 1
+        assert max(fine) == fine[1] and (evaluations == 1 or max(coarse) == coarse[1])
+
+
+def test_a_sample_that_stops_early_returns_what_it_had():
+    budget = Budget.of(schedule(20), 4, 2)
+    limits = budget.limits(0, 1)
+    budget.settle(limits, torch.stack([limits[0], torch.tensor(1)]))
+    assert budget.due[1] == 0 and budget.left[1] == 79 and budget.left[0] < 79
+
+
+def test_a_step_without_an_evaluation_takes_its_start():
+    predictor, path = function_predictor(wavy, 2), []
+    z0 = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inverter = ImplicitInverter(FixedPoint(1, tolerance=0), start="extrapolated", sharing="schedule")
+    inversion = inverter.invert(z0, predictor, schedule(50), lambda k, z: path.append(z))
+    assert predictor.forward_evaluations == inversion.evaluations.sum() == 2 * 50
+    skipped = (inversion.evaluations == 0).nonzero()
+    assert len(skipped) and (skipped[:, 0] > 1).all()
+    for k, row in skipped.tolist():
+        assert inversion.residuals[k, row].isnan() and not inversion.solved[k, row]
+        noises = [
+            ImplicitStep.of(before, predictor, schedule(50), 49 - j).noise(z)[row]
+            for j, (before, z) in enumerate(itertools.pairwise([z0, *path]))
+        ]
+        torch.testing.assert_close(noises[k], 2 * noises[k - 1] - noises[k - 2], rtol=0, atol=1e-9)
+    assert inversion.residual.isfinite().all()
+    measured = replace(inverter, measure_residual=True).invert(z0, predictor, schedule(50))
+    assert measured.residuals.isfinite().all() and torch.equal(measured.seed, inversion.seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
