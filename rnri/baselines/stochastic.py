@@ -40,7 +40,7 @@ class EditFriendly:
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
         z0 = in_state_dtype(z0)
-        draws = _draws(z0, len(schedule), self.seed)
+        draws = draw_noise(z0, len(schedule), self.seed)
         levels = schedule.alpha_bar.tolist()
         noisy = [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
         targets = [*noisy[1:], z0]
@@ -93,7 +93,7 @@ class SDEdit:
     ) -> Inversion:
         z0 = in_state_dtype(z0)
         a = float(self._part(schedule).alpha_bar[0])
-        seed = math.sqrt(a) * z0 + math.sqrt(1 - a) * _draws(z0, 1, self.seed)[0]
+        seed = math.sqrt(a) * z0 + math.sqrt(1 - a) * draw_noise(z0, 1, self.seed)[0]
         return inversion(seed, z0, evenly(0, schedule, len(z0)), exact=False, single_latent=False)
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class SDEdit:
         return schedule.last(max(1, round(self.strength * len(schedule))))
 
 
-def _draws(like: Tensor, count: int, seed: int) -> Tensor:
+def draw_noise(like: Tensor, count: int, seed: int) -> Tensor:
     """Standard normal ``[count,C,h,w]``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, *like.shape[1:], generator=generator, dtype=torch.float64).to(like)

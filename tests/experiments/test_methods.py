@@ -12,7 +12,7 @@ from experiments.data.emoji import Drawings
 from rnri import ImplicitInverter, LatentDiffusion
 
 METHODS = sorted(path.stem for path in Path("configs/method").glob("*.yaml"))
-EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly"}
+EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly", "ledits"}
 LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # without guidance there is nothing to optimise or to cancel
 
 
