@@ -41,7 +41,9 @@ def test_experiment_composes_and_its_targets_exist(experiment):
         assert callable(get_object(target)), target
 
 
-@pytest.mark.parametrize("group", ["model", "data", "logger", "trainer", "method", "task", "optimiser", "rate", "initialise"])
+@pytest.mark.parametrize(
+    "group", ["model", "data", "logger", "trainer", "method", "task", "optimiser", "rate", "initialise"]
+)
 def test_every_option_of_a_group_composes(group):
     for option in options(group):
         if group not in ("model", "data", "logger", "trainer"):

@@ -74,7 +74,12 @@ def test_denoiser_is_a_complete_stable_diffusion_pipeline(corpus, tmp_path):
 
 
 def test_a_tokenizer_built_again_knows_its_words_again():
-    captions = [f"a drawing of {a} {b} in {c} style" for a in ("an old", "a", "x") for b in "abcdefgh" for c in ("noto", "emoji")]
+    captions = [
+        f"a drawing of {a} {b} in {c} style"
+        for a in ("an old", "a", "x")
+        for b in "abcdefgh"
+        for c in ("noto", "emoji")
+    ]
     first, second = build_tokenizer(captions), build_tokenizer(captions)
     assert len(first) == len(second)
     for caption in captions:
