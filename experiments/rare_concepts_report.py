@@ -23,7 +23,7 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
 )  # fmt: skip
 COLUMNS = {
     "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "fid": "FID",
-    "kid": "KID", "n": "n", "t_init": "T_init, s", "t_opt": "T_opt, s",
+    "kid": "KID", "n": "n", "t_init": "T_init, s", "t_opt": "T_opt, s", "iterations": "iterations",
 }  # fmt: skip
 PICTURED = 10  # concepts a figure
 
@@ -62,7 +62,7 @@ def _by_method(rows: Sequence[Mapping]) -> list[dict]:
         line = lines.setdefault(row["method"], {"method": row["method"]})
         low, high = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
         line[row["bucket"]] = f"{100 * row['accuracy']:.1f} ({low:.0f}–{high:.0f})"
-        line |= {name: row[name] for name in ("fid", "kid", "n", "t_init", "t_opt") if name in row}
+        line |= {name: row[name] for name in COLUMNS if name in row and name != "method"}
     return list(lines.values())
 
 

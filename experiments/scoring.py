@@ -60,7 +60,7 @@ def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
 
 
 def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
-    """FID, KID and times of all the arm's images into its row of totals."""
+    """FID, KID, times and, of optimised seeds, iterations and the share that converged, into the row of totals."""
     row |= {
         "fid": frechet_distance(real, judged.features),
         "kid": kernel_distance(real, judged.features),
@@ -68,6 +68,10 @@ def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
         "t_init": mean(judged.t_init),
         "t_opt": mean(judged.t_opt),
     }
+    for name in ("iterations", "converged"):
+        values = [record[name] for record in judged.records if name in record]
+        if values:
+            row[name] = mean(values)
 
 
 def mean(values: Iterable[float]) -> float:

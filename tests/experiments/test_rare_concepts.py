@@ -49,6 +49,7 @@ def test_results_follow_the_contract(run):
         assert row["n"] == (6 if bucket == "total" else 2)
         assert (bucket == "total") == ({"fid", "kid", "t_init", "t_opt"} <= set(row))
     assert table["seedselect_rnri", "total"]["t_opt"] > 0 == table["plain", "total"]["t_opt"]
+    assert table["seedselect_rnri", "total"]["iterations"] == 1 and "iterations" not in table["plain", "total"]
     assert {path.name for path in (folder / "images").iterdir()} == {"head.png", "medium.png", "tail.png"}
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png"):
         assert (folder / name).stat().st_size > 0
