@@ -7,7 +7,7 @@ from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as 
 
 from rnri import LatentDiffusion, NoisePredictor, Schedule, alpha_bar_table
 from rnri.baselines import EditFriendly, LEditsPP
-from rnri.baselines.stochastic import _draws
+from rnri.baselines.stochastic import draw_noise
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
 
@@ -49,7 +49,7 @@ def test_a_step_by_hand():
     levels = torch.tensor([1 / 5, 1 / 2], dtype=torch.float64)
     steps = Schedule(torch.tensor([9, 5]), levels, torch.tensor([1 / 2, 4 / 5], dtype=torch.float64))
     z0 = torch.ones(1, 2, 3, 3, dtype=torch.float64)
-    n_9, n_5 = _draws(z0, 2, 7)
+    n_9, n_5 = draw_noise(z0, 2, 7)
     first, second = 0.2**0.5 * z0 + 0.8**0.5 * n_9, 0.5**0.5 * (z0 + n_5)
     clean_9, clean_5 = first / 0.2**0.5, second / 0.5**0.5  # with eps = 0
     # exp(-h) = 1/2, so with V = 1 - a: sqrt(V_s / V_t) / 2 of the sample, 3/4 sqrt(a_s) of the prediction,
@@ -67,7 +67,7 @@ def test_seed_maps_and_samples_are_those_of_diffusers_pipeline(monkeypatch, fina
     ours = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": 16}))  # the pipeline wants images of 32 pixels
     pipeline = leditspp_pipeline(final)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    draws = list(_draws(ours.encode(images), 6, 0))  # the pipeline draws from clean to noisy
+    draws = list(draw_noise(ours.encode(images), 6, 0))  # the pipeline draws from clean to noisy
     monkeypatch.setattr(theirs, "randn_tensor", lambda shape, **_: draws.pop().expand(shape))
     pipeline.invert(images, num_inversion_steps=6, skip=0)
 
