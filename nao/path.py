@@ -6,6 +6,9 @@ follow from the seeds' norms and cosines: :mod:`nao.geodesic` and :mod:`nao.cent
 problems at once, in float64 on the CPU. Points are evenly spaced by length, which keeps the published bound on the
 spacing wherever the path is short enough for it. The published polyline is in :mod:`nao.polyline`.
 
+Norms below 0.35 or above 10 typical ones lie beyond the tables. Such a seed is joined to that norm by a straight radial
+piece, whose cost and length count, and on which no points lie but the seed itself.
+
 Letters: d components of a seed, n seeds, K points a path, G problems. Any leading dimensions are batched, and no
 problem's result depends on the others.
 """
@@ -21,7 +24,7 @@ from torch import Tensor
 from nao.centre import Centre, angles, settle
 from nao.geodesic import Geodesics, join
 from nao.norm import check_norms, project, seed_norm, typical_norm
-from nao.shell import LEAST_NORM, MOST_NORM, shell_of
+from nao.shell import LEAST_NORM, MOST_NORM, radial_cost, shell_of
 
 OPPOSITE = 1e-6  # radians short of a half turn
 CANCELLING = 1e-7  # norm of the mean of the unit seeds
@@ -65,7 +68,7 @@ def interpolate(a: Tensor, b: Tensor, points: int = 12, *, typical: bool = False
         typical: first bring both ends to the typical norm. Inverted seeds are often off it; without, they stay put.
 
     Raises:
-        ValueError: a zero seed, a norm below 0.35 or above 10 typical ones, opposite seeds, or fewer than 2 points.
+        ValueError: a zero seed, opposite seeds, or fewer than 2 points.
     """
     few = _Few(torch.stack([a, b], -4), typical)
     ends = torch.eye(2, dtype=torch.float64).expand(len(few.t), 2, 2)
@@ -77,7 +80,8 @@ def interpolate(a: Tensor, b: Tensor, points: int = 12, *, typical: bool = False
     weights, length = _along(paths, _evenly(points), ends[:, 0], ends[:, 1])
     found = few.lift(weights)
     found[:, 0], found[:, -1] = few.seeds[:, 0], few.seeds[:, 1]
-    return Path(*(x.reshape((*few.lead, *x.shape[1:])) for x in (found, paths.energy, length, paths.converged)))
+    whole = (found, paths.energy + few.radial_cost.sum(1), length + few.radial_length.sum(1), paths.converged)
+    return Path(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
 def centroid(seeds: Tensor, points: int = 8, *, typical: bool = False) -> Centroid:
@@ -89,14 +93,15 @@ def centroid(seeds: Tensor, points: int = 8, *, typical: bool = False) -> Centro
         typical: first bring the seeds to the typical norm.
 
     Raises:
-        ValueError: no seed, a zero seed, a norm below 0.35 or above 10 typical ones, or seeds that cancel out.
+        ValueError: no seed, a zero seed, or seeds that cancel out.
     """
     few = _Few(seeds, typical)
     centre = few.settle()
     weights, lengths = few.towards(centre, _evenly(points))
     point, paths = few.lift(few.at(centre)), few.lift(weights)
     paths[:, :, 0], paths[:, :, -1] = few.seeds, point[:, None]
-    whole = (point, paths, centre.energy, lengths, centre.converged)
+    energy = centre.energy + few.radial_cost.sum(1)
+    whole = (point, paths, energy, lengths + few.radial_length, centre.converged)
     return Centroid(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
@@ -144,7 +149,10 @@ def path_seeds(seeds: Tensor, count: int, *, typical: bool = False) -> Tensor:
 
 
 class _Few:
-    """G problems of n seeds: their cosines ``gram [G, n, n]`` and ``t [G, n]`` on the CPU, and the way back."""
+    """G problems of n seeds: their cosines ``gram [G, n, n]`` and ``t [G, n]`` on the CPU, and the way back.
+
+    ``t`` is kept within the tables; ``radial_length`` and ``radial_cost [G, n]`` are what lies beyond.
+    """
 
     def __init__(self, seeds: Tensor, typical: bool) -> None:
         if seeds.shape[-4] == 0:
@@ -158,8 +166,11 @@ class _Few:
         self.norms = products.diagonal(dim1=1, dim2=2).sqrt()
         self.gram = products / (self.norms[:, :, None] * self.norms[:, None])
         self.shell = shell_of(flat.shape[2])
-        self.t = (self.norms / typical_norm(self.shell.d)).log()
-        _check_reach(self.t.exp())
+        ratio = self.norms / typical_norm(self.shell.d)
+        within = ratio.clamp(LEAST_NORM, MOST_NORM)
+        self.t = within.log()
+        self.radial_length = typical_norm(self.shell.d) * (ratio - within).abs()
+        self.radial_cost = (radial_cost(ratio, self.shell.d) - radial_cost(within, self.shell.d)).abs()
 
     def settle(self) -> Centre:
         """The centre of each problem."""
@@ -198,14 +209,3 @@ def _evenly(points: int) -> Tensor:
     if points < 2:
         raise ValueError(f"points={points}: a path has at least its two ends.")
     return torch.linspace(0, 1, points, dtype=torch.float64)
-
-
-def _check_reach(ratios: Tensor) -> None:
-    """Refuses norms ``[G, n]``, relative to the typical one, beyond the tables."""
-    bad = (ratios < LEAST_NORM) | (ratios > MOST_NORM)
-    if bad.any():
-        where = bad.flatten().nonzero()[0].item()
-        raise ValueError(
-            f"seed {where} has {ratios.flatten()[where]:.3g} times the typical norm, and paths reach from {LEAST_NORM} "
-            f"to {MOST_NORM:g}: pass typical=True to bring it there first."
-        )

@@ -73,6 +73,12 @@ def unit_cost(t: Tensor, d: int) -> Tensor:
     return -peak_log_density(d) + (d - 1) * (torch.expm1(2 * t) / 2 - t)
 
 
+def radial_cost(ratio: Tensor, d: int) -> Tensor:
+    """The cost of the straight line from the origin to ``ratio`` times the mode: the integral of ``unit_cost``."""
+    excess = (d - 1) * (ratio.pow(3) / 6 + ratio / 2 - ratio * ratio.log())
+    return typical_norm(d) * (excess - peak_log_density(d) * ratio)
+
+
 @lru_cache(maxsize=8)
 def shell_of(d: int) -> Shell:
     """The surface for ``d`` components, tabulated once.
