@@ -56,7 +56,7 @@ class Inversion:
     @property
     def residual(self) -> Tensor:
         """A sample's largest residual over the steps that have one, ``[B]``; NaN if none has."""
-        largest = self.residuals.nan_to_num(nan=-1.0).max(0).values
+        largest = self.residuals.nan_to_num(nan=-1.0, posinf=torch.inf).max(0).values
         return torch.where(largest < 0, torch.nan, largest)
 
     @property
