@@ -14,19 +14,20 @@ from safetensors import SafetensorError
 from torch import nn
 
 REQUIRED_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def load_pipeline(
-    path: str | Path, *, dtype: torch.dtype, local_files_only: bool, variant: str | None, revision: str | None
+    path: str | Path, *, dtype: torch.dtype | str, local_files_only: bool, variant: str | None, revision: str | None
 ) -> DiffusionPipeline:
     """The pipeline at a local folder or hub id, without safety checker.
 
     Raises:
-        ValueError: one sentence for a folder that does not exist or lacks a part, an unreachable hub id, a
-            pipeline without a UNet, or weights that cannot be read.
+        ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
+            unreachable hub id, a pipeline without a UNet, or weights that cannot be read.
     """
-    source = str(path)
+    source, dtype = str(path), _as_dtype(dtype)
     if _is_local(source):
         _check_folder(Path(source), variant)
     index = _model_index(source, local_files_only, revision)
@@ -58,6 +59,16 @@ def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]
             digest.update(flat.view(torch.uint8).numpy())
     digest.update(_canonical(settings).encode())
     return digest.hexdigest()
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype of that name, which a config gives; diffusers would take float32 for any name."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in DTYPES:
+        raise ValueError(
+            f"dtype={dtype!r} is unknown: choose {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}."
+        )
+    return found
 
 
 def _is_local(source: str) -> bool:

@@ -40,7 +40,7 @@ class LatentDiffusion:
         path: str | Path,
         *,
         device: str | torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype | str,
         local_files_only: bool = False,
         variant: str | None = None,
         revision: str | None = None,
@@ -48,8 +48,8 @@ class LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
 
         Raises:
-            ValueError: one sentence for a folder that does not exist or lacks a part, an unreachable hub id,
-                or a pipeline that is not a text-to-image latent diffusion with a UNet.
+            ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
+                unreachable hub id, or a pipeline that is not a text-to-image latent diffusion with a UNet.
         """
         pipeline = load_pipeline(
             path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision

@@ -203,6 +203,14 @@ def test_a_saved_folder_loads_and_samples_the_same(saved, model):
     assert loaded.device.type == "cpu" and loaded.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float64"])
+def test_a_config_names_the_dtype(saved, name):
+    loaded = LatentDiffusion.from_pretrained(saved, device="cpu", dtype=name)
+    assert loaded.dtype == getattr(torch, name) == loaded.pipeline.text_encoder.dtype
+    with pytest.raises(ValueError, match="dtype='half-ish' is unknown: choose float16"):
+        LatentDiffusion.from_pretrained(saved, device="cpu", dtype="half-ish")
+
+
 def test_fingerprint_knows_content_not_place(saved, tmp_path):
     copy = tmp_path / "elsewhere"
     shutil.copytree(saved, copy)
