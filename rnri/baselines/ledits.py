@@ -12,7 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from rnri.baselines.common import evenly, inversion
-from rnri.baselines.stochastic import draw_noise
+from rnri.baselines.stochastic import diffused
 from rnri.inversion import Inversion
 from rnri.predictor import NoisePredictor
 from rnri.sampling import LatentObserver, ignore, in_state_dtype
@@ -50,9 +50,7 @@ class LEditsPP:
     ) -> Inversion:
         """The noisiest draw as the seed of ``z0 [B,C,h,w]``, and the maps that lead from it to ``z0``."""
         z0 = in_state_dtype(z0)
-        draws = draw_noise(z0, len(schedule), self.seed)
-        levels = schedule.alpha_bar.tolist()
-        noisy = [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
+        noisy = diffused(z0, schedule, self.seed)
         sampler, maps, exact = _sampler(schedule), [], True
         for i, (z, target) in enumerate(pairwise([*noisy, z0])):
             mean, deviation = _step(sampler, z, predictor, schedule, i)

@@ -40,9 +40,7 @@ class EditFriendly:
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
         z0 = in_state_dtype(z0)
-        draws = draw_noise(z0, len(schedule), self.seed)
-        levels = schedule.alpha_bar.tolist()
-        noisy = [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
+        noisy = diffused(z0, schedule, self.seed)
         targets = [*noisy[1:], z0]
         maps: list[Tensor] = [torch.zeros_like(z0)] * len(schedule)
         exact = True
@@ -92,8 +90,7 @@ class SDEdit:
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
         z0 = in_state_dtype(z0)
-        a = float(self._part(schedule).alpha_bar[0])
-        seed = math.sqrt(a) * z0 + math.sqrt(1 - a) * draw_noise(z0, 1, self.seed)[0]
+        seed = diffused(z0, self._part(schedule).first(1), self.seed)[0]
         return inversion(seed, z0, evenly(0, schedule, len(z0)), exact=False, single_latent=False)
 
     @torch.no_grad()
@@ -102,6 +99,13 @@ class SDEdit:
 
     def _part(self, schedule: Schedule) -> Schedule:
         return schedule.last(max(1, round(self.strength * len(schedule))))
+
+
+def diffused(z0: Tensor, schedule: Schedule, seed: int) -> list[Tensor]:
+    """``sqrt(a) z_0 + sqrt(1 - a) n`` at every level ``a`` of the schedule, each with noise of its own."""
+    draws = draw_noise(z0, len(schedule), seed)
+    levels = schedule.alpha_bar.tolist()
+    return [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
 
 
 def draw_noise(like: Tensor, count: int, seed: int) -> Tensor:
