@@ -48,6 +48,19 @@ class Pictures(LightningDataModule):
         return DataLoader(self.validation, self.batch_size) if self.validation is not None else []
 
 
+def fastest_precision() -> str:
+    """Lightning's name of bfloat16 autocast where the hardware multiplies in it, else of single precision.
+
+    A CPU without such units emulates it, several times slower than single precision.
+    """
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot say
+        native = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
     """Trains from the run folder's last checkpoint if there is one, so that a killed training goes on."""
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))

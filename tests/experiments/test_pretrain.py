@@ -13,6 +13,7 @@ from PIL import Image
 import train
 from experiments.classifier import load_classifier
 from experiments.pretrain.denoiser import build_tokenizer
+from experiments.pretrain.fitting import fastest_precision
 from experiments.pretrain.jitter import jitter
 from seedselect import ClipFeatures
 
@@ -120,3 +121,14 @@ def test_jitter_keeps_pictures_pictures():
     changed = jitter(images)
     assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
     assert (changed - images).abs().flatten(1).mean(1).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx2": True}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed"), ({"bf16": True}, "bf16-mixed")],
+    ids=["none", "x86", "arm"],
+)
+def test_training_uses_bfloat16_only_where_the_processor_multiplies_in_it(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastest_precision() == precision
