@@ -8,6 +8,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path("configs").resolve()
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "sweep")  # those are W&B's
 
 
 def options(group: str) -> list[str]:
@@ -41,9 +42,7 @@ def test_experiment_composes_and_its_targets_exist(experiment):
         assert callable(get_object(target)), target
 
 
-@pytest.mark.parametrize(
-    "group", ["model", "data", "logger", "trainer", "method", "task", "optimiser", "rate", "initialise"]
-)
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_a_group_composes(group):
     for option in options(group):
         if group not in ("model", "data", "logger", "trainer"):
@@ -52,6 +51,11 @@ def test_every_option_of_a_group_composes(group):
             config = composed("experiment=rare_concepts", f"{group}={option}")[group]
         for target in targets(config):
             assert callable(get_object(target)), target
+
+
+def test_an_arm_is_added_on_the_command_line():
+    added = composed("+arm@task.arms.mine=seedselect", "+method@task.arms.mine.inverter=renoise").task.arms.mine
+    assert added.inverter._target_.endswith("ImplicitInverter") and added.select._target_.endswith("SeedSelect")
 
 
 def test_the_main_job_is_the_default():
