@@ -11,19 +11,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import report
-from experiments.inversion_jobs import CEILING
 
 Rows = Sequence[Mapping[str, Any]]
 LARGEST_PICTURE = 14  # methods in one comparison of pictures
 
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of real images under their own prompts, by steps and guidance."""
+    """Rows of real images under their own prompts, by steps and guidance, where there is a network evaluation to plot.
+
+    Other latents than the encoder's have another ceiling, and are left out.
+    """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["steps"] is not None and row["prompts"] == "right" and not row["generated"]:
+        if row["images"] == "real" and row["prompts"] == "right" and row.get("evaluations_per_step", 0) > 0:
             found.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
     return found
+
+
+def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each method, the same in every panel."""
+    names = dict.fromkeys(row["method"] for row in rows)
+    colours, markers = plt.get_cmap("tab10").colors, "osD^vP*"
+    return {name: {"color": colours[k % 10], "marker": markers[k // 10 % 7]} for k, name in enumerate(names)}
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -31,12 +40,12 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[0])
 
 
-def _curves(axis: Axes, rows: Rows, value: str) -> None:
+def _curves(axis: Axes, rows: Rows, value: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
         own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["evaluations_per_step"])
         known = [(r["evaluations_per_step"], r[value]) for r in own if np.isfinite(r.get(value, np.nan))]
         if known:
-            axis.plot(*zip(*known, strict=True), marker="o", markersize=3.5, linewidth=1.2, label=method)
+            axis.plot(*zip(*known, strict=True), markersize=4.5, linewidth=1.2, label=method, **styles[method])
     axis.set_xlabel("network evaluations a step")
 
 
@@ -51,12 +60,12 @@ def evaluations(rows: Rows, _: Rows) -> Figure:
     """PSNR against evaluations (Fig. 3a), the VAE's ceiling dashed, and latent MSE below it."""
     settings = by_setting(rows)
     figure, axes = plt.subplots(2, len(settings), figsize=(4.6 * len(settings) + 1.6, 6.4), squeeze=False)
-    ceiling = next(row["psnr"] for row in rows if row["method"] == CEILING)
+    styles = _styles(rows)
     for (title, own), top, bottom in zip(settings.items(), *axes, strict=True):
-        top.axhline(ceiling, color="black", linestyle="--", linewidth=1, label="VAE ceiling")
-        _curves(top, own, "psnr")
+        top.axhline(own[0]["psnr"] + own[0]["below_ceiling"], color="black", linestyle="--", linewidth=1, label="VAE")
+        _curves(top, own, "psnr", styles)
         top.set(title=title, ylabel="PSNR, dB")
-        _curves(bottom, own, "latent_mse")
+        _curves(bottom, own, "latent_mse", styles)
         bottom.set(yscale="log", ylabel="latent MSE")
     _legend(figure, list(axes.flat))
     return figure
@@ -67,7 +76,7 @@ def residuals(rows: Rows, _: Rows) -> Figure:
     settings = by_setting(rows)
     figure, axes = _panels(len(settings))
     for (title, own), axis in zip(settings.items(), axes, strict=True):
-        _curves(axis, own, "residual_mean")
+        _curves(axis, own, "residual_mean", _styles(rows))
         axis.set(yscale="log", title=title, ylabel="mean |z - f(z)|")
     _legend(figure, axes)
     return figure

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments import report
 from experiments.inversion_figures import FIGURES, pictures
-from experiments.inversion_jobs import CEILING, Job
+from experiments.inversion_jobs import CEILING, Job, Setting
 from experiments.metrics import bootstrap_interval, roc_auc
 from rnri import ImplicitInverter, Inverter, PromptAware
 
@@ -26,16 +26,16 @@ IDENTITY = ("method", "steps", "guidance", "evaluations", "prompts", "generated"
 LOST = 0.1
 """A residual above this, a tenth of a latent's standard deviation, at any step counts as diverged."""
 AVERAGED = (
-    "psnr", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "residual_mean", "solved", "converged",
-    "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes", "latent_shift",
+    "psnr", "below_ceiling", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "residual_mean", "solved",
+    "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes", "latent_shift",
     "distance_encoded", "distance_adjusted", "distance_reconstructed", "norm",
 )  # fmt: skip
 COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "prompts": "prompts",
     "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step", "psnr": "PSNR, dB",
-    "ssim": "SSIM", "perceptual": "perceptual", "latent_mse": "latent MSE", "residual": "residual",
-    "solved": "steps solved", "converged": "converged", "diverged": "diverged", "seconds_per_image": "s an image",
-    "n": "n",
+    "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual", "latent_mse": "latent MSE",
+    "residual": "residual", "solved": "steps solved", "converged": "converged", "diverged": "diverged",
+    "seconds_per_image": "s an image", "n": "n",
 }  # fmt: skip
 DISTANCES = {
     "method": "method", "steps": "steps", "guidance": "guidance", "distance_encoded": "encoded",
@@ -54,7 +54,7 @@ def write_report(
     seed: int,
 ) -> list[dict]:
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
-    samples = [row for job, _, record in found for row in sample_rows(job, record["rows"])]
+    samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
     extra = {"detection": detection(samples)} if {row["prompts"] for row in rows} == {"right", "wrong"} else {}
     report.write_results(run_dir, rows, {**settings, **extra})
@@ -81,6 +81,7 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
         "method": _method(job), "start": start_of(job.inverter), "steps": setting.steps if job.inverter else None,
         "guidance": setting.guidance if job.inverter else None, "evaluations": setting.evaluations,
         "prompts": "wrong" if setting.wrong_prompts else "right", "generated": setting.generated,
+        "images": _images(setting),
     }  # fmt: skip
     rows = []
     for image, record in zip(job.images, records, strict=True):
@@ -89,6 +90,28 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
         known = {} if job.inverter is None else {"diverged": float(lost or not math.isfinite(record["latent_mse"]))}
         rows.append({**shared, "sample": image.name, "prompt": image.prompt, **record, **known})
     return rows
+
+
+def with_ceilings(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``samples`` with how many dB each lies below what the VAE makes of the same image, which is listed once."""
+    ceilings = {_image(sample): sample for sample in samples if _is_ceiling(sample)}
+    rest = [sample for sample in samples if not _is_ceiling(sample)]
+    below = [{**sample, "below_ceiling": ceilings[_image(sample)]["psnr"] - sample["psnr"]} for sample in rest]
+    return [*map(dict, ceilings.values()), *below]
+
+
+def _is_ceiling(sample: Mapping[str, Any]) -> bool:
+    return sample["steps"] is None
+
+
+def _image(sample: Mapping[str, Any]) -> tuple:
+    return sample["images"], sample["prompts"], sample["sample"]
+
+
+def _images(setting: Setting) -> str:
+    """Where the images of a setting, and their latents, come from."""
+    source = f"generated, {setting.steps} steps, guidance {setting.guidance:g}" if setting.generated else "real"
+    return f"{source}, decoder inversion" if setting.decoder_iterations else source
 
 
 def _method(job: Job) -> str:
@@ -115,7 +138,7 @@ def groups(samples: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str
 def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """A row of the table: means over images, with a 95 % interval of the PSNR, and the median latent MSE."""
     first = samples[0]
-    row = {name: first[name] for name in ("start", *IDENTITY)}
+    row = {name: first[name] for name in ("start", "images", *IDENTITY)}
     row |= {name: float(np.mean([s[name] for s in samples])) for name in AVERAGED if name in first}
     row["latent_mse_median"] = float(np.median([s["latent_mse"] for s in samples]))
     if "seconds" in row:

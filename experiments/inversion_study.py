@@ -39,13 +39,13 @@ class InversionModule(LightningModule):
     def __init__(self, tools: _Tools, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int) -> None:
         super().__init__()
         self.tools, self.units, self.progress, self.noise_seed = tools, units, progress, noise_seed
+        self._known: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
     def predict_step(self, job: Job, _: int) -> str:
         """Writes the unit of a job; returns its label."""
         self.progress.stage(job.label)
         model, prompts = self.tools.model, [image.prompt for image in job.images]
-        images, true = self._images(job, prompts)
-        z0 = DecoderInversion(job.setting.decoder_iterations)(model, images)
+        images, z0, true = self._clean(job, prompts)
         columns: dict[str, Tensor] = {}
         if job.inverter is None:
             target = z = z0
@@ -64,16 +64,33 @@ class InversionModule(LightningModule):
         self.progress.finish(1)
         return job.label
 
-    def _images(self, job: Job, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Images ``[B,3,H,W]`` in [0, 1]; generated ones with the latents that they were decoded from."""
+    def _clean(self, job: Job, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images ``[B,3,H,W]`` in [0, 1], their latents, and of generated images those that they were decoded from.
+
+        Latents are kept for the other methods: sampling and decoder inversion cost as much as an inversion.
+        """
+        model, setting = self.tools.model, job.setting
+        source = (setting.steps, setting.guidance) if setting.generated else None
+        key = (job.key, source, setting.decoder_iterations)
+        true = self._known[key][1] if key in self._known else self._generate(job, prompts)
+        if true is None:
+            images = torch.stack([image.image for image in job.images]).to(self.device).float() / 255
+        else:
+            with torch.no_grad():
+                images = model.decode(true)
+        if key not in self._known:
+            self._known[key] = DecoderInversion(setting.decoder_iterations)(model, images), true
+        return images, *self._known[key]
+
+    def _generate(self, job: Job, prompts: list[str]) -> Tensor | None:
+        """Latents that the model makes of the prompts, where the setting asks for them."""
         if not job.setting.generated:
-            return torch.stack([image.image for image in job.images]).to(self.device).float() / 255, None
+            return None
         model = self.tools.model
+        noise = model.noise([image.name for image in job.images], self.noise_seed)
         with torch.no_grad():
-            noise = model.noise([image.name for image in job.images], self.noise_seed)
             predictor = model.predictor(prompts, job.setting.guidance)
-            true = model.sample(noise, predictor, model.schedule(job.setting.steps))
-            return model.decode(true), true
+            return model.sample(noise, predictor, model.schedule(job.setting.steps))
 
     def _invert(self, job: Job, z0: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The latents that were inverted, what they became when reconstructed, and what the inversion says by image."""

@@ -28,7 +28,7 @@ from experiments.inversion_jobs import (
     pictured,
     with_evaluations,
 )
-from experiments.inversion_report import detection, summary
+from experiments.inversion_report import detection, summary, with_ceilings
 from experiments.inversion_study import measured
 from experiments.sweep_report import read_sweep
 from rnri import FixedPoint, ImplicitInverter, ImplicitStep, PromptAware, SafeguardedAnderson
@@ -232,6 +232,7 @@ def test_measured_residuals_are_those_of_what_was_returned():
 
 def sample(prompts: str, residual: float) -> dict:
     shared = {"method": "m", "start": None, "steps": 4, "guidance": 1.0, "evaluations": 2, "generated": False}
+    shared["images"] = "real"
     return {
         **shared,
         "prompts": prompts,
@@ -252,6 +253,14 @@ def test_a_summary_does_not_hide_what_diverged():
     samples = [sample("right", 0.1), sample("right", math.inf) | {"psnr": math.nan}]
     row = summary(samples, seed=0)
     assert math.isinf(row["residual"]) and math.isnan(row["psnr"]) and math.isnan(row["psnr_low"]) and row["n"] == 2
+
+
+def test_every_image_is_held_against_its_own_ceiling():
+    shared = sample("right", 0) | {"method": CEILING, "steps": None}
+    ceiling = [shared | {"sample": name, "psnr": psnr} for name, psnr in (("a", 30), ("b", 9))]
+    found = with_ceilings([*ceiling, ceiling[0], sample("right", 0.1) | {"sample": "a", "psnr": 28}])
+    assert [row.get("below_ceiling") for row in found] == [None, None, 2]
+    assert summary(found[2:], seed=0)["below_ceiling"] == 2
 
 
 @pytest.mark.parametrize(
