@@ -172,12 +172,13 @@ class ImplicitInverter:
         return measured(solution, problem, self.solver.tolerance) if self.measure_residual else solution
 
 
-def accelerated(evaluations: int = 2, tolerance: float = 1e-4) -> ImplicitInverter:
+def accelerated(evaluations: int = 2, tolerance: float = 1e-6) -> ImplicitInverter:
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
     Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average
     shared among the steps by their difficulty, and samples leaving the batch step by step as their residual
-    reaches ``tolerance``.
+    reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong guidance magnifies
+    what remains of the residual, up to a thousandfold.
     """
     return ImplicitInverter(SafeguardedAnderson(evaluations, tolerance), start="fitted", sharing="schedule")
 
