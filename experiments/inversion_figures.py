@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from experiments import report
 
 Rows = Sequence[Mapping[str, Any]]
-LARGEST_PICTURE = 14  # methods in one comparison of pictures
 
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
@@ -103,18 +102,20 @@ FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
 
 
 def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
-    """For each number of steps and guidance: images, what the VAE makes of them, and each method's reconstructions."""
+    """For each setting: images, and below them the reconstructions of each method with as many evaluations."""
     groups: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in found:
         setting = job.setting
         if job.inverter is None or setting.wrong_prompts or setting.generated or setting.decoder_iterations:
             continue
-        group = groups.setdefault(f"steps{setting.steps}_guidance{setting.guidance:g}", {"image": tensors["images"]})
-        label = job.method if setting.evaluations is None else f"{job.method}, {setting.evaluations}"
-        group.setdefault(label, tensors["reconstructions"])
+        name = f"{setting.steps} steps, guidance {setting.guidance:g}"
+        if setting.evaluations is not None:
+            name += f", {setting.evaluations} evaluations"
+        groups.setdefault(name, {"image": tensors["images"]}).setdefault(job.method, tensors["reconstructions"])
     figures = {}
     for name, group in groups.items():
-        labels = list(group)[:LARGEST_PICTURE]
-        rows = [(label, [np.moveaxis(p.numpy(), 0, -1) for p in group[label]]) for label in labels]
-        figures[name] = report.image_table(rows, [""] * len(rows[0][1]), name.replace("_", ", "))
+        rows = [
+            (label, [np.moveaxis(picture.numpy(), 0, -1) for picture in pictures]) for label, pictures in group.items()
+        ]
+        figures[name.replace(", ", "_").replace(" ", "")] = report.image_table(rows, [""] * len(rows[0][1]), name)
     return figures

@@ -79,7 +79,7 @@ def test_results_follow_the_contract(run):
     assert "| reconstructed |" in (folder / "table.md").read_text()
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/residuals.png", "figures/detection.png"):
         assert (folder / name).stat().st_size > 0
-    assert (folder / "images" / "steps3_guidance1.png").stat().st_size > 0
+    assert (folder / "images" / "3steps_guidance1_2evaluations.png").stat().st_size > 0
     found = json.loads((folder / "results.json").read_text())["settings"]["detection"]
     assert {(d["method"], d["score"]) for d in found} >= {
         (CEILING, "clip_score"),
