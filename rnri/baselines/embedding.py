@@ -87,6 +87,7 @@ class NullText:
             extra={"negative": torch.stack(embeddings, 1)},
         )  # fmt: skip
 
+    @torch.enable_grad()  # the caller may well have switched it off, as Lightning's loops do
     def _fit(
         self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
     ) -> tuple[Condition, Tensor, Tensor]:

@@ -59,3 +59,13 @@ def test_the_default_is_ahead_of_all_that_cost_as_much(errors):
         spent = (other.evaluations + other.backward).double().mean()
         if name != "accelerated" and isinstance(inverter, ImplicitInverter) and spent <= cost + 0.01:
             assert (ours < error).all(), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_works_with_guidance_where_gradients_are_switched_off(model, name):
+    """As in Lightning's loops."""
+    z0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    inverter, predictor = instantiate(OmegaConf.load(f"configs/method/{name}.yaml")), model.predictor(["", "x"], 3.0)
+    with torch.no_grad():
+        inversion = inverter.invert(z0, predictor, model.schedule(2))
+    assert inversion.seed.isfinite().all() and not inversion.seed.requires_grad
