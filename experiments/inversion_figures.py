@@ -71,8 +71,8 @@ def evaluations(rows: Rows, _: Rows) -> Figure:
 
 
 def residuals(rows: Rows, _: Rows) -> Figure:
-    """Residual against evaluations (Fig. 3b): the mean over images and steps."""
-    settings = by_setting(rows)
+    """Residual against evaluations (Fig. 3b), mean over images and steps, where there are several numbers of them."""
+    settings = {title: own for title, own in by_setting(rows).items() if len({row["evaluations"] for row in own}) > 1}
     figure, axes = _panels(len(settings))
     for (title, own), axis in zip(settings.items(), axes, strict=True):
         _curves(axis, own, "residual_mean", _styles(rows))

@@ -31,11 +31,11 @@ AVERAGED = (
     "distance_encoded", "distance_adjusted", "distance_reconstructed", "norm",
 )  # fmt: skip
 COLUMNS = {
-    "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "prompts": "prompts",
-    "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step", "psnr": "PSNR, dB",
-    "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual", "latent_mse": "latent MSE",
-    "residual": "residual", "solved": "steps solved", "converged": "converged", "diverged": "diverged",
-    "seconds_per_image": "s an image", "n": "n",
+    "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
+    "prompts": "prompts", "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step",
+    "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
+    "latent_mse": "latent MSE", "residual": "residual", "solved": "steps solved", "converged": "converged",
+    "diverged": "diverged", "seconds_per_image": "s an image", "n": "n",
 }  # fmt: skip
 DISTANCES = {
     "method": "method", "steps": "steps", "guidance": "guidance", "distance_encoded": "encoded",

@@ -30,7 +30,8 @@ class NegativePrompt:
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
         found, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
-        return replace(found, single_latent=False)
+        # Its residuals are those of the equation without guidance, which is not the predictor's.
+        return replace(found, single_latent=False, residuals=torch.full_like(found.residuals, torch.nan))
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
