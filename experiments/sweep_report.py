@@ -47,11 +47,13 @@ def curves(table: pd.DataFrame, key: str, values: Sequence[str]) -> Figure:
     identity = [name for name in IDENTITY if name in table and table[name].nunique() > 1]
     numeric = pd.api.types.is_numeric_dtype(table[key])
     for value, axis in zip(values, axes[0], strict=True):
-        for label, own in table.groupby(identity, sort=False, dropna=False) if identity else [((value,), table)]:
+        kinds = table.groupby(identity, sort=False, dropna=False) if identity else [((value,), table)]
+        for k, (label, own) in enumerate(kinds):
             known = own.dropna(subset=[value])
             if len(known):
                 name = ", ".join(str(part) for part in (label if isinstance(label, tuple) else (label,)))
-                axis.plot(known[key] if numeric else known[key].astype(str), known[value], marker="o", label=name)
+                places = known[key] if numeric else known[key].astype(str)
+                axis.plot(places, known[value], marker="o", label=name, color=f"C{k % 10}")
         axis.set(xlabel=key, ylabel=value)
         if numeric and (table[key] >= 0).all() and table[key].max() > 20 * max(table[key].median(), 1e-12):
             smallest = table[key][table[key] > 0].min()
