@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from experiments.augmentation_report import Verdicts, write_report
-from experiments.few_shot import FewShot, classify, held_out
+from experiments.few_shot import FewShot, classify
 from experiments.progress import Progress
 from experiments.rare_concepts import RareConcepts
 from experiments.settings import describe
@@ -45,7 +45,7 @@ class Augmentation(RareConcepts):
         super().prepare(trainer)
         if len(self.chosen) < 2:
             raise ValueError("one concept leaves a classifier nothing to tell apart: choose at least 2 concepts.")
-        found = held_out(self.source)
+        found = self.source.held_out()
         missing = [concept.name for concept in self.chosen if concept.name not in found]
         if missing:
             raise ValueError(

@@ -1,22 +1,16 @@
-"""Classifiers trained on a few images a class, and the real images that they are tried on."""
+"""Classifiers trained on a few images a class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
-from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.classifier import Classifier
-from experiments.data.concepts import EmojiConcepts
-from experiments.data.emoji import Drawings
-from experiments.data.folder import FolderConcepts, image_files, read_image
 from experiments.pretrain.jitter import jitter
 
 
@@ -85,25 +79,3 @@ def classify(classifier: Classifier, images: Tensor, device: torch.device, batch
     return torch.cat(
         [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
     )
-
-
-@singledispatch
-def held_out(source: object) -> dict[str, np.ndarray]:
-    """Real images that are no references, ``uint8 [N, 3, H, W]`` by the concept that they show."""
-    raise ValueError(f"{type(source).__name__} does not say what its real images show: register it with held_out.")
-
-
-@held_out.register
-def _(source: EmojiConcepts) -> dict[str, np.ndarray]:
-    names = [row["concept"] for row in Drawings(source.folder, ["fid"]).rows]
-    pictures: dict[str, list[np.ndarray]] = {}
-    for name, picture in zip(names, source.real_images(), strict=True):
-        pictures.setdefault(name, []).append(picture)
-    return {name: np.stack(own) for name, own in pictures.items()}
-
-
-@held_out.register
-def _(source: FolderConcepts) -> dict[str, np.ndarray]:
-    root = Path(source.real)
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return {path.name: np.stack([read_image(file, source.size) for file in image_files(path)]) for path in folders}

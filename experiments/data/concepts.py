@@ -54,6 +54,10 @@ class ConceptSource(Protocol):
         """``uint8 [N, 3, H, W]`` for FID and KID, disjoint from all references."""
         ...
 
+    def held_out(self) -> dict[str, np.ndarray]:
+        """The real images that show a known concept, ``uint8 [N, 3, H, W]``, by its name."""
+        ...
+
 
 @dataclass(frozen=True)
 class EmojiConcepts:
@@ -106,6 +110,12 @@ class EmojiConcepts:
     def real_images(self) -> np.ndarray:
         drawings = Drawings(self.folder, ["fid"])
         return np.stack([drawings.picture(image_id, plain(self.background)) for image_id in drawings.image_ids])
+
+    def held_out(self) -> dict[str, np.ndarray]:
+        pictures: dict[str, list[np.ndarray]] = {}
+        for row, picture in zip(Drawings(self.folder, ["fid"]).rows, self.real_images(), strict=True):
+            pictures.setdefault(row["concept"], []).append(picture)
+        return {name: np.stack(own) for name, own in pictures.items()}
 
 
 def choose(

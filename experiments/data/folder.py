@@ -114,3 +114,8 @@ class FolderConcepts:
         nested = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         files = [path for folder in nested or [root] for path in image_files(folder)]
         return np.stack([read_image(path, self.size) for path in files])
+
+    def held_out(self) -> dict[str, np.ndarray]:
+        root = Path(self.real)
+        folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        return {path.name: np.stack([read_image(file, self.size) for file in image_files(path)]) for path in folders}

@@ -18,7 +18,7 @@ import train
 from experiments.augmentation_report import Verdicts, accuracy_rows
 from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
-from experiments.few_shot import FewShot, classify, held_out
+from experiments.few_shot import FewShot, classify
 from tests.experiments.test_rare_concepts import command
 
 FAST = [
@@ -77,7 +77,7 @@ def test_a_second_run_computes_nothing_again_and_other_settings_train_again(run)
 
 def test_held_out_drawings_are_no_references_and_carry_their_names():
     source = instantiate(composed().data.source)
-    found = held_out(source)
+    found = source.held_out()
     concepts = {concept.name: concept for concept in source.concepts()}
     assert set(found) == set(concepts)
     assert sum(len(own) for own in found.values()) == len(source.real_images())
@@ -90,11 +90,9 @@ def test_held_out_images_of_a_users_folders(tmp_path):
         (tmp_path / "real" / name).mkdir(parents=True)
         Image.new("RGB", (20, 20), colour).save(tmp_path / "real" / name / "1.png")
     folders = FolderConcepts(str(tmp_path / "references"), str(tmp_path / "real"), "counts.tsv", "{name}", 8, 2, 1)
-    found = held_out(folders)
+    found = folders.held_out()
     assert {name: images.shape for name, images in found.items()} == dict.fromkeys(("cat", "payphone"), (1, 3, 8, 8))
     assert found["payphone"][0, :, 0, 0].tolist() == [0, 0, 255]
-    with pytest.raises(ValueError, match="does not say what its real images show"):
-        held_out(object())
 
 
 def stripes(vertical: bool, n: int) -> torch.Tensor:
