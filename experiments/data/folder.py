@@ -19,6 +19,11 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 CLASSES = ("folders", "imagenet1k", "imagenet1k_rows")
 
 
+def _subfolders(folder: Path) -> list[Path]:
+    """In the order of their names; none where ``folder`` is missing."""
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
 def image_files(folder: Path) -> list[Path]:
     """The images of a folder in the order of their names. ValueError if it is missing or has none."""
     if not folder.is_dir():
@@ -75,7 +80,7 @@ class FolderConcepts:
 
     def concepts(self) -> list[Concept]:
         root = Path(self.references)
-        folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        folders = _subfolders(root)
         if not folders:
             raise ValueError(f"{root} holds no folders: data.references needs one folder of images a concept.")
         counts = self._counts()
@@ -111,11 +116,10 @@ class FolderConcepts:
 
     def real_images(self) -> np.ndarray:
         root = Path(self.real)
-        nested = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        nested = _subfolders(root)
         files = [path for folder in nested or [root] for path in image_files(folder)]
         return np.stack([read_image(path, self.size) for path in files])
 
     def held_out(self) -> dict[str, np.ndarray]:
-        root = Path(self.real)
-        folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        folders = _subfolders(Path(self.real))
         return {path.name: np.stack([read_image(file, self.size) for file in image_files(path)]) for path in folders}
