@@ -72,15 +72,16 @@ class InversionModule(LightningModule):
         model, setting = self.tools.model, job.setting
         source = (setting.steps, setting.guidance) if setting.generated else None
         key = (job.key, source, setting.decoder_iterations)
-        true = self._known[key][1] if key in self._known else self._generate(job, prompts)
+        z0, true = self._known.get(key) or (None, self._generate(job, prompts))
         if true is None:
             images = torch.stack([image.image for image in job.images]).to(self.device).float() / 255
         else:
             with torch.no_grad():
                 images = model.decode(true)
-        if key not in self._known:
-            self._known[key] = DecoderInversion(setting.decoder_iterations)(model, images), true
-        return images, *self._known[key]
+        if z0 is None:
+            z0 = DecoderInversion(setting.decoder_iterations)(model, images)
+            self._known[key] = z0, true
+        return images, z0, true
 
     def _generate(self, job: Job, prompts: list[str]) -> Tensor | None:
         """Latents that the model makes of the prompts, where the setting asks for them."""
