@@ -71,8 +71,10 @@ def evaluations(rows: Rows, _: Rows) -> Figure:
 
 
 def residuals(rows: Rows, _: Rows) -> Figure:
-    """Residual against evaluations (Fig. 3b), mean over images and steps, where there are several numbers of them."""
-    settings = {title: own for title, own in by_setting(rows).items() if len({row["evaluations"] for row in own}) > 1}
+    """Residual against evaluations (Fig. 3b), mean over images and steps; of settings that vary them, if any do."""
+    settings = by_setting(rows)
+    several = {title: own for title, own in settings.items() if len({row["evaluations"] for row in own}) > 1}
+    settings = several or settings
     figure, axes = _panels(len(settings))
     for (title, own), axis in zip(settings.items(), axes, strict=True):
         _curves(axis, own, "residual_mean", _styles(rows))
@@ -114,8 +116,6 @@ def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
         groups.setdefault(name, {"image": tensors["images"]}).setdefault(job.method, tensors["reconstructions"])
     figures = {}
     for name, group in groups.items():
-        rows = [
-            (label, [np.moveaxis(picture.numpy(), 0, -1) for picture in pictures]) for label, pictures in group.items()
-        ]
+        rows = [(label, [np.moveaxis(picture.numpy(), 0, -1) for picture in line]) for label, line in group.items()]
         figures[name.replace(", ", "_").replace(" ", "")] = report.image_table(rows, [""] * len(rows[0][1]), name)
     return figures

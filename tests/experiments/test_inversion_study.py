@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 import train
 from experiments.data.concepts import Concept
+from experiments.inversion_figures import FIGURES
 from experiments.inversion_jobs import (
     CEILING,
     Pictured,
@@ -261,6 +262,11 @@ def test_every_image_is_held_against_its_own_ceiling():
     found = with_ceilings([*ceiling, ceiling[0], sample("right", 0.1) | {"sample": "a", "psnr": 28}])
     assert [row.get("below_ceiling") for row in found] == [None, None, 2]
     assert summary(found[2:], seed=0)["below_ceiling"] == 2
+
+
+def test_residuals_are_drawn_where_evaluations_do_not_vary():
+    row = sample("right", 0.1) | {"evaluations_per_step": 2.0}
+    assert [axis.get_title() for axis in FIGURES["residuals"]([row], []).axes] == ["4 steps, guidance 1"]
 
 
 @pytest.mark.parametrize(
