@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +29,6 @@ from experiments.inversion_jobs import (
 )
 from experiments.inversion_report import detection, summary, with_ceilings
 from experiments.inversion_study import measured
-from experiments.sweep_report import read_sweep
 from rnri import FixedPoint, ImplicitInverter, ImplicitStep, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
 from tests.experiments.test_rare_concepts import command
@@ -109,43 +106,6 @@ def test_a_second_run_computes_nothing_again(run):
     task.run(trainer)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
     assert rows(folder) == first
-
-
-def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
-    finished = command(
-        "-m", "experiment=lam", "lam=0,0.5", f"run_dir={tmp_path}", "task.images=2", "trainer.accelerator=cpu",
-        f"task.settings=[{ONE}]",
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
-    table = read_sweep(tmp_path, "lam")
-    assert sorted(table["lam"].unique()) == [0, 0.5]
-    second = table[(table["method"] == "rnri") & (table["evaluations"] == 2)]
-    assert second["latent_mse"].nunique() == 2  # the prior's weight changes the seeds
-    report = subprocess.run(
-        [sys.executable, "-m", "experiments.sweep_report", str(tmp_path), "--key", "lam"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert report.returncode == 0, report.stderr
-    assert (tmp_path / "sweep.png").stat().st_size > 0 and "| 0.5 |" in (tmp_path / "sweep.md").read_text()
-    with pytest.raises(ValueError, match="no key 'lamda'"):
-        read_sweep(tmp_path, "lamda")
-
-
-def test_a_sweep_without_runs_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no results\.json"):
-        read_sweep(tmp_path, "lam")
-
-
-def test_the_wandb_sweep_is_one_that_wandb_accepts():
-    from wandb.sdk.launch.sweeps.utils import load_sweep_config  # the loader of `wandb sweep FILE`
-
-    for path in Path("configs/sweep").glob("*.yaml"):
-        sweep = load_sweep_config(str(path))
-        assert sweep["program"] == "train.py" and sweep["parameters"]
-        fixed = [word for word in sweep["command"] if "=" in word]
-        values = [f"{name}={spec['values'][0]}" for name, spec in sweep["parameters"].items()]
-        with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-            assert compose("train", [*fixed, *values]).name
 
 
 def concepts() -> list[Concept]:
