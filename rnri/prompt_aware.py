@@ -22,7 +22,7 @@ class PromptAware:
     at large guidance there may then be no seed for it. The adjustment is ``z0 <- h(z0)``, ``iterations``
     times, where ``h`` adds noise for the ``steps`` cleanest steps of the schedule and removes it with the
     sampler under the prompt. The adjusted latent is the reconstruction's target (``Inversion.z0``); how far it lies
-    from the given one is the method's price.
+    from the given one is the method's price: with more ``steps`` more images have a seed, of a latent farther away.
 
     The paper does not say how noise is added. ``inversion`` takes explicit DDIM inversion steps, so that ``h``
     changes little that the sampler can already reach; ``random`` draws ``q(z_t | z_0)``, with the same noise
