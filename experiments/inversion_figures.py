@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import report
 
@@ -16,12 +17,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of real images under their own prompts, by steps and guidance, where there is a network evaluation to plot.
+    """Rows of real images under their own prompts where there is a network evaluation to plot, finest steps first.
 
     Other latents than the encoder's have another ceiling, and are left out.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0)):
         if row["images"] == "real" and row["prompts"] == "right" and row.get("evaluations_per_step", 0) > 0:
             found.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
     return found
@@ -46,6 +47,7 @@ def _curves(axis: Axes, rows: Rows, value: str, styles: Mapping[str, Mapping[str
         if known:
             axis.plot(*zip(*known, strict=True), markersize=4.5, linewidth=1.2, label=method, **styles[method])
     axis.set_xlabel("network evaluations a step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
