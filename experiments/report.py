@@ -95,7 +95,7 @@ def image_table(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for axis, heading in zip(axes[0], columns, strict=True):
-        axis.set_title(heading, fontsize=9)
+        axis.set_title(heading, fontsize=8)
     figure.suptitle(title, fontsize=10, y=1.0, va="bottom")
     figure.subplots_adjust(wspace=0.04, hspace=0.04, top=1 - 0.25 / (1.25 * len(rows) + 0.5))
     return figure

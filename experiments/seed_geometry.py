@@ -71,7 +71,7 @@ class SeedGeometry(RareConcepts):
         figures = {"norms": report.save_figure(self._norm_figure(norms), run_dir / "figures" / "norms.png")}
         for k, concept in enumerate(self.chosen[:PICTURED]):
             path = run_dir / "images" / f"{concept.name.replace(' ', '_')}.png"
-            figures[f"images/{concept.name}"] = report.save_figure(self._strips(judged, k), path)
+            figures[f"images/{concept.name}"] = report.save_figure(self._pictures(judged, k), path)
         report.log_to(loggers, rows, figures, ("inversion", "method", "bucket"))
         print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
         return rows[-1]["accuracy"]
@@ -110,15 +110,13 @@ class SeedGeometry(RareConcepts):
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
 
-    def _strips(self, judged: Mapping[str, JudgedImages], k: int) -> Figure:
-        """A concept's images along each path; where there is one a cell, references stand beside it."""
-        own = range(k * self.samples, (k + 1) * self.samples)
-        concept = self.chosen[k]
+    def _pictures(self, judged: Mapping[str, JudgedImages], k: int) -> Figure:
+        """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
+        concept, own = self.chosen[k], slice(k * self.samples, (k + 1) * self.samples)
         references = [np.moveaxis(picture, 0, -1) for picture in concept.references[: self.references]]
-        rows = []
-        for name, images in judged.items():
-            made = [np.moveaxis(images.images[i].numpy(), 0, -1) for i in own]
-            ends = (references[:1], references[1:2]) if self.samples > 1 else (references, [])
-            rows.append((name, [*ends[0], *made, *ends[1]]))
-        headings = ["reference", *[""] * (len(rows[0][1]) - 2), "reference" if self.samples > 1 else "average"]
-        return report.image_table(rows, headings, concept.prompt)
+        made = {name: list(np.moveaxis(images.images[own].numpy(), 1, -1)) for name, images in judged.items()}
+        if self.samples > 1:
+            rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in made.items()]
+            return report.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)
+        rows = [(i, references + [made[f"{i}, {way}"][0] for way in self.ways]) for i in self.inversions]
+        return report.image_table(rows, ["reference", *[""] * (len(references) - 1), *self.ways], concept.prompt)
