@@ -68,7 +68,7 @@ class SeedGeometry(RareConcepts):
         report.write_samples(run_dir, [row for name, images in judged.items() for row in sample_rows(name, images)])
         table = report.markdown_table([*buckets, *self.paper], COLUMNS)
         (run_dir / "table.md").write_text(table)
-        figures = {"norms": report.save_figure(self._norm_figure(norms), run_dir / "figures" / "norms.png")}
+        figures = {"norms": report.save_figure(norm_figure(norms), run_dir / "figures" / "norms.png")}
         for k, concept in enumerate(self.chosen[:PICTURED]):
             path = run_dir / "images" / f"{concept.name.replace(' ', '_')}.png"
             figures[f"images/{concept.name}"] = report.save_figure(self._pictures(judged, k), path)
@@ -97,19 +97,6 @@ class SeedGeometry(RareConcepts):
         seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.chosen]).double()
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
 
-    def _norm_figure(self, norms: Mapping[str, Tensor]) -> Figure:
-        """The norm along the path, or of the average: the mean over concepts and the middle nine tenths."""
-        figure, axis = plt.subplots(figsize=(6.4, 3.4))
-        for place, (name, values) in enumerate(norms.items()):
-            low, high = np.percentile(values.numpy(), [5, 95], axis=0)
-            where = np.arange(1, values.shape[1] + 1) + (place / len(norms) - 0.5) * 0.5
-            axis.errorbar(where, values.mean(0), [values.mean(0) - low, high - values.mean(0).numpy()], marker="o",
-                          markersize=3, linewidth=1, label=name)  # fmt: skip
-        axis.axhline(1, color="black", linestyle="--", linewidth=1)
-        axis.set(xlabel="point of the path", ylabel="norm / typical norm")
-        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        return figure
-
     def _pictures(self, judged: Mapping[str, JudgedImages], k: int) -> Figure:
         """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
         concept, own = self.chosen[k], slice(k * self.samples, (k + 1) * self.samples)
@@ -120,3 +107,17 @@ class SeedGeometry(RareConcepts):
             return report.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)
         rows = [(i, references + [made[f"{i}, {way}"][0] for way in self.ways]) for i in self.inversions]
         return report.image_table(rows, ["reference", *[""] * (len(references) - 1), *self.ways], concept.prompt)
+
+
+def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
+    """The norm along the path, or of the average: the mean over concepts and the middle nine tenths."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    for place, (name, values) in enumerate(norms.items()):
+        mean, (low, high) = values.mean(0).numpy(), np.percentile(values.numpy(), [5, 95], axis=0)
+        low, high = np.minimum(low, mean), np.maximum(high, mean)  # a few far seeds can take the mean outside
+        where = np.arange(1, values.shape[1] + 1) + (place / len(norms) - 0.5) * 0.5
+        axis.errorbar(where, mean, [mean - low, high - mean], marker="o", markersize=3, linewidth=1, label=name)
+    axis.axhline(1, color="black", linestyle="--", linewidth=1)
+    axis.set(xlabel="point of the path", ylabel="norm / typical norm")
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

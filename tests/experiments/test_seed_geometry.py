@@ -4,7 +4,9 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
+from experiments.seed_geometry import norm_figure
 from tests.experiments.test_rare_concepts import command
 
 FEW = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
@@ -46,3 +48,9 @@ def test_seeds_are_inverted_once_for_all_ways(run):
 def test_samples_tell_of_every_image(run):
     name, folder, _ = run
     assert len(pd.read_parquet(folder / "samples.parquet")) == 2 * 4 * 2 * (5 if name == "interpolation" else 1)
+
+
+def test_norms_are_drawn_whatever_their_spread():
+    equal, skewed = torch.full((34, 5), 1 / 3, dtype=torch.float64), torch.ones(34, 5, dtype=torch.float64)
+    skewed[0] = 50  # the mean lies above nineteen twentieths of the values
+    norm_figure({"equal": equal, "skewed": skewed})
