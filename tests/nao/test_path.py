@@ -171,7 +171,7 @@ def test_spent_budget_does_not_count_as_converged(monkeypatch):
 
 @pytest.mark.parametrize(("ratio", "bound"), [(0.05, 0.35), (30.0, 10.0)])
 def test_a_seed_beyond_the_tables_is_joined_to_them_radially(ratio, bound):
-    a, b = project(seeds(2))
+    a, b, c = project(seeds(3))  # three: any point between two is a centroid of theirs
     path, within = interpolate(a, ratio * b, 6), interpolate(a, bound * b, 6)
     assert path.converged and torch.equal(path.points[-1], ratio * b)
     torch.testing.assert_close(path.points[:-1], within.points[:-1])
@@ -179,7 +179,7 @@ def test_a_seed_beyond_the_tables_is_joined_to_them_radially(ratio, bound):
     cost = torch.trapezoid(-log_density(norms, a.numel()), norms).abs().item()
     assert (path.energy - within.energy).item() == pytest.approx(cost, rel=1e-6)
     assert (path.length - within.length).item() == pytest.approx((norms[-1] - norms[0]).abs().item())
-    found, near = centroid(torch.stack([a, ratio * b])), centroid(torch.stack([a, bound * b]))
+    found, near = centroid(torch.stack([a, c, ratio * b])), centroid(torch.stack([a, c, bound * b]))
     torch.testing.assert_close(found.point, near.point)
     assert (found.energy - near.energy).item() == pytest.approx(cost, rel=1e-6)
 
