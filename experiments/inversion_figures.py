@@ -118,6 +118,6 @@ def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
         groups.setdefault(name, {"image": tensors["images"]}).setdefault(job.method, tensors["reconstructions"])
     figures = {}
     for name, group in groups.items():
-        rows = [(label, [np.moveaxis(picture.numpy(), 0, -1) for picture in line]) for label, line in group.items()]
+        rows = list(group.items())
         figures[name.replace(", ", "_").replace(" ", "")] = report.image_table(rows, [""] * len(rows[0][1]), name)
     return figures

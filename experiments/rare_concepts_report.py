@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -90,6 +89,6 @@ def side_by_side(arms: Mapping[str, JudgedImages], bucket: str) -> Figure:
     rows = []
     for name, k in list(places.items())[:PICTURED]:
         concept = first.concepts[k]
-        pictures = [concept.references[0], *(judged.images[k].numpy() for judged in arms.values())]
-        rows.append((f"{name}\n({concept.frequency} captions)", [np.moveaxis(p, 0, -1) for p in pictures]))
+        pictures = [concept.references[0], *(judged.images[k] for judged in arms.values())]
+        rows.append((f"{name}\n({concept.frequency} captions)", pictures))
     return report.image_table(rows, ["reference", *arms], f"{bucket}: a reference and the first sample of each method")

@@ -16,6 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib import pyplot as plt
@@ -84,13 +85,13 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def image_table(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str], title: str) -> Figure:
-    """Pictures (``uint8 [H, W, 3]``) in labelled rows under headed columns."""
+    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labelled rows under headed columns."""
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(1.25 * len(columns) + 1.2, 1.25 * len(rows) + 0.5), squeeze=False
     )
     for line, (label, pictures) in zip(axes, rows, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest")
+            axis.imshow(np.moveaxis(np.asarray(picture), 0, -1), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)

@@ -100,8 +100,8 @@ class SeedGeometry(RareConcepts):
     def _pictures(self, judged: Mapping[str, JudgedImages], k: int) -> Figure:
         """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
         concept, own = self.chosen[k], slice(k * self.samples, (k + 1) * self.samples)
-        references = [np.moveaxis(picture, 0, -1) for picture in concept.references[: self.references]]
-        made = {name: list(np.moveaxis(images.images[own].numpy(), 1, -1)) for name, images in judged.items()}
+        references = list(concept.references[: self.references])
+        made = {name: images.images[own] for name, images in judged.items()}
         if self.samples > 1:
             rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in made.items()]
             return report.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)

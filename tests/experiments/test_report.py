@@ -33,7 +33,7 @@ def test_samples_come_back(tmp_path):
 
 
 def test_figures_are_pictures(tmp_path):
-    picture = np.zeros((8, 8, 3), np.uint8)
+    picture = np.zeros((3, 8, 8), np.uint8)
     rows = [{"method": m, "bucket": "tail", "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.7} for m in "ab"]
     for name, figure in (
         ("images/table.png", report.image_table([("camel", [picture, picture])], ["x", "y"], "title")),
