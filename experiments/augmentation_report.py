@@ -92,7 +92,7 @@ def accuracy_rows(
         gain_low, gain_high = bootstrap_interval(gains.tolist(), groups, seed=seed)
         made = judged.get(name)
         row = {
-            "method": name, "k": k, "generated": len(made.images) // len(own.concepts) if made else 0,
+            "method": name, "k": k, "generated": len(made.predictions) // len(own.concepts) if made else 0,
             "accuracy": shares.mean().item(), "accuracy_low": low, "accuracy_high": high,
             "gain": gains.mean().item(), "gain_low": gain_low, "gain_high": gain_high,
             "n": len(shares), "concepts": len(own.concepts), "trainings": len(own.hits), "t_train": mean(own.seconds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -63,7 +64,11 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
     """Mean squared MMD with KID's cubic kernel over subsets of two sets of features ``[N, D]``; unbiased."""
     subset = min(subset, len(real), len(generated))
-    metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=50, subset_size=subset, normalize=True, **_ALONE)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
+        metric = KernelInceptionDistance(
+            _Given(real.shape[1]), subsets=50, subset_size=subset, normalize=True, **_ALONE
+        )
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator

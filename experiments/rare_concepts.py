@@ -6,13 +6,14 @@ units in progress, and a finished one is never computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from experiments.classifier import load_classifier
 from experiments.concept_data import ConceptData
@@ -75,13 +76,14 @@ class RareConcepts:
                     f"task.references={self.references}, but {concept.name!r} has {len(concept.references)} "
                     "reference images: add some or ask for fewer."
                 )
-        self.judge = load_classifier(self.classifier)
+        device = trainer.strategy.root_device
+        self.judge = load_classifier(self.classifier, device)
         unknown = [concept.name for concept in self.chosen if concept.name not in self.judge.labels]
         if unknown:
             raise ValueError(
                 f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
             )
-        device = trainer.strategy.root_device
+        self.real = self.source.real_images()
         self.features = self.clip(device=device)
         self.diffusion = self.model(device=device)
         self.diffusion.schedule(self.steps)
@@ -133,21 +135,32 @@ class RareConcepts:
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
-        real, _ = judge(self.judge, torch.from_numpy(self.source.real_images()))
-        rows = write_report(Path(self.run_dir), judged, real, self._settings(), loggers, self.seed)
+        rows = write_report(Path(self.run_dir), judged, self._judge_real(), self._settings(), loggers, self.seed)
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> JudgedImages:
-        units = self.units(name, arm)
-        found = [units.read(concept.key) for concept in self.chosen]
-        images = torch.cat([tensors["images"] for tensors, _ in found])
-        features, predictions = judge(self.judge, images)
+        units, progress, records = self.units(name, arm), Progress(f"judging {name}"), []
+
+        def images() -> Iterator[Tensor]:
+            for concept in self.chosen:
+                tensors, record = units.read(concept.key)
+                records.append(record)
+                yield from tensors["images"]
+                progress.finish(1)
+
+        progress.start(len(self.chosen), 0, visible=True)
+        features, predictions = judge(self.judge, images())
+        progress.close()
         return JudgedImages(
-            images=images,
+            units=units,
             features=features,
             predictions=predictions,
             concepts=[concept for concept in self.chosen for _ in range(self.samples)],
-            t_init=[record["t_init"] for _, record in found],
-            t_opt=[record["t_opt"] for _, record in found],
-            records=[record for _, unit in found for record in unit["samples"]],
+            t_init=[record["t_init"] for record in records],
+            t_opt=[record["t_opt"] for record in records],
+            records=[sample for record in records for sample in record["samples"]],
         )
+
+    def _judge_real(self) -> Tensor:
+        """Features ``float64 [N, D]`` of the real images."""
+        return judge(self.judge, map(torch.from_numpy, self.real))[0]

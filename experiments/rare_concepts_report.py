@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments import report
-from experiments.scoring import JudgedImages, accuracy_rows, add_totals
+from experiments.scoring import JudgedImages, accuracy_rows, add_totals, pair_rows
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
     {"method": "paper: NAO + SeedSelect, DDIM", "head": 98.5, "medium": 96.9, "tail": 85.1, "total": 94.3, "fid": 6.4,
@@ -24,6 +24,7 @@ COLUMNS = {
     "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "fid": "FID",
     "kid": "KID", "n": "n", "t_init": "T_init, s", "t_opt": "T_opt, s", "iterations": "iterations",
 }  # fmt: skip
+PAIRED = "Differences of total accuracy in points (95 %, the same concepts drawn for both):"
 PICTURED = 10  # concepts a figure
 
 
@@ -41,9 +42,12 @@ def write_report(
         own = accuracy_rows(name, judged, seed)
         add_totals(own[-1], judged, real)
         rows += own
-    report.write_results(run_dir, rows, settings)
+    pairs = pair_rows(arms, seed)
+    report.write_results(run_dir, rows, settings, pairs=pairs)
     report.write_samples(run_dir, [row for name, judged in arms.items() for row in sample_rows(name, judged)])
     table = report.markdown_table([*_by_method(rows), *PAPER], COLUMNS)
+    if pairs:
+        table += f"\n{PAIRED}\n\n{pair_table(pairs)}"
     (run_dir / "table.md").write_text(table)
     figures = {"accuracy": report.save_figure(report.accuracy_figure(rows), run_dir / "figures" / "accuracy.png")}
     for bucket in dict.fromkeys(row["bucket"] for row in rows if row["bucket"] != "total"):
@@ -65,6 +69,18 @@ def _by_method(rows: Sequence[Mapping]) -> list[dict]:
     return list(lines.values())
 
 
+def pair_table(pairs: Sequence[Mapping]) -> str:
+    """Differences over all concepts, the later method's line under the earlier one's column."""
+    lines: dict[str, dict] = {}
+    for pair in pairs:
+        if pair["bucket"] == "total":
+            gain, low, high = (100 * pair[name] for name in ("difference", "difference_low", "difference_high"))
+            line = lines.setdefault(pair["method"], {"method": pair["method"]})
+            line[pair["than"]] = f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+    columns = {"method": "method"} | {pair["than"]: f"less {pair['than']}" for pair in pairs}
+    return report.markdown_table(list(lines.values()), columns)
+
+
 def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
     """One row an image."""
     count = len(judged.concepts) // len(judged.t_init)
@@ -81,14 +97,9 @@ def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
 
 def side_by_side(arms: Mapping[str, JudgedImages], bucket: str) -> Figure:
     """Of each concept a reference and the first sample of every arm."""
-    first = next(iter(arms.values()))
-    places: dict[str, int] = {}
-    for k, concept in enumerate(first.concepts):
-        if concept.bucket == bucket:
-            places.setdefault(concept.name, k)
+    concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
     rows = []
-    for name, k in list(places.items())[:PICTURED]:
-        concept = first.concepts[k]
-        pictures = [concept.references[0], *(judged.images[k] for judged in arms.values())]
+    for name, concept in list(concepts.items())[:PICTURED]:
+        pictures = [concept.references[0], *(judged.images(concept)[0] for judged in arms.values())]
         rows.append((f"{name}\n({concept.frequency} captions)", pictures))
     return report.image_table(rows, ["reference", *arms], f"{bucket}: a reference and the first sample of each method")

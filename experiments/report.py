@@ -53,9 +53,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_results(run_dir: str | Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """``results.json``: the rows of the table, the run's settings, the command and the versions."""
-    content = {"rows": rows, "settings": settings, "command": " ".join(sys.argv), "versions": versions()}
+def write_results(
+    run_dir: str | Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], **further: Any
+) -> None:
+    """``results.json``: the rows of the table and what is ``further``, the run's settings, the command and versions."""
+    content = {"rows": rows, **further, "settings": settings, "command": " ".join(sys.argv), "versions": versions()}
     text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
     write_whole(Path(run_dir) / "results.json", lambda path: path.write_text(text))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch import Tensor
 from experiments.classifier import Classifier
 from experiments.data.concepts import BUCKETS, Concept
 from experiments.metrics import bootstrap_interval, frechet_distance, kernel_distance
+from experiments.store import UnitStore
 
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """One arm's images of all concepts, ``n`` a concept in the concepts' order, and what the judge says of them."""
+    """What the judge says of one arm's images of all concepts, ``n`` a concept in the concepts' order."""
 
-    images: Tensor  # uint8 [N, 3, H, W]
+    units: UnitStore
     features: Tensor  # float64 [N, D]
     predictions: list[str]
     concepts: list[Concept]  # one an image
@@ -25,18 +27,22 @@ class JudgedImages:
     t_opt: list[float]
     records: list[dict]  # one an image
 
+    def images(self, concept: Concept) -> Tensor:
+        """``uint8 [n, 3, H, W]``, read from disk: those of all concepts together may not fit into memory."""
+        return self.units.read(concept.key)[0]["images"]
+
     @property
     def hits(self) -> list[bool]:
         return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
 
 
-def judge(classifier: Classifier, images: Tensor, batch_size: int = 128) -> tuple[Tensor, list[str]]:
-    """Features ``float64 [N, D]`` and predicted labels of ``uint8`` images ``[N, 3, H, W]``."""
-    features, labels = [], []
+def judge(classifier: Classifier, images: Iterable[Tensor], batch_size: int = 128) -> tuple[Tensor, list[str]]:
+    """Features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``, which are read as they go."""
+    features, labels, device, rest = [], [], classifier.mean.device, iter(images)
     with torch.no_grad():
-        for batch in images.split(batch_size):
-            found, logits = classifier.features_and_logits(batch.float() / 255)
-            features.append(found.double())
+        while batch := list(islice(rest, batch_size)):
+            found, logits = classifier.features_and_logits(torch.stack(batch).to(device).float() / 255)
+            features.append(found.cpu().double())
             labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
     return torch.cat(features), labels
 
@@ -47,9 +53,7 @@ def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
     Images of one concept are right or wrong together, so drawing single images would promise too much.
     """
     rows = []
-    present = {concept.bucket for concept in judged.concepts}
-    for bucket in [*(b for b in BUCKETS if b in present), "total"]:
-        chosen = [k for k, c in enumerate(judged.concepts) if bucket in (c.bucket, "total")]
+    for bucket, chosen in _members(judged.concepts).items():
         hits = [float(judged.hits[k]) for k in chosen]
         low, high = bootstrap_interval(hits, groups=[judged.concepts[k].name for k in chosen], seed=seed)
         rows.append({
@@ -57,6 +61,31 @@ def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
             "accuracy_high": high, "n": len(hits), "concepts": len({judged.concepts[k].name for k in chosen}),
         })  # fmt: skip
     return rows
+
+
+def pair_rows(arms: Mapping[str, JudgedImages], seed: int) -> list[dict]:
+    """What each method's accuracy exceeds that of each method before it by, a bucket and in all, with 95 % intervals.
+
+    The bootstrap draws the same concepts for both, so that what is easy or hard for both does not widen an interval.
+    """
+    rows = []
+    for (than, less), (method, judged) in combinations(arms.items(), 2):
+        gains = [float(hit) - float(other) for hit, other in zip(judged.hits, less.hits, strict=True)]
+        for bucket, chosen in _members(judged.concepts).items():
+            own = [gains[k] for k in chosen]
+            low, high = bootstrap_interval(own, groups=[judged.concepts[k].name for k in chosen], seed=seed)
+            rows.append({
+                "method": method, "than": than, "bucket": bucket, "difference": mean(own), "difference_low": low,
+                "difference_high": high,
+            })  # fmt: skip
+    return rows
+
+
+def _members(concepts: Sequence[Concept]) -> dict[str, list[int]]:
+    """Indices of each bucket's images, and of all: ``total``."""
+    present = {concept.bucket for concept in concepts}
+    buckets = {b: [k for k, concept in enumerate(concepts) if concept.bucket == b] for b in BUCKETS if b in present}
+    return buckets | {"total": list(range(len(concepts)))}
 
 
 def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:

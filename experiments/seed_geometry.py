@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments import report
+from experiments.data.concepts import Concept
 from experiments.rare_concepts import Arm, RareConcepts
 from experiments.rare_concepts_report import sample_rows
-from experiments.scoring import JudgedImages, accuracy_rows, add_totals, judge
+from experiments.scoring import JudgedImages, accuracy_rows, add_totals
 from nao import typical_norm
 from rnri import Inverter
 
@@ -60,18 +61,18 @@ class SeedGeometry(RareConcepts):
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last cell's accuracy."""
-        run_dir, real = Path(self.run_dir), torch.from_numpy(self.source.real_images())
+        run_dir = Path(self.run_dir)
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         norms = {name: self._norms(name, arm) for name, arm in self.arms.items()}
-        rows, buckets = self._rows(judged, norms, judge(self.judge, real)[0])
+        rows, buckets = self._rows(judged, norms, self._judge_real())
         report.write_results(run_dir, rows, self._settings() | {"guidance": self.guidance})
         report.write_samples(run_dir, [row for name, images in judged.items() for row in sample_rows(name, images)])
         table = report.markdown_table([*buckets, *self.paper], COLUMNS)
         (run_dir / "table.md").write_text(table)
         figures = {"norms": report.save_figure(norm_figure(norms), run_dir / "figures" / "norms.png")}
-        for k, concept in enumerate(self.chosen[:PICTURED]):
+        for concept in self.chosen[:PICTURED]:
             path = run_dir / "images" / f"{concept.name.replace(' ', '_')}.png"
-            figures[f"images/{concept.name}"] = report.save_figure(self._pictures(judged, k), path)
+            figures[f"images/{concept.name}"] = report.save_figure(self._pictures(judged, concept), path)
         report.log_to(loggers, rows, figures, ("inversion", "method", "bucket"))
         print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
         return rows[-1]["accuracy"]
@@ -97,11 +98,10 @@ class SeedGeometry(RareConcepts):
         seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.chosen]).double()
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
 
-    def _pictures(self, judged: Mapping[str, JudgedImages], k: int) -> Figure:
+    def _pictures(self, judged: Mapping[str, JudgedImages], concept: Concept) -> Figure:
         """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
-        concept, own = self.chosen[k], slice(k * self.samples, (k + 1) * self.samples)
         references = list(concept.references[: self.references])
-        made = {name: images.images[own] for name, images in judged.items()}
+        made = {name: images.images(concept) for name, images in judged.items()}
         if self.samples > 1:
             rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in made.items()]
             return report.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)

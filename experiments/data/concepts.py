@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,8 +50,11 @@ class ConceptSource(Protocol):
 
     def concepts(self) -> list[Concept]: ...
 
-    def real_images(self) -> np.ndarray:
-        """``uint8 [N, 3, H, W]`` for FID and KID, disjoint from all references."""
+    def real_images(self) -> Iterator[np.ndarray]:
+        """``uint8 [3, H, W]`` for FID and KID, one after the other, disjoint from all references.
+
+        ValueError at the call, not at the first image, where there are none.
+        """
         ...
 
     def held_out(self) -> dict[str, np.ndarray]:
@@ -107,9 +110,9 @@ class EmojiConcepts:
             for name, phrase in phrases.items()
         ]
 
-    def real_images(self) -> np.ndarray:
+    def real_images(self) -> Iterator[np.ndarray]:
         drawings = Drawings(self.folder, ["fid"])
-        return np.stack([drawings.picture(image_id, plain(self.background)) for image_id in drawings.image_ids])
+        return (drawings.picture(image_id, plain(self.background)) for image_id in drawings.image_ids)
 
     def held_out(self) -> dict[str, np.ndarray]:
         pictures: dict[str, list[np.ndarray]] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,20 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """``uint8 [3, size, size]``: upright, on white, resized, the centre cut out. ValueError names a bad file."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file's image, of which only the header is read yet. ValueError names a bad file, also when pixels are."""
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
+            yield file
     except (FileNotFoundError, UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it.") from None
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """``uint8 [3, size, size]``: upright, on white, resized, the centre cut out. ValueError names a bad file."""
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGBA")
     flat = Image.new("RGBA", image.size, "white")
     flat.alpha_composite(image)
     return to_array(ImageOps.fit(flat.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
@@ -114,11 +122,14 @@ class FolderConcepts:
     def _phrase(self, folder: str) -> str:
         return folder if self.classes == "folders" else imagenet_class(folder).synonyms[0]
 
-    def real_images(self) -> np.ndarray:
+    def real_images(self) -> Iterator[np.ndarray]:
         root = Path(self.real)
         nested = _subfolders(root)
         files = [path for folder in nested or [root] for path in image_files(folder)]
-        return np.stack([read_image(path, self.size) for path in files])
+        for path in files:
+            with _opened(path):
+                pass  # what is no image is found before any long work
+        return (read_image(path, self.size) for path in files)
 
     def held_out(self) -> dict[str, np.ndarray]:
         folders = _subfolders(Path(self.real))

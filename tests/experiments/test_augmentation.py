@@ -80,7 +80,7 @@ def test_held_out_drawings_are_no_references_and_carry_their_names():
     found = source.held_out()
     concepts = {concept.name: concept for concept in source.concepts()}
     assert set(found) == set(concepts)
-    assert sum(len(own) for own in found.values()) == len(source.real_images())
+    assert sum(len(own) for own in found.values()) == len(list(source.real_images()))
     references = {picture.tobytes() for concept in concepts.values() for picture in concept.references}
     assert not references & {picture.tobytes() for own in found.values() for picture in own}
 

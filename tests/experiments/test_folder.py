@@ -35,7 +35,7 @@ def test_concepts_have_prompts_buckets_and_images(root):
     assert (cat.prompt, cat.bucket) == ("a photo of a tiger cat", "tail")
     assert cat.references.shape == (2, 3, 16, 16)
     assert cat.references[0, :, 8, 8].tolist() == [255, 165, 0]
-    assert source(root).real_images().shape == (4, 3, 16, 16)
+    assert [image.shape for image in source(root).real_images()] == [(3, 16, 16)] * 4
 
 
 def test_transparent_pixels_become_white(tmp_path):
@@ -90,6 +90,21 @@ def test_corrupt_image_is_named(root):
     bad.write_bytes(bad.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"payphone.0\.png cannot be read as an image"):
         source(root).concepts()
+
+
+def test_real_images_are_checked_at_the_call_and_read_one_by_one(root):
+    broken = root / "real" / "payphone" / "1.png"
+    whole = broken.read_bytes()
+    broken.write_text("no image")
+    with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
+        source(root).real_images()
+    broken.write_bytes(whole[:60])  # the header is whole
+    images = source(root).real_images()
+    assert next(images).shape == (3, 16, 16)
+    with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
+        next(images)
+    with pytest.raises(ValueError, match="none is not a folder"):
+        source(root, real=str(root / "none")).real_images()
 
 
 def test_missing_things_are_named(root, tmp_path):

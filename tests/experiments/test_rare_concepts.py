@@ -56,6 +56,18 @@ def test_results_follow_the_contract(run):
     assert "| plain |" in finished.stdout
 
 
+def test_differences_between_methods_come_as_pairs(run):
+    folder, finished = run
+    table = {(row["method"], row["bucket"]): row["accuracy"] for row in rows(folder)}
+    pairs = json.loads((folder / "results.json").read_text())["pairs"]
+    assert len(pairs) == 3 * 4
+    for pair in pairs:
+        expected = table[pair["method"], pair["bucket"]] - table[pair["than"], pair["bucket"]]
+        assert pair["difference"] == pytest.approx(expected)
+        assert pair["difference_low"] <= pair["difference"] <= pair["difference_high"]
+    assert "| method | less plain | less seedselect_ddim |" in finished.stdout
+
+
 def test_samples_tell_of_every_image(run):
     samples = pd.read_parquet(run[0] / "samples.parquet")
     assert len(samples) == 3 * 3 * 2
