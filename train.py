@@ -18,6 +18,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.store import digest
+
+LONGEST_NAME = 200  # bytes; most file systems take 255
+
 
 def multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -26,10 +30,15 @@ def multirun() -> bool:
 def run_folder(run_dir: str) -> str:
     """The runs of a sweep have a folder each in ``run_dir``, named by what the sweep changes or W&B's id of the run."""
     if multirun():
-        return str(Path(run_dir) / HydraConfig.get().job.override_dirname)
+        return str(Path(run_dir) / short(HydraConfig.get().job.override_dirname))
     if "WANDB_SWEEP_ID" in os.environ:
         return str(Path(run_dir) / os.environ["WANDB_RUN_ID"])
     return run_dir
+
+
+def short(name: str) -> str:
+    """``name``, its end replaced by its hash where it exceeds what file systems take."""
+    return name if len(name.encode()) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 4]},{digest({'name': name})[:12]}"
 
 
 def prepare(config: DictConfig) -> tuple[object, Trainer]:

@@ -31,6 +31,7 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("python train.py")
 ]
+COMMANDS += [" ".join(command.split()) for command in re.findall(r"`(python train\.py [^`]+)`", README)]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -43,5 +44,5 @@ def test_training_command_composes(line):
 
 
 def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         assert target.startswith("https://") or Path(target).exists(), target
