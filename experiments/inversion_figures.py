@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
         if row["images"] == "real" and row["prompts"] == "right" and row.get("evaluations_per_step", 0) > 0:
             found.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
     return found
+
+
+def is_edited(row: Mapping[str, Any]) -> bool:
+    """Whether the row is of images sampled under an edited prompt."""
+    return row["prompts"] not in ("right", "wrong")
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
@@ -98,15 +104,37 @@ def detection(_: Rows, samples: Rows) -> Figure:
     return figure
 
 
+def editing(rows: Rows, _: Rows) -> Figure:
+    """CLIP score under the edited prompt against the perceptual distance to the image (Fig. 6), a panel a setting."""
+    edited = [row for row in rows if is_edited(row) and row["steps"] is not None]
+    settings = {(row["steps"], row["guidance"], row["prompts"]): None for row in edited}
+    unedited = {row["prompts"]: row for row in rows if row["steps"] is None}
+    figure, axes = _panels(len(settings))
+    styles = _styles(edited)
+    for (steps, guidance, edit), axis in zip(settings, axes, strict=True):
+        itself = unedited[edit]
+        axis.plot(itself["perceptual"], itself["clip_score"], "k*", markersize=10, label="the image itself")
+        for row in edited:
+            if (row["steps"], row["guidance"], row["prompts"]) == (steps, guidance, edit):
+                spread = [[row["clip_score"] - row["clip_score_low"]], [row["clip_score_high"] - row["clip_score"]]]
+                axis.errorbar(row["perceptual"], row["clip_score"], spread, linewidth=1, linestyle="none",
+                              label=row["method"], **styles[row["method"]])  # fmt: skip
+        axis.set(title=f"{steps} steps, guidance {guidance:g}\n{edit}", ylabel="CLIP score of the edited prompt",
+                 xlabel="perceptual distance to the image")  # fmt: skip
+    _legend(figure, axes)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
     "evaluations": evaluations,
     "residuals": residuals,
     "detection": detection,
+    "editing": editing,
 }
 
 
 def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
-    """For each setting: images, and below them the reconstructions of each method with as many evaluations."""
+    """For each setting: images, and below them what each method makes of them with as many evaluations."""
     groups: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in found:
         setting = job.setting
@@ -115,9 +143,12 @@ def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
         name = f"{setting.steps} steps, guidance {setting.guidance:g}"
         if setting.evaluations is not None:
             name += f", {setting.evaluations} evaluations"
+        if setting.edit:
+            name += f", {setting.prompts}"
         groups.setdefault(name, {"image": tensors["images"]}).setdefault(job.method, tensors["reconstructions"])
     figures = {}
     for name, group in groups.items():
         rows = list(group.items())
-        figures[name.replace(", ", "_").replace(" ", "")] = report.image_table(rows, [""] * len(rows[0][1]), name)
+        file = re.sub(r"[^\w.]+", "-", name.replace(", ", "_").replace(" ", ""))
+        figures[file] = report.image_table(rows, [""] * len(rows[0][1]), name)
     return figures

@@ -30,6 +30,8 @@ class Setting:
             leaves each method its own. A list stands for as many settings.
         methods: names; None stands for all.
         wrong_prompts: give each image the prompt of another concept.
+        edit: two texts; the seed is sampled under the prompt in which the second stands for the first, so that what
+            returns is an edited image, and is measured against that prompt.
         generated: instead of real images take those that the model itself makes of the images' prompts under this
             setting, each as often as it takes; only then are distances to the true latent known.
         decoder_iterations: of decoder inversion before any method; 0 leaves the encoder's latent.
@@ -41,6 +43,7 @@ class Setting:
     evaluations: int | Sequence[int] | None = None
     methods: Sequence[str] | None = None
     wrong_prompts: bool = False
+    edit: Sequence[str] | None = None
     generated: bool = False
     decoder_iterations: int = 0
     images: int | None = None
@@ -54,6 +57,22 @@ class Setting:
                 f"evaluations={self.evaluations}, decoder_iterations={self.decoder_iterations}, images={self.images}: "
                 "a setting needs at least 1, 0 and 1 of them."
             )
+
+        if self.edit is not None and (isinstance(self.edit, str) or len(self.edit) != 2 or not all(self.edit)):
+            raise ValueError(f"edit={self.edit!r}: give two texts, one in the prompts and what shall stand for it.")
+        if self.edit and self.wrong_prompts:
+            raise ValueError("edit and wrong_prompts exclude each other: an edit needs the image's own prompt.")
+
+    @property
+    def prompts(self) -> str:
+        """``right``, ``wrong``, or the edit."""
+        if self.edit:
+            return " -> ".join(self.edit)
+        return "wrong" if self.wrong_prompts else "right"
+
+    def target(self, prompt: str) -> str:
+        """The prompt that a seed is sampled under, of an image inverted under ``prompt``."""
+        return prompt.replace(*self.edit) if self.edit else prompt
 
     def each(self) -> list[Setting]:
         """One setting for each number of evaluations."""
@@ -158,11 +177,12 @@ def jobs(
     for setting in (single for given in settings for single in given.each()):
         chosen = imagined(images, setting.images or len(images)) if setting.generated else images[: setting.images]
         chosen = mismatched(chosen) if setting.wrong_prompts else chosen
+        _check_edit(setting, chosen)
         batches = [chosen[k : k + batch_size] for k in range(0, len(chosen), batch_size)]
         ceiling = Setting(
             steps=setting.steps if setting.generated else 1,
             guidance=setting.guidance if setting.generated else 1.0,
-            wrong_prompts=setting.wrong_prompts, generated=setting.generated,
+            wrong_prompts=setting.wrong_prompts, edit=setting.edit, generated=setting.generated,
             decoder_iterations=setting.decoder_iterations, images=setting.images,
         )  # fmt: skip
         found += [Job(CEILING, None, ceiling, batch) for batch in batches]
@@ -176,6 +196,12 @@ def jobs(
             found += [Job(name, inverter, setting, batch) for batch in batches]
     distinct = {(job.method, str(job.setting), job.key): job for job in found}
     return list(distinct.values())
+
+
+def _check_edit(setting: Setting, images: Sequence[Pictured]) -> None:
+    for image in images:
+        if setting.edit and setting.edit[0] not in image.prompt:
+            raise ValueError(f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not hold the first text.")
 
 
 def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:

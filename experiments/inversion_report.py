@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from experiments import report
-from experiments.inversion_figures import FIGURES, pictures
+from experiments.inversion_figures import FIGURES, is_edited, pictures
 from experiments.inversion_jobs import CEILING, Job, Setting
 from experiments.metrics import bootstrap_interval, roc_auc
 from rnri import ImplicitInverter, Inverter, PromptAware
@@ -37,6 +37,12 @@ COLUMNS = {
     "latent_mse": "latent MSE", "residual": "residual", "solved": "steps solved", "converged": "converged",
     "diverged": "diverged", "seconds_per_image": "s an image", "n": "n",
 }  # fmt: skip
+EDITED = {
+    "method": "method", "steps": "steps", "guidance": "guidance", "prompts": "edit",
+    "evaluations_per_step": "evaluations a step", "clip_score": "CLIP score", "clip_score_low": "from",
+    "clip_score_high": "to", "perceptual": "perceptual distance to the image", "n": "n",
+}  # fmt: skip
+"""Of edited images (Fig. 6): the VAE's row is the image itself, unedited."""
 DISTANCES = {
     "method": "method", "steps": "steps", "guidance": "guidance", "distance_encoded": "encoded",
     "distance_adjusted": "adjusted", "distance_reconstructed": "reconstructed", "n": "n",
@@ -56,10 +62,13 @@ def write_report(
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
     samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
-    extra = {"detection": detection(samples)} if {row["prompts"] for row in rows} == {"right", "wrong"} else {}
+    extra = {"detection": detection(samples)} if {"right", "wrong"} <= {row["prompts"] for row in rows} else {}
     report.write_results(run_dir, rows, {**settings, **extra})
     report.write_samples(run_dir, samples)
-    table = report.markdown_table([*rows, *paper], COLUMNS)
+    edited = [row for row in rows if is_edited(row)]
+    table = report.markdown_table([*(row for row in rows if not is_edited(row)), *paper], COLUMNS)
+    if edited:
+        table += "\n" + report.markdown_table(edited, EDITED)
     if any(row["generated"] for row in rows):
         table += "\n" + report.markdown_table([row for row in rows if row["generated"]], DISTANCES)
     if extra:
@@ -80,7 +89,7 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
     shared = {
         "method": _method(job), "start": start_of(job.inverter), "steps": setting.steps if job.inverter else None,
         "guidance": setting.guidance if job.inverter else None, "evaluations": setting.evaluations,
-        "prompts": "wrong" if setting.wrong_prompts else "right", "generated": setting.generated,
+        "prompts": setting.prompts, "generated": setting.generated,
         "images": _images(setting),
     }  # fmt: skip
     rows = []
@@ -88,7 +97,7 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
         residual = record.get("residual", math.nan)
         lost = not math.isnan(residual) and not residual <= LOST
         known = {} if job.inverter is None else {"diverged": float(lost or not math.isfinite(record["latent_mse"]))}
-        rows.append({**shared, "sample": image.name, "prompt": image.prompt, **record, **known})
+        rows.append({**shared, "sample": image.name, "prompt": setting.target(image.prompt), **record, **known})
     return rows
 
 
@@ -136,16 +145,18 @@ def groups(samples: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str
 
 
 def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """A row of the table: means over images, with a 95 % interval of the PSNR, and the median latent MSE."""
+    """A row of the table: means over images, with 95 % intervals of PSNR and CLIP score, and the median latent MSE."""
     first = samples[0]
     row = {name: first[name] for name in ("start", "images", *IDENTITY)}
     row |= {name: float(np.mean([s[name] for s in samples])) for name in AVERAGED if name in first}
     row["latent_mse_median"] = float(np.median([s["latent_mse"] for s in samples]))
     if "seconds" in row:
         row["seconds_per_image"] = row.pop("seconds")
-    psnr = [s["psnr"] for s in samples]
-    finite = all(math.isfinite(value) for value in psnr)
-    row["psnr_low"], row["psnr_high"] = bootstrap_interval(psnr, seed=seed) if finite else (math.nan, math.nan)
+    for name in (name for name in ("psnr", "clip_score") if name in first):
+        values = [s[name] for s in samples]
+        finite = all(math.isfinite(value) for value in values)
+        interval = bootstrap_interval(values, seed=seed) if finite else (math.nan, math.nan)
+        row[f"{name}_low"], row[f"{name}_high"] = interval
     return row | {"n": len(samples)}
 
 

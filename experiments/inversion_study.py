@@ -1,7 +1,7 @@
 """Inversion methods side by side: how well they reconstruct, what they cost, where they converge.
 
-The tasks behind ``experiment=reconstruction``, ``guidance``, ``convergence`` and ``lam`` differ in methods and settings
-only. A *unit* is one method under one setting on a batch of images; it is on disk before the next begins.
+The tasks behind ``experiment=reconstruction``, ``guidance``, ``convergence``, ``editing`` and ``lam`` differ in methods
+and settings only. A *unit* is one method under one setting on a batch of images; it is on disk before the next begins.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class InversionModule(LightningModule):
             target, z, columns = self._invert(job, z0, prompts)
         with torch.no_grad():
             again = model.decode(z)
-            columns |= self._image_columns(images, again, prompts)
+            columns |= self._image_columns(images, again, [job.setting.target(prompt) for prompt in prompts])
         columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
         if true is not None:
             latents = {"encoded": z0, "adjusted": target, "reconstructed": z}
@@ -94,14 +94,17 @@ class InversionModule(LightningModule):
             return model.sample(noise, predictor, model.schedule(job.setting.steps))
 
     def _invert(self, job: Job, z0: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The latents that were inverted, what they became when reconstructed, and what the inversion says by image."""
+        """The latents that were inverted, what they became when sampled, and what the inversion says by image."""
         model, setting = self.tools.model, job.setting
         schedule, predictor = model.schedule(setting.steps), model.predictor(prompts, setting.guidance)
         path: list[Tensor] = []
         start = self._now()
         inversion = job.inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
         seconds = self._now() - start
-        z = job.inverter.reconstruct(inversion, predictor, schedule).float()
+        sampler = predictor
+        if setting.edit:
+            sampler = model.predictor([setting.target(prompt) for prompt in prompts], setting.guidance)
+        z = job.inverter.reconstruct(inversion, sampler, schedule).float()
         residuals, solved = measured([inversion.z0, *path], inversion, predictor, schedule)
         return (
             inversion.z0,
@@ -121,7 +124,7 @@ class InversionModule(LightningModule):
         )
 
     def _image_columns(self, images: Tensor, again: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        text, clip = self.tools.clip.text(prompts), self.tools.clip(images)
+        text, clip = self.tools.clip.text(prompts), self.tools.clip(again)
         return {
             "psnr": psnr(again, images),
             "ssim": ssim(again, images),

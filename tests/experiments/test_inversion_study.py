@@ -36,6 +36,10 @@ from tests.problems import function_predictor, schedule, wavy
 
 ONE = "{_target_:experiments.inversion_jobs.Setting,steps:3,evaluations:[1,2]}"
 WRONG = "{_target_:experiments.inversion_jobs.Setting,steps:3,evaluations:2,wrong_prompts:true}"
+EDIT = (
+    "{_target_:experiments.inversion_jobs.Setting,steps:3,evaluations:2,"
+    "edit:[white background,pink background],methods:[accelerated]}"
+)
 MADE = "{_target_:experiments.inversion_jobs.Setting,steps:3,guidance:2.0,generated:true}"
 EXACT = "{_target_:experiments.inversion_jobs.Setting,steps:3,methods:[edict],decoder_iterations:3}"
 FAST = ["task.images=3", "task.batch_size=2", "trainer.accelerator=cpu"]
@@ -48,7 +52,8 @@ def run(tmp_path_factory):
         "experiment=convergence", f"run_dir={folder}", *FAST, "+method@task.methods.edict=edict",
         f"task.settings=[{ONE.replace('}', ',methods:[rnri_sign,accelerated]}')},"
         f"{WRONG.replace('}', ',methods:[rnri_sign,accelerated]}')},"
-        f"{MADE.replace('}', ',methods:[accelerated]}')},{EXACT}]",
+        f"{MADE.replace('}', ',methods:[accelerated]}')},{EXACT},{EDIT}]",
+        "task.reports=[residuals,detection,editing]",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     return folder, finished
@@ -85,6 +90,35 @@ def test_results_follow_the_contract(run):
     }
     assert all(0 <= d["auc"] <= 1 for d in found)
     assert "| accelerated |" in finished.stdout
+
+
+def test_edits_are_measured_against_the_edited_prompt(run):
+    folder, _ = run
+    table = {(r["method"], r["prompts"]): r for r in rows(folder) if not r["generated"]}
+    edit = "white background -> pink background"
+    itself, edited, plain = table[CEILING, edit], table["accelerated", edit], table["accelerated", "right"]
+    assert itself["clip_score"] < edited["clip_score"] and edited["perceptual"] > plain["perceptual"]
+    assert edited["residual"] == pytest.approx(plain["residual"])  # the inversion is under the image's own prompt
+    samples = pd.read_parquet(folder / "samples.parquet")
+    assert samples[samples["prompts"] == edit]["prompt"].str.contains("pink background").all()
+    main, edits = (folder / "table.md").read_text().split("| method | steps | guidance | edit |")
+    assert edit in edits and edit not in main
+    assert (folder / "images" / "3steps_guidance1_2evaluations_whitebackground-pinkbackground.png").stat().st_size > 0
+    assert (folder / "figures" / "editing.png").stat().st_size > 0
+
+
+def test_an_edit_is_two_texts_of_which_the_prompts_hold_the_first():
+    setting = Setting(4, edit=["a ", "the "])
+    assert setting.target("a cat") == "the cat" and setting.prompts == "a  -> the "
+    found = jobs({"edict": EDICT()}, [setting], images(), 8)
+    assert all([i.prompt for i in job.images] == [i.prompt for i in images()] for job in found)  # of the inversion
+    with pytest.raises(ValueError, match=r"edit=\['photo', 'sketch'\]: the prompt 'a (cat|dog|owl)' does not hold"):
+        jobs({"edict": EDICT()}, [Setting(4, edit=["photo", "sketch"])], images(), 8)
+    for wrong in ("photo", ["photo"], ["photo", ""]):
+        with pytest.raises(ValueError, match="give two texts"):
+            Setting(4, edit=wrong)
+    with pytest.raises(ValueError, match="exclude each other"):
+        Setting(4, edit=["a", "the"], wrong_prompts=True)
 
 
 def test_samples_hold_every_image_of_every_method(run):
