@@ -65,14 +65,13 @@ def write_report(
     extra = {"detection": detection(samples)} if {"right", "wrong"} <= {row["prompts"] for row in rows} else {}
     report.write_results(run_dir, rows, {**settings, **extra})
     report.write_samples(run_dir, samples)
-    edited = [row for row in rows if is_edited(row)]
-    table = report.markdown_table([*(row for row in rows if not is_edited(row)), *paper], COLUMNS)
-    if edited:
-        table += "\n" + report.markdown_table(edited, EDITED)
-    if any(row["generated"] for row in rows):
-        table += "\n" + report.markdown_table([row for row in rows if row["generated"]], DISTANCES)
-    if extra:
-        table += "\n" + report.markdown_table(extra["detection"], DETECTION)
+    tables = [
+        ([*(row for row in rows if not is_edited(row)), *paper], COLUMNS),
+        ([row for row in rows if is_edited(row)], EDITED),
+        ([row for row in rows if row["generated"] and not is_edited(row)], DISTANCES),
+        (extra.get("detection", []), DETECTION),
+    ]
+    table = "\n".join(report.markdown_table(*each) for each in tables if each[0])
     (run_dir / "table.md").write_text(table)
     paths = {name: report.save_figure(FIGURES[name](rows, samples), run_dir / "figures" / f"{name}.png")
              for name in figures}  # fmt: skip
