@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, islice
 
 import torch
@@ -31,7 +32,7 @@ class JudgedImages:
         """``uint8 [n, 3, H, W]``, read from disk: those of all concepts together may not fit into memory."""
         return self.units.read(concept.key)[0]["images"]
 
-    @property
+    @cached_property
     def hits(self) -> list[bool]:
         return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
 
