@@ -104,11 +104,10 @@ def accuracy_rows(
 
 def _shown(row: Mapping) -> dict:
     """The row with percents that carry their intervals."""
-    gain = f"{100 * row['gain']:+.1f} ({100 * row['gain_low']:+.0f} to {100 * row['gain_high']:+.0f})"
     return {
         **row,
-        "shown": f"{100 * row['accuracy']:.1f} ({100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f})",
-        "shown_gain": gain if row["generated"] else "–",
+        "shown": report.percent(row, "accuracy"),
+        "shown_gain": report.points(row, "gain") if row["generated"] else "–",
         "judged": f"{100 * row['generated_accuracy']:.1f}" if "generated_accuracy" in row else "–",
     }
 

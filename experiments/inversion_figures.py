@@ -34,6 +34,11 @@ def is_edited(row: Mapping[str, Any]) -> bool:
     return row["prompts"] not in ("right", "wrong")
 
 
+def is_ceiling(row: Mapping[str, Any]) -> bool:
+    """Whether the row is of images that were only encoded and decoded."""
+    return row["steps"] is None
+
+
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each method, the same in every panel."""
     names = dict.fromkeys(row["method"] for row in rows)
@@ -106,19 +111,20 @@ def detection(_: Rows, samples: Rows) -> Figure:
 
 def editing(rows: Rows, _: Rows) -> Figure:
     """CLIP score under the edited prompt against the perceptual distance to the image (Fig. 6), a panel a setting."""
-    edited = [row for row in rows if is_edited(row) and row["steps"] is not None]
-    settings = {(row["steps"], row["guidance"], row["prompts"]): None for row in edited}
-    unedited = {row["prompts"]: row for row in rows if row["steps"] is None}
+    unedited = {row["prompts"]: row for row in rows if is_ceiling(row)}
+    edited = [row for row in rows if is_edited(row) and not is_ceiling(row)]
+    settings: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in edited:
+        settings.setdefault((row["steps"], row["guidance"], row["prompts"]), []).append(row)
     figure, axes = _panels(len(settings))
     styles = _styles(edited)
-    for (steps, guidance, edit), axis in zip(settings, axes, strict=True):
+    for ((steps, guidance, edit), own), axis in zip(settings.items(), axes, strict=True):
         itself = unedited[edit]
         axis.plot(itself["perceptual"], itself["clip_score"], "k*", markersize=10, label="the image itself")
-        for row in edited:
-            if (row["steps"], row["guidance"], row["prompts"]) == (steps, guidance, edit):
-                spread = [[row["clip_score"] - row["clip_score_low"]], [row["clip_score_high"] - row["clip_score"]]]
-                axis.errorbar(row["perceptual"], row["clip_score"], spread, linewidth=1, linestyle="none",
-                              label=row["method"], **styles[row["method"]])  # fmt: skip
+        for row in own:
+            spread = [[row["clip_score"] - row["clip_score_low"]], [row["clip_score_high"] - row["clip_score"]]]
+            axis.errorbar(row["perceptual"], row["clip_score"], spread, linewidth=1, linestyle="none",
+                          label=row["method"], **styles[row["method"]])  # fmt: skip
         axis.set(title=f"{steps} steps, guidance {guidance:g}\n{edit}", ylabel="CLIP score of the edited prompt",
                  xlabel="perceptual distance to the image")  # fmt: skip
     _legend(figure, axes)

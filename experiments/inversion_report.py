@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from experiments import report
-from experiments.inversion_figures import FIGURES, is_edited, pictures
+from experiments.inversion_figures import FIGURES, is_ceiling, is_edited, pictures
 from experiments.inversion_jobs import CEILING, Job, Setting
 from experiments.metrics import bootstrap_interval, roc_auc
 from rnri import ImplicitInverter, Inverter, PromptAware
@@ -102,14 +102,10 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
 
 def with_ceilings(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """``samples`` with how many dB each lies below what the VAE makes of the same image, which is listed once."""
-    ceilings = {_image(sample): sample for sample in samples if _is_ceiling(sample)}
-    rest = [sample for sample in samples if not _is_ceiling(sample)]
+    ceilings = {_image(sample): sample for sample in samples if is_ceiling(sample)}
+    rest = [sample for sample in samples if not is_ceiling(sample)]
     below = [{**sample, "below_ceiling": ceilings[_image(sample)]["psnr"] - sample["psnr"]} for sample in rest]
     return [*map(dict, ceilings.values()), *below]
-
-
-def _is_ceiling(sample: Mapping[str, Any]) -> bool:
-    return sample["steps"] is None
 
 
 def _image(sample: Mapping[str, Any]) -> tuple:

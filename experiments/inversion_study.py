@@ -45,15 +45,16 @@ class InversionModule(LightningModule):
         """Writes the unit of a job; returns its label."""
         self.progress.stage(job.label)
         model, prompts = self.tools.model, [image.prompt for image in job.images]
+        targets = [job.setting.target(prompt) for prompt in prompts]
         images, z0, true = self._clean(job, prompts)
         columns: dict[str, Tensor] = {}
         if job.inverter is None:
             target = z = z0
         else:
-            target, z, columns = self._invert(job, z0, prompts)
+            target, z, columns = self._invert(job, z0, prompts, targets)
         with torch.no_grad():
             again = model.decode(z)
-            columns |= self._image_columns(images, again, [job.setting.target(prompt) for prompt in prompts])
+            columns |= self._image_columns(images, again, targets)
         columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
         if true is not None:
             latents = {"encoded": z0, "adjusted": target, "reconstructed": z}
@@ -93,17 +94,18 @@ class InversionModule(LightningModule):
             predictor = model.predictor(prompts, job.setting.guidance)
             return model.sample(noise, predictor, model.schedule(job.setting.steps))
 
-    def _invert(self, job: Job, z0: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The latents that were inverted, what they became when sampled, and what the inversion says by image."""
+    def _invert(
+        self, job: Job, z0: Tensor, prompts: list[str], targets: list[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The latents that were inverted under ``prompts``, what they became when sampled under ``targets``, and what
+        the inversion says by image."""
         model, setting = self.tools.model, job.setting
         schedule, predictor = model.schedule(setting.steps), model.predictor(prompts, setting.guidance)
         path: list[Tensor] = []
         start = self._now()
         inversion = job.inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
         seconds = self._now() - start
-        sampler = predictor
-        if setting.edit:
-            sampler = model.predictor([setting.target(prompt) for prompt in prompts], setting.guidance)
+        sampler = predictor if targets == prompts else model.predictor(targets, setting.guidance)
         z = job.inverter.reconstruct(inversion, sampler, schedule).float()
         residuals, solved = measured([inversion.z0, *path], inversion, predictor, schedule)
         return (

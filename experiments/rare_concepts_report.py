@@ -63,8 +63,7 @@ def _by_method(rows: Sequence[Mapping]) -> list[dict]:
     lines: dict[str, dict] = {}
     for row in rows:
         line = lines.setdefault(row["method"], {"method": row["method"]})
-        low, high = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
-        line[row["bucket"]] = f"{100 * row['accuracy']:.1f} ({low:.0f}–{high:.0f})"
+        line[row["bucket"]] = report.percent(row, "accuracy")
         line |= {name: row[name] for name in COLUMNS if name in row and name != "method"}
     return list(lines.values())
 
@@ -74,9 +73,8 @@ def pair_table(pairs: Sequence[Mapping]) -> str:
     lines: dict[str, dict] = {}
     for pair in pairs:
         if pair["bucket"] == "total":
-            gain, low, high = (100 * pair[name] for name in ("difference", "difference_low", "difference_high"))
             line = lines.setdefault(pair["method"], {"method": pair["method"]})
-            line[pair["than"]] = f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+            line[pair["than"]] = report.points(pair, "difference", digits=1)
     columns = {"method": "method"} | {pair["than"]: f"less {pair['than']}" for pair in pairs}
     return report.markdown_table(list(lines.values()), columns)
 

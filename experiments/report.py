@@ -80,6 +80,17 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def percent(row: Mapping[str, Any], name: str) -> str:
+    """A share of the row in percent, with its interval."""
+    return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.0f}–{100 * row[f'{name}_high']:.0f})"
+
+
+def points(row: Mapping[str, Any], name: str, digits: int = 0) -> str:
+    """A difference of shares in points, with its interval to so many ``digits``."""
+    low, high = (f"{100 * row[f'{name}_{end}']:+.{digits}f}" for end in ("low", "high"))
+    return f"{100 * row[name]:+.1f} ({low} to {high})"
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight"))
     plt.close(figure)

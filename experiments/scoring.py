@@ -55,12 +55,9 @@ def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
     """
     rows = []
     for bucket, chosen in _members(judged.concepts).items():
-        hits = [float(judged.hits[k]) for k in chosen]
-        low, high = bootstrap_interval(hits, groups=[judged.concepts[k].name for k in chosen], seed=seed)
-        rows.append({
-            "method": method, "bucket": bucket, "accuracy": sum(hits) / len(hits), "accuracy_low": low,
-            "accuracy_high": high, "n": len(hits), "concepts": len({judged.concepts[k].name for k in chosen}),
-        })  # fmt: skip
+        hits, names = [float(judged.hits[k]) for k in chosen], [judged.concepts[k].name for k in chosen]
+        accuracy = _with_interval("accuracy", hits, names, seed)
+        rows.append({"method": method, "bucket": bucket, **accuracy, "n": len(hits), "concepts": len(set(names))})
     return rows
 
 
@@ -73,13 +70,16 @@ def pair_rows(arms: Mapping[str, JudgedImages], seed: int) -> list[dict]:
     for (than, less), (method, judged) in combinations(arms.items(), 2):
         gains = [float(hit) - float(other) for hit, other in zip(judged.hits, less.hits, strict=True)]
         for bucket, chosen in _members(judged.concepts).items():
-            own = [gains[k] for k in chosen]
-            low, high = bootstrap_interval(own, groups=[judged.concepts[k].name for k in chosen], seed=seed)
-            rows.append({
-                "method": method, "than": than, "bucket": bucket, "difference": mean(own), "difference_low": low,
-                "difference_high": high,
-            })  # fmt: skip
+            own, names = [gains[k] for k in chosen], [judged.concepts[k].name for k in chosen]
+            difference = _with_interval("difference", own, names, seed)
+            rows.append({"method": method, "than": than, "bucket": bucket, **difference})
     return rows
+
+
+def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], seed: int) -> dict[str, float]:
+    """The mean of ``values`` as ``name``, and its interval."""
+    low, high = bootstrap_interval(values, groups, seed=seed)
+    return {name: mean(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def _members(concepts: Sequence[Concept]) -> dict[str, list[int]]:

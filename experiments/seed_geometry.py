@@ -87,9 +87,7 @@ class SeedGeometry(RareConcepts):
             add_totals(own[-1], images, real)
             own[-1]["norm"] = norms[name].mean().item()
             rows += own
-            shares = {r["bucket"]: f"{100 * r['accuracy']:.1f} ({100 * r['accuracy_low']:.0f}–"
-                                   f"{100 * r['accuracy_high']:.0f})" for r in own}  # fmt: skip
-            lines.append(own[-1] | shares)
+            lines.append(own[-1] | {row["bucket"]: report.percent(row, "accuracy") for row in own})
         return rows, lines
 
     def _norms(self, name: str, arm: Arm) -> Tensor:

@@ -95,17 +95,14 @@ class EmojiConcepts:
         captions = read_table(Path(self.folder) / "captions.parquet").data.column("caption").combine_chunks()
         frequencies = count_mentions({name: [name] for name in phrases}, captions)
         buckets = assign_buckets(frequencies, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
-        pictures: dict[str, list[np.ndarray]] = {}
-        for row in drawings.rows:
-            picture = drawings.picture(row["image_id"], plain(self.background))
-            pictures.setdefault(row["concept"], []).append(picture)
+        pictures = self._pictures(drawings)
         return [
             Concept(
                 name=name,
                 prompt=self.prompt.format(phrase=phrase, background=self.background),
                 frequency=frequencies[name],
                 bucket=buckets[name],
-                references=np.stack(pictures[name]),
+                references=pictures[name],
             )
             for name, phrase in phrases.items()
         ]
@@ -115,8 +112,13 @@ class EmojiConcepts:
         return (drawings.picture(image_id, plain(self.background)) for image_id in drawings.image_ids)
 
     def held_out(self) -> dict[str, np.ndarray]:
+        return self._pictures(Drawings(self.folder, ["fid"]))
+
+    def _pictures(self, drawings: Drawings) -> dict[str, np.ndarray]:
+        """All drawings on the background, ``uint8 [N, 3, H, W]`` by concept."""
         pictures: dict[str, list[np.ndarray]] = {}
-        for row, picture in zip(Drawings(self.folder, ["fid"]).rows, self.real_images(), strict=True):
+        for row in drawings.rows:
+            picture = drawings.picture(row["image_id"], plain(self.background))
             pictures.setdefault(row["concept"], []).append(picture)
         return {name: np.stack(own) for name, own in pictures.items()}
 
