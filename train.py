@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.store import digest
+from experiments.results.store import digest
 
 LONGEST_NAME = 200  # bytes; most file systems take 255
 

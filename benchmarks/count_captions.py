@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.data.count_imagenet import imagenet_classes
-from experiments.data.count_matcher import BatchCounter, patterns
-from experiments.data.count_shards import count_shard, list_shards
-from experiments.data.frequency import mentions, normalise
+from experiments.counting.frequency import mentions, normalise
+from experiments.counting.imagenet import imagenet_classes
+from experiments.counting.matcher import BatchCounter, patterns
+from experiments.counting.shards import count_shard, list_shards
 
 LAION_2B = 2_300_000_000
 MENTIONED = 0.24  # mentions of ImageNet's classes a caption of LAION-2B, by public counts

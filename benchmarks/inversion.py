@@ -27,7 +27,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.store import synchronise
+from experiments.results.store import synchronise
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
 METHODS = Path("configs/method")

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiments.store import synchronise
+from experiments.results.store import synchronise
 from rnri import LatentDiffusion, Schedule
-from rnri.sampling import trajectory
+from rnri.models.sampling import trajectory
 from seedselect import ClipFeatures, SeedSelect, Selection, Targets
 
 MEBIBYTE = 2**20

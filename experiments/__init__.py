@@ -1,0 +1,1 @@
+"""Lightning tasks that join the core packages and write down what they measure; none of the core's mathematics."""

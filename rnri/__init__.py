@@ -1,19 +1,19 @@
 """Image to seed: inversion of deterministic text-to-image diffusion."""
 
-from rnri.anderson import Anderson, SafeguardedAnderson
 from rnri.decoder_inversion import DecoderInversion
-from rnri.diffusion import LatentDiffusion
-from rnri.gradient import ForwardStep, GradientDescent
-from rnri.implicit import ImplicitStep, Solution, Solver
 from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated
-from rnri.newton import RNRIMinimumNorm, RNRIPaper, RNRISign
-from rnri.newton_krylov import NewtonKrylov
-from rnri.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
+from rnri.models.diffusion import LatentDiffusion
+from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
+from rnri.models.sampling import ddim_step, sample, trajectory
+from rnri.models.schedule import Schedule, alpha_bar_table
 from rnri.prompt_aware import PromptAware
-from rnri.renoise import ReNoise
-from rnri.sampling import ddim_step, sample, trajectory
-from rnri.schedule import Schedule, alpha_bar_table
-from rnri.solvers import AveragedFixedPoint, FixedPoint, IterativeSolver
+from rnri.solvers.anderson import Anderson, SafeguardedAnderson
+from rnri.solvers.gradient import ForwardStep, GradientDescent
+from rnri.solvers.implicit import ImplicitStep, Solution, Solver
+from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint, IterativeSolver
+from rnri.solvers.newton import RNRIMinimumNorm, RNRIPaper, RNRISign
+from rnri.solvers.newton_krylov import NewtonKrylov
+from rnri.solvers.renoise import ReNoise
 
 __all__ = [
     "Anderson",

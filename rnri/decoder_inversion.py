@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnri.diffusion import LatentDiffusion
+from rnri.models.diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rnri.anderson import SafeguardedAnderson
-from rnri.implicit import ImplicitStep, Solution, Solver, mean_absolute
-from rnri.predictor import NoisePredictor
-from rnri.sampling import LatentObserver, ignore, in_state_dtype, sample
-from rnri.schedule import Schedule
-from rnri.sharing import Budget
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.schedule import Schedule
+from rnri.solvers.anderson import SafeguardedAnderson
+from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
+from rnri.solvers.sharing import Budget
 
 STARTS = ("plain", "extrapolated", "fitted")
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
@@ -105,7 +105,7 @@ class ImplicitInverter:
             large steps or guidance the plain extrapolation overshoots.
         sharing: how the walk's evaluations, ``solver.iterations`` a step on average, are shared among its
             steps. ``even``: each step has ``solver.iterations`` at most, and what it saves is saved. ``schedule``:
-            in proportion to what each step is likely to need (``rnri.sharing``), and what a sample saves
+            in proportion to what each step is likely to need (``rnri.solvers.sharing``), and what a sample saves
             at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
             its extrapolated start as it is; from the plain start each step has one evaluation at least.
         measure_residual: evaluate ``f`` once more wherever the returned latent was not itself evaluated, so

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter
-from rnri.predictor import NoisePredictor
-from rnri.sampling import LatentObserver, ignore, in_state_dtype, sample
-from rnri.schedule import Schedule
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,12 @@
+"""Concepts with their images and prompts, and the embedded corpus; no experiment and no network."""
+
+from experiments.data.concepts import Concept, ConceptSource, EmojiConcepts, choose
+from experiments.data.folder import FolderConcepts
+
+__all__ = [
+    "Concept",
+    "ConceptSource",
+    "EmojiConcepts",
+    "FolderConcepts",
+    "choose",
+]

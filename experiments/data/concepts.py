@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
+from experiments.counting.frequency import assign_buckets
+from experiments.counting.matcher import count_mentions
 from experiments.data.augment import BACKGROUNDS, plain
-from experiments.data.count_matcher import count_mentions
 from experiments.data.emoji import Drawings, read_table
-from experiments.data.frequency import assign_buckets
 
 BUCKETS = ("head", "medium", "tail")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from experiments.counting.counts import read_count_table
+from experiments.counting.frequency import assign_buckets
+from experiments.counting.imagenet import imagenet_class, imagenet_classes, imagenet_counts
 from experiments.data.augment import to_array
 from experiments.data.concepts import Concept
-from experiments.data.count_imagenet import imagenet_class, imagenet_classes, imagenet_counts
-from experiments.data.counts import read_count_table
-from experiments.data.frequency import assign_buckets
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 CLASSES = ("folders", "imagenet1k", "imagenet1k_rows")

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from experiments.classifier import Classifier
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
+from experiments.data.jitter import jitter
+from experiments.judges.classifier import Classifier
 from experiments.pretrain.fitting import Pictures, adamw, fit, report
-from experiments.pretrain.jitter import jitter
 
 SPLITS = ("corpus", "reference", "fid")
 

@@ -16,9 +16,9 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from experiments.data.augment import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
+from experiments.data.jitter import move
 from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
 from experiments.pretrain.fitting import Pictures, adamw, fit, report, save_half
-from experiments.pretrain.jitter import move
 
 PROMPT = "a drawing of {phrase}"
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from rnri.inversion import ImplicitInverter, Inversion
-from rnri.predictor import NoisePredictor
-from rnri.sampling import LatentObserver
-from rnri.schedule import Schedule
-from rnri.solvers import FixedPoint
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentObserver
+from rnri.models.schedule import Schedule
+from rnri.solvers.iterative import FixedPoint
 
 
 def inversion(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rnri.baselines.common import ddim_path, inversion
 from rnri.inversion import Inversion
-from rnri.predictor import Condition, NoisePredictor
-from rnri.sampling import LatentObserver, ddim_step, ignore, sample
-from rnri.schedule import Schedule
+from rnri.models.predictor import Condition, NoisePredictor
+from rnri.models.sampling import LatentObserver, ddim_step, ignore, sample
+from rnri.models.schedule import Schedule
 
 
 @dataclass(frozen=True)

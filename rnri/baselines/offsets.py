@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rnri.baselines.common import ddim_path, inversion
 from rnri.inversion import Inversion
-from rnri.predictor import NoisePredictor
-from rnri.sampling import LatentObserver, ddim_step, ignore
-from rnri.schedule import Schedule
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentObserver, ddim_step, ignore
+from rnri.models.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rnri.baselines.common import check_chain, evenly, inversion
 from rnri.inversion import Inversion
-from rnri.predictor import NoisePredictor
-from rnri.sampling import LatentObserver, ignore, in_state_dtype
-from rnri.schedule import Schedule
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
+from rnri.models.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rnri import (
     accelerated,
     sample,
 )
-from rnri.sharing import COARSE, Budget, needs
+from rnri.solvers.sharing import COARSE, Budget, needs
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
 

@@ -7,8 +7,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.seed_arm import Arm, inverted_seeds
-from experiments.settings import describe
+from experiments.rare_concepts.arm import Arm, inverted_seeds
+from experiments.results.settings import describe
 from seedselect import SeedSelect
 
 CONFIGS = Path("configs").resolve()

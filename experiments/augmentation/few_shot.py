@@ -1,0 +1,81 @@
+"""Classifiers trained on a few images a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experiments.data.jitter import jitter
+from experiments.judges.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """The training of a small classifier: AdamW, cosine decay, smoothed labels, each image changed anew at every step.
+
+    Every training makes the same number of steps, however many images there are.
+
+    Args:
+        network: makes a timm network, given ``num_classes``. Unless it loads weights, the classifier has seen nothing
+            but its training images.
+        image_size: side in pixels that the network works on.
+        steps, batch_size, learning_rate, weight_decay: of the training; images are drawn evenly from all there are.
+    """
+
+    network: Callable[..., nn.Module]
+    image_size: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "steps", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"task.few_shot.{name}={getattr(self, name)} has to be positive.")
+
+    def train(self, images: Tensor, labels: Tensor, names: list[str], seed: int, device: torch.device) -> Classifier:
+        """A classifier of ``names``, in evaluation mode, from ``uint8`` images ``[N, 3, H, W]`` and indices ``[N]``.
+
+        ``seed`` decides weights, order and changes; the global generator is left as it was.
+        """
+        images, labels = images.to(device), labels.to(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            classifier = self._untrained(names).to(device).train()
+            optimiser = torch.optim.AdamW(
+                classifier.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+            for _ in range(self.steps):
+                drawn = torch.randint(len(images), (self.batch_size,)).to(device)
+                optimiser.zero_grad()
+                logits = classifier(_changed(images[drawn].float() / 255))
+                F.cross_entropy(logits, labels[drawn], label_smoothing=0.1).backward()
+                optimiser.step()
+                schedule.step()
+        return classifier.eval()
+
+    def _untrained(self, names: list[str]) -> Classifier:
+        network = self.network(num_classes=len(names))
+        return Classifier(
+            network, names, self.image_size, timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        )
+
+
+def _changed(images: Tensor) -> Tensor:
+    mirrored = (torch.rand(len(images)) < 0.5).to(images.device).view(-1, 1, 1, 1)
+    return jitter(torch.where(mirrored, images.flip(-1), images))
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, device: torch.device, batch_size: int = 128) -> Tensor:
+    """Index of each image's label, ``int64 [N]``, of ``uint8`` images ``[N, 3, H, W]``."""
+    return torch.cat(
+        [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
+    )

@@ -1,0 +1,115 @@
+"""Few-shot semantic augmentation: do generated images of rare concepts help a classifier that has few real ones?
+
+The protocol, the same for every method: a network is trained from its first weight on ``k`` references a concept and
+the images that the method made of it, and names real images that neither it nor the model has seen. The first row has
+the references alone. Methods differ in their generated images only: steps, batches and seeds of the training are equal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from experiments.augmentation.few_shot import FewShot, classify
+from experiments.augmentation.report import Verdicts, write_report
+from experiments.rare_concepts.task import RareConcepts
+from experiments.results.progress import Progress
+from experiments.results.settings import describe
+from experiments.results.store import UnitStore, content_hash, digest, units_for_rank
+
+REAL_ONLY = "references only"
+
+
+@dataclass
+class Augmentation(RareConcepts):
+    """The task behind ``experiment=augmentation``. A training is a unit, as a concept under an arm is.
+
+    Args:
+        few_shot: how classifiers are trained.
+        trainings: classifiers a method; they differ in initial weights, order and changes of the images.
+    """
+
+    few_shot: FewShot = field(kw_only=True)
+    trainings: int = field(kw_only=True)
+
+    def prepare(self, trainer: Trainer) -> None:
+        if self.trainings < 1:
+            raise ValueError(f"task.trainings={self.trainings}: train at least 1 classifier a method.")
+        super().prepare(trainer)
+        if len(self.chosen) < 2:
+            raise ValueError("one concept leaves a classifier nothing to tell apart: choose at least 2 concepts.")
+        found = self.source.held_out()
+        missing = [concept.name for concept in self.chosen if concept.name not in found]
+        if missing:
+            raise ValueError(
+                f"there is no real image of {missing[0]!r} besides the references: add some under its name to the "
+                "folder of real images, or leave the concept out."
+            )
+        self.tests = torch.cat([torch.from_numpy(found[concept.name]) for concept in self.chosen])
+        self.truth = torch.cat([torch.full((len(found[c.name]),), k) for k, c in enumerate(self.chosen)])
+
+    def run(self, trainer: Trainer) -> float:
+        """Makes the images, then trains what is not on disk yet; then the first process reports."""
+        for name, arm in self.arms.items():
+            self._run_arm(name, arm, trainer)
+        trainer.strategy.barrier("all images are on disk")
+        self._train(trainer)
+        trainer.strategy.barrier("all trainings are on disk")
+        return self.report(trainer.loggers) if trainer.is_global_zero else 0.0
+
+    def _train(self, trainer: Trainer) -> None:
+        jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
+        mine = units_for_rank(jobs, trainer.global_rank, trainer.world_size)
+        pending = [(name, k) for name, k in mine if not self._verdicts(name).done(str(k))]
+        progress = Progress("few-shot training", "classifier")
+        progress.start(len(mine), len(mine) - len(pending), visible=trainer.is_global_zero)
+        device, names = trainer.strategy.root_device, [concept.name for concept in self.chosen]
+        for name, k in pending:
+            progress.stage(name)
+            start = time.perf_counter()
+            classifier = self.few_shot.train(*self._training_set(name), names, k, device)
+            predictions = classify(classifier, self.tests, device)
+            record = {"seconds": time.perf_counter() - start}
+            self._verdicts(name).write(str(k), {"predictions": predictions}, record)
+            progress.finish(1)
+        progress.close()
+
+    def _training_set(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images ``uint8 [N, 3, H, W]``, references first, and the index of each one's concept."""
+        images = [torch.from_numpy(concept.references[: self.references]) for concept in self.chosen]
+        if name != REAL_ONLY:
+            units = self.units(name, self.arms[name])
+            images += [units.read(concept.key)[0]["images"] for concept in self.chosen]
+        labels = [torch.full((len(own),), k % len(self.chosen)) for k, own in enumerate(images)]
+        return torch.cat(images), torch.cat(labels)
+
+    def _verdicts(self, name: str) -> UnitStore:
+        """Finished trainings of a method; they depend on every concept, for a classifier knows them all."""
+        settings = {
+            "few_shot": describe(self.few_shot),
+            "references": self.references,
+            "concepts": digest({"keys": [concept.key for concept in self.chosen]}),
+            "tests": content_hash(self.tests),
+            "images": None if name == REAL_ONLY else self.units(name, self.arms[name]).settings,
+        }
+        return UnitStore(Path(self.run_dir) / "trainings" / name.replace(" ", "_"), settings)
+
+    def report(self, loggers: Sequence[Logger]) -> float:
+        """Writes the results; returns the last arm's accuracy."""
+        verdicts = {}
+        for name in (REAL_ONLY, *self.arms):
+            found = [self._verdicts(name).read(str(k)) for k in range(self.trainings)]
+            predictions = torch.stack([tensors["predictions"] for tensors, _ in found])
+            seconds = [record["seconds"] for _, record in found]
+            verdicts[name] = Verdicts(predictions, self.truth, self.chosen, seconds)
+        judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
+        settings = self._settings() | {"few_shot": describe(self.few_shot), "trainings": self.trainings}
+        rows = write_report(Path(self.run_dir), verdicts, judged, settings, loggers, k=self.references, seed=self.seed)
+        return rows[-1]["accuracy"]

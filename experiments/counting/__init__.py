@@ -1,0 +1,16 @@
+"""How often a corpus mentions each concept, and the buckets that follow. Workers import it without PyTorch."""
+
+from experiments.counting.frequency import assign_buckets, mentions, normalise
+from experiments.counting.matcher import BatchCounter, count_mentions, patterns
+from experiments.counting.shards import count_shard, list_shards
+
+__all__ = [
+    "BatchCounter",
+    "assign_buckets",
+    "count_mentions",
+    "count_shard",
+    "list_shards",
+    "mentions",
+    "normalise",
+    "patterns",
+]

@@ -1,0 +1,70 @@
+"""Files of names to search captions for, with their synonyms."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments.counting.imagenet import imagenet_classes
+
+IMAGENET = "imagenet1k"
+
+
+def read_names(source: str) -> dict[str, tuple[str, ...]]:
+    """What each concept is called: its name and its synonyms, in the order of the file.
+
+    Args:
+        source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or a file: ``.txt`` or
+            ``.tsv`` (a concept a line: its name, then synonyms, parted by tabs), ``.csv`` (parted by commas) or
+            ``.json`` (a list of names, or an object of lists of synonyms by name).
+
+    Raises:
+        ValueError: file missing, of unknown ending or form, without names, or with a name twice.
+    """
+    if source == IMAGENET:
+        return {c.name: c.synonyms for c in imagenet_classes()}
+    path = Path(source)
+    if path.suffix.lower() not in (".txt", ".tsv", ".csv", ".json"):
+        raise ValueError(f"{path} is no file of names: give a .txt, .tsv, .csv or .json file, or {IMAGENET}.")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give a file of names, or {IMAGENET}.")
+    try:
+        rows = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as names ({error}).") from None
+    return _checked(path, rows)
+
+
+def _read_lines(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t")
+        cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    return [row for row in cells if row]
+
+
+def _read_json(path: Path) -> list[list[str]]:
+    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} must hold a list of names, or an object of lists of synonyms by name.")
+    return [[entry] if isinstance(entry, str) else _row(path, entry) for entry in content]
+
+
+def _row(path: Path, entry: object) -> list[str]:
+    match entry:
+        case (str(name), [*synonyms]) if all(isinstance(synonym, str) for synonym in synonyms):
+            return [name, *synonyms]
+        case _:
+            raise ValueError(f"{path} holds {entry!r:.60}: give each name a list of synonyms, [] for none.")
+
+
+def _checked(path: Path, rows: Iterable[list[str]]) -> dict[str, tuple[str, ...]]:
+    names: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        if row[0] in names:
+            raise ValueError(f"{path} holds {row[0]!r} twice: put all its synonyms on one line.")
+        names[row[0]] = tuple(dict.fromkeys(row))
+    if not names:
+        raise ValueError(f"{path} holds no names.")
+    return names

@@ -1,0 +1,160 @@
+"""Figures of an inversion study, each from the rows of its table and its samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.results import tables
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of real images under their own prompts where there is a network evaluation to plot, finest steps first.
+
+    Other latents than the encoder's have another ceiling, and are left out.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0)):
+        if row["images"] == "real" and row["prompts"] == "right" and row.get("evaluations_per_step", 0) > 0:
+            found.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
+    return found
+
+
+def is_edited(row: Mapping[str, Any]) -> bool:
+    """Whether the row is of images sampled under an edited prompt."""
+    return row["prompts"] not in ("right", "wrong")
+
+
+def is_ceiling(row: Mapping[str, Any]) -> bool:
+    """Whether the row is of images that were only encoded and decoded."""
+    return row["steps"] is None
+
+
+def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each method, the same in every panel."""
+    names = dict.fromkeys(row["method"] for row in rows)
+    colours, markers = plt.get_cmap("tab10").colors, "osD^vP*"
+    return {name: {"color": colours[k % 10], "marker": markers[k // 10 % 7]} for k, name in enumerate(names)}
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(4.6 * count + 1.6, 3.6), squeeze=False)
+    return figure, list(axes[0])
+
+
+def _curves(axis: Axes, rows: Rows, value: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["evaluations_per_step"])
+        known = [(r["evaluations_per_step"], r[value]) for r in own if np.isfinite(r.get(value, np.nan))]
+        if known:
+            axis.plot(*zip(*known, strict=True), markersize=4.5, linewidth=1.2, label=method, **styles[method])
+    axis.set_xlabel("network evaluations a step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=7.5, loc="center left", bbox_to_anchor=(0.99, 0.5),
+                  frameon=False)  # fmt: skip
+    figure.tight_layout()
+
+
+def evaluations(rows: Rows, _: Rows) -> Figure:
+    """PSNR against evaluations (Fig. 3a), the VAE's ceiling dashed, and latent MSE below it."""
+    settings = by_setting(rows)
+    figure, axes = plt.subplots(2, len(settings), figsize=(4.6 * len(settings) + 1.6, 6.4), squeeze=False)
+    styles = _styles(rows)
+    for (title, own), top, bottom in zip(settings.items(), *axes, strict=True):
+        top.axhline(own[0]["psnr"] + own[0]["below_ceiling"], color="black", linestyle="--", linewidth=1, label="VAE")
+        _curves(top, own, "psnr", styles)
+        top.set(title=title, ylabel="PSNR, dB")
+        _curves(bottom, own, "latent_mse", styles)
+        bottom.set(yscale="log", ylabel="latent MSE")
+    _legend(figure, list(axes.flat))
+    return figure
+
+
+def residuals(rows: Rows, _: Rows) -> Figure:
+    """Residual against evaluations (Fig. 3b), mean over images and steps; of settings that vary them, if any do."""
+    settings = by_setting(rows)
+    several = {title: own for title, own in settings.items() if len({row["evaluations"] for row in own}) > 1}
+    settings = several or settings
+    figure, axes = _panels(len(settings))
+    for (title, own), axis in zip(settings.items(), axes, strict=True):
+        _curves(axis, own, "residual_mean", _styles(rows))
+        axis.set(yscale="log", title=title, ylabel="mean |z - f(z)|")
+    _legend(figure, axes)
+    return figure
+
+
+def detection(_: Rows, samples: Rows) -> Figure:
+    """Residuals of images under their own and under wrong prompts, method by method."""
+    methods = list(dict.fromkeys(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan))))
+    figure, axes = _panels(len(methods))
+    for method, axis in zip(methods, axes, strict=True):
+        for prompts in ("right", "wrong"):
+            values = [s["residual_mean"] for s in samples if s["method"] == method and s["prompts"] == prompts]
+            axis.hist(np.log10(np.maximum(values, 1e-12)), bins=24, alpha=0.55, label=f"{prompts} prompt")
+        axis.set(title=method, xlabel="log10 of the mean residual", ylabel="images")
+    _legend(figure, axes)
+    return figure
+
+
+def editing(rows: Rows, _: Rows) -> Figure:
+    """CLIP score under the edited prompt against the perceptual distance to the image (Fig. 6), a panel a setting."""
+    unedited = {row["prompts"]: row for row in rows if is_ceiling(row)}
+    edited = [row for row in rows if is_edited(row) and not is_ceiling(row)]
+    settings: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in edited:
+        settings.setdefault((row["steps"], row["guidance"], row["prompts"]), []).append(row)
+    figure, axes = _panels(len(settings))
+    styles = _styles(edited)
+    for ((steps, guidance, edit), own), axis in zip(settings.items(), axes, strict=True):
+        itself = unedited[edit]
+        axis.plot(itself["perceptual"], itself["clip_score"], "k*", markersize=10, label="the image itself")
+        for row in own:
+            spread = [[row["clip_score"] - row["clip_score_low"]], [row["clip_score_high"] - row["clip_score"]]]
+            axis.errorbar(row["perceptual"], row["clip_score"], spread, linewidth=1, linestyle="none",
+                          label=row["method"], **styles[row["method"]])  # fmt: skip
+        axis.set(title=f"{steps} steps, guidance {guidance:g}\n{edit}", ylabel="CLIP score of the edited prompt",
+                 xlabel="perceptual distance to the image")  # fmt: skip
+    _legend(figure, axes)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
+    "evaluations": evaluations,
+    "residuals": residuals,
+    "detection": detection,
+    "editing": editing,
+}
+
+
+def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
+    """For each setting: images, and below them what each method makes of them with as many evaluations."""
+    groups: dict[str, dict[str, Any]] = {}
+    for job, tensors, _ in found:
+        setting = job.setting
+        if job.inverter is None or setting.wrong_prompts or setting.generated or setting.decoder_iterations:
+            continue
+        name = f"{setting.steps} steps, guidance {setting.guidance:g}"
+        if setting.evaluations is not None:
+            name += f", {setting.evaluations} evaluations"
+        if setting.edit:
+            name += f", {setting.prompts}"
+        groups.setdefault(name, {"image": tensors["images"]}).setdefault(job.method, tensors["reconstructions"])
+    figures = {}
+    for name, group in groups.items():
+        rows = list(group.items())
+        file = re.sub(r"[^\w.]+", "-", name.replace(", ", "_").replace(" ", ""))
+        figures[file] = tables.image_table(rows, [""] * len(rows[0][1]), name)
+    return figures

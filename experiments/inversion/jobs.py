@@ -1,0 +1,233 @@
+"""What an inversion study computes: methods under settings, in batches of images, each once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from experiments.data.concepts import Concept
+from experiments.results.progress import Progress
+from experiments.results.store import UnitStore, content_hash, units_for_rank
+from rnri import ImplicitInverter, Inverter, PromptAware
+
+CEILING = "vae"
+"""The method that only encodes and decodes: what no inversion can surpass."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Under what the methods are compared.
+
+    Args:
+        steps, guidance: of inversion and reconstruction alike.
+        evaluations: network evaluations a step, for the methods that have a choice (those over a solver); None
+            leaves each method its own. A list stands for as many settings.
+        methods: names; None stands for all.
+        wrong_prompts: give each image the prompt of another concept.
+        edit: two texts; the seed is sampled under the prompt in which the second stands for the first, so that what
+            returns is an edited image, and is measured against that prompt.
+        generated: instead of real images take those that the model itself makes of the images' prompts under this
+            setting, each as often as it takes; only then are distances to the true latent known.
+        decoder_iterations: of decoder inversion before any method; 0 leaves the encoder's latent.
+        images: how many, at most, or exactly if they are generated; None stands for as many as the study has.
+    """
+
+    steps: int
+    guidance: float = 1.0
+    evaluations: int | Sequence[int] | None = None
+    methods: Sequence[str] | None = None
+    wrong_prompts: bool = False
+    edit: Sequence[str] | None = None
+    generated: bool = False
+    decoder_iterations: int = 0
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance < 1:
+            raise ValueError(f"guidance={self.guidance} is below 1: 1 is off, Stable Diffusion's default is 7.5.")
+        numbers = [number for number in (*self._counts, self.images) if number is not None]
+        if min(numbers, default=1) < 1 or self.decoder_iterations < 0:
+            raise ValueError(
+                f"evaluations={self.evaluations}, decoder_iterations={self.decoder_iterations}, images={self.images}: "
+                "a setting needs at least 1, 0 and 1 of them."
+            )
+
+        if self.edit is not None and (isinstance(self.edit, str) or len(self.edit) != 2 or not all(self.edit)):
+            raise ValueError(f"edit={self.edit!r}: give two texts, one in the prompts and what shall stand for it.")
+        if self.edit and self.wrong_prompts:
+            raise ValueError("edit and wrong_prompts exclude each other: an edit needs the image's own prompt.")
+
+    @property
+    def prompts(self) -> str:
+        """``right``, ``wrong``, or the edit."""
+        if self.edit:
+            return " -> ".join(self.edit)
+        return "wrong" if self.wrong_prompts else "right"
+
+    def target(self, prompt: str) -> str:
+        """The prompt that a seed is sampled under, of an image inverted under ``prompt``."""
+        return prompt.replace(*self.edit) if self.edit else prompt
+
+    def each(self) -> list[Setting]:
+        """One setting for each number of evaluations."""
+        return [replace(self, evaluations=count) for count in self._counts]
+
+    @property
+    def _counts(self) -> Sequence[int | None]:
+        return self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """An image and its prompt; ``image`` is ``uint8 [3, H, W]`` and ignored where the setting generates."""
+
+    name: str
+    concept: str
+    prompt: str
+    image: Tensor
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}\n{self.prompt}\n{content_hash(self.image)}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit of work: one method under one setting on a batch of images."""
+
+    method: str
+    inverter: Inverter | None
+    setting: Setting
+    images: Sequence[Pictured]
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256("\n".join(image.key for image in self.images).encode()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}, {self.setting.steps} steps, guidance {self.setting.guidance:g}"
+
+
+def pictured(concepts: Sequence[Concept], count: int, generator: torch.Generator) -> list[Pictured]:
+    """``count`` references of ``concepts`` in an order that takes every concept once before any a second time.
+
+    Raises:
+        ValueError: there are fewer, or ``count`` is below 1.
+    """
+    most = max(len(concept.references) for concept in concepts)
+    order = [concepts[k] for k in torch.randperm(len(concepts), generator=generator).tolist()]
+    all_images = [
+        Pictured(f"{c.name}/{k}", c.name, c.prompt, torch.from_numpy(c.references[k]))
+        for k in range(most)
+        for c in order
+        if k < len(c.references)
+    ]
+    if not 1 <= count <= len(all_images):
+        raise ValueError(f"task.images={count}: the data has 1 to {len(all_images)} images; choose among them.")
+    return all_images[:count]
+
+
+def imagined(images: Sequence[Pictured], count: int) -> list[Pictured]:
+    """``count`` images to be generated of the prompts of ``images``, which take turns; each has noise of its own."""
+    turns = [images[k % len(images)] for k in range(count)]
+    return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(turns)]
+
+
+def mismatched(images: Sequence[Pictured]) -> list[Pictured]:
+    """Each image with the prompt of the next image of another concept."""
+    wrong = []
+    for k, image in enumerate(images):
+        others = [*images[k + 1 :], *images[:k]]
+        other = next((o for o in others if o.concept != image.concept), None)
+        if other is None:
+            raise ValueError("wrong prompts need images of at least two concepts.")
+        wrong.append(replace(image, prompt=other.prompt))
+    return wrong
+
+
+def with_evaluations(inverter: Inverter, count: int | None) -> Inverter | None:
+    """``inverter`` with ``count`` network evaluations a step; None where it has no such choice."""
+    if count is None:
+        return inverter
+    if isinstance(inverter, PromptAware):
+        inner = with_evaluations(inverter.inverter, count)
+        return None if inner is None else replace(inverter, inverter=inner)
+    if isinstance(inverter, ImplicitInverter):
+        return replace(inverter, solver=replace(inverter.solver, iterations=count))
+    return None
+
+
+def jobs(
+    methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[Pictured], batch_size: int
+) -> list[Job]:
+    """Every method under every setting that names it, and the VAE's ceiling once a set of images.
+
+    Raises:
+        ValueError: a setting names an unknown method, or asks for a number of evaluations from a method that has
+            no choice.
+    """
+    found: list[Job] = []
+    for setting in (single for given in settings for single in given.each()):
+        chosen = imagined(images, setting.images or len(images)) if setting.generated else images[: setting.images]
+        chosen = mismatched(chosen) if setting.wrong_prompts else chosen
+        _check_edit(setting, chosen)
+        batches = [chosen[k : k + batch_size] for k in range(0, len(chosen), batch_size)]
+        ceiling = Setting(
+            steps=setting.steps if setting.generated else 1,
+            guidance=setting.guidance if setting.generated else 1.0,
+            wrong_prompts=setting.wrong_prompts, edit=setting.edit, generated=setting.generated,
+            decoder_iterations=setting.decoder_iterations, images=setting.images,
+        )  # fmt: skip
+        found += [Job(CEILING, None, ceiling, batch) for batch in batches]
+        for name in setting.methods or methods:
+            inverter = with_evaluations(_known(methods, name), setting.evaluations)
+            if inverter is None:
+                raise ValueError(
+                    f"method {name!r} has no solver whose evaluations could be set to {setting.evaluations}: "
+                    "leave evaluations out, or the method."
+                )
+            found += [Job(name, inverter, setting, batch) for batch in batches]
+    distinct = {(job.method, str(job.setting), job.key): job for job in found}
+    return list(distinct.values())
+
+
+def _check_edit(setting: Setting, images: Sequence[Pictured]) -> None:
+    for image in images:
+        if setting.edit and setting.edit[0] not in image.prompt:
+            raise ValueError(f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not hold the first text.")
+
+
+def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
+    if name not in methods:
+        raise ValueError(f"a setting names the method {name!r}: choose from {', '.join(methods)}.")
+    return methods[name]
+
+
+class JobData(LightningDataModule):
+    """The jobs that have no finished unit yet, shared among the processes."""
+
+    def __init__(self, jobs: Sequence[Job], units: Mapping[str, UnitStore], progress: Progress) -> None:
+        super().__init__()
+        self.jobs, self.units, self.progress = list(jobs), units, progress
+
+    def predict_dataloader(self) -> DataLoader:
+        # Only here does a process know its rank: Lightning starts the others with the first loop.
+        mine = units_for_rank(self.jobs, self.trainer.global_rank, self.trainer.world_size)
+        pending = [job for job in mine if not self.units[unit_name(job)].done(job.key)]
+        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
+        return DataLoader(dataset=pending, batch_size=None, collate_fn=lambda job: job)
+
+    def transfer_batch_to_device(self, batch: Job, device: torch.device, _: int) -> Job:
+        return batch
+
+
+def unit_name(job: Job) -> str:
+    """Method and setting: what has one folder of units."""
+    return f"{job.method}\n{job.setting}"

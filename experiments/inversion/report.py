@@ -1,0 +1,178 @@
+"""Table, samples and pictures of an inversion study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from experiments.inversion.figures import FIGURES, is_ceiling, is_edited, pictures
+from experiments.inversion.jobs import CEILING, Job, Setting
+from experiments.judges.metrics import bootstrap_interval, roc_auc
+from experiments.results import tables
+from rnri import ImplicitInverter, Inverter, PromptAware
+
+Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]
+"""A finished unit: its job, its tensors and its record."""
+
+IDENTITY = ("method", "steps", "guidance", "evaluations", "prompts", "generated")
+"""What tells the rows of the table apart."""
+
+LOST = 0.1
+"""A residual above this, a tenth of a latent's standard deviation, at any step counts as diverged."""
+AVERAGED = (
+    "psnr", "below_ceiling", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "residual_mean", "solved",
+    "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes", "latent_shift",
+    "distance_encoded", "distance_adjusted", "distance_reconstructed", "norm",
+)  # fmt: skip
+COLUMNS = {
+    "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
+    "prompts": "prompts", "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step",
+    "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
+    "latent_mse": "latent MSE", "residual": "residual", "solved": "steps solved", "converged": "converged",
+    "diverged": "diverged", "seconds_per_image": "s an image", "n": "n",
+}  # fmt: skip
+EDITED = {
+    "method": "method", "steps": "steps", "guidance": "guidance", "prompts": "edit",
+    "evaluations_per_step": "evaluations a step", "clip_score": "CLIP score", "clip_score_low": "from",
+    "clip_score_high": "to", "perceptual": "perceptual distance to the image", "n": "n",
+}  # fmt: skip
+"""Of edited images (Fig. 6): the VAE's row is the image itself, unedited."""
+DISTANCES = {
+    "method": "method", "steps": "steps", "guidance": "guidance", "distance_encoded": "encoded",
+    "distance_adjusted": "adjusted", "distance_reconstructed": "reconstructed", "n": "n",
+}  # fmt: skip
+"""Of generated images: how far the encoder's latent, the one inverted and the reconstruction lie from the true one."""
+
+
+def write_report(
+    run_dir: Path,
+    found: Sequence[Found],
+    figures: Sequence[str],
+    paper: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    loggers: Sequence[Logger],
+    seed: int,
+) -> list[dict]:
+    """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
+    samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
+    rows = [summary(group, seed) for group in groups(samples).values()]
+    extra = {"detection": detection(samples)} if {"right", "wrong"} <= {row["prompts"] for row in rows} else {}
+    tables.write_results(run_dir, rows, {**settings, **extra})
+    tables.write_samples(run_dir, samples)
+    shown = [
+        ([*(row for row in rows if not is_edited(row)), *paper], COLUMNS),
+        ([row for row in rows if is_edited(row)], EDITED),
+        ([row for row in rows if row["generated"] and not is_edited(row)], DISTANCES),
+        (extra.get("detection", []), DETECTION),
+    ]
+    table = "\n".join(tables.markdown_table(*each) for each in shown if each[0])
+    (run_dir / "table.md").write_text(table)
+    paths = {name: tables.save_figure(FIGURES[name](rows, samples), run_dir / "figures" / f"{name}.png")
+             for name in figures}  # fmt: skip
+    for name, figure in pictures(found).items():
+        paths[f"images/{name}"] = tables.save_figure(figure, run_dir / "images" / f"{name}.png")
+    tables.log_to(loggers, rows, paths, IDENTITY)
+    print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+    return rows
+
+
+def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
+    """One row an image: what it was, under what, and what was measured."""
+    setting = job.setting
+    shared = {
+        "method": _method(job), "start": start_of(job.inverter), "steps": setting.steps if job.inverter else None,
+        "guidance": setting.guidance if job.inverter else None, "evaluations": setting.evaluations,
+        "prompts": setting.prompts, "generated": setting.generated,
+        "images": _images(setting),
+    }  # fmt: skip
+    rows = []
+    for image, record in zip(job.images, records, strict=True):
+        residual = record.get("residual", math.nan)
+        lost = not math.isnan(residual) and not residual <= LOST
+        known = {} if job.inverter is None else {"diverged": float(lost or not math.isfinite(record["latent_mse"]))}
+        rows.append({**shared, "sample": image.name, "prompt": setting.target(image.prompt), **record, **known})
+    return rows
+
+
+def with_ceilings(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``samples`` with how many dB each lies below what the VAE makes of the same image, which is listed once."""
+    ceilings = {_image(sample): sample for sample in samples if is_ceiling(sample)}
+    rest = [sample for sample in samples if not is_ceiling(sample)]
+    below = [{**sample, "below_ceiling": ceilings[_image(sample)]["psnr"] - sample["psnr"]} for sample in rest]
+    return [*map(dict, ceilings.values()), *below]
+
+
+def _image(sample: Mapping[str, Any]) -> tuple:
+    return sample["images"], sample["prompts"], sample["sample"]
+
+
+def _images(setting: Setting) -> str:
+    """Where the images of a setting, and their latents, come from."""
+    source = f"generated, {setting.steps} steps, guidance {setting.guidance:g}" if setting.generated else "real"
+    return f"{source}, decoder inversion" if setting.decoder_iterations else source
+
+
+def _method(job: Job) -> str:
+    if job.setting.decoder_iterations:
+        return f"{job.method}, decoder inversion"
+    return job.method
+
+
+def start_of(inverter: Inverter | None) -> str | None:
+    """Where an implicit walk's solver starts; None for other methods."""
+    inner = inverter.inverter if isinstance(inverter, PromptAware) else inverter
+    return inner.start if isinstance(inner, ImplicitInverter) else None
+
+
+def groups(samples: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
+    """Samples of one row of the table, by what tells rows apart."""
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        key = tuple(sample[name] for name in IDENTITY)
+        found.setdefault(key, []).append(sample)
+    return found
+
+
+def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """A row of the table: means over images, with 95 % intervals of PSNR and CLIP score, and the median latent MSE."""
+    first = samples[0]
+    row = {name: first[name] for name in ("start", "images", *IDENTITY)}
+    row |= {name: float(np.mean([s[name] for s in samples])) for name in AVERAGED if name in first}
+    row["latent_mse_median"] = float(np.median([s["latent_mse"] for s in samples]))
+    if "seconds" in row:
+        row["seconds_per_image"] = row.pop("seconds")
+    for name in (name for name in ("psnr", "clip_score") if name in first):
+        values = [s[name] for s in samples]
+        finite = all(math.isfinite(value) for value in values)
+        interval = bootstrap_interval(values, seed=seed) if finite else (math.nan, math.nan)
+        row[f"{name}_low"], row[f"{name}_high"] = interval
+    return row | {"n": len(samples)}
+
+
+DETECTION = {"method": "method", "score": "score", "auc": "ROC AUC", "n": "images a class"}
+
+
+def detection(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How well a score tells images with a wrong prompt from those with their own, as ROC AUC.
+
+    Scores: a method's largest and mean residual, its latent MSE, and, needing no inversion, the CLIP score.
+    """
+    found = []
+    for key, group in groups(samples).items():
+        if key[4] != "right":
+            continue
+        wrong = groups(samples).get((*key[:4], "wrong", key[5]), [])
+        scores = ["residual", "residual_mean", "latent_mse"] if group[0]["method"] != CEILING else ["clip_score"]
+        for score in scores:
+            sign = -1 if score == "clip_score" else 1
+            values = [[sign * sample.get(score, math.nan) for sample in side] for side in (wrong, group)]
+            if wrong and not np.isnan(values[0] + values[1]).any():
+                label = group[0]["method"] if key[3] is None else f"{group[0]['method']} ({key[3]} evaluations)"
+                found.append({"method": label, "score": score, "auc": roc_auc(*values), "n": len(group)})
+    return found

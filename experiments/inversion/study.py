@@ -1,0 +1,269 @@
+"""Inversion methods side by side: how well they reconstruct, what they cost, where they converge.
+
+The tasks behind ``experiment=reconstruction``, ``guidance``, ``convergence``, ``editing`` and ``lam`` differ in methods
+and settings only. A *unit* is one method under one setting on a batch of images; it is on disk before the next begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from experiments.data.concepts import ConceptSource, choose
+from experiments.inversion.figures import FIGURES
+from experiments.inversion.jobs import CEILING, Job, JobData, Setting, jobs, pictured, unit_name
+from experiments.inversion.report import write_report
+from experiments.judges.classifier import Classifier, load_classifier
+from experiments.judges.metrics import perceptual_distance, psnr, ssim
+from experiments.results.progress import Progress
+from experiments.results.settings import describe
+from experiments.results.store import UnitStore, synchronise
+from rnri import DecoderInversion, Inversion, Inverter, LatentDiffusion, NoisePredictor, Schedule
+from rnri.solvers.implicit import ImplicitStep, mean_absolute
+from seedselect import ClipFeatures
+
+PICTURES = 8  # reconstructions kept a method and setting
+
+
+class InversionModule(LightningModule):
+    """Inverts and reconstructs a batch of images, measures everything, and writes the unit."""
+
+    def __init__(self, tools: _Tools, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int) -> None:
+        super().__init__()
+        self.tools, self.units, self.progress, self.noise_seed = tools, units, progress, noise_seed
+        self._known: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+
+    def predict_step(self, job: Job, _: int) -> str:
+        """Writes the unit of a job; returns its label."""
+        self.progress.stage(job.label)
+        model, prompts = self.tools.model, [image.prompt for image in job.images]
+        targets = [job.setting.target(prompt) for prompt in prompts]
+        images, z0, true = self._clean(job, prompts)
+        columns: dict[str, Tensor] = {}
+        if job.inverter is None:
+            target = z = z0
+        else:
+            target, z, columns = self._invert(job, z0, prompts, targets)
+        with torch.no_grad():
+            again = model.decode(z)
+            columns |= self._image_columns(images, again, targets)
+        columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
+        if true is not None:
+            latents = {"encoded": z0, "adjusted": target, "reconstructed": z}
+            columns |= {f"distance_{name}": _distance(latent, true) for name, latent in latents.items()}
+        rows = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
+        tensors = {"images": _bytes(images[:PICTURES]), "reconstructions": _bytes(again[:PICTURES])}
+        self.units[unit_name(job)].write(job.key, tensors, {"rows": rows})
+        self.progress.finish(1)
+        return job.label
+
+    def _clean(self, job: Job, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images ``[B,3,H,W]`` in [0, 1], their latents, and of generated images those that they were decoded from.
+
+        Latents are kept for the other methods: sampling and decoder inversion cost as much as an inversion.
+        """
+        model, setting = self.tools.model, job.setting
+        source = (setting.steps, setting.guidance) if setting.generated else None
+        key = (job.key, source, setting.decoder_iterations)
+        z0, true = self._known.get(key) or (None, self._generate(job, prompts))
+        if true is None:
+            images = torch.stack([image.image for image in job.images]).to(self.device).float() / 255
+        else:
+            with torch.no_grad():
+                images = model.decode(true)
+        if z0 is None:
+            z0 = DecoderInversion(setting.decoder_iterations)(model, images)
+            self._known[key] = z0, true
+        return images, z0, true
+
+    def _generate(self, job: Job, prompts: list[str]) -> Tensor | None:
+        """Latents that the model makes of the prompts, where the setting asks for them."""
+        if not job.setting.generated:
+            return None
+        model = self.tools.model
+        noise = model.noise([image.name for image in job.images], self.noise_seed)
+        with torch.no_grad():
+            predictor = model.predictor(prompts, job.setting.guidance)
+            return model.sample(noise, predictor, model.schedule(job.setting.steps))
+
+    def _invert(
+        self, job: Job, z0: Tensor, prompts: list[str], targets: list[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The latents that were inverted under ``prompts``, what they became when sampled under ``targets``, and what
+        the inversion says by image."""
+        model, setting = self.tools.model, job.setting
+        schedule, predictor = model.schedule(setting.steps), model.predictor(prompts, setting.guidance)
+        path: list[Tensor] = []
+        start = self._now()
+        inversion = job.inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
+        seconds = self._now() - start
+        sampler = predictor if targets == prompts else model.predictor(targets, setting.guidance)
+        z = job.inverter.reconstruct(inversion, sampler, schedule).float()
+        residuals, solved = measured([inversion.z0, *path], inversion, predictor, schedule)
+        return (
+            inversion.z0,
+            z,
+            {
+                "residual": residuals.max(0).values,
+                "residual_mean": residuals.mean(0),
+                "solved": solved.double().mean(0),
+                "converged": solved.all(0),
+                "evaluations_per_step": inversion.evaluations.double().mean(0),
+                "backward_per_step": inversion.backward.double().mean(0),
+                "seconds": torch.full((len(z0),), seconds / len(z0)),
+                "stored_bytes": torch.full((len(z0),), inversion.extra_bytes),
+                "latent_shift": _distance(inversion.z0, z0),
+                "norm": inversion.seed.flatten(1).norm(dim=1),
+            },
+        )
+
+    def _image_columns(self, images: Tensor, again: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        text, clip = self.tools.clip.text(prompts), self.tools.clip(again)
+        return {
+            "psnr": psnr(again, images),
+            "ssim": ssim(again, images),
+            "perceptual": perceptual_distance(self.tools.classifier, again, images),
+            "clip_score": (text * clip).sum(1),
+        }
+
+    def _now(self) -> float:
+        synchronise(self.device)
+        return time.perf_counter()
+
+
+@torch.no_grad()
+def measured(
+    path: Sequence[Tensor], inversion: Inversion, predictor: NoisePredictor, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
+    """Residuals ``[N,B]`` of the latents that an inversion returned, and whether each is solved, bool ``[N,B]``.
+
+    ``path`` holds the latents from the clean one on. Where the inversion did not evaluate what it returned, that is
+    done here, for the measurement only. Methods that solve no such equation keep their NaN.
+    """
+    residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
+    if residuals.isnan().all():
+        return residuals, solved
+    for k, (z_s, z) in enumerate(pairwise(path)):
+        rows = (~solved[k] & ~residuals[k].isinf()).nonzero().flatten()
+        if len(rows):
+            problem = ImplicitStep.of(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
+            at = z[rows.to(z.device)]
+            residuals[k, rows] = mean_absolute(at - problem(at)).double().cpu().nan_to_num(nan=torch.inf)
+            solved[k, rows] = residuals[k, rows] <= TOLERANCE
+    return residuals, solved
+
+
+TOLERANCE = 1e-4
+"""On a step's residual, to be called solved: the paper's criterion (appendix G)."""
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distance of each latent, ``[B]``."""
+    return (a.double() - b.double()).flatten(1).norm(dim=1)
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round().byte().cpu()
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them."""
+
+    model: LatentDiffusion
+    clip: ClipFeatures
+    classifier: Classifier
+
+
+@dataclass
+class InversionStudy:
+    """The task behind the experiments on inversion.
+
+    Args:
+        source, concepts, buckets: where images come from (see :func:`experiments.data.concepts.choose`).
+        model, clip: make the text-to-image model and CLIP, given a device.
+        classifier: folder of the network whose features the perceptual distance uses.
+        methods: what is compared, by name.
+        settings: under what.
+        images: how many.
+        batch_size: images computed together; changes speed and memory, not results.
+        reports: figures beside the table, by name (see :mod:`experiments.inversion.figures`).
+        paper: rows of the paper's table, shown below ours.
+        seed: of noise, of the choice of images and of the bootstrap.
+        run_dir: where everything is written.
+    """
+
+    source: ConceptSource
+    concepts: int | str | Sequence[str]
+    buckets: Sequence[str]
+    model: Callable[..., LatentDiffusion]
+    clip: Callable[..., ClipFeatures]
+    classifier: str
+    methods: Mapping[str, Inverter]
+    settings: Sequence[Setting]
+    images: int
+    batch_size: int
+    reports: Sequence[str]
+    paper: Sequence[Mapping[str, Any]]
+    seed: int
+    run_dir: str
+    jobs: list[Job] = field(init=False)
+    tools: _Tools = field(init=False)
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Loads everything that the run needs; ValueError says what is wrong with it."""
+        if self.batch_size < 1:
+            raise ValueError(f"task.batch_size={self.batch_size} must be at least 1.")
+        for name in ("methods", "settings"):
+            if not getattr(self, name):
+                raise ValueError(f"task.{name} is empty: an inversion study needs at least one.")
+        if CEILING in self.methods:
+            raise ValueError(f"a method cannot be called {CEILING!r}: that is the ceiling's name.")
+        unknown = [name for name in self.reports if name not in FIGURES]
+        if unknown:
+            raise ValueError(f"task.reports names {unknown[0]!r}: choose from {', '.join(FIGURES)}.")
+        concepts = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
+        chosen = pictured(concepts, self.images, torch.Generator().manual_seed(self.seed))
+        self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
+        device = trainer.strategy.root_device
+        classifier = load_classifier(self.classifier, device)
+        self.tools = _Tools(self.model(device=device), self.clip(device=device), classifier)
+        for setting in self.settings:
+            self.tools.model.schedule(setting.steps)
+
+    def run(self, trainer: Trainer) -> float:
+        """Computes what is not on disk yet; then the first process reports. Returns the last method's mean PSNR."""
+        units, progress = self.units(), Progress("inversions", unit="batch")
+        module = InversionModule(self.tools, units, progress, self.seed)
+        trainer.predict(module, datamodule=JobData(self.jobs, units, progress), return_predictions=False)
+        progress.close()
+        trainer.strategy.barrier("all units are on disk")
+        if not trainer.is_global_zero:
+            return 0.0
+        found = [(job, *units[unit_name(job)].read(job.key)) for job in self.jobs]
+        rows = write_report(
+            Path(self.run_dir), found, self.reports, self.paper, self._settings(), trainer.loggers, self.seed
+        )
+        return rows[-1]["psnr"]
+
+    def units(self) -> dict[str, UnitStore]:
+        """Finished units by :func:`experiments.inversion.jobs.unit_name`; other settings have other units."""
+        shared = self._settings()
+        return {
+            unit_name(job): UnitStore(
+                Path(self.run_dir) / "units" / job.method,
+                shared | {"inverter": describe(job.inverter), "setting": describe(job.setting)},
+            )
+            for job in self.jobs
+        }
+
+    def _settings(self) -> dict:
+        return {"checkpoint": self.tools.model.fingerprint, "batch_size": self.batch_size, "seed": self.seed}

@@ -1,0 +1,24 @@
+"""Networks and figures of merit that judge images. They know no experiment."""
+
+from experiments.judges.classifier import Classifier, load_classifier
+from experiments.judges.metrics import (
+    bootstrap_interval,
+    frechet_distance,
+    kernel_distance,
+    perceptual_distance,
+    psnr,
+    roc_auc,
+    ssim,
+)
+
+__all__ = [
+    "Classifier",
+    "bootstrap_interval",
+    "frechet_distance",
+    "kernel_distance",
+    "load_classifier",
+    "perceptual_distance",
+    "psnr",
+    "roc_auc",
+    "ssim",
+]

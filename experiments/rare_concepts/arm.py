@@ -1,0 +1,183 @@
+"""An arm of the rare-concepts experiment: how its seeds are found and optimised, concept by concept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from experiments.rare_concepts.batches import ConceptBatch
+from experiments.results.progress import Progress
+from experiments.results.store import UnitStore, synchronise
+from rnri import Inverter, LatentDiffusion
+from rnri.models.sampling import trajectory
+from seedselect import ClipFeatures, SeedSelect, Selection, Targets
+from seedselect.select import Trajectory
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make images of a concept.
+
+    Args:
+        guidance: of inversion, optimisation and sampling alike; 1 is off.
+        inverter: how references become seeds; without one, seeds are drawn from the normal distribution.
+        initialise: makes an arm's seeds ``[G, n, C, h, w]`` from the references' ``[G, R, C, h, w]``.
+        select: the optimisation of those seeds; without one they are sampled as they are.
+        gradient_steps: the optimisation differentiates through the network in so many of the last steps of sampling
+            (:func:`rnri.models.sampling.trajectory`); None: in all.
+    """
+
+    guidance: float
+    inverter: Inverter | None = None
+    initialise: Callable[[Tensor, int], Tensor] | None = None
+    select: SeedSelect | None = None
+    gradient_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance < 1:
+            raise ValueError(f"guidance={self.guidance} is below 1: 1 is off, Stable Diffusion's default is 7.5.")
+        if (self.inverter is None) != (self.initialise is None):
+            raise ValueError("an arm needs both an inverter and an initialise function, or neither.")
+        if self.gradient_steps is not None and self.gradient_steps < 1:
+            raise ValueError(f"gradient_steps={self.gradient_steps}: give at least 1, or null for all steps.")
+
+
+def inverted_seeds(seeds: Tensor, count: int) -> Tensor:
+    """An ``initialise``: the first ``count`` of the references' own seeds ``[G, R, C, h, w]``, without NAO.
+
+    Raises:
+        ValueError: more seeds asked for than there are references.
+    """
+    if count > seeds.shape[1]:
+        raise ValueError(
+            f"samples={count}, but there are {seeds.shape[1]} references to start from: use more references or the "
+            "seeds on NAO's paths."
+        )
+    return seeds[:, :count]
+
+
+class RareConceptModule(LightningModule):
+    """Seeds, optimisation and samples of one arm; every concept's unit is written when it is finished."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        model: LatentDiffusion,
+        clip: ClipFeatures,
+        units: UnitStore,
+        progress: Progress,
+        *,
+        steps: int,
+        samples: int,
+        noise_seed: int,
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.arm, self.units, self.progress = arm, units, progress
+        self.samples, self.noise_seed, self.checkpoint = samples, noise_seed, checkpoint
+        self.tools = _Tools(model, clip)
+        self.schedule = model.schedule(steps)
+
+    def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
+        """Writes the units of a batch of concepts; returns their names.
+
+        ``t_init`` is the seconds to a concept's initial seeds: inversion of its references, centroid and paths.
+        ``t_opt`` is the mean over its seeds of the seconds until SeedSelect's loss had converged.
+        """
+        start = self._now()
+        seeds = self._initial(batch)  # [G n, C, h, w]
+        initialise = (self._now() - start) / len(batch.concepts)
+        seeds, latents, records = self._optimise(seeds, batch) if self.arm.select else self._sample(seeds, batch)
+        self.progress.stage("decoding")
+        with torch.no_grad():
+            images = (self.tools.model.decode(latents) * 255).round().byte()
+        for g, concept in enumerate(batch.concepts):
+            rows = slice(g * self.samples, (g + 1) * self.samples)
+            record = {
+                "t_init": _inversion_seconds(batch, g) + initialise,
+                "t_opt": sum(sample.get("seconds", 0.0) for sample in records[rows]) / self.samples,
+                "samples": records[rows],
+            }
+            self.units.write(concept.key, {"images": images[rows].cpu(), "seeds": seeds[rows].float().cpu()}, record)
+        self.progress.finish(len(batch.concepts))
+        return [concept.name for concept in batch.concepts]
+
+    def _now(self) -> float:
+        synchronise(self.device)
+        return time.perf_counter()
+
+    def _initial(self, batch: ConceptBatch) -> Tensor:
+        if batch.seeds is None or self.arm.initialise is None:
+            names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(self.samples)]
+            return self.tools.model.noise(names, self.noise_seed)
+        self.progress.stage("finding centroids")
+        seeds = batch.seeds.seed.unflatten(0, (len(batch.concepts), -1))
+        return self.arm.initialise(seeds, self.samples).flatten(0, 1)
+
+    def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+        self.progress.stage("sampling")
+        predictor = self.tools.model.predictor(self._prompts(batch), self.arm.guidance)
+        with torch.no_grad():
+            return seeds, self.tools.model.sample(seeds, predictor, self.schedule), [{} for _ in seeds]
+
+    def _optimise(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+        """Better seeds, the latents that they lead to, and what the optimisation says of each."""
+        decode = self.tools.model.decode
+        selection = self.arm.select(
+            seeds.float(),
+            trajectory=self._trajectory(batch),
+            decode=partial(checkpointed, decode, use_reentrant=False) if self.checkpoint else decode,
+            features=self.tools.clip,
+            targets=self._targets(batch),
+            on_iteration=lambda k, loss: self.progress.stage(
+                f"optimising, iteration {k} of {self.arm.select.iterations}, loss {loss.mean():.3f}"
+            ),
+        )
+        return selection.seed, selection.latent, _records(selection)
+
+    def _trajectory(self, batch: ConceptBatch) -> Trajectory:
+        predictor = self.tools.model.predictor(self._prompts(batch), self.arm.guidance)
+        options = {
+            "keep_last": len(self.arm.select.step_weights),
+            "checkpoint": self.checkpoint,
+            "gradient_steps": self.arm.gradient_steps,
+        }
+        return lambda seeds, rows: trajectory(seeds, predictor.select(rows), self.schedule, **options)
+
+    def _targets(self, batch: ConceptBatch) -> Targets:
+        """Mean CLIP feature and mean latent of each concept's references, for each of its seeds."""
+        references = batch.references.flatten(0, 1)
+        with torch.no_grad():
+            features = self.tools.clip(references)
+            latents = batch.seeds.z0 if batch.seeds else self.tools.model.encode(references)
+        means = (value.unflatten(0, (len(batch.concepts), -1)).mean(1) for value in (features, latents))
+        return Targets(*(value.repeat_interleave(self.samples, 0) for value in means))
+
+    def _prompts(self, batch: ConceptBatch) -> list[str]:
+        return [concept.prompt for concept in batch.concepts for _ in range(self.samples)]
+
+
+def _records(selection: Selection) -> list[dict]:
+    names = ("initial_loss", "loss", "iterations", "converged", "seconds")
+    columns = [getattr(selection, name).tolist() for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _inversion_seconds(batch: ConceptBatch, group: int) -> float:
+    """Time that the inversion of one concept's references took."""
+    return batch.seeds.seconds.view(len(batch.concepts), -1)[group].sum().item() if batch.seeds else 0.0
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them."""
+
+    model: LatentDiffusion
+    clip: ClipFeatures

@@ -1,0 +1,100 @@
+"""The data stage that turns images and prompts into seeds, with a cache on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.results.store import SeedStore, content_hash, synchronise
+from rnri import Inverter, LatentDiffusion, Schedule
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Inverted images. ``seconds`` is the time of the inversion that found each seed, also if it came from the cache.
+
+    Attributes:
+        z0: ``float32 [B, C, h, w]``, the VAE latents of the images.
+        seed: ``float64 [B, C, h, w]``.
+        residual: ``float64 [B]``, the largest over the steps of mean ``|z - f(z)|`` an element.
+        evaluations: ``int64 [B]``, network evaluations.
+        converged: ``bool [B]``.
+        seconds: ``float64 [B]``, wall time of the batch divided by its images.
+    """
+
+    z0: Tensor
+    seed: Tensor
+    residual: Tensor
+    evaluations: Tensor
+    converged: Tensor
+    seconds: Tensor
+
+
+@dataclass(frozen=True)
+class InversionStage:
+    """Encodes and inverts images; each image's seed is looked up in ``store`` first.
+
+    ``settings`` names everything about ``inverter`` that changes its result; it is part of the cache's key.
+    """
+
+    model: LatentDiffusion
+    inverter: Inverter
+    settings: dict
+    schedule: Schedule
+    guidance: float
+    store: SeedStore
+
+    def __post_init__(self) -> None:
+        if not self.inverter.single_latent:
+            raise ValueError(
+                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image: "
+                "NAO and SeedSelect work on single-latent inversions."
+            )
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], on_step: Callable[[int], None] = lambda k: None
+    ) -> Seeds:
+        """Seeds of ``images [B, 3, H, W]`` in [0, 1] under one prompt each; ``on_step(k)`` follows the walk."""
+        keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        found = [self.store.get(key) for key in keys]
+        missing = [k for k, tensors in enumerate(found) if tensors is None]
+        if missing:
+            for k, tensors in zip(missing, self._invert(images[missing], [prompts[k] for k in missing], on_step),
+                                  strict=True):  # fmt: skip
+                self.store.put(keys[k], tensors)
+                found[k] = tensors
+        return Seeds(**{name: torch.stack([t[name] for t in found]).to(images.device) for name in found[0]})
+
+    def _key(self, image: Tensor, prompt: str) -> str:
+        return self.store.key(
+            checkpoint=self.model.fingerprint,
+            method=self.settings,
+            timesteps=self.schedule.timesteps.tolist(),
+            guidance=self.guidance,
+            prompt=prompt,
+            image=content_hash(image),
+        )
+
+    def _invert(self, images: Tensor, prompts: list[str], on_step: Callable[[int], None]) -> list[dict[str, Tensor]]:
+        start = time.perf_counter()
+        with torch.no_grad():
+            z0 = self.model.encode(images)
+        predictor = self.model.predictor(prompts, self.guidance)
+        inversion = self.inverter.invert(z0, predictor, self.schedule, lambda k, _: on_step(k))
+        synchronise(images.device)
+        seconds = (time.perf_counter() - start) / len(images)
+        return [
+            {
+                "z0": z0[k].cpu(),
+                "seed": inversion.seed[k].cpu(),
+                "residual": inversion.residual[k].double().cpu(),
+                "evaluations": inversion.evaluations[:, k].sum().cpu(),
+                "converged": inversion.converged[k].cpu(),
+                "seconds": torch.tensor(seconds, dtype=torch.float64),
+            }
+            for k in range(len(images))
+        ]

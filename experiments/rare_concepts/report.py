@@ -1,0 +1,103 @@
+"""Table, figures and samples of the rare-concepts experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, pair_rows
+from experiments.results import tables
+
+PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
+    {"method": "paper: NAO + SeedSelect, DDIM", "head": 98.5, "medium": 96.9, "tail": 85.1, "total": 94.3, "fid": 6.4,
+     "t_init": 25.0, "t_opt": 29.0},
+    {"method": "paper: NAO + SeedSelect, AIDI", "head": 98.5, "medium": 97.0, "tail": 85.3, "total": 94.4, "fid": 6.9,
+     "t_init": 24.0, "t_opt": 28.0},
+    {"method": "paper: NAO + SeedSelect, RNRI", "head": 98.6, "medium": 97.9, "tail": 89.1, "total": 95.8, "fid": 6.3,
+     "t_init": 17.0, "t_opt": 25.0},
+)  # fmt: skip
+COLUMNS = {
+    "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "fid": "FID",
+    "kid": "KID", "n": "n", "t_init": "T_init, s", "t_opt": "T_opt, s", "iterations": "iterations",
+}  # fmt: skip
+PAIRED = "Differences of total accuracy in points (95 %, the same concepts drawn for both):"
+PICTURED = 10  # concepts a figure
+
+
+def write_report(
+    run_dir: Path,
+    arms: Mapping[str, JudgedImages],
+    real: Tensor,
+    settings: Mapping,
+    loggers: Sequence[Logger],
+    seed: int,
+) -> list[dict]:
+    """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
+    rows: list[dict] = []
+    for name, judged in arms.items():
+        own = accuracy_rows(name, judged, seed)
+        add_totals(own[-1], judged, real)
+        rows += own
+    pairs = pair_rows(arms, seed)
+    tables.write_results(run_dir, rows, settings, pairs=pairs)
+    tables.write_samples(run_dir, [row for name, judged in arms.items() for row in sample_rows(name, judged)])
+    table = tables.markdown_table([*_by_method(rows), *PAPER], COLUMNS)
+    if pairs:
+        table += f"\n{PAIRED}\n\n{pair_table(pairs)}"
+    (run_dir / "table.md").write_text(table)
+    figures = {"accuracy": tables.save_figure(tables.accuracy_figure(rows), run_dir / "figures" / "accuracy.png")}
+    for bucket in dict.fromkeys(row["bucket"] for row in rows if row["bucket"] != "total"):
+        path = run_dir / "images" / f"{bucket}.png"
+        figures[f"images/{bucket}"] = tables.save_figure(side_by_side(arms, bucket), path)
+    tables.log_to(loggers, rows, figures)
+    print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+    return rows
+
+
+def _by_method(rows: Sequence[Mapping]) -> list[dict]:
+    """One line a method, accuracies in percent with their intervals."""
+    lines: dict[str, dict] = {}
+    for row in rows:
+        line = lines.setdefault(row["method"], {"method": row["method"]})
+        line[row["bucket"]] = tables.percent(row, "accuracy")
+        line |= {name: row[name] for name in COLUMNS if name in row and name != "method"}
+    return list(lines.values())
+
+
+def pair_table(pairs: Sequence[Mapping]) -> str:
+    """Differences over all concepts, the later method's line under the earlier one's column."""
+    lines: dict[str, dict] = {}
+    for pair in pairs:
+        if pair["bucket"] == "total":
+            line = lines.setdefault(pair["method"], {"method": pair["method"]})
+            line[pair["than"]] = tables.points(pair, "difference", digits=1)
+    columns = {"method": "method"} | {pair["than"]: f"less {pair['than']}" for pair in pairs}
+    return tables.markdown_table(list(lines.values()), columns)
+
+
+def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
+    """One row an image."""
+    count = len(judged.concepts) // len(judged.t_init)
+    return [
+        {
+            "method": method, "sample": f"{concept.name}/{k % count}", "concept": concept.name,
+            "prompt": concept.prompt, "bucket": concept.bucket, "frequency": concept.frequency,
+            "prediction": judged.predictions[k], "hit": judged.hits[k],
+            "t_init": judged.t_init[k // count], "t_opt": judged.t_opt[k // count], **judged.records[k],
+        }
+        for k, concept in enumerate(judged.concepts)
+    ]  # fmt: skip
+
+
+def side_by_side(arms: Mapping[str, JudgedImages], bucket: str) -> Figure:
+    """Of each concept a reference and the first sample of every arm."""
+    concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
+    rows = []
+    for name, concept in list(concepts.items())[:PICTURED]:
+        pictures = [concept.references[0], *(judged.images(concept)[0] for judged in arms.values())]
+        rows.append((f"{name}\n({concept.frequency} captions)", pictures))
+    return tables.image_table(rows, ["reference", *arms], f"{bucket}: a reference and the first sample of each method")

@@ -1,0 +1,121 @@
+"""Interpolation and centroids of seeds, Table 2 of the paper: inversion methods times ways through seed space.
+
+The protocol, the same for every cell of the table: the references of a concept are inverted under its prompt; for
+interpolation the inner points of the path between the first two, for centroids the one average of all; each seed is
+sampled under the same prompt, schedule and guidance as the inversion; a classifier names the image, and all images of
+a cell are compared with the real ones by FID and KID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.data.concepts import Concept
+from experiments.rare_concepts.report import sample_rows
+from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals
+from experiments.rare_concepts.task import Arm, RareConcepts
+from experiments.results import tables
+from nao import typical_norm
+from rnri import Inverter
+
+COLUMNS = {
+    "inversion": "inversion", "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %",
+    "total": "total, %", "fid": "FID", "kid": "KID", "norm": "norm", "n": "n",
+}  # fmt: skip
+PICTURED = 3  # concepts whose images are shown
+
+
+@dataclass
+class SeedGeometry(RareConcepts):
+    """The task behind ``experiment=interpolation`` and ``experiment=centroids``.
+
+    Args:
+        inversions: inversion methods, by name.
+        ways: makes the seeds to sample of a concept's inverted ones, by name (:mod:`nao.seeds`).
+        guidance: of inversion and sampling alike.
+        paper: rows of the paper's table, shown below ours.
+    """
+
+    arms: Mapping[str, Arm] = field(init=False)
+    inversions: Mapping[str, Inverter] = field(kw_only=True)
+    ways: Mapping[str, Callable[[Tensor, int], Tensor]] = field(kw_only=True)
+    guidance: float = field(kw_only=True)
+    paper: Sequence[Mapping[str, Any]] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.arms = {
+            f"{inversion}, {way}": Arm(self.guidance, self.inversions[inversion], self.ways[way])
+            for inversion, way in product(self.inversions, self.ways)
+        }
+
+    def report(self, loggers: Sequence[Logger]) -> float:
+        """Judges every image and writes the results; returns the last cell's accuracy."""
+        run_dir = Path(self.run_dir)
+        judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
+        norms = {name: self._norms(name, arm) for name, arm in self.arms.items()}
+        rows, buckets = self._rows(judged, norms, self._judge_real())
+        tables.write_results(run_dir, rows, self._settings() | {"guidance": self.guidance})
+        tables.write_samples(run_dir, [row for name, images in judged.items() for row in sample_rows(name, images)])
+        table = tables.markdown_table([*buckets, *self.paper], COLUMNS)
+        (run_dir / "table.md").write_text(table)
+        figures = {"norms": tables.save_figure(norm_figure(norms), run_dir / "figures" / "norms.png")}
+        for concept in self.chosen[:PICTURED]:
+            path = run_dir / "images" / f"{concept.name.replace(' ', '_')}.png"
+            figures[f"images/{concept.name}"] = tables.save_figure(self._pictures(judged, concept), path)
+        tables.log_to(loggers, rows, figures, ("inversion", "method", "bucket"))
+        print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+        return rows[-1]["accuracy"]
+
+    def _rows(
+        self, judged: Mapping[str, JudgedImages], norms: Mapping[str, Tensor], real: Tensor
+    ) -> tuple[list[dict], list[dict]]:
+        """The results' rows, one a cell and bucket, and the table's, one a cell."""
+        rows, lines = [], []
+        for (name, images), (inversion, way) in zip(judged.items(), product(self.inversions, self.ways), strict=True):
+            own = [row | {"inversion": inversion, "method": way} for row in accuracy_rows(name, images, self.seed)]
+            add_totals(own[-1], images, real)
+            own[-1]["norm"] = norms[name].mean().item()
+            rows += own
+            lines.append(own[-1] | {row["bucket"]: tables.percent(row, "accuracy") for row in own})
+        return rows, lines
+
+    def _norms(self, name: str, arm: Arm) -> Tensor:
+        """Norms of the sampled seeds ``float64 [concepts, samples]``, relative to the typical one."""
+        units = self.units(name, arm)
+        seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.chosen]).double()
+        return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
+
+    def _pictures(self, judged: Mapping[str, JudgedImages], concept: Concept) -> Figure:
+        """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
+        references = list(concept.references[: self.references])
+        made = {name: images.images(concept) for name, images in judged.items()}
+        if self.samples > 1:
+            rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in made.items()]
+            return tables.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)
+        rows = [(i, references + [made[f"{i}, {way}"][0] for way in self.ways]) for i in self.inversions]
+        return tables.image_table(rows, ["reference", *[""] * (len(references) - 1), *self.ways], concept.prompt)
+
+
+def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
+    """The norm along the path, or of the average: the mean over concepts and the middle nine tenths."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    for place, (name, values) in enumerate(norms.items()):
+        mean, (low, high) = values.mean(0).numpy(), np.percentile(values.numpy(), [5, 95], axis=0)
+        low, high = np.minimum(low, mean), np.maximum(high, mean)  # a few far seeds can take the mean outside
+        where = np.arange(1, values.shape[1] + 1) + (place / len(norms) - 0.5) * 0.5
+        axis.errorbar(where, mean, [mean - low, high - mean], marker="o", markersize=3, linewidth=1, label=name)
+    axis.axhline(1, color="black", linestyle="--", linewidth=1)
+    axis.set(xlabel="point of the path", ylabel="norm / typical norm")
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

@@ -1,0 +1,261 @@
+"""A diffusers text-to-image pipeline seen as tensor maps: the only place that knows checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from rnri.models.checkpoint import fingerprint, load_pipeline
+from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
+from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
+from rnri.models.schedule import Schedule, alpha_bar_table
+
+
+class LatentDiffusion:
+    """Stable Diffusion 1.x, 2.x, XL, turbo or LCM, from any diffusers pipeline of that architecture.
+
+    The pipeline's networks are put in evaluation mode with gradients to their weights off. Images are
+    ``[B,3,H,W]`` in [0, 1]; latents ``z [B,C,h,w]`` are scaled to what the UNet was trained on, about unit
+    variance.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        _check_architecture(pipeline)
+        self.pipeline = pipeline
+        for module in self._modules().values():
+            module.eval().requires_grad_(False)
+        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast", False):
+            pipeline.vae.float()  # SDXL's VAE overflows in half precision
+        self.alpha_bar = alpha_bar_table(pipeline.scheduler)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device,
+        dtype: torch.dtype | str,
+        local_files_only: bool = False,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> LatentDiffusion:
+        """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
+
+        Raises:
+            ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
+                unreachable hub id, or a pipeline that is not a text-to-image latent diffusion with a UNet.
+        """
+        pipeline = load_pipeline(
+            path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision
+        )
+        return cls(pipeline.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The UNet's."""
+        return self.pipeline.unet.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, h, w)``."""
+        config = self.pipeline.unet.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels."""
+        _, height, width = self.latent_shape
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        return height * factor, width * factor
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of weights and configuration, the same wherever the checkpoint lies.
+
+        Reads every weight once, on first use. Weights in another dtype are another checkpoint.
+        """
+        settings: dict[str, object] = {"scheduler": _public(self.pipeline.scheduler.config)}
+        for name, part in self.pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                settings[name] = sorted(part.get_vocab().items())
+        return fingerprint(self._modules(), settings)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` in [0, 1]: the mean of the VAE's posterior.
+
+        Differentiable.
+
+        Raises:
+            ValueError: wrong shape or size, or values outside [0, 1].
+        """
+        self._check_images(images)
+        vae = self.pipeline.vae
+        latents = vae.encode((2 * images - 1).to(vae.device, vae.dtype)).latent_dist.mode().float()
+        mean, std = self._latent_statistics(latents)
+        return (latents - mean) / std
+
+    def decode(self, z0: Tensor, *, clamp: bool = True) -> Tensor:
+        """Images ``[B,3,H,W]``, float32, of latents ``[B,C,h,w]``; differentiable.
+
+        ``clamp=True`` (diffusers' choice) cuts values to [0, 1], and the gradient with them; ``clamp=False``
+        lets values slightly outside pass, for losses whose gradient should not stop at saturated pixels.
+        """
+        vae = self.pipeline.vae
+        mean, std = self._latent_statistics(z0)
+        images = vae.decode((z0 * std + mean).to(vae.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+        return images.clamp(0, 1) if clamp else images
+
+    def predictor(self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str = "") -> NoisePredictor:
+        """The noise prediction for a batch of ``prompts``, in order, with a fresh count.
+
+        ``guidance=1`` is off: the conditional prediction alone. Above 1 it is classifier-free guidance away
+        from ``negative_prompt``; networks distilled with guidance as an input (LCM) get it as that input
+        instead.
+
+        Raises:
+            ValueError: ``guidance`` below 1, no prompts, or a single string for ``prompts``.
+        """
+        if guidance < 1:
+            raise ValueError(f"guidance={guidance} must be at least 1; 1 turns it off.")
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts={prompts!r} must be a non-empty list of strings, one a sample.")
+        width = self.pipeline.unet.config.get("time_cond_proj_dim")
+        if width is not None and negative_prompt:
+            raise ValueError("negative_prompt has no effect on a network with embedded guidance (LCM); leave it empty.")
+        guided = guidance > 1 and width is None
+        positive, negative = self._conditions(list(prompts), guided, negative_prompt)
+        denoiser = UNetDenoiser(
+            unet=self.pipeline.unet,
+            prediction_type=self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            alpha_bar=self.alpha_bar,
+            positive=positive,
+            negative=negative,
+            guidance=guidance if guided else 1.0,
+            guidance_embedding=None if width is None else self._guidance_embedding(guidance, width),
+        )
+        return NoisePredictor(denoiser)
+
+    def schedule(self, steps: int) -> Schedule:
+        """The checkpoint's own schedule with ``steps`` steps; ValueError if it has not that many."""
+        return Schedule.from_scheduler(self.pipeline.scheduler, steps)
+
+    def sample(
+        self,
+        seed: Tensor,
+        predictor: NoisePredictor,
+        schedule: Schedule,
+        *,
+        checkpoint: bool = False,
+        on_step: LatentObserver = ignore,
+    ) -> Tensor:
+        """``rnri.models.sampling.sample``: the clean latent of ``seed``."""
+        return sample(seed, predictor, schedule, checkpoint=checkpoint, on_step=on_step)
+
+    def trajectory(
+        self,
+        seed: Tensor,
+        predictor: NoisePredictor,
+        schedule: Schedule,
+        *,
+        keep_last: int,
+        checkpoint: bool = False,
+        on_step: LatentObserver = ignore,
+    ) -> list[Tensor]:
+        """``rnri.models.sampling.trajectory``: the latents after the last ``keep_last`` steps, cleanest last."""
+        return trajectory(seed, predictor, schedule, keep_last=keep_last, checkpoint=checkpoint, on_step=on_step)
+
+    def noise(self, sample_ids: Sequence[int | str], seed: int) -> Tensor:
+        """Standard normal seeds ``[B,C,h,w]``, float32, one for each sample id.
+
+        Each is drawn by its own CPU generator, keyed by ``seed`` and the id's text: the same whatever the
+        batch, the device and the number of processes.
+        """
+        return torch.stack([self._one_noise(sample_id, seed) for sample_id in sample_ids]).to(self.device)
+
+    def _one_noise(self, sample_id: int | str, seed: int) -> Tensor:
+        key = hashlib.sha256(f"{seed}\n{sample_id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        return torch.randn(self.latent_shape, generator=generator)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (3, *self.image_size)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; this checkpoint takes "
+                f"[B, {', '.join(map(str, expected))}]: resize them first."
+            )
+        if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
+            raise ValueError("images must be floating point with every value in [0, 1]; clamp them after resizing.")
+
+    def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """``(mean, std)`` with ``VAE latent = std z + mean``."""
+        config = self.pipeline.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor") or 0.0, 1 / config.scaling_factor
+        mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+        return mean, std / config.scaling_factor
+
+    @torch.no_grad()
+    def _conditions(self, prompts: list[str], guided: bool, negative_prompt: str) -> tuple[Condition, Condition | None]:
+        """The prompts' condition and, if ``guided``, the negative one, as the pipeline itself makes them."""
+        # SDXL's own empty prompt is zeros rather than the encoding of "", which only None asks for.
+        negatives = [negative_prompt] * len(prompts) if guided and negative_prompt else None
+        encoded = self.pipeline.encode_prompt(
+            prompt=prompts,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
+            negative_prompt=negatives,
+        )
+        added, negative_added = self._added_conditions(encoded[2:], len(prompts)) if len(encoded) > 2 else ({}, {})
+        negative = Condition(encoded[1], negative_added) if guided else None
+        return Condition(encoded[0], added), negative
+
+    def _added_conditions(
+        self, pooled: tuple[Tensor, Tensor | None], batch: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """SDXL's pooled text and sizes: original and target size are the image's own, without a crop."""
+        sizes = self.pipeline._get_add_time_ids(
+            self.image_size, (0, 0), self.image_size, dtype=pooled[0].dtype,
+            text_encoder_projection_dim=self.pipeline.text_encoder_2.config.projection_dim,
+        )  # fmt: skip
+        sizes = sizes.to(self.device).repeat(batch, 1)  # [B,6]
+        return {"text_embeds": pooled[0], "time_ids": sizes}, {"text_embeds": pooled[1], "time_ids": sizes}
+
+    def _guidance_embedding(self, guidance: float, width: int) -> Tensor:
+        scale = torch.tensor([guidance - 1])
+        return self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width).to(self.device, self.dtype)
+
+
+def _check_architecture(pipeline: DiffusionPipeline) -> None:
+    name = type(pipeline).__name__
+    if getattr(pipeline, "unet", None) is None:
+        raise ValueError(f"{name} has no UNet; use a Stable Diffusion 1.x, 2.x, XL, turbo or LCM checkpoint.")
+    if not hasattr(pipeline, "encode_prompt") or getattr(pipeline, "vae", None) is None:
+        raise ValueError(f"{name} is not a text-to-image latent diffusion pipeline.")
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    if unet.in_channels != vae.latent_channels:
+        raise ValueError(
+            f"the UNet of {name} takes {unet.in_channels} channels but the VAE's latents have "
+            f"{vae.latent_channels}: inpainting and other image-conditioned checkpoints cannot be inverted."
+        )
+
+
+def _public(config: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -1,0 +1,27 @@
+"""Solvers of one implicit step ``z = f(z)``, sample by sample. They know neither prompts nor the walk through time."""
+
+from rnri.solvers.anderson import Anderson, SafeguardedAnderson
+from rnri.solvers.gradient import ForwardStep, GradientDescent
+from rnri.solvers.implicit import ImplicitStep, Solution, Solver
+from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint, IterativeSolver
+from rnri.solvers.newton import RNRIMinimumNorm, RNRIPaper, RNRISign
+from rnri.solvers.newton_krylov import NewtonKrylov
+from rnri.solvers.renoise import ReNoise
+
+__all__ = [
+    "Anderson",
+    "AveragedFixedPoint",
+    "FixedPoint",
+    "ForwardStep",
+    "GradientDescent",
+    "ImplicitStep",
+    "IterativeSolver",
+    "NewtonKrylov",
+    "RNRIMinimumNorm",
+    "RNRIPaper",
+    "RNRISign",
+    "ReNoise",
+    "SafeguardedAnderson",
+    "Solution",
+    "Solver",
+]

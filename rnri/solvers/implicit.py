@@ -1,0 +1,145 @@
+"""The implicit equation of one inversion step, ``z = f(z)``, and what a solver returns for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rnri.models.predictor import NoisePredictor
+from rnri.models.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """Evaluations of ``f`` and of its derivative, int64 ``[B]``, by sample of the batch at the start."""
+
+    forward: Tensor
+    backward: Tensor
+
+    @classmethod
+    def zeros(cls, batch: int) -> SampleCounts:
+        return cls(torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class ImplicitStep:
+    """``z = f(z)`` with ``f(z) = A z_s + B eps(z, t)`` for a batch (RNRI, arXiv 2312.12540, Eq. 3).
+
+    It counts its own evaluations by sample, so no solver has to. ``select`` gives the equation of the samples
+    that are still being solved.
+
+    Attributes:
+        predictor: the noise prediction of these samples.
+        timestep: the label of the noisy end of the step.
+        a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
+        z_s: the cleaner latent, ``[B,C,h,w]``.
+        rows: int64 ``[B]``, the samples' places in ``counts``.
+    """
+
+    predictor: NoisePredictor
+    timestep: int
+    a: float
+    b: float
+    z_s: Tensor  # [B,C,h,w]
+    rows: Tensor  # [B]
+    counts: SampleCounts
+
+    @classmethod
+    def of(cls, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> ImplicitStep:
+        """The equation whose solution step ``i`` of the sampler takes to ``z_s``."""
+        a, b = schedule.coefficients(i)
+        rows = torch.arange(len(z_s))
+        return cls(predictor, int(schedule.timesteps[i]), a, b, z_s, rows, SampleCounts.zeros(len(z_s)))
+
+    def __len__(self) -> int:
+        return len(self.z_s)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``f(z)``, ``[B,C,h,w]``; one network evaluation a sample, differentiable in ``z``."""
+        self.counts.forward[self.rows] += 1
+        eps = self.predictor(z, self.timestep)
+        if eps.requires_grad:
+            eps.register_hook(self._count_backward)
+        return self.a * self.z_s + self.b * eps
+
+    def _count_backward(self, _gradient: Tensor | None = None) -> None:
+        self.counts.backward[self.rows] += 1
+
+    def jvp(self, z: Tensor, direction: Tensor) -> Tensor:
+        """The derivative of ``f`` at ``z`` along ``direction``, ``[B,C,h,w]``; one evaluation of each kind."""
+        self.counts.forward[self.rows] += 1
+        self._count_backward()
+        return self.b * self.predictor.jvp(z, self.timestep, direction)[1]
+
+    def select(self, rows: Tensor) -> ImplicitStep:
+        """The equation of the samples ``rows`` (int64 ``[b]``, places in this batch); shares the counts."""
+        return replace(
+            self,
+            predictor=self.predictor.select(rows),
+            z_s=self.z_s[rows.to(self.z_s.device)],
+            rows=self.rows[rows.cpu()],
+        )
+
+    def recounted(self) -> ImplicitStep:
+        """The same equation with its counts at zero."""
+        return replace(self, rows=torch.arange(len(self)), counts=SampleCounts.zeros(len(self)))
+
+    def noise(self, f: Tensor) -> Tensor:
+        """The noise prediction behind a value ``f(z)``, without a network evaluation; ``b`` must not be 0."""
+        return (f - self.a * self.z_s) / self.b
+
+    @property
+    def prior_mean(self) -> Tensor:
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s) = N(sqrt(1 - beta) z_s, beta I)``, Eq. 1: ``A z_s``."""
+        return self.a * self.z_s
+
+    @property
+    def prior_variance(self) -> float:
+        """``beta = 1 - a_t / a_s``, re-spaced to this schedule's step: it spans several training steps."""
+        return 1 - self.a**2
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver returns for a batch of implicit equations; every field is by sample.
+
+    Attributes:
+        z: ``[B,C,h,w]``. Where ``converged``, an evaluated iterate; elsewhere what the solver makes of its
+            last or best evaluation, mostly ``f(z_k)`` of the best iterate, which itself was not evaluated.
+        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``.
+            Where ``converged``, ``z = z_k`` and this is exactly the residual of ``z``. ``inf`` where no
+            evaluation was finite.
+        evaluations, backward: int64 ``[B]``.
+        converged: bool ``[B]``, whether the residual *of z itself* was measured and within tolerance.
+        f: ``[B,C,h,w]``, ``f(z_k)`` of the best evaluated iterate.
+    """
+
+    z: Tensor
+    residual: Tensor
+    evaluations: Tensor
+    backward: Tensor
+    converged: Tensor
+    f: Tensor
+
+
+class Solver(Protocol):
+    """Solves ``z = f(z)`` for a batch, sample by sample; knows neither prompt nor schedule nor time."""
+
+    tolerance: float
+    iterations: int
+
+    def __call__(self, problem: ImplicitStep, z_init: Tensor, limits: Tensor | None = None) -> Solution:
+        """Solves ``problem`` from ``z_init [B,C,h,w]``.
+
+        ``limits`` (int64 ``[B]``, 1 or more) are the network evaluations that each sample may spend;
+        ``iterations`` where None.
+        """
+        ...
+
+
+def mean_absolute(difference: Tensor) -> Tensor:
+    """Mean of ``|difference|`` over the elements of each sample, ``[B]``."""
+    return difference.abs().flatten(1).mean(1)

@@ -1,0 +1,171 @@
+"""Solvers of the implicit inversion equation ``z = f(z)``.
+
+Each solver states only its step. The loop, the best iterate, the tolerance and the fate of a sample that
+converges or diverges exist once, in ``IterativeSolver``, and are by sample: nothing that one image does
+changes another's result.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.solvers.implicit import ImplicitStep, Solution, mean_absolute
+
+State = tuple[Tensor, ...]
+"""What a solver remembers between iterations: tensors whose first dimension is the batch."""
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """An evaluated iterate of the ``b`` samples still being solved, as a solver's step sees it."""
+
+    problem: ImplicitStep
+    z: Tensor  # [b,C,h,w]
+    f: Tensor  # [b,C,h,w], f(z); attached to z if the solver differentiates
+    state: State
+
+
+@dataclass(frozen=True)
+class IterativeSolver(ABC):
+    """One network evaluation an iteration; ``step`` makes the next iterate of it.
+
+    A sample leaves the batch when its residual is within ``tolerance`` or its values are no longer finite; it
+    costs nothing from then on. A sample that was never finite comes back as ``z_init`` with residual ``inf``.
+
+    Attributes:
+        iterations: network evaluations at most, 1 or more.
+        tolerance: on the mean ``|z - f(z)|`` of a sample. Then the evaluated ``z`` itself is returned. 0
+            never stops early, short of an exact root. The default is the paper's criterion (appendix G).
+        keep_best: return ``f(z_k)`` of the evaluated iterate with the smallest residual; False returns the
+            last iterate that ``step`` made, unevaluated, with the residual of the one before it.
+    """
+
+    iterations: int = 5
+    tolerance: float = 1e-4
+    keep_best: bool = True
+
+    differentiates: ClassVar[bool] = False
+    ends_in_step: ClassVar[bool] = False
+    """Whether, with ``keep_best``, the last evaluated iterate is stepped from if it is the best."""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations}: a solver needs at least 1.")
+        if self.tolerance < 0:
+            raise ValueError(f"tolerance={self.tolerance} must not be negative; 0 never stops early.")
+
+    @abstractmethod
+    def step(self, at: Iterate) -> tuple[Tensor, State]:
+        """The next iterate ``[b,C,h,w]`` and what to remember, from the evaluated one."""
+
+    def __call__(self, problem: ImplicitStep, z_init: Tensor, limits: Tensor | None = None) -> Solution:
+        """Solves ``problem`` from ``z_init [B,C,h,w]``; the batch need not converge together.
+
+        ``limits`` (int64 ``[B]``) replaces ``iterations`` sample by sample.
+        """
+        problem = problem.recounted()
+        if limits is None:
+            limits = torch.full((len(z_init),), self.iterations)
+        record = _Record(z_init, self.keep_best)
+        z, state, counts = z_init, (), problem.counts
+        steps_last = self.ends_in_step or not self.keep_best
+        while True:
+            spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
+            z, f = self._evaluate(problem, z, self.differentiates and (steps_last or not bool(spent.all())))
+            residual = record.offer(problem.rows, z.detach(), f.detach())
+            going = residual.isfinite() & (residual > self.tolerance)
+            if not steps_last:
+                going &= ~spent
+            if not going.any():
+                break
+            if not self.differentiates:  # whose graph holds the batch together until the step is made
+                problem, z, f, *state = _select(problem, going, z, f, *state)
+                spent, residual, going = spent[going], residual[going], going[going]
+            z, state = self.step(Iterate(problem, z, f, tuple(state)))
+            going &= z.flatten(1).isfinite().all(1).cpu()
+            if steps_last:
+                ended = going & spent & record.is_current(problem.rows, residual)
+                record.end(problem.rows[ended], z[ended.to(z.device)])
+                going &= ~spent
+            if not going.any():
+                break
+            problem, z, *state = _select(problem, going, z, *state)
+        return record.solution(self.tolerance, counts.forward, counts.backward)
+
+    def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
+        """Whether a sample that has spent ``spent [b]`` evaluations can afford another iteration, bool ``[b]``."""
+        return spent + 1 <= limits
+
+    @staticmethod
+    def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
+        if differentiate and torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "this solver differentiates the network, which torch.inference_mode forbids; use "
+                "torch.no_grad (in Lightning, Trainer(inference_mode=False))."
+            )
+        with torch.set_grad_enabled(differentiate):
+            z = z.detach().requires_grad_(differentiate)
+            return z, problem(z)
+
+
+def _select(problem: ImplicitStep, going: Tensor, *tensors: Tensor) -> tuple[ImplicitStep, *tuple[Tensor, ...]]:
+    """The equation and the rows of ``tensors`` of the samples that go on."""
+    if going.all():
+        return problem, *tensors
+    rows = going.nonzero().flatten()
+    return problem.select(rows), *(tensor[rows.to(tensor.device)] for tensor in tensors)
+
+
+class _Record:
+    """The best (or latest) finite evaluated iterate of every sample, and what to return for it."""
+
+    def __init__(self, z_init: Tensor, keep_best: bool) -> None:
+        self.keep_best = keep_best
+        self.z, self.f, self.result = z_init.clone(), z_init.clone(), z_init.clone()
+        self.residual = torch.full((len(z_init),), torch.inf, dtype=torch.float64)
+
+    def offer(self, rows: Tensor, z: Tensor, f: Tensor) -> Tensor:
+        """Takes note of ``f(z)`` for the samples ``rows``; returns their residuals, ``[b]`` on the CPU."""
+        residual = mean_absolute(z - f).double().cpu()
+        accepted = residual < self.residual[rows] if self.keep_best else residual.isfinite()
+        where, which = rows[accepted], accepted.to(z.device)
+        self.residual[where] = residual[accepted]
+        at = where.to(z.device)
+        self.z[at], self.f[at], self.result[at] = z[which], f[which], f[which]
+        return residual
+
+    def is_current(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """Whether the iterate with ``residual``, just offered, is the one that counts, bool ``[b]``."""
+        return residual <= self.residual[rows]
+
+    def end(self, rows: Tensor, z: Tensor) -> None:
+        self.result[rows.to(z.device)] = z
+
+    def solution(self, tolerance: float, evaluations: Tensor, backward: Tensor) -> Solution:
+        converged = self.residual <= tolerance
+        z = torch.where(converged.to(self.z.device).view(-1, 1, 1, 1), self.z, self.result)
+        return Solution(z, self.residual, evaluations, backward, converged, self.f)
+
+
+@dataclass(frozen=True)
+class FixedPoint(IterativeSolver):
+    """``z <- f(z)`` (AIDI, Pan et al. 2023). DDIM inversion is ``FixedPoint(iterations=1, tolerance=0)``."""
+
+    def step(self, at: Iterate) -> tuple[Tensor, State]:
+        return at.f, ()
+
+
+@dataclass(frozen=True)
+class AveragedFixedPoint(IterativeSolver):
+    """``z <- (f(z_k) + f(z_{k-1})) / 2``: AIDI's "empirical" acceleration (AIDI-E, Pan et al. 2023).
+
+    Damps the components of the error that alternate in sign; halves the speed of those that do not.
+    """
+
+    def step(self, at: Iterate) -> tuple[Tensor, State]:
+        return (at.f + at.state[0]) / 2 if at.state else at.f, (at.f,)

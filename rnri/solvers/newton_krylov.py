@@ -1,0 +1,74 @@
+"""Newton's method on the vector equation ``z - f(z) = 0``, without ever forming its Jacobian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnri.solvers.implicit import ImplicitStep, mean_absolute
+from rnri.solvers.iterative import Iterate, IterativeSolver, State
+
+
+@dataclass(frozen=True)
+class NewtonKrylov(IterativeSolver):
+    """Newton-GMRES: ``z <- z + s`` with ``(I - J) s ~ f(z) - z``, ``J = df/dz`` (Knoll & Keyes 2004).
+
+    RNRI (arXiv 2312.12540, section 4) calls the vector equation infeasible because J is d x d. Only products
+    of J with vectors are needed, and forward-mode differentiation gives each for about the price of two
+    evaluations. They count as one forward and one backward evaluation, and ``iterations`` bounds the forward
+    ones, those inside products included.
+
+    Where a step made a sample's residual larger, half of that step is tried next, from the best iterate.
+
+    Attributes:
+        krylov: dimensions of the Krylov space, i.e. products a Newton step, 1 or more.
+    """
+
+    krylov: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.krylov < 1:
+            raise ValueError(f"krylov={self.krylov}: the Krylov space needs at least 1 dimension.")
+
+    def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
+        return spent + self.krylov + 1 <= limits
+
+    def step(self, at: Iterate) -> tuple[Tensor, State]:
+        residual = mean_absolute(at.f - at.z)
+        if not at.state:
+            s = self._newton_step(at.problem, at.z, at.f)
+            return at.z + s, (at.z, s, residual)
+        best_z, last, best = at.state
+        accepted = (residual < best).nonzero().flatten()
+        z, s = best_z.clone(), last / 2
+        if len(accepted):
+            problem = at.problem.select(accepted)
+            z[accepted] = at.z[accepted]
+            s[accepted] = self._newton_step(problem, at.z[accepted], at.f[accepted])
+        return z + s, (z, s, torch.minimum(residual, best))
+
+    def _newton_step(self, problem: ImplicitStep, z: Tensor, f: Tensor) -> Tensor:
+        """GMRES from zero, ``krylov`` steps of Arnoldi's method for each sample of the batch."""
+        r = (f - z).flatten(1)  # [b,d]
+        norm = r.norm(dim=1)
+        basis = [_normalised(r, norm)]
+        hessenberg = r.new_zeros(len(r), self.krylov + 1, self.krylov)
+        for j in range(self.krylov):
+            v = basis[-1] - problem.jvp(z, basis[-1].view_as(z)).flatten(1)
+            for i, u in enumerate(basis):  # modified Gram-Schmidt
+                hessenberg[:, i, j] = (u * v).sum(1)
+                v = v - hessenberg[:, i, j, None] * u
+            hessenberg[:, j + 1, j] = v.norm(dim=1)
+            basis.append(_normalised(v, hessenberg[:, j + 1, j]))
+        target = torch.zeros_like(hessenberg[:, :, :1])
+        target[:, 0, 0] = norm
+        # The pseudo-inverse also serves a space that Arnoldi's method has exhausted.
+        y = torch.linalg.pinv(hessenberg) @ target  # [b,k,1]
+        return torch.einsum("bkd,bk->bd", torch.stack(basis[:-1], 1), y.squeeze(2)).view_as(z)
+
+
+def _normalised(v: Tensor, norm: Tensor) -> Tensor:
+    return torch.where(norm[:, None] > 0, v / norm[:, None], torch.zeros_like(v))

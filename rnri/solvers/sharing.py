@@ -1,0 +1,75 @@
+"""How many of a walk's network evaluations each of its steps should have.
+
+Near the root the fixed point's error shrinks by the derivative of ``f`` an evaluation. For Gaussian latents of
+variance ``v`` the derivative of the optimal noise prediction is ``sqrt(1 - a_t) / (a_t v + 1 - a_t)``, and that of
+``f`` therefore
+
+    rho = B sqrt(1 - a_t) / (a_t v + 1 - a_t),
+
+so a step needs evaluations in proportion to ``1 / log(1 / rho)``. It is the fine detail, of small ``v``, that
+converges last; as ``v -> 0``, rho tends to ``1 - psi_s / psi_t``. On Stable Diffusion's schedule one step near the
+clean end is several times as hard as any other, whatever their number, and the very last one is easy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnri.models.schedule import Schedule
+
+DETAIL_VARIANCE = 0.02  # of latents of unit variance
+COARSE = 8  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation
+EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
+
+
+def needs(schedule: Schedule) -> Tensor:
+    """Evaluations that the steps need, up to a common factor: float64 ``[N]``, in the order of the walk."""
+    rhos = []
+    for i in reversed(range(len(schedule))):
+        a_t, (_, b) = float(schedule.alpha_bar[i]), schedule.coefficients(i)
+        rhos.append(b * math.sqrt(1 - a_t) / (a_t * DETAIL_VARIANCE + 1 - a_t))
+    return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
+
+
+@dataclass
+class Budget:
+    """The evaluations of a walk, sample by sample: what each step may spend, and what comes back from it.
+
+    Steps share what is left in proportion to their needs, on a coarse schedule after one evaluation for each. Shares
+    are real numbers and limits whole ones: what rounding gives to one step it takes from the next, so that no more is
+    spent in all. A sample that stops below its limit returns the difference to all later steps.
+
+    Attributes:
+        expected: float64 ``[N]``, the steps' ``needs`` in the order of the walk.
+        each: what every step has before the rest is shared: 1 on a schedule of fewer than ``COARSE`` steps, else 0.
+        left: float64 ``[B]``, not assigned to any step yet.
+        due: float64 ``[B]``, assigned to the steps so far and not spent.
+    """
+
+    expected: Tensor
+    each: int
+    left: Tensor
+    due: Tensor
+
+    @classmethod
+    def of(cls, schedule: Schedule, evaluations: int, batch: int) -> Budget:
+        """``evaluations`` a step on average, for ``batch`` samples."""
+        left = torch.full((batch,), float(evaluations * len(schedule)), dtype=torch.float64)
+        return cls(needs(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
+
+    def limits(self, k: int, least: int) -> Tensor:
+        """Evaluations that each sample may spend at step ``k`` of the walk, ``least`` or more: int64 ``[B]``."""
+        expected = self.expected[k:]
+        share = self.each + (self.left - self.each * len(expected)) * (expected[0] / expected.sum())
+        self.left, self.due = self.left - share, self.due + share
+        return (self.due + 0.5).floor().long().clamp(min=max(least, self.each))
+
+    def settle(self, limits: Tensor, spent: Tensor) -> None:
+        """Takes note of the evaluations ``spent [B]`` under ``limits``."""
+        self.due = self.due - spent
+        returned = torch.where(spent < limits, self.due, 0.0)
+        self.left, self.due = self.left + returned, self.due - returned

@@ -1,0 +1,101 @@
+"""The counter of batches equals the plain one, whatever the text, and reads only what it must."""
+
+import random
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.counting.frequency import normalise
+from experiments.counting.matcher import BatchCounter, patterns, read_words
+from experiments.counting.shards import count_shard, list_shards
+from tests.experiments.counting.captions import NAMES, batch_counts, plain_counts, random_captions
+
+
+@pytest.mark.parametrize(("size", "seeds"), [(1, 20), (2, 20), (7, 20), (3000, 3), (9001, 1)])
+def test_batches_count_as_the_plain_counter(size, seeds):
+    for seed in range(seeds):
+        captions = random_captions(seed, size)
+        assert batch_counts(NAMES, captions) == plain_counts(NAMES, captions)
+    expected = plain_counts(NAMES, random_captions(0, 3000))
+    assert min(expected.values()) > 5  # every name is met, the rarest of four words too
+
+
+def test_hashes_only_save_time():
+    """Counts are exact even where every word passes for one of a name."""
+    captions = random_captions(0, 1000)
+    counter = BatchCounter(patterns(NAMES), len(NAMES))
+    exact = counter.count(pa.array(captions))
+    counter._places[:], counter._pairs[:] = 7, True
+    assert counter.count(pa.array(captions)).tolist() == exact.tolist()
+
+
+def test_many_names():
+    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnprst"]
+    rng = random.Random(0)
+    names = {name: (name,) for name in {" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(1000)}}
+    captions = [" ".join(rng.choices(words, k=8)) for _ in range(1000)]
+    assert batch_counts(names, captions) == plain_counts(names, captions)
+
+
+def test_each_character_beside_letters_is_normalised_as_alone():
+    """Every assigned character of Unicode at the start and at the end of a caption, beside letters."""
+    scalars = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
+    assert len(scalars) > 140_000
+    for start in range(0, len(scalars), 40_000):
+        captions = [f"{c}a=b{c}" for c in scalars[start : start + 40_000]]
+        words = read_words(pa.array(captions))
+        text, at = words.text.tobytes(), np.searchsorted(words.starts, words.captions)
+        for k, caption in enumerate(captions):
+            span = slice(at[k], at[k + 1] if k + 1 < len(at) else None)
+            found = b" ".join(text[s:e] for s, e in zip(words.starts[span], words.ends[span], strict=True))
+            assert f" {found.decode()} " == normalise(caption), hex(ord(caption[0]))
+
+
+def test_ascii_signs_change_nothing_in_the_marks_that_follow():
+    """What allows normalising the words apart, for every combining mark."""
+    signs = [chr(c) for c in range(128) if not chr(c).isalnum()]
+    for mark in (chr(c) for c in range(0x110000) if unicodedata.combining(chr(c))):
+        for tail in (mark, f"{mark}\u0338a"):
+            assert {normalise(sign + tail) for sign in signs} == {normalise(tail)}
+
+
+TEXT = pa.string()
+
+
+@pytest.mark.parametrize("kind", [TEXT, pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), TEXT)])
+def test_every_kind_of_text_and_nulls(tmp_path, kind):
+    captions = ["a cat", None, "", "hot dogs", None, "dog"]
+    table = pa.table({"url": pa.array(range(6)), "text": pa.array(captions, TEXT).cast(kind)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    (shard,) = list_shards([str(tmp_path / "a.parquet")])
+    counts = count_shard(shard, "text", patterns(NAMES), len(NAMES))
+    assert (counts.captions, counts.nulls) == (4, 2)
+    assert dict(zip(NAMES, counts.counts, strict=True)) == plain_counts(NAMES, [c for c in captions if c])
+
+
+def test_arrays_that_are_slices():
+    captions = pa.array(["a cat", "a dog", "hot dog", "tee"])
+    counts = BatchCounter(patterns(NAMES), len(NAMES)).count(captions[1:3])
+    assert dict(zip(NAMES, counts.tolist(), strict=True)) == plain_counts(NAMES, ["a dog", "hot dog"])
+
+
+def test_only_the_caption_column_is_read(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).bytes(3_000_000)
+    images = pa.array([noise[k : k + 1000] for k in range(0, len(noise), 1000)])
+    pq.write_table(pa.table({"image": images, "caption": ["a cat"] * len(images)}), tmp_path / "a.parquet")
+    (shard,) = list_shards([str(tmp_path / "a.parquet")])
+    read = []
+    opened = count_shard.__globals__["url_to_fs"](shard.url)[0].__class__._open
+
+    def watched(self, *args, **kwargs):
+        file = opened(self, *args, **kwargs)
+        plain = file.f.read
+        file.read = lambda *size: read.append(len(data := plain(*size))) or data
+        return file
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", watched)
+    assert count_shard(shard, "caption", patterns(NAMES), len(NAMES)).counts[0] == 3000
+    assert 0 < sum(read) < 200_000

@@ -1,0 +1,286 @@
+"""Methods side by side, through the command that users type."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+import train
+from experiments.data.concepts import Concept
+from experiments.inversion.figures import FIGURES
+from experiments.inversion.jobs import (
+    CEILING,
+    Pictured,
+    Setting,
+    imagined,
+    jobs,
+    mismatched,
+    pictured,
+    with_evaluations,
+)
+from experiments.inversion.report import detection, summary, with_ceilings
+from experiments.inversion.study import measured
+from rnri import FixedPoint, ImplicitInverter, ImplicitStep, PromptAware, SafeguardedAnderson
+from rnri.baselines import EDICT
+from tests.experiments.rare_concepts.test_rare_concepts import command
+from tests.problems import function_predictor, schedule, wavy
+
+ONE = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:[1,2]}"
+WRONG = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:2,wrong_prompts:true}"
+EDIT = (
+    "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:2,"
+    "edit:[white background,pink background],methods:[accelerated]}"
+)
+MADE = "{_target_:experiments.inversion.jobs.Setting,steps:3,guidance:2.0,generated:true}"
+EXACT = "{_target_:experiments.inversion.jobs.Setting,steps:3,methods:[edict],decoder_iterations:3}"
+FAST = ["task.images=3", "task.batch_size=2", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    finished = command(
+        "experiment=convergence", f"run_dir={folder}", *FAST, "+method@task.methods.edict=edict",
+        f"task.settings=[{ONE.replace('}', ',methods:[rnri_sign,accelerated]}')},"
+        f"{WRONG.replace('}', ',methods:[rnri_sign,accelerated]}')},"
+        f"{MADE.replace('}', ',methods:[accelerated]}')},{EXACT},{EDIT}]",
+        "task.reports=[residuals,detection,editing]",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished
+
+
+def rows(folder) -> list[dict]:
+    return json.loads((Path(folder) / "results.json").read_text())["rows"]
+
+
+def test_results_follow_the_contract(run):
+    folder, finished = run
+    table = {(r["method"], r["evaluations"], r["prompts"], r["generated"]): r for r in rows(folder)}
+    vae = table[CEILING, None, "right", False]
+    assert vae["n"] == 3 and vae["latent_mse"] == 0 and "residual" not in vae
+    for count in (1, 2):
+        row = table["accelerated", count, "right", False]
+        assert row["start"] == "fitted" and row["steps"] == 3 and row["guidance"] == 1
+        assert row["evaluations_per_step"] <= count and row["backward_per_step"] == 0
+        assert row["psnr_low"] <= row["psnr"] <= row["psnr_high"]
+        assert row["residual"] >= row["residual_mean"] > 0 and row["seconds_per_image"] > 0 and row["n"] == 3
+    exact = table["edict, decoder inversion", None, "right", False]
+    assert exact["latent_mse"] < 1e-8 and exact["residual"] is None and exact["stored_bytes"] == 8 * 1024
+    assert exact["psnr"] == pytest.approx(table["vae, decoder inversion", None, "right", False]["psnr"], abs=0.01)
+    made = table["accelerated", None, "right", True]
+    assert made["distance_encoded"] == made["distance_adjusted"] > 0 and made["distance_reconstructed"] > 0
+    assert "| reconstructed |" in (folder / "table.md").read_text()
+    for name in ("table.md", "config.yaml", "metrics.csv", "figures/residuals.png", "figures/detection.png"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder / "images" / "3steps_guidance1_2evaluations.png").stat().st_size > 0
+    found = json.loads((folder / "results.json").read_text())["settings"]["detection"]
+    assert {(d["method"], d["score"]) for d in found} >= {
+        (CEILING, "clip_score"),
+        ("rnri_sign (2 evaluations)", "residual"),
+    }
+    assert all(0 <= d["auc"] <= 1 for d in found)
+    assert "| accelerated |" in finished.stdout
+
+
+def test_edits_are_measured_against_the_edited_prompt(run):
+    folder, _ = run
+    table = {(r["method"], r["prompts"]): r for r in rows(folder) if not r["generated"]}
+    edit = "white background -> pink background"
+    itself, edited, plain = table[CEILING, edit], table["accelerated", edit], table["accelerated", "right"]
+    assert itself["clip_score"] < edited["clip_score"] and edited["perceptual"] > plain["perceptual"]
+    assert edited["residual"] == pytest.approx(plain["residual"])  # the inversion is under the image's own prompt
+    samples = pd.read_parquet(folder / "samples.parquet")
+    assert samples[samples["prompts"] == edit]["prompt"].str.contains("pink background").all()
+    main, edits = (folder / "table.md").read_text().split("| method | steps | guidance | edit |")
+    assert edit in edits and edit not in main
+    assert (folder / "images" / "3steps_guidance1_2evaluations_whitebackground-pinkbackground.png").stat().st_size > 0
+    assert (folder / "figures" / "editing.png").stat().st_size > 0
+
+
+def test_an_edit_is_two_texts_of_which_the_prompts_hold_the_first():
+    setting = Setting(4, edit=["a ", "the "])
+    assert setting.target("a cat") == "the cat" and setting.prompts == "a  -> the "
+    found = jobs({"edict": EDICT()}, [setting], images(), 8)
+    assert all([i.prompt for i in job.images] == [i.prompt for i in images()] for job in found)  # of the inversion
+    with pytest.raises(ValueError, match=r"edit=\['photo', 'sketch'\]: the prompt 'a (cat|dog|owl)' does not hold"):
+        jobs({"edict": EDICT()}, [Setting(4, edit=["photo", "sketch"])], images(), 8)
+    for wrong in ("photo", ["photo"], ["photo", ""]):
+        with pytest.raises(ValueError, match="give two texts"):
+            Setting(4, edit=wrong)
+    with pytest.raises(ValueError, match="exclude each other"):
+        Setting(4, edit=["a", "the"], wrong_prompts=True)
+
+
+def test_samples_hold_every_image_of_every_method(run):
+    samples = pd.read_parquet(run[0] / "samples.parquet")
+    real = samples[(samples["method"] == "accelerated") & (samples["prompts"] == "right") & ~samples["generated"]]
+    assert len(real) == 2 * 3 and real["sample"].nunique() == 3
+    wrong = samples[samples["prompts"] == "wrong"]
+    assert not set(zip(wrong["sample"], wrong["prompt"], strict=True)) & set(
+        zip(real["sample"], real["prompt"], strict=True)
+    )
+
+
+def test_a_second_run_computes_nothing_again(run):
+    folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
+    config = OmegaConf.load(folder / "config.yaml")
+    task, trainer = train.prepare(config)
+    first = rows(folder)
+    task.run(trainer)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
+    assert rows(folder) == first
+
+
+def concepts() -> list[Concept]:
+    generator = np.random.default_rng(0)
+    return [
+        Concept(name, f"a {name}", 5, "tail", generator.integers(0, 255, (count, 3, 4, 4), dtype=np.uint8))
+        for name, count in (("cat", 2), ("dog", 2), ("owl", 1))
+    ]
+
+
+def images(count: int = 3) -> list[Pictured]:
+    return pictured(concepts(), count, torch.Generator().manual_seed(0))
+
+
+def test_images_take_every_concept_before_any_twice():
+    chosen = images(5)
+    assert {image.concept for image in chosen[:3]} == {"cat", "dog", "owl"}
+    assert len({image.key for image in chosen}) == 5
+    assert [image.key for image in images(2)] == [image.key for image in chosen[:2]]
+    with pytest.raises(ValueError, match=r"task\.images=6"):
+        images(6)
+
+
+def test_images_to_generate_are_as_many_as_asked_for():
+    own = images(2)
+    made = imagined(own, 5)
+    assert [image.prompt for image in made] == [own[k % 2].prompt for k in range(5)]
+    assert len({image.name for image in made}) == 5  # each has noise of its own
+    (job,) = (j for j in jobs({"edict": EDICT()}, [Setting(4, generated=True, images=5)], own, 8) if j.inverter)
+    assert [image.name for image in job.images] == [image.name for image in made]
+
+
+def test_wrong_prompts_are_of_other_concepts():
+    for image, wrong in zip(images(5), mismatched(images(5)), strict=True):
+        assert wrong.name == image.name and wrong.prompt != image.prompt
+    with pytest.raises(ValueError, match="two concepts"):
+        mismatched(images(1))
+
+
+def test_jobs_cover_methods_settings_and_batches_once():
+    methods = {"aidi": ImplicitInverter(FixedPoint()), "edict": EDICT()}
+    settings = [
+        Setting(4, evaluations=[1, 2], methods=["aidi"]),
+        Setting(4),
+        Setting(4, evaluations=1, methods=["aidi"]),
+    ]
+    found = jobs(methods, settings, images(3), batch_size=2)
+    per_batch = {(job.method, job.setting.evaluations) for job in found}
+    assert per_batch == {(CEILING, None), ("aidi", 1), ("aidi", 2), ("aidi", None), ("edict", None)}
+    assert len(found) == 2 * len(per_batch)
+    aidi = next(job for job in found if job.setting.evaluations == 2)
+    assert aidi.inverter.solver.iterations == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [([Setting(4, methods=["bidi"])], "'bidi'"), ([Setting(4, evaluations=3)], "'edict' has no solver")],
+)
+def test_jobs_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        jobs({"edict": EDICT()}, settings, images(2), 2)
+
+
+def test_evaluations_reach_the_solver_inside():
+    inner = ImplicitInverter(SafeguardedAnderson(), "fitted")
+    assert with_evaluations(PromptAware(inner), 7).inverter == replace(inner, solver=SafeguardedAnderson(iterations=7))
+    assert with_evaluations(EDICT(), 7) is None and with_evaluations(EDICT(), None) == EDICT()
+
+
+def test_measured_residuals_are_those_of_what_was_returned():
+    z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    steps, path = schedule(6), []
+    inverter = ImplicitInverter(FixedPoint(2))
+    inversion = inverter.invert(z0, function_predictor(wavy, 3), steps, lambda k, z: path.append(z))
+    residuals, solved = measured([z0, *path], inversion, function_predictor(wavy, 3), steps)
+    for k, (before, z) in enumerate(pairwise([z0, *path])):
+        problem = ImplicitStep.of(before, function_predictor(wavy, 3), steps, 5 - k)
+        true = (z - problem(z)).abs().flatten(1).mean(1)
+        torch.testing.assert_close(residuals[k], true, rtol=1e-9, atol=1e-12)
+    assert torch.equal(solved, residuals <= 1e-4)
+    known = inversion.solved  # elsewhere the inversion returns f(z), and knows the residual of z only
+    assert torch.equal(residuals[known], inversion.residuals[known])
+    assert not known.all() and (residuals[~known] < inversion.residuals[~known]).all()
+
+
+def sample(prompts: str, residual: float) -> dict:
+    shared = {"method": "m", "start": None, "steps": 4, "guidance": 1.0, "evaluations": 2, "generated": False}
+    shared["images"] = "real"
+    return {
+        **shared,
+        "prompts": prompts,
+        "residual": residual,
+        "residual_mean": residual,
+        "latent_mse": 1.0,
+        "psnr": 20.0,
+    }
+
+
+def test_detection_is_the_area_under_the_curve():
+    samples = [sample("right", 0.1), sample("right", 0.3), sample("wrong", 0.2), sample("wrong", 0.4)]
+    found = {row["score"]: row["auc"] for row in detection(samples)}
+    assert found == {"residual": 0.75, "residual_mean": 0.75, "latent_mse": 0.5}
+
+
+def test_a_summary_does_not_hide_what_diverged():
+    samples = [sample("right", 0.1), sample("right", math.inf) | {"psnr": math.nan}]
+    row = summary(samples, seed=0)
+    assert math.isinf(row["residual"]) and math.isnan(row["psnr"]) and math.isnan(row["psnr_low"]) and row["n"] == 2
+
+
+def test_every_image_is_held_against_its_own_ceiling():
+    shared = sample("right", 0) | {"method": CEILING, "steps": None}
+    ceiling = [shared | {"sample": name, "psnr": psnr} for name, psnr in (("a", 30), ("b", 9))]
+    found = with_ceilings([*ceiling, ceiling[0], sample("right", 0.1) | {"sample": "a", "psnr": 28}])
+    assert [row.get("below_ceiling") for row in found] == [None, None, 2]
+    assert summary(found[2:], seed=0)["below_ceiling"] == 2
+
+
+def test_residuals_are_drawn_where_evaluations_do_not_vary():
+    row = sample("right", 0.1) | {"evaluations_per_step": 2.0}
+    assert [axis.get_title() for axis in FIGURES["residuals"]([row], []).axes] == ["4 steps, guidance 1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.images=0"], "task.images=0"),
+        (["task.batch_size=0"], "batch_size=0"),
+        (["+task.settings.0.guidance=0.5"], "guidance=0.5"),
+        (["task.settings.0.steps=2000"], "2000"),
+        (["task.settings.0.evaluations=0"], "evaluations=0"),
+        (["task.settings.0.methods=[magic]"], "'magic'"),
+        (["+method@task.methods.vae=ddim"], "'vae'"),
+        (["task.reports=[pie]"], "pie"),
+        (["task.settings=[]"], "task.settings is empty"),
+    ],
+)
+def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        config = compose("train", ["experiment=reconstruction", f"run_dir={tmp_path}/run", *overrides])
+    with pytest.raises((ValueError, HydraException)) as caught:
+        train.prepare(config)
+    assert message in train.explain(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,134 @@
+"""The four trainings run, go on after a stop, and leave models that load like any other."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import train
+from experiments.data.jitter import jitter
+from experiments.judges.classifier import load_classifier
+from experiments.pretrain.denoiser import build_tokenizer
+from experiments.pretrain.fitting import fastest_precision
+from seedselect import ClipFeatures
+
+pytestmark = pytest.mark.slow
+
+
+CONCEPTS = 20
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The first concepts' real drawings and some of their captions."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for split in ("corpus", "reference", "fid"):
+        name = f"drawings-{split}.parquet"
+        table = pq.read_table(f"assets/emoji/{name}", filters=[("concept_id", "<", CONCEPTS)])
+        pq.write_table(table, folder / name)
+    shown = pq.read_table(folder / "drawings-corpus.parquet")["image_id"].to_pylist()
+    captions = pq.read_table("assets/emoji/captions.parquet", filters=[("image_id", "in", shown)])
+    pq.write_table(captions.slice(0, 24), folder / "captions.parquet")
+    return folder
+
+
+def unseen(corpus: Path) -> int:
+    return sum(pq.read_metadata(corpus / f"drawings-{split}.parquet").num_rows for split in ("reference", "fid"))
+
+
+def pretrain(what: str, corpus: Path, folder: Path, *overrides: str, steps: int = 2) -> dict:
+    options = [
+        f"experiment=pretrain_{what}", f"data.folder={corpus}", f"run_dir={folder}/run", f"task.output={folder}/model",
+        "task.batch_size=4", f"trainer.max_steps={steps}", "trainer.val_check_interval=2", "trainer.accelerator=cpu",
+        "+trainer.limit_val_batches=1", "+trainer.num_sanity_val_steps=0", *overrides,
+    ]  # fmt: skip
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        config = compose("train", options)
+    task, trainer = train.prepare(config)
+    task.run(trainer)
+    return json.loads((folder / "run" / "results.json").read_text())
+
+
+def test_autoencoder_goes_on_from_its_checkpoint(corpus, tmp_path):
+    pretrain("autoencoder", corpus, tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
+    result = pretrain("autoencoder", corpus, tmp_path, steps=3)
+    assert torch.load(checkpoint, weights_only=False)["global_step"] == 3
+    assert result["n"] == unseen(corpus)
+    assert AutoencoderKL.from_pretrained(tmp_path / "model").config.scaling_factor == result["scaling_factor"]
+
+
+def test_denoiser_is_a_complete_stable_diffusion_pipeline(corpus, tmp_path):
+    vae = Path("assets/models/emoji/vae").resolve()
+    pretrain("denoiser", corpus, tmp_path, f"task.vae={vae}", "task.prompts=[a drawing of a camel]")
+    grid = Image.open(tmp_path / "run" / "samples" / "step000002.png")
+    assert grid.size == (64, 64)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
+    assert pipeline("a drawing of an owl", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)
+
+
+def test_a_tokenizer_built_again_knows_its_words_again():
+    captions = [
+        f"a drawing of {a} {b} in {c} style"
+        for a in ("an old", "a", "x")
+        for b in "abcdefgh"
+        for c in ("noto", "emoji")
+    ]
+    first, second = build_tokenizer(captions), build_tokenizer(captions)
+    assert len(first) == len(second)
+    for caption in captions:
+        assert first(caption).input_ids == second(caption).input_ids
+        assert len(first(caption).input_ids) == len(caption.split()) + 2  # a token a word, and both marks
+
+
+def test_denoiser_starts_from_saved_weights(corpus, tmp_path):
+    start = Path("assets/models/emoji").resolve()
+    pretrain("denoiser", corpus, tmp_path, f"task.start={start}", "task.prompts=[a camel]", "task.lr=0", steps=1)
+    first, second = (StableDiffusionPipeline.from_pretrained(path) for path in (start, tmp_path / "model"))
+    for a, b in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_clip_serves_as_features(corpus, tmp_path):
+    assert pretrain("clip", corpus, tmp_path)["n"] == unseen(corpus)
+    clip = ClipFeatures.from_pretrained(tmp_path / "model", device="cpu", dtype=torch.float32, local_files_only=True)
+    assert clip(torch.rand(2, 3, 64, 64)).shape == clip.text(["a camel", "an owl"]).shape
+
+
+def test_classifier_reports_designers_left_out_or_saves(corpus, tmp_path):
+    result = pretrain("classifier", corpus, tmp_path / "check", "task.left_out=[twemoji,emojione]")
+    assert {"twemoji", "emojione", "accuracy", "n"} == set(result)
+    assert not (tmp_path / "check" / "model").exists()
+    pretrain("classifier", corpus, tmp_path / "all")
+    assert len(load_classifier(tmp_path / "all" / "model").labels) == CONCEPTS
+
+
+def test_missing_corpus_is_named_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"has no drawings-corpus\.parquet"):
+        pretrain("clip", tmp_path / "nowhere", tmp_path)
+
+
+def test_jitter_keeps_pictures_pictures():
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 64, 64)
+    changed = jitter(images)
+    assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
+    assert (changed - images).abs().flatten(1).mean(1).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx2": True}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed"), ({"bf16": True}, "bf16-mixed")],
+    ids=["none", "x86", "arm"],
+)
+def test_training_uses_bfloat16_only_where_the_processor_multiplies_in_it(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastest_precision() == precision

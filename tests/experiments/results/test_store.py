@@ -1,0 +1,55 @@
+"""What is on disk is whole or absent, and never taken for something else."""
+
+import pytest
+import torch
+
+from experiments.results.store import SeedStore, UnitStore, content_hash, units_for_rank, write_whole
+
+
+def test_seed_is_found_again_under_the_same_fields_only(tmp_path):
+    store = SeedStore(tmp_path)
+    key = store.key(prompt="a camel", guidance=1.0)
+    store.put(key, {"seed": torch.arange(3.0)})
+    assert SeedStore(tmp_path).get({"guidance": 1.0, "prompt": "a camel"})["seed"].tolist() == [0, 1, 2]
+    assert store.get(store.key(prompt="a camel", guidance=2.0)) is None
+
+
+def test_damaged_file_counts_as_absent_and_is_written_anew(tmp_path):
+    store = SeedStore(tmp_path)
+    key = store.key(prompt="x")
+    store.put(key, {"seed": torch.ones(4)})
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    assert store.get(key) is None
+    store.put(key, {"seed": torch.zeros(4)})
+    assert store.get(key)["seed"].sum() == 0
+
+
+def test_interrupted_write_leaves_nothing(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file.txt", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_units_belong_to_their_settings(tmp_path):
+    units, others = UnitStore(tmp_path, {"steps": 20}), UnitStore(tmp_path, {"steps": 10})
+    assert not units.done("camel")
+    units.write("camel", {"images": torch.zeros(2)}, {"t": 1.5})
+    assert units.done("camel") and not others.done("camel") and others.read("camel") is None
+    assert units.read("camel")[1] == {"t": 1.5}
+
+
+def test_ranks_share_units_without_repeats():
+    units = list(range(10))
+    shares = [units_for_rank(units, rank, 4) for rank in range(4)]
+    assert sorted(unit for share in shares for unit in share) == units
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_content_hash_sees_pixels():
+    a = torch.rand(3, 4, 4)
+    assert content_hash(a) == content_hash(a.clone()) != content_hash(a + 1e-3)

@@ -1,0 +1,91 @@
+"""Sweeps: what W&B reads, what Hydra's multirun leaves, and the report of either from files."""
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import train
+from experiments.results.sweep_report import choose, curves, read_sweep
+from tests.experiments.inversion.test_inversion_study import ONE
+from tests.experiments.rare_concepts.test_rare_concepts import command
+
+
+def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
+    finished = command(
+        "-m", "experiment=lam", "lam=0,0.5", f"run_dir={tmp_path}", "task.images=2", "trainer.accelerator=cpu",
+        f"task.settings=[{ONE}]",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    table = read_sweep(tmp_path, ["lam"])
+    assert sorted(table["lam"].unique()) == [0, 0.5]
+    second = table[(table["method"] == "rnri") & (table["evaluations"] == 2)]
+    assert second["latent_mse"].nunique() == 2  # the prior's weight changes the seeds
+    report = subprocess.run(
+        [sys.executable, "-m", "experiments.results.sweep_report", str(tmp_path), "--keys", "lam"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "sweep.png").stat().st_size > 0 and "| 0.5 |" in (tmp_path / "sweep.md").read_text()
+    with pytest.raises(ValueError, match="no key 'lamda'"):
+        read_sweep(tmp_path, ["lamda"])
+
+
+def swept(folder: Path) -> Path:
+    """A sweep over two keys, as runs leave it: two methods, two buckets."""
+    for rate, weight in product((0.1, 0.2), (1, 10)):
+        run = folder / f"{rate}_{weight}"
+        run.mkdir()
+        (run / "config.yaml").write_text(f"select: {{lr: {rate}, weight: {weight}}}\n")
+        rows = [
+            {"method": method, "bucket": bucket, "accuracy": rate * weight}
+            for method, bucket in product(("plain", "ours"), ("tail", "total"))
+        ]
+        (run / "results.json").write_text(json.dumps({"rows": rows}))
+    return folder
+
+
+def test_a_sweep_over_two_keys_draws_a_line_for_each_value_of_the_second(tmp_path):
+    keys = ["select.lr", "select.weight"]
+    table = choose(read_sweep(swept(tmp_path), keys), "bucket == 'tail' and method == 'ours'")
+    lines = curves(table, keys, ["accuracy"]).axes[0].lines
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+    assert drawn == {"weight 1": ([0.1, 0.2], [0.1, 0.2]), "weight 10": ([0.1, 0.2], [1.0, 2.0])}
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("bucket = 3", "columns are"), ("colour == 1", "columns are"), ("accuracy > 9", "none of the 16")],
+)
+def test_a_condition_that_chooses_nothing_is_named(tmp_path, where, said):
+    with pytest.raises(ValueError, match=said):
+        choose(read_sweep(swept(tmp_path), ["select.lr"]), where)
+
+
+def test_a_sweep_without_runs_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no results\.json"):
+        read_sweep(tmp_path, ["lam"])
+
+
+def test_the_wandb_sweep_is_one_that_wandb_accepts():
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config  # the loader of `wandb sweep FILE`
+
+    for path in Path("configs/sweep").glob("*.yaml"):
+        sweep = load_sweep_config(str(path))
+        assert sweep["program"] == "train.py" and sweep["parameters"]
+        fixed = [word for word in sweep["command"] if "=" in word]
+        values = [f"{name}={spec['values'][0]}" for name, spec in sweep["parameters"].items()]
+        with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+            assert compose("train", [*fixed, *values]).name
+
+
+def test_folders_of_a_sweep_keep_their_names_until_they_are_too_long():
+    assert train.short("lam=0.5") == "lam=0.5"
+    long = [f"task.methods.rnri_sign.solver.prior={'é' * 200},lam={lam}" for lam in (0, 1)]
+    first, second = map(train.short, long)
+    assert first != second and first.startswith("task.methods.rnri_sign")
+    assert max(len(name.encode()) for name in (first, second)) <= train.LONGEST_NAME
