@@ -23,6 +23,7 @@ from experiments.counting.count_engines import Workers, dask, processes
 from experiments.counting.matcher import Patterns, patterns
 from experiments.counting.names import read_names
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
+from experiments.results.files import CannotWrite, check_writable, digest, write_whole
 
 RULES = 1  # of what a mention is: a change makes kept counts void
 
@@ -40,7 +41,7 @@ class KeptCounts:
     """Counts of finished shards, a file each; those of other shards, names or columns are never seen."""
 
     def __init__(self, folder: Path, question: Question) -> None:
-        self.folder, self._question = folder, _digest(asdict(question) | {"rules": RULES})
+        self.folder, self._question = folder, digest(asdict(question) | {"rules": RULES})
 
     def read(self, shard: Shard) -> ShardCounts | None:
         """The counts of a shard; None where they are missing or damaged."""
@@ -54,18 +55,10 @@ class KeptCounts:
         _write_json(self._path(shard), {"shard": shard.identity, "counts": asdict(counts)})
 
     def _path(self, shard: Shard) -> Path:
-        return self.folder / f"{_digest({'question': self._question, 'shard': shard.identity})[:32]}.json"
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    from experiments.results.store import digest  # imports torch: every worker process would wait for it
-
-    return digest(fields)
+        return self.folder / f"{digest({'question': self._question, 'shard': shard.identity})[:32]}.json"
 
 
 def _write_json(path: Path, content: Any) -> None:
-    from experiments.results.store import write_whole
-
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False)))
 
 
@@ -125,7 +118,6 @@ def distinct(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCoun
 
 def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> None:
     """Names and counts without a header, as ``.tsv``, ``.csv`` or ``.json``; whole or not at all."""
-    from experiments.results.store import write_whole
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -147,6 +139,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--workers {options.workers}: give one or more.")
     if options.scheduler and options.engine != "dask":
         raise ValueError("--scheduler needs --engine dask.")
+    check_writable(output)
     names = read_names(options.names)
     question = Question(options.column, patterns(names), len(names))
     shards = list_shards(options.shards, _storage(options.storage))
@@ -161,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
     captions = sum(shard.captions for shard in counts.values())
     _write_json(output.with_name(f"{output.name}.provenance.json"), {
         "captions": captions, "nulls": sum(shard.nulls for shard in counts.values()), "column": options.column,
-        "names": options.names, "forms_sha256": _digest({"forms": question.forms}), "rules": RULES,
+        "names": options.names, "forms_sha256": digest({"forms": question.forms}), "rules": RULES,
         "shards": [shard.identity | {"captions": c.captions, "content": c.content} for shard, c in counts.items()],
         "copies": {copy.url: original.url for copy, original in copies.items()},
     })  # fmt: skip
@@ -190,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--storage", default="{}", help="JSON options of the file system, such as '{\"anon\": true}'")
     try:
         run(parser.parse_args(arguments))
-    except ValueError as error:
+    except (ValueError, CannotWrite) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         sys.exit("Stopped. Finished shards are kept: the same command goes on from them.")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` make a file and moves it to ``path`` when it is complete; other processes see all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def digest(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON-able settings, the same for the same values in any order."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+from experiments.results.files import digest, write_whole
 
 
 def content_hash(image: Tensor) -> str:
@@ -49,7 +32,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+    def save(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary, metadata)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
+
+    write_whole(path, save)
 
 
 class SeedStore:

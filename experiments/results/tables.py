@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.results.store import write_whole
+from experiments.results.files import write_whole
 
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmetrics", "datasets")
 

@@ -157,6 +157,15 @@ def test_bad_options_are_answered_in_one_line(corpus, here, capsys, changes, mes
     assert stop.value.code == 2 and re.search(message, error)
 
 
+def test_a_place_that_cannot_be_written_is_said_before_counting(corpus, here, capsys):
+    for place in ("names.json/counts.tsv", "folder.tsv"):
+        (corpus / "folder.tsv").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit) as stop:
+            main([*command(corpus), "--output", f"{corpus}/{place}"])
+        assert stop.value.code == 2 and f"{place} cannot be written" in capsys.readouterr().err
+    assert here == []
+
+
 def test_bad_shards_are_named(corpus):
     for place, message in (("none", "names no Parquet"), ("*.csv", "names no Parquet"), ("x", "names no Parquet")):
         with pytest.raises(ValueError, match=message):

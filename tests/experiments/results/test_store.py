@@ -1,9 +1,12 @@
 """What is on disk is whole or absent, and never taken for something else."""
 
+import resource
+
 import pytest
 import torch
 
-from experiments.results.store import SeedStore, UnitStore, content_hash, units_for_rank, write_whole
+from experiments.results.files import CannotWrite
+from experiments.results.store import SeedStore, UnitStore, content_hash, units_for_rank
 
 
 def test_seed_is_found_again_under_the_same_fields_only(tmp_path):
@@ -25,14 +28,18 @@ def test_damaged_file_counts_as_absent_and_is_written_anew(tmp_path):
     assert store.get(key)["seed"].sum() == 0
 
 
-def test_interrupted_write_leaves_nothing(tmp_path):
-    def fail(path):
-        path.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "file.txt", fail)
-    assert list(tmp_path.iterdir()) == []
+def test_a_full_disk_is_said_and_leaves_the_old_unit(tmp_path):
+    units = UnitStore(tmp_path, {})
+    units.write("camel", {"images": torch.zeros(2)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CannotWrite, match=r"\.safetensors cannot be written \(.*File too large"):
+            units.write("camel", {"images": torch.ones(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert units.read("camel")[0]["images"].tolist() == [0, 0]
+    assert len(list(units.root.iterdir())) == 1
 
 
 def test_units_belong_to_their_settings(tmp_path):
