@@ -48,21 +48,34 @@ class _Given(nn.Module):
         return features
 
 
+LARGEST_FEATURE = 1e30
+"""Beyond it the products of covariances overflow, which LAPACK answers with a crash of the process."""
+
+
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance of two sets of features ``[N, D]``, in float64 (FID if they are Inception's).
+    """Fréchet distance of two sets of features ``[N, D]``, in float64 and never below 0 (FID if they are Inception's).
 
     With fewer samples than features the covariance is of low rank: compare only sets of equal size.
+
+    Raises:
+        ValueError: a set has fewer than two samples, or holds NaN, infinity or values beyond 1e30.
     """
-    if min(len(real), len(generated)) < 2:
-        raise ValueError(f"a Fréchet distance needs two samples a set, not {len(real)} and {len(generated)}.")
+    _check_features(real, generated)
     metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True, **_ALONE).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
-    return metric.compute().item()
+    return max(0.0, metric.compute().item())  # rounding takes equal sets below
 
 
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
-    """Mean squared MMD with KID's cubic kernel over subsets of two sets of features ``[N, D]``; unbiased."""
+    """Mean squared MMD with KID's cubic kernel over subsets of two sets of features ``[N, D]``.
+
+    The estimate is unbiased, and therefore falls below 0 for some sets that are alike; it is then given as 0.
+
+    Raises:
+        ValueError: as :func:`frechet_distance`.
+    """
+    _check_features(real, generated)
     subset = min(subset, len(real), len(generated))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
@@ -73,7 +86,19 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
     metric.update(generated.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
         torch.manual_seed(seed)
-        return metric.compute()[0].item()
+        return max(0.0, metric.compute()[0].item())
+
+
+def _check_features(real: Tensor, generated: Tensor) -> None:
+    for name, features in (("real", real), ("generated", generated)):
+        if len(features) < 2:
+            raise ValueError(f"a distance of features needs two {name} images at least, not {len(features)}.")
+        bad = ~(features.abs() <= LARGEST_FEATURE).all(1)  # True for NaN, too
+        if bad.any():
+            raise ValueError(
+                f"the features of {int(bad.sum())} of {len(features)} {name} images are not finite, the first those of "
+                f"image {int(bad.nonzero()[0])}: leave these images out, or run the judge in single precision."
+            )
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:

@@ -45,8 +45,38 @@ def test_frechet_distance_is_the_formula():
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="two samples"):
-        frechet_distance(a, b[:1])
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_distances_of_features_are_never_below_zero(distance):
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(6, 40, generator=generator, dtype=torch.float64)  # of low rank
+    for seed in range(5):
+        a = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
+        assert distance(a, a) >= 0 and distance(a, a.flip(0)) >= 0
+    assert distance(few, few) >= 0
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e200])
+def test_features_that_are_not_finite_name_their_set(distance, value):
+    fine = torch.randn(20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spoilt = fine.clone()
+    spoilt[7, 3] = value
+    with pytest.raises(ValueError, match="1 of 20 real images are not finite, the first those of image 7"):
+        distance(spoilt, fine)
+    with pytest.raises(ValueError, match="1 of 20 generated images are not finite"):
+        distance(fine, spoilt)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("count", [0, 1])
+def test_distances_need_two_images_a_set(distance, count):
+    fine = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=f"two generated images at least, not {count}"):
+        distance(fine, fine[:count])
+    with pytest.raises(ValueError, match=f"two real images at least, not {count}"):
+        distance(fine[:count], fine)
 
 
 def test_kernel_distance_tells_sets_apart_and_leaves_the_global_generator_alone():
