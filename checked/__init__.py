@@ -1,0 +1,35 @@
+"""Settings whose type, range and finiteness are checked when an object is made of them; it knows nothing of ours."""
+
+from checked.settings import CONFIG, SettingError, dataclass
+from checked.types import (
+    Count,
+    Fraction,
+    Guidance,
+    Name,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    Seed,
+    Whole,
+    distinct,
+)
+from checked.words import expected, parameter_hints, refusal
+
+__all__ = [
+    "CONFIG",
+    "Count",
+    "Fraction",
+    "Guidance",
+    "Name",
+    "NotNegative",
+    "OpenFraction",
+    "Positive",
+    "Seed",
+    "SettingError",
+    "Whole",
+    "dataclass",
+    "distinct",
+    "expected",
+    "parameter_hints",
+    "refusal",
+]
