@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from checked import Positive, Whole, dataclass
 from rnri.models.diffusion import LatentDiffusion
 
 
@@ -23,13 +23,9 @@ class DecoderInversion:
         learning_rate: on latents of about unit variance.
     """
 
-    iterations: int = 100
-    learning_rate: float = 0.1
-    warmup: int = 10
-
-    def __post_init__(self) -> None:
-        if self.iterations < 0 or self.warmup < 0:
-            raise ValueError(f"iterations={self.iterations}, warmup={self.warmup} must not be negative.")
+    iterations: Whole = 100
+    learning_rate: Positive = 0.1
+    warmup: Whole = 10
 
     def __call__(self, model: LatentDiffusion, images: Tensor) -> Tensor:
         """Latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` in [0, 1]."""

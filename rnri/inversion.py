@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol
+from dataclasses import field, replace
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from checked import Count, NotNegative, dataclass
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
@@ -16,11 +18,10 @@ from rnri.solvers.anderson import SafeguardedAnderson
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
 from rnri.solvers.sharing import Budget
 
-STARTS = ("plain", "extrapolated", "fitted")
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Inversion:
     """The seed of each image and how it was found.
 
@@ -65,6 +66,7 @@ class Inversion:
         return sum(tensor.nbytes for tensor in self.extra.values()) // len(self.seed)
 
 
+@runtime_checkable
 class Inverter(Protocol):
     """One inversion method. ``single_latent`` is what its inversions will say."""
 
@@ -120,12 +122,6 @@ class ImplicitInverter:
 
     single_latent: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise ValueError(f"start={self.start!r} is unknown; choose {', '.join(STARTS)}.")
-        if self.sharing not in ("even", "schedule"):
-            raise ValueError(f"sharing={self.sharing!r} is unknown; choose even or schedule.")
-
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
@@ -172,7 +168,7 @@ class ImplicitInverter:
         return measured(solution, problem, self.solver.tolerance) if self.measure_residual else solution
 
 
-def accelerated(evaluations: int = 2, tolerance: float = 1e-6) -> ImplicitInverter:
+def accelerated(evaluations: Count = 2, tolerance: NotNegative = 1e-6) -> ImplicitInverter:
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
     Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from checked import Count, Seed, dataclass
 from rnri.inversion import Inversion, Inverter
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
@@ -36,17 +37,11 @@ class PromptAware:
     """
 
     inverter: Inverter
-    steps: int = 2
-    iterations: int = 1
+    steps: Count = 2
+    iterations: Count = 1
     noising: Literal["inversion", "random"] = "inversion"
     reuse: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.iterations < 1:
-            raise ValueError(f"steps={self.steps}, iterations={self.iterations}: the adjustment needs at least 1.")
-        if self.noising not in ("inversion", "random"):
-            raise ValueError(f"noising={self.noising!r} is unknown; choose inversion or random.")
+    seed: Seed = 0
 
     @property
     def single_latent(self) -> bool:

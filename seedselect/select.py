@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
+from checked import Count, NotNegative, Whole, dataclass
 from seedselect.book import Book, Selection
 from seedselect.losses import appearance_loss, semantic_loss
 
@@ -21,7 +23,7 @@ AUTHORS_OPTIMISER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
 AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Targets:
     """What each sample shall come to resemble: mean reference feature ``[B, D]`` and mean latent ``[B, C, h, w]``."""
 
@@ -56,27 +58,19 @@ class SeedSelect:
             ``improvement`` over the last ``patience`` updates. ``patience`` 0: all iterations.
     """
 
-    iterations: int = 30
+    iterations: Count = 30
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] = AUTHORS_OPTIMISER
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] = AUTHORS_SCHEDULE
-    semantic_weight: float = 10.0
-    appearance_weight: float = 1.0
-    step_weights: tuple[float, ...] = (0.05, 0.25, 0.7)
+    semantic_weight: NotNegative = 10.0
+    appearance_weight: NotNegative = 1.0
+    step_weights: Annotated[Sequence[NotNegative], MinLen(1)] = (0.05, 0.25, 0.7)
     norm: Literal["free", "keep"] = "free"
     penalty: Callable[[Tensor], Tensor] = no_penalty
-    penalty_weight: float = 1.0
-    patience: int = 0
-    improvement: float = 0.01
+    penalty_weight: NotNegative = 1.0
+    patience: Whole = 0
+    improvement: NotNegative = 0.01
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: SeedSelect needs at least one update.")
-        if self.patience < 0:
-            raise ValueError(f"patience={self.patience}: give a number of updates, or 0 to make all of them.")
-        if not self.step_weights:
-            raise ValueError("step_weights=(): give one weight for each of the last latents, at least one.")
-        if self.norm not in ("free", "keep"):
-            raise ValueError(f"norm={self.norm!r} is unknown: choose 'free' or 'keep'.")
         self._make_optimiser([torch.zeros(1)])
 
     def __call__(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Fraction, dataclass
 from rnri.baselines.common import evenly, inversion
 from rnri.inversion import Inversion
 from rnri.models.predictor import NoisePredictor
@@ -31,13 +31,9 @@ class EDICT:
         mix: p, in (0, 1]; 1 does not mix, and the two latents drift apart.
     """
 
-    mix: float = 0.93
+    mix: Fraction = 0.93
 
     single_latent: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mix <= 1:
-            raise ValueError(f"mix={self.mix} must be above 0 and at most 1.")
 
     @torch.no_grad()
     def invert(

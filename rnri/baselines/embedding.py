@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Count, NotNegative, Positive, dataclass
 from rnri.baselines.common import ddim_path, inversion
 from rnri.inversion import Inversion
 from rnri.models.predictor import Condition, NoisePredictor
@@ -54,15 +55,11 @@ class NullText:
         iterations: Adam's steps for each step of the sampler, at most.
     """
 
-    iterations: int = 10
-    learning_rate: float = 0.01
-    threshold: float = 1e-5
+    iterations: Count = 10
+    learning_rate: Positive = 0.01
+    threshold: NotNegative = 1e-5
 
     single_latent: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: null-text inversion needs at least 1.")
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore

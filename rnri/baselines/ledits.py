@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
+from checked import Seed, dataclass
 from rnri.baselines.common import evenly, inversion
 from rnri.baselines.stochastic import diffused
 from rnri.inversion import Inversion
@@ -40,7 +40,7 @@ class LEditsPP:
         seed: of the draws.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     single_latent: ClassVar[bool] = False
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import dataclass
 from rnri.baselines.common import ddim_path, inversion
 from rnri.inversion import Inversion
 from rnri.models.predictor import NoisePredictor

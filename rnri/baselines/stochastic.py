@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Fraction, Seed, dataclass
 from rnri.baselines.common import evenly, inversion
 from rnri.inversion import Inversion
 from rnri.models.predictor import NoisePredictor
@@ -31,7 +31,7 @@ class EditFriendly:
         seed: of the draws.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     single_latent: ClassVar[bool] = False
 
@@ -76,14 +76,10 @@ class SDEdit:
         seed: of the noise, the same for every image.
     """
 
-    strength: float = 0.8
-    seed: int = 0
+    strength: Fraction = 0.8
+    seed: Seed = 0
 
     single_latent: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength={self.strength} must be above 0 and at most 1.")
 
     @torch.no_grad()
     def invert(

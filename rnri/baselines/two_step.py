@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Fraction, dataclass
 from rnri.baselines.common import check_chain, evenly, inversion
 from rnri.inversion import Inversion
 from rnri.models.predictor import NoisePredictor
@@ -78,11 +78,7 @@ class BDIA(TwoStepSampler):
         gamma: in (0, 1]. Inversion magnifies rounding by ``1 / gamma`` a step: 0.5 gives 10^15 at 50 steps.
     """
 
-    gamma: float = 0.96
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma} must be above 0 and at most 1.")
+    gamma: Fraction = 0.96
 
     def coefficients(self, levels: list[float]) -> tuple[float, float, float]:
         to_clean, to_noisy = _ddim(levels[1], levels[0]), _ddim(levels[1], levels[2])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from checked import Count, NotNegative, OpenFraction, dataclass
 from rnri.solvers.implicit import mean_absolute
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 
@@ -25,13 +26,8 @@ class Anderson(IterativeSolver):
             problem solvable when differences are parallel or at the network's rounding error.
     """
 
-    memory: int = 3
-    regularisation: float = 1e-10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory < 1:
-            raise ValueError(f"memory={self.memory}: Anderson needs at least 1; FixedPoint has none.")
+    memory: Count = 3
+    regularisation: NotNegative = 1e-10
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
@@ -70,18 +66,11 @@ class SafeguardedAnderson(Anderson):
         damping: in (0, 1).
     """
 
-    memory: int = 4
-    growth: float = 2.0
-    damping: float = 0.5
+    memory: Count = 4
+    growth: Annotated[float, Ge(1)] = 2.0
+    damping: OpenFraction = 0.5
 
     ends_in_step: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.growth < 1:
-            raise ValueError(f"growth={self.growth} must be at least 1, which accepts no increase of the residual.")
-        if not 0 < self.damping < 1:
-            raise ValueError(f"damping={self.damping} must lie between 0 and 1.")
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         residual = mean_absolute(at.f - at.z)  # [b]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Count, Positive, Whole, dataclass
 from rnri.solvers.implicit import mean_absolute
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 
@@ -27,16 +27,9 @@ class ForwardStep(IterativeSolver):
             leaves it.
     """
 
-    rate: float = 0.5
-    warmup: int = 0
-    patience: int | None = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rate <= 0:
-            raise ValueError(f"rate={self.rate} must be positive.")
-        if self.warmup < 0 or (self.patience is not None and self.patience < 1):
-            raise ValueError(f"warmup={self.warmup}, patience={self.patience}: at least 0 and 1 (or null).")
+    rate: Positive = 0.5
+    warmup: Whole = 0
+    patience: Count | None = 20
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         residual = mean_absolute(at.z - at.f)
@@ -58,7 +51,7 @@ class GradientDescent(IterativeSolver):
     Costs one backward evaluation for every forward one but the last.
     """
 
-    rate: float = 0.5
+    rate: Positive = 0.5
 
     differentiates: ClassVar[bool] = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -125,6 +125,7 @@ class Solution:
     f: Tensor
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Solves ``z = f(z)`` for a batch, sample by sample; knows neither prompt nor schedule nor time."""
 

@@ -7,20 +7,21 @@ changes another's result.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Count, NotNegative, dataclass
 from rnri.solvers.implicit import ImplicitStep, Solution, mean_absolute
 
 State = tuple[Tensor, ...]
 """What a solver remembers between iterations: tensors whose first dimension is the batch."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Iterate:
     """An evaluated iterate of the ``b`` samples still being solved, as a solver's step sees it."""
 
@@ -45,19 +46,13 @@ class IterativeSolver(ABC):
             last iterate that ``step`` made, unevaluated, with the residual of the one before it.
     """
 
-    iterations: int = 5
-    tolerance: float = 1e-4
+    iterations: Count = 5
+    tolerance: NotNegative = 1e-4
     keep_best: bool = True
 
     differentiates: ClassVar[bool] = False
     ends_in_step: ClassVar[bool] = False
     """Whether, with ``keep_best``, the last evaluated iterate is stepped from if it is the best."""
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: a solver needs at least 1.")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance={self.tolerance} must not be negative; 0 never stops early.")
 
     @abstractmethod
     def step(self, at: Iterate) -> tuple[Tensor, State]:

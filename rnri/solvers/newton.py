@@ -13,12 +13,12 @@ solves the equation, so in general F has no root: few iterations and the best it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from checked import Count, NotNegative, dataclass
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 
 
@@ -26,13 +26,8 @@ from rnri.solvers.iterative import Iterate, IterativeSolver, State
 class RegularisedNewton(IterativeSolver):
     """What the variants share: F and ``lam``, the weight of its prior (the paper's lambda)."""
 
-    iterations: int = 2
-    lam: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lam < 0:
-            raise ValueError(f"lam={self.lam} must not be negative; 0 leaves out the prior.")
+    iterations: Count = 2
+    lam: NotNegative = 0.1
 
     def objective(self, at: Iterate) -> Tensor:
         """F of Eq. 7 by sample, ``[b]``; differentiable in ``at.z``, and through ``at.f`` if attached."""
@@ -61,7 +56,7 @@ class RNRIPaper(RegularisedNewton):
     Newton-Raphson of section 4. The paper gives no value for ``eta``.
     """
 
-    eta: float = 1e-6
+    eta: NotNegative = 1e-6
 
     differentiates: ClassVar[bool] = True
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from checked import Count, dataclass
 from rnri.solvers.implicit import ImplicitStep, mean_absolute
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 
@@ -26,12 +25,7 @@ class NewtonKrylov(IterativeSolver):
         krylov: dimensions of the Krylov space, i.e. products a Newton step, 1 or more.
     """
 
-    krylov: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.krylov < 1:
-            raise ValueError(f"krylov={self.krylov}: the Krylov space needs at least 1 dimension.")
+    krylov: Count = 3
 
     def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
         return spent + self.krylov + 1 <= limits

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from checked import Count, NotNegative, Seed, Whole, dataclass
 from rnri.solvers.implicit import ImplicitStep
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 
@@ -40,20 +40,17 @@ class ReNoise(IterativeSolver):
         seed: of the reference's noise.
     """
 
-    iterations: int = 10
+    iterations: Count = 10
     keep_best: bool = False
-    average_from: int = 8
-    kl_weight: float = 0.065
-    correlation_weight: float = 20.0
-    rounds: int = 0
-    seed: int = 0
+    average_from: Whole = 8
+    kl_weight: NotNegative = 0.065
+    correlation_weight: NotNegative = 20.0
+    rounds: Whole = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.keep_best:
             raise ValueError("keep_best: ReNoise returns the mean of its predictions, not one iterate.")
-        if self.average_from < 0 or self.rounds < 0:
-            raise ValueError(f"average_from={self.average_from}, rounds={self.rounds} must not be negative.")
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         problem, zero = at.problem, at.f.new_zeros(len(at.f), 1, 1, 1)
