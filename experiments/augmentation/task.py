@@ -52,7 +52,7 @@ class Augmentation(RareConcepts):
                 f"there is no real image of {missing[0]!r} besides the references: add some under its name to the "
                 "folder of real images, or leave the concept out."
             )
-        self.tests = torch.cat([torch.from_numpy(found[concept.name]) for concept in self.chosen])
+        self.tests = torch.cat([torch.from_numpy(found[concept.name][:]) for concept in self.chosen])
         self.truth = torch.cat([torch.full((len(found[c.name]),), k) for k, c in enumerate(self.chosen)])
 
     def run(self, trainer: Trainer) -> float:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from string import Formatter
+from typing import Any, Protocol
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.matcher import count_mentions
-from experiments.data.augment import BACKGROUNDS, plain
+from experiments.data.augment import BACKGROUNDS, Augmentation, plain
 from experiments.data.emoji import Drawings, read_table
+from experiments.data.images import Images, check_images
+from experiments.naming import canonical, distinct_names
 
 BUCKETS = ("head", "medium", "tail")
+
+
+CHECKED = 10_000
+"""Reference images that are decoded beforehand, in all, even if no unit uses them: so many take seconds."""
 
 
 @dataclass(frozen=True)
@@ -29,36 +37,48 @@ class Concept:
         prompt: what the model is asked for.
         frequency: captions of the training corpus that mention it.
         bucket: ``head``, ``medium`` or ``tail``.
-        references: ``uint8 [R, 3, H, W]``, real images that the model has not seen.
+        references: real images that the model has not seen, read when they are asked for.
     """
 
     name: str
     prompt: str
     frequency: int
     bucket: str
-    references: np.ndarray
+    references: Images
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Name, prompt and reference images: what an experiment computes for the concept depends on all three."""
-        content = hashlib.sha256(self.references.tobytes()).hexdigest()
-        return f"{self.name}\n{self.prompt}\n{content}"
+        """Name, prompt and reference images: what an experiment computes for the concept depends on all three.
+
+        The images are read one by one, once.
+        """
+        content = hashlib.sha256()
+        for k in range(len(self.references)):
+            content.update(self.references[k].tobytes())
+        return f"{self.name}\n{self.prompt}\n{content.hexdigest()}"
+
+    def at(self, size: tuple[int, int]) -> Concept:
+        """The concept with its references at ``(H, W)`` pixels. ValueError if they have another size of their own."""
+        return replace(self, references=self.references.at(size))
 
 
 class ConceptSource(Protocol):
-    """Where concepts and the real images for FID come from."""
+    """Where concepts and the real images for FID come from.
 
-    def concepts(self) -> list[Concept]: ...
+    All images are read when they are asked for. Those without a size of their own are given one by
+    :meth:`~experiments.data.images.Images.at`.
+    """
 
-    def real_images(self) -> Iterator[np.ndarray]:
-        """``uint8 [3, H, W]`` for FID and KID, one after the other, disjoint from all references.
-
-        ValueError at the call, not at the first image, where there are none.
-        """
+    def concepts(self) -> list[Concept]:
+        """Every concept, with all its reference images. ValueError says what is wrong with the data."""
         ...
 
-    def held_out(self) -> dict[str, np.ndarray]:
-        """The real images that show a known concept, ``uint8 [N, 3, H, W]``, by its name."""
+    def real_images(self) -> Images:
+        """For FID and KID, disjoint from all references. ValueError where there are none or one cannot be read."""
+        ...
+
+    def held_out(self) -> dict[str, Images]:
+        """The real images that show a known concept, by its name; checked as :meth:`real_images` are."""
         ...
 
 
@@ -88,6 +108,7 @@ class EmojiConcepts:
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
             raise ValueError(f"data.background={self.background!r} is unknown: choose one of {', '.join(BACKGROUNDS)}.")
+        check_template("data.source.prompt", self.prompt, "phrase", "background")
 
     def concepts(self) -> list[Concept]:
         drawings = Drawings(self.folder, ["reference"])
@@ -95,72 +116,141 @@ class EmojiConcepts:
         captions = read_table(Path(self.folder) / "captions.parquet").data.column("caption").combine_chunks()
         frequencies = count_mentions({name: [name] for name in phrases}, captions)
         buckets = assign_buckets(frequencies, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
-        pictures = self._pictures(drawings)
+        references = self._by_concept(drawings)
         return [
             Concept(
                 name=name,
                 prompt=self.prompt.format(phrase=phrase, background=self.background),
                 frequency=frequencies[name],
                 bucket=buckets[name],
-                references=pictures[name],
+                references=references[name],
             )
             for name, phrase in phrases.items()
         ]
 
-    def real_images(self) -> Iterator[np.ndarray]:
+    def real_images(self) -> Images:
         drawings = Drawings(self.folder, ["fid"])
-        return (drawings.picture(image_id, plain(self.background)) for image_id in drawings.image_ids)
+        return self._images(drawings, drawings.image_ids)
 
-    def held_out(self) -> dict[str, np.ndarray]:
-        return self._pictures(Drawings(self.folder, ["fid"]))
+    def held_out(self) -> dict[str, Images]:
+        return self._by_concept(Drawings(self.folder, ["fid"]))
 
-    def _pictures(self, drawings: Drawings) -> dict[str, np.ndarray]:
-        """All drawings on the background, ``uint8 [N, 3, H, W]`` by concept."""
-        pictures: dict[str, list[np.ndarray]] = {}
+    def _by_concept(self, drawings: Drawings) -> dict[str, Images]:
+        found: dict[str, list[int]] = {}
         for row in drawings.rows:
-            picture = drawings.picture(row["image_id"], plain(self.background))
-            pictures.setdefault(row["concept"], []).append(picture)
-        return {name: np.stack(own) for name, own in pictures.items()}
+            found.setdefault(row["concept"], []).append(row["image_id"])
+        return {name: self._images(drawings, own) for name, own in found.items()}
+
+    def _images(self, drawings: Drawings, image_ids: Sequence[int]) -> Images:
+        return Images(
+            items=image_ids,
+            read=partial(_picture, drawings, plain(self.background)),
+            size=drawings.size,
+            advice="choose another model, data=folder, or a corpus built with that --size (see assets/emoji/README.md)",
+        )
+
+
+def _picture(drawings: Drawings, augmentation: Augmentation, image_id: int, _: tuple[int, int]) -> np.ndarray:
+    return drawings.picture(image_id, augmentation)
+
+
+def check_template(key: str, template: str, required: str, *optional: str) -> None:
+    """ValueError unless the prompts' template ``key`` has the field ``required`` and no other but ``optional``."""
+    try:
+        parsed = [parts for _, *parts in Formatter().parse(template) if parts[0] is not None]
+    except ValueError:  # a brace alone
+        parsed = []
+    names = [name for name, *_ in parsed]
+    if required not in names or {*names} - {required, *optional} or any(spec or how for _, spec, how in parsed):
+        more = f", may hold {', '.join(f'{{{name}}}' for name in optional)}" if optional else ""
+        raise ValueError(
+            f"{key}={template!r} is no template of prompts: it must hold {{{required}}}{more}, and no other braces."
+        )
+
+
+def with_references(concepts: Sequence[Concept], count: int) -> list[Concept]:
+    """The concepts with their first ``count`` references alone.
+
+    Files are decoded once to find bad ones before any work: those, and of small sets the others too.
+
+    Raises:
+        ValueError: a concept has fewer references, or a file cannot be read.
+    """
+    for concept in concepts:
+        if len(concept.references) < count:
+            raise ValueError(
+                f"task.references={count}, but {concept.name!r} has {len(concept.references)} reference images: "
+                "add some or ask for fewer."
+            )
+    checked = max(count, CHECKED // max(len(concepts), 1))
+    check_images([file for c in concepts for file in c.references.first(checked).files], "checking references")
+    return [replace(concept, references=concept.references.first(count)) for concept in concepts]
 
 
 def choose(
-    concepts: Sequence[Concept], wanted: int | str | Sequence[str], buckets: Sequence[str], seed: int
+    concepts: Sequence[Concept], wanted: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
     """The concepts of an experiment: ``wanted`` is a number a bucket, ``"all"``, or names. Prints how many of how many.
 
     A number draws without regard to frequency inside a bucket; the draw depends on ``seed`` alone, and a larger
-    number contains a smaller one's concepts.
+    number contains a smaller one's concepts. Names are taken whatever their bucket; whole numbers in a list are names.
 
     Raises:
-        ValueError: an unknown name or bucket, or a number below 1.
+        ValueError: an unknown name or bucket, one twice, a number below 1, anything else, or nothing left.
     """
-    unknown = set(buckets) - set(BUCKETS)
-    if unknown:
-        raise ValueError(f"data.buckets names {', '.join(sorted(unknown))}: choose from {', '.join(BUCKETS)}.")
+    _check_buckets(buckets)
     chosen = _choose(concepts, wanted, buckets, seed)
+    if not chosen:
+        held = ", ".join(f"{b} {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
+        raise ValueError(f"no concept is in data.buckets=[{', '.join(buckets)}], the data has {held}: choose others.")
     counts = (f"{b} {sum(c.bucket == b for c in chosen)} of {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
     rank_zero_only(print)(f"Concepts: {', '.join(counts)}")
     return chosen
 
 
+def _check_buckets(buckets: Sequence[str]) -> None:
+    choices = ", ".join(BUCKETS)
+    if isinstance(buckets, str) or not isinstance(buckets, Sequence) or not buckets:
+        hint = f"data.buckets=[{buckets}]" if buckets in BUCKETS else f"data.buckets=[{choices}], or some of them"
+        raise ValueError(f"data.buckets={buckets!r} is no list of buckets: write {hint}.")
+    for k, bucket in enumerate(buckets):
+        if bucket not in BUCKETS:
+            raise ValueError(f"data.buckets names {bucket!r}: choose from {choices}.")
+        if bucket in buckets[:k]:
+            raise ValueError(f"data.buckets names {bucket!r} twice: name each bucket once.")
+
+
 def _choose(
-    concepts: Sequence[Concept], wanted: int | str | Sequence[str], buckets: Sequence[str], seed: int
+    concepts: Sequence[Concept], wanted: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
     candidates = [concept for concept in concepts if concept.bucket in buckets]
     if wanted == "all":
         return candidates
-    if isinstance(wanted, int):
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
         if wanted < 1:
             raise ValueError(f"data.concepts={wanted}: ask for at least 1 concept a bucket, for names, or for 'all'.")
         order = np.random.default_rng(seed).permutation(len(concepts))
         rank = {concepts[k].name: place for place, k in enumerate(order)}
         drawn = [sorted((c for c in candidates if c.bucket == b), key=lambda c: rank[c.name])[:wanted] for b in buckets]
         return [concept for bucket in drawn for concept in bucket]
-    return _by_name(concepts, [wanted] if isinstance(wanted, str) else wanted)
+    return _by_name(concepts, _names(wanted))
+
+
+def _names(wanted: Any) -> list[str]:
+    """Names in canonical form: those of a list, in which YAML reads ``[0, 1]`` as numbers, or a single one."""
+    listed = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(listed, Sequence) or not listed:
+        raise ValueError(f"data.concepts={wanted!r}: give a number a bucket, 'all', or a list of names.")
+    for name in listed:
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError(
+                f"data.concepts holds {name!r}, which is no name: put it in quotes if a concept is called so."
+            )
+    return list(distinct_names(map(str, listed), "data.concepts", "name each concept once"))
 
 
 def _by_name(concepts: Sequence[Concept], names: Sequence[str]) -> list[Concept]:
-    known = {concept.name: concept for concept in concepts}
+    known = {canonical(concept.name): concept for concept in concepts}
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, cutoff=0.0)

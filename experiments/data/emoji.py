@@ -24,8 +24,12 @@ def read_table(path: str | Path) -> datasets.Dataset:
     return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
 
 
-def check_corpus(folder: str | Path) -> None:
-    """ValueError unless ``folder`` holds a whole corpus."""
+def check_corpus(folder: str | Path | None) -> None:
+    """ValueError unless ``folder`` holds a whole corpus; None is what ``data=folder`` has in its place."""
+    if folder is None:
+        raise ValueError(
+            "this training needs drawings with captions, which folders of images have not: use data=emoji."
+        )
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
         if not (Path(folder) / f"{name}.parquet").is_file():
             raise ValueError(
@@ -44,6 +48,12 @@ class Drawings:
     @property
     def image_ids(self) -> list[int]:
         return [row["image_id"] for row in self.rows]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` of all drawings in pixels; they are squares."""
+        width, height = next(iter(self.images.values())).size
+        return height, width
 
     def picture(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
         """``uint8 [3, H, W]``."""

@@ -2,68 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.counting.counts import read_count_table
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.imagenet import imagenet_class, imagenet_classes, imagenet_counts
-from experiments.data.augment import to_array
-from experiments.data.concepts import Concept
+from experiments.data.concepts import Concept, check_template
+from experiments.data.images import Images, check_images, height_and_width, read_image
+from experiments.data.listing import image_files, list_folder, named_folders
+from experiments.naming import distinct_names
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 CLASSES = ("folders", "imagenet1k", "imagenet1k_rows")
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """In the order of their names; none where ``folder`` is missing."""
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder in the order of their names. ValueError if it is missing or has none."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: name one that holds images.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): add some or remove the folder.")
-    return files
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file's image, of which only the header is read yet. ValueError names a bad file, also when pixels are."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except (FileNotFoundError, UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it.") from None
-
-
-def read_image(path: Path, size: int) -> np.ndarray:
-    """``uint8 [3, size, size]``: upright, on white, resized, the centre cut out. ValueError names a bad file."""
-    with _opened(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGBA")
-    flat = Image.new("RGBA", image.size, "white")
-    flat.alpha_composite(image)
-    return to_array(ImageOps.fit(flat.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
 @dataclass(frozen=True)
 class FolderConcepts:
-    """Concepts from ``references/NAME/*.jpg``, with real images for FID from ``real/**``.
+    """Concepts from ``references/NAME/*``, with real images for FID from ``real/*`` and ``real/NAME/*``.
+
+    An image is any file that Pillow reads; of animations and files of pages it is the first. Images are read when they
+    are asked for.
 
     Args:
         references: folder with one folder a concept, named as the classifier names it.
         real: folder with one folder a concept, or images; must not hold the references.
         counts: file of corpus frequencies by name; its source is the user's to state.
         prompt: with ``{name}``.
-        size: side of the model's images in pixels.
+        size: of the images in pixels, a side or ``(H, W)``; None is the model's.
         head, tail: as for the embedded corpus; the paper's are 1,000,000 and 10,000 mentions in LAION-2B.
         by, ranks: as for the embedded corpus; ranks are those of all concepts in ``counts``.
         classes: ``folders`` if ``counts`` names concepts as the folders do; ``imagenet1k`` if both name ImageNet's
@@ -75,7 +41,7 @@ class FolderConcepts:
     real: str
     counts: str
     prompt: str
-    size: int
+    size: int | Sequence[int] | None
     head: int
     tail: int
     by: str = "threshold"
@@ -85,52 +51,70 @@ class FolderConcepts:
     def __post_init__(self) -> None:
         if self.classes not in CLASSES:
             raise ValueError(f"data.source.classes={self.classes!r} is unknown: choose one of {', '.join(CLASSES)}.")
+        check_template("data.source.prompt", self.prompt, "name")
+        height_and_width(self.size)
 
     def concepts(self) -> list[Concept]:
         root = Path(self.references)
-        folders = _subfolders(root)
+        folders = named_folders(root) if root.is_dir() else {}
         if not folders:
             raise ValueError(f"{root} holds no folders: data.references needs one folder of images a concept.")
         counts = self._counts()
         buckets = assign_buckets(counts, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
-        keys = {folder: self._key(folder.name, counts) for folder in folders}
+        keys = self._keys(folders, counts)
+        beside = list_folder(root)
+        files = image_files(folders.values(), loose=[*beside.images, *beside.others])
         return [
             Concept(
-                name=folder.name,
-                prompt=self.prompt.format(name=self._phrase(folder.name)),
-                frequency=counts[keys[folder]],
-                bucket=buckets[keys[folder]],
-                references=np.stack([read_image(path, self.size) for path in image_files(folder)]),
+                name=name,
+                prompt=self.prompt.format(name=self._phrase(name)),
+                frequency=counts[keys[name]],
+                bucket=buckets[keys[name]],
+                references=self._images(own),
             )
-            for folder in folders
+            for name, own in zip(folders, files, strict=True)
         ]
 
     def _counts(self) -> Mapping[str, int]:
-        """By name, or by the WordNet ids of ImageNet's classes."""
+        """By canonical name, or by the WordNet ids of ImageNet's classes."""
         table = read_count_table(self.counts)
         if self.classes == "folders":
-            return table.counts
+            return {name: table.counts[given] for name, given in distinct_names(table.counts, self.counts).items()}
         counts = imagenet_counts(table, rows_are_indices=self.classes == "imagenet1k_rows")
         return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
 
-    def _key(self, folder: str, counts: Mapping[str, int]) -> str:
-        key = folder if self.classes == "folders" else imagenet_class(folder).wnid
-        if key not in counts:
-            raise ValueError(f"{self.counts} has no count for {folder!r}: add it, or remove the folder of that name.")
-        return key
+    def _keys(self, folders: Mapping[str, Path], counts: Mapping[str, int]) -> dict[str, str]:
+        """What ``counts`` has each folder's concept under."""
+        keys: dict[str, str] = {}
+        for name in folders:
+            key = name if self.classes == "folders" else imagenet_class(name).wnid
+            if key not in counts:
+                raise ValueError(f"{self.counts} has no count for {name!r}: add it, or remove the folder of that name.")
+            if key in keys.values():
+                other = next(known for known, own in keys.items() if own == key)
+                raise ValueError(f"the folders {other!r} and {name!r} are one class, {key}: merge them.")
+            keys[name] = key
+        return keys
 
-    def _phrase(self, folder: str) -> str:
-        return folder if self.classes == "folders" else imagenet_class(folder).synonyms[0]
+    def _phrase(self, name: str) -> str:
+        return name if self.classes == "folders" else imagenet_class(name).synonyms[0]
 
-    def real_images(self) -> Iterator[np.ndarray]:
+    def real_images(self) -> Images:
         root = Path(self.real)
-        nested = _subfolders(root)
-        files = [path for folder in nested or [root] for path in image_files(folder)]
-        for path in files:
-            with _opened(path):
-                pass  # what is no image is found before any long work
-        return (read_image(path, self.size) for path in files)
+        folders, beside = named_folders(root), list_folder(root)
+        if folders:
+            nested = image_files(folders.values(), loose=beside.others)
+            files = [*beside.images, *(path for own in nested for path in own)]
+        else:
+            (files,) = image_files([root])
+        check_images(files, "checking real images")
+        return self._images(files)
 
-    def held_out(self) -> dict[str, np.ndarray]:
-        folders = _subfolders(Path(self.real))
-        return {path.name: np.stack([read_image(file, self.size) for file in image_files(path)]) for path in folders}
+    def held_out(self) -> dict[str, Images]:
+        folders = named_folders(Path(self.real))
+        files = image_files(folders.values())
+        return {name: self._images(own) for name, own in zip(folders, files, strict=True)}
+
+    def _images(self, files: Sequence[Path]) -> Images:
+        advice = "leave data.source.size out, which is null, to follow the checkpoint"
+        return Images(files, read_image, height_and_width(self.size), advice)

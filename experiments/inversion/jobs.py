@@ -119,19 +119,14 @@ def pictured(concepts: Sequence[Concept], count: int, generator: torch.Generator
     """``count`` references of ``concepts`` in an order that takes every concept once before any a second time.
 
     Raises:
-        ValueError: there are fewer, or ``count`` is below 1.
+        ValueError: there are fewer, ``count`` is below 1, or an image cannot be read.
     """
     most = max(len(concept.references) for concept in concepts)
     order = [concepts[k] for k in torch.randperm(len(concepts), generator=generator).tolist()]
-    all_images = [
-        Pictured(f"{c.name}/{k}", c.name, c.prompt, torch.from_numpy(c.references[k]))
-        for k in range(most)
-        for c in order
-        if k < len(c.references)
-    ]
-    if not 1 <= count <= len(all_images):
-        raise ValueError(f"task.images={count}: the data has 1 to {len(all_images)} images; choose among them.")
-    return all_images[:count]
+    places = [(concept, k) for k in range(most) for concept in order if k < len(concept.references)]
+    if not 1 <= count <= len(places):
+        raise ValueError(f"task.images={count}: the data has 1 to {len(places)} images; choose among them.")
+    return [Pictured(f"{c.name}/{k}", c.name, c.prompt, torch.from_numpy(c.references[k])) for c, k in places[:count]]
 
 
 def imagined(images: Sequence[Pictured], count: int) -> list[Pictured]:

@@ -1,12 +1,19 @@
 """Users' own folders of images: what is read, and what is said when it cannot be."""
 
 import json
+import pickle
+import tracemalloc
+import unicodedata
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data.folder import FolderConcepts, image_files, read_image
+from experiments.data import folder as folder_module
+from experiments.data.concepts import with_references
+from experiments.data.folder import FolderConcepts
+from experiments.data.listing import image_files, list_folder
 
 
 def source(root, **changes) -> FolderConcepts:
@@ -29,25 +36,21 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def quiet():
+    """A warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
 def test_concepts_have_prompts_buckets_and_images(root):
     phone, cat = source(root).concepts()
     assert (phone.name, phone.bucket, phone.frequency) == ("payphone", "head", 500)
     assert (cat.prompt, cat.bucket) == ("a photo of a tiger cat", "tail")
     assert cat.references.shape == (2, 3, 16, 16)
-    assert cat.references[0, :, 8, 8].tolist() == [255, 165, 0]
+    assert cat.references[0][:, 8, 8].tolist() == [255, 165, 0]
     assert [image.shape for image in source(root).real_images()] == [(3, 16, 16)] * 4
-
-
-def test_transparent_pixels_become_white(tmp_path):
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read_image(tmp_path / "clear.png", 4) == 255).all()
-
-
-def test_centre_is_cut_out(tmp_path):
-    picture = np.zeros((8, 24, 3), np.uint8)
-    picture[:, 8:16] = 200
-    Image.fromarray(picture).save(tmp_path / "wide.png")
-    assert (read_image(tmp_path / "wide.png", 8) == 200).all()
 
 
 def test_counts_from_every_format(root):
@@ -77,6 +80,10 @@ def test_imagenet_folders_and_counts_by_any_key(root):
         "head",
     )
     assert (cat.name, cat.prompt, cat.frequency, cat.bucket) == ("tiger cat", "a photo of a tiger cat", 3, "tail")
+    (root / "references" / "282").mkdir()
+    with pytest.raises(ValueError, match="'282' and 'tiger cat' are one class, n02123159"):
+        source(root, classes="imagenet1k").concepts()
+    (root / "references" / "282").rmdir()
     (root / "counts.tsv").write_text("".join(f"class {k}\t{k}\n" for k in range(1000)))
     assert [c.frequency for c in source(root, classes="imagenet1k_rows").concepts()] == [707, 282]
     with pytest.raises(ValueError, match="'class 0' fits no class of ImageNet-1k"):
@@ -85,31 +92,130 @@ def test_imagenet_folders_and_counts_by_any_key(root):
         source(root, classes="imagenet")
 
 
-def test_corrupt_image_is_named(root):
-    bad = root / "references" / "payphone" / "0.png"
-    bad.write_bytes(bad.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"payphone.0\.png cannot be read as an image"):
+# Names
+
+
+def test_names_are_compared_in_one_form(root):
+    """A folder from macOS is in NFD, a file of counts written elsewhere in NFC."""
+    composed, parted = (unicodedata.normalize(form, "jalapeño") for form in ("NFC", "NFD"))
+    for kind in ("references", "real"):
+        (root / kind / "payphone").rename(root / kind / parted)
+    (root / "counts.tsv").write_text(f" {composed} \t500\ntiger cat\t3\n")
+    assert [concept.name for concept in source(root).concepts()] == [composed, "tiger cat"]
+    assert set(source(root).held_out()) == {composed, "tiger cat"}
+
+
+@pytest.mark.parametrize("kind", ["references", "real"])
+@pytest.mark.parametrize("other", [unicodedata.normalize("NFD", "jalapeño"), "jalapeño "])
+def test_two_folders_of_one_name_are_refused(root, kind, other):
+    (root / kind / "jalapeño").mkdir()
+    (root / kind / other).mkdir()
+    with pytest.raises(ValueError, match=f"{kind} holds .*which are one name"):
+        source(root).concepts() if kind == "references" else source(root).held_out()
+
+
+def test_folders_named_by_numbers_are_concepts(root):
+    (root / "references" / "payphone").rename(root / "references" / "0")
+    (root / "counts.tsv").write_text("tiger cat\t3\n0\t500\n")
+    assert [concept.name for concept in source(root).concepts()] == ["0", "tiger cat"]
+
+
+# What is an image
+
+
+@pytest.mark.parametrize("ending", ["gif", "tif", "tiff", "avif", "webp", "bmp", "ppm", "jp2", "tga", "ico", "JPEG"])
+def test_everything_that_pillow_opens_is_an_image(root, ending, quiet):
+    Image.new("RGB", (20, 20), "red").save(root / "references" / "payphone" / f"2.{ending}")
+    phone, _ = source(root).concepts()
+    assert len(phone.references) == 3
+    assert phone.references[2][:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=12)  # some lose a little
+
+
+def test_an_image_without_an_ending_is_an_image(root, quiet):
+    (root / "real" / "payphone" / "0.png").rename(root / "real" / "payphone" / "scan no. 1")
+    assert len(source(root).real_images()) == 4
+
+
+def test_hidden_folders_and_files_are_nothing(root, quiet):
+    for kind in ("references", "real"):
+        hidden = root / kind / ".ipynb_checkpoints"
+        hidden.mkdir()
+        Image.new("RGB", (8, 8)).save(hidden / "0-checkpoint.png")
+        (root / kind / "__MACOSX").mkdir()
+        (root / kind / ".DS_Store").touch()
+        (root / kind / "payphone" / ".ipynb_checkpoints").mkdir()
+        for name in (".DS_Store", "._0.png", ".hidden.jpg", "Thumbs.db", "desktop.ini"):
+            (root / kind / "payphone" / name).write_bytes(b"\0")
+    assert [(c.name, len(c.references)) for c in source(root).concepts()] == [("payphone", 2), ("tiger cat", 2)]
+    assert len(source(root).real_images()) == 4
+    assert {name: len(own) for name, own in source(root).held_out().items()} == {"payphone": 2, "tiger cat": 2}
+
+
+def test_what_is_no_image_is_named_once(root):
+    for name in ("notes.txt", "photo.heic", "features.h5"):
+        (root / "references" / "payphone" / name).write_bytes(b"\x89HDF\r\n\x1a\n and more")
+    (root / "references" / "payphone" / "raw").mkdir()
+    (root / "references" / "loose.png").touch()
+    with pytest.warns(UserWarning, match="left out") as caught:
+        phone, _ = source(root).concepts()
+    assert len(phone.references) == 2
+    (message,) = (str(warning.message) for warning in caught)
+    assert "references/loose.png" in message and "and 2 more" in message and "HEIC" in message
+
+
+def test_a_folder_of_foreign_files_alone_is_refused(root):
+    (root / "references" / "payphone" / "0.png").rename(root / "references" / "payphone" / "0.heic")
+    (root / "references" / "payphone" / "1.png").unlink()
+    (root / "references" / "payphone" / "0.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ValueError, match=r"payphone holds no images that Pillow reads, only payphone/0\.heic"):
         source(root).concepts()
 
 
-def test_real_images_are_checked_at_the_call_and_read_one_by_one(root):
-    broken = root / "real" / "payphone" / "1.png"
-    whole = broken.read_bytes()
-    broken.write_text("no image")
+def test_real_images_lie_beside_folders_too(root, quiet):
+    Image.new("RGB", (20, 20), "red").save(root / "real" / "more.png")
+    assert len(source(root).real_images()) == 5
+    (root / "alone").mkdir()
+    Image.new("RGB", (20, 20), "red").save(root / "alone" / "one.png")
+    assert source(root, real=str(root / "alone")).real_images().shape == (1, 3, 16, 16)
+
+
+# Bad files
+
+
+def cut(path, to: int = -20) -> None:
+    """The header is whole."""
+    path.write_bytes(path.read_bytes()[:to])
+
+
+def test_bad_references_are_found_before_they_are_used(root):
+    cut(root / "references" / "payphone" / "1.png")
+    for count in (1, 2):
+        with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
+            with_references(source(root).concepts(), count)
+    with pytest.raises(ValueError, match=r"task\.references=3, but 'payphone' has 2 reference images"):
+        with_references(source(root).concepts(), 3)
+
+
+def test_real_images_are_checked_at_the_call(root):
+    cut(root / "real" / "payphone" / "1.png")
     with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
         source(root).real_images()
-    broken.write_bytes(whole[:60])  # the header is whole
-    images = source(root).real_images()
-    assert next(images).shape == (3, 16, 16)
-    with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
-        next(images)
     with pytest.raises(ValueError, match="none is not a folder"):
         source(root, real=str(root / "none")).real_images()
+    with pytest.raises(ValueError, match=r"counts\.tsv is not a folder"):
+        source(root, real=str(root / "counts.tsv")).real_images()
 
 
-def test_missing_things_are_named(root, tmp_path):
-    with pytest.raises(ValueError, match=r"none\.png cannot be read"):
-        read_image(tmp_path / "none.png", 8)
+def test_a_folder_that_may_not_be_read_is_named(root, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", refused)
+    with pytest.raises(ValueError, match=r"payphone cannot be read \(Permission denied\)"):
+        list_folder(root / "references" / "payphone")
+
+
+def test_missing_things_are_named(root):
     with pytest.raises(ValueError, match="holds no folders"):
         source(root, references=str(root / "nowhere")).concepts()
     with pytest.raises(ValueError, match=r"counts\.json does not exist"):
@@ -118,7 +224,96 @@ def test_missing_things_are_named(root, tmp_path):
     with pytest.raises(ValueError, match="no count for 'empty'"):
         source(root).concepts()
     with pytest.raises(ValueError, match="holds no images"):
-        image_files(root / "references" / "empty")
+        image_files([root / "references" / "empty"])
     (root / "bad.tsv").write_text("tiger cat\tmany\n")
     with pytest.raises(ValueError, match="is not a table"):
         source(root, counts=str(root / "bad.tsv")).concepts()
+
+
+# Size
+
+
+def test_images_take_the_size_of_the_model(root):
+    unsized = source(root, size=None)
+    for images in (unsized.concepts()[0].references, unsized.real_images(), unsized.held_out()["payphone"]):
+        assert images.at((16, 24))[0].shape == (3, 16, 24)
+        with pytest.raises(ValueError, match="no size yet"):
+            images[0]
+    assert unsized.concepts()[0].at((16, 24)).references.shape == (2, 3, 16, 24)
+
+
+def test_a_size_of_its_own_has_to_be_the_models(root):
+    own = source(root, size=[16, 24]).concepts()[0]
+    assert own.references[0].shape == (3, 16, 24) and own.at((16, 24)).references.shape == (2, 3, 16, 24)
+    with pytest.raises(ValueError, match=r"16 x 24 pixels .*, the checkpoint's 64 x 64: leave data\.source\.size out"):
+        own.at((64, 64))
+    with pytest.raises(ValueError, match=r"data\.source\.size=0"):
+        source(root, size=0)
+
+
+# Memory
+
+
+def test_only_the_references_that_are_used_are_read(root, monkeypatch):
+    read = []
+
+    def counted(path, size):
+        read.append(path.name)
+        return np.zeros((3, *size), np.uint8)
+
+    monkeypatch.setattr(folder_module, "read_image", counted)
+    for k in range(2, 300):
+        (root / "references" / "payphone" / f"{k}.png").hardlink_to(root / "references" / "payphone" / "0.png")
+    phone = with_references(source(root).concepts(), 1)[0]
+    assert not read
+    assert phone.key and phone.key == phone.key
+    assert read == ["0.png"] and phone.references[:].shape == (1, 3, 16, 16)
+
+
+def test_many_images_take_no_memory(root):
+    """400 images of 256 x 256 would take 79 MB."""
+    for k in range(2, 400):
+        for kind in ("references", "real"):
+            (root / kind / "payphone" / f"{k}.png").hardlink_to(root / kind / "payphone" / "0.png")
+    images = source(root, size=256)
+    tracemalloc.start()
+    concepts, real = images.concepts(), images.real_images()
+    keys = [concept.key for concept in concepts]
+    total = sum(int(image[2, 0, 0]) for image in real)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(keys)) == 2 and total > 0 and peak < 8e6
+
+
+def test_keys_follow_the_content(root):
+    def keys(**changes) -> list[str]:
+        return [concept.key for concept in with_references(source(root, **changes).concepts(), 1)]
+
+    first = keys()
+    Image.new("RGB", (40, 20), "green").save(root / "references" / "payphone" / "1.png")
+    assert keys() == first  # the second reference is not used
+    assert keys(size=8)[0] != first[0]
+    Image.new("RGB", (40, 20), "green").save(root / "references" / "payphone" / "0.png")
+    assert keys()[0] != first[0] and keys()[1] == first[1]
+
+
+def test_concepts_go_to_other_processes(root):
+    phone, _ = source(root).concepts()
+    assert pickle.loads(pickle.dumps(phone)).key == phone.key
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a photo of a {}", "a photo", "a {name", "a name}", "a {0}", "a {nom}", "{name!r}", "{name:>9}",
+               "{name.__class__}", "{name[0]}", "{name} {style}", ""],
+)  # fmt: skip
+def test_malformed_templates_are_refused(root, prompt):
+    with pytest.raises(ValueError, match=r"data\.source\.prompt=.* must hold \{name\}"):
+        source(root, prompt=prompt)
+
+
+def test_braces_and_repeated_names_are_templates(root):
+    prompts = [concept.prompt for concept in source(root, prompt="{name}, {{a}} {name}").concepts()]
+    assert prompts[0] == "payphone, {a} payphone"

@@ -1,0 +1,226 @@
+"""Image files as pixels: every mode comes out as a person sees it, and a bad file is a sentence."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data.images import Images, check_image, check_images, height_and_width, read_image
+
+SQUARE = (4, 4)
+
+
+def middle(path: Path) -> list[int]:
+    return read_image(path, SQUARE)[:, 2, 2].tolist()
+
+
+def png(colour_type: int, bits: int, values: list[int], size: int = 4) -> bytes:
+    """A PNG of one colour, for depths that Pillow reads and does not write."""
+    row = b"\0" + b"".join(struct.pack(">H" if bits == 16 else ">B", value) for value in values) * size
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, bits, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row * size)) + chunk(b"IEND", b"")
+
+
+def flat(value: float, kind: str) -> Image.Image:
+    return Image.fromarray(np.full(SQUARE, value, kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options"),
+    [
+        ("grey16.png", flat(32768, "<u2"), {}),
+        ("grey16.tiff", flat(32768, "<u2"), {}),
+        ("grey16_big_endian.tiff", flat(32768, ">u2"), {}),
+        ("grey16_in_32.tiff", flat(32768, "<i4"), {}),
+        ("grey16.pgm", flat(32768, "<i4"), {}),
+        ("float.tiff", flat(0.5, "<f4"), {}),
+        ("white_is_zero.tiff", flat(32768, "<u2"), {"tiffinfo": {262: 0}}),
+    ],
+)
+def test_grey_levels_of_more_than_8_bits_are_scaled(tmp_path, name, image, options):
+    image.save(tmp_path / name, **options)
+    assert middle(tmp_path / name) == pytest.approx([128] * 3, abs=1)
+
+
+@pytest.mark.parametrize("step", [1, 256, 257])
+def test_a_16_bit_ramp_keeps_256_levels(tmp_path, step):
+    ramp = np.arange(0, 65536, step, dtype=np.uint16)[: 256 if step > 1 else None].reshape(-1, 256)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    levels = np.unique(read_image(tmp_path / "ramp.png", ramp.shape))
+    assert levels.tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "values", "expected"),
+    [
+        (2, [32768, 0, 65535], [128, 0, 255]),
+        (4, [32768, 65535], [128] * 3),
+        (4, [0, 0], [255] * 3),
+        (6, [0, 32768, 65535, 65535], [0, 128, 255]),
+        (6, [0, 0, 0, 0], [255] * 3),
+    ],
+    ids=["RGB", "LA", "LA, clear", "RGBA", "RGBA, clear"],
+)
+def test_16_bit_colours_and_alpha(tmp_path, colour_type, values, expected):
+    (tmp_path / "x.png").write_bytes(png(colour_type, 16, values))
+    assert middle(tmp_path / "x.png") == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "expected"),
+    [
+        ("1.png", Image.new("1", SQUARE, 1), {}, [255] * 3),
+        ("l.png", Image.new("L", SQUARE, 90), {}, [90] * 3),
+        ("l_clear.png", Image.new("L", SQUARE, 90), {"transparency": 90}, [255] * 3),
+        ("l16_clear.png", flat(1000, "<u2"), {"transparency": 1000}, [255] * 3),
+        ("la.png", Image.new("LA", SQUARE, (0, 127)), {}, [128] * 3),
+        ("p.gif", Image.new("RGB", SQUARE, (0, 0, 255)).quantize(), {}, [0, 0, 255]),
+        ("p_clear.png", Image.new("RGB", SQUARE, (0, 0, 255)).quantize(), {"transparency": 0}, [255] * 3),
+        ("rgb_clear.png", Image.new("RGB", SQUARE, (1, 2, 3)), {"transparency": (1, 2, 3)}, [255] * 3),
+        ("rgba.png", Image.new("RGBA", SQUARE, (255, 0, 0, 0)), {}, [255] * 3),
+        ("cmyk.tiff", Image.new("CMYK", SQUARE, (0, 255, 255, 0)), {}, [255, 0, 0]),
+        ("cmyk.jpg", Image.new("CMYK", SQUARE, (255, 0, 255, 0)), {}, [0, 255, 0]),
+    ],
+)
+def test_colours_are_those_a_person_sees_on_white(tmp_path, name, image, options, expected):
+    image.save(tmp_path / name, **options)
+    assert middle(tmp_path / name) == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize("value, kind", [(200, "<i4"), (2**20, "<i4"), (-5, "<i4"), (40, "<f4"), (np.nan, "<f4")])
+def test_levels_without_a_white_are_refused(tmp_path, value, kind):
+    flat(value, kind).save(tmp_path / "x.tiff")
+    with pytest.raises(ValueError, match=r"x\.tiff cannot be read as an image \(its levels run from .* what is white"):
+        read_image(tmp_path / "x.tiff", SQUARE)
+    with pytest.raises(ValueError, match="what is white"):
+        check_image(tmp_path / "x.tiff")
+
+
+def test_the_centre_of_any_shape_is_cut_out(tmp_path):
+    picture = np.zeros((8, 24, 3), np.uint8)
+    picture[:, 8:16] = 200
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    assert (read_image(tmp_path / "wide.png", (8, 8)) == 200).all()
+    assert read_image(tmp_path / "wide.png", (6, 10)).shape == (3, 6, 10)
+    for k, size in enumerate([(1, 500), (500, 1), (1, 1)]):
+        Image.new("L", size, 9).save(tmp_path / f"{k}.png")
+        assert (read_image(tmp_path / f"{k}.png", (16, 24)) == 9).all()
+
+
+@pytest.mark.parametrize("kind", ["|u1", "<u2"])
+def test_images_stand_upright(tmp_path, kind):
+    picture = np.zeros((4, 8), kind)
+    picture[:, 0] = np.iinfo(kind).max
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    Image.fromarray(picture).save(tmp_path / "x.png", exif=exif)
+    assert read_image(tmp_path / "x.png", (8, 4))[0, :, 0].tolist() == [255] + [0] * 7
+
+
+def broken(folder: Path) -> list[str]:
+    """The names of bad files made in ``folder``."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for ending in ("jpg", "png", "webp", "tiff", "gif"):
+        whole = folder / f"whole.{ending}"
+        Image.fromarray(noise).save(whole)
+        (folder / f"cut.{ending}").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no image")
+    (folder / "folder.png").mkdir()
+    (folder / "dangling.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.png")
+    names = [f"cut.{ending}" for ending in ("jpg", "png", "webp", "tiff", "gif")]
+    names += ["empty.png", "text.png", "folder.png", "dangling.png", "pipe.png", "missing.png"]
+    return names
+
+
+def test_bad_files_are_named(tmp_path):
+    for name in broken(tmp_path):
+        for attempt in (check_image, lambda path: read_image(path, SQUARE)):
+            with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
+                attempt(tmp_path / name)
+
+
+def test_a_bomb_is_too_large(tmp_path):
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
+    with pytest.raises(ValueError, match=r"bomb\.png is too large an image .*make it smaller"):
+        check_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_bytes_of_every_format_end_in_a_sentence(tmp_path):
+    """Decoders raise whatever comes to them; what reaches the caller is a ValueError that names the file."""
+    generator = np.random.default_rng(0)
+    noise, path = Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)), tmp_path / "x.bin"
+    refused = 0
+    for ending in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA", "SGI", "PCX", "DDS", "ICNS"):
+        noise.save(path, ending)
+        whole = path.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for place in generator.integers(len(damaged), size=3):
+                damaged[place] = generator.integers(256)
+            path.write_bytes(damaged[: generator.integers(1, len(damaged) + 1)])
+            try:
+                check_image(path)
+            except ValueError as error:
+                refused += 1
+                assert "x.bin" in str(error)
+    assert refused > 200
+
+
+def test_many_files_are_checked_and_the_first_bad_one_is_named(tmp_path, capsys):
+    files = [tmp_path / f"{k:03d}.jpg" for k in range(50)]
+    for file in files:
+        Image.new("RGB", (16, 16), "red").save(file)
+    check_images(files, "checking")
+    assert "checking: 50/50 images" in capsys.readouterr().err
+    for file in (files[20], files[40]):
+        file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"020\.jpg cannot be read"):
+        check_images(files, "checking")
+
+
+def test_images_are_read_when_they_are_asked_for():
+    asked = []
+
+    def read(item: int, size: tuple[int, int]) -> np.ndarray:
+        asked.append(item)
+        return np.full((3, *size), item, np.uint8)
+
+    unsized = Images(range(9), read)
+    with pytest.raises(ValueError, match=r"no size yet.*data\.source\.size"):
+        unsized[0]
+    images = unsized.at((2, 5)).first(4)
+    assert len(images) == 4 and images.shape == (4, 3, 2, 5) and not asked
+    assert images[1].shape == (3, 2, 5) and images[-1][0, 0, 0] == 3
+    assert images[1:3].shape == (2, 3, 2, 5) and images[4:].shape == (0, 3, 2, 5)
+    assert asked == [1, 3, 1, 2]
+    assert [image[0, 0, 0] for image in images] == [0, 1, 2, 3]
+    assert images[1:, 0, 0, 0].tolist() == [1, 2, 3] and images[2, :, 0, 0].tolist() == [2] * 3
+    with pytest.raises(IndexError):
+        images[4]
+
+
+def test_a_size_of_ones_own_must_be_the_one_asked_for():
+    images = Images([], read_image, (2, 5), "leave it out")
+    assert images.at((2, 5)).size == (2, 5)
+    with pytest.raises(ValueError, match=r"images have 2 x 5 pixels .*, the checkpoint's 5 x 2: leave it out"):
+        images.at((5, 2))
+
+
+@pytest.mark.parametrize("size", [0, -3, True, 2.5, "64", [64], [64, 0], [1, 2, 3], [64, None]])
+def test_a_size_is_a_side_or_height_and_width(size):
+    assert [height_and_width(right) for right in (8, [8, 16], None)] == [(8, 8), (8, 16), None]
+    with pytest.raises(ValueError, match=r"data\.source\.size=.*\[height, width\]"):
+        height_and_width(size)
