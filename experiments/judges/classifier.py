@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import timm
 import torch
+from annotated_types import Len
+from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import checked
+from checked import Count, Name, Positive
+from experiments.naming import distinct_names
+from experiments.results.files import write_whole
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+REMEDY = "point data.classifier at a folder made by `python train.py experiment=pretrain_classifier`"
 
 
 class Classifier(nn.Module):
-    """A timm network with its labels and its preprocessing; images are ``[B, 3, H, W]`` in [0, 1] of any size."""
+    """A timm network with its labels and its preprocessing; images are ``[B, 3, H, W]`` in [0, 1] of any size.
+
+    ``labels`` are kept in canonical form (:func:`experiments.naming.canonical`), in the order of the logits.
+
+    Raises:
+        ValueError: a label stands twice or is empty, or there are not as many as the network has outputs.
+    """
 
     def __init__(self, network: nn.Module, labels: Sequence[str], image_size: int, mean: Sequence[float],
                  std: Sequence[float]) -> None:  # fmt: skip
         super().__init__()
         self.network = network
-        self.labels = list(labels)
+        self.labels = list(distinct_names(labels, "the list of labels", "give each class a label of its own"))
+        if len(self.labels) != network.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for a network of {network.num_classes} outputs: give as many.")
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
@@ -52,12 +71,14 @@ class Classifier(nn.Module):
         return self.network.forward_intermediates(self._prepare(images), intermediates_only=True)
 
     def save(self, folder: str | Path, architecture: str) -> None:
-        """Weights in half precision, and what it takes to build the network again."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Weights in half precision, and what it takes to build the network again. ValueError if some are not finite.
+
+        A weight beyond half precision's range stays as it is.
+        """
         state = self.network.state_dict()
-        half = {name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in state.items()}
-        save_file(half, folder / WEIGHTS)
+        _check_finite(state, "this classifier")
+        half = {name: v.half() if v.is_floating_point() else v for name, v in state.items()}
+        kept = {name: (v if v.isfinite().all() else state[name]).contiguous() for name, v in half.items()}
         config = {
             "architecture": architecture,
             "image_size": self.image_size,
@@ -65,21 +86,93 @@ class Classifier(nn.Module):
             "std": self.std.flatten().tolist(),
             "labels": self.labels,
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        write_whole(Path(folder) / WEIGHTS, lambda path: save_file(kept, path))
+        write_whole(Path(folder) / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+
+
+@checked.dataclass(frozen=True)
+class Description:
+    """What ``config.json`` of a judge holds."""
+
+    architecture: Name
+    image_size: Count
+    mean: Annotated[Sequence[float], Len(3, 3), Field(description="a list of three numbers")]
+    std: Annotated[Sequence[Positive], Len(3, 3), Field(description="a list of three numbers above 0")]
+    labels: Annotated[Sequence[Name], Len(1), Field(description="a list of names")]
 
 
 def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier saved in ``folder``, in evaluation mode and single precision; ValueError names what is missing."""
+    """The classifier saved in ``folder``, in evaluation mode and single precision.
+
+    Raises:
+        ValueError: a file is missing, damaged or of another kind, a label stands twice, or the weights are not those
+            of the network that the labels and the architecture make.
+    """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} holds no {name}: point data.classifier at a folder made by "
-                "`python train.py experiment=pretrain_classifier`."
-            )
-    config = json.loads((folder / CONFIG).read_text())
-    network = timm.create_model(config["architecture"], num_classes=len(config["labels"]))
-    network.load_state_dict({name: v.float() if v.is_floating_point() else v
-                             for name, v in load_file(folder / WEIGHTS).items()})  # fmt: skip
-    classifier = Classifier(network, config["labels"], config["image_size"], config["mean"], config["std"])
+            raise ValueError(f"{folder} holds no {name}: {REMEDY}.")
+    description = _read_description(folder / CONFIG)
+    distinct_names(description.labels, f"{folder / CONFIG} in its labels", "give each class a label of its own")
+    network = timm.create_model(description.architecture, num_classes=len(description.labels))
+    state = _read_weights(folder / WEIGHTS)
+    _check_fit(folder, state, network.state_dict(), description)
+    network.load_state_dict(state)
+    classifier = Classifier(
+        network, description.labels, description.image_size, description.mean, description.std
+    )  # fmt: skip
     return classifier.eval().requires_grad_(False).to(device)
+
+
+def _read_description(path: Path) -> Description:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {REMEDY}.") from None
+    fields = [field.name for field in dataclasses.fields(Description)]
+    missing = [name for name in fields if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise ValueError(f"{path} is no judge's, for it lacks {', '.join(missing)}: {REMEDY}.")
+    try:
+        description = Description(**{name: content[name] for name in fields})
+    except ValueError as error:
+        raise ValueError(f"{path} holds {error}") from None
+    if not timm.is_model(description.architecture):
+        raise ValueError(
+            f"{path} names the architecture {description.architecture!r}, which timm {timm.__version__} does not know: "
+            f"update timm, or {REMEDY}."
+        )
+    return description
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {REMEDY}.") from None
+    _check_finite(state, path)
+    return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+
+
+def _check_finite(state: Mapping[str, Tensor], owner: object) -> None:
+    bad = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise ValueError(f"{owner} has weights that are not finite, in {bad}: its training has failed, train it again.")
+
+
+def _check_fit(
+    folder: Path, state: Mapping[str, Tensor], needed: Mapping[str, Tensor], description: Description
+) -> None:
+    """The first difference between the weights of a file and those of the network, as a sentence."""
+    wrong = [name for name in needed if name not in state or state[name].shape != needed[name].shape]
+    wrong += [name for name in state if name not in needed]
+    if wrong:
+        own, right = (
+            f"has it of shape {list(tensors[wrong[0]].shape)}" if wrong[0] in tensors else "has none"
+            for tensors in (state, needed)
+        )
+        raise ValueError(
+            f"{folder / WEIGHTS} is not of the network in {CONFIG}: of {wrong[0]} the file {own}, and "
+            f"{description.architecture} with {len(description.labels)} labels {right}; both files must be of one "
+            "training."
+        )
