@@ -1,12 +1,13 @@
 """Builds the embedded corpus ``assets/emoji`` from the drawings of nine emoji designers.
 
-``python -m experiments.data.build_emoji --output assets/emoji`` brings the pinned packages with ``npm pack``,
-finds each concept of ``concepts.csv`` in them, renders the drawings and writes
+``python -m experiments.data.build_emoji`` brings the pinned packages with ``npm pack``, finds each concept of
+``assets/emoji/concepts.csv`` in them, renders the drawings and writes below ``runs/emoji``, or ``--output``,
 
 - ``drawings-{corpus,reference,fid}.parquet``: one row a drawing, with its designer, licence and package;
 - ``captions.parquet``: the long-tailed caption corpus, one row ``(image_id, augmentation_seed, caption)``.
 
-Built twice from the same packages, the files have the same bytes. ``--size 512`` renders for a larger model.
+Built twice from the same packages, the files have the same bytes. What is in ``assets/emoji`` was built so; to replace
+it, name it as ``--output``. ``--size 512`` renders for a larger model.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.data.augment import AUGMENTATIONS, Augmentation
+from experiments.results.files import CannotWrite, write_whole
 
+CONCEPTS = Path(__file__).parents[2] / "assets" / "emoji" / "concepts.csv"
+OUTPUT = Path("runs/emoji")
 UNICODE_NAMES = "unicode-emoji-json@0.9.0"
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 SPLITS = ("corpus", "reference", "fid")
@@ -94,7 +98,7 @@ class IconSet:
             licence=_member(archive, "info.json")["license"]["spdx"],
             icons=icons["icons"],
             aliases=icons.get("aliases", {}),
-            names_by_code=_member(archive, "chars.json") or {},
+            names_by_code=_member(archive, "chars.json"),
             width=icons.get("width", 16),
             height=icons.get("height", 16),
         )
@@ -119,10 +123,12 @@ class IconSet:
 
 
 def _member(archive: Path, name: str) -> dict:
-    with tarfile.open(archive) as tar:
-        member = tar.extractfile(f"package/{name}")
-        assert member is not None, f"{archive} has no {name}"
-        return json.load(member)
+    """A JSON file of a package. ValueError if the package is missing, damaged or has no such file."""
+    try:
+        with tarfile.open(archive) as tar, tar.extractfile(f"package/{name}") as member:
+            return json.load(member)
+    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+        raise ValueError(f"{archive} has no readable {name} ({error}): fetch it with `npm pack`.") from None
 
 
 def fetch(folder: Path) -> None:
@@ -133,7 +139,7 @@ def fetch(folder: Path) -> None:
         try:
             subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            raise SystemExit(
+            raise ValueError(
                 f"npm pack {package} failed ({error}): install Node.js with npm, or pass --packages."
             ) from None
 
@@ -168,8 +174,15 @@ def _png(image: Image.Image) -> bytes:
 
 
 def read_concepts(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of concepts. ValueError if it is missing or lacks a column."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name a table of concepts as --concepts.")
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    columns = set(rows[0]) if rows else set()
+    if missing := [name for name in ("emoji", "unicode_name", "name", "phrase") if name not in columns]:
+        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: see {CONCEPTS}.")
+    return rows
 
 
 def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
@@ -180,10 +193,13 @@ def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -
     image_id = 0
     for concept_id, concept in enumerate(tqdm(concepts, desc="drawings", unit="concept")):
         found = _icons(concept["emoji"], concept["unicode_name"], sets)
-        splits = _splits(len(found), generator)
-        assert len(found) >= LEAST_DESIGNERS, f"{concept['name']} has {len(found)} designers"
-        assert names[concept["emoji"]]["group"] in GROUPS, concept["name"]
-        for (icons, icon), split in zip(found, splits, strict=True):
+        group = names.get(concept["emoji"], {}).get("group")
+        if len(found) < LEAST_DESIGNERS or group not in GROUPS:
+            raise ValueError(
+                f"{concept['name']!r} has drawings of {len(found)} designers and the group {group!r}: a concept needs "
+                f"{LEAST_DESIGNERS} designers and a group of {', '.join(GROUPS)}."
+            )
+        for (icons, icon), split in zip(found, _splits(len(found), generator), strict=True):
             yield {
                 "image_id": image_id,
                 "image": {"bytes": _png(render(icons.svg(icon), size)), "path": None},
@@ -192,7 +208,7 @@ def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -
                 "phrase": concept["phrase"],
                 "emoji": concept["emoji"],
                 "unicode_name": concept["unicode_name"],
-                "group": names[concept["emoji"]]["group"],
+                "group": group,
                 "designer": icons.designer.name,
                 "style": icons.designer.style,
                 "licence": icons.licence,
@@ -253,12 +269,13 @@ def captions(rows: Sequence[Mapping]) -> dict[str, list]:
 
 def _write(dataset: datasets.Dataset, path: Path) -> None:
     """Parquet that carries the ``datasets`` features, so that images open as images."""
-    pq.write_table(dataset.data.table.combine_chunks(), path, compression="zstd", compression_level=9)
+    table = dataset.data.table.combine_chunks()
+    write_whole(path, lambda part: pq.write_table(table, part, compression="zstd", compression_level=9))
 
 
-def build(output: Path, packages: Path, size: int = 64) -> None:
-    """Writes the whole corpus below ``output``, which holds ``concepts.csv``."""
-    rows = list(drawings(read_concepts(output / "concepts.csv"), packages, size))
+def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:
+    """Writes the whole corpus of a table of concepts below ``output``, drawings of ``size`` pixels."""
+    rows = list(drawings(read_concepts(concepts), packages, size))
     features = datasets.Features(
         {
             name: datasets.Image() if name == "image" else datasets.Value("int32" if name.endswith("_id") else "string")
@@ -275,16 +292,28 @@ def build(output: Path, packages: Path, size: int = 64) -> None:
     print(f"{len(rows)} drawings, {len(table['caption'])} captions in {output}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder that holds concepts.csv; files go there")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.data.build_emoji",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--concepts", type=Path, default=CONCEPTS, help="table of concepts (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the corpus (default: %(default)s)")
     parser.add_argument("--packages", type=Path, help="folder of packages from an earlier `npm pack`; else fetched")
-    parser.add_argument("--size", type=int, default=64, help="side of a drawing in pixels")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        packages = arguments.packages or Path(temporary)
-        fetch(packages)
-        build(arguments.output, packages, arguments.size)
+    parser.add_argument("--size", type=int, default=64, help="side of a drawing in pixels (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.size < 1:
+            raise ValueError(f"--size {options.size}: give a side in pixels.")
+        if options.packages is not None and not options.packages.is_dir():
+            raise ValueError(f"{options.packages} is not a folder: name one of packages, or leave --packages out.")
+        with tempfile.TemporaryDirectory() as temporary:
+            packages = options.packages or Path(temporary)
+            fetch(packages)
+            build(options.concepts, options.output, packages, options.size)
+    except (ValueError, CannotWrite) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

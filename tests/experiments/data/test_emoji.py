@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -90,20 +91,66 @@ def packages(tmp_path):
     return folder
 
 
+TABLE = "emoji,unicode_name,name,phrase\n🐪,camel,camel,a camel\n🐻,bear,bear,a bear\n"
+
+
 def test_built_twice_the_same_bytes(packages, tmp_path):
     built = []
+    (tmp_path / "concepts.csv").write_text(TABLE)
     for name in ("first", "second"):
         folder = tmp_path / name
-        folder.mkdir()
-        table = "emoji,unicode_name,name,phrase\n🐪,camel,camel,a camel\n🐻,bear,bear,a bear\n"
-        (folder / "concepts.csv").write_text(table)
-        build_emoji.build(folder, packages)
+        build_emoji.build(tmp_path / "concepts.csv", folder, packages)
         built.append({path.name: path.read_bytes() for path in folder.glob("*.parquet")})
     assert built[0] == built[1]
     assert set(built[0]) == {
         "captions.parquet",
         *(f"drawings-{split}.parquet" for split in build_emoji.SPLITS),
     }
+
+
+def test_the_builder_writes_below_runs_unless_told(packages, tmp_path, monkeypatch):
+    shipped = {path: path.stat().st_mtime_ns for path in Path(CORPUS).iterdir()}
+    table = tmp_path / "concepts.csv"
+    table.write_text(TABLE)
+    monkeypatch.chdir(tmp_path)
+    build_emoji.main(["--concepts", str(table), "--packages", str(packages), "--size", "16"])
+    assert {path.name for path in (tmp_path / "runs" / "emoji").iterdir()} >= {"captions.parquet"}
+    monkeypatch.undo()
+    assert shipped == {path: path.stat().st_mtime_ns for path in Path(CORPUS).iterdir()}
+    assert Path(CORPUS).resolve() / "concepts.csv" == build_emoji.CONCEPTS
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        (TABLE, ["--size", "0"], "--size 0: give a side in pixels"),
+        (TABLE, ["--packages", "nowhere"], "nowhere is not a folder"),
+        (TABLE, ["--concepts", "none.csv"], "none.csv does not exist: name a table of concepts"),
+        ("emoji,name\n🐪,camel\n", [], "has no column 'unicode_name'"),
+        ("", [], "has no column 'emoji', or no row"),
+        (TABLE + "🦄,unicorn,unicorn,a unicorn\n", [], "'unicorn' has drawings of 0 designers"),
+        (TABLE, ["--output", "concepts.csv/below"], "concepts.csv/below"),
+    ],
+)
+def test_what_the_builder_cannot_use_is_said(packages, tmp_path, monkeypatch, capsys, table, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("concepts.csv").write_text(table)
+    with pytest.raises(SystemExit) as caught:
+        build_emoji.main(["--concepts", "concepts.csv", "--packages", str(packages), *options])
+    assert caught.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_package_that_is_no_package_is_named(packages, tmp_path):
+    build_emoji.archive_path(packages, build_emoji.UNICODE_NAMES).write_bytes(b"no archive")
+    (tmp_path / "concepts.csv").write_text(TABLE)
+    with pytest.raises(ValueError, match=r"unicode-emoji-json-.*\.tgz has no readable data-by-emoji\.json"):
+        build_emoji.build(tmp_path / "concepts.csv", tmp_path / "out", packages)
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    (tmp_path / "captions.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"captions\.parquet cannot be read as a table"):
+        read_table(tmp_path / "captions.parquet")
 
 
 def test_augmentation_is_a_function_of_its_seed(drawings):
