@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -21,15 +23,16 @@ def read_table(path: str | Path) -> datasets.Dataset:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: point data.folder at a corpus (see assets/emoji/README.md).")
-    return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
+    try:
+        return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error}): build the corpus again.") from None
 
 
 def check_corpus(folder: str | Path | None) -> None:
     """ValueError unless ``folder`` holds a whole corpus; None is what ``data=folder`` has in its place."""
     if folder is None:
-        raise ValueError(
-            "this training needs drawings with captions, which folders of images have not: use data=emoji."
-        )
+        raise ValueError("this training needs a corpus of drawings with captions, not folders: use data=emoji.")
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
         if not (Path(folder) / f"{name}.parquet").is_file():
             raise ValueError(
@@ -54,6 +57,12 @@ class Drawings:
         """``(H, W)`` of all drawings in pixels; they are squares."""
         width, height = next(iter(self.images.values())).size
         return height, width
+
+    def only(self, rows: Sequence[dict]) -> Drawings:
+        """The drawings of some of the rows, without a copy of their images."""
+        part = copy(self)
+        part.rows = list(rows)
+        return part
 
     def picture(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
         """``uint8 [3, H, W]``."""

@@ -15,7 +15,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from experiments.data.augment import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
-from experiments.pretrain.fitting import Pictures, adamw, fit, report
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 class PretrainAutoencoder:
     """The task behind ``experiment=pretrain_autoencoder``; ``start`` continues from a saved VAE."""
 
-    corpus: str
+    corpus: str | None
     output: str
     batch_size: int
     lr: float
@@ -69,6 +69,7 @@ class PretrainAutoencoder:
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
+        check_output(self.output)
 
     def run(self, trainer: Trainer) -> None:
         vae = AutoencoderKL.from_pretrained(self.start) if self.start else self.build()

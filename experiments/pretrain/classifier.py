@@ -1,7 +1,8 @@
-"""Trains the judge over all concepts, first without some designers to measure it, then on every drawing."""
+"""Trains a judge, first without some groups of images to measure it, then on all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import timm
@@ -9,14 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
 from experiments.data.jitter import jitter
+from experiments.data.labelled import LabelledImages
 from experiments.judges.classifier import Classifier
-from experiments.pretrain.fitting import Pictures, adamw, fit, report
-
-SPLITS = ("corpus", "reference", "fid")
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report
 
 
 class ConceptClassifier(LightningModule):
@@ -49,41 +48,83 @@ class ConceptClassifier(LightningModule):
 class PretrainClassifier:
     """The task behind ``experiment=pretrain_classifier``.
 
-    With ``left_out`` (designers) nothing is saved: the run reports the accuracy on each of them. Without, the
-    network sees every drawing and is saved to ``output``.
+    With ``left_out`` nothing is saved: the run reports the accuracy on each of these groups. Without, the network sees
+    every image and is saved to ``output``.
+
+    Args:
+        images: what it learns.
+        output: folder of the judge, to be named as ``data.classifier``.
+        architecture: of timm.
+        pretrained: start from timm's own weights instead of random ones.
+        image_size: side in pixels that the network works on.
+        batch_size, lr: of the training.
+        left_out: groups of ``images``.
     """
 
-    corpus: str
+    images: LabelledImages
     output: str
     architecture: str
+    pretrained: bool
+    image_size: int
     batch_size: int
     lr: float
     left_out: tuple[str, ...] = ()
 
     def prepare(self, trainer: Trainer) -> None:
-        check_corpus(self.corpus)
+        """Finds the images and builds the network; ValueError says what is wrong with them."""
+        self.images.prepare(self.image_size)
+        self.learned = [group for group in self.images.groups if group not in self.left_out]
+        unknown = [group for group in self.left_out if group not in self.images.groups]
+        if unknown or not self.learned:
+            raise ValueError(
+                f"task.left_out={list(self.left_out)}: name some, but not all, of {', '.join(self.images.groups)}."
+            )
+        if lacking := self.images.lacking(self.learned):
+            raise ValueError(
+                f"task.left_out={list(self.left_out)} leaves no image of {lacking[0]!r} to learn from: add some to "
+                f"{' or '.join(self.learned)}, or leave less out."
+            )
+        self.classifier = self._untrained()
+        if not self.left_out:
+            check_output(self.output)
+
+    def _untrained(self) -> Classifier:
+        try:
+            network = timm.create_model(
+                self.architecture, pretrained=self.pretrained, num_classes=len(self.images.labels)
+            )
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
+        except Exception as error:  # timm's own, and those of downloads
+            raise ValueError(
+                f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
+                f"task.image_size={self.image_size} cannot be had from timm ({error}): choose others."
+            ) from None
+        usual = timm.data.resolve_model_data_config(network)
+        return Classifier(network.train(), self.images.labels, self.image_size, usual["mean"], usual["std"])
 
     def run(self, trainer: Trainer) -> None:
-        drawings, unseen = (Drawings(self.corpus, SPLITS) for _ in range(2))
-        names = {row["concept_id"]: row["concept"] for row in drawings.rows}
-        drawings.rows = [row for row in drawings.rows if row["designer"] not in self.left_out]
-        unseen.rows = [row for row in unseen.rows if row["designer"] in self.left_out]
-        network = timm.create_model(self.architecture, num_classes=len(names))
-        labels = [names[k] for k in sorted(names)]
-        classifier = Classifier(network, labels, 64, timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-        module = ConceptClassifier(classifier, self.lr, trainer.max_steps)
-        validation = AugmentedDrawings(unseen, augmentations=1) if unseen.rows else None
-        fit(trainer, module, Pictures(AugmentedDrawings(drawings), validation, self.batch_size))
-        if self.left_out:
-            report(trainer, self.accuracies(classifier.eval(), unseen))
+        unseen = {group: self.images.pictures([group], changed=False) for group in self.left_out}
+        module = ConceptClassifier(self.classifier, self.lr, trainer.max_steps)
+        learned = self.images.pictures(self.learned, changed=True)
+        validation = ConcatDataset(unseen.values()) if unseen else None
+        fit(trainer, module, Pictures(learned, validation, self.batch_size, workers=self.images.workers))
+        if unseen:
+            report(trainer, accuracies(self.classifier.eval(), unseen))
         else:
-            classifier.save(self.output, self.architecture)
-            report(trainer, {"loss": float(trainer.callback_metrics["loss"])})
+            self.classifier.save(self.output, self.architecture)
+            report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
 
-    @torch.no_grad()
-    def accuracies(self, classifier: Classifier, unseen: Drawings) -> dict[str, float]:
-        data = AugmentedDrawings(unseen, augmentations=1)
-        hits = torch.cat([classifier(x).argmax(-1) == y for x, y in DataLoader(data, 64)]).float()
-        designers = [row["designer"] for row in unseen.rows]
-        result = {d: hits[[k for k, e in enumerate(designers) if e == d]].mean().item() for d in self.left_out}
-        return result | {"accuracy": hits.mean().item(), "n": len(hits)}
+
+@torch.no_grad()
+def accuracies(classifier: Classifier, unseen: Mapping[str, Dataset]) -> dict[str, float]:
+    """The share of images named rightly, by group and of all."""
+    hits = {
+        group: torch.cat([classifier(x).argmax(-1) == y for x, y in DataLoader(images, 64)]).float()
+        for group, images in unseen.items()
+    }
+    every = torch.cat(list(hits.values()))
+    return {group: own.mean().item() for group, own in hits.items()} | {
+        "accuracy": every.mean().item(),
+        "n": len(every),
+    }

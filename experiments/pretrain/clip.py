@@ -18,7 +18,7 @@ from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
 from experiments.data.jitter import move
 from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
-from experiments.pretrain.fitting import Pictures, adamw, fit, report, save_half
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report, save_half
 
 PROMPT = "a drawing of {phrase}"
 
@@ -87,7 +87,7 @@ def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
 class PretrainClip:
     """The task behind ``experiment=pretrain_clip``."""
 
-    corpus: str
+    corpus: str | None
     output: str
     batch_size: int
     lr: float
@@ -97,6 +97,7 @@ class PretrainClip:
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
+        check_output(self.output)
 
     def run(self, trainer: Trainer) -> None:
         captions = list(read_table(f"{self.corpus}/captions.parquet")["caption"])

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from experiments.data.augment import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
-from experiments.pretrain.fitting import Pictures, adamw, fit, report, save_half
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half
 
 LONGEST_CAPTION = 24  # tokens with both marks; the corpus needs 19 at most
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
@@ -193,7 +193,7 @@ class _Hidden:
 class PretrainDenoiser:
     """The task behind ``experiment=pretrain_denoiser``; ``start`` continues from a saved pipeline."""
 
-    corpus: str
+    corpus: str | None
     vae: str
     output: str
     batch_size: int
@@ -209,6 +209,7 @@ class PretrainDenoiser:
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
+        check_output(self.output)
 
     def run(self, trainer: Trainer) -> None:
         pipeline = self.build()
@@ -217,7 +218,7 @@ class PretrainDenoiser:
         module = Denoiser(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
         fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size, self.seed))
         save_pipeline(pipeline, self.output)
-        report(trainer, {"loss": float(trainer.callback_metrics["loss"]), "steps": trainer.global_step})
+        report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
 
     def build(self) -> StableDiffusionPipeline:
         if self.start:

@@ -14,6 +14,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
+from experiments.results.files import CannotWrite, check_writable
+
 
 def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: float, weight_decay: float = 0.01) -> dict:
     """AdamW under a warm-up, a plateau and a linear decay to zero that starts at ``decay_from`` of ``steps``.
@@ -33,19 +35,27 @@ def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: flo
 
 
 class Pictures(LightningDataModule):
-    """Loaders over two datasets; everything is in memory, so worker processes would only cost."""
+    """Loaders over two datasets. Worker processes only cost where everything is in memory.
 
-    def __init__(self, train: Dataset, validation: Dataset | None, batch_size: int, seed: int = 0) -> None:
+    A training set smaller than a batch is one batch.
+    """
+
+    def __init__(
+        self, train: Dataset, validation: Dataset | None, batch_size: int, seed: int = 0, workers: int = 0
+    ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
         self.batch_size, self.seed = batch_size, seed
+        self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True, generator=generator)
+        generator, batch_size = torch.Generator().manual_seed(self.seed), min(self.batch_size, len(self.train))
+        return DataLoader(
+            self.train, batch_size, shuffle=True, drop_last=True, generator=generator, **self.workers
+        )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader | list:
-        return DataLoader(self.validation, self.batch_size) if self.validation is not None else []
+        return DataLoader(self.validation, self.batch_size, **self.workers) if self.validation is not None else []
 
 
 def fastest_precision() -> str:
@@ -66,6 +76,19 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) ->
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     last = Path(str(checkpoint.dirpath)) / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=False)
+
+
+def check_output(folder: str | Path) -> None:
+    """ValueError, before a training begins, unless its model can be written to ``folder``."""
+    try:
+        check_writable(Path(folder) / "config.json")
+    except CannotWrite as error:
+        raise ValueError(f"task.output={str(folder)!r}: {error}") from None
+
+
+def last_loss(trainer: Trainer) -> dict[str, float]:
+    """The loss of the last step; nothing where the training had ended before and made none."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
 
 def report(trainer: Trainer, results: dict[str, float]) -> None:

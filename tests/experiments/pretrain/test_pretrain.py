@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import train
@@ -16,6 +15,7 @@ from experiments.judges.classifier import load_classifier
 from experiments.pretrain.denoiser import build_tokenizer
 from experiments.pretrain.fitting import fastest_precision
 from seedselect import ClipFeatures
+from tests.experiments.pretrain.configured import configured
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +42,10 @@ def unseen(corpus: Path) -> int:
 
 
 def pretrain(what: str, corpus: Path, folder: Path, *overrides: str, steps: int = 2) -> dict:
-    options = [
-        f"experiment=pretrain_{what}", f"data.folder={corpus}", f"run_dir={folder}/run", f"task.output={folder}/model",
-        "task.batch_size=4", f"trainer.max_steps={steps}", "trainer.val_check_interval=2", "trainer.accelerator=cpu",
-        "+trainer.limit_val_batches=1", "+trainer.num_sanity_val_steps=0", *overrides,
-    ]  # fmt: skip
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", options)
+    """What a training says in the end; it is in ``run``, the model in ``run/model``."""
+    config = configured(what, folder, f"data.folder={corpus}", *overrides, steps=steps)
     task, trainer = train.prepare(config)
+    train.save_config(config)
     task.run(trainer)
     return json.loads((folder / "run" / "results.json").read_text())
 
@@ -61,7 +57,7 @@ def test_autoencoder_goes_on_from_its_checkpoint(corpus, tmp_path):
     result = pretrain("autoencoder", corpus, tmp_path, steps=3)
     assert torch.load(checkpoint, weights_only=False)["global_step"] == 3
     assert result["n"] == unseen(corpus)
-    assert AutoencoderKL.from_pretrained(tmp_path / "model").config.scaling_factor == result["scaling_factor"]
+    assert AutoencoderKL.from_pretrained(tmp_path / "run" / "model").config.scaling_factor == result["scaling_factor"]
 
 
 def test_denoiser_is_a_complete_stable_diffusion_pipeline(corpus, tmp_path):
@@ -69,7 +65,7 @@ def test_denoiser_is_a_complete_stable_diffusion_pipeline(corpus, tmp_path):
     pretrain("denoiser", corpus, tmp_path, f"task.vae={vae}", "task.prompts=[a drawing of a camel]")
     grid = Image.open(tmp_path / "run" / "samples" / "step000002.png")
     assert grid.size == (64, 64)
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
     assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
     assert pipeline("a drawing of an owl", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)
 
@@ -91,23 +87,30 @@ def test_a_tokenizer_built_again_knows_its_words_again():
 def test_denoiser_starts_from_saved_weights(corpus, tmp_path):
     start = Path("assets/models/emoji").resolve()
     pretrain("denoiser", corpus, tmp_path, f"task.start={start}", "task.prompts=[a camel]", "task.lr=0", steps=1)
-    first, second = (StableDiffusionPipeline.from_pretrained(path) for path in (start, tmp_path / "model"))
+    first, second = (StableDiffusionPipeline.from_pretrained(path) for path in (start, tmp_path / "run" / "model"))
     for a, b in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_clip_serves_as_features(corpus, tmp_path):
     assert pretrain("clip", corpus, tmp_path)["n"] == unseen(corpus)
-    clip = ClipFeatures.from_pretrained(tmp_path / "model", device="cpu", dtype=torch.float32, local_files_only=True)
+    clip = ClipFeatures.from_pretrained(
+        tmp_path / "run" / "model", device="cpu", dtype=torch.float32, local_files_only=True
+    )
     assert clip(torch.rand(2, 3, 64, 64)).shape == clip.text(["a camel", "an owl"]).shape
 
 
 def test_classifier_reports_designers_left_out_or_saves(corpus, tmp_path):
     result = pretrain("classifier", corpus, tmp_path / "check", "task.left_out=[twemoji,emojione]")
     assert {"twemoji", "emojione", "accuracy", "n"} == set(result)
-    assert not (tmp_path / "check" / "model").exists()
+    assert not (tmp_path / "check" / "run" / "model").exists()
     pretrain("classifier", corpus, tmp_path / "all")
-    assert len(load_classifier(tmp_path / "all" / "model").labels) == CONCEPTS
+    assert len(load_classifier(tmp_path / "all" / "run" / "model").labels) == CONCEPTS
+
+
+def test_a_finished_training_is_run_again(corpus, tmp_path):
+    first = pretrain("classifier", corpus, tmp_path)
+    assert pretrain("classifier", corpus, tmp_path)["steps"] == first["steps"] == 2
 
 
 def test_missing_corpus_is_named_before_training(tmp_path):

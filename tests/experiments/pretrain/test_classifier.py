@@ -1,0 +1,134 @@
+"""A judge of a user's own folders, and where trainings write; none of them takes more than three steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from experiments.data.labelled import LabelledDrawings, LabelledFolders
+from experiments.judges.classifier import load_classifier
+from tests.experiments.pretrain.configured import configured
+
+TRAININGS = sorted(path.stem for path in Path("configs/experiment").glob("pretrain_*.yaml"))
+NAMES = ["camel", "padlock", "tomato"]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    generator = np.random.default_rng(0)
+    for kind in ("references", "real"):
+        for name in NAMES:
+            (tmp_path / kind / name).mkdir(parents=True)
+            for k in range(2):
+                noise = generator.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / kind / name / f"{k}.png")
+    return tmp_path
+
+
+def folders(root: Path) -> list[str]:
+    return [
+        "data=folder", f"data.references={root}/references", f"data.real={root}/real", "task.image_size=32",
+        "task.batch_size=64", "trainer.precision=32-true",
+    ]  # fmt: skip
+
+
+def run(root: Path, *overrides: str) -> dict:
+    config = configured("classifier", root, *folders(root), *overrides)
+    task, trainer = train.prepare(config)
+    train.save_config(config)
+    task.run(trainer)
+    return json.loads((root / "run" / "results.json").read_text())
+
+
+def refused(root: Path, *overrides: str) -> str:
+    with pytest.raises(Exception) as caught:
+        train.prepare(configured("classifier", root, *folders(root), *overrides))
+    assert not (root / "run").exists()
+    return train.explain(caught.value)
+
+
+def test_a_judge_of_ones_own_folders(root):
+    assert run(root)["steps"] == 2
+    judge = load_classifier(root / "run" / "model")
+    assert judge.labels == NAMES and judge.image_size == 32
+    assert judge(torch.rand(2, 3, 48, 64)).shape == (2, 3)
+
+
+def test_a_group_left_out_measures_the_judge_and_nothing_is_saved(root):
+    result = run(root, "task.left_out=[real]")
+    assert set(result) == {"real", "accuracy", "n"} and result["n"] == 6
+    assert not (root / "run" / "model").exists()
+
+
+def test_a_folder_more_and_a_size_of_its_own(root):
+    (root / "more" / "owl").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(root / "more" / "owl" / "0.gif")
+    run(root, f"+data.labelled.folders.more={root}/more", "data.labelled.size=[16,24]", "data.labelled.workers=1")
+    assert load_classifier(root / "run" / "model").labels == ["camel", "owl", "padlock", "tomato"]
+
+
+def test_what_cannot_be_learned_is_said_before_the_training(root):
+    assert "task.left_out=['fid']: name some, but not all, of references, real" in refused(root, "task.left_out=[fid]")
+    assert "name some, but not all" in refused(root, "task.left_out=[references,real]")
+    assert "task.architecture='resnet1000'" in refused(root, "task.architecture=resnet1000")
+    assert "task.image_size=32" in refused(root, "task.architecture=vit_tiny_patch16_224")
+    (root / "real" / "owl").mkdir()
+    assert "owl holds no images" in refused(root)
+    Image.new("RGB", (9, 9)).save(root / "real" / "owl" / "0.png")
+    assert "leaves no image of 'owl' to learn from" in refused(root, "task.left_out=[real]")
+    (root / "real" / "owl" / "1.jpg").write_bytes(b"")
+    assert "1.jpg cannot be read as an image" in refused(root)
+    assert "not a folder" in refused(root, f"data.references={root}/nowhere")
+
+
+def test_folders_without_labels_are_refused(root):
+    with pytest.raises(ValueError, match="hold 0 folders of images"):
+        LabelledFolders({"a": str(root / "real" / "camel")}).prepare(32)
+    with pytest.raises(ValueError, match=r"data\.source\.size=0"):
+        LabelledFolders({"a": str(root / "real")}, size=0)
+
+
+def test_images_of_folders_are_seen_in_a_mirror_when_they_are_to_change(root):
+    images = LabelledFolders({"a": str(root / "real")})
+    images.prepare(16)
+    assert len(images.pictures(["a"], changed=False)) == 6 and images.pictures([], changed=True).labels == []
+    changed = images.pictures(["a"], changed=True)
+    assert len(changed) == 12
+    (first, label), (mirrored, same) = changed[5], changed[11]
+    assert label == same == 2 and first.shape == (3, 16, 16) and 0 <= first.min() <= first.max() <= 1
+    assert torch.equal(mirrored, first.flip(-1))
+
+
+def test_drawings_are_left_out_by_designer():
+    images = LabelledDrawings("assets/emoji")
+    images.prepare(64)
+    assert len(images.labels) == 320 and len(images.groups) == 9
+    assert not images.lacking(images.groups) and images.lacking(["fxemoji"])
+    own = len(images.pictures(["twemoji"], changed=False))
+    assert 0 < own <= 320 and len(images.pictures(["twemoji"], changed=True)) == 48 * own
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_training_writes_below_its_run_folder_unless_told(training, tmp_path):
+    assert len(TRAININGS) == 4
+    what = training.removeprefix("pretrain_")
+    assert configured(what, tmp_path).task.output == f"{tmp_path}/run/model"
+    assert configured(what, tmp_path, "task.output=elsewhere").task.output == "elsewhere"
+
+
+@pytest.mark.parametrize("what", ["autoencoder", "clip", "denoiser"])
+def test_other_trainings_need_a_corpus(what, root):
+    config = configured(what, root, "data=folder", f"data.references={root}", f"data.real={root}")
+    with pytest.raises(ValueError, match="use data=emoji"):
+        train.prepare(config)
+
+
+@pytest.mark.parametrize("what", ["autoencoder", "classifier", "clip", "denoiser"])
+def test_a_model_that_cannot_be_written_is_found_before_the_training(what, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"task\.output=.*file/model"):
+        train.prepare(configured(what, tmp_path, f"task.output={tmp_path}/file/model"))
