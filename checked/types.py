@@ -9,16 +9,23 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, Field
 
 Count = Annotated[int, Ge(1)]
+"""A whole number of at least 1."""
 Whole = Annotated[int, Ge(0)]
+"""A whole number of at least 0."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 """Of a random generator; NumPy takes no larger one."""
 Positive = Annotated[float, Gt(0)]
+"""Above 0."""
 NotNegative = Annotated[float, Ge(0)]
+"""At least 0."""
 Fraction = Annotated[float, Gt(0), Le(1)]
+"""Above 0, at most 1."""
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
+"""Above 0, below 1."""
 Guidance = Annotated[
     float, Ge(1), Field(description="a number of at least 1, which is off; Stable Diffusion's default is 7.5")
 ]
+"""At least 1, which is off."""
 Name = Annotated[str, MinLen(1), Field(description="a non-empty text")]
 """A text that is not empty: a name, a path, a prompt."""
 

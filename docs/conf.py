@@ -1,0 +1,103 @@
+"""Sphinx: the pages of this folder, and the API from the docstrings. ``sphinx-build -W -n docs build/docs``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sphinx.ext import autosummary
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+project = "Seed exploration"
+html_title = project
+copyright = "the authors, Apache-2.0"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_templates"]
+templates_path = ["_templates"]
+
+myst_enable_extensions = ["html_image"]  # pictures side by side need <img width>
+myst_heading_anchors = 3
+
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {
+    "navbar_end": ["theme-switcher"],
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+html_show_sourcelink = False
+
+add_module_names = False  # a module's heading says where its names live
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)  # does not end a summary
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_param = False  # its fields have one name each, and ours may have several
+napoleon_custom_sections = [("Attributes", "params_style")]
+
+PACKAGES = ("rnri", "nao", "seedselect", "checked", "experiments")
+
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", rf"(?!({'|'.join(PACKAGES)})\.)\w+\..*"),  # other libraries: their inventories are on the network
+    ("py:.*", r".*\._\w+"),  # private names have no entry
+    ("py:class", r"Tensor|Ge|checked\.settings\.Class"),  # as annotations that are text name them; a type variable
+]
+
+
+def below(package: str) -> list[pkgutil.ModuleInfo]:
+    return list(pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."))
+
+
+def packages() -> Iterator[str]:
+    """Every package of the project, parents first."""
+    waiting = list(PACKAGES)
+    while waiting:
+        package = waiting.pop(0)
+        waiting += [module.name for module in below(package) if module.ispkg]
+        yield package
+
+
+def public(package: str) -> list[str]:
+    """Where the names that a package hands on are defined, which is where they are documented."""
+    face = importlib.import_module(package)
+    return [f"{home(package, name, getattr(face, name))}.{name}" for name in getattr(face, "__all__", ())]
+
+
+def home(package: str, name: str, member: object) -> str:
+    stated = getattr(member, "__module__", "")
+    if stated.partition(".")[0] in PACKAGES:
+        return stated
+    return next(m.name for m in below(package) if getattr(importlib.import_module(m.name), name, None) is member)
+
+
+autosummary_context = {
+    "public_names": {package: public(package) for package in packages()},
+    "own_modules": {package: [m.name for m in below(package) if not m.ispkg] for package in packages()},
+}
+
+
+def keep_colon(app, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in the first line of such a docstring for a type."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+def find_short_name(app, environment, node, content):
+    """Annotations that are text hold a name of ours as their module imports it, without the module."""
+    names = environment.domains["py"].objects
+    found = [name for name in names if name.rpartition(".")[2] == node.get("reftarget")]
+    if node.get("refdomain") != "py" or len(found) != 1:
+        return None
+    return environment.domains["py"].resolve_xref(
+        environment, node["refdoc"], app.builder, "obj", found[0], node, content
+    )
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", keep_colon, priority=400)  # before Napoleon's 500
+    app.connect("missing-reference", find_short_name)
