@@ -45,7 +45,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", rf"(?!({'|'.join(PACKAGES)})\.)\w+\..*"),  # other libraries: their inventories are on the network
     ("py:.*", r".*\._\w+"),  # private names have no entry
-    ("py:class", r"Tensor|Ge|checked\.settings\.Class"),  # as annotations that are text name them; a type variable
+    ("py:class", r"checked\.settings\.Class"),  # a type variable
 ]
 
 
@@ -87,17 +87,17 @@ def keep_colon(app, what: str, name: str, obj: object, options: object, lines: l
         lines[:0] = ["..", ""]  # an empty comment
 
 
-def find_short_name(app, environment, node, content):
-    """Annotations that are text hold a name of ours as their module imports it, without the module."""
-    names = environment.domains["py"].objects
-    found = [name for name in names if name.rpartition(".")[2] == node.get("reftarget")]
-    if node.get("refdomain") != "py" or len(found) != 1:
+def short_name(app, environment, node, content):
+    """Annotations that are text hold a name as their module imports it: linked if it is ours, plain otherwise."""
+    if node.get("refdomain") != "py" or "refexplicit" in node or "." in node["reftarget"]:  # a role has the second
         return None
-    return environment.domains["py"].resolve_xref(
-        environment, node["refdoc"], app.builder, "obj", found[0], node, content
-    )
+    python = environment.domains["py"]
+    found = [name for name in python.objects if name.endswith(f".{node['reftarget']}")]
+    if len(found) != 1:
+        return content
+    return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", found[0], node, content)
 
 
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", keep_colon, priority=400)  # before Napoleon's 500
-    app.connect("missing-reference", find_short_name)
+    app.connect("missing-reference", short_name)
