@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from experiments.results.store import UnitStore, content_hash, digest, units_for
 REAL_ONLY = "references only"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Augmentation(RareConcepts):
     """The task behind ``experiment=augmentation``. A training is a unit, as a concept under an arm is.
 
@@ -36,8 +36,8 @@ class Augmentation(RareConcepts):
         trainings: classifiers a method; they differ in initial weights, order and changes of the images.
     """
 
-    few_shot: FewShot = field(kw_only=True)
-    trainings: int = field(kw_only=True)
+    few_shot: FewShot
+    trainings: int
 
     def prepare(self, trainer: Trainer) -> None:
         if self.trainings < 1:
@@ -110,6 +110,6 @@ class Augmentation(RareConcepts):
             seconds = [record["seconds"] for _, record in found]
             verdicts[name] = Verdicts(predictions, self.truth, self.chosen, seconds)
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
-        settings = self._settings() | {"few_shot": describe(self.few_shot), "trainings": self.trainings}
+        settings = self.dependencies() | {"few_shot": describe(self.few_shot), "trainings": self.trainings}
         rows = write_report(Path(self.run_dir), verdicts, judged, settings, loggers, k=self.references, seed=self.seed)
         return rows[-1]["accuracy"]

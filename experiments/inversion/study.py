@@ -7,7 +7,7 @@ and settings only. A *unit* is one method under one setting on a batch of images
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,18 +17,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from experiments.data.concepts import ConceptSource, choose
 from experiments.inversion.figures import FIGURES
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, jobs, pictured, unit_name
 from experiments.inversion.report import write_report
-from experiments.judges.classifier import Classifier, load_classifier
 from experiments.judges.metrics import perceptual_distance, psnr, ssim
 from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, synchronise
-from rnri import DecoderInversion, Inversion, Inverter, LatentDiffusion, NoisePredictor, Schedule
+from experiments.task import ConceptTask, Networks
+from rnri import DecoderInversion, Inversion, Inverter, NoisePredictor, Schedule
 from rnri.solvers.implicit import ImplicitStep, mean_absolute
-from seedselect import ClipFeatures
 
 PICTURES = 8  # reconstructions kept a method and setting
 
@@ -36,15 +34,15 @@ PICTURES = 8  # reconstructions kept a method and setting
 class InversionModule(LightningModule):
     """Inverts and reconstructs a batch of images, measures everything, and writes the unit."""
 
-    def __init__(self, tools: _Tools, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int) -> None:
+    def __init__(self, networks: Networks, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int) -> None:
         super().__init__()
-        self.tools, self.units, self.progress, self.noise_seed = tools, units, progress, noise_seed
+        self.networks, self.units, self.progress, self.noise_seed = networks, units, progress, noise_seed
         self._known: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
     def predict_step(self, job: Job, _: int) -> str:
         """Writes the unit of a job; returns its label."""
         self.progress.stage(job.label)
-        model, prompts = self.tools.model, [image.prompt for image in job.images]
+        model, prompts = self.networks.model, [image.prompt for image in job.images]
         targets = [job.setting.target(prompt) for prompt in prompts]
         images, z0, true = self._clean(job, prompts)
         columns: dict[str, Tensor] = {}
@@ -70,7 +68,7 @@ class InversionModule(LightningModule):
 
         Latents are kept for the other methods: sampling and decoder inversion cost as much as an inversion.
         """
-        model, setting = self.tools.model, job.setting
+        model, setting = self.networks.model, job.setting
         source = (setting.steps, setting.guidance) if setting.generated else None
         key = (job.key, source, setting.decoder_iterations)
         z0, true = self._known.get(key) or (None, self._generate(job, prompts))
@@ -88,7 +86,7 @@ class InversionModule(LightningModule):
         """Latents that the model makes of the prompts, where the setting asks for them."""
         if not job.setting.generated:
             return None
-        model = self.tools.model
+        model = self.networks.model
         noise = model.noise([image.name for image in job.images], self.noise_seed)
         with torch.no_grad():
             predictor = model.predictor(prompts, job.setting.guidance)
@@ -99,7 +97,7 @@ class InversionModule(LightningModule):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The latents that were inverted under ``prompts``, what they became when sampled under ``targets``, and what
         the inversion says by image."""
-        model, setting = self.tools.model, job.setting
+        model, setting = self.networks.model, job.setting
         schedule, predictor = model.schedule(setting.steps), model.predictor(prompts, setting.guidance)
         path: list[Tensor] = []
         start = self._now()
@@ -126,11 +124,11 @@ class InversionModule(LightningModule):
         )
 
     def _image_columns(self, images: Tensor, again: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        text, clip = self.tools.clip.text(prompts), self.tools.clip(again)
+        text, clip = self.networks.clip.text(prompts), self.networks.clip(again)
         return {
             "psnr": psnr(again, images),
             "ssim": ssim(again, images),
-            "perceptual": perceptual_distance(self.tools.classifier, again, images),
+            "perceptual": perceptual_distance(self.networks.classifier, again, images),
             "clip_score": (text * clip).sum(1),
         }
 
@@ -174,49 +172,26 @@ def _bytes(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().byte().cpu()
 
 
-@dataclass(frozen=True)
-class _Tools:
-    """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them."""
-
-    model: LatentDiffusion
-    clip: ClipFeatures
-    classifier: Classifier
-
-
-@dataclass
-class InversionStudy:
+@dataclass(kw_only=True)
+class InversionStudy(ConceptTask):
     """The task behind the experiments on inversion.
 
     Args:
-        source, concepts, buckets: where images come from (see :func:`experiments.data.concepts.choose`).
-        model, clip: make the text-to-image model and CLIP, given a device.
-        classifier: folder of the network whose features the perceptual distance uses.
         methods: what is compared, by name.
         settings: under what.
         images: how many.
         batch_size: images computed together; changes speed and memory, not results.
         reports: figures beside the table, by name (see :mod:`experiments.inversion.figures`).
         paper: rows of the paper's table, shown below ours.
-        seed: of noise, of the choice of images and of the bootstrap.
-        run_dir: where everything is written.
     """
 
-    source: ConceptSource
-    concepts: int | str | Sequence[str]
-    buckets: Sequence[str]
-    model: Callable[..., LatentDiffusion]
-    clip: Callable[..., ClipFeatures]
-    classifier: str
     methods: Mapping[str, Inverter]
     settings: Sequence[Setting]
     images: int
     batch_size: int
     reports: Sequence[str]
     paper: Sequence[Mapping[str, Any]]
-    seed: int
-    run_dir: str
     jobs: list[Job] = field(init=False)
-    tools: _Tools = field(init=False)
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
@@ -230,19 +205,15 @@ class InversionStudy:
         unknown = [name for name in self.reports if name not in FIGURES]
         if unknown:
             raise ValueError(f"task.reports names {unknown[0]!r}: choose from {', '.join(FIGURES)}.")
-        concepts = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
-        chosen = pictured(concepts, self.images, torch.Generator().manual_seed(self.seed))
+        self.choose_concepts()
+        chosen = pictured(self.chosen, self.images, torch.Generator().manual_seed(self.seed))
         self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
-        device = trainer.strategy.root_device
-        classifier = load_classifier(self.classifier, device)
-        self.tools = _Tools(self.model(device=device), self.clip(device=device), classifier)
-        for setting in self.settings:
-            self.tools.model.schedule(setting.steps)
+        self.load_networks(trainer.strategy.root_device, [setting.steps for setting in self.settings])
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet; then the first process reports. Returns the last method's mean PSNR."""
         units, progress = self.units(), Progress("inversions", unit="batch")
-        module = InversionModule(self.tools, units, progress, self.seed)
+        module = InversionModule(self.networks, units, progress, self.seed)
         trainer.predict(module, datamodule=JobData(self.jobs, units, progress), return_predictions=False)
         progress.close()
         trainer.strategy.barrier("all units are on disk")
@@ -250,13 +221,13 @@ class InversionStudy:
             return 0.0
         found = [(job, *units[unit_name(job)].read(job.key)) for job in self.jobs]
         rows = write_report(
-            Path(self.run_dir), found, self.reports, self.paper, self._settings(), trainer.loggers, self.seed
+            Path(self.run_dir), found, self.reports, self.paper, self.dependencies(), trainer.loggers, self.seed
         )
         return rows[-1]["psnr"]
 
     def units(self) -> dict[str, UnitStore]:
         """Finished units by :func:`experiments.inversion.jobs.unit_name`; other settings have other units."""
-        shared = self._settings()
+        shared = self.dependencies()
         return {
             unit_name(job): UnitStore(
                 Path(self.run_dir) / "units" / job.method,
@@ -265,5 +236,5 @@ class InversionStudy:
             for job in self.jobs
         }
 
-    def _settings(self) -> dict:
-        return {"checkpoint": self.tools.model.fingerprint, "batch_size": self.batch_size, "seed": self.seed}
+    def dependencies(self) -> dict[str, Any]:
+        return super().dependencies() | {"batch_size": self.batch_size}

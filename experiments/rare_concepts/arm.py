@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from experiments.rare_concepts.batches import ConceptBatch
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, synchronise
-from rnri import Inverter, LatentDiffusion
+from experiments.task import Networks
+from rnri import Inverter
 from rnri.models.sampling import trajectory
-from seedselect import ClipFeatures, SeedSelect, Selection, Targets
+from seedselect import SeedSelect, Selection, Targets
 from seedselect.select import Trajectory
 
 
@@ -69,8 +70,7 @@ class RareConceptModule(LightningModule):
     def __init__(
         self,
         arm: Arm,
-        model: LatentDiffusion,
-        clip: ClipFeatures,
+        networks: Networks,
         units: UnitStore,
         progress: Progress,
         *,
@@ -82,8 +82,8 @@ class RareConceptModule(LightningModule):
         super().__init__()
         self.arm, self.units, self.progress = arm, units, progress
         self.samples, self.noise_seed, self.checkpoint = samples, noise_seed, checkpoint
-        self.tools = _Tools(model, clip)
-        self.schedule = model.schedule(steps)
+        self.networks = networks
+        self.schedule = networks.model.schedule(steps)
 
     def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
         """Writes the units of a batch of concepts; returns their names.
@@ -97,7 +97,7 @@ class RareConceptModule(LightningModule):
         seeds, latents, records = self._optimise(seeds, batch) if self.arm.select else self._sample(seeds, batch)
         self.progress.stage("decoding")
         with torch.no_grad():
-            images = (self.tools.model.decode(latents) * 255).round().byte()
+            images = (self.networks.model.decode(latents) * 255).round().byte()
         for g, concept in enumerate(batch.concepts):
             rows = slice(g * self.samples, (g + 1) * self.samples)
             record = {
@@ -116,25 +116,25 @@ class RareConceptModule(LightningModule):
     def _initial(self, batch: ConceptBatch) -> Tensor:
         if batch.seeds is None or self.arm.initialise is None:
             names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(self.samples)]
-            return self.tools.model.noise(names, self.noise_seed)
+            return self.networks.model.noise(names, self.noise_seed)
         self.progress.stage("finding centroids")
         seeds = batch.seeds.seed.unflatten(0, (len(batch.concepts), -1))
         return self.arm.initialise(seeds, self.samples).flatten(0, 1)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         self.progress.stage("sampling")
-        predictor = self.tools.model.predictor(self._prompts(batch), self.arm.guidance)
+        predictor = self.networks.model.predictor(self._prompts(batch), self.arm.guidance)
         with torch.no_grad():
-            return seeds, self.tools.model.sample(seeds, predictor, self.schedule), [{} for _ in seeds]
+            return seeds, self.networks.model.sample(seeds, predictor, self.schedule), [{} for _ in seeds]
 
     def _optimise(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         """Better seeds, the latents that they lead to, and what the optimisation says of each."""
-        decode = self.tools.model.decode
+        decode = self.networks.model.decode
         selection = self.arm.select(
             seeds.float(),
             trajectory=self._trajectory(batch),
             decode=partial(checkpointed, decode, use_reentrant=False) if self.checkpoint else decode,
-            features=self.tools.clip,
+            features=self.networks.clip,
             targets=self._targets(batch),
             on_iteration=lambda k, loss: self.progress.stage(
                 f"optimising, iteration {k} of {self.arm.select.iterations}, loss {loss.mean():.3f}"
@@ -143,7 +143,7 @@ class RareConceptModule(LightningModule):
         return selection.seed, selection.latent, _records(selection)
 
     def _trajectory(self, batch: ConceptBatch) -> Trajectory:
-        predictor = self.tools.model.predictor(self._prompts(batch), self.arm.guidance)
+        predictor = self.networks.model.predictor(self._prompts(batch), self.arm.guidance)
         options = {
             "keep_last": len(self.arm.select.step_weights),
             "checkpoint": self.checkpoint,
@@ -155,8 +155,8 @@ class RareConceptModule(LightningModule):
         """Mean CLIP feature and mean latent of each concept's references, for each of its seeds."""
         references = batch.references.flatten(0, 1)
         with torch.no_grad():
-            features = self.tools.clip(references)
-            latents = batch.seeds.z0 if batch.seeds else self.tools.model.encode(references)
+            features = self.networks.clip(references)
+            latents = batch.seeds.z0 if batch.seeds else self.networks.model.encode(references)
         means = (value.unflatten(0, (len(batch.concepts), -1)).mean(1) for value in (features, latents))
         return Targets(*(value.repeat_interleave(self.samples, 0) for value in means))
 
@@ -173,11 +173,3 @@ def _records(selection: Selection) -> list[dict]:
 def _inversion_seconds(batch: ConceptBatch, group: int) -> float:
     """Time that the inversion of one concept's references took."""
     return batch.seeds.seconds.view(len(batch.concepts), -1)[group].sum().item() if batch.seeds else 0.0
-
-
-@dataclass(frozen=True)
-class _Tools:
-    """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them."""
-
-    model: LatentDiffusion
-    clip: ClipFeatures

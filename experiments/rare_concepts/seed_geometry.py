@@ -36,7 +36,7 @@ COLUMNS = {
 PICTURED = 3  # concepts whose images are shown
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SeedGeometry(RareConcepts):
     """The task behind ``experiment=interpolation`` and ``experiment=centroids``.
 
@@ -48,10 +48,10 @@ class SeedGeometry(RareConcepts):
     """
 
     arms: Mapping[str, Arm] = field(init=False)
-    inversions: Mapping[str, Inverter] = field(kw_only=True)
-    ways: Mapping[str, Callable[[Tensor, int], Tensor]] = field(kw_only=True)
-    guidance: float = field(kw_only=True)
-    paper: Sequence[Mapping[str, Any]] = field(kw_only=True)
+    inversions: Mapping[str, Inverter]
+    ways: Mapping[str, Callable[[Tensor, int], Tensor]]
+    guidance: float
+    paper: Sequence[Mapping[str, Any]]
 
     def __post_init__(self) -> None:
         self.arms = {
@@ -65,7 +65,7 @@ class SeedGeometry(RareConcepts):
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         norms = {name: self._norms(name, arm) for name, arm in self.arms.items()}
         rows, buckets = self._rows(judged, norms, self._judge_real())
-        tables.write_results(run_dir, rows, self._settings() | {"guidance": self.guidance})
+        tables.write_results(run_dir, rows, self.dependencies() | {"guidance": self.guidance})
         tables.write_samples(run_dir, [row for name, images in judged.items() for row in sample_rows(name, images)])
         table = tables.markdown_table([*buckets, *self.paper], COLUMNS)
         (run_dir / "table.md").write_text(table)

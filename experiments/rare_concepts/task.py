@@ -6,8 +6,8 @@ units in progress, and a finished one is never computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,8 +15,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from experiments.data.concepts import Concept, ConceptSource, choose
-from experiments.judges.classifier import load_classifier
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData
 from experiments.rare_concepts.inversion_stage import InversionStage
@@ -25,68 +23,48 @@ from experiments.rare_concepts.scoring import JudgedImages, judge
 from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import SeedStore, UnitStore
-from rnri import LatentDiffusion
+from experiments.task import ConceptTask
 from rnri.models.checkpoint import fingerprint
-from seedselect import ClipFeatures
 
 
-@dataclass
-class RareConcepts:
+@dataclass(kw_only=True)
+class RareConcepts(ConceptTask):
     """The task behind ``experiment=rare_concepts``.
 
     Args:
-        source: where concepts and real images come from.
-        concepts, buckets: which of them (see :func:`experiments.data.concepts.choose`).
-        model, clip: make the text-to-image model and SeedSelect's features, given a device.
-        classifier: folder of the judge, which must not be the network of the features.
         arms: what is compared, by name, in the order of the table.
         steps: of inversion and sampling alike; a seed is only good for the schedule that it was made for.
         samples: images a concept.
         references: reference images a concept.
         concepts_per_batch: units computed together; changes speed and memory, not results.
-        seed: of noise, of the choice of concepts and of the bootstrap.
-        run_dir: where everything is written.
         checkpoint: compute each sampling step again in the backward pass: slower by a third, memory that does not
             grow with the steps.
     """
 
-    source: ConceptSource
-    concepts: int | str | Sequence[str]
-    buckets: Sequence[str]
-    model: Callable[..., LatentDiffusion]
-    clip: Callable[..., ClipFeatures]
-    classifier: str
     arms: Mapping[str, Arm]
     steps: int
     samples: int
     references: int
     concepts_per_batch: int
-    seed: int
-    run_dir: str
     checkpoint: bool
-    chosen: list[Concept] = field(init=False)
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
         self.arms = dict(self.arms)
-        self.chosen = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
+        self.choose_concepts()
         for concept in self.chosen:
             if len(concept.references) < self.references:
                 raise ValueError(
                     f"task.references={self.references}, but {concept.name!r} has {len(concept.references)} "
                     "reference images: add some or ask for fewer."
                 )
-        device = trainer.strategy.root_device
-        self.judge = load_classifier(self.classifier, device)
-        unknown = [concept.name for concept in self.chosen if concept.name not in self.judge.labels]
+        self.load_networks(trainer.strategy.root_device, [self.steps])
+        unknown = [concept.name for concept in self.chosen if concept.name not in self.networks.classifier.labels]
         if unknown:
             raise ValueError(
                 f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
             )
         self.real = self.source.real_images()
-        self.features = self.clip(device=device)
-        self.diffusion = self.model(device=device)
-        self.diffusion.schedule(self.steps)
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet, arm by arm; then the first process judges and reports."""
@@ -97,17 +75,15 @@ class RareConcepts:
 
     def units(self, name: str, arm: Arm) -> UnitStore:
         """Finished units of an arm; other settings have other units."""
-        return UnitStore(Path(self.run_dir) / "units" / name, self._settings() | {"arm": describe(arm)})
+        return UnitStore(Path(self.run_dir) / "units" / name, self.dependencies() | {"arm": describe(arm)})
 
-    def _settings(self) -> dict:
-        """What every unit depends on."""
+    def dependencies(self) -> dict:
         return {
-            "checkpoint": self.diffusion.fingerprint,
-            "clip": fingerprint({"clip": self.features.model}, {}),
+            **super().dependencies(),
+            "clip": fingerprint({"clip": self.networks.clip.model}, {}),
             "steps": self.steps,
             "samples": self.samples,
             "references": self.references,
-            "seed": self.seed,
         }
 
     def _run_arm(self, name: str, arm: Arm, trainer: Trainer) -> None:
@@ -115,12 +91,13 @@ class RareConcepts:
         stage = None
         if arm.inverter is not None:
             store = SeedStore(Path(self.run_dir) / "seeds")
-            schedule = self.diffusion.schedule(self.steps)
-            stage = InversionStage(self.diffusion, arm.inverter, describe(arm.inverter), schedule, arm.guidance, store)
+            schedule = self.networks.model.schedule(self.steps)
+            stage = InversionStage(
+                self.networks.model, arm.inverter, describe(arm.inverter), schedule, arm.guidance, store
+            )
         module = RareConceptModule(
             arm,
-            self.diffusion,
-            self.features,
+            self.networks,
             units,
             progress,
             steps=self.steps,
@@ -135,7 +112,7 @@ class RareConcepts:
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
-        rows = write_report(Path(self.run_dir), judged, self._judge_real(), self._settings(), loggers, self.seed)
+        rows = write_report(Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed)
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> JudgedImages:
@@ -149,7 +126,7 @@ class RareConcepts:
                 progress.finish(1)
 
         progress.start(len(self.chosen), 0, visible=True)
-        features, predictions = judge(self.judge, images())
+        features, predictions = judge(self.networks.classifier, images())
         progress.close()
         return JudgedImages(
             units=units,
@@ -163,4 +140,4 @@ class RareConcepts:
 
     def _judge_real(self) -> Tensor:
         """Features ``float64 [N, D]`` of the real images."""
-        return judge(self.judge, map(torch.from_numpy, self.real))[0]
+        return judge(self.networks.classifier, map(torch.from_numpy, self.real))[0]

@@ -1,0 +1,65 @@
+"""What every experiment on concepts is given, and how it prepares: concepts chosen, networks loaded, input checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from experiments.data.concepts import Concept, ConceptSource, choose
+from experiments.judges.classifier import Classifier, load_classifier
+from rnri import LatentDiffusion
+from seedselect import ClipFeatures
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them.
+
+    ``classifier`` is the judge, whose features serve the distances too; it is never the network of ``clip``.
+    """
+
+    model: LatentDiffusion
+    clip: ClipFeatures
+    classifier: Classifier
+
+
+@dataclass(kw_only=True)
+class ConceptTask:
+    """The arguments and the preparation that experiments share; each adds its own.
+
+    Args:
+        source, concepts, buckets: where images come from, and which (see :func:`experiments.data.concepts.choose`).
+        model, clip: make the text-to-image model and CLIP, given a device.
+        classifier: folder of the judge.
+        seed: of noise, of the choice of concepts or images and of the bootstrap.
+        run_dir: where everything is written.
+    """
+
+    source: ConceptSource
+    concepts: int | str | Sequence[str]
+    buckets: Sequence[str]
+    model: Callable[..., LatentDiffusion]
+    clip: Callable[..., ClipFeatures]
+    classifier: str
+    seed: int
+    run_dir: str
+    chosen: list[Concept] = field(init=False)
+    networks: Networks = field(init=False)
+
+    def choose_concepts(self) -> None:
+        """The concepts, without any network; ValueError says what is wrong with their names or files."""
+        self.chosen = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
+
+    def load_networks(self, device: torch.device, steps: Sequence[int]) -> None:
+        """All networks on ``device``; ValueError names a fault, or one of ``steps`` that the model has not."""
+        classifier = load_classifier(self.classifier, device)
+        self.networks = Networks(self.model(device=device), self.clip(device=device), classifier)
+        for count in steps:
+            self.networks.model.schedule(count)
+
+    def dependencies(self) -> dict[str, Any]:
+        """What every unit depends on, whatever the experiment."""
+        return {"checkpoint": self.networks.model.fingerprint, "seed": self.seed}
