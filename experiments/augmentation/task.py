@@ -57,9 +57,7 @@ class Augmentation(RareConcepts):
 
     def run(self, trainer: Trainer) -> float:
         """Makes the images, then trains what is not on disk yet; then the first process reports."""
-        for name, arm in self.arms.items():
-            self._run_arm(name, arm, trainer)
-        trainer.strategy.barrier("all images are on disk")
+        self.make_images(trainer)
         self._train(trainer)
         trainer.strategy.barrier("all trainings are on disk")
         return self.report(trainer.loggers) if trainer.is_global_zero else 0.0

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.data.concepts import Concept
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, content_hash, units_for_rank
@@ -109,6 +110,14 @@ class Job:
     @property
     def key(self) -> str:
         return hashlib.sha256("\n".join(image.key for image in self.images).encode()).hexdigest()
+
+    @property
+    def cost(self) -> Cost:
+        """Inversion, a measurement of every residual and reconstruction; decoder inversion goes through the decoder."""
+        setting, images = self.setting, len(self.images)
+        decodings = 1 + setting.decoder_iterations * (1 + BACKWARD)
+        a_step = 0.0 if self.inverter is None else evaluations_a_step(self.inverter) + 2
+        return Cost(rows_of(setting.guidance) * setting.steps * (a_step + setting.generated), decodings).times(images)
 
     @property
     def label(self) -> str:

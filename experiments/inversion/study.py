@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from experiments.cost import Cost, announce_cost
 from experiments.inversion.figures import FIGURES
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, jobs, pictured, unit_name
 from experiments.inversion.report import write_report
@@ -213,6 +214,7 @@ class InversionStudy(ConceptTask):
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet; then the first process reports. Returns the last method's mean PSNR."""
         units, progress = self.units(), Progress("inversions", unit="batch")
+        self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed)
         trainer.predict(module, datamodule=JobData(self.jobs, units, progress), return_predictions=False)
         progress.close()
@@ -224,6 +226,13 @@ class InversionStudy(ConceptTask):
             Path(self.run_dir), found, self.reports, self.paper, self.dependencies(), trainer.loggers, self.seed
         )
         return rows[-1]["psnr"]
+
+    def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
+        pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
+        announce_cost(
+            sum((job.cost for job in pending), Cost()), len(self.jobs), len(self.jobs) - len(pending), "batch",
+            model=self.networks.model, prompts=[image.prompt for image in self.jobs[0].images], processes=processes,
+        )  # fmt: skip
 
     def units(self) -> dict[str, UnitStore]:
         """Finished units by :func:`experiments.inversion.jobs.unit_name`; other settings have other units."""

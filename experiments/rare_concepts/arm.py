@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, synchronise
@@ -48,6 +49,18 @@ class Arm:
             raise ValueError("an arm needs both an inverter and an initialise function, or neither.")
         if self.gradient_steps is not None and self.gradient_steps < 1:
             raise ValueError(f"gradient_steps={self.gradient_steps}: give at least 1, or null for all steps.")
+
+    def cost(self, steps: int, samples: int, references: int) -> Cost:
+        """Of one concept, if no sample stops early."""
+        inverted = references * steps * evaluations_a_step(self.inverter) if self.inverter is not None else 0.0
+        sampled = Cost(steps, 1)
+        if self.select is not None:
+            latents = len(self.select.step_weights)
+            differentiated = min(self.gradient_steps or steps, steps)
+            update = Cost(steps + BACKWARD * differentiated, (1 + BACKWARD) * latents)
+            sampled += update.times(self.select.iterations) + Cost(0, latents)
+        cost = Cost(inverted) + sampled.times(samples)
+        return Cost(rows_of(self.guidance) * cost.evaluations, cost.decodings)
 
 
 def inverted_seeds(seeds: Tensor, count: int) -> Tensor:

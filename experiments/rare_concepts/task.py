@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from experiments.cost import Cost, announce_cost
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData
 from experiments.rare_concepts.inversion_stage import InversionStage
@@ -68,10 +69,28 @@ class RareConcepts(ConceptTask):
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet, arm by arm; then the first process judges and reports."""
+        self.make_images(trainer)
+        return self.report(trainer.loggers) if trainer.is_global_zero else 0.0
+
+    def make_images(self, trainer: Trainer) -> None:
+        """Writes the units that are not on disk yet, arm by arm; afterwards those of all processes are there."""
+        self._announce(trainer.world_size)
         for name, arm in self.arms.items():
             self._run_arm(name, arm, trainer)
         trainer.strategy.barrier("all units are on disk")
-        return self.report(trainer.loggers) if trainer.is_global_zero else 0.0
+
+    def _announce(self, processes: int) -> None:
+        """Says what is to be computed and about how long it takes, from the time of a few network calls."""
+        cost, done = Cost(), 0
+        for name, arm in self.arms.items():
+            units = self.units(name, arm)
+            finished = sum(units.done(concept.key) for concept in self.chosen)
+            done += finished
+            cost += arm.cost(self.steps, self.samples, self.references).times(len(self.chosen) - finished)
+        announce_cost(
+            cost, len(self.arms) * len(self.chosen), done, "unit", model=self.networks.model, processes=processes,
+            prompts=[concept.prompt for concept in self.chosen[: self.concepts_per_batch]] * self.samples,
+        )  # fmt: skip
 
     def units(self, name: str, arm: Arm) -> UnitStore:
         """Finished units of an arm; other settings have other units."""

@@ -126,7 +126,7 @@ def announce(units: int, evaluations: float, seconds: float, *, unit: str = "uni
         units: all of them.
         evaluations: network evaluations of those that are not on disk yet; those of a gradient count too, about two
             each.
-        seconds: one evaluation's, which :func:`timed` measures; divided by the number of processes.
+        seconds: that they take, all in all.
         unit: their name.
         done: how many units are on disk.
     """
@@ -134,9 +134,9 @@ def announce(units: int, evaluations: float, seconds: float, *, unit: str = "uni
         print(f"Nothing to compute: all {units} {plural(unit)} are on disk.", flush=True)
         return
     found = f", {done} of them on disk" if done else ""
-    end = datetime.now() + timedelta(seconds=evaluations * seconds)
+    end = datetime.now() + timedelta(seconds=seconds)
     print(
-        f"To compute: {units} {plural(unit)}{found}; {evaluations:,.0f} network evaluations of {seconds:.2g} s: "
-        f"{said(evaluations * seconds)}, until {end:%Y-%m-%d %H:%M}.",
+        f"To compute: {units} {plural(unit)}{found}; {evaluations:,.0f} network evaluations, "
+        f"{said(seconds)}, until {end:%Y-%m-%d %H:%M}.",
         flush=True,
     )

@@ -24,7 +24,7 @@ from tests.experiments.rare_concepts.test_rare_concepts import command
 FAST = [
     "experiment=augmentation", "data.concepts=3", "task.steps=3", "task.samples=2", "select.iterations=1",
     "task.trainings=2", "task.few_shot.steps=3", "trainer.accelerator=cpu", "~task.arms.nao_rnri",
-    "~task.arms.seedselect_rnri",
+    "~task.arms.seedselect_rnri", "~task.arms.seedselect_ours",
 ]  # fmt: skip
 METHODS = ["references only", "plain", "seedselect_ddim", "nao_ddim"]
 

@@ -119,8 +119,8 @@ def test_a_call_is_timed_without_its_first_time(clock):
 
 
 def test_a_run_is_announced(capsys):
-    announce(24, 36_000, 0.05, unit="concept", done=4)
+    announce(24, 36_000, 1800, unit="concept", done=4)
     announce(24, 0, 0.05, done=24)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("To compute: 24 concepts, 4 of them on disk; 36,000 network evaluations of 0.05 s: about")
+    assert first.startswith("To compute: 24 concepts, 4 of them on disk; 36,000 network evaluations, about 30 min")
     assert second == "Nothing to compute: all 24 units are on disk."
