@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from experiments.data.concepts import Concept, ConceptSource, choose
+from experiments.data.images import check_images
 from experiments.judges.classifier import Classifier, load_classifier
 from rnri import LatentDiffusion
 from seedselect import ClipFeatures
@@ -49,16 +50,34 @@ class ConceptTask:
     chosen: list[Concept] = field(init=False)
     networks: Networks = field(init=False)
 
-    def choose_concepts(self) -> None:
-        """The concepts, without any network; ValueError says what is wrong with their names or files."""
-        self.chosen = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
+    def choose_concepts(self, references: int | None = None) -> None:
+        """The concepts, with the first ``references`` of their images (None: all), checked without any network.
+
+        Raises:
+            ValueError: a name, bucket or file is wrong, or a concept has fewer images.
+        """
+        chosen = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
+        for concept in chosen:
+            if references is not None and len(concept.references) < references:
+                raise ValueError(
+                    f"task.references={references}, but {concept.name!r} has {len(concept.references)} "
+                    "reference images: add some or ask for fewer."
+                )
+        if references is not None:
+            chosen = [replace(concept, references=concept.references.first(references)) for concept in chosen]
+        check_images([file for concept in chosen for file in concept.references.files], "checking reference images")
+        self.chosen = chosen
 
     def load_networks(self, device: torch.device, steps: Sequence[int]) -> None:
-        """All networks on ``device``; ValueError names a fault, or one of ``steps`` that the model has not."""
+        """All networks on ``device``, and the concepts' images at the model's size.
+
+        ValueError names a fault, one of ``steps`` that the model has not, or images of another size.
+        """
         classifier = load_classifier(self.classifier, device)
         self.networks = Networks(self.model(device=device), self.clip(device=device), classifier)
         for count in steps:
             self.networks.model.schedule(count)
+        self.chosen = [concept.at(self.networks.model.image_size) for concept in self.chosen]
 
     def dependencies(self) -> dict[str, Any]:
         """What every unit depends on, whatever the experiment."""

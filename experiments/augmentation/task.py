@@ -45,7 +45,8 @@ class Augmentation(RareConcepts):
         super().prepare(trainer)
         if len(self.chosen) < 2:
             raise ValueError("one concept leaves a classifier nothing to tell apart: choose at least 2 concepts.")
-        found = self.source.held_out()
+        size = self.networks.model.image_size
+        found = {name: images.at(size) for name, images in self.source.held_out().items()}
         missing = [concept.name for concept in self.chosen if concept.name not in found]
         if missing:
             raise ValueError(

@@ -207,9 +207,9 @@ class InversionStudy(ConceptTask):
         if unknown:
             raise ValueError(f"task.reports names {unknown[0]!r}: choose from {', '.join(FIGURES)}.")
         self.choose_concepts()
+        self.load_networks(trainer.strategy.root_device, [setting.steps for setting in self.settings])
         chosen = pictured(self.chosen, self.images, torch.Generator().manual_seed(self.seed))
         self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
-        self.load_networks(trainer.strategy.root_device, [setting.steps for setting in self.settings])
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet; then the first process reports. Returns the last method's mean PSNR."""

@@ -52,20 +52,15 @@ class RareConcepts(ConceptTask):
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
         self.arms = dict(self.arms)
-        self.choose_concepts()
-        for concept in self.chosen:
-            if len(concept.references) < self.references:
-                raise ValueError(
-                    f"task.references={self.references}, but {concept.name!r} has {len(concept.references)} "
-                    "reference images: add some or ask for fewer."
-                )
+        self.choose_concepts(self.references)
+        self.real = self.source.real_images()
         self.load_networks(trainer.strategy.root_device, [self.steps])
         unknown = [concept.name for concept in self.chosen if concept.name not in self.networks.classifier.labels]
         if unknown:
             raise ValueError(
                 f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
             )
-        self.real = self.source.real_images()
+        self.real = self.real.at(self.networks.model.image_size)
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet, arm by arm; then the first process judges and reports."""
