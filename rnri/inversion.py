@@ -132,7 +132,7 @@ class ImplicitInverter:
         budget = Budget.of(schedule, self.solver.iterations, len(z0)) if self.sharing == "schedule" else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
-                problem = ImplicitStep.of(z, predictor, schedule, i)
+                problem = ImplicitStep.of(z, predictor, schedule, i, z0)
                 start = self._start(problem, noises)
                 if budget is None:
                     solution = self._solve(problem, start, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -37,6 +38,8 @@ class ImplicitStep:
         a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
         z_s: the cleaner latent, ``[B,C,h,w]``.
         rows: int64 ``[B]``, the samples' places in ``counts``.
+        z_0: the clean latent that the walk began at, ``[B,C,h,w]``; only methods whose prior is ``q(z_t | z_0)`` ask.
+        alpha_bar: the cumulative alpha at the noisy end, ``a_t``.
     """
 
     predictor: NoisePredictor
@@ -46,13 +49,18 @@ class ImplicitStep:
     z_s: Tensor  # [B,C,h,w]
     rows: Tensor  # [B]
     counts: SampleCounts
+    z_0: Tensor | None = None  # [B,C,h,w]
+    alpha_bar: float = math.nan
 
     @classmethod
-    def of(cls, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> ImplicitStep:
-        """The equation whose solution step ``i`` of the sampler takes to ``z_s``."""
+    def of(
+        cls, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, z_0: Tensor | None = None
+    ) -> ImplicitStep:
+        """The equation whose solution step ``i`` of the sampler takes to ``z_s``, on the walk from ``z_0``."""
         a, b = schedule.coefficients(i)
-        rows = torch.arange(len(z_s))
-        return cls(predictor, int(schedule.timesteps[i]), a, b, z_s, rows, SampleCounts.zeros(len(z_s)))
+        rows, counts = torch.arange(len(z_s)), SampleCounts.zeros(len(z_s))
+        alpha_bar = float(schedule.alpha_bar[i])
+        return cls(predictor, int(schedule.timesteps[i]), a, b, z_s, rows, counts, z_0, alpha_bar)
 
     def __len__(self) -> int:
         return len(self.z_s)
@@ -80,6 +88,7 @@ class ImplicitStep:
             self,
             predictor=self.predictor.select(rows),
             z_s=self.z_s[rows.to(self.z_s.device)],
+            z_0=None if self.z_0 is None else self.z_0[rows.to(self.z_0.device)],
             rows=self.rows[rows.cpu()],
         )
 
@@ -95,6 +104,18 @@ class ImplicitStep:
     def prior_mean(self) -> Tensor:
         """Mean ``[B,C,h,w]`` of ``q(z_t | z_s) = N(sqrt(1 - beta) z_s, beta I)``, Eq. 1: ``A z_s``."""
         return self.a * self.z_s
+
+    @property
+    def marginal_mean(self) -> Tensor:
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``; ValueError where z_0 is unknown."""
+        if self.z_0 is None:
+            raise ValueError("this solver's prior is q(z_t | z_0): give ImplicitStep the clean latent z_0.")
+        return self.alpha_bar**0.5 * self.z_0
+
+    @property
+    def marginal_variance(self) -> float:
+        """``1 - a_t``."""
+        return 1 - self.alpha_bar
 
     @property
     def prior_variance(self) -> float:
