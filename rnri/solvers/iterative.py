@@ -58,6 +58,14 @@ class IterativeSolver(ABC):
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         """The next iterate ``[b,C,h,w]`` and what to remember, from the evaluated one."""
 
+    def merit(self, at: Iterate) -> Tensor:
+        """What ``keep_best`` minimises, ``[b]``: the residual, mean ``|z - f(z)|``."""
+        return mean_absolute(at.z - at.f)
+
+    def outcome(self, z: Tensor, state: State) -> Tensor:
+        """What returns, without ``keep_best``, where the solver ends after a step that made ``z`` and ``state``."""
+        return z
+
     def __call__(self, problem: ImplicitStep, z_init: Tensor, limits: Tensor | None = None) -> Solution:
         """Solves ``problem`` from ``z_init [B,C,h,w]``; the batch need not converge together.
 
@@ -72,7 +80,8 @@ class IterativeSolver(ABC):
         while True:
             spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
             z, f = self._evaluate(problem, z, self.differentiates and (steps_last or not bool(spent.all())))
-            residual = record.offer(problem.rows, z.detach(), f.detach())
+            at = Iterate(problem, z.detach(), f.detach(), tuple(state))
+            residual = record.offer(problem.rows, at, self.merit(at))
             going = residual.isfinite() & (residual > self.tolerance)
             if not steps_last:
                 going &= ~spent
@@ -85,7 +94,7 @@ class IterativeSolver(ABC):
             going &= z.flatten(1).isfinite().all(1).cpu()
             if steps_last:
                 ended = going & spent & record.is_current(problem.rows, residual)
-                record.end(problem.rows[ended], z[ended.to(z.device)])
+                record.end(problem.rows[ended], self.outcome(z, state)[ended.to(z.device)])
                 going &= ~spent
             if not going.any():
                 break
@@ -123,13 +132,15 @@ class _Record:
         self.keep_best = keep_best
         self.z, self.f, self.result = z_init.clone(), z_init.clone(), z_init.clone()
         self.residual = torch.full((len(z_init),), torch.inf, dtype=torch.float64)
+        self.merit = self.residual.clone()
 
-    def offer(self, rows: Tensor, z: Tensor, f: Tensor) -> Tensor:
+    def offer(self, rows: Tensor, at: Iterate, merit: Tensor) -> Tensor:
         """Takes note of ``f(z)`` for the samples ``rows``; returns their residuals, ``[b]`` on the CPU."""
-        residual = mean_absolute(z - f).double().cpu()
-        accepted = residual < self.residual[rows] if self.keep_best else residual.isfinite()
+        z, f, merit = at.z, at.f, merit.cpu().double()
+        residual = mean_absolute(z - f).cpu().double()
+        accepted = merit < self.merit[rows] if self.keep_best else residual.isfinite()
         where, which = rows[accepted], accepted.to(z.device)
-        self.residual[where] = residual[accepted]
+        self.residual[where], self.merit[where] = residual[accepted], merit[accepted]
         at = where.to(z.device)
         self.z[at], self.f[at], self.result[at] = z[which], f[which], f[which]
         return residual

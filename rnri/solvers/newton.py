@@ -80,8 +80,8 @@ class RNRISign(RegularisedNewton):
       and its deviation sigma; this is the same density.) It hardly depends on ``z`` and keeps F above zero;
     - what returns is ``f(z_k)`` of the iterate with the smallest mean of F.
 
-    Unlike there, F is by sample; theirs is summed over the batch. :class:`RNRIMeanSign` is this rule with the latent's own
-    ``d`` and the paper's prior.
+    Unlike there, F is by sample; theirs is summed over the batch. :class:`RNRIMeanSign` is this rule with the latent's
+    own ``d`` and the paper's prior.
 
     Attributes:
         d: the constant; the authors'.

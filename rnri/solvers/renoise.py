@@ -31,7 +31,7 @@ class ReNoise(IterativeSolver):
     averaged over the first five.
 
     ``rounds`` above 0 edits the predictions towards white noise, those from the window's begin on before they lead to
-    the next iterate, and their mean at the end (Parmar et al. 2023, arXiv 2302.03027); the authors' default is 4 rounds.
+    the next iterate, and their mean at the end (Parmar et al. 2023, arXiv 2302.03027); the authors make 4 rounds.
     These gradients never enter the network. The reference is the prediction at a draw of ``q(z_t | z_0)``, one more
     evaluation a step; its noise is the same for every image, so that an image's result does not depend on its batch.
 
@@ -40,7 +40,7 @@ class ReNoise(IterativeSolver):
 
     Attributes:
         iterations: network evaluations, the first at the start and the reference's included.
-        average_from, average_to: the window: evaluations (from 0) that the mean takes part of, the latter excluded.
+        average_from, average_to: the evaluations (from 0) that the mean is of, the latter excluded; None: to the last.
         clean_below: the timestep below which the following three hold.
         clean_iterations, clean_from, clean_to: as above.
         rounds: of the regularisation, 0 is off.
@@ -53,7 +53,7 @@ class ReNoise(IterativeSolver):
     iterations: Count = 10
     keep_best: bool = False
     average_from: Whole = 8
-    average_to: Count = 10
+    average_to: Count | None = None
     clean_below: Whole = 250
     clean_iterations: Count = 6
     clean_from: Whole = 0
@@ -68,7 +68,7 @@ class ReNoise(IterativeSolver):
         if self.keep_best:
             raise ValueError("keep_best: ReNoise returns the mean of its predictions, not one iterate.")
         for begin, end in (("average_from", "average_to"), ("clean_from", "clean_to")):
-            if getattr(self, begin) >= getattr(self, end):
+            if getattr(self, end) is not None and getattr(self, begin) >= getattr(self, end):
                 raise ValueError(f"{begin}={getattr(self, begin)} must be below {end}={getattr(self, end)}.")
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, limits: Tensor | None = None) -> Solution:
@@ -83,7 +83,7 @@ class ReNoise(IterativeSolver):
         clean = problem.timestep < self.clean_below
         begin, end = (self.clean_from, self.clean_to) if clean else (self.average_from, self.average_to)
         z = at.f
-        if begin <= k < end:
+        if begin <= k and (end is None or k < end):
             total, count = total + at.f, count + 1
         mean = total / count.clamp(min=1)
         if self.rounds and problem.b != 0 and k >= begin:

@@ -50,8 +50,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     finished = command(
         "experiment=convergence", f"run_dir={folder}", *FAST, "+method@task.methods.edict=edict",
-        f"task.settings=[{ONE.replace('}', ',methods:[rnri_sign,accelerated]}')},"
-        f"{WRONG.replace('}', ',methods:[rnri_sign,accelerated]}')},"
+        f"task.settings=[{ONE.replace('}', ',methods:[rnri_mean_sign,accelerated]}')},"
+        f"{WRONG.replace('}', ',methods:[rnri_mean_sign,accelerated]}')},"
         f"{MADE.replace('}', ',methods:[accelerated]}')},{EXACT},{EDIT}]",
         "task.reports=[residuals,detection,editing]",
     )  # fmt: skip
@@ -86,7 +86,7 @@ def test_results_follow_the_contract(run):
     found = json.loads((folder / "results.json").read_text())["settings"]["detection"]
     assert {(d["method"], d["score"]) for d in found} >= {
         (CEILING, "clip_score"),
-        ("rnri_sign (2 evaluations)", "residual"),
+        ("rnri_mean_sign (2 evaluations)", "residual"),
     }
     assert all(0 <= d["auc"] <= 1 for d in found)
     assert "| accelerated |" in finished.stdout

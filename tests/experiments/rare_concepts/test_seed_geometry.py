@@ -10,7 +10,7 @@ from experiments.rare_concepts.seed_geometry import norm_figure
 from tests.experiments.rare_concepts.test_rare_concepts import command
 
 FEW = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
-       "~task.inversions.aidi", "~task.inversions.rnri_sign"]  # fmt: skip
+       "~task.inversions.aidi", "~task.inversions.rnri_mean_sign"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["interpolation", "centroids"])
