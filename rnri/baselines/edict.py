@@ -23,9 +23,11 @@ class EDICT:
 
         x' = a x + b eps(y);  y' = a y + b eps(x');  x = p x' + (1 - p) y';  y = p y' + (1 - p) x
 
-    The roles of ``x`` and ``y`` alternate by the step's index in the schedule, the same both ways, so that any
-    number of steps is undone. Un-mixing divides by ``p`` twice a step (0.93^-100 is about 1,400 at 50 steps),
-    hence float64. The seed alone does not reconstruct: the second latent is kept.
+    As in the authors' code, ``y`` takes its network step before ``x`` at every second step from the noisy end, and the
+    mixing of the last two equations always begins with ``x``. The order goes by the step's place in the schedule, the
+    same both ways, so that any number of steps is undone (diffusers' community pipeline counts from the start of each
+    walk, and undoes even numbers only). Un-mixing divides by ``p`` twice a step (0.93^-100 is about 1,400 at 50
+    steps), hence float64. The seed alone does not reconstruct: the second latent is kept, ``extra["partner"]``.
 
     Attributes:
         mix: p, in (0, 1]; 1 does not mix, and the two latents drift apart.
@@ -39,18 +41,16 @@ class EDICT:
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
-        x = y = z0 = in_state_dtype(z0)
-        p = self.mix
+        """The seeds of ``z0 [B,C,h,w]``, both latents of a pair being ``z0`` at the clean end."""
+        z0, p = in_state_dtype(z0), self.mix
+        x = y = z0
         for k, i in enumerate(reversed(range(len(schedule)))):
             (a, b), t = schedule.coefficients(i), int(schedule.timesteps[i])
-            if i % 2:
-                x, y = y, x
             y = (y - (1 - p) * x) / p
-            x = (x - (1 - p) * y) / p
-            y = a * y + b * predictor(x, t)
-            x = a * x + b * predictor(y, t)
-            if i % 2:
-                x, y = y, x
+            pair = [(x - (1 - p) * y) / p, y]
+            for moved, seen in reversed(_order(i)):
+                pair[moved] = a * pair[moved] + b * predictor(pair[seen], t)
+            x, y = pair
             on_step(k, x)
         return inversion(x, z0, evenly(2, schedule, len(z0)), exact=True, single_latent=False, extra={"partner": y})
 
@@ -59,12 +59,15 @@ class EDICT:
         x, y, p = inversion.seed, inversion.extra["partner"], self.mix
         for i in range(len(schedule)):
             (a, b), t = schedule.coefficients(i), int(schedule.timesteps[i])
-            if i % 2:
-                x, y = y, x
-            x = (x - b * predictor(y, t)) / a
-            y = (y - b * predictor(x, t)) / a
-            x = p * x + (1 - p) * y
-            y = p * y + (1 - p) * x
-            if i % 2:
-                x, y = y, x
+            pair = [x, y]
+            for moved, seen in _order(i):
+                pair[moved] = (pair[moved] - b * predictor(pair[seen], t)) / a
+            x = p * pair[0] + (1 - p) * pair[1]
+            y = p * pair[1] + (1 - p) * x
         return x
+
+
+def _order(i: int) -> list[tuple[int, int]]:
+    """The network steps of the sampler's step ``i``: which of ``(x, y)`` moves, and which the network sees."""
+    x_first = [(0, 1), (1, 0)]
+    return x_first[::-1] if i % 2 else x_first
