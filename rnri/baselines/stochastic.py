@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -15,15 +18,18 @@ from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 
+Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
+"""Mean ``[B,C,h,w]`` and standard deviation of a stochastic sampler's step, called for one after the other."""
+
 
 @dataclass(frozen=True)
-class EditFriendly:
-    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140), eta = 1.
+class NoiseMaps(ABC):
+    """Latents drawn independently at every level, and the noise maps that take a stochastic sampler through them.
 
-    Latents ``z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) n_t`` are drawn independently at every level, and the noise map
-    of a step is whatever takes the DDPM sampler from one to the next. Exact by construction; one map a step is
-    kept, ``extra["maps"] [B,N,C,h,w]``. A step without noise (to a clean end at ``a = 1``, or that changes nothing)
-    has a map of zero, and the inversion is not exact.
+    The latents are ``z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) n_t``. A step's map is what the sampler must add to its mean,
+    in standard deviations, to arrive at the next latent; one map a step is kept, ``extra["maps"] [B,N,C,h,w]``. Exact
+    by construction where every step adds noise. One that adds none (to a clean end at ``a = 1``, or that changes
+    nothing) has a map of zero, and the inversion is then not exact.
 
     The draws are the same for every image, so that an image's result does not depend on its batch.
 
@@ -35,21 +41,29 @@ class EditFriendly:
 
     single_latent: ClassVar[bool] = False
 
+    @abstractmethod
+    def sampler(self, schedule: Schedule) -> Step:
+        """The sampler before its first, noisiest step."""
+
+    def keeps(self, i: int, schedule: Schedule) -> bool:
+        """Whether the map of step ``i`` is kept; one that is not is zero."""
+        return True
+
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
+        """The noisiest draw as the seed of ``z0 [B,C,h,w]``, and the maps that lead from it to ``z0``."""
         z0 = in_state_dtype(z0)
-        noisy = diffused(z0, schedule, self.seed)
-        targets = [*noisy[1:], z0]
-        maps: list[Tensor] = [torch.zeros_like(z0)] * len(schedule)
-        exact = True
-        for k, i in enumerate(reversed(range(len(schedule)))):
-            mean, deviation = _posterior(noisy[i], predictor, schedule, i)
-            exact &= deviation > 0
-            if deviation > 0:
-                maps[i] = (targets[i] - mean) / deviation
-            on_step(k, noisy[i])
+        noisy, step = diffused(z0, schedule, self.seed), self.sampler(schedule)
+        maps, exact = [], True
+        for i, (z, target) in enumerate(pairwise([*noisy, z0])):
+            mean, deviation = step(z, predictor, i)
+            known = deviation > 0 and self.keeps(i, schedule)
+            maps.append((target - mean) / deviation if known else torch.zeros_like(z0))
+            exact &= known
+        for k, z in enumerate(reversed(noisy)):
+            on_step(k, z)
         return inversion(
             noisy[0], z0, evenly(1, schedule, len(z0)), exact=exact, single_latent=False,
             extra={"maps": torch.stack(maps, 1)},
@@ -57,11 +71,30 @@ class EditFriendly:
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        z = inversion.seed
+        z, step = inversion.seed, self.sampler(schedule)
         for i in range(len(schedule)):
-            mean, deviation = _posterior(z, predictor, schedule, i)
+            mean, deviation = step(z, predictor, i)
             z = mean + deviation * inversion.extra["maps"][:, i]
         return z
+
+
+@dataclass(frozen=True)
+class EditFriendly(NoiseMaps):
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140), eta = 1.
+
+    The sampler is DDPM's. The authors' code sets the map of the last step to zero, and so does this by default: the
+    last step is then the sampler's mean, and the inversion is not exact. ``keep_last_map`` keeps it, as Algorithm 1 of
+    the paper does, and the inversion is exact. Latent MSE of eight drawings on the embedded model, 10 steps, guidance
+    1, 3.5 and 7.5: 1.4e-3, 1.5e-3 and 2.2e-3 without the map, below 1e-30 with it.
+    """
+
+    keep_last_map: bool = False
+
+    def sampler(self, schedule: Schedule) -> Step:
+        return lambda z, predictor, i: _posterior(z, predictor, schedule, i)
+
+    def keeps(self, i: int, schedule: Schedule) -> bool:
+        return self.keep_last_map or i < len(schedule) - 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +105,8 @@ class SDEdit:
     larger ``strength``. The baseline that shows what inversion is for.
 
     Attributes:
-        strength: the share of the schedule's steps, in (0, 1].
+        strength: the share of the schedule's steps, in (0, 1], to the nearest step and at least one; diffusers'
+            image-to-image pipelines round down instead.
         seed: of the noise, the same for every image.
     """
 

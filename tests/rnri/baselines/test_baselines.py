@@ -18,8 +18,8 @@ from rnri.baselines import BDIA, EDICT, OBELM, DirectInversion, EditFriendly, Ne
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
 
-EXACT = [EDICT(), EDICT(mix=1.0), BDIA(), BDIA(gamma=0.5), OBELM(), DirectInversion(), EditFriendly()]
-ALL = [*EXACT, NegativePrompt(), NullText(iterations=3), SDEdit()]
+EXACT = [EDICT(), EDICT(mix=1.0), BDIA(), BDIA(gamma=0.5), OBELM(), DirectInversion(), EditFriendly(keep_last_map=True)]
+ALL = [*EXACT, EditFriendly(), NegativePrompt(), NullText(iterations=3), SDEdit()]
 ADJUSTED = PromptAware(ImplicitInverter(SafeguardedAnderson(8, tolerance=1e-4), "fitted"))
 
 
@@ -79,7 +79,7 @@ def test_an_image_alone_and_in_a_batch(exact_model, method):
 def test_every_dtype_of_the_network(method, dtype):
     """The exact ones meet their image in any: both directions round alike."""
     model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
-    z0, predictor, steps = latents(2), model.predictor(["a cat", "dog"], 3.0), model.schedule(4)  # EDICT: even
+    z0, predictor, steps = latents(2), model.predictor(["a cat", "dog"], 3.0), model.schedule(4)
     inversion = method.invert(z0, predictor, steps)
     again = method.reconstruct(inversion, predictor, steps)
     assert inversion.seed.dtype == again.dtype == torch.float64 and again.isfinite().all()
@@ -207,7 +207,7 @@ def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
     denoiser, z0 = gaussian(batch=2)
     reference, steps = scheduler(), schedule(10)
     reference.set_timesteps(10)
-    inversion = EditFriendly().invert(z0, NoisePredictor(denoiser), steps)
+    inversion = EditFriendly(keep_last_map=True).invert(z0, NoisePredictor(denoiser), steps)
     z = inversion.seed
     for i, t in enumerate(reference.timesteps):
         z = reference.step(denoiser(z, int(t)), t, z, eta=1.0, variance_noise=inversion.extra["maps"][:, i]).prev_sample

@@ -1,5 +1,7 @@
 """LEDITS++ against its definition and against diffusers' own pipeline."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
@@ -64,23 +66,49 @@ def test_a_step_by_hand():
 @pytest.mark.parametrize("final", ["sigma_min", "zero"])
 def test_seed_maps_and_samples_are_those_of_diffusers_pipeline(monkeypatch, final):
     """Its inversion from our draws, and its sampler from its maps, both without a source prompt, hence unguided."""
+    pipeline, inversion, predictor, steps = inverted_by_both(monkeypatch, final)
+    assert_equal(inversion, pipeline)
+    assert bool((inversion.extra["maps"][:, -1] == 0).all()) == (final == "zero")
+    again = LEditsPP().reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(again.float(), pipeline(output_type="latent").images, rtol=0, atol=1e-3)
+
+
+def test_with_a_source_prompt_it_is_diffusers_pipeline_with_the_embeddings_in_order(monkeypatch):
+    pipeline, inversion, predictor, steps = inverted_by_both(monkeypatch, "sigma_min", "a cat")
+    assert_equal(inversion, pipeline)
+    z0 = LEditsPP().reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(z0, inversion.z0, rtol=0, atol=1e-6)
+
+
+def inverted_by_both(monkeypatch, final, prompt=""):
+    """diffusers' pipeline after it has inverted two images from our draws, and ours, with predictor and schedule."""
     ours = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": 16}))  # the pipeline wants images of 32 pixels
     pipeline = leditspp_pipeline(final)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     draws = list(draw_noise(ours.encode(images), 6, 0))  # the pipeline draws from clean to noisy
     monkeypatch.setattr(theirs, "randn_tensor", lambda shape, **_: draws.pop().expand(shape))
-    pipeline.invert(images, num_inversion_steps=6, skip=0)
+    predictor = ours.predictor([prompt] * 2, 3.5 if prompt else 1.0)
+    if prompt:
+        put_embeddings_in_order(monkeypatch, pipeline.unet, predictor.denoiser)
+    pipeline.invert(images, source_prompt=prompt, source_guidance_scale=3.5, num_inversion_steps=6, skip=0)
 
     timesteps, table = pipeline.inversion_steps, alpha_bar_table(scheduler())
     last = table[:1] if final == "sigma_min" else table.new_ones(1)
     steps = Schedule(timesteps, table[timesteps], torch.cat([table[timesteps[1:]], last]))
-    inversion = LEditsPP().invert(ours.encode(images), ours.predictor(["", ""]), steps)
-    maps = inversion.extra["maps"].transpose(0, 1)  # [N,B,C,h,w]
+    return pipeline, LEditsPP().invert(ours.encode(images), predictor, steps), predictor, steps
+
+
+def put_embeddings_in_order(monkeypatch, unet, denoiser):
+    """``invert`` calls the UNet for the empty prompt, then for the source's, at every step; whatever it passes to each
+    (diffusers 0.42.1 swaps the two), it gets the one that it means."""
+    forward, meant = unet.forward, cycle([denoiser.negative.text, denoiser.positive.text])
+    monkeypatch.setattr(unet, "forward", lambda z, timestep, **_: forward(z, timestep, next(meant)))
+
+
+def assert_equal(inversion, pipeline):
     torch.testing.assert_close(inversion.seed.float(), pipeline.init_latents, rtol=1e-4, atol=1e-4)
+    maps = inversion.extra["maps"].transpose(0, 1)  # [N,B,C,h,w]
     torch.testing.assert_close(maps.float(), pipeline.zs, rtol=0, atol=2e-3)  # the last divides by 0.03
-    assert bool((maps[-1] == 0).all()) == (final == "zero")
-    again = LEditsPP().reconstruct(inversion, ours.predictor(["", ""]), steps)
-    torch.testing.assert_close(again.float(), pipeline(output_type="latent").images, rtol=0, atol=1e-3)
 
 
 def leditspp_pipeline(final):
@@ -95,7 +123,7 @@ def leditspp_pipeline(final):
     return pipeline
 
 
-@pytest.mark.parametrize("method", [LEditsPP(), EditFriendly()], ids=str)
+@pytest.mark.parametrize("method", [LEditsPP(), EditFriendly(keep_last_map=True)], ids=str)
 @pytest.mark.parametrize(
     "options",
     [
