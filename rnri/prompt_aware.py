@@ -20,10 +20,11 @@ class PromptAware:
     """Adjusts the latent to the prompt, and inverts what comes of it with ``inverter``.
 
     The VAE's encoder knows no prompt, so its latent need not lie where the sampler ends under that prompt, and
-    at large guidance there may then be no seed for it. The adjustment is ``z0 <- h(z0)``, ``iterations``
-    times, where ``h`` adds noise for the ``steps`` cleanest steps of the schedule and removes it with the
-    sampler under the prompt. The adjusted latent is the reconstruction's target (``Inversion.z0``); how far it lies
-    from the given one is the method's price: with more ``steps`` more images have a seed, of a latent farther away.
+    at large guidance solvers then often stall (which does not show that there is no seed). The adjustment is
+    ``z0 <- h(z0)``, ``iterations`` times, where ``h`` adds noise for the ``steps`` cleanest steps of the schedule
+    and removes it with the sampler under the prompt. The adjusted latent is the reconstruction's target
+    (``Inversion.z0``); how far it lies from the given one is the method's price: with more ``steps`` more images
+    converge, to a latent farther away.
 
     The paper does not say how noise is added. ``inversion`` takes explicit DDIM inversion steps, so that ``h``
     changes little that the sampler can already reach; ``random`` draws ``q(z_t | z_0)``, with the same noise
