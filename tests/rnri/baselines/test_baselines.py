@@ -181,7 +181,17 @@ def test_null_text_stops_by_sample(model):
     predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(4)
     z0 = latents()
     easy = NullText(iterations=8, threshold=1e9).invert(z0, predictor, steps)
-    assert (easy.evaluations == 1 + 1 + 1 + 1).all() and easy.backward.sum() == 0
+    assert (easy.evaluations == 1 + 1 + 1 + 1).all() and (easy.backward == 1).all()
+
+
+def test_null_text_of_a_spoilt_sample_leaves_the_others_as_they_are(model):
+    z0, steps = latents(2), model.schedule(3)
+    z0[1] = torch.nan
+    method = NullText(iterations=2)
+    both = method.invert(z0, model.predictor(["a cat", "dog"], 3.0), steps)
+    alone = method.invert(z0[:1], model.predictor(["a cat"], 3.0), steps)
+    assert both.extra["negative"][1].isnan().any()
+    torch.testing.assert_close(both.extra["negative"][:1], alone.extra["negative"], rtol=0, atol=1e-3)
 
 
 def test_the_negative_condition_needs_guidance(model):
