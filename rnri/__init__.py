@@ -5,7 +5,8 @@ from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated
 from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import ddim_step, sample, trajectory
-from rnri.models.schedule import Schedule, alpha_bar_table
+from rnri.models.schedule import Schedule
+from rnri.models.scheduler import alpha_bar_table
 from rnri.prompt_aware import PromptAware
 from rnri.solvers.anderson import Anderson, SafeguardedAnderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent

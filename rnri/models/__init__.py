@@ -3,7 +3,8 @@
 from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import ddim_step, sample, trajectory
-from rnri.models.schedule import Schedule, alpha_bar_table
+from rnri.models.schedule import Schedule
+from rnri.models.scheduler import alpha_bar_table
 
 __all__ = [
     "Condition",

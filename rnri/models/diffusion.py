@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rnri.models.checkpoint import fingerprint, load_pipeline
 from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
-from rnri.models.schedule import Schedule, alpha_bar_table
+from rnri.models.schedule import Schedule
+from rnri.models.scheduler import alpha_bar_table, check_scheduler
 
 
 class LatentDiffusion:
@@ -32,6 +33,7 @@ class LatentDiffusion:
             module.eval().requires_grad_(False)
         if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast", False):
             pipeline.vae.float()  # SDXL's VAE overflows in half precision
+        check_scheduler(pipeline.scheduler)
         self.alpha_bar = alpha_bar_table(pipeline.scheduler)
 
     @classmethod

@@ -5,26 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from diffusers import DDIMScheduler, LCMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-# A zero-terminal-SNR table ends at alpha_bar = 0, where eps no longer determines z_s. This floor keeps the
-# step finite; with the state in float64 it changes a sample by about 1e-6 of its scale.
-SMALLEST_ALPHA_BAR = 2.0**-40
-
-
-def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
-    """Cumulative alphas of every training timestep, float64 ``[num_train_timesteps]`` in (0, 1].
-
-    The float32 values that diffusers samples with are kept to the bit, only widened. Zero terminal SNR
-    (Lin et al. 2024, https://arxiv.org/abs/2305.08891) is floored at ``SMALLEST_ALPHA_BAR``.
-
-    Raises:
-        ValueError: the scheduler has no table of betas (flow matching, for example).
-    """
-    return _table(_as_ddim(scheduler))
+from rnri.models.scheduler import steps_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,27 +46,21 @@ class Schedule:
 
     @classmethod
     def from_scheduler(cls, scheduler: SchedulerMixin, steps: int) -> Schedule:
-        """The ``steps``-step deterministic DDIM sampler with a scheduler's own betas, spacing and offset.
+        """The ``steps``-step deterministic DDIM sampler on a scheduler's own timesteps and noise levels.
 
-        ``scheduler`` is only read. DDIM, DDPM and PNDM keep their integer division of timesteps and their
-        final alpha. Schedulers over sigmas (Euler, DPM, LMS, ...) step to the next entry of the list and end
-        at sigma 0, or at the smallest sigma where ``final_sigmas_type`` says so: few-step turbo checkpoints
-        thereby become deterministic DDIM on trailing timesteps. LCM keeps its own timesteps. Sigma
-        re-spacings such as ``use_karras_sigmas`` have no timesteps of their own and do not apply to DDIM.
+        ``scheduler`` is only read: a copy of it is asked for its timesteps. DDIM, DDPM and PNDM keep their integer
+        division of timesteps and their final alpha. Schedulers over sigmas (Euler, DPM, UniPC, LMS, ...) step to the
+        next entry of the list and end at their own last sigma: few-step turbo checkpoints thereby become deterministic
+        DDIM on trailing timesteps. LCM and TCD step along their list too. What a scheduler adds to these
+        timesteps - noise between steps, a higher order - is left out.
 
         Raises:
-            ValueError: ``steps`` below 1 or above what the scheduler has; a scheduler without betas; a DDIM
-                scheduler that clips the predicted latent, which cannot be inverted.
+            ValueError: ``steps`` that is no whole number, below 1 or above what the scheduler has; a scheduler
+                without betas; one whose timesteps are fractions or repeat (Heun, KDPM2) or whose noise levels are
+                not its training table's (Karras sigmas, flow sigmas), which DDIM does not follow; one that clips
+                the latent; and a network that predicts noise where there is nothing but noise (zero terminal SNR).
         """
-        ddim = _as_ddim(scheduler)
-        timesteps = _timesteps(scheduler, ddim, steps)  # [N]
-        table, final = _table(ddim), float(ddim.final_alpha_cumprod)
-        if _follows_its_list(scheduler):
-            following = torch.cat([timesteps[1:], timesteps.new_tensor([-1])])
-        else:
-            following = timesteps - ddim.config.num_train_timesteps // steps
-        after = table[following.clamp(min=0)].masked_fill(following < 0, final)
-        return cls(timesteps, table[timesteps], after)
+        return cls(*steps_of(scheduler, steps))
 
     def coefficients(self, i: int) -> tuple[float, float]:
         """``(A, B)`` of step ``i``: ``z_s = (z_t - B eps) / A`` and, implicitly, ``z_t = A z_s + B eps``.
@@ -105,60 +83,3 @@ class Schedule:
         if not 1 <= k <= len(self):
             raise ValueError(f"first({k}): the schedule has {len(self)} steps; choose among them.")
         return Schedule(self.timesteps[:k], self.alpha_bar[:k], self.alpha_bar_next[:k])
-
-
-def _table(ddim: DDIMScheduler) -> Tensor:
-    return ddim.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA_BAR)
-
-
-def _as_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
-    """A new DDIM scheduler with ``scheduler``'s betas, spacing, offset and final alpha."""
-    config = dict(scheduler.config)
-    config.pop("_use_default_values", None)  # else from_config puts DDIM's defaults in place of the scheduler's own
-    if "beta_schedule" not in config:
-        raise ValueError(
-            f"{type(scheduler).__name__} has no betas, so it is no DDIM-like diffusion schedule; "
-            "use a Stable Diffusion checkpoint (DDIM, PNDM, Euler, DPM, LMS or LCM scheduler)."
-        )
-    if _over_sigmas(scheduler):
-        config["set_alpha_to_one"] = config.get("final_sigmas_type", "zero") == "zero"
-    try:
-        return DDIMScheduler.from_config(config)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"beta_schedule={config['beta_schedule']!r} is unknown to DDIM; "
-            "use linear, scaled_linear, squaredcos_cap_v2 or trained_betas."
-        ) from error
-
-
-def _timesteps(scheduler: SchedulerMixin, ddim: DDIMScheduler, steps: int) -> Tensor:
-    """The descending timesteps, int64 ``[steps]``, after all checks."""
-    lcm = isinstance(scheduler, LCMScheduler)
-    most = scheduler.config.original_inference_steps if lcm else ddim.config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise ValueError(f"steps={steps}: the checkpoint's scheduler has 1 to {most} steps; choose among them.")
-    if isinstance(scheduler, DDIMScheduler) and (scheduler.config.clip_sample or scheduler.config.thresholding):
-        raise ValueError(
-            "clip_sample or thresholding is on in the scheduler's config: it clips the latent at every step, "
-            "which no inversion can undo; set both to false in scheduler_config.json."
-        )
-    own = LCMScheduler.from_config(scheduler.config) if lcm else ddim
-    own.set_timesteps(steps)
-    # For some step counts (61, say) rounding adds a spurious timestep -1 to diffusers' trailing spacing.
-    timesteps = own.timesteps[own.timesteps >= 0].long()
-    if timesteps[0] >= ddim.config.num_train_timesteps:
-        raise ValueError(
-            f"steps={steps} with steps_offset={ddim.config.steps_offset} starts at timestep "
-            f"{int(timesteps[0])}, beyond the last one, {ddim.config.num_train_timesteps - 1}; use fewer."
-        )
-    return timesteps
-
-
-def _over_sigmas(scheduler: SchedulerMixin) -> bool:
-    """Whether the scheduler belongs to the family of Euler, LMS and DPM, which integrates over sigmas."""
-    return hasattr(scheduler, "sigmas")
-
-
-def _follows_its_list(scheduler: SchedulerMixin) -> bool:
-    """Whether a step ends at the next entry of the list instead of a fixed number of timesteps below."""
-    return _over_sigmas(scheduler) or isinstance(scheduler, LCMScheduler)

@@ -100,7 +100,9 @@ def test_lcm_keeps_its_own_timesteps():
 
 
 def test_zero_terminal_snr_stays_finite():
-    steps = Schedule.from_scheduler(scheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), 10)
+    steps = Schedule.from_scheduler(
+        scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"), 10
+    )
     a, b = steps.coefficients(0)
     assert 0 < steps.alpha_bar[0] < 1e-9 and 0 < a < 1e-4 and b == pytest.approx(1, abs=1e-4)
 
