@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from rnri.models.checkpoint import fingerprint, load_pipeline
+from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
@@ -21,18 +24,22 @@ from rnri.models.scheduler import alpha_bar_table, check_scheduler
 class LatentDiffusion:
     """Stable Diffusion 1.x, 2.x, XL, turbo or LCM, from any diffusers pipeline of that architecture.
 
-    The pipeline's networks are put in evaluation mode with gradients to their weights off. Images are
+    The pipeline stays the user's and is left as it was found: modes, gradients, dtypes and scheduler. Images are
     ``[B,3,H,W]`` in [0, 1]; latents ``z [B,C,h,w]`` are scaled to what the UNet was trained on, about unit
     variance.
+
+    A seed of ours and ``pipe(latents=seed)`` are the same for DDIM's scheduler. Other pipelines' own samplers differ:
+    Euler's by a factor of 0.9977 at trailing timesteps, PNDM's by up to 7 % at few steps, LCM's by the noise that it
+    adds between steps.
+
+    Args:
+        pipeline: any diffusers pipeline of that architecture, under CPU offload too.
+        default_guidance: what its authors sample with, for those who ask; 1 for turbo and LCM checkpoints.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, default_guidance: float = 1.0) -> None:
         _check_architecture(pipeline)
-        self.pipeline = pipeline
-        for module in self._modules().values():
-            module.eval().requires_grad_(False)
-        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast", False):
-            pipeline.vae.float()  # SDXL's VAE overflows in half precision
+        self.pipeline, self.default_guidance = pipeline, _as_guidance(default_guidance)
         check_scheduler(pipeline.scheduler)
         self.alpha_bar = alpha_bar_table(pipeline.scheduler)
 
@@ -46,21 +53,27 @@ class LatentDiffusion:
         local_files_only: bool = False,
         variant: str | None = None,
         revision: str | None = None,
+        default_guidance: float = 1.0,
     ) -> LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
+
+        ``dtype="auto"`` is float16 on a GPU and float32 on a CPU, where halves are slower.
 
         Raises:
             ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
                 unreachable hub id, or a pipeline that is not a text-to-image latent diffusion with a UNet.
         """
+        if dtype == "auto":
+            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
         pipeline = load_pipeline(
             path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision
         )
-        return cls(pipeline.to(device))
+        return cls(pipeline.to(device), default_guidance)
 
     @property
     def device(self) -> torch.device:
-        return self.pipeline.unet.device
+        """Where the networks run; under CPU offload they need not lie there."""
+        return torch.device(self.pipeline._execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,6 +85,8 @@ class LatentDiffusion:
         """``(C, h, w)``."""
         config = self.pipeline.unet.config
         size = config.sample_size
+        if size is None:
+            raise ValueError("the UNet's config.json has no sample_size: set it to the latents' side, or both sides.")
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
 
@@ -103,8 +118,9 @@ class LatentDiffusion:
             ValueError: wrong shape or size, or values outside [0, 1].
         """
         self._check_images(images)
-        vae = self.pipeline.vae
-        latents = vae.encode((2 * images - 1).to(vae.device, vae.dtype)).latent_dist.mode().float()
+        vae = self._vae
+        with frozen(vae):
+            latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode().float()
         mean, std = self._latent_statistics(latents)
         return (latents - mean) / std
 
@@ -114,30 +130,34 @@ class LatentDiffusion:
         ``clamp=True`` (diffusers' choice) cuts values to [0, 1], and the gradient with them; ``clamp=False``
         lets values slightly outside pass, for losses whose gradient should not stop at saturated pixels.
         """
-        vae = self.pipeline.vae
+        vae = self._vae
         mean, std = self._latent_statistics(z0)
-        images = vae.decode((z0 * std + mean).to(vae.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+        with frozen(vae):
+            images = vae.decode((z0 * std + mean).to(self.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
-    def predictor(self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str = "") -> NoisePredictor:
+    def predictor(
+        self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str | Sequence[str] = ""
+    ) -> NoisePredictor:
         """The noise prediction for a batch of ``prompts``, in order, with a fresh count.
 
         ``guidance=1`` is off: the conditional prediction alone. Above 1 it is classifier-free guidance away
-        from ``negative_prompt``; networks distilled with guidance as an input (LCM) get it as that input
-        instead.
+        from ``negative_prompt``, one for all or a list of one a sample; networks distilled with guidance as an input
+        (LCM) get it as that input instead.
 
         Raises:
-            ValueError: ``guidance`` below 1, no prompts, or a single string for ``prompts``.
+            ValueError: ``guidance`` below 1 or not finite, no prompts, a single string for ``prompts``, or negative
+                prompts of another number.
         """
-        if guidance < 1:
-            raise ValueError(f"guidance={guidance} must be at least 1; 1 turns it off.")
-        if isinstance(prompts, str) or not prompts:
+        guidance = _as_guidance(guidance)
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts={prompts!r} must be a non-empty list of strings, one a sample.")
+        negatives = _as_negatives(negative_prompt, len(prompts))
         width = self.pipeline.unet.config.get("time_cond_proj_dim")
-        if width is not None and negative_prompt:
+        if width is not None and any(negatives):
             raise ValueError("negative_prompt has no effect on a network with embedded guidance (LCM); leave it empty.")
         guided = guidance > 1 and width is None
-        positive, negative = self._conditions(list(prompts), guided, negative_prompt)
+        positive, negative = self._conditions(list(prompts), guided, negatives)
         denoiser = UNetDenoiser(
             unet=self.pipeline.unet,
             prediction_type=self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
@@ -191,6 +211,22 @@ class LatentDiffusion:
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         return torch.randn(self.latent_shape, generator=generator)
 
+    @cached_property
+    def _vae(self) -> nn.Module:
+        """The VAE; of one that overflows in half precision, as SDXL's does, a copy in single precision."""
+        vae = self.pipeline.vae
+        if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
+            return vae
+        weights = vae.state_dict()
+        if any(weight.is_meta for weight in weights.values()):
+            raise ValueError(
+                "the VAE overflows in half precision and lies offloaded where no copy can be made: load it in float32, "
+                "or use enable_model_cpu_offload."
+            )
+        single = type(vae).from_config(vae.config)
+        single.load_state_dict(weights)
+        return single.float().to(self.device).eval().requires_grad_(False)
+
     def _modules(self) -> dict[str, nn.Module]:
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
@@ -214,19 +250,23 @@ class LatentDiffusion:
         return mean, std / config.scaling_factor
 
     @torch.no_grad()
-    def _conditions(self, prompts: list[str], guided: bool, negative_prompt: str) -> tuple[Condition, Condition | None]:
+    def _conditions(self, prompts: list[str], guided: bool, negatives: list[str]) -> tuple[Condition, Condition | None]:
         """The prompts' condition and, if ``guided``, the negative one, as the pipeline itself makes them."""
         # SDXL's own empty prompt is zeros rather than the encoding of "", which only None asks for.
-        negatives = [negative_prompt] * len(prompts) if guided and negative_prompt else None
-        encoded = self.pipeline.encode_prompt(
-            prompt=prompts,
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negatives,
-        )
+        given = negatives if guided and any(negatives) else None
+        with frozen(*self._modules().values()):
+            encoded = self.pipeline.encode_prompt(
+                prompt=prompts,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+                negative_prompt=given,
+            )
         added, negative_added = self._added_conditions(encoded[2:], len(prompts)) if len(encoded) > 2 else ({}, {})
         negative = Condition(encoded[1], negative_added) if guided else None
+        if given and not all(given):
+            named = torch.tensor([bool(text) for text in given])
+            negative = negative.where(named, self._conditions(prompts, guided, [""] * len(prompts))[1])
         return Condition(encoded[0], added), negative
 
     def _added_conditions(
@@ -243,6 +283,28 @@ class LatentDiffusion:
     def _guidance_embedding(self, guidance: float, width: int) -> Tensor:
         scale = torch.tensor([guidance - 1])
         return self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width).to(self.device, self.dtype)
+
+
+def _as_guidance(guidance: float) -> float:
+    number = isinstance(guidance, Real) and not isinstance(guidance, bool)
+    if not number or not math.isfinite(guidance) or guidance < 1:
+        raise ValueError(f"guidance={guidance!r} must be a finite number of at least 1; 1 turns it off.")
+    return float(guidance)
+
+
+def _as_negatives(negative_prompt: str | Sequence[str], batch: int) -> list[str]:
+    """One negative prompt a sample."""
+    negatives = [negative_prompt] * batch if isinstance(negative_prompt, str) else negative_prompt
+    if (
+        not isinstance(negatives, list | tuple)
+        or len(negatives) != batch
+        or not all(isinstance(text, str) for text in negatives)
+    ):
+        raise ValueError(
+            f"negative_prompt={negative_prompt!r} must be a string, or a list of strings, one for each of the {batch} "
+            "prompts."
+        )
+    return list(negatives)
 
 
 def _check_architecture(pipeline: DiffusionPipeline) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rnri.models.frozen import frozen
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -123,6 +125,15 @@ class Condition:
         rows = rows.to(self.text.device)
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
 
+    def where(self, rows: Tensor, other: Condition) -> Condition:
+        """This condition in the ``rows`` (bool ``[B]``), and ``other`` elsewhere."""
+
+        def chosen(own: Tensor, others: Tensor) -> Tensor:
+            return torch.where(rows.to(own.device).view(-1, *[1] * (own.ndim - 1)), own, others)
+
+        added = {name: chosen(value, other.added[name]) for name, value in self.added.items()}
+        return Condition(chosen(self.text, other.text), added)
+
     def then(self, other: Condition) -> Condition:
         """This condition's rows followed by ``other``'s."""
         added = {name: torch.cat([value, other.added[name]]) for name, value in self.added.items()}
@@ -185,14 +196,15 @@ class UNetDenoiser:
 
     def _network(self, z: Tensor, t: int, condition: Condition) -> Tensor:
         embedding = self.guidance_embedding
-        output = self.unet(
-            z.to(self.unet.dtype),
-            t,
-            encoder_hidden_states=condition.text,
-            timestep_cond=None if embedding is None else embedding.expand(len(z), -1),
-            added_cond_kwargs=dict(condition.added) or None,
-            return_dict=False,
-        )[0]
+        with frozen(self.unet):
+            output = self.unet(
+                z.to(self.unet.dtype),
+                t,
+                encoder_hidden_states=condition.text,
+                timestep_cond=None if embedding is None else embedding.expand(len(z), -1),
+                added_cond_kwargs=dict(condition.added) or None,
+                return_dict=False,
+            )[0]
         return output.to(z.dtype)
 
 

@@ -114,7 +114,7 @@ def test_distilled_guidance_is_an_input_not_a_second_row():
 
 
 def test_bad_input(model):
-    with pytest.raises(ValueError, match=r"guidance=0\.5 must be at least 1"):
+    with pytest.raises(ValueError, match=r"guidance=0\.5 must be a finite number of at least 1"):
         model.predictor(["cat"], guidance=0.5)
     for prompts in ("cat", []):
         with pytest.raises(ValueError, match="prompts="):

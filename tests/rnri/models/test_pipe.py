@@ -1,0 +1,147 @@
+"""A user's pipeline in memory: used where it runs, and left as it was found."""
+
+import copy
+
+import pytest
+import torch
+
+from rnri import LatentDiffusion, accelerated
+from tests.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+
+PROMPTS = ["a cat", "a dog"]
+KINDS = {"sd": tiny_stable_diffusion, "sdxl": tiny_stable_diffusion_xl}
+
+
+def state(pipe) -> dict:
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        name: (
+            module.dtype,
+            module.device,
+            [part.training for part in module.modules()],
+            [weight.requires_grad for weight in module.parameters()],
+            [weight.clone() for weight in module.parameters()],
+        )
+        for name, module in modules.items()
+    } | {"scheduler": (type(pipe.scheduler), dict(pipe.scheduler.config), copy.deepcopy(pipe.scheduler.timesteps))}
+
+
+def assert_same(before: dict, after: dict) -> None:
+    for name in before:
+        for left, right in zip(before[name], after[name], strict=True):
+            if isinstance(left, list) and left and isinstance(left[0], torch.Tensor):
+                assert all(map(torch.equal, left, right)), name
+            elif isinstance(left, torch.Tensor):
+                assert torch.equal(left, right), name
+            else:
+                assert left == right, name
+
+
+def use(pipe) -> None:
+    model = LatentDiffusion(pipe)
+    predictor, schedule = model.predictor(PROMPTS, 2.0), model.schedule(3)
+    with torch.no_grad():
+        images = model.decode(model.sample(model.noise([0, 1], 0), predictor, schedule))
+    inversion = accelerated().invert(model.encode(images), predictor, schedule)
+    seed = inversion.seed.float().requires_grad_()
+    model.decode(model.sample(seed, predictor, schedule)).sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_pipeline_is_left_as_it_was_found(kind, training):
+    pipe = KINDS[kind]()
+    pipe.unet.train(training)
+    pipe.vae.requires_grad_(training)
+    before = state(pipe)
+    use(pipe)
+    assert_same(before, state(pipe))
+    assert all(weight.grad is None for weight in (*pipe.unet.parameters(), *pipe.vae.parameters()))
+
+
+def test_it_is_left_as_found_after_an_exception():
+    pipe = tiny_stable_diffusion()
+    pipe.unet.train()
+    before = state(pipe)
+    with pytest.raises(Exception):  # noqa: B017 - whatever the network raises
+        LatentDiffusion(pipe).predictor(PROMPTS)(torch.zeros(2, 5, 8, 8), 1)
+    assert_same(before, state(pipe))
+
+
+def test_training_mode_does_not_change_what_comes_out():
+    pipe = tiny_stable_diffusion()
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = LatentDiffusion(pipe).predictor(PROMPTS)(z, 500)
+    for part in (pipe.unet, pipe.text_encoder):
+        part.train()
+    assert torch.equal(LatentDiffusion(pipe).predictor(PROMPTS)(z, 500), expected)
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_a_half_precision_vae_that_overflows_is_used_in_a_copy(upcast):
+    pipe = tiny_stable_diffusion().to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=upcast)
+    model = LatentDiffusion(pipe)
+    assert model._vae.dtype == (torch.float32 if upcast else torch.float16)
+    assert (model._vae is pipe.vae) == (not upcast)
+    model.encode(torch.rand(1, 3, 16, 16))
+    assert pipe.vae.dtype == torch.float16
+
+
+def test_an_offloaded_vae_that_cannot_be_copied_is_said():
+    pipe = tiny_stable_diffusion().to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=True)
+    pipe.vae.to("meta")
+    with pytest.raises(ValueError, match="enable_model_cpu_offload"):
+        _ = LatentDiffusion(pipe)._vae
+
+
+def test_the_device_is_where_the_pipeline_runs():
+    pipe = tiny_stable_diffusion()
+    assert LatentDiffusion(pipe).device == torch.device("cpu")
+    type(pipe)._execution_device.fget(pipe)  # diffusers' own word for it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_list_of_negative_prompts_is_one_a_sample(kind):
+    model = LatentDiffusion(KINDS[kind]())
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ugly, none = (model.predictor(PROMPTS, 3.0, text)(z, 500) for text in ("ugly", ""))
+    mixed = model.predictor(PROMPTS, 3.0, ["ugly", ""])(z, 500)
+    torch.testing.assert_close(mixed[0], ugly[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixed[1], none[1], rtol=1e-5, atol=1e-5)
+    assert (ugly - none).abs().max() > 1e-4
+    assert torch.allclose(model.predictor(PROMPTS, 3.0, ["ugly", "ugly"])(z, 500), ugly, atol=1e-6)
+
+
+@pytest.mark.parametrize("negative", [["ugly"], ["ugly"] * 3, 1, None, ["ugly", None], [["ugly"], ["ugly"]]])
+def test_other_negative_prompts_are_refused(negative):
+    with pytest.raises(ValueError, match="negative_prompt="):
+        LatentDiffusion(tiny_stable_diffusion()).predictor(PROMPTS, 3.0, negative)
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), 0.5, -1, "3", True, None])
+def test_guidance_is_a_finite_number(guidance):
+    with pytest.raises(ValueError, match="guidance="):
+        LatentDiffusion(tiny_stable_diffusion()).predictor(PROMPTS, guidance)
+
+
+@pytest.mark.parametrize("prompts", [[None], [1, 2], [], "a cat", [["a cat"]]])
+def test_prompts_are_a_list_of_strings(prompts):
+    with pytest.raises(ValueError, match="prompts="):
+        LatentDiffusion(tiny_stable_diffusion()).predictor(prompts)
+
+
+def test_an_unet_without_a_size_is_said():
+    with pytest.raises(ValueError, match="sample_size"):
+        _ = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": None})).image_size
+
+
+def test_a_checkpoint_that_is_not_square():
+    model = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": (8, 12)}))
+    assert model.latent_shape == (4, 8, 12) and model.image_size == (16, 24)
+    predictor, schedule = model.predictor(PROMPTS), model.schedule(3)
+    with torch.no_grad():
+        images = model.decode(model.sample(model.noise([0, 1], 0), predictor, schedule))
+    assert images.shape == (2, 3, 16, 24)
+    assert accelerated().invert(model.encode(images), predictor, schedule).seed.shape == (2, 4, 8, 12)
