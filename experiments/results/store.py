@@ -15,10 +15,17 @@ from torch import Tensor
 
 from experiments.results.files import digest, write_whole
 
+RULES = 1
+"""Part of every key: raise it with a change of code that changes what a unit or a seed holds under the same settings.
+
+A function's key is its name, so that what it does is not seen otherwise.
+"""
+
 
 def content_hash(image: Tensor) -> str:
-    """SHA-256 of an image's pixels."""
-    return hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    """SHA-256 of an image's shape and pixels."""
+    pixels = image.detach().float().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(f"{tuple(image.shape)}".encode() + pixels).hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -42,8 +49,17 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     write_whole(path, save)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file is there and as long as its header says; its tensors are not read."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
 class SeedStore:
-    """Seeds by what they depend on: checkpoint, method and settings, schedule, guidance, prompt and image content."""
+    """Seeds by what they depend on: checkpoint, numerics, method and settings, schedule, guidance, prompt, image."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -61,7 +77,7 @@ class SeedStore:
         _write(self._path(key), tensors, {"key": json.dumps(key, sort_keys=True, ensure_ascii=False)})
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        name = digest(key)
+        name = digest({"rules": RULES, "key": key})
         return self.root / name[:2] / f"{name}.safetensors"
 
 
@@ -69,11 +85,15 @@ class UnitStore:
     """Finished units of an experiment under one set of settings; other settings never see them."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
-        self.root = Path(root) / digest(settings)[:16]
+        self.root = Path(root) / digest({"rules": RULES, "settings": settings})[:16]
         self.settings = settings
 
     def done(self, unit: str) -> bool:
-        return self._path(unit).is_file() and self.read(unit) is not None
+        return _is_whole(self._path(unit))
+
+    def empty(self) -> bool:
+        """Whether no unit is finished."""
+        return not self.root.is_dir() or not any(self.root.glob("*.safetensors"))
 
     def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         _write(self._path(unit), tensors, {"unit": unit, "record": json.dumps(record)})
@@ -90,6 +110,15 @@ class UnitStore:
 def units_for_rank(units: list, rank: int, world_size: int) -> list:
     """The units of one process: interleaved, none padded, none twice."""
     return units[rank::world_size]
+
+
+def numerics(precision: str, device: torch.device) -> dict[str, str]:
+    """What of a machine and a trainer changes a network's output: part of the key of all that it makes.
+
+    Rounding differs between kinds of device, and far more between precisions. It differs with the batch as well, but a
+    run that was interrupted groups its units anew: what they hold is the same up to rounding, and no batch is in a key.
+    """
+    return {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
 
 
 def synchronise(device: torch.device) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +26,80 @@ from matplotlib.figure import Figure
 
 from experiments.results.files import write_whole
 
+matplotlib.rcParams["text.parse_math"] = False  # names are text, also where they hold dollar signs
+
+DASH = "–"
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmetrics", "datasets")
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the packages that decide results, and this project's commit where it is a git checkout."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = git.stdout.strip() or "unknown"
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "commit": commit,
-    }
+    """Of Python, the packages that decide results, and this project's commit; ``unknown`` where it cannot be told."""
+    found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return found | {"commit": _commit()}
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: it knows neither NaN nor infinity, which become null, nor NumPy's and PyTorch's scalars."""
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(
+    run_dir: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    samples: Sequence[Mapping[str, Any]],
+    table: str,
+    pictures: Mapping[str, Callable[[], Figure]],
+    loggers: Sequence[Logger],
+    identity: Sequence[str] = ("method", "bucket"),
+    **further: Any,
+) -> None:
+    """The whole results contract: ``results.json`` first, then samples, table, pictures, and the same for the loggers.
+
+    Args:
+        samples: one row an image.
+        table: Markdown, which is printed too.
+        pictures: what draws each, by its path below ``run_dir`` without the ending.
+        identity: the columns that tell rows apart.
+        further: what ``results.json`` holds besides.
+    """
+    run_dir = Path(run_dir)
+    write_results(run_dir, rows, settings, **further)
+    write_samples(run_dir, samples)
+    write_whole(run_dir / "table.md", lambda path: path.write_text(table))
+    print(f"\n{table}\nResults, pictures and samples are in {run_dir}", flush=True)
+    log_to(loggers, rows, draw(run_dir, pictures), identity)
 
 
 def write_results(
     run_dir: str | Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], **further: Any
 ) -> None:
     """``results.json``: the rows of the table and what is ``further``, the run's settings, the command and versions."""
-    content = {"rows": rows, **further, "settings": settings, "command": " ".join(sys.argv), "versions": versions()}
-    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    content = {"rows": rows, **further, "settings": settings, "command": shlex.join(sys.argv), "versions": versions()}
+    text = json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
     write_whole(Path(run_dir) / "results.json", lambda path: path.write_text(text))
 
 
@@ -75,20 +116,49 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if _unknown(value):
+        return DASH
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def percent(row: Mapping[str, Any], name: str) -> str:
-    """A share of the row in percent, with its interval."""
+    """A share of the row in percent, with its interval; a dash where it cannot be had."""
+    if _unknown(row.get(name)):
+        return DASH
     return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.0f}–{100 * row[f'{name}_high']:.0f})"
 
 
 def points(row: Mapping[str, Any], name: str, digits: int = 0) -> str:
-    """A difference of shares in points, with its interval to so many ``digits``."""
+    """A difference of shares in points, with its interval to so many ``digits``; a dash where it cannot be had."""
+    if _unknown(row.get(name)):
+        return DASH
     low, high = (f"{100 * row[f'{name}_{end}']:+.{digits}f}" for end in ("low", "high"))
     return f"{100 * row[name]:+.1f} ({low} to {high})"
+
+
+def whiskers(row: Mapping[str, Any], name: str, scale: float = 1.0) -> tuple[float, float]:
+    """How far an interval reaches below and above its value; never below 0, where rounding would take it."""
+    value, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return max(0.0, value - low), max(0.0, high - value)
+
+
+def draw(run_dir: Path, pictures: Mapping[str, Callable[[], Figure]]) -> dict[str, Path]:
+    """Saves each picture to its path below ``run_dir``; returns the files by their names in the loggers.
+
+    One that cannot be drawn is said in a warning and left out: it costs neither the others nor the results.
+    """
+    files = {}
+    for name, make in pictures.items():
+        try:
+            files[name.removeprefix("figures/")] = save_figure(make(), run_dir / f"{name}.png")
+        except Exception as error:  # whatever a drawing library may raise
+            plt.close("all")
+            warnings.warn(f"the picture {name} could not be drawn ({type(error).__name__}: {error}).", stacklevel=2)
+    return files
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -98,13 +168,16 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def image_table(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str], title: str) -> Figure:
-    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labelled rows under headed columns."""
+    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labelled rows under headed columns; None has no picture."""
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(1.25 * len(columns) + 1.2, 1.25 * len(rows) + 0.5), squeeze=False
     )
     for line, (label, pictures) in zip(axes, rows, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(np.moveaxis(np.asarray(picture), 0, -1), interpolation="nearest")
+            if picture is None:
+                axis.text(0.5, 0.5, "not finite", ha="center", va="center", fontsize=7, transform=axis.transAxes)
+            else:
+                axis.imshow(np.moveaxis(np.asarray(picture), 0, -1), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
@@ -125,9 +198,8 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         own = {row["bucket"]: row for row in rows if row["method"] == method}
         places = [b + (m - (len(methods) - 1) / 2) * width for b in range(len(buckets))]
         heights = [100 * own[bucket]["accuracy"] for bucket in buckets]
-        below = [100 * (own[b]["accuracy"] - own[b]["accuracy_low"]) for b in buckets]
-        above = [100 * (own[b]["accuracy_high"] - own[b]["accuracy"]) for b in buckets]
-        axis.bar(places, heights, width * 0.92, yerr=[below, above], capsize=3, label=method)
+        spread = np.array([whiskers(own[bucket], "accuracy", 100) for bucket in buckets]).T
+        axis.bar(places, heights, width * 0.92, yerr=spread, capsize=3, label=method)
     axis.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel="accuracy, %", ylim=(0, 105))
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(methods), frameon=False)
     return figure

@@ -5,8 +5,9 @@ import resource
 import pytest
 import torch
 
+from experiments.results import store
 from experiments.results.files import CannotWrite
-from experiments.results.store import SeedStore, UnitStore, content_hash, units_for_rank
+from experiments.results.store import SeedStore, UnitStore, content_hash, numerics, units_for_rank
 
 
 def test_seed_is_found_again_under_the_same_fields_only(tmp_path):
@@ -60,3 +61,34 @@ def test_ranks_share_units_without_repeats():
 def test_content_hash_sees_pixels():
     a = torch.rand(3, 4, 4)
     assert content_hash(a) == content_hash(a.clone()) != content_hash(a + 1e-3)
+
+
+def test_images_of_other_shapes_have_other_hashes():
+    a = torch.zeros(3, 4, 2)
+    assert content_hash(a) != content_hash(a.view(3, 2, 4))
+
+
+def test_units_of_other_rules_are_not_taken(tmp_path, monkeypatch):
+    units, seeds = UnitStore(tmp_path / "units", {"steps": 20}), SeedStore(tmp_path / "seeds")
+    assert units.empty()
+    units.write("camel", {"images": torch.zeros(2)}, {})
+    seeds.put(seeds.key(prompt="x"), {"seed": torch.ones(2)})
+    assert not units.empty()
+    monkeypatch.setattr(store, "RULES", store.RULES + 1)
+    assert not UnitStore(tmp_path / "units", {"steps": 20}).done("camel")
+    assert seeds.get(seeds.key(prompt="x")) is None
+
+
+def test_a_unit_cut_short_is_not_finished(tmp_path):
+    units = UnitStore(tmp_path, {})
+    units.write("camel", {"images": torch.zeros(200)}, {})
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not units.done("camel") and units.read("camel") is None
+
+
+def test_numerics_tell_precisions_and_devices_apart():
+    one, cpu = numerics("32-true", torch.device("cpu")), torch.device("cpu")
+    assert one == numerics("32-true", torch.device("cpu:0"))
+    assert one != numerics("bf16-mixed", cpu) and one != numerics("32-true", torch.device("cuda:1"))
+    assert numerics("32-true", torch.device("cuda:0")) == numerics("32-true", torch.device("cuda:1"))

@@ -42,6 +42,70 @@ def test_figures_are_pictures(tmp_path):
         assert tables.save_figure(figure, tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def report(folder, pictures, rows=None, table="| a |\n"):
+    rows = rows or [{"method": "plain", "bucket": "tail", "accuracy": 0.5}]
+    tables.write_report(
+        folder, rows, {}, samples=[{"sample": "a/0"}], table=table, pictures=pictures, loggers=[], pairs=[]
+    )
+
+
+def fine():
+    return tables.image_table([("camel", [np.zeros((3, 8, 8), np.uint8), None])], ["x", "y"], "title")
+
+
+def test_a_picture_that_fails_costs_neither_results_nor_the_other_pictures(tmp_path, capsys):
+    def broken():
+        raise RuntimeError("no such font")
+
+    with pytest.warns(UserWarning, match=r"figures/first could not be drawn \(RuntimeError: no such font\)"):
+        report(tmp_path, {"figures/first": broken, "images/second": fine})
+    for name in ("results.json", "samples.parquet", "table.md", "images/second.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert not (tmp_path / "figures").exists() and "| a |" in capsys.readouterr().out
+
+
+def test_pictures_are_the_last_thing_that_is_written(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report(tmp_path, {"figures/first": interrupted})
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "samples.parquet", "table.md"}
+
+
+def test_results_need_neither_git_nor_every_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tables, "PACKAGES", ("torch", "no-such-package"))
+    found = tables.versions()
+    assert found["commit"] == found["no-such-package"] == "unknown" and found["torch"] != "unknown"
+
+
+def test_scalars_of_numpy_and_torch_are_json(tmp_path):
+    rows = [{"n": np.int64(3), "hit": np.bool_(True), "mse": torch.tensor(float("inf")), "names": ("a", np.float32(2))}]
+    tables.write_results(tmp_path, rows, {})
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == [
+        {"n": 3, "hit": True, "mse": None, "names": ["a", 2.0]}
+    ]
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_what_cannot_be_had_is_a_dash(value):
+    row = {"fid": value, "accuracy": value, "accuracy_low": value, "accuracy_high": value}
+    assert tables.markdown_table([row], {"fid": "FID"}).splitlines()[-1] == "| – |"
+    assert tables.percent(row, "accuracy") == tables.points(row, "accuracy") == tables.percent({}, "accuracy") == "–"
+
+
+def test_names_are_text_whatever_signs_they_hold(tmp_path):
+    figure = tables.image_table([("$1 bill, $x^", [np.zeros((3, 8, 8), np.uint8)])], ["a_$b"], "100 % $\\frac$")
+    assert tables.save_figure(figure, tmp_path / "a.png").stat().st_size > 0
+    assert tables.markdown_table([{"method": "a|b"}], {"method": "method"}).splitlines()[-1] == r"| a\|b |"
+
+
+def test_an_interval_that_rounding_takes_past_its_value_is_drawn(tmp_path):
+    row = {"method": "a", "bucket": "tail", "accuracy": 0.1 + 0.2, "accuracy_low": 0.3 + 1e-15, "accuracy_high": 0.3}
+    assert tables.save_figure(tables.accuracy_figure([row]), tmp_path / "a.png").stat().st_size > 0
+
+
 def test_classifier_is_saved_and_loaded(tmp_path):
     network = timm.create_model("resnet10t", num_classes=5)
     classifier = Classifier(network, list("abcde"), 32, (0.5,) * 3, (0.25,) * 3).eval()
@@ -64,5 +128,10 @@ def test_description_tells_methods_apart():
     assert describe(partial(tables.markdown_table, columns={"a": 1})) != describe(tables.markdown_table)
     assert describe({"a": [1, (2.0, None)]}) == {"a": [1, [2.0, None]]}
     json.dumps(describe(one))
+    assert describe(partial(describe, args=1)) != describe(partial(describe, 1))
+    assert describe(FixedPoint(1).can_go_on) != describe(FixedPoint(2).can_go_on)
+    for nameless in (lambda x: x, fine.__call__):
+        with pytest.raises(TypeError, match="cache key"):
+            describe(nameless)
     with pytest.raises(TypeError, match="cache key"):
         describe(object())
