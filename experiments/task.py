@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from experiments.data.concepts import Concept, ConceptSource, choose
-from experiments.data.images import check_images
+from experiments.data.concepts import Concept, ConceptSource, choose, with_references
 from experiments.judges.classifier import Classifier, load_classifier
 from rnri import LatentDiffusion
 from seedselect import ClipFeatures
@@ -57,16 +56,7 @@ class ConceptTask:
             ValueError: a name, bucket or file is wrong, or a concept has fewer images.
         """
         chosen = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
-        for concept in chosen:
-            if references is not None and len(concept.references) < references:
-                raise ValueError(
-                    f"task.references={references}, but {concept.name!r} has {len(concept.references)} "
-                    "reference images: add some or ask for fewer."
-                )
-        if references is not None:
-            chosen = [replace(concept, references=concept.references.first(references)) for concept in chosen]
-        check_images([file for concept in chosen for file in concept.references.files], "checking reference images")
-        self.chosen = chosen
+        self.chosen = with_references(chosen, references)
 
     def load_networks(self, device: torch.device, steps: Sequence[int]) -> None:
         """All networks on ``device``, and the concepts' images at the model's size.

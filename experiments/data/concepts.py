@@ -168,22 +168,23 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
         )
 
 
-def with_references(concepts: Sequence[Concept], count: int) -> list[Concept]:
-    """The concepts with their first ``count`` references alone.
+def with_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
+    """The concepts with their first ``count`` references alone; None leaves them all.
 
-    Files are decoded once to find bad ones before any work: those, and of small sets the others too.
+    Files are decoded once, so that bad ones are found before any work: those references, and of others so many that
+    ``CHECKED`` is not passed.
 
     Raises:
         ValueError: a concept has fewer references, or a file cannot be read.
     """
     for concept in concepts:
-        if len(concept.references) < count:
+        if count is not None and len(concept.references) < count:
             raise ValueError(
                 f"task.references={count}, but {concept.name!r} has {len(concept.references)} reference images: "
                 "add some or ask for fewer."
             )
-    checked = max(count, CHECKED // max(len(concepts), 1))
-    check_images([file for c in concepts for file in c.references.first(checked).files], "checking references")
+    checked = max(count or 0, CHECKED // max(len(concepts), 1))
+    check_images([file for c in concepts for file in c.references.first(checked).files], "checking reference images")
     return [replace(concept, references=concept.references.first(count)) for concept in concepts]
 
 

@@ -53,6 +53,8 @@ def check_image(path: Path) -> None:
 
 def check_images(paths: Sequence[Path], description: str) -> None:
     """Decodes every file once, on all cores; ValueError names the first in order that cannot be read."""
+    if not paths:
+        return
     progress = Progress(description, "image", every=10)
     progress.start(len(paths), 0, visible=rank_zero_only.rank == 0)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -179,6 +181,6 @@ class Images(Sequence):
             )
         return replace(self, size=tuple(size))
 
-    def first(self, count: int) -> Images:
-        """The first ``count`` alone, still unread."""
+    def first(self, count: int | None) -> Images:
+        """The first ``count`` alone, still unread; None leaves them all."""
         return replace(self, items=self.items[:count])

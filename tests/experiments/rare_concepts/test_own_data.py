@@ -6,19 +6,27 @@ from pathlib import Path
 import pytest
 import timm
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from PIL import Image
+from safetensors.torch import load_file
 
 import train
 from experiments.judges.classifier import Classifier
-from tests.pipelines import IMAGE_SIZE, tiny_stable_diffusion
+from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion
 
 COLOURS = {"tiger cat": "orange", "payphone": "blue"}
 
 
+CHECKPOINTS = {  # by name: what is predicted, and the latent's height and width
+    "square": ("epsilon", LATENT_SHAPE[1:]),
+    "wide": ("v_prediction", (8, 12)),
+}
+
+
 @pytest.fixture
 def files(tmp_path):
-    for prediction in ("epsilon", "v_prediction"):
-        tiny_stable_diffusion(prediction).save_pretrained(tmp_path / prediction)
+    for name, (prediction, size) in CHECKPOINTS.items():
+        tiny_stable_diffusion(prediction, unet={"sample_size": size}).save_pretrained(tmp_path / name)
     for kind in ("references", "real"):
         for name, colour in COLOURS.items():
             (tmp_path / kind / name).mkdir(parents=True)
@@ -30,21 +38,81 @@ def files(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_main_job_on_a_stable_diffusion_checkpoint(files, prediction):
+def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
     options = [
-        "model=sd", f"model.path={files / prediction}", "model.dtype=float32", "model.local_files_only=true",
+        "model=sd", f"model.path={files / checkpoint}", "model.dtype=float32", "model.local_files_only=true",
         "data=folder", f"data.references={files}/references", f"data.real={files}/real",
         f"data.counts={files}/counts.tsv", f"data.classifier={files}/classifier", "data.clip=assets/models/clip",
-        f"data.source.size={IMAGE_SIZE}", f"run_dir={files}/run", "trainer.accelerator=cpu", "task.steps=4",
-        "task.samples=3", "task.references=2", "task.checkpoint=true", "select.iterations=1",
-        "task.arms.seedselect_rnri.guidance=3.0", "seed=1",
+        f"run_dir={files}/run", "trainer.accelerator=cpu", "task.steps=4", "task.samples=3", "task.references=2",
+        "task.checkpoint=true", "select.iterations=1", "task.arms.seedselect_rnri.guidance=3.0", "seed=1",
+        "~task.arms.seedselect_ours", *overrides,
     ]  # fmt: skip
     with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", options)
-    task, trainer = train.prepare(config)
+        return compose("train", options)
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_main_job_on_a_stable_diffusion_checkpoint(files, checkpoint):
+    """Images take the checkpoint's size, also where that is not square."""
+    task, trainer = train.prepare(configured(files, checkpoint))
+    height, width = CHECKPOINTS[checkpoint][1]
+    scale = IMAGE_SIZE // LATENT_SHAPE[1]
+    assert task.chosen[0].references.shape == (2, 3, scale * height, scale * width)
     task.run(trainer)
     rows = json.loads((files / "run" / "results.json").read_text())["rows"]
     assert {row["bucket"] for row in rows} == {"head", "tail", "total"}
     assert all(row["n"] == (6 if row["bucket"] == "total" else 3) for row in rows)
     assert (files / "run" / "images" / "tail.png").is_file()
+    unit = next((files / "run" / "units").rglob("*.safetensors"))
+    assert load_file(unit)["images"].shape == (3, 3, scale * height, scale * width)
+
+
+def broken(path: Path) -> None:
+    """The header is whole."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - 30])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.source.size=32"], "images have 32 x 32 pixels (height x width), the checkpoint's 16 x 16: leave"),
+        (["data.source.size=[16,24]"], "images have 16 x 24 pixels"),
+        (["task.references=3"], "task.references=3, but 'payphone' has 2 reference images"),
+        (["data.source.prompt='a {}'"], "it must hold {name}"),
+        (["data.concepts=[payphone,'tiger cat',payphone]"], "data.concepts"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_any_work(files, overrides, message):
+    with pytest.raises(Exception) as caught:
+        train.prepare(configured(files, "square", *overrides))
+    assert message in train.explain(caught.value)
+    assert not (files / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["references", "real"])
+def test_a_truncated_image_is_found_before_any_work(files, kind):
+    broken(files / kind / "payphone" / "1.png")
+    with pytest.raises(ValueError, match=rf"{kind}.payphone.1\.png cannot be read as an image"):
+        train.prepare(configured(files, "square"))
+    assert not (files / "run").exists()
+
+
+def test_folders_named_by_numbers_are_chosen_by_number(files):
+    for kind in ("references", "real"):
+        for k, name in enumerate(COLOURS):
+            (files / kind / name).rename(files / kind / str(k))
+    (files / "counts.tsv").write_text("0\t3\n1\t5000000\n")
+    network = timm.create_model("resnet10t", num_classes=2)
+    Classifier(network, ["0", "1"], 32, (0.5,) * 3, (0.5,) * 3).save(files / "classifier", "resnet10t")
+    task, _ = train.prepare(configured(files, "square", "data.concepts=[1,0]"))
+    assert [concept.name for concept in task.chosen] == ["1", "0"]
+
+
+def test_inversions_are_studied_at_the_checkpoints_size(files):
+    options = ["experiment=reconstruction", f"run_dir={files}/study", "task.images=3", "trainer.accelerator=cpu"]
+    own = [f"data.{name}={files / name}" for name in ("references", "real", "classifier")]
+    own += ["data=folder", f"data.counts={files}/counts.tsv", "data.clip=assets/models/clip", "model=sd"]
+    own += [f"model.path={files}/wide", "model.dtype=float32", "model.local_files_only=true"]
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        task, _ = train.prepare(compose("train", [*options, *own]))
+    assert {tuple(image.image.shape) for job in task.jobs for image in job.images} == {(3, 16, 24)}
