@@ -25,7 +25,7 @@ from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import SeedStore, UnitStore
 from experiments.task import ConceptTask
-from rnri.models.checkpoint import fingerprint
+from rnri.models.fingerprint import fingerprint
 
 
 @dataclass(kw_only=True)

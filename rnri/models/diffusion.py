@@ -10,15 +10,24 @@ from numbers import Real
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor, nn
 
-from rnri.models.checkpoint import fingerprint, load_pipeline
+from rnri.models.checkpoint import load_pipeline
+from rnri.models.fingerprint import fingerprint, state_of
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
 from rnri.models.scheduler import alpha_bar_table, check_scheduler
+
+KINDS = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
+PROBES = ("cat", "dog", "red", "sun", "owl", "car", "hat", "cow", "box")  # no vocabulary takes all for one
 
 
 class LatentDiffusion:
@@ -42,6 +51,7 @@ class LatentDiffusion:
         self.pipeline, self.default_guidance = pipeline, _as_guidance(default_guidance)
         check_scheduler(pipeline.scheduler)
         self.alpha_bar = alpha_bar_table(pipeline.scheduler)
+        self._known: tuple[object, str] = None, ""
 
     @classmethod
     def from_pretrained(
@@ -97,12 +107,19 @@ class LatentDiffusion:
         factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         return height * factor, width * factor
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of weights and configuration, the same wherever the checkpoint lies.
 
-        Reads every weight once, on first use. Weights in another dtype are another checkpoint.
+        Adapters count, with their scales and whether they are on. Every weight is read on first use, and again after
+        a change. Weights in another dtype are another checkpoint.
         """
+        state = (state_of(self._modules()), str(sorted(_public(self.pipeline.scheduler.config).items())))
+        if self._known[0] != state:
+            self._known = state, self._fingerprint()
+        return self._known[1]
+
+    def _fingerprint(self) -> str:
         settings: dict[str, object] = {"scheduler": _public(self.pipeline.scheduler.config)}
         for name, part in self.pipeline.components.items():
             if name.startswith("tokenizer") and part is not None:
@@ -313,12 +330,37 @@ def _check_architecture(pipeline: DiffusionPipeline) -> None:
         raise ValueError(f"{name} has no UNet; use a Stable Diffusion 1.x, 2.x, XL, turbo or LCM checkpoint.")
     if not hasattr(pipeline, "encode_prompt") or getattr(pipeline, "vae", None) is None:
         raise ValueError(f"{name} is not a text-to-image latent diffusion pipeline.")
+    if not isinstance(pipeline, KINDS):
+        raise ValueError(
+            f"{name} is no text-to-image pipeline known here: make one of its parts, such as "
+            f"{KINDS[1 if hasattr(pipeline, 'text_encoder_2') else 0].__name__}(**pipe.components)."
+        )
+    _check_tokenizers(pipeline)
     unet, vae = pipeline.unet.config, pipeline.vae.config
     if unet.in_channels != vae.latent_channels:
         raise ValueError(
             f"the UNet of {name} takes {unet.in_channels} channels but the VAE's latents have "
             f"{vae.latent_channels}: inpainting and other image-conditioned checkpoints cannot be inverted."
         )
+
+
+def _check_tokenizers(pipeline: DiffusionPipeline) -> None:
+    """ValueError where a tokenizer cannot tell prompts apart, or has tokens that its text encoder does not know."""
+    for name, tokenizer in pipeline.components.items():
+        if not name.startswith("tokenizer") or tokenizer is None:
+            continue
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
+        if len({tuple(tokenizer(text).input_ids) for text in PROBES}) == 1:
+            raise ValueError(
+                f"the pipeline's {name} makes the same tokens of {', '.join(PROBES)}: its vocabulary "
+                f"({len(tokenizer.get_vocab())} entries) is incomplete, bring its files anew."
+            )
+        largest = max(tokenizer.get_vocab().values())
+        if encoder is not None and largest >= encoder.get_input_embeddings().num_embeddings:
+            raise ValueError(
+                f"the pipeline's {name} has tokens up to {largest}, its text encoder knows "
+                f"{encoder.get_input_embeddings().num_embeddings}: they do not belong together."
+            )
 
 
 def _public(config: Mapping[str, object]) -> dict[str, object]:
