@@ -16,7 +16,7 @@ project = "Seed exploration"
 html_title = project
 copyright = "the authors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
-exclude_patterns = ["_templates"]
+exclude_patterns = ["_templates", "_static"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["html_image"]  # pictures side by side need <img width>
@@ -24,10 +24,13 @@ myst_heading_anchors = 3
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
+    "navbar_center": [],  # the sidebar has every page and heading
     "navbar_end": ["theme-switcher"],
     "show_prev_next": False,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": [],
 }
+html_sidebars = {"**": ["globaltoc"]}
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_show_sourcelink = False
 
 add_module_names = False  # a module's heading says where its names live
@@ -83,19 +86,22 @@ autosummary_context = {
 
 def keep_colon(app, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Napoleon takes what stands before a colon in the first line of such a docstring for a type."""
-    if what in ("attribute", "data", "property"):
+    if what in ("attribute", "data", "property") and ":" in lines[0]:
         lines[:0] = ["..", ""]  # an empty comment
 
 
 def short_name(app, environment, node, content):
-    """Annotations that are text hold a name as their module imports it: linked if it is ours, plain otherwise."""
-    if node.get("refdomain") != "py" or "refexplicit" in node or "." in node["reftarget"]:  # a role has the second
+    """A name of ours without its module, as text in annotations and docstrings has it: linked where only one fits.
+
+    What else annotations hold is plain; what else roles name is an error.
+    """
+    if node.get("refdomain") != "py" or "." in node["reftarget"]:
         return None
-    python = environment.domains["py"]
+    python, role = environment.domains["py"], "refexplicit" in node
     found = [name for name in python.objects if name.endswith(f".{node['reftarget']}")]
-    if len(found) != 1:
-        return content
-    return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", found[0], node, content)
+    if len(found) == 1:
+        return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", found[0], node, content)
+    return None if role else content
 
 
 def setup(app) -> None:
