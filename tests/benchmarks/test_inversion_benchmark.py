@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.inversion import Case, measure
+from benchmarks.inversion import Case, measure, single_latent_methods
 
 
 @pytest.mark.parametrize(("method", "evaluations", "backward"), [("ddim", 1, 0), ("rnri_paper", 2, 1)])
@@ -13,6 +13,11 @@ def test_counts(method, evaluations, backward):
     found = measure(Case(method, 2, 4, 1.0, "assets/models/emoji", "cpu", "float32"))
     assert found["evaluations"] == evaluations and found["backward"] == backward
     assert found["seconds"] > 0 and found["ratio"] > 0 and found["memory"] >= 0
+
+
+def test_methods_that_are_variants_of_another_are_among_them():
+    assert {"renoise", "renoise_one_window", "rnri_sign", "accelerated"} <= set(single_latent_methods())
+    assert not {"edict", "null_text", "edit_friendly"} & set(single_latent_methods())
 
 
 @pytest.mark.slow
