@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
+import re
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.results.store import digest
+from experiments.command import embedded
+from experiments.command.checks import check
+from experiments.command.errors import failed_call, failed_composition, let_hydra_raise, one_line, refuse
+from experiments.command.folders import check_writable, multirun, run_folder
+from experiments.command.launch import check_launch, follow_launcher, wait_long
+from experiments.command.loggers import check_account, close, silence_tips
 
-LONGEST_NAME = 200  # bytes; most file systems take 255
-
-
-def multirun() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def run_folder(run_dir: str) -> str:
-    """The runs of a sweep have a folder each in ``run_dir``, named by what the sweep changes or W&B's id of the run."""
-    if multirun():
-        return str(Path(run_dir) / short(HydraConfig.get().job.override_dirname))
-    if "WANDB_SWEEP_ID" in os.environ:
-        return str(Path(run_dir) / os.environ["WANDB_RUN_ID"])
-    return run_dir
+embedded.register()
 
 
-def short(name: str) -> str:
-    """``name``, its end replaced by its hash where it exceeds what file systems take."""
-    return name if len(name.encode()) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 4]},{digest({'name': name})[:12]}"
+def prepare(config: DictConfig) -> tuple[Any, Trainer]:
+    """Everything that can be wrong with the input is found here, before any long work.
 
-
-def prepare(config: DictConfig) -> tuple[object, Trainer]:
-    """Everything that can be wrong with the input is found here, before any long work."""
-    if multirun() and str(config.trainer.get("strategy", "")).startswith("ddp"):
+    Raises:
+        ValueError: one sentence that names the key, as one types it, or the file.
+    """
+    check(config)
+    config.run_dir = run_folder(config.run_dir)
+    check_writable(config.run_dir)
+    follow_launcher(config.trainer)
+    seed_everything(config.seed, verbose=False)
+    silence_tips()
+    wait_long()
+    task = made(config, "task")
+    trainer = made(config, "trainer", logger=list(made(config, "logger").values()) if config.logger else [])
+    check_launch(trainer)
+    if multirun() and trainer.world_size > 1 and not re.search("spawn|fork|notebook", str(config.trainer.strategy)):
         raise ValueError(
             "Hydra's multirun (-m) and trainer.strategy=ddp do not go together, each process would repeat the sweep: "
             "use one device, trainer.strategy=ddp_spawn, or a W&B sweep."
         )
-    seed_everything(config.seed, verbose=False)
-    task = instantiate(config.task)
-    trainer = instantiate(config.trainer, logger=list(instantiate(config.logger or {}).values()))
     task.prepare(trainer)
+    check_account(config.logger)
     return task, trainer
+
+
+def made(config: DictConfig, part: str, **given: Any) -> Any:
+    """What ``config`` says of ``part``; ValueError says what its classes and functions have against it."""
+    try:
+        return instantiate(config[part], **given)
+    except HydraException as error:
+        raise ValueError(failed_call(error, config, part)) from error
 
 
 def save_config(config: DictConfig) -> None:
@@ -61,32 +64,27 @@ def save_config(config: DictConfig) -> None:
     OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
 
 
-def explain(error: BaseException) -> str:
-    """The innermost message: Hydra wraps what a constructor raises."""
-    while isinstance(error, HydraException) and error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())
-
-
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
-    config.run_dir = run_folder(config.run_dir)
     try:
         task, trainer = prepare(config)
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        sys.exit(f"error: {explain(error)}")
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        refuse(one_line(error))
     if rank_zero_only.rank == 0:
         save_config(config)
     try:
         return task.run(trainer)
     finally:
-        if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-            import wandb
+        close(trainer.loggers)
 
-            wandb.finish()  # or the jobs of a multirun would become one run
+
+def command() -> None:
+    let_hydra_raise()
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra's, before there is a config
+        refuse(failed_composition(error))
 
 
 if __name__ == "__main__":
-    main()
+    command()

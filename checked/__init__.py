@@ -2,7 +2,9 @@
 
 from checked.settings import CONFIG, SettingError, dataclass
 from checked.types import (
+    AtLeastTwo,
     Count,
+    Dtype,
     Fraction,
     Guidance,
     Name,
@@ -17,7 +19,9 @@ from checked.words import expected, parameter_hints, refusal
 
 __all__ = [
     "CONFIG",
+    "AtLeastTwo",
     "Count",
+    "Dtype",
     "Fraction",
     "Guidance",
     "Name",

@@ -19,14 +19,14 @@ CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=Tr
 
 
 class SettingError(ValueError):
-    """A setting that cannot be: ``key`` below the object that it belongs to, and what it may be instead."""
+    """A setting that cannot be: ``key`` is its name within the object that it belongs to, ``fault`` the rest."""
 
-    def __init__(self, key: str, value: Any, hint: Any) -> None:
-        super().__init__(refusal(key, value, hint))
-        self.key, self.value, self.hint = key, value, hint
+    def __init__(self, key: str, fault: str) -> None:
+        super().__init__(key, fault)
+        self.key, self.fault = key, fault
 
-    def __reduce__(self) -> tuple[type, tuple]:
-        return SettingError, (self.key, self.value, self.hint)
+    def __str__(self) -> str:
+        return f"{self.key}{self.fault}"
 
 
 @dataclass_transform(field_specifiers=(dataclasses.field,))
@@ -68,8 +68,8 @@ def _explained(error: ValidationError, cls: type, args: tuple, kwargs: Mapping[s
     value, hint = given[name], parameter_hints(cls)[name]
     entry = _values_hint(hint)
     if deeper and entry is not None and deeper[0] in value:  # name the entry, not all of them
-        return SettingError(f"{name}.{deeper[0]}", value[deeper[0]], entry)
-    return SettingError(name, value, hint)
+        return SettingError(f"{name}.{deeper[0]}", refusal(value[deeper[0]], entry))
+    return SettingError(name, refusal(value, hint))
 
 
 def _values_hint(hint: Any) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, Field
 
 Count = Annotated[int, Ge(1)]
 """A whole number of at least 1."""
+AtLeastTwo = Annotated[int, Ge(2)]
+"""A whole number of at least 2: of a path's points, which has two ends."""
 Whole = Annotated[int, Ge(0)]
 """A whole number of at least 0."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
@@ -26,6 +28,8 @@ Guidance = Annotated[
     float, Ge(1), Field(description="a number of at least 1, which is off; Stable Diffusion's default is 7.5")
 ]
 """At least 1, which is off."""
+Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+"""The name of a network's dtype, as a config gives it."""
 Name = Annotated[str, MinLen(1), Field(description="a non-empty text")]
 """A text that is not empty: a name, a path, a prompt."""
 

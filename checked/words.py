@@ -54,10 +54,8 @@ def _bound(limit: Any) -> list[str]:
 
 def _unlimited(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return _either([str(argument) for argument in arguments])
-    if origin in (Union, types.UnionType):
-        return _either(list(dict.fromkeys(expected(argument) for argument in arguments)))
+    if origin in (Literal, Union, types.UnionType):
+        return _either(list(dict.fromkeys(_alternatives(hint))))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"a mapping of names to {_plural(expected(arguments[1]))}"
     if isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset):
@@ -65,6 +63,22 @@ def _unlimited(hint: Any) -> str:
     if origin is Callable or hint is Callable:
         return "a function"
     return PLAIN.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _alternatives(hint: Any) -> list[str]:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return [str(argument) for argument in arguments]
+    if origin not in (Union, types.UnionType):
+        return [expected(hint)]
+    typed = [argument for argument in arguments if not _is_foreign(argument)]
+    choices = arguments if typed in ([], [type(None)]) else typed
+    return [word for choice in choices for word in _alternatives(choice)]
+
+
+def _is_foreign(hint: Any) -> bool:
+    """Whether it is a class of which no value can be typed."""
+    return inspect.isclass(hint) and hint not in PLAIN and get_origin(hint) is None
 
 
 def _plural(words: str) -> str:
@@ -75,9 +89,9 @@ def _either(words: Sequence[str]) -> str:
     return " or ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
 
 
-def refusal(key: str, value: Any, hint: Any) -> str:
-    """The sentence for a ``value`` of ``key`` that ``hint`` does not allow."""
-    return f"{key}={shown(value)}: give {expected(hint)}."
+def refusal(value: Any, hint: Any) -> str:
+    """What to say behind the name of a setting whose ``value`` is not what ``hint`` allows."""
+    return f"={shown(value)}: give {expected(hint)}."
 
 
 def shown(value: Any) -> str:

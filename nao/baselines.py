@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from checked import Count, NotNegative
 from nao.norm import check_norms, project, seed_norm
 
 
@@ -60,7 +61,7 @@ def normalised_mean(seeds: Tensor) -> Tensor:
     return project(mean(seeds.double())).to(seeds.dtype)
 
 
-def spherical_mean(seeds: Tensor, iterations: int = 100, tolerance: float = 1e-12) -> Tensor:
+def spherical_mean(seeds: Tensor, iterations: Count = 100, tolerance: NotNegative = 1e-12) -> Tensor:
     """Fréchet mean of the directions on the unit sphere, with the mean of the norms.
 
     Iterates the mean of the logarithm map (Karcher). ValueError for seeds without a common half-sphere to start in.

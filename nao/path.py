@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from checked import AtLeastTwo, Count
 from nao.centre import Centre, angles, settle
 from nao.geodesic import Geodesics, join
 from nao.norm import check_norms, project, seed_norm, typical_norm
@@ -60,7 +61,7 @@ class Centroid:
     converged: Tensor
 
 
-def interpolate(a: Tensor, b: Tensor, points: int = 12, *, typical: bool = False) -> Path:
+def interpolate(a: Tensor, b: Tensor, points: AtLeastTwo = 12, *, typical: bool = False) -> Path:
     """The NAO path from seeds ``a`` to seeds ``b`` ``[..., C, h, w]``.
 
     Args:
@@ -84,7 +85,7 @@ def interpolate(a: Tensor, b: Tensor, points: int = 12, *, typical: bool = False
     return Path(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
-def centroid(seeds: Tensor, points: int = 8, *, typical: bool = False) -> Centroid:
+def centroid(seeds: Tensor, points: AtLeastTwo = 8, *, typical: bool = False) -> Centroid:
     """The NAO centroid of ``seeds [..., n, C, h, w]``: the point whose own unlikelihood and whose paths' energies sum
     to the least. Between two seeds, where all of their path does, it is halfway.
 
@@ -105,7 +106,7 @@ def centroid(seeds: Tensor, points: int = 8, *, typical: bool = False) -> Centro
     return Centroid(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
-def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool = False) -> Tensor:
+def centroid_seeds(seeds: Tensor, count: Count, *, points: AtLeastTwo = 8, typical: bool = False) -> Tensor:
     """Seeds to optimise, ``[G, count, C, h, w]``, from the inverted references ``[G, n, C, h, w]`` of G concepts.
 
     The first is the centroid; the others lie on the paths from the references to it, which take turns, evenly
@@ -127,7 +128,7 @@ def centroid_seeds(seeds: Tensor, count: int, *, points: int = 8, typical: bool 
     return few.lift(torch.cat([few.at(centre)[:, None], others], 1))
 
 
-def path_seeds(seeds: Tensor, count: int, *, typical: bool = False) -> Tensor:
+def path_seeds(seeds: Tensor, count: Count, *, typical: bool = False) -> Tensor:
     """``count`` inner points ``[G, count, C, h, w]`` of the paths from the references ``[G, n, C, h, w]`` to their
     centroid, path after path, each from its reference inwards.
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from checked import Dtype, Name
+
 
 class ClipFeatures:
     """Unit-length features ``[B, D]`` of any ``transformers`` CLIP.
@@ -32,10 +34,10 @@ class ClipFeatures:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: Name | Path,
         *,
         device: str | torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype | Dtype,
         local_files_only: bool = False,
     ) -> ClipFeatures:
         """Loads a local folder or a hub id. ValueError, in one sentence, for a folder without a CLIP model."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import MinLen
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from checked import Count, NotNegative, Whole, dataclass
+from checked import Count, NotNegative, SettingError, Whole, dataclass
 from seedselect.book import Book, Selection
 from seedselect.losses import appearance_loss, semantic_loss
 
@@ -127,16 +127,21 @@ class SeedSelect:
         return self.semantic_weight * semantic + self.appearance_weight * appearance + penalty
 
     def _make_optimiser(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        try:
-            optimiser = self.optimiser(parameters)
-            schedule = self.schedule(optimiser)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"optimiser or schedule of SeedSelect: {error}") from error
+        optimiser = _made("optimiser", self.optimiser, parameters)
         if isinstance(optimiser, torch.optim.LBFGS):
-            raise ValueError(
-                "optimiser=LBFGS makes all samples one problem: choose one that keeps parameters apart, such as AdamW."
+            raise SettingError(
+                "optimiser",
+                "=LBFGS makes all samples one problem: choose one that keeps parameters apart, such as AdamW.",
             )
+        schedule = _made("schedule", self.schedule, optimiser)
         return optimiser, schedule
+
+
+def _made(key: str, make: Callable[[Any], Any], of: Any) -> Any:
+    try:
+        return make(of)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise SettingError(key, f": {error}") from error
 
 
 def _norm(z: Tensor) -> Tensor:

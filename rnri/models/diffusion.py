@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import (
@@ -18,6 +19,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from checked import Dtype, Guidance, Name
 from rnri.models.checkpoint import load_pipeline
 from rnri.models.fingerprint import fingerprint, state_of
 from rnri.models.frozen import frozen
@@ -56,14 +58,14 @@ class LatentDiffusion:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: Name | Path,
         *,
         device: str | torch.device,
-        dtype: torch.dtype | str,
+        dtype: torch.dtype | Dtype | Literal["auto"],
         local_files_only: bool = False,
-        variant: str | None = None,
-        revision: str | None = None,
-        default_guidance: float = 1.0,
+        variant: Name | None = None,
+        revision: Name | None = None,
+        default_guidance: Guidance = 1.0,
     ) -> LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
 
