@@ -14,14 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.command import embedded
 from experiments.command.checks import check
 from experiments.command.errors import failed_call, failed_composition, let_hydra_raise, one_line, refuse
 from experiments.command.folders import check_writable, multirun, run_folder
 from experiments.command.launch import check_launch, follow_launcher, wait_long
 from experiments.command.loggers import check_account, close, silence_tips
-
-embedded.register()
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:

@@ -49,7 +49,8 @@ def failed_call(error: InstantiationException, config: DictConfig, part: str) ->
         cause = cause.__cause__
     if isinstance(cause, SettingError):
         return f"{locate(config, join(place, cause.key))[0]}{cause.fault}"
-    return f"{place}: {one_line(cause)}"
+    said = one_line(cause)
+    return said if said.startswith(place) else f"{place}: {said}"
 
 
 def failed_composition(error: Exception) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from string import Formatter
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
+from annotated_types import MinLen
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import Field
 
+from checked import Count, Name, SettingError, Whole, dataclass, distinct
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.matcher import count_mentions
 from experiments.data.augment import BACKGROUNDS, Augmentation, plain
@@ -21,14 +25,22 @@ from experiments.data.emoji import Drawings, read_table
 from experiments.data.images import Images, check_images
 from experiments.naming import canonical, distinct_names
 
-BUCKETS = ("head", "medium", "tail")
-
+Bucket = Literal["head", "medium", "tail"]
+BUCKETS = get_args(Bucket)
+Buckets = Annotated[
+    Sequence[Bucket], MinLen(1), distinct, Field(description=f"a list of some of {', '.join(BUCKETS)}, as [tail]")
+]
+Wanted = Annotated[
+    Count | Name | Annotated[Sequence[Name | Whole], MinLen(1), distinct],
+    Field(description="a number of concepts a bucket, all, or a list of names, none of them twice"),
+]
+"""Which concepts, as :func:`choose` reads it; whole numbers in a list are names."""
 
 CHECKED = 10_000
 """Reference images that are decoded beforehand, in all, even if no unit uses them: so many take seconds."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Concept:
     """One class of images.
 
@@ -62,6 +74,7 @@ class Concept:
         return replace(self, references=self.references.at(size))
 
 
+@runtime_checkable
 class ConceptSource(Protocol):
     """Where concepts and the real images for FID come from.
 
@@ -97,17 +110,19 @@ class EmojiConcepts:
         ranks: sizes of head, medium and tail, which add up to all concepts.
     """
 
-    folder: str
+    folder: Name
     prompt: str
-    background: str
-    head: int
-    tail: int
-    by: str = "threshold"
-    ranks: Sequence[int] = ()
+    background: Name
+    head: Whole
+    tail: Whole
+    by: Literal["threshold", "rank"] = "threshold"
+    ranks: Sequence[Whole] = ()
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
-            raise ValueError(f"data.background={self.background!r} is unknown: choose one of {', '.join(BACKGROUNDS)}.")
+            raise SettingError(
+                "background", f"={self.background!r} is unknown: choose one of {', '.join(BACKGROUNDS)}."
+            )
         check_template("data.source.prompt", self.prompt, "phrase", "background")
 
     def concepts(self) -> list[Concept]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from checked import Count, Name, Whole, dataclass
 from experiments.counting.counts import read_count_table
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.imagenet import imagenet_class, imagenet_classes, imagenet_counts
@@ -13,8 +14,6 @@ from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, check_images, height_and_width, read_image
 from experiments.data.listing import image_files, list_folder, named_folders
 from experiments.naming import distinct_names
-
-CLASSES = ("folders", "imagenet1k", "imagenet1k_rows")
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,18 @@ class FolderConcepts:
             order of the indices, whatever their names. Prompts then hold a class's first name.
     """
 
-    references: str
-    real: str
-    counts: str
+    references: Name
+    real: Name
+    counts: Name
     prompt: str
-    size: int | Sequence[int] | None
-    head: int
-    tail: int
-    by: str = "threshold"
-    ranks: Sequence[int] = ()
-    classes: str = "folders"
+    size: Count | Sequence[Count] | None
+    head: Whole
+    tail: Whole
+    by: Literal["threshold", "rank"] = "threshold"
+    ranks: Sequence[Whole] = ()
+    classes: Literal["folders", "imagenet1k", "imagenet1k_rows"] = "folders"
 
     def __post_init__(self) -> None:
-        if self.classes not in CLASSES:
-            raise ValueError(f"data.source.classes={self.classes!r} is unknown: choose one of {', '.join(CLASSES)}.")
         check_template("data.source.prompt", self.prompt, "name")
         height_and_width(self.size)
 
