@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.command.checks import check
-from experiments.command.errors import failed_call, failed_composition, let_hydra_raise, one_line, refuse
+from experiments.command.errors import explain, failed_call, failed_composition, let_hydra_raise, refuse
 from experiments.command.folders import check_writable, multirun, run_folder
 from experiments.command.launch import check_launch, follow_launcher, wait_long
 from experiments.command.loggers import check_account, close, silence_tips
@@ -66,7 +66,7 @@ def main(config: DictConfig) -> float | None:
     try:
         task, trainer = prepare(config)
     except (ValueError, OSError, OmegaConfBaseException) as error:
-        refuse(one_line(error))
+        refuse(explain(error))
     if rank_zero_only.rank == 0:
         save_config(config)
     try:

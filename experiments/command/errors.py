@@ -35,7 +35,7 @@ def refuse(sentence: str) -> NoReturn:
     sys.exit(f"error: {sentence}")
 
 
-def one_line(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -49,7 +49,7 @@ def failed_call(error: InstantiationException, config: DictConfig, part: str) ->
         cause = cause.__cause__
     if isinstance(cause, SettingError):
         return f"{locate(config, join(place, cause.key))[0]}{cause.fault}"
-    said = one_line(cause)
+    said = explain(cause)
     return said if said.startswith(place) else f"{place}: {said}"
 
 
@@ -59,11 +59,11 @@ def failed_composition(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} is unknown: choose from {', '.join(sorted(error.options))}."
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: {one_line(error)}"
+        return f"{error.override} cannot be read: {explain(error)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _no_such_key(str(cause.full_key), [str(name) for name in cause.parent_node])
-    return one_line(error) if cause is error else f"{one_line(error)} {one_line(cause)}"
+    return explain(error) if cause is error else f"{explain(error)} {explain(cause)}"
 
 
 def _no_such_key(key: str, siblings: list[str]) -> str:

@@ -14,12 +14,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 
 LONGEST_NAME = 200  # bytes; most file systems take 255
 UNNAMED = ("experiment", "run_dir", "logger", "logger.wandb.offline")
 """Keys that say nothing of a job where all jobs have the same."""
-HARMLESS = re.compile(r"[^\w.,=+@~\[\]{}'\"() -]")
+HARMFUL = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
 
 
 def multirun() -> bool:
@@ -37,9 +38,12 @@ def run_folder(run_dir: str) -> str:
 
 
 def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of Hydra's sweep, in its order."""
-    overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_args(arguments).overrides)
-    return BasicSweeper.split_arguments(overrides, None)[0]
+    """The overrides of each job of Hydra's sweep, in its order; none where ``arguments`` are not those of a sweep."""
+    try:  # a launcher with processes of its own has another command line there
+        overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_known_args(arguments)[0].overrides)
+        return BasicSweeper.split_arguments(overrides, None)[0]
+    except HydraException:
+        return []
 
 
 def job_folder(own: Sequence[str], jobs: Sequence[Sequence[str]], number: int) -> str:
@@ -50,7 +54,7 @@ def job_folder(own: Sequence[str], jobs: Sequence[Sequence[str]], number: int) -
     same = set.intersection(*map(set, jobs)) if jobs else set()
     told = [text for text in own if not (text in same and text.partition("=")[0] in UNNAMED)]
     name = ",".join(sorted(told))
-    safe = HARMLESS.sub("_", unicodedata.normalize("NFC", name)).strip(" ")
+    safe = HARMFUL.sub("_", unicodedata.normalize("NFC", name)).strip(" ")
     copies = [list(job) for job in jobs[:number]].count(list(own))
     if safe != name or not safe.strip(".") or safe.startswith(".") or copies or len(safe.encode()) > LONGEST_NAME:
         key = hashlib.sha256("\n".join([*own, str(copies)]).encode()).hexdigest()[:12]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-import train
 from experiments.results.sweep_report import choose, curves, read_sweep
 from tests.experiments.inversion.test_inversion_study import ONE
 from tests.experiments.rare_concepts.test_rare_concepts import command
@@ -81,11 +80,3 @@ def test_the_wandb_sweep_is_one_that_wandb_accepts():
         values = [f"{name}={spec['values'][0]}" for name, spec in sweep["parameters"].items()]
         with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
             assert compose("train", [*fixed, *values]).name
-
-
-def test_folders_of_a_sweep_keep_their_names_until_they_are_too_long():
-    assert train.short("lam=0.5") == "lam=0.5"
-    long = [f"task.methods.rnri_sign.solver.prior={'é' * 200},lam={lam}" for lam in (0, 1)]
-    first, second = map(train.short, long)
-    assert first != second and first.startswith("task.methods.rnri_sign")
-    assert max(len(name.encode()) for name in (first, second)) <= train.LONGEST_NAME

@@ -1,0 +1,148 @@
+"""Processes that a launcher started are followed, or said; none does all the work silently."""
+
+import logging
+from datetime import timedelta
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from omegaconf import OmegaConf
+
+from experiments.command.launch import COUNTS, PATIENCE, Launch, check_launch, follow_launcher, launch, wait_long
+from experiments.command.loggers import check_account, silence_tips
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job",
+        "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No launcher's variables, whatever starts the tests."""
+    for name in (*COUNTS, *TORCHRUN, *SRUN, "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def start(monkeypatch, environment) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def flags(**changes):
+    return OmegaConf.create({"devices": 1, "num_nodes": 1, "strategy": "auto"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, Launch("torchrun", 2, 2)),
+        (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, None),
+        (SRUN, Launch("srun", 2, 2)),
+        (SRUN | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, None),
+        (SRUN | {"SLURM_JOB_NAME": "bash"}, None),
+        (SRUN | TORCHRUN, Launch("torchrun", 2, 2)),  # torchrun inside a job
+    ],
+)
+def test_launchers_are_known_by_their_variables(environment, expected):
+    assert launch(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, but srun did not start this process"),
+        (SRUN | {"SLURM_NTASKS": "3"}, "SLURM_NTASKS=3 on SLURM_NNODES=2"),
+    ],
+)
+def test_slurms_tasks_without_srun_are_said(environment, said):
+    with pytest.raises(ValueError, match=said):
+        launch(environment)
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_default_flags_follow_the_launcher(alone, environment):
+    start(alone, environment)
+    trainer = flags()
+    follow_launcher(trainer)
+    assert dict(trainer) == {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
+
+
+def test_flags_that_are_given_stay(alone):
+    start(alone, TORCHRUN)
+    trainer = flags(devices=4, strategy="ddp")
+    follow_launcher(trainer)
+    assert trainer == flags(devices=4, strategy="ddp")
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes on each of 2 nodes, but trainer\.devices=1"):
+        check_launch(Trainer(accelerator="cpu", logger=False))
+    with pytest.raises(ValueError, match=r"torchrun started this process, and trainer\.strategy=ddp_spawn"):
+        follow_launcher(flags(devices=2, strategy="ddp_spawn"))
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
+def test_processes_of_other_launchers_do_not_work_side_by_side(alone, name):
+    alone.setenv(name, "2")
+    with pytest.raises(ValueError, match=f"{name}=2, but each process would do all the work"):
+        follow_launcher(flags())
+    follow_launcher(flags(devices=2, strategy="ddp"))  # as a process that Lightning started sees it
+
+
+def test_a_process_alone_stays_alone(alone):
+    trainer = flags()
+    follow_launcher(trainer)
+    assert trainer == flags()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "auto"])
+def test_processes_wait_for_one_another_longer_than_a_run_can_be_uneven(alone, strategy, monkeypatch):
+    wait_long()
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    assert isinstance(trainer.strategy, DDPStrategy)
+    asked = {}
+    monkeypatch.setattr(
+        "lightning.pytorch.strategies.ddp._init_dist_connection", lambda *_, **given: asked.update(given)
+    )
+    monkeypatch.setattr(trainer.strategy, "set_world_ranks", lambda: None)
+    trainer.strategy.setup_distributed()
+    assert asked["timeout"] == PATIENCE > timedelta(days=7)
+    assert StrategyRegistry["ddp_spawn"]["init_params"]["start_method"] == "spawn"
+
+
+def test_lightnings_advertisement_is_silenced_and_nothing_else(caplog):
+    silence_tips()
+    silence_tips()
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addHandler(caplog.handler)
+        Trainer(accelerator="cpu", logger=False)
+        rank_zero_info("a real warning")
+    said = [record.getMessage() for record in caplog.records]
+    assert "a real warning" in said and not any("Tip" in text for text in said)
+    assert any("GPU available" in text for text in said)
+
+
+WANDB = {"wandb": {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}}
+
+
+def test_an_account_is_asked_for_before_the_work(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    import wandb
+
+    wandb.teardown()  # forgets the environment that it read
+    with pytest.raises(ValueError, match=r"logger=wandb: there is no account on this machine: run `wandb login`, or"):
+        check_account(OmegaConf.create(WANDB))
+
+
+def test_no_account_is_needed_offline(monkeypatch):
+    check_account(OmegaConf.create({"wandb": WANDB["wandb"] | {"offline": True}}))
+    check_account(OmegaConf.create({}))
+    check_account(None)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    import wandb
+
+    wandb.teardown()
+    check_account(OmegaConf.create(WANDB))
