@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from checked import Count, Name, Whole, dataclass
 from experiments.data.augment import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
 from experiments.data.images import Images, check_images, height_and_width, read_image
@@ -20,6 +21,7 @@ LabelledPictures = Dataset[tuple[Tensor, int]]
 """Pairs of a picture ``float32 [3, H, W]`` in [0, 1] and the index of its label."""
 
 
+@runtime_checkable
 class LabelledImages(Protocol):
     """Where a judge's training takes its images from. :meth:`prepare` goes before everything else."""
 
@@ -48,9 +50,9 @@ class LabelledDrawings:
         folder: the built corpus.
     """
 
-    folder: str
-    labels: list[str] = field(init=False)
-    groups: list[str] = field(init=False)
+    folder: Name
+    labels: list[str] = field(init=False, default_factory=list)
+    groups: list[str] = field(init=False, default_factory=list)
     workers: int = field(init=False, default=0)  # all is in memory
 
     def prepare(self, image_size: int) -> None:
@@ -82,11 +84,11 @@ class LabelledFolders:
         workers: processes that read images.
     """
 
-    folders: Mapping[str, str]
-    size: int | Sequence[int] | None = None
-    workers: int = 0
-    labels: list[str] = field(init=False)
-    groups: list[str] = field(init=False)
+    folders: Mapping[str, Name]
+    size: Count | Sequence[Count] | None = None
+    workers: Whole = 0
+    labels: list[str] = field(init=False, default_factory=list)
+    groups: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         height_and_width(self.size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from diffusers import AutoencoderKL
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from checked import Count, Name, NotNegative, Positive, dataclass
 from experiments.data.augment import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
 from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report
@@ -59,13 +62,13 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 class PretrainAutoencoder:
     """The task behind ``experiment=pretrain_autoencoder``; ``start`` continues from a saved VAE."""
 
-    corpus: str | None
-    output: str
-    batch_size: int
-    lr: float
-    kl_weight: float
-    channels: tuple[int, ...]
-    start: str | None = None
+    corpus: Name | None
+    output: Name
+    batch_size: Count
+    lr: Positive
+    kl_weight: NotNegative
+    channels: Annotated[Sequence[Count], MinLen(1)]
+    start: Name | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)

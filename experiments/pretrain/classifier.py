@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import timm
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
+from checked import Count, Name, Positive, dataclass, distinct
 from experiments.data.jitter import jitter
 from experiments.data.labelled import LabelledImages
 from experiments.judges.classifier import Classifier
@@ -62,13 +63,13 @@ class PretrainClassifier:
     """
 
     images: LabelledImages
-    output: str
-    architecture: str
+    output: Name
+    architecture: Name
     pretrained: bool
-    image_size: int
-    batch_size: int
-    lr: float
-    left_out: tuple[str, ...] = ()
+    image_size: Count
+    batch_size: Count
+    lr: Positive
+    left_out: Annotated[Sequence[Name], distinct] = ()
 
     def prepare(self, trainer: Trainer) -> None:
         """Finds the images and builds the network; ValueError says what is wrong with them."""

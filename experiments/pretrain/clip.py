@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -13,6 +11,7 @@ from torchvision.transforms.v2.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from checked import Count, Name, Positive, dataclass
 from experiments.data.augment import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
@@ -87,13 +86,13 @@ def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
 class PretrainClip:
     """The task behind ``experiment=pretrain_clip``."""
 
-    corpus: str | None
-    output: str
-    batch_size: int
-    lr: float
-    width: int
-    layers: int
-    patch_size: int
+    corpus: Name | None
+    output: Name
+    batch_size: Count
+    lr: Positive
+    width: Count
+    layers: Count
+    patch_size: Count
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le, MinLen
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file, save_file
@@ -17,6 +20,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from checked import Count, Name, Positive, Seed, dataclass
 from experiments.data.augment import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
 from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half
@@ -182,7 +186,7 @@ class Denoiser(LightningModule):
         return adamw(self, self.lr, self.steps, warmup=200, decay_from=self.decay_from)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Hidden:
     """Keeps a pipeline's other parts out of the Lightning module and so out of its checkpoints."""
 
@@ -193,19 +197,19 @@ class _Hidden:
 class PretrainDenoiser:
     """The task behind ``experiment=pretrain_denoiser``; ``start`` continues from a saved pipeline."""
 
-    corpus: str | None
-    vae: str
-    output: str
-    batch_size: int
-    lr: float
-    decay_from: float
-    drop_caption: float
-    channels: tuple[int, ...]
-    text_width: int
-    text_layers: int
-    prompts: list[str]
-    start: str | None = None
-    seed: int = 0
+    corpus: Name | None
+    vae: Name
+    output: Name
+    batch_size: Count
+    lr: Positive
+    decay_from: Annotated[float, Ge(0), Le(1)]
+    drop_caption: Annotated[float, Ge(0), Le(1)]
+    channels: Annotated[Sequence[Count], MinLen(1)]
+    text_width: Count
+    text_layers: Count
+    prompts: Annotated[Sequence[Name], MinLen(1)]
+    start: Name | None = None
+    seed: Seed = 0
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
