@@ -58,7 +58,7 @@ def comment_lines(config: Path) -> list[str]:
 def commands() -> list[Command]:
     found = [Command(page, _words(line)) for page in PAGES for line in lines(page)]
     found += [Command(config, _words(line)) for config in COMMENTED for line in comment_lines(config)]
-    said = [command for command in found if command.words[:1] == ["python"] and "experiment=NAME" not in command.words]
+    said = [command for command in found if len(command.words) > 1 and "experiment=NAME" not in command.words]
     return list({tuple(command.words): command for command in reversed(said)}.values())  # each where it stands first
 
 
@@ -77,7 +77,7 @@ def _words(line: str) -> list[str]:
 
 
 COMMANDS = commands()
-TRAINING = [command for command in COMMANDS if command.words[:2] == ["python", "train.py"]]
+TRAINING = [command for command in COMMANDS if "train.py" in command.words]  # torchrun and srun start it too
 MODULES = [command for command in COMMANDS if command.words[:2] == ["python", "-m"]]
 
 
@@ -95,7 +95,7 @@ def test_every_kind_of_command_is_found():
 
 @pytest.mark.parametrize("command", TRAINING, ids=str)
 def test_training_command_composes(command):
-    words = command.words[2:]
+    words = command.words[command.words.index("train.py") + 1 :]
     if "--cfg" in words:
         words = words[: words.index("--cfg")]
     overrides = OverridesParser.create().parse_overrides([word for word in words if word != "-m"])
