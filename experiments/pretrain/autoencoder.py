@@ -18,7 +18,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from checked import Count, Name, NotNegative, Positive, dataclass
 from experiments.data.augment import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report, saved
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,10 @@ class PretrainAutoencoder:
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
         check_output(self.output)
+        self.vae = saved(AutoencoderKL, "task.start", self.start) if self.start else self.build()
 
     def run(self, trainer: Trainer) -> None:
-        vae = AutoencoderKL.from_pretrained(self.start) if self.start else self.build()
+        vae = self.vae
         train = AugmentedDrawings(Drawings(self.corpus, ["corpus"]))
         unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
         module = Autoencoder(vae, self.lr, trainer.max_steps, self.kl_weight)

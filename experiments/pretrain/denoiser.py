@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from checked import Count, Name, Positive, Seed, dataclass
 from experiments.data.augment import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half, saved
 
 LONGEST_CAPTION = 24  # tokens with both marks; the corpus needs 19 at most
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
@@ -214,9 +214,10 @@ class PretrainDenoiser:
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
         check_output(self.output)
+        self.pipeline = self.build()
 
     def run(self, trainer: Trainer) -> None:
-        pipeline = self.build()
+        pipeline = self.pipeline
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         data = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache)
         module = Denoiser(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
@@ -226,8 +227,8 @@ class PretrainDenoiser:
 
     def build(self) -> StableDiffusionPipeline:
         if self.start:
-            return StableDiffusionPipeline.from_pretrained(self.start, safety_checker=None, local_files_only=True)
-        vae = AutoencoderKL.from_pretrained(self.vae)
+            return saved(StableDiffusionPipeline, "task.start", self.start, safety_checker=None)
+        vae = saved(AutoencoderKL, "task.vae", self.vae)
         tokenizer = build_tokenizer(list(read_table(Path(self.corpus) / "captions.parquet")["caption"]))
         return StableDiffusionPipeline(
             vae=vae,

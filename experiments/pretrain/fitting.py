@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -15,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from experiments.results.files import CannotWrite, check_writable
+
+Model = TypeVar("Model")
 
 
 def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: float, weight_decay: float = 0.01) -> dict:
@@ -84,6 +87,17 @@ def check_output(folder: str | Path) -> None:
         check_writable(Path(folder) / "config.json")
     except CannotWrite as error:
         raise ValueError(f"task.output={str(folder)!r}: {error}") from None
+
+
+def saved(model: type[Model], key: str, folder: str, **options: Any) -> Model:
+    """The model of diffusers saved in ``folder``, which is the value of ``key``. ValueError unless it loads."""
+    try:
+        return model.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # of safetensors, of JSON and of diffusers
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{key}={folder!r} is no folder of {model.__name__} ({said}): name one that holds it."
+        ) from None
 
 
 def last_loss(trainer: Trainer) -> dict[str, float]:

@@ -132,3 +132,17 @@ def test_a_model_that_cannot_be_written_is_found_before_the_training(what, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"task\.output=.*file/model"):
         train.prepare(configured(what, tmp_path, f"task.output={tmp_path}/file/model"))
+
+
+@pytest.mark.parametrize(
+    ("what", "key", "message"),
+    [
+        ("autoencoder", "task.start", "AutoencoderKL"),
+        ("denoiser", "task.vae", "AutoencoderKL"),
+        ("denoiser", "task.start", "StableDiffusionPipeline"),
+    ],
+)
+def test_a_model_to_go_on_from_is_loaded_before_the_training(what, key, message, tmp_path):
+    for folder in (tmp_path / "none", Path("assets/models/clip").resolve()):
+        with pytest.raises(ValueError, match=rf"{key}='{folder}' is no folder of {message}"):
+            train.prepare(configured(what, tmp_path, f"{key}={folder}"))
