@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from experiments.data.concepts import Concept, ConceptSource, choose, with_references
+from experiments.data.concepts import Buckets, Concept, ConceptSource, Wanted, choose, with_references
 from experiments.judges.classifier import Classifier, load_classifier
 from rnri import LatentDiffusion
 from seedselect import ClipFeatures
@@ -39,8 +39,8 @@ class ConceptTask:
     """
 
     source: ConceptSource
-    concepts: int | str | Sequence[str]
-    buckets: Sequence[str]
+    concepts: Wanted
+    buckets: Buckets
     model: Callable[..., LatentDiffusion]
     clip: Callable[..., ClipFeatures]
     classifier: str
