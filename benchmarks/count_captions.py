@@ -90,7 +90,7 @@ def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Cou
     owners = pl.LazyFrame(
         [(form, name) for form, concepts in forms.items() for name in concepts], ["form", "name"], orient="row"
     )
-    text = pl.col(column).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}]+", " ")
+    text = pl.col(column).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}\p{M}]+", " ")
     found = (
         pl.scan_parquet(path)
         .select((" " + text.str.strip_chars(" ") + " ").str.extract_many(list(forms), overlapping=True).alias("form"))
@@ -107,7 +107,7 @@ def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Cou
 DUCKDB = r"""
 WITH captions AS (
     SELECT row_number() OVER () AS caption,
-           string_split(trim(regexp_replace(lower(nfc_normalize("{column}")), '[^\pL\pN]+', ' ', 'g')), ' ') AS words
+           string_split(trim(regexp_replace(lower(nfc_normalize("{column}")), '[^\pL\pN\pM]+', ' ', 'g')), ' ') AS words
     FROM read_parquet('{path}')
 ), places AS (
     SELECT caption, words, unnest(words) AS word, generate_subscripts(words, 1) AS place FROM captions

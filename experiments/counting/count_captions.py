@@ -25,7 +25,7 @@ from experiments.counting.names import read_names
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
 from experiments.results.files import CannotWrite, check_writable, digest, write_whole
 
-RULES = 1  # of what a mention is: a change makes kept counts void
+RULES = 2  # of what a mention is: a change makes kept counts void
 
 
 @dataclass(frozen=True)

@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
-import inflect
-
-_SEPARATORS = re.compile(r"[^\w]+|_")
-
-
-def normalise(text: str) -> str:
-    """Words in lower case with one space around each: compatible forms folded, punctuation and hyphens dropped."""
-    words = _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split()
-    return f" {' '.join(words)} "
+from experiments.counting.plurals import in_number
+from experiments.counting.text import normalise
 
 
-def spellings(name: str, engine: inflect.engine) -> set[str]:
-    """A name as it occurs in normalised captions: as given, in the plural, and joined where it is hyphenated.
+def spellings(name: str) -> set[str]:
+    """A name as it occurs in normalised captions: as given, in singular and plural, and joined where it is hyphenated.
 
     ValueError if it has neither letters nor digits.
     """
     if not normalise(name).strip():
         raise ValueError(f"The name {name!r} has no letter or digit: captions are searched for words.")
-    forms = {name, engine.plural_noun(name)}
-    forms |= {form.replace("-", "") for form in forms if "-" in form}
+    forms = {name} | in_number(name)
+    forms |= {re.sub("[-\u2010\u2011]", "", form) for form in forms}
     return {normalise(form) for form in forms}
 
 
 def mentions(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """The concepts that each spelling is a mention of.
 
-    A mention is the name or one of its synonyms as whole words, in singular or plural, whatever the case and the
-    hyphens. Names inside other names count for both; a caption counts once a concept.
+    A mention is the name or one of its synonyms as whole words, its head noun in singular or plural whichever the name
+    has, whatever the case and the hyphens. Names inside other names count for both; a caption counts once a concept.
 
     Args:
         names: synonyms (the name itself among them) of each concept.
 
     ValueError if a name has neither letters nor digits.
     """
-    engine = inflect.engine()
     owners: dict[str, set[str]] = {}
     for concept, synonyms in names.items():
         for synonym in synonyms:
-            for form in spellings(synonym, engine):
+            for form in spellings(synonym):
                 owners.setdefault(form, set()).add(concept)
     return {form: tuple(sorted(concepts)) for form, concepts in sorted(owners.items())}
 

@@ -84,7 +84,7 @@ def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Normalises the words that are not in ASCII, and moves the starts of the captions as the text grows or shrinks.
 
     Spaces stand for ASCII characters that are neither letters nor digits. No normal form joins those with a
-    neighbour into a letter or digit, so words can be normalised one by one.
+    neighbour into a letter or digit, and marks fall that follow them, so words can be normalised one by one.
     """
     pieces, bounds, grown, at = [], [], [0], 0
     for foreign in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # first bytes of characters

@@ -31,6 +31,9 @@ def count(name: str, *captions: str) -> int:
         ("café", "cafe\u0301"),
         ("fish", "ﬁsh"),
         ("ice cream", "ice  cream"),
+        ("donuts", "a donut"),
+        ("waffles", "one waffle"),
+        ("Doberman", "two Dobermans asleep"),
     ],
 )
 def test_mentions_are_found(name, caption):
@@ -69,11 +72,11 @@ def embedded(*changes: str) -> EmojiConcepts:
 def test_embedded_corpus_falls_into_buckets_like_the_papers(capsys):
     concepts = embedded().concepts()
     sizes = [sum(concept.bucket == bucket for concept in concepts) for bucket in ("head", "medium", "tail")]
-    assert sizes == [80, 158, 82]  # the paper: 235, 509, 256 of 1000
+    assert sizes == [80, 159, 81]  # the paper: 235, 509, 256 of 1000
     assert min(c.frequency for c in concepts) == 8 and max(c.frequency for c in concepts) == 5000
     assert all(concept.references.shape == (3, 3, 64, 64) for concept in concepts)
-    assert len(choose(concepts, 100, ("head", "tail"), seed=0)) == 162
-    assert "head 80 of 80, medium 0 of 158, tail 82 of 82" in capsys.readouterr().out
+    assert len(choose(concepts, 100, ("head", "tail"), seed=0)) == 161
+    assert "head 80 of 80, medium 0 of 159, tail 81 of 81" in capsys.readouterr().out
 
 
 def test_embedded_corpus_by_rank():

@@ -2,6 +2,7 @@
 
 import random
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from experiments.counting.frequency import normalise
 from experiments.counting.matcher import BatchCounter, patterns, read_words
 from experiments.counting.shards import count_shard, list_shards
-from tests.experiments.counting.captions import NAMES, batch_counts, plain_counts, random_captions
+from tests.experiments.counting.captions import NAMES, batch_counts, plain_counts, random_captions, random_text
 
 
 @pytest.mark.parametrize(("size", "seeds"), [(1, 20), (2, 20), (7, 20), (3000, 3), (9001, 1)])
@@ -40,18 +41,32 @@ def test_many_names():
     assert batch_counts(names, captions) == plain_counts(names, captions)
 
 
+def read(captions: list[str]) -> list[str]:
+    """The captions as the counter of batches reads them."""
+    words = read_words(pa.array(captions, pa.string()))
+    text, at = words.text.tobytes(), [*np.searchsorted(words.starts, words.captions), len(words.starts)]
+    spans = [slice(*bounds) for bounds in pairwise(at)]
+    pieces = [[text[s:e] for s, e in zip(words.starts[span], words.ends[span], strict=True)] for span in spans]
+    return [f" {b' '.join(found).decode()} " for found in pieces]
+
+
 def test_each_character_beside_letters_is_normalised_as_alone():
     """Every assigned character of Unicode at the start and at the end of a caption, beside letters."""
     scalars = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
     assert len(scalars) > 140_000
     for start in range(0, len(scalars), 40_000):
         captions = [f"{c}a=b{c}" for c in scalars[start : start + 40_000]]
-        words = read_words(pa.array(captions))
-        text, at = words.text.tobytes(), np.searchsorted(words.starts, words.captions)
-        for k, caption in enumerate(captions):
-            span = slice(at[k], at[k + 1] if k + 1 < len(at) else None)
-            found = b" ".join(text[s:e] for s, e in zip(words.starts[span], words.ends[span], strict=True))
-            assert f" {found.decode()} " == normalise(caption), hex(ord(caption[0]))
+        assert read(captions) == [normalise(caption) for caption in captions]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_signs_of_all_scripts_in_any_order(seed):
+    captions = random_text(seed, 4000)
+    assert read(captions) == [normalise(caption) for caption in captions]
+    names = {f"{k}": (name,) for k, name in enumerate(random_text(100 + seed, 300)) if normalise(name).strip()}
+    expected = plain_counts(names, captions)
+    assert batch_counts(names, captions) == expected
+    assert sum(expected.values()) > 1000
 
 
 def test_ascii_signs_change_nothing_in_the_marks_that_follow():
