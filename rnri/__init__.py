@@ -1,7 +1,7 @@
 """Image to seed: inversion of deterministic text-to-image diffusion."""
 
 from rnri.decoder_inversion import DecoderInversion
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, measured
 from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import ddim_step, sample, trajectory
@@ -47,6 +47,7 @@ __all__ = [
     "accelerated",
     "alpha_bar_table",
     "ddim_step",
+    "measured",
     "sample",
     "trajectory",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -110,15 +111,11 @@ class ImplicitInverter:
             in proportion to what each step is likely to need (``rnri.solvers.sharing``), and what a sample saves
             at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
             its extrapolated start as it is; from the plain start each step has one evaluation at least.
-        measure_residual: evaluate ``f`` once more wherever the returned latent was not itself evaluated, so
-            that every residual is that of the returned latent, and ``solved`` with it. This is a measurement,
-            not part of the method: the predictor counts it, ``Inversion.evaluations`` does not.
     """
 
     solver: Solver
     start: Literal["plain", "extrapolated", "fitted"] = "plain"
     sharing: Literal["even", "schedule"] = "even"
-    measure_residual: bool = False
 
     single_latent: ClassVar[bool] = True
 
@@ -135,10 +132,10 @@ class ImplicitInverter:
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
                 start = self._start(problem, noises)
                 if budget is None:
-                    solution = self._solve(problem, start, None)
+                    solution = self.solver(problem, start)
                 else:
                     limits = budget.limits(k, least=0 if self._can_skip(noises) else 1)
-                    solution = self._solve(problem, start, limits)
+                    solution = _solve_some(self.solver, problem, start, limits)
                     budget.settle(limits, solution.evaluations)
                 noises = _remember(noises, problem, solution)
                 solutions.append(solution)
@@ -160,12 +157,32 @@ class ImplicitInverter:
         """Whether a start is a solution worth taking unevaluated: one extrapolated from a change of the noise."""
         return self.start != "plain" and len(noises) > 1
 
-    def _solve(self, problem: ImplicitStep, start: Tensor, limits: Tensor | None) -> Solution:
-        if limits is None or limits.all():
-            solution = self.solver(problem, start, limits)
-        else:
-            solution = _solve_some(self.solver, problem, start, limits)
-        return measured(solution, problem, self.solver.tolerance) if self.measure_residual else solution
+
+@torch.no_grad()
+def measured(
+    inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, tolerance: float
+) -> Inversion:
+    """``inversion`` with the residuals of the very latents that it returned, and ``solved`` with them.
+
+    Where a method did not evaluate what it returned, that is done here, for the measurement alone: the predictor
+    counts these evaluations, ``Inversion.evaluations`` does not. It serves every inverter; one that solves no such
+    equation keeps its NaN, and what diverged keeps its ``inf``.
+
+    Args:
+        path: the latents ``[B,C,h,w]`` after each step of the walk, the cleanest first, as ``on_step`` got them.
+        tolerance: on a residual that is measured here, for its step to be solved.
+    """
+    if inversion.residuals.isnan().all():
+        return inversion
+    residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
+    for k, (z_s, z) in enumerate(pairwise([inversion.z0, *path])):
+        rows = (~solved[k] & ~residuals[k].isinf()).nonzero().flatten()
+        if len(rows):
+            problem = ImplicitStep.of(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
+            z = z[rows.to(z.device)]
+            residuals[k, rows] = mean_absolute(z - problem(z)).cpu().double().nan_to_num(nan=torch.inf)
+            solved[k, rows] = residuals[k, rows] <= tolerance
+    return replace(inversion, residuals=residuals, solved=solved)
 
 
 def accelerated(evaluations: Count = 2, tolerance: NotNegative = 1e-6) -> ImplicitInverter:
@@ -195,6 +212,8 @@ def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
 
 def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Tensor) -> Solution:
     """The solution of the samples that have evaluations to spend; the others' is their start, its residual NaN."""
+    if limits.all():
+        return solver(problem, start, limits)
     none = torch.zeros_like(limits)
     z, f, residual = start.clone(), start.clone(), torch.full(limits.shape, torch.nan, dtype=torch.float64)
     solution = Solution(z, residual, none, none.clone(), none.bool(), f)
@@ -207,19 +226,6 @@ def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Te
         for name in ("residual", "evaluations", "backward", "converged"):
             getattr(solution, name)[rows] = getattr(found, name)
     return solution
-
-
-def measured(solution: Solution, problem: ImplicitStep, tolerance: float) -> Solution:
-    """``solution`` with residual and convergence of the very latents it returns, evaluated where unknown."""
-    rows = (~solution.converged & ~solution.residual.isinf()).nonzero().flatten()
-    if not len(rows):
-        return solution
-    z = solution.z[rows.to(solution.z.device)]
-    residual, converged = solution.residual.clone(), solution.converged.clone()
-    found = mean_absolute(z - problem.select(rows)(z)).double().cpu()
-    residual[rows] = found.nan_to_num(nan=torch.inf)
-    converged[rows] = found <= tolerance
-    return replace(solution, residual=residual, converged=converged)
 
 
 def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -> list[Tensor]:

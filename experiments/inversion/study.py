@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, synchronise
 from experiments.task import ConceptTask, Networks
-from rnri import DecoderInversion, Inversion, Inverter, NoisePredictor, Schedule
-from rnri.solvers.implicit import ImplicitStep, mean_absolute
+from rnri import DecoderInversion, Inverter, measured
 
 PICTURES = 8  # reconstructions kept a method and setting
 
@@ -106,15 +104,15 @@ class InversionModule(LightningModule):
         seconds = self._now() - start
         sampler = predictor if targets == prompts else model.predictor(targets, setting.guidance)
         z = job.inverter.reconstruct(inversion, sampler, schedule).float()
-        residuals, solved = measured([inversion.z0, *path], inversion, predictor, schedule)
+        found = measured(inversion, path, predictor, schedule, TOLERANCE)
         return (
             inversion.z0,
             z,
             {
-                "residual": residuals.max(0).values,
-                "residual_mean": residuals.mean(0),
-                "solved": solved.double().mean(0),
-                "converged": solved.all(0),
+                "residual": found.residuals.max(0).values,
+                "residual_mean": found.residuals.mean(0),
+                "solved": found.solved.double().mean(0),
+                "converged": found.converged,
                 "evaluations_per_step": inversion.evaluations.double().mean(0),
                 "backward_per_step": inversion.backward.double().mean(0),
                 "seconds": torch.full((len(z0),), seconds / len(z0)),
@@ -136,28 +134,6 @@ class InversionModule(LightningModule):
     def _now(self) -> float:
         synchronise(self.device)
         return time.perf_counter()
-
-
-@torch.no_grad()
-def measured(
-    path: Sequence[Tensor], inversion: Inversion, predictor: NoisePredictor, schedule: Schedule
-) -> tuple[Tensor, Tensor]:
-    """Residuals ``[N,B]`` of the latents that an inversion returned, and whether each is solved, bool ``[N,B]``.
-
-    ``path`` holds the latents from the clean one on. Where the inversion did not evaluate what it returned, that is
-    done here, for the measurement only. Methods that solve no such equation keep their NaN.
-    """
-    residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
-    if residuals.isnan().all():
-        return residuals, solved
-    for k, (z_s, z) in enumerate(pairwise(path)):
-        rows = (~solved[k] & ~residuals[k].isinf()).nonzero().flatten()
-        if len(rows):
-            problem = ImplicitStep.of(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
-            at = z[rows.to(z.device)]
-            residuals[k, rows] = mean_absolute(at - problem(at)).double().cpu().nan_to_num(nan=torch.inf)
-            solved[k, rows] = residuals[k, rows] <= TOLERANCE
-    return residuals, solved
 
 
 TOLERANCE = 1e-4

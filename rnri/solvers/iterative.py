@@ -35,8 +35,10 @@ class Iterate:
 class IterativeSolver(ABC):
     """One network evaluation an iteration; ``step`` makes the next iterate of it.
 
-    A sample leaves the batch when its residual is within ``tolerance`` or its values are no longer finite; it
-    costs nothing from then on. A sample that was never finite comes back as ``z_init`` with residual ``inf``.
+    A sample leaves the batch when its residual is within ``tolerance`` or ``f`` is not finite where it came to, and
+    costs nothing from then on. In the latter case it has diverged: it comes back as its best evaluated iterate
+    (``z_init`` if there is none), not converged and with residual ``inf``. Solvers with a safeguard (``recovers``) go
+    on from the best iterate instead, and diverge only where their last evaluation was not finite.
 
     Attributes:
         iterations: network evaluations at most, 1 or more.
@@ -53,6 +55,8 @@ class IterativeSolver(ABC):
     differentiates: ClassVar[bool] = False
     ends_in_step: ClassVar[bool] = False
     """Whether, with ``keep_best``, the last evaluated iterate is stepped from if it is the best."""
+    recovers: ClassVar[bool] = False
+    """Whether ``step`` finds a way on where ``f`` was not finite, once a sample had a finite evaluation."""
 
     @abstractmethod
     def step(self, at: Iterate) -> tuple[Tensor, State]:
@@ -82,7 +86,7 @@ class IterativeSolver(ABC):
             z, f = self._evaluate(problem, z, self.differentiates and (steps_last or not bool(spent.all())))
             at = Iterate(problem, z.detach(), f.detach(), tuple(state))
             residual = record.offer(problem.rows, at, self.merit(at))
-            going = residual.isfinite() & (residual > self.tolerance)
+            going = (record.found(problem.rows) if self.recovers else residual.isfinite()) & (residual > self.tolerance)
             if not steps_last:
                 going &= ~spent
             if not going.any():
@@ -126,24 +130,36 @@ def _select(problem: ImplicitStep, going: Tensor, *tensors: Tensor) -> tuple[Imp
 
 
 class _Record:
-    """The best (or latest) finite evaluated iterate of every sample, and what to return for it."""
+    """The best (or latest) finite evaluated iterate of every sample, and what to return for it.
+
+    Residuals lie on the CPU in float64, whatever the device can hold.
+    """
 
     def __init__(self, z_init: Tensor, keep_best: bool) -> None:
         self.keep_best = keep_best
         self.z, self.f, self.result = z_init.clone(), z_init.clone(), z_init.clone()
         self.residual = torch.full((len(z_init),), torch.inf, dtype=torch.float64)
         self.merit = self.residual.clone()
+        self.diverged = torch.zeros(len(z_init), dtype=torch.bool)
 
     def offer(self, rows: Tensor, at: Iterate, merit: Tensor) -> Tensor:
-        """Takes note of ``f(z)`` for the samples ``rows``; returns their residuals, ``[b]`` on the CPU."""
+        """Takes note of ``f(z)`` for the samples ``rows``; returns their residuals, ``[b]``, ``inf`` if not finite."""
         z, f, merit = at.z, at.f, merit.cpu().double()
-        residual = mean_absolute(z - f).cpu().double()
-        accepted = merit < self.merit[rows] if self.keep_best else residual.isfinite()
+        residual = mean_absolute(z - f).cpu().double().nan_to_num(nan=torch.inf)
+        finite = residual.isfinite()
+        accepted = finite & (merit < self.merit[rows]) if self.keep_best else finite
         where, which = rows[accepted], accepted.to(z.device)
         self.residual[where], self.merit[where] = residual[accepted], merit[accepted]
         at = where.to(z.device)
         self.z[at], self.f[at], self.result[at] = z[which], f[which], f[which]
+        self.diverged[rows] = ~finite
+        at = rows[~finite].to(z.device)  # what was to be returned may be the very place where f is not finite
+        self.result[at] = self.z[at]
         return residual
+
+    def found(self, rows: Tensor) -> Tensor:
+        """Whether a sample has had a finite evaluation, bool ``[b]``."""
+        return self.residual[rows].isfinite()
 
     def is_current(self, rows: Tensor, residual: Tensor) -> Tensor:
         """Whether the iterate with ``residual``, just offered, is the one that counts, bool ``[b]``."""
@@ -153,9 +169,10 @@ class _Record:
         self.result[rows.to(z.device)] = z
 
     def solution(self, tolerance: float, evaluations: Tensor, backward: Tensor) -> Solution:
-        converged = self.residual <= tolerance
+        residual = self.residual.masked_fill(self.diverged, torch.inf)
+        converged = residual <= tolerance
         z = torch.where(converged.to(self.z.device).view(-1, 1, 1, 1), self.z, self.result)
-        return Solution(z, self.residual, evaluations, backward, converged, self.f)
+        return Solution(z, residual, evaluations, backward, converged, self.f)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from rnri import (
     SafeguardedAnderson,
     Schedule,
     accelerated,
+    measured,
     sample,
 )
 from rnri.solvers.sharing import COARSE, Budget, needs
@@ -180,9 +181,11 @@ def test_reported_residuals_are_true(solver, measure):
     z0 = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     steps = schedule(10)
 
-    inverter, path = ImplicitInverter(solver, measure_residual=measure), [z0]
+    inverter, path = ImplicitInverter(solver), [z0]
     predictor = function_predictor(wavy, 4)
     inversion = inverter.invert(z0, predictor, steps, on_step=lambda k, z: path.append(z))
+    if measure:
+        inversion = measured(inversion, path[1:], predictor, steps, solver.tolerance)
     assert len(path) == 11 and torch.equal(path[-1], inversion.seed)
     for k, (before, z) in enumerate(itertools.pairwise(path)):
         problem = ImplicitStep.of(before, function_predictor(wavy, 4), steps, 9 - k)
@@ -224,8 +227,11 @@ def test_growth_is_reported_not_converged():
 def test_a_latent_that_is_not_finite_is_visible_and_alone(solver, spoilt):
     z0 = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z0[1, 0, 0, 0] = spoilt
-    inversion = ImplicitInverter(solver, measure_residual=True).invert(z0, function_predictor(wavy, 2), schedule(5))
-    alone = ImplicitInverter(solver, measure_residual=True).invert(z0[:1], function_predictor(wavy, 1), schedule(5))
+    path: list[torch.Tensor] = []
+    predictor, inverter = function_predictor(wavy, 2), ImplicitInverter(solver)
+    inversion = inverter.invert(z0, predictor, schedule(5), lambda k, z: path.append(z))
+    inversion = measured(inversion, path, predictor, schedule(5), solver.tolerance)
+    alone = inverter.invert(z0[:1], function_predictor(wavy, 1), schedule(5))
     torch.testing.assert_close(inversion.seed[:1], alone.seed, rtol=1e-9, atol=1e-9)
     assert not inversion.converged[1] and not inversion.residual[1] <= solver.tolerance
 
@@ -332,8 +338,25 @@ def test_a_step_without_an_evaluation_takes_its_start():
         ]
         torch.testing.assert_close(noises[k], 2 * noises[k - 1] - noises[k - 2], rtol=0, atol=1e-9)
     assert inversion.residual.isfinite().all()
-    measured = replace(inverter, measure_residual=True).invert(z0, predictor, schedule(50))
-    assert measured.residuals.isfinite().all() and torch.equal(measured.seed, inversion.seed)
+    found = measured(inversion, path, predictor, schedule(50), 0)
+    assert found.residuals.isfinite().all() and torch.equal(found.seed, inversion.seed)
+
+
+def test_measured_residuals_are_those_of_what_was_returned():
+    z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    steps, path = schedule(6), []
+    inverter = ImplicitInverter(FixedPoint(2))
+    inversion = inverter.invert(z0, function_predictor(wavy, 3), steps, lambda k, z: path.append(z))
+    found = measured(inversion, path, function_predictor(wavy, 3), steps, 1e-4)
+    for k, (before, z) in enumerate(itertools.pairwise([z0, *path])):
+        problem = ImplicitStep.of(before, function_predictor(wavy, 3), steps, 5 - k)
+        true = (z - problem(z)).abs().flatten(1).mean(1)
+        torch.testing.assert_close(found.residuals[k], true, rtol=1e-9, atol=1e-12)
+    assert torch.equal(found.solved, found.residuals <= 1e-4)
+    assert torch.equal(found.evaluations, inversion.evaluations) and torch.equal(found.seed, inversion.seed)
+    known = inversion.solved  # elsewhere the inversion returns f(z), and knows the residual of z only
+    assert torch.equal(found.residuals[known], inversion.residuals[known])
+    assert not known.all() and (found.residuals[~known] < inversion.residuals[~known]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -17,6 +17,7 @@ from rnri import (
     RNRIMinimumNorm,
     RNRIPaper,
     SafeguardedAnderson,
+    measured,
     sample,
 )
 from tests.problems import gaussian, schedule
@@ -27,8 +28,9 @@ from tests.rnri.test_inversion import SOLVERS, names
 def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
     """On Gaussian data a step of the sampler multiplies an error by a known gain, and adds ``(z - f(z)) / A``."""
     (denoiser, z0), steps = gaussian(batch=4), schedule(10)
-    inverter = ImplicitInverter(solver, measure_residual=True)
-    inversion = inverter.invert(z0, NoisePredictor(denoiser), steps)
+    inverter, path = ImplicitInverter(solver), []
+    inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
+    inversion = measured(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
     error = torch.zeros(len(z0), dtype=torch.float64)
     for i in range(len(steps)):  # noisy to clean
         a_t, a_s = steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item()
@@ -51,8 +53,9 @@ def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
 def test_gaussian_data_round_trips_within_the_tolerance(solver):
     """The solvers that only approach the root; the others are exact (``test_gaussian_seeds_are_exact``)."""
     (denoiser, z0), steps = gaussian(batch=3), schedule(10)
-    inverter = ImplicitInverter(solver, "fitted", measure_residual=True)
-    inversion = inverter.invert(z0, NoisePredictor(denoiser), steps)
+    inverter, path = ImplicitInverter(solver, "fitted"), []
+    inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
+    inversion = measured(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
     again = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
     allowed = solver.tolerance or 1e-6
     assert inversion.converged.all() or solver.tolerance == 0

@@ -28,7 +28,6 @@ from experiments.inversion.jobs import (
     with_evaluations,
 )
 from experiments.inversion.report import detection, summary, with_ceilings
-from experiments.inversion.study import measured
 from rnri import FixedPoint, ImplicitInverter, ImplicitStep, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
 from tests.experiments.rare_concepts.test_rare_concepts import command
@@ -207,22 +206,6 @@ def test_evaluations_reach_the_solver_inside():
     inner = ImplicitInverter(SafeguardedAnderson(), "fitted")
     assert with_evaluations(PromptAware(inner), 7).inverter == replace(inner, solver=SafeguardedAnderson(iterations=7))
     assert with_evaluations(EDICT(), 7) is None and with_evaluations(EDICT(), None) == EDICT()
-
-
-def test_measured_residuals_are_those_of_what_was_returned():
-    z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    steps, path = schedule(6), []
-    inverter = ImplicitInverter(FixedPoint(2))
-    inversion = inverter.invert(z0, function_predictor(wavy, 3), steps, lambda k, z: path.append(z))
-    residuals, solved = measured([z0, *path], inversion, function_predictor(wavy, 3), steps)
-    for k, (before, z) in enumerate(pairwise([z0, *path])):
-        problem = ImplicitStep.of(before, function_predictor(wavy, 3), steps, 5 - k)
-        true = (z - problem(z)).abs().flatten(1).mean(1)
-        torch.testing.assert_close(residuals[k], true, rtol=1e-9, atol=1e-12)
-    assert torch.equal(solved, residuals <= 1e-4)
-    known = inversion.solved  # elsewhere the inversion returns f(z), and knows the residual of z only
-    assert torch.equal(residuals[known], inversion.residuals[known])
-    assert not known.all() and (residuals[~known] < inversion.residuals[~known]).all()
 
 
 def sample(prompts: str, residual: float) -> dict:
