@@ -107,3 +107,38 @@ def function_predictor(function: Callable[[Tensor, Tensor], Tensor], batch: int)
 def wavy(z: Tensor, number: Tensor) -> Tensor:
     """A smooth nonlinear noise prediction that couples the elements of a sample."""
     return torch.sin(z + number) + 0.3 * z.flatten(1).mean(1).view(-1, 1, 1, 1)
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    return -torch.tensor([3, 2, 1.5, 1, 0.5], dtype=x.dtype) * x - 0.01 * (x @ x) * x
+
+
+def _laplacian(x: Tensor) -> Tensor:
+    matrix = torch.tensor([[-2, 1, 0], [1, -2, 1], [0, 1, -2]], dtype=x.dtype)
+    return matrix @ x - torch.tensor([1, 2, 3], dtype=x.dtype)
+
+
+def _powell(x: Tensor) -> Tensor:
+    return torch.stack([1e4 * x[0] * x[1] - 1, (-x[0]).exp() + (-x[1]).exp() - (1 + 1e-4)])
+
+
+def _pressure_network(x: Tensor) -> Tensor:
+    pressures = 0.5 * x.square()
+    return torch.cat([pressures[1:] - pressures[0], (x.sum() - 4)[None]])
+
+
+def _near_jacobian(x: Tensor) -> Tensor:
+    jacobian = torch.tensor([[-4.256, 14.7], [0.8394989, 0.59964207]], dtype=x.dtype)
+    value = torch.stack([(x[0] + 3) * (x[1] ** 5 - 7) + 18, torch.sin(x[1] * x[0].exp() - 1)])
+    return -torch.linalg.solve(jacobian, value)
+
+
+NONLINEAR: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
+    "diagonal": (_diagonal, [1, 1, 1, 1, 1]),
+    "identity": (lambda x: x, [1, 2, 3, 4, 5, 6]),
+    "laplacian": (_laplacian, [1, 2, 3]),
+    "powell": (_powell, [-1, -2]),
+    "pressure network": (_pressure_network, [2, 0, 2, 0]),
+    "near Jacobian": (_near_jacobian, [-0.5, 1.4]),
+}
+"""``F(x) = 0`` and a start: the problems F1 to F6 that scipy tests its nonlinear solvers with."""

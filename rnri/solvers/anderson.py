@@ -9,8 +9,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from checked import Count, NotNegative, OpenFraction, dataclass
-from rnri.solvers.implicit import mean_absolute
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
+
+RETRIES = 3  # failures without a new best before the safeguard changes its way; measured on tests.problems.NONLINEAR
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class Anderson(IterativeSolver):
     """Anderson acceleration of the fixed point (AIDI-A; Walker & Ni 2011, type II), by sample.
 
     The next iterate is ``f_k - dF gamma`` with ``gamma`` the least-squares solution of ``dR gamma = r_k``
-    over the last ``memory`` differences of values and residuals, solved in the dtype of the state.
+    over the last ``memory`` differences of values and residuals.
 
     Attributes:
         memory: differences used at most, 1 or more.
-        regularisation: Tikhonov weight relative to the mean squared norm of the differences; keeps the small
-            problem solvable when differences are parallel or at the network's rounding error.
+        regularisation: Tikhonov weight relative to the squared norm of each difference; keeps the small problem
+            solvable when differences are parallel or at the network's rounding error.
     """
 
     memory: Count = 3
@@ -35,28 +36,37 @@ class Anderson(IterativeSolver):
             return at.f, (f[:, None], r[:, None])
         fs = torch.cat([at.state[0], f[:, None]], 1)[:, -self.memory - 1 :]  # [b,m+1,d]
         rs = torch.cat([at.state[1], r[:, None]], 1)[:, -self.memory - 1 :]
-        gamma = self._weights(rs.diff(dim=1), r)  # [b,m]
-        mixed = f - torch.einsum("bm,bmd->bd", gamma, fs.diff(dim=1))
-        return mixed.view_as(at.f), (fs, rs)
+        return self._mixed(f, r, fs.diff(dim=1), rs.diff(dim=1)).view_as(at.f), (fs, rs)
 
-    def _weights(self, differences: Tensor, r: Tensor) -> Tensor:
-        gram = differences @ differences.mT  # [b,m,m]
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1)  # [b]
-        ridge = self.regularisation * scale + torch.finfo(scale.dtype).tiny  # equal iterates: 0 / tiny = 0
-        gram = gram + torch.diag_embed(ridge[:, None].expand(-1, gram.shape[1]))
+    def _mixed(self, f: Tensor, r: Tensor, df: Tensor, dr: Tensor) -> Tensor:
+        """``f - df gamma``, ``[b,d]``, from ``f`` and ``r [b,d]`` and differences ``[b,m,d]``."""
+        norm = dr.norm(dim=2, keepdim=True)
+        norm = torch.where(norm > 0, norm, 1.0)  # equal iterates: a difference of 0 has the weight 0
+        dr, df = dr / norm, df / norm  # else short differences would drown in what the ridge adds to long ones
+        gram, projection = (dr @ dr.mT).cpu().double(), (dr @ r[:, :, None]).cpu().double()
+        ridge = torch.full(gram.shape[:2], self.regularisation).double() + (gram.diagonal(dim1=1, dim2=2) == 0)
         # solve_ex leaves a singular sample non-finite instead of failing the batch; the loop sees to it.
-        return torch.linalg.solve_ex(gram, (differences @ r[:, :, None]))[0].squeeze(2)
+        gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
+        return f - (gamma * df).sum(1)
 
 
 @dataclass(frozen=True)
 class SafeguardedAnderson(Anderson):
     """Anderson acceleration that goes back where it gets worse; the solver of the default inverter.
 
-    Where a sample's residual exceeds ``growth`` times its best so far, the map is not contractive or the
-    small least-squares problem has led astray: the next iterate is then ``z + damping^j (f(z) - z)`` from the
-    best iterate ``z`` (``j`` counts the times this happened in succession), and the differences are forgotten.
-    Damping makes a map contractive whose derivative has eigenvalues below -1, as strong guidance gives it;
-    safeguards of this kind are in Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+    A sample fails where the norm of its residual exceeds ``growth`` times its best so far, where ``f`` is not finite,
+    or where ``patience`` evaluations in succession brought no new best. The next iterate is then
+    ``z + damping^j (a - z)``, with ``z`` the best iterate and ``j`` the failures since it was found, and ``a`` one of
+
+    - ``f(z)``, and the differences are forgotten: damping makes a map contractive whose derivative has eigenvalues
+      below -1, as strong guidance gives it;
+    - what Anderson's method makes of ``z``, with what failed among the differences: as the steps shrink, the small
+      least-squares problem becomes GMRES on the derivative at ``z``, which also serves eigenvalues above 1.
+
+    Three failures without a new best change from one to the other. The steps shrink until there is a new best, which
+    rules out cycles. Damped steps as a safeguard are in Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+
+    A residual that stalls does not say that there is no root: a few differences may not span Newton's step.
 
     No evaluation is wasted: where the last iterate evaluated is the best, the next one is returned, unevaluated,
     instead of ``f`` of this one.
@@ -64,31 +74,59 @@ class SafeguardedAnderson(Anderson):
     Attributes:
         growth: 1 or more; 1 accepts no increase.
         damping: in (0, 1).
+        patience: evaluations, 1 or more.
     """
 
     memory: Count = 4
     growth: Annotated[float, Ge(1)] = 2.0
     damping: OpenFraction = 0.5
+    patience: Count = 8
 
     ends_in_step: ClassVar[bool] = True
+    recovers: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
-        residual = mean_absolute(at.f - at.z)  # [b]
+        f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
+        norm = r.norm(dim=1)  # [b]
         if not at.state:
-            z, history = super().step(at)
-            return z, (*history, at.z, at.f, residual, torch.ones_like(residual))
-        fs, rs, best_z, best_f, best, shrink = at.state
-        worse = residual > self.growth * best
-        z, (fs, rs) = super().step(Iterate(at.problem, at.z, at.f, (fs, rs)))
-        better, back = _column(residual < best), _column(worse)
-        best_z, best_f = torch.where(better, at.z, best_z), torch.where(better, at.f, best_f)
-        shrink = torch.where(worse, self.damping * shrink, 1.0)
-        z = torch.where(back, best_z + _column(shrink) * (best_f - best_z), z)
-        # A history of the best iterate alone: its differences are zero, and so are their weights.
-        fs = torch.where(back[..., 0], best_f.flatten(1)[:, None], fs)
-        rs = torch.where(back[..., 0], (best_f - best_z).flatten(1)[:, None], rs)
-        return z, (fs, rs, best_z, best_f, torch.minimum(residual, best), shrink)
+            zero = torch.zeros_like(norm)
+            return at.f, (f[:, None], r[:, None], zero.long(), norm, zero, zero, zero.bool())
+        fs, rs, place, best, failures, waited, keeps = at.state
+        better, worse = norm < best, ~(norm <= self.growth * best)  # NaN is worse
+        waited = torch.where(better, 0.0, waited + 1)
+        failed = worse | (waited >= self.patience)
+        failures = torch.where(better, 0.0, failures + failed)
+        keeps = keeps ^ (failed & (failures > 1) & (failures % RETRIES == 1))
+        fs, rs, place = self._with_newest(fs, rs, place, f, r, better)
+        best_f, best_r = _at(fs, place), _at(rs, place)  # [b,1,d]
+        forgets = (failed & ~keeps)[:, None, None]
+        fs, rs = torch.where(forgets, best_f, fs), torch.where(forgets, best_r, rs)
+        mixed = self._mixed(best_f[:, 0], best_r[:, 0], fs - best_f, rs - best_r)
+        best_z, share = (best_f - best_r)[:, 0], (self.damping**failures)[:, None]
+        z = torch.where(failed[:, None], best_z + share * (mixed - best_z), mixed)
+        best, waited = torch.where(better, norm, best), torch.where(failed, 0.0, waited)
+        return z.view_as(at.f), (fs, rs, place, best, failures, waited, keeps)
+
+    def _with_newest(
+        self, fs: Tensor, rs: Tensor, place: Tensor, f: Tensor, r: Tensor, better: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The history ``[b,m+1,d]`` with the newest iterate, without the oldest that is not the best, and the best's
+        place in it. An iterate that is not finite counts as the best once more: a difference of 0."""
+        finite = r.isfinite().all(1)
+        f = torch.where(finite[:, None], f, _at(fs, place)[:, 0])
+        r = torch.where(finite[:, None], r, _at(rs, place)[:, 0])
+        fs, rs = torch.cat([fs, f[:, None]], 1), torch.cat([rs, r[:, None]], 1)
+        length = fs.shape[1]
+        place = torch.where(better, length - 1, place)
+        if length <= min(self.memory, f.shape[1]) + 1:  # more differences than elements are redundant
+            return fs, rs, place
+        dropped = torch.where(finite, (place == 0).long(), length - 1)
+        kept = torch.arange(length - 1, device=place.device).expand(len(place), -1)
+        kept = kept + (kept >= dropped[:, None])
+        kept = kept[:, :, None].expand(-1, -1, f.shape[1])
+        return fs.gather(1, kept), rs.gather(1, kept), place - (dropped < place).long()
 
 
-def _column(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
+def _at(history: Tensor, place: Tensor) -> Tensor:
+    """The entries ``[b,1,d]`` of ``history [b,m,d]`` at ``place [b]``."""
+    return history.gather(1, place[:, None, None].expand(-1, 1, history.shape[2]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -19,13 +21,16 @@ class NewtonKrylov(IterativeSolver):
     evaluations. They count as one forward and one backward evaluation, and ``iterations`` bounds the forward
     ones, those inside products included.
 
-    Where a step made a sample's residual larger, half of that step is tried next, from the best iterate.
+    Where a step made a sample's residual larger, or led to where ``f`` is not finite, half of that step is tried next,
+    from the best iterate.
 
     Attributes:
         krylov: dimensions of the Krylov space, i.e. products a Newton step, 1 or more.
     """
 
     krylov: Count = 3
+
+    recovers: ClassVar[bool] = True
 
     def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
         return spent + self.krylov + 1 <= limits
@@ -42,7 +47,7 @@ class NewtonKrylov(IterativeSolver):
             problem = at.problem.select(accepted)
             z[accepted] = at.z[accepted]
             s[accepted] = self._newton_step(problem, at.z[accepted], at.f[accepted])
-        return z + s, (z, s, torch.minimum(residual, best))
+        return z + s, (z, s, torch.fmin(residual, best))  # NaN where f was not finite
 
     def _newton_step(self, problem: ImplicitStep, z: Tensor, f: Tensor) -> Tensor:
         """GMRES from zero, ``krylov`` steps of Arnoldi's method for each sample of the batch."""

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,9 @@ from experiments.inversion.jobs import (
     with_evaluations,
 )
 from experiments.inversion.report import detection, summary, with_ceilings
-from rnri import FixedPoint, ImplicitInverter, ImplicitStep, PromptAware, SafeguardedAnderson
+from rnri import FixedPoint, ImplicitInverter, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
 from tests.experiments.rare_concepts.test_rare_concepts import command
-from tests.problems import function_predictor, schedule, wavy
 
 ONE = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:[1,2]}"
 WRONG = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:2,wrong_prompts:true}"
