@@ -21,10 +21,10 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         for part in training:
             part.training = False  # of this part alone: train() would reach those below it
         for weight in weights:
-            weight.requires_grad_(False)
+            weight.requires_grad = False  # not requires_grad_(), which forward-mode differentiation refuses
         yield
     finally:
         for part in training:
             part.training = True
         for weight in weights:
-            weight.requires_grad_(True)
+            weight.requires_grad = True
