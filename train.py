@@ -19,6 +19,7 @@ from experiments.command.errors import explain, failed_call, failed_composition,
 from experiments.command.folders import check_writable, multirun, run_folder
 from experiments.command.launch import check_launch, follow_launcher, wait_long
 from experiments.command.loggers import check_account, close, silence_tips
+from experiments.results.images import NotFinite
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:
@@ -71,6 +72,8 @@ def main(config: DictConfig) -> float | None:
         save_config(config)
     try:
         return task.run(trainer)
+    except NotFinite as error:
+        refuse(explain(error))
     finally:
         close(trainer.loggers)
 

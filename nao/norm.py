@@ -7,7 +7,8 @@ every `d`: 0.5 at d = 2, 0.571 at d = 64, 0.572 from d = 256 on. Dropping the co
 Evaluated directly, terms near 8e4 cancel to -0.57 at d = 16,384. Here the part that depends on the norm is
 written relative to the mode, and the constant is computed once, in double precision.
 
-Shapes: seeds [..., C, h, w]; norms [...]; `d` = C*h*w.
+Shapes: seeds [..., C, h, w]; norms [...]; `d` = C*h*w. Norms and densities are float64 and lie on the CPU, because some
+devices (MPS) have no float64; seeds stay on their device.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def relative_log_density(norm: Tensor, d: int) -> Tensor:
 
     With x = norm/mode - 1 it is (d-1) (log(1+x) - x - x^2/2), which loses no digits near the mode.
     """
-    x = norm.double() / typical_norm(d) - 1
+    x = norm.cpu().double() / typical_norm(d) - 1
     return (d - 1) * (torch.log1p(x) - x - x.square() / 2)
 
 
@@ -47,15 +48,15 @@ def log_density(norm: Tensor, d: int) -> Tensor:
 
 def seed_norm(seeds: Tensor) -> Tensor:
     """Return the float64 Euclidean norm of each seed [..., C, h, w] -> [...]."""
-    return seeds.double().flatten(-3).norm(dim=-1)
+    return seeds.cpu().double().flatten(-3).norm(dim=-1)
 
 
 def norm_penalty(seeds: Tensor) -> Tensor:
     """Return how much less likely each seed's norm is than the typical one [B,C,h,w] -> [B] (0 at best, nats).
 
-    Differentiable; this is NAO's prior as SeedSelect can use it.
+    Differentiable; this is NAO's prior as SeedSelect can use it. It has the seeds' dtype and device.
     """
-    return -relative_log_density(seed_norm(seeds), seeds[0].numel())
+    return -relative_log_density(seed_norm(seeds), seeds[0].numel()).to(seeds.dtype).to(seeds.device)
 
 
 def project(seeds: Tensor, norm: float | None = None) -> Tensor:
@@ -65,7 +66,8 @@ def project(seeds: Tensor, norm: float | None = None) -> Tensor:
     """
     length = check_norms(seeds)
     target = typical_norm(math.prod(seeds.shape[-3:])) if norm is None else norm
-    return (seeds.double() * (target / length)[..., None, None, None]).to(seeds.dtype)
+    scaled = seeds.cpu().double() * (target / length)[..., None, None, None]
+    return scaled.to(seeds.dtype).to(seeds.device)
 
 
 def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:

@@ -162,11 +162,11 @@ class _Few:
         if typical:
             seeds = project(seeds)
         self.lead, self.seeds = seeds.shape[:-4], seeds.reshape(-1, *seeds.shape[-4:])
-        flat = self.seeds.double().flatten(2)
-        products = (flat @ flat.mT).cpu()
+        self.flat = self.seeds.cpu().double().flatten(2)
+        products = self.flat @ self.flat.mT
         self.norms = products.diagonal(dim1=1, dim2=2).sqrt()
         self.gram = products / (self.norms[:, :, None] * self.norms[:, None])
-        self.shell = shell_of(flat.shape[2])
+        self.shell = shell_of(self.flat.shape[2])
         ratio = self.norms / typical_norm(self.shell.d)
         within = ratio.clamp(LEAST_NORM, MOST_NORM)
         self.t = within.log()
@@ -192,8 +192,8 @@ class _Few:
         """The seeds ``[G, ..., C, h, w]`` that ``weights [G, ..., n]`` of the unit seeds make."""
         scaled = weights / self.norms.view(len(weights), *[1] * (weights.ndim - 2), -1)
         rows = scaled.flatten(1, -2) if weights.ndim > 2 else scaled[:, None]
-        made = rows.to(self.seeds.device) @ self.seeds.double().flatten(2)
-        return made.to(self.seeds.dtype).view(*weights.shape[:-1], *self.seeds.shape[2:])
+        made = (rows @ self.flat).to(self.seeds.dtype).to(self.seeds.device)
+        return made.view(*weights.shape[:-1], *self.seeds.shape[2:])
 
 
 def _along(paths: Geodesics, shares: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ def bound(paths: Tensor) -> Tensor:
 
 def descend_path(a: Tensor, b: Tensor, points: int, iterations: int = 300, history: int = 10) -> tuple[Tensor, float]:
     """The polyline ``float64 [K, C, h, w]`` from seed ``a`` to ``b`` and its energy, from slerp downwards."""
-    start = slerp(a.double(), b.double(), points).flatten(1)
+    start = slerp(a.cpu().double(), b.cpu().double(), points).flatten(1)
     spacing = bound(start)
     energy, (inner,) = _descend(
         lambda inner: path_energy(torch.cat([start[:1], inner, start[-1:]]), a.numel(), spacing),
@@ -48,7 +48,7 @@ def descend_path(a: Tensor, b: Tensor, points: int, iterations: int = 300, histo
 
 def descend_centroid(seeds: Tensor, points: int, iterations: int = 300, history: int = 10) -> tuple[Tensor, float]:
     """The centroid ``float64 [C, h, w]`` of ``seeds [n, C, h, w]`` and its energy, from the spherical mean down."""
-    x, d = seeds.double(), seeds[0].numel()
+    x, d = seeds.cpu().double(), seeds[0].numel()
     centre = spherical_mean(x)
     start = torch.stack([slerp(seed, centre, points) for seed in x]).flatten(2)
     ends, spacing = start[:, :1], bound(start)

@@ -107,7 +107,8 @@ class SeedSelect:
             optimiser.step()
             schedule.step()
             if self.norm == "keep":
-                z[rows] *= (norms[rows] / _norm(z[rows])).to(z.dtype)
+                places = rows.to(z.device)
+                z[places] *= (norms[rows] / _norm(z[places])).to(z.dtype).to(z.device)
         return book.selection()
 
     def loss(
@@ -145,4 +146,5 @@ def _made(key: str, make: Callable[[Any], Any], of: Any) -> Any:
 
 
 def _norm(z: Tensor) -> Tensor:
-    return z.double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    """Norms ``float64 [b, 1, 1, 1]`` on the CPU: some devices have no float64."""
+    return z.cpu().double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)

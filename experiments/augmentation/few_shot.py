@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from experiments.data.jitter import jitter
 from experiments.judges.classifier import Classifier
+from experiments.results.images import NotFinite
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class FewShot:
         """A classifier of ``names``, in evaluation mode, from ``uint8`` images ``[N, 3, H, W]`` and indices ``[N]``.
 
         ``seed`` decides weights, order and changes; the global generator is left as it was.
+
+        Raises:
+            NotFinite: the training diverged, so that its classifier would name anything the same.
         """
         images, labels = images.to(device), labels.to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -59,6 +63,10 @@ class FewShot:
                 F.cross_entropy(logits, labels[drawn], label_smoothing=0.1).backward()
                 optimiser.step()
                 schedule.step()
+        if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
+            raise NotFinite(
+                f"the few-shot training {seed} diverged: lower task.few_shot.learning_rate={self.learning_rate}."
+            )
         return classifier.eval()
 
     def _untrained(self, names: list[str]) -> Classifier:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -14,7 +16,7 @@ from torch import Tensor
 from experiments.data.concepts import Concept
 from experiments.judges.metrics import bootstrap_interval
 from experiments.rare_concepts.report import side_by_side
-from experiments.rare_concepts.scoring import JudgedImages, mean
+from experiments.rare_concepts.scoring import JudgedImages, lost_samples, mean
 from experiments.results import tables
 
 COLUMNS = {
@@ -63,16 +65,16 @@ def write_report(
 ) -> list[dict]:
     """Writes the whole results contract; the first of ``verdicts`` is what gains are measured from."""
     rows = accuracy_rows(verdicts, judged, k, seed)
-    tables.write_results(run_dir, rows, settings)
-    tables.write_samples(run_dir, [row for name, own in verdicts.items() for row in sample_rows(name, own)])
     table = tables.markdown_table([_shown(row) for row in rows], COLUMNS)
-    (run_dir / "table.md").write_text(table)
-    figures = {"accuracy": tables.save_figure(accuracy_figure(rows), run_dir / "figures" / "accuracy.png")}
+    if lost := lost_samples(judged):
+        table += f"\n{lost}"
+    pictures: dict[str, Callable[[], Figure]] = {"figures/accuracy": partial(accuracy_figure, rows)}
     for bucket in dict.fromkeys(concept.bucket for own in judged.values() for concept in own.concepts):
-        path = run_dir / "images" / f"{bucket}.png"
-        figures[f"images/{bucket}"] = tables.save_figure(side_by_side(judged, bucket), path)
-    tables.log_to(loggers, rows, figures, ("method",))
-    print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+        pictures[f"images/{bucket}"] = partial(side_by_side, judged, bucket)
+    tables.write_report(
+        run_dir, rows, settings, table=table, pictures=pictures, loggers=loggers, identity=("method",),
+        samples=[row for name, own in verdicts.items() for row in sample_rows(name, own)],
+    )  # fmt: skip
     return rows
 
 
@@ -130,9 +132,8 @@ def accuracy_figure(rows: Sequence[Mapping]) -> Figure:
     """Accuracy a method with its interval; the dashed line is that of the references alone."""
     figure, axis = plt.subplots(figsize=(6, 0.45 * len(rows) + 0.9))
     values = [100 * row["accuracy"] for row in rows]
-    below = [100 * (row["accuracy"] - row["accuracy_low"]) for row in rows]
-    above = [100 * (row["accuracy_high"] - row["accuracy"]) for row in rows]
-    axis.barh(range(len(rows)), values, xerr=[below, above], capsize=3, color="tab:blue")
+    spread = np.array([tables.whiskers(row, "accuracy", 100) for row in rows]).T
+    axis.barh(range(len(rows)), values, xerr=spread, capsize=3, color="tab:blue")
     axis.axvline(values[0], color="black", linestyle="--", linewidth=1)
     axis.set(yticks=range(len(rows)), yticklabels=[row["method"] for row in rows], xlim=(0, 100),
              xlabel="accuracy on held-out images, %")  # fmt: skip

@@ -8,23 +8,54 @@ the references alone. Methods differ in their generated images only: steps, batc
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, write_report
 from experiments.rare_concepts.task import RareConcepts
+from experiments.results.files import digest
 from experiments.results.progress import Progress
 from experiments.results.settings import describe
-from experiments.results.store import UnitStore, content_hash, digest, units_for_rank
+from experiments.results.store import UnitStore, content_hash
+from experiments.results.work import Stage, Work, carry_out
 
 REAL_ONLY = "references only"
+
+
+class Trainings(Work):
+    """The trainings that are not on disk yet: a method and a number each."""
+
+    def __init__(self, jobs: Sequence[tuple[str, int]], stores: Mapping[str, UnitStore], progress: Progress) -> None:
+        super().__init__(jobs, progress)
+        self.stores = stores
+
+    def done(self, unit: tuple[str, int]) -> bool:
+        name, k = unit
+        return self.stores[name].done(str(k))
+
+
+class TrainingModule(LightningModule):
+    """Trains a classifier a step and writes what it says of the held-out images."""
+
+    def __init__(self, task: Augmentation, stores: Mapping[str, UnitStore], progress: Progress) -> None:
+        super().__init__()
+        self.task, self.stores, self.progress = task, stores, progress
+
+    def predict_step(self, job: tuple[str, int], _: int) -> None:
+        name, k = job
+        self.progress.stage(name)
+        start = time.perf_counter()
+        with torch.enable_grad():
+            predictions = self.task.train(name, k, self.device)
+        self.stores[name].write(str(k), {"predictions": predictions}, {"seconds": time.perf_counter() - start})
+        self.progress.finish(1)
 
 
 @dataclass(kw_only=True)
@@ -58,27 +89,21 @@ class Augmentation(RareConcepts):
 
     def run(self, trainer: Trainer) -> float:
         """Makes the images, then trains what is not on disk yet; then the first process reports."""
-        self.make_images(trainer)
-        self._train(trainer)
-        trainer.strategy.barrier("all trainings are on disk")
+        self._announce(trainer.world_size)
+        carry_out(trainer, self.images_stage(), self._trainings_stage())
         return self.report(trainer.loggers) if trainer.is_global_zero else 0.0
 
-    def _train(self, trainer: Trainer) -> None:
-        jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
-        mine = units_for_rank(jobs, trainer.global_rank, trainer.world_size)
-        pending = [(name, k) for name, k in mine if not self._verdicts(name).done(str(k))]
+    def _trainings_stage(self) -> Stage:
         progress = Progress("few-shot training", "classifier")
-        progress.start(len(mine), len(mine) - len(pending), visible=trainer.is_global_zero)
-        device, names = trainer.strategy.root_device, [concept.name for concept in self.chosen]
-        for name, k in pending:
-            progress.stage(name)
-            start = time.perf_counter()
-            classifier = self.few_shot.train(*self._training_set(name), names, k, device)
-            predictions = classify(classifier, self.tests, device)
-            record = {"seconds": time.perf_counter() - start}
-            self._verdicts(name).write(str(k), {"predictions": predictions}, record)
-            progress.finish(1)
-        progress.close()
+        jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
+        stores = {name: self._verdicts(name) for name in (REAL_ONLY, *self.arms)}
+        return TrainingModule(self, stores, progress), Trainings(jobs, stores, progress)
+
+    def train(self, name: str, k: int, device: torch.device) -> Tensor:
+        """What the ``k``-th classifier of a method says of the held-out images: indices ``int64 [N]``."""
+        names = [concept.name for concept in self.chosen]
+        classifier = self.few_shot.train(*self._training_set(name), names, k, device)
+        return classify(classifier, self.tests, device)
 
     def _training_set(self, name: str) -> tuple[Tensor, Tensor]:
         """Images ``uint8 [N, 3, H, W]``, references first, and the index of each one's concept."""
@@ -93,6 +118,7 @@ class Augmentation(RareConcepts):
         """Finished trainings of a method; they depend on every concept, for a classifier knows them all."""
         settings = {
             "few_shot": describe(self.few_shot),
+            "numerics": self.numerics,
             "references": self.references,
             "concepts": digest({"keys": [concept.key for concept in self.chosen]}),
             "tests": content_hash(self.tests),

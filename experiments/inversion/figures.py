@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from experiments.results import tables
+from experiments.results.images import keep_finite
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -46,9 +49,12 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
     return {name: {"color": colours[k % 10], "marker": markers[k // 10 % 7]} for k, name in enumerate(names)}
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(4.6 * count + 1.6, 3.6), squeeze=False)
-    return figure, list(axes[0])
+def _panels(count: int, lines: int = 1) -> tuple[Figure, list[list[Axes]]]:
+    """``lines`` of ``count`` panels; ValueError where there is nothing to draw."""
+    if not count:
+        raise ValueError("the study has no rows that it could show")
+    figure, axes = plt.subplots(lines, count, figsize=(4.6 * count + 1.6, 0.4 + 3.2 * lines), squeeze=False)
+    return figure, [list(line) for line in axes]
 
 
 def _curves(axis: Axes, rows: Rows, value: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
@@ -71,7 +77,7 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 def evaluations(rows: Rows, _: Rows) -> Figure:
     """PSNR against evaluations (Fig. 3a), the VAE's ceiling dashed, and latent MSE below it."""
     settings = by_setting(rows)
-    figure, axes = plt.subplots(2, len(settings), figsize=(4.6 * len(settings) + 1.6, 6.4), squeeze=False)
+    figure, axes = _panels(len(settings), lines=2)
     styles = _styles(rows)
     for (title, own), top, bottom in zip(settings.items(), *axes, strict=True):
         top.axhline(own[0]["psnr"] + own[0]["below_ceiling"], color="black", linestyle="--", linewidth=1, label="VAE")
@@ -79,7 +85,7 @@ def evaluations(rows: Rows, _: Rows) -> Figure:
         top.set(title=title, ylabel="PSNR, dB")
         _curves(bottom, own, "latent_mse", styles)
         bottom.set(yscale="log", ylabel="latent MSE")
-    _legend(figure, list(axes.flat))
+    _legend(figure, [axis for line in axes for axis in line])
     return figure
 
 
@@ -88,7 +94,7 @@ def residuals(rows: Rows, _: Rows) -> Figure:
     settings = by_setting(rows)
     several = {title: own for title, own in settings.items() if len({row["evaluations"] for row in own}) > 1}
     settings = several or settings
-    figure, axes = _panels(len(settings))
+    figure, (axes,) = _panels(len(settings))
     for (title, own), axis in zip(settings.items(), axes, strict=True):
         _curves(axis, own, "residual_mean", _styles(rows))
         axis.set(yscale="log", title=title, ylabel="mean |z - f(z)|")
@@ -99,10 +105,11 @@ def residuals(rows: Rows, _: Rows) -> Figure:
 def detection(_: Rows, samples: Rows) -> Figure:
     """Residuals of images under their own and under wrong prompts, method by method."""
     methods = list(dict.fromkeys(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan))))
-    figure, axes = _panels(len(methods))
+    figure, (axes,) = _panels(len(methods))
     for method, axis in zip(methods, axes, strict=True):
         for prompts in ("right", "wrong"):
-            values = [s["residual_mean"] for s in samples if s["method"] == method and s["prompts"] == prompts]
+            own = [s for s in samples if s["method"] == method and s["prompts"] == prompts]
+            values = [s["residual_mean"] for s in own if np.isfinite(s.get("residual_mean", np.nan))]
             axis.hist(np.log10(np.maximum(values, 1e-12)), bins=24, alpha=0.55, label=f"{prompts} prompt")
         axis.set(title=method, xlabel="log10 of the mean residual", ylabel="images")
     _legend(figure, axes)
@@ -116,13 +123,13 @@ def editing(rows: Rows, _: Rows) -> Figure:
     settings: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in edited:
         settings.setdefault((row["steps"], row["guidance"], row["prompts"]), []).append(row)
-    figure, axes = _panels(len(settings))
+    figure, (axes,) = _panels(len(settings))
     styles = _styles(edited)
     for ((steps, guidance, edit), own), axis in zip(settings.items(), axes, strict=True):
-        itself = unedited[edit]
-        axis.plot(itself["perceptual"], itself["clip_score"], "k*", markersize=10, label="the image itself")
+        if itself := unedited.get(edit):
+            axis.plot(itself["perceptual"], itself["clip_score"], "k*", markersize=10, label="the image itself")
         for row in own:
-            spread = [[row["clip_score"] - row["clip_score_low"]], [row["clip_score_high"] - row["clip_score"]]]
+            spread = np.array([tables.whiskers(row, "clip_score")]).T
             axis.errorbar(row["perceptual"], row["clip_score"], spread, linewidth=1, linestyle="none",
                           label=row["method"], **styles[row["method"]])  # fmt: skip
         axis.set(title=f"{steps} steps, guidance {guidance:g}\n{edit}", ylabel="CLIP score of the edited prompt",
@@ -139,8 +146,25 @@ FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
 }
 
 
-def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
-    """For each setting: images, and below them what each method makes of them with as many evaluations."""
+def kept_pictures(**images: Tensor) -> dict[str, Tensor]:
+    """The bytes of images ``[B, 3, H, W]`` by name, and beside them which of the B are finite: the others have none."""
+    kept = {}
+    for name, own in images.items():
+        kept[name], kept[f"{name}_finite"] = keep_finite(own)
+    return kept
+
+
+def _shown(tensors: Mapping[str, Tensor], name: str) -> list[Tensor | None]:
+    """Those images again, None for those that are not finite."""
+    kept = iter(tensors[name])
+    return [next(kept) if finite else None for finite in tensors[f"{name}_finite"]]
+
+
+def pictures(found: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
+    """For each setting what draws its images, and below them what each method makes of them with as many evaluations.
+
+    By the name of their file.
+    """
     groups: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in found:
         setting = job.setting
@@ -151,10 +175,11 @@ def pictures(found: Sequence[tuple]) -> dict[str, Figure]:
             name += f", {setting.evaluations} evaluations"
         if setting.edit:
             name += f", {setting.prompts}"
-        groups.setdefault(name, {"image": tensors["images"]}).setdefault(job.method, tensors["reconstructions"])
+        group = groups.setdefault(name, {"image": _shown(tensors, "images")})
+        group.setdefault(job.method, _shown(tensors, "reconstructions"))
     figures = {}
     for name, group in groups.items():
         rows = list(group.items())
         file = re.sub(r"[^\w.]+", "-", name.replace(", ", "_").replace(" ", ""))
-        figures[file] = tables.image_table(rows, [""] * len(rows[0][1]), name)
+        figures[file] = partial(tables.image_table, rows, [""] * len(rows[0][1]), name)
     return figures

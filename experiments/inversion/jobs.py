@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.data.concepts import Concept
 from experiments.results.progress import Progress
-from experiments.results.store import UnitStore, content_hash, units_for_rank
+from experiments.results.store import UnitStore, content_hash
+from experiments.results.work import Work
 from rnri import ImplicitInverter, Inverter, PromptAware
 
 CEILING = "vae"
@@ -214,22 +213,15 @@ def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
     return methods[name]
 
 
-class JobData(LightningDataModule):
-    """The jobs that have no finished unit yet, shared among the processes."""
+class JobData(Work):
+    """The jobs that have no finished unit yet."""
 
-    def __init__(self, jobs: Sequence[Job], units: Mapping[str, UnitStore], progress: Progress) -> None:
-        super().__init__()
-        self.jobs, self.units, self.progress = list(jobs), units, progress
+    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress) -> None:
+        super().__init__(jobs, progress)
+        self.stores = stores
 
-    def predict_dataloader(self) -> DataLoader:
-        # Only here does a process know its rank: Lightning starts the others with the first loop.
-        mine = units_for_rank(self.jobs, self.trainer.global_rank, self.trainer.world_size)
-        pending = [job for job in mine if not self.units[unit_name(job)].done(job.key)]
-        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
-        return DataLoader(dataset=pending, batch_size=None, collate_fn=lambda job: job)
-
-    def transfer_batch_to_device(self, batch: Job, device: torch.device, _: int) -> Job:
-        return batch
+    def done(self, unit: Job) -> bool:
+        return self.stores[unit_name(unit)].done(unit.key)
 
 
 def unit_name(job: Job) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
     "prompts": "prompts", "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step",
     "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
-    "latent_mse": "latent MSE", "residual": "residual", "solved": "steps solved", "converged": "converged",
+    "latent_mse": "latent MSE", "latent_mse_median": "median", "latent_mse_p95": "95 %",
+    "latent_mse_largest": "largest", "residual": "residual", "solved": "steps solved", "converged": "converged",
     "diverged": "diverged", "seconds_per_image": "s an image", "n": "n",
 }  # fmt: skip
 EDITED = {
@@ -63,8 +65,6 @@ def write_report(
     samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
     extra = {"detection": detection(samples)} if {"right", "wrong"} <= {row["prompts"] for row in rows} else {}
-    tables.write_results(run_dir, rows, {**settings, **extra})
-    tables.write_samples(run_dir, samples)
     shown = [
         ([*(row for row in rows if not is_edited(row)), *paper], COLUMNS),
         ([row for row in rows if is_edited(row)], EDITED),
@@ -72,13 +72,12 @@ def write_report(
         (extra.get("detection", []), DETECTION),
     ]
     table = "\n".join(tables.markdown_table(*each) for each in shown if each[0])
-    (run_dir / "table.md").write_text(table)
-    paths = {name: tables.save_figure(FIGURES[name](rows, samples), run_dir / "figures" / f"{name}.png")
-             for name in figures}  # fmt: skip
-    for name, figure in pictures(found).items():
-        paths[f"images/{name}"] = tables.save_figure(figure, run_dir / "images" / f"{name}.png")
-    tables.log_to(loggers, rows, paths, IDENTITY)
-    print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+    drawn = {f"figures/{name}": partial(FIGURES[name], rows, samples) for name in figures}
+    drawn |= {f"images/{name}": make for name, make in pictures(found).items()}
+    tables.write_report(
+        run_dir, rows, {**settings, **extra}, samples=samples, table=table, pictures=drawn, loggers=loggers,
+        identity=IDENTITY,
+    )  # fmt: skip
     return rows
 
 
@@ -140,11 +139,12 @@ def groups(samples: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str
 
 
 def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """A row of the table: means over images, with 95 % intervals of PSNR and CLIP score, and the median latent MSE."""
+    """A row of the table: means over images, with 95 % intervals of PSNR and CLIP score, and how latent MSE spreads."""
     first = samples[0]
     row = {name: first[name] for name in ("start", "images", *IDENTITY)}
     row |= {name: float(np.mean([s[name] for s in samples])) for name in AVERAGED if name in first}
-    row["latent_mse_median"] = float(np.median([s["latent_mse"] for s in samples]))
+    row |= spread([s["latent_mse"] for s in samples], "latent_mse")
+    row["not_finite"] = int(sum(s.get("not_finite", 0) for s in samples))
     if "seconds" in row:
         row["seconds_per_image"] = row.pop("seconds")
     for name in (name for name in ("psnr", "clip_score") if name in first):
@@ -153,6 +153,16 @@ def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         interval = bootstrap_interval(values, seed=seed) if finite else (math.nan, math.nan)
         row[f"{name}_low"], row[f"{name}_high"] = interval
     return row | {"n": len(samples)}
+
+
+def spread(values: Sequence[float], name: str) -> dict[str, float]:
+    """Median, 95th percentile and largest of ``values``: a mean alone may be that of a few images that were lost.
+
+    The percentile is the least value that 95 % do not exceed. A value that is not a number counts as infinite.
+    """
+    known = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf, posinf=np.inf)
+    tail = float(np.percentile(known, 95, method="inverted_cdf"))
+    return {f"{name}_median": float(np.median(known)), f"{name}_p95": tail, f"{name}_largest": float(known.max())}
 
 
 DETECTION = {"method": "method", "score": "score", "auc": "ROC AUC", "n": "images a class"}

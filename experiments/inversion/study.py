@@ -17,13 +17,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from experiments.cost import Cost, announce_cost
-from experiments.inversion.figures import FIGURES
+from experiments.inversion.figures import FIGURES, kept_pictures
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, jobs, pictured, unit_name
 from experiments.inversion.report import write_report
 from experiments.judges.metrics import perceptual_distance, psnr, ssim
+from experiments.results.images import NotFinite, are_finite, lost_as_nan
 from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, synchronise
+from experiments.results.work import carry_out
 from experiments.task import ConceptTask, Networks
 from rnri import DecoderInversion, Inverter, measured
 
@@ -39,7 +41,13 @@ class InversionModule(LightningModule):
         self._known: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
     def predict_step(self, job: Job, _: int) -> str:
-        """Writes the unit of a job; returns its label."""
+        """Writes the unit of a job; returns its label.
+
+        An image that is not finite, or is made of latents that are not, is measured as NaN, counted, and not shown.
+
+        Raises:
+            NotFinite: the VAE returns none of the first images finite: no method could do better.
+        """
         self.progress.stage(job.label)
         model, prompts = self.networks.model, [image.prompt for image in job.images]
         targets = [job.setting.target(prompt) for prompt in prompts]
@@ -50,15 +58,21 @@ class InversionModule(LightningModule):
         else:
             target, z, columns = self._invert(job, z0, prompts, targets)
         with torch.no_grad():
-            again = model.decode(z)
+            again = lost_as_nan(model.decode(z, clamp=False))
             columns |= self._image_columns(images, again, targets)
+        store, finite = self.units[unit_name(job)], are_finite(again)
+        if job.inverter is None and not finite.any() and store.empty():
+            raise NotFinite(
+                f"the VAE makes no finite image of {', '.join(repr(image.name) for image in job.images)}: its weights "
+                "are damaged, or overflow in their precision; try model.dtype=float32 and trainer.precision=32-true."
+            )
+        columns["not_finite"] = (~finite).double()
         columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
         if true is not None:
             latents = {"encoded": z0, "adjusted": target, "reconstructed": z}
             columns |= {f"distance_{name}": _distance(latent, true) for name, latent in latents.items()}
         rows = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
-        tensors = {"images": _bytes(images[:PICTURES]), "reconstructions": _bytes(again[:PICTURES])}
-        self.units[unit_name(job)].write(job.key, tensors, {"rows": rows})
+        store.write(job.key, kept_pictures(images=images[:PICTURES], reconstructions=again[:PICTURES]), {"rows": rows})
         self.progress.finish(1)
         return job.label
 
@@ -75,9 +89,11 @@ class InversionModule(LightningModule):
             images = torch.stack([image.image for image in job.images]).to(self.device).float() / 255
         else:
             with torch.no_grad():
-                images = model.decode(true)
+                images = lost_as_nan(model.decode(true, clamp=False))
         if z0 is None:
-            z0 = DecoderInversion(setting.decoder_iterations)(model, images)
+            lost = ~are_finite(images).to(images.device).view(-1, 1, 1, 1)
+            z0 = DecoderInversion(setting.decoder_iterations)(model, images.masked_fill(lost, 0.5))
+            z0 = z0.masked_fill(lost, torch.nan)
             self._known[key] = z0, true
         return images, z0, true
 
@@ -141,12 +157,8 @@ TOLERANCE = 1e-4
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distance of each latent, ``[B]``."""
-    return (a.double() - b.double()).flatten(1).norm(dim=1)
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * 255).round().byte().cpu()
+    """Euclidean distance of each latent, float64 ``[B]`` on the CPU."""
+    return (a.cpu().double() - b.cpu().double()).flatten(1).norm(dim=1)
 
 
 @dataclass(kw_only=True)
@@ -183,7 +195,7 @@ class InversionStudy(ConceptTask):
         if unknown:
             raise ValueError(f"task.reports names {unknown[0]!r}: choose from {', '.join(FIGURES)}.")
         self.choose_concepts()
-        self.load_networks(trainer.strategy.root_device, [setting.steps for setting in self.settings])
+        self.load_networks(trainer, [setting.steps for setting in self.settings])
         chosen = pictured(self.chosen, self.images, torch.Generator().manual_seed(self.seed))
         self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
 
@@ -192,9 +204,7 @@ class InversionStudy(ConceptTask):
         units, progress = self.units(), Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed)
-        trainer.predict(module, datamodule=JobData(self.jobs, units, progress), return_predictions=False)
-        progress.close()
-        trainer.strategy.barrier("all units are on disk")
+        carry_out(trainer, (module, JobData(self.jobs, units, progress)))
         if not trainer.is_global_zero:
             return 0.0
         found = [(job, *units[unit_name(job)].read(job.key)) for job in self.jobs]
@@ -222,4 +232,9 @@ class InversionStudy(ConceptTask):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        return super().dependencies() | {"batch_size": self.batch_size}
+        """A unit is a batch, and holds what CLIP and the classifier say of its images."""
+        return super().dependencies() | {
+            "batch_size": self.batch_size,
+            "clip": self.networks.clip_fingerprint,
+            "classifier": self.networks.classifier_fingerprint,
+        }

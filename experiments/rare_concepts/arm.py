@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
+from experiments.results.images import NotFinite, keep_finite
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, synchronise
 from experiments.task import Networks
@@ -78,13 +79,17 @@ def inverted_seeds(seeds: Tensor, count: int) -> Tensor:
 
 
 class RareConceptModule(LightningModule):
-    """Seeds, optimisation and samples of one arm; every concept's unit is written when it is finished."""
+    """Seeds, optimisation and samples of arms, by name; every concept's unit is written when it is finished.
+
+    A unit holds ``images`` ``uint8 [m, 3, H, W]`` of the samples that are finite, ``seeds`` ``float32 [n, C, h, w]`` of
+    all, NaN where a sample is not finite, and a record that says which are: a lost sample costs no other.
+    """
 
     def __init__(
         self,
-        arm: Arm,
+        arms: Mapping[str, Arm],
         networks: Networks,
-        units: UnitStore,
+        stores: Mapping[str, UnitStore],
         progress: Progress,
         *,
         steps: int,
@@ -93,7 +98,7 @@ class RareConceptModule(LightningModule):
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.arm, self.units, self.progress = arm, units, progress
+        self.arms, self.stores, self.progress = arms, stores, progress
         self.samples, self.noise_seed, self.checkpoint = samples, noise_seed, checkpoint
         self.networks = networks
         self.schedule = networks.model.schedule(steps)
@@ -103,64 +108,100 @@ class RareConceptModule(LightningModule):
 
         ``t_init`` is the seconds to a concept's initial seeds: inversion of its references, centroid and paths.
         ``t_opt`` is the mean over its seeds of the seconds until SeedSelect's loss had converged.
+
+        Raises:
+            NotFinite: no image of the batch is finite, and none of the arm is on disk: the checkpoint or its precision
+                is at fault, and all other concepts would be lost too.
         """
-        start = self._now()
+        sound = batch.sound()
+        made = self._make(batch.select(sound)) if any(sound) else []
+        units = [made.pop(0) if fine else self._lost(batch, g) for g, fine in enumerate(sound)]
+        store = self.stores[batch.arm]
+        if store.empty() and not any(len(tensors["images"]) for tensors, _ in units):
+            raise NotFinite(self._all_lost(batch, sound))
+        for concept, (tensors, record) in zip(batch.concepts, units, strict=True):
+            store.write(concept.key, tensors, record)
+        self.progress.finish(len(batch.concepts))
+        return [concept.name for concept in batch.concepts]
+
+    def _make(self, batch: ConceptBatch) -> list[tuple[dict[str, Tensor], dict]]:
+        """Each concept's tensors and record."""
+        arm, start = self.arms[batch.arm], self._now()
         seeds = self._initial(batch)  # [G n, C, h, w]
         initialise = (self._now() - start) / len(batch.concepts)
-        seeds, latents, records = self._optimise(seeds, batch) if self.arm.select else self._sample(seeds, batch)
+        seeds, latents, records = self._optimise(seeds, batch) if arm.select else self._sample(seeds, batch)
         self.progress.stage("decoding")
         with torch.no_grad():
-            images = (self.networks.model.decode(latents) * 255).round().byte()
-        for g, concept in enumerate(batch.concepts):
+            images = self.networks.model.decode(latents, clamp=False)
+        units = []
+        for g in range(len(batch.concepts)):
             rows = slice(g * self.samples, (g + 1) * self.samples)
+            kept, finite = keep_finite(images[rows])
+            own = seeds[rows].float().cpu()
+            own[~finite] = torch.nan
             record = {
                 "t_init": _inversion_seconds(batch, g) + initialise,
                 "t_opt": sum(sample.get("seconds", 0.0) for sample in records[rows]) / self.samples,
-                "samples": records[rows],
+                "samples": [r | {"finite": f} for r, f in zip(records[rows], finite.tolist(), strict=True)],
             }
-            self.units.write(concept.key, {"images": images[rows].cpu(), "seeds": seeds[rows].float().cpu()}, record)
-        self.progress.finish(len(batch.concepts))
-        return [concept.name for concept in batch.concepts]
+            units.append(({"images": kept, "seeds": own}, record))
+        return units
+
+    def _lost(self, batch: ConceptBatch, group: int) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and record of a concept whose references have no finite seeds to start from."""
+        images = torch.empty(0, 3, *self.networks.model.image_size, dtype=torch.uint8)
+        seeds = torch.full((self.samples, *self.networks.model.latent_shape), torch.nan)
+        seconds = _inversion_seconds(batch, group)
+        record = {"t_init": seconds, "t_opt": None, "samples": [{"finite": False} for _ in range(self.samples)]}
+        return {"images": images, "seeds": seeds}, record
+
+    def _all_lost(self, batch: ConceptBatch, sound: Sequence[bool]) -> str:
+        what = "image" if any(sound) else "inverted seed"
+        names = ", ".join(repr(concept.name) for concept in batch.concepts)
+        return (
+            f"arm {batch.arm!r}: no {what} of {names} is finite. The checkpoint's weights are damaged, or overflow in "
+            "their precision: try model.dtype=float32 and trainer.precision=32-true."
+        )
 
     def _now(self) -> float:
         synchronise(self.device)
         return time.perf_counter()
 
     def _initial(self, batch: ConceptBatch) -> Tensor:
-        if batch.seeds is None or self.arm.initialise is None:
+        if batch.seeds is None or self.arms[batch.arm].initialise is None:
             names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(self.samples)]
             return self.networks.model.noise(names, self.noise_seed)
         self.progress.stage("finding centroids")
         seeds = batch.seeds.seed.unflatten(0, (len(batch.concepts), -1))
-        return self.arm.initialise(seeds, self.samples).flatten(0, 1)
+        return self.arms[batch.arm].initialise(seeds, self.samples).flatten(0, 1)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         self.progress.stage("sampling")
-        predictor = self.networks.model.predictor(self._prompts(batch), self.arm.guidance)
+        predictor = self.networks.model.predictor(self._prompts(batch), self.arms[batch.arm].guidance)
         with torch.no_grad():
             return seeds, self.networks.model.sample(seeds, predictor, self.schedule), [{} for _ in seeds]
 
     def _optimise(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         """Better seeds, the latents that they lead to, and what the optimisation says of each."""
         decode = self.networks.model.decode
-        selection = self.arm.select(
+        selection = self.arms[batch.arm].select(
             seeds.float(),
             trajectory=self._trajectory(batch),
             decode=partial(checkpointed, decode, use_reentrant=False) if self.checkpoint else decode,
             features=self.networks.clip,
             targets=self._targets(batch),
             on_iteration=lambda k, loss: self.progress.stage(
-                f"optimising, iteration {k} of {self.arm.select.iterations}, loss {loss.mean():.3f}"
+                f"optimising, iteration {k} of {self.arms[batch.arm].select.iterations}, loss {loss.mean():.3f}"
             ),
         )
         return selection.seed, selection.latent, _records(selection)
 
     def _trajectory(self, batch: ConceptBatch) -> Trajectory:
-        predictor = self.networks.model.predictor(self._prompts(batch), self.arm.guidance)
+        predictor = self.networks.model.predictor(self._prompts(batch), self.arms[batch.arm].guidance)
         options = {
-            "keep_last": len(self.arm.select.step_weights),
+            "keep_last": len(self.arms[batch.arm].select.step_weights),
             "checkpoint": self.checkpoint,
-            "gradient_steps": self.arm.gradient_steps,
+            "gradient_steps": self.arms[batch.arm].gradient_steps,
         }
         return lambda seeds, rows: trajectory(seeds, predictor.select(rows), self.schedule, **options)
 

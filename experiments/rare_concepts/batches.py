@@ -1,41 +1,58 @@
-"""Batches of concepts for an experiment, their references inverted on the way."""
+"""Batches of concepts under an arm, their references inverted on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.inversion_stage import InversionStage, Seeds
+from experiments.results.images import are_finite
 from experiments.results.progress import Progress
-from experiments.results.store import UnitStore, units_for_rank
+from experiments.results.store import UnitStore
+from experiments.results.work import Work
+
+Unit = tuple[str, Concept]
+"""An arm's name and a concept: what one file of results is about."""
 
 
 @dataclass
 class ConceptBatch:
-    """Concepts whose units are computed together, and their inverted references if the arm has any.
+    """G concepts whose units are computed together under an arm, and their inverted references if it has any.
 
     ``references`` are ``float32 [G, R, 3, H, W]`` in [0, 1].
     """
 
+    arm: str
     concepts: list[Concept]
     references: Tensor
     seeds: Seeds | None = None
 
-    @classmethod
-    def collate(cls, concepts: list[Concept], references: int) -> ConceptBatch:
-        images = torch.stack([torch.from_numpy(concept.references[:references]) for concept in concepts])
-        return cls(concepts, images.float() / 255)
+    def sound(self) -> list[bool]:
+        """Of each concept, whether all its references have a seed and a latent that are finite."""
+        if self.seeds is None:
+            return [True] * len(self.concepts)
+        found = are_finite(self.seeds.seed) & are_finite(self.seeds.z0)
+        return found.view(len(self.concepts), -1).all(1).tolist()
+
+    def select(self, which: Sequence[bool]) -> ConceptBatch:
+        """The batch of the concepts that ``which`` names."""
+        groups = torch.tensor(which).nonzero().flatten()
+        concepts = [concept for concept, chosen in zip(self.concepts, which, strict=True) if chosen]
+        references = self.references[groups.to(self.references.device)]
+        rows = torch.arange(self.references[:, :, 0, 0, 0].numel()).view(len(self.concepts), -1)[groups].flatten()
+        return replace(
+            self, concepts=concepts, references=references, seeds=self.seeds.select(rows) if self.seeds else None
+        )
 
 
-class ConceptData(LightningDataModule):
-    """Batches of the concepts that have no finished unit yet, shared among the processes.
+class ConceptData(Work):
+    """Batches of the concepts that have no finished unit yet under one of the arms, arm by arm.
 
     Inverting the references is a transform of the data, done after they are on the device.
     """
@@ -43,34 +60,58 @@ class ConceptData(LightningDataModule):
     def __init__(
         self,
         concepts: Sequence[Concept],
-        units: UnitStore,
+        stores: Mapping[str, UnitStore],
+        stages: Mapping[str, InversionStage | None],
+        progress: Progress,
+        *,
         batch_size: int,
         references: int,
-        stage: InversionStage | None,
-        progress: Progress,
     ) -> None:
-        super().__init__()
-        self.concepts, self.units = concepts, units
+        super().__init__(list(product(stores, concepts)), progress)
+        self.stores, self.stages = stores, stages
         self.batch_size, self.references = batch_size, references
-        self.stage, self.progress = stage, progress
+        self._arm: str | None = None
+        self._mine: Counter[str] = Counter()
+        self._pending: Counter[str] = Counter()
 
-    def predict_dataloader(self) -> DataLoader:
-        # Only here does a process know its rank: Lightning starts the others with the first loop.
-        mine = units_for_rank(self.concepts, self.trainer.global_rank, self.trainer.world_size)
-        pending = [concept for concept in mine if not self.units.done(concept.key)]
-        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
-        collate = partial(ConceptBatch.collate, references=self.references)
-        return DataLoader(dataset=pending, batch_size=self.batch_size, collate_fn=collate)
+    def done(self, unit: Unit) -> bool:
+        arm, concept = unit
+        return self.stores[arm].done(concept.key)
+
+    def batches(self, units: list[Unit]) -> list[Unit]:
+        found = []
+        for arm, own in groupby(units, key=lambda unit: unit[0]):
+            concepts = [concept for _, concept in own]
+            found += [(arm, concepts[k : k + self.batch_size]) for k in range(0, len(concepts), self.batch_size)]
+        return found
+
+    def load(self, batch: tuple[str, list[Concept]]) -> ConceptBatch:
+        arm, concepts = batch
+        images = torch.stack([torch.from_numpy(concept.references[: self.references]) for concept in concepts])
+        return ConceptBatch(arm, concepts, images.float() / 255)
+
+    def begin(self, mine: list[Unit], pending: list[Unit]) -> None:
+        """Every arm has a progress of its own: they differ too much in time for one to foretell another's."""
+        self._arm = None
+        self._mine, self._pending = (Counter(arm for arm, _ in units) for units in (mine, pending))
 
     def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
-        return ConceptBatch(batch.concepts, batch.references.to(device))
+        return replace(batch, references=batch.references.to(device))
 
     def on_after_batch_transfer(self, batch: ConceptBatch, _: int) -> ConceptBatch:
-        if self.stage is not None:
+        if batch.arm != self._arm:
+            self._next(batch.arm)
+        stage = self.stages[batch.arm]
+        if stage is not None:
             prompts = [concept.prompt for concept in batch.concepts for _ in range(self.references)]
-            steps = len(self.stage.schedule)
-            batch.seeds = self.stage(
+            batch.seeds = stage(
                 batch.references.flatten(0, 1), prompts,
-                on_step=lambda k: self.progress.stage(f"inverting, step {k + 1} of {steps}"),
+                on_step=lambda k: self.progress.stage(f"inverting, step {k + 1} of {len(stage.schedule)}"),
             )  # fmt: skip
         return batch
+
+    def _next(self, arm: str) -> None:
+        self.progress.close()
+        self._arm = self.progress.description = arm
+        total, pending = self._mine[arm], self._pending[arm]
+        self.progress.start(total, total - pending, visible=self.trainer.is_global_zero)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,11 @@ from rnri import Inverter, LatentDiffusion, Schedule
 class Seeds:
     """Inverted images. ``seconds`` is the time of the inversion that found each seed, also if it came from the cache.
 
+    Latents and seeds lie on the images' device, the rest on the CPU, where float64 is.
+
     Attributes:
         z0: ``float32 [B, C, h, w]``, the VAE latents of the images.
-        seed: ``float64 [B, C, h, w]``.
+        seed: ``[B, C, h, w]``, float64 (float32 on MPS); not finite where the inversion was lost.
         residual: ``float64 [B]``, the largest over the steps of mean ``|z - f(z)|`` an element.
         evaluations: ``int64 [B]``, network evaluations.
         converged: ``bool [B]``.
@@ -33,12 +35,17 @@ class Seeds:
     converged: Tensor
     seconds: Tensor
 
+    def select(self, rows: Tensor) -> Seeds:
+        """Those of the images ``rows`` (int64 ``[b]``)."""
+        return Seeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class InversionStage:
     """Encodes and inverts images; each image's seed is looked up in ``store`` first.
 
-    ``settings`` names everything about ``inverter`` that changes its result; it is part of the cache's key.
+    ``settings`` names everything about ``inverter`` that changes its result, ``numerics`` (see
+    :func:`experiments.results.store.numerics`) about the machine: both are part of the cache's key.
     """
 
     model: LatentDiffusion
@@ -47,6 +54,7 @@ class InversionStage:
     schedule: Schedule
     guidance: float
     store: SeedStore
+    numerics: Mapping[str, str]
 
     def __post_init__(self) -> None:
         if not self.inverter.single_latent:
@@ -67,11 +75,13 @@ class InversionStage:
                                   strict=True):  # fmt: skip
                 self.store.put(keys[k], tensors)
                 found[k] = tensors
-        return Seeds(**{name: torch.stack([t[name] for t in found]).to(images.device) for name in found[0]})
+        columns = {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
+        return Seeds(**columns | {name: columns[name].to(images.device) for name in ("z0", "seed")})
 
     def _key(self, image: Tensor, prompt: str) -> str:
         return self.store.key(
             checkpoint=self.model.fingerprint,
+            numerics=dict(self.numerics),
             method=self.settings,
             timesteps=self.schedule.timesteps.tolist(),
             guidance=self.guidance,

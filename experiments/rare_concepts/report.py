@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, pair_rows
+from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples, pair_rows
 from experiments.results import tables
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
@@ -43,18 +44,18 @@ def write_report(
         add_totals(own[-1], judged, real)
         rows += own
     pairs = pair_rows(arms, seed)
-    tables.write_results(run_dir, rows, settings, pairs=pairs)
-    tables.write_samples(run_dir, [row for name, judged in arms.items() for row in sample_rows(name, judged)])
     table = tables.markdown_table([*_by_method(rows), *PAPER], COLUMNS)
     if pairs:
         table += f"\n{PAIRED}\n\n{pair_table(pairs)}"
-    (run_dir / "table.md").write_text(table)
-    figures = {"accuracy": tables.save_figure(tables.accuracy_figure(rows), run_dir / "figures" / "accuracy.png")}
+    if lost := lost_samples(arms):
+        table += f"\n{lost}"
+    pictures: dict[str, Callable[[], Figure]] = {"figures/accuracy": partial(tables.accuracy_figure, rows)}
     for bucket in dict.fromkeys(row["bucket"] for row in rows if row["bucket"] != "total"):
-        path = run_dir / "images" / f"{bucket}.png"
-        figures[f"images/{bucket}"] = tables.save_figure(side_by_side(arms, bucket), path)
-    tables.log_to(loggers, rows, figures)
-    print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+        pictures[f"images/{bucket}"] = partial(side_by_side, arms, bucket)
+    tables.write_report(
+        run_dir, rows, settings, pairs=pairs, table=table, pictures=pictures, loggers=loggers,
+        samples=[row for name, judged in arms.items() for row in sample_rows(name, judged)],
+    )  # fmt: skip
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,24 +15,35 @@ from torch import Tensor
 from experiments.data.concepts import BUCKETS, Concept
 from experiments.judges.classifier import Classifier
 from experiments.judges.metrics import bootstrap_interval, frechet_distance, kernel_distance
+from experiments.results.images import NotFinite, are_finite
 from experiments.results.store import UnitStore
 
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """What the judge says of one arm's images of all concepts, ``n`` a concept in the concepts' order."""
+    """What the judge says of one arm's images of all concepts, ``n`` a concept in the concepts' order.
+
+    A sample that is not finite has no image and no prediction, which counts as a wrong one.
+    """
 
     units: UnitStore
-    features: Tensor  # float64 [N, D]
-    predictions: list[str]
-    concepts: list[Concept]  # one an image
+    features: Tensor  # float64 [M, D], of those with an image
+    predictions: list[str | None]  # one a sample
+    concepts: list[Concept]  # one a sample
     t_init: list[float]  # seconds, one a concept
-    t_opt: list[float]
-    records: list[dict]  # one an image
+    t_opt: list[float | None]
+    records: list[dict]  # one a sample
 
-    def images(self, concept: Concept) -> Tensor:
-        """``uint8 [n, 3, H, W]``, read from disk: those of all concepts together may not fit into memory."""
-        return self.units.read(concept.key)[0]["images"]
+    def images(self, concept: Concept) -> list[Tensor | None]:
+        """Of each sample ``uint8 [3, H, W]``, read from disk: those of all concepts together may not fit in memory."""
+        tensors, record = self.units.read(concept.key)
+        kept = iter(tensors["images"])
+        return [next(kept) if sample["finite"] else None for sample in record["samples"]]
+
+    @property
+    def lost(self) -> list[int]:
+        """Samples that are not finite."""
+        return [k for k, record in enumerate(self.records) if not record["finite"]]
 
     @cached_property
     def hits(self) -> list[bool]:
@@ -43,9 +56,11 @@ def judge(classifier: Classifier, images: Iterable[Tensor], batch_size: int = 12
     with torch.no_grad():
         while batch := list(islice(rest, batch_size)):
             found, logits = classifier.features_and_logits(torch.stack(batch).to(device).float() / 255)
+            if not are_finite(logits).all():
+                raise NotFinite("the judge's answers are not finite: its weights are damaged, name another classifier.")
             features.append(found.cpu().double())
             labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
-    return torch.cat(features), labels
+    return torch.cat(features) if features else torch.empty(0, classifier.num_features, dtype=torch.float64), labels
 
 
 def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
@@ -92,9 +107,9 @@ def _members(concepts: Sequence[Concept]) -> dict[str, list[int]]:
 def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
     """FID, KID, times and, of optimised seeds, iterations and the share that converged, into the row of totals."""
     row |= {
-        "fid": frechet_distance(real, judged.features),
-        "kid": kernel_distance(real, judged.features),
+        **distances(real, judged),
         "n_real": len(real),
+        "not_finite": len(judged.lost),
         "t_init": mean(judged.t_init),
         "t_opt": mean(judged.t_opt),
     }
@@ -104,6 +119,33 @@ def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
             row[name] = mean(values)
 
 
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def distances(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
+    """FID and KID; None where they cannot be had: a sample was lost, a set has fewer than two images, or the judge's
+    features are not finite, which is said in a warning."""
+    if judged.lost or min(len(real), len(judged.features)) < 2:
+        return {"fid": None, "kid": None}
+    try:
+        return {"fid": frechet_distance(real, judged.features), "kid": kernel_distance(real, judged.features)}
+    except ValueError as error:
+        warnings.warn(f"no FID and KID: {error}", stacklevel=2)
+        return {"fid": None, "kid": None}
+
+
+def lost_samples(arms: Mapping[str, JudgedImages]) -> str:
+    """A note below the table on the samples that are not finite, of every arm that has some."""
+    notes = []
+    for name, judged in arms.items():
+        if judged.lost:
+            concepts = list(dict.fromkeys(judged.concepts[k].name for k in judged.lost))
+            more = f" and {len(concepts) - 5} more concepts" if len(concepts) > 5 else ""
+            notes.append(
+                f"{name}: {len(judged.lost)} of {len(judged.records)} samples are not finite "
+                f"({', '.join(concepts[:5])}{more}). They count as wrong, and there is no FID and KID.\n"
+            )
+    return "\n".join(notes)
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """Of the values that there are; NaN of none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan

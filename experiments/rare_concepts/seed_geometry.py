@@ -8,10 +8,11 @@ a cell are compared with the real ones by FID and KID.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.report import sample_rows
-from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals
+from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples
 from experiments.rare_concepts.task import Arm, RareConcepts
 from experiments.results import tables
 from nao import typical_norm
@@ -61,20 +62,21 @@ class SeedGeometry(RareConcepts):
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last cell's accuracy."""
-        run_dir = Path(self.run_dir)
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         norms = {name: self._norms(name, arm) for name, arm in self.arms.items()}
         rows, buckets = self._rows(judged, norms, self._judge_real())
-        tables.write_results(run_dir, rows, self.dependencies() | {"guidance": self.guidance})
-        tables.write_samples(run_dir, [row for name, images in judged.items() for row in sample_rows(name, images)])
         table = tables.markdown_table([*buckets, *self.paper], COLUMNS)
-        (run_dir / "table.md").write_text(table)
-        figures = {"norms": tables.save_figure(norm_figure(norms), run_dir / "figures" / "norms.png")}
+        if lost := lost_samples(judged):
+            table += f"\n{lost}"
+        pictures = {"figures/norms": partial(norm_figure, norms)}
         for concept in self.chosen[:PICTURED]:
-            path = run_dir / "images" / f"{concept.name.replace(' ', '_')}.png"
-            figures[f"images/{concept.name}"] = tables.save_figure(self._pictures(judged, concept), path)
-        tables.log_to(loggers, rows, figures, ("inversion", "method", "bucket"))
-        print(f"\n{table}\nResults, pictures and samples are in {run_dir}")
+            file = re.sub(r"[^\w.]+", "_", concept.name)[:100]
+            pictures[f"images/{file}"] = partial(self._pictures, judged, concept)
+        tables.write_report(
+            self.run_dir, rows, self.dependencies() | {"guidance": self.guidance}, table=table, pictures=pictures,
+            loggers=loggers, identity=("inversion", "method", "bucket"),
+            samples=[row for name, images in judged.items() for row in sample_rows(name, images)],
+        )  # fmt: skip
         return rows[-1]["accuracy"]
 
     def _rows(
@@ -85,13 +87,13 @@ class SeedGeometry(RareConcepts):
         for (name, images), (inversion, way) in zip(judged.items(), product(self.inversions, self.ways), strict=True):
             own = [row | {"inversion": inversion, "method": way} for row in accuracy_rows(name, images, self.seed)]
             add_totals(own[-1], images, real)
-            own[-1]["norm"] = norms[name].mean().item()
+            own[-1]["norm"] = norms[name].nanmean().item()
             rows += own
             lines.append(own[-1] | {row["bucket"]: tables.percent(row, "accuracy") for row in own})
         return rows, lines
 
     def _norms(self, name: str, arm: Arm) -> Tensor:
-        """Norms of the sampled seeds ``float64 [concepts, samples]``, relative to the typical one."""
+        """Norms of the sampled seeds ``float64 [concepts, samples]``, relative to the typical one; NaN of lost ones."""
         units = self.units(name, arm)
         seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.chosen]).double()
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
@@ -110,7 +112,10 @@ class SeedGeometry(RareConcepts):
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
     """The norm along the path, or of the average: the mean over concepts and the middle nine tenths."""
     figure, axis = plt.subplots(figsize=(6.4, 3.4))
-    for place, (name, values) in enumerate(norms.items()):
+    for place, (name, all_norms) in enumerate(norms.items()):
+        values = all_norms[all_norms.isfinite().all(1)]
+        if not len(values):
+            continue
         mean, (low, high) = values.mean(0).numpy(), np.percentile(values.numpy(), [5, 95], axis=0)
         low, high = np.minimum(low, mean), np.maximum(high, mean)  # a few far seeds can take the mean outside
         where = np.arange(1, values.shape[1] + 1) + (place / len(norms) - 0.5) * 0.5

@@ -21,11 +21,11 @@ from experiments.rare_concepts.batches import ConceptData
 from experiments.rare_concepts.inversion_stage import InversionStage
 from experiments.rare_concepts.report import write_report
 from experiments.rare_concepts.scoring import JudgedImages, judge
-from experiments.results.progress import Progress
+from experiments.results.progress import QUIET, Progress
 from experiments.results.settings import describe
 from experiments.results.store import SeedStore, UnitStore
+from experiments.results.work import Stage, carry_out
 from experiments.task import ConceptTask
-from rnri.models.fingerprint import fingerprint
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ class RareConcepts(ConceptTask):
         self.arms = dict(self.arms)
         self.choose_concepts(self.references)
         self.real = self.source.real_images()
-        self.load_networks(trainer.strategy.root_device, [self.steps])
+        self.load_networks(trainer, [self.steps])
         unknown = [concept.name for concept in self.chosen if concept.name not in self.networks.classifier.labels]
         if unknown:
             raise ValueError(
@@ -70,9 +70,7 @@ class RareConcepts(ConceptTask):
     def make_images(self, trainer: Trainer) -> None:
         """Writes the units that are not on disk yet, arm by arm; afterwards those of all processes are there."""
         self._announce(trainer.world_size)
-        for name, arm in self.arms.items():
-            self._run_arm(name, arm, trainer)
-        trainer.strategy.barrier("all units are on disk")
+        carry_out(trainer, self.images_stage())
 
     def _announce(self, processes: int) -> None:
         """Says what is to be computed and about how long it takes, from the time of a few network calls."""
@@ -94,34 +92,32 @@ class RareConcepts(ConceptTask):
     def dependencies(self) -> dict:
         return {
             **super().dependencies(),
-            "clip": fingerprint({"clip": self.networks.clip.model}, {}),
+            "clip": self.networks.clip_fingerprint,
             "steps": self.steps,
             "samples": self.samples,
             "references": self.references,
         }
 
-    def _run_arm(self, name: str, arm: Arm, trainer: Trainer) -> None:
-        units, progress = self.units(name, arm), Progress(name)
-        stage = None
-        if arm.inverter is not None:
-            store = SeedStore(Path(self.run_dir) / "seeds")
-            schedule = self.networks.model.schedule(self.steps)
-            stage = InversionStage(
-                self.networks.model, arm.inverter, describe(arm.inverter), schedule, arm.guidance, store
-            )
+    def images_stage(self) -> Stage:
+        """What makes the images, and the units to make."""
+        stores = {name: self.units(name, arm) for name, arm in self.arms.items()}
+        progress = Progress("images")
         module = RareConceptModule(
-            arm,
-            self.networks,
-            units,
-            progress,
-            steps=self.steps,
-            samples=self.samples,
-            noise_seed=self.seed,
+            self.arms, self.networks, stores, progress, steps=self.steps, samples=self.samples, noise_seed=self.seed,
             checkpoint=self.checkpoint,
+        )  # fmt: skip
+        inversions = {name: self._inversion_stage(arm) for name, arm in self.arms.items()}
+        data = ConceptData(
+            self.chosen, stores, inversions, progress, batch_size=self.concepts_per_batch, references=self.references
         )
-        data = ConceptData(self.chosen, units, self.concepts_per_batch, self.references, stage, progress)
-        trainer.predict(module, datamodule=data, return_predictions=False)
-        progress.close()
+        return module, data
+
+    def _inversion_stage(self, arm: Arm) -> InversionStage | None:
+        if arm.inverter is None:
+            return None
+        model, store = self.networks.model, SeedStore(Path(self.run_dir) / "seeds")
+        schedule, settings = model.schedule(self.steps), describe(arm.inverter)
+        return InversionStage(model, arm.inverter, settings, schedule, arm.guidance, store, self.numerics)
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
@@ -130,7 +126,7 @@ class RareConcepts(ConceptTask):
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> JudgedImages:
-        units, progress, records = self.units(name, arm), Progress(f"judging {name}"), []
+        units, progress, records = self.units(name, arm), Progress(f"judging {name}", every=QUIET), []
 
         def images() -> Iterator[Tensor]:
             for concept in self.chosen:
@@ -140,16 +136,17 @@ class RareConcepts(ConceptTask):
                 progress.finish(1)
 
         progress.start(len(self.chosen), 0, visible=True)
-        features, predictions = judge(self.networks.classifier, images())
+        features, named = judge(self.networks.classifier, images())
         progress.close()
+        samples, answers = [sample for record in records for sample in record["samples"]], iter(named)
         return JudgedImages(
             units=units,
             features=features,
-            predictions=predictions,
+            predictions=[next(answers) if sample["finite"] else None for sample in samples],
             concepts=[concept for concept in self.chosen for _ in range(self.samples)],
             t_init=[record["t_init"] for record in records],
             t_opt=[record["t_opt"] for record in records],
-            records=[sample for record in records for sample in record["samples"]],
+            records=samples,
         )
 
     def _judge_real(self) -> Tensor:

@@ -40,6 +40,10 @@ class Work(LightningDataModule):
         """What ``predict_step`` is given for a batch; called when its turn has come."""
         return batch
 
+    def begin(self, mine: list[Any], pending: list[Any]) -> None:
+        """Called in each process before its first unit, with its share and what is missing of it."""
+        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
+
     def finished(self) -> bool:
         """Whether all units of all processes are on disk."""
         return all(map(self.done, self.units))
@@ -49,7 +53,7 @@ class Work(LightningDataModule):
         warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero")
         mine = units_for_rank(self.units, self.trainer.global_rank, self.trainer.world_size)
         pending = [unit for unit in mine if not self.done(unit)]
-        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
+        self.begin(mine, pending)
         return DataLoader(dataset=self.batches(pending), batch_size=None, collate_fn=self.load)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, _: int) -> Any:

@@ -28,7 +28,7 @@ def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]
 
 
 def _config(module: nn.Module) -> dict[str, object]:
-    config = module.config
+    config = getattr(module, "config", {})
     return dict(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
