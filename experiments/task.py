@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import nn
 
+from checked import Name, Seed, dataclass
 from experiments.data.concepts import Buckets, Concept, ConceptSource, Wanted, choose, with_references
 from experiments.judges.classifier import Classifier, load_classifier
 from experiments.results.store import numerics
@@ -18,7 +20,7 @@ from rnri.models.fingerprint import fingerprint
 from seedselect import ClipFeatures
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Networks:
     """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them.
 
@@ -81,9 +83,9 @@ class ConceptTask:
     buckets: Buckets
     model: Callable[..., LatentDiffusion]
     clip: Callable[..., ClipFeatures]
-    classifier: str
-    seed: int
-    run_dir: str
+    classifier: Name
+    seed: Seed
+    run_dir: Name
     chosen: list[Concept] = field(init=False)
     networks: Networks = field(init=False)
     numerics: dict[str, str] = field(init=False)

@@ -1,7 +1,7 @@
 """Image to seed: inversion of deterministic text-to-image diffusion."""
 
 from rnri.decoder_inversion import DecoderInversion
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, measured
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule, measured
 from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import ddim_step, sample, trajectory
@@ -46,6 +46,7 @@ __all__ = [
     "UNetDenoiser",
     "accelerated",
     "alpha_bar_table",
+    "check_schedule",
     "ddim_step",
     "measured",
     "sample",

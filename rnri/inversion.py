@@ -87,6 +87,13 @@ class Inverter(Protocol):
         ...
 
 
+def check_schedule(inverter: Inverter, schedule: Schedule) -> None:
+    """ValueError where ``inverter`` cannot walk ``schedule``; nothing is computed. ``invert`` says the same."""
+    own = getattr(inverter, "check_schedule", None)
+    if own is not None:
+        own(schedule)
+
+
 @dataclass(frozen=True)
 class ImplicitInverter:
     """Walks the schedule from clean to noisy and solves ``z_t = A z_s + B eps(z_t, t)`` at every step.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checked import Count, Seed, dataclass
-from rnri.inversion import Inversion, Inverter
+from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
@@ -48,6 +48,14 @@ class PromptAware:
     def single_latent(self) -> bool:
         return self.inverter.single_latent
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """ValueError where ``invert`` would raise it for a schedule."""
+        if self.reuse and not self.inverter.single_latent:
+            raise ValueError(f"{type(self.inverter).__name__} cannot start in mid-schedule; set reuse=False.")
+        if self.reuse and len(schedule) <= self.steps:
+            raise ValueError(f"steps={self.steps} must be fewer than the schedule's {len(schedule)}; or reuse=False.")
+        check_schedule(self.inverter, schedule.first(len(schedule) - self.steps) if self.reuse else schedule)
+
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
@@ -57,10 +65,7 @@ class PromptAware:
             ValueError: with ``reuse``, for an inverter that needs more than the seed, or a schedule of no more than
                 ``steps`` steps.
         """
-        if self.reuse and not self.inverter.single_latent:
-            raise ValueError(f"{type(self.inverter).__name__} cannot start in mid-schedule; set reuse=False.")
-        if self.reuse and len(schedule) <= self.steps:
-            raise ValueError(f"steps={self.steps} must be fewer than the schedule's {len(schedule)}; or reuse=False.")
+        self.check_schedule(schedule)
         path = self.adjust(z0, predictor, schedule)
         each = self.iterations * (2 if self.noising == "inversion" else 1)
         if not self.reuse:

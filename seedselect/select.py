@@ -73,6 +73,21 @@ class SeedSelect:
     def __post_init__(self) -> None:
         self._make_optimiser([torch.zeros(1)])
 
+    def with_steps(self, steps: int) -> SeedSelect:
+        """Itself, or where sampling has fewer ``steps`` than there are step weights, with the last of these.
+
+        They are scaled to the sum of all, so that the semantic loss weighs as much as before.
+
+        Raises:
+            ValueError: the weights that are left are all zero.
+        """
+        if steps >= len(self.step_weights):
+            return self
+        kept, whole = self.step_weights[-steps:], sum(self.step_weights)
+        if sum(kept) == 0:
+            raise SettingError("step_weights", f"={list(self.step_weights)}: the last {steps} are all zero; raise one.")
+        return dataclasses.replace(self, step_weights=tuple(weight * whole / sum(kept) for weight in kept))
+
     def __call__(
         self,
         seeds: Tensor,

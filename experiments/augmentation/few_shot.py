@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from checked import Count, NotNegative, Positive, dataclass
 from experiments.data.jitter import jitter
 from experiments.judges.classifier import Classifier
 from experiments.results.images import NotFinite
@@ -29,16 +29,11 @@ class FewShot:
     """
 
     network: Callable[..., nn.Module]
-    image_size: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "steps", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"task.few_shot.{name}={getattr(self, name)} has to be positive.")
+    image_size: Count
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NotNegative
 
     def train(self, images: Tensor, labels: Tensor, names: list[str], seed: int, device: torch.device) -> Classifier:
         """A classifier of ``names``, in evaluation mode, from ``uint8`` images ``[N, 3, H, W]`` and indices ``[N]``.

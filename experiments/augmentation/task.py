@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from checked import Count, dataclass
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, write_report
 from experiments.rare_concepts.task import RareConcepts
@@ -68,11 +68,9 @@ class Augmentation(RareConcepts):
     """
 
     few_shot: FewShot
-    trainings: int
+    trainings: Count
 
     def prepare(self, trainer: Trainer) -> None:
-        if self.trainings < 1:
-            raise ValueError(f"task.trainings={self.trainings}: train at least 1 classifier a method.")
         super().prepare(trainer)
         if len(self.chosen) < 2:
             raise ValueError("one concept leaves a classifier nothing to tell apart: choose at least 2 concepts.")

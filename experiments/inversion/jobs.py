@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated
 
 import torch
+from annotated_types import Len, MinLen
+from pydantic import Field
 from torch import Tensor
 
+from checked import Count, Guidance, Name, Whole, dataclass
 from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.data.concepts import Concept
 from experiments.results.progress import Progress
@@ -18,6 +23,11 @@ from rnri import ImplicitInverter, Inverter, PromptAware
 
 CEILING = "vae"
 """The method that only encodes and decodes: what no inversion can surpass."""
+
+
+Edit = Annotated[
+    Sequence[Name], Len(2, 2), Field(description="two texts, one in the prompts and what shall stand for it")
+]
 
 
 @dataclass(frozen=True)
@@ -38,28 +48,17 @@ class Setting:
         images: how many, at most, or exactly if they are generated; None stands for as many as the study has.
     """
 
-    steps: int
-    guidance: float = 1.0
-    evaluations: int | Sequence[int] | None = None
-    methods: Sequence[str] | None = None
+    steps: Count
+    guidance: Guidance = 1.0
+    evaluations: Count | Annotated[Sequence[Count], MinLen(1)] | None = None
+    methods: Annotated[Sequence[Name], MinLen(1)] | None = None
     wrong_prompts: bool = False
-    edit: Sequence[str] | None = None
+    edit: Edit | None = None
     generated: bool = False
-    decoder_iterations: int = 0
-    images: int | None = None
+    decoder_iterations: Whole = 0
+    images: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance < 1:
-            raise ValueError(f"guidance={self.guidance} is below 1: 1 is off, Stable Diffusion's default is 7.5.")
-        numbers = [number for number in (*self._counts, self.images) if number is not None]
-        if min(numbers, default=1) < 1 or self.decoder_iterations < 0:
-            raise ValueError(
-                f"evaluations={self.evaluations}, decoder_iterations={self.decoder_iterations}, images={self.images}: "
-                "a setting needs at least 1, 0 and 1 of them."
-            )
-
-        if self.edit is not None and (isinstance(self.edit, str) or len(self.edit) != 2 or not all(self.edit)):
-            raise ValueError(f"edit={self.edit!r}: give two texts, one in the prompts and what shall stand for it.")
         if self.edit and self.wrong_prompts:
             raise ValueError("edit and wrong_prompts exclude each other: an edit needs the image's own prompt.")
 
@@ -83,7 +82,7 @@ class Setting:
         return self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Pictured:
     """An image and its prompt; ``image`` is ``uint8 [3, H, W]`` and ignored where the setting generates."""
 
@@ -97,7 +96,7 @@ class Pictured:
         return f"{self.name}\n{self.prompt}\n{content_hash(self.image)}"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """A unit of work: one method under one setting on a batch of images."""
 

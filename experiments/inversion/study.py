@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from checked import Count, Name, dataclass
 from experiments.cost import Cost, announce_cost
 from experiments.inversion.figures import FIGURES, kept_pictures
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, jobs, pictured, unit_name
@@ -27,7 +29,7 @@ from experiments.results.settings import describe
 from experiments.results.store import UnitStore, synchronise
 from experiments.results.work import carry_out
 from experiments.task import ConceptTask, Networks
-from rnri import DecoderInversion, Inverter, measured
+from rnri import DecoderInversion, Inverter, check_schedule, measured
 
 PICTURES = 8  # reconstructions kept a method and setting
 
@@ -174,21 +176,16 @@ class InversionStudy(ConceptTask):
         paper: rows of the paper's table, shown below ours.
     """
 
-    methods: Mapping[str, Inverter]
-    settings: Sequence[Setting]
-    images: int
-    batch_size: int
-    reports: Sequence[str]
+    methods: Annotated[Mapping[str, Inverter], MinLen(1)]
+    settings: Annotated[Sequence[Setting], MinLen(1)]
+    images: Count
+    batch_size: Count
+    reports: Sequence[Name]
     paper: Sequence[Mapping[str, Any]]
     jobs: list[Job] = field(init=False)
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
-        if self.batch_size < 1:
-            raise ValueError(f"task.batch_size={self.batch_size} must be at least 1.")
-        for name in ("methods", "settings"):
-            if not getattr(self, name):
-                raise ValueError(f"task.{name} is empty: an inversion study needs at least one.")
         if CEILING in self.methods:
             raise ValueError(f"a method cannot be called {CEILING!r}: that is the ceiling's name.")
         unknown = [name for name in self.reports if name not in FIGURES]
@@ -198,6 +195,15 @@ class InversionStudy(ConceptTask):
         self.load_networks(trainer, [setting.steps for setting in self.settings])
         chosen = pictured(self.chosen, self.images, torch.Generator().manual_seed(self.seed))
         self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
+        for job in self.jobs:
+            self._check_steps(job)
+
+    def _check_steps(self, job: Job) -> None:
+        try:
+            if job.inverter is not None:
+                check_schedule(job.inverter, self.networks.model.schedule(job.setting.steps))
+        except ValueError as error:
+            raise ValueError(f"task.methods.{job.method} in a setting of {job.setting.steps} steps: {error}") from error
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet; then the first process reports. Returns the last method's mean PSNR."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from checked import Count, Guidance, SettingError, dataclass
 from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
 from experiments.results.images import NotFinite, keep_finite
@@ -37,19 +37,21 @@ class Arm:
             (:func:`rnri.models.sampling.trajectory`); None: in all.
     """
 
-    guidance: float
+    guidance: Guidance
     inverter: Inverter | None = None
     initialise: Callable[[Tensor, int], Tensor] | None = None
     select: SeedSelect | None = None
-    gradient_steps: int | None = None
+    gradient_steps: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance < 1:
-            raise ValueError(f"guidance={self.guidance} is below 1: 1 is off, Stable Diffusion's default is 7.5.")
         if (self.inverter is None) != (self.initialise is None):
             raise ValueError("an arm needs both an inverter and an initialise function, or neither.")
-        if self.gradient_steps is not None and self.gradient_steps < 1:
-            raise ValueError(f"gradient_steps={self.gradient_steps}: give at least 1, or null for all steps.")
+        if self.inverter is not None and not self.inverter.single_latent:
+            raise SettingError(
+                "inverter",
+                f": {type(self.inverter).__name__} needs more than the seed to give an image back, all that NAO "
+                "and SeedSelect have: choose another method, such as accelerated.",
+            )
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
         """Of one concept, if no sample stops early."""

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from lightning.pytorch.loggers import Logger
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from checked import Guidance, SettingError, dataclass
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.report import sample_rows
 from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples
@@ -49,16 +51,21 @@ class SeedGeometry(RareConcepts):
     """
 
     arms: Mapping[str, Arm] = field(init=False)
-    inversions: Mapping[str, Inverter]
-    ways: Mapping[str, Callable[[Tensor, int], Tensor]]
-    guidance: float
+    inversions: Annotated[Mapping[str, Inverter], MinLen(1)]
+    ways: Annotated[Mapping[str, Callable[[Tensor, int], Tensor]], MinLen(1)]
+    guidance: Guidance
     paper: Sequence[Mapping[str, Any]]
 
     def __post_init__(self) -> None:
         self.arms = {
-            f"{inversion}, {way}": Arm(self.guidance, self.inversions[inversion], self.ways[way])
-            for inversion, way in product(self.inversions, self.ways)
+            f"{inversion}, {way}": self._arm(inversion, way) for inversion, way in product(self.inversions, self.ways)
         }
+
+    def _arm(self, inversion: str, way: str) -> Arm:
+        try:
+            return Arm(self.guidance, self.inversions[inversion], self.ways[way])
+        except SettingError as error:
+            raise SettingError(f"inversions.{inversion}", error.fault) from None
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last cell's accuracy."""

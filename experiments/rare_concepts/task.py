@@ -7,14 +7,18 @@ units in progress, and a finished one is never computed again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from checked import Count, dataclass
 from experiments.cost import Cost, announce_cost
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData
@@ -26,6 +30,7 @@ from experiments.results.settings import describe
 from experiments.results.store import SeedStore, UnitStore
 from experiments.results.work import Stage, carry_out
 from experiments.task import ConceptTask
+from rnri import check_schedule
 
 
 @dataclass(kw_only=True)
@@ -42,16 +47,16 @@ class RareConcepts(ConceptTask):
             grow with the steps.
     """
 
-    arms: Mapping[str, Arm]
-    steps: int
-    samples: int
-    references: int
-    concepts_per_batch: int
+    arms: Annotated[Mapping[str, Arm], MinLen(1)]
+    steps: Count
+    samples: Count
+    references: Count
+    concepts_per_batch: Count
     checkpoint: bool
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
-        self.arms = dict(self.arms)
+        self.arms = {name: self._with_step_weights(name, arm) for name, arm in self.arms.items()}
         self.choose_concepts(self.references)
         self.real = self.source.real_images()
         self.load_networks(trainer, [self.steps])
@@ -61,6 +66,31 @@ class RareConcepts(ConceptTask):
                 f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
             )
         self.real = self.real.at(self.networks.model.image_size)
+        for name, arm in self.arms.items():
+            self._try_seeds(name, arm)
+
+    def _with_step_weights(self, name: str, arm: Arm) -> Arm:
+        """``arm`` with no more step weights than there are steps; says where that changes them."""
+        if arm.select is None or len(arm.select.step_weights) <= self.steps:
+            return arm
+        select = arm.select.with_steps(self.steps)
+        weights = ", ".join(f"{weight:.3g}" for weight in select.step_weights)
+        rank_zero_only(print)(f"task.steps={self.steps}: SeedSelect's step weights are {weights} in the arm {name!r}")
+        return replace(arm, select=select)
+
+    def _try_seeds(self, name: str, arm: Arm) -> None:
+        """ValueError where the arm cannot make as many seeds of as many references, or not of this schedule."""
+        if arm.inverter is None or arm.initialise is None:
+            return
+        model = self.networks.model
+        try:
+            check_schedule(arm.inverter, model.schedule(self.steps))
+            arm.initialise(model.noise(range(self.references), self.seed)[None], self.samples)
+        except ValueError as error:
+            raise ValueError(
+                f"task.steps={self.steps} task.references={self.references} task.samples={self.samples} in the arm "
+                f"{name!r}: {error}"
+            ) from error
 
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet, arm by arm; then the first process judges and reports."""

@@ -33,12 +33,16 @@ class TwoStepSampler(ABC):
     def coefficients(self, levels: list[float]) -> tuple[float, float, float]:
         """``(c_far, c_mid, c_eps)`` from the cumulative alphas at ``j - 1``, ``j`` and ``j + 1``."""
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """ValueError for a schedule whose steps do not join."""
+        check_chain(schedule, type(self).__name__)
+
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule whose steps do not join."""
-        check_chain(schedule, type(self).__name__)
+        self.check_schedule(schedule)
         z0 = in_state_dtype(z0)
         a, b = schedule.coefficients(len(schedule) - 1)
         before, z = z0, a * z0 + b * predictor(z0, int(schedule.timesteps[-1]))
