@@ -3,70 +3,95 @@
 What a path from seed i to the centroid costs depends on the two norms and on the angle between them alone, so the
 centroid is found as ``n`` weights of the unit seeds and a norm, from the cosines ``gram [G, n, n]`` of the seeds; the
 d components are never seen. Derivatives are exact: moving an end of a path costs Clairaut's momentum across it and
-``end_slope`` along its radius. All tensors are float64; every problem ``g`` stops by itself.
+``end_slope`` along its radius, the path pulling with ``cosh(alpha)`` in all.
+
+A centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid where the other
+seeds pull on it no more than the paths to it and to those that coincide with it can hold (Vardi & Zhang 2000, "The
+multivariate L1-median and associated data depth").
+
+All tensors are float64; every problem ``g`` stops by itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nao.geodesic import Geodesics, join
-from nao.shell import Shell
+from nao.norm import typical_norm
+from nao.shell import Shell, radial_cost
 
 MOST_ITERATIONS = 60
-TOLERANCE = 1e-8  # of a step: radians, and heights over the waist
-SAME_DIRECTION = 1e-7  # radians, what cosines in float64 can tell apart
-LEAST_DAMPING = 1e-6  # as a share of the paths' momenta
-NO_GAIN = 1e-13  # relative to the energy
+BALANCED = 1e-8  # what still pulls at a centre, as a share of what its paths could
+SAME_PLACE = 1e-7  # radians and log norms, what cosines in float64 can tell apart
+CLUSTER = 1e-5  # likewise: seeds that may be too close to each other to tell what lies between them
+AT_SEED = 1e-6  # excess of the pull on a seed: the minimum is then so close to it
+LEAST_DAMPING, SMALL_DAMPING = 1e-6, 1e-3  # as a share of what the paths could pull
 SLACK = 1e-9  # relative, to which far-off norms' energies are integrated
 
 
 @dataclass(frozen=True)
 class Centre:
-    """Directions ``weights [G, n]`` of the unit seeds, ``t [G]`` = log(norm / mode), and the paths ``[G, n]`` there."""
+    """Directions ``weights [G, n]`` of the unit seeds, ``t [G]`` = log(norm / mode), and the paths ``[G, n]`` there.
+
+    The ``excess [G]`` is what pulls at the centre beyond what the seeds that lie there can hold, as a share of what
+    one path pulls; below 0 for a seed that holds.
+    """
 
     weights: Tensor
     t: Tensor
     paths: Geodesics
     energy: Tensor
+    excess: Tensor
     converged: Tensor
 
 
 def settle(shell: Shell, gram: Tensor, t: Tensor) -> Centre:
-    """The cheapest centre of seeds with cosines ``gram [G, n, n]`` at ``t [G, n]``, from their mean direction.
+    """The cheapest centre of seeds with cosines ``gram [G, n, n]`` at ``t [G, n]``.
 
-    Where the minimum is not unique (two seeds: all of their path) it is the one nearest the start. Where it is at a
-    seed, at which the energy has a kink, it is that seed.
+    It is sought from the mean direction, and from the seed that is the cheapest centre where that costs less than what
+    was found. Where the minimum is not unique (two seeds: all of their path) it is the one nearest the mean direction.
+    Where it is at a seed, at which the energy has a kink, it is that seed.
     """
     problem = _Problem(shell, gram, t)
-    weights = problem.normalised(torch.full_like(t, 1 / t.shape[1]))
-    best = problem.at(weights, t.mean(1))
-    at_waist = problem.at(weights, torch.full_like(best.t, shell.waist))
-    best = _where(at_waist.energy < best.energy, at_waist, best)
-    damping = torch.full_like(best.t, LEAST_DAMPING)
-    last = torch.full_like(best.t, torch.inf)
-    active = torch.ones_like(best.t, dtype=torch.bool)
-    for _ in range(MOST_ITERATIONS):
-        trial, size = problem.step(best, damping)
-        # where the quadrature cannot tell two energies apart, Newton's steps must shrink
-        level = (trial.energy <= best.energy + SLACK * best.energy.abs()) & (size < last / 2)
-        lower = (trial.energy < best.energy) | level
-        last = torch.where(lower, size, last)
-        best = _where(active & lower, trial, best)
-        damping = torch.where(lower, damping / 10, 10 * damping).clamp_min(LEAST_DAMPING)
-        active = active & (size > TOLERANCE)
-        if not active.any():
+    bounds, order = problem.seed_bounds().sort(1)
+    start, seed = problem.start(), problem.seed(order[:, 0])
+    # Two seeds' path is cheapest at its ends, by no more than their norms are likelier than the waist's: still halfway.
+    holds = (seed.excess < -1 / typical_norm(shell.d)) & (seed.energy <= start.energy)
+    best = _where(holds, seed, _descend(problem, start, holds))
+    enough = best.energy - 2 * problem.unlikely(torch.full_like(best.t, shell.waist))
+    for k in range(1, t.shape[1]):
+        if not (bounds[:, k] < torch.minimum(seed.energy, enough)).any():
             break
-    angle, nearest = best.paths.angle.min(1)
-    close = angle < shell.waist_slope
-    if close.any():
-        seed = torch.nn.functional.one_hot(nearest, t.shape[1]).to(t.dtype)
-        at_seed = problem.at(seed, t.gather(1, nearest[:, None])[:, 0])
-        best = _where(close & (at_seed.energy <= best.energy), at_seed, best)
-    return Centre(best.weights, best.t, best.paths, best.energy, ~active & best.paths.converged.all(1))
+        other = problem.seed(order[:, k])
+        seed = _where(other.energy < seed.energy, other, seed)
+    cheaper = seed.energy < enough
+    return _where(cheaper, _descend(problem, seed, ~cheaper), best) if cheaper.any() else best
+
+
+def _descend(problem: _Problem, start: Centre, done: Tensor) -> Centre:
+    """The minimum below ``start``, by damped Newton steps; problems that are ``done [G]`` stay there."""
+    best, damping = start, torch.full_like(start.t, LEAST_DAMPING)
+    done = done | (best.excess <= BALANCED)
+    for _ in range(MOST_ITERATIONS):
+        if done.all():
+            break
+        trial, size = problem.step(best, damping)
+        # where the quadrature cannot tell two energies apart, the pulls do
+        level = (trial.energy <= best.energy + SLACK * best.energy.abs()) & (trial.excess < best.excess)
+        better = (trial.energy < best.energy) | level
+        still = (size <= SAME_PLACE) & (damping <= SMALL_DAMPING)
+        best = _where(better & ~done, trial, best)
+        damping = torch.where(better, damping / 10, 10 * damping).clamp_min(LEAST_DAMPING)
+        done = done | still | (best.excess <= BALANCED)
+    if not done.all():
+        seed = problem.seed(best.paths.energy.argmin(1))
+        at_seed = ~done & (problem.excess(seed, CLUSTER) <= AT_SEED) & (seed.energy <= best.energy * (1 + SLACK))
+        best = _where(at_seed, seed, best)
+        done = done | (problem.excess(best, CLUSTER) <= AT_SEED)
+    return replace(best, converged=done & best.paths.converged.all(1))
 
 
 def angles(gram: Tensor, weights: Tensor) -> Tensor:
@@ -80,8 +105,30 @@ def angles(gram: Tensor, weights: Tensor) -> Tensor:
 
 class _Problem:
     def __init__(self, shell: Shell, gram: Tensor, t: Tensor) -> None:
-        self.shell, self.gram, self.alpha = shell, gram, shell.alpha(t)
+        self.shell, self.gram, self.seeds, self.alpha = shell, gram, t, shell.alpha(t)
         self.low, self.high = t.amin(1).clamp_max(shell.waist), t.amax(1).clamp_min(0)
+        self.own = torch.eye(t.shape[1], dtype=t.dtype)
+
+    def start(self) -> Centre:
+        """The mean direction, at the mean norm or at the waist, whichever is cheaper."""
+        weights = self.normalised(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
+        mean = self.at(weights, self.seeds.mean(1))
+        at_waist = self.at(weights, torch.full_like(mean.t, self.shell.waist))
+        return _where(at_waist.energy < mean.energy, at_waist, mean)
+
+    def seed(self, which: Tensor) -> Centre:
+        """The centre at seed ``which [G]``."""
+        return self.at(self.own[which], self.seeds.gather(1, which[:, None])[:, 0])
+
+    def seed_bounds(self) -> Tensor:
+        """What each seed costs at least as the centre ``[G, n]``: no path is shorter than along the waist or a radius."""
+        apart = self.gram.clamp(-1, 1).acos() * self.shell.waist_cost
+        radial = radial_cost(self.seeds.exp(), self.shell.d)
+        return torch.maximum(apart, (radial[:, None] - radial[..., None]).abs()).sum(2) + self.unlikely(self.seeds)
+
+    def unlikely(self, t: Tensor) -> Tensor:
+        """How much less likely a centre's norm is than the mode."""
+        return (self.shell.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
     def normalised(self, weights: Tensor) -> Tensor:
         squares = (weights[:, None] @ self.gram @ weights[..., None])[:, 0]
@@ -89,42 +136,56 @@ class _Problem:
 
     def at(self, weights: Tensor, t: Tensor, near: Geodesics | None = None) -> Centre:
         paths = join(self.shell, self.alpha, self.shell.alpha(t)[:, None], angles(self.gram, weights), near)
-        unlikely = (self.shell.d - 1) * (torch.expm1(2 * t) / 2 - t)
-        return Centre(weights, t, paths, paths.energy.sum(1) + unlikely, paths.converged)
+        energy = paths.energy.sum(1) + self.unlikely(t)
+        centre = Centre(weights, t, paths, energy, energy, paths.converged.all(1))
+        return replace(centre, excess=self.excess(centre))
+
+    def excess(self, centre: Centre, radius: float = SAME_PLACE) -> Tensor:
+        """``Centre.excess`` if the seeds within ``radius`` lie at the centre."""
+        apart = self.apart(centre, radius)
+        across, outwards = self.force(centre, self.tangents(centre), apart)
+        return torch.hypot(self.length(across), outwards) / centre.paths.b[:, 0].cosh() - (~apart).sum(1)
+
+    def apart(self, centre: Centre, radius: float = SAME_PLACE) -> Tensor:
+        """The seeds ``bool [G, n]`` that do not lie at the centre."""
+        return (centre.paths.angle > radius) | ((self.seeds - centre.t[:, None]).abs() > radius)
+
+    def tangents(self, centre: Centre) -> Tensor:
+        """Unit vectors at the centre towards each seed, as weights ``[G, n, n]``; 0 for those in its direction."""
+        cosine, sine = centre.paths.angle.cos()[..., None], centre.paths.angle.sin()[..., None]
+        elsewhere = centre.paths.angle[..., None] > SAME_PLACE
+        return torch.where(elsewhere, (self.own - cosine * centre.weights[:, None]) / sine, 0.0)
+
+    def force(self, centre: Centre, tangents: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
+        """What pulls at the centre: across, as weights ``[G, n]``, and outwards ``[G]``, in waist costs."""
+        paths = centre.paths
+        across = (tangents.mT @ torch.where(apart, paths.momentum, 0.0)[..., None])[..., 0]
+        likely = (self.shell.d - 1) * torch.expm1(2 * centre.t) / self.shell.waist_cost
+        return across, -torch.where(apart, paths.end_slope, 0.0).sum(1) - likely
+
+    def length(self, across: Tensor) -> Tensor:
+        return (across[:, None] @ self.gram @ across[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
     def step(self, now: Centre, damping: Tensor) -> tuple[Centre, Tensor]:
         """The centre after a damped Newton step, and the step's size ``[G]``."""
-        paths, n = now.paths, now.weights.shape[1]
-        apart = paths.angle > SAME_DIRECTION
-        pull = torch.where(apart, paths.momentum, 0.0)
-        tension = torch.where(apart, paths.momentum / torch.tan(paths.angle), 0.0)
-        spring = torch.where(apart, paths.stiffness, 0.0)
-        # unit vectors at the centre towards each seed, as weights: the tangents
-        cosine, sine = paths.angle.cos()[..., None], paths.angle.sin()[..., None]
-        own = torch.eye(n, dtype=sine.dtype)
-        tangents = torch.where(apart[..., None], (own - cosine * now.weights[:, None]) / sine, 0.0)
-        flexible = tangents.mT @ ((tension - spring)[..., None] * (tangents @ self.gram))
-        hessian = (tension.sum(1) + n * damping)[:, None, None] * own - flexible
-        force = (tangents.mT @ pull[..., None])[..., 0]
-        turn = torch.linalg.solve(hessian, force)
-        rise = self._rise(now, damping)
-        trial = self.at(
-            self.normalised(now.weights + turn),
-            torch.minimum(torch.maximum(now.t + rise, self.low), self.high),
-            paths,
+        paths, n, apart, tangents = now.paths, self.own.shape[0], self.apart(now), self.tangents(now)
+        across, outwards = self.force(now, tangents, apart)
+        tension, stiffness, coupling, radial = (
+            torch.where(apart, x, 0.0)
+            for x in (paths.momentum / torch.tan(paths.angle), paths.stiffness, paths.coupling, paths.radial_stiffness)
         )
-        length = (turn[:, None] @ self.gram @ turn[..., None])[:, 0, 0].clamp_min(0).sqrt()
-        # between two seeds nothing pulls but rounding, and no turn gains anything
-        gain = self.shell.waist_cost * (force[:, None] @ self.gram @ turn[..., None])[:, 0, 0].abs()
-        length = torch.where(gain > NO_GAIN * now.energy.abs(), length, 0.0)
-        return trial, length + rise.abs() / self.shell.waist_slope
-
-    def _rise(self, now: Centre, damping: Tensor) -> Tensor:
-        """The damped Newton step in ``t``."""
-        d, cost, paths = self.shell.d, self.shell.waist_cost, now.paths
-        gradient = paths.end_slope.sum(1) + (d - 1) * torch.expm1(2 * now.t) / cost
-        stiff = paths.b.cosh() / self.shell.slope(paths.b) / torch.tanh(paths.extent)
-        return -gradient / (stiff.sum(1) + 2 * (d - 1) * torch.exp(2 * now.t) / cost) / (1 + damping)
+        held = damping * n * paths.b[:, 0].cosh()
+        hessian = now.weights.new_zeros(len(now.t), n + 1, n + 1)
+        flexible = tangents.mT @ ((tension - stiffness)[..., None] * (tangents @ self.gram))
+        hessian[:, :n, :n] = (tension.sum(1) + held)[:, None, None] * self.own - flexible
+        hessian[:, :n, n] = -(tangents.mT @ coupling[..., None])[..., 0]
+        hessian[:, n, :n] = -(coupling[:, None] @ tangents @ self.gram)[:, 0]
+        likely = 2 * (self.shell.d - 1) * torch.exp(2 * now.t) / self.shell.waist_cost
+        hessian[:, n, n] = radial.sum(1) + likely + held
+        turn, rise = torch.linalg.solve(hessian, torch.cat([across, outwards[:, None]], 1)).split([n, 1], 1)
+        t = torch.minimum(torch.maximum(now.t + rise[:, 0], self.low), self.high)
+        trial = self.at(self.normalised(now.weights + turn), t, paths)
+        return trial, torch.hypot(self.length(turn), rise[:, 0])
 
 
 def _where(which: Tensor, one: Centre, other: Centre) -> Centre:
@@ -133,9 +194,7 @@ def _where(which: Tensor, one: Centre, other: Centre) -> Centre:
     def pick(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(which.view(-1, *[1] * (x.ndim - 1)), x, y)
 
-    def fields(value: object) -> dict[str, Tensor]:
-        return {name: item for name, item in vars(value).items() if isinstance(item, Tensor)}
+    def mixed(x: Centre | Geodesics, y: Centre | Geodesics) -> dict[str, Tensor]:
+        return {k: pick(v, getattr(y, k)) for k, v in vars(x).items() if isinstance(v, Tensor)}
 
-    mixed = {name: pick(item, getattr(other.paths, name)) for name, item in fields(one.paths).items()}
-    own = {name: pick(item, getattr(other, name)) for name, item in fields(one).items()}
-    return Centre(**own, paths=Geodesics(shell=one.paths.shell, **mixed))
+    return Centre(**mixed(one, other), paths=Geodesics(shell=one.paths.shell, **mixed(one.paths, other.paths)))

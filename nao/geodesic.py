@@ -37,8 +37,10 @@ TOLERANCE = 1e-11
 class Geodesics:
     """Paths ``[...]`` from height ``a`` to ``b`` across ``angle``: ``w`` with ``Y^2 = (a - b)^2 + w^2``, ``energy``.
 
-    The ``momentum`` is what a radian more between the ends would cost, in units of ``shell.waist_cost``, and
-    ``stiffness`` how it grows with the angle: 0 for paths along the waist, and where it falls.
+    In units of ``shell.waist_cost``, the ``momentum`` is what a radian more between the ends would cost and
+    ``end_slope`` what moving end b outwards by 1 in ``t`` would; the root of their squares' sum is ``cosh(b)``. Of
+    these, ``stiffness`` is how the momentum grows with the angle (0 for paths along the waist), ``coupling`` how it
+    grows with end b's ``t``, and ``radial_stiffness`` how the slope does.
     """
 
     shell: Shell
@@ -48,6 +50,8 @@ class Geodesics:
     w: Tensor
     momentum: Tensor
     stiffness: Tensor
+    coupling: Tensor
+    radial_stiffness: Tensor
     energy: Tensor
     converged: Tensor
 
@@ -58,9 +62,7 @@ class Geodesics:
 
     @property
     def end_slope(self) -> Tensor:
-        """What moving end b outwards by 1 in ``t`` would cost, in units of ``shell.waist_cost``."""
-        whole = -torch.expm1(-2 * self.extent)
-        return (self.b.sinh() * (2 - whole) - 2 * self.a.sinh() * (-self.extent).exp()) / whole
+        return _end_slope(self.a, self.b, self.extent)
 
     def sample(self, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``t`` and angle from end a of the points at ``shares [..., K]`` of the length, and the lengths ``[...]``."""
@@ -98,10 +100,25 @@ def join(shell: Shell, a: Tensor, b: Tensor, angle: Tensor, near: Geodesics | No
         step = w - error / derivative
         safe = torch.where(high.isinf(), 2 * w, (low + high) / 2)
         w = torch.where(active, torch.where((step > low) & (step < high), step, safe), w)
-    stiffness = ((momentum[1] - momentum[0]) / (DIFFERENCE * w * derivative)).clamp_min(0)
-    curve = _Curve(shell, a, b, torch.hypot(a - b, w))
+    extent = torch.hypot(a - b, w)
+    curve = _Curve(shell, a, b, extent)
     energy = shell.waist_cost * curve.total(curve.cosh * curve.slope)
-    return Geodesics(shell, a, b, angle, w, momentum[0], stiffness, energy, ~active)
+    stiffness = (momentum[1] - momentum[0]) / (DIFFERENCE * w * derivative)
+    # across the same angle to an end b a little higher
+    rise = DIFFERENCE * extent.clamp_max(1)
+    higher, turned_higher = _turned(shell, a, b + rise, w)
+    excess = turned_higher - turned[0]
+    coupling = (higher - momentum[0] - stiffness * excess) / rise
+    radial = _end_slope(a, b + rise, torch.hypot(a - b - rise, w - excess / derivative)) - _end_slope(a, b, extent)
+    slope = shell.slope(b)  # dt is slope dalpha
+    return Geodesics(
+        shell, a, b, angle, w, momentum[0], stiffness, coupling / slope, radial / (rise * slope), energy, ~active
+    )
+
+
+def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
+    whole = -torch.expm1(-2 * extent)
+    return (b.sinh() * (2 - whole) - 2 * a.sinh() * (-extent).exp()) / whole
 
 
 def _guess(shell: Shell, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:

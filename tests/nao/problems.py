@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from nao import slerp, typical_norm
+from nao import interpolate, log_density, slerp, typical_norm
 from nao.geodesic import join
 from nao.polyline import path_energy
 from nao.shell import shell_of
@@ -30,6 +30,13 @@ def integral(points: torch.Tensor) -> float:
 
 def slerp_energy(a: torch.Tensor, b: torch.Tensor) -> float:
     return integral(slerp(a, b, 2001))
+
+
+def price(x: torch.Tensor, point: torch.Tensor) -> float:
+    """What ``point`` costs as the centroid of ``x``: its paths, and how much less likely its norm is than the mode."""
+    d = point.numel()
+    unlikely = log_density(torch.tensor(typical_norm(d)), d) - log_density(point.norm(), d)
+    return interpolate(x, point.expand_as(x)).energy.sum().item() + unlikely.item()
 
 
 def plane_curve(d: int, norms: tuple[float, float], angle: float, points: int) -> torch.Tensor:

@@ -16,13 +16,7 @@ from nao import (
     typical_norm,
 )
 from nao.polyline import descend_centroid
-from tests.nao.problems import SHAPE, D, seeds, slerp_energy, turned
-
-
-def price(x: torch.Tensor, point: torch.Tensor) -> float:
-    """What ``point`` costs as the centroid of ``x``: its paths, and how much less likely its norm is than the mode."""
-    mode = log_density(torch.tensor(typical_norm(D)), D) - log_density(point.norm(), D)
-    return interpolate(x, point.expand_as(x)).energy.sum().item() + mode.item()
+from tests.nao.problems import SHAPE, D, price, seeds, slerp_energy, turned
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

@@ -62,11 +62,18 @@ def test_derivatives_are_those_of_the_energy(d):
     across = (energy(turn=step).energy - energy(turn=-step).energy) / (2 * step) / shell.waist_cost
     along = (energy(rise=step).energy - energy(rise=-step).energy) / (2 * step) / shell.waist_cost
     turn = 1e-5 * angle  # the momentum changes within small angles
-    stiffness = ((energy(turn=turn).momentum - energy(turn=-turn).momentum) / (2 * turn)).clamp_min(0)
+    turned, risen = (energy(turn=turn), energy(turn=-turn)), (energy(rise=step), energy(rise=-step))
+    stiffness = (turned[0].momentum - turned[1].momentum) / (2 * turn)
+    coupling = (risen[0].momentum - risen[1].momentum) / (2 * step)
+    radial_stiffness = (risen[0].end_slope - risen[1].end_slope) / (2 * step)
     scale = paths.b.cosh()  # differences of large energies have their rounding
     torch.testing.assert_close(across / scale, paths.momentum / scale, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(along / scale, paths.end_slope / scale, rtol=1e-4, atol=2e-3)
     torch.testing.assert_close(stiffness / scale, paths.stiffness / scale, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(coupling / scale, paths.coupling / scale, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(radial_stiffness / scale, paths.radial_stiffness / scale, rtol=1e-3, atol=1e-3)
+    pull = torch.hypot(paths.momentum, paths.end_slope)
+    torch.testing.assert_close(pull, scale, rtol=1e-12, atol=0)
 
 
 def test_near_ends_are_joined_by_what_is_all_but_a_chord():
