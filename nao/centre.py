@@ -121,7 +121,7 @@ class _Problem:
         return self.at(self.own[which], self.seeds.gather(1, which[:, None])[:, 0])
 
     def seed_bounds(self) -> Tensor:
-        """What each seed costs at least as the centre ``[G, n]``: no path is shorter than along the waist or a radius."""
+        """What each seed costs at least as the centre ``[G, n]``: no path is shorter than the waist or a radius."""
         apart = self.gram.clamp(-1, 1).acos() * self.shell.waist_cost
         radial = radial_cost(self.seeds.exp(), self.shell.d)
         return torch.maximum(apart, (radial[:, None] - radial[..., None]).abs()).sum(2) + self.unlikely(self.seeds)

@@ -7,7 +7,6 @@ so a stopped run goes on where it was; a shard that is listed twice, or is a cop
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from experiments.counting.count_engines import Workers, dask, processes
 from experiments.counting.matcher import Patterns, patterns
 from experiments.counting.names import read_names
+from experiments.counting.rows import write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
 from experiments.results.files import CannotWrite, check_writable, digest, write_whole
 
@@ -119,15 +119,11 @@ def distinct(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCoun
 def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> None:
     """Names and counts without a header, as ``.tsv``, ``.csv`` or ``.json``; whole or not at all."""
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            delimiter = "," if path.suffix == ".csv" else "\t"
-            csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(zip(names, totals, strict=True))
-
+    rows = list(zip(names, totals, strict=True))
     if path.suffix == ".json":
-        _write_json(path, dict(zip(names, totals, strict=True)))
+        _write_json(path, dict(rows))
     else:
-        write_whole(path, write)
+        write_whole(path, lambda temporary: write_rows(temporary, path.suffix, rows))
 
 
 def run(options: argparse.Namespace) -> None:

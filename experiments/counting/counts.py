@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 from collections import Counter
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.counting.frequency import bucket_by_rank, bucket_by_threshold
+from experiments.counting.rows import read_rows
+from experiments.naming import distinct_names
 
 HEAD, TAIL = 1_000_000, 10_000  # mentions in LAION-2B (RNRI, Table 3)
 RANKS = (235, 509, 256)  # sizes of head, medium and tail of ImageNet-1k (RNRI, Table 3)
@@ -29,7 +30,7 @@ class CountTable:
     """Counts and where they come from.
 
     Attributes:
-        counts: mentions by name (or class index, or WordNet id) as written in the file, in the file's order.
+        counts: mentions by name (or class index, or WordNet id) in canonical form, in the file's order.
         path: the file as it was named.
         sha256: of the file's bytes.
         columns: names of the two columns read; positions (``1``, ``2``) where the file has no header.
@@ -64,17 +65,18 @@ def read_count_table(path: str | Path, name: str | None = None, count: str | Non
         raise ValueError(f"{path} does not exist: name a .json, .csv or .tsv file of names and counts.")
     try:
         rows, columns = readers[path.suffix.lower()](path, name, count)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
     return CountTable(_checked(path, rows), str(path), hashlib.sha256(path.read_bytes()).hexdigest(), columns)
 
 
 def _read_table(path: Path, name: str | None, count: str | None) -> tuple[list[tuple[str, Any]], tuple[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",") if row]
+    rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} is empty: it must hold a name and a count in each row.")
     header = [cell.strip() for cell in rows[0]]
+    if name is count is None and len(header) == 2 and header[1].isdecimal():
+        header = []  # a concept may be called by a usual label: index, label
     name = name or _usual(header, _NAME_LABELS)
     count = count or _usual(header, _COUNT_LABELS)
     if name is None and count is None:
@@ -127,12 +129,10 @@ def _field(path: Path, record: Any, label: str) -> Any:
 def _checked(path: Path, rows: Sequence[tuple[str, Any]]) -> dict[str, int]:
     if not rows:
         raise ValueError(f"{path} holds no counts: it must hold a name and a count in each row.")
-    counts: dict[str, int] = {}
-    for name, value in rows:
-        if name in counts:
-            raise ValueError(f"{path} holds {name!r} twice: keep one count a name, or use class indices as names.")
-        counts[name] = _whole(path, name, value)
-    return counts
+    names = distinct_names(
+        (name for name, _ in rows), str(path), "keep one count a name, or use class indices as names"
+    )
+    return {name: _whole(path, name, value) for name, (_, value) in zip(names, rows, strict=True)}
 
 
 def _whole(path: Path, name: str, value: Any) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.counting.imagenet import imagenet_classes
+from experiments.counting.rows import read_rows
+from experiments.naming import canonical, distinct_names
 
 IMAGENET = "imagenet1k"
 
@@ -17,11 +18,12 @@ def read_names(source: str) -> dict[str, tuple[str, ...]]:
 
     Args:
         source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or a file: ``.txt`` or
-            ``.tsv`` (a concept a line: its name, then synonyms, parted by tabs), ``.csv`` (parted by commas) or
-            ``.json`` (a list of names, or an object of lists of synonyms by name).
+            ``.tsv`` (a concept a line: its name, then synonyms, parted by tabs; quotation marks are signs like
+            others), ``.csv`` (parted by commas) or ``.json`` (a list of names, or an object of lists of synonyms by name).
 
     Raises:
-        ValueError: file missing, of unknown ending or form, without names, or with a name twice.
+        ValueError: file missing, of unknown ending or form, without names, or with a name twice
+            (names are compared, and given back, in canonical form).
     """
     if source == IMAGENET:
         return {c.name: c.synonyms for c in imagenet_classes()}
@@ -32,15 +34,13 @@ def read_names(source: str) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"{path} does not exist: give a file of names, or {IMAGENET}.")
     try:
         rows = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as names ({error}).") from None
     return _checked(path, rows)
 
 
 def _read_lines(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t")
-        cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    cells = ([cell.strip() for cell in row if cell.strip()] for row in read_rows(path))
     return [row for row in cells if row]
 
 
@@ -59,12 +59,8 @@ def _row(path: Path, entry: object) -> list[str]:
             raise ValueError(f"{path} holds {entry!r:.60}: give each name a list of synonyms, [] for none.")
 
 
-def _checked(path: Path, rows: Iterable[list[str]]) -> dict[str, tuple[str, ...]]:
-    names: dict[str, tuple[str, ...]] = {}
-    for row in rows:
-        if row[0] in names:
-            raise ValueError(f"{path} holds {row[0]!r} twice: put all its synonyms on one line.")
-        names[row[0]] = tuple(dict.fromkeys(row))
+def _checked(path: Path, rows: Sequence[list[str]]) -> dict[str, tuple[str, ...]]:
+    names = distinct_names((row[0] for row in rows), str(path), "put all its synonyms on one line")
     if not names:
         raise ValueError(f"{path} holds no names.")
-    return names
+    return {name: tuple(dict.fromkeys(map(canonical, row))) for name, row in zip(names, rows, strict=True)}

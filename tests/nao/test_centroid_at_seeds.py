@@ -90,7 +90,7 @@ def test_seeds_that_all_but_coincide(distance, scale):
 
 @pytest.mark.parametrize("scale", [0.8, 1.2])
 def test_a_cluster_far_off_the_typical_norm_is_cheaper_than_the_likely_norms(scale):
-    """At d = 16,384 the way to the shell and back costs more than all else, and the mean direction leads to the shell."""
+    """At d = 16,384 the way to the shell and back costs more than all else; the mean direction leads there."""
     a, b = scale * project(seeds(2, shape=(4, 64, 64)))
     x = torch.stack([a, a + 1e-3 * b, b])
     found = centroid(x)
@@ -101,8 +101,14 @@ def test_a_cluster_far_off_the_typical_norm_is_cheaper_than_the_likely_norms(sca
 def test_each_of_a_batch_is_what_it_is_alone():
     between = interpolate(A, B, 3).points[1]
     x = torch.stack(
-        [*(pattern(word) for word in ("aab", "aba", "aaa", "abc")), 0.8 * pattern("abb"), torch.stack([A, between, B])]
-        + [torch.stack([A, 1.1 * A, B]), torch.stack([A, A + 1e-6 * C, 2 * B]), 1.3 * pattern("abc")]
+        [
+            *(pattern(word) for word in ("aab", "aba", "aaa", "abc")),
+            0.8 * pattern("abb"),
+            torch.stack([A, between, B]),
+            torch.stack([A, 1.1 * A, B]),
+            torch.stack([A, A + 1e-6 * C, 2 * B]),
+            1.3 * pattern("abc"),
+        ]
     )
     together = centroid(x)
     assert together.converged.all()
