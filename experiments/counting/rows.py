@@ -42,7 +42,9 @@ def write_rows(path: Path, ending: str, rows: Iterable[Sequence[object]]) -> Non
     cells = [[str(cell) for cell in row] for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         if ending.lower() == ".csv":
-            csv.writer(file, lineterminator="\n").writerows(cells)
+            # Python before 3.13 leaves a cell with a carriage return bare.
+            quoting = csv.QUOTE_ALL if any("\r" in cell for row in cells for cell in row) else csv.QUOTE_MINIMAL
+            csv.writer(file, lineterminator="\n", quoting=quoting).writerows(cells)
             return
         if any(sign in cell for row in cells for cell in row for sign in "\t\n\r") or cells[:1] == [[_MARK]]:
             cells = [
