@@ -31,7 +31,7 @@ class NoiseMaps(ABC):
     by construction where every step adds noise. One that adds none (to a clean end at ``a = 1``, or that changes
     nothing) has a map of zero, and the inversion is then not exact.
 
-    The draws are the same for every image, so that an image's result does not depend on its batch.
+    The draws are the same for every image, so that in float32 an image's result does not depend on its batch.
 
     Attributes:
         seed: of the draws.

@@ -33,7 +33,7 @@ class ReNoise(IterativeSolver):
     ``rounds`` above 0 edits the predictions towards white noise, those from the window's begin on before they lead to
     the next iterate, and their mean at the end (Parmar et al. 2023, arXiv 2302.03027); the authors make 4 rounds.
     These gradients never enter the network. The reference is the prediction at a draw of ``q(z_t | z_0)``, one more
-    evaluation a step; its noise is the same for every image, so that an image's result does not depend on its batch.
+    evaluation a step; its noise is the same for every image, so that in float32 a result does not depend on the batch.
 
     The returned latent is an average that was never evaluated: unless an iterate is within ``tolerance``
     before, ``residual`` is that of the last one evaluated.

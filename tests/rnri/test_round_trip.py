@@ -17,6 +17,7 @@ from rnri import (
     RNRIMinimumNorm,
     RNRIPaper,
     SafeguardedAnderson,
+    accelerated,
     measured,
     sample,
 )
@@ -101,3 +102,18 @@ def test_the_embedded_model_round_trips_within_the_tolerance(embedded, solver):
     again = inverter.reconstruct(inversion, model.predictor(prompts), steps)
     assert inversion.converged.all() and (inversion.residual <= solver.tolerance).all()
     assert ((again - z0).abs().flatten(1).mean(1) < 20 * len(steps) * solver.tolerance).all()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_in_float32_an_image_of_the_embedded_model_does_not_depend_on_its_batch(embedded, guidance):
+    """The network's sums do, in their last digits; half precision has few enough of them for that to show."""
+    model, prompts, z0 = embedded
+    inverter, steps = accelerated(), model.schedule(5)
+    together = inverter.invert(z0, model.predictor(prompts, guidance), steps)
+    images = inverter.reconstruct(together, model.predictor(prompts, guidance), steps)
+    for i, prompt in enumerate(prompts):
+        predictor = model.predictor([prompt], guidance)
+        alone = inverter.invert(z0[i : i + 1], predictor, steps)
+        torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(images[i], inverter.reconstruct(alone, predictor, steps)[0], rtol=0, atol=1e-4)
+        assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
