@@ -32,6 +32,11 @@ class Networks:
     classifier: Classifier
 
     @cached_property
+    def model_fingerprint(self) -> str:
+        """Of the text-to-image model, which no experiment changes."""
+        return self.model.fingerprint
+
+    @cached_property
     def clip_fingerprint(self) -> str:
         """Of CLIP's weights, preprocessing and words."""
         clip = self.clip
@@ -115,4 +120,4 @@ class ConceptTask:
 
     def dependencies(self) -> dict[str, Any]:
         """What every unit depends on, whatever the experiment."""
-        return {"checkpoint": self.networks.model.fingerprint, "numerics": self.numerics, "seed": self.seed}
+        return {"checkpoint": self.networks.model_fingerprint, "numerics": self.numerics, "seed": self.seed}

@@ -19,7 +19,8 @@ def read_names(source: str) -> dict[str, tuple[str, ...]]:
     Args:
         source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or a file: ``.txt`` or
             ``.tsv`` (a concept a line: its name, then synonyms, parted by tabs; quotation marks are signs like
-            others), ``.csv`` (parted by commas) or ``.json`` (a list of names, or an object of lists of synonyms by name).
+            others), ``.csv`` (parted by commas) or ``.json`` (a list of names, or an object of lists of synonyms by
+            name).
 
     Raises:
         ValueError: file missing, of unknown ending or form, without names, or with a name twice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -78,9 +79,13 @@ class InversionStage:
         columns = {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
         return Seeds(**columns | {name: columns[name].to(images.device) for name in ("z0", "seed")})
 
+    @cached_property
+    def _checkpoint(self) -> str:
+        return self.model.fingerprint
+
     def _key(self, image: Tensor, prompt: str) -> str:
         return self.store.key(
-            checkpoint=self.model.fingerprint,
+            checkpoint=self._checkpoint,
             numerics=dict(self.numerics),
             method=self.settings,
             timesteps=self.schedule.timesteps.tolist(),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from checked import Dtype, Guidance, Name
 from rnri.models.checkpoint import load_pipeline
-from rnri.models.fingerprint import fingerprint, state_of
+from rnri.models.fingerprint import fingerprint
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
@@ -52,8 +52,6 @@ class LatentDiffusion:
         _check_architecture(pipeline)
         self.pipeline, self.default_guidance = pipeline, _as_guidance(default_guidance)
         check_scheduler(pipeline.scheduler)
-        self.alpha_bar = alpha_bar_table(pipeline.scheduler)
-        self._known: tuple[object, str] = None, ""
 
     @classmethod
     def from_pretrained(
@@ -88,6 +86,11 @@ class LatentDiffusion:
         return torch.device(self.pipeline._execution_device)
 
     @property
+    def alpha_bar(self) -> Tensor:
+        """Cumulative alphas of the pipeline's scheduler, float64 ``[num_train_timesteps]``."""
+        return alpha_bar_table(self.pipeline.scheduler)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The UNet's."""
         return self.pipeline.unet.dtype
@@ -113,15 +116,10 @@ class LatentDiffusion:
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of weights and configuration, the same wherever the checkpoint lies.
 
-        Adapters count, with their scales and whether they are on. Every weight is read on first use, and again after
-        a change. Weights in another dtype are another checkpoint.
+        Adapters count, with their scales and whether they are on. Every weight is read at every use, for a weight can
+        change without a sign: keep the value where the model stays as it is. Weights in another dtype are another
+        checkpoint.
         """
-        state = (state_of(self._modules()), str(sorted(_public(self.pipeline.scheduler.config).items())))
-        if self._known[0] != state:
-            self._known = state, self._fingerprint()
-        return self._known[1]
-
-    def _fingerprint(self) -> str:
         settings: dict[str, object] = {"scheduler": _public(self.pipeline.scheduler.config)}
         for name, part in self.pipeline.components.items():
             if name.startswith("tokenizer") and part is not None:

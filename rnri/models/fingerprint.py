@@ -11,6 +11,7 @@ from torch import nn
 
 FREE_U = ("b1", "b2", "s1", "s2")
 TILES = ("use_tiling",)
+SAME_MATHEMATICS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FusedAttnProcessor2_0")
 
 
 def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]) -> str:
@@ -48,7 +49,8 @@ def switches(module: nn.Module) -> dict[str, object]:
         state = _adapters(part)
         state |= {key: getattr(part, key, None) for key in FREE_U if hasattr(part, "resnets")}
         if hasattr(part, "processor"):
-            state["processor"] = type(part.processor).__name__
+            kind = type(part.processor).__name__
+            state["processor"] = None if kind in SAME_MATHEMATICS else kind
             state["scale"] = getattr(part.processor, "scale", None)
         state = {key: value for key, value in state.items() if value is not None}
         if state:
@@ -62,11 +64,3 @@ def _adapters(part: nn.Module) -> dict[str, object]:
         return {}
     active = [] if getattr(part, "disable_adapters", False) else list(part.active_adapters)
     return {"scales": {name: part.scaling.get(name) for name in active}, "merged": getattr(part, "merged_adapters", [])}
-
-
-def state_of(modules: Mapping[str, nn.Module]) -> tuple:
-    """What is other after a change: of every tensor where it lies and how often it was written to, and the switches."""
-    tensors = (
-        (id(t), t.data_ptr(), t._version) for m in modules.values() for t in m.state_dict(keep_vars=True).values()
-    )
-    return (*tensors, *(_canonical(switches(module)) for module in modules.values()))

@@ -110,7 +110,8 @@ def steps_of(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor, Ten
         following = timesteps - len(table) // int(steps)
         final = _final_alpha_bar(own)
     elif isinstance(scheduler, DISTILLED):
-        following, final = _next_entries(timesteps), _final_alpha_bar(own)
+        # TCD's last step ends at its first table entry, LCM's returns the clean latent, whatever the settings say.
+        following, final = _next_entries(timesteps), float(table[0]) if isinstance(own, TCDScheduler) else 1.0
     else:
         _check_sigmas(own, table, timesteps)
         following, final = _next_entries(timesteps), 1 / (1 + float(own.sigmas[-1]) ** 2)

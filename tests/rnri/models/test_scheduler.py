@@ -115,3 +115,19 @@ def test_the_scheduler_is_left_as_it_was():
     before = scheduler.timesteps.clone(), scheduler.sigmas.clone()
     Schedule.from_scheduler(scheduler, 4)
     assert torch.equal(scheduler.timesteps, before[0]) and torch.equal(scheduler.sigmas, before[1])
+
+
+def test_a_tcd_and_an_lcm_walk_ends_where_theirs_does():
+    z, eps = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for kind, options in [(TCDScheduler, {"eta": 0.0}), (LCMScheduler, {})]:
+        for to_one in (True, False):
+            scheduler = kind(**BETAS, set_alpha_to_one=to_one)
+            steps = Schedule.from_scheduler(scheduler, 4)
+            if kind is LCMScheduler:
+                assert steps.alpha_bar_next[-1] == 1
+                continue
+            scheduler.set_timesteps(4)
+            for i in range(4):
+                a, b = steps.coefficients(i)
+                expected = scheduler.step(eps, scheduler.timesteps[i], z, **options).prev_sample
+                torch.testing.assert_close((z - b * eps) / a, expected, rtol=1e-4, atol=1e-4)
