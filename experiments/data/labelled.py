@@ -53,7 +53,7 @@ class LabelledDrawings:
     folder: Name
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
-    workers: int = field(init=False, default=0)  # all is in memory
+    workers: Whole = field(init=False, default=0)  # all is in memory
 
     def prepare(self, image_size: int) -> None:
         check_corpus(self.folder)

@@ -66,7 +66,7 @@ class Arm:
         return Cost(rows_of(self.guidance) * cost.evaluations, cost.decodings)
 
 
-def inverted_seeds(seeds: Tensor, count: int) -> Tensor:
+def inverted_seeds(seeds: Tensor, count: Count) -> Tensor:
     """An ``initialise``: the first ``count`` of the references' own seeds ``[G, R, C, h, w]``, without NAO.
 
     Raises:
