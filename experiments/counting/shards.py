@@ -7,7 +7,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
@@ -85,17 +87,51 @@ def _expand(url: str, storage: dict[str, Any]) -> Iterator[Shard]:
     try:
         system, path = url_to_fs(url if "://" in url else os.path.abspath(url), **storage)
         if any(sign in path for sign in "*?[") and not system.exists(path):
-            infos = system.glob(path, detail=True)
+            found = system.glob(path, detail=True)
+            infos = {name: info for name, info in found.items() if not _is_passed_over(name, path)}
         elif system.isdir(path):
-            infos = {name: info for name, info in system.find(path, detail=True).items() if name.endswith(".parquet")}
+            found = system.find(path, detail=True)
+            infos = {
+                name: info
+                for name, info in found.items()
+                if name.endswith(".parquet") and not _is_passed_over(name, path.rstrip("/") + "/")
+            }
         else:
             infos = {path: system.info(path)} if system.exists(path) else {}
+        infos = {name: _followed(name, info) for name, info in infos.items()}
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or url} is a link to nothing: mend or remove it.") from None
     except Exception as error:  # every file system has its own
         raise ValueError(f"{url} cannot be listed ({_line(error)}).") from None
     for name, info in infos.items():
-        if info["type"] == "file":
+        if info["type"] != "directory":
             version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
             yield Shard(system.unstrip_protocol(name), info["size"], version, json.dumps(storage, sort_keys=True))
+
+
+def _is_passed_over(name: str, asked: str) -> bool:
+    """Whether a file found below ``asked``, a folder or pattern, is hidden or temporary, as Spark and others name it.
+
+    That is where a part of its path that ``asked`` does not itself name begins with ``.`` or ``_``; Hive's partitions
+    (``_x=...``) excepted.
+    """
+    named = asked.split("/")
+    fixed = next((k for k, part in enumerate(named) if any(sign in part for sign in "*?[")), len(named) - 1)
+    wanted = [part for part in named[fixed:] if part[:1] in (".", "_")]
+    for part in name.split("/")[fixed:]:
+        hidden = part.startswith(".") or (part.startswith("_") and "=" not in part)
+        if hidden and not any(fnmatchcase(part, pattern) for pattern in wanted):
+            return True
+    return False
+
+
+def _followed(name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """``info`` of what a local link leads to, as the hub's cache is made of; FileNotFoundError if it is nothing."""
+    if info["type"] in ("file", "directory") and not info.get("islink"):
+        return info
+    target = os.stat(name)
+    kind = "directory" if S_ISDIR(target.st_mode) else "file"
+    return info | {"type": kind, "size": target.st_size, "mtime": target.st_mtime}
 
 
 def _line(error: BaseException) -> str:
@@ -129,7 +165,8 @@ def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
         raise ValueError(f"{shard.url} has no column {column!r} (its columns: {columns}): set --column.")
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (text or pa.types.is_null(kind)):  # a column without any caption has the type null
         raise ValueError(f"{shard.url} holds {kind} in the column {column!r}: captions must be text.")
 
 
