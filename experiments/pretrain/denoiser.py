@@ -20,7 +20,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from checked import Count, Name, Positive, Seed, dataclass
+from checked import Count, Name, NotNegative, Seed, dataclass
 from experiments.data.augment import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
 from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half, saved
@@ -201,7 +201,7 @@ class PretrainDenoiser:
     vae: Name
     output: Name
     batch_size: Count
-    lr: Positive
+    lr: NotNegative  # 0 leaves the weights as they are
     decay_from: Annotated[float, Ge(0), Le(1)]
     drop_caption: Annotated[float, Ge(0), Le(1)]
     channels: Annotated[Sequence[Count], MinLen(1)]

@@ -1,9 +1,10 @@
-"""What runs write and read back: units, seeds, tables, figures, progress. It knows no experiment."""
+"""What runs write and read back: units, seeds, tables, figures, progress. It knows no experiment.
 
-from experiments.results.progress import Progress
+Counting imports from here without PyTorch, so that this hands on only what is light.
+"""
+
 from experiments.results.settings import describe
 
 __all__ = [
-    "Progress",
     "describe",
 ]

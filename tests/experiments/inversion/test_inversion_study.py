@@ -255,7 +255,7 @@ def test_residuals_are_drawn_where_evaluations_do_not_vary():
         (["task.settings.0.methods=[magic]"], "'magic'"),
         (["+method@task.methods.vae=ddim"], "'vae'"),
         (["task.reports=[pie]"], "pie"),
-        (["task.settings=[]"], "task.settings is empty"),
+        (["task.settings=[]"], "task.settings=[]: give a list of Setting, at least one"),
     ],
 )
 def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
