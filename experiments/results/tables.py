@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use(os.environ.get("MPLBACKEND", "Agg"))  # notebooks name theirs
 
 import numpy as np
 import pandas as pd
