@@ -7,14 +7,20 @@ from pathlib import Path
 
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import nn
 
 from rnri.models.folder import UNUSED_PARTS, check_folder, check_parts, is_local, parts_of, variant_of
 
 REQUIRED_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsistencyModelPipeline")
+KINDS = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
+"""The pipelines that are known here, in memory or on disk."""
 
 
 def load_pipeline(
@@ -29,7 +35,7 @@ def load_pipeline(
     source, dtype = str(path), _as_dtype(dtype)
     local = is_local(source)
     if local:
-        check_folder(Path(source), variant)
+        check_folder(Path(source))
     index = _model_index(source, local_files_only, revision)
     _check_index(source, index)
     if local:
@@ -87,17 +93,17 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _check_index(source: str, index: Mapping[str, object]) -> None:
-    parts, kind = parts_of(index), index.get("_class_name")
+    parts, kind, known = parts_of(index), index.get("_class_name"), [kind.__name__ for kind in KINDS]
     if "unet" not in parts:
         raise ValueError(
             f"checkpoint {source!r} is a {kind} without a UNet; "
             "use a Stable Diffusion 1.x, 2.x, XL, turbo or LCM checkpoint."
         )
-    if kind not in PIPELINES:
+    if kind not in known:
         raise ValueError(
             f"model_index.json of checkpoint {source!r} says that it is a {kind}, which is no text-to-image pipeline "
-            f"known here: if its parts are those of one, set _class_name to {', '.join(PIPELINES[:-1])} or "
-            f"{PIPELINES[-1]}."
+            f"known here: if its parts are those of one, set _class_name to {', '.join(known[:-1])} or "
+            f"{known[-1]}."
         )
     missing = [name for name in REQUIRED_PARTS if name not in parts]
     if missing:

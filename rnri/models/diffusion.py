@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    LatentConsistencyModelPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from checked import Dtype, Guidance, Name
-from rnri.models.checkpoint import load_pipeline
+from rnri.models.checkpoint import KINDS, load_pipeline
 from rnri.models.fingerprint import fingerprint
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
@@ -28,7 +23,6 @@ from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
 from rnri.models.scheduler import alpha_bar_table, check_scheduler
 
-KINDS = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
 PROBES = ("cat", "dog", "red", "sun", "owl", "car", "hat", "cow", "box")  # no vocabulary takes all for one
 
 
@@ -78,7 +72,10 @@ class LatentDiffusion:
         pipeline = load_pipeline(
             path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision
         )
-        return cls(pipeline.to(device), default_guidance)
+        model = cls(pipeline.to(device), default_guidance)
+        for module in model._modules().values():  # the pipeline is ours: nothing is to be switched at every call
+            module.eval().requires_grad_(False)
+        return model
 
     @property
     def device(self) -> torch.device:

@@ -32,16 +32,16 @@ def parts_of(index: Mapping[str, object]) -> list[str]:
     return [name for name in named if name not in UNUSED_PARTS]
 
 
-def check_folder(folder: Path, variant: str | None) -> None:
+def check_folder(folder: Path) -> None:
     """ValueError unless ``folder`` is one that ``save_pretrained`` writes, with an index that can be read."""
-    if folder.is_file() or (not folder.exists() and folder.suffix.lower() in SINGLE_FILES):
+    if folder.is_file():
         raise ValueError(
             f"checkpoint {str(folder)!r} is a single file: turn it into a folder once with diffusers' "
             "StableDiffusionPipeline.from_single_file(FILE, config=FOLDER_OR_HUB_ID_OF_THE_SAME_ARCHITECTURE)"
             ".save_pretrained(FOLDER), or StableDiffusionXLPipeline's, and give that folder."
-            if folder.is_file()
-            else f"checkpoint file {str(folder)!r} does not exist."
         )
+    if not folder.exists() and folder.suffix.lower() in SINGLE_FILES:
+        raise ValueError(f"checkpoint file {str(folder)!r} does not exist.")
     if not folder.is_dir():
         raise ValueError(
             f"checkpoint folder {str(folder)!r} does not exist; give a folder saved by diffusers' "
@@ -115,10 +115,10 @@ def _variants(part: Path) -> set[str | None]:
     for path in part.iterdir():
         match = re.fullmatch(
             r"(?:model|pytorch_model|diffusion_pytorch_model)(?:\.([\w-]+?))?(?:-\d+-of-\d+)?"
-            r"\.(?:safetensors|bin)(?:\.index(?:\.([\w-]+))?\.json)?",
+            r"\.(?:safetensors|bin)",
             path.name,
         )
-        if match and not path.name.endswith(".json"):
+        if match:
             found.add(match.group(1))
     return found
 
@@ -128,9 +128,9 @@ def _check_weights(folder: Path, name: str, variant: str | None) -> None:
     if variant in found or None in found:
         return
     if found:
-        others = ", ".join(sorted(filter(None, found)))
+        others = sorted(filter(None, found))
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} has the weights of its part {name!r} only as the variant {others}: set "
-            f"model.variant={sorted(filter(None, found))[0]}."
+            f"checkpoint folder {str(folder)!r} has the weights of its part {name!r} only as the variant "
+            f"{', '.join(others)}: set model.variant={others[0]}."
         )
     raise ValueError(f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}.")
