@@ -138,7 +138,7 @@ def test_weights_and_biases_offline_gets_the_same(tmp_path):
     ("overrides", "message"),
     [
         (["data.concepts=[camel,zebra]"], "'zebra'"),
-        (["data.concepts=0"], "at least 1"),
+        (["data.concepts=0"], "data.concepts=0: give a number of concepts a bucket"),
         (["data.buckets=[middle]"], "middle"),
         (["data.folder=/nowhere"], "/nowhere"),
         (["data.classifier=/nowhere"], "/nowhere"),
