@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
 from rnri.models.scheduler import alpha_bar_table, check_scheduler
+from rnri.models.single import SingleCopy
 
 PROBES = ("cat", "dog", "red", "sun", "owl", "car", "hat", "cow", "box")  # no vocabulary takes all for one
 
@@ -46,6 +46,7 @@ class LatentDiffusion:
         _check_architecture(pipeline)
         self.pipeline, self.default_guidance = pipeline, _as_guidance(default_guidance)
         check_scheduler(pipeline.scheduler)
+        self._single_vae = SingleCopy()
 
     @classmethod
     def from_pretrained(
@@ -61,14 +62,15 @@ class LatentDiffusion:
     ) -> LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
 
-        ``dtype="auto"`` is float16 on a GPU and float32 on a CPU, where halves are slower.
+        ``dtype="auto"`` is float16 on a GPU and float32 on a CPU, where halves are slower, and on MPS, where they can
+        overflow.
 
         Raises:
             ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
                 unreachable hub id, or a pipeline that is not a text-to-image latent diffusion with a UNet.
         """
         if dtype == "auto":
-            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+            dtype = torch.float32 if torch.device(device).type in ("cpu", "mps") else torch.float16
         pipeline = load_pipeline(
             path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision
         )
@@ -94,20 +96,25 @@ class LatentDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(C, h, w)``."""
-        config = self.pipeline.unet.config
+        """``(C, h, w)``; of a UNet without a ``sample_size``, that of the VAE's images."""
+        config, vae = self.pipeline.unet.config, self.pipeline.vae.config
         size = config.sample_size
+        if size is None and vae.sample_size is not None:
+            size = [side // self._scale for side in _both_sides(vae.sample_size)]
         if size is None:
             raise ValueError("the UNet's config.json has no sample_size: set it to the latents' side, or both sides.")
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        return config.in_channels, *_both_sides(size)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """``(H, W)`` in pixels."""
         _, height, width = self.latent_shape
-        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
-        return height * factor, width * factor
+        return height * self._scale, width * self._scale
+
+    @property
+    def _scale(self) -> int:
+        """Pixels to a side of a latent's element."""
+        return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
 
     @property
     def fingerprint(self) -> str:
@@ -225,21 +232,13 @@ class LatentDiffusion:
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         return torch.randn(self.latent_shape, generator=generator)
 
-    @cached_property
+    @property
     def _vae(self) -> nn.Module:
         """The VAE; of one that overflows in half precision, as SDXL's does, a copy in single precision."""
         vae = self.pipeline.vae
         if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
             return vae
-        weights = vae.state_dict()
-        if any(weight.is_meta for weight in weights.values()):
-            raise ValueError(
-                "the VAE overflows in half precision and lies offloaded where no copy can be made: load it in float32, "
-                "or use enable_model_cpu_offload."
-            )
-        single = type(vae).from_config(vae.config)
-        single.load_state_dict(weights)
-        return single.float().to(self.device).eval().requires_grad_(False)
+        return self._single_vae.of(vae, self.device)
 
     def _modules(self) -> dict[str, nn.Module]:
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
@@ -297,6 +296,11 @@ class LatentDiffusion:
     def _guidance_embedding(self, guidance: float, width: int) -> Tensor:
         scale = torch.tensor([guidance - 1])
         return self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width).to(self.device, self.dtype)
+
+
+def _both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """``(height, width)`` of a size that is one side, or both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _as_guidance(guidance: float) -> float:

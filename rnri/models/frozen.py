@@ -13,10 +13,12 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     """``modules`` in evaluation mode, without gradients to their weights, for as long as the block runs.
 
     They belong to the user's pipeline, which is left as it was found, also after an exception. What is computed again
-    in a backward pass has to enter the block again.
+    in a backward pass has to enter the block again. Every entry looks anew, so that a mode, a gradient or an adapter
+    that the user changes between two entries is seen.
     """
-    training = [part for module in modules for part in module.modules() if part.training]
-    weights = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+    parts = _parts(modules)
+    training = [part for part in parts if part.training]
+    weights = [w for part in parts for w in part._parameters.values() if w is not None and w.requires_grad]
     try:
         for part in training:
             part.training = False  # of this part alone: train() would reach those below it
@@ -28,3 +30,16 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             part.training = True
         for weight in weights:
             weight.requires_grad = True
+
+
+def _parts(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
+    """``modules`` and all below them; one that is reached twice may stand twice.
+
+    ``nn.Module``'s own walks make a name for each part, which took ten times as long: they stand in every evaluation
+    of the network.
+    """
+    found = list(modules)
+    for part in found:  # which grows while it is read
+        if part._modules:
+            found += [child for child in part._modules.values() if child is not None]
+    return found

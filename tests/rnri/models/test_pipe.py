@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rnri import LatentDiffusion, accelerated
+from rnri.models.frozen import frozen
 from tests.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 PROMPTS = ["a cat", "a dog"]
@@ -77,6 +78,35 @@ def test_training_mode_does_not_change_what_comes_out():
     assert torch.equal(LatentDiffusion(pipe).predictor(PROMPTS)(z, 500), expected)
 
 
+def test_a_mode_or_gradient_that_changes_between_two_calls_is_seen(monkeypatch):
+    """Every entry looks anew, by a walk that names no part: that took longer than a small network's evaluation."""
+    pipe = tiny_stable_diffusion()
+    module = pipe.unet.mid_block
+    for walk in ("modules", "parameters"):
+        monkeypatch.setattr(torch.nn.Module, walk, lambda *_: pytest.fail("the slow walk"))
+    for training, gradient in ((True, True), (False, True), (True, False)):
+        module.training = module.resnets[0].training = training
+        weight = module.resnets[0].conv1.weight
+        weight.requires_grad = gradient
+        with frozen(pipe.unet):
+            assert not (module.training or module.resnets[0].training or weight.requires_grad)
+        assert (module.training, module.resnets[0].training, weight.requires_grad) == (training, training, gradient)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
+def test_halves_are_the_automatic_choice_on_a_gpu_alone(device, monkeypatch):
+    asked = {}
+
+    def refuse(path, **options):
+        asked.update(options)
+        raise ValueError("as far as here")
+
+    monkeypatch.setattr("rnri.models.diffusion.load_pipeline", refuse)
+    with pytest.raises(ValueError, match="as far as here"):
+        LatentDiffusion.from_pretrained("folder", device=device, dtype="auto")
+    assert asked["dtype"] == (torch.float16 if device == "cuda" else torch.float32)
+
+
 @pytest.mark.parametrize("upcast", [True, False])
 def test_a_half_precision_vae_that_overflows_is_used_in_a_copy(upcast):
     pipe = tiny_stable_diffusion().to(torch.float16)
@@ -86,6 +116,52 @@ def test_a_half_precision_vae_that_overflows_is_used_in_a_copy(upcast):
     assert (model._vae is pipe.vae) == (not upcast)
     model.encode(torch.rand(1, 3, 16, 16))
     assert pipe.vae.dtype == torch.float16
+
+
+def upcast_pipe():
+    pipe = tiny_stable_diffusion().to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=True)
+    return pipe
+
+
+def overwritten(pipe) -> None:
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.add_(0.25)
+
+
+def loaded(pipe) -> None:
+    weights = pipe.vae.state_dict()
+    pipe.vae.load_state_dict(weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + 0.25})
+
+
+def replaced(pipe) -> None:
+    pipe.vae = copy.deepcopy(pipe.vae)
+    pipe.vae.decoder.conv_out.bias.data += 0.25
+
+
+def with_a_new_weight(pipe) -> None:
+    pipe.vae.decoder.conv_out.bias = torch.nn.Parameter(pipe.vae.decoder.conv_out.bias.detach() + 0.25)
+
+
+@pytest.mark.parametrize("change", [overwritten, loaded, replaced, with_a_new_weight])
+def test_the_copy_follows_the_vae(change):
+    model = LatentDiffusion(upcast_pipe())
+    latents = model.noise([0], 0)
+    kept, before = model._vae, model.decode(latents, clamp=False)
+    assert model._vae is kept
+    change(model.pipeline)
+    after = model.decode(latents, clamp=False)
+    torch.testing.assert_close(after, before + 0.125, rtol=0, atol=1e-3)  # images are half of what the decoder gives
+
+
+def test_the_copy_has_tiles_where_the_vae_has():
+    model = LatentDiffusion(upcast_pipe())
+    assert not model._vae.use_tiling
+    model.pipeline.vae.enable_tiling()
+    model.pipeline.vae.tile_latent_min_size = 4
+    assert model._vae.use_tiling and model._vae.tile_latent_min_size == 4
+    model.pipeline.vae.disable_tiling()
+    assert not model._vae.use_tiling
 
 
 def test_an_offloaded_vae_that_cannot_be_copied_is_said():
@@ -132,9 +208,12 @@ def test_prompts_are_a_list_of_strings(prompts):
         LatentDiffusion(tiny_stable_diffusion()).predictor(prompts)
 
 
-def test_an_unet_without_a_size_is_said():
+def test_an_unet_without_a_size_has_its_vaes():
+    pipe = tiny_stable_diffusion(unet={"sample_size": None})
+    assert LatentDiffusion(pipe).latent_shape == (4, 8, 8) and LatentDiffusion(pipe).image_size == (16, 16)
+    pipe.vae.register_to_config(sample_size=None)
     with pytest.raises(ValueError, match="sample_size"):
-        _ = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": None})).image_size
+        _ = LatentDiffusion(pipe).image_size
 
 
 def test_a_checkpoint_that_is_not_square():
