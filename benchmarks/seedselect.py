@@ -104,7 +104,7 @@ class Bench:
 
     def bare(self) -> dict[str, float]:
         """Seconds of the UNet forward, of it forward and backward, of decoder and CLIP both ways, and forward."""
-        t, z = int(self.schedule.timesteps[len(self.schedule) // 2]), self.seeds.double()
+        t, z = self.schedule.timestep(len(self.schedule) // 2), self.seeds.double()
         networks = {"unet": lambda x: self.predictor(x, t), "loss": lambda x: self.clip(self.model.decode(x))}
         found = {}
         for name, network in networks.items():

@@ -58,7 +58,7 @@ def announce_cost(
     """
     network = decoder = 0.0
     if cost.evaluations:
-        predictor, t = model.predictor(prompts), int(model.schedule(1).timesteps[0])
+        predictor, t = model.predictor(prompts), model.schedule(1).timestep(0)
         noise = model.noise(range(len(prompts)), 0)
         with torch.no_grad():
             network = timed(lambda: predictor(noise, t), lambda: synchronise(noise.device)) / len(prompts)

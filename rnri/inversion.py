@@ -96,7 +96,7 @@ def check_schedule(inverter: Inverter, schedule: Schedule) -> None:
 
 @dataclass(frozen=True)
 class ImplicitInverter:
-    """Walks the schedule from clean to noisy and solves ``z_t = A z_s + B eps(z_t, t)`` at every step.
+    """Walks the schedule from clean to noisy and solves ``z_t = A z_s + B y(z_t, t)`` at every step.
 
     The equation is exactly the sampler's step, so a converged inversion reconstructs its latent. The state is
     float64 around a network in its own dtype.
@@ -239,7 +239,7 @@ def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -
     """The last three noise predictions, oldest first, with this step's; a step with B = 0 tells none."""
     if problem.b == 0:
         return noises
-    noise = problem.noise(solution.f)
+    noise = problem.prediction(solution.f)
     if noises:  # a sample whose step had no finite evaluation keeps its last one
         known = (~solution.residual.isinf()).to(noise.device).view(-1, 1, 1, 1)
         noise = torch.where(known, noise, noises[-1])

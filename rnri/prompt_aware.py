@@ -110,14 +110,14 @@ class PromptAware:
     def _invert(z: Tensor, predictor: NoisePredictor, end: Schedule) -> Tensor:
         for i in reversed(range(len(end))):
             a, b = end.coefficients(i)
-            z = a * z + b * predictor(z, int(end.timesteps[i]))
+            z = a * z + b * predictor(z, end.timestep(i))
         return z
 
     def _diffuse(self, z: Tensor, end: Schedule, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + k)
         noise = torch.randn(z.shape[1:], generator=generator, dtype=torch.float64).to(z)
-        a = float(end.alpha_bar[0])
-        return a**0.5 * z + (1 - a) ** 0.5 * noise
+        alpha, sigma, *_ = end.levels(0)
+        return alpha * z + sigma * noise
 
 
 def _above(table: Tensor, rows: int, value: float) -> Tensor:

@@ -65,7 +65,7 @@ def ddim_path(
 
 def check_chain(schedule: Schedule, method: str) -> None:
     """Raises ValueError unless every step ends at the noise level where the next begins."""
-    if not torch.equal(schedule.alpha_bar_next[:-1], schedule.alpha_bar[1:]):
+    if not torch.equal(schedule.alpha_next[:-1], schedule.alpha[1:]):
         raise ValueError(
             f"{method} joins neighbouring steps, but on this schedule a step does not end where the next begins; "
             "choose a number of steps that divides the scheduler's training timesteps."

@@ -45,7 +45,7 @@ class EDICT:
         z0, p = in_state_dtype(z0), self.mix
         x = y = z0
         for k, i in enumerate(reversed(range(len(schedule)))):
-            (a, b), t = schedule.coefficients(i), int(schedule.timesteps[i])
+            (a, b), t = schedule.coefficients(i), schedule.timestep(i)
             y = (y - (1 - p) * x) / p
             pair = [(x - (1 - p) * y) / p, y]
             for moved, seen in reversed(_order(i)):
@@ -58,7 +58,7 @@ class EDICT:
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         x, y, p = inversion.seed, inversion.extra["partner"], self.mix
         for i in range(len(schedule)):
-            (a, b), t = schedule.coefficients(i), int(schedule.timesteps[i])
+            (a, b), t = schedule.coefficients(i), schedule.timestep(i)
             pair = [x, y]
             for moved, seen in _order(i):
                 pair[moved] = (pair[moved] - b * predictor(pair[seen], t)) / a

@@ -106,7 +106,7 @@ class NullText:
         self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
     ) -> tuple[Condition, Tensor, Tensor]:
         """The negative condition of step ``i``, and its forward and backward evaluations, int64 ``[B]``."""
-        (a, b), t, denoiser = schedule.coefficients(i), int(schedule.timesteps[i]), predictor.denoiser
+        (a, b), t, denoiser = schedule.coefficients(i), schedule.timestep(i), predictor.denoiser
         with torch.no_grad():
             positive = predictor.unguided()(z, t)
         dtype = negative.text.dtype

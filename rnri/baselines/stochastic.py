@@ -26,9 +26,9 @@ Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
 class NoiseMaps(ABC):
     """Latents drawn independently at every level, and the noise maps that take a stochastic sampler through them.
 
-    The latents are ``z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) n_t``. A step's map is what the sampler must add to its mean,
+    The latents are ``z_t = alpha_t z_0 + sigma_t n_t``. A step's map is what the sampler must add to its mean,
     in standard deviations, to arrive at the next latent; one map a step is kept, ``extra["maps"] [B,N,C,h,w]``. Exact
-    by construction where every step adds noise. One that adds none (to a clean end at ``a = 1``, or that changes
+    by construction where every step adds noise. One that adds none (to a clean end at ``alpha = 1``, or that changes
     nothing) has a map of zero, and the inversion is then not exact.
 
     The draws are the same for every image, so that in float32 an image's result does not depend on its batch.
@@ -132,10 +132,10 @@ class SDEdit:
 
 
 def diffused(z0: Tensor, schedule: Schedule, seed: int) -> list[Tensor]:
-    """``sqrt(a) z_0 + sqrt(1 - a) n`` at every level ``a`` of the schedule, each with noise of its own."""
+    """``alpha z_0 + sigma n`` at every level of the schedule, each with noise of its own."""
     draws = draw_noise(z0, len(schedule), seed)
-    levels = schedule.alpha_bar.tolist()
-    return [math.sqrt(a) * z0 + math.sqrt(1 - a) * n for a, n in zip(levels, draws, strict=True)]
+    levels = zip(schedule.alpha.tolist(), schedule.sigma.tolist(), draws, strict=True)
+    return [alpha * z0 + sigma * n for alpha, sigma, n in levels]
 
 
 def draw_noise(like: Tensor, count: int, seed: int) -> Tensor:
@@ -145,9 +145,9 @@ def draw_noise(like: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _posterior(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> tuple[Tensor, float]:
-    """Mean and standard deviation of the DDPM step ``i`` (DDIM with eta = 1)."""
-    a_t, a_s = float(schedule.alpha_bar[i]), float(schedule.alpha_bar_next[i])
-    variance = (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
-    noise = predictor(z, int(schedule.timesteps[i]))
-    clean = (z - math.sqrt(1 - a_t) * noise) / math.sqrt(a_t)
-    return math.sqrt(a_s) * clean + math.sqrt(max(1 - a_s - variance, 0)) * noise, math.sqrt(variance)
+    """Mean and standard deviation of the DDPM step ``i`` (DDIM with eta = 1), ``q(z_s | z_t, x0)``."""
+    alpha, sigma, alpha_next, sigma_next = schedule.levels(i)
+    added = max(sigma**2 - (alpha / alpha_next * sigma_next) ** 2, 0)  # the noise of q(z_t | z_s)
+    deviation = sigma_next / sigma * math.sqrt(added)
+    clean, noise = schedule.clean_and_noise(i, z, predictor(z, schedule.timestep(i)))
+    return alpha_next * clean + math.sqrt(max(sigma_next**2 - deviation**2, 0)) * noise, deviation

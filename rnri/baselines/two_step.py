@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -17,9 +16,13 @@ from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
 from rnri.models.schedule import Schedule
 
 
+Levels = list[tuple[float, float]]
+"""Noise levels as ``Schedule.scale_and_time`` gives them."""
+
+
 @dataclass(frozen=True)
 class TwoStepSampler(ABC):
-    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_eps eps(z_j, t_j)``, ``j`` counting noise levels from clean (0).
+    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, ``y`` noise or velocity and ``j`` counting noise levels from clean (0).
 
     Solved for ``z_{j+1}``, the same equation inverts exactly, one evaluation a step. The first inversion step,
     ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM inversion step; whatever it gives, the sampler
@@ -30,8 +33,8 @@ class TwoStepSampler(ABC):
     single_latent: ClassVar[bool] = False
 
     @abstractmethod
-    def coefficients(self, levels: list[float]) -> tuple[float, float, float]:
-        """``(c_far, c_mid, c_eps)`` from the cumulative alphas at ``j - 1``, ``j`` and ``j + 1``."""
+    def coefficients(self, levels: Levels) -> tuple[float, float, float]:
+        """``(c_far, c_mid, c_y)`` from the levels ``j - 1``, ``j`` and ``j + 1``."""
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule whose steps do not join."""
@@ -45,12 +48,12 @@ class TwoStepSampler(ABC):
         self.check_schedule(schedule)
         z0 = in_state_dtype(z0)
         a, b = schedule.coefficients(len(schedule) - 1)
-        before, z = z0, a * z0 + b * predictor(z0, int(schedule.timesteps[-1]))
+        before, z = z0, a * z0 + b * predictor(z0, schedule.timestep(-1))
         on_step(0, z)
         for j in range(1, len(schedule)):
-            far, mid, eps = self.coefficients(_levels(schedule, j))
-            noise = predictor(z, int(schedule.timesteps[-j]))
-            before, z = z, (before - mid * z - eps * noise) / far
+            far, mid, gain = self.coefficients(_levels(schedule, j))
+            noise = predictor(z, schedule.timestep(-j))
+            before, z = z, (before - mid * z - gain * noise) / far
             on_step(j, z)
         return inversion(
             z, z0, evenly(1, schedule, len(z0)), exact=True, single_latent=False, extra={"neighbour": before}
@@ -60,16 +63,16 @@ class TwoStepSampler(ABC):
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         far_z, z = inversion.seed, inversion.extra["neighbour"]
         for j in reversed(range(1, len(schedule))):
-            far, mid, eps = self.coefficients(_levels(schedule, j))
-            noise = predictor(z, int(schedule.timesteps[-j]))
-            far_z, z = z, far * far_z + mid * z + eps * noise
+            far, mid, gain = self.coefficients(_levels(schedule, j))
+            noise = predictor(z, schedule.timestep(-j))
+            far_z, z = z, far * far_z + mid * z + gain * noise
         return z
 
 
-def _levels(schedule: Schedule, j: int) -> list[float]:
-    """Cumulative alphas of the noise levels ``j - 1``, ``j``, ``j + 1``; level 0 is the clean end."""
-    clean_first = [float(schedule.alpha_bar_next[-1]), *schedule.alpha_bar.flip(0).tolist()]
-    return clean_first[j - 1 : j + 2]
+def _levels(schedule: Schedule, j: int) -> Levels:
+    """The levels ``j - 1``, ``j``, ``j + 1``; level 0 is the clean end."""
+    clean_first = [table.flip(0).tolist() for table in schedule.scale_and_time]
+    return list(zip(*(table[j - 1 : j + 2] for table in clean_first), strict=True))
 
 
 @dataclass(frozen=True)
@@ -84,26 +87,26 @@ class BDIA(TwoStepSampler):
 
     gamma: Fraction = 0.96
 
-    def coefficients(self, levels: list[float]) -> tuple[float, float, float]:
-        to_clean, to_noisy = _ddim(levels[1], levels[0]), _ddim(levels[1], levels[2])
-        mid, eps = (c - self.gamma * n for c, n in zip(to_clean, to_noisy, strict=True))
-        return self.gamma, mid, eps
+    def coefficients(self, levels: Levels) -> tuple[float, float, float]:
+        to_clean, to_noisy = _first_order(levels[1], levels[0]), _first_order(levels[1], levels[2])
+        mid, prediction = (c - self.gamma * n for c, n in zip(to_clean, to_noisy, strict=True))
+        return self.gamma, mid, prediction
 
 
 @dataclass(frozen=True)
 class OBELM(TwoStepSampler):
     """O-BELM, of all such samplers the most accurate (Wang et al. 2024, arXiv 2410.07273): second order."""
 
-    def coefficients(self, levels: list[float]) -> tuple[float, float, float]:
-        scale = [math.sqrt(a) for a in levels]
-        psi = [math.sqrt(1 / a - 1) for a in levels]
-        h, h_far = psi[1] - psi[0], psi[2] - psi[1]
+    def coefficients(self, levels: Levels) -> tuple[float, float, float]:
+        scale, time = zip(*levels, strict=True)
+        h, h_far = time[1] - time[0], time[2] - time[1]
         square = (h / h_far) ** 2
         far = square * scale[0] / scale[2]
         mid = (1 - square) * scale[0] / scale[1]
         return far, mid, -h * (h + h_far) / h_far * scale[0]
 
 
-def _ddim(a: float, to: float) -> tuple[float, float]:
-    """Factors of ``z`` and ``eps`` in the DDIM step from the level ``a`` to the level ``to``."""
-    return math.sqrt(to / a), math.sqrt(to) * (math.sqrt(1 / to - 1) - math.sqrt(1 / a - 1))
+def _first_order(at: tuple[float, float], to: tuple[float, float]) -> tuple[float, float]:
+    """Factors of ``z`` and ``y`` in the step from the level ``at`` to the level ``to``, DDIM's or Euler's."""
+    (scale, time), (scale_to, time_to) = at, to
+    return scale_to / scale, scale_to * (time_to - time)

@@ -1,4 +1,4 @@
-"""Deterministic DDIM sampling, noisy to clean, with gradients to the seed."""
+"""Deterministic first-order sampling (DDIM, flow matching), noisy to clean, with gradients to the seed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ def in_state_dtype(z: Tensor) -> Tensor:
 
 
 def ddim_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """Step ``i`` of the sampler: ``z_s = (z_t - B eps(z_t, t)) / A`` (RNRI, arXiv 2312.12540, Eq. 2)."""
+    """Step ``i`` of the sampler: ``z_s = (z_t - B y(z_t, t)) / A``, DDIM's (RNRI, arXiv 2312.12540, Eq. 2) or Euler's.
+
+    ``y`` is what the schedule says its predictor returns, noise or velocity.
+    """
     a, b = schedule.coefficients(i)
-    return (z - b * predictor(z, int(schedule.timesteps[i]))) / a
+    return (z - b * predictor(z, schedule.timestep(i))) / a
 
 
 def sample(
@@ -93,7 +96,7 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
     """``ddim_step`` with the noise prediction held constant."""
     a, b = schedule.coefficients(i)
     with torch.no_grad():
-        noise = b * predictor(z, int(schedule.timesteps[i]))
+        noise = b * predictor(z, schedule.timestep(i))
     return (z - noise) / a
 
 

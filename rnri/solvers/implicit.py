@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnri.models.predictor import NoisePredictor
-from rnri.models.schedule import Schedule
+from rnri.models.schedule import Prediction, Schedule
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,32 @@ class SampleCounts:
 
 @dataclass(frozen=True)
 class ImplicitStep:
-    """``z = f(z)`` with ``f(z) = A z_s + B eps(z, t)`` for a batch (RNRI, arXiv 2312.12540, Eq. 3).
+    """``z = f(z)`` with ``f(z) = A z_s + B y(z, t)`` for a batch (RNRI, arXiv 2312.12540, Eq. 3).
 
-    It counts its own evaluations by sample, so no solver has to. ``select`` gives the equation of the samples
+    ``y`` is what the schedule's predictor returns: the noise, as in the paper, or flow matching's velocity. It counts its own evaluations by sample, so no solver has to. ``select`` gives the equation of the samples
     that are still being solved.
 
     Attributes:
-        predictor: the noise prediction of these samples.
+        predictor: the prediction for these samples.
         timestep: the label of the noisy end of the step.
         a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
         z_s: the cleaner latent, ``[B,C,h,w]``.
         rows: int64 ``[B]``, the samples' places in ``counts``.
         z_0: the clean latent that the walk began at, ``[B,C,h,w]``; only methods whose prior is ``q(z_t | z_0)`` ask.
-        alpha_bar: the cumulative alpha at the noisy end, ``a_t``.
+        levels: ``(alpha_t, sigma_t, alpha_s, sigma_s)`` of ``Schedule.levels``; only methods with a prior ask.
+        predicts: what ``y`` is.
     """
 
     predictor: NoisePredictor
-    timestep: int
+    timestep: int | float
     a: float
     b: float
     z_s: Tensor  # [B,C,h,w]
     rows: Tensor  # [B]
     counts: SampleCounts
     z_0: Tensor | None = None  # [B,C,h,w]
-    alpha_bar: float = math.nan
+    levels: tuple[float, float, float, float] = (math.nan,) * 4
+    predicts: Prediction = "noise"
 
     @classmethod
     def of(
@@ -59,8 +61,8 @@ class ImplicitStep:
         """The equation whose solution step ``i`` of the sampler takes to ``z_s``, on the walk from ``z_0``."""
         a, b = schedule.coefficients(i)
         rows, counts = torch.arange(len(z_s)), SampleCounts.zeros(len(z_s))
-        alpha_bar = float(schedule.alpha_bar[i])
-        return cls(predictor, int(schedule.timesteps[i]), a, b, z_s, rows, counts, z_0, alpha_bar)
+        levels, timestep = schedule.levels(i), schedule.timestep(i)
+        return cls(predictor, timestep, a, b, z_s, rows, counts, z_0, levels, schedule.predicts)
 
     def __len__(self) -> int:
         return len(self.z_s)
@@ -68,10 +70,10 @@ class ImplicitStep:
     def __call__(self, z: Tensor) -> Tensor:
         """``f(z)``, ``[B,C,h,w]``; one network evaluation a sample, differentiable in ``z``."""
         self.counts.forward[self.rows] += 1
-        eps = self.predictor(z, self.timestep)
-        if eps.requires_grad:
-            eps.register_hook(self._count_backward)
-        return self.a * self.z_s + self.b * eps
+        prediction = self.predictor(z, self.timestep)
+        if prediction.requires_grad:
+            prediction.register_hook(self._count_backward)
+        return self.a * self.z_s + self.b * prediction
 
     def _count_backward(self, _gradient: Tensor | None = None) -> None:
         self.counts.backward[self.rows] += 1
@@ -96,31 +98,52 @@ class ImplicitStep:
         """The same equation with its counts at zero."""
         return replace(self, rows=torch.arange(len(self)), counts=SampleCounts.zeros(len(self)))
 
-    def noise(self, f: Tensor) -> Tensor:
-        """The noise prediction behind a value ``f(z)``, without a network evaluation; ``b`` must not be 0."""
+    def prediction(self, f: Tensor) -> Tensor:
+        """The prediction ``y`` behind a value ``f(z)``, without a network evaluation; ``b`` must not be 0."""
         return (f - self.a * self.z_s) / self.b
+
+    def noise(self, f: Tensor) -> Tensor:
+        """The noise ``n`` that the latents ``f [B,C,h,w]`` and ``z_s`` share, whatever ``y`` is.
+
+        Both are ``alpha x0 + sigma n`` with one ``x0`` and ``n``; for a noise prediction it is ``y``.
+        """
+        return (f - self.prior_mean) / self.noise_gain
+
+    @property
+    def noise_gain(self) -> float:
+        """``sigma_t - (alpha_t / alpha_s) sigma_s``, so that ``f = prior_mean + noise_gain n``; 0 if nothing changes."""
+        return self.levels[1] - self._signal_kept * self.levels[3]
 
     @property
     def prior_mean(self) -> Tensor:
-        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s) = N(sqrt(1 - beta) z_s, beta I)``, Eq. 1: ``A z_s``."""
-        return self.a * self.z_s
-
-    @property
-    def marginal_mean(self) -> Tensor:
-        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``; ValueError where z_0 is unknown."""
-        if self.z_0 is None:
-            raise ValueError("this solver's prior is q(z_t | z_0): give ImplicitStep the clean latent z_0.")
-        return self.alpha_bar**0.5 * self.z_0
-
-    @property
-    def marginal_variance(self) -> float:
-        """``1 - a_t``."""
-        return 1 - self.alpha_bar
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s)``, ``(alpha_t / alpha_s) z_s``; Eq. 1's ``sqrt(1 - beta) z_s``."""
+        return self._signal_kept * self.z_s
 
     @property
     def prior_variance(self) -> float:
-        """``beta = 1 - a_t / a_s``, re-spaced to this schedule's step: it spans several training steps."""
-        return 1 - self.a**2
+        """``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``; Eq. 1's beta, re-spaced to this schedule's step.
+
+        A step may span several training steps.
+        """
+        _, sigma, _, sigma_next = self.levels
+        return sigma**2 - (self._signal_kept * sigma_next) ** 2
+
+    @property
+    def marginal_mean(self) -> Tensor:
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(alpha_t z_0, sigma_t^2 I)``; ValueError where z_0 is unknown."""
+        if self.z_0 is None:
+            raise ValueError("this solver's prior is q(z_t | z_0): give ImplicitStep the clean latent z_0.")
+        return self.levels[0] * self.z_0
+
+    @property
+    def marginal_variance(self) -> float:
+        """``sigma_t^2``."""
+        return self.levels[1] ** 2
+
+    @property
+    def _signal_kept(self) -> float:
+        """``alpha_t / alpha_s``."""
+        return self.levels[0] / self.levels[2]
 
 
 @dataclass(frozen=True)

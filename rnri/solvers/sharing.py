@@ -1,10 +1,10 @@
 """How many of a walk's network evaluations each of its steps should have.
 
 Near the root the fixed point's error shrinks by the derivative of ``f`` an evaluation. For Gaussian latents of
-variance ``v`` the derivative of the optimal noise prediction is ``sqrt(1 - a_t) / (a_t v + 1 - a_t)``, and that of
-``f`` therefore
+variance ``v`` the derivative of the optimal noise prediction is ``sigma / (alpha^2 v + sigma^2)``, that of the optimal
+velocity ``(sigma - alpha v) / (alpha^2 v + sigma^2)``, and that of ``f`` therefore, for noise,
 
-    rho = B sqrt(1 - a_t) / (a_t v + 1 - a_t),
+    rho = B sigma / (alpha^2 v + sigma^2),
 
 so a step needs evaluations in proportion to ``1 / log(1 / rho)``. It is the fine detail, of small ``v``, that
 converges last; as ``v -> 0``, rho tends to ``1 - psi_s / psi_t``. On Stable Diffusion's schedule one step near the
@@ -13,7 +13,6 @@ clean end is several times as hard as any other, whatever their number, and the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +29,9 @@ def needs(schedule: Schedule) -> Tensor:
     """Evaluations that the steps need, up to a common factor: float64 ``[N]``, in the order of the walk."""
     rhos = []
     for i in reversed(range(len(schedule))):
-        a_t, (_, b) = float(schedule.alpha_bar[i]), schedule.coefficients(i)
-        rhos.append(b * math.sqrt(1 - a_t) / (a_t * DETAIL_VARIANCE + 1 - a_t))
+        alpha, sigma, *_ = schedule.levels(i)
+        slope = sigma if schedule.predicts == "noise" else abs(sigma - alpha * DETAIL_VARIANCE)
+        rhos.append(schedule.coefficients(i)[1] * slope / (alpha**2 * DETAIL_VARIANCE + sigma**2))
     return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
 
 

@@ -49,7 +49,7 @@ def test_round_trip_through_a_network_with_guidance(dtype):
 def test_a_step_by_hand():
     """Order two, sigma 2 -> 1 -> 1/2 with constant predictions: lambda = -log sigma, so h = h_0 = log 2 and r = 1."""
     levels = torch.tensor([1 / 5, 1 / 2], dtype=torch.float64)
-    steps = Schedule(torch.tensor([9, 5]), levels, torch.tensor([1 / 2, 4 / 5], dtype=torch.float64))
+    steps = Schedule.diffusion(torch.tensor([9, 5]), levels, torch.tensor([1 / 2, 4 / 5], dtype=torch.float64))
     z0 = torch.ones(1, 2, 3, 3, dtype=torch.float64)
     n_9, n_5 = draw_noise(z0, 2, 7)
     first, second = 0.2**0.5 * z0 + 0.8**0.5 * n_9, 0.5**0.5 * (z0 + n_5)
@@ -94,7 +94,7 @@ def inverted_by_both(monkeypatch, final, prompt=""):
 
     timesteps, table = pipeline.inversion_steps, alpha_bar_table(scheduler())
     last = table[:1] if final == "sigma_min" else table.new_ones(1)
-    steps = Schedule(timesteps, table[timesteps], torch.cat([table[timesteps[1:]], last]))
+    steps = Schedule.diffusion(timesteps, table[timesteps], torch.cat([table[timesteps[1:]], last]))
     return pipeline, LEditsPP().invert(ours.encode(images), predictor, steps), predictor, steps
 
 

@@ -48,7 +48,7 @@ def condition(text: float) -> Condition:
 
 def levels(*alphas: float, timesteps: tuple[int, ...] = (2, 1)) -> Schedule:
     a = torch.tensor(alphas, dtype=torch.float64)
-    return Schedule(torch.tensor(timesteps), a[:-1], a[1:])
+    return Schedule.diffusion(torch.tensor(timesteps), a[:-1], a[1:])
 
 
 STEPS = levels(0.36, 0.64, 1)

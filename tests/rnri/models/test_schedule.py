@@ -38,7 +38,7 @@ def test_a_step_is_the_schedulers_own(steps, spacing, offset, to_one):
 
 
 def test_coefficients_by_hand():
-    steps = Schedule(torch.tensor([10]), torch.tensor([0.36]).double(), torch.tensor([0.64]).double())
+    steps = Schedule.diffusion(torch.tensor([10]), torch.tensor([0.36]).double(), torch.tensor([0.64]).double())
     a, b = steps.coefficients(0)
     assert a == pytest.approx(math.sqrt(0.36 / 0.64), abs=1e-7)  # 3/4
     assert b == pytest.approx(0.8 - 0.6 * 0.75, abs=1e-7)  # sqrt(1 - a_t) - sqrt(a_t) psi_s, psi_s = 0.6 / 0.8
@@ -134,6 +134,6 @@ def test_what_cannot_be_a_schedule_says_so():
     with pytest.raises(ValueError, match="beyond the last"):
         Schedule.from_scheduler(scheduler(steps_offset=1), 1000)
     with pytest.raises(ValueError, match="descend"):
-        Schedule(torch.tensor([1, 2]), torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.3]))
+        Schedule.diffusion(torch.tensor([1, 2]), torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.3]))
     with pytest.raises(ValueError, match="alpha_bar"):
-        Schedule(torch.tensor([2]), torch.tensor([0.5]), torch.tensor([0.4]))
+        Schedule.diffusion(torch.tensor([2]), torch.tensor([0.5]), torch.tensor([0.4]))

@@ -1,5 +1,7 @@
 """Solvers of other authors, each against its published definition on cases computed by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def scalar(z):
     return torch.tensor([[[[z]]]], dtype=torch.float64)
 
 
-def halving(timestep=500, z_0=None, alpha_bar=0.36):
+def halving(timestep=500, z_0=None, levels=(0.6, 0.8, math.inf, 0)):
     """``f(z) = -z / 2`` at ``z_s = 1``, and the places where it was evaluated."""
     seen = []
 
@@ -23,7 +25,7 @@ def halving(timestep=500, z_0=None, alpha_bar=0.36):
 
     rows, counts = torch.arange(1), SampleCounts.zeros(1)
     problem = ImplicitStep(
-        function_predictor(network, 1), timestep, 0.0, 1.0, scalar(1.0), rows, counts, z_0, alpha_bar
+        function_predictor(network, 1), timestep, 0.0, 1.0, scalar(1.0), rows, counts, z_0, levels
     )
     return problem, seen
 

@@ -29,7 +29,8 @@ from tests.problems import NONLINEAR, function_predictor, wavy
 def problem(function, z_s, a=0.8, b=0.5):
     """``z = a z_s + b function(z)`` for ``z_s [B,C,h,w]``."""
     rows, counts = torch.arange(len(z_s)), SampleCounts.zeros(len(z_s))
-    return ImplicitStep(function_predictor(function, len(z_s)), 1, a, b, z_s, rows, counts, z_s, 0.5)
+    levels = (0.5**0.5, 0.5**0.5, 0.5**0.5 / a, (1 - 0.5 / a**2) ** 0.5)
+    return ImplicitStep(function_predictor(function, len(z_s)), 1, a, b, z_s, rows, counts, z_s, levels)
 
 
 def two(x, y):
