@@ -1,18 +1,15 @@
-"""The noise prediction ``eps(z, t)``: one convention for every network, with its evaluations counted."""
+"""The prediction ``y(z, t)``, noise or velocity: one convention for every network, with its evaluations counted."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from rnri.models.frozen import frozen
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass
@@ -29,10 +26,13 @@ class Evaluations:
 
 
 class Denoiser(Protocol):
-    """A noise prediction for a fixed batch of prompts; what a ``NoisePredictor`` counts."""
+    """A prediction for a fixed batch of prompts; what a ``NoisePredictor`` counts."""
 
-    def __call__(self, z: Tensor, t: int) -> Tensor:
-        """The noise in ``z [B,C,h,w]`` at timestep ``t``: shape and dtype of ``z``, differentiable in it."""
+    def __call__(self, z: Tensor, t: float) -> Tensor:
+        """What the schedule says is predicted, of ``z [B,C,h,w]`` at timestep ``t``: the noise, or the velocity.
+
+        Shape and dtype of ``z``, differentiable in it.
+        """
         ...
 
     def select(self, rows: Tensor) -> Denoiser:
@@ -46,9 +46,10 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class NoisePredictor:
-    """``(z [B,C,h,w], t) -> eps``, shape and dtype of ``z``, with the network evaluations counted.
+    """``(z [B,C,h,w], t) -> y``, shape and dtype of ``z``, with the network evaluations counted.
 
-    Prompts, guidance and the conversion to noise are closed over in ``denoiser``. The counts are shared by
+    ``y`` is the noise, or the velocity ``n - x0`` of flow matching: ``Schedule.predicts`` of the same model says which.
+    Prompts, guidance and the conversion to it are closed over in ``denoiser``. The counts are shared by
     every predictor that ``select`` makes from this one:
 
     - ``forward_evaluations``: samples that went through the network;
@@ -59,20 +60,20 @@ class NoisePredictor:
     denoiser: Denoiser
     evaluations: Evaluations = field(default_factory=Evaluations)
 
-    def __call__(self, z: Tensor, t: int) -> Tensor:
+    def __call__(self, z: Tensor, t: float) -> Tensor:
         rows = len(z)
         self.evaluations.forward += rows
         self.evaluations.calls += 1
-        eps = self.denoiser(z, t)
-        if eps.requires_grad:
-            eps.register_hook(lambda _: self._count_backward(rows))
-        return eps
+        prediction = self.denoiser(z, t)
+        if prediction.requires_grad:
+            prediction.register_hook(lambda _: self._count_backward(rows))
+        return prediction
 
     def _count_backward(self, rows: int) -> None:
         self.evaluations.backward += rows
 
-    def jvp(self, z: Tensor, t: int, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """``eps(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
+    def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
         Counts as one forward and one backward evaluation a sample, which is about what it costs.
         """
@@ -113,7 +114,7 @@ class NoisePredictor:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is told of the prompts: ``text [B,L,D]`` and, for SDXL, ``added`` (each ``[B,...]``)."""
+    """What a network is told of the prompts: ``text [B,L,D]`` and what else it takes (each ``[B,...]``)."""
 
     text: Tensor  # [B,L,D]
     added: Mapping[str, Tensor] = field(default_factory=dict)
@@ -141,78 +142,48 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class UNetDenoiser:
-    """A diffusers UNet as a ``Denoiser``.
+class GuidedDenoiser(ABC):
+    """A network as a ``Denoiser``: guidance, and what every architecture shares.
 
-    The network runs in its own dtype; guidance and the conversion to noise run in the dtype of ``z``, the
-    conversion at the very ``(z, t)`` that the network saw.
+    The network runs in its own dtype; guidance and conversions run in the dtype of ``z``.
 
     Attributes:
-        unet: a ``UNet2DConditionModel``.
-        prediction_type: what it predicts: ``epsilon``, ``v_prediction`` (Salimans & Ho 2022) or ``sample``.
-        alpha_bar: float64 ``[num_train_timesteps]``.
         positive: the prompts' condition.
-        negative: the condition that guidance leads away from; None if guidance is off, and a sample is one
-            row.
-        guidance: ``eps = eps_negative + guidance (eps_positive - eps_negative)`` (Ho & Salimans 2022).
-        guidance_embedding: ``[1,D]``, for networks distilled with their guidance as an input (LCM), else
-            None.
+        negative: the condition that guidance leads away from; None if guidance is off, and a sample is one row.
+        guidance: ``y = y_negative + guidance (y_positive - y_negative)`` (Ho & Salimans 2022).
     """
 
-    unet: nn.Module
-    prediction_type: str
-    alpha_bar: Tensor  # [num_train_timesteps]
+    _: KW_ONLY
     positive: Condition
     negative: Condition | None = None
     guidance: float = 1.0
-    guidance_embedding: Tensor | None = None  # [1,D]
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type={self.prediction_type!r} in the scheduler's config; "
-                f"known are {', '.join(PREDICTION_TYPES)}."
-            )
         if (self.negative is None) != (self.guidance == 1):
             raise ValueError(f"guidance={self.guidance}: 1 goes without a negative condition, others with one.")
 
-    def __call__(self, z: Tensor, t: int) -> Tensor:
+    @abstractmethod
+    def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
+        """The network's output ``[B,C,h,w]`` in the dtype of ``z``, one row a row of ``condition``."""
+
+    def converted(self, output: Tensor, z: Tensor, t: float) -> Tensor:
+        """What the schedule says is predicted, from the network's ``output`` at the very ``(z, t)`` that it saw."""
+        return output
+
+    def __call__(self, z: Tensor, t: float) -> Tensor:
         if len(z) != len(self.positive):
             raise ValueError(f"z has {len(z)} rows, but the predictor was made for {len(self.positive)} prompts.")
         if self.negative is None:
-            output = self._network(z, t, self.positive)
+            output = self.network(z, t, self.positive)
         else:
-            both = self._network(torch.cat([z, z]), t, self.negative.then(self.positive))  # [2B,C,h,w]
+            both = self.network(torch.cat([z, z]), t, self.negative.then(self.positive))  # [2B,C,h,w]
             negative, positive = both.chunk(2)
             output = negative + self.guidance * (positive - negative)
-        return to_noise(output, z, float(self.alpha_bar[t]), self.prediction_type)
+        return self.converted(output, z, t)
 
-    def select(self, rows: Tensor) -> UNetDenoiser:
+    def select(self, rows: Tensor) -> Self:
         negative = None if self.negative is None else self.negative.select(rows)
         return replace(self, positive=self.positive.select(rows), negative=negative)
 
-    def unguided(self) -> UNetDenoiser:
+    def unguided(self) -> Self:
         return replace(self, negative=None, guidance=1.0)
-
-    def _network(self, z: Tensor, t: int, condition: Condition) -> Tensor:
-        embedding = self.guidance_embedding
-        with frozen(self.unet):
-            output = self.unet(
-                z.to(self.unet.dtype),
-                t,
-                encoder_hidden_states=condition.text,
-                timestep_cond=None if embedding is None else embedding.expand(len(z), -1),
-                added_cond_kwargs=dict(condition.added) or None,
-                return_dict=False,
-            )[0]
-        return output.to(z.dtype)
-
-
-def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
-    """The noise that a network's ``output`` means at ``z``; ``alpha_bar`` in (0, 1)."""
-    a, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    if prediction_type == "epsilon":
-        return output
-    if prediction_type == "v_prediction":
-        return a * output + sigma * z
-    return (z - a * output) / sigma

@@ -1,0 +1,94 @@
+"""Stable Diffusion 3 and 3.5: a flow-matching transformer with true guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from torch import Tensor, nn
+
+from rnri.models.family import Family, parts
+from rnri.models.flow import check_flow_scheduler
+from rnri.models.frozen import frozen
+from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class SD3Denoiser(GuidedDenoiser):
+    """An ``SD3Transformer2DModel`` as a ``Denoiser`` that returns the velocity ``n - x0``."""
+
+    transformer: nn.Module
+
+    def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
+        with frozen(self.transformer):
+            output = self.transformer(
+                hidden_states=z.to(self.transformer.dtype),
+                timestep=torch.full((len(z),), t, dtype=torch.float32, device=z.device),
+                encoder_hidden_states=condition.text,
+                pooled_projections=condition.added["pooled"],
+                return_dict=False,
+            )[0]
+        return output.to(z.dtype)
+
+
+class SD3Family(Family):
+    """``StableDiffusion3Pipeline``, with or without its third text encoder (T5)."""
+
+    pipelines: ClassVar = (StableDiffusion3Pipeline,)
+    part: ClassVar = "transformer"
+
+    @property
+    def patch(self) -> int:
+        return self.network.config.patch_size
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    def check(self) -> None:
+        latent = self.pipeline.vae.config.latent_channels
+        if self.channels != latent:
+            raise ValueError(
+                f"the transformer of {type(self.pipeline).__name__} takes {self.channels} channels but the VAE's "
+                f"latents have {latent}: the two do not belong together."
+            )
+        check_flow_scheduler(self.pipeline.scheduler)
+
+    def denoiser(
+        self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
+    ) -> SD3Denoiser:
+        """As the pipeline's own: classifier-free guidance above 1."""
+        guided = guidance > 1
+        with torch.no_grad(), frozen(*parts(self.pipeline).values()):
+            text, negative_text, pooled, negative_pooled = self.pipeline.encode_prompt(
+                prompt=prompts,
+                prompt_2=None,
+                prompt_3=None,
+                device=torch.device(self.pipeline._execution_device),
+                do_classifier_free_guidance=guided,
+                negative_prompt=negatives if guided else None,
+            )
+        return SD3Denoiser(
+            transformer=self.network,
+            positive=Condition(text, {"pooled": pooled}),
+            negative=Condition(negative_text, {"pooled": negative_pooled}) if guided else None,
+            guidance=guidance if guided else 1.0,
+        )
+
+    def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
+        """The scheduler's own sigmas; its shift by the number of image tokens where it has one."""
+        config, mu = self.pipeline.scheduler.config, None
+        if config.get("use_dynamic_shifting"):
+            height, width = latent_size
+            mu = calculate_shift(
+                (height // self.patch) * (width // self.patch),
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.16),
+            )
+        return Schedule.from_scheduler(self.pipeline.scheduler, steps, mu=mu)

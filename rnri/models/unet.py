@@ -1,0 +1,154 @@
+"""UNets: Stable Diffusion 1.x, 2.x and XL, turbo and LCM checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import (
+    LatentConsistencyModelPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import Tensor, nn
+
+from rnri.models.family import Family, check_no_negatives, parts
+from rnri.models.frozen import frozen
+from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.schedule import Schedule
+from rnri.models.scheduler import alpha_bar_table, check_scheduler
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class UNetDenoiser(GuidedDenoiser):
+    """A diffusers UNet as a ``Denoiser`` that returns noise.
+
+    Attributes:
+        unet: a ``UNet2DConditionModel``.
+        prediction_type: what it predicts: ``epsilon``, ``v_prediction`` (Salimans & Ho 2022) or ``sample``.
+        alpha_bar: float64 ``[num_train_timesteps]``.
+        guidance_embedding: ``[1,D]``, for networks distilled with their guidance as an input (LCM), else None.
+    """
+
+    unet: nn.Module
+    prediction_type: str
+    alpha_bar: Tensor  # [num_train_timesteps]
+    guidance_embedding: Tensor | None = None  # [1,D]
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type={self.prediction_type!r} in the scheduler's config; "
+                f"known are {', '.join(PREDICTION_TYPES)}."
+            )
+        super().__post_init__()
+
+    def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
+        embedding = self.guidance_embedding
+        with frozen(self.unet):
+            output = self.unet(
+                z.to(self.unet.dtype),
+                t,
+                encoder_hidden_states=condition.text,
+                timestep_cond=None if embedding is None else embedding.expand(len(z), -1),
+                added_cond_kwargs=dict(condition.added) or None,
+                return_dict=False,
+            )[0]
+        return output.to(z.dtype)
+
+    def converted(self, output: Tensor, z: Tensor, t: float) -> Tensor:
+        return to_noise(output, z, float(self.alpha_bar[t]), self.prediction_type)
+
+
+def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
+    """The noise that a network's ``output`` means at ``z``; ``alpha_bar`` in (0, 1)."""
+    a, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "v_prediction":
+        return a * output + sigma * z
+    return (z - a * output) / sigma
+
+
+class UNetFamily(Family):
+    """Pipelines around a ``UNet2DConditionModel``; their schedules are deterministic DDIM's."""
+
+    pipelines: ClassVar = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
+    part: ClassVar = "unet"
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    def check(self) -> None:
+        vae = self.pipeline.vae.config
+        if self.channels != vae.latent_channels:
+            raise ValueError(
+                f"the UNet of {type(self.pipeline).__name__} takes {self.channels} channels but the VAE's latents have "
+                f"{vae.latent_channels}: inpainting and other image-conditioned checkpoints cannot be inverted."
+            )
+        check_scheduler(self.pipeline.scheduler)
+
+    def denoiser(
+        self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
+    ) -> UNetDenoiser:
+        """As the pipeline's own; networks distilled with guidance as an input (LCM) get it as that input."""
+        width = self.network.config.get("time_cond_proj_dim")
+        if width is not None:
+            check_no_negatives(negatives, "LCM")
+        guided = guidance > 1 and width is None
+        positive, negative = self._conditions(prompts, guided, negatives, image_size)
+        return UNetDenoiser(
+            unet=self.network,
+            prediction_type=self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            alpha_bar=alpha_bar_table(self.pipeline.scheduler),
+            positive=positive,
+            negative=negative,
+            guidance=guidance if guided else 1.0,
+            guidance_embedding=None if width is None else self._guidance_embedding(guidance, width),
+        )
+
+    def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
+        return Schedule.from_scheduler(self.pipeline.scheduler, steps)
+
+    @torch.no_grad()
+    def _conditions(
+        self, prompts: list[str], guided: bool, negatives: list[str], image_size: tuple[int, int]
+    ) -> tuple[Condition, Condition | None]:
+        """The prompts' condition and, if ``guided``, the negative one, as the pipeline itself makes them."""
+        # SDXL's own empty prompt is zeros rather than the encoding of "", which only None asks for.
+        given = negatives if guided and any(negatives) else None
+        with frozen(*parts(self.pipeline).values()):
+            encoded = self.pipeline.encode_prompt(
+                prompt=prompts,
+                device=torch.device(self.pipeline._execution_device),
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+                negative_prompt=given,
+            )
+        added, negative_added = {}, {}
+        if len(encoded) > 2:
+            added, negative_added = self._added_conditions(encoded[2:], len(prompts), image_size)
+        negative = Condition(encoded[1], negative_added) if guided else None
+        if given and not all(given):
+            named = torch.tensor([bool(text) for text in given])
+            negative = negative.where(named, self._conditions(prompts, guided, [""] * len(prompts), image_size)[1])
+        return Condition(encoded[0], added), negative
+
+    def _added_conditions(
+        self, pooled: tuple[Tensor, Tensor | None], batch: int, image_size: tuple[int, int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """SDXL's pooled text and sizes: original and target size are the image's own, without a crop."""
+        sizes = self.pipeline._get_add_time_ids(
+            image_size, (0, 0), image_size, dtype=pooled[0].dtype,
+            text_encoder_projection_dim=self.pipeline.text_encoder_2.config.projection_dim,
+        )  # fmt: skip
+        sizes = sizes.to(pooled[0].device).repeat(batch, 1)  # [B,6]
+        return {"text_embeds": pooled[0], "time_ids": sizes}, {"text_embeds": pooled[1], "time_ids": sizes}
+
+    def _guidance_embedding(self, guidance: float, width: int) -> Tensor:
+        embedding = self.pipeline.get_guidance_scale_embedding(torch.tensor([guidance - 1]), embedding_dim=width)
+        return embedding.to(self.pipeline._execution_device, self.network.dtype)
