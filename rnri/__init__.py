@@ -3,10 +3,11 @@
 from rnri.decoder_inversion import DecoderInversion
 from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule, measured
 from rnri.models.diffusion import LatentDiffusion
-from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
+from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePredictor
 from rnri.models.sampling import ddim_step, sample, trajectory
 from rnri.models.schedule import Schedule
 from rnri.models.scheduler import alpha_bar_table
+from rnri.models.unet import UNetDenoiser
 from rnri.prompt_aware import PromptAware
 from rnri.solvers.anderson import Anderson, SafeguardedAnderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent
@@ -25,6 +26,7 @@ __all__ = [
     "FixedPoint",
     "ForwardStep",
     "GradientDescent",
+    "GuidedDenoiser",
     "ImplicitInverter",
     "ImplicitStep",
     "Inversion",

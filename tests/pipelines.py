@@ -1,12 +1,30 @@
-"""Pipelines of Stable Diffusion's architecture, tiny and randomly initialised, built without any download."""
+"""Pipelines of every family's architecture, tiny and randomly initialised, built without any download."""
 
 from __future__ import annotations
 
 import string
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from tests.problems import scheduler
 
@@ -69,6 +87,88 @@ def tiny_stable_diffusion_xl(**scheduler_options: object) -> StableDiffusionXLPi
         )
 
 
+def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3's transformer and its two or three text encoders; latents ``[4,8,8]``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer, text = tiny_tokenizer(), _text_config(tiny_tokenizer())
+        transformer = SD3Transformer2DModel(
+            sample_size=LATENT_SHAPE[1],
+            patch_size=2,
+            in_channels=LATENT_SHAPE[0],
+            out_channels=LATENT_SHAPE[0],
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=2 * TEXT_WIDTH,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * TEXT_WIDTH,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),  # as Stable Diffusion 3.5 has them
+            qk_norm="rms_norm",
+        )
+        return StableDiffusion3Pipeline(
+            transformer=_stirred(transformer),
+            scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
+            vae=_vae(shift_factor=0.06),
+            text_encoder=CLIPTextModelWithProjection(text).eval(),
+            tokenizer=tokenizer,
+            text_encoder_2=CLIPTextModelWithProjection(text).eval(),
+            tokenizer_2=tokenizer,
+            text_encoder_3=_t5(2 * TEXT_WIDTH) if t5 else None,
+            tokenizer_3=tiny_t5_tokenizer() if t5 else None,
+        )
+
+
+def tiny_flux(*, guidance_embeds: bool = True, **scheduler_options: object) -> FluxPipeline:
+    """FLUX.1's transformer with packed latents, CLIP and T5; latents ``[4,8,8]``; schnell without the embedding."""
+    dynamic = {"use_dynamic_shifting": True, "shift": 3.0} if guidance_embeds else {"shift": 1.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer, text = tiny_tokenizer(), _text_config(tiny_tokenizer())
+        transformer = FluxTransformer2DModel(
+            in_channels=4 * LATENT_SHAPE[0],
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT_WIDTH,
+            pooled_projection_dim=TEXT_WIDTH,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 4, 8),
+        )
+        pipeline = FluxPipeline(
+            transformer=_stirred(transformer),
+            scheduler=FlowMatchEulerDiscreteScheduler(**(dynamic | scheduler_options)),
+            vae=_vae(shift_factor=0.12),
+            text_encoder=CLIPTextModel(text).eval(),
+            tokenizer=tokenizer,
+            text_encoder_2=_t5(TEXT_WIDTH),
+            tokenizer_2=tiny_t5_tokenizer(),
+        )
+    pipeline.default_sample_size = LATENT_SHAPE[1]
+    return pipeline
+
+
+def tiny_t5_tokenizer() -> T5TokenizerFast:
+    """Letters as tokens; ends and pads as T5 does."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5TokenizerFast(vocab=special + [(letter, -3.0) for letter in string.ascii_lowercase], extra_ids=0)
+
+
+def _t5(width: int) -> T5EncoderModel:
+    config = T5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0)
+    return T5EncoderModel(config).eval()
+
+
+def _stirred(transformer: torch.nn.Module) -> torch.nn.Module:
+    """With random weights where the architecture starts at zero: its last layer, and what gates every block."""
+    for weight in transformer.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return transformer.eval()
+
+
 def _unet(**changes: object) -> UNet2DConditionModel:
     options = {
         "sample_size": LATENT_SHAPE[1],
@@ -83,8 +183,9 @@ def _unet(**changes: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(options | changes)).eval()
 
 
-def _vae() -> AutoencoderKL:
+def _vae(**changes: object) -> AutoencoderKL:
     return AutoencoderKL(
+        **changes,
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,

@@ -15,19 +15,18 @@ from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
 from rnri.models.schedule import Schedule
 
-
 Levels = list[tuple[float, float]]
 """Noise levels as ``Schedule.scale_and_time`` gives them."""
 
 
 @dataclass(frozen=True)
 class TwoStepSampler(ABC):
-    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, ``y`` noise or velocity and ``j`` counting noise levels from clean (0).
+    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, ``j`` counting noise levels from clean (0).
 
-    Solved for ``z_{j+1}``, the same equation inverts exactly, one evaluation a step. The first inversion step,
-    ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM inversion step; whatever it gives, the sampler
-    leads back to ``z_0``. The two noisiest latents are kept. Inverting divides by ``c_far`` every step, which
-    magnifies rounding, hence float64.
+    ``y`` is what the schedule's predictor returns. Solved for ``z_{j+1}``, the same equation inverts exactly, one
+    evaluation a step. The first inversion step, ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM
+    inversion step; whatever it gives, the sampler leads back to ``z_0``. The two noisiest latents are kept. Inverting
+    divides by ``c_far`` every step, which magnifies rounding, hence float64.
     """
 
     single_latent: ClassVar[bool] = False

@@ -1,14 +1,16 @@
 """What a model is: checkpoints, their schedules and samplers as tensor maps. Nothing here inverts anything."""
 
 from rnri.models.diffusion import LatentDiffusion
-from rnri.models.predictor import Condition, Denoiser, NoisePredictor, UNetDenoiser
+from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePredictor
 from rnri.models.sampling import ddim_step, sample, trajectory
 from rnri.models.schedule import Schedule
 from rnri.models.scheduler import alpha_bar_table
+from rnri.models.unet import UNetDenoiser
 
 __all__ = [
     "Condition",
     "Denoiser",
+    "GuidedDenoiser",
     "LatentDiffusion",
     "NoisePredictor",
     "Schedule",

@@ -7,20 +7,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from diffusers import (
-    DiffusionPipeline,
-    LatentConsistencyModelPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from torch import nn
 
+from rnri.models.families import FAMILIES
+from rnri.models.family import SUPPORTED
 from rnri.models.folder import UNUSED_PARTS, check_folder, check_parts, is_local, parts_of, variant_of
 
 REQUIRED_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-KINDS = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
-"""The pipelines that are known here, in memory or on disk."""
 
 
 def load_pipeline(
@@ -30,7 +25,7 @@ def load_pipeline(
 
     Raises:
         ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
-            unreachable hub id, a pipeline without a UNet, or weights that cannot be read.
+            unreachable hub id, a pipeline of no known family, or weights that cannot be read.
     """
     source, dtype = str(path), _as_dtype(dtype)
     local = is_local(source)
@@ -93,23 +88,22 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _check_index(source: str, index: Mapping[str, object]) -> None:
-    parts, kind, known = parts_of(index), index.get("_class_name"), [kind.__name__ for kind in KINDS]
-    if "unet" not in parts:
-        raise ValueError(
-            f"checkpoint {source!r} is a {kind} without a UNet; "
-            "use a Stable Diffusion 1.x, 2.x, XL, turbo or LCM checkpoint."
-        )
+    named, kind = parts_of(index), index.get("_class_name")
+    known = {pipeline.__name__: family for family in FAMILIES for pipeline in family.pipelines}
+    if not any(family.part in named for family in FAMILIES):
+        raise ValueError(f"checkpoint {source!r} is a {kind} without a UNet or transformer; supported are {SUPPORTED}.")
     if kind not in known:
+        alike = [name for name, family in known.items() if family.part in named]
         raise ValueError(
             f"model_index.json of checkpoint {source!r} says that it is a {kind}, which is no text-to-image pipeline "
-            f"known here: if its parts are those of one, set _class_name to {', '.join(known[:-1])} or "
-            f"{known[-1]}."
+            f"known here: if its parts are those of one, set _class_name to {', '.join(alike[:-1])} or {alike[-1]}."
         )
-    missing = [name for name in REQUIRED_PARTS if name not in parts]
+    required = (known[kind].part, *REQUIRED_PARTS)
+    missing = [name for name in required if name not in named]
     if missing:
         raise ValueError(
-            f"model_index.json of checkpoint {source!r} names no {', '.join(missing)}; a text-to-image "
-            f"latent diffusion pipeline needs unet, {', '.join(REQUIRED_PARTS)}."
+            f"model_index.json of checkpoint {source!r} names no {', '.join(missing)}; a {kind} needs "
+            f"{', '.join(required)}."
         )
 
 

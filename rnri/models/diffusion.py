@@ -14,38 +14,54 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from checked import Dtype, Guidance, Name
-from rnri.models.checkpoint import KINDS, load_pipeline
+from rnri.models.checkpoint import load_pipeline
+from rnri.models.families import family_of
+from rnri.models.family import parts
 from rnri.models.fingerprint import fingerprint
 from rnri.models.frozen import frozen
-from rnri.models.predictor import Condition, NoisePredictor, UNetDenoiser
+from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
-from rnri.models.scheduler import alpha_bar_table, check_scheduler
+from rnri.models.scheduler import alpha_bar_table
 from rnri.models.single import SingleCopy
 
 PROBES = ("cat", "dog", "red", "sun", "owl", "car", "hat", "cow", "box")  # no vocabulary takes all for one
 
 
 class LatentDiffusion:
-    """Stable Diffusion 1.x, 2.x, XL, turbo or LCM, from any diffusers pipeline of that architecture.
+    """Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3 or 3.5, or FLUX.1, from any diffusers pipeline of that architecture.
 
     The pipeline stays the user's and is left as it was found: modes, gradients, dtypes and scheduler. Images are
-    ``[B,3,H,W]`` in [0, 1]; latents ``z [B,C,h,w]`` are scaled to what the UNet was trained on, about unit
+    ``[B,3,H,W]`` in [0, 1]; latents ``z [B,C,h,w]`` are scaled to what the network was trained on, about unit
     variance.
 
-    A seed of ours and ``pipe(latents=seed)`` are the same for DDIM's scheduler. Other pipelines' own samplers differ:
-    Euler's by a factor of 0.9977 at trailing timesteps, PNDM's by up to 7 % at few steps, LCM's by the noise that it
-    adds between steps.
+    A seed of ours and ``pipe(latents=seed)`` are the same for DDIM's scheduler and flow matching's (FLUX takes it
+    packed). Other pipelines' own samplers differ: Euler's by a factor of 0.9977 at trailing timesteps, PNDM's by up to
+    7 % at few steps, LCM's by the noise that it adds between steps; ``rnri.scheduler_for`` gives one that does not.
 
     Args:
         pipeline: any diffusers pipeline of that architecture, under CPU offload too.
         default_guidance: what its authors sample with, for those who ask; 1 for turbo and LCM checkpoints.
+        image_size: ``(H, W)`` in pixels; None: the checkpoint's own.
+
+    Raises:
+        ValueError: one sentence for a pipeline of another architecture, a scheduler that cannot be followed, or a size
+            that is no multiple of what a latent's element covers.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, default_guidance: float = 1.0) -> None:
-        _check_architecture(pipeline)
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        default_guidance: float = 1.0,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.family = family_of(pipeline)
+        _check_tokenizers(pipeline)
+        self.family.check()
         self.pipeline, self.default_guidance = pipeline, _as_guidance(default_guidance)
-        check_scheduler(pipeline.scheduler)
+        self._size = image_size
+        if image_size is not None:
+            self._check_size(image_size)
         self._single_vae = SingleCopy()
 
     @classmethod
@@ -67,7 +83,7 @@ class LatentDiffusion:
 
         Raises:
             ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
-                unreachable hub id, or a pipeline that is not a text-to-image latent diffusion with a UNet.
+                unreachable hub id, or a pipeline that is of no known family.
         """
         if dtype == "auto":
             dtype = torch.float32 if torch.device(device).type in ("cpu", "mps") else torch.float16
@@ -75,7 +91,7 @@ class LatentDiffusion:
             path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision
         )
         model = cls(pipeline.to(device), default_guidance)
-        for module in model._modules().values():  # the pipeline is ours: nothing is to be switched at every call
+        for module in parts(model.pipeline).values():  # the pipeline is ours: nothing is to be switched at every call
             module.eval().requires_grad_(False)
         return model
 
@@ -86,24 +102,20 @@ class LatentDiffusion:
 
     @property
     def alpha_bar(self) -> Tensor:
-        """Cumulative alphas of the pipeline's scheduler, float64 ``[num_train_timesteps]``."""
+        """Cumulative alphas of the pipeline's scheduler, float64 ``[num_train_timesteps]``; none in flow matching."""
         return alpha_bar_table(self.pipeline.scheduler)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The UNet's."""
-        return self.pipeline.unet.dtype
+        """The predicting network's."""
+        return self.family.network.dtype
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(C, h, w)``; of a UNet without a ``sample_size``, that of the VAE's images."""
-        config, vae = self.pipeline.unet.config, self.pipeline.vae.config
-        size = config.sample_size
-        if size is None and vae.sample_size is not None:
-            size = [side // self._scale for side in _both_sides(vae.sample_size)]
-        if size is None:
-            raise ValueError("the UNet's config.json has no sample_size: set it to the latents' side, or both sides.")
-        return config.in_channels, *_both_sides(size)
+        """``(C, h, w)``."""
+        if self._size is None:
+            return self.family.channels, *self.family.latent_size
+        return self.family.channels, *(side // self._scale for side in self._size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -128,7 +140,7 @@ class LatentDiffusion:
         for name, part in self.pipeline.components.items():
             if name.startswith("tokenizer") and part is not None:
                 settings[name] = sorted(part.get_vocab().items())
-        return fingerprint(self._modules(), settings)
+        return fingerprint(parts(self.pipeline), settings)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` in [0, 1]: the mean of the VAE's posterior.
@@ -160,11 +172,11 @@ class LatentDiffusion:
     def predictor(
         self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str | Sequence[str] = ""
     ) -> NoisePredictor:
-        """The noise prediction for a batch of ``prompts``, in order, with a fresh count.
+        """The prediction (noise, or velocity) for a batch of ``prompts``, in order, with a fresh count.
 
         ``guidance=1`` is off: the conditional prediction alone. Above 1 it is classifier-free guidance away
         from ``negative_prompt``, one for all or a list of one a sample; networks distilled with guidance as an input
-        (LCM) get it as that input instead.
+        (LCM, FLUX.1 dev) get it as that input instead.
 
         Raises:
             ValueError: ``guidance`` below 1 or not finite, no prompts, a single string for ``prompts``, or negative
@@ -174,25 +186,11 @@ class LatentDiffusion:
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts={prompts!r} must be a non-empty list of strings, one a sample.")
         negatives = _as_negatives(negative_prompt, len(prompts))
-        width = self.pipeline.unet.config.get("time_cond_proj_dim")
-        if width is not None and any(negatives):
-            raise ValueError("negative_prompt has no effect on a network with embedded guidance (LCM); leave it empty.")
-        guided = guidance > 1 and width is None
-        positive, negative = self._conditions(list(prompts), guided, negatives)
-        denoiser = UNetDenoiser(
-            unet=self.pipeline.unet,
-            prediction_type=self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
-            alpha_bar=self.alpha_bar,
-            positive=positive,
-            negative=negative,
-            guidance=guidance if guided else 1.0,
-            guidance_embedding=None if width is None else self._guidance_embedding(guidance, width),
-        )
-        return NoisePredictor(denoiser)
+        return NoisePredictor(self.family.denoiser(list(prompts), guidance, negatives, self.image_size))
 
     def schedule(self, steps: int) -> Schedule:
         """The checkpoint's own schedule with ``steps`` steps; ValueError if it has not that many."""
-        return Schedule.from_scheduler(self.pipeline.scheduler, steps)
+        return self.family.schedule(steps, self.latent_shape[1:])
 
     def sample(
         self,
@@ -240,8 +238,10 @@ class LatentDiffusion:
             return vae
         return self._single_vae.of(vae, self.device)
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+    def _check_size(self, size: tuple[int, int]) -> None:
+        step = self._scale * self.family.patch
+        if len(size) != 2 or any(not isinstance(side, int) or side < step or side % step for side in size):
+            raise ValueError(f"image_size={size!r} must be (height, width), both multiples of {step} pixels.")
 
     def _check_images(self, images: Tensor) -> None:
         expected = (3, *self.image_size)
@@ -261,46 +261,6 @@ class LatentDiffusion:
             return config.get("shift_factor") or 0.0, 1 / config.scaling_factor
         mean, std = (like.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
         return mean, std / config.scaling_factor
-
-    @torch.no_grad()
-    def _conditions(self, prompts: list[str], guided: bool, negatives: list[str]) -> tuple[Condition, Condition | None]:
-        """The prompts' condition and, if ``guided``, the negative one, as the pipeline itself makes them."""
-        # SDXL's own empty prompt is zeros rather than the encoding of "", which only None asks for.
-        given = negatives if guided and any(negatives) else None
-        with frozen(*self._modules().values()):
-            encoded = self.pipeline.encode_prompt(
-                prompt=prompts,
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=guided,
-                negative_prompt=given,
-            )
-        added, negative_added = self._added_conditions(encoded[2:], len(prompts)) if len(encoded) > 2 else ({}, {})
-        negative = Condition(encoded[1], negative_added) if guided else None
-        if given and not all(given):
-            named = torch.tensor([bool(text) for text in given])
-            negative = negative.where(named, self._conditions(prompts, guided, [""] * len(prompts))[1])
-        return Condition(encoded[0], added), negative
-
-    def _added_conditions(
-        self, pooled: tuple[Tensor, Tensor | None], batch: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """SDXL's pooled text and sizes: original and target size are the image's own, without a crop."""
-        sizes = self.pipeline._get_add_time_ids(
-            self.image_size, (0, 0), self.image_size, dtype=pooled[0].dtype,
-            text_encoder_projection_dim=self.pipeline.text_encoder_2.config.projection_dim,
-        )  # fmt: skip
-        sizes = sizes.to(self.device).repeat(batch, 1)  # [B,6]
-        return {"text_embeds": pooled[0], "time_ids": sizes}, {"text_embeds": pooled[1], "time_ids": sizes}
-
-    def _guidance_embedding(self, guidance: float, width: int) -> Tensor:
-        scale = torch.tensor([guidance - 1])
-        return self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=width).to(self.device, self.dtype)
-
-
-def _both_sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """``(height, width)`` of a size that is one side, or both."""
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _as_guidance(guidance: float) -> float:
@@ -323,26 +283,6 @@ def _as_negatives(negative_prompt: str | Sequence[str], batch: int) -> list[str]
             "prompts."
         )
     return list(negatives)
-
-
-def _check_architecture(pipeline: DiffusionPipeline) -> None:
-    name = type(pipeline).__name__
-    if getattr(pipeline, "unet", None) is None:
-        raise ValueError(f"{name} has no UNet; use a Stable Diffusion 1.x, 2.x, XL, turbo or LCM checkpoint.")
-    if not hasattr(pipeline, "encode_prompt") or getattr(pipeline, "vae", None) is None:
-        raise ValueError(f"{name} is not a text-to-image latent diffusion pipeline.")
-    if not isinstance(pipeline, KINDS):
-        raise ValueError(
-            f"{name} is no text-to-image pipeline known here: make one of its parts, such as "
-            f"{KINDS[1 if hasattr(pipeline, 'text_encoder_2') else 0].__name__}(**pipe.components)."
-        )
-    _check_tokenizers(pipeline)
-    unet, vae = pipeline.unet.config, pipeline.vae.config
-    if unet.in_channels != vae.latent_channels:
-        raise ValueError(
-            f"the UNet of {name} takes {unet.in_channels} channels but the VAE's latents have "
-            f"{vae.latent_channels}: inpainting and other image-conditioned checkpoints cannot be inverted."
-        )
 
 
 def _check_tokenizers(pipeline: DiffusionPipeline) -> None:

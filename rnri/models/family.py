@@ -50,7 +50,7 @@ class Family(ABC):
             raise ValueError(
                 f"the config.json of the {self.part} has no sample_size: set it to the latents' side, or both sides."
             )
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return both_sides(size)
 
     @abstractmethod
     def check(self) -> None:
@@ -73,6 +73,11 @@ class Family(ABC):
     def unpack(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
         """``[B,C,h,w]`` from what the pipeline takes as ``latents=``."""
         return latents
+
+
+def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """``(height, width)`` of a size that is one side, or both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def check_no_negatives(negatives: Sequence[str], network: str) -> None:

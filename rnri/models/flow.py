@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from numbers import Integral
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -32,7 +31,16 @@ def check_flow_scheduler(scheduler: SchedulerMixin) -> None:
             "undo; set it to false in scheduler_config.json."
         )
     if scheduler.config.get("invert_sigmas"):
-        raise ValueError(f"invert_sigmas is on in the config of {name}: its time runs from clean to noisy; turn it off.")
+        raise ValueError(
+            f"invert_sigmas is on in the config of {name}: its time runs from clean to noisy; turn it off."
+        )
+
+
+def check_steps(scheduler: SchedulerMixin, steps: int) -> None:
+    """ValueError unless ``steps`` is a number of steps that the scheduler has."""
+    most = scheduler.config.num_train_timesteps
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= most:
+        raise ValueError(f"steps={steps!r} must be a whole number, 1 to {most}.")
 
 
 def flow_steps(
@@ -50,9 +58,8 @@ def flow_steps(
         ValueError: as ``Schedule.from_scheduler``.
     """
     check_flow_scheduler(scheduler)
-    most, dynamic = scheduler.config.num_train_timesteps, bool(scheduler.config.use_dynamic_shifting)
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= most:
-        raise ValueError(f"steps={steps!r} must be a whole number, 1 to {most}.")
+    check_steps(scheduler, steps)
+    dynamic = bool(scheduler.config.use_dynamic_shifting)
     if dynamic and mu is None:
         raise ValueError(
             "the scheduler's shift depends on the image's size (use_dynamic_shifting): give mu, as the pipeline's "

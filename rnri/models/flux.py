@@ -12,7 +12,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from rnri.models.family import Family, check_no_negatives, parts
-from rnri.models.flow import check_flow_scheduler
+from rnri.models.flow import check_flow_scheduler, check_steps
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
@@ -120,6 +120,7 @@ class FluxFamily(Family):
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
         """Sigmas from 1 to ``1 / steps``, as the pipeline passes them, and its shift by the number of image tokens."""
+        check_steps(self.pipeline.scheduler, steps)
         config, height, width = self.pipeline.scheduler.config, *latent_size
         mu = calculate_shift(
             (height // 2) * (width // 2),
@@ -128,7 +129,7 @@ class FluxFamily(Family):
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.15),
         )
-        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / max(int(steps), 1), max(int(steps), 1))
+        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         mu = mu if config.get("use_dynamic_shifting") else None
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, sigmas=sigmas, mu=mu)
 

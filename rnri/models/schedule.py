@@ -52,7 +52,7 @@ class Schedule:
         if not (self.timesteps[1:] < self.timesteps[:-1]).all():
             raise ValueError(f"timesteps must descend strictly, got {self.timesteps.tolist()}.")
         cleaner = (self.alpha <= self.alpha_next) & (self.sigma_next <= self.sigma) & (self.sigma_next >= 0)
-        least = 0 < self.alpha if self.predicts == "noise" else 0 <= self.alpha
+        least = self.alpha > 0 if self.predicts == "noise" else self.alpha >= 0
         if not (cleaner & least & (self.alpha_next <= 1)).all():
             raise ValueError("every step must go from more to less noise, with some signal where noise is predicted.")
 

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from rnri.models.family import Family, check_no_negatives, parts
+from rnri.models.family import Family, both_sides, check_no_negatives, parts
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
@@ -82,6 +82,15 @@ class UNetFamily(Family):
     @property
     def channels(self) -> int:
         return self.network.config.in_channels
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """The UNet's; of one without a ``sample_size``, that of the VAE's images."""
+        vae, factor = self.pipeline.vae.config, 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        if self.network.config.sample_size is None and vae.sample_size is not None:
+            height, width = both_sides(vae.sample_size)
+            return height // factor, width // factor
+        return super().latent_size
 
     def check(self) -> None:
         vae = self.pipeline.vae.config

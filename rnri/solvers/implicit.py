@@ -29,7 +29,9 @@ class SampleCounts:
 class ImplicitStep:
     """``z = f(z)`` with ``f(z) = A z_s + B y(z, t)`` for a batch (RNRI, arXiv 2312.12540, Eq. 3).
 
-    ``y`` is what the schedule's predictor returns: the noise, as in the paper, or flow matching's velocity. It counts its own evaluations by sample, so no solver has to. ``select`` gives the equation of the samples
+    ``y`` is what the schedule's predictor returns: the noise, as in the paper, or flow matching's velocity.
+
+    It counts its own evaluations by sample, so no solver has to. ``select`` gives the equation of the samples
     that are still being solved.
 
     Attributes:
@@ -111,7 +113,7 @@ class ImplicitStep:
 
     @property
     def noise_gain(self) -> float:
-        """``sigma_t - (alpha_t / alpha_s) sigma_s``, so that ``f = prior_mean + noise_gain n``; 0 if nothing changes."""
+        """``sigma_t - (alpha_t / alpha_s) sigma_s``: ``f = prior_mean + noise_gain n``. 0 where nothing changes."""
         return self.levels[1] - self._signal_kept * self.levels[3]
 
     @property

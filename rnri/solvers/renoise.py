@@ -89,7 +89,8 @@ class ReNoise(IterativeSolver):
         if self.rounds and problem.noise_gain != 0 and k >= begin:
             generator = torch.Generator().manual_seed(self.seed + int(1_000 * problem.timestep) + k)
             z, mean = (
-                problem.prior_mean + problem.noise_gain * REGULARISERS[self.regulariser](noise, reference, self, generator)
+                problem.prior_mean
+                + problem.noise_gain * REGULARISERS[self.regulariser](noise, reference, self, generator)
                 for noise in (problem.noise(z), problem.noise(mean))
             )
         outcome = torch.where(count > 0, mean, z)
@@ -104,7 +105,9 @@ class ReNoise(IterativeSolver):
             k, total, count, reference, _ = at.state
             return int(k.flatten()[0]), total, count, reference
         zero = at.f.new_zeros(len(at.f), 1, 1, 1)
-        reference = self._reference(at.problem) if self.rounds and at.problem.noise_gain != 0 else torch.zeros_like(at.f)
+        reference = (
+            self._reference(at.problem) if self.rounds and at.problem.noise_gain != 0 else torch.zeros_like(at.f)
+        )
         return 0, torch.zeros_like(at.f), zero, reference
 
     def _reference(self, problem: ImplicitStep) -> Tensor:

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import KandinskyPriorPipeline, SanaPipeline
 
 from rnri import LatentDiffusion
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion, tiny_stable_diffusion_xl
@@ -271,15 +271,19 @@ def test_a_hub_id_that_cannot_be_reached():
     assert "\n" not in str(error.value)
 
 
-def test_a_pipeline_without_a_unet(saved, tmp_path):
-    flux = tmp_path / "flux"
-    shutil.copytree(saved, flux)
-    index = json.loads((flux / "model_index.json").read_text())
+def test_a_pipeline_of_another_architecture(saved, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(saved, other)
+    index = json.loads((other / "model_index.json").read_text())
     del index["unet"]
-    index |= {"_class_name": FluxPipeline.__name__, "transformer": ["diffusers", "FluxTransformer2DModel"]}
-    (flux / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="FluxPipeline without a UNet"):
-        load(flux)
+    index |= {"_class_name": KandinskyPriorPipeline.__name__, "prior": ["diffusers", "PriorTransformer"]}
+    (other / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="KandinskyPriorPipeline without a UNet or transformer; supported are Stable"):
+        load(other)
+    index |= {"_class_name": SanaPipeline.__name__, "transformer": ["diffusers", "SanaTransformer2DModel"]}
+    (other / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="SanaPipeline, which is no text-to-image pipeline known here"):
+        load(other)
 
 
 def test_an_inpainting_unet_is_refused():

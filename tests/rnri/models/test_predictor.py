@@ -41,7 +41,7 @@ def test_v_and_sample_are_converted_where_the_network_ran(model):
         "v_prediction": a**0.5 * output + (1 - a) ** 0.5 * z,
         "sample": (z - a**0.5 * output) / (1 - a) ** 0.5,
     }.items():
-        denoiser = UNetDenoiser(model.pipeline.unet, kind, model.alpha_bar, predictor.denoiser.positive)
+        denoiser = UNetDenoiser(model.pipeline.unet, kind, model.alpha_bar, positive=predictor.denoiser.positive)
         torch.testing.assert_close(denoiser(z, 300), expected)
 
 
@@ -122,6 +122,8 @@ def test_bad_input(model):
     with pytest.raises(ValueError, match=r"3 rows.*2 prompts"):
         model.predictor(["a", "b"])(latents(3), 1)
     with pytest.raises(ValueError, match="prediction_type='flow'"):
-        UNetDenoiser(model.pipeline.unet, "flow", model.alpha_bar, Condition(torch.zeros(1, 1, 1)))
+        UNetDenoiser(model.pipeline.unet, "flow", model.alpha_bar, positive=Condition(torch.zeros(1, 1, 1)))
     with pytest.raises(ValueError, match="negative condition"):
-        UNetDenoiser(model.pipeline.unet, "epsilon", model.alpha_bar, Condition(torch.zeros(1, 1, 1)), guidance=2)
+        UNetDenoiser(
+            model.pipeline.unet, "epsilon", model.alpha_bar, positive=Condition(torch.zeros(1, 1, 1)), guidance=2
+        )

@@ -24,9 +24,7 @@ def halving(timestep=500, z_0=None, levels=(0.6, 0.8, math.inf, 0)):
         return -z / 2
 
     rows, counts = torch.arange(1), SampleCounts.zeros(1)
-    problem = ImplicitStep(
-        function_predictor(network, 1), timestep, 0.0, 1.0, scalar(1.0), rows, counts, z_0, levels
-    )
+    problem = ImplicitStep(function_predictor(network, 1), timestep, 0.0, 1.0, scalar(1.0), rows, counts, z_0, levels)
     return problem, seen
 
 
