@@ -2,6 +2,8 @@
 
 from rnri.decoder_inversion import DecoderInversion
 from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule, measured
+from rnri.invert import METHODS, PipelineInversion, invert
+from rnri.models.deterministic import DeterministicScheduler, scheduler_for
 from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePredictor
 from rnri.models.sampling import ddim_step, sample, trajectory
@@ -18,11 +20,13 @@ from rnri.solvers.newton_krylov import NewtonKrylov
 from rnri.solvers.renoise import ReNoise
 
 __all__ = [
+    "METHODS",
     "Anderson",
     "AveragedFixedPoint",
     "Condition",
     "DecoderInversion",
     "Denoiser",
+    "DeterministicScheduler",
     "FixedPoint",
     "ForwardStep",
     "GradientDescent",
@@ -35,6 +39,7 @@ __all__ = [
     "LatentDiffusion",
     "NewtonKrylov",
     "NoisePredictor",
+    "PipelineInversion",
     "PromptAware",
     "RNRIMeanSign",
     "RNRIMinimumNorm",
@@ -50,7 +55,9 @@ __all__ = [
     "alpha_bar_table",
     "check_schedule",
     "ddim_step",
+    "invert",
     "measured",
     "sample",
+    "scheduler_for",
     "trajectory",
 ]

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from checked import Dtype, Guidance, Name
+from rnri.models.adapters import check_lora, check_scheduler_name, load_lora, set_scheduler
 from rnri.models.checkpoint import load_pipeline
 from rnri.models.families import family_of
 from rnri.models.family import parts
@@ -75,21 +76,33 @@ class LatentDiffusion:
         variant: Name | None = None,
         revision: Name | None = None,
         default_guidance: Guidance = 1.0,
+        lora: Name | Path | None = None,
+        scheduler: Name | None = None,
     ) -> LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
+
+        ``lora`` is put on it as ``pipe.load_lora_weights`` does (a folder, a file or a hub id; needs ``peft``), and
+        ``scheduler``, the name of one of diffusers', made of the checkpoint's own config: LCM's, with an LCM-LoRA.
 
         ``dtype="auto"`` is float16 on a GPU and float32 on a CPU, where halves are slower, and on MPS, where they can
         overflow.
 
         Raises:
             ValueError: one sentence for an unknown ``dtype``, a folder that does not exist or lacks a part, an
-                unreachable hub id, or a pipeline that is of no known family.
+                unreachable hub id, or a pipeline that is of no known family;
+                a LoRA that cannot be loaded, and a scheduler that diffusers does not have.
         """
+        check_scheduler_name(scheduler)
+        check_lora(lora)
         if dtype == "auto":
             dtype = torch.float32 if torch.device(device).type in ("cpu", "mps") else torch.float16
         pipeline = load_pipeline(
             path, dtype=dtype, local_files_only=local_files_only, variant=variant, revision=revision
         )
+        if scheduler is not None:
+            set_scheduler(pipeline, scheduler)
+        if lora is not None:
+            load_lora(pipeline, lora, local_files_only=local_files_only)
         model = cls(pipeline.to(device), default_guidance)
         for module in parts(model.pipeline).values():  # the pipeline is ours: nothing is to be switched at every call
             module.eval().requires_grad_(False)

@@ -56,6 +56,11 @@ OWN_LEVELS = (
 )
 
 
+def followed(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler whose steps it takes: its ``source`` for ours (``DeterministicScheduler``), else itself."""
+    return getattr(scheduler, "source", scheduler)
+
+
 def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
     """Cumulative alphas of every training timestep, float64 ``[num_train_timesteps]`` in (0, 1].
 
@@ -66,6 +71,7 @@ def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
     Raises:
         ValueError: the scheduler has no table of betas (flow matching, for example).
     """
+    scheduler = followed(scheduler)
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or table.ndim != 1 or "beta_schedule" not in scheduler.config:
         raise ValueError(
@@ -82,6 +88,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         ValueError: no betas, a latent that is clipped at every step, or a network that predicts noise where the
             scheduler's timesteps begin without any signal.
     """
+    scheduler = followed(scheduler)
     table, most = alpha_bar_table(scheduler), most_steps(scheduler)
     _check_clipping(scheduler)
     try:
@@ -97,6 +104,7 @@ def steps_of(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor, Ten
     Raises:
         ValueError: as ``Schedule.from_scheduler``.
     """
+    scheduler = followed(scheduler)
     table, most = alpha_bar_table(scheduler), most_steps(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, Integral):
         raise ValueError(f"steps={steps!r} must be a whole number, 1 to {most}.")
