@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 
@@ -306,3 +307,24 @@ def test_an_inpainting_unet_is_refused():
 def test_bad_images(model, images, message):
     with pytest.raises(ValueError, match=message):
         model.encode(images)
+
+
+@pytest.mark.parametrize("make", [tiny_stable_diffusion, tiny_stable_diffusion_xl])
+def test_a_textual_inversion_of_two_vectors_reads_as_in_the_pipeline(make):
+    pipeline, width = make(), 32
+    if make is tiny_stable_diffusion_xl:
+        pipeline.tokenizer_2 = copy.deepcopy(pipeline.tokenizer)
+    learned = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+    pipeline.load_textual_inversion(learned, token="<toy>")
+    if make is tiny_stable_diffusion_xl:
+        pipeline.load_textual_inversion(
+            learned, token="<toy>", text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    texts = ["a <toy>", "two dogs"]
+    expected = pipeline(texts, num_inference_steps=2, guidance_scale=1, latents=seeds(), output_type="latent").images
+    model = LatentDiffusion(pipeline)
+    found = model.sample(seeds(), model.predictor(texts), model.schedule(2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    without = model.sample(seeds(), model.predictor(["a toy", "two dogs"]), model.schedule(2))
+    assert not torch.allclose(found[0], without[0], atol=1e-3)

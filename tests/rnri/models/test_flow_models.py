@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from peft import LoraConfig
 
 from rnri import LatentDiffusion, Schedule
 from rnri.models.flux import pack, unpack
@@ -157,3 +158,13 @@ def test_combinations_that_mean_nothing():
     for size in ((16, 18), (0, 16), (16, 17.0), (16,)):
         with pytest.raises(ValueError, match="image_size"):
             LatentDiffusion(tiny_sd3(), image_size=size)
+
+
+@pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
+def test_a_lora_counts_as_in_the_pipeline(make):
+    pipeline, plain = make(), ours(make(), seeds(), 2, 1.0)
+    torch.manual_seed(0)
+    pipeline.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    expected = theirs(pipeline, seeds(), 2, 1.0)
+    torch.testing.assert_close(ours(pipeline, seeds(), 2, 1.0), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, plain, atol=1e-3)
