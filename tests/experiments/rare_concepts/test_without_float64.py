@@ -1,0 +1,79 @@
+"""The main job on a device that has no float64 and mixes with no other, as Apple's MPS: a stand-in, see the module."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from nao import norm_penalty, path_seeds
+from rnri import ImplicitInverter, RNRIMeanSign, accelerated
+from seedselect import SeedSelect
+from tests.devices import DEVICE, OnDevice, StandIn, stand_in
+from tests.experiments.small import NAO, PLAIN, SELECT, carried_out, rare_concepts
+
+
+@pytest.fixture
+def device():
+    with stand_in() as found:
+        yield found
+
+
+def test_the_stand_in_forbids_what_the_device_forbids(device):
+    there, here = torch.ones(2, 3, device=device), torch.ones(2, 3)
+    assert isinstance(there + 1, OnDevice) and not isinstance(there.cpu() + 1, OnDevice)
+    for forbidden in (
+        there.double,
+        lambda: there.to(torch.float64),
+        lambda: here.double().to(device),
+        lambda: torch.zeros(2, dtype=torch.float64, device=device),
+        lambda: torch.tensor(1.0, dtype=torch.float64, device=device),
+        lambda: there.sum(dtype=torch.float64),
+    ):
+        with pytest.raises(TypeError, match="float64"):
+            forbidden()
+    for mixture in (
+        lambda: there + here,
+        lambda: torch.cat([here, there]),
+        lambda: torch.where(here > 0, there, there),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixture()
+
+
+def strategy() -> SingleDeviceStrategy:
+    return SingleDeviceStrategy(DEVICE, accelerator=StandIn())
+
+
+OURS = replace(NAO, guidance=3.0, inverter=accelerated())
+PAPERS = replace(
+    SELECT,
+    guidance=2.0,
+    inverter=ImplicitInverter(RNRIMeanSign(1)),
+    initialise=path_seeds,
+    select=SeedSelect(1, step_weights=(0.3, 0.7), norm="keep", penalty=norm_penalty, patience=1),
+)
+ARMS = {"plain": PLAIN, "ours": OURS, "papers": PAPERS}
+FEW = {"concepts": ["owl", "cat"], "concepts_per_batch": 2}
+
+
+def images(task) -> dict[str, torch.Tensor]:
+    return {
+        f"{name} {concept.name}": task.units(name, arm).read(concept.key)[0]["images"].float()
+        for name, arm in task.arms.items()
+        for concept in task.chosen
+    }
+
+
+def test_the_main_job_gives_its_images_there(tmp_path):
+    expected = images(carried_out(rare_concepts(tmp_path / "cpu", ARMS, **FEW)))
+    with stand_in():
+        task = rare_concepts(tmp_path / "there", ARMS, **FEW)
+        carried_out(task, accelerator="auto", strategy=strategy())
+        assert task.networks.model.device == DEVICE and task.numerics["device"] == DEVICE.type
+        found = images(task)
+    for name, expectation in expected.items():
+        assert (found[name] - expectation).abs().mean() < 1, name  # of 255: the walk is in float32 there
+    rows = json.loads((tmp_path / "there" / "run" / "results.json").read_text())["rows"]
+    assert all(row["fid"] >= 0 and row["not_finite"] == 0 for row in rows if row["bucket"] == "total")
