@@ -28,8 +28,10 @@ from rnri.editing.injection import FluxInjectionProcessor, Injection, SD3Injecti
 from rnri.editing.prompt_to_prompt import PromptToPrompt, PromptToPromptProcessor
 from rnri.editing.state import EditState
 from rnri.editing.words import Prompt
+from rnri.models.deterministic import scheduler_for
 from rnri.models.families import family_of
-from rnri.models.family import Family
+from rnri.models.family import Family, parts
+from rnri.models.frozen import frozen
 from rnri.models.sd3 import SD3Family
 from rnri.models.unet import UNetFamily
 
@@ -65,7 +67,7 @@ Images = list[Image.Image] | Tensor | np.ndarray
 
 
 class Seeds(Protocol):
-    """What ``edit`` reads of an inversion: the pipeline call that gives the images back."""
+    """What ``edit`` reads of an inversion, such as ``rnri.PipelineInversion``: the call that gives the images back."""
 
     prompts: Sequence[str]
     latents: Tensor  # [B,...] as the pipeline takes them
@@ -102,8 +104,9 @@ def edit(
         inversion = rnri.invert(pipe, image, "a photo of a cat", steps=20)
         edited = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
-    It is one call of ``pipe`` with the source's prompt and all edits in a batch; each edit is as if alone. ``pipe`` is
-    left as it was found, also after an exception.
+    It is one call of ``pipe`` with the source's prompt and all edits in a batch, under ``rnri.scheduler_for``; each
+    edit is as if alone. ``pipe`` is left as it was found - scheduler, processors, modes, gradients - also after an
+    exception.
 
     Args:
         pipe: a text-to-image pipeline of a known family.
@@ -130,7 +133,7 @@ def edit(
         call["negative_prompt"] = [call["negative_prompt"][row] for row in rows]
     own = options.pop("callback_on_step_end", None)
     wanted = dict.fromkeys(["latents", *options.pop("callback_on_step_end_tensor_inputs", [])])
-    with installed(family.network, control.processor):
+    with installed(family.network, control.processor), _as_inverted(pipe):
         images = pipe(
             **call,
             **options,
@@ -212,6 +215,19 @@ def installed(network: nn.Module, processor: Any) -> Iterator[None]:
         yield
     finally:
         network.set_attn_processor(dict(found))
+
+
+@contextmanager
+def _as_inverted(pipe: DiffusionPipeline) -> Iterator[None]:
+    """``pipe`` as seeds are inverted: with the deterministic scheduler, in evaluation mode."""
+    found = pipe.scheduler
+    try:
+        pipe.scheduler = scheduler_for(pipe)
+        with frozen(*parts(pipe).values()):
+            yield
+    finally:
+        pipe.scheduler = found
+        pipe.maybe_free_model_hooks()  # under CPU offload, as the pipeline's own calls end
 
 
 def _callback(state: EditState, control: Control, own: Callable | None) -> Callable:

@@ -36,7 +36,7 @@ class PromptToPrompt:
         blend_threshold: of the largest value of a word's map: what is above it belongs to the region.
     """
 
-    cross: Share = 0.8
+    cross: Share = 0.4
     self_attention: Share = 0.4
     substitutes: bool = True
     weights: Mapping[Name, float] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffus
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from torch import Tensor
 
+import rnri
 from rnri.editing import Prompt, PromptToPrompt, align, edit
 from rnri.editing.blend import blended, grid
 from rnri.editing.edit import installed
@@ -56,6 +57,8 @@ def exact() -> StableDiffusionPipeline:
 
 
 def quiet(pipe):
+    """Without a bar of progress, under the scheduler that edits are under, so that plain calls compare."""
+    pipe.scheduler = rnri.scheduler_for(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -171,10 +174,10 @@ def test_other_unets(what):
     if what == "lcm":
         distilled = tiny_stable_diffusion(unet={"time_cond_proj_dim": 8})
         parts = distilled.components | {"requires_safety_checker": False}
-        pipe = quiet(LatentConsistencyModelPipeline(**parts | {"scheduler": LCMScheduler()}))
+        pipe = quiet(LatentConsistencyModelPipeline(**parts | {"scheduler": LCMScheduler()}))  # which adds noise
     if what == "turbo":
         pipe, guidance = quiet(tiny_stable_diffusion(timestep_spacing="trailing")), 0.0
-    inversion = seeds("a cat x", guidance=guidance, steps=STEPS if what == "xl" else 1)
+    inversion = seeds("a cat x", guidance=guidance, steps=1 if what == "turbo" else STEPS)
     how = PromptToPrompt(blend=["cat", "dog"])
     found, again = latents(pipe, inversion, ["a dog x", "a cat x"], how)
     torch.testing.assert_close(again, pipe(**inversion.call, output_type="latent").images, rtol=1e-4, atol=1e-4)
@@ -182,7 +185,23 @@ def test_other_unets(what):
     assert (found[0] - again[0]).abs().max() > 1e-3
 
 
+def test_an_image_is_inverted_and_edited_and_the_pipeline_left_as_found():
+    pipe = tiny_stable_diffusion()
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    scheduler = pipe.scheduler
+    pipe.unet.train()
+    picture = torch.rand(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    inversion = rnri.invert(pipe, picture, "a cat", steps=STEPS)
+    found, again = latents(pipe, inversion, "a dog")
+    assert (found - again).abs().max() > 1e-4
+    assert pipe.scheduler is scheduler and pipe.unet.training and all(w.requires_grad for w in pipe.unet.parameters())
+    plain = quiet(pipe)(**inversion.call, output_type="latent").images
+    torch.testing.assert_close(again, plain, rtol=1e-3, atol=1e-3)
+
+
 def test_processors_are_restored_and_so_after_an_exception(pipe):
+    scheduler = pipe.scheduler
     found = pipe.unet.attn_processors
     mixed = found | {next(iter(found)): AttnProcessor()}
     try:
@@ -193,7 +212,7 @@ def test_processors_are_restored_and_so_after_an_exception(pipe):
 
         with pytest.raises(RuntimeError, match="from the callback"):
             edit(pipe, seeds("a cat"), "a dog", callback_on_step_end=fail)
-        assert pipe.unet.attn_processors == mixed
+        assert pipe.unet.attn_processors == mixed and pipe.scheduler is scheduler
         edit(pipe, seeds("a cat"), "a dog", output_type="latent")
         assert pipe.unet.attn_processors == mixed
     finally:

@@ -1,0 +1,143 @@
+"""The benchmark that we write is in PIE-Bench's format and true; the reader reads it, and says what is wrong."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.editing import make_benchmark, read_benchmark
+from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, decode_mask, encode_mask
+
+SIZE = (64, 64)
+SMALL = {"concept": 4, "background": 4, "style": 4, "added": 2, "removed": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small benchmark from the embedded corpus."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_benchmark, "COUNTS", SMALL)
+        path = tmp_path_factory.mktemp("benchmark") / "ours"
+        assert make_benchmark.write(path, "assets/emoji") == sum(SMALL.values())
+    return path
+
+
+@pytest.fixture(scope="module")
+def edits(folder):
+    return read_benchmark(folder)
+
+
+def test_the_whole_benchmark_has_four_hundred_edits():
+    assert sum(make_benchmark.COUNTS.values()) >= 400
+
+
+def test_every_kind_is_there(edits):
+    kinds = Counter(KINDS[edit.kind] for edit in edits)
+    assert kinds == {
+        "change object": 4, "change background": 4, "change style": 4, "change attribute content": 4,
+    }  # fmt: skip
+
+
+def test_outside_of_the_mask_the_true_edit_is_the_image(edits):
+    for edit in edits:
+        image, target, mask = edit.picture(SIZE), edit.picture(SIZE, target=True), inner(edit)
+        assert torch.equal(image[:, ~mask], target[:, ~mask])
+        assert (image != target).any() and (~mask).float().mean() >= make_benchmark.LEAST_KEPT
+
+
+def inner(edit):
+    """The mask at the drawings' size, without the border lines that reading sets."""
+    return torch.from_numpy(edit.mask[4::8, 4::8])
+
+
+def test_a_mask_at_another_size_is_that_of_the_drawings(edits):
+    for edit in edits:
+        assert torch.equal(edit.mask_at(SIZE), inner(edit))
+
+
+def test_prompts_differ_in_the_words_that_are_named(folder, edits):
+    mapping = json.loads((folder / MAPPING).read_text())
+    for edit in edits:
+        before, after = edit.words
+        assert edit.source != edit.target and before in edit.source.split() and after in edit.target.split()
+        marked = mapping[edit.key]["editing_prompt"]
+        assert marked.count("[") == marked.count("]") == 1 and "[" not in edit.target
+        assert edit.concept in edit.target or KINDS[edit.kind] == "change object"
+
+
+def test_it_is_the_same_at_every_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_benchmark, "COUNTS", SMALL)
+    make_benchmark.write(tmp_path / "again", "assets/emoji")
+    for path in sorted(folder.rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes()
+
+
+def test_masks_come_back_with_their_border_set():
+    mask = np.random.default_rng(0).random((SIDE, SIDE)) < 0.5
+    expected = mask.copy()
+    expected[[0, -1]] = expected[:, [0, -1]] = True
+    assert np.array_equal(decode_mask(encode_mask(mask)), expected)
+    assert encode_mask(np.zeros((SIDE, SIDE), dtype=bool)) == []
+    assert encode_mask(np.ones((SIDE, SIDE), dtype=bool)) == [0, SIDE * SIDE]
+
+
+def test_runs_are_starts_and_lengths_by_rows():
+    mask = decode_mask([SIDE + 3, 2])
+    assert mask[1, 3] and mask[1, 4] and not mask[1, 2] and not mask[1, 5] and not mask[2, 3]
+
+
+def one(folder, **changes):
+    """A folder with one edit of PIE-Bench's own fields."""
+    (folder / IMAGES / "0_random").mkdir(parents=True)
+    Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(folder / IMAGES / "0_random" / "1.jpg")
+    entry = {
+        "image_path": "0_random/1.jpg", "original_prompt": "a [round] cake", "editing_prompt": "a [square] cake",
+        "editing_instruction": "Change it", "editing_type_id": "0", "blended_word": "cake cake", "mask": [0, 5],
+    }  # fmt: skip
+    entry = {name: value for name, value in (entry | changes).items() if value is not None}
+    (folder / MAPPING).write_text(json.dumps({"000000000000": entry}))
+    return folder
+
+
+def test_pie_bench_s_own_entries_are_read(tmp_path):
+    (edit,) = read_benchmark(one(tmp_path))
+    assert (edit.source, edit.target, edit.words) == ("a round cake", "a square cake", ("cake", "cake"))
+    assert edit.target_image is None and edit.concept is None
+    assert edit.picture((8, 4)).shape == (3, 8, 4)
+    with pytest.raises(ValueError, match="does not say what edit 000000000000 should look like"):
+        edit.picture((8, 4), target=True)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"mask": None}, "has no mask"),
+        ({"mask": [0]}, "its mask is wrong"),
+        ({"mask": [SIDE * SIDE - 1, 2]}, "its mask is wrong"),
+        ({"mask": ["a", "b"]}, "its mask is wrong"),
+        ({"editing_type_id": "10"}, "editing_type_id='10' is none of 0 to 9"),
+        ({"image_path": "0_random/2.jpg"}, "2.jpg, which does not exist"),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_said(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=rf"edit 000000000000 of .*{said}"):
+        read_benchmark(one(tmp_path, **changes))
+
+
+def test_a_folder_that_is_no_benchmark_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"has no mapping_file\.json: name PIE-Bench's folder"):
+        read_benchmark(tmp_path)
+    (tmp_path / MAPPING).write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        read_benchmark(tmp_path)
+    (tmp_path / MAPPING).write_text("{}")
+    with pytest.raises(ValueError, match="holds no edits"):
+        read_benchmark(tmp_path)
+
+
+def test_a_full_folder_is_not_written_over(folder):
+    with pytest.raises(ValueError, match="is not empty: name a new folder"):
+        make_benchmark.write(folder, "assets/emoji")
