@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -89,16 +90,27 @@ def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -
 
 
 class CaptionedLatents(Dataset):
-    """The caption corpus as ``(latent [4, h, w], tokens [L])``; each distinct picture is encoded once."""
+    """The caption corpus as ``(latent [4, h, w], tokens [L])``; each distinct picture is encoded once.
 
-    def __init__(self, corpus: str, vae: AutoencoderKL, tokenizer: CLIPTokenizer, cache: Path) -> None:
+    Args:
+        corpus: its folder.
+        vae, tokenizer: of the model to train.
+        cache: file of the latents, written unless it exists.
+        pictures: use so many pictures, always the same ones, with all captions of theirs; None: all.
+    """
+
+    def __init__(
+        self, corpus: str, vae: AutoencoderKL, tokenizer: CLIPTokenizer, cache: Path, pictures: int | None = None
+    ) -> None:
         table = read_table(Path(corpus) / "captions.parquet")
-        pictures = list(zip(table["image_id"], table["augmentation_seed"], strict=True))
-        distinct = sorted(set(pictures))
+        shown = list(zip(table["image_id"], table["augmentation_seed"], strict=True))
+        distinct = sorted(set(shown))
+        if pictures is not None:
+            distinct = sorted(random.Random(0).sample(distinct, min(pictures, len(distinct))))
         place = {picture: row for row, picture in enumerate(distinct)}
-        self.rows = torch.tensor([place[picture] for picture in pictures])
-        texts = list(table["caption"])
-        self.tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self.rows = torch.tensor([place[picture] for picture in shown if picture in place])
+        self.texts = [text for text, picture in zip(table["caption"], shown, strict=True) if picture in place]
+        self.tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.latents = self._latents(Drawings(corpus, ["corpus"]), distinct, vae, cache)
 
     @staticmethod
@@ -116,7 +128,7 @@ class CaptionedLatents(Dataset):
         for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures"):
             batch = [drawings.picture(i, Augmentation.from_seed(s)) for i, s in pictures[start : start + batch_size]]
             images = torch.stack([torch.from_numpy(picture) for picture in batch]).float() / 127.5 - 1
-            latents.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
+            latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).contiguous())
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_file({"latents": torch.cat(latents)}, cache)
         return torch.cat(latents)

@@ -1,0 +1,360 @@
+"""Trains the embedded flow-matching model: a Stable Diffusion 3 transformer in the latents of the embedded VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le, Len
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.utils import save_image
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from checked import Count, Name, NotNegative, Positive, dataclass
+from experiments.data.emoji import check_corpus
+from experiments.pretrain.denoiser import CaptionedLatents, Prompts, _Hidden
+from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half, saved
+from experiments.pretrain.lcm import Pairs, encode
+
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
+ZEROS = 256  # tokens of zeros that SD3's pipeline appends for a T5 it does not have
+
+
+def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithProjection:
+    """The first ``layers`` layers of ``start``, then layers without effect; the projection is the identity.
+
+    SD3 reads the states before the last layer and the pooled ones after it. A layer more than ``start`` has adds
+    nothing to its input, so that the states are those of ``start``'s last layer.
+    """
+    config = type(start.config).from_dict(start.config.to_dict() | {"num_hidden_layers": layers})
+    encoder = CLIPTextModelWithProjection(config)
+    inner = encoder.text_model
+    known = {name: tensor for name, tensor in start.state_dict().items() if name in inner.state_dict()}
+    with torch.no_grad():
+        for name in inner.load_state_dict(known, strict=False).missing_keys:
+            if "out_proj" in name or "fc2" in name:  # what a layer adds to its input comes out of these two
+                inner.get_parameter(name).zero_()
+        nn.init.eye_(encoder.text_projection.weight)
+    return encoder.eval()
+
+
+def build_transformer(
+    vae: nn.Module, text_width: int, pooled_width: int, width: int, layers: int, heads: int
+) -> SD3Transformer2DModel:
+    """Modulations and output begin at zero (adaLN-Zero, Peebles and Xie 2023): every block begins as the identity."""
+    side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    transformer = SD3Transformer2DModel(
+        sample_size=side,
+        patch_size=2,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        num_layers=layers,
+        attention_head_dim=width // heads,
+        num_attention_heads=heads,
+        joint_attention_dim=text_width,
+        caption_projection_dim=width,
+        pooled_projection_dim=pooled_width,
+        pos_embed_max_size=side // 2,
+        qk_norm="rms_norm",
+    )
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            if "norm" in name or name == "proj_out":
+                nn.init.zeros_(layer.weight)
+    return transformer
+
+
+@torch.no_grad()
+def standardise(layer: nn.Linear, inputs: Tensor) -> None:
+    """Folds the standardising of each feature of ``inputs [..., D]`` into the weights.
+
+    CLIP's states before the final norm have features hundreds of times larger than others.
+    """
+    mean, std = inputs.flatten(0, -2).mean(0), inputs.flatten(0, -2).std(0).clamp(min=1e-3)
+    layer.weight /= std
+    layer.bias -= layer.weight @ mean
+
+
+class OneForMany:
+    """SD3's joint attention with a mask over its keys.
+
+    The tokens of zeros that stand for a missing T5 are all alike and stay so: the context has no positions. In the
+    softmax n of them count as one whose logit is higher by log n, which makes a training step cost a quarter.
+    """
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        length = hidden_states.shape[1]
+        image = [heads(layer(hidden_states), attn.heads) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+        text = [
+            heads(layer(encoder_hidden_states), attn.heads)
+            for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        ]
+        query = torch.cat([attn.norm_q(image[0]), attn.norm_added_q(text[0])], 2)
+        key = torch.cat([attn.norm_k(image[1]), attn.norm_added_k(text[1])], 2)
+        mixed = F.scaled_dot_product_attention(query, key, torch.cat([image[2], text[2]], 2), attention_mask)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        context = mixed[:, length:]
+        return attn.to_out[0](mixed[:, :length]), context if attn.context_pre_only else attn.to_add_out(context)
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    """``[B, L, D]`` to ``[B, heads, L, D / heads]``"""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+@contextmanager
+def processor(transformer: SD3Transformer2DModel, other: object) -> Iterator[None]:
+    """Attention by another processor for a while."""
+    usual = transformer.attn_processors
+    transformer.set_attn_processor(other)
+    try:
+        yield
+    finally:
+        transformer.set_attn_processor(usual)
+
+
+class Velocity:
+    """The transformer as the pipeline runs it, with one token for all the zeros.
+
+    Args:
+        transformer: with processors of :class:`OneForMany`.
+        states: CLIP states of every caption ``[captions, L, D]``; pooled: ``[captions, P]``.
+    """
+
+    def __init__(self, transformer: SD3Transformer2DModel, states: Tensor, pooled: Tensor) -> None:
+        self.transformer, self.states, self.pooled = transformer, states, pooled
+
+    def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor, zeros: Tensor) -> Tensor:
+        """Velocity ``[B, 4, h, w]`` at ``sigma [B]``, where ``zeros [B]`` tokens of zeros follow the caption's."""
+        text = F.pad(self.states[captions], (0, 0, 0, 1))
+        size = self.transformer.config.patch_size
+        keys = x.shape[-2] * x.shape[-1] // size**2 + text.shape[1]
+        mask = torch.zeros(len(x), 1, 1, keys, device=x.device)
+        mask[..., -1] = zeros.float().log()[:, None, None]
+        return self.transformer(
+            x, text, self.pooled[captions], sigma * 1000, joint_attention_kwargs={"attention_mask": mask}
+        ).sample
+
+
+class EncodedCaptions(Dataset):
+    """Latents with the number of their caption; every distinct caption is encoded once, the empty one first.
+
+    Attributes:
+        texts: the captions by number.
+        states, pooled: what SD3's pipeline makes of each, ``[captions, L, D]`` and ``[captions, P]``.
+    """
+
+    @torch.no_grad()
+    def __init__(self, data: CaptionedLatents, pipeline: StableDiffusion3Pipeline, batch_size: int = 256) -> None:
+        self.data = data
+        self.texts = ["", *sorted(set(data.texts))]
+        numbers = {text: number for number, text in enumerate(self.texts)}
+        self.captions = torch.tensor([numbers[text] for text in data.texts])
+        encoded = [
+            pipeline.encode_prompt(
+                self.texts[k : k + batch_size], None, None, do_classifier_free_guidance=False, max_sequence_length=0
+            )
+            for k in range(0, len(self.texts), batch_size)
+        ]
+        self.states, self.pooled = (torch.cat([batch[k] for batch in encoded]) for k in (0, 2))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.data.latents[self.data.rows[index]], self.captions[index]
+
+
+class Teacher:
+    """Velocities of a model that predicts noise, at the same signal-to-noise ratio.
+
+    ``x = (1 - sigma) x0 + sigma n`` divided by ``sqrt((1 - sigma)^2 + sigma^2)`` is the latent ``z`` that a model of
+    variance-preserving diffusion knows at the timestep whose ``abar`` is ``(1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``.
+    Its noise prediction gives ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``, and the velocity that rectified
+    flow learns is ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``: the same mean as that of the data target ``n - x0``,
+    without its variance. No guidance is in it.
+
+    The model knows nothing noisier than its last timestep. There ``x`` gets further noise on top of a latent of that
+    timestep, whose ``E[x0 | z]`` has the right mean given ``x``.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, states: Tensor) -> None:
+        self.unet = pipeline.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        a = pipeline.scheduler.alphas_cumprod.double()
+        self.alpha, self.level = a.sqrt(), (1 - a).sqrt()
+        self.sigma = self.level / (self.alpha + self.level)  # ascending
+        self.states = states
+
+    @torch.no_grad()
+    def __call__(self, z0: Tensor, sigma: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(x, sigma, velocity)`` for latents ``z0``; ``sigma [B]`` is moved to the timestep below or equal."""
+        t = (torch.searchsorted(self.sigma, sigma.double(), right=True) - 1).clamp(min=0)
+        beyond = sigma.double() > self.sigma[-1]
+        sigma = torch.where(beyond, sigma.double(), self.sigma[t])
+        alpha, level = (values[t].view(-1, 1, 1, 1).float() for values in (self.alpha, self.level))
+        z = alpha * z0 + level * torch.randn_like(z0)
+        clean = (z - level * self.unet(z, t, self.states[captions]).sample.float()) / alpha
+        # x = (1 - sigma) x0 + sigma n out of z: what z lacks in noise is added.
+        sigma = sigma.view(-1, 1, 1, 1)
+        share = (1 - sigma) / self.alpha[t].view(-1, 1, 1, 1)
+        rest = (sigma**2 - (share * self.level[t].view(-1, 1, 1, 1)) ** 2).clamp(min=0).sqrt()
+        x = share.float() * z + rest.float() * torch.randn_like(z)
+        return x, sigma.flatten().float(), (x - clean) / sigma.float()
+
+
+def from_data(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x, sigma, n - z0)``: the target of rectified flow (Liu et al. 2023, arXiv 2209.03003) itself."""
+    noise, level = torch.randn_like(z0), sigma.view(-1, 1, 1, 1)
+    return (1 - level) * z0 + level * noise, sigma, noise - z0
+
+
+class Flow(LightningModule):
+    """Rectified flow: squared error of the velocity, at noise levels drawn from a logit-normal distribution."""
+
+    def __init__(
+        self, pipeline: StableDiffusion3Pipeline, velocity: Velocity, targets: Callable, settings: PretrainFlow
+    ) -> None:
+        super().__init__()
+        self.transformer = pipeline.transformer.train()
+        self.pipeline, self.velocity, self.targets, self.settings = _Hidden(pipeline), velocity, targets, settings
+        self.pairs = Pairs(8 * settings.batch_size)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        z0, captions = batch
+        if self.pairs.kept is None or index % self.settings.reuse == 0:
+            captions = torch.where(torch.rand(len(z0)) < self.settings.drop_caption, 0, captions)
+            mean, spread = self.settings.logit
+            sigma = torch.sigmoid(mean + spread * torch.randn(len(z0)))
+            self.pairs.add(*self.targets(z0, sigma, captions), captions)
+        x, sigma, target, captions = self.pairs.draw(len(z0))
+        zeros = torch.where(torch.rand(len(x)) < 0.5, 0, ZEROS)
+        velocity = self.velocity(x, sigma, captions, zeros)
+        loss = F.mse_loss(velocity, target)
+        self.log_dict({"loss": loss}, prog_bar=True)
+        return loss
+
+    def validation_step(self, prompts: list[str], _: int) -> None:
+        pipeline = self.pipeline.value
+        pipeline.set_progress_bar_config(disable=True)
+        with processor(pipeline.transformer, JointAttnProcessor2_0()):
+            images = pipeline(
+                list(prompts), num_inference_steps=SAMPLE_STEPS, guidance_scale=SAMPLE_GUIDANCE, max_sequence_length=0,
+                generator=[torch.Generator().manual_seed(k) for k in range(len(prompts))], output_type="pt",
+            ).images  # fmt: skip
+        folder = Path(self.trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(images.float(), folder / f"step{self.global_step:06d}.png", nrow=8)
+
+    def configure_optimizers(self) -> dict:
+        return adamw(self, self.settings.lr, self.trainer.max_steps, warmup=200, decay_from=self.settings.decay_from)
+
+
+@dataclass
+class PretrainFlow:
+    """The task behind ``experiment=pretrain_flow``.
+
+    Args:
+        corpus: folder of the caption corpus.
+        model: folder of the Stable Diffusion pipeline that gives VAE, tokenizer and text encoder.
+        teacher: folder of the one that gives the targets; null: the data give them.
+        output: folder of the pipeline.
+        pictures: of the corpus, encoded before the training; null: all.
+        batch_size, lr, decay_from: of the training.
+        drop_caption: share of empty captions.
+        logit: mean and spread of sigma's logit.
+        reuse: steps that a noised latent with its target serves, on average.
+        width, layers, heads: of the transformer.
+        shift: of the sampler's noise levels.
+        prompts: of the sample grids.
+        start: a saved pipeline to go on from.
+    """
+
+    corpus: Name | None
+    model: Name
+    teacher: Name | None
+    output: Name
+    pictures: Count | None
+    batch_size: Count
+    lr: NotNegative  # 0 leaves the weights as they are
+    decay_from: Annotated[float, Ge(0), Le(1)]
+    drop_caption: Annotated[float, Ge(0), Le(1)]
+    logit: Annotated[Sequence[float], Len(2, 2)]
+    reuse: Count
+    width: Count
+    layers: Count
+    heads: Count
+    shift: Positive
+    prompts: Annotated[Sequence[Name], Len(1)]
+    start: Name | None = None
+
+    def prepare(self, trainer: Trainer) -> None:
+        check_corpus(self.corpus)
+        check_output(self.output)
+        if self.width % self.heads:
+            raise ValueError(f"task.width={self.width} is no multiple of task.heads={self.heads}: choose one.")
+        source = saved(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
+        self.pipeline = self.build(source)
+        self.taught = self.teacher and saved(
+            StableDiffusionPipeline, "task.teacher", self.teacher, safety_checker=None
+        )  # fmt: skip
+
+    def run(self, trainer: Trainer) -> None:
+        pipeline = self.pipeline
+        cache = Path(trainer.default_root_dir) / "latents.safetensors"
+        latents = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache, self.pictures)
+        data = EncodedCaptions(latents, pipeline)
+        targets = from_data
+        if self.taught:
+            targets = Teacher(self.taught, torch.cat([encode(self.taught, data.texts[k : k + 256])
+                                                      for k in range(0, len(data.texts), 256)]))  # fmt: skip
+        if not self.start:
+            standardise(pipeline.transformer.context_embedder, data.states)
+        velocity = Velocity(pipeline.transformer, data.states, data.pooled)
+        module = Flow(pipeline, velocity, targets, self)
+        with processor(pipeline.transformer, OneForMany()):
+            fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size))
+        save_pipeline(pipeline, self.output)
+        report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
+
+    def build(self, source: StableDiffusionPipeline) -> StableDiffusion3Pipeline:
+        if self.start:
+            return saved(StableDiffusion3Pipeline, "task.start", self.start)
+        layers = source.text_encoder.config.num_hidden_layers
+        encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
+        width = source.text_encoder.config.hidden_size
+        source.vae.register_to_config(shift_factor=0.0)  # SD3's pipeline adds it
+        return StableDiffusion3Pipeline(
+            transformer=build_transformer(source.vae, 2 * width, 2 * width, self.width, self.layers, self.heads),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
+            vae=source.vae,
+            text_encoder=encoders[0],
+            tokenizer=source.tokenizer,
+            text_encoder_2=encoders[1],
+            tokenizer_2=source.tokenizer,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+
+
+def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
+    """``save_pretrained`` in half precision, part by part."""
+    pipeline.save_pretrained(folder)
+    for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        save_half(getattr(pipeline, name), Path(folder) / name)

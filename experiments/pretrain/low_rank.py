@@ -1,0 +1,83 @@
+"""Low-rank differences to the weights of a frozen network, trained merged and saved as a LoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+LEFT_OUT = ("conv_in", "conv_out")  # four channels on one side: nothing there is of low rank
+
+
+class LowRank(nn.Module):
+    """``W + B A`` for every linear and convolutional weight ``W`` of a network but its first and last layer.
+
+    LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum is formed once a step instead of
+    running ``A`` and ``B`` beside each layer: with a batch of pictures that is the cheaper form, and the network's
+    own modules stay as they are. The network is neither trained nor part of this module's state.
+
+    Args:
+        network: the frozen network.
+        rank: of the differences; a layer with fewer channels takes as many as it has.
+    """
+
+    def __init__(self, network: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.layers = [
+            name
+            for name, layer in network.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and name not in LEFT_OUT
+        ]
+        shapes = [network.get_submodule(name).weight.shape for name in self.layers]
+        self.down = nn.ParameterList(torch.empty(_rank(shape, rank), *shape[1:]) for shape in shapes)
+        self.up = nn.ParameterList(torch.zeros(shape[0], _rank(shape, rank)) for shape in shapes)
+        for down in self.down:
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        self.frozen = _Frozen(network)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The changed weights by the network's own names."""
+        named = zip(self.layers, self.down, self.up, strict=True)
+        return {f"{name}.weight": self._base(name) + _product(up, down) for name, down, up in named}
+
+    def _base(self, layer: str) -> Tensor:
+        return self.frozen.network.get_submodule(layer).weight
+
+    def run(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+        """What the network with ``weights`` makes of ``inputs``: ``[B, C, h, w]`` in single precision."""
+        return functional_call(self.frozen.network, dict(weights), inputs, {"return_dict": False})[0].float()
+
+    @torch.no_grad()
+    def follow(self, other: LowRank, decay: float) -> None:
+        """Exponential moving average of ``other``."""
+        torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
+
+    def layers_of_peft(self) -> dict[str, Tensor]:
+        """The state as ``StableDiffusionPipeline.save_lora_weights`` takes it, in half precision."""
+        state = {}
+        for name, down, up in zip(self.layers, self.down, self.up, strict=True):
+            kernel = (1, 1) * (down.dim() == 4)
+            state[f"{name}.lora_A.weight"] = down.detach().half().contiguous()
+            state[f"{name}.lora_B.weight"] = up.detach().reshape(*up.shape, *kernel).half().contiguous()
+        return state
+
+
+class _Frozen:
+    """Keeps the network out of the module's state and parameters."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: dict) -> _Frozen:
+        return self
+
+
+def _rank(shape: torch.Size, rank: int) -> int:
+    return min(rank, shape[0], math.prod(shape[1:]))
+
+
+def _product(up: Tensor, down: Tensor) -> Tensor:
+    return (up @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
