@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from collections.abc import Sequence
@@ -17,14 +16,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.utils import save_image
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from checked import Count, Name, NotNegative, Seed, dataclass
 from experiments.data.augment import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half, saved
+from experiments.pretrain.fitting import (
+    Hidden,
+    Pictures,
+    adamw,
+    check_output,
+    fit,
+    last_loss,
+    report,
+    save_grid,
+    save_half,
+    saved,
+)
 
 LONGEST_CAPTION = 24  # tokens with both marks; the corpus needs 19 at most
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
@@ -161,7 +170,7 @@ class Denoiser(LightningModule):
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder = pipeline.unet.train(), pipeline.text_encoder.train()
-        self.pipeline = _Hidden(pipeline)
+        self.pipeline = Hidden(pipeline)
         self.lr, self.steps, self.decay_from, self.drop_caption = lr, steps, decay_from, drop_caption
         self.register_buffer("alpha_bar", pipeline.scheduler.alphas_cumprod, persistent=False)
         empty = pipeline.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
@@ -190,19 +199,10 @@ class Denoiser(LightningModule):
             list(prompts), num_inference_steps=SAMPLE_STEPS, guidance_scale=SAMPLE_GUIDANCE, generator=generators,
             output_type="pt",
         ).images  # fmt: skip
-        folder = Path(self.trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(images.float(), folder / f"step{self.global_step:06d}.png", nrow=8)
+        save_grid(images, self.trainer)
 
     def configure_optimizers(self) -> dict:
         return adamw(self, self.lr, self.steps, warmup=200, decay_from=self.decay_from)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Hidden:
-    """Keeps a pipeline's other parts out of the Lightning module and so out of its checkpoints."""
-
-    value: StableDiffusionPipeline
 
 
 @dataclass

@@ -1,19 +1,23 @@
-"""What the four trainings share: the optimiser's schedule, EMA, checkpoints by the clock, and saving in half."""
+"""What the trainings share: the optimiser's schedule, EMA, checkpoints by the clock, and saving in half."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
+from torchvision.utils import save_image
 
 from experiments.results.files import CannotWrite, check_writable
 
@@ -105,7 +109,21 @@ def last_loss(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
 
-def report(trainer: Trainer, results: dict[str, float]) -> None:
+@dataclass(frozen=True)
+class Hidden:
+    """Keeps a pipeline's other parts out of a Lightning module and so out of its checkpoints."""
+
+    value: DiffusionPipeline
+
+
+def save_grid(images: Tensor, trainer: Trainer) -> None:
+    """``images [B, 3, H, W]`` in [0, 1] as one picture in ``samples`` of the run folder, named by the step."""
+    folder = Path(trainer.default_root_dir) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_image(images.float(), folder / f"step{trainer.global_step:06d}.png", nrow=8)
+
+
+def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
     """Prints what a training came to and leaves it in ``results.json`` of the run folder."""
     print(json.dumps(results))
     if trainer.is_global_zero:

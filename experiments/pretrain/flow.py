@@ -4,33 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Le, MinLen
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
 )
-from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from torchvision.utils import save_image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from checked import Count, Name, NotNegative, Positive, dataclass
+from checked import Count, Guidance, Name, NotNegative, Positive, dataclass
 from experiments.data.emoji import check_corpus
-from experiments.pretrain.denoiser import CaptionedLatents, Prompts, _Hidden
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, save_half, saved
-from experiments.pretrain.lcm import Pairs, encode
+from experiments.pretrain.denoiser import CaptionedLatents, Prompts
+from experiments.pretrain.distilling import EMPTY, EncodedCaptions, Kept, text_states
+from experiments.pretrain.fitting import (
+    Hidden,
+    Pictures,
+    adamw,
+    check_output,
+    fit,
+    last_loss,
+    report,
+    save_grid,
+    save_half,
+    saved,
+)
+from experiments.pretrain.judged import Judge
 
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
+HINT_WEIGHT = 0.5
+TIMESTEPS = 1000  # in which the transformer is told sigma
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers wants to be told when a pipeline is loaded
 ZEROS = 256  # tokens of zeros that SD3's pipeline appends for a T5 it does not have
+
+
+Targets = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+"""From clean latents, noise levels and numbers of captions to ``(x, sigma, velocity, features)``."""
 
 
 def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithProjection:
@@ -149,37 +168,44 @@ class Velocity:
         mask = torch.zeros(len(x), 1, 1, keys, device=x.device)
         mask[..., -1] = zeros.float().log()[:, None, None]
         return self.transformer(
-            x, text, self.pooled[captions], sigma * 1000, joint_attention_kwargs={"attention_mask": mask}
+            x, text, self.pooled[captions], sigma * TIMESTEPS, joint_attention_kwargs={"attention_mask": mask}
         ).sample
 
 
-class EncodedCaptions(Dataset):
-    """Latents with the number of their caption; every distinct caption is encoded once, the empty one first.
+class Recorded:
+    """The latest output of a layer."""
 
-    Attributes:
-        texts: the captions by number.
-        states, pooled: what SD3's pipeline makes of each, ``[captions, L, D]`` and ``[captions, P]``.
-    """
+    def __init__(self, layer: nn.Module) -> None:
+        layer.register_forward_hook(self._record)
 
-    @torch.no_grad()
-    def __init__(self, data: CaptionedLatents, pipeline: StableDiffusion3Pipeline, batch_size: int = 256) -> None:
-        self.data = data
-        self.texts = ["", *sorted(set(data.texts))]
-        numbers = {text: number for number, text in enumerate(self.texts)}
-        self.captions = torch.tensor([numbers[text] for text in data.texts])
-        encoded = [
-            pipeline.encode_prompt(
-                self.texts[k : k + batch_size], None, None, do_classifier_free_guidance=False, max_sequence_length=0
-            )
-            for k in range(0, len(self.texts), batch_size)
-        ]
-        self.states, self.pooled = (torch.cat([batch[k] for batch in encoded]) for k in (0, 2))
+    def _record(self, _layer: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        self.output = output
 
-    def __len__(self) -> int:
-        return len(self.data)
+    def tokens(self) -> Tensor:
+        """A map ``[B, C, h, w]`` as ``[B, h w, C]`` of equal norm."""
+        output = self.output[0] if isinstance(self.output, tuple) else self.output
+        return F.layer_norm(output.flatten(2).transpose(1, 2), output.shape[1:2])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.data.latents[self.data.rows[index]], self.captions[index]
+
+@torch.no_grad()
+def hint_channels(pipeline: StableDiffusionPipeline, hint: str, transformer: SD3Transformer2DModel) -> int:
+    """Channels of the layer ``hint`` of the pipeline's UNet. ValueError unless its map has a place for every token."""
+    unet, config = pipeline.unet.eval(), transformer.config
+    try:
+        features = Recorded(unet.get_submodule(hint))
+    except AttributeError:
+        raise ValueError(
+            f"task.hint={hint!r} is no layer of the teacher's UNet: name one, such as up_blocks.1.attentions.1."
+        ) from None
+    unet(
+        torch.zeros(1, unet.config.in_channels, config.sample_size, config.sample_size), 0, text_states(pipeline, [""])
+    )
+    places, tokens = features.tokens().shape[1], (config.sample_size // config.patch_size) ** 2
+    if places != tokens:
+        raise ValueError(
+            f"task.hint={hint!r} has a map of {places} places, the transformer {tokens} tokens: name another layer."
+        )
+    return features.tokens().shape[2]
 
 
 class Teacher:
@@ -193,9 +219,15 @@ class Teacher:
 
     The model knows nothing noisier than its last timestep. There ``x`` gets further noise on top of a latent of that
     timestep, whose ``E[x0 | z]`` has the right mean given ``x``.
+
+    Args:
+        pipeline: the model.
+        states: what its text encoder says of every caption, ``[captions, L, D]``.
+        hint: name of the layer whose map, one place a token, is to be told as well.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, states: Tensor) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, states: Tensor, hint: str) -> None:
+        self.features = Recorded(pipeline.unet.get_submodule(hint))
         self.unet = pipeline.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         a = pipeline.scheduler.alphas_cumprod.double()
         self.alpha, self.level = a.sqrt(), (1 - a).sqrt()
@@ -203,8 +235,11 @@ class Teacher:
         self.states = states
 
     @torch.no_grad()
-    def __call__(self, z0: Tensor, sigma: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(x, sigma, velocity)`` for latents ``z0``; ``sigma [B]`` is moved to the timestep below or equal."""
+    def __call__(self, z0: Tensor, sigma: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(x, sigma, velocity, features [B, tokens, C])`` for latents ``z0``.
+
+        ``sigma [B]`` is moved to that of the timestep below or equal.
+        """
         t = (torch.searchsorted(self.sigma, sigma.double(), right=True) - 1).clamp(min=0)
         beyond = sigma.double() > self.sigma[-1]
         sigma = torch.where(beyond, sigma.double(), self.sigma[t])
@@ -216,54 +251,94 @@ class Teacher:
         share = (1 - sigma) / self.alpha[t].view(-1, 1, 1, 1)
         rest = (sigma**2 - (share * self.level[t].view(-1, 1, 1, 1)) ** 2).clamp(min=0).sqrt()
         x = share.float() * z + rest.float() * torch.randn_like(z)
-        return x, sigma.flatten().float(), (x - clean) / sigma.float()
+        return x, sigma.flatten().float(), (x - clean) / sigma.float(), self.features.tokens()
 
 
-def from_data(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(x, sigma, n - z0)``: the target of rectified flow (Liu et al. 2023, arXiv 2209.03003) itself."""
+def from_data(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(x, sigma, n - z0, no features)``: the target of rectified flow (Liu et al. 2023, arXiv 2209.03003) itself."""
     noise, level = torch.randn_like(z0), sigma.view(-1, 1, 1, 1)
-    return (1 - level) * z0 + level * noise, sigma, noise - z0
+    return (1 - level) * z0 + level * noise, sigma, noise - z0, torch.empty(len(z0), 0)
 
 
 class Flow(LightningModule):
-    """Rectified flow: squared error of the velocity, at noise levels drawn from a logit-normal distribution."""
+    """Rectified flow: squared error of the velocity, at noise levels drawn from a logit-normal distribution.
+
+    With a teacher, a linear readout of the last block but one is drawn to the teacher's features of the same place as
+    well (hints, Romero et al. 2015, arXiv 1412.6550): a target of many numbers a token instead of sixteen.
+    """
 
     def __init__(
-        self, pipeline: StableDiffusion3Pipeline, velocity: Velocity, targets: Callable, settings: PretrainFlow
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        velocity: Velocity,
+        targets: Callable,
+        channels: int,
+        settings: PretrainFlow,
     ) -> None:
         super().__init__()
         self.transformer = pipeline.transformer.train()
-        self.pipeline, self.velocity, self.targets, self.settings = _Hidden(pipeline), velocity, targets, settings
-        self.pairs = Pairs(8 * settings.batch_size)
+        self.pipeline, self.velocity, self.targets, self.settings = Hidden(pipeline), velocity, targets, settings
+        self.kept = Kept(8 * settings.batch_size)
+        self.readout = nn.Linear(settings.width, channels) if channels else None
+        self.hidden = Recorded(self.transformer.transformer_blocks[-2])
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         z0, captions = batch
-        if self.pairs.kept is None or index % self.settings.reuse == 0:
-            captions = torch.where(torch.rand(len(z0)) < self.settings.drop_caption, 0, captions)
-            mean, spread = self.settings.logit
-            sigma = torch.sigmoid(mean + spread * torch.randn(len(z0)))
-            self.pairs.add(*self.targets(z0, sigma, captions), captions)
-        x, sigma, target, captions = self.pairs.draw(len(z0))
+        if not self.kept.rows or index % self.settings.reuse == 0:
+            captions = torch.where(torch.rand(len(z0)) < self.settings.drop_caption, EMPTY, captions)
+            sigma = torch.sigmoid(self.settings.logit_mean + self.settings.logit_spread * torch.randn(len(z0)))
+            self.kept.add(*self.targets(z0, sigma, captions), captions)
+        x, sigma, target, features, captions = self.kept.draw(len(z0))
         zeros = torch.where(torch.rand(len(x)) < 0.5, 0, ZEROS)
         velocity = self.velocity(x, sigma, captions, zeros)
-        loss = F.mse_loss(velocity, target)
-        self.log_dict({"loss": loss}, prog_bar=True)
+        loss = error = F.mse_loss(velocity, target)
+        if self.readout:
+            hint = F.mse_loss(self.readout(self.hidden.output[1]), features)
+            self.log("hint", hint, prog_bar=True)
+            loss = error + HINT_WEIGHT * hint
+        self.log_dict({"loss": loss, "error": error}, prog_bar=True)
         return loss
 
+    @torch.no_grad()
     def validation_step(self, prompts: list[str], _: int) -> None:
-        pipeline = self.pipeline.value
-        pipeline.set_progress_bar_config(disable=True)
-        with processor(pipeline.transformer, JointAttnProcessor2_0()):
-            images = pipeline(
-                list(prompts), num_inference_steps=SAMPLE_STEPS, guidance_scale=SAMPLE_GUIDANCE, max_sequence_length=0,
-                generator=[torch.Generator().manual_seed(k) for k in range(len(prompts))], output_type="pt",
-            ).images  # fmt: skip
-        folder = Path(self.trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(images.float(), folder / f"step{self.global_step:06d}.png", nrow=8)
+        shape = latent_shape(self.pipeline.value)
+        seeds = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(len(prompts))]
+        images = images_of(self.pipeline.value, list(prompts), torch.stack(seeds), SAMPLE_STEPS, SAMPLE_GUIDANCE)
+        save_grid(images, self.trainer)
 
     def configure_optimizers(self) -> dict:
         return adamw(self, self.settings.lr, self.trainer.max_steps, warmup=200, decay_from=self.settings.decay_from)
+
+
+def latent_shape(pipeline: StableDiffusion3Pipeline) -> tuple[int, int, int]:
+    config = pipeline.transformer.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+@torch.no_grad()
+def images_of(
+    pipeline: StableDiffusion3Pipeline, prompts: list[str], seeds: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """The pipeline's own images ``[B, 3, H, W]`` in [0, 1], at the lower cost of :class:`OneForMany`."""
+    states, pooled = clip_states(pipeline, ["", *prompts])
+    velocity = Velocity(pipeline.transformer, states, pooled)
+    scheduler = deepcopy(pipeline.scheduler)
+    scheduler.set_timesteps(steps)
+    told, x = 1 + torch.arange(len(prompts)), seeds
+    captions = torch.cat([torch.full_like(told, EMPTY), told])
+    for t in scheduler.timesteps:
+        sigma = (t / TIMESTEPS).expand(len(captions))
+        without, with_text = velocity(torch.cat([x, x]), sigma, captions, torch.full_like(captions, ZEROS)).chunk(2)
+        x = scheduler.step(without + guidance * (with_text - without), t, x, return_dict=False)[0]
+    x = x / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
+    return (pipeline.vae.decode(x).sample / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+def clip_states(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """``[B, L, D]`` without the zeros, and pooled ``[B, P]``, as the pipeline makes them."""
+    encoded = pipeline.encode_prompt(captions, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
+    return encoded[0], encoded[2]
 
 
 @dataclass
@@ -274,34 +349,41 @@ class PretrainFlow:
         corpus: folder of the caption corpus.
         model: folder of the Stable Diffusion pipeline that gives VAE, tokenizer and text encoder.
         teacher: folder of the one that gives the targets; null: the data give them.
+        hint: the teacher's layer whose features the transformer is to have as well.
         output: folder of the pipeline.
         pictures: of the corpus, encoded before the training; null: all.
         batch_size, lr, decay_from: of the training.
         drop_caption: share of empty captions.
-        logit: mean and spread of sigma's logit.
+        logit_mean, logit_spread: of the normal distribution of sigma's logit.
         reuse: steps that a noised latent with its target serves, on average.
         width, layers, heads: of the transformer.
         shift: of the sampler's noise levels.
         prompts: of the sample grids.
+        judge: of the samples in the end; null: none.
+        judged_guidance: of those samples.
         start: a saved pipeline to go on from.
     """
 
     corpus: Name | None
     model: Name
     teacher: Name | None
+    hint: Name
     output: Name
     pictures: Count | None
     batch_size: Count
     lr: NotNegative  # 0 leaves the weights as they are
     decay_from: Annotated[float, Ge(0), Le(1)]
     drop_caption: Annotated[float, Ge(0), Le(1)]
-    logit: Annotated[Sequence[float], Len(2, 2)]
+    logit_mean: float
+    logit_spread: Positive
     reuse: Count
     width: Count
     layers: Count
     heads: Count
     shift: Positive
-    prompts: Annotated[Sequence[Name], Len(1)]
+    prompts: Annotated[Sequence[Name], MinLen(1)]
+    judge: Judge | None
+    judged_guidance: Annotated[Sequence[Guidance], MinLen(1)]
     start: Name | None = None
 
     def prepare(self, trainer: Trainer) -> None:
@@ -311,31 +393,49 @@ class PretrainFlow:
             raise ValueError(f"task.width={self.width} is no multiple of task.heads={self.heads}: choose one.")
         source = saved(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
         self.pipeline = self.build(source)
-        self.taught = self.teacher and saved(
-            StableDiffusionPipeline, "task.teacher", self.teacher, safety_checker=None
-        )  # fmt: skip
+        self.taught = None
+        if self.teacher:
+            self.taught = saved(StableDiffusionPipeline, "task.teacher", self.teacher, safety_checker=None)
+            self.channels = hint_channels(self.taught, self.hint, self.pipeline.transformer)
+        if self.judge:
+            self.judge.prepare()
 
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         latents = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache, self.pictures)
-        data = EncodedCaptions(latents, pipeline)
-        targets = from_data
+        data = EncodedCaptions(latents)
+        states, pooled = data.encoded(partial(clip_states, pipeline))
+        targets, channels = from_data, 0
         if self.taught:
-            targets = Teacher(self.taught, torch.cat([encode(self.taught, data.texts[k : k + 256])
-                                                      for k in range(0, len(data.texts), 256)]))  # fmt: skip
+            (told,) = data.encoded(lambda captions: (text_states(self.taught, captions),))
+            targets, channels = Teacher(self.taught, told, self.hint), self.channels
         if not self.start:
-            standardise(pipeline.transformer.context_embedder, data.states)
-        velocity = Velocity(pipeline.transformer, data.states, data.pooled)
-        module = Flow(pipeline, velocity, targets, self)
+            standardise(pipeline.transformer.context_embedder, states)
+        velocity = Velocity(pipeline.transformer, states, pooled)
+        module = Flow(pipeline, velocity, targets, channels, self)
         with processor(pipeline.transformer, OneForMany()):
             fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size))
+            rows = self.rows()
         save_pipeline(pipeline, self.output)
-        report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
+        report(trainer, {"steps": trainer.global_step, **last_loss(trainer), "rows": rows})
+
+    def rows(self) -> list[dict]:
+        """The judge's verdict at each guidance."""
+        if not self.judge:
+            return []
+        self.pipeline.transformer.eval()
+        return [self._row(float(guidance)) for guidance in self.judged_guidance]
+
+    def _row(self, guidance: float) -> dict:
+        def draw(prompts: list[str], seeds: Tensor) -> Tensor:
+            return images_of(self.pipeline, prompts, seeds, SAMPLE_STEPS, guidance)
+
+        return self.judge.row(draw, latent_shape(self.pipeline), steps=SAMPLE_STEPS, guidance=guidance)
 
     def build(self, source: StableDiffusionPipeline) -> StableDiffusion3Pipeline:
         if self.start:
-            return saved(StableDiffusion3Pipeline, "task.start", self.start)
+            return saved(StableDiffusion3Pipeline, "task.start", self.start, **WITHOUT_T5)
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size
@@ -348,8 +448,7 @@ class PretrainFlow:
             tokenizer=source.tokenizer,
             text_encoder_2=encoders[1],
             tokenizer_2=source.tokenizer,
-            text_encoder_3=None,
-            tokenizer_3=None,
+            **WITHOUT_T5,
         )
 
 

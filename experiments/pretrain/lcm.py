@@ -2,71 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Le, Len, MinLen
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.utils import save_image
 
-from checked import Count, Guidance, Name, Positive, dataclass
+from checked import Count, Guidance, Name, NotNegative, dataclass
 from experiments.data.emoji import check_corpus
-from experiments.pretrain.denoiser import CaptionedLatents, Prompts, _Hidden
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report, saved
+from experiments.pretrain.denoiser import CaptionedLatents, Prompts
+from experiments.pretrain.distilling import EncodedCaptions, Kept, text_states
+from experiments.pretrain.fitting import (
+    Hidden,
+    Pictures,
+    adamw,
+    check_output,
+    fit,
+    last_loss,
+    report,
+    save_grid,
+    saved,
+)
+from experiments.pretrain.judged import Judge
 from experiments.pretrain.low_rank import LowRank
 from rnri.models.sampling import sample
 from rnri.models.schedule import Schedule
 
 BUDGETS = (1, 2, 4, 8)  # steps of the samplers whose timesteps are drawn more often
 SHOWN_STEPS = 2  # of the sample grids
+JUDGED_STEPS, PLAIN_GUIDANCE = (1, 2, 4), 3.0
 SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # of the boundary scalings, as in diffusers' LCMScheduler
 HUBER = 1e-3  # where the pseudo-Huber loss goes from squared to absolute
 
-
-class EncodedCaptions(Dataset):
-    """Latents with the number of their caption; every distinct caption is encoded once.
-
-    Attributes:
-        states: what the text encoder says of each distinct caption, ``[captions, L, D]``.
-    """
-
-    @torch.no_grad()
-    def __init__(self, data: CaptionedLatents, pipeline: StableDiffusionPipeline, batch_size: int = 256) -> None:
-        self.data = data
-        tokens, self.captions = torch.unique(data.tokens, dim=0, return_inverse=True)
-        encoder = pipeline.text_encoder.eval()
-        self.states = torch.cat([encoder(batch)[0] for batch in tokens.split(batch_size)])
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.data.latents[self.data.rows[index]], self.captions[index]
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Noise ``[B, 4, h, w]`` in a latent at timesteps ``[B]``, told text states ``[B, L, D]``."""
 
 
 class Teacher:
-    """Guided DDIM steps of the frozen model, from the corpus's noised latents.
+    """Guided DDIM steps of the frozen model.
 
     Args:
-        pipeline: the model; its UNet is used without any LoRA.
+        network: its UNet, without any LoRA.
+        alpha_bar: float64, by timestep.
+        empty: text states of the empty caption, ``[1, L, D]``.
         stride: timesteps a DDIM step goes down.
         strides: DDIM steps from a noisy latent to the one whose target is asked.
         guidance: the range from which each sample's guidance is drawn.
     """
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, stride: int, strides: int, guidance: tuple[float, float]
+        self, network: Network, alpha_bar: Tensor, empty: Tensor, stride: int, strides: int, guidance: Sequence[float]
     ) -> None:
-        self.unet = pipeline.unet
-        self.alpha_bar = pipeline.scheduler.alphas_cumprod.double()
+        self.network, self.alpha_bar, self.empty = network, alpha_bar, empty
         self.stride, self.strides, self.guidance = stride, strides, guidance
-        self.empty = encode(pipeline, [""])
 
     def noised(self, z0: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = levels(self.alpha_bar, t)
@@ -79,23 +74,19 @@ class Teacher:
         guidance = low + (high - low) * torch.rand(len(z), 1, 1, 1)
         for _ in range(self.strides):
             s = (t - self.stride).clamp(min=0)
-            noise = self._guided(z, t, text, guidance)
+            noise = guided(self.network, z, t, text, self.empty, guidance)
             (alpha_t, sigma_t), (alpha_s, sigma_s) = levels(self.alpha_bar, t), levels(self.alpha_bar, s)
             z, t = alpha_s * (z - sigma_t * noise) / alpha_t + sigma_s * noise, s
         return z, t
 
-    def _guided(self, z: Tensor, t: Tensor, text: Tensor, guidance: Tensor) -> Tensor:
-        both = torch.cat([self.empty.expand_as(text), text])
-        noise = self.unet(torch.cat([z, z]), torch.cat([t, t]), both).sample.float()
-        without, with_text = noise.chunk(2)
-        return without + guidance * (with_text - without)
 
-
-@torch.no_grad()
-def encode(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    """``[B, L, D]``"""
-    tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return pipeline.text_encoder.eval()(tokens)[0]
+def guided(network: Network, z: Tensor, t: Tensor, text: Tensor, empty: Tensor, guidance: Tensor | float) -> Tensor:
+    """Classifier-free guidance; at the number 1 one evaluation instead of two."""
+    if isinstance(guidance, float) and guidance == 1:
+        return network(z, t, text)
+    both = network(torch.cat([z, z]), torch.cat([t, t]), torch.cat([empty.expand_as(text), text]))
+    without, told = both.chunk(2)
+    return without + guidance * (told - without)
 
 
 def levels(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,26 +126,6 @@ def timesteps_drawn(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
     return grid, 0.5 / len(grid) + 0.5 * used / used.sum()
 
 
-class Pairs:
-    """The teacher's latest walks, from which steps draw: a walk costs more than a step of the student.
-
-    Args:
-        capacity: walks kept; the oldest go first.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.kept: list[Tensor] | None = None
-
-    def add(self, *walks: Tensor) -> None:
-        kept = walks if self.kept is None else [torch.cat(pair) for pair in zip(self.kept, walks, strict=True)]
-        self.kept = [tensor[-self.capacity :] for tensor in kept]
-
-    def draw(self, rows: int) -> list[Tensor]:
-        chosen = torch.randperm(len(self.kept[0]))[:rows]
-        return [tensor[chosen] for tensor in self.kept]
-
-
 class ConsistencyDistillation(LightningModule):
     """Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378) of a LoRA (arXiv 2311.05556).
 
@@ -165,39 +136,35 @@ class ConsistencyDistillation(LightningModule):
     """
 
     def __init__(
-        self,
-        student: LowRank,
-        teacher: Teacher,
-        states: Tensor,
-        pipeline: StableDiffusionPipeline,
+        self, student: LowRank, teacher: Teacher, states: Tensor, pipeline: StableDiffusionPipeline,
         settings: PretrainLcm,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.student, self.target = student, deepcopy(student).requires_grad_(False)
-        self.pipeline = _Hidden(pipeline)
+        self.pipeline = Hidden(pipeline)
         self.teacher, self.states, self.settings = teacher, states, settings
         self.grid = timesteps_drawn(build_lcm_scheduler(pipeline))
-        self.pairs = Pairs(8 * settings.batch_size)
+        self.walks = Kept(8 * settings.batch_size)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         z0, captions = batch
-        if self.pairs.kept is None or index % self.settings.reuse == 0:
+        if not self.walks.rows or index % self.settings.reuse == 0:
             timesteps, weights = self.grid
             t = timesteps[torch.multinomial(weights, len(z0), replacement=True)]
             z = self.teacher.noised(z0, t)
-            self.pairs.add(z, t, *self.teacher.walk(z, t, self.states[captions]), captions)
-        z_t, t, z_s, s, captions = self.pairs.draw(len(z0))
+            self.walks.add(z, t, *self.teacher.walk(z, t, self.states[captions]), captions)
+        z_t, t, z_s, s, captions = self.walks.draw(len(z0))
         text = self.states[captions]
         with torch.no_grad():
-            target = self.consistency(self.target, z_s, s, text)
-        error = self.consistency(self.student, z_t, t, text) - target
+            target = self.clean(self.target, z_s, s, text)
+        error = self.clean(self.student, z_t, t, text) - target
         loss = ((error**2 + HUBER**2).sqrt() - HUBER).mean()
         self.log_dict({"loss": loss, "squared": error.square().mean()}, prog_bar=True)
         return loss
 
-    def consistency(self, network: LowRank, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The clean latent that ``network`` sees behind ``z`` at ``t``."""
-        noise = network.run(network.weights(), z, t, text)
+    def clean(self, student: LowRank, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The consistency function: the clean latent that ``student`` sees behind ``z`` at ``t``."""
+        noise = student.run(student.weights(), z, t, text)
         alpha, sigma = levels(self.teacher.alpha_bar, t)
         skip, out = boundary(t)
         return skip * z + out * (z - sigma * noise) / alpha
@@ -205,25 +172,31 @@ class ConsistencyDistillation(LightningModule):
     def on_train_batch_end(self, *_: object) -> None:
         self.target.follow(self.student, self.settings.target_decay)
 
-    def configure_optimizers(self) -> dict:
-        return adamw(self.student, self.settings.lr, self.trainer.max_steps, warmup=50, decay_from=0.3)
-
     @torch.no_grad()
     def validation_step(self, prompts: list[str], _: int) -> None:
         pipeline = self.pipeline.value
-        seeds = [torch.randn(self.pairs.kept[0].shape[1:], generator=torch.Generator().manual_seed(k))
-                 for k in range(len(prompts))]  # fmt: skip
-        z = self.sample(torch.stack(seeds), encode(pipeline, list(prompts)))
-        images = pipeline.vae.decode(z / pipeline.vae.config.scaling_factor).sample
-        folder = Path(self.trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image((images / 2 + 0.5).clamp(0, 1), folder / f"step{self.global_step:06d}.png", nrow=8)
+        shape = (pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2)
+        seeds = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(len(prompts))]
+        network = partial(self.student.run, self.student.weights())
+        save_grid(images_of(pipeline, network, list(prompts), torch.stack(seeds), SHOWN_STEPS, 1.0), self.trainer)
 
-    def sample(self, z: Tensor, text: Tensor) -> Tensor:
-        """The clean latent after the deterministic steps of the sample grids, without guidance."""
-        schedule = Schedule.from_scheduler(build_lcm_scheduler(self.pipeline.value), SHOWN_STEPS)
-        weights = self.student.weights()
-        return sample(z, lambda z, t: self.student.run(weights, z.float(), torch.full((len(z),), t), text), schedule)
+    def configure_optimizers(self) -> dict:
+        return adamw(self.student, self.settings.lr, self.trainer.max_steps, warmup=50, decay_from=0.3)
+
+
+@torch.no_grad()
+def images_of(
+    pipeline: StableDiffusionPipeline, network: Network, prompts: list[str], seeds: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """Images ``[B, 3, H, W]`` in [0, 1] after deterministic DDIM steps on the LCM scheduler's timesteps."""
+    schedule = Schedule.from_scheduler(build_lcm_scheduler(pipeline), steps)
+    text, empty = text_states(pipeline, prompts), text_states(pipeline, [""])
+
+    def predictor(z: Tensor, t: int) -> Tensor:
+        return guided(network, z.float(), torch.full((len(z),), t), text, empty, guidance)
+
+    z = sample(seeds, predictor, schedule) / pipeline.vae.config.scaling_factor
+    return (pipeline.vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass
@@ -238,11 +211,13 @@ class PretrainLcm:
         batch_size, lr: of the training.
         rank: of the LoRA.
         stride, strides: timesteps of a DDIM step of the teacher, and such steps between a latent and its target's.
-        guidance: the range from which the teacher's is drawn.
+        guidance: the lowest and the highest that the teacher's is drawn from.
         reuse: steps that a walk of the teacher serves, on average.
         target_decay: of the moving average that makes the targets.
         prompts: of the sample grids.
-        start: a saved LoRA to go on from.
+        judge: of the samples in the end; null: none.
+        judged_guidance: the student's for those samples.
+        start: folder of a saved LoRA to go on from.
     """
 
     corpus: Name | None
@@ -250,36 +225,80 @@ class PretrainLcm:
     output: Name
     pictures: Count | None
     batch_size: Count
-    lr: Positive
+    lr: NotNegative  # 0 leaves the weights as they are
     rank: Count
     stride: Count
     strides: Count
-    guidance: Annotated[Sequence[Guidance], Len(2, 2)]
+    guidance: Annotated[
+        Sequence[Guidance], Len(2, 2), Field(description="a list of two numbers of at least 1, the lower one first")
+    ]
     reuse: Count
     target_decay: Annotated[float, Ge(0), Le(1)]
-    prompts: Annotated[Sequence[Name], Len(1)]
+    prompts: Annotated[Sequence[Name], MinLen(1)]
+    judge: Judge | None
+    judged_guidance: Annotated[Sequence[Guidance], MinLen(1)]
     start: Name | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
         check_output(self.output)
         if self.guidance[0] > self.guidance[1]:
-            raise ValueError(f"task.guidance={list(self.guidance)} is no range: name the lower end first.")
+            raise ValueError(f"task.guidance={list(self.guidance)} is no range: give the lower end first.")
         self.pipeline = saved(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
+        if self.pipeline.scheduler.config.prediction_type != "epsilon":
+            raise ValueError(f"task.model={self.model!r} does not predict noise: name a model that does.")
         self.student = LowRank(self.pipeline.unet, self.rank)
+        if self.start:
+            self.student.load(self.start)
+        if self.judge:
+            self.judge.prepare()
 
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
         for part in (pipeline.unet, pipeline.vae):
-            part.eval().to(memory_format=torch.channels_last)  # a quarter of the time of a step on a CPU
+            part.eval().to(memory_format=torch.channels_last)  # a quarter less time a step on a CPU
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
-        latents = CaptionedLatents(self.corpus, pipeline.vae, pipeline.tokenizer, cache, self.pictures)
-        data = EncodedCaptions(latents, pipeline)
-        teacher = Teacher(pipeline, self.stride, self.strides, tuple(self.guidance))
-        module = ConsistencyDistillation(self.student, teacher, data.states, pipeline, self)
+        data = EncodedCaptions(
+            CaptionedLatents(self.corpus, pipeline.vae, pipeline.tokenizer, cache, self.pictures)
+        )  # fmt: skip
+        (states,) = data.encoded(lambda captions: (text_states(pipeline, captions),))
+        teacher = Teacher(
+            self._plain,
+            pipeline.scheduler.alphas_cumprod.double(),
+            states[:1],
+            self.stride,
+            self.strides,
+            self.guidance,
+        )
+        module = ConsistencyDistillation(self.student, teacher, states, pipeline, self)
         fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size))
         save_lora(self.student, pipeline, self.output)
-        report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
+        report(trainer, {"steps": trainer.global_step, **last_loss(trainer), "rows": self.rows()})
+
+    def _plain(self, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.pipeline.unet(z, t, text).sample.float()
+
+    @torch.no_grad()
+    def rows(self) -> list[dict]:
+        """The judge's verdict on the LoRA, and on the plain model beside it, at few deterministic steps."""
+        if not self.judge:
+            return []
+        student = partial(self.student.run, self.student.weights())
+        samplers = [("lcm", student, guidance) for guidance in self.judged_guidance]
+        return [
+            self._row(method, network, steps, float(guidance))
+            for method, network, guidance in [*samplers, ("ddim", self._plain, PLAIN_GUIDANCE)]
+            for steps in JUDGED_STEPS
+        ]
+
+    def _row(self, method: str, network: Network, steps: int, guidance: float) -> dict:
+        config = self.pipeline.unet.config
+
+        def draw(prompts: list[str], seeds: Tensor) -> Tensor:
+            return images_of(self.pipeline, network, prompts, seeds, steps, guidance)
+
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        return self.judge.row(draw, shape, method=method, steps=steps, guidance=guidance)
 
 
 def save_lora(student: LowRank, pipeline: StableDiffusionPipeline, folder: str | Path) -> None:

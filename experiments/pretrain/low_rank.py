@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -63,6 +67,19 @@ class LowRank(nn.Module):
             state[f"{name}.lora_A.weight"] = down.detach().half().contiguous()
             state[f"{name}.lora_B.weight"] = up.detach().reshape(*up.shape, *kernel).half().contiguous()
         return state
+
+    @torch.no_grad()
+    def load(self, folder: str) -> None:
+        """Takes the weights of a LoRA that :meth:`layers_of_peft` wrote. ValueError unless all are there and fit."""
+        try:
+            state = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
+            for name, down, up in zip(self.layers, self.down, self.up, strict=True):
+                down.copy_(state[f"unet.{name}.lora_A.weight"])
+                up.copy_(state[f"unet.{name}.lora_B.weight"].flatten(1))
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"task.start={folder!r} is no folder of a LoRA of this model and rank ({error}): name another."
+            ) from None
 
 
 class _Frozen:
