@@ -173,18 +173,24 @@ class Velocity:
 
 
 class Recorded:
-    """The latest output of a layer."""
+    """The latest output of a layer, given once: kept, its graph would keep the layer from being copied."""
 
     def __init__(self, layer: nn.Module) -> None:
         layer.register_forward_hook(self._record)
+        self._output: object = None
 
-    def _record(self, _layer: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self.output = output
+    def _record(self, _layer: nn.Module, _inputs: object, output: object) -> None:
+        self._output = output
 
-    def tokens(self) -> Tensor:
-        """A map ``[B, C, h, w]`` as ``[B, h w, C]`` of equal norm."""
-        output = self.output[0] if isinstance(self.output, tuple) else self.output
-        return F.layer_norm(output.flatten(2).transpose(1, 2), output.shape[1:2])
+    def take(self) -> Tensor | tuple[Tensor, ...]:
+        output, self._output = self._output, None
+        return output
+
+
+def tokens_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A layer's map ``[B, C, h, w]`` as ``[B, h w, C]`` of equal norm."""
+    features = output[0] if isinstance(output, tuple) else output
+    return F.layer_norm(features.flatten(2).transpose(1, 2), features.shape[1:2])
 
 
 @torch.no_grad()
@@ -200,12 +206,13 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint: str, transformer: SD3
     unet(
         torch.zeros(1, unet.config.in_channels, config.sample_size, config.sample_size), 0, text_states(pipeline, [""])
     )
-    places, tokens = features.tokens().shape[1], (config.sample_size // config.patch_size) ** 2
+    _, places, channels = tokens_of(features.take()).shape
+    tokens = (config.sample_size // config.patch_size) ** 2
     if places != tokens:
         raise ValueError(
             f"task.hint={hint!r} has a map of {places} places, the transformer {tokens} tokens: name another layer."
         )
-    return features.tokens().shape[2]
+    return channels
 
 
 class Teacher:
@@ -251,7 +258,7 @@ class Teacher:
         share = (1 - sigma) / self.alpha[t].view(-1, 1, 1, 1)
         rest = (sigma**2 - (share * self.level[t].view(-1, 1, 1, 1)) ** 2).clamp(min=0).sqrt()
         x = share.float() * z + rest.float() * torch.randn_like(z)
-        return x, sigma.flatten().float(), (x - clean) / sigma.float(), self.features.tokens()
+        return x, sigma.flatten().float(), (x - clean) / sigma.float(), tokens_of(self.features.take())
 
 
 def from_data(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -280,7 +287,7 @@ class Flow(LightningModule):
         self.pipeline, self.velocity, self.targets, self.settings = Hidden(pipeline), velocity, targets, settings
         self.kept = Kept(8 * settings.batch_size)
         self.readout = nn.Linear(settings.width, channels) if channels else None
-        self.hidden = Recorded(self.transformer.transformer_blocks[-2])
+        self.hidden = Recorded(self.transformer.transformer_blocks[-2]) if channels else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         z0, captions = batch
@@ -293,7 +300,7 @@ class Flow(LightningModule):
         velocity = self.velocity(x, sigma, captions, zeros)
         loss = error = F.mse_loss(velocity, target)
         if self.readout:
-            hint = F.mse_loss(self.readout(self.hidden.output[1]), features)
+            hint = F.mse_loss(self.readout(self.hidden.take()[1]), features)
             self.log("hint", hint, prog_bar=True)
             loss = error + HINT_WEIGHT * hint
         self.log_dict({"loss": loss, "error": error}, prog_bar=True)

@@ -35,7 +35,9 @@ def load_pipeline(
     _check_index(source, index)
     if local:
         check_parts(Path(source), index, variant)
-    unused = {name: None for name in UNUSED_PARTS if name in index}
+    # diffusers wants to be told of a part that is absent, even where the index says so: of SD3's T5, for one.
+    absent = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is None]
+    unused = {name: None for name in index if name in (*UNUSED_PARTS, *absent)}
     if "safety_checker" in unused:
         unused["requires_safety_checker"] = False
     options = {"dtype": dtype, "local_files_only": local_files_only, "revision": revision}
