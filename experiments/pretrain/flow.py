@@ -41,7 +41,7 @@ from experiments.pretrain.fitting import (
 )
 from experiments.pretrain.judged import Judge
 
-SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 6.0
 HINT_WEIGHT = 0.5
 TIMESTEPS = 1000  # in which the transformer is told sigma
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers wants to be told when a pipeline is loaded
