@@ -187,6 +187,7 @@ def test_kept_rows_stay_together_and_the_oldest_go():
     assert torch.equal(first.flatten() * 10, second)
 
 
+@pytest.mark.slow
 def test_distillation_saves_a_lora_for_plain_diffusers_and_goes_on(corpus, base, tmp_path):
     result = pretrain("lcm", corpus, base, tmp_path, "task.rank=2")
     assert result["steps"] == 2
@@ -294,10 +295,11 @@ def test_beyond_the_teachers_last_timestep_the_mean_and_the_spread_are_right():
     assert slope == pytest.approx(0.94 / (0.03**2 + 0.97**2), rel=0.02)
 
 
+@pytest.mark.slow
 def test_flow_is_a_complete_sd3_pipeline_and_samples_as_its_training_does(corpus, base, tmp_path):
     result = pretrain("flow", corpus, base, tmp_path, f"task.teacher={base}", *TINY_FLOW)
     assert result["steps"] == 2
-    assert [row["guidance"] for row in result["rows"]] == [3.0]
+    assert [row["guidance"] for row in result["rows"]] == [6.0]
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "model", **WITHOUT_T5)
     assert type(pipe).__name__ == "StableDiffusion3Pipeline" and pipe.text_encoder_3 is None
     for part in ("vae", "text_encoder", "text_encoder_2", "transformer"):
