@@ -10,6 +10,7 @@ import torch
 from experiments.results.progress import announce, timed
 from experiments.results.store import synchronise
 from rnri import ImplicitInverter, Inverter, LatentDiffusion, PromptAware
+from rnri.baselines import Midpoint
 
 BACKWARD = 2  # evaluations that a derivative costs
 
@@ -43,6 +44,8 @@ def evaluations_a_step(inverter: Inverter) -> float:
     if isinstance(inverter, ImplicitInverter):
         differentiates = getattr(inverter.solver, "differentiates", False)
         return inverter.solver.iterations * (1 + BACKWARD * differentiates)
+    if isinstance(inverter, Midpoint):
+        return 2 * evaluations_a_step(inverter.inverter)
     return 2.0
 
 

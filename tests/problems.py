@@ -84,6 +84,60 @@ def gaussian(batch: int, seed: int = 0) -> tuple[GaussianDenoiser, Tensor]:
 
 
 @dataclass(frozen=True)
+class GaussianVelocity:
+    """The optimal velocity ``E[n - x0 | z]`` for data N(mean, diag(variance)), each ``[B,C,h,w]``: affine in z.
+
+    At the level ``s``, which is label ``1000 s``, ``z`` is N((1 - s) mean, (1 - s)^2 variance + s^2), so that the
+    velocity is ``-mean + (s - (1 - s) variance) / ((1 - s)^2 variance + s^2) (z - (1 - s) mean)``.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __call__(self, z: Tensor, t: float) -> Tensor:
+        return self._at(z, t / 1000)
+
+    def _at(self, z: Tensor, s: float) -> Tensor:
+        return -self.mean + self._slope(s) * (z - (1 - s) * self.mean)
+
+    def _slope(self, s: float) -> Tensor:
+        return (s - (1 - s) * self.variance) / ((1 - s) ** 2 * self.variance + s**2)
+
+    def select(self, rows: Tensor) -> GaussianVelocity:
+        return replace(self, mean=self.mean[rows], variance=self.variance[rows])
+
+    def unguided(self) -> GaussianVelocity:
+        return self
+
+    def seed(self, z0: Tensor, steps: Schedule) -> Tensor:
+        """The exact seed of ``z0`` under Euler's steps."""
+        z = z0
+        for i in reversed(range(len(steps))):
+            _, s, _, cleaner = steps.levels(i)
+            slope = self._slope(s)
+            z = (z + (s - cleaner) * (-self.mean - slope * (1 - s) * self.mean)) / (1 - (s - cleaner) * slope)
+        return z
+
+    def flow(self, z0: Tensor, s: float = 1.0) -> Tensor:
+        """Where the flow itself, without steps, takes ``z0`` by the level ``s``."""
+        spread = ((1 - s) ** 2 * self.variance + s**2) / self.variance
+        return (1 - s) * self.mean + spread.sqrt() * (z0 - self.mean)
+
+
+def velocity(batch: int, seed: int = 0) -> tuple[GaussianVelocity, Tensor]:
+    """The velocity of ``gaussian``'s data, and its latents."""
+    denoiser, z0 = gaussian(batch, seed)
+    return GaussianVelocity(denoiser.mean, denoiser.variance), z0
+
+
+def flow_schedule(steps: int, shift: float = 1.0) -> Schedule:
+    """Flow matching's evenly spaced steps with a static shift, as Stable Diffusion 3's; labels are ``1000 sigma``."""
+    even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    sigmas = shift * even / (1 + (shift - 1) * even)
+    return Schedule.flow(1000 * sigmas[:-1], sigmas)
+
+
+@dataclass(frozen=True)
 class FunctionDenoiser:
     """A noise prediction by a function of z and the sample's number, which tells the samples apart."""
 

@@ -20,6 +20,7 @@ from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, content_hash
 from experiments.results.work import Work
 from rnri import ImplicitInverter, Inverter, PromptAware
+from rnri.baselines import Midpoint
 
 CEILING = "vae"
 """The method that only encodes and decodes: what no inversion can surpass."""
@@ -161,6 +162,8 @@ def with_evaluations(inverter: Inverter, count: int | None) -> Inverter | None:
     if isinstance(inverter, PromptAware):
         inner = with_evaluations(inverter.inverter, count)
         return None if inner is None else replace(inverter, inverter=inner)
+    if isinstance(inverter, Midpoint):  # each of whose solver's evaluations is two of the network
+        return None if count % 2 else replace(inverter, inverter=with_evaluations(inverter.inverter, count // 2))
     if isinstance(inverter, ImplicitInverter):
         return replace(inverter, solver=replace(inverter.solver, iterations=count))
     return None

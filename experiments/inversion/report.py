@@ -29,7 +29,7 @@ LOST = 0.1
 AVERAGED = (
     "psnr", "below_ceiling", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "residual_mean", "solved",
     "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes", "latent_shift",
-    "distance_encoded", "distance_adjusted", "distance_reconstructed", "norm",
+    "distance_encoded", "distance_adjusted", "distance_reconstructed",
 )  # fmt: skip
 COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
@@ -37,7 +37,7 @@ COLUMNS = {
     "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
     "latent_mse": "latent MSE", "latent_mse_median": "median", "latent_mse_p95": "95 %",
     "latent_mse_largest": "largest", "residual": "residual", "solved": "steps solved", "converged": "converged",
-    "diverged": "diverged", "seconds_per_image": "s an image", "n": "n",
+    "diverged": "diverged", "norm": "norm of the seed", "seconds_per_image": "s an image", "n": "n",
 }  # fmt: skip
 EDITED = {
     "method": "method", "steps": "steps", "guidance": "guidance", "prompts": "edit",
@@ -144,6 +144,8 @@ def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     row = {name: first[name] for name in ("start", "images", *IDENTITY)}
     row |= {name: float(np.mean([s[name] for s in samples])) for name in AVERAGED if name in first}
     row |= spread([s["latent_mse"] for s in samples], "latent_mse")
+    if "norm" in first:  # of the seed over sqrt(d), 1 for noise; a median, which a lost sample does not move
+        row["norm"] = float(np.median(np.nan_to_num([s["norm"] for s in samples], nan=np.inf, posinf=np.inf)))
     row["not_finite"] = int(sum(s.get("not_finite", 0) for s in samples))
     if "seconds" in row:
         row["seconds_per_image"] = row.pop("seconds")

@@ -136,7 +136,7 @@ class InversionModule(LightningModule):
                 "seconds": torch.full((len(z0),), seconds / len(z0)),
                 "stored_bytes": torch.full((len(z0),), inversion.extra_bytes),
                 "latent_shift": _distance(inversion.z0, z0),
-                "norm": inversion.seed.flatten(1).norm(dim=1),
+                "norm": inversion.seed.flatten(1).norm(dim=1) / inversion.seed[0].numel() ** 0.5,
             },
         )
 

@@ -2,6 +2,8 @@
 
 from rnri.baselines.edict import EDICT
 from rnri.baselines.embedding import NegativePrompt, NullText
+from rnri.baselines.flow import RFInversion, UniInv
+from rnri.baselines.flow_second_order import FireFlow, Midpoint, RFSolver
 from rnri.baselines.ledits import LEditsPP
 from rnri.baselines.offsets import DirectInversion
 from rnri.baselines.stochastic import EditFriendly, SDEdit
@@ -13,8 +15,13 @@ __all__ = [
     "OBELM",
     "DirectInversion",
     "EditFriendly",
+    "FireFlow",
     "LEditsPP",
+    "Midpoint",
     "NegativePrompt",
     "NullText",
+    "RFInversion",
+    "RFSolver",
     "SDEdit",
+    "UniInv",
 ]

@@ -4,11 +4,12 @@ from rnri.solvers.anderson import Anderson, SafeguardedAnderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver
 from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint, IterativeSolver
-from rnri.solvers.newton import RNRIMeanSign, RNRIMinimumNorm, RNRIPaper, RNRISign
+from rnri.solvers.newton import GNRI, RNRIMeanSign, RNRIMinimumNorm, RNRIPaper, RNRISign
 from rnri.solvers.newton_krylov import NewtonKrylov
 from rnri.solvers.renoise import ReNoise
 
 __all__ = [
+    "GNRI",
     "Anderson",
     "AveragedFixedPoint",
     "FixedPoint",

@@ -1,6 +1,6 @@
-"""Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in four named variants.
+"""Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five named variants.
 
-All but ``RNRISign``, whose prior is another, seek a root of the scalar, by sample,
+All but ``GNRI`` and ``RNRISign``, whose prior is another, seek a root of the scalar, by sample,
 
     F(z) = ||z - f(z)||_1 - lam * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
@@ -64,6 +64,23 @@ class RNRIPaper(RegularisedNewton):
         value, gradient = self.objective_and_gradient(at)
         d = gradient[0].numel()
         return at.z.detach() - value / (d * (gradient + self.eta)), ()
+
+
+@dataclass(frozen=True)
+class GNRI(RNRIPaper):
+    """Guided Newton-Raphson inversion, the paper's later version (GNRI, ICLR 2025): Eq. 8 with a prior of ``z_0``.
+
+    The prior of F is centred on what the clean latent alone says of ``z_t``, not on ``z_s``::
+
+        F(z) = ||z - f(z)||_1 + lam ||z - alpha_t z_0||^2 / (2 sigma_t^2)
+
+    It holds for noise and velocity alike, and costs what :class:`RNRIPaper` does.
+    """
+
+    def objective(self, at: Iterate) -> Tensor:
+        """F by sample, ``[b]``; differentiable in ``at.z``, and through ``at.f`` if attached."""
+        deviation = (at.z - at.problem.marginal_mean).square().flatten(1).sum(1) / (2 * at.problem.marginal_variance)
+        return (at.z - at.f).abs().flatten(1).sum(1) + self.lam * deviation
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from omegaconf import OmegaConf
 
 from experiments.data.augment import plain
 from experiments.data.emoji import Drawings
-from rnri import ImplicitInverter, LatentDiffusion
+from rnri import ImplicitInverter, LatentDiffusion, check_schedule
+from rnri.baselines import UniInv
 
-METHODS = sorted(path.stem for path in Path("configs/method").glob("*.yaml"))
+FLOW = {"fireflow", "midpoint", "rf_inversion", "rf_solver"}  # which need a flow-matching model
+METHODS = sorted({path.stem for path in Path("configs/method").glob("*.yaml")} - FLOW)
 EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits"}
 LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # without guidance there is nothing to optimise or to cancel
 
@@ -51,7 +53,7 @@ def test_each_reconstructs_as_well_as_it_says(errors, name):
     elif name == "sdedit":
         assert (error > 2 * ddim).all()  # it makes another image
     else:
-        assert isinstance(inverter, ImplicitInverter) and (error <= 1.01 * ddim).all()
+        assert isinstance(inverter, ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
 
 
 def test_the_default_is_ahead_of_all_that_cost_as_much(errors):
@@ -71,3 +73,10 @@ def test_each_works_with_guidance_where_gradients_are_switched_off(model, name):
     with torch.no_grad():
         inversion = inverter.invert(z0, predictor, model.schedule(2))
     assert inversion.seed.isfinite().all() and not inversion.seed.requires_grad
+
+
+@pytest.mark.parametrize("name", sorted(FLOW))
+def test_methods_of_flow_matching_refuse_other_models_in_one_sentence(model, name):
+    inverter = instantiate(OmegaConf.load(f"configs/method/{name}.yaml"))
+    with pytest.raises(ValueError, match="needs a flow-matching model"):
+        check_schedule(inverter, model.schedule(2))

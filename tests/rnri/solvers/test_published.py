@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rnri import ForwardStep, ImplicitInverter, ImplicitStep, ReNoise, RNRIMeanSign, RNRISign
+from rnri import GNRI, ForwardStep, ImplicitInverter, ImplicitStep, ReNoise, RNRIMeanSign, RNRISign
 from rnri.solvers.implicit import SampleCounts
 from rnri.solvers.renoise import published_correlation, published_divergence, published_regulariser
 from tests.problems import function_predictor, schedule, wavy
@@ -146,3 +146,18 @@ def test_on_latents_of_the_authors_size_ours_differs_from_the_published_rule_by_
         for kind in (RNRISign, RNRIMeanSign)
     )
     torch.testing.assert_close(published, ours, rtol=1e-9, atol=1e-9)
+
+
+def test_gnri_is_eq_8_with_the_prior_of_the_clean_latent():
+    # At z = 1: f = -1/2; the marginal has mean 0.6 z_0 = 1.2 and variance 0.64: F = 3/2 + lam 0.2^2 / 1.28, and its
+    # derivative, with f' = -1/2, 3/2 - lam 0.2 / 0.64.
+    problem, seen = halving(z_0=scalar(2.0))
+    step = (1.5 + 0.1 * 0.2**2 / 1.28) / (1.5 - 0.1 * 0.2 / 0.64 + 1e-6)
+    solution = GNRI(1, 0, keep_best=False)(problem, scalar(1.0))
+    assert solution.z.item() == pytest.approx(1 - step, rel=1e-12)
+    assert seen == [1] and solution.evaluations.item() == solution.backward.item() == 1
+
+
+def test_gnri_asks_for_the_clean_latent():
+    with pytest.raises(ValueError, match="give ImplicitStep the clean latent z_0"):
+        GNRI()(halving()[0], scalar(1.0))
