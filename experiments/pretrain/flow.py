@@ -381,7 +381,7 @@ class PretrainFlow:
     lr: NotNegative  # 0 leaves the weights as they are
     decay_from: Annotated[float, Ge(0), Le(1)]
     drop_caption: Annotated[float, Ge(0), Le(1)]
-    logit_mean: float
+    logit_mean: Annotated[float, Ge(-10), Le(10)]
     logit_spread: Positive
     reuse: Count
     width: Count

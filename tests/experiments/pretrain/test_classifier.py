@@ -114,7 +114,7 @@ def test_drawings_are_left_out_by_designer():
 
 @pytest.mark.parametrize("training", TRAININGS)
 def test_a_training_writes_below_its_run_folder_unless_told(training, tmp_path):
-    assert len(TRAININGS) == 4
+    assert "pretrain_classifier" in TRAININGS
     what = training.removeprefix("pretrain_")
     assert configured(what, tmp_path).task.output == f"{tmp_path}/run/model"
     assert configured(what, tmp_path, "task.output=elsewhere").task.output == "elsewhere"
