@@ -17,6 +17,7 @@ from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 from rnri.solvers.anderson import SafeguardedAnderson
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
+from rnri.solvers.secants import Secants
 from rnri.solvers.sharing import Budget
 
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
@@ -117,7 +118,8 @@ class ImplicitInverter:
             steps. ``even``: each step has ``solver.iterations`` at most, and what it saves is saved. ``schedule``:
             in proportion to what each step is likely to need (``rnri.solvers.sharing``), and what a sample saves
             at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
-            its extrapolated start as it is; from the plain start each step has one evaluation at least.
+            its extrapolated start as it is, unless the fit gave a sample a ``beta`` of 0: then, and from the plain
+            start, a step has one evaluation at least, as long as there are any left.
     """
 
     solver: Solver
@@ -133,18 +135,24 @@ class ImplicitInverter:
         z = z0 = in_state_dtype(z0.detach())
         noises: list[Tensor] = []
         solutions: list[Solution] = []
+        carried = getattr(self.solver, "carried", 0)
+        secants = Secants.none(z, carried) if carried else None
         budget = Budget.of(schedule, self.solver.iterations, len(z0)) if self.sharing == "schedule" else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
+                if secants is not None:
+                    problem = problem.knowing(secants)
                 start = self._start(problem, noises)
                 if budget is None:
                     solution = self.solver(problem, start)
                 else:
-                    limits = budget.limits(k, least=0 if self._can_skip(noises) else 1)
+                    limits = budget.limits(k, least=(~self._can_skip(noises, len(z))).long())
                     solution = _solve_some(self.solver, problem, start, limits)
                     budget.settle(limits, solution.evaluations)
                 noises = _remember(noises, problem, solution)
+                if secants is not None:
+                    secants = problem.trail.secants
                 solutions.append(solution)
                 z = solution.z
                 on_step(k, z)
@@ -160,9 +168,14 @@ class ImplicitInverter:
             return problem.z_s
         return problem.a * problem.z_s + problem.b * _extrapolation(noises, fitted=self.start == "fitted")
 
-    def _can_skip(self, noises: list[Tensor]) -> bool:
-        """Whether a start is a solution worth taking unevaluated: one extrapolated from a change of the noise."""
-        return self.start != "plain" and len(noises) > 1
+    def _can_skip(self, noises: list[Tensor], batch: int) -> Tensor:
+        """Whether a start is a solution worth taking unevaluated, bool ``[B]``: one extrapolated from a change.
+
+        Where the fit found that a change of the noise says nothing of the next, the start is only the last noise.
+        """
+        if self.start == "plain" or len(noises) < 2:
+            return torch.zeros(batch, dtype=torch.bool)
+        return (_continuation(noises, self.start == "fitted") > 0).cpu()
 
 
 @torch.no_grad()
@@ -207,14 +220,19 @@ def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
     """The next noise prediction ``[B,C,h,w]``, linearly from the last two, or three where ``fitted``."""
     if len(noises) == 1:
         return noises[-1]
-    change = noises[-1] - noises[-2]
+    beta = _continuation(noises, fitted).view(-1, 1, 1, 1)
+    return noises[-1] + beta * (noises[-1] - noises[-2])
+
+
+def _continuation(noises: list[Tensor], fitted: bool) -> Tensor:
+    """The share ``beta [B]`` of the last change of the noise that the next one is expected to have."""
     if not fitted:
-        return noises[-1] + change
+        return noises[-1].new_ones(len(noises[-1]))
     if len(noises) == 2:
-        return noises[-1] + UNKNOWN_BETA * change
-    before = (noises[-2] - noises[-3]).flatten(1)
-    beta = (change.flatten(1) * before).sum(1) / before.square().sum(1).clamp(min=torch.finfo(before.dtype).tiny)
-    return noises[-1] + beta.clamp(0, LARGEST_BETA).view(-1, 1, 1, 1) * change
+        return noises[-1].new_full((len(noises[-1]),), UNKNOWN_BETA)
+    change, before = (noises[-1] - noises[-2]).flatten(1), (noises[-2] - noises[-3]).flatten(1)
+    beta = (change * before).sum(1) / before.square().sum(1).clamp(min=torch.finfo(before.dtype).tiny)
+    return beta.clamp(0, LARGEST_BETA)
 
 
 def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Tensor) -> Solution:

@@ -8,9 +8,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from checked import Count, NotNegative, OpenFraction, dataclass
+from checked import Count, NotNegative, OpenFraction, Whole, dataclass
+from rnri.solvers.implicit import ImplicitStep
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
+from rnri.solvers.secants import Secants
 
+DRIFT = 6.0  # of the network's derivative from one step of the walk to the next, a unit of B; measured
 RETRIES = 3  # failures without a new best before the safeguard changes its way; measured on tests.problems.NONLINEAR
 
 
@@ -38,13 +41,23 @@ class Anderson(IterativeSolver):
         rs = torch.cat([at.state[1], r[:, None]], 1)[:, -self.memory - 1 :]
         return self._mixed(f, r, fs.diff(dim=1), rs.diff(dim=1)).view_as(at.f), (fs, rs)
 
-    def _mixed(self, f: Tensor, r: Tensor, df: Tensor, dr: Tensor) -> Tensor:
-        """``f - df gamma``, ``[b,d]``, from ``f`` and ``r [b,d]`` and differences ``[b,m,d]``."""
+    def _mixed(
+        self, f: Tensor, r: Tensor, df: Tensor, dr: Tensor, carried: Secants | None = None, doubt: float = 0.0
+    ) -> Tensor:
+        """``f - df gamma``, ``[b,d]``, from ``f`` and ``r [b,d]`` and differences ``[b,m,d]``.
+
+        ``carried`` are differences of ``f`` (as ``dy``) from the steps before, of norm 1 in ``z``; ``doubt`` is what
+        their derivative may be wrong by, and makes the ridge that limits what they are trusted with.
+        """
         norm = dr.norm(dim=2, keepdim=True)
         norm = torch.where(norm > 0, norm, 1.0)  # equal iterates: a difference of 0 has the weight 0
         dr, df = dr / norm, df / norm  # else short differences would drown in what the ridge adds to long ones
+        ridge = torch.full(dr.shape[:2], self.regularisation, dtype=torch.float64)
+        if carried is not None:
+            dr, df = torch.cat([dr, carried.dy - carried.dz], 1), torch.cat([df, carried.dy], 1)
+            ridge = torch.cat([ridge, torch.full(carried.dz.shape[:2], doubt**2, dtype=torch.float64)], 1)
         gram, projection = (dr @ dr.mT).cpu().double(), (dr @ r[:, :, None]).cpu().double()
-        ridge = torch.full(gram.shape[:2], self.regularisation).double() + (gram.diagonal(dim1=1, dim2=2) == 0)
+        ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
         # solve_ex leaves a singular sample non-finite instead of failing the batch; the loop sees to it.
         gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
         return f - (gamma * df).sum(1)
@@ -68,6 +81,10 @@ class SafeguardedAnderson(Anderson):
 
     A residual that stalls does not say that there is no root: a few differences may not span Newton's step.
 
+    On a walk the differences of the steps before fill what the step's own leave of ``memory`` (``carried`` at most),
+    so that its first evaluation is already followed by more than ``f(z)``. That serves images whose map has
+    eigenvalues near -1, where the fixed point alternates and the sampler magnifies what is left of the residual.
+
     No evaluation is wasted: where the last iterate evaluated is the best, the next one is returned, unevaluated,
     instead of ``f`` of this one.
 
@@ -75,12 +92,14 @@ class SafeguardedAnderson(Anderson):
         growth: 1 or more; 1 accepts no increase.
         damping: in (0, 1).
         patience: evaluations, 1 or more.
+        carried: differences of the steps before, 0 or more; 0 solves each step for itself.
     """
 
     memory: Count = 4
     growth: Annotated[float, Ge(1)] = 2.0
     damping: OpenFraction = 0.5
     patience: Count = 8
+    carried: Whole = 2
 
     ends_in_step: ClassVar[bool] = True
     recovers: ClassVar[bool] = True
@@ -90,7 +109,9 @@ class SafeguardedAnderson(Anderson):
         norm = r.norm(dim=1)  # [b]
         if not at.state:
             zero = torch.zeros_like(norm)
-            return at.f, (f[:, None], r[:, None], zero.long(), norm, zero, zero, zero.bool())
+            fs, rs = f[:, None], r[:, None]
+            z = self._mixed(f, r, fs[:, :0], rs[:, :0], *self._carried(at.problem, 0))
+            return z.view_as(at.f), (fs, rs, zero.long(), norm, zero, zero, zero.bool())
         fs, rs, place, best, failures, waited, keeps = at.state
         better, worse = norm < best, ~(norm <= self.growth * best)  # NaN is worse
         waited = torch.where(better, 0.0, waited + 1)
@@ -101,11 +122,26 @@ class SafeguardedAnderson(Anderson):
         best_f, best_r = _at(fs, place), _at(rs, place)  # [b,1,d]
         forgets = (failed & ~keeps)[:, None, None]
         fs, rs = torch.where(forgets, best_f, fs), torch.where(forgets, best_r, rs)
-        mixed = self._mixed(best_f[:, 0], best_r[:, 0], fs - best_f, rs - best_r)
+        carried, doubt = self._carried(at.problem, fs.shape[1] - 1, forgets)
+        mixed = self._mixed(best_f[:, 0], best_r[:, 0], fs - best_f, rs - best_r, carried, doubt)
         best_z, share = (best_f - best_r)[:, 0], (self.damping**failures)[:, None]
         z = torch.where(failed[:, None], best_z + share * (mixed - best_z), mixed)
         best, waited = torch.where(better, norm, best), torch.where(failed, 0.0, waited)
         return z.view_as(at.f), (fs, rs, place, best, failures, waited, keeps)
+
+    def _carried(self, problem: ImplicitStep, own: int, forgets: Tensor | None = None) -> tuple[Secants | None, float]:
+        """Differences of ``f`` from the steps before, beside ``own`` of this one, and the doubt in their derivative.
+
+        The derivative of ``y`` drifts in proportion to the length of the step, of which ``B`` is a measure, and counts
+        in that of ``f`` another ``B`` times. Samples that forget have differences of 0.
+        """
+        room = min(self.carried, self.memory - own)
+        if problem.secants is None or room <= 0:
+            return None, 0.0
+        dz, dy = problem.secants.dz[:, -room:], problem.b * problem.secants.dy[:, -room:]
+        if forgets is not None:
+            dz, dy = torch.where(forgets, 0.0, dz), torch.where(forgets, 0.0, dy)
+        return Secants(dz, dy), DRIFT * problem.b**2
 
     def _with_newest(
         self, fs: Tensor, rs: Tensor, place: Tensor, f: Tensor, r: Tensor, better: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rnri.models.predictor import NoisePredictor
 from rnri.models.schedule import Prediction, Schedule
+from rnri.solvers.secants import Secants, Trail
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class ImplicitStep:
         z_0: the clean latent that the walk began at, ``[B,C,h,w]``; only methods whose prior is ``q(z_t | z_0)`` ask.
         levels: ``(alpha_t, sigma_t, alpha_s, sigma_s)`` of ``Schedule.levels``; only methods with a prior ask.
         predicts: what ``y`` is.
+        secants: what the steps before tell of the derivative of ``y``, where the walk keeps it.
+        trail: takes note of the evaluations for the steps to come, under ``places`` (int64 ``[B]``).
     """
 
     predictor: NoisePredictor
@@ -55,6 +58,9 @@ class ImplicitStep:
     z_0: Tensor | None = None  # [B,C,h,w]
     levels: tuple[float, float, float, float] = (math.nan,) * 4
     predicts: Prediction = "noise"
+    secants: Secants | None = None
+    trail: Trail | None = None
+    places: Tensor | None = None
 
     @classmethod
     def of(
@@ -75,6 +81,8 @@ class ImplicitStep:
         prediction = self.predictor(z, self.timestep)
         if prediction.requires_grad:
             prediction.register_hook(self._count_backward)
+        if self.trail is not None:
+            self.trail.note(self.places, z.detach(), prediction.detach())
         return self.a * self.z_s + self.b * prediction
 
     def _count_backward(self, _gradient: Tensor | None = None) -> None:
@@ -94,7 +102,13 @@ class ImplicitStep:
             z_s=self.z_s[rows.to(self.z_s.device)],
             z_0=None if self.z_0 is None else self.z_0[rows.to(self.z_0.device)],
             rows=self.rows[rows.cpu()],
+            secants=None if self.secants is None else self.secants.select(rows),
+            places=None if self.places is None else self.places[rows.cpu()],
         )
+
+    def knowing(self, secants: Secants) -> ImplicitStep:
+        """The same equation with what the steps before tell of the derivative; its own evaluations are noted too."""
+        return replace(self, secants=secants, trail=Trail(secants), places=torch.arange(len(self)))
 
     def recounted(self) -> ImplicitStep:
         """The same equation with its counts at zero."""

@@ -22,16 +22,17 @@ from rnri.models.schedule import Schedule
 
 DETAIL_VARIANCE = 0.02  # of latents of unit variance
 COARSE = 8  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation
+COARSE_VARIANCE = 0.1  # there, where the sampler magnifies what noisier steps leave more than finest detail matters
 EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
 
 
 def needs(schedule: Schedule) -> Tensor:
     """Evaluations that the steps need, up to a common factor: float64 ``[N]``, in the order of the walk."""
-    rhos = []
+    rhos, variance = [], COARSE_VARIANCE if len(schedule) < COARSE else DETAIL_VARIANCE
     for i in reversed(range(len(schedule))):
         alpha, sigma, *_ = schedule.levels(i)
-        slope = sigma if schedule.predicts == "noise" else abs(sigma - alpha * DETAIL_VARIANCE)
-        rhos.append(schedule.coefficients(i)[1] * slope / (alpha**2 * DETAIL_VARIANCE + sigma**2))
+        slope = sigma if schedule.predicts == "noise" else abs(sigma - alpha * variance)
+        rhos.append(schedule.coefficients(i)[1] * slope / (alpha**2 * variance + sigma**2))
     return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
 
 
@@ -61,12 +62,16 @@ class Budget:
         left = torch.full((batch,), float(evaluations * len(schedule)), dtype=torch.float64)
         return cls(needs(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
 
-    def limits(self, k: int, least: int) -> Tensor:
-        """Evaluations that each sample may spend at step ``k`` of the walk, ``least`` or more: int64 ``[B]``."""
-        expected = self.expected[k:]
+    def limits(self, k: int, least: Tensor | int) -> Tensor:
+        """Evaluations that each sample may spend at step ``k`` of the walk: int64 ``[B]``.
+
+        They are ``least`` (a number or int64 ``[B]``) or more, as long as there are evaluations left.
+        """
+        expected, remaining = self.expected[k:], (self.left + self.due + 0.5).floor().long()
         share = self.each + (self.left - self.each * len(expected)) * (expected[0] / expected.sum())
         self.left, self.due = self.left - share, self.due + share
-        return (self.due + 0.5).floor().long().clamp(min=max(least, self.each))
+        least = torch.as_tensor(least).clamp(min=self.each)
+        return (self.due + 0.5).floor().long().maximum(least).minimum(remaining)
 
     def settle(self, limits: Tensor, spent: Tensor) -> None:
         """Takes note of the evaluations ``spent [B]`` under ``limits``."""

@@ -314,6 +314,27 @@ def test_a_budget_is_spent_whole_and_follows_the_needs():
         assert max(fine) == fine[1] and (evaluations == 1 or max(coarse) == coarse[1])
 
 
+def test_no_least_number_overdraws_a_budget():
+    for evaluations in (1, 2):
+        assert sum(planned(10, evaluations, least=1)) == 10 * evaluations
+    budget = Budget.of(schedule(50), 1, 2)
+    spent = torch.zeros(2, dtype=torch.int64)
+    for k in range(50):
+        limits = budget.limits(k, torch.tensor([0, 1]))
+        assert limits[1] >= 1 or spent[1] == 50
+        budget.settle(limits, limits)
+        spent += limits
+    assert spent.tolist() == [50, 50]
+
+
+def test_only_an_extrapolated_start_may_stay_unevaluated():
+    last = torch.tensor([2.0, 1.0, 0.0]).double().view(3, 1, 1, 1)  # a change that goes on, one that ends, one undone
+    noises = [torch.zeros_like(last), torch.ones_like(last), last]
+    assert accelerated()._can_skip(noises, 3).tolist() == [True, False, False]
+    assert accelerated()._can_skip(noises[1:], 3).all() and not accelerated()._can_skip(noises[2:], 3).any()
+    assert not ImplicitInverter(FixedPoint())._can_skip(noises, 3).any()
+
+
 def test_a_sample_that_stops_early_returns_what_it_had():
     budget = Budget.of(schedule(20), 4, 2)
     limits = budget.limits(0, 1)

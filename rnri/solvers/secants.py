@@ -1,0 +1,58 @@
+"""What a walk knows of the network's derivative from the evaluations that it has made anyway.
+
+Two evaluations ``y(z)`` and ``y(z')`` at one step tell the derivative of ``y`` along ``z - z'``. From step to step it
+changes little, so that the next step's solver may use it before its second evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Secants:
+    """The last differences of latents and of predictions, by sample, the newest last; 0 where there was none.
+
+    Attributes:
+        dz: ``[B,m,d]``, of norm 1.
+        dy: ``[B,m,d]``, the derivative of the prediction along ``dz``.
+    """
+
+    dz: Tensor
+    dy: Tensor
+
+    @classmethod
+    def none(cls, z: Tensor, count: int) -> Secants:
+        """Room for ``count`` differences a sample of ``z [B,C,h,w]``."""
+        zero = z.new_zeros(len(z), count, z[0].numel())
+        return cls(zero, zero)
+
+    def select(self, rows: Tensor) -> Secants:
+        """Those of the samples ``rows``."""
+        rows = rows.to(self.dz.device)
+        return Secants(self.dz[rows], self.dy[rows])
+
+
+class Trail:
+    """Takes note of a step's evaluations, and makes :class:`Secants` of those that follow on each other.
+
+    Attributes:
+        secants: those given, of the steps before, and this step's.
+    """
+
+    def __init__(self, before: Secants) -> None:
+        self.secants = Secants(before.dz.clone(), before.dy.clone())
+        self._z, self._y = (before.dz.new_full((len(before.dz), before.dz.shape[2]), torch.nan) for _ in range(2))
+
+    def note(self, places: Tensor, z: Tensor, y: Tensor) -> None:
+        """``y(z)``, both ``[b,C,h,w]``, of the samples ``places`` (int64 ``[b]``); what is not finite tells nothing."""
+        places, z, y = places.to(z.device), z.flatten(1), y.flatten(1)
+        dz, dy = z - self._z[places], y - self._y[places]
+        norm = dz.norm(dim=1, keepdim=True)
+        told = (norm[:, 0] > 0) & norm[:, 0].isfinite() & dy.isfinite().all(1)
+        for known, new in ((self.secants.dz, dz), (self.secants.dy, dy)):
+            known[places[told]] = torch.cat([known[places[told], 1:], (new / norm)[told, None]], 1)
+        self._z[places], self._y[places] = z, y
