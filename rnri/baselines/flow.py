@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Interval
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from checked import Seed, dataclass
@@ -18,7 +18,7 @@ from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 
-Share = Annotated[float, Interval(ge=0, le=1)]
+Share = Annotated[float, Ge(0), Le(1)]
 
 
 @dataclass(frozen=True)
