@@ -21,7 +21,7 @@ from torch import Tensor
 from rnri.models.schedule import Schedule
 
 DETAIL_VARIANCE = 0.02  # of latents of unit variance
-COARSE = 8  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation
+COARSE = 9  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation; measured
 COARSE_VARIANCE = 0.1  # there, where the sampler magnifies what noisier steps leave more than finest detail matters
 EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
 
