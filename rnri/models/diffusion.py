@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -19,14 +19,17 @@ from rnri.models.checkpoint import load_pipeline
 from rnri.models.families import family_of
 from rnri.models.family import parts
 from rnri.models.fingerprint import fingerprint
+from rnri.models.folder import UNUSED_PARTS
 from rnri.models.frozen import frozen
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
-from rnri.models.scheduler import alpha_bar_table
+from rnri.models.scheduler import alpha_bar_table, scheduler_settings
 from rnri.models.single import SingleCopy
+from rnri.models.tokenizers import check_tokenizers, tokenizer_settings
 
-PROBES = ("cat", "dog", "red", "sun", "owl", "car", "hat", "cow", "box")  # no vocabulary takes all for one
+NOT_OURS = ("requires_safety_checker", "requires_aesthetics_score")
+"""Settings of pipelines that say nothing of what is computed here."""
 
 
 class LatentDiffusion:
@@ -57,8 +60,8 @@ class LatentDiffusion:
         image_size: tuple[int, int] | None = None,
     ) -> None:
         self.family = family_of(pipeline)
-        _check_tokenizers(pipeline)
         self.family.check()
+        check_tokenizers(pipeline)
         self.pipeline, self.default_guidance = pipeline, _as_guidance(default_guidance)
         self._size = image_size
         if image_size is not None:
@@ -145,15 +148,17 @@ class LatentDiffusion:
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of weights and configuration, the same wherever the checkpoint lies.
 
-        Adapters count, with their scales and whether they are on. Every weight is read at every use, for a weight can
-        change without a sign: keep the value where the model stays as it is. Weights in another dtype are another
-        checkpoint.
+        Adapters count, with their scales and whether they are on; tokenizers, the scheduler with its table, attention
+        processors and hooks count too, and parts that are not used here do not. Every weight is read at every use,
+        for a weight can change without a sign: keep the value where the model stays as it is. Weights in another
+        dtype are another checkpoint.
         """
-        settings: dict[str, object] = {"scheduler": _public(self.pipeline.scheduler.config)}
+        used = {name: part for name, part in parts(self.pipeline).items() if name not in UNUSED_PARTS}
+        settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
         for name, part in self.pipeline.components.items():
             if name.startswith("tokenizer") and part is not None:
-                settings[name] = sorted(part.get_vocab().items())
-        return fingerprint(parts(self.pipeline), settings)
+                settings[name] = tokenizer_settings(part)
+        return fingerprint(used, settings | _own_settings(self.pipeline))
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` in [0, 1]: the mean of the VAE's posterior.
@@ -298,24 +303,7 @@ def _as_negatives(negative_prompt: str | Sequence[str], batch: int) -> list[str]
     return list(negatives)
 
 
-def _check_tokenizers(pipeline: DiffusionPipeline) -> None:
-    """ValueError where a tokenizer cannot tell prompts apart, or has tokens that its text encoder does not know."""
-    for name, tokenizer in pipeline.components.items():
-        if not name.startswith("tokenizer") or tokenizer is None:
-            continue
-        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
-        if len({tuple(tokenizer(text).input_ids) for text in PROBES}) == 1:
-            raise ValueError(
-                f"the pipeline's {name} makes the same tokens of {', '.join(PROBES)}: its vocabulary "
-                f"({len(tokenizer.get_vocab())} entries) is incomplete, bring its files anew."
-            )
-        largest = max(tokenizer.get_vocab().values())
-        if encoder is not None and largest >= encoder.get_input_embeddings().num_embeddings:
-            raise ValueError(
-                f"the pipeline's {name} has tokens up to {largest}, its text encoder knows "
-                f"{encoder.get_input_embeddings().num_embeddings}: they do not belong together."
-            )
-
-
-def _public(config: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+def _own_settings(pipeline: DiffusionPipeline) -> dict[str, object]:
+    """What the pipeline's own configuration says beside its parts, such as ``force_zeros_for_empty_prompt``."""
+    config = {name: value for name, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
+    return {name: value for name, value in config.items() if name not in NOT_OURS and not name.startswith("_")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 
 from rnri.models.family import SUPPORTED, Family
 from rnri.models.flux import FluxFamily
@@ -22,12 +22,24 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     name = type(pipeline).__name__
     for family in FAMILIES:
         if isinstance(pipeline, family.pipelines):
-            if getattr(pipeline, "vae", None) is None or getattr(pipeline, family.part, None) is None:
-                raise ValueError(f"{name} lacks its vae or {family.part}: load it with all its parts.")
+            lacking = [part for part in family.needs(type(pipeline)) if getattr(pipeline, part, None) is None]
+            if lacking:
+                raise ValueError(f"{name} lacks its {' and '.join(lacking)}: load it with all its parts.")
+            _check_vae(pipeline)
             return family(pipeline)
     twin = _text_to_image(pipeline)
     remedy = f": make one of its parts, such as {twin}(**pipe.components)" if twin else f"; supported are {SUPPORTED}"
     raise ValueError(f"{name} is no text-to-image pipeline known here{remedy}.")
+
+
+def _check_vae(pipeline: DiffusionPipeline) -> None:
+    """ValueError for an autoencoder without a posterior, whose mean is an image's latent."""
+    vae = pipeline.vae
+    if isinstance(vae, AutoencoderTiny) or "latent_channels" not in getattr(vae, "config", {}):
+        raise ValueError(
+            f"the vae is {type(vae).__name__}, which gives no latents with a mean: use the checkpoint's own "
+            "AutoencoderKL."
+        )
 
 
 def _text_to_image(pipeline: DiffusionPipeline) -> str | None:

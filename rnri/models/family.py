@@ -33,6 +33,11 @@ class Family(ABC):
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
 
+    @classmethod
+    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+        """The parts that a pipeline of that class cannot do without here."""
+        return (cls.part, "vae", "text_encoder", "tokenizer", "scheduler")
+
     @property
     def network(self) -> nn.Module:
         return getattr(self.pipeline, self.part)
@@ -73,6 +78,15 @@ class Family(ABC):
     def unpack(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
         """``[B,C,h,w]`` from what the pipeline takes as ``latents=``."""
         return latents
+
+
+def check_width(part: str, field: str, expected: int, found: int, of: str) -> None:
+    """ValueError where text is ``found`` wide and ``part`` takes ``expected``, as its config's ``field`` says."""
+    if expected != found:
+        raise ValueError(
+            f"{field}={expected} in the config.json of the {part}, but {of} of the pipeline's text encoders is "
+            f"{found}: they do not belong together, bring the parts of one checkpoint."
+        )
 
 
 def both_sides(size: int | Sequence[int]) -> tuple[int, int]:

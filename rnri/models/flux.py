@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from rnri.models.family import Family, check_no_negatives, parts
+from rnri.models.family import Family, check_no_negatives, check_width, parts
 from rnri.models.flow import check_flow_scheduler, check_steps
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
@@ -91,7 +91,15 @@ class FluxFamily(Family):
                 f"the transformer of {type(self.pipeline).__name__} takes {self.channels} channels but the VAE's "
                 f"latents have {latent}: Fill, Canny, Depth and other image-conditioned checkpoints cannot be inverted."
             )
+        config, clip, t5 = self.network.config, self.pipeline.text_encoder, self.pipeline.text_encoder_2
+        pooled, joint = config.pooled_projection_dim, config.joint_attention_dim
+        check_width("transformer", "pooled_projection_dim", pooled, clip.config.hidden_size, "the hidden size (CLIP)")
+        check_width("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
         check_flow_scheduler(self.pipeline.scheduler)
+
+    @classmethod
+    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+        return (*super().needs(pipeline), "text_encoder_2", "tokenizer_2")
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]

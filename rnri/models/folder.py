@@ -9,6 +9,8 @@ from pathlib import Path
 
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+SHARD = r"-\d+-of-\d+\."
 VOCABULARIES = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
@@ -75,10 +77,9 @@ def check_parts(folder: Path, index: Mapping[str, object], variant: str | None) 
         )
 
 
-def variant_of(source: str, name: str, variant: str | None) -> str | None:
-    """``variant``, or None where a local part has its weights without it only, as diffusers itself takes them."""
-    part = Path(source) / name
-    return variant if not part.is_dir() or variant in _variants(part) else None
+def variant_of(folder: Path, name: str, variant: str | None) -> str | None:
+    """``variant``, or None where a part has its weights without it only, as diffusers itself takes them."""
+    return variant if variant in _variants(folder / name) else None
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
@@ -114,7 +115,7 @@ def _variants(part: Path) -> set[str | None]:
     found: set[str | None] = set()
     for path in part.iterdir():
         match = re.fullmatch(
-            r"(?:model|pytorch_model|diffusion_pytorch_model)(?:\.([\w-]+?))?(?:-\d+-of-\d+)?"
+            rf"(?:{'|'.join(STEMS)})(?:\.([\w-]+?))?(?:-\d+-of-\d+)?"
             r"\.(?:safetensors|bin)",
             path.name,
         )
@@ -126,6 +127,7 @@ def _variants(part: Path) -> set[str | None]:
 def _check_weights(folder: Path, name: str, variant: str | None) -> None:
     found = _variants(folder / name)
     if variant in found or None in found:
+        _check_shards(folder, name, variant if variant in found else None)
         return
     if found:
         others = sorted(filter(None, found))
@@ -134,3 +136,30 @@ def _check_weights(folder: Path, name: str, variant: str | None) -> None:
             f"{', '.join(others)}: set model.variant={others[0]}."
         )
     raise ValueError(f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}.")
+
+
+def _check_shards(folder: Path, name: str, variant: str | None) -> None:
+    """ValueError where weights are in several files and one is missing, or the index that says what is where."""
+    part, infix = folder / name, f".{variant}" if variant else ""
+    whole = [part / f"{stem}{infix}.{suffix}" for stem in STEMS for suffix in ("safetensors", "bin")]
+    if any(path.is_file() for path in whole):
+        return
+    indices = [part / f"{stem}.{suffix}.index{infix}.json" for stem in STEMS for suffix in ("safetensors", "bin")]
+    index = next((path for path in indices if path.is_file()), None)
+    if index is None:
+        shard = sorted(path.name for path in part.iterdir() if re.search(SHARD, path.name))[0]
+        raise ValueError(
+            f"checkpoint folder {str(folder)!r} has the weights of its part {name!r} in several files ({shard}), but "
+            f"lacks their index, {re.sub(SHARD, '.', shard.replace(infix, ''))}.index{infix}.json: bring it from where "
+            "they are from."
+        )
+    _read_json(index)
+    places = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map, which says in what file each weight is: bring the file anew.")
+    missing = sorted({str(file) for file in places.values() if not (part / str(file)).is_file()})
+    if missing:
+        raise ValueError(
+            f"checkpoint folder {str(folder)!r} lacks {missing[0]} of its part {name!r} ({len(missing)} files in all), "
+            f"which {index.name} names: bring the file anew."
+        )

@@ -25,6 +25,8 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from rnri.models.fingerprint import tensor_digest
+
 # A zero-terminal-SNR table ends at alpha_bar = 0, where eps no longer determines z_s. This floor keeps the
 # step finite; with the state in float64 it changes a sample by about 1e-6 of its scale.
 SMALLEST_ALPHA_BAR = 2.0**-40
@@ -79,6 +81,15 @@ def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
             "use a Stable Diffusion checkpoint (DDIM, PNDM, Euler, DPM, LMS or LCM scheduler)."
         )
     return table.detach().cpu().double().clamp(min=SMALLEST_ALPHA_BAR)
+
+
+def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
+    """All that decides a scheduler's steps: its class, its config, and the tables that it holds."""
+    source = followed(scheduler)
+    config = {key: value for key, value in source.config.items() if not key.startswith("_")}
+    tables = {name: getattr(source, name, None) for name in ("alphas_cumprod", "final_alpha_cumprod")}
+    digests = {name: tensor_digest(table) for name, table in tables.items() if isinstance(table, Tensor)}
+    return {"class": type(scheduler).__name__, "of": type(source).__name__, "config": config, "tables": digests}
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
-from rnri.models.family import Family, parts
+from rnri.models.family import Family, check_width, parts
 from rnri.models.flow import check_flow_scheduler
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
@@ -56,7 +56,25 @@ class SD3Family(Family):
                 f"the transformer of {type(self.pipeline).__name__} takes {self.channels} channels but the VAE's "
                 f"latents have {latent}: the two do not belong together."
             )
+        self._check_text_width()
         check_flow_scheduler(self.pipeline.scheduler)
+
+    def _check_text_width(self) -> None:
+        """T5's states are as wide as the joint attention, CLIP's are filled up to it; the pooled ones are exact."""
+        config, t5 = self.network.config, getattr(self.pipeline, "text_encoder_3", None)
+        clips = [self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config]
+        pooled, width = sum(clip.projection_dim for clip in clips), sum(clip.hidden_size for clip in clips)
+        check_width(
+            "transformer", "pooled_projection_dim", config.pooled_projection_dim, pooled, "the projections' sum"
+        )
+        joint = config.joint_attention_dim
+        check_width("transformer", "joint_attention_dim", joint, max(joint, width), "the sum of the hidden sizes")
+        if t5 is not None:
+            check_width("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
+
+    @classmethod
+    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+        return (*super().needs(pipeline), "text_encoder_2", "tokenizer_2")
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]

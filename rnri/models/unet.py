@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from diffusers import (
+    DiffusionPipeline,
     LatentConsistencyModelPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
 from torch import Tensor, nn
 
-from rnri.models.family import Family, both_sides, check_no_negatives, parts
+from rnri.models.family import SUPPORTED, Family, both_sides, check_no_negatives, check_width, parts
 from rnri.models.frozen import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 from rnri.models.scheduler import alpha_bar_table, check_scheduler
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+INPUTS = {
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+}
+"""The settings of a UNet's further inputs, and those values that text alone can serve."""
+INPUTS_OTHER = {"encoder_hid_dim_type": "an image as prompt (IP-Adapter)", "addition_embed_type": "images or hints"} | {
+    field: "a class or noise level" for field in ("class_embed_type", "num_class_embeds")
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,27 @@ def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) 
     return (z - a * output) / sigma
 
 
+def check_inputs(unet: Mapping[str, object], vae: Mapping[str, object]) -> None:
+    """ValueError for the config of a UNet that takes more than a latent, a timestep and text."""
+    channels, latent = unet.get("in_channels"), vae.get("latent_channels")
+    if channels != latent:
+        raise ValueError(
+            f"in_channels={channels} in the config.json of the unet, but the VAE's latents have {latent} channels: "
+            f"inpainting, depth, and other image-conditioned checkpoints cannot be inverted; supported are {SUPPORTED}."
+        )
+    if unet.get("out_channels", latent) != latent:
+        raise ValueError(
+            f"out_channels={unet['out_channels']} in the config.json of the unet, but the VAE's latents have {latent} "
+            f"channels: a network that learns its variance is not supported; supported are {SUPPORTED}."
+        )
+    for field, known in INPUTS.items():
+        if unet.get(field) not in known:
+            raise ValueError(
+                f"{field}={unet[field]!r} in the config.json of the unet: it takes {INPUTS_OTHER.get(field, 'more')}, "
+                f"which is not given here; supported are {SUPPORTED}, without IP-Adapter (pipe.unload_ip_adapter())."
+            )
+
+
 class UNetFamily(Family):
     """Pipelines around a ``UNet2DConditionModel``; their schedules are deterministic DDIM's."""
 
@@ -92,14 +126,50 @@ class UNetFamily(Family):
             return height // factor, width // factor
         return super().latent_size
 
+    @classmethod
+    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+        second = ("text_encoder_2", "tokenizer_2") if issubclass(pipeline, StableDiffusionXLPipeline) else ()
+        return (*super().needs(pipeline), *second)
+
     def check(self) -> None:
-        vae = self.pipeline.vae.config
-        if self.channels != vae.latent_channels:
-            raise ValueError(
-                f"the UNet of {type(self.pipeline).__name__} takes {self.channels} channels but the VAE's latents have "
-                f"{vae.latent_channels}: inpainting and other image-conditioned checkpoints cannot be inverted."
-            )
+        check_inputs(self.network.config, self.pipeline.vae.config)
+        self._check_sizes()
+        self._check_text_width()
         check_scheduler(self.pipeline.scheduler)
+
+    def _check_text_width(self) -> None:
+        """The text encoders' states, one beside the other, are what the UNet attends to."""
+        config, names = self.network.config, ("text_encoder", "text_encoder_2")
+        encoders = [getattr(self.pipeline, name, None) for name in names]
+        width = sum(encoder.config.hidden_size for encoder in encoders if encoder is not None)
+        field = "cross_attention_dim" if config.get("encoder_hid_dim") is None else "encoder_hid_dim"
+        given = config[field]
+        for expected in [given] if isinstance(given, int) else given:
+            if not isinstance(expected, int):  # one of several levels, each with its layers' widths
+                continue
+            check_width("unet", field, expected, width, "the hidden size (of two, the sum)")
+
+    def _check_sizes(self) -> None:
+        """SDXL's micro-conditioning: six sizes and the pooled text; the refiner's has five and a score."""
+        config, second = self.network.config, getattr(self.pipeline, "text_encoder_2", None)
+        if config.get("addition_embed_type") is None:
+            return
+        if second is None:
+            raise ValueError(
+                "addition_embed_type='text_time' in the config.json of the unet, which StableDiffusionXLPipeline "
+                f"feeds and {type(self.pipeline).__name__} does not: make that pipeline of its parts."
+            )
+        pooled = second.config.projection_dim
+        expected, found = (
+            config["projection_class_embeddings_input_dim"],
+            6 * config["addition_time_embed_dim"] + pooled,
+        )
+        if expected != found:
+            raise ValueError(
+                f"projection_class_embeddings_input_dim={expected} in the config.json of the unet, but SDXL's six "
+                f"sizes and pooled text make {found}: SDXL's refiner and other image-conditioned checkpoints are not "
+                f"supported, but the base is; supported are {SUPPORTED}."
+            )
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
