@@ -3,6 +3,6 @@
 from seedselect.book import Selection
 from seedselect.features import ClipFeatures
 from seedselect.losses import appearance_loss, semantic_loss
-from seedselect.select import SeedSelect, Targets
+from seedselect.select import Iteration, SeedSelect, Targets
 
-__all__ = ["ClipFeatures", "SeedSelect", "Selection", "Targets", "appearance_loss", "semantic_loss"]
+__all__ = ["ClipFeatures", "Iteration", "SeedSelect", "Selection", "Targets", "appearance_loss", "semantic_loss"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,25 @@ class Targets:
 
     def select(self, rows: Tensor) -> Targets:
         return Targets(self.features[rows], self.latent[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """One iteration of an optimisation, after its loss was found.
+
+    Attributes:
+        number: 0 is before any update.
+        rows: int64 ``[b]``, the samples still at work.
+        loss: ``[b]``, theirs.
+        latent: ``[b, C, h, w]``, the clean latents that their seeds lead to now.
+        selection: the best of all B samples so far; it shares memory with the optimisation, which goes on writing.
+    """
+
+    number: int
+    rows: Tensor
+    loss: Tensor
+    latent: Tensor
+    selection: Selection
 
 
 def no_penalty(seeds: Tensor) -> Tensor:
@@ -99,10 +118,27 @@ class SeedSelect:
         on_iteration: Callable[[int, Tensor], None] = lambda iteration, loss: None,
     ) -> Selection:
         """Optimises ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work."""
+        found = Book(seeds.detach(), self.iterations, self.patience, self.improvement).selection()
+        walk = self.iterate(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets)
+        for iteration in walk:
+            on_iteration(iteration.number, iteration.loss)
+            found = iteration.selection
+        return found
+
+    def iterate(
+        self,
+        seeds: Tensor,
+        *,
+        trajectory: Trajectory,
+        decode: Callable[[Tensor], Tensor],
+        features: Callable[[Tensor], Tensor],
+        targets: Targets,
+    ) -> Iterator[Iteration]:
+        """The same, iteration by iteration, for those who watch: who asks for no more has stopped it."""
         z = seeds.detach().clone()
         book, rows = Book(z, self.iterations, self.patience, self.improvement), torch.arange(len(z))
         if not len(z):
-            return book.selection()
+            return
         norms, parameters = _norm(z), [z[row] for row in rows]  # the parameters are views of z
         optimiser, schedule = self._make_optimiser(parameters)
         for k in range(self.iterations + 1):
@@ -113,9 +149,9 @@ class SeedSelect:
                 loss = self.loss(here, latents, decode, features, targets.select(places))
                 gradient = None if last else torch.autograd.grad(loss.sum(), here)[0]
             going = book.record(k, rows, here.detach(), latents[-1].detach(), loss.detach())
-            on_iteration(k, loss.detach())
+            yield Iteration(k, rows, loss.detach(), latents[-1].detach(), book.selection())
             if gradient is None or not going.any():
-                break
+                return
             for row, slope, goes in zip(rows.tolist(), gradient, going.tolist(), strict=True):
                 parameters[row].grad = slope if goes else None  # torch.optim passes over those without
             rows = rows[going]
@@ -124,7 +160,6 @@ class SeedSelect:
             if self.norm == "keep":
                 places = rows.to(z.device)
                 z[places] *= (norms[rows] / _norm(z[places])).to(z.dtype).to(z.device)
-        return book.selection()
 
     def loss(
         self,

@@ -88,7 +88,8 @@ def test_the_readme_is_a_front_door():
 def test_every_kind_of_command_is_found():
     assert len(TRAINING) > 30
     modules = {command.words[2] for command in MODULES}
-    assert {"pytest", "sphinx", "experiments.counting.count_captions", "experiments.results.sweep_report"} <= modules
+    named = {"experiments.counting.count_captions", "experiments.results.sweep_report"}
+    assert {"pytest", "sphinx", "app", *named} <= modules
     pages = {command.page for command in TRAINING}
     assert {README, DOCS / "claims.md", Path("assets/models/README.md"), Path("configs/sweep/lam.yaml")} <= pages
 
@@ -161,7 +162,7 @@ def test_ci_uses_the_readme_s_commands():
 def test_extras_exist():
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {name for page in PAGES for name in re.findall(r"-e ['\"]\.\[(\w+)\]", page.read_text())}
-    assert {"dev", "docs", "s3", "dask"} == named & set(extras) == named
+    assert {"app", "dev", "docs", "s3", "dask"} == named & set(extras) == named
 
 
 def slugs(page: Path) -> set[str]:

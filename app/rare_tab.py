@@ -1,0 +1,47 @@
+"""The tab Rare concept: SeedSelect, live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from app.parts import ALONE, QUIET, file_of, several_pictures
+from app.pictures import shown
+from app.rare import MOST_REFERENCES, select_live
+from app.seed_files import write_seed
+from app.studio import Studio
+from app.words import in_words, line
+
+
+def rare_tab(studio: Studio, folder: Path) -> None:
+    """Lays the tab out. The best seeds are written to ``folder``."""
+    with gr.Row():
+        with gr.Column():
+            references, prompts = several_pictures(studio, "rare", MOST_REFERENCES)
+            with gr.Row():
+                start = gr.Button("Optimise", variant="primary", elem_id="rare-start")
+                stop = gr.Button("Stop, keep the best", elem_id="rare-stop")
+            said, stopped = gr.HTML(elem_id="rare-said"), gr.HTML(elem_id="rare-stopped")
+        with gr.Column():
+            with gr.Row():
+                now = gr.Image(label="Now", interactive=False, height=280, buttons=[], elem_id="rare-now")
+                best = gr.Image(label="Best so far", interactive=False, height=280, buttons=[], elem_id="rare-best")
+            words = gr.Textbox(label="Best seed", interactive=False, buttons=["copy"], lines=2, elem_id="rare-seed")
+            download = gr.DownloadButton("Download the best seed", interactive=False, elem_id="rare-download")
+    running = start.click(
+        in_words(partial(_live, studio, folder)), [references, prompts], [said, now, best, words, download, stopped],
+        **ALONE, show_progress="minimal",
+    )  # fmt: skip
+    stop.click(lambda: line("Stopped; the best is kept."), None, stopped, cancels=[running], **QUIET)
+
+
+def _live(studio: Studio, folder: Path, references: list[Image.Image], text: str) -> Iterator[tuple]:
+    prompt = text.strip().partition("\n")[0]
+    for each in select_live(studio, prompt, references):
+        said = f"Iteration {each.iteration} of {each.iterations}: loss {each.loss:.3f}, the least {each.best_loss:.3f}."
+        file = file_of(write_seed(each.seed, folder))
+        yield line(said), shown(each.picture), shown(each.best), each.seed.words, file, ""
