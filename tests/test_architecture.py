@@ -16,7 +16,14 @@ SOURCES = [path for package in PACKAGES for path in sorted(Path(package).rglob("
 
 FLOORS = {  # a folder or module imports from its own floor's folder and from lower floors
     "rnri": [{"models"}, {"solvers"}, {"inversion"}, {"baselines", "decoder_inversion", "editing", "prompt_aware"}],
-    "experiments": [{"naming"}, {"judges", "results"}, {"counting"}, {"data"}, {"cost", "task"}, set(EXPERIMENTS)],
+    "experiments": [
+        {"naming", "imagenet"},
+        {"judges", "results"},
+        {"counting"},
+        {"data"},
+        {"cost", "task"},
+        set(EXPERIMENTS),
+    ],
 }
 BUILT_ON = {("augmentation", "rare_concepts")}
 """The experiments that may import another: the first from the second."""

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 
 from experiments.counting.counts import CountTable
 from experiments.counting.frequency import normalise
+from experiments.imagenet import ImageNetClass, imagenet_classes
 
-
-@dataclass(frozen=True)
-class ImageNetClass:
-    """A class of ImageNet-1k: its index, WordNet id, unique name and the synonyms of its synset."""
-
-    index: int
-    wnid: str
-    name: str
-    synonyms: tuple[str, ...]
-
-
-@cache
-def imagenet_classes() -> tuple[ImageNetClass, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of their indices, as ``timm`` describes them.
-
-    A name that two classes share (crane, maillot) is made unique by the WordNet id: ``crane (n02012849)``.
-    """
-    from timm.data import ImageNetInfo  # imports torch: seconds that the counting processes need not wait
-
-    info = ImageNetInfo("imagenet-1k")
-    synonyms = [tuple(info.index_to_description(k).split(", ")) for k in range(info.num_classes())]
-    shared = Counter(names[0] for names in synonyms)
-    wnids = info.label_names()
-    return tuple(
-        ImageNetClass(k, wnid, names[0] if shared[names[0]] == 1 else f"{names[0]} ({wnid})", names)
-        for k, (wnid, names) in enumerate(zip(wnids, synonyms, strict=True))
-    )
+__all__ = ["ImageNetClass", "imagenet_class", "imagenet_classes", "imagenet_counts"]
 
 
 def imagenet_class(name: str) -> ImageNetClass:

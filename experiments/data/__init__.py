@@ -2,11 +2,13 @@
 
 from experiments.data.concepts import Concept, ConceptSource, EmojiConcepts, choose
 from experiments.data.folder import FolderConcepts
+from experiments.data.imagenet import ImageNetConcepts
 
 __all__ = [
     "Concept",
     "ConceptSource",
     "EmojiConcepts",
     "FolderConcepts",
+    "ImageNetConcepts",
     "choose",
 ]

@@ -62,11 +62,11 @@ class Concept:
     def key(self) -> str:
         """Name, prompt and reference images: what an experiment computes for the concept depends on all three.
 
-        The images are read one by one, once.
+        Images without an identity are read one by one, once.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
-            content.update(self.references[k].tobytes())
+            content.update(self.references.content(k))
         return f"{self.name}\n{self.prompt}\n{content.hexdigest()}"
 
     def at(self, size: tuple[int, int]) -> Concept:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from experiments.results.progress import Progress
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # their values
+
+
+class UnreadableImage(ValueError):
+    """An image cannot be read; its text is one sentence for the user."""
 
 
 def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -37,15 +42,25 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     Of an animation or a file of several pages it is the first. Grey levels of more than 8 bits are scaled.
 
     Raises:
-        ValueError: the file cannot be read, is too large to be trusted, or does not say what is white.
+        UnreadableImage: the file cannot be read, is too large to be trusted, or does not say what is white.
     """
-    height, width = size
     with _opened(path) as file:
-        return to_array(ImageOps.fit(_on_white(file), (width, height), Image.Resampling.LANCZOS))
+        return _fitted(file, size)
+
+
+def read_bytes(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
+    """As :func:`read_image` of a file's bytes, called ``name`` where they cannot be read."""
+    with _said(name), Image.open(BytesIO(data)) as file:
+        return _fitted(file, size)
+
+
+def _fitted(file: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    return to_array(ImageOps.fit(_on_white(file), (width, height), Image.Resampling.LANCZOS))
 
 
 def check_image(path: Path) -> None:
-    """ValueError, as of :func:`read_image`, unless the whole file can be decoded; no pixels are kept."""
+    """UnreadableImage, as of :func:`read_image`, unless the whole file can be decoded; no pixels are kept."""
     with _opened(path) as file:
         file.draft(None, (1, 1))  # JPEG: every byte is still read, an eighth of the side is computed
         _on_white(file)
@@ -65,16 +80,23 @@ def check_images(paths: Sequence[Path], description: str) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file's image, of which only the header is read yet. ValueError names a bad file, also when pixels are."""
-    try:
+    """The file's image, of which only the header is read yet. UnreadableImage names it, also when pixels are read."""
+    with _said(path):
         if path.exists() and not path.is_file():
             raise OSError("it is no file")  # of a pipe, say, one would wait for ever
         with Image.open(path) as file:
             yield file
+
+
+@contextmanager
+def _said(name: object) -> Iterator[None]:
+    """Whatever is wrong with an image, as a sentence that names it."""
+    try:
+        yield
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large an image ({error}): make it smaller or remove it.") from None
+        raise UnreadableImage(f"{name} is too large an image ({error}): make it smaller or remove it.") from None
     except Exception as error:  # decoders raise all kinds on damaged files, struct.error and IndexError among them
-        raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it.") from None
+        raise UnreadableImage(f"{name} cannot be read as an image ({error}): replace or remove it.") from None
 
 
 def _on_white(file: Image.Image) -> Image.Image:
@@ -137,12 +159,14 @@ class Images(Sequence):
         read: makes ``uint8 [3, H, W]`` of an item and ``(H, W)``.
         size: ``(H, W)`` in pixels; None until :meth:`at` gives one.
         advice: what to do where another size is asked for, for the message.
+        identity: what tells an item from others, where that can be said without reading its pixels.
     """
 
     items: Sequence[Any]
     read: Callable[[Any, tuple[int, int]], np.ndarray]
     size: tuple[int, int] | None = None
     advice: str = "choose another size"
+    identity: Callable[[Any], str] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -161,6 +185,12 @@ class Images(Sequence):
             chosen = [self.read(item, size) for item in self.items[index]]
             return np.stack(chosen) if chosen else np.empty((0, 3, *size), np.uint8)
         return self.read(self.items[index], size)
+
+    def content(self, index: int) -> bytes:
+        """What a key holds of an image: its pixels, or, where images have an identity, that and the size."""
+        if self.identity is None:
+            return self[index].tobytes()
+        return f"{self.identity(self.items[index])}\n{self._known_size()}\n".encode()
 
     def _known_size(self) -> tuple[int, int]:
         if self.size is None:

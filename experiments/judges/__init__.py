@@ -1,6 +1,7 @@
 """Networks and figures of merit that judge images. They know no experiment."""
 
 from experiments.judges.classifier import Classifier, load_classifier
+from experiments.judges.inception import Inception, load_inception
 from experiments.judges.metrics import (
     bootstrap_interval,
     frechet_distance,
@@ -13,10 +14,12 @@ from experiments.judges.metrics import (
 
 __all__ = [
     "Classifier",
+    "Inception",
     "bootstrap_interval",
     "frechet_distance",
     "kernel_distance",
     "load_classifier",
+    "load_inception",
     "perceptual_distance",
     "psnr",
     "roc_auc",

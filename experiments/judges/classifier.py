@@ -1,9 +1,10 @@
-"""The judge: a timm network in a local folder, which names concepts and supplies the features of FID and KID."""
+"""The judge: a timm network, ours or timm's own, which names concepts and supplies the features of FID and KID."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 import checked
 from checked import Count, Name, Positive
+from experiments.judges.published import is_published, labels_of, network_of, preprocessing
 from experiments.naming import distinct_names
 from experiments.results.files import write_whole
 
@@ -31,14 +33,34 @@ class Classifier(nn.Module):
 
     ``labels`` are kept in canonical form (:func:`experiments.naming.canonical`), in the order of the logits.
 
+    Args:
+        image_size: side that the network takes.
+        mean, std: of each channel.
+        crop: share of the resized image's side that is cut from its centre; None shows the image whole, squeezed.
+        squash: squeeze the image to a square before it is cut, instead of keeping its proportions.
+        interpolation: ``bicubic`` or ``bilinear``.
+        title: what it is called in tables.
+
     Raises:
         ValueError: a label stands twice or is empty, or there are not as many as the network has outputs.
     """
 
-    def __init__(self, network: nn.Module, labels: Sequence[str], image_size: int, mean: Sequence[float],
-                 std: Sequence[float]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        network: nn.Module,
+        labels: Sequence[str],
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        crop: float | None = None,
+        squash: bool = False,
+        interpolation: str = "bicubic",
+        title: str = "judge",
+    ) -> None:
         super().__init__()
         self.network = network
+        self.crop, self.squash, self.interpolation, self.title = crop, squash, interpolation, title
         self.labels = list(distinct_names(labels, "the list of labels", "give each class a label of its own"))
         if len(self.labels) != network.num_classes:
             raise ValueError(f"{len(self.labels)} labels for a network of {network.num_classes} outputs: give as many.")
@@ -48,12 +70,23 @@ class Classifier(nn.Module):
 
     @property
     def num_features(self) -> int:
-        return self.network.num_features
+        return getattr(self.network, "head_hidden_size", None) or self.network.num_features
+
+    def _resized(self, shape: torch.Size) -> tuple[int, int]:
+        """``(H, W)`` that an image is resized to before its centre is cut out."""
+        side = self.image_size if self.crop is None else math.floor(self.image_size / self.crop)
+        if self.crop is None or self.squash:
+            return side, side
+        height, width = shape[-2:]
+        scale = side / min(height, width)
+        return max(side, round(scale * height)), max(side, round(scale * width))
 
     def _prepare(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        size = self._resized(images.shape)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode=self.interpolation, antialias=True).clamp(0, 1)
+        top, left = ((side - self.image_size) // 2 for side in size)
+        images = images[..., top : top + self.image_size, left : left + self.image_size]
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,8 +96,7 @@ class Classifier(nn.Module):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features ``[B, num_features]`` and logits ``[B, labels]`` from one pass."""
         maps = self.network.forward_features(self._prepare(images))
-        features = self.network.forward_head(maps, pre_logits=True)
-        return features, self.network.get_classifier()(features)
+        return self.network.forward_head(maps, pre_logits=True), self.network.forward_head(maps)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The outputs ``[B, C, h, w]`` of the network's stages."""
@@ -101,14 +133,24 @@ class Description:
     labels: Annotated[Sequence[Name], Len(1), Field(description="a list of names")]
 
 
-def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier saved in ``folder``, in evaluation mode and single precision.
+def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """A classifier in evaluation mode and single precision.
+
+    Args:
+        source: a folder that :meth:`Classifier.save` made, one that timm saved, an id of the hub (``timm/NAME``), or a
+            name of timm's. The last two are downloaded where they are not in the hub's cache.
 
     Raises:
         ValueError: a file is missing, damaged or of another kind, a label stands twice, or the weights are not those
             of the network that the labels and the architecture make.
     """
-    folder = Path(folder)
+    if is_published(source):
+        network, title = network_of(str(source))
+        _check_finite(network.state_dict(), source)
+        labels = labels_of(network, str(source))
+        classifier = Classifier(network.float(), labels, title=title, **preprocessing(network))
+        return classifier.eval().requires_grad_(False).to(device)
+    folder = Path(source)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}: {REMEDY}.")
@@ -119,7 +161,8 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
     _check_fit(folder, state, network.state_dict(), description)
     network.load_state_dict(state)
     classifier = Classifier(
-        network, description.labels, description.image_size, description.mean, description.std
+        network, description.labels, description.image_size, description.mean, description.std,
+        title=description.architecture,
     )  # fmt: skip
     return classifier.eval().requires_grad_(False).to(device)
 

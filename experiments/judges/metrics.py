@@ -13,6 +13,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+DRAWN = 1_000_000
+"""Groups that a bootstrap draws at once: of 100,000 groups all draws would take gigabytes."""
+
 
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int, draws: int = 2_000
@@ -27,8 +30,12 @@ def bootstrap_interval(
         raise ValueError("a bootstrap interval needs at least one value.")
     names, members = np.unique(groups if groups is not None else np.arange(len(values)), return_inverse=True)
     sums, counts = np.bincount(members, values), np.bincount(members)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    generator, means = np.random.default_rng(seed), []
+    together = max(1, DRAWN // len(names))
+    for first in range(0, draws, together):
+        drawn = generator.integers(len(names), size=(min(together, draws - first), len(names)))
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    means = np.concatenate(means)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
@@ -126,5 +133,6 @@ def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     """Chance that a positive has the larger value than a negative, ties by half: the area under the ROC curve."""
     if not len(positives) or not len(negatives):
         raise ValueError("a ROC curve needs positives and negatives.")
-    a, b = np.asarray(positives, dtype=np.float64)[:, None], np.asarray(negatives, dtype=np.float64)[None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
+    a, b = np.asarray(positives, dtype=np.float64), np.sort(np.asarray(negatives, dtype=np.float64))
+    below, not_above = (np.searchsorted(b, a, side=side) for side in ("left", "right"))
+    return float((below + not_above).sum() / (2 * len(a) * len(b)))

@@ -1,0 +1,206 @@
+"""ImageNet in Parquet files and in folders: the same images, read when they are asked for."""
+
+import gc
+import shutil
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.counting.imagenet import imagenet_classes
+from experiments.data import tables
+from experiments.data.concepts import choose, with_references
+from experiments.data.imagenet import ImageNetConcepts
+from experiments.data.images import UnreadableImage
+from experiments.data.splits import FolderSplit, TableSplit
+from tests.stand_ins import file_name, imagenet_count_table, imagenet_folders, imagenet_tables, picture
+
+CLASSES = (0, 5, 134, 999)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imagenet")
+    imagenet_tables(folder / "tables", CLASSES, 6, 3)
+    imagenet_folders(folder / "folders", CLASSES, 6, 3)
+    imagenet_count_table(folder / "counts.tsv")
+    return folder
+
+
+def source(root, kind="tables", **changes) -> ImageNetConcepts:
+    given = {"path": str(root / kind), "counts": str(root / "counts.tsv"), "prompt": "a photo of a {name}",
+             "size": None, "head": 1_000_000, "tail": 10_000}  # fmt: skip
+    return ImageNetConcepts(**given | changes)
+
+
+def test_classes_have_names_prompts_counts_and_buckets(root):
+    concepts = source(root).concepts()
+    assert [c.name for c in concepts] == ["tench", "electric ray", "crane (n02012849)", "toilet tissue"]
+    assert concepts[2].prompt == "a photo of a crane" and concepts[0].frequency == 20_000_000
+    assert [c.bucket for c in concepts] == ["head", "head", "head", "tail"]
+    assert [len(c.references) for c in concepts] == [6] * 4
+    assert [c.name for c in choose(concepts, "all", ["tail"], 0)] == ["toilet tissue"]
+    assert source(root, prompt="{name} on a table").concepts()[0].prompt == "tench on a table"
+
+
+def test_both_forms_give_the_same_images_in_the_same_order(root):
+    first, other = (with_references(source(root, kind).concepts(), 4) for kind in ("tables", "folders"))
+    for one, two in zip(first, other, strict=True):
+        assert one.name == two.name
+        np.testing.assert_array_equal(one.at((16, 16)).references[:], two.at((16, 16)).references[:])
+    real = [source(root, kind).real_images().at((8, 8)) for kind in ("tables", "folders")]
+    assert sorted(i.tobytes() for i in real[0]) == sorted(i.tobytes() for i in real[1]) and len(real[0]) == 12
+    drawn = [source(root, kind, real=5).real_images().at((8, 8)) for kind in ("tables", "folders")]
+    assert sorted(i.tobytes() for i in drawn[0]) == sorted(i.tobytes() for i in drawn[1]) and len(drawn[0]) == 5
+    assert source(root).held_out()["tench"].at((8, 8)).shape == (3, 3, 8, 8)
+
+
+def test_the_order_depends_on_the_key_and_not_on_the_files(root, tmp_path):
+    imagenet_tables(tmp_path / "tables", reversed(CLASSES), 6, 3, files=3, group=2)
+    shutil.copy(root / "counts.tsv", tmp_path)
+
+    def pixels(folder, **changes):
+        return [c.at((8, 8)).references[:].tobytes() for c in source(folder, **changes).concepts()]
+
+    assert pixels(root) == pixels(tmp_path)
+    assert pixels(root) != pixels(root, draw=1)
+
+
+def test_an_image_shows_its_class(root):
+    """Of a made image the lower half has the class's colour."""
+    from PIL import Image
+
+    for concept in source(root).concepts():
+        index = next(c.index for c in imagenet_classes() if c.name == concept.name)
+        with Image.open(__import__("io").BytesIO(picture(index, 0, 20))) as file:
+            colour = np.asarray(file)[-1, 0].astype(int)
+        shown = concept.at((20, 20)).references[0][:, -1, 0].astype(int)
+        assert np.abs(shown - colour).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["tables", "folders"])
+def test_no_image_is_read_before_it_is_asked_for(root, kind, monkeypatch):
+    read = []
+    monkeypatch.setattr(tables, "read_bytes", lambda data, name, size: read.append(name) or np.zeros((3, *size)))
+    monkeypatch.setattr("experiments.data.splits.read_image", lambda path, size: read.append(path) or np.zeros(1))
+    concepts = [c.at((8, 8)) for c in with_references(source(root, kind).concepts(), 2)]
+    assert len({c.key for c in concepts}) == 4 and source(root, kind).real_images() and not read
+    _ = concepts[1].references[1]
+    assert len(read) == 1
+
+
+def test_keys_follow_what_the_files_say(root, tmp_path):
+    def keys(folder, kind, size=(8, 8), **changes):
+        return [c.at(size).key for c in with_references(source(folder, kind, **changes).concepts(), 2)]
+
+    for kind in ("tables", "folders"):
+        assert keys(root, kind) == keys(root, kind) != keys(root, kind, (16, 16))
+    shutil.copytree(root / "folders", tmp_path / "folders")
+    shutil.copy(root / "counts.tsv", tmp_path)
+    assert keys(tmp_path, "folders") == keys(root, "folders")
+    for path in (tmp_path / "folders" / "train" / "n01440764").iterdir():
+        path.write_bytes(picture(3, 1, 33))
+    changed, before = keys(tmp_path, "folders"), keys(root, "folders")
+    assert changed[0] != before[0] and changed[1:] == before[1:]
+
+
+def test_classes_are_chosen_by_index_wordnet_id_or_name(root):
+    chosen = source(root, classes=[999, "n01440764", "electric ray"]).concepts()
+    assert [c.name for c in chosen] == ["toilet tissue", "tench", "electric ray"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": ["crane"]}, r"data\.classes: 'crane' fits the classes \[134, 517\]: use class indices or WordNet"),
+        ({"classes": ["maillot"]}, r"data\.classes: 'maillot' fits the classes \[638, 639\]"),
+        ({"classes": ["unicorn"]}, r"'unicorn' fits no class of ImageNet-1k"),
+        ({"classes": [0, "tench"]}, r"data\.classes names tench twice, as 0 and tench"),
+        ({"classes": [1]}, r"has no training images of goldfish \(n01443537\): leave it out"),
+        ({"path": "/nowhere"}, r"data\.path=/nowhere cannot be opened"),
+        ({"prompt": "a photo"}, r"must hold \{name\}"),
+    ],
+)
+def test_what_does_not_fit_is_said(root, changes, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        source(root, **changes).concepts()
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_may_be_texts_and_hidden_ones_are_refused(root, tmp_path):
+    first = root / "tables" / "data" / "train-00000-of-00002.parquet"
+    table = pq.read_table(first)
+    wnids = [imagenet_classes()[k].wnid for k in table.column("label").to_pylist()]
+    pq.write_table(table.set_column(1, "label", pa.array(wnids)), tmp_path / "text.parquet")
+    split = TableSplit([str(tmp_path / "text.parquet")], 0)
+    assert split.classes() == list(CLASSES)
+    hidden = pa.array([-1] * len(wnids), pa.int64())
+    pq.write_table(table.set_column(1, "label", hidden), tmp_path / "hidden.parquet")
+    with pytest.raises(ValueError, match=r"hidden\.parquet has the label -1 in row 0: ImageNet-1k has the classes"):
+        TableSplit([str(tmp_path / "hidden.parquet")], 0)
+    pq.write_table(table.drop_columns(["image"]), tmp_path / "bare.parquet")
+    with pytest.raises(ValueError, match=r"bare\.parquet has no column 'image' of images"):
+        TableSplit([str(tmp_path / "bare.parquet")], 0)
+
+
+def test_a_damaged_image_is_named(root, tmp_path):
+    data = {"bytes": b"no image", "path": "n01440764_1.JPEG"}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array([data], kind), "label": [0]}), tmp_path / "bad.parquet")
+    split = TableSplit([str(tmp_path / "bad.parquet")], 0)
+    with pytest.raises(UnreadableImage, match=r"row 0 of .*bad\.parquet cannot be read as an image"):
+        split.read(split.of(0)[0], (8, 8))
+
+
+def test_tables_elsewhere_are_read_where_they_lie(root):
+    """By any address that fsspec opens, as the hub's files have; here a file system in memory."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    files = sorted((root / "tables" / "data").glob("train-*"))
+    for file in files:
+        memory.pipe(f"/imagenet/{file.name}", file.read_bytes())
+    here, there = TableSplit(list(map(str, files)), 0), TableSplit([f"memory://imagenet/{f.name}" for f in files], 0)
+    for index in CLASSES:
+        for one, two in zip(here.of(index), there.of(index), strict=True):
+            assert here.identity(one) == there.identity(two)
+            np.testing.assert_array_equal(here.read(one, (8, 8)), there.read(two, (8, 8)))
+
+
+@pytest.mark.parametrize("kind", ["tables", "folders"])
+def test_memory_is_flat_in_the_number_of_images(tmp_path, kind):
+    """20,000 images of 200 classes, whose pixels at this size would take 300 MB, and 16 bytes each are kept."""
+    classes, each, data = range(200), 100, picture(5, 0)
+    if kind == "tables":
+        values = pa.array([data] * 20_000, pa.binary())
+        names = pa.array([f"{imagenet_classes()[k].wnid}_{n}.JPEG" for k in classes for n in range(each)])
+        images = pa.StructArray.from_arrays([values, names], ["bytes", "path"])
+        labels = np.repeat(np.arange(200), each)
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet", row_group_size=100)
+        make = lambda: TableSplit([str(tmp_path / "train.parquet")], 0)  # noqa: E731
+    else:
+        (tmp_path / "image").write_bytes(data)
+        for k in classes:
+            (tmp_path / "train" / imagenet_classes()[k].wnid).mkdir(parents=True)
+            for n in range(each):
+                (tmp_path / "train" / imagenet_classes()[k].wnid / file_name(k, n, "train")).hardlink_to(
+                    tmp_path / "image"
+                )
+        make = lambda: FolderSplit(tmp_path / "train", 0)  # noqa: E731
+    make().classes()  # what is read once, whatever the data
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    split = make()
+    items = split.all(None)
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    largest = tracemalloc.take_snapshot().statistics("lineno")[:5]
+    tracemalloc.reset_peak()
+    total = sum(int(split.read(items[k], (72, 72))[0, 0, 0]) for k in range(0, len(items), 200))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    arrow = pa.total_allocated_bytes() - before
+    assert len(items) == 20_000 and total > 0
+    assert kept < 3e6 and peak < 8e6 and arrow < 8e6, largest
