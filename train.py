@@ -17,9 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.command.checks import check
 from experiments.command.errors import explain, failed_call, failed_composition, let_hydra_raise, refuse
 from experiments.command.folders import check_writable, multirun, run_folder
-from experiments.command.launch import check_launch, follow_launcher, wait_long
-from experiments.command.loggers import check_account, close, silence_tips
+from experiments.command.launch import check_launch, follow_launcher, launch, wait_long
+from experiments.command.loggers import check_account, close, note, resume, silence_tips
+from experiments.command.plan import print_plan
+from experiments.command.sharing import enter, is_training
+from experiments.data.images import UnreadableImage
 from experiments.results.images import NotFinite
+from experiments.results.work import ProcessLost
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:
@@ -34,11 +38,17 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     follow_launcher(config.trainer)
     seed_everything(config.seed, verbose=False)
     silence_tips()
-    wait_long()
+    wait_long(units=not is_training(config))
+    resume(config)
     task = made(config, "task")
     trainer = made(config, "trainer", logger=list(made(config, "logger").values()) if config.logger else [])
     check_launch(trainer)
-    if multirun() and trainer.world_size > 1 and not re.search("spawn|fork|notebook", str(config.trainer.strategy)):
+    if (
+        multirun()
+        and trainer.world_size > 1
+        and launch() is None
+        and not re.search("spawn|fork|notebook", str(config.trainer.strategy))
+    ):
         raise ValueError(
             "Hydra's multirun (-m) and trainer.strategy=ddp do not go together, each process would repeat the sweep: "
             "use one device, trainer.strategy=ddp_spawn, or a W&B sweep."
@@ -66,16 +76,22 @@ def save_config(config: DictConfig) -> None:
 def main(config: DictConfig) -> float | None:
     try:
         task, trainer = prepare(config)
+        if config.plan:
+            return print_plan(config, task, trainer)
+        claims = enter(config, task, trainer)
+        if rank_zero_only.rank == 0:
+            save_config(config)
     except (ValueError, OSError, OmegaConfBaseException) as error:
         refuse(explain(error))
-    if rank_zero_only.rank == 0:
-        save_config(config)
     try:
+        note(trainer.loggers, config)
         return task.run(trainer)
-    except NotFinite as error:
+    except (NotFinite, UnreadableImage, ProcessLost, OSError) as error:
         refuse(explain(error))
     finally:
         close(trainer.loggers)
+        if claims is not None:
+            claims.finish()
 
 
 def command() -> None:

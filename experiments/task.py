@@ -15,6 +15,7 @@ from checked import Name, Seed, dataclass
 from experiments.data.concepts import Buckets, Concept, ConceptSource, Wanted, choose, with_references
 from experiments.judges.classifier import Classifier, load_classifier
 from experiments.results.store import numerics
+from experiments.results.work import SharedRun
 from rnri import LatentDiffusion
 from rnri.models.fingerprint import fingerprint
 from seedselect import ClipFeatures
@@ -57,6 +58,8 @@ class Networks:
             "std": judge.std.flatten().tolist(),
             "labels": judge.labels,
         }
+        if judge.crop is not None:
+            settings |= {"crop": judge.crop, "squash": judge.squash, "interpolation": judge.interpolation}
         return fingerprint({"classifier": judge}, settings)
 
     def check_weights(self) -> None:
@@ -72,13 +75,13 @@ class Networks:
 
 
 @dataclass(kw_only=True)
-class ConceptTask:
+class ConceptTask(SharedRun):
     """The arguments and the preparation that experiments share; each adds its own.
 
     Args:
         source, concepts, buckets: where images come from, and which (see :func:`experiments.data.concepts.choose`).
         model, clip: make the text-to-image model and CLIP, given a device.
-        classifier: folder of the judge.
+        classifier: of the judge: a folder, an id of the hub or a name of timm's.
         seed: of noise, of the choice of concepts or images and of the bootstrap.
         run_dir: where everything is written.
     """

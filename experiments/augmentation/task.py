@@ -19,6 +19,7 @@ from torch import Tensor
 from checked import Count, dataclass
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, write_report
+from experiments.cost import Cost, Planned
 from experiments.rare_concepts.task import RareConcepts
 from experiments.results.files import digest
 from experiments.results.progress import Progress
@@ -32,13 +33,19 @@ REAL_ONLY = "references only"
 class Trainings(Work):
     """The trainings that are not on disk yet: a method and a number each."""
 
-    def __init__(self, jobs: Sequence[tuple[str, int]], stores: Mapping[str, UnitStore], progress: Progress) -> None:
-        super().__init__(jobs, progress)
+    def __init__(
+        self, jobs: Sequence[tuple[str, int]], stores: Mapping[str, UnitStore], progress: Progress, claims: Path
+    ) -> None:
+        super().__init__(jobs, progress, claims)
         self.stores = stores
 
     def done(self, unit: tuple[str, int]) -> bool:
         name, k = unit
         return self.stores[name].done(str(k))
+
+    def claim(self, unit: tuple[str, int]) -> str:
+        name, k = unit
+        return self.stores[name].claim(str(k))
 
 
 class TrainingModule(LightningModule):
@@ -89,13 +96,19 @@ class Augmentation(RareConcepts):
         """Makes the images, then trains what is not on disk yet; then the first process reports."""
         self._announce(trainer.world_size)
         carry_out(trainer, self.images_stage(), self._trainings_stage())
-        return self.report(trainer.loggers) if trainer.is_global_zero else 0.0
+        return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
+
+    def plan(self) -> list[Planned]:
+        """The images, and the trainings, whose network is none of the model's."""
+        names = (REAL_ONLY, *self.arms)
+        units = self.trainings * len(names)
+        return [*super().plan(), Planned("few-shot trainings", units, 0, Cost(), units * 8 * len(self.truth))]
 
     def _trainings_stage(self) -> Stage:
         progress = Progress("few-shot training", "classifier")
         jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
         stores = {name: self._verdicts(name) for name in (REAL_ONLY, *self.arms)}
-        return TrainingModule(self, stores, progress), Trainings(jobs, stores, progress)
+        return TrainingModule(self, stores, progress), Trainings(jobs, stores, progress, self.claims)
 
     def train(self, name: str, k: int, device: torch.device) -> Tensor:
         """What the ``k``-th classifier of a method says of the held-out images: indices ``int64 [N]``."""

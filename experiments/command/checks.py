@@ -7,7 +7,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.base import Container, Node
@@ -20,7 +20,7 @@ from experiments.command.keys import join, locate, names
 
 MADE = ("trainer", "logger", "task")
 """The parts of a config that objects are made of."""
-OWN = {"name": Name, "seed": Seed, "run_dir": Name}
+OWN = {"name": Name, "seed": Seed, "run_dir": Name, "plan": bool | Literal["counts"]}
 """What is used as it stands."""
 HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 

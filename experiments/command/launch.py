@@ -12,8 +12,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from omegaconf import DictConfig
 
-PATIENCE = timedelta(days=30)
-"""How long processes wait for one another: of an unevenly resumed run one may work for days after the others."""
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one another where they meet: after loading, and between stages.
+
+For units they wait by looking at the disk, as long as it takes.
+"""
 COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Variables by which launchers tell a process how many they started."""
 
@@ -90,10 +93,15 @@ def check_launch(trainer: Trainer) -> None:
         )
 
 
-def wait_long() -> None:
-    """Lets the processes of every kind of DDP wait for one another for ``PATIENCE`` instead of half an hour."""
+def wait_long(units: bool = True) -> None:
+    """Lets the processes of every kind of DDP wait for one another for ``PATIENCE`` instead of half an hour.
+
+    Those that share ``units`` speak by gloo, on GPUs too: they exchange no gradients, and where one has died the others
+    hear of it at once, while NCCL's would wait.
+    """
     for name in StrategyRegistry.available_strategies():
         known = StrategyRegistry[name]
         if known["strategy"] is DDPStrategy:
             options = {**known["init_params"], "timeout": PATIENCE}
+            options["process_group_backend"] = "gloo" if units else None
             StrategyRegistry.register(name, DDPStrategy, known["description"], override=True, **options)

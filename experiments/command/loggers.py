@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.results.files import write_whole
+
+ID = "wandb_id"
+"""The file of a run's folder that holds its id at Weights & Biases."""
+LONGEST = 64  # signs of a job type there
+
+
+def _of_wandb(loggers: DictConfig | None) -> list[DictConfig]:
+    wanted = WandbLogger.__module__.rpartition(".")[0]
+    targets = (f"{wanted}.WandbLogger", f"{WandbLogger.__module__}.WandbLogger")
+    return [logger for logger in (loggers or {}).values() if str(logger.get("_target_")) in targets]
+
+
+def resume(config: DictConfig) -> None:
+    """Gives W&B's run the id that its folder has, so that a run that goes on is one there; and says its kind.
+
+    Under a sweep's agent both are the agent's.
+    """
+    for logger in _of_wandb(config.logger):
+        if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
+            known = Path(config.run_dir) / ID
+            logger.id = known.read_text().strip() if known.is_file() else uuid4().hex[:8]
+        if "job_type" in logger and logger.job_type is None:
+            arms = OmegaConf.select(config, "task.arms") or {}
+            logger.job_type = ("+".join(map(str, arms)) or str(config.name))[:LONGEST]
+
+
+@rank_zero_only
+def note(loggers: Sequence[Logger], config: DictConfig) -> None:
+    """Writes the resolved config to W&B, and the run's id there to the folder."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            if logger.version:
+                write_whole(Path(config.run_dir) / ID, lambda path, id=logger.version: path.write_text(f"{id}\n"))
 
 
 def check_account(loggers: DictConfig | None) -> None:
     """ValueError where Weights & Biases is asked for and would not let us in; says so before any work."""
-    wanted = WandbLogger.__module__.rpartition(".")[0]
-    online = [
-        logger
-        for logger in (loggers or {}).values()
-        if str(logger.get("_target_")) in (f"{wanted}.WandbLogger", f"{WandbLogger.__module__}.WandbLogger")
-        and not logger.get("offline", False)
-    ]
+    online = [logger for logger in _of_wandb(loggers) if not logger.get("offline", False)]
     if online and rank_zero_only.rank == 0:
         _log_in()
 

@@ -168,7 +168,13 @@ def pictures(found: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
     groups: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in found:
         setting = job.setting
-        if job.inverter is None or setting.wrong_prompts or setting.generated or setting.decoder_iterations:
+        if (
+            not job.first
+            or job.inverter is None
+            or setting.wrong_prompts
+            or setting.generated
+            or setting.decoder_iterations
+        ):
             continue
         name = f"{setting.steps} steps, guidance {setting.guidance:g}"
         if setting.evaluations is not None:

@@ -6,16 +6,21 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from annotated_types import Len, MinLen
 from pydantic import Field
 from torch import Tensor
 
 from checked import Count, Guidance, Name, Whole, dataclass
-from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
+from experiments.cost import Cost, evaluations_a_step, rows_of
+from experiments.data.captions import Captioned
 from experiments.data.concepts import Concept
+from experiments.data.images import Images
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, content_hash
 from experiments.results.work import Work
@@ -85,16 +90,24 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Pictured:
-    """An image and its prompt; ``image`` is ``uint8 [3, H, W]`` and ignored where the setting generates."""
+    """An image and its prompt; the image is the ``index``-th of ``images`` and ignored where the setting generates."""
 
     name: str
     concept: str
     prompt: str
-    image: Tensor
+    images: Images | np.ndarray
+    index: int
 
     @property
+    def image(self) -> Tensor:
+        """``uint8 [3, H, W]``, read when it is asked for."""
+        return torch.from_numpy(self.images[self.index])
+
+    @cached_property
     def key(self) -> str:
-        return f"{self.name}\n{self.prompt}\n{content_hash(self.image)}"
+        known = getattr(self.images, "identity", None) is not None
+        content = self.images.content(self.index).decode() if known else content_hash(self.image)
+        return f"{self.name}\n{self.prompt}\n{content}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,18 +118,25 @@ class Job:
     inverter: Inverter | None
     setting: Setting
     images: Sequence[Pictured]
+    first: bool = True  # of its method and setting: the batch whose pictures are shown
 
-    @property
+    @cached_property
     def key(self) -> str:
         return hashlib.sha256("\n".join(image.key for image in self.images).encode()).hexdigest()
 
     @property
     def cost(self) -> Cost:
-        """Inversion, a measurement of every residual and reconstruction; decoder inversion goes through the decoder."""
-        setting, images = self.setting, len(self.images)
-        decodings = 1 + setting.decoder_iterations * (1 + BACKWARD)
+        """About what inversion, a measurement of every residual, reconstruction and what goes before them take."""
         a_step = 0.0 if self.inverter is None else evaluations_a_step(self.inverter) + 2
-        return Cost(rows_of(setting.guidance) * setting.steps * (a_step + setting.generated), decodings).times(images)
+        walked = Cost(rows_of(self.setting.guidance) * self.setting.steps * a_step)
+        return (walked + self.own_cost).times(len(self.images))
+
+    @property
+    def own_cost(self) -> Cost:
+        """Of one image, without its inversion: generating it, going through the decoder, showing it."""
+        setting = self.setting
+        made = rows_of(setting.guidance) * setting.steps * setting.generated
+        return Cost(made, 1 + setting.generated + setting.decoder_iterations, 0, setting.decoder_iterations)
 
     @property
     def label(self) -> str:
@@ -134,7 +154,15 @@ def pictured(concepts: Sequence[Concept], count: int, generator: torch.Generator
     places = [(concept, k) for k in range(most) for concept in order if k < len(concept.references)]
     if not 1 <= count <= len(places):
         raise ValueError(f"task.images={count}: the data has 1 to {len(places)} images; choose among them.")
-    return [Pictured(f"{c.name}/{k}", c.name, c.prompt, torch.from_numpy(c.references[k])) for c, k in places[:count]]
+    return [Pictured(f"{c.name}/{k}", c.name, c.prompt, c.references, k) for c, k in places[:count]]
+
+
+def captioned(pairs: Captioned, count: int, generator: torch.Generator) -> list[Pictured]:
+    """``count`` of the captioned images in a drawn order, their captions being their prompts. ValueError if fewer."""
+    if count > len(pairs):
+        raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose among them.")
+    order = torch.randperm(len(pairs), generator=generator)[:count].tolist()
+    return [Pictured(pairs.names[k], pairs.names[k], pairs.captions[k], pairs.images, k) for k in order]
 
 
 def imagined(images: Sequence[Pictured], count: int) -> list[Pictured]:
@@ -147,7 +175,7 @@ def mismatched(images: Sequence[Pictured]) -> list[Pictured]:
     """Each image with the prompt of the next image of another concept."""
     wrong = []
     for k, image in enumerate(images):
-        others = [*images[k + 1 :], *images[:k]]
+        others = (images[(k + step) % len(images)] for step in range(1, len(images)))
         other = next((o for o in others if o.concept != image.concept), None)
         if other is None:
             raise ValueError("wrong prompts need images of at least two concepts.")
@@ -190,7 +218,7 @@ def jobs(
             wrong_prompts=setting.wrong_prompts, edit=setting.edit, generated=setting.generated,
             decoder_iterations=setting.decoder_iterations, images=setting.images,
         )  # fmt: skip
-        found += [Job(CEILING, None, ceiling, batch) for batch in batches]
+        found += [Job(CEILING, None, ceiling, batch, k == 0) for k, batch in enumerate(batches)]
         for name in setting.methods or methods:
             inverter = with_evaluations(_known(methods, name), setting.evaluations)
             if inverter is None:
@@ -198,7 +226,7 @@ def jobs(
                     f"method {name!r} has no solver whose evaluations could be set to {setting.evaluations}: "
                     "leave evaluations out, or the method."
                 )
-            found += [Job(name, inverter, setting, batch) for batch in batches]
+            found += [Job(name, inverter, setting, batch, k == 0) for k, batch in enumerate(batches)]
     distinct = {(job.method, str(job.setting), job.key): job for job in found}
     return list(distinct.values())
 
@@ -218,12 +246,15 @@ def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
 class JobData(Work):
     """The jobs that have no finished unit yet."""
 
-    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress) -> None:
-        super().__init__(jobs, progress)
+    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress, claims: Path) -> None:
+        super().__init__(jobs, progress, claims)
         self.stores = stores
 
     def done(self, unit: Job) -> bool:
         return self.stores[unit_name(unit)].done(unit.key)
+
+    def claim(self, unit: Job) -> str:
+        return self.stores[unit_name(unit)].claim(unit.key)
 
 
 def unit_name(job: Job) -> str:

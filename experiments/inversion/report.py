@@ -37,6 +37,7 @@ COLUMNS = {
     "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
     "latent_mse": "latent MSE", "latent_mse_median": "median", "latent_mse_p95": "95 %",
     "latent_mse_largest": "largest", "residual": "residual", "solved": "steps solved", "converged": "converged",
+    "converged_low": "from", "converged_high": "to",
     "diverged": "diverged", "norm": "norm of the seed", "seconds_per_image": "s an image", "n": "n",
 }  # fmt: skip
 EDITED = {
@@ -149,7 +150,7 @@ def summary(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     row["not_finite"] = int(sum(s.get("not_finite", 0) for s in samples))
     if "seconds" in row:
         row["seconds_per_image"] = row.pop("seconds")
-    for name in (name for name in ("psnr", "clip_score") if name in first):
+    for name in (name for name in ("psnr", "clip_score", "converged") if name in first):
         values = [s[name] for s in samples]
         finite = all(math.isfinite(value) for value in values)
         interval = bootstrap_interval(values, seed=seed) if finite else (math.nan, math.nan)

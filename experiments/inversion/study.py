@@ -6,7 +6,10 @@ and settings only. A *unit* is one method under one setting on a batch of images
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -18,9 +21,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from checked import Count, Name, dataclass
-from experiments.cost import Cost, announce_cost
+from experiments.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.data.captions import CaptionedImages
 from experiments.inversion.figures import FIGURES, kept_pictures
-from experiments.inversion.jobs import CEILING, Job, JobData, Setting, jobs, pictured, unit_name
+from experiments.inversion.jobs import CEILING, Job, JobData, Setting, captioned, jobs, pictured, unit_name
 from experiments.inversion.report import write_report
 from experiments.judges.metrics import perceptual_distance, psnr, ssim
 from experiments.results.images import NotFinite, are_finite, lost_as_nan
@@ -31,7 +35,9 @@ from experiments.results.work import carry_out
 from experiments.task import ConceptTask, Networks
 from rnri import DecoderInversion, Inverter, check_schedule, measured
 
+RECORD = 700  # bytes that a unit keeps of an image
 PICTURES = 8  # reconstructions kept a method and setting
+KEPT = 32  # batches whose latents are kept for other methods: what is kept must not grow with the images
 
 
 class InversionModule(LightningModule):
@@ -40,7 +46,7 @@ class InversionModule(LightningModule):
     def __init__(self, networks: Networks, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int) -> None:
         super().__init__()
         self.networks, self.units, self.progress, self.noise_seed = networks, units, progress, noise_seed
-        self._known: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+        self._known: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
 
     def predict_step(self, job: Job, _: int) -> str:
         """Writes the unit of a job; returns its label.
@@ -74,7 +80,8 @@ class InversionModule(LightningModule):
             latents = {"encoded": z0, "adjusted": target, "reconstructed": z}
             columns |= {f"distance_{name}": _distance(latent, true) for name, latent in latents.items()}
         rows = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
-        store.write(job.key, kept_pictures(images=images[:PICTURES], reconstructions=again[:PICTURES]), {"rows": rows})
+        shown = PICTURES if job.first else 0
+        store.write(job.key, kept_pictures(images=images[:shown], reconstructions=again[:shown]), {"rows": rows})
         self.progress.finish(1)
         return job.label
 
@@ -97,6 +104,8 @@ class InversionModule(LightningModule):
             z0 = DecoderInversion(setting.decoder_iterations)(model, images.masked_fill(lost, 0.5))
             z0 = z0.masked_fill(lost, torch.nan)
             self._known[key] = z0, true
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
         return images, z0, true
 
     def _generate(self, job: Job, prompts: list[str]) -> Tensor | None:
@@ -158,6 +167,21 @@ TOLERANCE = 1e-4
 """On a step's residual, to be called solved: the paper's criterion (appendix G)."""
 
 
+def _described(job: Job) -> str:
+    """What a job's row of a plan is called."""
+    setting = job.setting
+    parts = [job.method if job.inverter is None else job.label]
+    if setting.evaluations is not None:
+        parts.append(f"{setting.evaluations} evaluations")
+    if setting.prompts != "right":
+        parts.append(setting.prompts)
+    if setting.generated:
+        parts.append("generated")
+    if setting.decoder_iterations:
+        parts.append("decoder inversion")
+    return ", ".join(parts)
+
+
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distance of each latent, float64 ``[B]`` on the CPU."""
     return (a.cpu().double() - b.cpu().double()).flatten(1).norm(dim=1)
@@ -191,9 +215,18 @@ class InversionStudy(ConceptTask):
         unknown = [name for name in self.reports if name not in FIGURES]
         if unknown:
             raise ValueError(f"task.reports names {unknown[0]!r}: choose from {', '.join(FIGURES)}.")
-        self.choose_concepts()
+        pairs = self.source.captioned() if isinstance(self.source, CaptionedImages) else None
+        if pairs is None:
+            self.choose_concepts()
+        else:
+            self.chosen = []
         self.load_networks(trainer, [setting.steps for setting in self.settings])
-        chosen = pictured(self.chosen, self.images, torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        if pairs is None:
+            chosen = pictured(self.chosen, self.images, generator)
+        else:
+            sized = dataclasses.replace(pairs, images=pairs.images.at(self.networks.model.image_size))
+            chosen = captioned(sized, self.images, generator)
         self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
         for job in self.jobs:
             self._check_steps(job)
@@ -210,14 +243,47 @@ class InversionStudy(ConceptTask):
         units, progress = self.units(), Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed)
-        carry_out(trainer, (module, JobData(self.jobs, units, progress)))
-        if not trainer.is_global_zero:
+        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims)))
+        if not self.writes_report(trainer):
             return 0.0
-        found = [(job, *units[unit_name(job)].read(job.key)) for job in self.jobs]
+        found = [(job, *self._read(units, job)) for job in self.jobs]
         rows = write_report(
             Path(self.run_dir), found, self.reports, self.paper, self.dependencies(), trainer.loggers, self.seed
         )
         return rows[-1]["psnr"]
+
+    def plan(self) -> list[Planned]:
+        """What each method would take under each setting."""
+        units, model, stages = self.units(), self.networks.model, []
+        pixels = 3 * math.prod(model.image_size)
+        named: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            named.setdefault(unit_name(job), []).append(job)
+        for name, own in named.items():
+            job, pending = own[0], [j for j in own if not units[name].done(j.key)]
+            schedule = model.schedule(job.setting.steps)
+            each = Cost()
+            if job.inverter is not None:
+                each = inversion_cost(
+                    job.inverter, schedule, job.setting.guidance, model.latent_shape[0], whole=True
+                )  # fmt: skip
+            images = sum(len(j.images) for j in pending)
+            shown = min(len(job.images), PICTURES)
+            size = RECORD * sum(len(j.images) for j in own) + 2 * shown * pixels
+            stages.append(
+                Planned(_described(job), len(own), len(own) - len(pending), (each + job.own_cost).times(images), size)
+            )
+        return stages
+
+    def prompts(self) -> list[str]:
+        """Those of one batch."""
+        return [image.prompt for image in self.jobs[0].images]
+
+    @staticmethod
+    def _read(units: Mapping[str, UnitStore], job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A finished unit; of its pictures those of the first batch alone are shown, and kept in memory."""
+        tensors, record = units[unit_name(job)].read(job.key)
+        return (tensors if job.first else {}), record
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]

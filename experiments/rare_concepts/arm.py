@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from checked import Count, Guidance, SettingError, dataclass
-from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
+from experiments.cost import Cost, evaluations_a_step, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
 from experiments.results.images import NotFinite, keep_finite
 from experiments.results.progress import Progress
@@ -54,16 +54,20 @@ class Arm:
             )
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
-        """Of one concept, if no sample stops early."""
+        """About what one concept takes, if no sample stops early."""
         inverted = references * steps * evaluations_a_step(self.inverter) if self.inverter is not None else 0.0
-        sampled = Cost(steps, 1)
+        return Cost(rows_of(self.guidance) * inverted) + self.sampling_cost(steps, samples, checkpoint=False)
+
+    def sampling_cost(self, steps: int, samples: int, *, checkpoint: bool) -> Cost:
+        """What sampling and the optimisation of one concept's seeds take, if no sample stops early."""
+        cost, rows = Cost(steps, 1), rows_of(self.guidance)
         if self.select is not None:
-            latents = len(self.select.step_weights)
-            differentiated = min(self.gradient_steps or steps, steps)
-            update = Cost(steps + BACKWARD * differentiated, (1 + BACKWARD) * latents)
-            sampled += update.times(self.select.iterations) + Cost(0, latents)
-        cost = Cost(inverted) + sampled.times(samples)
-        return Cost(rows_of(self.guidance) * cost.evaluations, cost.decodings)
+            latents, updates = len(self.select.step_weights), self.select.iterations
+            again = checkpoint * updates
+            derived = min(self.gradient_steps or steps, steps)
+            cost += Cost(steps, latents, derived, latents).times(updates)
+            cost += Cost(again * derived, latents + again * latents)
+        return Cost(rows * cost.forward, cost.decodings, rows * cost.backward, cost.decodings_backward).times(samples)
 
 
 def inverted_seeds(seeds: Tensor, count: Count) -> Tensor:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,37 +64,47 @@ class ConceptData(Work):
         stores: Mapping[str, UnitStore],
         stages: Mapping[str, InversionStage | None],
         progress: Progress,
+        claims: str | Path,
         *,
         batch_size: int,
         references: int,
     ) -> None:
-        super().__init__(list(product(stores, concepts)), progress)
+        super().__init__(list(product(stores, concepts)), progress, claims)
         self.stores, self.stages = stores, stages
         self.batch_size, self.references = batch_size, references
         self._arm: str | None = None
-        self._mine: Counter[str] = Counter()
+        self._all: Counter[str] = Counter()
         self._pending: Counter[str] = Counter()
 
     def done(self, unit: Unit) -> bool:
         arm, concept = unit
         return self.stores[arm].done(concept.key)
 
-    def batches(self, units: list[Unit]) -> list[Unit]:
+    def claim(self, unit: Unit) -> str:
+        arm, concept = unit
+        return self.stores[arm].claim(concept.key)
+
+    def groups(self, units: list[Unit]) -> list[list[Unit]]:
         found = []
-        for arm, own in groupby(units, key=lambda unit: unit[0]):
-            concepts = [concept for _, concept in own]
-            found += [(arm, concepts[k : k + self.batch_size]) for k in range(0, len(concepts), self.batch_size)]
+        for _, same in groupby(units, key=lambda unit: unit[0]):
+            own = list(same)
+            found += [own[k : k + self.batch_size] for k in range(0, len(own), self.batch_size)]
         return found
 
-    def load(self, batch: tuple[str, list[Concept]]) -> ConceptBatch:
-        arm, concepts = batch
+    def load(self, units: list[Unit]) -> ConceptBatch:
+        concepts = [concept for _, concept in units]
         images = torch.stack([torch.from_numpy(concept.references[: self.references]) for concept in concepts])
-        return ConceptBatch(arm, concepts, images.float() / 255)
+        return ConceptBatch(units[0][0], concepts, images.float() / 255)
 
-    def begin(self, mine: list[Unit], pending: list[Unit]) -> None:
+    def begin(self, units: list[Unit], pending: list[Unit]) -> None:
         """Every arm has a progress of its own: they differ too much in time for one to foretell another's."""
         self._arm = None
-        self._mine, self._pending = (Counter(arm for arm, _ in units) for units in (mine, pending))
+        self._all, self._pending = (Counter(arm for arm, _ in own) for own in (units, pending))
+
+    def passed(self, unit: Unit) -> None:
+        self._pending[unit[0]] -= 1
+        if unit[0] == self._arm:
+            super().passed(unit)
 
     def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
         return replace(batch, references=batch.references.to(device))
@@ -113,5 +124,5 @@ class ConceptData(Work):
     def _next(self, arm: str) -> None:
         self.progress.close()
         self._arm = self.progress.description = arm
-        total, pending = self._mine[arm], self._pending[arm]
+        total, pending = self._all[arm], self._pending[arm]
         self.progress.start(total, total - pending, visible=self.trainer.is_global_zero)

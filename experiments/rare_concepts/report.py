@@ -23,7 +23,8 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
 )  # fmt: skip
 COLUMNS = {
     "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "fid": "FID",
-    "kid": "KID", "n": "n", "t_init": "T_init, s", "t_opt": "T_opt, s", "iterations": "iterations",
+    "kid": "KID", "n": "n", "n_real": "real images",
+    "extractor": "features", "t_init": "T_init, s", "t_opt": "T_opt, s", "iterations": "iterations",
 }  # fmt: skip
 PAIRED = "Differences of total accuracy in points (95 %, the same concepts drawn for both):"
 PICTURED = 10  # concepts a figure
@@ -54,6 +55,7 @@ def write_report(
         pictures[f"images/{bucket}"] = partial(side_by_side, arms, bucket)
     tables.write_report(
         run_dir, rows, settings, pairs=pairs, table=table, pictures=pictures, loggers=loggers,
+        logged={"concepts": concept_rows(arms), "pairs": pairs},
         samples=[row for name, judged in arms.items() for row in sample_rows(name, judged)],
     )  # fmt: skip
     return rows
@@ -78,6 +80,20 @@ def pair_table(pairs: Sequence[Mapping]) -> str:
             line[pair["than"]] = tables.points(pair, "difference", digits=1)
     columns = {"method": "method"} | {pair["than"]: f"less {pair['than']}" for pair in pairs}
     return tables.markdown_table(list(lines.values()), columns)
+
+
+def concept_rows(arms: Mapping[str, JudgedImages]) -> list[dict]:
+    """One row a method and concept: what can be filtered by bucket where a table is looked at."""
+    rows = []
+    for method, judged in arms.items():
+        count = len(judged.concepts) // len(judged.t_init)
+        for k, concept in enumerate(judged.concepts[::count]):
+            own = judged.hits[k * count : (k + 1) * count]
+            rows.append(
+                {"method": method, "concept": concept.name, "bucket": concept.bucket, "frequency": concept.frequency,
+                 "accuracy": sum(own) / count, "n": count, "t_init": judged.t_init[k], "t_opt": judged.t_opt[k]}
+            )  # fmt: skip
+    return rows
 
 
 def sample_rows(method: str, judged: JudgedImages) -> list[dict]:

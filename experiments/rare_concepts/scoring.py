@@ -14,6 +14,7 @@ from torch import Tensor
 
 from experiments.data.concepts import BUCKETS, Concept
 from experiments.judges.classifier import Classifier
+from experiments.judges.inception import Inception
 from experiments.judges.metrics import bootstrap_interval, frechet_distance, kernel_distance
 from experiments.results.images import NotFinite, are_finite
 from experiments.results.store import UnitStore
@@ -33,6 +34,7 @@ class JudgedImages:
     t_init: list[float]  # seconds, one a concept
     t_opt: list[float | None]
     records: list[dict]  # one a sample
+    extractor: str = "judge"  # whose features they are
 
     def images(self, concept: Concept) -> list[Tensor | None]:
         """Of each sample ``uint8 [3, H, W]``, read from disk: those of all concepts together may not fit in memory."""
@@ -50,17 +52,26 @@ class JudgedImages:
         return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
 
 
-def judge(classifier: Classifier, images: Iterable[Tensor], batch_size: int = 128) -> tuple[Tensor, list[str]]:
-    """Features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``, which are read as they go."""
+def judge(
+    classifier: Classifier, images: Iterable[Tensor], batch_size: int = 128, extractor: Inception | None = None
+) -> tuple[Tensor, list[str]]:
+    """Features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``, which are read as they go.
+
+    The features are those of ``extractor``, or of the classifier itself.
+    """
     features, labels, device, rest = [], [], classifier.mean.device, iter(images)
     with torch.no_grad():
         while batch := list(islice(rest, batch_size)):
-            found, logits = classifier.features_and_logits(torch.stack(batch).to(device).float() / 255)
+            pixels = torch.stack(batch).to(device)
+            found, logits = classifier.features_and_logits(pixels.float() / 255)
+            if extractor is not None:
+                found = extractor(pixels)
             if not are_finite(logits).all():
                 raise NotFinite("the judge's answers are not finite: its weights are damaged, name another classifier.")
             features.append(found.cpu().double())
             labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
-    return torch.cat(features) if features else torch.empty(0, classifier.num_features, dtype=torch.float64), labels
+    width = (extractor or classifier).num_features
+    return torch.cat(features) if features else torch.empty(0, width, dtype=torch.float64), labels
 
 
 def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
@@ -109,6 +120,7 @@ def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
     row |= {
         **distances(real, judged),
         "n_real": len(real),
+        "extractor": judged.extractor,
         "not_finite": len(judged.lost),
         "t_init": mean(judged.t_init),
         "t_opt": mean(judged.t_opt),

@@ -35,6 +35,7 @@ from rnri import Inverter
 COLUMNS = {
     "inversion": "inversion", "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %",
     "total": "total, %", "fid": "FID", "kid": "KID", "norm": "norm", "n": "n",
+    "n_real": "real images", "extractor": "features",
 }  # fmt: skip
 PICTURED = 3  # concepts whose images are shown
 

@@ -6,8 +6,10 @@ units in progress, and a finished one is never computed again.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +20,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from checked import Count, dataclass
-from experiments.cost import Cost, announce_cost
+from checked import Count, Name, dataclass
+from experiments.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.judges.inception import Inception, load_inception
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData
 from experiments.rare_concepts.inversion_stage import InversionStage
@@ -45,6 +48,7 @@ class RareConcepts(ConceptTask):
         concepts_per_batch: units computed together; changes speed and memory, not results.
         checkpoint: compute each sampling step again in the backward pass: slower by a third, memory that does not
             grow with the steps.
+        inception: file of Inception's weights, whose features FID and KID then take; None: the judge's features.
     """
 
     arms: Annotated[Mapping[str, Arm], MinLen(1)]
@@ -53,6 +57,8 @@ class RareConcepts(ConceptTask):
     references: Count
     concepts_per_batch: Count
     checkpoint: bool
+    inception: Name | None = None
+    extractor: Inception | None = field(init=False, default=None)
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
@@ -60,10 +66,11 @@ class RareConcepts(ConceptTask):
         self.choose_concepts(self.references)
         self.real = self.source.real_images()
         self.load_networks(trainer, [self.steps])
+        self.extractor = load_inception(self.inception, trainer.strategy.root_device) if self.inception else None
         unknown = [concept.name for concept in self.chosen if concept.name not in self.networks.classifier.labels]
         if unknown:
             raise ValueError(
-                f"the classifier in {self.classifier} has no label {unknown[0]!r}: train it on these concepts."
+                f"the classifier {self.classifier} has no label {unknown[0]!r}: train one on these concepts."
             )
         self.real = self.real.at(self.networks.model.image_size)
         for name, arm in self.arms.items():
@@ -95,7 +102,7 @@ class RareConcepts(ConceptTask):
     def run(self, trainer: Trainer) -> float:
         """Computes what is not on disk yet, arm by arm; then the first process judges and reports."""
         self.make_images(trainer)
-        return self.report(trainer.loggers) if trainer.is_global_zero else 0.0
+        return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
 
     def make_images(self, trainer: Trainer) -> None:
         """Writes the units that are not on disk yet, arm by arm; afterwards those of all processes are there."""
@@ -114,6 +121,34 @@ class RareConcepts(ConceptTask):
             cost, len(self.arms) * len(self.chosen), done, "unit", model=self.networks.model, processes=processes,
             prompts=[concept.prompt for concept in self.chosen[: self.concepts_per_batch]] * self.samples,
         )  # fmt: skip
+
+    def plan(self) -> list[Planned]:
+        """What each arm would take, inversion apart: seeds that several arms start from are found once."""
+        stages, inverted = [], set[tuple]()
+        model = self.networks.model
+        latent, pixels = math.prod(model.latent_shape), 3 * math.prod(model.image_size)
+        for name, arm in self.arms.items():
+            store = self.units(name, arm)
+            pending = [concept.name for concept in self.chosen if not store.done(concept.key)]
+            if arm.inverter is not None:
+                known = json.dumps([describe(arm.inverter), arm.guidance])
+                fresh = [concept for concept in pending if (known, concept) not in inverted]
+                inverted |= {(known, concept) for concept in fresh}
+                each = inversion_cost(arm.inverter, model.schedule(self.steps), arm.guidance, model.latent_shape[0])
+                images = self.references * len(fresh)
+                stages.append(
+                    Planned(f"{name}, inversion", len(fresh), 0, each.times(images), images * latent * (8 + 4))
+                )
+            made = arm.sampling_cost(self.steps, self.samples, checkpoint=self.checkpoint).times(len(pending))
+            size = len(self.chosen) * self.samples * (pixels + 4 * latent)
+            what = "seeds optimised" if arm.select else "samples"
+            done = len(self.chosen) - len(pending)
+            stages.append(Planned(f"{name}, {what}", len(self.chosen), done, made, size))
+        return stages
+
+    def prompts(self) -> list[str]:
+        """Those of one batch."""
+        return [concept.prompt for concept in self.chosen[: self.concepts_per_batch] for _ in range(self.samples)]
 
     def units(self, name: str, arm: Arm) -> UnitStore:
         """Finished units of an arm; other settings have other units."""
@@ -138,7 +173,13 @@ class RareConcepts(ConceptTask):
         )  # fmt: skip
         inversions = {name: self._inversion_stage(arm) for name, arm in self.arms.items()}
         data = ConceptData(
-            self.chosen, stores, inversions, progress, batch_size=self.concepts_per_batch, references=self.references
+            self.chosen,
+            stores,
+            inversions,
+            progress,
+            self.claims,
+            batch_size=self.concepts_per_batch,
+            references=self.references,
         )
         return module, data
 
@@ -166,7 +207,7 @@ class RareConcepts(ConceptTask):
                 progress.finish(1)
 
         progress.start(len(self.chosen), 0, visible=True)
-        features, named = judge(self.networks.classifier, images())
+        features, named = judge(self.networks.classifier, images(), extractor=self.extractor)
         progress.close()
         samples, answers = [sample for record in records for sample in record["samples"]], iter(named)
         return JudgedImages(
@@ -177,8 +218,9 @@ class RareConcepts(ConceptTask):
             t_init=[record["t_init"] for record in records],
             t_opt=[record["t_opt"] for record in records],
             records=samples,
+            extractor=(self.extractor or self.networks.classifier).title,
         )
 
     def _judge_real(self) -> Tensor:
         """Features ``float64 [N, D]`` of the real images."""
-        return judge(self.networks.classifier, map(torch.from_numpy, self.real))[0]
+        return judge(self.networks.classifier, map(torch.from_numpy, self.real), extractor=self.extractor)[0]

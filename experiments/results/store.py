@@ -103,13 +103,12 @@ class UnitStore:
         found = _read(self._path(unit))
         return (found[0], json.loads(found[1]["record"])) if found else None
 
+    def claim(self, unit: str) -> str:
+        """The name by which a unit under these settings is claimed."""
+        return f"{self.root.parent.name[:24]}-{self.root.name}-{self._path(unit).stem}".replace("~", "_")
+
     def _path(self, unit: str) -> Path:
         return self.root / f"{hashlib.sha256(unit.encode()).hexdigest()[:24]}.safetensors"
-
-
-def units_for_rank(units: list, rank: int, world_size: int) -> list:
-    """The units of one process: interleaved, none padded, none twice."""
-    return units[rank::world_size]
 
 
 def numerics(precision: str, device: torch.device) -> dict[str, str]:

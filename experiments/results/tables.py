@@ -76,6 +76,7 @@ def write_report(
     pictures: Mapping[str, Callable[[], Figure]],
     loggers: Sequence[Logger],
     identity: Sequence[str] = ("method", "bucket"),
+    logged: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     **further: Any,
 ) -> None:
     """The whole results contract: ``results.json`` first, then samples, table, pictures, and the same for the loggers.
@@ -85,6 +86,7 @@ def write_report(
         table: Markdown, which is printed too.
         pictures: what draws each, by its path below ``run_dir`` without the ending.
         identity: the columns that tell rows apart.
+        logged: tables that W&B gets besides, by name, where they can be filtered and sorted.
         further: what ``results.json`` holds besides.
     """
     run_dir = Path(run_dir)
@@ -92,7 +94,7 @@ def write_report(
     write_samples(run_dir, samples)
     write_whole(run_dir / "table.md", lambda path: path.write_text(table))
     print(f"\n{table}\nResults, pictures and samples are in {run_dir}", flush=True)
-    log_to(loggers, rows, draw(run_dir, pictures), identity)
+    log_to(loggers, rows, draw(run_dir, pictures), identity, logged or {})
 
 
 def write_results(
@@ -211,8 +213,9 @@ def log_to(
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Path],
     identity: Sequence[str] = ("method", "bucket"),
+    logged: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """The table's figures to every logger; to W&B the table itself and the pictures too.
+    """The table's figures to every logger; to W&B the table itself, those of ``logged`` and the pictures too.
 
     ``identity`` names the columns that tell rows apart; they make the metrics' names.
     """
@@ -225,8 +228,9 @@ def log_to(
     for logger in loggers:
         logger.log_metrics(numbers, step=0)
         if isinstance(logger, WandbLogger):
-            columns = list(dict.fromkeys(name for row in rows for name in row))
-            logger.log_table("results", columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+            for name, own in {"results": rows, **(logged or {})}.items():
+                columns = list(dict.fromkeys(column for row in own for column in row))
+                logger.log_table(name, columns=columns, data=[[row.get(column) for column in columns] for row in own])
             for name, path in figures.items():
                 logger.log_image(name, [str(path)])
         logger.save()

@@ -2,62 +2,155 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch.utils.data import DataLoader
 
+from experiments.results.claims import Claims
 from experiments.results.progress import Progress
-from experiments.results.store import units_for_rank
 
 Stage = tuple[LightningModule, "Work"]
 """A module whose ``predict_step`` writes units, and the units."""
 
+POLL = 0.5  # seconds between two looks at what other processes have finished
+LOST = ("connection closed by peer", "connection reset", "broken pipe", "socket closed", "connection refused")
+"""What the messages of PyTorch's processes hold when one of them has ended."""
+
+
+class SharedRun:
+    """What every task of units has: a folder that other processes and runs may share."""
+
+    run_dir: str
+
+    @property
+    def claims(self) -> Path:
+        """Where the processes of all runs of this folder claim their units."""
+        return Path(self.run_dir) / "claims"
+
+    def writes_report(self, trainer: Trainer) -> bool:
+        """Whether this process judges and reports: the first of its run, unless another run of the folder does."""
+        lead: Callable[[], bool] | None = vars(self).get("lead")
+        return trainer.is_global_zero and (lead is None or lead())
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended; its text is one sentence for the user."""
+
 
 class Work(LightningDataModule):
-    """The units that are not on disk yet, shared among the processes; any share may be empty.
+    """The units that are not on disk yet, claimed by whatever process is free; any may get none.
 
-    A subclass says by ``done`` which units are on disk and, where several are computed together, makes ``batches`` of
-    them and loads one by ``load``.
+    A process claims a group of units, computes it, and claims the next. When it finds no more it waits until the others
+    have finished theirs, and takes over what a process has left that died. A subclass says which units are on disk, by
+    what name each is claimed, and, where several are computed together, makes groups of them and loads one.
+
+    Args:
+        claims: folder of the claims, which all processes of a run see; the same for every run of a folder.
     """
 
-    def __init__(self, units: Sequence[Any], progress: Progress) -> None:
+    def __init__(self, units: Sequence[Any], progress: Progress, claims: str | Path) -> None:
         super().__init__()
-        self.units, self.progress = list(units), progress
-        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.units, self.progress, self.claims = list(units), progress, Path(claims)
+        self._held: Claims | None = None
 
     def done(self, unit: Any) -> bool:
         """Whether the unit is on disk."""
         raise NotImplementedError
 
-    def batches(self, units: list[Any]) -> list[Any]:
+    def claim(self, unit: Any) -> str:
+        """The name by which it is claimed: no other unit's, whatever the settings of other runs of the folder."""
+        raise NotImplementedError
+
+    def groups(self, units: list[Any]) -> list[list[Any]]:
         """``units`` in groups that one step computes; each by itself unless a subclass knows better."""
-        return units
+        return [[unit] for unit in units]
 
-    def load(self, batch: Any) -> Any:
-        """What ``predict_step`` is given for a batch; called when its turn has come."""
-        return batch
+    def load(self, units: list[Any]) -> Any:
+        """What ``predict_step`` is given for units of a group; called when they have been claimed."""
+        return units[0]
 
-    def begin(self, mine: list[Any], pending: list[Any]) -> None:
-        """Called in each process before its first unit, with its share and what is missing of it."""
-        self.progress.start(len(mine), len(mine) - len(pending), visible=self.trainer.is_global_zero)
+    def begin(self, units: list[Any], pending: list[Any]) -> None:
+        """Called in each process before its first unit, with all and what is missing of them."""
+        self.progress.start(len(units), len(units) - len(pending), visible=self.trainer.is_global_zero)
+
+    def passed(self, unit: Any) -> None:
+        """Called when another process has finished a unit."""
+        self.progress.finish(1)
 
     def finished(self) -> bool:
         """Whether all units of all processes are on disk."""
         return all(map(self.done, self.units))
 
-    def predict_dataloader(self) -> DataLoader:
-        # Only here does a process know its rank: Lightning starts the others with the first loop.
-        warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero")
-        mine = units_for_rank(self.units, self.trainer.global_rank, self.trainer.world_size)
-        pending = [unit for unit in mine if not self.done(unit)]
-        self.begin(mine, pending)
-        return DataLoader(dataset=self.batches(pending), batch_size=None, collate_fn=self.load)
+    def predict_dataloader(self) -> Shared:
+        return Shared(self)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, _: int) -> Any:
         return batch
+
+    def share(self) -> Iterator[Any]:
+        """Batches of the units that this process claims, until all are on disk."""
+        pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
+        self.begin(self.units, [self.units[k] for k in pending])
+        numbers = {id(unit): k for k, unit in enumerate(self.units)}
+        # Groups are made of all units, so that what is computed together depends on no other process.
+        left = [[numbers[id(unit)] for unit in group] for group in self.groups(self.units)]
+        missing, claims = set(pending), Claims(self.claims)
+        self._held = claims
+        try:
+            while missing:
+                for group in left:
+                    own = self._claimed(group, missing, claims)
+                    if own:
+                        yield self.load([self.units[k] for k in own])
+                        missing -= set(own)
+                left = [group for group in left if missing.intersection(group)]
+                if missing:
+                    self.progress.stage("waiting for other processes")
+                    time.sleep(POLL)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Gives up what is claimed, also where a loop ended in the middle."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _claimed(self, group: list[int], missing: set[int], claims: Claims) -> list[int]:
+        """Those of a group that this process is to compute: it has claimed them, and they are still missing."""
+        own = []
+        for k in group:
+            if k not in missing:
+                continue
+            mine = not self.done(self.units[k]) and claims.take(self.claim(self.units[k]))
+            if self.done(self.units[k]):  # looked at again: its owner may have finished before it was claimed
+                missing.discard(k)
+                self.passed(self.units[k])
+            elif mine:
+                own.append(k)
+            elif not own:
+                break  # the group is another's, who is claiming the rest of it
+        return own
+
+
+class Shared:
+    """An endless-looking loader of what :meth:`Work.share` gives.
+
+    Its length is never reached, and there so that Lightning takes a batch when it is to be computed and none before.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __len__(self) -> int:
+        return len(self.work.units) + 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.work.share()
 
 
 def carry_out(trainer: Trainer, *stages: Stage) -> None:
@@ -65,6 +158,9 @@ def carry_out(trainer: Trainer, *stages: Stage) -> None:
 
     Where nothing is left to do no loop begins, and no process is started. Processes have to agree on that: those of a
     launcher cannot ask each other before the first loop, and therefore take part in all of them.
+
+    Raises:
+        ProcessLost: a process has ended that this one has to wait for.
     """
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
@@ -72,6 +168,21 @@ def carry_out(trainer: Trainer, *stages: Stage) -> None:
         return
     for module, work in stages:
         if several or not work.finished():
-            trainer.predict(module, datamodule=work, return_predictions=False)
+            try:
+                trainer.predict(module, datamodule=work, return_predictions=False)
+            except RuntimeError as error:
+                if several and _is_lost(error):
+                    raise ProcessLost(
+                        "another process of this run has ended: run the same command again, finished units are kept."
+                    ) from error
+                raise
+            finally:
+                work.release()
             work.progress.close()
-            trainer.strategy.barrier("all units of the stage are on disk")
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
+        return True
+    said = str(error).lower()
+    return any(words in said for words in LOST)

@@ -96,7 +96,7 @@ def test_a_process_alone_stays_alone(alone):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "auto"])
-def test_processes_wait_for_one_another_longer_than_a_run_can_be_uneven(alone, strategy, monkeypatch):
+def test_processes_wait_for_one_another_longer_than_loading_can_be_uneven(alone, strategy, monkeypatch):
     wait_long()
     trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
     assert isinstance(trainer.strategy, DDPStrategy)
@@ -106,7 +106,8 @@ def test_processes_wait_for_one_another_longer_than_a_run_can_be_uneven(alone, s
     )
     monkeypatch.setattr(trainer.strategy, "set_world_ranks", lambda: None)
     trainer.strategy.setup_distributed()
-    assert asked["timeout"] == PATIENCE > timedelta(days=7)
+    assert asked["timeout"] == PATIENCE >= timedelta(hours=1)  # for units they wait by looking at the disk
+    assert trainer.strategy._get_process_group_backend() == "gloo"
     assert StrategyRegistry["ddp_spawn"]["init_params"]["start_method"] == "spawn"
 
 

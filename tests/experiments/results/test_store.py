@@ -7,7 +7,7 @@ import torch
 
 from experiments.results import store
 from experiments.results.files import CannotWrite
-from experiments.results.store import SeedStore, UnitStore, content_hash, numerics, units_for_rank
+from experiments.results.store import SeedStore, UnitStore, content_hash, numerics
 
 
 def test_seed_is_found_again_under_the_same_fields_only(tmp_path):
@@ -49,13 +49,6 @@ def test_units_belong_to_their_settings(tmp_path):
     units.write("camel", {"images": torch.zeros(2)}, {"t": 1.5})
     assert units.done("camel") and not others.done("camel") and others.read("camel") is None
     assert units.read("camel")[1] == {"t": 1.5}
-
-
-def test_ranks_share_units_without_repeats():
-    units = list(range(10))
-    shares = [units_for_rank(units, rank, 4) for rank in range(4)]
-    assert sorted(unit for share in shares for unit in share) == units
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_content_hash_sees_pixels():

@@ -1,0 +1,51 @@
+"""Inversions of captioned images: each under its caption, none read before its batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import train
+from experiments.data.captions import Captioned
+from experiments.data.images import Images
+from experiments.inversion.jobs import captioned, mismatched
+from tests.pipelines import tiny_stable_diffusion
+from tests.stand_ins import captions
+
+TEXTS = ["a dog on a lawn", "a cat", "two dogs"]
+
+
+def test_images_come_in_a_drawn_order_and_are_not_read():
+    def read(item, size):
+        raise AssertionError("read")
+
+    names = [str(k) for k in range(5000)]
+    pairs = Captioned(names, [f"caption {k}" for k in names], Images(names, read, (8, 8), identity=str))
+    chosen = captioned(pairs, 5000, torch.Generator().manual_seed(0))
+    assert sorted(image.name for image in chosen) == sorted(names) and chosen[0].name != "0"
+    assert len({image.key for image in chosen}) == 5000
+    wrong = mismatched(chosen)
+    assert all(a.prompt != b.prompt for a, b in zip(chosen, wrong, strict=True))
+    assert captioned(pairs, 7, torch.Generator().manual_seed(0)) == chosen[:7]
+    with pytest.raises(ValueError, match=r"task\.images=5001: the data has 1 to 5000 images"):
+        captioned(pairs, 5001, torch.Generator())
+
+
+def test_captioned_images_are_reconstructed(tmp_path):
+    captions(tmp_path / "coco", TEXTS)
+    tiny_stable_diffusion().save_pretrained(tmp_path / "model")
+    options = [
+        "experiment=convergence", "data=captions", f"data.captions={tmp_path}/coco/annotations.json",
+        f"data.images={tmp_path}/coco/images", "data.classifier=assets/models/classifier", "task.images=3",
+        "data.clip=assets/models/clip", "model=sd", f"model.path={tmp_path}/model", "model.dtype=float32",
+        "model.local_files_only=true", f"run_dir={tmp_path}/run", "trainer.accelerator=cpu", "task.batch_size=2",
+        "task.settings=[{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated]},"
+        "{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated],wrong_prompts:true}]",
+        "task.reports=[]",
+    ]  # fmt: skip
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        task, trainer = train.prepare(compose("train", options))
+    task.run(trainer)
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert "converged" in table and {image.prompt for job in task.jobs for image in job.images} == set(TEXTS)

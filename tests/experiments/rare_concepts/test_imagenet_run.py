@@ -1,0 +1,85 @@
+"""The main job on ImageNet in the hub's form with a judge of timm's: one run, and two that share a folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines import tiny_stable_diffusion
+from tests.stand_ins import imagenet_count_table, imagenet_tables, timm_folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    imagenet_tables(folder / "imagenet", (0, 500, 999), 3, 2)
+    imagenet_count_table(folder / "counts.tsv")
+    timm_folder(folder / "judge")
+    tiny_stable_diffusion().save_pretrained(folder / "model")
+    return folder
+
+
+def begin(data: Path, run_dir: Path, *more: str) -> subprocess.Popen:
+    command = [
+        sys.executable, "train.py", "model=sd", f"model.path={data}/model", "model.local_files_only=true",
+        "data=imagenet", f"data.path={data}/imagenet", f"data.counts={data}/counts.tsv",
+        f"data.classifier={data}/judge", "data.clip=assets/models/clip", f"run_dir={run_dir}", "task.steps=4",
+        "task.samples=2", "task.references=2", "select.iterations=1", "trainer.accelerator=cpu",
+        "task.concepts_per_batch=1", "~task.arms.seedselect_rnri", "~task.arms.seedselect_ddim", *more,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def rows(folder: Path) -> list[dict]:
+    """The results without the times."""
+    found = json.loads((folder / "results.json").read_text())["rows"]
+    return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in found]
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_folder_share_the_work_and_give_the_figures_of_one(data, tmp_path):
+    runs = [begin(data, tmp_path / "alone"), *(begin(data, tmp_path / "shared") for _ in range(2))]
+    outputs = [run.communicate(timeout=600) for run in runs]
+    assert not any(run.returncode for run in runs), outputs
+    assert rows(tmp_path / "alone") == rows(tmp_path / "shared")
+    total = next(row for row in rows(tmp_path / "alone") if row["bucket"] == "total")
+    assert total["extractor"] == "resnet10t" and total["n_real"] == 6 and total["n"] == 6
+    reports = [out.count("| plain |") for out, _ in outputs]
+    joined = sum("this run shares its units, and that one reports" in out for out, _ in outputs)
+    assert reports[0] == 1 and reports[1:].count(0) == joined  # none, if one had ended before the other began
+    assert not (tmp_path / "shared" / "claims").exists()
+    units = [sorted(p.name for p in (tmp_path / name).glob("units/*/*/*")) for name in ("alone", "shared")]
+    assert units[0] == units[1] and len(units[0]) == 6
+
+
+def test_another_run_with_other_settings_is_refused(data, tmp_path, monkeypatch):
+    from hydra import compose, initialize_config_dir
+
+    from experiments.command.sharing import enter
+
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        config, other, training = (
+            compose("train", [f"run_dir={tmp_path}/run", *more])
+            for more in ([], ["seed=1"], ["experiment=pretrain_classifier"])
+        )
+    first = enter(config, None, None)
+    for wrong, said in ((other, "works there with other settings"), (training, "trains there")):
+        with pytest.raises(ValueError, match=rf"run_dir=.*: process {os.getpid()} on .* {said}: wait for its end, or"):
+            enter(wrong, None, None)
+
+    class Task:
+        lead = None
+
+    class Trainer:
+        loggers = ("csv",)
+
+    task, trainer = Task(), Trainer()
+    second = enter(config, task, trainer)
+    assert trainer.loggers == [] and not task.lead()
+    first.close()  # the first has died before it could report
+    assert task.lead()
+    second.finish()

@@ -1,0 +1,97 @@
+"""Claims: one holder at a time, the dead leave nothing in the way."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.results import claims as module
+from experiments.results.claims import OWNER, Claims
+from experiments.results.files import CannotWrite
+from tests.kill import of_units
+
+
+@pytest.fixture
+def two(tmp_path):
+    made = [Claims(tmp_path / "claims") for _ in range(2)]
+    yield made
+    for claims in made:
+        claims.close()
+
+
+def elsewhere(claims: Claims) -> Claims:
+    """The same as seen from another machine, which knows no process of this one."""
+    object.__setattr__(claims, "me", module.Owner(claims.me.id, "other", "other machine", 1, ""))
+    return claims
+
+
+def test_one_holds_a_claim_and_knows_it(two):
+    one, other = two
+    assert one.take("a", {"x": 1}) and one.take("a") and not other.take("a") and other.take("b")
+    assert other.holder("a") == (one.me, {"x": 1}) and other.holder("c") is None
+
+
+def test_what_a_process_held_is_free_when_it_ends(two):
+    one, other = two
+    assert one.take("a")
+    one.close()
+    third = Claims(other.root)
+    assert other.take("a") and not third.take("a")
+    other.finish()
+    assert other.root.exists()  # the third is at work
+    third.finish()
+    assert not other.root.exists()
+
+
+def test_a_killed_process_of_this_machine_is_known_at_once(tmp_path):
+    code = f"from experiments.results.claims import Claims; import os; Claims({str(tmp_path)!r}).take('a'); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    claims = Claims(tmp_path)
+    assert (tmp_path / "a" / OWNER).is_file() and claims.take("a")
+    claims.close()
+
+
+def test_a_process_elsewhere_is_dead_after_a_silence(tmp_path):
+    far, near = elsewhere(Claims(tmp_path, beat=0.05, silence=0.4)), Claims(tmp_path, beat=0.05, silence=0.4)
+    assert far.take("a")
+    time.sleep(0.6)
+    assert not near.take("a")  # it beats
+    far._stop.set()
+    far._thread.join()
+    time.sleep(0.5)
+    assert near.take("a") and not Claims(tmp_path, silence=60).take("a")
+    near.close()
+
+
+def test_many_processes_elsewhere_that_died_are_succeeded_in_turn(tmp_path):
+    for _ in range(3):  # a name has room for any number of them
+        far = elsewhere(Claims(tmp_path, beat=60, silence=0.1))
+        assert far.take("a")
+        far._stop.set()
+        time.sleep(0.2)
+    near = Claims(tmp_path, silence=0.1)
+    assert near.take("a") and len(list(tmp_path.glob("a~*"))) == 3
+    near.close()
+
+
+def test_a_claim_appears_with_its_owner_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    claims = Claims(tmp_path)
+    with pytest.raises(CannotWrite, match=r"cannot be written \(No space left on device\): choose another run_dir"):
+        claims.take("a")
+    claims.close()
+    assert not (tmp_path / "a").exists() and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_that_has_gone_is_said(tmp_path):
+    claims = Claims(tmp_path / "run" / "claims")
+    (tmp_path / "run").write_text("")
+    with pytest.raises(CannotWrite, match=r"cannot be written"):
+        claims.take("a")
+
+
+def test_processes_killed_at_random_lose_nothing_and_do_nothing_twice(tmp_path):
+    summary = of_units(tmp_path, kills=6, processes=3, units=40, pause=0.1, seed=1)
+    assert summary.kills == 6 and summary.sound, summary
+    assert len(list((tmp_path / "units").iterdir())) == 40
