@@ -25,9 +25,43 @@ class _Separated(dict):
 _SEPARATED = _Separated()
 
 
+_BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters, which no text holds
+
+
+class _Apart(dict):
+    """What ``str.translate`` makes of a character: trade marks fall, a sign that NFKC spells out is put in marks."""
+
+    def __missing__(self, code: int) -> int | str:
+        kind = _sign(chr(code))
+        self[code] = " " if kind == "<super>" else f"{_BEGIN}{chr(code)}{_END}" if kind else code
+        return self[code]
+
+
+_APART = _Apart()
+
+
+def _sign(character: str) -> str | None:
+    """How NFKC makes letters or digits of what is neither, as ™, №, ㎏, ½ and ①; None of ﬁ, Ａ, ² and all else."""
+    category, kind = unicodedata.category(character), unicodedata.decomposition(character).split(" ")[0]
+    if not kind or category[0] in "LM" or category in ("Nd", "Nl") or (category, kind) in _EXPONENTS:
+        return None
+    spelled = unicodedata.normalize("NFKD", character)
+    return kind if any(unicodedata.category(sign)[0] in "LN" for sign in spelled) else None
+
+
+_EXPONENTS = (("No", "<super>"), ("No", "<sub>"))  # x² is x2, CO₂ is CO2
+
+
 def compatible(text: str) -> str:
-    """Unicode's NFKC without the default-ignorable characters."""
-    return unicodedata.normalize("NFKC", text.translate(_DROPPED))
+    """Unicode's NFKC without the default-ignorable characters, and with a space around what was no part of a word.
+
+    What the form spells out is no part of the word beside it: ``cat™`` is ``cat`` as ``cat®`` is, and not ``cattm``;
+    ``5㎏`` is ``5 kg``. Signs side by side stay together, as in ⓒⓐⓣ.
+    """
+    apart = text.translate(_DROPPED).translate(_APART)
+    if _BEGIN in apart:
+        apart = apart.replace(_END + _BEGIN, "").replace(_BEGIN, " ").replace(_END, " ")
+    return unicodedata.normalize("NFKC", apart)
 
 
 def normalise(text: str) -> str:

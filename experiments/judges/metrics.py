@@ -77,7 +77,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
     """Mean squared MMD with KID's cubic kernel over subsets of two sets of features ``[N, D]``.
 
-    The estimate is unbiased, and therefore falls below 0 for some sets that are alike; it is then given as 0.
+    The estimate is unbiased, and therefore falls below 0 for some sets that are alike; cut off there it would not be.
 
     Raises:
         ValueError: as :func:`frechet_distance`.
@@ -93,7 +93,7 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
     metric.update(generated.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
         torch.manual_seed(seed)
-        return max(0.0, metric.compute()[0].item())
+        return metric.compute()[0].item()
 
 
 def _check_features(real: Tensor, generated: Tensor) -> None:

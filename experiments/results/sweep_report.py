@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
 
 from experiments.results import tables
 
@@ -28,20 +29,59 @@ IDENTITY = ("method", "bucket", "steps", "guidance", "evaluations", "prompts", "
 def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
     """The rows of every finished run below ``folder``, each with the run's values of ``keys``, sorted by them.
 
+    A run whose files cannot be read is left out, and named on the standard error stream.
+
     Raises:
-        ValueError: no finished run, or one whose config lacks one of the keys.
+        ValueError: no finished run, or one whose config lacks one of the keys, or has more than one value for it.
     """
     rows: list[dict[str, Any]] = []
-    for path in sorted(folder.rglob("results.json")):
-        config = OmegaConf.load(path.parent / "config.yaml")
-        values = {key: OmegaConf.select(config, key) for key in keys}
-        for key, value in values.items():
-            if value is None:
-                raise ValueError(f"{path.parent / 'config.yaml'} has no key {key!r}: name one that the sweep changed.")
-        rows += [values | row for row in json.loads(path.read_text())["rows"]]
-    if not rows:
+    paths = sorted(folder.rglob("results.json"))
+    for path in paths:
+        try:
+            config, own = _read_run(path)
+        except _Unreadable as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        values = {key: _value(path.parent / "config.yaml", config, key) for key in keys}
+        rows += [values | row for row in own]
+    if not paths:
         raise ValueError(f"{folder} holds no results.json: give the folder of a sweep that has finished a run.")
+    if not rows:
+        raise ValueError(f"none of the {len(paths)} results.json below {folder} can be read: run the sweep again.")
     return pd.DataFrame(rows).sort_values(list(keys), kind="stable")
+
+
+class _Unreadable(Exception):
+    """What is wrong with a file of a run; one sentence for the user."""
+
+
+def _read_run(path: Path) -> tuple[DictConfig, list[dict[str, Any]]]:
+    """A run's config and the rows of its ``results.json``."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _Unreadable(f"{path} cannot be read as JSON ({str(error).splitlines()[0]}): run it again.") from None
+    own = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(own, list) or not own or not all(isinstance(row, dict) for row in own):
+        raise _Unreadable(f"{path} holds no rows of results: run it again.")
+    try:
+        config = OmegaConf.load(path.parent / "config.yaml")
+    except (OSError, ValueError, YAMLError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise _Unreadable(f"{path.parent / 'config.yaml'} cannot be read ({said}): run it again.") from None
+    if not isinstance(config, DictConfig) or not config:
+        raise _Unreadable(f"{path.parent / 'config.yaml'} holds no keys: run it again.")
+    return config, own
+
+
+def _value(path: Path, config: DictConfig, key: str) -> object:
+    """The one value that a run's config has for ``key``."""
+    value = OmegaConf.select(config, key)
+    if value is None:
+        raise ValueError(f"{path} has no key {key!r}: name one that the sweep changed.")
+    if isinstance(value, DictConfig):
+        raise ValueError(f"{path} has several keys below {key!r}: name one of {', '.join(map(str, value))}.")
+    return str(value) if isinstance(value, ListConfig) else value
 
 
 def choose(table: pd.DataFrame, where: str | None) -> pd.DataFrame:

@@ -47,14 +47,22 @@ def test_frechet_distance_is_the_formula():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_distances_of_features_are_never_below_zero(distance):
+def test_frechet_distances_are_never_below_zero():
     generator = torch.Generator().manual_seed(0)
     few = torch.randn(6, 40, generator=generator, dtype=torch.float64)  # of low rank
     for seed in range(5):
         a = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
-        assert distance(a, a) >= 0 and distance(a, a.flip(0)) >= 0
-    assert distance(few, few) >= 0
+        assert frechet_distance(a, a) >= 0 and frechet_distance(a, a.flip(0)) >= 0
+    assert frechet_distance(few, few) >= 0
+
+
+def test_kernel_distances_of_sets_that_are_alike_lie_around_zero():
+    """Unbiased: cut off at 0 their mean would lie above it."""
+    generator = torch.Generator().manual_seed(0)
+    sets = torch.randn(2, 20, 40, 4, generator=generator)
+    found = torch.tensor([kernel_distance(a, b) for a, b in zip(*sets, strict=True)])
+    assert (found < 0).any() and (found > 0).any()
+    assert found.mean().abs() < 3 * found.std() / 20**0.5
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])

@@ -65,6 +65,44 @@ def test_a_condition_that_chooses_nothing_is_named(tmp_path, where, said):
         choose(read_sweep(swept(tmp_path), ["select.lr"]), where)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("results.json", "", "cannot be read as JSON"),
+        ("results.json", '{"rows": [{"method"', "cannot be read as JSON"),
+        ("results.json", "\x80", "cannot be read as JSON"),
+        ("results.json", "[]", "no rows"),
+        ("results.json", '{"rows": []}', "no rows"),
+        ("results.json", '{"rows": [1]}', "no rows"),
+        ("results.json", "{}", "no rows"),
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "", "no keys"),
+        ("config.yaml", "[1]", "no keys"),
+        ("config.yaml", None, "cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path, capsys, file, content, said):
+    damaged = swept(tmp_path) / "0.1_1" / file
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content.encode("latin-1"))
+    table = read_sweep(tmp_path, ["select.lr", "select.weight"])
+    told = capsys.readouterr().err
+    assert len(table) == 12 and told.count("\n") == 1 and str(damaged) in told and said in told
+
+
+def test_a_sweep_of_damaged_runs_is_named(tmp_path):
+    for file in swept(tmp_path).rglob("results.json"):
+        file.write_text("")
+    with pytest.raises(ValueError, match=r"none of the 4 results\.json"):
+        read_sweep(tmp_path, ["select.lr"])
+
+
+def test_a_key_with_others_below_it_is_no_value(tmp_path):
+    with pytest.raises(ValueError, match="several keys below 'select': name one of lr, weight"):
+        read_sweep(swept(tmp_path), ["select"])
+
+
 def test_a_sweep_without_runs_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no results\.json"):
         read_sweep(tmp_path, ["lam"])
