@@ -21,6 +21,10 @@ CSS = """
 .examples .grid-wrap { overflow: hidden; padding-top: 2.2rem; min-height: 0 !important; height: auto !important; }
 .examples .grid-container { grid-template-columns: repeat(var(--grid-cols, 6), minmax(0, 1fr)) !important; }
 .examples .thumbnail-lg { min-width: 0; }
+@media (max-width: 480px) {
+  .gradio-container { padding: 8px !important; }
+  .gradio-container [role=tab] { padding: 0 8px !important; font-size: 14px !important; }
+}
 #edit-both { max-width: 460px; }
 #edit-both img { object-fit: contain !important; }
 """
