@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
+from experiments.command.sharing import is_training
 from experiments.cost import Cost, Planned
 from experiments.results.progress import said, timed
 from experiments.results.store import synchronise
@@ -28,17 +29,32 @@ GIGA = 1e9
 @rank_zero_only
 def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
     """Prints units, network evaluations, disk and memory; with ``plan=true``, hours, from a few calls timed here."""
-    stages = task.plan() if hasattr(task, "plan") else [training(config)]
+    stages = planned(config, task)
     print(f"Plan of {config.name}: nothing is computed, nothing written. Evaluations are of one image each, at most.\n")
     print(table(stages))
     model = getattr(getattr(task, "networks", None), "model", None)
     if model is None:
-        print("Hours are those that a run announces before it begins." if hasattr(task, "plan") else trained_size(task))
+        print(trained_size(task) if is_training(config) else "Hours are those that a run announces before it begins.")
         return
     print(f"Weights: {weights(task.networks) / GIGA:.2f} GB.", flush=True)
     if config.plan is True:
         devices = trainer.world_size
         print(hours(stages, model, task.prompts(), devices))
+
+
+def planned(config: DictConfig, task: Any) -> list[Planned]:
+    """The stages as the task plans them; of a training its steps; of other jobs about what each says that it costs."""
+    if hasattr(task, "plan"):
+        return task.plan()
+    if is_training(config):
+        return [training(config)]
+    stages, units = {}, task.units()
+    for job in task.jobs:
+        done = units[job.unit].done(job.key)
+        known = stages.get(job.label, Planned(job.label, 0, 0, Cost()))
+        cost = known.cost if done else known.cost + job.cost
+        stages[job.label] = Planned(job.label, known.units + 1, known.done + done, cost)
+    return list(stages.values())
 
 
 def table(stages: Sequence[Planned]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,12 +50,13 @@ class Work(LightningDataModule):
     what name each is claimed, and, where several are computed together, makes groups of them and loads one.
 
     Args:
-        claims: folder of the claims, which all processes of a run see; the same for every run of a folder.
+        claims: folder of the claims, which all processes of a run see; the same for every run of a folder. None is
+            ``claims`` in the trainer's folder.
     """
 
-    def __init__(self, units: Sequence[Any], progress: Progress, claims: str | Path) -> None:
+    def __init__(self, units: Sequence[Any], progress: Progress, claims: str | Path | None = None) -> None:
         super().__init__()
-        self.units, self.progress, self.claims = list(units), progress, Path(claims)
+        self.units, self.progress, self.claims = list(units), progress, claims
         self._held: Claims | None = None
 
     def done(self, unit: Any) -> bool:
@@ -62,8 +64,11 @@ class Work(LightningDataModule):
         raise NotImplementedError
 
     def claim(self, unit: Any) -> str:
-        """The name by which it is claimed: no other unit's, whatever the settings of other runs of the folder."""
-        raise NotImplementedError
+        """The name by which it is claimed: no other unit's, whatever the settings of other runs of the folder.
+
+        Of a unit with a ``unit``, what has one folder of units, and a ``key`` in it, a hash of both.
+        """
+        return hashlib.sha256(f"{unit.unit}\n{unit.key}".encode()).hexdigest()[:40]
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
         """``units`` in groups that one step computes; each by itself unless a subclass knows better."""
@@ -98,7 +103,7 @@ class Work(LightningDataModule):
         numbers = {id(unit): k for k, unit in enumerate(self.units)}
         # Groups are made of all units, so that what is computed together depends on no other process.
         left = [[numbers[id(unit)] for unit in group] for group in self.groups(self.units)]
-        missing, claims = set(pending), Claims(self.claims)
+        missing, claims = set(pending), Claims(self.claims or Path(self.trainer.default_root_dir) / "claims")
         self._held = claims
         try:
             while missing:
