@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Annotated
 
 import torch
@@ -17,11 +18,18 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
 )
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention_processor import Attention
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from checked import Count, Guidance, Name, NotNegative, Positive, dataclass
 from experiments.data.emoji import check_corpus
@@ -44,7 +52,7 @@ from experiments.pretrain.judged import Judge
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 6.0
 HINT_WEIGHT = 0.5
 TIMESTEPS = 1000  # in which the transformer is told sigma
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers wants to be told when a pipeline is loaded
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers wants to be told
 ZEROS = 256  # tokens of zeros that SD3's pipeline appends for a T5 it does not have
 
 
@@ -460,7 +468,23 @@ class PretrainFlow:
 
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
-    """``save_pretrained`` in half precision, part by part."""
+    """``save_pretrained`` in half precision, part by part, with a third text encoder that says nothing."""
+    pipeline = StableDiffusion3Pipeline(**pipeline.components | silent_t5(pipeline.transformer.config))
     pipeline.save_pretrained(folder)
-    for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+    for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
         save_half(getattr(pipeline, name), Path(folder) / name)
+
+
+def silent_t5(transformer: FrozenDict) -> dict[str, object]:
+    """A T5 of one unit whose states are the zeros that SD3's pipeline takes for a missing T5, and its tokenizer.
+
+    ``DiffusionPipeline.from_pretrained`` loads a Stable Diffusion 3 folder only with all three text encoders, unless it
+    is told otherwise.
+    """
+    tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in "\u2581" + ascii_lowercase)]
+    width = transformer.joint_attention_dim
+    config = T5Config(vocab_size=len(tokens), d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1)
+    encoder = T5EncoderModel(config).eval()
+    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    tokenizer = T5TokenizerFast(vocab=tokens, extra_ids=0, model_max_length=ZEROS)
+    return {"text_encoder_3": encoder, "tokenizer_3": tokenizer}
