@@ -27,10 +27,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from experiments.command.embedded import embedded
 from experiments.results.store import synchronise
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
-METHODS = Path("configs/method")
+METHODS = Path(embedded("configs/method"))
 MEBIBYTE = 2**20
 
 
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 64))
     parser.add_argument("--steps", nargs="+", type=int, default=(4, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--model", default="assets/models/emoji")
+    parser.add_argument("--model", default=embedded("assets/models/emoji"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from experiments.command.embedded import embedded
 from experiments.results.store import synchronise
 from rnri import LatentDiffusion, Schedule
 from rnri.models.sampling import trajectory
@@ -178,8 +179,8 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=(10, 20, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("--model", default="assets/models/emoji")
-    parser.add_argument("--clip", default="assets/models/clip")
+    parser.add_argument("--model", default=embedded("assets/models/emoji"))
+    parser.add_argument("--clip", default=embedded("assets/models/clip"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from experiments.command.embedded import embedded
 from experiments.data.augment import AUGMENTATIONS, BACKGROUNDS, Augmentation, place
 from experiments.data.concepts import EmojiConcepts
 from experiments.data.emoji import Drawings, check_corpus
@@ -173,7 +174,7 @@ def _written(folder: Path, key: str, edit: Planned, drawings: Drawings) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.editing.make_benchmark", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write it; new, or empty")
-    parser.add_argument("--corpus", default="assets/emoji", help="the built corpus of drawings")
+    parser.add_argument("--corpus", default=embedded("assets/emoji"), help="the built corpus of drawings")
     options = parser.parse_args()
     try:
         count = write(options.folder, options.corpus)

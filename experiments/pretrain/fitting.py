@@ -13,13 +13,15 @@ import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
 from experiments.results.files import CannotWrite, check_writable
+from experiments.results.images import to_bytes
 
 Model = TypeVar("Model")
 
@@ -117,10 +119,15 @@ class Hidden:
 
 
 def save_grid(images: Tensor, trainer: Trainer) -> None:
-    """``images [B, 3, H, W]`` in [0, 1] as one picture in ``samples`` of the run folder, named by the step."""
+    """``images [B, 3, H, W]`` in [0, 1] as one picture in ``samples`` of the run folder, named by the step.
+
+    Raises:
+        NotFinite: NaN or infinity among them.
+    """
     folder = Path(trainer.default_root_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    save_image(images.float(), folder / f"step{trainer.global_step:06d}.png", nrow=8)
+    grid = make_grid(to_bytes(images), nrow=8)  # [3,H',W']
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(folder / f"step{trainer.global_step:06d}.png")
 
 
 def report(trainer: Trainer, results: Mapping[str, Any]) -> None:

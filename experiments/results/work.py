@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.multiprocessing import ProcessRaisedException
 
 from experiments.results.claims import Claims
+from experiments.results.files import CannotWrite
+from experiments.results.images import NotFinite
 from experiments.results.progress import Progress
 
 Stage = tuple[LightningModule, "Work"]
@@ -174,7 +179,8 @@ def carry_out(trainer: Trainer, *stages: Stage) -> None:
     for module, work in stages:
         if several or not work.finished():
             try:
-                trainer.predict(module, datamodule=work, return_predictions=False)
+                with _as_here():
+                    trainer.predict(module, datamodule=work, return_predictions=False)
             except RuntimeError as error:
                 if several and _is_lost(error):
                     raise ProcessLost(
@@ -191,3 +197,19 @@ def _is_lost(error: RuntimeError) -> bool:
         return True
     said = str(error).lower()
     return any(words in said for words in LOST)
+
+
+@contextmanager
+def _as_here() -> Iterator[None]:
+    """What a started process says in one sentence is raised as if this one had found it.
+
+    Under ``ddp_spawn`` it arrives as the text of a traceback, whose last line names the error.
+    """
+    try:
+        yield
+    except ProcessRaisedException as error:
+        for kind in (NotFinite, CannotWrite):
+            said = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
+            if said:
+                raise kind(said[-1]) from error
+        raise
