@@ -317,3 +317,20 @@ def test_more_weights_than_latents_are_refused():
     seeds, targets = problem(2)
     with pytest.raises(ValueError, match="zip"):
         run(SeedSelect(step_weights=(0.25, 0.25, 0.25, 0.25)), seeds, targets)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, (1.0,)), (2, (0.25 / 0.95, 0.7 / 0.95)), (3, (0.05, 0.25, 0.7)), (50, (0.05, 0.25, 0.7))],
+)
+def test_few_steps_have_the_last_weights_scaled_to_the_sum_of_all(steps, expected):
+    select = SeedSelect(step_weights=(0.05, 0.25, 0.7))
+    assert select.with_steps(steps).step_weights == pytest.approx(expected)
+    assert select.step_weights == (0.05, 0.25, 0.7)  # another object, or the same where nothing changes
+    double = SeedSelect(step_weights=(0.1, 0.5, 1.4)).with_steps(steps)
+    assert double.step_weights == pytest.approx([2 * weight for weight in expected])
+
+
+def test_weights_of_which_none_is_left_are_refused():
+    with pytest.raises(ValueError, match="the last 1 are all zero"):
+        SeedSelect(step_weights=(1.0, 0.0)).with_steps(1)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,12 @@ from experiments.inversion.jobs import (
     pictured,
     with_evaluations,
 )
-from experiments.inversion.report import detection, summary, with_ceilings
+from experiments.inversion.report import COLUMNS, detection, summary, with_ceilings
+from experiments.inversion.study import InversionStudy
 from rnri import FixedPoint, ImplicitInverter, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
 from tests.experiments.rare_concepts.test_rare_concepts import command
+from tests.experiments.small import Squares, carried_out, clip, judge, tiny
 
 ONE = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:[1,2]}"
 WRONG = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:2,wrong_prompts:true}"
@@ -229,6 +231,47 @@ def test_a_summary_does_not_hide_what_diverged():
     samples = [sample("right", 0.1), sample("right", math.inf) | {"psnr": math.nan}]
     row = summary(samples, seed=0)
     assert math.isinf(row["residual"]) and math.isnan(row["psnr"]) and math.isnan(row["psnr_low"]) and row["n"] == 2
+
+
+def test_a_table_says_how_errors_spread_and_what_was_lost():
+    """A mean alone may be that of a few images that were lost."""
+    errors = [k / 100 for k in range(1, 20)] + [9.0]
+    samples = [sample("right", 0.1) | {"latent_mse": error, "not_finite": 0.0} for error in errors]
+    row = summary(samples, seed=0)
+    found = [row[f"latent_mse{name}"] for name in ("", "_median", "_p95", "_largest")]
+    assert found == pytest.approx([np.mean(errors), 0.105, 0.19, 9.0]) and row["not_finite"] == 0
+    samples[3] |= {"latent_mse": math.nan, "not_finite": 1.0}
+    row = summary(samples, seed=0)
+    assert math.isinf(row["latent_mse_largest"]) and row["latent_mse_p95"] == 9.0 and row["not_finite"] == 1
+    assert {COLUMNS[f"latent_mse{name}"] for name in ("", "_median", "_p95", "_largest")} == {
+        "latent MSE", "median", "95 %", "largest",
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Losing(ImplicitInverter):
+    """Reconstructs the first image of a batch as NaN."""
+
+    def reconstruct(self, inversion, predictor, schedule):
+        z = super().reconstruct(inversion, predictor, schedule)
+        return torch.cat([torch.full_like(z[:1], torch.nan), z[1:]])
+
+
+def test_an_image_that_is_lost_is_counted_and_costs_no_other(tmp_path):
+    methods = {"whole": ImplicitInverter(FixedPoint(2)), "losing": Losing(FixedPoint(2))}
+    task = InversionStudy(
+        source=Squares(), concepts="all", buckets=["tail"], model=tiny, clip=clip, classifier=judge(tmp_path / "judge"),
+        seed=0, run_dir=str(tmp_path / "run"), methods=methods, settings=[Setting(2)], images=3, batch_size=3,
+        reports=[], paper=[],
+    )  # fmt: skip
+    carried_out(task)
+    whole, losing = (next(row for row in rows(tmp_path / "run") if row["method"] == name) for name in methods)
+    assert (whole["not_finite"], losing["not_finite"]) == (0, 1)
+    assert losing["psnr"] is None and losing["latent_mse_largest"] is None and whole["psnr"] > 0
+    samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    kept = [samples[samples["method"] == name].sort_values("sample")["psnr"].to_numpy() for name in methods]
+    assert np.isnan(kept[1]).sum() == 1
+    assert kept[1][~np.isnan(kept[1])] == pytest.approx(kept[0][~np.isnan(kept[1])])
 
 
 def test_every_image_is_held_against_its_own_ceiling():
