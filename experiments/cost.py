@@ -148,12 +148,16 @@ def announce_cost(
         prompts: of a batch like those of the run.
         processes: that share the units.
     """
-    network = decoder = 0.0
-    if cost.forward:
-        predictor, t = model.predictor(prompts), model.schedule(1).timestep(0)
-        noise = model.noise(range(len(prompts)), 0)
-        with torch.no_grad():
-            network = timed(lambda: predictor(noise, t), lambda: synchronise(noise.device)) / len(prompts)
-            decoder = timed(lambda: model.decode(noise), lambda: synchronise(noise.device)) / len(prompts)
-    seconds = (cost.evaluations * network + cost.decoded * decoder) / processes
-    announce(units, cost.evaluations, seconds, unit=unit, done=done)
+    announce(units, cost.evaluations, seconds_of(cost, model, prompts) / processes, unit=unit, done=done)
+
+
+def seconds_of(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
+    """About how long ``model`` takes for ``cost``, from a few calls on noise in a batch of ``prompts``."""
+    if not cost.forward:
+        return 0.0
+    predictor, t = model.predictor(prompts), model.schedule(1).timestep(0)
+    noise = model.noise(range(len(prompts)), 0)
+    with torch.no_grad():
+        network = timed(lambda: predictor(noise, t), lambda: synchronise(noise.device)) / len(prompts)
+        decoder = timed(lambda: model.decode(noise), lambda: synchronise(noise.device)) / len(prompts)
+    return cost.evaluations * network + cost.decoded * decoder

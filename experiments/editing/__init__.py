@@ -1,4 +1,4 @@
-"""Editing as it is measured: a benchmark with masks in PIE-Bench's format, its reader and its backgrounds' scores."""
+"""Editing as it is measured: a benchmark with masks in PIE-Bench's format, its scores and the study of edits."""
 
 from experiments.editing.benchmark import BenchmarkEdit, read_benchmark
 from experiments.editing.scores import Background, background_scores

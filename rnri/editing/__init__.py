@@ -1,8 +1,23 @@
-"""Editing of an inverted image by its prompt, in any pipeline: its attention is changed while it runs, no more."""
+"""Editing of an image by its prompt: an inverted one's attention is changed while the pipeline runs, no more."""
 
 from rnri.editing.edit import Edited, edit
 from rnri.editing.injection import Injection
+from rnri.editing.latents import attention_edit, edit_latents
 from rnri.editing.prompt_to_prompt import PromptToPrompt
+from rnri.editing.without_inversion import Editor, FlowEdit, PseudoGuidance
 from rnri.editing.words import Alignment, Prompt, align
 
-__all__ = ["Alignment", "Edited", "Injection", "Prompt", "PromptToPrompt", "align", "edit"]
+__all__ = [
+    "Alignment",
+    "Edited",
+    "Editor",
+    "FlowEdit",
+    "Injection",
+    "Prompt",
+    "PromptToPrompt",
+    "PseudoGuidance",
+    "align",
+    "attention_edit",
+    "edit",
+    "edit_latents",
+]

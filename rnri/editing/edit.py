@@ -126,7 +126,7 @@ def edit(
     rows = [*range(len(sources)), *(k for k, texts in enumerate(edits) for _ in texts)]
     texts = [*sources, *(text for each in edits for text in each)]
     state = EditState(rows, steps=lambda: pipe.num_timesteps)
-    control = _control(family, how, state, texts, inversion)
+    control = control_of(family, how, state, texts, inversion.image_size)
     call = inversion.call
     call |= {"prompt": texts, "latents": inversion.latents[rows]}
     if "negative_prompt" in call:
@@ -152,10 +152,18 @@ class Control:
     after_step: Callable[[Tensor], Tensor] = lambda latents: latents
 
 
-def _control(
-    family: Family, how: PromptToPrompt | Injection | None, state: EditState, texts: Sequence[str], inversion: Seeds
+def control_of(
+    family: Family,
+    how: PromptToPrompt | Injection | None,
+    state: EditState,
+    texts: Sequence[str],
+    image_size: tuple[int, int],
 ) -> Control:
-    """ValueError where ``how`` does not fit the network, or names words that are absent."""
+    """How ``how`` (None: the family's default) acts on a batch of ``texts``, for images ``(H, W)``.
+
+    Raises:
+        ValueError: ``how`` does not fit the network, or names words that are absent.
+    """
     wanted = PromptToPrompt if isinstance(family, UNetFamily) else Injection
     how = wanted() if how is None else how
     if not isinstance(how, wanted):
@@ -164,22 +172,22 @@ def _control(
             f"{wanted.__name__}, or leave it out."
         )
     if isinstance(how, PromptToPrompt):
-        return _prompt_to_prompt(family, how, state, texts, inversion)
+        return _prompt_to_prompt(family, how, state, texts, image_size)
     processor = SD3InjectionProcessor if isinstance(family, SD3Family) else FluxInjectionProcessor
-    height, width = _latent_size(family, inversion)
+    height, width = _latent_size(family, image_size)
     patch = family.network.config.patch_size if isinstance(family, SD3Family) else family.patch
     return Control(processor(state, how, (height // patch) * (width // patch)))
 
 
 def _prompt_to_prompt(
-    family: Family, how: PromptToPrompt, state: EditState, texts: Sequence[str], inversion: Seeds
+    family: Family, how: PromptToPrompt, state: EditState, texts: Sequence[str], image_size: tuple[int, int]
 ) -> Control:
     tokenizer = family.pipeline.tokenizer or family.pipeline.tokenizer_2
     read = [Prompt.of(family.pipeline.maybe_convert_prompt(text, tokenizer), tokenizer) for text in texts]
     pairs = [(read[s], read[e]) for e, s in zip(state.edits.tolist(), state.sources.tolist(), strict=True)]
     words, maps = how.words(pairs), None
     if how.blend:
-        maps = WordMaps(how.blend_words(pairs, read), _latent_size(family, inversion))
+        maps = WordMaps(how.blend_words(pairs, read), _latent_size(family, image_size))
     processor = PromptToPromptProcessor(state, words, how.self_attention, maps)
 
     def blend(latents: Tensor) -> Tensor:
@@ -190,8 +198,8 @@ def _prompt_to_prompt(
     return Control(processor, blend)
 
 
-def _latent_size(family: Family, inversion: Seeds) -> tuple[int, int]:
-    height, width = inversion.image_size
+def _latent_size(family: Family, image_size: tuple[int, int]) -> tuple[int, int]:
+    height, width = image_size
     factor = 2 ** (len(family.pipeline.vae.config.block_out_channels) - 1)
     return height // factor, width // factor
 
