@@ -82,7 +82,12 @@ def broken(name: str, other: str) -> str | None:
         return None
     if there > here:
         return "arrows run from the higher floor to the lower"
-    if room(name) in EXPERIMENTS and here == there and (room(name), room(other)) not in BUILT_ON:
+    if (
+        top(name) == "experiments"
+        and room(name) in EXPERIMENTS
+        and here == there
+        and (room(name), room(other)) not in BUILT_ON
+    ):
         return "an experiment imports no other: what two need goes down a floor"
     return None
 
