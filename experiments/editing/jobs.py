@@ -155,9 +155,12 @@ def jobs(
 class JobData(Work):
     """The jobs that have no finished unit yet."""
 
-    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress) -> None:
-        super().__init__(jobs, progress)
+    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress, claims: Path) -> None:
+        super().__init__(jobs, progress, claims)
         self.stores = stores
 
     def done(self, unit: Job) -> bool:
         return self.stores[unit.unit].done(unit.key)
+
+    def claim(self, unit: Job) -> str:
+        return self.stores[unit.unit].claim(unit.key)

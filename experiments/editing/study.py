@@ -43,7 +43,7 @@ from experiments.results.images import keep_finite, lost_as_nan
 from experiments.results.progress import Progress, announce
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, numerics, synchronise
-from experiments.results.work import carry_out
+from experiments.results.work import SharedRun, carry_out
 from experiments.task import Networks as Loaded
 from rnri import Inversion, Inverter, LatentDiffusion
 from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit, edit_latents
@@ -172,7 +172,7 @@ class NetworkClock:
 
 
 @dataclass(kw_only=True)
-class EditingStudy:
+class EditingStudy(SharedRun):
     """The task behind ``experiment=editing``.
 
     Args:
@@ -285,8 +285,8 @@ class EditingStudy:
         self._announce(units, trainer.world_size)
         size = self.models[0].model.image_size
         module = EditingModule(self.networks, units, progress, size, self.kept_above)
-        carry_out(trainer, (module, JobData(self.jobs, units, progress)))
-        if not trainer.is_global_zero:
+        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims)))
+        if not self.writes_report(trainer):
             return 0.0
         found = [(job, *units[job.unit].read(job.key)) for job in self.jobs]
         rows = write_report(
