@@ -54,9 +54,10 @@ def serve(page: gr.Blocks, *, host: str, port: int, most_bytes: int) -> None:
     Raises:
         OSError: the port is taken.
     """
+    # Of a file that Gradio refuses it says no more than "Error": our own bound, which is lower, says why.
     page.launch(
-        server_name=host, server_port=port, share=False, max_file_size=4 * most_bytes,  # ours says why; this only stops the rest
-         show_error=True, quiet=True,
+        server_name=host, server_port=port, share=False, max_file_size=4 * most_bytes, show_error=True,
+        quiet=True,
         footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, prevent_thread_lock=True,
         css=CSS, head=KEYS, theme=gr.themes.Soft(),
     )  # fmt: skip
