@@ -21,13 +21,20 @@ CSS = """
 .examples .grid-wrap { overflow: hidden; padding-top: 2.2rem; min-height: 0 !important; height: auto !important; }
 .examples .grid-container { grid-template-columns: repeat(var(--grid-cols, 6), minmax(0, 1fr)) !important; }
 .examples .thumbnail-lg { min-width: 0; }
-@media (max-width: 480px) {
-  .gradio-container { padding: 8px !important; }
-  .gradio-container [role=tab] { padding: 0 8px !important; font-size: 14px !important; }
-}
 #edit-both { max-width: 460px; }
 #edit-both img { object-fit: contain !important; }
 """
+NARROW = """<style>
+@media (max-width: 480px) {
+  .gradio-container, .gradio-container .main, .gradio-container .wrap, .gradio-container .contain {
+    box-sizing: border-box; min-width: 0 !important; max-width: 100vw !important;
+  }
+  .gradio-container .main { padding: 8px !important; }
+  .gradio-container .tab-container { min-width: 0; overflow: hidden; }
+  .gradio-container [role=tab] { padding: 0 8px !important; font-size: 14px !important; }
+}
+</style>"""
+"""In the head: Gradio leaves media queries out of what it takes as ``css``."""
 CLEAN_EVERY, KEEP = 600, 3600
 """Seconds: how often uploads and pictures are cleaned up, and how long each is kept."""
 
@@ -59,7 +66,7 @@ def serve(page: gr.Blocks, *, host: str, port: int, most_bytes: int) -> None:
         server_name=host, server_port=port, share=False, max_file_size=4 * most_bytes, show_error=True,
         quiet=True,
         footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, prevent_thread_lock=True,
-        css=CSS, head=KEYS, theme=gr.themes.Soft(),
+        css=CSS, head=KEYS + NARROW, theme=gr.themes.Soft(),
     )  # fmt: skip
     print(f"The page is at http://{host}:{port}", flush=True)
     page.block_thread()
