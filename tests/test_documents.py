@@ -128,6 +128,7 @@ def test_arguments_of_a_module_are_its_own(command, monkeypatch, capsys):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     monkeypatch.setattr(sys, "argv", command.words[2:])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # put back afterwards: a command may set it for itself
     monkeypatch.delitem(sys.modules, command.words[2], raising=False)
     try:
         runpy.run_module(command.words[2], run_name="__main__")
@@ -162,7 +163,7 @@ def test_ci_uses_the_readme_s_commands():
 def test_extras_exist():
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {name for page in PAGES for name in re.findall(r"-e ['\"]\.\[(\w+)\]", page.read_text())}
-    assert {"app", "dev", "docs", "s3", "dask"} == named & set(extras) == named
+    assert {"app", "dev", "docs", "s3", "dask", "slurm"} == named & set(extras) == named
 
 
 def slugs(page: Path) -> set[str]:
