@@ -87,7 +87,9 @@ def method(name: str) -> Inverter:
 
 
 def single_latent_methods() -> list[str]:
-    return [name for name in sorted(path.stem for path in METHODS.glob("*.yaml")) if method(name).single_latent]
+    """Those of configs/method; editors, which invert nothing, have no latent."""
+    names = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    return [name for name in names if getattr(method(name), "single_latent", False)]
 
 
 def measure(case: Case) -> dict[str, float]:
