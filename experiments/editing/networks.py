@@ -142,7 +142,7 @@ def _weights(path: str) -> dict[str, Tensor]:
 
 
 def judge_lpips(judge: Classifier, sha: str) -> Distance:
-    """LPIPS without learned weights, on the judge's features (:func:`experiments.judges.perceptual_distance`)."""
+    """LPIPS without learned weights, on the judge's features (``perceptual_distance``)."""
     return Distance(
         "the judge's features, without learned weights",
         sha,

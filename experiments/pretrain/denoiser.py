@@ -162,7 +162,7 @@ class Prompts(Dataset):
         return self.prompts[index]
 
 
-class Denoiser(LightningModule):
+class DenoiserTraining(LightningModule):
     """Noise prediction with min-SNR weights (Hang et al. 2023, gamma = 5), which converges several times sooner."""
 
     def __init__(
@@ -232,7 +232,7 @@ class PretrainDenoiser:
         pipeline = self.pipeline
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         data = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache)
-        module = Denoiser(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
+        module = DenoiserTraining(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
         fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size, self.seed))
         save_pipeline(pipeline, self.output)
         report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})

@@ -18,6 +18,7 @@ from rnri.editing.state import EditState
 from rnri.editing.words import Prompt, align
 
 Share = Annotated[float, Ge(0), Le(1)]
+Weight = Annotated[float, Ge(-100), Le(100)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PromptToPrompt:
     cross: Share = 0.4
     self_attention: Share = 0.4
     substitutes: bool = True
-    weights: Mapping[Name, float] = field(default_factory=dict)
+    weights: Mapping[Name, Weight] = field(default_factory=dict)
     schedules: Mapping[Name, Share] = field(default_factory=dict)
     blend: Sequence[Name] = ()
     blend_from: Share = 0.2

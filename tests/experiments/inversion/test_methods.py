@@ -13,7 +13,8 @@ from rnri import ImplicitInverter, LatentDiffusion, check_schedule
 from rnri.baselines import UniInv
 
 FLOW = {"fireflow", "midpoint", "rf_inversion", "rf_solver"}  # which need a flow-matching model
-METHODS = sorted({path.stem for path in Path("configs/method").glob("*.yaml")} - FLOW)
+EDITORS = {"flow_edit", "pseudo_guidance"}  # which edit without an inversion
+METHODS = sorted({path.stem for path in Path("configs/method").glob("*.yaml")} - FLOW - EDITORS)
 EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits"}
 LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # without guidance there is nothing to optimise or to cancel
 
