@@ -17,6 +17,7 @@ from seedselect import ClipFeatures, SeedSelect
 
 FEW, MANY = 4, 20
 """Steps of a distilled model and of others, where none are given."""
+UNDISTILLED = 2.0  # guidance from which on a model is none that is distilled
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Studio:
 
 
 def default_steps(default_guidance: float) -> int:
-    """Few for a model that is distilled, which has guidance 1."""
-    return FEW if default_guidance == 1 else MANY
+    """Few for a model that is distilled, whose guidance is 1 or near it."""
+    return FEW if default_guidance < UNDISTILLED else MANY
 
 
 def chosen_device(name: str) -> str:

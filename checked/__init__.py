@@ -12,6 +12,7 @@ from checked.types import (
     OpenFraction,
     Positive,
     Seed,
+    Share,
     Whole,
     distinct,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Positive",
     "Seed",
     "SettingError",
+    "Share",
     "Whole",
     "dataclass",
     "distinct",

@@ -22,6 +22,8 @@ NotNegative = Annotated[float, Ge(0)]
 """At least 0."""
 Fraction = Annotated[float, Gt(0), Le(1)]
 """Above 0, at most 1."""
+Share = Annotated[float, Ge(0), Le(1)]
+"""From 0 to 1."""
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
 """Above 0, below 1."""
 Guidance = Annotated[

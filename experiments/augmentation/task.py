@@ -25,27 +25,17 @@ from experiments.results.files import digest
 from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, content_hash
-from experiments.results.work import Stage, Work, carry_out
+from experiments.results.work import Stage, carry_out
 
 REAL_ONLY = "references only"
 
 
-class Trainings(Work):
+class Trainings(StoredWork):
     """The trainings that are not on disk yet: a method and a number each."""
 
-    def __init__(
-        self, jobs: Sequence[tuple[str, int]], stores: Mapping[str, UnitStore], progress: Progress, claims: Path
-    ) -> None:
-        super().__init__(jobs, progress, claims)
-        self.stores = stores
-
-    def done(self, unit: tuple[str, int]) -> bool:
+    def address(self, unit: tuple[str, int]) -> tuple[str, str]:
         name, k = unit
-        return self.stores[name].done(str(k))
-
-    def claim(self, unit: tuple[str, int]) -> str:
-        name, k = unit
-        return self.stores[name].claim(str(k))
+        return name, str(k)
 
 
 class TrainingModule(LightningModule):

@@ -11,9 +11,7 @@ from pathlib import Path
 from checked import Count
 from experiments.cost import Cost, evaluations_a_step, rows_of
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
-from experiments.results.progress import Progress
-from experiments.results.store import UnitStore
-from experiments.results.work import Work
+from experiments.results.work import StoredWork
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit
 
@@ -152,15 +150,8 @@ def jobs(
     return found, left_out
 
 
-class JobData(Work):
+class JobData(StoredWork):
     """The jobs that have no finished unit yet."""
 
-    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress, claims: Path) -> None:
-        super().__init__(jobs, progress, claims)
-        self.stores = stores
-
-    def done(self, unit: Job) -> bool:
-        return self.stores[unit.unit].done(unit.key)
-
-    def claim(self, unit: Job) -> str:
-        return self.stores[unit.unit].claim(unit.key)
+    def address(self, unit: Job) -> tuple[str, str]:
+        return unit.unit, unit.key

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -21,9 +20,8 @@ from experiments.cost import Cost, evaluations_a_step, rows_of
 from experiments.data.captions import Captioned
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.results.progress import Progress
-from experiments.results.store import UnitStore, content_hash
-from experiments.results.work import Work
+from experiments.results.store import content_hash
+from experiments.results.work import StoredWork
 from rnri import ImplicitInverter, Inverter, PromptAware
 from rnri.baselines import Midpoint
 
@@ -243,18 +241,11 @@ def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
     return methods[name]
 
 
-class JobData(Work):
+class JobData(StoredWork):
     """The jobs that have no finished unit yet."""
 
-    def __init__(self, jobs: Sequence[Job], stores: Mapping[str, UnitStore], progress: Progress, claims: Path) -> None:
-        super().__init__(jobs, progress, claims)
-        self.stores = stores
-
-    def done(self, unit: Job) -> bool:
-        return self.stores[unit_name(unit)].done(unit.key)
-
-    def claim(self, unit: Job) -> str:
-        return self.stores[unit_name(unit)].claim(unit.key)
+    def address(self, unit: Job) -> tuple[str, str]:
+        return unit_name(unit), unit.key
 
 
 def unit_name(job: Job) -> str:

@@ -289,7 +289,7 @@ class InversionStudy(ConceptTask):
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
         announce_cost(
             sum((job.cost for job in pending), Cost()), len(self.jobs), len(self.jobs) - len(pending), "batch",
-            model=self.networks.model, prompts=[image.prompt for image in self.jobs[0].images], processes=processes,
+            model=self.networks.model, prompts=self.prompts(), processes=processes,
         )  # fmt: skip
 
     def units(self) -> dict[str, UnitStore]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le, MinLen
+from annotated_types import MinLen
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from checked import Count, Name, NotNegative, Seed, dataclass
+from checked import Count, Name, NotNegative, Seed, Share, dataclass
 from experiments.data.augment import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
 from experiments.pretrain.fitting import (
@@ -214,8 +214,8 @@ class PretrainDenoiser:
     output: Name
     batch_size: Count
     lr: NotNegative  # 0 leaves the weights as they are
-    decay_from: Annotated[float, Ge(0), Le(1)]
-    drop_caption: Annotated[float, Ge(0), Le(1)]
+    decay_from: Share
+    drop_caption: Share
     channels: Annotated[Sequence[Count], MinLen(1)]
     text_width: Count
     text_layers: Count

@@ -31,7 +31,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from checked import Count, Guidance, Name, NotNegative, Positive, dataclass
+from checked import Count, Guidance, Name, NotNegative, Positive, Share, dataclass
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
 from experiments.pretrain.distilling import EMPTY, EncodedCaptions, Kept, text_states
@@ -387,8 +387,8 @@ class PretrainFlow:
     pictures: Count | None
     batch_size: Count
     lr: NotNegative  # 0 leaves the weights as they are
-    decay_from: Annotated[float, Ge(0), Le(1)]
-    drop_caption: Annotated[float, Ge(0), Le(1)]
+    decay_from: Share
+    drop_caption: Share
     logit_mean: Annotated[float, Ge(-10), Le(10)]
     logit_spread: Positive
     reuse: Count

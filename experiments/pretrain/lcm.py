@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le, Len, MinLen
+from annotated_types import Len, MinLen
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
 from torch import Tensor
 
-from checked import Count, Guidance, Name, NotNegative, dataclass
+from checked import Count, Guidance, Name, NotNegative, Share, dataclass
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
 from experiments.pretrain.distilling import EncodedCaptions, Kept, text_states
@@ -233,7 +233,7 @@ class PretrainLcm:
         Sequence[Guidance], Len(2, 2), Field(description="a list of two numbers of at least 1, the lower one first")
     ]
     reuse: Count
-    target_decay: Annotated[float, Ge(0), Le(1)]
+    target_decay: Share
     prompts: Annotated[Sequence[Name], MinLen(1)]
     judge: Judge | None
     judged_guidance: Annotated[Sequence[Guidance], MinLen(1)]

@@ -16,7 +16,7 @@ from experiments.rare_concepts.inversion_stage import InversionStage, Seeds
 from experiments.results.images import are_finite
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore
-from experiments.results.work import Work
+from experiments.results.work import StoredWork
 
 Unit = tuple[str, Concept]
 """An arm's name and a concept: what one file of results is about."""
@@ -52,7 +52,7 @@ class ConceptBatch:
         )
 
 
-class ConceptData(Work):
+class ConceptData(StoredWork):
     """Batches of the concepts that have no finished unit yet under one of the arms, arm by arm.
 
     Inverting the references is a transform of the data, done after they are on the device.
@@ -69,20 +69,16 @@ class ConceptData(Work):
         batch_size: int,
         references: int,
     ) -> None:
-        super().__init__(list(product(stores, concepts)), progress, claims)
-        self.stores, self.stages = stores, stages
+        super().__init__(list(product(stores, concepts)), stores, progress, claims)
+        self.stages = stages
         self.batch_size, self.references = batch_size, references
         self._arm: str | None = None
         self._all: Counter[str] = Counter()
         self._pending: Counter[str] = Counter()
 
-    def done(self, unit: Unit) -> bool:
+    def address(self, unit: Unit) -> tuple[str, str]:
         arm, concept = unit
-        return self.stores[arm].done(concept.key)
-
-    def claim(self, unit: Unit) -> str:
-        arm, concept = unit
-        return self.stores[arm].claim(concept.key)
+        return arm, concept.key
 
     def groups(self, units: list[Unit]) -> list[list[Unit]]:
         found = []

@@ -119,7 +119,7 @@ class RareConcepts(ConceptTask):
             cost += arm.cost(self.steps, self.samples, self.references).times(len(self.chosen) - finished)
         announce_cost(
             cost, len(self.arms) * len(self.chosen), done, "unit", model=self.networks.model, processes=processes,
-            prompts=[concept.prompt for concept in self.chosen[: self.concepts_per_batch]] * self.samples,
+            prompts=self.prompts(),
         )  # fmt: skip
 
     def plan(self) -> list[Planned]:

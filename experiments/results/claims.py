@@ -165,9 +165,8 @@ class Claims:
         path = self._beats / self.me.id
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                self.me.said
-            )  # a write, for some servers set the time of a mere touch by the client's clock
+            # A write: some servers set the time of a mere touch by the client's clock.
+            path.write_text(self.me.said)
             return path.stat().st_mtime
         except OSError as error:
             raise CannotWrite(f"{path} cannot be written ({error.strerror}): choose another run_dir.") from error

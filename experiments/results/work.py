@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from experiments.results.claims import Claims
 from experiments.results.files import CannotWrite
 from experiments.results.images import NotFinite
 from experiments.results.progress import Progress
+from experiments.results.store import UnitStore
 
 Stage = tuple[LightningModule, "Work"]
 """A module whose ``predict_step`` writes units, and the units."""
@@ -69,11 +69,8 @@ class Work(LightningDataModule):
         raise NotImplementedError
 
     def claim(self, unit: Any) -> str:
-        """The name by which it is claimed: no other unit's, whatever the settings of other runs of the folder.
-
-        Of a unit with a ``unit``, what has one folder of units, and a ``key`` in it, a hash of both.
-        """
-        return hashlib.sha256(f"{unit.unit}\n{unit.key}".encode()).hexdigest()[:40]
+        """The name by which it is claimed: no other unit's, whatever the settings of other runs of the folder."""
+        raise NotImplementedError
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
         """``units`` in groups that one step computes; each by itself unless a subclass knows better."""
@@ -145,6 +142,32 @@ class Work(LightningDataModule):
             elif not own:
                 break  # the group is another's, who is claiming the rest of it
         return own
+
+
+class StoredWork(Work):
+    """Units in several stores; a subclass says by ``address`` where each lies.
+
+    Args:
+        stores: by name.
+    """
+
+    def __init__(
+        self, units: Sequence[Any], stores: Mapping[str, UnitStore], progress: Progress, claims: str | Path
+    ) -> None:
+        super().__init__(units, progress, claims)
+        self.stores = stores
+
+    def address(self, unit: Any) -> tuple[str, str]:
+        """The name of a unit's store, and its own in it."""
+        raise NotImplementedError
+
+    def done(self, unit: Any) -> bool:
+        store, name = self.address(unit)
+        return self.stores[store].done(name)
+
+    def claim(self, unit: Any) -> str:
+        store, name = self.address(unit)
+        return self.stores[store].claim(name)
 
 
 class Shared:

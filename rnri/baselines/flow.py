@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from annotated_types import Ge, Le
 from torch import Tensor
 
-from checked import Seed, dataclass
+from checked import Seed, Share, dataclass
 from rnri.baselines.common import evenly, inversion
 from rnri.baselines.stochastic import draw_noise
 from rnri.inversion import Inversion
@@ -17,8 +16,6 @@ from rnri.models.midpoint import check_velocity, label
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
-
-Share = Annotated[float, Ge(0), Le(1)]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from checked import dataclass
+from checked import Share, dataclass
 from rnri.editing.operators import attention, taking
-from rnri.editing.prompt_to_prompt import Share
 from rnri.editing.state import EditState
 
 

@@ -11,13 +11,12 @@ from annotated_types import Ge, Le
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from checked import Name, OpenFraction, dataclass
+from checked import Name, OpenFraction, Share, dataclass
 from rnri.editing.blend import WordMaps
 from rnri.editing.operators import attended, attention, with_source_maps, with_source_words
 from rnri.editing.state import EditState
 from rnri.editing.words import Prompt, align
 
-Share = Annotated[float, Ge(0), Le(1)]
 Weight = Annotated[float, Ge(-100), Le(100)]
 
 
