@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Selection:
         iterations: ``int64 [B]``, updates made.
         converged: ``bool [B]``, left because the loss no longer fell.
         seconds: ``float64 [B]``, wall time until the sample left; the samples at work share an iteration's time.
+        forwards, backwards: ``int64 [B]``, samplings that were run, and how many of them were differentiated.
     """
 
     seed: Tensor
@@ -31,6 +32,19 @@ class Selection:
     iterations: Tensor
     converged: Tensor
     seconds: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    def then(self, later: Selection) -> Selection:
+        """What ``later``, which went on from these seeds, has come to, with the losses, time and cost of both."""
+        return replace(
+            later,
+            initial_loss=self.initial_loss,
+            trace=torch.cat([self.trace, later.trace]),
+            seconds=self.seconds + later.seconds,
+            forwards=self.forwards + later.forwards,
+            backwards=self.backwards + later.backwards,
+        )
 
 
 class Book:
@@ -67,7 +81,9 @@ class Book:
             going &= ~settled
         return going
 
-    def selection(self) -> Selection:
+    def selection(self, forwards: Tensor | int = 0, backwards: Tensor | int = 0) -> Selection:
+        counts = (torch.zeros(len(self.best), dtype=torch.int64) + count for count in (forwards, backwards))
         return Selection(
-            self.seed, self.latent, self.best, self.trace[0], self.trace, self.iterations, self.converged, self.seconds
-        )
+            self.seed, self.latent, self.best, self.trace[0], self.trace, self.iterations, self.converged, self.seconds,
+            *counts,
+        )  # fmt: skip

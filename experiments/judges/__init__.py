@@ -10,6 +10,7 @@ from experiments.judges.metrics import (
     roc_auc,
     ssim,
 )
+from experiments.judges.variety import perceptual_vectors, precision_recall, resemblance, vendi_score
 
 __all__ = [
     "Classifier",
@@ -18,7 +19,11 @@ __all__ = [
     "kernel_distance",
     "load_classifier",
     "perceptual_distance",
+    "perceptual_vectors",
+    "precision_recall",
     "psnr",
+    "resemblance",
     "roc_auc",
     "ssim",
+    "vendi_score",
 ]
