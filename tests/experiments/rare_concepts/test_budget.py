@@ -10,12 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from experiments.command.checks import check
 from experiments.rare_concepts.arm import Arm, around_centroid, near_references
 from experiments.rare_concepts.budget import Budget
 from experiments.results.settings import describe
-from nao import centroid_seeds
+from nao import centroid_seeds, norm_penalty
 from rnri import FixedPoint, ImplicitInverter
-from seedselect import BestOf, Search, SeedSelect
+from seedselect import BestOf, Made, Search, SeedSelect, Targets
 from tests.experiments.small import Squares, carried_out, clip, judge, tiny
 
 INVERTER = ImplicitInverter(FixedPoint(2))
@@ -48,8 +49,8 @@ def run(tmp_path_factory) -> Budget:
             seed=0,
             run_dir=str(folder / "run"),
             checkpoint=False,
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
 
 
 def test_rows_say_what_every_method_cost_and_came_to(run):
@@ -76,7 +77,7 @@ def test_a_best_of_is_as_good_as_its_first_seed_alone_or_better(run):
 
 
 def test_an_arm_without_a_budget_in_its_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="task.arms names 'plain': call an arm METHOD_BUDGET"):
+    with pytest.raises(ValueError, match=r"task\.arms names 'plain': call an arm METHOD_BUDGET"):
         Budget(
             source=Squares(), concepts="all", buckets=["tail"], model=tiny, clip=clip, classifier=str(tmp_path),
             arms={"plain": Arm(1.0)}, steps=2, samples=2, references=2, concepts_per_batch=3, seed=0,
@@ -98,9 +99,23 @@ def test_the_config_has_arms_of_about_their_budgets():
         config = compose("train", ["experiment=budget"])
     arms = instantiate(config.task.arms, _convert_="all")
     for name, arm in arms.items():
-        method, _, budget = name.rpartition("_")
+        budget = name.rpartition("_")[2]
         forwards, backwards = arm.select.runs if arm.select else (1, 0)
         cost = arm.evaluations(config.task.steps, torch.tensor(forwards), torch.tensor(backwards)).item()
         assert 0.9 * int(budget) <= cost <= 1.25 * int(budget) or name == "random_10"
     descriptions = [describe(arm) for arm in arms.values()]
     assert all(a != b for k, a in enumerate(descriptions) for b in descriptions[:k])
+
+
+def test_reno_is_seedselect_by_rewards_of_text():
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        config = compose("train", ["experiment=reno"])
+    check(config)
+    arm = instantiate(config.task.arms, _convert_="all")["reno"]
+    assert arm.inverter is None and arm.select.runs == (51, 50) and describe(arm)["select"]["gradient"]
+    clip_features = clip(device="cpu")
+    seeds, prompts = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ["a camel", "an owl"]
+    targets = Targets(torch.zeros(2, 1), torch.zeros(2, 1), clip_features.text(prompts), prompts)
+    made = Made(seeds, [seeds], targets, torch.sigmoid, clip_features)
+    text = (clip_features(torch.sigmoid(seeds)) * targets.text).sum(-1)
+    torch.testing.assert_close(arm.select.loss_of(made), -text + 0.01 * norm_penalty(seeds))
