@@ -33,7 +33,7 @@ class ConceptClassifier(LightningModule):
         self.classifier, self.frozen = classifier, tuple(frozen)
         self.lr, self.steps, self.body_lr = lr, steps, body_lr or lr
         for part in self._frozen():
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()  # Lightning leaves modules in the mode that it finds
 
     def _frozen(self) -> list[nn.Module]:
         return [self.classifier.network.get_submodule(name) for name in self.frozen]

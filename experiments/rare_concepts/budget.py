@@ -55,11 +55,7 @@ class Budget(RareConcepts):
             method, _, budget = name.rpartition("_")
             evaluations = mean(record.get("evaluations") for record in images.records)
             rows.append(row | {"method": method, "budget": int(budget), "evaluations": evaluations})
-        lines = [
-            {**row, **shares_shown(row), "accuracy_%": tables.percent(row, "accuracy"),
-             "evaluations": round(row["evaluations"])}
-            for row in rows
-        ]  # fmt: skip
+        lines = [{**row, **shares_shown(row), "accuracy_%": tables.percent(row, "accuracy")} for row in rows]
         table = f"{tables.markdown_table(lines, COLUMNS)}\n{NOTE}"
         if lost := lost_samples(judged):
             table += f"\n{lost}"
