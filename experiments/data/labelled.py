@@ -48,11 +48,11 @@ class LabelledDrawings:
 
     Args:
         folder: the built corpus.
-        by: what a group is: a ``split`` (corpus, reference, fid), or a ``designer``.
+        by: what a group is: a ``designer``, or a ``split`` (corpus, reference, fid).
     """
 
     folder: Name
-    by: Literal["split", "designer"] = "split"
+    by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
     workers: Whole = field(init=False, default=0)  # all is in memory

@@ -85,7 +85,7 @@ def test_a_training_starts_from_the_weights_in_a_file_and_leaves_frozen_parts_al
 def test_a_start_of_another_network_is_refused(root):
     network = timm.create_model("resnet10t", num_classes=7)
     torch.save(network.state_dict(), root / "start.pth")
-    assert "not in order the" in refused(root, f"task.start={root}/start.pth")
+    assert "not in order the" in refused(root, f"task.start={root}/start.pth", "task.architecture=resnet18")
     assert "cannot be read as weights" in refused(root, f"task.start={root}/none.pth")
     assert "task.frozen names 'conv2', no part of" in refused(root, "task.frozen=[conv2]")
 
@@ -130,7 +130,7 @@ def test_images_of_folders_are_seen_in_a_mirror_when_they_are_to_change(root):
 
 
 def test_drawings_are_left_out_by_split():
-    images = LabelledDrawings("assets/emoji")
+    images = LabelledDrawings("assets/emoji", by="split")
     images.prepare(64)
     assert images.groups == ["corpus", "fid", "reference"] and not images.lacking(["corpus"])
     counts = [len(images.pictures([group], changed=False)) for group in images.groups]
@@ -138,7 +138,7 @@ def test_drawings_are_left_out_by_split():
 
 
 def test_drawings_are_left_out_by_designer():
-    images = LabelledDrawings("assets/emoji", by="designer")
+    images = LabelledDrawings("assets/emoji")
     images.prepare(64)
     assert len(images.labels) == 320 and len(images.groups) == 9
     assert not images.lacking(images.groups) and images.lacking(["fxemoji"])
