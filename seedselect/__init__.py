@@ -3,6 +3,25 @@
 from seedselect.book import Selection
 from seedselect.features import ClipFeatures
 from seedselect.losses import appearance_loss, semantic_loss
-from seedselect.select import Iteration, SeedSelect, Targets
+from seedselect.rewards import ClipReward, Made, Reward, Targets, of_images, of_latents, of_seeds, text_similarity
+from seedselect.search import BestOf, Search
+from seedselect.select import Iteration, SeedSelect
 
-__all__ = ["ClipFeatures", "Iteration", "SeedSelect", "Selection", "Targets", "appearance_loss", "semantic_loss"]
+__all__ = [
+    "BestOf",
+    "ClipFeatures",
+    "ClipReward",
+    "Iteration",
+    "Made",
+    "Reward",
+    "Search",
+    "SeedSelect",
+    "Selection",
+    "Targets",
+    "appearance_loss",
+    "of_images",
+    "of_latents",
+    "of_seeds",
+    "semantic_loss",
+    "text_similarity",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Selection:
         iterations: ``int64 [B]``, updates made.
         converged: ``bool [B]``, left because the loss no longer fell.
         seconds: ``float64 [B]``, wall time until the sample left; the samples at work share an iteration's time.
+        forwards, backwards: ``int64 [B]``, samplings that were run, and how many of them were differentiated.
     """
 
     seed: Tensor
@@ -31,6 +32,19 @@ class Selection:
     iterations: Tensor
     converged: Tensor
     seconds: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    def then(self, later: Selection) -> Selection:
+        """What ``later``, which went on from these seeds, has come to, with the losses, time and cost of both."""
+        return replace(
+            later,
+            initial_loss=self.initial_loss,
+            trace=torch.cat([self.trace, later.trace]),
+            seconds=self.seconds + later.seconds,
+            forwards=self.forwards + later.forwards,
+            backwards=self.backwards + later.backwards,
+        )
 
 
 class Book:
@@ -46,9 +60,12 @@ class Book:
         self.iterations = torch.zeros(batch, dtype=torch.int64)
         self.converged = torch.zeros(batch, dtype=torch.bool)
         self.seconds = torch.zeros(batch, dtype=torch.float64)
+        self.forwards, self.backwards = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
         self.clock = time.perf_counter()
 
-    def record(self, k: int, rows: Tensor, z: Tensor, latent: Tensor, loss: Tensor) -> Tensor:
+    def record(
+        self, k: int, rows: Tensor, z: Tensor, latent: Tensor, loss: Tensor, *, differentiated: bool = False
+    ) -> Tensor:
         """Books iteration ``k`` of the samples ``rows``; True for those that go on."""
         loss = loss.cpu().double()  # waits for the device, so that the clock has seen its work
         now = time.perf_counter()
@@ -56,6 +73,8 @@ class Book:
         self.clock = now
         self.trace[k, rows] = loss
         self.iterations[rows] = k
+        self.forwards[rows] += 1
+        self.backwards[rows] += differentiated
         better = loss < self.best[rows]  # False for NaN
         self.seed[rows[better]], self.latent[rows[better]] = z[better], latent[better].to(self.latent.dtype)
         self.best[rows[better]] = loss[better]
@@ -69,5 +88,6 @@ class Book:
 
     def selection(self) -> Selection:
         return Selection(
-            self.seed, self.latent, self.best, self.trace[0], self.trace, self.iterations, self.converged, self.seconds
-        )
+            self.seed, self.latent, self.best, self.trace[0], self.trace, self.iterations, self.converged, self.seconds,
+            self.forwards, self.backwards,
+        )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import MinLen
@@ -14,24 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from checked import Count, NotNegative, SettingError, Whole, dataclass
 from seedselect.book import Book, Selection
-from seedselect.losses import appearance_loss, semantic_loss
+from seedselect.gradients import unchanged
+from seedselect.rewards import Made, Reward, Targets, appearance, likeness
 
 Trajectory = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """``(seeds [b, C, h, w], rows [b]) -> latents``: sampling of the samples ``rows``, its last latents, cleanest last."""
 
 AUTHORS_OPTIMISER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
 AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Targets:
-    """What each sample shall come to resemble: mean reference feature ``[B, D]`` and mean latent ``[B, C, h, w]``."""
-
-    features: Tensor
-    latent: Tensor
-
-    def select(self, rows: Tensor) -> Targets:
-        return Targets(self.features[rows], self.latent[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +59,9 @@ class SeedSelect:
             that samples neither wait for nor influence one another.
         schedule: makes its learning-rate schedule, which advances by one an iteration.
         semantic_weight, appearance_weight: of the two losses.
+        rewards: pairs of a reward and its weight, in place of the two losses (:mod:`seedselect.rewards`): the loss is
+            their weighted sum with the other sign.
+        gradient: what is done to the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: of the semantic loss at the last steps of sampling, the cleanest last.
         norm: ``free``, or ``keep`` to bring the seed back to its initial norm after each update.
         penalty: of seeds ``[b, C, h, w]``, one value each, not below zero, differentiable; such as
@@ -88,9 +82,20 @@ class SeedSelect:
     penalty_weight: NotNegative = 1.0
     patience: Whole = 0
     improvement: NotNegative = 0.01
+    rewards: Annotated[Sequence[Sequence[Any]], MinLen(1)] | None = None
+    gradient: Callable[[Tensor, Tensor], Tensor] = unchanged
+    candidates: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         self._make_optimiser([torch.zeros(1)])
+        for pair in () if self.rewards is None else self.rewards:
+            if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
+                raise SettingError("rewards", f" holds {pair!r}: give pairs of a reward and its weight, a number.")
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """Samplings and derivatives of a sample, at most."""
+        return self.iterations + 1, self.iterations
 
     def with_steps(self, steps: int) -> SeedSelect:
         """Itself, or where sampling has fewer ``steps`` than there are step weights, with the last of these.
@@ -116,8 +121,12 @@ class SeedSelect:
         features: Callable[[Tensor], Tensor],
         targets: Targets,
         on_iteration: Callable[[int, Tensor], None] = lambda iteration, loss: None,
+        noise: Callable[[int], Tensor] | None = None,
     ) -> Selection:
-        """Optimises ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work."""
+        """Optimises ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work.
+
+        ``noise`` is what a search draws from (:class:`seedselect.search.Search`); an optimisation needs none.
+        """
         found = Book(seeds.detach(), self.iterations, self.patience, self.improvement).selection()
         walk = self.iterate(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets)
         for iteration in walk:
@@ -146,9 +155,9 @@ class SeedSelect:
             with torch.enable_grad():
                 here, places = z[rows].requires_grad_(not last), rows.to(z.device)
                 latents = trajectory(here, places)
-                loss = self.loss(here, latents, decode, features, targets.select(places))
-                gradient = None if last else torch.autograd.grad(loss.sum(), here)[0]
-            going = book.record(k, rows, here.detach(), latents[-1].detach(), loss.detach())
+                loss = self.loss_of(Made(here, latents, targets.select(places), decode, features))
+                gradient = None if last else self.gradient(torch.autograd.grad(loss.sum(), here)[0], here.detach())
+            going = book.record(k, rows, here.detach(), latents[-1].detach(), loss.detach(), differentiated=not last)
             yield Iteration(k, rows, loss.detach(), latents[-1].detach(), book.selection())
             if gradient is None or not going.any():
                 return
@@ -169,13 +178,19 @@ class SeedSelect:
         features: Callable[[Tensor], Tensor],
         targets: Targets,
     ) -> Tensor:
-        """The weighted sum of both losses and the penalty: ``[B]``."""
-        semantic = semantic_loss(
-            latents[-len(self.step_weights) :], targets.features, self.step_weights, decode, features
-        )
-        appearance = appearance_loss(latents[-1], targets.latent)
-        penalty = self.penalty_weight * self.penalty(seeds)
-        return self.semantic_weight * semantic + self.appearance_weight * appearance + penalty
+        """The loss of seeds and the latents that they have led to: ``[B]``."""
+        return self.loss_of(Made(seeds, latents, targets, decode, features))
+
+    def loss_of(self, made: Made) -> Tensor:
+        """The weighted sum of both losses, or of the rewards in their place, and the penalty: ``[B]``."""
+        losses = [-(weight * reward(made)) for reward, weight in self._rewards()]
+        return sum([*losses[1:], self.penalty_weight * self.penalty(made.seeds)], start=losses[0])
+
+    def _rewards(self) -> Sequence[tuple[Reward, float]]:
+        if self.rewards is not None:
+            return [(reward, weight) for reward, weight in self.rewards]
+        semantic = partial(likeness, step_weights=self.step_weights)
+        return [(semantic, self.semantic_weight), (appearance, self.appearance_weight)]
 
     def _make_optimiser(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
         optimiser = _made("optimiser", self.optimiser, parameters)

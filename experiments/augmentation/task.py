@@ -25,7 +25,7 @@ from experiments.results.files import digest
 from experiments.results.progress import Progress
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, content_hash
-from experiments.results.work import Stage, carry_out
+from experiments.results.work import Stage, StoredWork, carry_out
 
 REAL_ONLY = "references only"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,13 +44,15 @@ class LabelledImages(Protocol):
 
 @dataclass
 class LabelledDrawings:
-    """Every drawing of the embedded corpus; a group is a designer.
+    """Every drawing of the embedded corpus.
 
     Args:
         folder: the built corpus.
+        by: what a group is: a ``designer``, or a ``split`` (corpus, reference, fid).
     """
 
     folder: Name
+    by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
     workers: Whole = field(init=False, default=0)  # all is in memory
@@ -60,7 +62,7 @@ class LabelledDrawings:
         self._drawings = Drawings(self.folder, ("corpus", "reference", "fid"))
         names = {row["concept_id"]: row["concept"] for row in self._drawings.rows}
         self.labels = [names[k] for k in sorted(names)]
-        self.groups = sorted({row["designer"] for row in self._drawings.rows})
+        self.groups = sorted({row[self.by] for row in self._drawings.rows})
 
     def lacking(self, groups: Sequence[str]) -> list[str]:
         shown = {row["concept"] for row in self._rows(groups)}
@@ -70,7 +72,7 @@ class LabelledDrawings:
         return AugmentedDrawings(self._drawings.only(self._rows(groups)), AUGMENTATIONS if changed else 1)
 
     def _rows(self, groups: Sequence[str]) -> list[dict]:
-        return [row for row in self._drawings.rows if row["designer"] in groups]
+        return [row for row in self._drawings.rows if row[self.by] in groups]
 
 
 @dataclass

@@ -11,6 +11,7 @@ from experiments.judges.metrics import (
     roc_auc,
     ssim,
 )
+from experiments.judges.variety import perceptual_vectors, precision_recall, resemblance, vendi_score
 
 __all__ = [
     "Classifier",
@@ -21,7 +22,11 @@ __all__ = [
     "load_classifier",
     "load_inception",
     "perceptual_distance",
+    "perceptual_vectors",
+    "precision_recall",
     "psnr",
+    "resemblance",
     "roc_auc",
     "ssim",
+    "vendi_score",
 ]

@@ -1,14 +1,15 @@
-"""Trains a judge, first without some groups of images to measure it, then on all of them."""
+"""Trains a judge, and measures it on the groups of images that it has not seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated
 
 import timm
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -20,12 +21,33 @@ from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, las
 
 
 class ConceptClassifier(LightningModule):
-    """Cross-entropy with smoothed labels and mix-up; every concept has about as many drawings as any other."""
+    """Cross-entropy with smoothed labels and mix-up; every concept has about as many drawings as any other.
 
-    def __init__(self, classifier: Classifier, lr: float, steps: int) -> None:
+    The head learns at ``lr``, the rest at ``body_lr``, the parts ``frozen`` of the network not at all.
+    """
+
+    def __init__(
+        self, classifier: Classifier, lr: float, steps: int, body_lr: float | None = None, frozen: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self.classifier = classifier
-        self.lr, self.steps = lr, steps
+        self.classifier, self.frozen = classifier, tuple(frozen)
+        self.lr, self.steps, self.body_lr = lr, steps, body_lr or lr
+        for part in self._frozen():
+            part.requires_grad_(False).eval()  # Lightning leaves modules in the mode that it finds
+
+    def _frozen(self) -> list[nn.Module]:
+        return [self.classifier.network.get_submodule(name) for name in self.frozen]
+
+    def train(self, mode: bool = True) -> ConceptClassifier:
+        """As of any module, but the frozen parts keep the statistics that they came with."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        if self.global_step:  # other changes of the drawings than before the training was interrupted
+            torch.manual_seed(torch.initial_seed() + self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, concepts = jitter(batch[0]), batch[1]
@@ -42,24 +64,30 @@ class ConceptClassifier(LightningModule):
         self.log("accuracy", hits.mean(), prog_bar=True, batch_size=len(hits))
 
     def configure_optimizers(self) -> dict:
-        return adamw(self, self.lr, self.steps, warmup=100, decay_from=0.1, weight_decay=0.05)
+        head = list(self.classifier.network.get_classifier().parameters())
+        own = {id(parameter) for parameter in head}
+        body = [p for p in self.classifier.parameters() if id(p) not in own and p.requires_grad]
+        groups = [{"params": head, "lr": self.lr}, {"params": body, "lr": self.body_lr}]
+        warmup = min(100, max(self.steps // 10, 1))
+        return adamw(groups, self.lr, self.steps, warmup=warmup, decay_from=0.1, weight_decay=0.05)
 
 
 @dataclass
 class PretrainClassifier:
-    """The task behind ``experiment=pretrain_classifier``.
-
-    With ``left_out`` nothing is saved: the run reports the accuracy on each of these groups. Without, the network sees
-    every image and is saved to ``output``.
+    """The task behind ``experiment=pretrain_classifier``: a judge in ``output`` and its accuracy on what it never saw.
 
     Args:
         images: what it learns.
         output: folder of the judge, to be named as ``data.classifier``.
         architecture: of timm.
         pretrained: start from timm's own weights instead of random ones.
+        start: start from the weights in this ``.pth`` file, whose tensors have, in order, the shapes of the network's;
+            the head's are left aside.
+        frozen: parts of the network, by the names of its modules, that stay as they start.
         image_size: side in pixels that the network works on.
         batch_size, lr: of the training.
-        left_out: groups of ``images``.
+        body_lr: of all but the head; None is ``lr``.
+        left_out: groups of ``images`` that are not learned; the accuracy on each is reported.
     """
 
     images: LabelledImages
@@ -69,6 +97,9 @@ class PretrainClassifier:
     image_size: Count
     batch_size: Count
     lr: Positive
+    start: Name | None = None
+    frozen: Annotated[Sequence[Name], distinct] = ()
+    body_lr: Positive | None = None
     left_out: Annotated[Sequence[Name], distinct] = ()
 
     def prepare(self, trainer: Trainer) -> None:
@@ -86,8 +117,8 @@ class PretrainClassifier:
                 f"{' or '.join(self.learned)}, or leave less out."
             )
         self.classifier = self._untrained()
-        if not self.left_out:
-            check_output(self.output)
+        self._check_frozen()
+        check_output(self.output)
 
     def _untrained(self) -> Classifier:
         try:
@@ -101,20 +132,57 @@ class PretrainClassifier:
                 f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
                 f"task.image_size={self.image_size} cannot be had from timm ({error}): choose others."
             ) from None
+        if self.start is not None:
+            load_in_order(network, self.start)
         usual = timm.data.resolve_model_data_config(network)
+        network = network.to(memory_format=torch.channels_last)  # faster on CPUs; what is saved is contiguous
         return Classifier(network.train(), self.images.labels, self.image_size, usual["mean"], usual["std"])
+
+    def _check_frozen(self) -> None:
+        parts = [name for name, _ in self.classifier.network.named_modules() if name]
+        for name in self.frozen:
+            if name not in parts:
+                near = ", ".join(get_close_matches(name, parts, cutoff=0.0))
+                raise ValueError(f"task.frozen names {name!r}, no part of {self.architecture}; nearest: {near}.")
 
     def run(self, trainer: Trainer) -> None:
         unseen = {group: self.images.pictures([group], changed=False) for group in self.left_out}
-        module = ConceptClassifier(self.classifier, self.lr, trainer.max_steps)
+        module = ConceptClassifier(self.classifier, self.lr, trainer.max_steps, self.body_lr, self.frozen)
         learned = self.images.pictures(self.learned, changed=True)
         validation = ConcatDataset(unseen.values()) if unseen else None
         fit(trainer, module, Pictures(learned, validation, self.batch_size, workers=self.images.workers))
-        if unseen:
-            report(trainer, accuracies(self.classifier.eval(), unseen))
-        else:
-            self.classifier.save(self.output, self.architecture)
-            report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
+        self.classifier.eval()
+        self.classifier.save(self.output, self.architecture)
+        told = {"steps": trainer.global_step, **last_loss(trainer)}
+        report(trainer, told | (accuracies(self.classifier, unseen) if unseen else {}))
+
+
+def load_in_order(network: nn.Module, path: str) -> None:
+    """Gives ``network`` the tensors of a file one after another, all but its head's.
+
+    Names are not looked at: other libraries have other names for the parts of the same network.
+
+    Raises:
+        ValueError: the file cannot be read, or its tensors are not those of such a network.
+    """
+    try:
+        given = list(torch.load(path, weights_only=True, map_location="cpu").values())
+    except Exception as error:  # of pickle and of zip archives
+        said = str(error).splitlines()[0]
+        raise ValueError(f"task.start={path!r} cannot be read as weights ({said}): name a .pth file.") from None
+    needed, head = network.state_dict(), {id(p) for p in network.get_classifier().parameters()}
+    aside = {name for name, p in network.named_parameters() if id(p) in head}
+    names = [name for name in needed if name not in aside]
+    fits = len(given) == len(needed) and all(
+        given[k].shape == tensor.shape for k, (name, tensor) in enumerate(needed.items()) if name in names
+    )
+    if not fits:
+        raise ValueError(
+            f"task.start={path!r} holds {len(given)} tensors, not in order the {len(needed)} of this network: "
+            "choose its task.architecture, or another file."
+        )
+    found = dict(zip(needed, given, strict=True))
+    network.load_state_dict({name: found[name] for name in names}, strict=False)
 
 
 @torch.no_grad()

@@ -26,8 +26,12 @@ from experiments.results.images import to_bytes
 Model = TypeVar("Model")
 
 
-def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: float, weight_decay: float = 0.01) -> dict:
+def adamw(
+    module: nn.Module | list[dict], lr: float, steps: int, warmup: int, decay_from: float, weight_decay: float = 0.01
+) -> dict:
     """AdamW under a warm-up, a plateau and a linear decay to zero that starts at ``decay_from`` of ``steps``.
+
+    ``module`` may be groups of parameters with rates of their own.
 
     A plateau lets a training be prolonged from its last checkpoint without having decayed too early.
     """
@@ -36,7 +40,8 @@ def adamw(module: nn.Module, lr: float, steps: int, warmup: int, decay_from: flo
         left = max(steps - step, 0) / max(steps * (1 - decay_from), 1)
         return min((step + 1) / warmup, 1.0, left)
 
-    optimizer: Optimizer = AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    parameters = module.parameters() if isinstance(module, nn.Module) else module
+    optimizer: Optimizer = AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
@@ -58,7 +63,8 @@ class Pictures(LightningDataModule):
         self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        generator, batch_size = torch.Generator().manual_seed(self.seed), min(self.batch_size, len(self.train))
+        step = self.trainer.global_step if self.trainer else 0  # a training that goes on sees other batches
+        generator, batch_size = torch.Generator().manual_seed(self.seed + step), min(self.batch_size, len(self.train))
         return DataLoader(
             self.train, batch_size, shuffle=True, drop_last=True, generator=generator, **self.workers
         )  # fmt: skip

@@ -11,16 +11,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from checked import Count, Guidance, SettingError, dataclass
-from experiments.cost import Cost, evaluations_a_step, rows_of
+from checked import Count, Fraction, Guidance, SettingError, dataclass
+from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
 from experiments.results.images import NotFinite, keep_finite
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore, synchronise
 from experiments.task import Networks
+from nao import centroid_seeds
 from rnri import Inverter
 from rnri.models.sampling import trajectory
-from seedselect import SeedSelect, Selection, Targets
+from seedselect import BestOf, Search, SeedSelect, Selection, Targets
+from seedselect.search import neighbour
 from seedselect.select import Trajectory
 
 
@@ -32,7 +34,7 @@ class Arm:
         guidance: of inversion, optimisation and sampling alike; 1 is off.
         inverter: how references become seeds; without one, seeds are drawn from the normal distribution.
         initialise: makes an arm's seeds ``[G, n, C, h, w]`` from the references' ``[G, R, C, h, w]``.
-        select: the optimisation of those seeds; without one they are sampled as they are.
+        select: the optimisation of those seeds, or a search among more; without one they are sampled as they are.
         gradient_steps: the optimisation differentiates through the network in so many of the last steps of sampling
             (:func:`rnri.models.sampling.trajectory`); None: in all.
     """
@@ -40,7 +42,7 @@ class Arm:
     guidance: Guidance
     inverter: Inverter | None = None
     initialise: Callable[[Tensor, int], Tensor] | None = None
-    select: SeedSelect | None = None
+    select: SeedSelect | BestOf | Search | None = None
     gradient_steps: Count | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +55,18 @@ class Arm:
                 "and SeedSelect have: choose another method, such as accelerated.",
             )
 
+    @property
+    def candidates(self) -> int:
+        """Initial seeds of an image."""
+        return self.select.candidates if self.select else 1
+
+    def _differentiated(self, steps: int) -> int:
+        return min(self.gradient_steps or steps, steps)
+
+    def evaluations(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
+        """Network evaluations of an image that was sampled and differentiated so often; a derivative counts as two."""
+        return rows_of(self.guidance) * (steps * forwards + BACKWARD * self._differentiated(steps) * backwards)
+
     def cost(self, steps: int, samples: int, references: int) -> Cost:
         """About what one concept takes, if no sample stops early."""
         inverted = references * steps * evaluations_a_step(self.inverter) if self.inverter is not None else 0.0
@@ -62,11 +76,10 @@ class Arm:
         """What sampling and the optimisation of one concept's seeds take, if no sample stops early."""
         cost, rows = Cost(steps, 1), rows_of(self.guidance)
         if self.select is not None:
-            latents, updates = len(self.select.step_weights), self.select.iterations
-            again = checkpoint * updates
-            derived = min(self.gradient_steps or steps, steps)
-            cost += Cost(steps, latents, derived, latents).times(updates)
-            cost += Cost(again * derived, latents + again * latents)
+            latents, (forwards, backwards) = len(self.select.step_weights), self.select.runs
+            again, derived = checkpoint * backwards, self._differentiated(steps)
+            cost = Cost(0, 1) + Cost(steps, latents).times(forwards) + Cost(0, 0, derived, latents).times(backwards)
+            cost += Cost(again * derived, again * latents)
         return Cost(rows * cost.forward, cost.decodings, rows * cost.backward, cost.decodings_backward).times(samples)
 
 
@@ -82,6 +95,27 @@ def inverted_seeds(seeds: Tensor, count: Count) -> Tensor:
             "seeds on NAO's paths."
         )
     return seeds[:, :count]
+
+
+def near_references(seeds: Tensor, count: Count, *, spread: Fraction) -> Tensor:
+    """An ``initialise``: the references' own seeds ``[G, R, C, h, w]``, then neighbours of them in turn, with a share
+    ``spread`` of noise (:func:`seedselect.search.neighbour`), ``[G, count, C, h, w]``."""
+    return torch.stack([_near(seeds[:, k % seeds.shape[1]], k, seeds.shape[1], spread) for k in range(count)], 1)
+
+
+def around_centroid(seeds: Tensor, count: Count, *, spread: Fraction) -> Tensor:
+    """An ``initialise``: NAO's centroid of the seeds ``[G, R, C, h, w]``, then neighbours of it with a share ``spread``
+    of noise, ``[G, count, C, h, w]``."""
+    centre = centroid_seeds(seeds, 1)[:, 0]
+    return torch.stack([_near(centre, k, 1, spread) for k in range(count)], 1)
+
+
+def _near(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:
+    """``seeds`` for the first ``exact`` k; beyond, moved by noise that depends on k alone."""
+    if k < exact:
+        return seeds
+    noise = torch.randn(seeds.shape[1:], generator=torch.Generator().manual_seed(k))
+    return neighbour(seeds, noise.expand(seeds.shape), spread)
 
 
 class RareConceptModule(LightningModule):
@@ -133,9 +167,11 @@ class RareConceptModule(LightningModule):
     def _make(self, batch: ConceptBatch) -> list[tuple[dict[str, Tensor], dict]]:
         """Each concept's tensors and record."""
         arm, start = self.arms[batch.arm], self._now()
-        seeds = self._initial(batch)  # [G n, C, h, w]
+        seeds = self._initial(batch)  # [G n candidates, C, h, w]
         initialise = (self._now() - start) / len(batch.concepts)
         seeds, latents, records = self._optimise(seeds, batch) if arm.select else self._sample(seeds, batch)
+        for k, record in enumerate(records):
+            record["evaluations"] += _inversion_evaluations(batch, k // self.samples) / self.samples
         self.progress.stage("decoding")
         with torch.no_grad():
             images = self.networks.model.decode(latents, clamp=False)
@@ -174,18 +210,27 @@ class RareConceptModule(LightningModule):
         return time.perf_counter()
 
     def _initial(self, batch: ConceptBatch) -> Tensor:
-        if batch.seeds is None or self.arms[batch.arm].initialise is None:
-            names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(self.samples)]
-            return self.networks.model.noise(names, self.noise_seed)
-        self.progress.stage("finding centroids")
-        seeds = batch.seeds.seed.unflatten(0, (len(batch.concepts), -1))
-        return self.arms[batch.arm].initialise(seeds, self.samples).flatten(0, 1)
+        """Seeds ``[G n candidates, C, h, w]``: candidate m of sample k is the concept's seed ``m n + k``."""
+        arm = self.arms[batch.arm]
+        count = self.samples * arm.candidates
+        if batch.seeds is None or arm.initialise is None:
+            names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(count)]
+            seeds = self.networks.model.noise(names, self.noise_seed).unflatten(0, (-1, count))
+        else:
+            self.progress.stage("finding centroids")
+            seeds = arm.initialise(batch.seeds.seed.unflatten(0, (len(batch.concepts), -1)), count)
+        return seeds.unflatten(1, (arm.candidates, self.samples)).transpose(1, 2).flatten(0, 2)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         self.progress.stage("sampling")
         predictor = self.networks.model.predictor(self._prompts(batch), self.arms[batch.arm].guidance)
         with torch.no_grad():
-            return seeds, self.networks.model.sample(seeds, predictor, self.schedule), [{} for _ in seeds]
+            latents = self.networks.model.sample(seeds, predictor, self.schedule)
+        evaluations = self._evaluations(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
+        return seeds, latents, [{"evaluations": count} for count in evaluations]
+
+    def _evaluations(self, batch: ConceptBatch, forwards: Tensor, backwards: Tensor) -> list[float]:
+        return self.arms[batch.arm].evaluations(len(self.schedule), forwards, backwards).double().tolist()
 
     def _optimise(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         """Better seeds, the latents that they lead to, and what the optimisation says of each."""
@@ -196,11 +241,17 @@ class RareConceptModule(LightningModule):
             decode=partial(checkpointed, decode, use_reentrant=False) if self.checkpoint else decode,
             features=self.networks.clip,
             targets=self._targets(batch),
-            on_iteration=lambda k, loss: self.progress.stage(
-                f"optimising, iteration {k} of {self.arms[batch.arm].select.iterations}, loss {loss.mean():.3f}"
-            ),
+            on_iteration=lambda k, loss: self.progress.stage(f"optimising, iteration {k}, loss {loss.mean():.3f}"),
+            noise=lambda k: self._noise(batch, k),
         )
-        return selection.seed, selection.latent, _records(selection)
+        evaluations = self._evaluations(batch, selection.forwards, selection.backwards)
+        records = [{**r, "evaluations": e} for r, e in zip(_records(selection), evaluations, strict=True)]
+        return selection.seed, selection.latent, records
+
+    def _noise(self, batch: ConceptBatch, k: int) -> Tensor:
+        """What a search draws for its ``k``-th neighbour of each seed."""
+        names = [f"{concept.name}/{sample}/{k}" for concept in batch.concepts for sample in range(self.samples)]
+        return self.networks.model.noise(names, self.noise_seed)
 
     def _trajectory(self, batch: ConceptBatch) -> Trajectory:
         predictor = self.networks.model.predictor(self._prompts(batch), self.arms[batch.arm].guidance)
@@ -212,13 +263,15 @@ class RareConceptModule(LightningModule):
         return lambda seeds, rows: trajectory(seeds, predictor.select(rows), self.schedule, **options)
 
     def _targets(self, batch: ConceptBatch) -> Targets:
-        """Mean CLIP feature and mean latent of each concept's references, for each of its seeds."""
+        """Mean CLIP feature and mean latent of each concept's references, and its prompt, for each of its seeds."""
         references = batch.references.flatten(0, 1)
         with torch.no_grad():
             features = self.networks.clip(references)
             latents = batch.seeds.z0 if batch.seeds else self.networks.model.encode(references)
         means = (value.unflatten(0, (len(batch.concepts), -1)).mean(1) for value in (features, latents))
-        return Targets(*(value.repeat_interleave(self.samples, 0) for value in means))
+        text = self.networks.clip.text([concept.prompt for concept in batch.concepts])
+        given = (value.repeat_interleave(self.samples, 0) for value in (*means, text))
+        return Targets(*given, self._prompts(batch))
 
     def _prompts(self, batch: ConceptBatch) -> list[str]:
         return [concept.prompt for concept in batch.concepts for _ in range(self.samples)]
@@ -228,6 +281,11 @@ def _records(selection: Selection) -> list[dict]:
     names = ("initial_loss", "loss", "iterations", "converged", "seconds")
     columns = [getattr(selection, name).tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _inversion_evaluations(batch: ConceptBatch, group: int) -> float:
+    """Network evaluations that the inversion of one concept's references took."""
+    return batch.seeds.evaluations.view(len(batch.concepts), -1)[group].sum().item() if batch.seeds else 0.0
 
 
 def _inversion_seconds(batch: ConceptBatch, group: int) -> float:

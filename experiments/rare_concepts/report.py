@@ -22,9 +22,10 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
      "t_init": 17.0, "t_opt": 25.0},
 )  # fmt: skip
 COLUMNS = {
-    "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "fid": "FID",
-    "kid": "KID", "n": "n", "n_real": "real images",
-    "extractor": "features", "t_init": "T_init, s", "t_opt": "T_opt, s", "iterations": "iterations",
+    "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %",
+    "ceiling": "ceiling, %", "fid": "FID", "kid": "KID", "copies": "copies, %", "vendi": "Vendi",
+    "evaluations": "evaluations", "n": "n", "n_real": "real images", "extractor": "features", "t_init": "T_init, s",
+    "t_opt": "T_opt, s", "iterations": "iterations",
 }  # fmt: skip
 PAIRED = "Differences of total accuracy in points (95 %, the same concepts drawn for both):"
 PICTURED = 10  # concepts a figure
@@ -37,11 +38,12 @@ def write_report(
     settings: Mapping,
     loggers: Sequence[Logger],
     seed: int,
+    ceiling: Mapping[str, float] | None = None,
 ) -> list[dict]:
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
     rows: list[dict] = []
     for name, judged in arms.items():
-        own = accuracy_rows(name, judged, seed)
+        own = accuracy_rows(name, judged, seed, ceiling)
         add_totals(own[-1], judged, real)
         rows += own
     pairs = pair_rows(arms, seed)
@@ -68,7 +70,13 @@ def _by_method(rows: Sequence[Mapping]) -> list[dict]:
         line = lines.setdefault(row["method"], {"method": row["method"]})
         line[row["bucket"]] = tables.percent(row, "accuracy")
         line |= {name: row[name] for name in COLUMNS if name in row and name != "method"}
+        line |= shares_shown(row)
     return list(lines.values())
+
+
+def shares_shown(row: Mapping) -> dict[str, float | None]:
+    """Ceiling and copies of a row in percent."""
+    return {name: None if row[name] is None else 100 * row[name] for name in ("ceiling", "copies") if name in row}
 
 
 def pair_table(pairs: Sequence[Mapping]) -> str:
@@ -98,13 +106,14 @@ def concept_rows(arms: Mapping[str, JudgedImages]) -> list[dict]:
 
 def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
     """One row an image."""
-    count = len(judged.concepts) // len(judged.t_init)
+    count, copies = len(judged.concepts) // len(judged.t_init), judged.copies
     return [
         {
             "method": method, "sample": f"{concept.name}/{k % count}", "concept": concept.name,
             "prompt": concept.prompt, "bucket": concept.bucket, "frequency": concept.frequency,
             "prediction": judged.predictions[k], "hit": judged.hits[k],
-            "t_init": judged.t_init[k // count], "t_opt": judged.t_opt[k // count], **judged.records[k],
+            "copy": copies[k], "t_init": judged.t_init[k // count], "t_opt": judged.t_opt[k // count],
+            **judged.records[k],
         }
         for k, concept in enumerate(judged.concepts)
     ]  # fmt: skip

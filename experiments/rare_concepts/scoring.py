@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, islice
 
@@ -16,6 +16,7 @@ from experiments.data.concepts import BUCKETS, Concept
 from experiments.judges.classifier import Classifier
 from experiments.judges.inception import Inception
 from experiments.judges.metrics import bootstrap_interval, frechet_distance, kernel_distance
+from experiments.judges.variety import Resemblance, precision_recall, vendi_score
 from experiments.results.images import NotFinite, are_finite
 from experiments.results.store import UnitStore
 
@@ -35,6 +36,7 @@ class JudgedImages:
     t_opt: list[float | None]
     records: list[dict]  # one a sample
     extractor: str = "judge"  # whose features they are
+    resemblances: list[Resemblance | None] = field(default_factory=list)  # one a concept, None without images
 
     def images(self, concept: Concept) -> list[Tensor | None]:
         """Of each sample ``uint8 [3, H, W]``, read from disk: those of all concepts together may not fit in memory."""
@@ -46,6 +48,22 @@ class JudgedImages:
     def lost(self) -> list[int]:
         """Samples that are not finite."""
         return [k for k, record in enumerate(self.records) if not record["finite"]]
+
+    @property
+    def copies(self) -> list[bool | None]:
+        """Of each sample whether it is a copy of a reference; None where there is no image or no measure."""
+        found, finite = [], [record["finite"] for record in self.records]
+        count = len(finite) // max(len(self.resemblances), 1)
+        for g, own in enumerate(self.resemblances):
+            copied = iter((own.copies if own else None) or [])
+            found += [next(copied, None) if fine else None for fine in finite[g * count : (g + 1) * count]]
+        return found or [None] * len(finite)
+
+    @property
+    def features_by_concept(self) -> list[Tensor]:
+        """Features of each concept's images that there are."""
+        names = [c.name for c, record in zip(self.concepts, self.records, strict=True) if record["finite"]]
+        return [self.features[[name == own for own in names]] for name in dict.fromkeys(names)]
 
     @cached_property
     def hits(self) -> list[bool]:
@@ -74,16 +92,34 @@ def judge(
     return torch.cat(features) if features else torch.empty(0, width, dtype=torch.float64), labels
 
 
-def accuracy_rows(method: str, judged: JudgedImages, seed: int) -> list[dict]:
+def ceilings(concepts: Sequence[Concept], classifier: Classifier) -> dict[str, float]:
+    """The accuracy that a perfect sampler would score with a judge who errs, a bucket and in all.
+
+    It is the judge's own on the references, which are real. Of a judge that learned from them it is too high.
+    """
+    images = (torch.from_numpy(concept.references[k]) for concept in concepts for k in range(len(concept.references)))
+    shown = [concept for concept in concepts for _ in range(len(concept.references))]
+    named = judge(classifier, images)[1]
+    return {
+        bucket: mean(named[k] == shown[k].name for k in chosen) for bucket, chosen in _members(shown).items() if chosen
+    }
+
+
+def accuracy_rows(
+    method: str, judged: JudgedImages, seed: int, ceiling: Mapping[str, float] | None = None
+) -> list[dict]:
     """Accuracy a bucket and in all with 95 % intervals, from a bootstrap that draws whole concepts.
 
-    Images of one concept are right or wrong together, so drawing single images would promise too much.
+    Images of one concept are right or wrong together, so drawing single images would promise too much. ``ceiling`` is
+    of :func:`ceilings`.
     """
     rows = []
     for bucket, chosen in _members(judged.concepts).items():
         hits, names = [float(judged.hits[k]) for k in chosen], [judged.concepts[k].name for k in chosen]
         accuracy = _with_interval("accuracy", hits, names, seed)
-        rows.append({"method": method, "bucket": bucket, **accuracy, "n": len(hits), "concepts": len(set(names))})
+        most = {} if ceiling is None else {"ceiling": ceiling.get(bucket)}
+        own = {"method": method, "bucket": bucket, **accuracy, **most}
+        rows.append(own | {"n": len(hits), "concepts": len(set(names))})
     return rows
 
 
@@ -116,9 +152,12 @@ def _members(concepts: Sequence[Concept]) -> dict[str, list[int]]:
 
 
 def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
-    """FID, KID, times and, of optimised seeds, iterations and the share that converged, into the row of totals."""
+    """FID, KID, copies, variety, cost and, of optimised seeds, iterations and the share that converged, into the row of
+    totals."""
     row |= {
         **distances(real, judged),
+        **variety(real, judged),
+        "evaluations": mean(record.get("evaluations") for record in judged.records),
         "n_real": len(real),
         "extractor": judged.extractor,
         "not_finite": len(judged.lost),
@@ -141,6 +180,19 @@ def distances(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
     except ValueError as error:
         warnings.warn(f"no FID and KID: {error}", stacklevel=2)
         return {"fid": None, "kid": None}
+
+
+def variety(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
+    """Copies, distances to the nearest reference and of two images of a concept, Vendi scores, all as means; precision,
+    recall, density and coverage."""
+    known = [own for own in judged.resemblances if own is not None]
+    found = {
+        "copies": mean(judged.copies),
+        "nearest": mean(value for own in known for value in own.nearest.tolist()),
+        "pairwise": mean(own.pairwise for own in known),
+        "vendi": mean(vendi_score(features) for features in judged.features_by_concept),
+    }
+    return {name: None if math.isnan(v) else v for name, v in found.items()} | precision_recall(real, judged.features)
 
 
 def lost_samples(arms: Mapping[str, JudgedImages]) -> str:

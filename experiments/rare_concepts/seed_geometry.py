@@ -25,7 +25,7 @@ from torch import Tensor
 
 from checked import Guidance, SettingError, dataclass
 from experiments.data.concepts import Concept
-from experiments.rare_concepts.report import sample_rows
+from experiments.rare_concepts.report import sample_rows, shares_shown
 from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples
 from experiments.rare_concepts.task import Arm, RareConcepts
 from experiments.results import tables
@@ -34,8 +34,8 @@ from rnri import Inverter
 
 COLUMNS = {
     "inversion": "inversion", "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %",
-    "total": "total, %", "fid": "FID", "kid": "KID", "norm": "norm", "n": "n",
-    "n_real": "real images", "extractor": "features",
+    "total": "total, %", "ceiling": "ceiling, %", "fid": "FID", "kid": "KID", "copies": "copies, %", "norm": "norm",
+    "n": "n", "n_real": "real images", "extractor": "features",
 }  # fmt: skip
 PICTURED = 3  # concepts whose images are shown
 
@@ -91,13 +91,15 @@ class SeedGeometry(RareConcepts):
         self, judged: Mapping[str, JudgedImages], norms: Mapping[str, Tensor], real: Tensor
     ) -> tuple[list[dict], list[dict]]:
         """The results' rows, one a cell and bucket, and the table's, one a cell."""
-        rows, lines = [], []
+        rows, lines, ceiling = [], [], self.ceilings()
         for (name, images), (inversion, way) in zip(judged.items(), product(self.inversions, self.ways), strict=True):
-            own = [row | {"inversion": inversion, "method": way} for row in accuracy_rows(name, images, self.seed)]
+            found = accuracy_rows(name, images, self.seed, ceiling)
+            own = [row | {"inversion": inversion, "method": way} for row in found]
             add_totals(own[-1], images, real)
             own[-1]["norm"] = norms[name].nanmean().item()
             rows += own
-            lines.append(own[-1] | {row["bucket"]: tables.percent(row, "accuracy") for row in own})
+            shown = {row["bucket"]: tables.percent(row, "accuracy") for row in own}
+            lines.append(own[-1] | shares_shown(own[-1]) | shown)
         return rows, lines
 
     def _norms(self, name: str, arm: Arm) -> Tensor:

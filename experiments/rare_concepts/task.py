@@ -22,18 +22,22 @@ from torch import Tensor
 
 from checked import Count, Name, dataclass
 from experiments.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.data.concepts import Concept
 from experiments.judges.inception import Inception, load_inception
+from experiments.judges.variety import Resemblance, perceptual_vectors, resemblance
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData
 from experiments.rare_concepts.inversion_stage import InversionStage
 from experiments.rare_concepts.report import write_report
-from experiments.rare_concepts.scoring import JudgedImages, judge
+from experiments.rare_concepts.scoring import JudgedImages, ceilings, judge
 from experiments.results.progress import QUIET, Progress
 from experiments.results.settings import describe
 from experiments.results.store import SeedStore, UnitStore
 from experiments.results.work import Stage, carry_out
 from experiments.task import ConceptTask
 from rnri import check_schedule
+
+REAL = 20  # held-out images of a concept that tell how near real ones are to one another
 
 
 @dataclass(kw_only=True)
@@ -64,7 +68,7 @@ class RareConcepts(ConceptTask):
         """Loads everything that the run needs; ValueError says what is wrong with it."""
         self.arms = {name: self._with_step_weights(name, arm) for name, arm in self.arms.items()}
         self.choose_concepts(self.references)
-        self.real = self.source.real_images()
+        self.real, self.held_out = self.source.real_images(), self.source.held_out()
         self.load_networks(trainer, [self.steps])
         self.extractor = load_inception(self.inception, trainer.strategy.root_device) if self.inception else None
         unknown = [concept.name for concept in self.chosen if concept.name not in self.networks.classifier.labels]
@@ -92,7 +96,7 @@ class RareConcepts(ConceptTask):
         model = self.networks.model
         try:
             check_schedule(arm.inverter, model.schedule(self.steps))
-            arm.initialise(model.noise(range(self.references), self.seed)[None], self.samples)
+            arm.initialise(model.noise(range(self.references), self.seed)[None], self.samples * arm.candidates)
         except ValueError as error:
             raise ValueError(
                 f"task.steps={self.steps} task.references={self.references} task.samples={self.samples} in the arm "
@@ -193,16 +197,20 @@ class RareConcepts(ConceptTask):
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
-        rows = write_report(Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed)
+        rows = write_report(
+            Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed, self.ceilings()
+        )
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> JudgedImages:
-        units, progress, records = self.units(name, arm), Progress(f"judging {name}", every=QUIET), []
+        units, progress = self.units(name, arm), Progress(f"judging {name}", every=QUIET)
+        records, resemblances = [], []
 
         def images() -> Iterator[Tensor]:
             for concept in self.chosen:
                 tensors, record = units.read(concept.key)
                 records.append(record)
+                resemblances.append(self._resemblance(concept, tensors["images"]))
                 yield from tensors["images"]
                 progress.finish(1)
 
@@ -219,7 +227,22 @@ class RareConcepts(ConceptTask):
             t_opt=[record["t_opt"] for record in records],
             records=samples,
             extractor=(self.extractor or self.networks.classifier).title,
+            resemblances=resemblances,
         )
+
+    def ceilings(self) -> dict[str, float]:
+        """What a perfect sampler would score, a bucket and in all."""
+        return ceilings(self.chosen, self.networks.classifier)
+
+    def _resemblance(self, concept: Concept, images: Tensor) -> Resemblance | None:
+        if not len(images):
+            return None
+        known = self.held_out.get(concept.name)
+        others = known.at(self.networks.model.image_size).first(REAL) if known is not None else []
+        real = [torch.from_numpy(own[k]) for own in (concept.references, others) for k in range(len(own))]
+        vectors = perceptual_vectors(self.networks.classifier, torch.stack([*images, *real]))
+        made, real_vectors = vectors[: len(images)], vectors[len(images) :]
+        return resemblance(made, real_vectors[: len(concept.references)], real_vectors)
 
     def _judge_real(self) -> Tensor:
         """Features ``float64 [N, D]`` of the real images."""
