@@ -149,7 +149,7 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         _check_finite(network.state_dict(), source)
         labels = labels_of(network, str(source))
         classifier = Classifier(network.float(), labels, title=title, **preprocessing(network))
-        return classifier.eval().requires_grad_(False).to(device)
+        return _ready(classifier, device)
     folder = Path(source)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -164,6 +164,11 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         network, description.labels, description.image_size, description.mean, description.std,
         title=description.architecture,
     )  # fmt: skip
+    return _ready(classifier, device)
+
+
+def _ready(classifier: Classifier, device: str | torch.device) -> Classifier:
+    classifier.network.to(memory_format=torch.channels_last)  # CPUs take half the time for depthwise convolutions
     return classifier.eval().requires_grad_(False).to(device)
 
 
