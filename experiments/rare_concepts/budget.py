@@ -87,6 +87,7 @@ def budget_figure(rows: Sequence[Mapping]) -> Figure:
                 ends = [[scale * row[f"{name}_{end}"] for row in own] for end in ("low", "high")]
                 axis.fill_between(where, *ends, color=f"C{k}", alpha=0.07, linewidth=0)
         axis.set(xscale="log", xlabel="network evaluations an image", ylabel=label)
-    axes[0, 1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    lines, names = axes[0, 0].get_legend_handles_labels()  # no other panel has every method
+    axes[0, 1].legend(lines, names, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return figure
