@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from experiments.rare_concepts.arm import Arm, inverted_seeds
 from experiments.results.settings import describe
-from seedselect import SeedSelect
+from seedselect import BestOf, SeedSelect
 
 CONFIGS = Path("configs").resolve()
 OPTIONS = [
@@ -36,6 +36,7 @@ def test_table3_has_every_arm_and_they_differ():
     found = arms("experiment=table3")
     assert set(found) == {
         "plain", "seedselect_random", "seedselect_ddim", "seedselect_aidi", "seedselect_rnri", "seedselect_ours",
+        "best_of_ours",
     }  # fmt: skip
     assert found["seedselect_random"].inverter is None
     descriptions = [describe(arm) for arm in found.values()]
@@ -44,8 +45,9 @@ def test_table3_has_every_arm_and_they_differ():
 
 def test_settings_of_the_command_reach_the_arms():
     for arm in arms("gradient_steps=3", "select.optimiser.lr=0.5", "select.patience=4").values():
-        assert arm.gradient_steps == (3 if arm.select else None)
-        assert not arm.select or (arm.select.patience, arm.select.optimiser.keywords["lr"]) == (4, 0.5)
+        assert arm.gradient_steps == (3 if isinstance(arm.select, SeedSelect) else None)
+        select = arm.select.loss if isinstance(arm.select, BestOf) else arm.select
+        assert not select or (select.patience, select.optimiser.keywords["lr"]) == (4, 0.5)
 
 
 def test_references_own_seeds_are_the_first_ones():

@@ -60,8 +60,9 @@ VALUES = [  # overrides, and how the sentence begins
     ("model.default_guidance=nan", "model.default_guidance=nan"),
     ("task.arms.plain=3", "task.arms.plain=3: give Arm."),
     ("task.arms=3", "task.arms=3"),
-    ("|".join(f"~task.arms.{n}" for n in ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours")),
-     "task.arms={}"),
+    ("|".join(f"~task.arms.{name}" for name in (
+        "plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours",
+     )), "task.arms={}"),
     ("~task.samples", "task.samples has no value"),
     ("+task.sample=3", "task.sample is no setting of RareConcepts; nearest: samples"),
     ("select.iterations=2.5", "select.iterations=2.5: give a whole number of at least 1."),

@@ -42,7 +42,7 @@ def rows(folder) -> list[dict]:
 def test_results_follow_the_contract(run):
     folder, finished = run
     table = {(row["method"], row["bucket"]): row for row in rows(folder)}
-    methods = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours")
+    methods = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours")
     assert set(table) == {(m, b) for m in methods for b in ("head", "medium", "tail", "total")}
     for (_, bucket), row in table.items():
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
@@ -59,7 +59,7 @@ def test_results_follow_the_contract(run):
 def test_a_run_says_beforehand_what_it_will_do_and_tells_of_every_unit(run):
     _, finished = run
     announced = next(line for line in finished.stdout.splitlines() if line.startswith("To compute"))
-    assert "12 units" in announced and "network evaluations, about" in announced
+    assert "15 units" in announced and "network evaluations, about" in announced
     assert finished.stdout.index(announced) < finished.stdout.index("| plain |")
     told = [line for line in finished.stderr.splitlines() if "seedselect_ours: 3/3 concepts" in line]
     assert told and "\r" not in finished.stderr
@@ -69,7 +69,7 @@ def test_differences_between_methods_come_as_pairs(run):
     folder, finished = run
     table = {(row["method"], row["bucket"]): row["accuracy"] for row in rows(folder)}
     pairs = json.loads((folder / "results.json").read_text())["pairs"]
-    assert len(pairs) == 6 * 4
+    assert len(pairs) == 10 * 4
     for pair in pairs:
         expected = table[pair["method"], pair["bucket"]] - table[pair["than"], pair["bucket"]]
         assert pair["difference"] == pytest.approx(expected)
