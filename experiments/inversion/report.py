@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from experiments.inversion.figures import FIGURES, is_ceiling, is_edited, pictures
@@ -27,14 +28,15 @@ IDENTITY = ("method", "steps", "guidance", "evaluations", "prompts", "generated"
 LOST = 0.1
 """A residual above this, a tenth of a latent's standard deviation, at any step counts as diverged."""
 AVERAGED = (
-    "psnr", "below_ceiling", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "residual_mean", "solved",
-    "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes", "latent_shift",
-    "distance_encoded", "distance_adjusted", "distance_reconstructed",
+    "psnr", "below_ceiling", "ssim", "perceptual", "st_lpips", "clip_score", "latent_mse", "residual", "residual_mean",
+    "solved", "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes",
+    "latent_shift", "distance_encoded", "distance_adjusted", "distance_reconstructed",
 )  # fmt: skip
 COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
     "prompts": "prompts", "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step",
     "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
+    "st_lpips": "ST-LPIPS",
     "latent_mse": "latent MSE", "latent_mse_median": "median", "latent_mse_p95": "95 %",
     "latent_mse_largest": "largest", "residual": "residual", "solved": "steps solved", "converged": "converged",
     "converged_low": "from", "converged_high": "to",
@@ -61,8 +63,12 @@ def write_report(
     settings: Mapping[str, Any],
     loggers: Sequence[Logger],
     seed: int,
+    judge: str = "judge",
 ) -> list[dict]:
-    """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
+    """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows.
+
+    ``judge`` is the network whose features make the perceptual distance.
+    """
     samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
     extra = {"detection": detection(samples)} if {"right", "wrong"} <= {row["prompts"] for row in rows} else {}
@@ -72,7 +78,9 @@ def write_report(
         ([row for row in rows if row["generated"] and not is_edited(row)], DISTANCES),
         (extra.get("detection", []), DETECTION),
     ]
-    table = "\n".join(tables.markdown_table(*each) for each in shown if each[0])
+    agreement = rank_agreement(samples)
+    extra |= {"perceptual": {"features": judge, **agreement}}
+    table = "\n".join([*(tables.markdown_table(*each) for each in shown if each[0]), told(judge, agreement)])
     drawn = {f"figures/{name}": partial(FIGURES[name], rows, samples) for name in figures}
     drawn |= {f"images/{name}": make for name, make in pictures(found).items()}
     tables.write_report(
@@ -166,6 +174,31 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
     known = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf, posinf=np.inf)
     tail = float(np.percentile(known, 95, method="inverted_cdf"))
     return {f"{name}_median": float(np.median(known)), f"{name}_p95": tail, f"{name}_largest": float(known.max())}
+
+
+def rank_agreement(samples: Sequence[Mapping[str, Any]]) -> dict[str, float | int]:
+    """Spearman's rank correlation of the judge's perceptual distance and ST-LPIPS over all images that have both, and
+    over the rows' means. Empty without ST-LPIPS, or where there are too few."""
+    known = [s for s in samples if math.isfinite(s["perceptual"]) and math.isfinite(s.get("st_lpips", math.nan))]
+    means = [[np.mean([s[name] for s in own]) for name in ("perceptual", "st_lpips")] for own in groups(known).values()]
+    if len(means) < 3:
+        return {}
+    images = spearmanr([s["perceptual"] for s in known], [s["st_lpips"] for s in known])
+    return {
+        "spearman_images": float(images.statistic), "images": len(known),
+        "spearman_rows": float(spearmanr(*zip(*means, strict=True)).statistic), "rows": len(means),
+    }  # fmt: skip
+
+
+def told(judge: str, agreement: Mapping[str, float | int]) -> str:
+    """What stands below the table of its perceptual distances."""
+    line = f"Perceptual: the features of {judge}, without learned weights."
+    if agreement:
+        line += (
+            f" Rank correlation with ST-LPIPS: {agreement['spearman_images']:.2f} over {agreement['images']} images, "
+            f"{agreement['spearman_rows']:.2f} over {agreement['rows']} rows."
+        )
+    return line + "\n"
 
 
 DETECTION = {"method": "method", "score": "score", "auc": "ROC AUC", "n": "images a class"}

@@ -26,6 +26,7 @@ from experiments.data.captions import CaptionedImages
 from experiments.inversion.figures import FIGURES, kept_pictures
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, captioned, jobs, pictured, unit_name
 from experiments.inversion.report import write_report
+from experiments.judges.lpips import SMALLEST, ShiftTolerantLpips, load_lpips
 from experiments.judges.metrics import perceptual_distance, psnr, ssim
 from experiments.results.images import NotFinite, are_finite, lost_as_nan
 from experiments.results.progress import Progress
@@ -34,6 +35,7 @@ from experiments.results.store import UnitStore, synchronise
 from experiments.results.work import carry_out
 from experiments.task import ConceptTask, Networks
 from rnri import DecoderInversion, Inverter, check_schedule, measured
+from rnri.models.fingerprint import fingerprint
 
 RECORD = 700  # bytes that a unit keeps of an image
 PICTURES = 8  # reconstructions kept a method and setting
@@ -43,8 +45,12 @@ KEPT = 32  # batches whose latents are kept for other methods: what is kept must
 class InversionModule(LightningModule):
     """Inverts and reconstructs a batch of images, measures everything, and writes the unit."""
 
-    def __init__(self, networks: Networks, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int) -> None:
+    def __init__(
+        self, networks: Networks, units: Mapping[str, UnitStore], progress: Progress, noise_seed: int,
+        lpips: ShiftTolerantLpips | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.lpips = lpips
         self.networks, self.units, self.progress, self.noise_seed = networks, units, progress, noise_seed
         self._known: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
 
@@ -151,7 +157,8 @@ class InversionModule(LightningModule):
 
     def _image_columns(self, images: Tensor, again: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         text, clip = self.networks.clip.text(prompts), self.networks.clip(again)
-        return {
+        own = {} if self.lpips is None else {"st_lpips": self.lpips(again.clamp(0, 1), images)}
+        return own | {
             "psnr": psnr(again, images),
             "ssim": ssim(again, images),
             "perceptual": perceptual_distance(self.networks.classifier, again, images),
@@ -198,6 +205,7 @@ class InversionStudy(ConceptTask):
         batch_size: images computed together; changes speed and memory, not results.
         reports: figures beside the table, by name (see :mod:`experiments.inversion.figures`).
         paper: rows of the paper's table, shown below ours.
+        stlpips: weights of a perceptual distance beside the judge's (:mod:`experiments.judges.lpips`).
     """
 
     methods: Annotated[Mapping[str, Inverter], MinLen(1)]
@@ -206,6 +214,7 @@ class InversionStudy(ConceptTask):
     batch_size: Count
     reports: Sequence[Name]
     paper: Sequence[Mapping[str, Any]]
+    stlpips: Name | None = None
     jobs: list[Job] = field(init=False)
 
     def prepare(self, trainer: Trainer) -> None:
@@ -221,6 +230,7 @@ class InversionStudy(ConceptTask):
         else:
             self.chosen = []
         self.load_networks(trainer, [setting.steps for setting in self.settings])
+        self.lpips = self._load_lpips(trainer)
         generator = torch.Generator().manual_seed(self.seed)
         if pairs is None:
             chosen = pictured(self.chosen, self.images, generator)
@@ -230,6 +240,17 @@ class InversionStudy(ConceptTask):
         self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
         for job in self.jobs:
             self._check_steps(job)
+
+    def _load_lpips(self, trainer: Trainer) -> ShiftTolerantLpips | None:
+        if self.stlpips is None:
+            return None
+        smallest = min(self.networks.model.image_size)
+        if smallest < SMALLEST:
+            raise ValueError(
+                f"metrics.stlpips compares images of at least {SMALLEST} pixels a side, and this model makes "
+                f"{smallest}: leave it out, or take another model."
+            )
+        return load_lpips(self.stlpips, trainer.strategy.root_device)
 
     def _check_steps(self, job: Job) -> None:
         try:
@@ -242,14 +263,15 @@ class InversionStudy(ConceptTask):
         """Computes what is not on disk yet; then the first process reports. Returns the last method's mean PSNR."""
         units, progress = self.units(), Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
-        module = InversionModule(self.networks, units, progress, self.seed)
+        module = InversionModule(self.networks, units, progress, self.seed, self.lpips)
         carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims)))
         if not self.writes_report(trainer):
             return 0.0
         found = [(job, *self._read(units, job)) for job in self.jobs]
         rows = write_report(
-            Path(self.run_dir), found, self.reports, self.paper, self.dependencies(), trainer.loggers, self.seed
-        )
+            Path(self.run_dir), found, self.reports, self.paper, self.dependencies(), trainer.loggers, self.seed,
+            self.networks.classifier.title,
+        )  # fmt: skip
         return rows[-1]["psnr"]
 
     def plan(self) -> list[Planned]:
@@ -304,9 +326,11 @@ class InversionStudy(ConceptTask):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """A unit is a batch, and holds what CLIP and the classifier say of its images."""
-        return super().dependencies() | {
+        """A unit is a batch, and holds what CLIP, the classifier and LPIPS say of its images."""
+        lpips = {} if self.lpips is None else {"stlpips": fingerprint({"stlpips": self.lpips}, {})}
+        own = {
             "batch_size": self.batch_size,
             "clip": self.networks.clip_fingerprint,
             "classifier": self.networks.classifier_fingerprint,
         }
+        return super().dependencies() | lpips | own

@@ -22,6 +22,7 @@ CONVOLUTIONS = {  # name in the file: outputs, inputs, side, padding
     "slice4.11": (256, 384, 3, 1),
     "slice5.13": (256, 256, 3, 1),
 }
+SMALLEST = 32  # pixels a side
 SHRUNK = (1, 2)  # layers before which the maps are pooled and shrunk
 REMEDY = "unpack stlpips-pytorch 0.0.2 and name its weights/vST0.0/alex_shift_tolerant.pth"
 
@@ -34,7 +35,7 @@ def halve(maps: Tensor) -> Tensor:
 
 
 class ShiftTolerantLpips(nn.Module):
-    """Distances of images ``[B, 3, H, W]`` in [0, 1], at least 32 pixels a side; :func:`load_lpips` fills it."""
+    """Distances of images ``[B, 3, H, W]`` in [0, 1], at least ``SMALLEST`` pixels a side; see :func:`load_lpips`."""
 
     def __init__(self) -> None:
         super().__init__()

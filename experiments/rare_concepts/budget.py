@@ -8,6 +8,7 @@ from functools import partial
 from lightning.pytorch.loggers import Logger
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from checked import dataclass
 from experiments.rare_concepts.report import sample_rows, shares_shown, side_by_side
@@ -87,6 +88,9 @@ def budget_figure(rows: Sequence[Mapping]) -> Figure:
                 ends = [[scale * row[f"{name}_{end}"] for row in own] for end in ("low", "high")]
                 axis.fill_between(where, *ends, color=f"C{k}", alpha=0.07, linewidth=0)
         axis.set(xscale="log", xlabel="network evaluations an image", ylabel=label)
+        axis.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter(), minor_locator=NullLocator()
+        )
     lines, names = axes[0, 0].get_legend_handles_labels()  # no other panel has every method
     axes[0, 1].legend(lines, names, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()

@@ -129,7 +129,7 @@ VALUES = [  # overrides, and how the sentence begins
     ("trainer.strategy=dpp", "trainer: You selected an invalid strategy name: `strategy='dpp'`"),
     ("+trainer.device=2", "trainer.device is no setting of Trainer; nearest: devices"),
     ("logger=wandb|logger.wandb.offline=maybe", "logger.wandb.offline='maybe': give true or false."),
-    ("experiment=nosuch", "experiment=nosuch is unknown: choose from augmentation, centroids"),
+    ("experiment=nosuch", "experiment=nosuch is unknown: choose from augmentation, budget"),
     ("model=nosuch", "model=nosuch is unknown: choose from "),
     ("method@task.arms.seedselect_rnri.inverter=nosuch", "method=nosuch is unknown: choose from accelerated, aidi"),
     ("task.no_such=1", "there is no key task.no_such: choose from source"),

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,11 @@ from experiments.inversion.jobs import (
     pictured,
     with_evaluations,
 )
-from experiments.inversion.report import COLUMNS, detection, summary, with_ceilings
+from experiments.inversion.report import COLUMNS, detection, rank_agreement, summary, with_ceilings
 from experiments.inversion.study import InversionStudy
-from rnri import FixedPoint, ImplicitInverter, PromptAware, SafeguardedAnderson
+from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
+from tests.experiments.judges.test_lpips import random_weights
 from tests.experiments.rare_concepts.test_rare_concepts import command
 from tests.experiments.small import Squares, carried_out, clip, judge, tiny
 
@@ -272,6 +274,41 @@ def test_an_image_that_is_lost_is_counted_and_costs_no_other(tmp_path):
     kept = [samples[samples["method"] == name].sort_values("sample")["psnr"].to_numpy() for name in methods]
     assert np.isnan(kept[1]).sum() == 1
     assert kept[1][~np.isnan(kept[1])] == pytest.approx(kept[0][~np.isnan(kept[1])])
+
+
+def test_lpips_of_a_file_stands_beside_the_judges_distance_and_both_are_named(tmp_path):
+    given = {
+        "source": Squares(), "concepts": "all", "buckets": ["tail"], "clip": clip, "seed": 0,
+        "model": partial(LatentDiffusion.from_pretrained, "assets/models/emoji", dtype=torch.float32),
+        "classifier": judge(tmp_path / "judge"), "run_dir": str(tmp_path / "run"), "settings": [Setting(2)],
+        "images": 3, "batch_size": 3, "reports": [], "paper": [],
+        "methods": {"a": ImplicitInverter(FixedPoint(1)), "b": ImplicitInverter(FixedPoint(3))},
+    }  # fmt: skip
+    carried_out(InversionStudy(**given, stlpips=str(random_weights(tmp_path / "weights.pth"))))
+    results, table = json.loads((tmp_path / "run" / "results.json").read_text()), tmp_path / "run" / "table.md"
+    assert all(row["st_lpips"] > 0 for row in results["rows"])
+    assert results["settings"]["perceptual"]["images"] == 9 and "ST-LPIPS" in table.read_text()
+    assert "Rank correlation" in table.read_text() and "the features of resnet10t" in table.read_text()
+    carried_out(InversionStudy(**given))
+    assert "st_lpips" not in rows(tmp_path / "run")[0] and "Rank" not in table.read_text()
+    with pytest.raises(ValueError, match="at least 32 pixels a side, and this model makes 16"):
+        carried_out(InversionStudy(**given | {"model": tiny}, stlpips="weights.pth"))
+
+
+def test_ranks_of_the_two_distances_are_compared_over_images_and_over_rows():
+    values = {"a": [(0.1, 1.0), (0.3, 2.0)], "b": [(0.2, 3.0), (0.4, 4.0)], "c": [(0.9, 9.0), (0.8, 8.0)]}
+    made = [
+        sample("right", 0) | {"method": method, "perceptual": p, "st_lpips": q}
+        for method, own in values.items()
+        for p, q in own
+    ]
+    lost = made[0] | {"perceptual": math.nan}
+    found = rank_agreement([*made, lost])
+    assert found == {
+        "spearman_images": pytest.approx(1 - 6 * 2 / (6 * 35)), "images": 6, "spearman_rows": pytest.approx(1.0),
+        "rows": 3,
+    }  # fmt: skip
+    assert rank_agreement(made[:4]) == {} == rank_agreement([{**s, "st_lpips": math.nan} for s in made])
 
 
 def test_every_image_is_held_against_its_own_ceiling():

@@ -1,5 +1,7 @@
 """LPIPS with weights from a file: its parts by hand, on random weights in the file's form."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from scipy.signal import convolve2d
@@ -8,8 +10,8 @@ from torch.nn import functional as F
 from experiments.judges.lpips import CONVOLUTIONS, halve, load_lpips
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
+def random_weights(path: Path) -> Path:
+    """A file in the form of the published one."""
     generator = torch.Generator().manual_seed(0)
     state = {"scaling_layer.shift": torch.full((1, 3, 1, 1), 0.1), "scaling_layer.scale": torch.full((1, 3, 1, 1), 0.5)}
     for k, (name, (outputs, inputs, side, _)) in enumerate(CONVOLUTIONS.items()):
@@ -17,9 +19,13 @@ def file(tmp_path_factory):
         state[f"net.{name}.weight"] = spread * torch.randn(outputs, inputs, side, side, generator=generator)
         state[f"net.{name}.bias"] = 0.1 * torch.randn(outputs, generator=generator)
         state[f"lin{k}.model.1.weight"] = torch.rand(1, outputs, 1, 1, generator=generator)
-    path = tmp_path_factory.mktemp("lpips") / "weights.pth"
     torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return random_weights(tmp_path_factory.mktemp("lpips") / "weights.pth")
 
 
 def pictures(seed: int) -> torch.Tensor:
