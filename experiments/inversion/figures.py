@@ -45,8 +45,8 @@ def is_ceiling(row: Mapping[str, Any]) -> bool:
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each method, the same in every panel."""
     names = dict.fromkeys(row["method"] for row in rows)
-    colours, markers = plt.get_cmap("tab10").colors, "osD^vP*"
-    return {name: {"color": colours[k % 10], "marker": markers[k // 10 % 7]} for k, name in enumerate(names)}
+    colours, markers = plt.get_cmap("tab10" if len(names) <= 10 else "tab20").colors, "osD^vP*"
+    return {name: {"color": colours[k % len(colours)], "marker": markers[k % 7]} for k, name in enumerate(names)}
 
 
 def _panels(count: int, lines: int = 1) -> tuple[Figure, list[list[Axes]]]:

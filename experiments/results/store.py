@@ -15,6 +15,10 @@ from torch import Tensor
 
 from experiments.results.files import digest, write_whole
 
+torch.backends.cudnn.allow_tf32 = False
+# Single precision means it, in whatever process stores what it computes: cuDNN would round each convolution's inputs to
+# ten bits, an error of 1e-3, and inversions end where the network's rounding is as large as their residual.
+
 RULES = 1
 """Part of every key: raise it with a change of code that changes what a unit or a seed holds under the same settings.
 
@@ -117,7 +121,10 @@ def numerics(precision: str, device: torch.device) -> dict[str, str]:
     Rounding differs between kinds of device, and far more between precisions. It differs with the batch as well, but a
     run that was interrupted groups its units anew: what they hold is the same up to rounding, and no batch is in a key.
     """
-    return {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
+    found = {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
+    if device.type == "cuda":
+        found["convolutions"] = "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
+    return found
 
 
 def synchronise(device: torch.device) -> None:

@@ -24,6 +24,7 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext, NullFormatter
 
 from experiments.results.files import write_whole
 
@@ -165,6 +166,9 @@ def draw(run_dir: Path, pictures: Mapping[str, Callable[[], Figure]]) -> dict[st
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
+    for axis in (each for axes in figure.axes for each in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):  # its dollar signs would be shown
+            axis.set(major_formatter=LogFormatter(), minor_formatter=NullFormatter())
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight"))
     plt.close(figure)
     return path

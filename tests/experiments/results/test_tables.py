@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from matplotlib import pyplot as plt
 
 from experiments.judges.classifier import Classifier, load_classifier
 from experiments.results import tables
@@ -99,6 +100,16 @@ def test_names_are_text_whatever_signs_they_hold(tmp_path):
     figure = tables.image_table([("$1 bill, $x^", [np.zeros((3, 8, 8), np.uint8)])], ["a_$b"], "100 % $\\frac$")
     assert tables.save_figure(figure, tmp_path / "a.png").stat().st_size > 0
     assert tables.markdown_table([{"method": "a|b"}], {"method": "method"}).splitlines()[-1] == r"| a\|b |"
+
+
+def test_logarithmic_axes_are_labelled_in_plain_numbers(tmp_path):
+    for scale in ({"value": "log"}, {"value": "symlog", "linthresh": 1e-4}):
+        figure, axis = plt.subplots()
+        axis.plot([1e-3, 1e-1, 20], [1e-3, 1, 1e3])
+        axis.set_yscale(**scale)
+        tables.save_figure(figure, tmp_path / "a.png")
+        labels = [label.get_text() for label in axis.get_yticklabels()]
+        assert any(labels) and "$" not in "".join(labels) and {float(text) for text in labels if text} >= {0.1, 10.0}
 
 
 def test_an_interval_that_rounding_takes_past_its_value_is_drawn(tmp_path):
