@@ -72,7 +72,7 @@ class Book:
         self.seconds[rows] += (now - self.clock) / len(rows)
         self.clock = now
         self.trace[k, rows] = loss
-        self.iterations[rows] = k
+        self.iterations[rows] = self.backwards[rows]  # each derivative so far made an update
         self.forwards[rows] += 1
         self.backwards[rows] += differentiated
         better = loss < self.best[rows]  # False for NaN
