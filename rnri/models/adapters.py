@@ -36,7 +36,9 @@ def check_lora(path: str | Path | None) -> None:
 
 
 def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only: bool) -> None:
-    """``pipe.load_lora_weights(path)``, as one loads SD's LCM-LoRA.
+    """``pipe.load_lora_weights(path)``, as one loads SD's LCM-LoRA, then added to the weights that it changes.
+
+    Beside them it would cost each call of a small network more than half as much again.
 
     Raises:
         ValueError: one sentence for a LoRA that cannot be reached or read, or that fits no layer of the pipeline.
@@ -49,6 +51,8 @@ def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only
         raise ValueError(f"lora {str(path)!r} could not be loaded: {reason}") from error
     if _layers(pipeline) == before:
         raise ValueError(f"lora {str(path)!r} fits no layer of this checkpoint: it belongs to another architecture.")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 def _layers(pipeline: DiffusionPipeline) -> int:

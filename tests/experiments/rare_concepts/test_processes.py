@@ -1,0 +1,86 @@
+"""Processes, precisions and places: a process without work, other numerics, another directory."""
+
+import sys
+from argparse import ArgumentParser
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import train
+from benchmarks import inversion, seedselect
+from experiments.editing import make_benchmark
+from tests.experiments.rare_concepts.test_lost_samples import OneBadSeed, totals
+from tests.experiments.small import NAO, PLAIN, carried_out, rare_concepts, tiny, trainer
+
+PROJECT = Path(__file__).resolve().parents[3]
+MEASURED = ("accuracy", "n", "not_finite", "fid", "kid")
+
+
+def units(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (folder / "run" / "units").rglob("*.safetensors")}
+
+
+def measured(task) -> dict[str, list]:
+    return {name: [row[key] for key in MEASURED] for name, row in totals(task).items()}
+
+
+@pytest.mark.slow
+def test_a_process_without_work_waits_for_the_others(tmp_path):
+    """Of a finished run one unit is missing, which has a sample that is not finite, and two processes share it."""
+    lossy = partial(tiny, kind=OneBadSeed)
+    alone = measured(carried_out(rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy)))
+    before = units(tmp_path)
+    owl = rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy)
+    owl.prepare(trainer())
+    missing = next(c for c in owl.chosen if c.name == "owl")
+    gone = [path for path in before if path.stem in owl.units("plain", owl.arms["plain"]).claim(missing.key)]
+    assert len(gone) == 1
+    gone[0].unlink()
+    task = carried_out(
+        rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy), devices=2, strategy="ddp_spawn", num_nodes=1
+    )
+    assert measured(task) == alone and alone["plain"][2] == 1
+    after = units(tmp_path)
+    assert after.keys() == before.keys()
+    assert [path for path in before if before[path] != after[path]] == gone
+
+
+def test_another_precision_computes_anew(tmp_path):
+    arms = {"nao": NAO}
+    carried_out(rare_concepts(tmp_path, arms))
+    first, seeds = units(tmp_path), len(list((tmp_path / "run" / "seeds").rglob("*.safetensors")))
+    carried_out(rare_concepts(tmp_path, arms), precision="bf16-mixed")
+    second = units(tmp_path)
+    assert len(second) == 2 * len(first) == 6 and first.items() <= second.items()
+    assert len(list((tmp_path / "run" / "seeds").rglob("*.safetensors"))) == 2 * seeds > 0
+    carried_out(rare_concepts(tmp_path, arms), precision="bf16-mixed")
+    assert units(tmp_path) == second
+
+
+def test_the_projects_own_files_are_found_from_anywhere_and_relative_paths_are_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        own = compose("train", ["experiment=rare_concepts", "run_dir=mine", "trainer.accelerator=cpu"])
+        other = compose("train", ["experiment=rare_concepts", "run_dir=mine", "data.folder=corpus"])
+    task, _ = train.prepare(own)
+    assert Path(task.run_dir).resolve() == tmp_path / "mine" and len(task.chosen) > 3
+    with pytest.raises(ValueError, match=r"corpus/?\S* does not exist|corpus has no"):
+        train.prepare(other)
+
+
+@pytest.mark.parametrize("tool", [inversion, seedselect, make_benchmark])
+def test_tools_find_the_projects_files_from_anywhere(tmp_path, monkeypatch, tool):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tool", *(["out"] if tool is make_benchmark else [])])
+    given = {}
+    monkeypatch.setattr(ArgumentParser, "parse_args", lambda parser: given.update(defaults(parser)) or parser.exit(3))
+    with pytest.raises(SystemExit):
+        tool.main()
+    paths = [given[name] for name in ("model", "clip", "corpus") if name in given]
+    assert paths and all(Path(path).is_dir() for path in paths)
+
+
+def defaults(parser: ArgumentParser) -> dict[str, object]:
+    return {action.dest: action.default for action in parser._actions}
