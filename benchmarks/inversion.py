@@ -9,6 +9,7 @@ Each network call of the inversion is preceded by a bare one on as many latents,
 inversion's, so that a ratio compares times under the same load. Each case has a process of its own.
 
     python -m benchmarks.inversion --methods accelerated aidi --batches 1 8 64 --steps 4 50
+    python -m benchmarks.inversion --model emoji_lcm --methods accelerated --batches 1 8 --steps 4
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -31,7 +33,8 @@ from experiments.command.embedded import embedded
 from experiments.results.store import synchronise
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
-METHODS = Path(embedded("configs/method"))
+CONFIGS = Path(embedded("configs"))
+METHODS = CONFIGS / "method"
 MEBIBYTE = 2**20
 
 
@@ -92,11 +95,19 @@ def single_latent_methods() -> list[str]:
     return [name for name in names if getattr(method(name), "single_latent", False)]
 
 
-def measure(case: Case) -> dict[str, float]:
-    """One inversion of latents that the model samples, after one that warms up."""
-    model = LatentDiffusion.from_pretrained(
-        case.model, device=case.device, dtype=getattr(torch, case.dtype), local_files_only=Path(case.model).exists()
-    )
+def load(name: str, device: str, dtype: str) -> LatentDiffusion:
+    """The model of a file in configs/model, such as emoji_lcm, or of a checkpoint's folder or hub id."""
+    if not (CONFIGS / "model" / f"{name}.yaml").is_file():
+        return LatentDiffusion.from_pretrained(
+            name, device=device, dtype=getattr(torch, dtype), local_files_only=Path(name).exists()
+        )
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return instantiate(compose("train", [f"model={name}"]).model)(device=device, dtype=dtype)
+
+
+def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float]:
+    """One inversion of latents that the model samples, after one that warms up. ``model`` is the case's, if loaded."""
+    model = model or load(case.model, case.device, case.dtype)
     before = _peak(model.device)
     inverter, schedule = method(case.method), model.schedule(case.steps)
     predictor = model.predictor(["a drawing of a camel"] * case.batch, case.guidance)
@@ -139,7 +150,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 64))
     parser.add_argument("--steps", nargs="+", type=int, default=(4, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--model", default=embedded("assets/models/emoji"))
+    parser.add_argument("--model", default="emoji", help="of configs/model, or a checkpoint's folder or hub id")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()

@@ -84,9 +84,9 @@ class LatentDiffusion:
     ) -> LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
 
-        ``lora`` is put on it as ``pipe.load_lora_weights`` and ``pipe.fuse_lora`` do (a folder, a file or a hub id; needs
-        ``peft``), and ``scheduler``, the name of one of diffusers', made of the checkpoint's own config: LCM's, with an
-        LCM-LoRA.
+        ``lora`` (a folder, a file or a hub id; needs ``peft``) is put on it as by ``pipe.load_lora_weights`` and
+        ``pipe.fuse_lora``. ``scheduler``, the name of one of diffusers', is made of the checkpoint's own config: LCM's,
+        with an LCM-LoRA.
 
         ``dtype="auto"`` is float16 on a GPU and float32 on a CPU, where halves are slower, and on MPS, where they can
         overflow.
