@@ -120,10 +120,19 @@ def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
 
 
 def side_by_side(arms: Mapping[str, JudgedImages], bucket: str) -> Figure:
-    """Of each concept a reference and the first sample of every arm."""
+    """Of each concept a reference and the first sample of every arm, with what the judge says of it."""
     concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
-    rows = []
+    rows, captions = [], []
     for name, concept in list(concepts.items())[:PICTURED]:
         pictures = [concept.references[0], *(judged.images(concept)[0] for judged in arms.values())]
         rows.append((f"{name}\n({concept.frequency} captions)", pictures))
-    return tables.image_table(rows, ["reference", *arms], f"{bucket}: a reference and the first sample of each method")
+        captions.append(["", *(_verdict(judged, name) for judged in arms.values())])
+    title = f"{bucket}: a reference and the first sample of each method"
+    return tables.image_table(rows, ["reference", *arms], title, captions)
+
+
+def _verdict(judged: JudgedImages, name: str) -> str:
+    """The judge's name for a concept's first sample, and whether it is a copy."""
+    k = next(k for k, concept in enumerate(judged.concepts) if concept.name == name)
+    said = "right" if judged.hits[k] else judged.predictions[k] or ""
+    return f"{said}, a copy" if judged.copies[k] else said

@@ -174,8 +174,16 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def image_table(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str], title: str) -> Figure:
-    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labelled rows under headed columns; None has no picture."""
+def image_table(
+    rows: Sequence[tuple[str, Sequence[Any]]],
+    columns: Sequence[str],
+    title: str,
+    captions: Sequence[Sequence[str]] | None = None,
+) -> Figure:
+    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labelled rows under headed columns; None has no picture.
+
+    ``captions`` are shown below them, a row a row.
+    """
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(1.25 * len(columns) + 1.2, 1.25 * len(rows) + 0.5), squeeze=False
     )
@@ -190,8 +198,11 @@ def image_table(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for axis, heading in zip(axes[0], columns, strict=True):
         axis.set_title(heading, fontsize=8)
+    for line, texts in zip(axes, captions or [], strict=bool(captions)):
+        for axis, text in zip(line, texts, strict=True):
+            axis.set_xlabel(text, fontsize=6, labelpad=1)
     figure.suptitle(title, fontsize=10, y=1.0, va="bottom")
-    figure.subplots_adjust(wspace=0.04, hspace=0.04, top=1 - 0.25 / (1.25 * len(rows) + 0.5))
+    figure.subplots_adjust(wspace=0.04, hspace=0.16 if captions else 0.04, top=1 - 0.25 / (1.25 * len(rows) + 0.5))
     return figure
 
 

@@ -116,6 +116,13 @@ def test_logarithmic_axes_are_labelled_in_plain_numbers(tmp_path):
         )
 
 
+def test_captions_stand_below_their_pictures():
+    picture = np.zeros((3, 2, 2), dtype=np.uint8)
+    figure = tables.image_table([("a", [picture, None])], ["x", "y"], "title", [["right", "wrong, a copy"]])
+    assert [axis.get_xlabel() for axis in figure.axes] == ["right", "wrong, a copy"]
+    plt.close(figure)
+
+
 def test_an_interval_that_rounding_takes_past_its_value_is_drawn(tmp_path):
     row = {"method": "a", "bucket": "tail", "accuracy": 0.1 + 0.2, "accuracy_low": 0.3 + 1e-15, "accuracy_high": 0.3}
     assert tables.save_figure(tables.accuracy_figure([row]), tmp_path / "a.png").stat().st_size > 0
