@@ -3,7 +3,7 @@
 from rnri.baselines.edict import EDICT
 from rnri.baselines.embedding import NegativePrompt, NullText
 from rnri.baselines.flow import RFInversion, UniInv
-from rnri.baselines.flow_second_order import FireFlow, Midpoint, RFSolver
+from rnri.baselines.flow_second_order import FireFlow, Midpoint, RFSolver, SeedOnly
 from rnri.baselines.ledits import LEditsPP
 from rnri.baselines.offsets import DirectInversion
 from rnri.baselines.stochastic import EditFriendly, SDEdit
@@ -23,5 +23,6 @@ __all__ = [
     "RFInversion",
     "RFSolver",
     "SDEdit",
+    "SeedOnly",
     "UniInv",
 ]

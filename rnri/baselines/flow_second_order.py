@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checked import dataclass
 from rnri.baselines.common import evenly, inversion
-from rnri.inversion import ImplicitInverter, Inversion, accelerated
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule
 from rnri.models.midpoint import MidpointPredictor, check_velocity, label
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
@@ -148,3 +148,36 @@ class Midpoint:
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """The midpoint sampler from the seed."""
         return sample(inversion.seed, MidpointPredictor.of(predictor, schedule), schedule)
+
+
+@dataclass(frozen=True)
+class SeedOnly:
+    """What another method's seeds are worth to Euler's sampler: of what ``inverter`` finds the seed alone is kept.
+
+    A second-order sampler's seed does not give the image back under Euler's, but it is nearer to that of the exact
+    path, and may be the better start for NAO and SeedSelect, which need no more.
+
+    Args:
+        inverter: whose seeds; it must keep nothing besides.
+    """
+
+    inverter: Inverter
+    single_latent: ClassVar[bool] = True
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """ValueError where ``invert`` would raise it for a schedule."""
+        check_schedule(self.inverter, schedule)
+
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+    ) -> Inversion:
+        """The seeds of ``z0 [B,C,h,w]``, none of them solved; ValueError where the method keeps more than the seed."""
+        found = self.inverter.invert(z0, predictor, schedule, on_step)
+        if found.extra:
+            raise ValueError(f"{type(self.inverter).__name__} keeps {', '.join(found.extra)} besides the seed.")
+        return replace(found, single_latent=True, solved=torch.zeros_like(found.solved))
+
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """The schedule's own sampler from the seed."""
+        with torch.no_grad():
+            return sample(inversion.seed, predictor, schedule)

@@ -12,7 +12,14 @@ from experiments.data.emoji import Drawings
 from rnri import ImplicitInverter, LatentDiffusion, check_schedule
 from rnri.baselines import UniInv
 
-FLOW = {"fireflow", "midpoint", "rf_inversion", "rf_solver"}  # which need a flow-matching model
+FLOW = {
+    "fireflow",
+    "fireflow_seed",
+    "midpoint",
+    "midpoint_seed",
+    "rf_inversion",
+    "rf_solver",
+}  # which need a flow-matching model
 EDITORS = {"flow_edit", "pseudo_guidance"}  # which edit without an inversion
 METHODS = sorted({path.stem for path in Path("configs/method").glob("*.yaml")} - FLOW - EDITORS)
 EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits"}

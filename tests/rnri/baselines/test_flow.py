@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rnri import FixedPoint, ImplicitInverter, NoisePredictor, SafeguardedAnderson, Schedule, check_schedule, sample
-from rnri.baselines import FireFlow, Midpoint, RFInversion, RFSolver, UniInv
+from rnri.baselines import EDICT, FireFlow, Midpoint, RFInversion, RFSolver, SeedOnly, UniInv
 from rnri.baselines.stochastic import draw_noise
 from rnri.models.midpoint import MidpointPredictor
 from tests.problems import GaussianVelocity, flow_schedule, function_predictor, gaussian, schedule, velocity, wavy
@@ -223,3 +223,21 @@ def test_seeds_of_a_coarse_second_order_sampler_have_the_norm_of_noise_and_those
     euler, midpoint = denoiser.seed(z0, flow_schedule(8)), EXACT.invert(z0, NoisePredictor(denoiser), flow_schedule(8))
     assert isinstance(denoiser, GaussianVelocity)
     assert (midpoint.seed.norm() / exact - 1).abs() < (euler.norm() / exact - 1).abs() / 3
+
+
+@pytest.mark.parametrize("inverter", [RFSolver(), FireFlow(), EXACT], ids=["rf_solver", "fireflow", "midpoint"])
+def test_of_another_samplers_inversion_the_seed_is_a_start_for_eulers(inverter):
+    denoiser, z0 = velocity(batch=2)
+    predictor, steps = NoisePredictor(denoiser), flow_schedule(4)
+    own = inverter.invert(z0, predictor, steps)
+    found = SeedOnly(inverter).invert(z0, predictor, steps)
+    assert torch.equal(found.seed, own.seed) and found.single_latent and not found.converged.any()
+    again = SeedOnly(inverter).reconstruct(found, predictor, steps)
+    assert torch.equal(again, sample(own.seed, predictor, steps))
+    assert not torch.allclose(again, inverter.reconstruct(own, predictor, steps))
+
+
+def test_a_method_that_keeps_more_than_a_seed_has_no_seed_alone():
+    denoiser, z0 = gaussian(batch=2)
+    with pytest.raises(ValueError, match=r"EDICT keeps .* besides the seed"):
+        SeedOnly(EDICT()).invert(z0, NoisePredictor(denoiser), schedule(4))
