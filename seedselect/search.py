@@ -73,7 +73,7 @@ class Search:
     rounds: Count
     neighbours: Count
     spread: Fraction = 0.3
-    candidates: ClassVar[int] = 1
+    candidates: ClassVar[Count] = 1
 
     @property
     def step_weights(self) -> tuple[float, ...]:

@@ -84,7 +84,7 @@ class SeedSelect:
     improvement: NotNegative = 0.01
     rewards: Annotated[Sequence[Sequence[Any]], MinLen(1)] | None = None
     gradient: Callable[[Tensor, Tensor], Tensor] = unchanged
-    candidates: ClassVar[int] = 1
+    candidates: ClassVar[Count] = 1
 
     def __post_init__(self) -> None:
         self._make_optimiser([torch.zeros(1)])
