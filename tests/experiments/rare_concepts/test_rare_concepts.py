@@ -79,7 +79,7 @@ def test_differences_between_methods_come_as_pairs(run):
 
 def test_samples_tell_of_every_image(run):
     samples = pd.read_parquet(run[0] / "samples.parquet")
-    assert len(samples) == 4 * 3 * 2
+    assert len(samples) == 5 * 3 * 2
     assert samples["sample"].nunique() == 6
     optimised = samples[samples["method"] != "plain"]
     assert (optimised["loss"] <= optimised["initial_loss"]).all()
