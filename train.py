@@ -15,7 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.command.checks import check
-from experiments.command.errors import explain, failed_call, failed_composition, let_hydra_raise, refuse
+from experiments.command.errors import (
+    explain,
+    failed_call,
+    failed_composition,
+    failed_launcher,
+    let_hydra_raise,
+    refuse,
+)
 from experiments.command.folders import check_writable, multirun, run_folder
 from experiments.command.launch import check_launch, follow_launcher, launch, wait_long
 from experiments.command.loggers import check_account, close, note, resume, silence_tips
@@ -100,6 +107,10 @@ def command() -> None:
         main()
     except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra's, before there is a config
         refuse(failed_composition(error))
+    except RuntimeError as error:
+        if said := failed_launcher(error):
+            refuse(said)
+        raise
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -57,6 +58,8 @@ def failed_composition(error: Exception) -> str:
     """Why the command line and the configs do not go together."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and option.startswith("submitit"):
+            return f'{group}={option} needs the extra slurm: pip install -e ".[slurm]".'
         return f"{group}={option} is unknown: choose from {', '.join(sorted(error.options))}."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {explain(error)}"
@@ -64,6 +67,14 @@ def failed_composition(error: Exception) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _no_such_key(str(cause.full_key), [str(name) for name in cause.parent_node])
     return explain(error) if cause is error else f"{explain(error)} {explain(cause)}"
+
+
+def failed_launcher(error: RuntimeError) -> str | None:
+    """What submitit says where it cannot start jobs; None for an error that is not its own."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    if type(error) is not RuntimeError or "submitit" not in Path(place).parts:
+        return None
+    return f"hydra/launcher: {explain(error)} On one machine: hydra/launcher=submitit_local, or none."
 
 
 def _no_such_key(key: str, siblings: list[str]) -> str:
