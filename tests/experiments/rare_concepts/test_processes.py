@@ -79,7 +79,8 @@ def test_tools_find_the_projects_files_from_anywhere(tmp_path, monkeypatch, tool
     with pytest.raises(SystemExit):
         tool.main()
     paths = [given[name] for name in ("model", "clip", "corpus") if name in given]
-    assert paths and all(Path(path).is_dir() for path in paths)
+    named = [inversion.CONFIGS / "model" / f"{path}.yaml" for path in paths]
+    assert paths and all(Path(p).is_dir() or file.is_file() for p, file in zip(paths, named, strict=True))
 
 
 def defaults(parser: ArgumentParser) -> dict[str, object]:

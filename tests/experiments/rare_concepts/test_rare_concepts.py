@@ -134,7 +134,7 @@ def test_weights_and_biases_offline_gets_the_same(tmp_path):
     assert folder.name.endswith((tmp_path / "wandb_id").read_text().strip())  # under which the folder's run goes on
     (table,) = folder.glob("files/media/table/concepts_*.table.json")
     content = json.loads(table.read_text())
-    assert {"method", "concept", "bucket", "accuracy"} <= set(content["columns"]) and len(content["data"]) == 4
+    assert {"method", "concept", "bucket", "accuracy"} <= set(content["columns"]) and len(content["data"]) == 5
     assert {row["bucket"] for row in rows(tmp_path)} == {"head", "total"}  # one concept, one bucket
 
 
