@@ -131,7 +131,7 @@ VALUES = [  # overrides, and how the sentence begins
     ("logger=wandb|logger.wandb.offline=maybe", "logger.wandb.offline='maybe': give true or false."),
     ("experiment=nosuch", "experiment=nosuch is unknown: choose from augmentation, budget"),
     ("model=nosuch", "model=nosuch is unknown: choose from "),
-    ("method@task.arms.seedselect_rnri.inverter=nosuch", "method=nosuch is unknown: choose from accelerated, accelerated_8"),
+    ("method@task.arms.seedselect_rnri.inverter=nosuch", "method=nosuch is unknown: choose from accelerated"),
     ("task.no_such=1", "there is no key task.no_such: choose from source"),
     ("selct.iterations=1", "there is no key selct: choose from select"),
     ("data.concepts=[camel", "data.concepts=[camel cannot be read"),
