@@ -28,8 +28,8 @@ def begin(data: Path, run_dir: Path, *more: str) -> subprocess.Popen:
         "data=imagenet", f"data.path={data}/imagenet", f"data.counts={data}/counts.tsv",
         f"data.classifier={data}/judge", "data.clip=assets/models/clip", f"run_dir={run_dir}", "task.steps=4",
         "task.samples=2", "task.references=2", "select.iterations=1", "trainer.accelerator=cpu",
-        "task.concepts_per_batch=1", "~task.arms.seedselect_rnri", "~task.arms.seedselect_ddim", "~task.arms.best_of_ours",
-        *more,
+        "task.concepts_per_batch=1", "~task.arms.seedselect_rnri", "~task.arms.seedselect_ddim",
+        "~task.arms.best_of_ours", *more,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
