@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from benchmarks.inversion import Case, load, measure
 from rnri import Inversion, LatentDiffusion, accelerated
@@ -40,14 +40,15 @@ def round_trip(model: LatentDiffusion, steps: int, batch: int) -> Found:
     schedule, predictor = model.schedule(steps), model.predictor([PROMPT] * batch)
     with torch.no_grad():
         z0 = model.sample(model.noise(range(batch), seed=0), predictor, schedule)
-        found, waits = _counted(model, z0, lambda: accelerated().invert(z0, predictor, schedule))
+        found, waits = _counted(z0.device, lambda: accelerated().invert(z0, predictor, schedule))
         again = model.sample(found.seed, predictor, schedule)
     error = (again.double().cpu() - z0.double().cpu()).square().mean().item()
     return Found(error, None if waits is None else waits / steps)
 
 
-def _counted(model: LatentDiffusion, z0: Tensor, work) -> tuple[Inversion, int | None]:
-    if z0.device.type != "cuda":
+def _counted(device: torch.device, work: Callable[[], Inversion]) -> tuple[Inversion, int | None]:
+    """What ``work`` gives, and how often it waited for the device."""
+    if device.type != "cuda":
         return work(), None
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -71,11 +72,8 @@ def compiled(model: LatentDiffusion) -> LatentDiffusion:
 def absent(device: str) -> str | None:
     """One sentence where there is no such device."""
     kind = torch.device(device).type
-    if kind == "cpu":
-        return None
-    if kind == "mps" and torch.backends.mps.is_available():
-        return None
-    if kind == "cuda" and torch.cuda.is_available():
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if here.get(kind):
         return None
     return f"this machine has no {kind} device that PyTorch {torch.__version__} can use: nothing was checked."
 

@@ -90,7 +90,7 @@ class Search:
 
     def __call__(self, seeds: Tensor, *, noise: Callable[[int], Tensor], **given: Any) -> Selection:
         """Searches around ``seeds [B, C, h, w]``. ``noise(k)`` is of the k-th neighbour of each, ``[B, C, h, w]``."""
-        forwards = 1 + self.rounds * self.neighbours
+        forwards, _ = self.runs
         book = Book(seeds.detach().clone(), forwards - 1, 0, 0.0)
         _try(self.loss, book, 0, book.seed.clone(), **given)
         for start in range(1, forwards, self.neighbours):

@@ -49,7 +49,7 @@ class JudgedImages:
         """Samples that are not finite."""
         return [k for k, record in enumerate(self.records) if not record["finite"]]
 
-    @property
+    @cached_property
     def copies(self) -> list[bool | None]:
         """Of each sample whether it is a copy of a reference; None where there is no image or no measure."""
         found, finite = [], [record["finite"] for record in self.records]
