@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from checked import Count, NotNegative, dataclass
-from rnri.models.predictor import NoisePredictor
+from rnri.models.predictor import NoisePredictor, sent
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 from rnri.solvers.anderson import SafeguardedAnderson
+from rnri.solvers.forms import Form, relaxation
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
 from rnri.solvers.secants import Secants
 from rnri.solvers.sharing import Budget
@@ -120,11 +121,14 @@ class ImplicitInverter:
             at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
             its extrapolated start as it is, unless the fit gave a sample a ``beta`` of 0: then, and from the plain
             start, a step has one evaluation at least, as long as there are any left.
+        form: in which of the predictions the equation is iterated (:mod:`rnri.solvers.forms`); residual and tolerance
+            mean the same in every one. ``own`` measures best with ``accelerated`` on all three kinds of network.
     """
 
     solver: Solver
     start: Literal["plain", "extrapolated", "fitted"] = "plain"
     sharing: Literal["even", "schedule"] = "even"
+    form: Form = "own"
 
     single_latent: ClassVar[bool] = True
 
@@ -141,13 +145,14 @@ class ImplicitInverter:
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
+                problem = replace(problem, omega=relaxation(self.form, schedule.predicts, problem.levels))
                 if secants is not None:
                     problem = problem.knowing(secants)
                 start = self._start(problem, noises)
                 if budget is None:
                     solution = self.solver(problem, start)
                 else:
-                    limits = budget.limits(k, least=(~self._can_skip(noises, len(z))).long())
+                    limits = budget.limits(k, lambda noises=noises, z=z: self._can_skip(noises, len(z)))
                     solution = _solve_some(self.solver, problem, start, limits)
                     budget.settle(limits, solution.evaluations)
                 noises = _remember(noises, problem, solution)
@@ -200,12 +205,14 @@ def measured(
         if len(rows):
             problem = ImplicitStep.of(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
             z = z[rows.to(z.device)]
-            residuals[k, rows] = mean_absolute(z - problem(z)).cpu().double().nan_to_num(nan=torch.inf)
+            residuals[k, rows] = (
+                mean_absolute(z - problem(z)).cpu().double().nan_to_num(nan=torch.inf, posinf=torch.inf)
+            )
             solved[k, rows] = residuals[k, rows] <= tolerance
     return replace(inversion, residuals=residuals, solved=solved)
 
 
-def accelerated(evaluations: Count = 2, tolerance: NotNegative = 1e-6) -> ImplicitInverter:
+def accelerated(evaluations: Count = 2, tolerance: NotNegative = 1e-6, form: Form = "own") -> ImplicitInverter:
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
     Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average
@@ -213,7 +220,7 @@ def accelerated(evaluations: Count = 2, tolerance: NotNegative = 1e-6) -> Implic
     reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong guidance magnifies
     what remains of the residual, up to a thousandfold.
     """
-    return ImplicitInverter(SafeguardedAnderson(evaluations, tolerance), start="fitted", sharing="schedule")
+    return ImplicitInverter(SafeguardedAnderson(evaluations, tolerance), start="fitted", sharing="schedule", form=form)
 
 
 def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
@@ -244,7 +251,7 @@ def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Te
     solution = Solution(z, residual, none, none.clone(), none.bool(), f)
     rows = limits.nonzero().flatten()
     if len(rows):
-        at = rows.to(start.device)
+        at = sent(rows, start.device)
         found = solver(problem.select(rows), start[at], limits[rows])
         for name in ("z", "f"):
             getattr(solution, name)[at] = getattr(found, name)
@@ -258,9 +265,9 @@ def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -
     if problem.b == 0:
         return noises
     noise = problem.prediction(solution.f)
-    if noises:  # a sample whose step had no finite evaluation keeps its last one
-        known = (~solution.residual.isinf()).to(noise.device).view(-1, 1, 1, 1)
-        noise = torch.where(known, noise, noises[-1])
+    lost = solution.residual.isinf()
+    if noises and lost.any():  # a sample whose step had no finite evaluation keeps its last one
+        noise = torch.where(sent(lost, noise.device).view(-1, 1, 1, 1), noises[-1], noise)
     return [*noises[-2:], noise]
 
 

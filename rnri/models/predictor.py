@@ -112,6 +112,11 @@ class NoisePredictor:
         return self.evaluations.calls
 
 
+def sent(table: Tensor, device: torch.device) -> Tensor:
+    """A small ``table`` of the CPU on ``device``, without waiting for what that is at."""
+    return table.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a network is told of the prompts: ``text [B,L,D]`` and what else it takes (each ``[B,...]``)."""
@@ -123,14 +128,14 @@ class Condition:
         return len(self.text)
 
     def select(self, rows: Tensor) -> Condition:
-        rows = rows.to(self.text.device)
+        rows = sent(rows, self.text.device)
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
 
     def where(self, rows: Tensor, other: Condition) -> Condition:
         """This condition in the ``rows`` (bool ``[B]``), and ``other`` elsewhere."""
 
         def chosen(own: Tensor, others: Tensor) -> Tensor:
-            return torch.where(rows.to(own.device).view(-1, *[1] * (own.ndim - 1)), own, others)
+            return torch.where(sent(rows, own.device).view(-1, *[1] * (own.ndim - 1)), own, others)
 
         added = {name: chosen(value, other.added[name]) for name, value in self.added.items()}
         return Condition(chosen(self.text, other.text), added)

@@ -64,7 +64,8 @@ class UNetDenoiser(GuidedDenoiser):
         with frozen(self.unet):
             output = self.unet(
                 z.to(self.unet.dtype),
-                t,
+                # made there: diffusers would carry a number to the device, and wait
+                torch.full((1,), t, dtype=torch.int64 if isinstance(t, int) else z.dtype, device=z.device),
                 encoder_hidden_states=condition.text,
                 timestep_cond=None if embedding is None else embedding.expand(len(z), -1),
                 added_cond_kwargs=dict(condition.added) or None,

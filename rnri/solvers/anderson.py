@@ -33,6 +33,8 @@ class Anderson(IterativeSolver):
     memory: Count = 3
     regularisation: NotNegative = 1e-10
 
+    stays_finite: ClassVar[bool] = True
+
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
         if not at.state:
@@ -52,15 +54,16 @@ class Anderson(IterativeSolver):
         norm = dr.norm(dim=2, keepdim=True)
         norm = torch.where(norm > 0, norm, 1.0)  # equal iterates: a difference of 0 has the weight 0
         dr, df = dr / norm, df / norm  # else short differences would drown in what the ridge adds to long ones
-        ridge = torch.full(dr.shape[:2], self.regularisation, dtype=torch.float64)
+        own = dr.shape[1]
         if carried is not None:
             dr, df = torch.cat([dr, carried.dy - carried.dz], 1), torch.cat([df, carried.dy], 1)
-            ridge = torch.cat([ridge, torch.full(carried.dz.shape[:2], doubt**2, dtype=torch.float64)], 1)
-        gram, projection = (dr @ dr.mT).cpu().double(), (dr @ r[:, :, None]).cpu().double()
+        gram, projection = _wide(torch.cat([dr @ dr.mT, dr @ r[:, :, None]], 2)).split([dr.shape[1], 1], 2)
+        ridge = torch.full(dr.shape[:2], self.regularisation, dtype=torch.float64, device=gram.device)
+        ridge[:, own:] = doubt**2
         ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
-        # solve_ex leaves a singular sample non-finite instead of failing the batch; the loop sees to it.
+        # solve_ex leaves a singular sample non-finite instead of failing the batch; such a one takes f itself.
         gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
-        return f - (gamma * df).sum(1)
+        return f - (gamma.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * df).sum(1)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ class SafeguardedAnderson(Anderson):
         if problem.secants is None or room <= 0:
             return None, 0.0
         dz, dy = problem.secants.dz[:, -room:], problem.b * problem.secants.dy[:, -room:]
+        dy = problem.relaxed(dz, dy)
         if forgets is not None:
             dz, dy = torch.where(forgets, 0.0, dz), torch.where(forgets, 0.0, dy)
-        return Secants(dz, dy), DRIFT * problem.b**2
+        return Secants(dz, dy), DRIFT * problem.omega * problem.b**2
 
     def _with_newest(
         self, fs: Tensor, rs: Tensor, place: Tensor, f: Tensor, r: Tensor, better: Tensor
@@ -161,6 +165,11 @@ class SafeguardedAnderson(Anderson):
         kept = kept + (kept >= dropped[:, None])
         kept = kept[:, :, None].expand(-1, -1, f.shape[1])
         return fs.gather(1, kept), rs.gather(1, kept), place - (dropped < place).long()
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """``matrix`` in float64, where it lies if the device has it."""
+    return matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
 
 
 def _at(history: Tensor, place: Tensor) -> Tensor:

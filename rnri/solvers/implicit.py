@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rnri.models.predictor import NoisePredictor
+from rnri.models.predictor import NoisePredictor, sent
 from rnri.models.schedule import Prediction, Schedule
 from rnri.solvers.secants import Secants, Trail
 
@@ -46,6 +46,7 @@ class ImplicitStep:
         predicts: what ``y`` is.
         secants: what the steps before tell of the derivative of ``y``, where the walk keeps it.
         trail: takes note of the evaluations for the steps to come, under ``places`` (int64 ``[B]``).
+        omega: how far an iteration goes, in the form that :mod:`rnri.solvers.forms` tells.
     """
 
     predictor: NoisePredictor
@@ -61,6 +62,7 @@ class ImplicitStep:
     secants: Secants | None = None
     trail: Trail | None = None
     places: Tensor | None = None
+    omega: float = 1.0
 
     @classmethod
     def of(
@@ -89,18 +91,21 @@ class ImplicitStep:
         self.counts.backward[self.rows] += 1
 
     def jvp(self, z: Tensor, direction: Tensor) -> Tensor:
-        """The derivative of ``f`` at ``z`` along ``direction``, ``[B,C,h,w]``; one evaluation of each kind."""
+        """The derivative of the iteration (:meth:`relaxed`) at ``z`` along ``direction``, ``[B,C,h,w]``.
+
+        One evaluation of each kind.
+        """
         self.counts.forward[self.rows] += 1
         self._count_backward()
-        return self.b * self.predictor.jvp(z, self.timestep, direction)[1]
+        return self.relaxed(direction, self.b * self.predictor.jvp(z, self.timestep, direction)[1])
 
     def select(self, rows: Tensor) -> ImplicitStep:
         """The equation of the samples ``rows`` (int64 ``[b]``, places in this batch); shares the counts."""
         return replace(
             self,
             predictor=self.predictor.select(rows),
-            z_s=self.z_s[rows.to(self.z_s.device)],
-            z_0=None if self.z_0 is None else self.z_0[rows.to(self.z_0.device)],
+            z_s=self.z_s[sent(rows, self.z_s.device)],
+            z_0=None if self.z_0 is None else self.z_0[sent(rows, self.z_0.device)],
             rows=self.rows[rows.cpu()],
             secants=None if self.secants is None else self.secants.select(rows),
             places=None if self.places is None else self.places[rows.cpu()],
@@ -113,6 +118,10 @@ class ImplicitStep:
     def recounted(self) -> ImplicitStep:
         """The same equation with its counts at zero."""
         return replace(self, rows=torch.arange(len(self)), counts=SampleCounts.zeros(len(self)))
+
+    def relaxed(self, z: Tensor, f: Tensor) -> Tensor:
+        """Where one iteration leads, from ``z`` and ``f(z)``: ``f(z)`` itself in the prediction's own form."""
+        return f if self.omega == 1 else z + self.omega * (f - z)
 
     def prediction(self, f: Tensor) -> Tensor:
         """The prediction ``y`` behind a value ``f(z)``, without a network evaluation; ``b`` must not be 0."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from checked import Count, NotNegative, dataclass
+from rnri.models.predictor import sent
 from rnri.solvers.implicit import ImplicitStep, Solution, mean_absolute
 
 State = tuple[Tensor, ...]
@@ -28,7 +29,7 @@ class Iterate:
 
     problem: ImplicitStep
     z: Tensor  # [b,C,h,w]
-    f: Tensor  # [b,C,h,w], f(z); attached to z if the solver differentiates
+    f: Tensor  # [b,C,h,w], f(z), relaxed in the form that is iterated; attached to z if the solver differentiates
     state: State
 
 
@@ -58,14 +59,16 @@ class IterativeSolver(ABC):
     """Whether, with ``keep_best``, the last evaluated iterate is stepped from if it is the best."""
     recovers: ClassVar[bool] = False
     """Whether ``step`` finds a way on where ``f`` was not finite, once a sample had a finite evaluation."""
+    stays_finite: ClassVar[bool] = False
+    """Whether what ``step`` makes of finite values is finite, so that nobody need look, and wait for the device."""
 
     @abstractmethod
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         """The next iterate ``[b,C,h,w]`` and what to remember, from the evaluated one."""
 
-    def merit(self, at: Iterate) -> Tensor:
-        """What ``keep_best`` minimises, ``[b]``: the residual, mean ``|z - f(z)|``."""
-        return mean_absolute(at.z - at.f)
+    def merit(self, at: Iterate, residual: Tensor) -> Tensor:
+        """What ``keep_best`` minimises, ``[b]``: the ``residual``, mean ``|z - f(z)|``."""
+        return residual
 
     def outcome(self, z: Tensor, state: State) -> Tensor:
         """What returns, without ``keep_best``, where the solver ends after a step that made ``z`` and ``state``."""
@@ -86,7 +89,8 @@ class IterativeSolver(ABC):
             spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
             z, f = self._evaluate(problem, z, self.differentiates and (steps_last or not bool(spent.all())))
             at = Iterate(problem, z.detach(), f.detach(), tuple(state))
-            residual = record.offer(problem.rows, at, self.merit(at))
+            residual = mean_absolute(at.z - at.f)
+            residual = record.offer(problem.rows, at, residual, self.merit(at, residual))
             going = (record.found(problem.rows) if self.recovers else residual.isfinite()) & (residual > self.tolerance)
             if not steps_last:
                 going &= ~spent
@@ -95,11 +99,12 @@ class IterativeSolver(ABC):
             if not self.differentiates:  # whose graph holds the batch together until the step is made
                 problem, z, f, *state = _select(problem, going, z, f, *state)
                 spent, residual, going = spent[going], residual[going], going[going]
-            z, state = self.step(Iterate(problem, z, f, tuple(state)))
-            going &= z.flatten(1).isfinite().all(1).cpu()
+            z, state = self.step(Iterate(problem, z, problem.relaxed(z, f), tuple(state)))
+            if not self.stays_finite:
+                going &= z.flatten(1).isfinite().all(1).cpu()
             if steps_last:
                 ended = going & spent & record.is_current(problem.rows, residual)
-                record.end(problem.rows[ended], self.outcome(z, state)[ended.to(z.device)])
+                record.end(problem.rows, ended, self.outcome(z, state))
                 going &= ~spent
             if not going.any():
                 break
@@ -127,7 +132,7 @@ def _select(problem: ImplicitStep, going: Tensor, *tensors: Tensor) -> tuple[Imp
     if going.all():
         return problem, *tensors
     rows = going.nonzero().flatten()
-    return problem.select(rows), *(tensor[rows.to(tensor.device)] for tensor in tensors)
+    return problem.select(rows), *(tensor[sent(rows, tensor.device)] for tensor in tensors)
 
 
 class _Record:
@@ -143,19 +148,19 @@ class _Record:
         self.merit = self.residual.clone()
         self.diverged = torch.zeros(len(z_init), dtype=torch.bool)
 
-    def offer(self, rows: Tensor, at: Iterate, merit: Tensor) -> Tensor:
+    def offer(self, rows: Tensor, at: Iterate, residual: Tensor, merit: Tensor) -> Tensor:
         """Takes note of ``f(z)`` for the samples ``rows``; returns their residuals, ``[b]``, ``inf`` if not finite."""
-        z, f, merit = at.z, at.f, merit.cpu().double()
-        residual = mean_absolute(z - f).cpu().double().nan_to_num(nan=torch.inf)
+        told = torch.stack([residual, merit.to(residual)]).cpu().double()  # the only wait of an evaluation
+        residual, merit = told[0].nan_to_num(nan=torch.inf, posinf=torch.inf), told[1]
         finite = residual.isfinite()
         accepted = finite & (merit < self.merit[rows]) if self.keep_best else finite
-        where, which = rows[accepted], accepted.to(z.device)
-        self.residual[where], self.merit[where] = residual[accepted], merit[accepted]
-        at = where.to(z.device)
-        self.z[at], self.f[at], self.result[at] = z[which], f[which], f[which]
+        self.residual[rows[accepted]], self.merit[rows[accepted]] = residual[accepted], merit[accepted]
+        for own, new in ((self.z, at.z), (self.f, at.f), (self.result, at.problem.relaxed(at.z, at.f))):
+            _put(own, rows, accepted, new)
         self.diverged[rows] = ~finite
-        at = rows[~finite].to(z.device)  # what was to be returned may be the very place where f is not finite
-        self.result[at] = self.z[at]
+        if not finite.all():  # what was to be returned may be the very place where f is not finite
+            lost = sent(rows[~finite], self.z.device)
+            self.result[lost] = self.z[lost]
         return residual
 
     def found(self, rows: Tensor) -> Tensor:
@@ -166,19 +171,29 @@ class _Record:
         """Whether the iterate with ``residual``, just offered, is the one that counts, bool ``[b]``."""
         return residual <= self.residual[rows]
 
-    def end(self, rows: Tensor, z: Tensor) -> None:
-        self.result[rows.to(z.device)] = z
+    def end(self, rows: Tensor, ended: Tensor, z: Tensor) -> None:
+        _put(self.result, rows, ended, z)
 
     def solution(self, tolerance: float, evaluations: Tensor, backward: Tensor) -> Solution:
         residual = self.residual.masked_fill(self.diverged, torch.inf)
         converged = residual <= tolerance
-        z = torch.where(converged.to(self.z.device).view(-1, 1, 1, 1), self.z, self.result)
+        z = torch.where(sent(converged, self.z.device).view(-1, 1, 1, 1), self.z, self.result)
         return Solution(z, residual, evaluations, backward, converged, self.f)
+
+
+def _put(table: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
+    """``values [b,...]`` of the ``chosen`` (bool ``[b]``) in the ``rows`` (``[b]``) of ``table [B,...]``, in place."""
+    if chosen.all() and len(rows) == len(table):
+        table.copy_(values)
+    elif chosen.any():
+        table[sent(rows[chosen], table.device)] = values[sent(chosen.nonzero().flatten(), values.device)]
 
 
 @dataclass(frozen=True)
 class FixedPoint(IterativeSolver):
     """``z <- f(z)`` (AIDI, Pan et al. 2023). DDIM inversion is ``FixedPoint(iterations=1, tolerance=0)``."""
+
+    stays_finite: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         return at.f, ()
@@ -190,6 +205,8 @@ class AveragedFixedPoint(IterativeSolver):
 
     Damps the components of the error that alternate in sign; halves the speed of those that do not.
     """
+
+    stays_finite: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         return (at.f + at.state[0]) / 2 if at.state else at.f, (at.f,)

@@ -111,7 +111,7 @@ class RNRISign(RegularisedNewton):
         deviation = (at.f - at.problem.marginal_mean).square().flatten(1).sum(1) / (2 * at.problem.marginal_variance)
         return (at.z - at.f).abs().flatten(1).sum(1) + self.lam * deviation
 
-    def merit(self, at: Iterate) -> Tensor:
+    def merit(self, at: Iterate, residual: Tensor) -> Tensor:
         return self.objective(at) / at.z[0].numel()
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:

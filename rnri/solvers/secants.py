@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnri.models.predictor import sent
+
 
 @dataclass(frozen=True)
 class Secants:
@@ -32,7 +34,7 @@ class Secants:
 
     def select(self, rows: Tensor) -> Secants:
         """Those of the samples ``rows``."""
-        rows = rows.to(self.dz.device)
+        rows = sent(rows, self.dz.device)
         return Secants(self.dz[rows], self.dy[rows])
 
 
@@ -49,10 +51,12 @@ class Trail:
 
     def note(self, places: Tensor, z: Tensor, y: Tensor) -> None:
         """``y(z)``, both ``[b,C,h,w]``, of the samples ``places`` (int64 ``[b]``); what is not finite tells nothing."""
-        places, z, y = places.to(z.device), z.flatten(1), y.flatten(1)
-        dz, dy = z - self._z[places], y - self._y[places]
+        z, y = z.flatten(1), y.flatten(1)
+        at = slice(None) if len(places) == len(self._z) else sent(places, z.device)
+        dz, dy = z - self._z[at], y - self._y[at]
         norm = dz.norm(dim=1, keepdim=True)
         told = (norm[:, 0] > 0) & norm[:, 0].isfinite() & dy.isfinite().all(1)
         for known, new in ((self.secants.dz, dz), (self.secants.dy, dy)):
-            known[places[told]] = torch.cat([known[places[told], 1:], (new / norm)[told, None]], 1)
-        self._z[places], self._y[places] = z, y
+            shifted = torch.cat([known[at][:, 1:], (new / norm)[:, None]], 1)
+            known[at] = torch.where(told[:, None, None], shifted, known[at])
+        self._z[at], self._y[at] = z, y

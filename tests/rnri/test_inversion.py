@@ -28,7 +28,7 @@ from rnri import (
 )
 from rnri.solvers.sharing import COARSE, Budget, needs
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
-from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
+from tests.problems import FunctionDenoiser, flow_schedule, function_predictor, gaussian, schedule, scheduler, wavy
 
 SOLVERS = [
     FixedPoint(iterations=1, tolerance=0),
@@ -297,30 +297,36 @@ def test_a_sample_spends_later_what_it_saved():
     assert evaluations[:, 1].sum() == 30 and (evaluations[-1, 1] >= 1)
 
 
-def planned(steps: int, evaluations: int, least: int = 1) -> list[int]:
-    budget, limits = Budget.of(schedule(steps), evaluations, 1), []
+def planned(steps: int, evaluations: int, skips: bool = False, by: Schedule | None = None) -> list[int]:
+    budget, limits = Budget.of(by or schedule(steps), evaluations, 1), []
     for k in range(steps):
-        limits.append(budget.limits(k, least if k > 1 else 1))
+        limits.append(budget.limits(k, lambda k=k: torch.tensor([skips and k > 1])))
         budget.settle(limits[-1], limits[-1])
     return [int(limit) for limit in limits]
 
 
 def test_a_budget_is_spent_whole_and_follows_the_needs():
     assert needs(schedule(4)).shape == (4,) and needs(schedule(4)).argmax() == 1
-    assert planned(COARSE - 1, 1, least=0) == [1] * (COARSE - 1)
+    assert planned(COARSE - 1, 1, skips=True) == [1] * (COARSE - 1)
     for evaluations in (1, 2, 5):
-        fine, coarse = planned(50, evaluations, least=0), planned(4, evaluations)
+        fine, coarse = planned(50, evaluations, skips=True), planned(4, evaluations)
         assert sum(fine) == 50 * evaluations and sum(coarse) == 4 * evaluations and min(coarse) == 1
         assert max(fine) == fine[1] and (evaluations == 1 or max(coarse) == coarse[1])
 
 
+def test_many_steps_of_flow_matching_share_evenly():
+    for evaluations in (1, 2, 5):
+        assert planned(28, evaluations, skips=True, by=flow_schedule(28)) == [evaluations] * 28
+    assert planned(4, 2, by=flow_schedule(4)) != [2] * 4
+
+
 def test_no_least_number_overdraws_a_budget():
     for evaluations in (1, 2):
-        assert sum(planned(10, evaluations, least=1)) == 10 * evaluations
+        assert sum(planned(10, evaluations)) == 10 * evaluations
     budget = Budget.of(schedule(50), 1, 2)
     spent = torch.zeros(2, dtype=torch.int64)
     for k in range(50):
-        limits = budget.limits(k, torch.tensor([0, 1]))
+        limits = budget.limits(k, lambda: torch.tensor([True, False]))
         assert limits[1] >= 1 or spent[1] == 50
         budget.settle(limits, limits)
         spent += limits
@@ -337,7 +343,7 @@ def test_only_an_extrapolated_start_may_stay_unevaluated():
 
 def test_a_sample_that_stops_early_returns_what_it_had():
     budget = Budget.of(schedule(20), 4, 2)
-    limits = budget.limits(0, 1)
+    limits = budget.limits(0, lambda: torch.ones(2, dtype=torch.bool))
     budget.settle(limits, torch.stack([limits[0], torch.tensor(1)]))
     assert budget.due[1] == 0 and budget.left[1] == 79 and budget.left[0] < 79
 
