@@ -4,8 +4,8 @@ At the root noise, velocity and clean latent say the same; on the way there they
 
     z <- z + omega (f(z) - z)
 
-with ``f`` of the schedule's own prediction and a number ``omega`` of the step. Root, residual and tolerance are those of
-``f`` in every form.
+with ``f`` of the schedule's own prediction and a number ``omega`` of the step. Root, residual and tolerance are those
+of ``f`` in every form.
 """
 
 from __future__ import annotations
