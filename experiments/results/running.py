@@ -6,9 +6,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from experiments.results.tables import metric_name
+
+
+def beginning(loggers: Sequence[Logger]) -> list[Logger]:
+    """Those that begin anew, and are to hear of the units on disk; the others have, from the run that made them.
+
+    The CSV file does in every run; at W&B the run that is found there goes on, and one offline is a file of its own.
+    """
+    return [
+        logger
+        for logger in loggers
+        if isinstance(logger, CSVLogger) or (isinstance(logger, WandbLogger) and not logger.experiment.resumed)
+    ]
 
 
 class Running:
@@ -29,21 +41,19 @@ class Running:
         self.counted: set[int] = set()
         self._sums: dict[str, list[float]] = {}
 
-    def log(self, loggers: Sequence[Logger], unit: Any, number: int, before: int = 0, *, old: bool = False) -> None:
+    def log(self, loggers: Sequence[Logger], unit: Any, number: int, before: int = 0) -> None:
         """The means that a finished unit changes; nothing where it has been counted.
 
         Args:
             number: the unit's own.
             before: units of earlier stages.
-            old: it was on disk already. Only a logger whose file begins anew is told of it: the others, W&B among them,
-                have heard of it from the run that made it.
         """
         if number in self.counted:
             return
         self.counted.add(number)
         means = self._means(unit)
         for logger in loggers:
-            if means and (not old or isinstance(logger, CSVLogger)):
+            if means:
                 logger.log_metrics(means, step=before + len(self.counted))
                 logger.save()
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.multiprocessing import ProcessRaisedException
 
 from experiments.results.claims import Claims
 from experiments.results.files import CannotWrite
 from experiments.results.images import NotFinite
 from experiments.results.progress import Progress
-from experiments.results.running import Running
+from experiments.results.running import Running, beginning
 from experiments.results.store import UnitStore
 
 Stage = tuple[LightningModule, "Work"]
@@ -102,11 +103,11 @@ class Work(LightningDataModule):
         """Called when another process has finished a unit."""
         self.progress.finish(1)
 
-    def log(self, trainer: Trainer, numbers: Iterable[int], *, old: bool = False) -> None:
-        """Logs the values so far, unit by unit; ``old`` are those that were on disk already."""
+    def log(self, trainer: Trainer, numbers: Iterable[int], told: Sequence[Logger] | None = None) -> None:
+        """Counts units and logs the values so far, in the first process, to all loggers or those to be ``told``."""
         if self.running is not None and trainer.is_global_zero and trainer.loggers:
             for k in numbers:
-                self.running.log(trainer.loggers, self.units[k], k, self.before, old=old)
+                self.running.log(trainer.loggers if told is None else told, self.units[k], k, self.before)
 
     def finished(self) -> bool:
         """Whether all units of all processes are on disk."""
@@ -122,7 +123,8 @@ class Work(LightningDataModule):
         """Batches of the units that this process claims, until all are on disk."""
         end_when_told(self.trainer)
         pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
-        self.log(self.trainer, sorted({*range(len(self.units))}.difference(pending)), old=True)
+        on_disk = sorted({*range(len(self.units))}.difference(pending))
+        self.log(self.trainer, on_disk, beginning(self.trainer.loggers))
         self.begin(self.units, [self.units[k] for k in pending])
         numbers = {id(unit): k for k, unit in enumerate(self.units)}
         # Groups are made of all units, so that what is computed together depends on no other process.
@@ -242,17 +244,18 @@ def carry_out(trainer: Trainer, *stages: Stage) -> None:
     """
     for (_, earlier), (_, work) in pairwise(stages):
         work.before = earlier.before + len(earlier.units)
-    _compute(trainer, stages)
-    for _, work in stages:
-        if work.running is not None:  # units that no loop of this very process has counted
-            work.log(trainer, range(len(work.units)), old=True)
+    computed = _compute(trainer, stages)
+    for _, work in stages:  # what no loop of this very process has counted: there was none, or a started process ran it
+        told = [own for own in beginning(trainer.loggers) if isinstance(own, CSVLogger) or not computed]
+        work.log(trainer, range(len(work.units)), told)
 
 
-def _compute(trainer: Trainer, stages: Sequence[Stage]) -> None:
+def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
+    """Whether there was a loop."""
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
     if not launched and all(work.finished() for _, work in stages):
-        return
+        return False
     for module, work in stages:
         if several or not work.finished():
             try:
@@ -267,6 +270,7 @@ def _compute(trainer: Trainer, stages: Sequence[Stage]) -> None:
             finally:
                 work.release()
             work.progress.close()
+    return True
 
 
 def _is_lost(error: RuntimeError) -> bool:
