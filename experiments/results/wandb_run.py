@@ -53,8 +53,9 @@ def describe(path: Path) -> str:
         if kind == "run":
             run = record.run
             lines.append(f"run {run.run_id}: {run.display_name}, group {run.run_group}, job type {run.job_type}")
-        elif kind == "config":
-            config += [update.key for update in record.config.update if not update.key.startswith("_")]
+        if kind in ("run", "config"):  # the first holds what a sweep sets
+            given = record.config if kind == "config" else record.run.config
+            config += [update.key for update in given.update if not update.key.startswith("_")]
         elif kind == "history":
             for name, value in _row(record.history).items():
                 (media if isinstance(value, dict) else curves).setdefault(name, []).append(value)
