@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -109,6 +110,11 @@ def silence_tips() -> None:
         logger = logging.getLogger(name)
         if _is_no_tip not in logger.filters:
             logger.addFilter(_is_no_tip)
+
+
+def silence_deletion() -> None:
+    """Keeps Lightning from telling that it deletes files of values: of units they are all written again."""
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
