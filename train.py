@@ -25,7 +25,7 @@ from experiments.command.errors import (
 )
 from experiments.command.folders import check_writable, multirun, run_folder
 from experiments.command.launch import check_launch, follow_launcher, launch, wait_long
-from experiments.command.loggers import check_account, close, note, resume, silence_tips
+from experiments.command.loggers import check_account, close, note, resume, silence_deletion, silence_tips
 from experiments.command.plan import print_plan
 from experiments.command.sharing import enter, is_training
 from experiments.data.images import UnreadableImage
@@ -45,6 +45,8 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     follow_launcher(config.trainer)
     seed_everything(config.seed, verbose=False)
     silence_tips()
+    if not is_training(config):
+        silence_deletion()
     wait_long(units=not is_training(config))
     resume(config)
     task = made(config, "task")

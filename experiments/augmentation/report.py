@@ -62,6 +62,7 @@ def write_report(
     *,
     k: int,
     seed: int,
+    step: int = 0,
 ) -> list[dict]:
     """Writes the whole results contract; the first of ``verdicts`` is what gains are measured from."""
     rows = accuracy_rows(verdicts, judged, k, seed)
@@ -72,7 +73,7 @@ def write_report(
     for bucket in dict.fromkeys(concept.bucket for own in judged.values() for concept in own.concepts):
         pictures[f"images/{bucket}"] = partial(side_by_side, judged, bucket)
     tables.write_report(
-        run_dir, rows, settings, table=table, pictures=pictures, loggers=loggers, identity=("method",),
+        run_dir, rows, settings, table=table, pictures=pictures, loggers=loggers, identity=("method",), step=step,
         samples=[row for name, own in verdicts.items() for row in sample_rows(name, own)],
     )  # fmt: skip
     return rows

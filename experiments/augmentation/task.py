@@ -94,6 +94,10 @@ class Augmentation(RareConcepts):
         units = self.trainings * len(names)
         return [*super().plan(), Planned("few-shot trainings", units, 0, Cost(), units * 8 * len(self.truth))]
 
+    @property
+    def all_units(self) -> int:
+        return super().all_units + self.trainings * (1 + len(self.arms))
+
     def _trainings_stage(self) -> Stage:
         progress = Progress("few-shot training", "classifier")
         jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
@@ -137,5 +141,8 @@ class Augmentation(RareConcepts):
             verdicts[name] = Verdicts(predictions, self.truth, self.chosen, seconds)
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         settings = self.dependencies() | {"few_shot": describe(self.few_shot), "trainings": self.trainings}
-        rows = write_report(Path(self.run_dir), verdicts, judged, settings, loggers, k=self.references, seed=self.seed)
+        rows = write_report(
+            Path(self.run_dir), verdicts, judged, settings, loggers, k=self.references, seed=self.seed,
+            step=self.all_units,
+        )  # fmt: skip
         return rows[-1]["accuracy"]

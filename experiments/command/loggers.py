@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +14,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.command.folders import multirun
 from experiments.results.files import write_whole
 
 ID = "wandb_id"
@@ -26,17 +29,38 @@ def _of_wandb(loggers: DictConfig | None) -> list[DictConfig]:
 
 
 def resume(config: DictConfig) -> None:
-    """Gives W&B's run the id that its folder has, so that a run that goes on is one there; and says its kind.
+    """Gives W&B's run the id that its folder has, so that a run that goes on is one there; and its name and kind.
 
-    Under a sweep's agent both are the agent's.
+    Under a sweep's agent the id is the agent's.
     """
     for logger in _of_wandb(config.logger):
         if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
             known = Path(config.run_dir) / ID
             logger.id = known.read_text().strip() if known.is_file() else uuid4().hex[:8]
+        if "name" in logger and logger.name is None:
+            logger.name = _name(config)
         if "job_type" in logger and logger.job_type is None:
-            arms = OmegaConf.select(config, "task.arms") or {}
-            logger.job_type = ("+".join(map(str, arms)) or str(config.name))[:LONGEST]
+            arms = OmegaConf.select(config, "task.arms") or [config.name]
+            logger.job_type = _kind(list(map(str, arms)))
+
+
+def _name(config: DictConfig) -> str:
+    """What a run is called: the runs of a sweep by what differs."""
+    if multirun():
+        return Path(config.run_dir).name
+    if "WANDB_SWEEP_PARAM_PATH" in os.environ:  # the agent's file of this run's values
+        given = OmegaConf.load(os.environ["WANDB_SWEEP_PARAM_PATH"])
+        return ",".join(f"{key}={own.value}" for key, own in given.items() if key != "wandb_version")
+    return str(config.name)
+
+
+def _kind(arms: Sequence[str]) -> str:
+    """The arms' names; of many the first, and how many more there are."""
+    for k in range(len(arms), 0, -1):
+        kind = "+".join([*arms[:k], *([f"{len(arms) - k} more"] if k < len(arms) else [])])
+        if len(kind) <= LONGEST:
+            return kind
+    return arms[0][:LONGEST]
 
 
 @rank_zero_only
@@ -70,11 +94,14 @@ def _log_in() -> None:
 
 
 def close(loggers: list) -> None:
-    """Ends the run at Weights & Biases, if there is one, or the jobs of a multirun would become one run."""
+    """Ends the run at Weights & Biases, if there is one, or the jobs of a multirun would become one run.
+
+    Called while an error or a signal ends the command, it says there that the run has failed.
+    """
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
-        wandb.finish()
+        wandb.finish(exit_code=0 if sys.exception() is None else 1)
 
 
 def silence_tips() -> None:
@@ -83,6 +110,11 @@ def silence_tips() -> None:
         logger = logging.getLogger(name)
         if _is_no_tip not in logger.filters:
             logger.addFilter(_is_no_tip)
+
+
+def silence_deletion() -> None:
+    """Keeps Lightning from telling that it deletes files of values: of units they are all written again."""
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

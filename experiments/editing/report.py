@@ -65,7 +65,7 @@ def write_report(
         [tables.markdown_table(rows, COLUMNS), f"Networks: {scored}.\n", tables.markdown_table(pairs, PAIRED)]
     )
     tables.write_report(
-        run_dir, rows, settings, samples=samples, table=table, loggers=loggers, identity=IDENTITY,
+        run_dir, rows, settings, samples=samples, table=table, loggers=loggers, identity=IDENTITY, step=len(found),
         pictures={"figures/fig6": partial(clip_against_lpips, rows), **grids(found)},
         pairs=pairs, networks=networks, left_out=left_out,
     )  # fmt: skip

@@ -6,10 +6,12 @@ begins.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -37,10 +39,11 @@ from experiments.editing.jobs import (
 )
 from experiments.editing.measures import Networks, check_labels, measures
 from experiments.editing.networks import dino_structure, judge_lpips, judge_structure, squeeze_lpips
-from experiments.editing.report import write_report
+from experiments.editing.report import IDENTITY, SCORES, sample_rows, write_report
 from experiments.judges import load_classifier
 from experiments.results.images import keep_finite, lost_as_nan
 from experiments.results.progress import Progress, announce
+from experiments.results.running import Running
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, numerics, synchronise
 from experiments.results.work import SharedRun, carry_out
@@ -285,7 +288,8 @@ class EditingStudy(SharedRun):
         self._announce(units, trainer.world_size)
         size = self.models[0].model.image_size
         module = EditingModule(self.networks, units, progress, size, self.kept_above)
-        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims)))
+        running = Running(partial(self._rows, units), IDENTITY, SCORES)
+        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims, running)))
         if not self.writes_report(trainer):
             return 0.0
         found = [(job, *units[job.unit].read(job.key)) for job in self.jobs]
@@ -295,6 +299,12 @@ class EditingStudy(SharedRun):
             loggers=trainer.loggers, seed=self.seed,
         )  # fmt: skip
         return rows[-1]["clip_score"]
+
+    @staticmethod
+    def _rows(units: Mapping[str, UnitStore], job: Job) -> list[dict[str, Any]]:
+        """What the table's samples say of a finished unit; what an edit has no value for is None."""
+        rows = sample_rows(job, units[job.unit].record(job.key)["rows"])
+        return [{**row, **{name: None for name in SCORES if math.isnan(row[name])}} for row in rows]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
         for each in self.left_out:

@@ -32,6 +32,8 @@ AVERAGED = (
     "solved", "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes",
     "latent_shift", "distance_encoded", "distance_adjusted", "distance_reconstructed",
 )  # fmt: skip
+SO_FAR = ("psnr", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "converged", "diverged")
+"""Of these, what is logged after every unit."""
 COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
     "prompts": "prompts", "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step",
@@ -85,7 +87,7 @@ def write_report(
     drawn |= {f"images/{name}": make for name, make in pictures(found).items()}
     tables.write_report(
         run_dir, rows, {**settings, **extra}, samples=samples, table=table, pictures=drawn, loggers=loggers,
-        identity=IDENTITY,
+        identity=IDENTITY, step=len(found),
     )  # fmt: skip
     return rows
 

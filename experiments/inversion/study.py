@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +26,12 @@ from experiments.cost import Cost, Planned, announce_cost, inversion_cost
 from experiments.data.captions import CaptionedImages
 from experiments.inversion.figures import FIGURES, kept_pictures
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, captioned, jobs, pictured, unit_name
-from experiments.inversion.report import write_report
+from experiments.inversion.report import IDENTITY, SO_FAR, sample_rows, write_report
 from experiments.judges.lpips import SMALLEST, ShiftTolerantLpips, load_lpips
 from experiments.judges.metrics import perceptual_distance, psnr, ssim
 from experiments.results.images import NotFinite, are_finite, lost_as_nan
 from experiments.results.progress import Progress
+from experiments.results.running import Running
 from experiments.results.settings import describe
 from experiments.results.store import UnitStore, synchronise
 from experiments.results.work import carry_out
@@ -264,7 +266,8 @@ class InversionStudy(ConceptTask):
         units, progress = self.units(), Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed, self.lpips)
-        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims)))
+        running = Running(partial(self._rows, units), IDENTITY, SO_FAR)
+        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims, running)))
         if not self.writes_report(trainer):
             return 0.0
         found = [(job, *self._read(units, job)) for job in self.jobs]
@@ -300,6 +303,11 @@ class InversionStudy(ConceptTask):
     def prompts(self) -> list[str]:
         """Those of one batch."""
         return [image.prompt for image in self.jobs[0].images]
+
+    @staticmethod
+    def _rows(units: Mapping[str, UnitStore], job: Job) -> list[dict[str, Any]]:
+        """What the table's samples say of a finished unit."""
+        return sample_rows(job, units[unit_name(job)].record(job.key)["rows"])
 
     @staticmethod
     def _read(units: Mapping[str, UnitStore], job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,6 +15,7 @@ from experiments.data.concepts import Concept
 from experiments.rare_concepts.inversion_stage import InversionStage, Seeds
 from experiments.results.images import are_finite
 from experiments.results.progress import Progress
+from experiments.results.running import Running
 from experiments.results.store import UnitStore
 from experiments.results.work import StoredWork
 
@@ -68,8 +69,9 @@ class ConceptData(StoredWork):
         *,
         batch_size: int,
         references: int,
+        running: Running | None = None,
     ) -> None:
-        super().__init__(list(product(stores, concepts)), stores, progress, claims)
+        super().__init__(list(product(stores, concepts)), stores, progress, claims, running)
         self.stages = stages
         self.batch_size, self.references = batch_size, references
         self._arm: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from matplotlib import pyplot as plt
@@ -40,11 +41,17 @@ class Budget(RareConcepts):
     :class:`~experiments.rare_concepts.task.RareConcepts`.
     """
 
+    identity = ("method", "budget")
+
     def __post_init__(self) -> None:
         for name in self.arms:
             method, _, budget = name.rpartition("_")
             if not method or not budget.isdigit():
                 raise ValueError(f"task.arms names {name!r}: call an arm METHOD_BUDGET, as nao_50.")
+
+    def row_of(self, arm: str, bucket: str) -> dict[str, Any] | None:
+        method, _, budget = arm.rpartition("_")
+        return {"method": method, "budget": int(budget)} if bucket == "total" else None
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last arm's accuracy."""
@@ -53,9 +60,8 @@ class Budget(RareConcepts):
         for name, images in judged.items():
             row = accuracy_rows(name, images, self.seed, ceiling)[-1]
             add_totals(row, images, real)
-            method, _, budget = name.rpartition("_")
             evaluations = mean(record.get("evaluations") for record in images.records)
-            rows.append(row | {"method": method, "budget": int(budget), "evaluations": evaluations})
+            rows.append(row | self.row_of(name, "total") | {"evaluations": evaluations})
         lines = [{**row, **shares_shown(row), "accuracy_%": tables.percent(row, "accuracy")} for row in rows]
         table = f"{tables.markdown_table(lines, COLUMNS)}\n{NOTE}"
         if lost := lost_samples(judged):
@@ -65,7 +71,7 @@ class Budget(RareConcepts):
             pictures[f"images/{bucket}"] = partial(side_by_side, judged, bucket)
         tables.write_report(
             self.run_dir, rows, self.dependencies(), table=table, pictures=pictures, loggers=loggers,
-            identity=("method", "budget"),
+            identity=self.identity, step=self.all_units,
             samples=[row for name, images in judged.items() for row in sample_rows(name, images)],
         )  # fmt: skip
         return rows[-1]["accuracy"]

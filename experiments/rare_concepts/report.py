@@ -39,6 +39,7 @@ def write_report(
     loggers: Sequence[Logger],
     seed: int,
     ceiling: Mapping[str, float] | None = None,
+    step: int = 0,
 ) -> list[dict]:
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
     rows: list[dict] = []
@@ -57,7 +58,7 @@ def write_report(
         pictures[f"images/{bucket}"] = partial(side_by_side, arms, bucket)
     tables.write_report(
         run_dir, rows, settings, pairs=pairs, table=table, pictures=pictures, loggers=loggers,
-        logged={"concepts": concept_rows(arms), "pairs": pairs},
+        logged={"concepts": concept_rows(arms), "pairs": pairs}, step=step,
         samples=[row for name, judged in arms.items() for row in sample_rows(name, judged)],
     )  # fmt: skip
     return rows

@@ -56,6 +56,7 @@ class SeedGeometry(RareConcepts):
     ways: Annotated[Mapping[str, Callable[[Tensor, int], Tensor]], MinLen(1)]
     guidance: Guidance
     paper: Sequence[Mapping[str, Any]]
+    identity = ("inversion", "method", "bucket")
 
     def __post_init__(self) -> None:
         self.arms = {
@@ -67,6 +68,10 @@ class SeedGeometry(RareConcepts):
             return Arm(self.guidance, self.inversions[inversion], self.ways[way])
         except SettingError as error:
             raise SettingError(f"inversions.{inversion}", error.fault) from None
+
+    def row_of(self, arm: str, bucket: str) -> dict[str, Any] | None:
+        inversion, way = dict(zip(self.arms, product(self.inversions, self.ways), strict=True))[arm]
+        return {"inversion": inversion, "method": way, "bucket": bucket}
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last cell's accuracy."""
@@ -82,7 +87,7 @@ class SeedGeometry(RareConcepts):
             pictures[f"images/{file}"] = partial(self._pictures, judged, concept)
         tables.write_report(
             self.run_dir, rows, self.dependencies() | {"guidance": self.guidance}, table=table, pictures=pictures,
-            loggers=loggers, identity=("inversion", "method", "bucket"),
+            loggers=loggers, identity=self.identity, step=self.all_units,
             samples=[row for name, images in judged.items() for row in sample_rows(name, images)],
         )  # fmt: skip
         return rows[-1]["accuracy"]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
@@ -26,11 +26,12 @@ from experiments.data.concepts import Concept
 from experiments.judges.inception import Inception, load_inception
 from experiments.judges.variety import Resemblance, perceptual_vectors, resemblance
 from experiments.rare_concepts.arm import Arm, RareConceptModule
-from experiments.rare_concepts.batches import ConceptData
+from experiments.rare_concepts.batches import ConceptData, Unit
 from experiments.rare_concepts.inversion_stage import InversionStage
 from experiments.rare_concepts.report import write_report
 from experiments.rare_concepts.scoring import JudgedImages, ceilings, judge
 from experiments.results.progress import QUIET, Progress
+from experiments.results.running import Running
 from experiments.results.settings import describe
 from experiments.results.store import SeedStore, UnitStore
 from experiments.results.work import Stage, carry_out
@@ -63,6 +64,7 @@ class RareConcepts(ConceptTask):
     checkpoint: bool
     inception: Name | None = None
     extractor: Inception | None = field(init=False, default=None)
+    identity = ("method", "bucket")  # what tells the table's rows apart
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
@@ -184,8 +186,30 @@ class RareConcepts(ConceptTask):
             self.claims,
             batch_size=self.concepts_per_batch,
             references=self.references,
+            running=Running(self._hits, self.identity, ["accuracy"]),
         )
         return module, data
+
+    @property
+    def all_units(self) -> int:
+        """How many there are."""
+        return len(self.arms) * len(self.chosen)
+
+    def row_of(self, arm: str, bucket: str) -> dict[str, Any] | None:
+        """What tells the table's row of an arm and a bucket, or ``total``, from others; None if it has none."""
+        return {"method": arm, "bucket": bucket}
+
+    def _hits(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """Whether the judge names each sample of a finished unit rightly, for each row of the table that it counts in.
+
+        A sample that is not finite is wrong, as in the table.
+        """
+        arm, concept = unit
+        tensors, record = self.units(arm, self.arms[arm]).read(concept.key)
+        named = iter(judge(self.networks.classifier, tensors["images"])[1])
+        hits = [sample["finite"] and next(named) == concept.name for sample in record["samples"]]
+        for row in (self.row_of(arm, bucket) for bucket in (concept.bucket, "total")):
+            yield from ({**row, "accuracy": hit} for hit in hits if row is not None)
 
     def _inversion_stage(self, arm: Arm) -> InversionStage | None:
         if arm.inverter is None:
@@ -198,8 +222,9 @@ class RareConcepts(ConceptTask):
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         rows = write_report(
-            Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed, self.ceilings()
-        )
+            Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed, self.ceilings(),
+            self.all_units,
+        )  # fmt: skip
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> JudgedImages:

@@ -107,6 +107,11 @@ class UnitStore:
         found = _read(self._path(unit))
         return (found[0], json.loads(found[1]["record"])) if found else None
 
+    def record(self, unit: str) -> dict[str, Any]:
+        """The record of a finished unit alone: its tensors are not read."""
+        with safe_open(self._path(unit), framework="pt") as file:
+            return json.loads(file.metadata()["record"])
+
     def claim(self, unit: str) -> str:
         """The name by which a unit under these settings is claimed."""
         return f"{self.root.parent.name[:24]}-{self.root.name}-{self._path(unit).stem}".replace("~", "_")

@@ -78,6 +78,7 @@ def write_report(
     loggers: Sequence[Logger],
     identity: Sequence[str] = ("method", "bucket"),
     logged: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    step: int = 0,
     **further: Any,
 ) -> None:
     """The whole results contract: ``results.json`` first, then samples, table, pictures, and the same for the loggers.
@@ -88,6 +89,7 @@ def write_report(
         pictures: what draws each, by its path below ``run_dir`` without the ending.
         identity: the columns that tell rows apart.
         logged: tables that W&B gets besides, by name, where they can be filtered and sorted.
+        step: under which the loggers get the figures: how many units there are, where values so far were logged.
         further: what ``results.json`` holds besides.
     """
     run_dir = Path(run_dir)
@@ -95,7 +97,7 @@ def write_report(
     write_samples(run_dir, samples)
     write_whole(run_dir / "table.md", lambda path: path.write_text(table))
     print(f"\n{table}\nResults, pictures and samples are in {run_dir}", flush=True)
-    log_to(loggers, rows, draw(run_dir, pictures), identity, logged or {})
+    log_to(loggers, rows, draw(run_dir, pictures), identity, logged or {}, step)
 
 
 def write_results(
@@ -223,25 +225,44 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
+    """What a row's figure is called in the loggers, by the row alone: ``rnri/steps_50/guidance_7_5/right/psnr``.
+
+    Texts stand as they are, numbers behind their column's name, a truth as that name; what is None or false is left
+    out. No dots: W&B takes them for levels.
+    """
+    told = (_told(part, row[part]) for part in identity)
+    return "/".join([*filter(None, told), name]).replace(".", "_")
+
+
+def _told(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else ""
+    if isinstance(value, int | float):
+        return f"{name}_{value:g}"
+    return value or ""
+
+
 def log_to(
     loggers: Sequence[Logger],
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Path],
     identity: Sequence[str] = ("method", "bucket"),
     logged: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    step: int = 0,
 ) -> None:
     """The table's figures to every logger; to W&B the table itself, those of ``logged`` and the pictures too.
 
     ``identity`` names the columns that tell rows apart; they make the metrics' names.
     """
     numbers = {
-        "/".join([*(str(row[part]) for part in identity if row[part] is not None), name]): value
+        metric_name(row, identity, name): value
         for row in rows
         for name, value in row.items()
         if isinstance(value, int | float) and name not in identity
     }
     for logger in loggers:
-        logger.log_metrics(numbers, step=0)
+        logger.log_metrics(numbers, step=step)
         if isinstance(logger, WandbLogger):
             for name, own in {"results": rows, **(logged or {})}.items():
                 columns = list(dict.fromkeys(column for row in own for column in row))

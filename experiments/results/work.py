@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.multiprocessing import ProcessRaisedException
 
 from experiments.results.claims import Claims
 from experiments.results.files import CannotWrite
 from experiments.results.images import NotFinite
 from experiments.results.progress import Progress
+from experiments.results.running import Running, beginning
 from experiments.results.store import UnitStore
 
 Stage = tuple[LightningModule, "Work"]
@@ -57,11 +64,19 @@ class Work(LightningDataModule):
     Args:
         claims: folder of the claims, which all processes of a run see; the same for every run of a folder. None is
             ``claims`` in the trainer's folder.
+        running: logs values so far as units finish, in the first process; None logs nothing before the report.
     """
 
-    def __init__(self, units: Sequence[Any], progress: Progress, claims: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        units: Sequence[Any],
+        progress: Progress,
+        claims: str | Path | None = None,
+        running: Running | None = None,
+    ) -> None:
         super().__init__()
-        self.units, self.progress, self.claims = list(units), progress, claims
+        self.units, self.progress, self.claims, self.running = list(units), progress, claims, running
+        self.before = 0  # units of earlier stages
         self._held: Claims | None = None
 
     def done(self, unit: Any) -> bool:
@@ -88,6 +103,12 @@ class Work(LightningDataModule):
         """Called when another process has finished a unit."""
         self.progress.finish(1)
 
+    def log(self, trainer: Trainer, numbers: Iterable[int], told: Sequence[Logger] | None = None) -> None:
+        """Counts units and logs the values so far, in the first process, to all loggers or those to be ``told``."""
+        if self.running is not None and trainer.is_global_zero and trainer.loggers:
+            for k in numbers:
+                self.running.log(trainer.loggers if told is None else told, self.units[k], k, self.before)
+
     def finished(self) -> bool:
         """Whether all units of all processes are on disk."""
         return all(map(self.done, self.units))
@@ -100,7 +121,10 @@ class Work(LightningDataModule):
 
     def share(self) -> Iterator[Any]:
         """Batches of the units that this process claims, until all are on disk."""
+        end_when_told(self.trainer)
         pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
+        on_disk = sorted({*range(len(self.units))}.difference(pending))
+        self.log(self.trainer, on_disk, beginning(self.trainer.loggers))
         self.begin(self.units, [self.units[k] for k in pending])
         numbers = {id(unit): k for k, unit in enumerate(self.units)}
         # Groups are made of all units, so that what is computed together depends on no other process.
@@ -113,6 +137,7 @@ class Work(LightningDataModule):
                     own = self._claimed(group, missing, claims)
                     if own:
                         yield self.load([self.units[k] for k in own])
+                        self.log(self.trainer, own)
                         missing -= set(own)
                 left = [group for group in left if missing.intersection(group)]
                 if missing:
@@ -137,6 +162,7 @@ class Work(LightningDataModule):
             if self.done(self.units[k]):  # looked at again: its owner may have finished before it was claimed
                 missing.discard(k)
                 self.passed(self.units[k])
+                self.log(self.trainer, [k])
             elif mine:
                 own.append(k)
             elif not own:
@@ -152,9 +178,14 @@ class StoredWork(Work):
     """
 
     def __init__(
-        self, units: Sequence[Any], stores: Mapping[str, UnitStore], progress: Progress, claims: str | Path
+        self,
+        units: Sequence[Any],
+        stores: Mapping[str, UnitStore],
+        progress: Progress,
+        claims: str | Path,
+        running: Running | None = None,
     ) -> None:
-        super().__init__(units, progress, claims)
+        super().__init__(units, progress, claims, running)
         self.stores = stores
 
     def address(self, unit: Any) -> tuple[str, str]:
@@ -186,6 +217,22 @@ class Shared:
         return self.work.share()
 
 
+def end_when_told(trainer: Trainer) -> None:
+    """Lets SIGTERM end this process, and those that it started: Lightning's own handler waits for a training's step.
+
+    W&B's agent and Slurm ask so. Lightning puts the old handler back when the loop ends.
+    """
+
+    def end(signum: int, _: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_IGN)  # the end is not ended
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signum)
+        sys.exit(128 + signum)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
 def carry_out(trainer: Trainer, *stages: Stage) -> None:
     """Computes what is not on disk yet, stage by stage; returns in every process when all of it is.
 
@@ -195,10 +242,20 @@ def carry_out(trainer: Trainer, *stages: Stage) -> None:
     Raises:
         ProcessLost: a process has ended that this one has to wait for.
     """
+    for (_, earlier), (_, work) in pairwise(stages):
+        work.before = earlier.before + len(earlier.units)
+    computed = _compute(trainer, stages)
+    for _, work in stages:  # what no loop of this very process has counted: there was none, or a started process ran it
+        told = [own for own in beginning(trainer.loggers) if isinstance(own, CSVLogger) or not computed]
+        work.log(trainer, range(len(work.units)), told)
+
+
+def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
+    """Whether there was a loop."""
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
     if not launched and all(work.finished() for _, work in stages):
-        return
+        return False
     for module, work in stages:
         if several or not work.finished():
             try:
@@ -213,6 +270,7 @@ def carry_out(trainer: Trainer, *stages: Stage) -> None:
             finally:
                 work.release()
             work.progress.close()
+    return True
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -8,9 +8,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import OmegaConf
+from wandb.sdk.lib.config_util import save_config_file_from_dict
 
 from experiments.command.launch import COUNTS, PATIENCE, Launch, check_launch, follow_launcher, launch, wait_long
-from experiments.command.loggers import check_account, silence_tips
+from experiments.command.loggers import check_account, resume, silence_tips
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job",
@@ -147,3 +148,28 @@ def test_no_account_is_needed_offline(monkeypatch):
 
     wandb.teardown()
     check_account(OmegaConf.create(WANDB))
+
+
+def wandb_of(**changes):
+    named = {"_target_": "lightning.pytorch.loggers.WandbLogger", "name": None, "job_type": None, "id": None}
+    arms = {f"an_arm_of_a_long_name_{k}": {} for k in range(5)}
+    given = {"name": "budget", "run_dir": "/nowhere", "logger": {"wandb": named}, "task": {"arms": arms}}
+    config = OmegaConf.create(given | changes)
+    resume(config)
+    return config.logger.wandb
+
+
+def test_a_run_is_named_by_its_experiment_and_in_a_sweep_by_its_values(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
+    assert wandb_of().name == "budget" and len(wandb_of().id) == 8
+    values = tmp_path / "config-abc.yaml"
+    save_config_file_from_dict(str(values), {"lam": {"value": 0.1}, "initialise.typical": {"value": False}})  # agent's
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(values))
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert wandb_of().name == "lam=0.1,initialise.typical=False" and wandb_of().id is None
+
+
+def test_the_kind_of_a_run_is_its_arms_as_far_as_they_fit():
+    assert wandb_of().job_type == "an_arm_of_a_long_name_0+an_arm_of_a_long_name_1+3 more"
+    assert wandb_of(task={"arms": {"plain": {}, "nao": {}}}).job_type == "plain+nao"
+    assert wandb_of(task={}).job_type == "budget"

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 import train
+from experiments.results.wandb_run import describe, records
 from rnri import LatentDiffusion
 
 FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
@@ -136,6 +137,17 @@ def test_weights_and_biases_offline_gets_the_same(tmp_path):
     content = json.loads(table.read_text())
     assert {"method", "concept", "bucket", "accuracy"} <= set(content["columns"]) and len(content["data"]) == 5
     assert {row["bucket"] for row in rows(tmp_path)} == {"head", "total"}  # one concept, one bucket
+    (path,) = folder.glob("*.wandb")
+    told = describe(path)
+    assert "group rare_concepts, job type plain+seedselect_ddim+seedselect_rnri+seedselect_ours+1 more" in told
+    assert "it finished" in told and "values at steps 1 to 5, the last of each" in told
+    (accuracy,) = (row["accuracy"] for row in rows(tmp_path) if (row["method"], row["bucket"]) == ("plain", "head"))
+    assert f"plain/head/accuracy = {accuracy:.4g} (2 values)" in told  # after its unit, and the table's
+    assert "table concepts, 5 rows: method, concept, bucket, " in told and "picture accuracy: media/images/" in told
+    killed = tmp_path / "killed.wandb"
+    killed.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    whole, kept = ([record.num for record in records(file)] for file in (path, killed))
+    assert 0 < len(kept) < len(whole) and kept == whole[: len(kept)]
 
 
 @pytest.mark.parametrize(

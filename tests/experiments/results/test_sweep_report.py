@@ -6,9 +6,12 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
+import train
 from experiments.results.sweep_report import choose, curves, read_sweep
 from tests.experiments.inversion.test_inversion_study import ONE
 from tests.experiments.rare_concepts.test_rare_concepts import command
@@ -108,13 +111,30 @@ def test_a_sweep_without_runs_is_named(tmp_path):
         read_sweep(tmp_path, ["lam"])
 
 
-def test_the_wandb_sweep_is_one_that_wandb_accepts():
-    from wandb.sdk.launch.sweeps.utils import load_sweep_config  # the loader of `wandb sweep FILE`
+SMALL = {
+    "lam": ["task.images=1"],
+    "rare_concepts": ["data.concepts=1", "task.steps=4", "task.samples=1", "select.iterations=1"],
+}
 
-    for path in Path("configs/sweep").glob("*.yaml"):
-        sweep = load_sweep_config(str(path))
-        assert sweep["program"] == "train.py" and sweep["parameters"]
-        fixed = [word for word in sweep["command"] if "=" in word]
-        values = [f"{name}={spec['values'][0]}" for name, spec in sweep["parameters"].items()]
-        with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-            assert compose("train", [*fixed, *values]).name
+
+@pytest.mark.parametrize("path", sorted(Path("configs/sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_run_of_the_wandb_sweep_logs_its_metric_before_its_end(path, tmp_path):
+    sweep = load_sweep_config(str(path))  # the loader of `wandb sweep FILE`
+    assert sweep["program"] == "train.py"
+    fixed = [word for word in sweep["command"] if not word.startswith("${")]
+    names = list(sweep["parameters"])
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        for values in product(*(spec["values"] for spec in sweep["parameters"].values())):
+            given = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+            own = create_sweep_command_args({"args": given})["args_no_hyphens"]  # as the agent writes them
+            config = compose("train", [*fixed, *own])
+            assert config.logger.wandb and len(own) == len(names)
+        small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
+        config = compose("train", [*fixed, *own, *small])
+    task, trainer = train.prepare(config)
+    (task.run if config.name == "lam" else task.make_images)(trainer)  # real images are not judged for FID here
+    logged = pd.read_csv(tmp_path / "metrics.csv")
+    assert logged["step"].is_monotonic_increasing
+    history = logged[sweep["metric"]["name"]].dropna()
+    assert len(history) == (2 if config.name == "lam" else 1)  # after the one unit, and with the table
+    assert history.nunique() == 1

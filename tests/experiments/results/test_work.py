@@ -1,13 +1,19 @@
 """Units shared by processes: each claims what is free, and waits for the rest."""
 
+import os
+import signal
 import threading
 
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from experiments.results.claims import Claims
 from experiments.results.progress import Progress
+from experiments.results.running import Running
 from experiments.results.store import UnitStore
 from experiments.results.work import ProcessLost, Work, carry_out
 from tests.experiments import small
@@ -16,7 +22,8 @@ from tests.experiments import small
 class Numbers(Work):
     def __init__(self, folder, count=6):
         self.store = UnitStore(folder / "units", {})
-        super().__init__([str(k) for k in range(count)], Progress("numbers"), folder / "claims")
+        running = Running(lambda unit: [{"method": "a", "x": int(unit)}], ["method"], ["x"])
+        super().__init__([str(k) for k in range(count)], Progress("numbers"), folder / "claims", running)
 
     def done(self, unit):
         return self.store.done(unit)
@@ -53,6 +60,48 @@ def test_every_unit_is_made_once_and_none_ahead_of_its_turn(tmp_path):
         assert Claims(work.claims).holder(work.claim("9")) is None or unit == "9"
         work.store.write(unit, {"x": torch.zeros(1)}, {})
     assert taken == ["8", "9"]
+
+
+class Heard(DummyLogger):
+    """A logger that keeps what it hears over several runs, as W&B does."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics["a/x"]))
+
+
+class Stopped(Writing):
+    """Is told to end while it makes the unit "3"."""
+
+    def predict_step(self, unit, _):
+        if unit == "3":
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().predict_step(unit, _)
+
+
+def test_a_run_that_is_told_to_end_does_so_at_once_and_its_values_go_on_with_the_next(tmp_path):
+    before, heard = signal.getsignal(signal.SIGTERM), Heard()
+
+    def loggers():
+        return [heard, CSVLogger(tmp_path, name="", version="")]
+
+    work = Numbers(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        carry_out(small.trainer(logger=loggers()), (Stopped(work), work))
+    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    assert [unit for unit in work.units if work.done(unit)] == ["0", "1", "2"]
+    assert heard.rows == [(1, 0), (2, 0.5), (3, 1)]
+    work = Numbers(tmp_path)
+    module = Writing(work)
+    with pytest.warns(UserWarning, match="Previous log files"):
+        carry_out(small.trainer(logger=loggers()), (module, work))
+    assert module.made == ["3", "4", "5"]
+    assert heard.rows == [(k + 1, k / 2) for k in range(6)]  # none twice, those on disk are counted
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert list(zip(table["step"], table["a/x"], strict=True)) == heard.rows
 
 
 def test_a_unit_that_another_holds_is_waited_for(tmp_path):
