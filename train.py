@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.command.checks import check
+from experiments.command.company import keep_company
 from experiments.command.errors import (
     explain,
     failed_call,
@@ -24,13 +25,13 @@ from experiments.command.errors import (
     refuse,
 )
 from experiments.command.folders import check_writable, multirun, run_folder
-from experiments.command.launch import check_launch, follow_launcher, launch, wait_long
+from experiments.command.launch import check_launch, environments, follow_launcher, launch, wait_long
 from experiments.command.loggers import check_account, close, note, resume, silence_tips
 from experiments.command.plan import print_plan
 from experiments.command.sharing import enter, is_training
 from experiments.data.images import UnreadableImage
 from experiments.results.images import NotFinite
-from experiments.results.work import ProcessLost
+from experiments.results.work import ProcessLost, Stopped
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:
@@ -43,12 +44,15 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     config.run_dir = run_folder(config.run_dir)
     check_writable(config.run_dir)
     follow_launcher(config.trainer)
+    keep_company(queue_again=not is_training(config))
     seed_everything(config.seed, verbose=False)
     silence_tips()
     wait_long(units=not is_training(config))
     resume(config)
     task = made(config, "task")
-    trainer = made(config, "trainer", logger=list(made(config, "logger").values()) if config.logger else [])
+    loggers = list(made(config, "logger").values()) if config.logger else []
+    places = {} if "plugins" in config.trainer else {"plugins": environments(units=not is_training(config))}
+    trainer = made(config, "trainer", logger=loggers, **places)
     check_launch(trainer)
     if (
         multirun()
@@ -93,7 +97,7 @@ def main(config: DictConfig) -> float | None:
     try:
         note(trainer.loggers, config)
         return task.run(trainer)
-    except (NotFinite, UnreadableImage, ProcessLost, OSError) as error:
+    except (NotFinite, UnreadableImage, ProcessLost, Stopped, OSError) as error:
         refuse(explain(error))
     finally:
         close(trainer.loggers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +47,10 @@ class SharedRun:
 
 class ProcessLost(RuntimeError):
     """Another process of the run has ended; its text is one sentence for the user."""
+
+
+class Stopped(RuntimeError):
+    """A signal has ended the run; its text is one sentence for the user."""
 
 
 class Work(LightningDataModule):
@@ -107,6 +113,7 @@ class Work(LightningDataModule):
         left = [[numbers[id(unit)] for unit in group] for group in self.groups(self.units)]
         missing, claims = set(pending), Claims(self.claims or Path(self.trainer.default_root_dir) / "claims")
         self._held = claims
+        self._heed_sigterm()
         try:
             while missing:
                 for group in left:
@@ -120,6 +127,21 @@ class Work(LightningDataModule):
                     time.sleep(POLL)
         finally:
             self.release()
+
+    def _heed_sigterm(self) -> None:
+        """Lets SIGTERM end the loop at once: Lightning only notes it, and looks at that note in other loops than this.
+
+        Lightning puts back after the loop what was there before it.
+        """
+        launcher = self.trainer.strategy.launcher
+
+        def stop(number: int, _: Any) -> None:
+            if launcher is not None:
+                launcher.kill(number)
+            raise Stopped("stopped by SIGTERM: run the same command again, finished units are kept.")
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)
 
     def release(self) -> None:
         """Gives up what is claimed, also where a loop ended in the middle."""
