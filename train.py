@@ -30,6 +30,7 @@ from experiments.command.loggers import check_account, close, note, resume, sile
 from experiments.command.plan import print_plan
 from experiments.command.sharing import enter, is_training
 from experiments.data.images import UnreadableImage
+from experiments.results.files import write_whole
 from experiments.results.images import NotFinite
 from experiments.results.work import ProcessLost, Stopped
 
@@ -78,9 +79,7 @@ def made(config: DictConfig, part: str, **given: Any) -> Any:
 
 
 def save_config(config: DictConfig) -> None:
-    run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    write_whole(Path(config.run_dir) / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
