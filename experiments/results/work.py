@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Work(LightningDataModule):
         super().__init__()
         self.units, self.progress, self.claims = list(units), progress, claims
         self._held: Claims | None = None
+        self._others_handler: Any = signal.SIG_DFL
 
     def done(self, unit: Any) -> bool:
         """Whether the unit is on disk."""
@@ -129,25 +131,22 @@ class Work(LightningDataModule):
             self.release()
 
     def _heed_sigterm(self) -> None:
-        """Lets SIGTERM end the loop at once: Lightning only notes it, and looks at that note in other loops than this.
-
-        Lightning puts back after the loop what was there before it.
-        """
-        launcher = self.trainer.strategy.launcher
-
-        def stop(number: int, _: Any) -> None:
-            if launcher is not None:
-                launcher.kill(number)
-            raise Stopped("stopped by SIGTERM: run the same command again, finished units are kept.")
-
+        """Lets SIGTERM end the loop at once: Lightning notes it, and looks at that note in other loops than this."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, stop)
+            self._others_handler = signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if (launcher := self.trainer.strategy.launcher) is not None:
+            launcher.kill(number)
+        raise Stopped("stopped by SIGTERM: run the same command again, finished units are kept.")
 
     def release(self) -> None:
         """Gives up what is claimed, also where a loop ended in the middle."""
         if self._held is not None:
             self._held.close()
             self._held = None
+        if signal.getsignal(signal.SIGTERM) == self._stop:  # or Lightning has put back what was there before it
+            signal.signal(signal.SIGTERM, self._others_handler)
 
     def _claimed(self, group: list[int], missing: set[int], claims: Claims) -> list[int]:
         """Those of a group that this process is to compute: it has claimed them, and they are still missing."""

@@ -1,5 +1,7 @@
 """Units shared by processes: each claims what is free, and waits for the rest."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -9,7 +11,7 @@ from lightning.pytorch import LightningModule
 from experiments.results.claims import Claims
 from experiments.results.progress import Progress
 from experiments.results.store import UnitStore
-from experiments.results.work import ProcessLost, Work, carry_out
+from experiments.results.work import ProcessLost, Stopped, Work, carry_out
 from tests.experiments import small
 
 
@@ -88,6 +90,25 @@ def test_a_failed_step_leaves_no_claim(tmp_path):
     with pytest.raises(OSError):
         carry_out(small.trainer(), (Failing(work), work))
     assert written(tmp_path) == [str(k) for k in range(6)]
+
+
+class Stopping(Writing):
+    """Is asked to end while it computes the fourth unit, as Slurm does before it kills."""
+
+    def predict_step(self, unit, number):
+        if unit == "3":
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("SIGTERM was only noted")
+        super().predict_step(unit, number)
+
+
+def test_sigterm_ends_the_loop_at_once_and_the_same_command_goes_on(tmp_path):
+    before, work = signal.getsignal(signal.SIGTERM), Numbers(tmp_path)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM: run the same command again, finished units are kept"):
+        carry_out(small.trainer(), (Stopping(work), work))
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert written(tmp_path) == ["3", "4", "5"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_lost_process_is_one_sentence(tmp_path, monkeypatch):
