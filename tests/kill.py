@@ -106,7 +106,8 @@ def squares(run_dir: str) -> RareConcepts:
     torch.set_num_threads(1)
     folder = Path(run_dir).parent
     _note_units(folder)
-    return small.rare_concepts(folder, {"plain": small.PLAIN, "select": small.SELECT}, concepts_per_batch=1)
+    arms = {"plain": small.PLAIN, "select": small.SELECT}
+    return small.rare_concepts(folder, arms, concepts_per_batch=1, run_dir=run_dir)
 
 
 def _note_units(folder: Path) -> None:

@@ -1,0 +1,112 @@
+"""Processes whose company dies, and jobs that Slurm is about to end."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.command import company
+from experiments.command.company import FIRST, keep_company
+from experiments.results.store import UnitStore
+from tests.experiments.command import pair
+from tests.kill import _group
+
+OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """A process of a Slurm job, with the handler that it had before."""
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setenv(FIRST, "")
+    for name in ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(company.rank_zero_only, "rank", 0)
+    yield monkeypatch
+    signal.signal(signal.SIGUSR1, before)
+
+
+def scontrol(folder, monkeypatch, code: str) -> None:
+    """A ``scontrol`` of our own, which notes what it is asked for."""
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n{code}\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("exit 0", "SIGUSR1: job 17 is queued again; finished units are kept."),
+        ("echo Invalid job id >&2; exit 1", "job 17 cannot be queued again (Invalid job id): submit it anew; finished"),
+    ],
+)
+def test_sigusr1_asks_slurm_once_to_queue_the_job_again(job, tmp_path, capfd, code, said):
+    scontrol(tmp_path, job, code)
+    keep_company(queue_again=True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert said in capfd.readouterr().err
+    job.setattr(company.rank_zero_only, "rank", 1)  # the first process asks for all
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+
+
+def test_without_scontrol_that_is_said(job, tmp_path, capfd):
+    keep_company(queue_again=True)
+    job.setenv("PATH", str(tmp_path))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert "job 17 cannot be queued again (" in capfd.readouterr().err
+
+
+def test_a_job_of_an_array_is_named_by_both_its_numbers():
+    assert company.job_id({"SLURM_JOB_ID": "20"}) == "20"
+    array = {"SLURM_JOB_ID": "20", "SLURM_ARRAY_JOB_ID": "18", "SLURM_ARRAY_TASK_ID": "2"}
+    assert company.job_id(array) == "18_2"
+
+
+def test_a_training_keeps_lightnings_way(job):
+    before = signal.getsignal(signal.SIGUSR1)
+    keep_company(queue_again=False)
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_lightnings_end_of_all_processes_is_said_and_nothing_else_of_its_details(job, capfd):
+    keep_company(queue_again=False)
+    observer = logging.getLogger(OBSERVER)
+    observer.info("[rank: 1] Child process with PID 5 terminated with code -9. Forcefully terminating all other")
+    observer.info("some detail")
+    assert capfd.readouterr().err == f"error: {company.DIED}\n"
+
+
+@pytest.mark.slow
+def test_whichever_process_is_killed_the_other_ends_and_says_so_and_the_rest_is_done_once(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != FIRST} | {"OMP_NUM_THREADS": "1"}
+    units = UnitStore(tmp_path / "units", {})
+    found = 0
+    for victim in ("rank 0", "rank 1"):
+        said = tmp_path / victim
+        with said.open("w") as file:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "tests.experiments.command.pair", str(tmp_path)], stderr=file, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        while len(list(units.root.glob("*.safetensors"))) < found + 2:  # both are at work
+            assert run.poll() is None
+            time.sleep(0.05)
+        (process,) = [process for process, name in _group(run.pid).items() if name == victim]
+        os.kill(process, signal.SIGKILL)
+        run.wait(60)
+        end = time.monotonic() + 60
+        while _group(run.pid):
+            assert time.monotonic() < end, "a process was left behind"
+            time.sleep(0.05)
+        assert f"error: {company.DIED}" in said.read_text() and run.returncode
+        found = len(list(units.root.glob("*.safetensors")))
+    began = time.time()
+    pair.run(tmp_path, 0.0)
+    made = [units.read(str(k))[1]["made"] for k in range(pair.UNITS)]
+    assert sum(time < began for time in made) == found < pair.UNITS
