@@ -241,7 +241,7 @@ def _killed_once(
         run = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
         while run.poll() is None and _written(folder) < units:
             time.sleep(0.1)
-        victim = _kill_one(run, seconds, generator)
+        victim, others = _kill_one(run, seconds, generator)
         started = time.monotonic()
         if victim:
             summary.kills += 1
@@ -250,24 +250,25 @@ def _killed_once(
         said.seek(0)
         text = said.read()
     summary.slowest = max(summary.slowest, ended)
-    done = run.returncode == 0
-    if not done and not any(sentence in text for sentence in ENDED):
+    # Those that torchrun started go on without it: what they make is the run's, whatever became of torchrun.
+    done = run.returncode == 0 or (victim == "torchrun" and (folder / "run" / "results.json").is_file())
+    if run.returncode and not done and (others or not victim) and not any(sentence in text for sentence in ENDED):
         summary.silent.append(f"{victim}: {text[-1500:]}")
     print(f"{victim or 'nobody'} killed, {_written(folder)} units, ended {ended:.1f} s later, "
           f"{'finished' if done else 'not finished'}", file=sys.stderr, flush=True)  # fmt: skip
     return done
 
 
-def _kill_one(run: subprocess.Popen, seconds: float, generator: random.Random) -> str:
-    """Kills a process of the run after ``seconds`` and returns what it was; nothing where the run has ended before."""
+def _kill_one(run: subprocess.Popen, seconds: float, generator: random.Random) -> tuple[str, int]:
+    """Kills a process of the run after ``seconds``: what it was, and how many were left; nothing if all had ended."""
     try:
         run.wait(seconds)
-        return ""
+        return "", 0
     except subprocess.TimeoutExpired:
         group = _group(run.pid)
         victim = generator.choice(sorted(group))
         os.kill(victim, signal.SIGKILL)
-        return group[victim]
+        return group[victim], len(group) - 1
 
 
 def _wait_for_all(run: subprocess.Popen, victim: str, summary: Together) -> None:
