@@ -45,14 +45,14 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     config.run_dir = run_folder(config.run_dir)
     check_writable(config.run_dir)
     follow_launcher(config.trainer)
-    keep_company(queue_again=not is_training(config))
+    keep_company()
     seed_everything(config.seed, verbose=False)
     silence_tips()
     wait_long(units=not is_training(config))
     resume(config)
     task = made(config, "task")
     loggers = list(made(config, "logger").values()) if config.logger else []
-    places = {} if "plugins" in config.trainer else {"plugins": environments(units=not is_training(config))}
+    places = {} if "plugins" in config.trainer else {"plugins": environments()}
     trainer = made(config, "trainer", logger=loggers, **places)
     check_launch(trainer)
     if (

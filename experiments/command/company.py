@@ -22,17 +22,16 @@ LOOK = 1.0  # seconds between two looks whether it lives
 DIED = "another process of this run has ended: run the same command again, finished units are kept."
 
 
-def keep_company(queue_again: bool) -> None:
+def keep_company() -> None:
     """Lets this process end where it would be left behind, in one sentence, and a job be queued again before its end.
 
-    Args:
-        queue_again: SIGUSR1, which ``sbatch --signal=USR1@120`` sends before the time limit, asks Slurm to queue the
-            job again. Lightning's own way would first save a checkpoint, in which all processes meet.
+    SIGUSR1, which ``sbatch --signal=USR1@120`` sends before the time limit, asks Slurm to queue the job again. Lightning
+    would first save a checkpoint, for which all processes have to meet and no run has a use.
     """
     _say_before_the_end()
     if launch() is None:
         _end_with_the_first()
-    if queue_again and "SLURM_JOB_ID" in os.environ:
+    if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR1, _queue_again)
 
 

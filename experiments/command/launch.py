@@ -128,11 +128,11 @@ def _meet(found: Launch) -> None:
         ) from error
 
 
-def environments(units: bool) -> list[ClusterEnvironment]:
+def environments() -> list[ClusterEnvironment]:
     """Lightning's plugin for a process in a Slurm job; none elsewhere, where its own choice is right.
 
-    Lightning decides by the job's name and takes a job of one task for one process, whatever ``trainer.devices``. And
-    where ``units`` are on disk at once, there is no checkpoint to save before a job is queued again: ``keep_company``.
+    Lightning decides by the job's name and takes a job of one task for one process, whatever ``trainer.devices``. A job
+    is queued again by ``keep_company``: runs go on from what they have on disk, not from Lightning's own checkpoint.
     """
     if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
@@ -140,7 +140,7 @@ def environments(units: bool) -> list[ClusterEnvironment]:
         return [LightningEnvironment()]
     with warnings.catch_warnings():  # Lightning takes srun within salloc for no srun
         warnings.simplefilter("ignore")
-        return [SLURMEnvironment(auto_requeue=not units)]
+        return [SLURMEnvironment(auto_requeue=False)]
 
 
 def check_launch(trainer: Trainer) -> None:

@@ -53,7 +53,7 @@ def run(folder: Path, pause: float, **options: object) -> None:
 
 
 if __name__ == "__main__":
-    keep_company(queue_again=False)
+    keep_company()
     wait_long()
     try:
         run(Path(sys.argv[1]), SLOW, devices=2, strategy="ddp")

@@ -47,7 +47,7 @@ def scontrol(folder, monkeypatch, code: str) -> None:
 )
 def test_sigusr1_asks_slurm_once_to_queue_the_job_again(job, tmp_path, capfd, code, said):
     scontrol(tmp_path, job, code)
-    keep_company(queue_again=True)
+    keep_company()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert said in capfd.readouterr().err
     job.setattr(company.rank_zero_only, "rank", 1)  # the first process asks for all
@@ -56,7 +56,7 @@ def test_sigusr1_asks_slurm_once_to_queue_the_job_again(job, tmp_path, capfd, co
 
 
 def test_without_scontrol_that_is_said(job, tmp_path, capfd):
-    keep_company(queue_again=True)
+    keep_company()
     job.setenv("PATH", str(tmp_path))
     os.kill(os.getpid(), signal.SIGUSR1)
     assert "job 17 cannot be queued again (" in capfd.readouterr().err
@@ -68,14 +68,15 @@ def test_a_job_of_an_array_is_named_by_both_its_numbers():
     assert company.job_id(array) == "18_2"
 
 
-def test_a_training_keeps_lightnings_way(job):
+def test_elsewhere_the_signal_is_left_alone(job):
     before = signal.getsignal(signal.SIGUSR1)
-    keep_company(queue_again=False)
+    job.delenv("SLURM_JOB_ID")
+    keep_company()
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_lightnings_end_of_all_processes_is_said_and_nothing_else_of_its_details(job, capfd):
-    keep_company(queue_again=False)
+    keep_company()
     observer = logging.getLogger(OBSERVER)
     observer.info("[rank: 1] Child process with PID 5 terminated with code -9. Forcefully terminating all other")
     observer.info("some detail")

@@ -93,7 +93,7 @@ def test_steps_of_a_job_meet_at_places_of_their_own(alone, environment, address)
             alone.delenv(name, raising=False)
         start(alone, environment | {"SLURM_STEP_ID": step})
         follow_launcher(flags())
-        (found,) = environments(units=True)
+        (found,) = environments()
         assert isinstance(found, SLURMEnvironment) and found.main_address == address
         ports.add(found.main_port)
     assert len(ports) == 2
@@ -112,17 +112,16 @@ def test_lightning_follows_a_step_whatever_the_job_is_called_and_however_many_ta
     options = flags(accelerator="cpu", logger=False)
     follow_launcher(options)
     wait_long()
-    trainer = Trainer(**options, plugins=environments(units=True))
+    trainer = Trainer(**options, plugins=environments())
     check_launch(trainer)
     found = trainer.strategy.cluster_environment
     found.validate_settings(trainer.num_devices, trainer.num_nodes)
     assert (trainer.world_size, found.global_rank(), found.auto_requeue) == (2, 1, False)
-    assert environments(units=False)[0].auto_requeue  # a training has a checkpoint to save
 
 
 def test_lightning_starts_processes_itself_in_a_job_of_one_task(alone):
     start(alone, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "job"})
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, plugins=environments(units=True))
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, plugins=environments())
     assert not trainer.strategy.cluster_environment.creates_processes_externally
     assert trainer.world_size == 2
 
@@ -130,7 +129,7 @@ def test_lightning_starts_processes_itself_in_a_job_of_one_task(alone):
 @pytest.mark.parametrize("environment", [{}, TORCHRUN, SRUN | TORCHRUN])
 def test_elsewhere_lightning_chooses(alone, environment):
     start(alone, environment)
-    assert environments(units=True) == []
+    assert environments() == []
 
 
 @pytest.mark.parametrize(
