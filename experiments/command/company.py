@@ -25,8 +25,8 @@ DIED = "another process of this run has ended: run the same command again, finis
 def keep_company() -> None:
     """Lets this process end where it would be left behind, in one sentence, and a job be queued again before its end.
 
-    SIGUSR1, which ``sbatch --signal=USR1@120`` sends before the time limit, asks Slurm to queue the job again. Lightning
-    would first save a checkpoint, for which all processes have to meet and no run has a use.
+    SIGUSR1, which ``sbatch --signal=USR1@120`` sends before the time limit, asks Slurm to queue the job again.
+    Lightning would first save a checkpoint, for which all processes have to meet and no run has a use.
     """
     _say_before_the_end()
     if launch() is None:
