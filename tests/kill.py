@@ -21,13 +21,15 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from experiments.rare_concepts import RareConcepts
 
 BEAT, SILENCE = 0.2, 2.0
 MINUTE = 60.0
+MARK = "KILLED_RUN"
 ENDED = (
     "error: another process of this run has ended",
     "Signal 9 (SIGKILL) received by PID",
@@ -238,8 +240,8 @@ def _killed_once(
 ) -> bool:
     """Kills a process of the command ``seconds`` after ``units`` were written; whether it finished all the same."""
     with tempfile.TemporaryFile("w+") as said:
-        run = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
-        while run.poll() is None and _written(folder) < units:
+        run = Run.begin(command, said)
+        while run.leader.poll() is None and _written(folder) < units:
             time.sleep(0.1)
         victim, others = _kill_one(run, seconds, generator)
         started = time.monotonic()
@@ -251,57 +253,67 @@ def _killed_once(
         text = said.read()
     summary.slowest = max(summary.slowest, ended)
     # Those that torchrun started go on without it: what they make is the run's, whatever became of torchrun.
-    done = run.returncode == 0 or (victim == "torchrun" and (folder / "run" / "results.json").is_file())
-    if run.returncode and not done and (others or not victim) and not any(sentence in text for sentence in ENDED):
+    code = run.leader.returncode
+    done = code == 0 or (victim == "torchrun" and (folder / "run" / "results.json").is_file())
+    if code and not done and (others or not victim) and not any(sentence in text for sentence in ENDED):
         summary.silent.append(f"{victim}: {text[-1500:]}")
     print(f"{victim or 'nobody'} killed, {_written(folder)} units, ended {ended:.1f} s later, "
           f"{'finished' if done else 'not finished'}", file=sys.stderr, flush=True)  # fmt: skip
     return done
 
 
-def _kill_one(run: subprocess.Popen, seconds: float, generator: random.Random) -> tuple[str, int]:
+def _kill_one(run: Run, seconds: float, generator: random.Random) -> tuple[str, int]:
     """Kills a process of the run after ``seconds``: what it was, and how many were left; nothing if all had ended."""
     try:
-        run.wait(seconds)
+        run.leader.wait(seconds)
         return "", 0
     except subprocess.TimeoutExpired:
-        group = _group(run.pid)
+        group = run.processes()
         victim = generator.choice(sorted(group))
         os.kill(victim, signal.SIGKILL)
         return group[victim], len(group) - 1
 
 
-def _wait_for_all(run: subprocess.Popen, victim: str, summary: Together) -> None:
+def _wait_for_all(run: Run, victim: str, summary: Together) -> None:
     """Waits until no process is left: a minute, or as long as a whole run takes and a minute where the rest go on."""
     end = time.monotonic() + MINUTE + summary.alone
-    while (left := _group(run.pid)) and time.monotonic() < end:
-        run.poll()
+    while (left := run.processes()) and time.monotonic() < end:
         time.sleep(0.1)
     for process, name in left.items():
         summary.hung.append(f"{name} still ran {MINUTE + summary.alone:.0f} s after {victim} was killed")
         os.kill(process, signal.SIGKILL)
-    run.wait()
+    run.leader.wait()
 
 
-def _group(leader: int) -> dict[int, str]:
-    """The processes of the session that ``leader`` began, each with what it is."""
-    return {process: name for process in _processes() if (name := _name(process, leader))}
+@dataclass(frozen=True)
+class Run:
+    """A command that starts processes, in sessions of their own too: all of them have a variable with ``mark``."""
+
+    leader: subprocess.Popen
+    mark: str
+
+    @classmethod
+    def begin(cls, command: list[str], said: IO[str]) -> Run:
+        mark = uuid4().hex
+        return cls(subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, MARK: mark}), mark)
+
+    def processes(self) -> dict[int, str]:
+        """Those that live, each with what it is."""
+        self.leader.poll()
+        numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return {number: name for number in numbers if (name := _name(number, self.mark))}
 
 
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _name(process: int, leader: int) -> str:
-    """What a living process of the session is; nothing for any other."""
+def _name(process: int, mark: str) -> str:
+    """What a living process with the mark is; nothing for any other."""
     try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        if int(state[3]) != leader or state[0] in "ZX":
-            return ""
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
         words, variables = (Path(f"/proc/{process}/{file}").read_text().split("\0") for file in ("cmdline", "environ"))
     except OSError:
         return ""
     started = dict(word.partition("=")[::2] for word in variables)
+    if started.get(MARK) != mark or state in "ZX":
+        return ""
     return "torchrun" if "torch.distributed.run" in words else f"rank {started.get('LOCAL_RANK', '0')}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from experiments.command.launch import launch
 FIRST = "FIRST_PROCESS_OF_THE_RUN"
 """The variable by which processes that Lightning starts know the one that started them."""
 LOOK = 1.0  # seconds between two looks whether it lives
+MINUTE = 60.0
 DIED = "another process of this run has ended: run the same command again, finished units are kept."
 
 
@@ -29,7 +31,10 @@ def keep_company() -> None:
     Lightning would first save a checkpoint, for which all processes have to meet and no run has a use.
     """
     _say_before_the_end()
-    if launch() is None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _check_torchrun()
+        _end_with(os.getppid())
+    elif launch() is None:
         _end_with_the_first()
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR1, _queue_again)
@@ -56,9 +61,24 @@ def _end_with_the_first() -> None:
     if first == str(os.getpid()) or "LOCAL_RANK" not in os.environ:
         os.environ[FIRST] = str(os.getpid())
         return
+    _end_with(int(first))
+
+
+def _check_torchrun() -> None:
+    """ValueError where torchrun was killed while this process loaded its programs: what processes meet at is its."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=MINUTE).close()
+    except OSError as error:
+        raise ValueError(DIED) from error
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has ended."""
 
     def watch() -> None:
-        while os.getppid() == int(first):
+        while os.getppid() == parent:
             time.sleep(LOOK)
         print(f"error: {DIED}", file=sys.stderr, flush=True)
         os._exit(1)  # from a thread, and wherever the process waits

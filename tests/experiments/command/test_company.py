@@ -3,8 +3,9 @@
 import logging
 import os
 import signal
-import subprocess
+import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from experiments.command import company
 from experiments.command.company import FIRST, keep_company
 from experiments.results.store import UnitStore
 from tests.experiments.command import pair
-from tests.kill import _group
+from tests.kill import Run
 
 OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
 
@@ -75,6 +76,22 @@ def test_elsewhere_the_signal_is_left_alone(job):
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
+def test_a_process_of_torchrun_ends_where_torchrun_has_ended(job, capfd):
+    job.setenv("TORCHELASTIC_RUN_ID", "x")
+    job.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    job.setattr(company, "LOOK", 0.01)
+    ended, parents = threading.Event(), iter([7, 7, 7, 1])
+    job.setattr(company.os, "getppid", lambda: next(parents, 1))
+    job.setattr(company.os, "_exit", lambda code: (code == 1 and ended.set()) or sys.exit())
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        job.setenv("MASTER_ADDR", "127.0.0.1")
+        job.setenv("MASTER_PORT", str(store.getsockname()[1]))
+        keep_company()
+        assert ended.wait(5) and f"error: {company.DIED}" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="another process of this run has ended"):  # it ended while programs loaded
+        keep_company()
+
+
 def test_lightnings_end_of_all_processes_is_said_and_nothing_else_of_its_details(job, capfd):
     keep_company()
     observer = logging.getLogger(OBSERVER)
@@ -84,28 +101,25 @@ def test_lightnings_end_of_all_processes_is_said_and_nothing_else_of_its_details
 
 
 @pytest.mark.slow
-def test_whichever_process_is_killed_the_other_ends_and_says_so_and_the_rest_is_done_once(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != FIRST} | {"OMP_NUM_THREADS": "1"}
+def test_whichever_process_is_killed_the_other_ends_and_says_so_and_the_rest_is_done_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     units = UnitStore(tmp_path / "units", {})
     found = 0
     for victim in ("rank 0", "rank 1"):
         said = tmp_path / victim
         with said.open("w") as file:
-            run = subprocess.Popen(
-                [sys.executable, "-m", "tests.experiments.command.pair", str(tmp_path)], stderr=file, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
+            run = Run.begin([sys.executable, "-m", "tests.experiments.command.pair", str(tmp_path)], file)
         while len(list(units.root.glob("*.safetensors"))) < found + 2:  # both are at work
-            assert run.poll() is None
+            assert run.leader.poll() is None
             time.sleep(0.05)
-        (process,) = [process for process, name in _group(run.pid).items() if name == victim]
+        (process,) = [process for process, name in run.processes().items() if name == victim]
         os.kill(process, signal.SIGKILL)
-        run.wait(60)
+        run.leader.wait(60)
         end = time.monotonic() + 60
-        while _group(run.pid):
+        while run.processes():
             assert time.monotonic() < end, "a process was left behind"
             time.sleep(0.05)
-        assert f"error: {company.DIED}" in said.read_text() and run.returncode
+        assert f"error: {company.DIED}" in said.read_text() and run.leader.returncode
         found = len(list(units.root.glob("*.safetensors")))
     began = time.time()
     pair.run(tmp_path, 0.0)
