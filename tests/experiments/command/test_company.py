@@ -7,16 +7,16 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 from experiments.command import company
 from experiments.command.company import FIRST, keep_company
 from experiments.results.store import UnitStore
 from tests.experiments.command import pair
 from tests.kill import Run
-
-OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
 
 
 @pytest.fixture
@@ -94,34 +94,30 @@ def test_a_process_of_torchrun_ends_where_torchrun_has_ended(job, capfd):
 
 def test_lightnings_end_of_all_processes_is_said_and_nothing_else_of_its_details(job, capfd):
     keep_company()
-    observer = logging.getLogger(OBSERVER)
-    observer.info("[rank: 1] Child process with PID 5 terminated with code -9. Forcefully terminating all other")
-    observer.info("some detail")
+    child = SimpleNamespace(pid=5, returncode=-9, poll=lambda: -9)
+    observer, ended = _ChildProcessObserver(main_pid=4, child_processes=[child]), []
+    job.setattr(observer, "_terminate_all", lambda: ended.append(True))
+    assert observer._run() and ended
+    logging.getLogger(type(observer).__module__).info("some detail")
     assert capfd.readouterr().err == f"error: {company.DIED}\n"
 
 
 @pytest.mark.slow
-def test_whichever_process_is_killed_the_other_ends_and_says_so_and_the_rest_is_done_once(tmp_path, monkeypatch):
+def test_where_the_first_process_is_killed_the_other_ends_and_the_rest_is_done_once(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    units = UnitStore(tmp_path / "units", {})
-    found = 0
-    for victim in ("rank 0", "rank 1"):
-        said = tmp_path / victim
-        with said.open("w") as file:
-            run = Run.begin([sys.executable, "-m", "tests.experiments.command.pair", str(tmp_path)], file)
-        while len(list(units.root.glob("*.safetensors"))) < found + 2:  # both are at work
-            assert run.leader.poll() is None
-            time.sleep(0.05)
-        (process,) = [process for process, name in run.processes().items() if name == victim]
-        os.kill(process, signal.SIGKILL)
-        run.leader.wait(60)
-        end = time.monotonic() + 60
-        while run.processes():
-            assert time.monotonic() < end, "a process was left behind"
-            time.sleep(0.05)
-        assert f"error: {company.DIED}" in said.read_text() and run.leader.returncode
-        found = len(list(units.root.glob("*.safetensors")))
-    began = time.time()
+    units, said = UnitStore(tmp_path / "units", {}), tmp_path / "said"
+    with said.open("w") as file:
+        run = Run.begin([sys.executable, "-m", "tests.experiments.command.pair", str(tmp_path)], file)
+    while len(list(units.root.glob("*.safetensors"))) < 2:  # both are at work
+        assert run.leader.poll() is None, said.read_text()
+        time.sleep(0.05)
+    os.kill(run.leader.pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while run.processes():
+        assert time.monotonic() < end, "a process was left behind"
+        time.sleep(0.05)
+    assert f"error: {company.DIED}" in said.read_text()
+    found, began = len(list(units.root.glob("*.safetensors"))), time.time()
     pair.run(tmp_path, 0.0)
     made = [units.read(str(k))[1]["made"] for k in range(pair.UNITS)]
     assert sum(time < began for time in made) == found < pair.UNITS
