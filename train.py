@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.command.checks import check
+from experiments.command.company import keep_company
 from experiments.command.errors import (
     explain,
     failed_call,
@@ -24,13 +25,14 @@ from experiments.command.errors import (
     refuse,
 )
 from experiments.command.folders import check_writable, multirun, run_folder
-from experiments.command.launch import check_launch, follow_launcher, launch, wait_long
+from experiments.command.launch import check_launch, environments, follow_launcher, launch, wait_long
 from experiments.command.loggers import check_account, close, note, resume, silence_deletion, silence_tips
 from experiments.command.plan import print_plan
 from experiments.command.sharing import enter, is_training
 from experiments.data.images import UnreadableImage
+from experiments.results.files import write_whole
 from experiments.results.images import NotFinite
-from experiments.results.work import ProcessLost
+from experiments.results.work import ProcessLost, Stopped
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:
@@ -43,6 +45,7 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     config.run_dir = run_folder(config.run_dir)
     check_writable(config.run_dir)
     follow_launcher(config.trainer)
+    keep_company()
     seed_everything(config.seed, verbose=False)
     silence_tips()
     if not is_training(config):
@@ -50,7 +53,9 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     wait_long(units=not is_training(config))
     resume(config)
     task = made(config, "task")
-    trainer = made(config, "trainer", logger=list(made(config, "logger").values()) if config.logger else [])
+    loggers = list(made(config, "logger").values()) if config.logger else []
+    places = {} if "plugins" in config.trainer else {"plugins": environments()}
+    trainer = made(config, "trainer", logger=loggers, **places)
     check_launch(trainer)
     if (
         multirun()
@@ -76,9 +81,7 @@ def made(config: DictConfig, part: str, **given: Any) -> Any:
 
 
 def save_config(config: DictConfig) -> None:
-    run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+    write_whole(Path(config.run_dir) / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -95,7 +98,7 @@ def main(config: DictConfig) -> float | None:
     try:
         note(trainer.loggers, config)
         return task.run(trainer)
-    except (NotFinite, UnreadableImage, ProcessLost, OSError) as error:
+    except (NotFinite, UnreadableImage, ProcessLost, Stopped, OSError) as error:
         refuse(explain(error))
     finally:
         close(trainer.loggers)

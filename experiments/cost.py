@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.results.progress import announce, timed
 from experiments.results.settings import describe
 from experiments.results.store import synchronise
-from rnri import ImplicitInverter, Inverter, LatentDiffusion, PromptAware, Schedule, measured
+from rnri import Corrected, ImplicitInverter, Inverter, LatentDiffusion, PromptAware, Schedule, measured
 from rnri.baselines import Midpoint
 from rnri.models.predictor import Condition, NoisePredictor
 
@@ -74,6 +74,8 @@ def evaluations_a_step(inverter: Inverter) -> float:
     """
     if isinstance(inverter, PromptAware):
         return evaluations_a_step(inverter.inverter)
+    if isinstance(inverter, Corrected):
+        return (1 + inverter.rounds) * (evaluations_a_step(inverter.inverter) + 1)
     if isinstance(inverter, ImplicitInverter):
         differentiates = getattr(inverter.solver, "differentiates", False)
         return inverter.solver.iterations * (1 + BACKWARD * differentiates)

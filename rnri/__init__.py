@@ -1,5 +1,6 @@
 """Image to seed: inversion of deterministic text-to-image diffusion."""
 
+from rnri.corrected import Corrected
 from rnri.decoder_inversion import DecoderInversion
 from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule, measured
 from rnri.invert import METHODS, PipelineInversion, invert
@@ -25,6 +26,7 @@ __all__ = [
     "Anderson",
     "AveragedFixedPoint",
     "Condition",
+    "Corrected",
     "DecoderInversion",
     "Denoiser",
     "DeterministicScheduler",

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from rnri.corrected import Corrected
 from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule
 from rnri.models.diffusion import LatentDiffusion
 from rnri.solvers.anderson import Anderson
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[[], Inverter]] = {
     "ddim": lambda: ImplicitInverter(FixedPoint(iterations=1)),
     "aidi": lambda: ImplicitInverter(FixedPoint()),
     "aidi_a": lambda: ImplicitInverter(Anderson()),
+    "corrected": lambda: Corrected(accelerated(12)),
     "aidi_e": lambda: ImplicitInverter(AveragedFixedPoint()),
     "exact_dpm": lambda: ImplicitInverter(ForwardStep()),
     "gradient_descent": lambda: ImplicitInverter(GradientDescent()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -36,7 +37,27 @@ def refuse(sentence: str) -> NoReturn:
     sys.exit(f"error: {sentence}")
 
 
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EFBIG: "have the limit of a file's size lifted",
+    errno.ESTALE: "bring its disk back",
+    errno.EIO: "bring its disk back",
+    errno.ENOTCONN: "bring its disk back",
+}
+"""What helps where a library that knows nothing of the run could not write a file."""
+
+
 def explain(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        file = f"the file {error.filename}" if error.filename else "a file of run_dir"
+        return (
+            f"{file} cannot be used ({os.strerror(error.errno)}): {REMEDIES[error.errno]}, and run the same command "
+            "again; finished units are kept."
+        )
     return " ".join(str(error).split())
 
 

@@ -22,7 +22,7 @@ from experiments.data.concepts import Concept
 from experiments.data.images import Images
 from experiments.results.store import content_hash
 from experiments.results.work import StoredWork
-from rnri import ImplicitInverter, Inverter, PromptAware
+from rnri import Corrected, ImplicitInverter, Inverter, PromptAware
 from rnri.baselines import Midpoint
 
 CEILING = "vae"
@@ -185,7 +185,7 @@ def with_evaluations(inverter: Inverter, count: int | None) -> Inverter | None:
     """``inverter`` with ``count`` network evaluations a step; None where it has no such choice."""
     if count is None:
         return inverter
-    if isinstance(inverter, PromptAware):
+    if isinstance(inverter, PromptAware | Corrected):
         inner = with_evaluations(inverter.inverter, count)
         return None if inner is None else replace(inverter, inverter=inner)
     if isinstance(inverter, Midpoint):  # each of whose solver's evaluations is two of the network

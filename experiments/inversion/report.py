@@ -17,7 +17,7 @@ from experiments.inversion.figures import FIGURES, is_ceiling, is_edited, pictur
 from experiments.inversion.jobs import CEILING, Job, Setting
 from experiments.judges.metrics import bootstrap_interval, roc_auc
 from experiments.results import tables
-from rnri import ImplicitInverter, Inverter, PromptAware
+from rnri import Corrected, ImplicitInverter, Inverter, PromptAware
 
 Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]
 """A finished unit: its job, its tensors and its record."""
@@ -136,7 +136,7 @@ def _method(job: Job) -> str:
 
 def start_of(inverter: Inverter | None) -> str | None:
     """Where an implicit walk's solver starts; None for other methods."""
-    inner = inverter.inverter if isinstance(inverter, PromptAware) else inverter
+    inner = inverter.inverter if isinstance(inverter, PromptAware | Corrected) else inverter
     return inner.start if isinstance(inner, ImplicitInverter) else None
 
 

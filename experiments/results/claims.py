@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.results.files import CannotWrite
 
 BEAT, SILENCE = 3.0, 45.0  # seconds between heartbeats, and after which an owner counts as dead
 OWNER = "owner.json"
+REMEDY = "make room or choose another run_dir, and run the same command again; finished units are kept"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ def _succession(name: str, place: str, owner: Owner) -> str:
     return f"{name}~{hashlib.sha256(f'{place} {owner.id}'.encode()).hexdigest()[:24]}"
 
 
+def _disk(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_dev
+    except OSError:
+        return None
+
+
 class Claims:
     """What this process has claimed below ``root``, and who holds the rest.
 
@@ -81,6 +90,7 @@ class Claims:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failed: OSError | None = None
+        self._disk: int | None = None
 
     def take(self, name: str, note: Mapping[str, Any] | None = None) -> bool:
         """Whether ``name`` is now this process's: nobody had it, or all who had it are dead.
@@ -88,8 +98,9 @@ class Claims:
         CannotWrite where the folder cannot be written.
         """
         if self._failed is not None:
-            raise CannotWrite(f"{self.root} cannot be written ({self._failed}): make room or choose another place.")
+            raise CannotWrite(str(self._failed)) from self._failed
         self._start()
+        self._check_disk()
         place = name
         while (owner := self._owner(place)) is not None:
             if owner.id == self.me.id:
@@ -126,16 +137,24 @@ class Claims:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            (self._beats / self.me.id).unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has gone: no beat comes any more, in any case
+                (self._beats / self.me.id).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Closes, and removes all claims unless another process is alive."""
-        beats = [path.name for path in self._beats.iterdir()] if self._beats.is_dir() else []
-        owners = {owner.id: owner for owner in map(self._owner, self._places()) if owner is not None}
-        others = [id for id in beats if id != self.me.id and (id not in owners or self.alive(owners[id]))]
+        try:
+            others = self._others()
+        except OSError:  # a disk that is full, read-only or gone: the error that ended the run is said, not this one
+            others = True
         self.close()
         if not others:
             shutil.rmtree(self.root, ignore_errors=True)
+
+    def _others(self) -> bool:
+        """Whether another process is alive."""
+        beats = [path.name for path in self._beats.iterdir()] if self._beats.is_dir() else []
+        owners = {owner.id: owner for owner in map(self._owner, self._places()) if owner is not None}
+        return any(id != self.me.id and (id not in owners or self.alive(owners[id])) for id in beats)
 
     def _places(self) -> list[str]:
         return [path.name for path in self.root.iterdir() if path.name != "alive" and not path.name.startswith(".")]
@@ -163,13 +182,21 @@ class Claims:
     def _touch(self) -> float:
         """Beats once; returns the file system's time."""
         path = self._beats / self.me.id
+        self._check_disk()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A write: some servers set the time of a mere touch by the client's clock.
             path.write_text(self.me.said)
-            return path.stat().st_mtime
+            found = path.stat()
         except OSError as error:
-            raise CannotWrite(f"{path} cannot be written ({error.strerror}): choose another run_dir.") from error
+            raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
+        self._disk = self._disk or found.st_dev
+        return found.st_mtime
+
+    def _check_disk(self) -> None:
+        """CannotWrite where the folder has changed its disk: below a mount that has gone one could write on."""
+        if self._disk is not None and _disk(self.root.parent) != self._disk:
+            raise CannotWrite(f"{self.root} cannot be written (its disk is no longer there): {REMEDY}.")
 
     def _create(self, place: str, note: Mapping[str, Any] | None) -> bool:
         made = self.root / f".{place[:40]}.{self.me.id}.{uuid4().hex[:8]}"
@@ -182,9 +209,7 @@ class Claims:
             shutil.rmtree(made, ignore_errors=True)
             owner = self._owner(place)
             if owner is None:
-                raise CannotWrite(
-                    f"{self.root} cannot be written ({error.strerror}): choose another run_dir."
-                ) from error
+                raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
             return owner.id == self.me.id  # a server may have renamed, and its answer been lost
 
     def _owner(self, place: str) -> Owner | None:

@@ -17,6 +17,10 @@ class CannotWrite(OSError):
     """A file or folder cannot be written; its text is one sentence for the user."""
 
 
+class CannotRead(OSError):
+    """A file that was written is not there or damaged; its text is one sentence for the user."""
+
+
 def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Lets ``write`` make a file and moves it to ``path`` when it is complete; other processes see all or nothing.
 

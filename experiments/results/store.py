@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.results.files import digest, write_whole
+from experiments.results.files import CannotRead, digest, write_whole
 
 torch.backends.cudnn.allow_tf32 = False
 # Single precision means it, in whatever process stores what it computes: cuDNN would round each convolution's inputs to
@@ -102,10 +102,15 @@ class UnitStore:
     def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         _write(self._path(unit), tensors, {"unit": unit, "record": json.dumps(record)})
 
-    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and record of a unit, or None where it is not finished."""
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and record of a finished unit. CannotRead where it is not finished, or is no longer there."""
         found = _read(self._path(unit))
-        return (found[0], json.loads(found[1]["record"])) if found else None
+        if found is None:
+            raise CannotRead(
+                f"{self._path(unit)}, the unit {unit}, is not there or damaged: is its disk there? The same command "
+                "makes it anew."
+            )
+        return found[0], json.loads(found[1]["record"])
 
     def record(self, unit: str) -> dict[str, Any]:
         """The record of a finished unit alone: its tensors are not read."""

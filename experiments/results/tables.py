@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogFormatterMathtext, NullFormatter
 
-from experiments.results.files import write_whole
+from experiments.results.files import CannotWrite, write_whole
 
 matplotlib.rcParams["text.parse_math"] = False  # names are text, also where they hold dollar signs
 
@@ -155,12 +155,16 @@ def whiskers(row: Mapping[str, Any], name: str, scale: float = 1.0) -> tuple[flo
 def draw(run_dir: Path, pictures: Mapping[str, Callable[[], Figure]]) -> dict[str, Path]:
     """Saves each picture to its path below ``run_dir``; returns the files by their names in the loggers.
 
-    One that cannot be drawn is said in a warning and left out: it costs neither the others nor the results.
+    One that cannot be drawn is said in a warning and left out: it costs neither the others nor the results. CannotWrite
+    where a file cannot be written.
     """
     files = {}
     for name, make in pictures.items():
         try:
             files[name.removeprefix("figures/")] = save_figure(make(), run_dir / f"{name}.png")
+        except CannotWrite:
+            plt.close("all")
+            raise
         except Exception as error:  # whatever a drawing library may raise
             plt.close("all")
             warnings.warn(f"the picture {name} could not be drawn ({type(error).__name__}: {error}).", stacklevel=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +53,10 @@ class ProcessLost(RuntimeError):
     """Another process of the run has ended; its text is one sentence for the user."""
 
 
+class Stopped(RuntimeError):
+    """A signal has ended the run; its text is one sentence for the user."""
+
+
 class Work(LightningDataModule):
     """The units that are not on disk yet, claimed by whatever process is free; any may get none.
 
@@ -78,6 +81,7 @@ class Work(LightningDataModule):
         self.units, self.progress, self.claims, self.running = list(units), progress, claims, running
         self.before = 0  # units of earlier stages
         self._held: Claims | None = None
+        self._others_handler: Any = signal.SIG_DFL
 
     def done(self, unit: Any) -> bool:
         """Whether the unit is on disk."""
@@ -121,7 +125,6 @@ class Work(LightningDataModule):
 
     def share(self) -> Iterator[Any]:
         """Batches of the units that this process claims, until all are on disk."""
-        end_when_told(self.trainer)
         pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
         on_disk = sorted({*range(len(self.units))}.difference(pending))
         self.log(self.trainer, on_disk, beginning(self.trainer.loggers))
@@ -131,6 +134,7 @@ class Work(LightningDataModule):
         left = [[numbers[id(unit)] for unit in group] for group in self.groups(self.units)]
         missing, claims = set(pending), Claims(self.claims or Path(self.trainer.default_root_dir) / "claims")
         self._held = claims
+        self._heed_sigterm()
         try:
             while missing:
                 for group in left:
@@ -146,11 +150,23 @@ class Work(LightningDataModule):
         finally:
             self.release()
 
+    def _heed_sigterm(self) -> None:
+        """Lets SIGTERM end the loop at once: Lightning notes it, and looks at that note in other loops than this."""
+        if threading.current_thread() is threading.main_thread():
+            self._others_handler = signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if (launcher := self.trainer.strategy.launcher) is not None:
+            launcher.kill(number)
+        raise Stopped("stopped by SIGTERM: run the same command again, finished units are kept.")
+
     def release(self) -> None:
         """Gives up what is claimed, also where a loop ended in the middle."""
         if self._held is not None:
             self._held.close()
             self._held = None
+        if signal.getsignal(signal.SIGTERM) == self._stop:  # or Lightning has put back what was there before it
+            signal.signal(signal.SIGTERM, self._others_handler)
 
     def _claimed(self, group: list[int], missing: set[int], claims: Claims) -> list[int]:
         """Those of a group that this process is to compute: it has claimed them, and they are still missing."""
@@ -215,22 +231,6 @@ class Shared:
 
     def __iter__(self) -> Iterator[Any]:
         return self.work.share()
-
-
-def end_when_told(trainer: Trainer) -> None:
-    """Lets SIGTERM end this process, and those that it started: Lightning's own handler waits for a training's step.
-
-    W&B's agent and Slurm ask so. Lightning puts the old handler back when the loop ends.
-    """
-
-    def end(signum: int, _: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_IGN)  # the end is not ended
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signum)
-        sys.exit(128 + signum)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
 
 
 def carry_out(trainer: Trainer, *stages: Stage) -> None:

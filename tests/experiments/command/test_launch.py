@@ -4,25 +4,46 @@ import logging
 from datetime import timedelta
 
 import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import OmegaConf
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
-from experiments.command.launch import COUNTS, PATIENCE, Launch, check_launch, follow_launcher, launch, wait_long
+from experiments.command.launch import (
+    COUNTS,
+    PATIENCE,
+    Launch,
+    check_launch,
+    environments,
+    follow_launcher,
+    launch,
+    wait_long,
+)
 from experiments.command.loggers import check_account, resume, silence_tips
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job",
-        "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "12", "SLURM_STEP_NODELIST": "localhost,other",
+        "SLURM_NODELIST": "n[1-3]"}  # fmt: skip
+ONE_NODE = SRUN | {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_STEP_NODELIST": "n1"}
+# As Slurm 22.05 sets it in the shells of `salloc -n2` (with and without use_interactive_step), of
+# `srun -n2 --pty bash`, and in a step within them.
+SALLOC = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "interactive", "SLURM_JOB_ID": "12"}
+SALLOC_STEP = SALLOC | {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "36663"}
+PTY = ONE_NODE | {"SLURM_JOB_NAME": "bash", "SLURM_PTY_PORT": "42471"}
+IN_SALLOC = ONE_NODE | {"SLURM_JOB_NAME": "interactive"}
+IN_SALLOC_STEP = IN_SALLOC | {"SLURM_PTY_PORT": "36663"}
+PLACES = ("MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS_PER_NODE")
 
 
 @pytest.fixture
 def alone(monkeypatch):
     """No launcher's variables, whatever starts the tests."""
-    for name in (*COUNTS, *TORCHRUN, *SRUN, "SLURM_NTASKS_PER_NODE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in (*COUNTS, *TORCHRUN, *SRUN, *PLACES, "SLURM_PTY_PORT", "SLURM_TASK_PID"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is undone after the test
+        monkeypatch.delenv(name)
     return monkeypatch
 
 
@@ -43,12 +64,73 @@ def flags(**changes):
         (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, None),
         (SRUN, Launch("srun", 2, 2)),
         (SRUN | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, None),
-        (SRUN | {"SLURM_JOB_NAME": "bash"}, None),
+        (SRUN | {"SLURM_JOB_NAME": "bash"}, Launch("srun", 2, 2)),  # srun bash script.sh
+        (SALLOC, None),
+        (SALLOC_STEP, None),
+        (IN_SALLOC, Launch("srun", 2, 1)),
+        (IN_SALLOC_STEP, Launch("srun", 2, 1)),
         (SRUN | TORCHRUN, Launch("torchrun", 2, 2)),  # torchrun inside a job
     ],
 )
 def test_launchers_are_known_by_their_variables(environment, expected):
     assert launch(environment) == expected
+
+
+def test_a_shell_that_srun_opened_is_alone_and_a_step_within_it_is_not(monkeypatch):
+    """Both have the shell's variables; the shell, process 7 here, has a terminal."""
+    terminals = {"/proc/7/fd/0": "/dev/pts/3", "/proc/8/fd/0": "pipe:[123]"}
+    monkeypatch.setattr("experiments.command.launch.os.readlink", terminals.__getitem__)
+    assert launch(PTY | {"SLURM_TASK_PID": "7"}) is None
+    assert launch(PTY | {"SLURM_TASK_PID": "8", "SLURM_STEP_ID": "1"}) == Launch("srun", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "address"), [(ONE_NODE, "127.0.0.1"), (SRUN, "localhost"), (SRUN | {"MASTER_ADDR": "::1"}, "::1")]
+)
+def test_steps_of_a_job_meet_at_places_of_their_own(alone, environment, address):
+    ports = set()
+    for step in ("0", "1"):
+        for name in PLACES:
+            alone.delenv(name, raising=False)
+        start(alone, environment | {"SLURM_STEP_ID": step})
+        follow_launcher(flags())
+        (found,) = environments()
+        assert isinstance(found, SLURMEnvironment) and found.main_address == address
+        ports.add(found.main_port)
+    assert len(ports) == 2
+
+
+def test_a_first_node_without_an_address_is_said_at_once(alone):
+    start(alone, SRUN | {"SLURM_STEP_NODELIST": "no-such-node.invalid,other"})
+    with pytest.raises(
+        ValueError, match=r"MASTER_ADDR=no-such-node\.invalid, the first node of .* has no address here"
+    ):
+        follow_launcher(flags())
+
+
+def test_lightning_follows_a_step_whatever_the_job_is_called_and_however_many_tasks_it_asked_for(alone):
+    start(alone, ONE_NODE | {"SLURM_JOB_NAME": "interactive", "SLURM_NTASKS_PER_NODE": "8", "SLURM_PROCID": "1"})
+    options = flags(accelerator="cpu", logger=False)
+    follow_launcher(options)
+    wait_long()
+    trainer = Trainer(**options, plugins=environments())
+    check_launch(trainer)
+    found = trainer.strategy.cluster_environment
+    found.validate_settings(trainer.num_devices, trainer.num_nodes)
+    assert (trainer.world_size, found.global_rank(), found.auto_requeue) == (2, 1, False)
+
+
+def test_lightning_starts_processes_itself_in_a_job_of_one_task(alone):
+    start(alone, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "job"})
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, plugins=environments())
+    assert not trainer.strategy.cluster_environment.creates_processes_externally
+    assert trainer.world_size == 2
+
+
+@pytest.mark.parametrize("environment", [{}, TORCHRUN, SRUN | TORCHRUN])
+def test_elsewhere_lightning_chooses(alone, environment):
+    start(alone, environment)
+    assert environments() == []
 
 
 @pytest.mark.parametrize(

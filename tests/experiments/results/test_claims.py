@@ -1,5 +1,9 @@
 """Claims: one holder at a time, the dead leave nothing in the way."""
 
+import errno
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -78,7 +82,7 @@ def test_many_processes_elsewhere_that_died_are_succeeded_in_turn(tmp_path):
 def test_a_claim_appears_with_its_owner_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(module.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     claims = Claims(tmp_path)
-    with pytest.raises(CannotWrite, match=r"cannot be written \(No space left on device\): choose another run_dir"):
+    with pytest.raises(CannotWrite, match=r"cannot be written \(No space left on device\): make room or choose"):
         claims.take("a")
     claims.close()
     assert not (tmp_path / "a").exists() and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
@@ -89,6 +93,54 @@ def test_a_folder_that_has_gone_is_said(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(CannotWrite, match=r"cannot be written"):
         claims.take("a")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Every write and removal fails once it is called."""
+
+    def fail(number):
+        def refuse(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        for name in ("write_text", "mkdir", "unlink"):
+            monkeypatch.setattr(module.Path, name, refuse)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file"), (errno.ESTALE, "Stale file")],
+)
+def test_a_disk_that_breaks_in_the_middle_is_one_sentence_and_ends_do_not_hide_it(tmp_path, broken, number, reason):
+    claims = Claims(tmp_path / "claims", beat=0.02)
+    assert claims.take("a")
+    broken(number)
+    time.sleep(0.2)
+    with pytest.raises(CannotWrite) as caught:
+        claims.take("b")
+    assert re.fullmatch(
+        rf"\S+ cannot be written \({reason}[^()]*\): make room or [^:]* finished units are kept\.", str(caught.value)
+    )
+    claims.close()
+    claims.finish()
+
+
+def test_a_mount_that_has_gone_is_said_and_nothing_is_made_below_it(tmp_path, monkeypatch):
+    claims = Claims(tmp_path / "run" / "claims", beat=60)
+    assert claims.take("a")
+    shutil.rmtree(tmp_path / "run")  # what is below the mount
+    with pytest.raises(CannotWrite, match=r"its disk is no longer there\): make room or choose another run_dir, and"):
+        claims.take("b")
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(module, "_disk", lambda _: -1)  # and where that folder exists
+    with pytest.raises(CannotWrite, match=r"its disk is no longer there"):
+        claims.take("b")
+    with pytest.raises(CannotWrite, match=r"its disk is no longer there"):
+        claims._touch()
+    claims.finish()
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_processes_killed_at_random_lose_nothing_and_do_nothing_twice(tmp_path):

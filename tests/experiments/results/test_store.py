@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.results import store
-from experiments.results.files import CannotWrite
+from experiments.results.files import CannotRead, CannotWrite
 from experiments.results.store import SeedStore, UnitStore, content_hash, numerics
 
 
@@ -47,8 +47,10 @@ def test_units_belong_to_their_settings(tmp_path):
     units, others = UnitStore(tmp_path, {"steps": 20}), UnitStore(tmp_path, {"steps": 10})
     assert not units.done("camel")
     units.write("camel", {"images": torch.zeros(2)}, {"t": 1.5})
-    assert units.done("camel") and not others.done("camel") and others.read("camel") is None
+    assert units.done("camel") and not others.done("camel")
     assert units.read("camel")[1] == {"t": 1.5}
+    with pytest.raises(CannotRead, match=r"the unit camel, is not there or damaged: is its disk there"):
+        others.read("camel")
 
 
 def test_content_hash_sees_pixels():
@@ -77,7 +79,9 @@ def test_a_unit_cut_short_is_not_finished(tmp_path):
     units.write("camel", {"images": torch.zeros(200)}, {})
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    assert not units.done("camel") and units.read("camel") is None
+    assert not units.done("camel")
+    with pytest.raises(CannotRead, match=r"the unit camel, is not there or damaged"):
+        units.read("camel")
 
 
 def test_numerics_tell_precisions_and_devices_apart():

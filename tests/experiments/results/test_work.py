@@ -15,7 +15,7 @@ from experiments.results.claims import Claims
 from experiments.results.progress import Progress
 from experiments.results.running import Running
 from experiments.results.store import UnitStore
-from experiments.results.work import ProcessLost, Work, carry_out
+from experiments.results.work import ProcessLost, Stopped, Work, carry_out
 from tests.experiments import small
 
 
@@ -73,13 +73,14 @@ class Heard(DummyLogger):
         self.rows.append((step, metrics["a/x"]))
 
 
-class Stopped(Writing):
-    """Is told to end while it makes the unit "3"."""
+class Stopping(Writing):
+    """Is asked to end while it computes the fourth unit, as Slurm does before it kills."""
 
-    def predict_step(self, unit, _):
+    def predict_step(self, unit, number):
         if unit == "3":
             os.kill(os.getpid(), signal.SIGTERM)
-        super().predict_step(unit, _)
+            pytest.fail("SIGTERM was only noted")
+        super().predict_step(unit, number)
 
 
 def test_a_run_that_is_told_to_end_does_so_at_once_and_its_values_go_on_with_the_next(tmp_path):
@@ -89,16 +90,16 @@ def test_a_run_that_is_told_to_end_does_so_at_once_and_its_values_go_on_with_the
         return [heard, CSVLogger(tmp_path, name="", version="")]
 
     work = Numbers(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        carry_out(small.trainer(logger=loggers()), (Stopped(work), work))
-    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM: run the same command again, finished units are kept"):
+        carry_out(small.trainer(logger=loggers()), (Stopping(work), work))
+    assert signal.getsignal(signal.SIGTERM) == before
     assert [unit for unit in work.units if work.done(unit)] == ["0", "1", "2"]
     assert heard.rows == [(1, 0), (2, 0.5), (3, 1)]
     work = Numbers(tmp_path)
     module = Writing(work)
     with pytest.warns(UserWarning, match="Previous log files"):
         carry_out(small.trainer(logger=loggers()), (module, work))
-    assert module.made == ["3", "4", "5"]
+    assert module.made == ["3", "4", "5"] and signal.getsignal(signal.SIGTERM) == before
     assert heard.rows == [(k + 1, k / 2) for k in range(6)]  # none twice, those on disk are counted
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert list(zip(table["step"], table["a/x"], strict=True)) == heard.rows
