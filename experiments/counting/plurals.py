@@ -11,7 +11,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
+from importlib.util import find_spec
+from unittest.mock import patch
 
 from experiments.counting.text import compatible
 
@@ -148,7 +151,10 @@ def _latin(word: str) -> bool:
 
 @cache
 def _engines():
-    import inflect  # half a second, which the processes that count need not wait
+    # inflect has typeguard compile each of its functions anew on import, to check types that are right here: 3 s.
+    checks = patch("typeguard.typechecked", lambda function: function) if find_spec("typeguard") else nullcontext()
+    with checks:
+        import inflect
 
     modern, classical = inflect.engine(), inflect.engine()
     classical.classical(all=True)
