@@ -122,8 +122,8 @@ class ImplicitInverter:
             its extrapolated start as it is, unless the fit gave a sample a ``beta`` of 0: then, and from the plain
             start, a step has one evaluation at least, as long as there are any left.
         form: in which of the predictions the equation is iterated (:mod:`rnri.solvers.forms`); residual and tolerance
-            mean the same in every one. With two evaluations a step ``own`` measures best on UNets, consistency models and
-            flow matching; ``relaxed`` is ahead on UNets with one, and a little on all of them with five.
+            mean the same in every one. With two evaluations a step ``own`` measures best on UNets, consistency models
+            and flow matching; ``relaxed`` is ahead on UNets with one, and a little on all of them with five.
     """
 
     solver: Solver
