@@ -317,7 +317,7 @@ def test_a_budget_is_spent_whole_and_follows_the_needs():
 def test_many_steps_of_flow_matching_share_evenly():
     for evaluations in (1, 2, 5):
         assert planned(28, evaluations, skips=True, by=flow_schedule(28)) == [evaluations] * 28
-    assert planned(4, 2, by=flow_schedule(4)) != [2] * 4
+    assert needs(flow_schedule(28)).unique().shape == (1,) and needs(flow_schedule(4)).unique().shape == (4,)
 
 
 def test_no_least_number_overdraws_a_budget():

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.data.augment import plain
 from experiments.data.emoji import Drawings
-from rnri import ImplicitInverter, LatentDiffusion, check_schedule
+from rnri import Corrected, ImplicitInverter, LatentDiffusion, check_schedule
 from rnri.baselines import UniInv
 
 FLOW = {
@@ -61,7 +61,7 @@ def test_each_reconstructs_as_well_as_it_says(errors, name):
     elif name == "sdedit":
         assert (error > 2 * ddim).all()  # it makes another image
     else:
-        assert isinstance(inverter, ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
+        assert isinstance(inverter, Corrected | ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
 
 
 def test_the_default_is_ahead_of_all_that_cost_as_much(errors):
