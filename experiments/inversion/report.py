@@ -66,10 +66,11 @@ def write_report(
     loggers: Sequence[Logger],
     seed: int,
     judge: str = "judge",
+    left_out: Mapping[str, str] | None = None,
 ) -> list[dict]:
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows.
 
-    ``judge`` is the network whose features make the perceptual distance.
+    ``judge`` is the network whose features make the perceptual distance; ``left_out`` says why methods have no row.
     """
     samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
@@ -87,7 +88,7 @@ def write_report(
     drawn |= {f"images/{name}": make for name, make in pictures(found).items()}
     tables.write_report(
         run_dir, rows, {**settings, **extra}, samples=samples, table=table, pictures=drawn, loggers=loggers,
-        identity=IDENTITY, step=len(found),
+        identity=IDENTITY, step=len(found), left_out=left_out or {},
     )  # fmt: skip
     return rows
 

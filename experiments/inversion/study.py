@@ -41,6 +41,7 @@ from rnri.models.fingerprint import fingerprint
 
 RECORD = 700  # bytes that a unit keeps of an image
 PICTURES = 8  # reconstructions kept a method and setting
+MANY = 50  # steps, with which a method that fits a model at all fits it
 KEPT = 32  # batches whose latents are kept for other methods: what is kept must not grow with the images
 
 
@@ -218,6 +219,7 @@ class InversionStudy(ConceptTask):
     paper: Sequence[Mapping[str, Any]]
     stlpips: Name | None = None
     jobs: list[Job] = field(init=False)
+    left_out: dict[str, str] = field(init=False)
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
@@ -239,8 +241,10 @@ class InversionStudy(ConceptTask):
         else:
             sized = dataclasses.replace(pairs, images=pairs.images.at(self.networks.model.image_size))
             chosen = captioned(sized, self.images, generator)
-        self.jobs = jobs(self.methods, self.settings, chosen, self.batch_size)
-        for job in self.jobs:
+        wanted = jobs(self.methods, self.settings, chosen, self.batch_size)
+        self.left_out = self._unfit(wanted)
+        self.jobs = [job for job in wanted if job.method not in self.left_out]
+        for job in self.jobs if any(job.inverter for job in self.jobs) else wanted:
             self._check_steps(job)
 
     def _load_lpips(self, trainer: Trainer) -> ShiftTolerantLpips | None:
@@ -253,6 +257,16 @@ class InversionStudy(ConceptTask):
                 f"{smallest}: leave it out, or take another model."
             )
         return load_lpips(self.stlpips, trainer.strategy.root_device)
+
+    def _unfit(self, wanted: Sequence[Job]) -> dict[str, str]:
+        """Methods that fit the model with no number of steps, as those of another family of models, and why."""
+        found = {}
+        for job in {job.method: job for job in wanted if job.inverter is not None}.values():
+            try:
+                check_schedule(job.inverter, self.networks.model.schedule(max(job.setting.steps, MANY)))
+            except ValueError as error:
+                found[job.method] = str(error)
+        return found
 
     def _check_steps(self, job: Job) -> None:
         try:
@@ -273,7 +287,7 @@ class InversionStudy(ConceptTask):
         found = [(job, *self._read(units, job)) for job in self.jobs]
         rows = write_report(
             Path(self.run_dir), found, self.reports, self.paper, self.dependencies(), trainer.loggers, self.seed,
-            self.networks.classifier.title,
+            self.networks.classifier.title, self.left_out,
         )  # fmt: skip
         return rows[-1]["psnr"]
 
@@ -316,6 +330,8 @@ class InversionStudy(ConceptTask):
         return (tensors if job.first else {}), record
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
+        for method, reason in self.left_out.items():
+            print(f"Left out: {method}. {reason}", flush=True)
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
         announce_cost(
             sum((job.cost for job in pending), Cost()), len(self.jobs), len(self.jobs) - len(pending), "batch",
