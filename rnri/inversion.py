@@ -146,7 +146,7 @@ class ImplicitInverter:
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
-                problem = replace(problem, omega=relaxation(self.form, schedule.predicts, problem.levels))
+                problem = replace(problem, omega=relaxation(self.form, schedule, i))
                 if secants is not None:
                     problem = problem.knowing(secants)
                 start = self._start(problem, noises)

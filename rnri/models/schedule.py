@@ -142,6 +142,16 @@ class Schedule:
         total = alpha_next + sigma_next
         return (alpha + sigma) / total, (alpha_next * sigma - alpha * sigma_next) / total
 
+    def derivative(self, i: int, variance: float) -> float:
+        """Of step ``i``'s ``f(z) = A z_s + B y(z)`` along a component of Gaussian data that has ``variance``.
+
+        ``y`` is the optimal prediction: its own derivative is ``sigma / (alpha^2 v + sigma^2)`` for noise and
+        ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` for velocity.
+        """
+        alpha, sigma, *_ = self.levels(i)
+        slope = sigma if self.predicts == "noise" else sigma - alpha * variance
+        return self.coefficients(i)[1] * slope / (alpha**2 * variance + sigma**2)
+
     def levels(self, i: int) -> tuple[float, float, float, float]:
         """``(alpha_t, sigma_t, alpha_s, sigma_s)`` of step ``i``."""
         return tuple(float(level[i]) for level in (self.alpha, self.sigma, self.alpha_next, self.sigma_next))

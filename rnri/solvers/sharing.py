@@ -33,11 +33,8 @@ def needs(schedule: Schedule) -> Tensor:
     coarse = len(schedule) < COARSE
     if schedule.predicts == "velocity" and not coarse:
         return torch.ones(len(schedule), dtype=torch.float64)
-    rhos, variance = [], COARSE_VARIANCE if coarse else DETAIL_VARIANCE
-    for i in reversed(range(len(schedule))):
-        alpha, sigma, *_ = schedule.levels(i)
-        slope = sigma if schedule.predicts == "noise" else abs(sigma - alpha * variance)
-        rhos.append(schedule.coefficients(i)[1] * slope / (alpha**2 * variance + sigma**2))
+    variance = COARSE_VARIANCE if coarse else DETAIL_VARIANCE
+    rhos = [abs(schedule.derivative(i, variance)) for i in reversed(range(len(schedule)))]
     return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
 
 

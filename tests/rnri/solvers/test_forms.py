@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rnri import FixedPoint, ImplicitInverter, NoisePredictor, SafeguardedAnderson, accelerated, sample
+from rnri import FixedPoint, ImplicitInverter, NoisePredictor, SafeguardedAnderson, Schedule, accelerated, sample
 from rnri.solvers.forms import relaxation
 from rnri.solvers.implicit import ImplicitStep, mean_absolute
-from tests.problems import flow_schedule, gaussian, schedule, velocity
+from tests.problems import flow_schedule, gaussian, schedule, scheduler, velocity
 
 KINDS = {"noise": (gaussian, schedule(20)), "velocity": (velocity, flow_schedule(20))}
 FORMS = ("own", "noise", "velocity", "clean", "relaxed")
@@ -39,7 +39,7 @@ def test_a_form_carries_its_prediction_to_the_noisy_end(kind, form):
         "velocity": (alpha + sigma) * (z_s - sigma_s * said["velocity"]) / (alpha_s + sigma_s)
         + sigma * said["velocity"],
     }[form]
-    omega = relaxation(form, kind, problem.levels)
+    omega = relaxation(form, KINDS[kind][1], 8)
     torch.testing.assert_close(replace(problem, omega=omega).relaxed(z, problem(z)), by_hand)
 
 
@@ -61,9 +61,12 @@ def test_every_form_has_the_equations_root_and_residual(kind, form, solver):
 
 
 def test_a_form_that_cannot_be_iterated_is_the_own_one():
-    assert relaxation("noise", "velocity", (0.0, 1.0, 0.2, 0.8)) == 1  # nothing but noise: it would never move
-    assert relaxation("clean", "noise", (0.9, 0.4, 1.0, 0.0)) == 1  # no noise left: it is known
-    assert relaxation("own", "noise", (0.5, 0.8, 0.6, 0.7)) == relaxation("noise", "noise", (0.5, 0.8, 0.6, 0.7)) == 1
+    flow, clean_end = flow_schedule(5), Schedule.from_scheduler(scheduler(set_alpha_to_one=True), 5)
+    assert flow.levels(0)[0] == 0 and relaxation("noise", flow, 0) == 1  # nothing but noise: it would never move
+    assert clean_end.levels(4)[3] == 0 and relaxation("clean", clean_end, 4) == 1  # no noise left: it is known
+    assert (
+        relaxation("own", clean_end, 2) == relaxation("noise", clean_end, 2) == 1 != relaxation("clean", clean_end, 2)
+    )
 
 
 def test_the_form_changes_the_way_there():
