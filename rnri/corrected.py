@@ -82,12 +82,13 @@ class Corrected:
             spent = found.evaluations.clone(), found.backward.clone()
             spent[0][:, rows] += again.evaluations + 1
             spent[1][:, rows] += again.backward
-            better = _mean_square(left) < error[rows]
+            own_error = _mean_square(left)
+            better = own_error < error[rows]
             found = _with_rows(found, rows[better], again, better)
             found = replace(found, evaluations=spent[0], backward=spent[1])
             for z, own in zip(path, own_path, strict=True):
                 z[sent(rows[better], z.device)] = own[sent(better.nonzero().flatten(), z.device)]
-            error[rows] = torch.where(better, _mean_square(left), error[rows])
+            error[rows] = torch.where(better, own_error, error[rows])
         for k, z in enumerate(path):
             on_step(k, z)
         return found
