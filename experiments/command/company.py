@@ -16,12 +16,12 @@ from types import FrameType
 from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.command.launch import launch
+from experiments.results.work import DIED
 
 FIRST = "FIRST_PROCESS_OF_THE_RUN"
 """The variable by which processes that Lightning starts know the one that started them."""
 LOOK = 1.0  # seconds between two looks whether it lives
 MINUTE = 60.0
-DIED = "another process of this run has ended: run the same command again, finished units are kept."
 
 
 def keep_company() -> None:

@@ -29,6 +29,7 @@ Stage = tuple[LightningModule, "Work"]
 """A module whose ``predict_step`` writes units, and the units."""
 
 POLL = 0.5  # seconds between two looks at what other processes have finished
+DIED = "another process of this run has ended: run the same command again, finished units are kept."
 LOST = ("connection closed by peer", "connection reset", "broken pipe", "socket closed", "connection refused")
 """What the messages of PyTorch's processes hold when one of them has ended."""
 
@@ -263,9 +264,7 @@ def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
                     trainer.predict(module, datamodule=work, return_predictions=False)
             except RuntimeError as error:
                 if several and _is_lost(error):
-                    raise ProcessLost(
-                        "another process of this run has ended: run the same command again, finished units are kept."
-                    ) from error
+                    raise ProcessLost(DIED) from error
                 raise
             finally:
                 work.release()
