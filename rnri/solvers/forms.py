@@ -30,13 +30,13 @@ def relaxation(form: Form, schedule: Schedule, i: int) -> float:
     prediction for Gaussian data whose variances reach from 0 to ``LARGEST_VARIANCE``.
 
     Where a form cannot be iterated it is 1 as well: the noise's where there is no signal (it never moves), the clean
-    latent's where there is no noise left (it is known).
+    latent's where there is no noise left (it is known), and the relaxed one in flow matching's only step.
     """
     if form in ("own", schedule.predicts):
         return 1.0
     if form == "relaxed":
-        best = 2 / sum(1 - schedule.derivative(i, variance) for variance in (0.0, LARGEST_VARIANCE))
-        return 1 + TOWARDS_BEST * (best - 1)
+        left = sum(1 - schedule.derivative(i, variance) for variance in (0.0, LARGEST_VARIANCE))
+        return 1 + TOWARDS_BEST * (2 / left - 1) if left else 1.0
     alpha, sigma, alpha_next, sigma_next = schedule.levels(i)
     before, after = {
         "noise": (alpha, alpha_next),

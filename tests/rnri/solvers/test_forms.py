@@ -63,6 +63,7 @@ def test_every_form_has_the_equations_root_and_residual(kind, form, solver):
 def test_a_form_that_cannot_be_iterated_is_the_own_one():
     flow, clean_end = flow_schedule(5), Schedule.from_scheduler(scheduler(set_alpha_to_one=True), 5)
     assert flow.levels(0)[0] == 0 and relaxation("noise", flow, 0) == 1  # nothing but noise: it would never move
+    assert relaxation("relaxed", flow_schedule(1), 0) == 1  # from nothing but noise to none: no constant contracts
     assert clean_end.levels(4)[3] == 0 and relaxation("clean", clean_end, 4) == 1  # no noise left: it is known
     assert (
         relaxation("own", clean_end, 2) == relaxation("noise", clean_end, 2) == 1 != relaxation("clean", clean_end, 2)
