@@ -186,8 +186,16 @@ def test_a_seed_is_optimised_until_one_stops(visit):
     expect(page.locator("#rare-best img")).to_be_visible()
     assert page.locator("#rare-seed textarea").input_value().startswith("seed ")
     said = page.inner_text("#rare-said")
+    expect(page.locator("#rare-start")).to_be_enabled(timeout=WAIT)
+    expect(page.locator("#rare-stop")).to_be_disabled()
     page.wait_for_timeout(1500)
     assert page.inner_text("#rare-said") == said and "20 of 20" not in said
+    assert "Error" not in page.inner_text("body")
+    page.click("#rare-start")  # and once more
+    expect(page.locator("#rare-stopped")).not_to_contain_text("the best is kept", timeout=WAIT)
+    page.click("#rare-stop")
+    expect(page.locator("#rare-stopped")).to_contain_text("the best is kept", timeout=WAIT)
+    assert "Error" not in page.inner_text("body")
 
 
 def test_images_are_rated_by_keys_and_a_rater_goes_on(visit, tmp_path):
