@@ -6,6 +6,7 @@ units in progress, and a finished one is never computed again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from experiments.results.store import SeedStore, UnitStore
 from experiments.results.work import Stage, carry_out
 from experiments.task import ConceptTask
 from rnri import check_schedule
+from rnri.models.fingerprint import fingerprint
 
 REAL = 20  # held-out images of a concept that tell how near real ones are to one another
 
@@ -270,5 +272,29 @@ class RareConcepts(ConceptTask):
         return resemblance(made, real_vectors[: len(concept.references)], real_vectors)
 
     def _judge_real(self) -> Tensor:
-        """Features ``float64 [N, D]`` of the real images."""
-        return judge(self.networks.classifier, map(torch.from_numpy, self.real), extractor=self.extractor)[0]
+        """Features ``float64 [N, D]`` of the real images, which later runs of the folder find there."""
+        store, key = SeedStore(Path(self.run_dir) / "real"), self._real_key()
+        found = store.get(key)
+        if found is None:
+            progress = Progress("judging the real images", "image", every=QUIET)
+            progress.start(len(self.real), 0, visible=True)
+            features = judge(
+                self.networks.classifier, progress.over(map(torch.from_numpy, self.real)), extractor=self.extractor
+            )
+            progress.close()
+            found = {"features": features[0]}
+            store.put(key, found)
+        return found["features"]
+
+    def _real_key(self) -> dict[str, Any]:
+        """What the real images' features depend on."""
+        content = hashlib.sha256()
+        for k in range(len(self.real)):
+            content.update(self.real.content(k))
+        extractor = fingerprint({"extractor": self.extractor}, {}) if self.extractor else None
+        return {
+            "judge": self.networks.classifier_fingerprint,
+            "extractor": extractor,
+            "numerics": self.numerics,
+            "images": content.hexdigest(),
+        }

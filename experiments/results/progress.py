@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 QUIET = 60.0  # seconds after which a log tells of a new stage within a unit
 
 
@@ -50,6 +51,12 @@ class Progress:
         self.bar.update(units)
         if self._log is not None:
             self._log.finish(units)
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each a unit that is finished when the next is asked for."""
+        for item in items:
+            yield item
+            self.finish(1)
 
     def close(self) -> None:
         self.bar.set_postfix_str("done")

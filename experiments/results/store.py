@@ -1,4 +1,4 @@
-"""Results on disk, safe to kill at any moment: seeds that other runs may reuse, and an experiment's finished units."""
+"""Results on disk, safe to kill at any moment: what other runs may reuse, as seeds, and an experiment's units."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def _is_whole(path: Path) -> bool:
 
 
 class SeedStore:
-    """Seeds by what they depend on: checkpoint, numerics, method and settings, schedule, guidance, prompt, image."""
+    """Seeds by what they depend on: checkpoint, numerics, method and settings, schedule, guidance, prompt, image.
+
+    Features of real images are kept alike.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

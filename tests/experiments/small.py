@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,14 +67,20 @@ def trainer(**options: object) -> Trainer:
     return Trainer(**defaults | options)
 
 
-def judge(folder: Path) -> str:
-    """A classifier that knows the concepts, saved in ``folder``."""
+def judge(folder: Path, labels: Sequence[str] = tuple(COLOURS), seed: int = 0) -> str:
+    """A random classifier with these labels, saved in ``folder``."""
     if not (folder / "config.json").is_file():
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = timm.create_model("resnet10t", num_classes=len(COLOURS))
-        Classifier(network, list(COLOURS), 16, (0.5,) * 3, (0.5,) * 3).save(folder, "resnet10t")
+            torch.manual_seed(seed)
+            network = timm.create_model("resnet10t", num_classes=len(labels))
+        Classifier(network, labels, 16, (0.5,) * 3, (0.5,) * 3).save(folder, "resnet10t")
     return str(folder)
+
+
+def emoji_judge(folder: Path) -> str:
+    """One with the labels of the embedded corpus, whose features are had in no time."""
+    labels = json.loads(Path("assets/models/classifier/config.json").read_text())["labels"]
+    return f"data.classifier={judge(folder, labels)}"
 
 
 def rare_concepts(folder: Path, arms: Mapping[str, Arm], **changes: object) -> RareConcepts:

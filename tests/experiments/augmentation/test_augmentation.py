@@ -19,7 +19,7 @@ from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, accuracy_rows
 from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
-from tests.experiments.rare_concepts.test_rare_concepts import command
+from tests.commands import forked
 
 FAST = [
     "experiment=augmentation", "data.concepts=3", "task.steps=3", "task.samples=2", "select.iterations=1",
@@ -37,7 +37,7 @@ def composed(*overrides: str):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("augmentation")
-    finished = command(*FAST, f"run_dir={folder}")
+    finished = forked(*FAST, f"run_dir={folder}")
     assert finished.returncode == 0, finished.stderr
     return folder, finished
 
@@ -69,7 +69,7 @@ def test_a_second_run_computes_nothing_again_and_other_settings_train_again(run)
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
     trainings = {path for path in files if "trainings" in path.parts}
     assert len(trainings) == len(METHODS) * 2
-    assert command(*FAST, f"run_dir={folder}", "task.few_shot.steps=4").returncode == 0
+    assert forked(*FAST, f"run_dir={folder}", "task.few_shot.steps=4").returncode == 0
     now = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
     assert files.items() <= now.items()
     assert len(now) == len(files) + len(trainings)

@@ -31,8 +31,8 @@ from experiments.inversion.report import COLUMNS, detection, rank_agreement, sum
 from experiments.inversion.study import InversionStudy
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
+from tests.commands import forked
 from tests.experiments.judges.test_lpips import random_weights
-from tests.experiments.rare_concepts.test_rare_concepts import command
 from tests.experiments.small import Squares, carried_out, clip, judge, tiny
 
 ONE = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:[1,2]}"
@@ -49,7 +49,7 @@ FAST = ["task.images=3", "task.batch_size=2", "trainer.accelerator=cpu"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    finished = command(
+    finished = forked(
         "experiment=convergence", f"run_dir={folder}", *FAST, "+method@task.methods.edict=edict",
         f"task.settings=[{ONE.replace('}', ',methods:[rnri_mean_sign,accelerated]}')},"
         f"{WRONG.replace('}', ',methods:[rnri_mean_sign,accelerated]}')},"

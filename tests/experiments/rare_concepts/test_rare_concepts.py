@@ -1,10 +1,7 @@
 """The main job on a few concepts, through the command that users type."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,35 +13,19 @@ from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 import train
+from experiments.rare_concepts.scoring import judge
 from experiments.results.wandb_run import describe, records
 from rnri import LatentDiffusion
+from tests.commands import carried_out, command, forked
+from tests.experiments import small
 
 FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
-
-
-def command(*overrides: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "train.py", *overrides], capture_output=True, text=True, env=environment, check=False
-    )
-
-
-def carried_out(*overrides: str) -> None:
-    """The same in this process, which has imported everything."""
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", list(overrides))
-    task, trainer = train.prepare(config)
-    train.note(trainer.loggers, config)
-    try:
-        task.run(trainer)
-    finally:
-        train.close(trainer.loggers)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rare_concepts")
-    finished = command("experiment=rare_concepts", f"run_dir={folder}", *FAST)
+    finished = forked("experiment=rare_concepts", f"run_dir={folder}", *FAST)
     assert finished.returncode == 0, finished.stderr
     return folder, finished
 
@@ -108,6 +89,25 @@ def test_a_second_run_computes_nothing_again(run):
     assert rows(folder) == first
 
 
+def test_real_images_are_judged_once_by_each_judge(tmp_path, monkeypatch):
+    seen = []
+
+    def counted(classifier, images, **options):
+        features, names = judge(classifier, images, **options)
+        seen.append(len(names))
+        return features, names
+
+    monkeypatch.setattr("experiments.rare_concepts.task.judge", counted)
+    found = []
+    for seed in (0, 0, 1):
+        small.judge(tmp_path / f"judge_{seed}", seed=seed)
+        changes = {"classifier": str(tmp_path / f"judge_{seed}"), "concepts": ["cat"]}
+        task = small.carried_out(small.rare_concepts(tmp_path, {"plain": small.PLAIN}, **changes))
+        found.append(task._judge_real())
+    assert seen.count(6) == 2  # of the real images; the concept's own are fewer
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_a_damaged_unit_is_computed_again_to_the_same_images(run):
     folder, _ = run
     unit = sorted((folder / "units" / "seedselect_rnri").rglob("*.safetensors"))[0]
@@ -125,12 +125,16 @@ def test_a_damaged_unit_is_computed_again_to_the_same_images(run):
 @pytest.mark.slow
 def test_two_processes_share_the_concepts_and_give_the_same_images(run, tmp_path):
     folder, _ = run
+    others = ("seedselect_ddim", "seedselect_rnri", "best_of_ours")
     finished = command(
-        "experiment=rare_concepts", f"run_dir={tmp_path}", *FAST, "trainer.devices=2", "trainer.strategy=ddp"
-    )
+        "experiment=rare_concepts", f"run_dir={tmp_path}", *FAST, "trainer.devices=2", "trainer.strategy=ddp",
+        small.emoji_judge(tmp_path / "judge"), *(f"~task.arms.{name}" for name in others),
+    )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("| plain |") == 1
-    for unit in folder.glob("units/*/*/*.safetensors"):
+    units = [unit for unit in folder.glob("units/*/*/*.safetensors") if unit.parents[1].name not in others]
+    assert len(units) == 2 * 3
+    for unit in units:
         images, others = (load_file(root / unit.relative_to(folder))["images"].int() for root in (folder, tmp_path))
         difference = (images - others).abs().float()
         # AdamW's first step is the sign of the gradient, so rounding moves the few elements where it is almost zero.
@@ -148,7 +152,7 @@ def whole(path: Path) -> str:
 def test_weights_and_biases_offline_gets_the_same(tmp_path):
     carried_out(
         "experiment=rare_concepts", f"run_dir={tmp_path}", *FAST, "data.concepts=[camel]", "logger=wandb",
-        "logger.wandb.offline=true",
+        "logger.wandb.offline=true", small.emoji_judge(tmp_path / "judge"),
     )  # fmt: skip
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert folder.name.endswith((tmp_path / "wandb_id").read_text().strip())  # under which the folder's run goes on
@@ -203,7 +207,7 @@ def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
     ],
 )
 def test_bad_input_ends_the_command_without_a_traceback(overrides, message, tmp_path):
-    finished = command(f"run_dir={tmp_path}/run", *overrides)
+    finished = forked(f"run_dir={tmp_path}/run", *overrides)
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from experiments.rare_concepts.seed_geometry import norm_figure
-from tests.experiments.rare_concepts.test_rare_concepts import carried_out
+from tests.commands import carried_out
+from tests.experiments import small
 
 FEW = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
        "~task.inversions.aidi", "~task.inversions.rnri_mean_sign"]  # fmt: skip
@@ -16,7 +17,7 @@ FEW = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu
 @pytest.fixture(scope="module", params=["interpolation", "centroids"])
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    carried_out(f"experiment={request.param}", f"run_dir={folder}", *FEW)
+    carried_out(f"experiment={request.param}", f"run_dir={folder}", *FEW, small.emoji_judge(folder / "judge"))
     return request.param, folder
 
 

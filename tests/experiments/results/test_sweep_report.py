@@ -13,12 +13,12 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_
 
 import train
 from experiments.results.sweep_report import choose, curves, read_sweep
+from tests.commands import forked
 from tests.experiments.inversion.test_inversion_study import ONE
-from tests.experiments.rare_concepts.test_rare_concepts import command
 
 
 def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
-    finished = command(
+    finished = forked(
         "-m", "experiment=lam", "lam=0,0.5", f"run_dir={tmp_path}", "task.images=2", "trainer.accelerator=cpu",
         f"task.settings=[{ONE}]",
     )  # fmt: skip

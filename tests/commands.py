@@ -1,0 +1,55 @@
+"""``python train.py``: as users start it, in a process that has imported everything already, and in this process."""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+import train
+
+ENVIRONMENT = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+IMPORTED = multiprocessing.get_context("forkserver")
+IMPORTED.set_forkserver_preload(["train"])
+
+
+def command(*overrides: str) -> subprocess.CompletedProcess:
+    """The command, as it is typed."""
+    return subprocess.run(
+        [sys.executable, "train.py", *overrides], capture_output=True, text=True, env=os.environ | ENVIRONMENT,
+        check=False,
+    )  # fmt: skip
+
+
+def forked(*overrides: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own that is spared the ten seconds of imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{name}" for name in ("stdout", "stderr")]
+        process = IMPORTED.Process(target=_begin, args=(overrides, *files))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(overrides, process.exitcode, *(Path(file).read_text() for file in files))
+
+
+def _begin(overrides: tuple[str, ...], *files: str) -> None:
+    for descriptor, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.update(ENVIRONMENT)
+    sys.argv = ["train.py", *overrides]
+    runpy.run_path("train.py", run_name="__main__")
+
+
+def carried_out(*overrides: str) -> None:
+    """The same in this process."""
+    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
+        config = compose("train", list(overrides))
+    task, trainer = train.prepare(config)
+    train.note(trainer.loggers, config)
+    try:
+        task.run(trainer)
+    finally:
+        train.close(trainer.loggers)
