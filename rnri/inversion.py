@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from checked import Count, NotNegative, dataclass
+from checked import Count, NotNegative, SettingError, Whole, dataclass
 from rnri.models.predictor import NoisePredictor, sent
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
@@ -124,14 +124,24 @@ class ImplicitInverter:
         form: in which of the predictions the equation is iterated (:mod:`rnri.solvers.forms`); residual and tolerance
             mean the same in every one. With two evaluations a step ``own`` measures best on UNets, consistency models
             and flow matching; ``relaxed`` is ahead on UNets with one, and a little on all of them with five.
+        besides: evaluations of the whole walk beside ``solver.iterations`` a step, shared with them: methods that take
+            one a walk more, as Uni-Inv, are compared at equal numbers so.
+
+    Raises:
+        SettingError: evaluations besides, where each step has its own.
     """
 
     solver: Solver
     start: Literal["plain", "extrapolated", "fitted"] = "plain"
     sharing: Literal["even", "schedule"] = "even"
     form: Form = "own"
+    besides: Whole = 0
 
     single_latent: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.besides and self.sharing == "even":
+            raise SettingError("besides", f"={self.besides}, but sharing=even leaves nothing to share: use schedule.")
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
@@ -142,7 +152,8 @@ class ImplicitInverter:
         solutions: list[Solution] = []
         carried = getattr(self.solver, "carried", 0)
         secants = Secants.none(z, carried) if carried else None
-        budget = Budget.of(schedule, self.solver.iterations, len(z0)) if self.sharing == "schedule" else None
+        shared = self.sharing == "schedule"
+        budget = Budget.of(schedule, self.solver.iterations, len(z0), self.besides) if shared else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
@@ -213,15 +224,18 @@ def measured(
     return replace(inversion, residuals=residuals, solved=solved)
 
 
-def accelerated(evaluations: Count = 2, tolerance: NotNegative = 1e-6, form: Form = "own") -> ImplicitInverter:
+def accelerated(
+    evaluations: Count = 2, tolerance: NotNegative = 1e-6, form: Form = "own", besides: Whole = 0
+) -> ImplicitInverter:
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
-    Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average
-    shared among the steps by their difficulty, and samples leaving the batch step by step as their residual
+    Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average,
+    and ``besides`` a walk, shared among the steps by their difficulty, and samples leaving the batch step by step as their residual
     reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong guidance magnifies
     what remains of the residual, up to a thousandfold.
     """
-    return ImplicitInverter(SafeguardedAnderson(evaluations, tolerance), start="fitted", sharing="schedule", form=form)
+    solver = SafeguardedAnderson(evaluations, tolerance)
+    return ImplicitInverter(solver, start="fitted", sharing="schedule", form=form, besides=besides)
 
 
 def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:

@@ -14,6 +14,7 @@ from rnri.solvers.iterative import Iterate, IterativeSolver, State
 from rnri.solvers.secants import Secants
 
 DRIFT = 6.0  # of the network's derivative from one step of the walk to the next, a unit of B; measured
+LARGE, RECENT = 0.9, 2  # B of a step to noise so large that only that many last differences serve it; measured
 RETRIES = 3  # failures without a new best before the safeguard changes its way; measured on tests.problems.NONLINEAR
 
 
@@ -87,6 +88,7 @@ class SafeguardedAnderson(Anderson):
     On a walk the differences of the steps before fill what the step's own leave of ``memory`` (``carried`` at most),
     so that its first evaluation is already followed by more than ``f(z)``. That serves images whose map has
     eigenvalues near -1, where the fixed point alternates and the sampler magnifies what is left of the residual.
+    In a walk of one step from noise older differences than the last two mislead, and are left out.
 
     No evaluation is wasted: where the last iterate evaluated is the best, the next one is returned, unevaluated,
     instead of ``f`` of this one.
@@ -121,7 +123,7 @@ class SafeguardedAnderson(Anderson):
         failed = worse | (waited >= self.patience)
         failures = torch.where(better, 0.0, failures + failed)
         keeps = keeps ^ (failed & (failures > 1) & (failures % RETRIES == 1))
-        fs, rs, place = self._with_newest(fs, rs, place, f, r, better)
+        fs, rs, place = self._with_newest(fs, rs, place, f, r, better, self._memory(at.problem))
         best_f, best_r = _at(fs, place), _at(rs, place)  # [b,1,d]
         forgets = (failed & ~keeps)[:, None, None]
         fs, rs = torch.where(forgets, best_f, fs), torch.where(forgets, best_r, rs)
@@ -138,7 +140,7 @@ class SafeguardedAnderson(Anderson):
         The derivative of ``y`` drifts in proportion to the length of the step, of which ``B`` is a measure, and counts
         in that of ``f`` another ``B`` times. Samples that forget have differences of 0.
         """
-        room = min(self.carried, self.memory - own)
+        room = min(self.carried, self._memory(problem) - own)
         if problem.secants is None or room <= 0:
             return None, 0.0
         dz, dy = problem.secants.dz[:, -room:], problem.b * problem.secants.dy[:, -room:]
@@ -147,8 +149,12 @@ class SafeguardedAnderson(Anderson):
             dz, dy = torch.where(forgets, 0.0, dz), torch.where(forgets, 0.0, dy)
         return Secants(dz, dy), DRIFT * problem.omega * problem.b**2
 
+    def _memory(self, problem: ImplicitStep) -> int:
+        whole = problem.secants is not None and problem.predicts == "noise" and problem.b > LARGE
+        return min(self.memory, RECENT) if whole else self.memory
+
     def _with_newest(
-        self, fs: Tensor, rs: Tensor, place: Tensor, f: Tensor, r: Tensor, better: Tensor
+        self, fs: Tensor, rs: Tensor, place: Tensor, f: Tensor, r: Tensor, better: Tensor, memory: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The history ``[b,m+1,d]`` with the newest iterate, without the oldest that is not the best, and the best's
         place in it. An iterate that is not finite counts as the best once more: a difference of 0."""
@@ -158,7 +164,7 @@ class SafeguardedAnderson(Anderson):
         fs, rs = torch.cat([fs, f[:, None]], 1), torch.cat([rs, r[:, None]], 1)
         length = fs.shape[1]
         place = torch.where(better, length - 1, place)
-        if length <= min(self.memory, f.shape[1]) + 1:  # more differences than elements are redundant
+        if length <= min(memory, f.shape[1]) + 1:  # more differences than elements are redundant
             return fs, rs, place
         dropped = torch.where(finite, (place == 0).long(), length - 1)
         kept = torch.arange(length - 1, device=place.device).expand(len(place), -1)

@@ -25,6 +25,7 @@ from rnri.models.schedule import Schedule
 DETAIL_VARIANCE = 0.02  # of latents of unit variance
 COARSE = 9  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation; measured
 COARSE_VARIANCE = 0.1  # there, where the sampler magnifies what noisier steps leave more than finest detail matters
+FEW = 4  # steps; with fewer, coarser detail yet; measured
 EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
 
 
@@ -33,7 +34,7 @@ def needs(schedule: Schedule) -> Tensor:
     coarse = len(schedule) < COARSE
     if schedule.predicts == "velocity" and not coarse:
         return torch.ones(len(schedule), dtype=torch.float64)
-    variance = COARSE_VARIANCE if coarse else DETAIL_VARIANCE
+    variance = COARSE_VARIANCE * max(1, FEW / len(schedule)) if coarse else DETAIL_VARIANCE
     rhos = [abs(schedule.derivative(i, variance)) for i in reversed(range(len(schedule)))]
     return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
 
@@ -59,9 +60,9 @@ class Budget:
     due: Tensor
 
     @classmethod
-    def of(cls, schedule: Schedule, evaluations: int, batch: int) -> Budget:
-        """``evaluations`` a step on average, for ``batch`` samples."""
-        left = torch.full((batch,), float(evaluations * len(schedule)), dtype=torch.float64)
+    def of(cls, schedule: Schedule, evaluations: int, batch: int, besides: int = 0) -> Budget:
+        """``evaluations`` a step on average and ``besides`` in all, for ``batch`` samples."""
+        left = torch.full((batch,), float(evaluations * len(schedule) + besides), dtype=torch.float64)
         return cls(needs(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
 
     def limits(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:
