@@ -230,9 +230,9 @@ def accelerated(
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
     Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average,
-    and ``besides`` a walk, shared among the steps by their difficulty, and samples leaving the batch step by step as their residual
-    reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong guidance magnifies
-    what remains of the residual, up to a thousandfold.
+    and ``besides`` a walk, shared among the steps by their difficulty, and samples leaving the batch step by step as
+    their residual reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong
+    guidance magnifies what remains of the residual, up to a thousandfold.
     """
     solver = SafeguardedAnderson(evaluations, tolerance)
     return ImplicitInverter(solver, start="fitted", sharing="schedule", form=form, besides=besides)

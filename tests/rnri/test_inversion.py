@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from diffusers import LCMScheduler
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -318,6 +319,21 @@ def test_many_steps_of_flow_matching_share_evenly():
     for evaluations in (1, 2, 5):
         assert planned(28, evaluations, skips=True, by=flow_schedule(28)) == [evaluations] * 28
     assert needs(flow_schedule(28)).unique().shape == (1,) and needs(flow_schedule(4)).unique().shape == (4,)
+
+
+def test_evaluations_besides_are_shared_and_none_is_lost():
+    denoiser, z0 = gaussian(batch=2)
+    for steps, besides in ((4, 1), (12, 1), (4, 3)):
+        found = accelerated(1, 0, besides=besides).invert(z0, NoisePredictor(denoiser), schedule(steps))
+        assert (found.evaluations.sum(0) == steps + besides).all()
+    with pytest.raises(ValueError, match="besides=1, but sharing=even leaves nothing to share"):
+        ImplicitInverter(FixedPoint(), besides=1)
+
+
+def test_two_long_steps_share_nearly_evenly_and_an_easy_one_leaves_its_part():
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    long = Schedule.from_scheduler(LCMScheduler(**betas), 2)  # of B 0.85 and 0.89; DDIM's have 0.01 and 0.83
+    assert planned(2, 8, by=long) == [10, 6] and planned(2, 8) == [1, 15]
 
 
 def test_no_least_number_overdraws_a_budget():

@@ -1,5 +1,7 @@
 """What one step of a walk tells the next of the network's derivative, by hand and where it matters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,17 @@ def test_own_differences_take_the_place_of_carried_ones():
     wrong = Secants(torch.full((2, 2, 6), 6**-0.5).double(), torch.full((2, 2, 6), 40.0).double())
     solution = SafeguardedAnderson(60, 1e-12, memory=2)(problem(wavy, z_s).knowing(wrong), z_s)
     assert solution.converged.all()
+
+
+@pytest.mark.parametrize(
+    ("b", "predicts", "short"), [(0.95, "noise", True), (0.8, "noise", False), (0.95, "velocity", False)]
+)
+def test_a_walk_of_one_step_remembers_the_last_two_differences(b, predicts, short):
+    z_s = torch.randn(2, 1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = replace(problem(wavy, z_s, b=b), predicts=predicts)
+    nothing = Secants.none(z_s, 2)
+    found, two_alone = (SafeguardedAnderson(6, 0, memory=memory)(whole.knowing(nothing), z_s).z for memory in (4, 2))
+    assert torch.equal(found, two_alone) == short
 
 
 @pytest.mark.parametrize("evaluations", [2, 3])
