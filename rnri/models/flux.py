@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -34,8 +35,13 @@ class FluxDenoiser(GuidedDenoiser):
     image_ids: Tensor  # [hw/4,3]
     embedded_guidance: float | None = None
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The network's own; kept, as diffusers walks all its weights to tell it, which takes a millisecond."""
+        return self.transformer.dtype
+
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        dtype, guidance = self.transformer.dtype, None
+        dtype, guidance = self.dtype, None
         # Single precision halves of a step apart: the pipeline casts its timesteps to the network's dtype first.
         timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(dtype) / TIMESTEPS
         if self.embedded_guidance is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -23,10 +24,15 @@ class SD3Denoiser(GuidedDenoiser):
 
     transformer: nn.Module
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The network's own; kept, as diffusers walks all its weights to tell it, which takes a millisecond."""
+        return self.transformer.dtype
+
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         with frozen(self.transformer):
             output = self.transformer(
-                hidden_states=z.to(self.transformer.dtype),
+                hidden_states=z.to(self.dtype),
                 timestep=torch.full((len(z),), t, dtype=torch.float32, device=z.device),
                 encoder_hidden_states=condition.text,
                 pooled_projections=condition.added["pooled"],

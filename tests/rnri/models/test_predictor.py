@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rnri import Condition, LatentDiffusion, UNetDenoiser
-from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from tests.pipelines import LATENT_SHAPE, tiny_flux, tiny_sd3, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.problems import function_predictor, wavy
 
 
@@ -127,3 +127,15 @@ def test_bad_input(model):
         UNetDenoiser(
             model.pipeline.unet, "epsilon", model.alpha_bar, positive=Condition(torch.zeros(1, 1, 1)), guidance=2
         )
+
+
+@pytest.mark.parametrize("made", [tiny_stable_diffusion, tiny_sd3, tiny_flux])
+def test_a_networks_dtype_is_asked_once(made, monkeypatch):
+    """Diffusers walks all weights for it, at every question."""
+    model = LatentDiffusion(made())
+    predictor, asked = model.predictor(["cat"]), []
+    known = model.dtype
+    monkeypatch.setattr(type(model.family.network), "dtype", property(lambda _: asked.append(1) or known))
+    for _ in range(3):
+        predictor(model.noise(["a"], seed=0), model.schedule(2).timestep(0))
+    assert len(asked) <= 1
