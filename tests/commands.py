@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -25,14 +26,24 @@ def command(*overrides: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
+def begun(*overrides: str) -> Callable[[], subprocess.CompletedProcess]:
+    """Starts the command in a process of its own that is spared the ten seconds of imports; a call awaits its end."""
+    folder = tempfile.TemporaryDirectory()
+    files = [f"{folder.name}/{name}" for name in ("stdout", "stderr")]
+    process = IMPORTED.Process(target=_begin, args=(overrides, *files))
+    process.start()
+
+    def finished() -> subprocess.CompletedProcess:
+        with folder:
+            process.join()
+            return subprocess.CompletedProcess(overrides, process.exitcode, *(Path(file).read_text() for file in files))
+
+    return finished
+
+
 def forked(*overrides: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own that is spared the ten seconds of imports."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [f"{folder}/{name}" for name in ("stdout", "stderr")]
-        process = IMPORTED.Process(target=_begin, args=(overrides, *files))
-        process.start()
-        process.join()
-        return subprocess.CompletedProcess(overrides, process.exitcode, *(Path(file).read_text() for file in files))
+    """The command as :func:`begun`, to its end."""
+    return begun(*overrides)()
 
 
 def _begin(overrides: tuple[str, ...], *files: str) -> None:

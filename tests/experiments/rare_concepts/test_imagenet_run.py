@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import begun
 from tests.pipelines import tiny_stable_diffusion
 from tests.stand_ins import imagenet_count_table, imagenet_tables, timm_folder
 
@@ -22,17 +21,15 @@ def data(tmp_path_factory):
     return folder
 
 
-def begin(data: Path, run_dir: Path, *more: str) -> subprocess.Popen:
-    command = [
-        sys.executable, "train.py", "model=sd", f"model.path={data}/model", "model.local_files_only=true",
+def overrides(data: Path, run_dir: Path) -> list[str]:
+    return [
+        "model=sd", f"model.path={data}/model", "model.local_files_only=true",
         "data=imagenet", f"data.path={data}/imagenet", f"data.counts={data}/counts.tsv",
         f"data.classifier={data}/judge", "data.clip=assets/models/clip", f"run_dir={run_dir}", "task.steps=4",
         "task.samples=2", "task.references=2", "select.iterations=1", "trainer.accelerator=cpu",
         "task.concepts_per_batch=1", "~task.arms.seedselect_rnri", "~task.arms.seedselect_ddim",
-        "~task.arms.best_of_ours", *more,
+        "~task.arms.best_of_ours",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -43,9 +40,10 @@ def rows(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_two_runs_of_one_folder_share_the_work_and_give_the_figures_of_one(data, tmp_path):
-    runs = [begin(data, tmp_path / "alone"), *(begin(data, tmp_path / "shared") for _ in range(2))]
-    outputs = [run.communicate(timeout=600) for run in runs]
-    assert not any(run.returncode for run in runs), outputs
+    runs = [begun(*overrides(data, tmp_path / name)) for name in ("alone", "shared", "shared")]
+    finished = [run() for run in runs]
+    assert not any(run.returncode for run in finished), finished
+    outputs = [(run.stdout, run.stderr) for run in finished]
     assert rows(tmp_path / "alone") == rows(tmp_path / "shared")
     total = next(row for row in rows(tmp_path / "alone") if row["bucket"] == "total")
     assert total["extractor"] == "resnet10t" and total["n_real"] == 6 and total["n"] == 6
