@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 import train
 
+CONFIGS = str(Path("configs").resolve())
 ENVIRONMENT = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 IMPORTED = multiprocessing.get_context("forkserver")
 IMPORTED.set_forkserver_preload(["train"])
@@ -54,10 +56,15 @@ def _begin(overrides: tuple[str, ...], *files: str) -> None:
     runpy.run_path("train.py", run_name="__main__")
 
 
+def composed(*overrides: str) -> DictConfig:
+    """The command's configuration."""
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return compose("train", list(overrides))
+
+
 def carried_out(*overrides: str) -> None:
     """The same in this process."""
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", list(overrides))
+    config = composed(*overrides)
     task, trainer = train.prepare(config)
     train.note(trainer.loggers, config)
     try:

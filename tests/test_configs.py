@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+
+from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "sweep")  # those are W&B's
@@ -13,11 +14,6 @@ GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and pat
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 def targets(node) -> list[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+
+from tests.commands import composed
 
 README, DOCS = Path("README.md"), Path("docs")
 PAGES = [
@@ -108,8 +109,7 @@ def test_training_command_composes(command):
         for override in overrides
     ]
     for run in itertools.product(*choices):
-        with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-            config = compose("train", list(run))
+        config = composed(*run)
         for part in (config.task, config.trainer, config.logger):  # what a run reads
             OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
 

@@ -1,15 +1,16 @@
 """Every optimiser, rate and start of the configs makes an arm, and describes itself for the units' key."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from experiments.rare_concepts.arm import Arm, inverted_seeds
 from experiments.results.settings import describe
 from seedselect import BestOf, SeedSelect
+from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
 OPTIONS = [
@@ -19,9 +20,9 @@ OPTIONS = [
 ]
 
 
+@cache
 def arms(*overrides: str) -> dict[str, Arm]:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return instantiate(compose("train", list(overrides)).task.arms, _convert_="all")
+    return instantiate(composed(*overrides).task.arms, _convert_="all")
 
 
 @pytest.mark.parametrize(("group", "option", "place"), OPTIONS)

@@ -2,14 +2,12 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from PIL import Image
@@ -19,7 +17,7 @@ from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, accuracy_rows
 from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
-from tests.commands import forked
+from tests.commands import composed, forked
 
 FAST = [
     "experiment=augmentation", "data.concepts=3", "task.steps=3", "task.samples=2", "select.iterations=1",
@@ -27,11 +25,6 @@ FAST = [
     "~task.arms.seedselect_rnri", "~task.arms.seedselect_ours",
 ]  # fmt: skip
 METHODS = ["references only", "plain", "seedselect_ddim", "nao_ddim"]
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        return compose("train", ["experiment=augmentation", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +69,7 @@ def test_a_second_run_computes_nothing_again_and_other_settings_train_again(run)
 
 
 def test_held_out_drawings_are_no_references_and_carry_their_names():
-    source = instantiate(composed().data.source)
+    source = instantiate(composed("experiment=augmentation").data.source)
     found = source.held_out()
     concepts = {concept.name: concept for concept in source.concepts()}
     assert set(found) == set(concepts)
@@ -139,6 +132,6 @@ def test_accuracy_and_gain_are_means_over_images_and_trainings():
 )
 def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
     with pytest.raises((ValueError, HydraException)) as caught:
-        train.prepare(composed(f"run_dir={tmp_path}/run", *overrides))
+        train.prepare(composed("experiment=augmentation", f"run_dir={tmp_path}/run", *overrides))
     assert message in train.explain(caught.value)
     assert not (tmp_path / "run").exists()

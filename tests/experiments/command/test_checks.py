@@ -7,24 +7,19 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import train
 from checked import parameter_hints
 from experiments.command.checks import check
 from experiments.command.errors import failed_composition
 from experiments.command.keys import locate
+from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
 SETTING = "{_target_:experiments.inversion.jobs.Setting,steps:3%s}"
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 def refusal(tmp_path, overrides: str) -> str:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 import train
 from experiments.command.plan import batch_times, hours, print_plan, table
@@ -17,6 +16,7 @@ from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, RNRIPaper
 from rnri.baselines import NullText
 from rnri.models.predictor import NoisePredictor
 from seedselect import ClipFeatures, SeedSelect
+from tests.commands import composed
 from tests.experiments import small
 
 EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("*.yaml"))
@@ -48,8 +48,7 @@ def loaded_once():
 @pytest.mark.usefixtures("loaded_once")
 def test_every_experiment_has_a_plan(experiment, tmp_path, capsys):
     options = [f"experiment={experiment}", f"run_dir={tmp_path}/run", "plan=counts", "trainer.accelerator=cpu"]
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", options)
+    config = composed(*options)
     task, trainer = train.prepare(config)
     print_plan(config, task, trainer)
     said = capsys.readouterr().out

@@ -1,16 +1,14 @@
 """Counting names in captions, buckets, and the choice of concepts."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from experiments.counting.frequency import assign_buckets, bucket_by_threshold
 from experiments.counting.matcher import count_mentions
 from experiments.data.concepts import Concept, EmojiConcepts, choose
+from tests.commands import composed
 
 
 def count(name: str, *captions: str) -> int:
@@ -65,8 +63,7 @@ def test_thresholds_are_strict():
 
 
 def embedded(*changes: str) -> EmojiConcepts:
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        return instantiate(compose("train", ["data=emoji", *changes]).data.source)
+    return instantiate(composed("data=emoji", *changes).data.source)
 
 
 def test_embedded_corpus_falls_into_buckets_like_the_papers(capsys):

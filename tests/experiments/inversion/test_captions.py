@@ -1,15 +1,13 @@
 """Inversions of captioned images: each under its caption, none read before its batch."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 import train
 from experiments.data.captions import Captioned
 from experiments.data.images import Images
 from experiments.inversion.jobs import captioned, mismatched
+from tests.commands import composed
 from tests.pipelines import tiny_stable_diffusion
 from tests.stand_ins import captions
 
@@ -44,8 +42,7 @@ def test_captioned_images_are_reconstructed(tmp_path):
         "{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated],wrong_prompts:true}]",
         "task.reports=[]",
     ]  # fmt: skip
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        task, trainer = train.prepare(compose("train", options))
+    task, trainer = train.prepare(composed(*options))
     task.run(trainer)
     table = (tmp_path / "run" / "table.md").read_text()
     assert "converged" in table and {image.prompt for job in task.jobs for image in job.images} == set(TEXTS)

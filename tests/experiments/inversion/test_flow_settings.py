@@ -1,15 +1,13 @@
 """Evaluations and costs of methods whose solver's evaluations are two of the network each; the seeds' norm."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
 
 import train
 from experiments.cost import evaluations_a_step
 from experiments.inversion.jobs import with_evaluations
 from experiments.inversion.report import summary
 from rnri.baselines import Midpoint, UniInv
+from tests.commands import composed
 
 
 def test_midpoint_takes_even_numbers_of_evaluations():
@@ -26,8 +24,7 @@ def test_the_norm_of_a_row_is_a_median_that_a_lost_sample_does_not_move(norms, e
 
 
 def prepared(folder, *overrides):
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", [f"run_dir={folder}", "trainer.accelerator=cpu", "task.images=1", *overrides])
+    config = composed(f"run_dir={folder}", "trainer.accelerator=cpu", "task.images=1", *overrides)
     return train.prepare(config)[0]
 
 

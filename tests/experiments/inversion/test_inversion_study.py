@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -31,7 +30,7 @@ from experiments.inversion.report import COLUMNS, detection, rank_agreement, sum
 from experiments.inversion.study import InversionStudy
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, PromptAware, SafeguardedAnderson
 from rnri.baselines import EDICT
-from tests.commands import forked
+from tests.commands import composed, forked
 from tests.experiments.judges.test_lpips import random_weights
 from tests.experiments.small import Squares, carried_out, clip, judge, tiny
 
@@ -339,8 +338,7 @@ def test_residuals_are_drawn_where_evaluations_do_not_vary():
     ],
 )
 def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", ["experiment=reconstruction", f"run_dir={tmp_path}/run", *overrides])
+    config = composed("experiment=reconstruction", f"run_dir={tmp_path}/run", *overrides)
     with pytest.raises((ValueError, HydraException)) as caught:
         train.prepare(config)
     assert message in train.explain(caught.value)

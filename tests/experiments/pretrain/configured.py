@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+
+from tests.commands import composed
 
 
 def configured(what: str, folder: Path, *overrides: str, steps: int = 2) -> DictConfig:
@@ -13,5 +14,4 @@ def configured(what: str, folder: Path, *overrides: str, steps: int = 2) -> Dict
         "trainer.val_check_interval=2", "trainer.accelerator=cpu", "+trainer.limit_val_batches=1",
         "+trainer.num_sanity_val_steps=0", *overrides,
     ]  # fmt: skip
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        return compose("train", options)
+    return composed(*options)

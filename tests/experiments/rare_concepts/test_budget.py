@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from experiments.command.checks import check
@@ -17,6 +16,7 @@ from experiments.results.settings import describe
 from nao import centroid_seeds, norm_penalty
 from rnri import FixedPoint, ImplicitInverter
 from seedselect import BestOf, Made, Search, SeedSelect, Targets
+from tests.commands import composed
 from tests.experiments.small import Squares, carried_out, clip, judge, tiny
 
 INVERTER = ImplicitInverter(FixedPoint(2))
@@ -95,8 +95,7 @@ def test_neighbours_of_references_and_centroid_begin_with_these():
 
 
 def test_the_config_has_arms_of_about_their_budgets():
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", ["experiment=budget"])
+    config = composed("experiment=budget")
     arms = instantiate(config.task.arms, _convert_="all")
     for name, arm in arms.items():
         budget = name.rpartition("_")[2]
@@ -108,8 +107,7 @@ def test_the_config_has_arms_of_about_their_budgets():
 
 
 def test_reno_is_seedselect_by_rewards_of_text():
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", ["experiment=reno"])
+    config = composed("experiment=reno")
     check(config)
     arm = instantiate(config.task.arms, _convert_="all")["reno"]
     assert arm.inverter is None and arm.select.runs == (51, 50) and describe(arm)["select"]["gradient"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import begun
+from experiments.command.sharing import enter
+from tests.commands import begun, composed
 from tests.pipelines import tiny_stable_diffusion
 from tests.stand_ins import imagenet_count_table, imagenet_tables, timm_folder
 
@@ -56,15 +57,9 @@ def test_two_runs_of_one_folder_share_the_work_and_give_the_figures_of_one(data,
 
 
 def test_another_run_with_other_settings_is_refused(data, tmp_path, monkeypatch):
-    from hydra import compose, initialize_config_dir
-
-    from experiments.command.sharing import enter
-
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config, other, training = (
-            compose("train", [f"run_dir={tmp_path}/run", *more])
-            for more in ([], ["seed=1"], ["experiment=pretrain_classifier"])
-        )
+    config, other, training = (
+        composed(f"run_dir={tmp_path}/run", *more) for more in ([], ["seed=1"], ["experiment=pretrain_classifier"])
+    )
     first = enter(config, None, None)
     for wrong, said in ((other, "works there with other settings"), (training, "trains there")):
         with pytest.raises(ValueError, match=rf"run_dir=.*: process {os.getpid()} on .* {said}: wait for its end, or"):

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import timm
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file
 
 import train
 from experiments.judges.classifier import Classifier
+from tests.commands import composed
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion
 
 COLOURS = {"tiger cat": "orange", "payphone": "blue"}
@@ -47,8 +47,7 @@ def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
         "task.checkpoint=true", "select.iterations=1", "task.arms.seedselect_rnri.guidance=3.0", "seed=1",
         "~task.arms.seedselect_ours", "~task.arms.best_of_ours", *overrides,
     ]  # fmt: skip
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        return compose("train", options)
+    return composed(*options)
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
@@ -113,6 +112,5 @@ def test_inversions_are_studied_at_the_checkpoints_size(files):
     own = [f"data.{name}={files / name}" for name in ("references", "real", "classifier")]
     own += ["data=folder", f"data.counts={files}/counts.tsv", "data.clip=assets/models/clip", "model=sd"]
     own += [f"model.path={files}/wide", "model.dtype=float32", "model.local_files_only=true"]
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        task, _ = train.prepare(compose("train", [*options, *own]))
+    task, _ = train.prepare(composed(*options, *own))
     assert {tuple(image.image.shape) for job in task.jobs for image in job.images} == {(3, 16, 24)}

@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 import train
 from benchmarks import inversion, seedselect
 from experiments.editing import make_benchmark
+from tests.commands import composed
 from tests.experiments.rare_concepts.test_lost_samples import OneBadSeed, totals
 from tests.experiments.small import NAO, PLAIN, carried_out, rare_concepts, tiny, trainer
 
@@ -61,9 +61,8 @@ def test_another_precision_computes_anew(tmp_path):
 
 def test_the_projects_own_files_are_found_from_anywhere_and_relative_paths_are_the_users(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        own = compose("train", ["experiment=rare_concepts", "run_dir=mine", "trainer.accelerator=cpu"])
-        other = compose("train", ["experiment=rare_concepts", "run_dir=mine", "data.folder=corpus"])
+    own = composed("experiment=rare_concepts", "run_dir=mine", "trainer.accelerator=cpu")
+    other = composed("experiment=rare_concepts", "run_dir=mine", "data.folder=corpus")
     task, _ = train.prepare(own)
     assert Path(task.run_dir).resolve() == tmp_path / "mine" and len(task.chosen) > 3
     with pytest.raises(ValueError, match=r"corpus/?\S* does not exist|corpus has no"):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from safetensors.torch import load_file
 
@@ -16,7 +15,7 @@ import train
 from experiments.rare_concepts.scoring import judge
 from experiments.results.wandb_run import describe, records
 from rnri import LatentDiffusion
-from tests.commands import carried_out, command, forked
+from tests.commands import carried_out, command, composed, forked
 from tests.experiments import small
 
 FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
@@ -189,8 +188,7 @@ def test_weights_and_biases_offline_gets_the_same(tmp_path):
     ],
 )
 def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        config = compose("train", ["experiment=rare_concepts", f"run_dir={tmp_path}/run", *overrides])
+    config = composed("experiment=rare_concepts", f"run_dir={tmp_path}/run", *overrides)
     with pytest.raises((ValueError, HydraException)) as caught:
         train.prepare(config)
     assert message in train.explain(caught.value)

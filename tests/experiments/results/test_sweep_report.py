@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
 import train
 from experiments.results.sweep_report import choose, curves, read_sweep
-from tests.commands import forked
+from tests.commands import composed, forked
 from tests.experiments.inversion.test_inversion_study import ONE
 
 
@@ -123,14 +122,13 @@ def test_a_run_of_the_wandb_sweep_logs_its_metric_before_its_end(path, tmp_path)
     assert sweep["program"] == "train.py"
     fixed = [word for word in sweep["command"] if not word.startswith("${")]
     names = list(sweep["parameters"])
-    with initialize_config_dir(str(Path("configs").resolve()), version_base="1.3"):
-        for values in product(*(spec["values"] for spec in sweep["parameters"].values())):
-            given = {name: {"value": value} for name, value in zip(names, values, strict=True)}
-            own = create_sweep_command_args({"args": given})["args_no_hyphens"]  # as the agent writes them
-            config = compose("train", [*fixed, *own])
-            assert config.logger.wandb and len(own) == len(names)
-        small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
-        config = compose("train", [*fixed, *own, *small])
+    for values in product(*(spec["values"] for spec in sweep["parameters"].values())):
+        given = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+        own = create_sweep_command_args({"args": given})["args_no_hyphens"]  # as the agent writes them
+        config = composed(*fixed, *own)
+        assert config.logger.wandb and len(own) == len(names)
+    small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
+    config = composed(*fixed, *own, *small)
     task, trainer = train.prepare(config)
     (task.run if config.name == "lam" else task.make_images)(trainer)  # real images are not judged for FID here
     logged = pd.read_csv(tmp_path / "metrics.csv")
