@@ -290,7 +290,7 @@ class RareConcepts(ConceptTask):
         """What the real images' features depend on."""
         content = hashlib.sha256()
         for k in range(len(self.real)):
-            content.update(self.real.content(k))
+            content.update(self.real.mark(k))
         extractor = fingerprint({"extractor": self.extractor}, {}) if self.extractor else None
         return {
             "judge": self.networks.classifier_fingerprint,

@@ -212,6 +212,20 @@ def test_images_are_read_when_they_are_asked_for():
         images[4]
 
 
+def test_a_file_is_marked_unread_and_other_images_by_their_pixels(tmp_path):
+    def read(item, size):
+        assert not isinstance(item, Path), "a file was read"
+        return np.full((3, *size), item, np.uint8)
+
+    path = tmp_path / "a.png"
+    path.write_bytes(b"1")
+    marks = {Images([path], read, size).mark(0) for size in ((2, 2), (2, 3))}
+    path.write_bytes(b"22")
+    marks.add(Images([path], read, (2, 2)).mark(0))
+    marks |= {Images([item], read, (2, 2)).mark(0) for item in (1, 1, 2)}
+    assert len(marks) == 5
+
+
 def test_a_size_of_ones_own_must_be_the_one_asked_for():
     images = Images([], read_image, (2, 5), "leave it out")
     assert images.at((2, 5)).size == (2, 5)
