@@ -16,6 +16,7 @@ import train
 
 CONFIGS = str(Path("configs").resolve())
 ENVIRONMENT = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+LONGEST = 600.0  # seconds
 IMPORTED = multiprocessing.get_context("forkserver")
 IMPORTED.set_forkserver_preload(["train"])
 
@@ -37,6 +38,8 @@ def begun(*overrides: str) -> Callable[[], subprocess.CompletedProcess]:
 
     def finished() -> subprocess.CompletedProcess:
         with folder:
+            process.join(LONGEST)
+            process.kill()  # does nothing to one that has ended
             process.join()
             return subprocess.CompletedProcess(overrides, process.exitcode, *(Path(file).read_text() for file in files))
 
