@@ -6,12 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-Item = TypeVar("Item")
 QUIET = 60.0  # seconds after which a log tells of a new stage within a unit
 
 
@@ -52,7 +51,7 @@ class Progress:
         if self._log is not None:
             self._log.finish(units)
 
-    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+    def over(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items, each a unit that is finished when the next is asked for."""
         for item in items:
             yield item
