@@ -1,23 +1,23 @@
 """A sweep whose runs are jobs of their own, by submitit's launcher on this machine: the one that Slurm's is like."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+
+from tests.commands import command
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
 
 SETTING = "{_target_:experiments.inversion.jobs.Setting,steps:2,evaluations:1}"
 
 
-def swept(launcher: str, folder) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "train.py", "-m", f"hydra/launcher={launcher}", "experiment=lam", "lam=0,10", "task.images=1",
-         "task.batch_size=1", f"task.settings=[{SETTING}]", "trainer.accelerator=cpu", f"run_dir={folder}"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+def swept(launcher: str, folder: Path) -> subprocess.CompletedProcess:
+    return command(
+        "-m", f"hydra/launcher={launcher}", "experiment=lam", "lam=0,10", "task.images=1", "task.batch_size=1",
+        f"task.settings=[{SETTING}]", "trainer.accelerator=cpu", f"run_dir={folder}",
     )  # fmt: skip
 
 
