@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.command.checks import check
-from experiments.command.company import keep_company
-from experiments.command.errors import (
+from experiments.config.validate import check
+from experiments.runtime.watchdog import keep_company
+from experiments.config.errors import (
     explain,
     failed_call,
     failed_composition,
@@ -24,15 +24,15 @@ from experiments.command.errors import (
     let_hydra_raise,
     refuse,
 )
-from experiments.command.folders import check_writable, multirun, run_folder
-from experiments.command.launch import check_launch, environments, follow_launcher, launch, wait_long
-from experiments.command.loggers import check_account, close, note, resume, silence_deletion, silence_tips
-from experiments.command.plan import print_plan
-from experiments.command.sharing import enter, is_training
+from experiments.config.run_dir import check_writable, multirun, run_folder
+from experiments.runtime.distributed import check_launch, environments, follow_launcher, launch, wait_long
+from experiments.runtime.loggers import check_account, close, note, resume, silence_deletion, silence_tips
+from experiments.planning.plan import print_plan
+from experiments.runtime.run_lock import enter, is_training
 from experiments.data.images import UnreadableImage
-from experiments.results.files import write_whole
-from experiments.results.images import NotFinite
-from experiments.results.work import ProcessLost, Stopped
+from experiments.cache.atomic import write_whole
+from experiments.reporting.finite import NotFinite
+from experiments.runtime.unit_queue import ProcessLost, Stopped
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.counting.frequency import mentions, normalise
-from experiments.counting.imagenet import imagenet_classes
+from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.matcher import BatchCounter, patterns
 from experiments.counting.shards import count_shard, list_shards
 

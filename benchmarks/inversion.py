@@ -29,8 +29,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.command.embedded import embedded
-from experiments.results.store import synchronise
+from experiments.config.project import embedded
+from experiments.cache.store import synchronise
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
 CONFIGS = Path(embedded("configs"))

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiments.command.embedded import embedded
-from experiments.results.store import synchronise
+from experiments.config.project import embedded
+from experiments.cache.store import synchronise
 from rnri import LatentDiffusion, Schedule
 from rnri.models.sampling import trajectory
 from seedselect import ClipFeatures, SeedSelect, Selection, Targets

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.inversion import CONFIGS, load
 from experiments.data.concepts import choose
 from experiments.inversion.jobs import pictured
-from experiments.judges.metrics import psnr
+from experiments.evaluation.metrics import psnr
 from rnri import (
     Corrected,
     ImplicitInverter,

@@ -2,7 +2,7 @@
 
 A path costs the integral of ``-log chi_d(norm)`` over its length: length is cheap where seeds of that norm are
 likely. The cheapest path lies in the plane of its ends and the cheapest centroid in the span of its seeds, so both
-follow from the seeds' norms and cosines: :mod:`nao.geodesic` and :mod:`nao.centre` solve for them exactly, many
+follow from the seeds' norms and cosines: :mod:`nao.geodesic` and :mod:`nao.frechet_mean` solve for them exactly, many
 problems at once, in float64 on the CPU. Points are evenly spaced by length, which keeps the published bound on the
 spacing wherever the path is short enough for it. The published polyline is in :mod:`nao.polyline`.
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from checked import AtLeastTwo, Count
-from nao.centre import Centre, angles, settle
+from nao.frechet_mean import Centre, angles, settle
 from nao.geodesic import Geodesics, join
 from nao.norm import check_norms, project, seed_norm, typical_norm
 from nao.shell import LEAST_NORM, MOST_NORM, radial_cost, shell_of

@@ -16,10 +16,10 @@ from rnri.models.predictor import NoisePredictor, sent
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 from rnri.solvers.anderson import SafeguardedAnderson
-from rnri.solvers.forms import Form, relaxation
+from rnri.solvers.parameterization import Form, relaxation
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
 from rnri.solvers.secants import Secants
-from rnri.solvers.sharing import Budget
+from rnri.solvers.budget import Budget
 
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
 
@@ -117,11 +117,11 @@ class ImplicitInverter:
             large steps or guidance the plain extrapolation overshoots.
         sharing: how the walk's evaluations, ``solver.iterations`` a step on average, are shared among its
             steps. ``even``: each step has ``solver.iterations`` at most, and what it saves is saved. ``schedule``:
-            in proportion to what each step is likely to need (``rnri.solvers.sharing``), and what a sample saves
+            in proportion to what each step is likely to need (``rnri.solvers.budget``), and what a sample saves
             at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
             its extrapolated start as it is, unless the fit gave a sample a ``beta`` of 0: then, and from the plain
             start, a step has one evaluation at least, as long as there are any left.
-        form: in which of the predictions the equation is iterated (:mod:`rnri.solvers.forms`); residual and tolerance
+        form: in which of the predictions the equation is iterated (:mod:`rnri.solvers.parameterization`); residual and tolerance
             mean the same in every one. With two evaluations a step ``own`` measures best on UNets, consistency models
             and flow matching; ``relaxed`` is ahead on UNets with one, and a little on all of them with five.
         besides: evaluations of the whole walk beside ``solver.iterations`` a step, shared with them: methods that take

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from checked import Count, Fraction, dataclass
-from seedselect.book import Book, Selection
+from seedselect.history import Book, Selection
 from seedselect.rewards import Made, Targets
 from seedselect.select import SeedSelect, Trajectory
 

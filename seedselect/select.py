@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from checked import Count, NotNegative, SettingError, Whole, dataclass
-from seedselect.book import Book, Selection
+from seedselect.history import Book, Selection
 from seedselect.gradients import unchanged
 from seedselect.rewards import Made, Reward, Targets, appearance, likeness
 

@@ -16,9 +16,9 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from experiments.counting.imagenet import imagenet_class, imagenet_classes
+from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes
 from experiments.data.images import read_image
-from experiments.judges import Classifier, load_classifier
+from experiments.evaluation import Classifier, load_classifier
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 

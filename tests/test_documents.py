@@ -89,7 +89,7 @@ def test_the_readme_is_a_front_door():
 def test_every_kind_of_command_is_found():
     assert len(TRAINING) > 30
     modules = {command.words[2] for command in MODULES}
-    named = {"experiments.counting.count_captions", "experiments.results.sweep_report"}
+    named = {"experiments.counting.count_captions", "experiments.reporting.sweep_report"}
     assert {"pytest", "sphinx", "app", *named} <= modules
     pages = {command.page for command in TRAINING}
     assert {README, DOCS / "claims.md", Path("assets/models/README.md"), Path("configs/sweep/lam.yaml")} <= pages

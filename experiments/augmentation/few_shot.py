@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checked import Count, NotNegative, Positive, dataclass
-from experiments.data.jitter import jitter
-from experiments.judges.classifier import Classifier
-from experiments.results.images import NotFinite
+from experiments.data.augmentations import jitter
+from experiments.evaluation.classifier import Classifier
+from experiments.reporting.finite import NotFinite
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.data.concepts import Concept
-from experiments.judges.metrics import bootstrap_interval
+from experiments.evaluation.metrics import bootstrap_interval
 from experiments.rare_concepts.report import side_by_side
 from experiments.rare_concepts.scoring import JudgedImages, lost_samples, mean
-from experiments.results import tables
+from experiments.reporting import tables
 
 COLUMNS = {
     "method": "method", "k": "real a class", "generated": "generated a class", "shown": "accuracy, %",

@@ -19,13 +19,13 @@ from torch import Tensor
 from checked import Count, dataclass
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, write_report
-from experiments.cost import Cost, Planned
+from experiments.planning.cost import Cost, Planned
 from experiments.rare_concepts.task import RareConcepts
-from experiments.results.files import digest
-from experiments.results.progress import Progress
-from experiments.results.settings import describe
-from experiments.results.store import UnitStore, content_hash
-from experiments.results.work import Stage, StoredWork, carry_out
+from experiments.cache.atomic import digest
+from experiments.runtime.progress import Progress
+from experiments.cache.key import describe
+from experiments.cache.store import UnitStore, content_hash
+from experiments.runtime.unit_queue import Stage, StoredWork, carry_out
 
 REAL_ONLY = "references only"
 

@@ -23,7 +23,7 @@ from experiments.counting.matcher import Patterns, patterns
 from experiments.counting.names import read_names
 from experiments.counting.rows import write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
-from experiments.results.files import CannotWrite, check_writable, digest, write_whole
+from experiments.cache.atomic import CannotWrite, check_writable, digest, write_whole
 
 RULES = 2  # of what a mention is: a change makes kept counts void
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.counting.imagenet import imagenet_classes
+from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.rows import read_rows
 from experiments.naming import canonical, distinct_names
 

@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.data.augment import AUGMENTATIONS, Augmentation
-from experiments.results.files import CannotWrite, write_whole
+from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
+from experiments.cache.atomic import CannotWrite, write_whole
 
 CONCEPTS = Path(__file__).parents[2] / "assets" / "emoji" / "concepts.csv"
 OUTPUT = Path("runs/emoji")

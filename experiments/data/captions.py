@@ -16,7 +16,7 @@ import pyarrow as pa
 from checked import Count, Name, dataclass
 from experiments.data.concepts import Concept
 from experiments.data.images import Images, UnreadableImage, height_and_width, read_image
-from experiments.data.tables import ImageTable, Rows
+from experiments.data.parquet import ImageTable, Rows
 
 TABLES = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".jsonl": partial(pd.read_json, lines=True)}
 

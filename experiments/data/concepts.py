@@ -20,7 +20,7 @@ from pydantic import Field
 from checked import Count, Name, SettingError, Whole, dataclass, distinct
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.matcher import count_mentions
-from experiments.data.augment import BACKGROUNDS, Augmentation, plain
+from experiments.data.backgrounds import BACKGROUNDS, Augmentation, plain
 from experiments.data.emoji import Drawings, read_table
 from experiments.data.images import Images, check_images
 from experiments.naming import canonical, distinct_names

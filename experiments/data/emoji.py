@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiments.data.augment import AUGMENTATIONS, Augmentation, place, to_array
+from experiments.data.backgrounds import AUGMENTATIONS, Augmentation, place, to_array
 
 
 def read_table(path: str | Path) -> datasets.Dataset:

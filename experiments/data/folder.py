@@ -9,10 +9,10 @@ from typing import Literal
 from checked import Count, Name, Whole, dataclass
 from experiments.counting.counts import read_count_table
 from experiments.counting.frequency import assign_buckets
-from experiments.counting.imagenet import imagenet_class, imagenet_classes, imagenet_counts
+from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes, imagenet_counts
 from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, check_images, height_and_width, read_image
-from experiments.data.listing import image_files, list_folder, named_folders
+from experiments.data.scan import image_files, list_folder, named_folders
 from experiments.naming import distinct_names
 
 

@@ -13,11 +13,11 @@ from annotated_types import MinLen
 from checked import Count, Name, Seed, Whole, dataclass, distinct
 from experiments.counting.counts import read_count_table
 from experiments.counting.frequency import assign_buckets
-from experiments.counting.imagenet import ImageNetClass, imagenet_class, imagenet_classes, imagenet_counts
+from experiments.counting.imagenet_counts import ImageNetClass, imagenet_class, imagenet_classes, imagenet_counts
 from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, height_and_width
 from experiments.data.splits import FolderSplit, Split, TableSplit
-from experiments.data.tables import data_files
+from experiments.data.parquet import data_files
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
 """The folders of images that a split may be called."""

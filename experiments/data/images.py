@@ -15,8 +15,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image, ImageOps
 
-from experiments.data.augment import to_array
-from experiments.results.progress import Progress
+from experiments.data.backgrounds import to_array
+from experiments.runtime.progress import Progress
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # their values

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from checked import Count, Name, Whole, dataclass
-from experiments.data.augment import AUGMENTATIONS
+from experiments.data.backgrounds import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
 from experiments.data.images import Images, check_images, height_and_width, read_image
-from experiments.data.listing import image_files, list_folder, named_folders
+from experiments.data.scan import image_files, list_folder, named_folders
 
 LabelledPictures = Dataset[tuple[Tensor, int]]
 """Pairs of a picture ``float32 [3, H, W]`` in [0, 1] and the index of its label."""

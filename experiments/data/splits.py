@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from experiments.counting.imagenet import imagenet_class, imagenet_classes
+from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes
 from experiments.data.images import UnreadableImage, read_image
-from experiments.data.tables import ImageTable, Rows, draw_key
+from experiments.data.parquet import ImageTable, Rows, draw_key
 
 COPY = re.compile(r"_n\d{8}$")  # the hub's names repeat the WordNet id: n01440764_10026_n01440764.JPEG
 

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from checked import Count
-from experiments.cost import Cost, evaluations_a_step, rows_of
+from experiments.planning.cost import Cost, evaluations_a_step, rows_of
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
-from experiments.results.work import StoredWork
+from experiments.runtime.unit_queue import StoredWork
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit
 

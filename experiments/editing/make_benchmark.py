@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from experiments.command.embedded import embedded
-from experiments.data.augment import AUGMENTATIONS, BACKGROUNDS, Augmentation, place
+from experiments.config.project import embedded
+from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, place
 from experiments.data.concepts import EmojiConcepts
 from experiments.data.emoji import Drawings, check_corpus
 from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, encode_mask
@@ -117,7 +117,7 @@ def mask_of(drawings: Drawings, edit: Planned) -> np.ndarray:
 
 
 def _alpha(drawing: Image.Image, augmentation: Augmentation) -> np.ndarray:
-    """A drawing's alpha where :func:`experiments.data.augment.place` puts it, uint8 ``[H,W]``."""
+    """A drawing's alpha where :func:`experiments.data.backgrounds.place` puts it, uint8 ``[H,W]``."""
     alpha = drawing.getchannel("A")
     if augmentation.mirrored:
         alpha = alpha.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

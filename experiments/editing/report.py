@@ -16,8 +16,8 @@ from torch import Tensor
 
 from experiments.editing.benchmark import KINDS
 from experiments.editing.jobs import IMAGE, NONE, TRUE, Job
-from experiments.judges import bootstrap_interval
-from experiments.results import tables
+from experiments.evaluation import bootstrap_interval
+from experiments.reporting import tables
 
 Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]
 """A finished unit: its job, its tensors and its record."""

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from experiments.results import tables
-from experiments.results.images import keep_finite
+from experiments.reporting import tables
+from experiments.reporting.finite import keep_finite
 
 Rows = Sequence[Mapping[str, Any]]
 

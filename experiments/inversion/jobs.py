@@ -16,14 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from checked import Count, Guidance, Name, Whole, dataclass
-from experiments.cost import Cost, evaluations_a_step, rows_of
+from experiments.planning.cost import Cost, evaluations_a_step, rows_of
 from experiments.data.captions import Captioned
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.results.store import content_hash
-from experiments.results.work import StoredWork
+from experiments.cache.store import content_hash
+from experiments.runtime.unit_queue import StoredWork
 from rnri import Corrected, ImplicitInverter, Inverter, PromptAware
-from rnri.baselines import Midpoint
+from rnri.methods import Midpoint
 
 CEILING = "vae"
 """The method that only encodes and decodes: what no inversion can surpass."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from experiments.inversion.figures import FIGURES, is_ceiling, is_edited, pictures
 from experiments.inversion.jobs import CEILING, Job, Setting
-from experiments.judges.metrics import bootstrap_interval, roc_auc
-from experiments.results import tables
+from experiments.evaluation.metrics import bootstrap_interval, roc_auc
+from experiments.reporting import tables
 from rnri import Corrected, ImplicitInverter, Inverter, PromptAware
 
 Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from checked import Count, Name, NotNegative, Positive, dataclass
-from experiments.data.augment import AUGMENTATIONS
+from experiments.data.backgrounds import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report, saved
+from experiments.pretrain.training import Pictures, adamw, check_output, fit, report, saved
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:

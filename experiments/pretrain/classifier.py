@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from checked import Count, Name, Positive, dataclass, distinct
-from experiments.data.jitter import jitter
+from experiments.data.augmentations import jitter
 from experiments.data.labelled import LabelledImages
-from experiments.judges.classifier import Classifier
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, last_loss, report
+from experiments.evaluation.classifier import Classifier
+from experiments.pretrain.training import Pictures, adamw, check_output, fit, last_loss, report
 
 
 class ConceptClassifier(LightningModule):

@@ -12,12 +12,12 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from checked import Count, Name, Positive, dataclass
-from experiments.data.augment import AUGMENTATIONS, Augmentation
+from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
-from experiments.data.jitter import move
+from experiments.data.augmentations import move
 from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
-from experiments.pretrain.fitting import Pictures, adamw, check_output, fit, report, save_half
+from experiments.pretrain.training import Pictures, adamw, check_output, fit, report, save_half
 
 PROMPT = "a drawing of {phrase}"
 

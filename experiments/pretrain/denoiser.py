@@ -20,9 +20,9 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from checked import Count, Name, NotNegative, Seed, Share, dataclass
-from experiments.data.augment import Augmentation
+from experiments.data.backgrounds import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
-from experiments.pretrain.fitting import (
+from experiments.pretrain.training import (
     Hidden,
     Pictures,
     adamw,

@@ -34,8 +34,8 @@ from transformers import (
 from checked import Count, Guidance, Name, NotNegative, Positive, Share, dataclass
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
-from experiments.pretrain.distilling import EMPTY, EncodedCaptions, Kept, text_states
-from experiments.pretrain.fitting import (
+from experiments.pretrain.distillation import EMPTY, EncodedCaptions, Kept, text_states
+from experiments.pretrain.training import (
     Hidden,
     Pictures,
     adamw,
@@ -47,7 +47,7 @@ from experiments.pretrain.fitting import (
     save_half,
     saved,
 )
-from experiments.pretrain.judged import Judge
+from experiments.pretrain.validation_accuracy import Judge
 
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 6.0
 HINT_WEIGHT = 0.5

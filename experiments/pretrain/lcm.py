@@ -18,8 +18,8 @@ from torch import Tensor
 from checked import Count, Guidance, Name, NotNegative, Share, dataclass
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
-from experiments.pretrain.distilling import EncodedCaptions, Kept, text_states
-from experiments.pretrain.fitting import (
+from experiments.pretrain.distillation import EncodedCaptions, Kept, text_states
+from experiments.pretrain.training import (
     Hidden,
     Pictures,
     adamw,
@@ -30,7 +30,7 @@ from experiments.pretrain.fitting import (
     save_grid,
     saved,
 )
-from experiments.pretrain.judged import Judge
+from experiments.pretrain.validation_accuracy import Judge
 from experiments.pretrain.low_rank import LowRank
 from rnri.models.sampling import sample
 from rnri.models.schedule import Schedule

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from checked import Count, Fraction, Guidance, SettingError, dataclass
-from experiments.cost import BACKWARD, Cost, evaluations_a_step, rows_of
+from experiments.planning.cost import BACKWARD, Cost, evaluations_a_step, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
-from experiments.results.images import NotFinite, keep_finite
-from experiments.results.progress import Progress
-from experiments.results.store import UnitStore, synchronise
-from experiments.task import Networks
+from experiments.reporting.finite import NotFinite, keep_finite
+from experiments.runtime.progress import Progress
+from experiments.cache.store import UnitStore, synchronise
+from experiments.base import Networks
 from nao import centroid_seeds
 from rnri import Inverter
 from rnri.models.sampling import trajectory

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.inversion_stage import InversionStage, Seeds
-from experiments.results.images import are_finite
-from experiments.results.progress import Progress
-from experiments.results.running import Running
-from experiments.results.store import UnitStore
-from experiments.results.work import StoredWork
+from experiments.reporting.finite import are_finite
+from experiments.runtime.progress import Progress
+from experiments.runtime.running_means import Running
+from experiments.cache.store import UnitStore
+from experiments.runtime.unit_queue import StoredWork
 
 Unit = tuple[str, Concept]
 """An arm's name and a concept: what one file of results is about."""

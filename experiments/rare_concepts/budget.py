@@ -15,7 +15,7 @@ from checked import dataclass
 from experiments.rare_concepts.report import sample_rows, shares_shown, side_by_side
 from experiments.rare_concepts.scoring import accuracy_rows, add_totals, lost_samples, mean
 from experiments.rare_concepts.task import RareConcepts
-from experiments.results import tables
+from experiments.reporting import tables
 
 COLUMNS = {
     "method": "method", "evaluations": "evaluations", "accuracy_%": "accuracy, %", "ceiling": "ceiling, %",

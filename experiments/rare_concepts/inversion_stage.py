@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from experiments.results.store import SeedStore, content_hash, synchronise
+from experiments.cache.store import SeedStore, content_hash, synchronise
 from rnri import Inverter, LatentDiffusion, Schedule
 
 
@@ -46,7 +46,7 @@ class InversionStage:
     """Encodes and inverts images; each image's seed is looked up in ``store`` first.
 
     ``settings`` names everything about ``inverter`` that changes its result, ``numerics`` (see
-    :func:`experiments.results.store.numerics`) about the machine: both are part of the cache's key.
+    :func:`experiments.cache.store.numerics`) about the machine: both are part of the cache's key.
     """
 
     model: LatentDiffusion

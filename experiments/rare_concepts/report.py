@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples, pair_rows
-from experiments.results import tables
+from experiments.reporting import tables
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
     {"method": "paper: NAO + SeedSelect, DDIM", "head": 98.5, "medium": 96.9, "tail": 85.1, "total": 94.3, "fid": 6.4,

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from experiments.data.concepts import BUCKETS, Concept
-from experiments.judges.classifier import Classifier
-from experiments.judges.inception import Inception
-from experiments.judges.metrics import bootstrap_interval, frechet_distance, kernel_distance
-from experiments.judges.variety import Resemblance, precision_recall, vendi_score
-from experiments.results.images import NotFinite, are_finite
-from experiments.results.store import UnitStore
+from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.inception import Inception
+from experiments.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
+from experiments.evaluation.diversity import Resemblance, precision_recall, vendi_score
+from experiments.reporting.finite import NotFinite, are_finite
+from experiments.cache.store import UnitStore
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from experiments.data.concepts import Concept
 from experiments.rare_concepts.report import sample_rows, shares_shown
 from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples
 from experiments.rare_concepts.task import Arm, RareConcepts
-from experiments.results import tables
+from experiments.reporting import tables
 from nao import typical_norm
 from rnri import Inverter
 

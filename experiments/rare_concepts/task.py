@@ -22,21 +22,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from checked import Count, Name, dataclass
-from experiments.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
 from experiments.data.concepts import Concept
-from experiments.judges.inception import Inception, load_inception
-from experiments.judges.variety import Resemblance, perceptual_vectors, resemblance
+from experiments.evaluation.inception import Inception, load_inception
+from experiments.evaluation.diversity import Resemblance, perceptual_vectors, resemblance
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData, Unit
 from experiments.rare_concepts.inversion_stage import InversionStage
 from experiments.rare_concepts.report import write_report
 from experiments.rare_concepts.scoring import JudgedImages, ceilings, judge
-from experiments.results.progress import QUIET, Progress
-from experiments.results.running import Running
-from experiments.results.settings import describe
-from experiments.results.store import SeedStore, UnitStore
-from experiments.results.work import Stage, carry_out
-from experiments.task import ConceptTask
+from experiments.runtime.progress import QUIET, Progress
+from experiments.runtime.running_means import Running
+from experiments.cache.key import describe
+from experiments.cache.store import SeedStore, UnitStore
+from experiments.runtime.unit_queue import Stage, carry_out
+from experiments.base import ConceptTask
 from rnri import check_schedule
 from rnri.models.fingerprint import fingerprint
 

@@ -4,8 +4,8 @@ from rnri.editing.edit import Edited, edit
 from rnri.editing.injection import Injection
 from rnri.editing.latents import attention_edit, edit_latents
 from rnri.editing.prompt_to_prompt import PromptToPrompt
-from rnri.editing.without_inversion import Editor, FlowEdit, PseudoGuidance
-from rnri.editing.words import Alignment, Prompt, align
+from rnri.editing.inversion_free import Editor, FlowEdit, PseudoGuidance
+from rnri.editing.token_alignment import Alignment, Prompt, align
 
 __all__ = [
     "Alignment",

@@ -27,11 +27,11 @@ from rnri.editing.blend import WordMaps, blended
 from rnri.editing.injection import FluxInjectionProcessor, Injection, SD3InjectionProcessor
 from rnri.editing.prompt_to_prompt import PromptToPrompt, PromptToPromptProcessor
 from rnri.editing.state import EditState
-from rnri.editing.words import Prompt
+from rnri.editing.token_alignment import Prompt
 from rnri.models.deterministic import scheduler_for
 from rnri.models.families import family_of
 from rnri.models.family import Family, parts
-from rnri.models.frozen import frozen
+from rnri.models.eval_mode import frozen
 from rnri.models.sd3 import SD3Family
 from rnri.models.unet import UNetFamily
 
@@ -101,7 +101,7 @@ def edit(
 
     ::
 
-        inversion = rnri.invert(pipe, image, "a photo of a cat", steps=20)
+        inversion = rnri.api(pipe, image, "a photo of a cat", steps=20)
         edited = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
     It is one call of ``pipe`` with the source's prompt and all edits in a batch, under ``rnri.scheduler_for``; each
@@ -110,7 +110,7 @@ def edit(
 
     Args:
         pipe: a text-to-image pipeline of a known family.
-        inversion: of one image or several, by ``rnri.invert``.
+        inversion: of one image or several, by ``rnri.api``.
         prompt: for one image an edited prompt, or several; for several images one of both for each.
         how: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX; None is their default.
         options: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``.

@@ -15,7 +15,7 @@ from checked import Name, OpenFraction, Share, dataclass
 from rnri.editing.blend import WordMaps
 from rnri.editing.operators import attended, attention, with_source_maps, with_source_words
 from rnri.editing.state import EditState
-from rnri.editing.words import Prompt, align
+from rnri.editing.token_alignment import Prompt, align
 
 Weight = Annotated[float, Ge(-100), Le(100)]
 

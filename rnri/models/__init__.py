@@ -4,7 +4,7 @@ from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePredictor
 from rnri.models.sampling import ddim_step, sample, trajectory
 from rnri.models.schedule import Schedule
-from rnri.models.scheduler import alpha_bar_table
+from rnri.models.diffusers_schedulers import alpha_bar_table
 from rnri.models.unet import UNetDenoiser
 
 __all__ = [

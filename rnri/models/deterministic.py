@@ -14,7 +14,7 @@ from rnri.models.families import family_of
 from rnri.models.flow import is_flow
 from rnri.models.sampling import in_state_dtype
 from rnri.models.schedule import Schedule
-from rnri.models.scheduler import alpha_bar_table, followed
+from rnri.models.diffusers_schedulers import alpha_bar_table, followed
 from rnri.models.unet import to_noise
 
 

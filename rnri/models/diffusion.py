@@ -19,14 +19,14 @@ from rnri.models.checkpoint import load_pipeline
 from rnri.models.families import family_of
 from rnri.models.family import parts
 from rnri.models.fingerprint import fingerprint
-from rnri.models.folder import UNUSED_PARTS
-from rnri.models.frozen import frozen
+from rnri.models.checks.folder import UNUSED_PARTS
+from rnri.models.eval_mode import frozen
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
-from rnri.models.scheduler import alpha_bar_table, scheduler_settings
-from rnri.models.single import SingleCopy
-from rnri.models.tokenizers import check_tokenizers, tokenizer_settings
+from rnri.models.diffusers_schedulers import alpha_bar_table, scheduler_settings
+from rnri.models.fp32_copy import SingleCopy
+from rnri.models.checks.tokenizers import check_tokenizers, tokenizer_settings
 
 NOT_OURS = ("requires_safety_checker", "requires_aesthetics_score")
 """Settings of pipelines that say nothing of what is computed here."""

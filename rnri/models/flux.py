@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rnri.models.family import Family, check_no_negatives, check_width, parts
 from rnri.models.flow import check_flow_scheduler, check_steps
-from rnri.models.frozen import frozen
+from rnri.models.eval_mode import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rnri.models.family import Family, check_width, parts
 from rnri.models.flow import check_flow_scheduler
-from rnri.models.frozen import frozen
+from rnri.models.eval_mode import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 

@@ -46,7 +46,7 @@ class ImplicitStep:
         predicts: what ``y`` is.
         secants: what the steps before tell of the derivative of ``y``, where the walk keeps it.
         trail: takes note of the evaluations for the steps to come, under ``places`` (int64 ``[B]``).
-        omega: how far an iteration goes, in the form that :mod:`rnri.solvers.forms` tells.
+        omega: how far an iteration goes, in the form that :mod:`rnri.solvers.parameterization` tells.
     """
 
     predictor: NoisePredictor

@@ -3,7 +3,7 @@
 import pytest
 
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, PromptAware, check_schedule
-from rnri.baselines import EDICT, LEditsPP, RFSolver
+from rnri.methods import EDICT, LEditsPP, RFSolver
 from tests.pipelines import tiny_sd3, tiny_stable_diffusion
 
 PLAIN = ImplicitInverter(FixedPoint(2))

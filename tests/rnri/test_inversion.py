@@ -27,7 +27,7 @@ from rnri import (
     measured,
     sample,
 )
-from rnri.solvers.sharing import COARSE, Budget, needs
+from rnri.solvers.budget import COARSE, Budget, needs
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, flow_schedule, function_predictor, gaussian, schedule, scheduler, wavy
 

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 
 from experiments.rare_concepts.arm import Arm, inverted_seeds
-from experiments.results.settings import describe
+from experiments.cache.key import describe
 from seedselect import BestOf, SeedSelect
 from tests.commands import composed
 

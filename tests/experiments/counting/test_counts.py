@@ -8,7 +8,7 @@ import pytest
 
 from experiments.counting.counts import RANKS, bucket_sizes, main, read_count_table
 from experiments.counting.frequency import bucket_by_rank, bucket_by_threshold
-from experiments.counting.imagenet import imagenet_classes, imagenet_counts
+from experiments.counting.imagenet_counts import imagenet_classes, imagenet_counts
 
 LAION = Path(__file__).resolve().parents[4] / "shared" / "data" / "laion" / "imagenet1k_laion2b_counts.tsv"
 

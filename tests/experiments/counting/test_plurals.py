@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.counting.frequency import spellings
-from experiments.counting.imagenet import imagenet_classes
+from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.plurals import in_number
 from tests.experiments.counting.captions import batch_counts
 

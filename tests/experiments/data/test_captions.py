@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.data.captions import CaptionedImages
-from tests.stand_ins import captions, picture
+from tests.fakes import captions, picture
 
 TEXTS = ["a dog on a lawn", "a cat", "two dogs"]
 

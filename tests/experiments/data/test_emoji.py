@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.data import build_emoji
-from experiments.data.augment import AUGMENTATIONS, BACKGROUNDS, Augmentation, place, plain
+from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, place, plain
 from experiments.data.emoji import AugmentedDrawings, Drawings, read_table
 
 CORPUS = "assets/emoji"

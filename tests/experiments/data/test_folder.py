@@ -13,7 +13,7 @@ from PIL import Image
 from experiments.data import folder as folder_module
 from experiments.data.concepts import with_references
 from experiments.data.folder import FolderConcepts
-from experiments.data.listing import image_files, list_folder
+from experiments.data.scan import image_files, list_folder
 
 
 def source(root, **changes) -> FolderConcepts:

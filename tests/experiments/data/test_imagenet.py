@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.counting.imagenet import imagenet_classes
-from experiments.data import tables
+from experiments.counting.imagenet_counts import imagenet_classes
+from experiments.data import parquet as tables
 from experiments.data.concepts import choose, with_references
 from experiments.data.imagenet import ImageNetConcepts
 from experiments.data.images import UnreadableImage
 from experiments.data.splits import FolderSplit, TableSplit
-from tests.stand_ins import file_name, imagenet_count_table, imagenet_folders, imagenet_tables, picture
+from tests.fakes import file_name, imagenet_count_table, imagenet_folders, imagenet_tables, picture
 
 CLASSES = (0, 5, 134, 999)
 

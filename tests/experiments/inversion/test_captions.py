@@ -9,7 +9,7 @@ from experiments.data.images import Images
 from experiments.inversion.jobs import captioned, mismatched
 from tests.commands import composed
 from tests.pipelines import tiny_stable_diffusion
-from tests.stand_ins import captions
+from tests.fakes import captions
 
 TEXTS = ["a dog on a lawn", "a cat", "two dogs"]
 

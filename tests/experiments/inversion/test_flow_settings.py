@@ -3,10 +3,10 @@
 import pytest
 
 import train
-from experiments.cost import evaluations_a_step
+from experiments.planning.cost import evaluations_a_step
 from experiments.inversion.jobs import with_evaluations
 from experiments.inversion.report import summary
-from rnri.baselines import Midpoint, UniInv
+from rnri.methods import Midpoint, UniInv
 from tests.commands import composed
 
 

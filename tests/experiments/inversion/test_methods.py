@@ -7,10 +7,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from experiments.data.augment import plain
+from experiments.data.backgrounds import plain
 from experiments.data.emoji import Drawings
 from rnri import Corrected, ImplicitInverter, LatentDiffusion, check_schedule
-from rnri.baselines import UniInv
+from rnri.methods import UniInv
 
 FLOW = {
     "fireflow",

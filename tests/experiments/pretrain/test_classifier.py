@@ -11,7 +11,7 @@ from PIL import Image
 
 import train
 from experiments.data.labelled import LabelledDrawings, LabelledFolders
-from experiments.judges.classifier import load_classifier
+from experiments.evaluation.classifier import load_classifier
 from tests.experiments.pretrain.configured import configured
 
 TRAININGS = sorted(path.stem for path in Path("configs/experiment").glob("pretrain_*.yaml"))

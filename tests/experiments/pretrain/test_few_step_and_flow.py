@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import train
 from experiments.pretrain.denoiser import build_scheduler, build_text_encoder, build_tokenizer
-from experiments.pretrain.distilling import Kept, text_states
+from experiments.pretrain.distillation import Kept, text_states
 from experiments.pretrain.flow import (
     WITHOUT_T5,
     OneForMany,

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 import train
-from experiments.data.jitter import jitter
-from experiments.judges.classifier import load_classifier
+from experiments.data.augmentations import jitter
+from experiments.evaluation.classifier import load_classifier
 from experiments.pretrain.denoiser import build_tokenizer
-from experiments.pretrain.fitting import fastest_precision
+from experiments.pretrain.training import fastest_precision
 from seedselect import ClipFeatures
 from tests.experiments.pretrain.configured import configured
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from experiments.command.checks import check
+from experiments.config.validate import check
 from experiments.rare_concepts.arm import Arm, around_centroid, near_references
 from experiments.rare_concepts.budget import Budget
-from experiments.results.settings import describe
+from experiments.cache.key import describe
 from nao import centroid_seeds, norm_penalty
 from rnri import FixedPoint, ImplicitInverter
 from seedselect import BestOf, Made, Search, SeedSelect, Targets
 from tests.commands import composed
-from tests.experiments.small import Squares, carried_out, clip, judge, tiny
+from tests.experiments.tiny_configs import Squares, carried_out, clip, judge, tiny
 
 INVERTER = ImplicitInverter(FixedPoint(2))
 LOSS = SeedSelect(1, step_weights=(0.3, 0.7))

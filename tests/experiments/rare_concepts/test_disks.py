@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from experiments.command.errors import explain
-from experiments.results import files
-from experiments.results.files import CannotWrite
-from experiments.results.tables import log_to
-from tests.experiments.small import NAO, PLAIN, carried_out, rare_concepts, tiny
+from experiments.config.errors import explain
+from experiments.cache import atomic as files
+from experiments.cache.atomic import CannotWrite
+from experiments.reporting.tables import log_to
+from tests.experiments.tiny_configs import NAO, PLAIN, carried_out, rare_concepts, tiny
 
 PLACES = ("seeds/", "units/nao", "results.json", "images/")
 """In the order in which a run writes them; what lies between is written by the same function."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command.sharing import enter
+from experiments.runtime.run_lock import enter
 from tests.commands import begun, composed
 from tests.pipelines import tiny_stable_diffusion
-from tests.stand_ins import imagenet_count_table, imagenet_tables, timm_folder
+from tests.fakes import imagenet_count_table, imagenet_tables, timm_folder
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.results.images import NotFinite
+from experiments.reporting.finite import NotFinite
 from rnri import LatentDiffusion
-from tests.experiments.small import COLOURS, NAO, PLAIN, SELECT, carried_out, rare_concepts, tiny, trainer
+from tests.experiments.tiny_configs import COLOURS, NAO, PLAIN, SELECT, carried_out, rare_concepts, tiny, trainer
 
 
 class OneBadSeed(LatentDiffusion):

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from experiments.judges.classifier import Classifier
+from experiments.evaluation.classifier import Classifier
 from tests.commands import composed
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion
 

@@ -12,7 +12,7 @@ from benchmarks import inversion, seedselect
 from experiments.editing import make_benchmark
 from tests.commands import composed
 from tests.experiments.rare_concepts.test_lost_samples import OneBadSeed, totals
-from tests.experiments.small import NAO, PLAIN, carried_out, rare_concepts, tiny, trainer
+from tests.experiments.tiny_configs import NAO, PLAIN, carried_out, rare_concepts, tiny, trainer
 
 PROJECT = Path(__file__).resolve().parents[3]
 MEASURED = ("accuracy", "n", "not_finite", "fid", "kid")

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import train
 from experiments.rare_concepts.scoring import judge
-from experiments.results.wandb_run import describe, records
+from tools.inspect_wandb import describe, records
 from rnri import LatentDiffusion
 from tests.commands import carried_out, command, composed, forked
-from tests.experiments import small
+from tests.experiments import tiny_configs as small
 
 FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
 

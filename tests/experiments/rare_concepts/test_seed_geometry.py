@@ -8,7 +8,7 @@ import torch
 
 from experiments.rare_concepts.seed_geometry import norm_figure
 from tests.commands import carried_out
-from tests.experiments import small
+from tests.experiments import tiny_configs as small
 
 FEW = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
        "~task.inversions.aidi", "~task.inversions.rnri_mean_sign"]  # fmt: skip

@@ -11,7 +11,7 @@ from nao import norm_penalty, path_seeds
 from rnri import ImplicitInverter, RNRIMeanSign, accelerated
 from seedselect import SeedSelect
 from tests.devices import DEVICE, OnDevice, StandIn, stand_in
-from tests.experiments.small import NAO, PLAIN, SELECT, carried_out, rare_concepts
+from tests.experiments.tiny_configs import NAO, PLAIN, SELECT, carried_out, rare_concepts
 
 
 @pytest.fixture

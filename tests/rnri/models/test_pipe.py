@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rnri import LatentDiffusion, accelerated
-from rnri.models.frozen import frozen
+from rnri.models.eval_mode import frozen
 from tests.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 PROMPTS = ["a cat", "a dog"]

@@ -1,0 +1,32 @@
+"""Networks and figures of merit that judge images. They know no experiment."""
+
+from experiments.evaluation.classifier import Classifier, load_classifier
+from experiments.evaluation.inception import Inception, load_inception
+from experiments.evaluation.metrics import (
+    bootstrap_interval,
+    frechet_distance,
+    kernel_distance,
+    perceptual_distance,
+    psnr,
+    roc_auc,
+    ssim,
+)
+from experiments.evaluation.diversity import perceptual_vectors, precision_recall, resemblance, vendi_score
+
+__all__ = [
+    "Classifier",
+    "Inception",
+    "bootstrap_interval",
+    "frechet_distance",
+    "kernel_distance",
+    "load_classifier",
+    "load_inception",
+    "perceptual_distance",
+    "perceptual_vectors",
+    "precision_recall",
+    "psnr",
+    "resemblance",
+    "roc_auc",
+    "ssim",
+    "vendi_score",
+]

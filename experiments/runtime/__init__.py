@@ -1,0 +1,1 @@
+"""How a run executes: processes and their launcher, leases on units of work, resuming, loggers and progress."""

@@ -1,0 +1,1 @@
+"""Checks that reject broken or unsupported checkpoints before their weights are read."""

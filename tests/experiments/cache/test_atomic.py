@@ -1,0 +1,110 @@
+"""A file is whole or absent, has the mode that any other would have, and what stands in the way is said."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.cache.atomic import CannotWrite, check_writable, write_whole
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def put(path: Path, text: str = "new") -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_modes_of_new_files_and_folders_are_the_umasks(tmp_path, umask):
+    put(tmp_path / "folder" / "file.txt")
+    assert mode(tmp_path / "folder" / "file.txt") == 0o640 and mode(tmp_path / "folder") == 0o750
+
+
+def test_a_file_written_again_keeps_its_mode(tmp_path, umask):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    path.chmod(0o664)
+    put(path)
+    assert (path.read_text(), mode(path)) == ("new", 0o664)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_links_are_written_through(tmp_path, there):
+    target, link = tmp_path / "elsewhere" / "target.txt", tmp_path / "link.txt"
+    link.symlink_to(target)
+    if there:
+        put(target, "old")
+    put(link)
+    assert link.is_symlink() and target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_ending_and_the_longest_names_are_kept(tmp_path):
+    seen = []
+    write_whole(tmp_path / f"{'x' * 247}.parquet", lambda temporary: seen.append(temporary) or temporary.touch())
+    assert seen[0].suffix == ".parquet" and seen[0].name.startswith(".")
+
+
+def test_interrupted_write_leaves_nothing(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file.txt", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_said(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    put(tmp_path / "file.txt", "old")
+    with pytest.raises(CannotWrite, match=r"file\.txt cannot be written \(No space left on device\): make room"):
+        write_whole(tmp_path / "file.txt", fail)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def refuse(path, flags, mode=0o777):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)  # root may write everywhere
+    for attempt in (put, check_writable):
+        with pytest.raises(CannotWrite, match=r"file\.txt cannot be written \(Permission denied\)"):
+            attempt(tmp_path / "file.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    put(tmp_path / "file")
+    (tmp_path / "null").symlink_to(os.devnull)
+    places = {tmp_path: "it is a folder", tmp_path / "null": "it is no regular file",
+              tmp_path / "file" / "a.txt": "one of its folders is a file"}  # fmt: skip
+    for path, reason in places.items():
+        for attempt in (put, check_writable):
+            with pytest.raises(CannotWrite, match=rf"cannot be written \({reason}\)"):
+                attempt(path)
+
+
+def test_checking_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "file.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counting_starts_without_pytorch():
+    code = "import sys, experiments.counting.count_captions; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=120)

@@ -1,0 +1,91 @@
+"""What is on disk is whole or absent, and never taken for something else."""
+
+import resource
+
+import pytest
+import torch
+
+from experiments.cache import store
+from experiments.cache.atomic import CannotRead, CannotWrite
+from experiments.cache.store import SeedStore, UnitStore, content_hash, numerics
+
+
+def test_seed_is_found_again_under_the_same_fields_only(tmp_path):
+    store = SeedStore(tmp_path)
+    key = store.key(prompt="a camel", guidance=1.0)
+    store.put(key, {"seed": torch.arange(3.0)})
+    assert SeedStore(tmp_path).get({"guidance": 1.0, "prompt": "a camel"})["seed"].tolist() == [0, 1, 2]
+    assert store.get(store.key(prompt="a camel", guidance=2.0)) is None
+
+
+def test_damaged_file_counts_as_absent_and_is_written_anew(tmp_path):
+    store = SeedStore(tmp_path)
+    key = store.key(prompt="x")
+    store.put(key, {"seed": torch.ones(4)})
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    assert store.get(key) is None
+    store.put(key, {"seed": torch.zeros(4)})
+    assert store.get(key)["seed"].sum() == 0
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_unit(tmp_path):
+    units = UnitStore(tmp_path, {})
+    units.write("camel", {"images": torch.zeros(2)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CannotWrite, match=r"\.safetensors cannot be written \(.*File too large"):
+            units.write("camel", {"images": torch.ones(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert units.read("camel")[0]["images"].tolist() == [0, 0]
+    assert len(list(units.root.iterdir())) == 1
+
+
+def test_units_belong_to_their_settings(tmp_path):
+    units, others = UnitStore(tmp_path, {"steps": 20}), UnitStore(tmp_path, {"steps": 10})
+    assert not units.done("camel")
+    units.write("camel", {"images": torch.zeros(2)}, {"t": 1.5})
+    assert units.done("camel") and not others.done("camel")
+    assert units.read("camel")[1] == {"t": 1.5}
+    with pytest.raises(CannotRead, match=r"the unit camel, is not there or damaged: is its disk there"):
+        others.read("camel")
+
+
+def test_content_hash_sees_pixels():
+    a = torch.rand(3, 4, 4)
+    assert content_hash(a) == content_hash(a.clone()) != content_hash(a + 1e-3)
+
+
+def test_images_of_other_shapes_have_other_hashes():
+    a = torch.zeros(3, 4, 2)
+    assert content_hash(a) != content_hash(a.view(3, 2, 4))
+
+
+def test_units_of_other_rules_are_not_taken(tmp_path, monkeypatch):
+    units, seeds = UnitStore(tmp_path / "units", {"steps": 20}), SeedStore(tmp_path / "seeds")
+    assert units.empty()
+    units.write("camel", {"images": torch.zeros(2)}, {})
+    seeds.put(seeds.key(prompt="x"), {"seed": torch.ones(2)})
+    assert not units.empty()
+    monkeypatch.setattr(store, "RULES", store.RULES + 1)
+    assert not UnitStore(tmp_path / "units", {"steps": 20}).done("camel")
+    assert seeds.get(seeds.key(prompt="x")) is None
+
+
+def test_a_unit_cut_short_is_not_finished(tmp_path):
+    units = UnitStore(tmp_path, {})
+    units.write("camel", {"images": torch.zeros(200)}, {})
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not units.done("camel")
+    with pytest.raises(CannotRead, match=r"the unit camel, is not there or damaged"):
+        units.read("camel")
+
+
+def test_numerics_tell_precisions_and_devices_apart():
+    one, cpu = numerics("32-true", torch.device("cpu")), torch.device("cpu")
+    assert one == numerics("32-true", torch.device("cpu:0"))
+    assert one != numerics("bf16-mixed", cpu) and one != numerics("32-true", torch.device("cuda:1"))
+    assert numerics("32-true", torch.device("cuda:0")) == numerics("32-true", torch.device("cuda:1"))

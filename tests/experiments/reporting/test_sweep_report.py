@@ -1,0 +1,138 @@
+"""Sweeps: what W&B reads, what Hydra's multirun leaves, and the report of either from files."""
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
+
+import train
+from experiments.reporting.sweep_report import choose, curves, read_sweep
+from tests.commands import composed, forked
+from tests.experiments.inversion.test_task import ONE
+
+
+def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
+    finished = forked(
+        "-m", "experiment=lam", "lam=0,0.5", f"run_dir={tmp_path}", "task.images=2", "trainer.accelerator=cpu",
+        f"task.settings=[{ONE}]",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    table = read_sweep(tmp_path, ["lam"])
+    assert sorted(table["lam"].unique()) == [0, 0.5]
+    second = table[(table["method"] == "rnri") & (table["evaluations"] == 2)]
+    assert second["latent_mse"].nunique() == 2  # the prior's weight changes the seeds
+    report = subprocess.run(
+        [sys.executable, "-m", "experiments.reporting.sweep_report", str(tmp_path), "--keys", "lam"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "sweep.png").stat().st_size > 0 and "| 0.5 |" in (tmp_path / "sweep.md").read_text()
+    with pytest.raises(ValueError, match="no key 'lamda'"):
+        read_sweep(tmp_path, ["lamda"])
+
+
+def swept(folder: Path) -> Path:
+    """A sweep over two keys, as runs leave it: two methods, two buckets."""
+    for rate, weight in product((0.1, 0.2), (1, 10)):
+        run = folder / f"{rate}_{weight}"
+        run.mkdir()
+        (run / "config.yaml").write_text(f"select: {{lr: {rate}, weight: {weight}}}\n")
+        rows = [
+            {"method": method, "bucket": bucket, "accuracy": rate * weight}
+            for method, bucket in product(("plain", "ours"), ("tail", "total"))
+        ]
+        (run / "results.json").write_text(json.dumps({"rows": rows}))
+    return folder
+
+
+def test_a_sweep_over_two_keys_draws_a_line_for_each_value_of_the_second(tmp_path):
+    keys = ["select.lr", "select.weight"]
+    table = choose(read_sweep(swept(tmp_path), keys), "bucket == 'tail' and method == 'ours'")
+    lines = curves(table, keys, ["accuracy"]).axes[0].lines
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+    assert drawn == {"weight 1": ([0.1, 0.2], [0.1, 0.2]), "weight 10": ([0.1, 0.2], [1.0, 2.0])}
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("bucket = 3", "columns are"), ("colour == 1", "columns are"), ("accuracy > 9", "none of the 16")],
+)
+def test_a_condition_that_chooses_nothing_is_named(tmp_path, where, said):
+    with pytest.raises(ValueError, match=said):
+        choose(read_sweep(swept(tmp_path), ["select.lr"]), where)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("results.json", "", "cannot be read as JSON"),
+        ("results.json", '{"rows": [{"method"', "cannot be read as JSON"),
+        ("results.json", "\x80", "cannot be read as JSON"),
+        ("results.json", "[]", "no rows"),
+        ("results.json", '{"rows": []}', "no rows"),
+        ("results.json", '{"rows": [1]}', "no rows"),
+        ("results.json", "{}", "no rows"),
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "", "no keys"),
+        ("config.yaml", "[1]", "no keys"),
+        ("config.yaml", None, "cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path, capsys, file, content, said):
+    damaged = swept(tmp_path) / "0.1_1" / file
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content.encode("latin-1"))
+    table = read_sweep(tmp_path, ["select.lr", "select.weight"])
+    told = capsys.readouterr().err
+    assert len(table) == 12 and told.count("\n") == 1 and str(damaged) in told and said in told
+
+
+def test_a_sweep_of_damaged_runs_is_named(tmp_path):
+    for file in swept(tmp_path).rglob("results.json"):
+        file.write_text("")
+    with pytest.raises(ValueError, match=r"none of the 4 results\.json"):
+        read_sweep(tmp_path, ["select.lr"])
+
+
+def test_a_key_with_others_below_it_is_no_value(tmp_path):
+    with pytest.raises(ValueError, match="several keys below 'select': name one of lr, weight"):
+        read_sweep(swept(tmp_path), ["select"])
+
+
+def test_a_sweep_without_runs_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no results\.json"):
+        read_sweep(tmp_path, ["lam"])
+
+
+SMALL = {
+    "lam": ["task.images=1"],
+    "rare_concepts": ["data.concepts=1", "task.steps=4", "task.samples=1", "select.iterations=1"],
+}
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_run_of_the_wandb_sweep_logs_its_metric_before_its_end(path, tmp_path):
+    sweep = load_sweep_config(str(path))  # the loader of `wandb sweep FILE`
+    assert sweep["program"] == "train.py"
+    fixed = [word for word in sweep["command"] if not word.startswith("${")]
+    names = list(sweep["parameters"])
+    for values in product(*(spec["values"] for spec in sweep["parameters"].values())):
+        given = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+        own = create_sweep_command_args({"args": given})["args_no_hyphens"]  # as the agent writes them
+        config = composed(*fixed, *own)
+        assert config.logger.wandb and len(own) == len(names)
+    small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
+    config = composed(*fixed, *own, *small)
+    task, trainer = train.prepare(config)
+    (task.run if config.name == "lam" else task.make_images)(trainer)  # real images are not judged for FID here
+    logged = pd.read_csv(tmp_path / "metrics.csv")
+    assert logged["step"].is_monotonic_increasing
+    history = logged[sweep["metric"]["name"]].dropna()
+    assert len(history) == (2 if config.name == "lam" else 1)  # after the one unit, and with the table
+    assert history.nunique() == 1

@@ -1,0 +1,101 @@
+"""The main job on coloured squares, in this process: a tiny random model, no files but those that the run writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from lightning.pytorch import Trainer
+
+from experiments.data.concepts import Concept
+from experiments.data.images import Images
+from experiments.evaluation.classifier import Classifier
+from experiments.rare_concepts import Arm, RareConcepts
+from nao import centroid_seeds
+from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
+from seedselect import ClipFeatures, SeedSelect
+from tests.pipelines import tiny_stable_diffusion
+
+COLOURS = {"cat": (250, 120, 20), "owl": (30, 60, 200), "fox": (200, 30, 30)}
+PLAIN = Arm(1.0)
+NAO = Arm(1.0, ImplicitInverter(FixedPoint(2)), centroid_seeds)
+SELECT = Arm(1.0, ImplicitInverter(FixedPoint(2)), centroid_seeds, SeedSelect(1, step_weights=(0.3, 0.7)))
+
+
+def square(item: tuple[str, int], size: tuple[int, int]) -> np.ndarray:
+    """A colour, its upper half darker by the image's number."""
+    name, number = item
+    image = np.broadcast_to(np.array(COLOURS[name], np.uint8)[:, None, None], (3, *size)).copy()
+    image[:, : size[0] // 2] //= number + 2
+    return image
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A source of three rare concepts with three references each, and two held-out images."""
+
+    def concepts(self) -> list[Concept]:
+        return [
+            Concept(name, f"a {name}", 5, "tail", Images([(name, k) for k in range(3)], square)) for name in COLOURS
+        ]
+
+    def real_images(self) -> Images:
+        return Images([(name, k) for name in COLOURS for k in (7, 8)], square)
+
+    def held_out(self) -> dict[str, Images]:
+        return {name: Images([(name, k) for k in (7, 8)], square) for name in COLOURS}
+
+
+def tiny(device: object = "cpu", *, kind: type[LatentDiffusion] = LatentDiffusion) -> LatentDiffusion:
+    return kind(tiny_stable_diffusion().to(device))
+
+
+clip = partial(ClipFeatures.from_pretrained, "assets/models/clip", dtype=torch.float32, local_files_only=True)
+
+
+def trainer(**options: object) -> Trainer:
+    defaults = {
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "inference_mode": False,
+        "use_distributed_sampler": False, "enable_model_summary": False, "enable_checkpointing": False,
+    }  # fmt: skip
+    return Trainer(**defaults | options)
+
+
+def judge(folder: Path, labels: Sequence[str] = tuple(COLOURS), seed: int = 0) -> str:
+    """A random classifier with these labels, saved in ``folder``."""
+    if not (folder / "config.json").is_file():
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = timm.create_model("resnet10t", num_classes=len(labels))
+        Classifier(network, labels, 16, (0.5,) * 3, (0.5,) * 3).save(folder, "resnet10t")
+    return str(folder)
+
+
+def emoji_judge(folder: Path) -> str:
+    """One with the labels of the embedded corpus, whose features are had in no time."""
+    labels = json.loads(Path("assets/models/classifier/config.json").read_text())["labels"]
+    return f"data.classifier={judge(folder, labels)}"
+
+
+def rare_concepts(folder: Path, arms: Mapping[str, Arm], **changes: object) -> RareConcepts:
+    """The task, not prepared yet; what it needs besides is written to ``folder``."""
+    options = {
+        "source": Squares(), "concepts": "all", "buckets": ["tail"], "model": tiny, "clip": clip,
+        "classifier": judge(folder / "judge"), "arms": arms, "steps": 2, "samples": 2, "references": 2,
+        "concepts_per_batch": 3, "seed": 0, "run_dir": str(folder / "run"), "checkpoint": False,
+    }  # fmt: skip
+    return RareConcepts(**options | changes)
+
+
+def carried_out(task: RareConcepts, **options: object) -> RareConcepts:
+    """``task`` prepared and run to its end."""
+    own = trainer(**options)
+    task.prepare(own)
+    task.run(own)
+    return task

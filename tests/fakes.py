@@ -1,0 +1,128 @@
+"""Small data sets and checkpoints in the true formats: ImageNet as on the hub or in folders, COCO's captions.
+
+``python -m tests.fakes FOLDER`` makes ImageNet's classes with made images, their counts, a random judge and
+a random Stable Diffusion of reduced width, for trying commands out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from experiments.counting.imagenet_counts import imagenet_classes
+
+
+def picture(index: int, number: int, side: int = 20) -> bytes:
+    """A JPEG file of one colour a class, its upper part darker by the image's number."""
+    colour = np.array([(37 * index) % 256, (91 * index + 40) % 256, (53 * index + 90) % 256], np.uint8)
+    image = np.broadcast_to(colour, (side, side + 4, 3)).copy()
+    image[: 1 + number % side] //= 2
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG")
+    return file.getvalue()
+
+
+def file_name(index: int, number: int, split: str) -> str:
+    """As in ImageNet: the training images carry the WordNet id."""
+    wnid = imagenet_classes()[index].wnid
+    return f"{wnid}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{1000 * index + number:08d}.JPEG"
+
+
+def imagenet_tables(
+    folder: Path, classes: Iterable[int], train: int, validation: int, *, files: int = 2, group: int = 7
+) -> Path:
+    """Parquet files as on the hub: ``data/SPLIT-00000-of-00002.parquet`` in shuffled rows, ``group`` a row group."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[c.name for c in imagenet_classes()])}
+    )
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema({"image": kind, "label": pa.int64()}).with_metadata(features.arrow_schema.metadata)
+    (folder / "data").mkdir(parents=True)
+    for split, count in (("train", train), ("validation", validation)):
+        places = [(index, number) for index in classes for number in range(count)]
+        places = [places[k] for k in np.random.default_rng(0).permutation(len(places))]
+        for part in range(files):
+            own = places[part::files]
+            names = [file_name(*place, split) for place in own]
+            if split == "train":  # the hub's copies repeat the WordNet id
+                names = [f"{Path(name).stem}_{name.split('_')[0]}.JPEG" for name in names]
+            images = [{"bytes": picture(*place), "path": name} for place, name in zip(own, names, strict=True)]
+            table = pa.table({"image": pa.array(images, kind), "label": [index for index, _ in own]}, schema)
+            path = folder / "data" / f"{split}-{part:05d}-of-{files:05d}.parquet"
+            pq.write_table(table, path, row_group_size=group)
+    return folder
+
+
+def imagenet_folders(folder: Path, classes: Iterable[int], train: int, validation: int) -> Path:
+    """The same images in folders by WordNet id."""
+    for split, kind, count in (("train", "train", train), ("val", "validation", validation)):
+        for index in classes:
+            own = folder / split / imagenet_classes()[index].wnid
+            own.mkdir(parents=True)
+            for number in range(count):
+                (own / file_name(index, number, kind)).write_bytes(picture(index, number))
+    return folder
+
+
+def imagenet_count_table(path: Path) -> Path:
+    """Counts by WordNet id: 20 million, falling to 200."""
+    lines = [f"{c.wnid}\t{int(2e7 * 10 ** (-c.index / 200))}" for c in imagenet_classes()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def captions(folder: Path, texts: Sequence[str]) -> Path:
+    """COCO's form: ``annotations.json`` with two captions an image, and the folder ``images``."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for k, text in enumerate(texts):
+        images.append({"id": 100 - k, "file_name": f"{k:012d}.jpg", "height": 20, "width": 24})
+        annotations.append({"image_id": 100 - k, "id": 2 * k + 1, "caption": "another caption"})
+        annotations.append({"image_id": 100 - k, "id": 2 * k, "caption": f"{text}\n"})
+        (folder / "images" / f"{k:012d}.jpg").write_bytes(picture(k, k))
+    content = {"images": images, "annotations": annotations}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+def timm_folder(folder: Path) -> Path:
+    """A small random classifier of ImageNet's 1,000 classes, as timm saves one."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    narrow = {"channels": [8, 8, 16, 16], "stem_width": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("resnet10t", num_classes=len(imagenet_classes()), **narrow)
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (3, 32, 32)}
+    save_for_hf(network, folder, model_args=narrow, safe_serialization=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fakes", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=4, help="of the training split, a class")
+    options = parser.parse_args()
+    from tests.pipelines import tiny_stable_diffusion
+
+    imagenet_tables(options.folder / "imagenet", range(options.classes), options.images, 1)
+    imagenet_count_table(options.folder / "counts.tsv")
+    timm_folder(options.folder / "judge")
+    tiny_stable_diffusion().save_pretrained(options.folder / "model")
+    print(f"{options.classes} classes, counts and a model are in {options.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Methods that are not implicit walks: exact where they claim to be, and honest where they do not."""
+
+import pytest
+import torch
+
+from rnri import (
+    Condition,
+    FixedPoint,
+    ImplicitInverter,
+    LatentDiffusion,
+    NoisePredictor,
+    PromptAware,
+    SafeguardedAnderson,
+    Schedule,
+    sample,
+)
+from rnri.methods import BDIA, EDICT, OBELM, DirectInversion, EditFriendly, NegativePrompt, NullText, SDEdit
+from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
+from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
+
+EXACT = [EDICT(), EDICT(mix=1.0), BDIA(), BDIA(gamma=0.5), OBELM(), DirectInversion(), EditFriendly(keep_last_map=True)]
+ALL = [*EXACT, EditFriendly(), NegativePrompt(), NullText(iterations=3), SDEdit()]
+ADJUSTED = PromptAware(ImplicitInverter(SafeguardedAnderson(8, tolerance=1e-4), "fitted"))
+
+
+def name(method):
+    return str(method)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LatentDiffusion(tiny_stable_diffusion())
+
+
+@pytest.fixture(scope="module")
+def exact_model():
+    return LatentDiffusion(tiny_stable_diffusion().to(torch.float64))
+
+
+def latents(batch=3):
+    return torch.randn(batch, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+@pytest.mark.parametrize("method", EXACT, ids=name)
+def test_exact_methods_round_trip_on_gaussian_data(method, steps):
+    denoiser, z0 = gaussian(batch=3)
+    predictor = NoisePredictor(denoiser)
+    inversion = method.invert(z0, predictor, schedule(steps))
+    assert inversion.converged.all() and not inversion.single_latent and inversion.residual.isnan().all()
+    again = method.reconstruct(inversion, predictor, schedule(steps))
+    torch.testing.assert_close(again, z0, rtol=0, atol=1e-6 if method == BDIA(gamma=0.5) else 1e-9)
+
+
+@pytest.mark.parametrize("method", EXACT, ids=name)
+def test_exact_methods_round_trip_through_a_network_with_guidance(model, method):
+    z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(5)
+    inversion = method.invert(z0, predictor, steps)
+    again = method.reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(again.float(), z0, rtol=0, atol=2e-4)  # the network is float32
+
+
+@pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
+def test_an_image_alone_and_in_a_batch(exact_model, method):
+    """In float64: BDIA and O-BELM magnify rounding, and null-text's Adam that of gradients near zero."""
+    z0, steps, prompts = latents(), exact_model.schedule(4), ["a cat", "dog", "x"]
+    together = method.invert(z0, exact_model.predictor(prompts, 3.0), steps)
+    images = method.reconstruct(together, exact_model.predictor(prompts, 3.0), steps)
+    for i, prompt in enumerate(prompts):
+        predictor = exact_model.predictor([prompt], 3.0)
+        alone = method.invert(z0[i : i + 1], predictor, steps)
+        torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(images[i], method.reconstruct(alone, predictor, steps)[0], rtol=1e-6, atol=1e-6)
+        assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", ALL, ids=name)
+def test_every_dtype_of_the_network(method, dtype):
+    """The exact ones meet their image in any: both directions round alike."""
+    model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
+    z0, predictor, steps = latents(2), model.predictor(["a cat", "dog"], 3.0), model.schedule(4)
+    inversion = method.invert(z0, predictor, steps)
+    again = method.reconstruct(inversion, predictor, steps)
+    assert inversion.seed.dtype == again.dtype == torch.float64 and again.isfinite().all()
+    if method in EXACT:
+        torch.testing.assert_close(again.float(), z0, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ALL, ids=name)
+def test_counts_are_the_predictors(model, method):
+    predictor, walked = model.predictor(["a cat", "dog", "x"], 3.0), []
+    inversion = method.invert(latents(), predictor, model.schedule(4), lambda k, z: walked.append((k, z.shape)))
+    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    assert inversion.backward.sum() == predictor.backward_evaluations
+    assert inversion.evaluations.shape == (4, 3)
+    assert walked == ([] if isinstance(method, SDEdit) else [(k, (3, *LATENT_SHAPE)) for k in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("method", "elements"),
+    [(EDICT(), 1), (OBELM(), 1), (DirectInversion(), 6), (EditFriendly(), 6), (NegativePrompt(), 0), (SDEdit(), 0)],
+    ids=name,
+)
+def test_what_must_be_stored(model, method, elements):
+    inversion = method.invert(latents(), model.predictor(["a", "b", "c"], 2.0), model.schedule(6))
+    assert inversion.extra_bytes == elements * 8 * torch.Size(LATENT_SHAPE).numel()
+
+
+@pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
+def test_a_spoilt_sample_is_visible_and_alone(method):
+    def explosive(z, number):
+        return torch.where(number == 1, torch.full_like(z, torch.nan), 0.3 * wavy(z, number))
+
+    z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inversion = method.invert(z0, function_predictor(explosive, 3), schedule(5))
+    solved = method in EXACT or method is ADJUSTED
+    assert inversion.converged.tolist() == [solved, False, solved]
+    rows = torch.tensor([0, 2])
+    others = NoisePredictor(FunctionDenoiser(lambda z, number: 0.3 * wavy(z, number), rows))
+    alone = method.invert(z0[rows], others, schedule(5))
+    torch.testing.assert_close(inversion.seed[rows], alone.seed, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [BDIA(), OBELM()], ids=name)
+def test_two_step_samplers_need_steps_that_join(method):
+    steps = Schedule.from_scheduler(scheduler(timestep_spacing="linspace"), 7)
+    denoiser, z0 = gaussian(batch=1)
+    with pytest.raises(ValueError, match="does not end where the next begins"):
+        method.invert(z0, NoisePredictor(denoiser), steps)
+
+
+def test_obelm_is_more_accurate_than_bdia_than_ddim():
+    """Against the exact flow of Gaussian data, taken with very many DDIM steps."""
+    denoiser, z0 = gaussian(batch=4)
+    fine = denoiser.seed(z0, schedule(500))
+    errors = {}
+    for method in (OBELM(), BDIA(gamma=1.0), ImplicitInverter(FixedPoint(1))):
+        seed = method.invert(z0, NoisePredictor(denoiser), schedule(50)).seed
+        errors[type(method)] = (seed - fine).square().mean()
+    assert errors[OBELM] < 0.5 * errors[ImplicitInverter]
+
+
+def test_negative_prompt_cancels_guidance(model):
+    z0, steps = latents(), model.schedule(6)
+    prompts = ["a cat", "dog", "x"]
+    guided, plain = model.predictor(prompts, 7.5), model.predictor(prompts)
+    method = NegativePrompt()
+    cancelled = method.reconstruct(method.invert(z0, guided, steps), guided, steps)
+    ddim = ImplicitInverter(FixedPoint(1))
+    expected = ddim.reconstruct(ddim.invert(z0, plain, steps), plain, steps)
+    torch.testing.assert_close(cancelled, expected)
+    source = guided.with_negative(guided.denoiser.positive)
+    inversion = method.invert(z0, guided, steps)
+    assert inversion.residual.isnan().all()  # it solves another equation than the guided one
+    seed = inversion.seed
+    torch.testing.assert_close(sample(seed, source, steps), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_null_text_improves_on_its_negative_prompt(model):
+    z0, steps = latents(), model.schedule(6)
+    predictor = model.predictor(["a cat", "dog", "x"], 7.5)
+    errors = []
+    for iterations in (1, 10):
+        method = NullText(iterations=iterations, threshold=0)
+        again = method.reconstruct(method.invert(z0, predictor, steps), predictor, steps)
+        errors.append((again - z0).square().flatten(1).mean(1))
+    plain = sample(method.invert(z0, predictor, steps).seed, predictor, steps)
+    assert (errors[1] < errors[0]).all()
+    assert (errors[1] < (plain - z0).square().flatten(1).mean(1)).all()
+
+
+def test_null_text_without_guidance_is_ddim(model):
+    z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"]), model.schedule(4)
+    inversion = NullText().invert(z0, predictor, steps)
+    assert torch.equal(inversion.seed, ImplicitInverter(FixedPoint(1)).invert(z0, predictor, steps).seed)
+    assert not inversion.extra and inversion.backward.sum() == 0
+
+
+def test_null_text_stops_by_sample(model):
+    predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(4)
+    z0 = latents()
+    easy = NullText(iterations=8, threshold=1e9).invert(z0, predictor, steps)
+    assert (easy.evaluations == 1 + 1 + 1 + 1).all() and (easy.backward == 1).all()
+
+
+def test_null_text_of_a_spoilt_sample_leaves_the_others_as_they_are(model):
+    z0, steps = latents(2), model.schedule(3)
+    z0[1] = torch.nan
+    method = NullText(iterations=2)
+    both = method.invert(z0, model.predictor(["a cat", "dog"], 3.0), steps)
+    alone = method.invert(z0[:1], model.predictor(["a cat"], 3.0), steps)
+    assert both.extra["negative"][1].isnan().any()
+    torch.testing.assert_close(both.extra["negative"][:1], alone.extra["negative"], rtol=0, atol=1e-3)
+
+
+def test_the_negative_condition_needs_guidance(model):
+    predictor = model.predictor(["a cat"])
+    with pytest.raises(ValueError, match="guidance is off"):
+        predictor.with_negative(Condition(torch.zeros(1, 16, 32)))
+
+
+def test_sdedit_is_the_sampler_on_part_of_the_schedule():
+    denoiser, z0 = gaussian(batch=2)
+    steps, method = schedule(10), SDEdit(strength=0.3)
+    inversion = method.invert(z0, NoisePredictor(denoiser), steps)
+    a = steps.alpha_bar[7].item()
+    noise = (inversion.seed - a**0.5 * z0) / (1 - a) ** 0.5
+    assert torch.allclose(noise[0], noise[1])  # the same for every image
+    again = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
+    torch.testing.assert_close(again, sample(inversion.seed, NoisePredictor(denoiser), steps.last(3)))
+    assert not inversion.converged.any()
+
+
+def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
+    """Against diffusers' DDIM scheduler with eta = 1, which is handed the maps as its noise."""
+    denoiser, z0 = gaussian(batch=2)
+    reference, steps = scheduler(), schedule(10)
+    reference.set_timesteps(10)
+    inversion = EditFriendly(keep_last_map=True).invert(z0, NoisePredictor(denoiser), steps)
+    z = inversion.seed
+    for i, t in enumerate(reference.timesteps):
+        z = reference.step(denoiser(z, int(t)), t, z, eta=1.0, variance_noise=inversion.extra["maps"][:, i]).prev_sample
+    torch.testing.assert_close(z, z0, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("noising", ["inversion", "random"])
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
+    z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(10)
+    inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=3e-6), "fitted")
+    method, path = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations), []
+    inversion = method.invert(z0, predictor, steps, lambda k, z: path.append((k, z)))
+    assert inversion.evaluations.shape == (10, 3) and [k for k, _ in path] == list(range(10))
+    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    again = method.reconstruct(inversion, predictor, steps)
+    assert inversion.converged.all()
+    torch.testing.assert_close(again, inversion.z0, rtol=0, atol=2e-3)
+    assert (inversion.z0 - z0).abs().mean() > 1e-4  # it does adjust
+    torch.testing.assert_close(sample(path[4][1], predictor, steps.last(5)), inversion.z0, rtol=0, atol=2e-3)
+
+
+def test_reuse_changes_the_work_not_the_latent(model):
+    z0, steps = latents(), model.schedule(10)
+    inner, found = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-7), "fitted"), {}
+    for reuse in (True, False):
+        predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+        found[reuse] = PromptAware(inner, reuse=reuse).invert(z0, predictor, steps)
+    torch.testing.assert_close(found[True].z0, found[False].z0)
+    torch.testing.assert_close(found[True].seed, found[False].seed, rtol=0, atol=1e-3)
+    assert (found[True].evaluations.sum(0) < found[False].evaluations.sum(0)).all()
+
+
+def test_reuse_needs_a_seed_and_steps_to_go_on(model):
+    predictor = model.predictor(["a cat", "dog", "x"])
+    with pytest.raises(ValueError, match="EDICT cannot start in mid-schedule"):
+        PromptAware(EDICT()).invert(latents(), predictor, model.schedule(4))
+    with pytest.raises(ValueError, match="steps=2 must be fewer"):
+        PromptAware(ImplicitInverter(FixedPoint())).invert(latents(), predictor, model.schedule(2))
+
+
+def test_the_adjustment_is_the_identity_on_what_can_be_reached_exactly():
+    denoiser, z0 = gaussian(batch=2)
+    predictor, steps = NoisePredictor(denoiser), schedule(500)
+    adjusted = PromptAware(ImplicitInverter(FixedPoint(1)), steps=2).adjust(z0, predictor, steps)
+    torch.testing.assert_close(adjusted[0], z0, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EDICT(mix=0), "mix=0"),
+        (lambda: BDIA(gamma=1.5), "gamma=1.5"),
+        (lambda: SDEdit(strength=0), "strength=0"),
+        (lambda: NullText(iterations=0), "iterations=0"),
+        (lambda: PromptAware(ImplicitInverter(FixedPoint()), noising="none"), "noising='none'"),
+        (lambda: PromptAware(ImplicitInverter(FixedPoint()), steps=0), "steps=0"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

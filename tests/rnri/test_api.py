@@ -1,0 +1,201 @@
+"""Invert, then a plain pipeline call returns the image: for every family."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, LatentConsistencyModelPipeline, LCMScheduler, PNDMScheduler
+from PIL import Image
+
+import rnri
+from rnri.methods import EDICT
+from tests.pipelines import tiny_flux, tiny_sd3, tiny_stable_diffusion, tiny_stable_diffusion_xl
+
+PROMPTS = ["a cat", "two dogs"]
+
+
+def with_scheduler(pipe, kind, **options):
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
+    return pipe
+
+
+def lcm():
+    pipe = tiny_stable_diffusion(unet={"time_cond_proj_dim": 8})
+    parts = {**pipe.components, "scheduler": LCMScheduler.from_config(pipe.scheduler.config)}
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
+PIPES = {
+    "sd": tiny_stable_diffusion,
+    "sd pndm": lambda: with_scheduler(tiny_stable_diffusion(), PNDMScheduler, skip_prk_steps=True),
+    "sd v": lambda: tiny_stable_diffusion("v_prediction"),
+    "turbo": lambda: with_scheduler(
+        tiny_stable_diffusion(), EulerAncestralDiscreteScheduler, timestep_spacing="trailing"
+    ),
+    "lcm lora": lambda: with_scheduler(tiny_stable_diffusion(), LCMScheduler),
+    "lcm": lcm,
+    "sdxl": tiny_stable_diffusion_xl,
+    "sd3": tiny_sd3,
+    "sd3 without t5": lambda: tiny_sd3(t5=False),
+    "flux dev": tiny_flux,
+    "flux schnell": lambda: tiny_flux(guidance_embeds=False),
+}
+
+
+def made(name):
+    """A pipeline whose random network is calm enough for its steps to have inverses."""
+    pipe = PIPES[name]()
+    last = pipe.unet.conv_out if getattr(pipe, "unet", None) else pipe.transformer.proj_out
+    with torch.no_grad():
+        for weight in last.parameters():
+            weight.mul_(0.02)
+    return pipe
+
+
+def pictures(height=16, width=16):
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def latents_again(pipe, inversion):
+    """What a plain call of the pipeline ends at, with nothing but its scheduler set."""
+    found, pipe.scheduler = pipe.scheduler, rnri.scheduler_for(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        images = pipe(**inversion.call, output_type="latent").images
+    finally:
+        pipe.scheduler = found
+    return rnri.LatentDiffusion(pipe).family.unpack(images, inversion.seed.shape[-2:])
+
+
+def check_again(pipe, inversion):
+    """The pipeline's call is our sampler to rounding, and gives the image's latents back."""
+    again, model = latents_again(pipe, inversion).double(), rnri.LatentDiffusion(pipe, image_size=inversion.image_size)
+    predictor = model.predictor(inversion.prompts, inversion.guidance, list(inversion.negative_prompts))
+    ours = model.sample(inversion.seed, predictor, model.schedule(inversion.steps))
+    torch.testing.assert_close(again, ours, rtol=0, atol=2e-4)
+    assert (again - inversion.z0).abs().max() < 0.02 * inversion.z0.abs().max()
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_plain_call_of_the_pipeline_returns_the_image(name):
+    pipe = made(name)
+    inversion = rnri.api(pipe, pictures(), PROMPTS, steps=3, method=rnri.accelerated(8, 1e-9))
+    assert inversion.latents.dtype == torch.float32
+    check_again(pipe, inversion)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux dev"])
+def test_no_square_and_guidance(name):
+    pipe, guidance = made(name), 2.0
+    inversion = rnri.api(
+        pipe, pictures(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.accelerated(8, 1e-9),
+        negative_prompt="" if name == "flux dev" else ["fog", "rain"],
+    )  # fmt: skip
+    assert inversion.image_size == (16, 24)
+    check_again(pipe, inversion)
+
+
+def state(pipe):
+    return {
+        "scheduler": (id(pipe.scheduler), dict(pipe.scheduler.config), pipe.scheduler.timesteps.clone()),
+        "modes": [module.training for part in pipe.components.values() if isinstance(part, torch.nn.Module)
+                  for module in part.modules()],
+        "weights": [(id(w), w.requires_grad, w.dtype) for part in pipe.components.values()
+                    if isinstance(part, torch.nn.Module) for w in part.parameters()],
+        "processors": {k: id(v) for k, v in getattr(pipe, "unet", None or pipe.components.get("transformer"))
+                       .attn_processors.items()},
+        "attributes": set(vars(pipe)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux dev"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_pipe_is_left_as_found(name, fails):
+    pipe = PIPES[name]()
+    network = pipe.components.get("unet") or pipe.components["transformer"]
+    network.train()
+    before = state(pipe)
+
+    def callback(*_):
+        if fails:
+            raise KeyboardInterrupt
+
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            rnri.api(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
+    else:
+        rnri.api(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
+    after = state(pipe)
+    timesteps = before["scheduler"][2], after["scheduler"][2]
+    assert torch.equal(*timesteps)
+    assert before["scheduler"][:2] == after["scheduler"][:2]
+    assert {k: v for k, v in before.items() if k != "scheduler"} == {k: v for k, v in after.items() if k != "scheduler"}
+
+
+def test_pil_lists_and_tensors_are_the_same():
+    pipe, values = tiny_stable_diffusion(), (pictures() * 255).round().byte()
+    pil = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in values]
+    tensors = values.float() / 255
+    seeds = [rnri.api(pipe, images, PROMPTS, steps=2).seed for images in (pil, tensors, list(tensors), tuple(pil))]
+    for seed in seeds[1:]:
+        torch.testing.assert_close(seed, seeds[0], rtol=0, atol=1e-6)
+    one = rnri.api(pipe, pil[0], PROMPTS[0], steps=2)
+    torch.testing.assert_close(one.seed, seeds[0][:1], rtol=0, atol=1e-4)
+
+
+def test_the_callback_sees_every_step_as_the_pipeline_would():
+    pipe, seen = tiny_flux(), []
+    inversion = rnri.api(pipe, pictures(), PROMPTS, steps=3, callback_on_step_end=lambda *step: seen.append(step))
+    assert [k for _, k, _, _ in seen] == [0, 1, 2] and all(p is pipe for p, *_ in seen)
+    assert [t for _, _, t, _ in seen] == inversion.timesteps.flip(0).tolist()
+    assert torch.equal(seen[-1][3]["latents"], inversion.latents) and inversion.latents.shape == (2, 16, 16)
+
+
+def test_a_scheduler_of_ours_is_followed_as_its_source_is():
+    pipe = PIPES["turbo"]()
+    expected = rnri.api(pipe, pictures(), PROMPTS, steps=2).seed
+    pipe.scheduler = rnri.scheduler_for(pipe)
+    assert torch.equal(rnri.api(pipe, pictures(), PROMPTS, steps=2).seed, expected)
+    assert not isinstance(rnri.scheduler_for(pipe).source, rnri.DeterministicScheduler)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_offloaded_parts_go_back_as_after_a_call_of_the_pipeline(fails, monkeypatch):
+    pipe, freed = tiny_stable_diffusion(), []
+    monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: freed.append(self))
+    if fails:
+        monkeypatch.setattr(pipe.vae, "encode", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        rnri.api(pipe, pictures(), PROMPTS, steps=2)
+    assert freed == [pipe]
+
+
+def test_empty_negative_prompts_beside_others_have_no_plain_call_in_sdxl():
+    with pytest.raises(ValueError, match="give every image a negative prompt, or none"):
+        rnri.api(tiny_stable_diffusion_xl(), pictures(), PROMPTS, steps=2, guidance=3, negative_prompt=["fog", ""])
+
+
+BAD = {
+    "sizes": (dict(images=[torch.rand(3, 16, 16), torch.rand(3, 16, 18)]), "different shapes"),
+    "bytes": (dict(images=torch.zeros(2, 3, 16, 16, dtype=torch.uint8)), "divide bytes by 255"),
+    "range": (dict(images=torch.full((2, 3, 16, 16), 2.0)), r"\[0, 1\]"),
+    "side": (dict(images=torch.rand(2, 3, 15, 16)), "multiples of 2"),
+    "shape": (dict(images=torch.rand(2, 1, 16, 16)), "give \\[3,H,W\\]"),
+    "path": (dict(images="cat.png"), "PIL image"),
+    "transparent": (dict(images=Image.new("RGBA", (16, 16)), prompts="a"), "transparent"),
+    "prompts": (dict(prompts=["one"]), "one for each of the 2 images"),
+    "negative": (dict(negative_prompt=["one"]), "negative_prompt"),
+    "method": (dict(method="newton"), "method='newton' is unknown: choose accelerated"),
+    "two latents": (dict(method=EDICT()), "needs more than a seed"),
+    "steps": (dict(steps=0), "steps=0"),
+    "guidance": (dict(guidance=0.5), "guidance=0.5"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_bad_input(change, message):
+    arguments = {"images": pictures(), "prompts": PROMPTS, "steps": 2} | change
+    with pytest.raises(ValueError, match=message) as caught:
+        rnri.api(tiny_stable_diffusion(), **arguments)
+    assert "\n" not in str(caught.value)
