@@ -14,8 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.validate import check
-from experiments.runtime.watchdog import keep_company
+from experiments.cache.atomic import atomic_write
 from experiments.config.errors import (
     explain,
     failed_call,
@@ -25,14 +24,21 @@ from experiments.config.errors import (
     refuse,
 )
 from experiments.config.run_dir import check_writable, multirun, run_folder
-from experiments.runtime.distributed import check_launch, environments, follow_launcher, launch, wait_long
-from experiments.runtime.loggers import check_account, close, note, resume, silence_deletion, silence_tips
-from experiments.planning.plan import print_plan
-from experiments.runtime.run_lock import enter, is_training
+from experiments.config.validate import check
 from experiments.data.images import UnreadableImage
-from experiments.cache.atomic import write_whole
-from experiments.reporting.finite import NotFinite
-from experiments.runtime.unit_queue import ProcessLost, Stopped
+from experiments.planning.plan import print_plan
+from experiments.reporting.finite import NonFiniteError
+from experiments.runtime.distributed import (
+    apply_launcher_topology,
+    check_launch,
+    environments,
+    launch,
+    set_process_group_timeout,
+)
+from experiments.runtime.loggers import check_account, close, note, resume, silence_deletion, silence_tips
+from experiments.runtime.run_lock import enter, is_training
+from experiments.runtime.unit_queue import PeerDied, Stopped
+from experiments.runtime.watchdog import install_watchdogs
 
 
 def prepare(config: DictConfig) -> tuple[Any, Trainer]:
@@ -44,13 +50,13 @@ def prepare(config: DictConfig) -> tuple[Any, Trainer]:
     check(config)
     config.run_dir = run_folder(config.run_dir)
     check_writable(config.run_dir)
-    follow_launcher(config.trainer)
-    keep_company()
+    apply_launcher_topology(config.trainer)
+    install_watchdogs()
     seed_everything(config.seed, verbose=False)
     silence_tips()
     if not is_training(config):
         silence_deletion()
-    wait_long(units=not is_training(config))
+    set_process_group_timeout(units=not is_training(config))
     resume(config)
     task = made(config, "task")
     loggers = list(made(config, "logger").values()) if config.logger else []
@@ -81,7 +87,7 @@ def made(config: DictConfig, part: str, **given: Any) -> Any:
 
 
 def save_config(config: DictConfig) -> None:
-    write_whole(Path(config.run_dir) / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
+    atomic_write(Path(config.run_dir) / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -98,7 +104,7 @@ def main(config: DictConfig) -> float | None:
     try:
         note(trainer.loggers, config)
         return task.run(trainer)
-    except (NotFinite, UnreadableImage, ProcessLost, Stopped, OSError) as error:
+    except (NonFiniteError, UnreadableImage, PeerDied, Stopped, OSError) as error:
         refuse(explain(error))
     finally:
         close(trainer.loggers)

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.counting.frequency import mentions, normalise
+from experiments.counting.frequency import mentions, normalize
 from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.matcher import BatchCounter, patterns
 from experiments.counting.shards import count_shard, list_shards
@@ -43,7 +43,7 @@ def made_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> li
     info = ImageNetInfo("imagenet-22k")
     glosses = " ".join(info.index_to_description(k, detailed=True) for k in range(info.num_classes()))
     forms = mentions(names)
-    words, counts = np.unique([w for w in glosses.split() if normalise(w) not in forms], return_counts=True)
+    words, counts = np.unique([w for w in glosses.split() if normalize(w) not in forms], return_counts=True)
     words = np.append(words, ACCENTED)
     share = np.append(counts * 0.993 / counts.sum(), np.full(len(ACCENTED), 0.007 / len(ACCENTED)))
     lengths = np.clip(rng.lognormal(2.1, 0.6, n).astype(int), 1, 60)
@@ -68,7 +68,7 @@ def ours(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Count
 
 
 def plain(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """The same automaton over every caption, normalised in Python."""
+    """The same automaton over every caption, normalized in Python."""
     automaton = ahocorasick.Automaton()
     for form, concepts in mentions(names).items():
         automaton.add_word(form, concepts)
@@ -77,14 +77,14 @@ def plain(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Coun
     def count() -> dict[str, int]:
         found: Counter[str] = Counter()
         for caption in pq.read_table(path, columns=[column])[column].drop_null().to_pylist():
-            found.update({name for _, concepts in automaton.iter(normalise(caption)) for name in concepts})
+            found.update({name for _, concepts in automaton.iter(normalize(caption)) for name in concepts})
         return {name: found[name] for name in names}
 
     return count
 
 
 def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """One Aho-Corasick automaton in Rust over the normalised column."""
+    """One Aho-Corasick automaton in Rust over the normalized column."""
     pl = import_module("polars")
     forms = mentions(names)
     owners = pl.LazyFrame(

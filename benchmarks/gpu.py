@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.inversion import Case, load, measure
-from rnri import Inversion, LatentDiffusion, accelerated
+from rnri import Inversion, LatentDiffusion, anderson_inverter
 
 STEPS = {"emoji": 10, "emoji_lcm": 4, "emoji_flow": 10}
 PROMPT = "a drawing of a camel"
@@ -40,7 +40,7 @@ def round_trip(model: LatentDiffusion, steps: int, batch: int) -> Found:
     schedule, predictor = model.schedule(steps), model.predictor([PROMPT] * batch)
     with torch.no_grad():
         z0 = model.sample(model.noise(range(batch), seed=0), predictor, schedule)
-        found, waits = _counted(z0.device, lambda: accelerated().invert(z0, predictor, schedule))
+        found, waits = _counted(z0.device, lambda: anderson_inverter().invert(z0, predictor, schedule))
         again = model.sample(found.seed, predictor, schedule)
     error = (again.double().cpu() - z0.double().cpu()).square().mean().item()
     return Found(error, None if waits is None else waits / steps)

@@ -29,8 +29,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from experiments.cache.store import synchronize
 from experiments.config.project import embedded
-from experiments.cache.store import synchronise
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
 CONFIGS = Path(embedded("configs"))
@@ -92,7 +92,7 @@ def method(name: str) -> Inverter:
 def single_latent_methods() -> list[str]:
     """Those of configs/method; editors, which invert nothing, have no latent."""
     names = sorted(path.stem for path in METHODS.glob("*.yaml"))
-    return [name for name in names if getattr(method(name), "single_latent", False)]
+    return [name for name in names if getattr(method(name), "seed_only", False)]
 
 
 def load(name: str, device: str, dtype: str) -> LatentDiffusion:
@@ -120,19 +120,19 @@ def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float
     inversion = inverter.invert(z0, NoisePredictor(twinned), schedule)
     seconds = _now(model.device) - start - sum(twinned.aside)
     full = statistics.fmean(taken for rows, taken in twinned.calls if rows == case.batch)
-    evaluations = inversion.evaluations.double().mean().item()
+    nfe = inversion.nfe.double().mean().item()
     return {
-        "evaluations": evaluations,
+        "nfe": nfe,
         "backward": inversion.backward.double().mean().item(),
         "seconds": seconds,
-        "ratio": seconds / (evaluations * case.steps * full),
+        "ratio": seconds / (nfe * case.steps * full),
         "ratio_of_calls": seconds / sum(taken for _, taken in twinned.calls),
         "memory": (_peak(model.device) - before) / MEBIBYTE,
     }
 
 
 def _now(device: torch.device) -> float:
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter()
 
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
-    print(f"{'method':20s} {'batch':>5s} {'steps':>5s} {'evaluations':>11s} {'backward':>8s} {'seconds':>8s} "
+    print(f"{'method':20s} {'batch':>5s} {'steps':>5s} {'nfe':>11s} {'backward':>8s} {'seconds':>8s} "
           f"{'ratio':>6s} {'of calls':>8s} {'MiB':>7s}")  # fmt: skip
     for steps in options.steps:
         for batch in options.batches:
@@ -162,7 +162,7 @@ def main() -> None:
                 case = Case(name, batch, steps, options.guidance, options.model, options.device, options.dtype)
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     found = pool.apply(measure, (case,))
-                print(f"{name:20s} {batch:5d} {steps:5d} {found['evaluations']:11.2f} {found['backward']:8.2f} "
+                print(f"{name:20s} {batch:5d} {steps:5d} {found['nfe']:11.2f} {found['backward']:8.2f} "
                       f"{found['seconds']:8.2f} {found['ratio']:6.3f} {found['ratio_of_calls']:8.3f} "
                       f"{found['memory']:7.1f}", flush=True)  # fmt: skip
 

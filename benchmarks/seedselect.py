@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from experiments.cache.store import synchronize
 from experiments.config.project import embedded
-from experiments.cache.store import synchronise
 from rnri import LatentDiffusion, Schedule
 from rnri.models.sampling import trajectory
 from seedselect import ClipFeatures, SeedSelect, Selection, Targets
@@ -122,8 +122,8 @@ class Bench:
         return statistics.median(times)
 
     def now(self) -> float:
-        """Wall time on a GPU; on a CPU that of this process, which its neighbours do not lengthen as much."""
-        synchronise(self.model.device)
+        """Wall time on a GPU; on a CPU that of this process, which its neighbors do not lengthen as much."""
+        synchronize(self.model.device)
         return time.process_time() if self.model.device.type == "cpu" else time.perf_counter()
 
     def needed(self, bare: dict[str, float], iterations: int) -> float:

@@ -22,19 +22,19 @@ from torch import Tensor
 
 from benchmarks.inversion import CONFIGS, load
 from experiments.data.concepts import choose
-from experiments.inversion.jobs import pictured
 from experiments.evaluation.metrics import psnr
+from experiments.inversion.jobs import pictured
 from rnri import (
-    Corrected,
     ImplicitInverter,
     Inversion,
     LatentDiffusion,
     NewtonKrylov,
     NoisePredictor,
+    RoundTripCorrected,
     SafeguardedAnderson,
     Schedule,
     Solution,
-    accelerated,
+    anderson_inverter,
 )
 from rnri.inversion import _collect, _remember
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
@@ -56,14 +56,14 @@ class Rungs:
     """
 
     rungs: Sequence[NoisePredictor]
-    evaluations: int
+    nfe: int
     several: bool = False
 
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
-        inverter = ImplicitInverter(SafeguardedAnderson(self.evaluations, TOLERANCE), "fitted")
+        inverter = ImplicitInverter(SafeguardedAnderson(self.nfe, TOLERANCE), "fitted")
         z, noises, solutions = in_state_dtype(z0), [], []
         for i in reversed(range(len(schedule))):
             problem = ImplicitStep.of(z, predictor, schedule, i)
@@ -71,12 +71,12 @@ class Rungs:
             spent = torch.zeros(len(z), dtype=torch.int64)
             for rung in self.rungs:
                 found = inverter.solver(replace(problem, predictor=rung), own)
-                own, spent = found.z, spent + found.evaluations
+                own, spent = found.z, spent + found.nfe
             for other in (start, problem.z_s) if self.several else ():
                 again = inverter.solver(problem, other)
-                found, spent = _better(found, again), spent + again.evaluations
+                found, spent = _better(found, again), spent + again.nfe
             noises = _remember(noises, problem, found)
-            solutions.append(replace(found, evaluations=spent))
+            solutions.append(replace(found, nfe=spent))
             z = found.z
         return _collect(z0, z, solutions)
 
@@ -121,11 +121,11 @@ class Study:
 
     def inverted(self, inverter: object) -> tuple[Tensor, float, float]:
         found = inverter.invert(self.z0, self.predictor(), self.schedule)
-        return found.seed, found.evaluations.double().mean().item(), found.solved.double().mean().item()
+        return found.seed, found.nfe.double().mean().item(), found.solved.double().mean().item()
 
-    def optimised(self, evaluations: int, iterations: int) -> tuple[Tensor, float, float]:
+    def optimized(self, nfe: int, iterations: int) -> tuple[Tensor, float, float]:
         """Adam on the seed through the sampler, from an inversion; the best seed of each image."""
-        seed, spent, solved = self.inverted(accelerated(evaluations))
+        seed, spent, solved = self.inverted(anderson_inverter(nfe))
         x = seed.float().requires_grad_(True)
         adam, best, kept = torch.optim.Adam([x], lr=0.01), torch.full((len(x),), torch.inf).to(x), x.detach().clone()
         for _ in range(iterations):
@@ -156,14 +156,14 @@ def attempts(study: Study) -> dict[str, Iterator[Attempt]]:
     def own(name: str, inverter: object) -> Attempt:
         return name, partial(study.inverted, inverter)
 
-    def anderson(evaluations: int, sharing: str = "schedule", **changes: float) -> ImplicitInverter:
-        return ImplicitInverter(SafeguardedAnderson(evaluations, TOLERANCE, **changes), "fitted", sharing)
+    def anderson(nfe: int, sharing: str = "schedule", **changes: float) -> ImplicitInverter:
+        return ImplicitInverter(SafeguardedAnderson(nfe, TOLERANCE, **changes), "fitted", sharing)
 
     def rungs(*guidances: float) -> list[NoisePredictor]:
         return [study.predictor(guidance) for guidance in (*guidances, study.guidance)]
 
     return {
-        "evaluations": (own(f"at most {k}", accelerated(k)) for k in (2, 5, 8, 12, 20, 40)),
+        "nfe": (own(f"at most {k}", anderson_inverter(k)) for k in (2, 5, 8, 12, 20, 40)),
         "homotopy": (
             own(f"{name}, {k} a rung", Rungs(rungs(*ladder), k))
             for k in (5, 12)
@@ -173,12 +173,15 @@ def attempts(study: Study) -> dict[str, Iterator[Attempt]]:
         "growth": (own(f"growth {g}, at most {k}", anderson(k, growth=g)) for k in (5, 8, 12) for g in (1.0, 1.3)),
         "sharing": (own(f"even shares, at most {k}", anderson(k, "even")) for k in (5, 8, 12)),
         "memory": (own(f"memory 8, at most {k}", anderson(k, memory=8)) for k in (5, 8, 12)),
-        "krylov": (
+        "krylov_dim": (
             own(f"newton_krylov, at most {k}", ImplicitInverter(NewtonKrylov(k, TOLERANCE), "fitted")) for k in (12,)
         ),
-        "adam": ((f"Adam, {k} iterations", partial(study.optimised, 5, k)) for k in (15,)),
+        "adam": ((f"Adam, {k} iterations", partial(study.optimized, 5, k)) for k in (15,)),
         "corrections": (
-            own(f"{rounds} corrections of {d}, at most {k}", Corrected(accelerated(k), rounds, d, tolerance=0))
+            own(
+                f"{rounds} corrections of {d}, at most {k}",
+                RoundTripCorrected(anderson_inverter(k), rounds, d, tolerance=0),
+            )
             for k in (12, 20)
             for d in (0.5, 1.0)
             for rounds in (1, 2, 3)
@@ -188,7 +191,7 @@ def attempts(study: Study) -> dict[str, Iterator[Attempt]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["evaluations", "homotopy", "starts", "growth", "sharing", "memory", "krylov", "adam", "corrections"]
+    names = ["nfe", "homotopy", "starts", "growth", "sharing", "memory", "krylov_dim", "adam", "corrections"]
     parser.add_argument("--attempts", nargs="+", default=names, choices=names)
     parser.add_argument("--drawings", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)

@@ -11,13 +11,13 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import nn
 
-from checked import Name, Seed, dataclass
+from experiments.cache.store import numerics
 from experiments.data.concepts import Buckets, Concept, ConceptSource, Wanted, choose, with_references
 from experiments.evaluation.classifier import Classifier, load_classifier
-from experiments.cache.store import numerics
-from experiments.runtime.unit_queue import SharedRun
+from experiments.runtime.unit_queue import ResumableRun
 from rnri import LatentDiffusion
 from rnri.models.fingerprint import fingerprint
+from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
 
@@ -75,7 +75,7 @@ class Networks:
 
 
 @dataclass(kw_only=True)
-class ConceptTask(SharedRun):
+class ConceptTask(ResumableRun):
     """The arguments and the preparation that experiments share; each adds its own.
 
     Args:
@@ -91,9 +91,9 @@ class ConceptTask(SharedRun):
     buckets: Buckets
     model: Callable[..., LatentDiffusion]
     clip: Callable[..., ClipFeatures]
-    classifier: Name
-    seed: Seed
-    run_dir: Name
+    classifier: NonEmptyStr
+    seed: RandomSeed
+    run_dir: NonEmptyStr
     chosen: list[Concept] = field(init=False)
     networks: Networks = field(init=False)
     numerics: dict[str, str] = field(init=False)

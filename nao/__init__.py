@@ -1,6 +1,6 @@
 """NAO: norm-guided paths between seeds, and their centroids."""
 
-from nao.baselines import lerp, mean, normalised_lerp, normalised_mean, slerp, spherical_mean
+from nao.baselines import lerp, mean, normalized_lerp, normalized_mean, slerp, spherical_mean
 from nao.norm import log_density, norm_penalty, project, relative_log_density, typical_norm
 from nao.path import Centroid, Path, centroid, centroid_seeds, interpolate, path_seeds
 from nao.polyline import path_energy
@@ -16,8 +16,8 @@ __all__ = [
     "log_density",
     "mean",
     "norm_penalty",
-    "normalised_lerp",
-    "normalised_mean",
+    "normalized_lerp",
+    "normalized_mean",
     "path_energy",
     "path_seeds",
     "project",

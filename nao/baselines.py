@@ -8,9 +8,9 @@ device.
 from __future__ import annotations
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, NotNegative
 from nao.norm import check_norms, project
 
 
@@ -55,7 +55,7 @@ def slerp(a: Tensor, b: Tensor, points: int) -> Tensor:
     return _as(path, a)
 
 
-def normalised_lerp(a: Tensor, b: Tensor, points: int) -> Tensor:
+def normalized_lerp(a: Tensor, b: Tensor, points: int) -> Tensor:
     """The straight line brought to the typical norm, ends included."""
     return project(lerp(a, b, points))
 
@@ -65,31 +65,31 @@ def mean(seeds: Tensor) -> Tensor:
     return _as(_wide(seeds).mean(0), seeds)
 
 
-def normalised_mean(seeds: Tensor) -> Tensor:
+def normalized_mean(seeds: Tensor) -> Tensor:
     """The arithmetic mean brought to the typical norm."""
     return _as(project(mean(_wide(seeds))), seeds)
 
 
-def spherical_mean(seeds: Tensor, iterations: Count = 100, tolerance: NotNegative = 1e-12) -> Tensor:
+def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-12) -> Tensor:
     """Fréchet mean of the directions on the unit sphere, with the mean of the norms.
 
     Iterates the mean of the logarithm map (Karcher). ValueError for seeds without a common half-sphere to start in.
     """
     norms = check_norms(seeds)
     units = _wide(seeds).flatten(1) / norms[:, None]
-    centre = units.mean(0)
-    if centre.norm() < 1e-9:
+    center = units.mean(0)
+    if center.norm() < 1e-9:
         raise ValueError("the seeds cancel out, so they have no spherical mean: leave one of them out.")
-    centre = centre / centre.norm()
+    center = center / center.norm()
     for _ in range(iterations):
-        cosines = (units @ centre).clamp(-1, 1)
+        cosines = (units @ center).clamp(-1, 1)
         angles = torch.acos(cosines)
-        tangents = units - cosines[:, None] * centre
+        tangents = units - cosines[:, None] * center
         scale = torch.where(angles > 1e-9, angles / torch.sin(angles).clamp_min(1e-12), torch.ones_like(angles))
         step = (scale[:, None] * tangents).mean(0)
         length = step.norm()
         if length < tolerance:
             break
-        centre = torch.cos(length) * centre + torch.sin(length) * step / length
-        centre = centre / centre.norm()
-    return _as((centre * norms.mean()).view(seeds.shape[1:]), seeds)
+        center = torch.cos(length) * center + torch.sin(length) * step / length
+        center = center / center.norm()
+    return _as((center * norms.mean()).view(seeds.shape[1:]), seeds)

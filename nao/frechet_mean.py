@@ -24,7 +24,7 @@ from nao.norm import typical_norm
 from nao.shell import Shell, radial_cost
 
 MOST_ITERATIONS = 60
-BALANCED = 1e-8  # what still pulls at a centre, as a share of what its paths could
+BALANCED = 1e-8  # what still pulls at a center, as a share of what its paths could
 SAME_PLACE = 1e-7  # radians and log norms, what cosines in float64 can tell apart
 CLUSTER = 1e-5  # likewise: seeds that may be too close to each other to tell what lies between them
 AT_SEED = 1e-6  # excess of the pull on a seed: the minimum is then so close to it
@@ -33,10 +33,10 @@ SLACK = 1e-9  # relative, to which far-off norms' energies are integrated
 
 
 @dataclass(frozen=True)
-class Centre:
+class Center:
     """Directions ``weights [G, n]`` of the unit seeds, ``t [G]`` = log(norm / mode), and the paths ``[G, n]`` there.
 
-    The ``excess [G]`` is what pulls at the centre beyond what the seeds that lie there can hold, as a share of what
+    The ``excess [G]`` is what pulls at the center beyond what the seeds that lie there can hold, as a share of what
     one path pulls; below 0 for a seed that holds.
     """
 
@@ -48,10 +48,10 @@ class Centre:
     converged: Tensor
 
 
-def settle(shell: Shell, gram: Tensor, t: Tensor) -> Centre:
-    """The cheapest centre of seeds with cosines ``gram [G, n, n]`` at ``t [G, n]``.
+def settle(shell: Shell, gram: Tensor, t: Tensor) -> Center:
+    """The cheapest center of seeds with cosines ``gram [G, n, n]`` at ``t [G, n]``.
 
-    It is sought from the mean direction, and from the seed that is the cheapest centre where that costs less than what
+    It is sought from the mean direction, and from the seed that is the cheapest center where that costs less than what
     was found. Where the minimum is not unique (two seeds: all of their path) it is the one nearest the mean direction.
     Where it is at a seed, at which the energy has a kink, it is that seed.
     """
@@ -71,7 +71,7 @@ def settle(shell: Shell, gram: Tensor, t: Tensor) -> Centre:
     return _where(cheaper, _descend(problem, seed, ~cheaper), best) if cheaper.any() else best
 
 
-def _descend(problem: _Problem, start: Centre, done: Tensor) -> Centre:
+def _descend(problem: _Problem, start: Center, done: Tensor) -> Center:
     """The minimum below ``start``, by damped Newton steps; problems that are ``done [G]`` stay there."""
     best, damping = start, torch.full_like(start.t, LEAST_DAMPING)
     done = done | (best.excess <= BALANCED)
@@ -109,65 +109,65 @@ class _Problem:
         self.low, self.high = t.amin(1).clamp_max(shell.waist), t.amax(1).clamp_min(0)
         self.own = torch.eye(t.shape[1], dtype=t.dtype)
 
-    def start(self) -> Centre:
+    def start(self) -> Center:
         """The mean direction, at the mean norm or at the waist, whichever is cheaper."""
-        weights = self.normalised(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
+        weights = self.normalized(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.at(weights, self.seeds.mean(1))
         at_waist = self.at(weights, torch.full_like(mean.t, self.shell.waist))
         return _where(at_waist.energy < mean.energy, at_waist, mean)
 
-    def seed(self, which: Tensor) -> Centre:
-        """The centre at seed ``which [G]``."""
+    def seed(self, which: Tensor) -> Center:
+        """The center at seed ``which [G]``."""
         return self.at(self.own[which], self.seeds.gather(1, which[:, None])[:, 0])
 
     def seed_bounds(self) -> Tensor:
-        """What each seed costs at least as the centre ``[G, n]``: no path is shorter than the waist or a radius."""
+        """What each seed costs at least as the center ``[G, n]``: no path is shorter than the waist or a radius."""
         apart = self.gram.clamp(-1, 1).acos() * self.shell.waist_cost
         radial = radial_cost(self.seeds.exp(), self.shell.d)
         return torch.maximum(apart, (radial[:, None] - radial[..., None]).abs()).sum(2) + self.unlikely(self.seeds)
 
     def unlikely(self, t: Tensor) -> Tensor:
-        """How much less likely a centre's norm is than the mode."""
+        """How much less likely a center's norm is than the mode."""
         return (self.shell.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
-    def normalised(self, weights: Tensor) -> Tensor:
+    def normalized(self, weights: Tensor) -> Tensor:
         squares = (weights[:, None] @ self.gram @ weights[..., None])[:, 0]
         return weights / squares.clamp_min(1e-300).sqrt()
 
-    def at(self, weights: Tensor, t: Tensor, near: Geodesics | None = None) -> Centre:
+    def at(self, weights: Tensor, t: Tensor, near: Geodesics | None = None) -> Center:
         paths = join(self.shell, self.alpha, self.shell.alpha(t)[:, None], angles(self.gram, weights), near)
         energy = paths.energy.sum(1) + self.unlikely(t)
-        centre = Centre(weights, t, paths, energy, energy, paths.converged.all(1))
-        return replace(centre, excess=self.excess(centre))
+        center = Center(weights, t, paths, energy, energy, paths.converged.all(1))
+        return replace(center, excess=self.excess(center))
 
-    def excess(self, centre: Centre, radius: float = SAME_PLACE) -> Tensor:
-        """``Centre.excess`` if the seeds within ``radius`` lie at the centre."""
-        apart = self.apart(centre, radius)
-        across, outwards = self.force(centre, self.tangents(centre), apart)
-        return torch.hypot(self.length(across), outwards) / centre.paths.b[:, 0].cosh() - (~apart).sum(1)
+    def excess(self, center: Center, radius: float = SAME_PLACE) -> Tensor:
+        """``Center.excess`` if the seeds within ``radius`` lie at the center."""
+        apart = self.apart(center, radius)
+        across, outwards = self.force(center, self.tangents(center), apart)
+        return torch.hypot(self.length(across), outwards) / center.paths.b[:, 0].cosh() - (~apart).sum(1)
 
-    def apart(self, centre: Centre, radius: float = SAME_PLACE) -> Tensor:
-        """The seeds ``bool [G, n]`` that do not lie at the centre."""
-        return (centre.paths.angle > radius) | ((self.seeds - centre.t[:, None]).abs() > radius)
+    def apart(self, center: Center, radius: float = SAME_PLACE) -> Tensor:
+        """The seeds ``bool [G, n]`` that do not lie at the center."""
+        return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
-    def tangents(self, centre: Centre) -> Tensor:
-        """Unit vectors at the centre towards each seed, as weights ``[G, n, n]``; 0 for those in its direction."""
-        cosine, sine = centre.paths.angle.cos()[..., None], centre.paths.angle.sin()[..., None]
-        elsewhere = centre.paths.angle[..., None] > SAME_PLACE
-        return torch.where(elsewhere, (self.own - cosine * centre.weights[:, None]) / sine, 0.0)
+    def tangents(self, center: Center) -> Tensor:
+        """Unit vectors at the center towards each seed, as weights ``[G, n, n]``; 0 for those in its direction."""
+        cosine, sine = center.paths.angle.cos()[..., None], center.paths.angle.sin()[..., None]
+        elsewhere = center.paths.angle[..., None] > SAME_PLACE
+        return torch.where(elsewhere, (self.own - cosine * center.weights[:, None]) / sine, 0.0)
 
-    def force(self, centre: Centre, tangents: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
-        """What pulls at the centre: across, as weights ``[G, n]``, and outwards ``[G]``, in waist costs."""
-        paths = centre.paths
+    def force(self, center: Center, tangents: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
+        """What pulls at the center: across, as weights ``[G, n]``, and outwards ``[G]``, in waist costs."""
+        paths = center.paths
         across = (tangents.mT @ torch.where(apart, paths.momentum, 0.0)[..., None])[..., 0]
-        likely = (self.shell.d - 1) * torch.expm1(2 * centre.t) / self.shell.waist_cost
+        likely = (self.shell.d - 1) * torch.expm1(2 * center.t) / self.shell.waist_cost
         return across, -torch.where(apart, paths.end_slope, 0.0).sum(1) - likely
 
     def length(self, across: Tensor) -> Tensor:
         return (across[:, None] @ self.gram @ across[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
-    def step(self, now: Centre, damping: Tensor) -> tuple[Centre, Tensor]:
-        """The centre after a damped Newton step, and the step's size ``[G]``."""
+    def step(self, now: Center, damping: Tensor) -> tuple[Center, Tensor]:
+        """The center after a damped Newton step, and the step's size ``[G]``."""
         paths, n, apart, tangents = now.paths, self.own.shape[0], self.apart(now), self.tangents(now)
         across, outwards = self.force(now, tangents, apart)
         tension, stiffness, coupling, radial = (
@@ -184,17 +184,17 @@ class _Problem:
         hessian[:, n, n] = radial.sum(1) + likely + held
         turn, rise = torch.linalg.solve(hessian, torch.cat([across, outwards[:, None]], 1)).split([n, 1], 1)
         t = torch.minimum(torch.maximum(now.t + rise[:, 0], self.low), self.high)
-        trial = self.at(self.normalised(now.weights + turn), t, paths)
+        trial = self.at(self.normalized(now.weights + turn), t, paths)
         return trial, torch.hypot(self.length(turn), rise[:, 0])
 
 
-def _where(which: Tensor, one: Centre, other: Centre) -> Centre:
+def _where(which: Tensor, one: Center, other: Center) -> Center:
     """``one`` for the problems ``which [G]`` names, ``other`` for the rest."""
 
     def pick(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(which.view(-1, *[1] * (x.ndim - 1)), x, y)
 
-    def mixed(x: Centre | Geodesics, y: Centre | Geodesics) -> dict[str, Tensor]:
+    def mixed(x: Center | Geodesics, y: Center | Geodesics) -> dict[str, Tensor]:
         return {k: pick(v, getattr(y, k)) for k, v in vars(x).items() if isinstance(v, Tensor)}
 
-    return Centre(**mixed(one, other), paths=Geodesics(shell=one.paths.shell, **mixed(one.paths, other.paths)))
+    return Center(**mixed(one, other), paths=Geodesics(shell=one.paths.shell, **mixed(one.paths, other.paths)))

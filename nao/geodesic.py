@@ -173,8 +173,8 @@ class _Curve:
         left, middle, right = values.tensor_split([PANELS * NODES, PANELS * NODES + 1], -1)
         half = middle * (self.extent - 2 * self.layer) / 2
         before, after = self._within(left, self.stretch), self._within(right, self.stretch.flip(-1))
-        centre = before[..., -1:] + half
-        return torch.cat([torch.zeros_like(half), before[..., :-1], centre, centre + half + after], -1)
+        center = before[..., -1:] + half
+        return torch.cat([torch.zeros_like(half), before[..., :-1], center, center + half + after], -1)
 
     def _within(self, values: Tensor, stretch: Tensor) -> Tensor:
         """Integral over a layer up to each node, then the whole."""

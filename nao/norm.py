@@ -27,7 +27,7 @@ def typical_norm(d: int) -> float:
 
 
 def peak_log_density(d: int) -> float:
-    """Return log chi_d at its mode: the normalising constant of `log_density`. Negative for every d."""
+    """Return log chi_d at its mode: the normalizing constant of `log_density`. Negative for every d."""
     mode = typical_norm(d)
     return (1 - d / 2) * math.log(2) - math.lgamma(d / 2) + (d - 1) * math.log(mode) - mode**2 / 2
 
@@ -42,7 +42,7 @@ def relative_log_density(norm: Tensor, d: int) -> Tensor:
 
 
 def log_density(norm: Tensor, d: int) -> Tensor:
-    """Return the normalised log chi_d(norm) in float64 (the likelihood of NAO's energy)."""
+    """Return the normalized log chi_d(norm) in float64 (the likelihood of NAO's energy)."""
     return relative_log_density(norm, d) + peak_log_density(d)
 
 

@@ -19,13 +19,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import AtLeastTwo, Count
-from nao.frechet_mean import Centre, angles, settle
+from nao.frechet_mean import Center, angles, settle
 from nao.geodesic import Geodesics, join
 from nao.norm import check_norms, project, seed_norm, typical_norm
 from nao.shell import LEAST_NORM, MOST_NORM, radial_cost, shell_of
+from rnri.validation import IntAtLeast2
 
 OPPOSITE = 1e-6  # radians short of a half turn
 CANCELLING = 1e-7  # norm of the mean of the unit seeds
@@ -61,7 +62,7 @@ class Centroid:
     converged: Tensor
 
 
-def interpolate(a: Tensor, b: Tensor, points: AtLeastTwo = 12, *, typical: bool = False) -> Path:
+def interpolate(a: Tensor, b: Tensor, points: IntAtLeast2 = 12, *, typical: bool = False) -> Path:
     """The NAO path from seeds ``a`` to seeds ``b`` ``[..., C, h, w]``.
 
     Args:
@@ -85,7 +86,7 @@ def interpolate(a: Tensor, b: Tensor, points: AtLeastTwo = 12, *, typical: bool 
     return Path(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
-def centroid(seeds: Tensor, points: AtLeastTwo = 8, *, typical: bool = False) -> Centroid:
+def centroid(seeds: Tensor, points: IntAtLeast2 = 8, *, typical: bool = False) -> Centroid:
     """The NAO centroid of ``seeds [..., n, C, h, w]``: the point whose own unlikelihood and whose paths' energies sum
     to the least. Between two seeds, where all of their path does, it is halfway.
 
@@ -97,17 +98,17 @@ def centroid(seeds: Tensor, points: AtLeastTwo = 8, *, typical: bool = False) ->
         ValueError: no seed, a zero seed, or seeds that cancel out.
     """
     few = _Few(seeds, typical)
-    centre = few.settle()
-    weights, lengths = few.towards(centre, _evenly(points))
-    point, paths = few.lift(few.at(centre)), few.lift(weights)
+    center = few.settle()
+    weights, lengths = few.towards(center, _evenly(points))
+    point, paths = few.lift(few.at(center)), few.lift(weights)
     paths[:, :, 0], paths[:, :, -1] = few.seeds, point[:, None]
-    energy = centre.energy + few.radial_cost.sum(1)
-    whole = (point, paths, energy, lengths + few.radial_length, centre.converged)
+    energy = center.energy + few.radial_cost.sum(1)
+    whole = (point, paths, energy, lengths + few.radial_length, center.converged)
     return Centroid(*(x.reshape((*few.lead, *x.shape[1:])) for x in whole))
 
 
-def centroid_seeds(seeds: Tensor, count: Count, *, points: AtLeastTwo = 8, typical: bool = False) -> Tensor:
-    """Seeds to optimise, ``[G, count, C, h, w]``, from the inverted references ``[G, n, C, h, w]`` of G concepts.
+def centroid_seeds(seeds: Tensor, count: PositiveInt, *, points: IntAtLeast2 = 8, typical: bool = False) -> Tensor:
+    """Seeds to optimize, ``[G, count, C, h, w]``, from the inverted references ``[G, n, C, h, w]`` of G concepts.
 
     The first is the centroid; the others lie on the paths from the references to it, which take turns, evenly
     spaced between both ends. ``points`` of each path are raised where there are too few for
@@ -119,16 +120,16 @@ def centroid_seeds(seeds: Tensor, count: Count, *, points: AtLeastTwo = 8, typic
     if count < 1:
         raise ValueError(f"count={count}: ask for at least one seed, the centroid.")
     few = _Few(seeds, typical)
-    centre = few.settle()
+    center = few.settle()
     turns = -(-(count - 1) // seeds.shape[1])
     last = max(points, turns + 2) - 1
     shares = 1 - torch.arange(1, turns + 1, dtype=torch.float64) / (turns + 1)  # from the centroid outwards
-    weights, _ = few.towards(centre, (shares * last).round() / last)
+    weights, _ = few.towards(center, (shares * last).round() / last)
     others = weights.transpose(1, 2).flatten(1, 2)[:, : count - 1]
-    return few.lift(torch.cat([few.at(centre)[:, None], others], 1))
+    return few.lift(torch.cat([few.at(center)[:, None], others], 1))
 
 
-def path_seeds(seeds: Tensor, count: Count, *, typical: bool = False) -> Tensor:
+def path_seeds(seeds: Tensor, count: PositiveInt, *, typical: bool = False) -> Tensor:
     """``count`` inner points ``[G, count, C, h, w]`` of the paths from the references ``[G, n, C, h, w]`` to their
     centroid, path after path, each from its reference inwards.
 
@@ -173,20 +174,20 @@ class _Few:
         self.radial_length = typical_norm(self.shell.d) * (ratio - within).abs()
         self.radial_cost = (radial_cost(ratio, self.shell.d) - radial_cost(within, self.shell.d)).abs()
 
-    def settle(self) -> Centre:
-        """The centre of each problem."""
+    def settle(self) -> Center:
+        """The center of each problem."""
         if (self.gram.mean((1, 2)) < CANCELLING**2).any():
             raise ValueError("the seeds cancel out, so that no centroid is nearest: leave one of them out.")
         return settle(self.shell, self.gram, self.t)
 
-    def at(self, centre: Centre) -> Tensor:
-        """The centre as weights of the unit seeds ``[G, n]``."""
-        return centre.weights * (typical_norm(self.shell.d) * centre.t.exp())[:, None]
+    def at(self, center: Center) -> Tensor:
+        """The center as weights of the unit seeds ``[G, n]``."""
+        return center.weights * (typical_norm(self.shell.d) * center.t.exp())[:, None]
 
-    def towards(self, centre: Centre, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Points at ``shares [..., K]`` of each path to the centre as weights ``[G, n, K, n]``, and its length."""
+    def towards(self, center: Center, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Points at ``shares [..., K]`` of each path to the center as weights ``[G, n, K, n]``, and its length."""
         own = torch.eye(self.t.shape[1], dtype=torch.float64)
-        return _along(centre.paths, shares, own, centre.weights[:, None])
+        return _along(center.paths, shares, own, center.weights[:, None])
 
     def lift(self, weights: Tensor) -> Tensor:
         """The seeds ``[G, ..., C, h, w]`` that ``weights [G, ..., n]`` of the unit seeds make."""

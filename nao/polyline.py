@@ -21,7 +21,7 @@ SPACING_WEIGHT = 1.0  # the authors' lambda
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
     """Energy of paths ``float64 [..., K, m]``: ``[...]``, and a penalty on segments longer than ``spacing``."""
     segments = points.diff(dim=-2)
-    # a square root of zero has no derivative, and neighbours may coincide at the start
+    # a square root of zero has no derivative, and neighbors may coincide at the start
     lengths = (segments.square().sum(-1) + 1e-24).sqrt()
     middles = (points[..., 1:, :] + points[..., :-1, :]) / 2
     cost = -log_density((middles.square().sum(-1) + 1e-24).sqrt(), d)
@@ -49,15 +49,15 @@ def descend_path(a: Tensor, b: Tensor, points: int, iterations: int = 300, histo
 def descend_centroid(seeds: Tensor, points: int, iterations: int = 300, history: int = 10) -> tuple[Tensor, float]:
     """The centroid ``float64 [C, h, w]`` of ``seeds [n, C, h, w]`` and its energy, from the spherical mean down."""
     x, d = seeds.cpu().double(), seeds[0].numel()
-    centre = spherical_mean(x)
-    start = torch.stack([slerp(seed, centre, points) for seed in x]).flatten(2)
+    center = spherical_mean(x)
+    start = torch.stack([slerp(seed, center, points) for seed in x]).flatten(2)
     ends, spacing = start[:, :1], bound(start)
 
     def energy(point: Tensor, inner: Tensor) -> Tensor:
         paths = torch.cat([ends, inner, point.expand(len(ends), 1, -1)], 1)
         return path_energy(paths, d, spacing).sum() - relative_log_density(point.norm(), d)
 
-    best, (point, _) = _descend(energy, [centre.flatten(), start[:, 1:-1]], iterations, history)
+    best, (point, _) = _descend(energy, [center.flatten(), start[:, 1:-1]], iterations, history)
     return point.unflatten(0, seeds.shape[1:]), best
 
 
@@ -68,17 +68,17 @@ def _descend(
     variables = [value.clone().requires_grad_() for value in start]
     with torch.enable_grad():
         before = energy(*variables).item()
-        optimiser = torch.optim.LBFGS(
+        optimizer = torch.optim.LBFGS(
             variables, max_iter=iterations, max_eval=2 * iterations, history_size=history, tolerance_grad=1e-7,
             tolerance_change=1e-10, line_search_fn="strong_wolfe",
         )  # fmt: skip
 
         def closure() -> Tensor:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             value = energy(*variables)
             value.backward()
             return value
 
-        optimiser.step(closure)
+        optimizer.step(closure)
         after = energy(*variables).item()
     return (after, [value.detach() for value in variables]) if after <= before else (before, start)

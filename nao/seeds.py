@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count
 from nao.path import Path
 
 
-def seeds_between(seeds: Tensor, count: Count, *, path: Callable[[Tensor, Tensor, int], Tensor | Path]) -> Tensor:
+def seeds_between(seeds: Tensor, count: PositiveInt, *, path: Callable[[Tensor, Tensor, int], Tensor | Path]) -> Tensor:
     """``count`` inner points of the path between the first two seeds of each group, ``[G, count, C, h, w]``.
 
     Args:
@@ -27,7 +27,7 @@ def seeds_between(seeds: Tensor, count: Count, *, path: Callable[[Tensor, Tensor
     return torch.stack([_points(path(group[0], group[1], count + 2))[1:-1] for group in seeds])
 
 
-def seeds_at(seeds: Tensor, count: Count, *, average: Callable[[Tensor], Tensor]) -> Tensor:
+def seeds_at(seeds: Tensor, count: PositiveInt, *, average: Callable[[Tensor], Tensor]) -> Tensor:
     """The average of each group, ``[G, 1, C, h, w]``; ``count`` must be 1, for there is but one.
 
     Args:

@@ -1,17 +1,17 @@
 """Image to seed: inversion of deterministic text-to-image diffusion."""
 
-from rnri.methods.round_trip_corrected import Corrected
-from rnri.methods.decoder_inversion import DecoderInversion
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule, measured
 from rnri.api import METHODS, PipelineInversion, invert
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule, measured
+from rnri.methods.decoder_inversion import DecoderInversion
+from rnri.methods.prompt_aware import PromptAware
+from rnri.methods.round_trip_corrected import RoundTripCorrected
 from rnri.models.deterministic import DeterministicScheduler, scheduler_for
+from rnri.models.diffusers_schedulers import alpha_bar_table
 from rnri.models.diffusion import LatentDiffusion
 from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePredictor
 from rnri.models.sampling import ddim_step, sample, trajectory
 from rnri.models.schedule import Schedule
-from rnri.models.diffusers_schedulers import alpha_bar_table
 from rnri.models.unet import UNetDenoiser
-from rnri.methods.prompt_aware import PromptAware
 from rnri.solvers.anderson import Anderson, SafeguardedAnderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver
@@ -26,7 +26,6 @@ __all__ = [
     "Anderson",
     "AveragedFixedPoint",
     "Condition",
-    "Corrected",
     "DecoderInversion",
     "Denoiser",
     "DeterministicScheduler",
@@ -49,13 +48,14 @@ __all__ = [
     "RNRIPaper",
     "RNRISign",
     "ReNoise",
+    "RoundTripCorrected",
     "SafeguardedAnderson",
     "Schedule",
     "Solution",
     "Solver",
     "UNetDenoiser",
-    "accelerated",
     "alpha_bar_table",
+    "anderson_inverter",
     "check_schedule",
     "ddim_step",
     "invert",

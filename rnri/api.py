@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from rnri.methods.round_trip_corrected import Corrected
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule
+from rnri.methods.round_trip_corrected import RoundTripCorrected
 from rnri.models.diffusion import LatentDiffusion
 from rnri.solvers.anderson import Anderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent
@@ -23,11 +23,11 @@ from rnri.solvers.newton_krylov import NewtonKrylov
 from rnri.solvers.renoise import ReNoise
 
 METHODS: dict[str, Callable[[], Inverter]] = {
-    "accelerated": accelerated,
+    "accelerated": anderson_inverter,
     "ddim": lambda: ImplicitInverter(FixedPoint(iterations=1)),
     "aidi": lambda: ImplicitInverter(FixedPoint()),
     "aidi_a": lambda: ImplicitInverter(Anderson()),
-    "corrected": lambda: Corrected(accelerated(12)),
+    "corrected": lambda: RoundTripCorrected(anderson_inverter(12)),
     "aidi_e": lambda: ImplicitInverter(AveragedFixedPoint()),
     "exact_dpm": lambda: ImplicitInverter(ForwardStep()),
     "gradient_descent": lambda: ImplicitInverter(GradientDescent()),
@@ -208,7 +208,7 @@ def _as_inverter(method: str | Inverter) -> Inverter:
         return METHODS[method]()
     if not isinstance(method, Inverter):
         raise ValueError(f"method={method!r} is neither a name nor an Inverter: choose {', '.join(METHODS)}.")
-    if not method.single_latent:
+    if not method.seed_only:
         raise ValueError(
             f"{type(method).__name__} needs more than a seed to give the image back, which a call cannot take: "
             "use its own invert and reconstruct."

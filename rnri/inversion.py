@@ -9,17 +9,18 @@ from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from checked import Count, NotNegative, SettingError, Whole, dataclass
-from rnri.models.predictor import NoisePredictor, sent
+from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 from rnri.solvers.anderson import SafeguardedAnderson
-from rnri.solvers.parameterization import Form, relaxation
-from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
-from rnri.solvers.secants import Secants
 from rnri.solvers.budget import Budget
+from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
+from rnri.solvers.parameterization import Form, relaxation
+from rnri.solvers.secants import Secants
+from rnri.validation import ConfigError, dataclass
 
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
 
@@ -46,10 +47,10 @@ class Inversion:
     seed: Tensor  # [B,C,h,w]
     z0: Tensor  # [B,C,h,w]
     residuals: Tensor
-    evaluations: Tensor
+    nfe: Tensor
     backward: Tensor
     solved: Tensor
-    single_latent: bool = True
+    seed_only: bool = True
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -64,16 +65,16 @@ class Inversion:
         return torch.where(largest < 0, torch.nan, largest)
 
     @property
-    def extra_bytes(self) -> int:
+    def aux_bytes(self) -> int:
         """Bytes an image that must be kept besides the seed."""
         return sum(tensor.nbytes for tensor in self.extra.values()) // len(self.seed)
 
 
 @runtime_checkable
 class Inverter(Protocol):
-    """One inversion method. ``single_latent`` is what its inversions will say."""
+    """One inversion method. ``seed_only`` is what its inversions will say."""
 
-    single_latent: bool
+    seed_only: bool
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
@@ -135,13 +136,16 @@ class ImplicitInverter:
     start: Literal["plain", "extrapolated", "fitted"] = "plain"
     sharing: Literal["even", "schedule"] = "even"
     form: Form = "own"
-    besides: Whole = 0
+    extra_evaluations: NonNegativeInt = 0
 
-    single_latent: ClassVar[bool] = True
+    seed_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.besides and self.sharing == "even":
-            raise SettingError("besides", f"={self.besides}, but sharing=even leaves nothing to share: use schedule.")
+        if self.extra_evaluations and self.sharing == "even":
+            raise ConfigError(
+                "extra_evaluations",
+                f"cannot be {self.extra_evaluations} with sharing=even; use sharing=schedule.",
+            )
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
@@ -153,20 +157,20 @@ class ImplicitInverter:
         carried = getattr(self.solver, "carried", 0)
         secants = Secants.none(z, carried) if carried else None
         shared = self.sharing == "schedule"
-        budget = Budget.of(schedule, self.solver.iterations, len(z0), self.besides) if shared else None
+        budget = Budget.of(schedule, self.solver.iterations, len(z0), self.extra_evaluations) if shared else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
                 problem = replace(problem, omega=relaxation(self.form, schedule, i))
                 if secants is not None:
-                    problem = problem.knowing(secants)
+                    problem = problem.with_secants(secants)
                 start = self._start(problem, noises)
                 if budget is None:
                     solution = self.solver(problem, start)
                 else:
                     limits = budget.limits(k, lambda noises=noises, z=z: self._can_skip(noises, len(z)))
                     solution = _solve_some(self.solver, problem, start, limits)
-                    budget.settle(limits, solution.evaluations)
+                    budget.settle(limits, solution.nfe)
                 noises = _remember(noises, problem, solution)
                 if secants is not None:
                     secants = problem.trail.secants
@@ -202,7 +206,7 @@ def measured(
     """``inversion`` with the residuals of the very latents that it returned, and ``solved`` with them.
 
     Where a method did not evaluate what it returned, that is done here, for the measurement alone: the predictor
-    counts these evaluations, ``Inversion.evaluations`` does not. It serves every inverter; one that solves no such
+    counts these evaluations, ``Inversion.nfe`` does not. It serves every inverter; one that solves no such
     equation keeps its NaN, and what diverged keeps its ``inf``.
 
     Args:
@@ -224,18 +228,18 @@ def measured(
     return replace(inversion, residuals=residuals, solved=solved)
 
 
-def accelerated(
-    evaluations: Count = 2, tolerance: NotNegative = 1e-6, form: Form = "own", besides: Whole = 0
+def anderson_inverter(
+    nfe: PositiveInt = 2, tolerance: NonNegativeFloat = 1e-6, form: Form = "own", extra_evaluations: NonNegativeInt = 0
 ) -> ImplicitInverter:
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
-    Safeguarded Anderson acceleration from the fitted start, with ``evaluations`` network evaluations a step on average,
-    and ``besides`` a walk, shared among the steps by their difficulty, and samples leaving the batch step by step as
+    Safeguarded Anderson acceleration from the fitted start, with ``nfe`` network evaluations a step on average,
+    and ``extra_evaluations`` a walk, shared among the steps by their difficulty, and samples leaving the batch step by step as
     their residual reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong
     guidance magnifies what remains of the residual, up to a thousandfold.
     """
-    solver = SafeguardedAnderson(evaluations, tolerance)
-    return ImplicitInverter(solver, start="fitted", sharing="schedule", form=form, besides=besides)
+    solver = SafeguardedAnderson(nfe, tolerance)
+    return ImplicitInverter(solver, start="fitted", sharing="schedule", form=form, extra_evaluations=extra_evaluations)
 
 
 def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
@@ -266,11 +270,11 @@ def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Te
     solution = Solution(z, residual, none, none.clone(), none.bool(), f)
     rows = limits.nonzero().flatten()
     if len(rows):
-        at = sent(rows, start.device)
+        at = to_device(rows, start.device)
         found = solver(problem.select(rows), start[at], limits[rows])
         for name in ("z", "f"):
             getattr(solution, name)[at] = getattr(found, name)
-        for name in ("residual", "evaluations", "backward", "converged"):
+        for name in ("residual", "nfe", "backward", "converged"):
             getattr(solution, name)[rows] = getattr(found, name)
     return solution
 
@@ -282,7 +286,7 @@ def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -
     noise = problem.prediction(solution.f)
     lost = solution.residual.isinf()
     if noises and lost.any():  # a sample whose step had no finite evaluation keeps its last one
-        noise = torch.where(sent(lost, noise.device).view(-1, 1, 1, 1), noises[-1], noise)
+        noise = torch.where(to_device(lost, noise.device).view(-1, 1, 1, 1), noises[-1], noise)
     return [*noises[-2:], noise]
 
 
@@ -291,7 +295,7 @@ def _collect(z0: Tensor, seed: Tensor, solutions: list[Solution]) -> Inversion:
         seed=seed,
         z0=z0,
         residuals=torch.stack([solution.residual for solution in solutions]),
-        evaluations=torch.stack([solution.evaluations for solution in solutions]),
+        nfe=torch.stack([solution.nfe for solution in solutions]),
         backward=torch.stack([solution.backward for solution in solutions]),
         solved=torch.stack([solution.converged for solution in solutions]),
     )

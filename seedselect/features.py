@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from checked import Dtype, Name
+from rnri.validation import Dtype, NonEmptyStr
 
 
 class ClipFeatures:
     """Unit-length features ``[B, D]`` of any ``transformers`` CLIP.
 
     Preprocessing is done on tensors, because image processors break the gradient: bicubic resize of the shorter
-    side, centre crop, and the checkpoint's own mean and standard deviation.
+    side, center crop, and the checkpoint's own mean and standard deviation.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ClipFeatures:
     @classmethod
     def from_pretrained(
         cls,
-        path: Name | Path,
+        path: NonEmptyStr | Path,
         *,
         device: str | torch.device,
         dtype: torch.dtype | Dtype,

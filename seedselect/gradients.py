@@ -6,9 +6,8 @@ All take and give ``[B, C, h, w]``; norms are taken in float64 on the CPU, for s
 from __future__ import annotations
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-
-from checked import Count, Positive
 
 
 def _norm(values: Tensor) -> Tensor:
@@ -20,7 +19,7 @@ def unchanged(gradient: Tensor, seeds: Tensor) -> Tensor:
     return gradient
 
 
-def clipped(gradient: Tensor, seeds: Tensor, most: Positive = 0.1) -> Tensor:
+def clipped(gradient: Tensor, seeds: Tensor, most: PositiveFloat = 0.1) -> Tensor:
     """Shortened to the norm ``most`` where it is longer (ReNO, Eyring et al. 2024: 0.1)."""
     factor = (most / _norm(gradient)).clamp_max(1)
     return gradient * factor.to(gradient.dtype).to(gradient.device)
@@ -34,7 +33,7 @@ def on_sphere(gradient: Tensor, seeds: Tensor) -> Tensor:
     return (g - share * z).view_as(gradient).to(gradient.dtype).to(gradient.device)
 
 
-def white(gradient: Tensor, seeds: Tensor, blocks: Count = 4) -> Tensor:
+def white(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
     """With the spectrum of white noise: every ring of frequencies of every channel has the same power an element.
 
     The frequencies of each channel are parted into ``blocks`` rings of equal width; each is scaled to the mean power of

@@ -1,4 +1,4 @@
-"""The books of an optimisation whose samples leave one by one."""
+"""The books of an optimization whose samples leave one by one."""
 
 from __future__ import annotations
 

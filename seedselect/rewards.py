@@ -1,4 +1,4 @@
-"""What an optimisation of seeds may ask for: rewards of images, latents or seeds, one value a sample.
+"""What an optimization of seeds may ask for: rewards of images, latents or seeds, one value a sample.
 
 A reward is any function of :class:`Made` that gives ``[B]``, the larger the better, differentiable in the seeds. Those
 below are made of simpler ones by :func:`of_images`, :func:`of_latents` and :func:`of_seeds`.
@@ -12,8 +12,8 @@ from functools import cache, partial
 
 from torch import Tensor
 
-import checked
-from checked import Dtype, Name
+import rnri.validation
+from rnri.validation import Dtype, NonEmptyStr
 from seedselect.features import ClipFeatures
 from seedselect.losses import appearance_loss, semantic_loss
 
@@ -105,7 +105,7 @@ def _of_seeds(reward: Callable[[Tensor], Tensor], made: Made) -> Tensor:
 
 
 def negative(penalty: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A penalty as a reward, such as ``of_seeds(negative(nao.norm_penalty))``: ReNO's regulariser, in float64."""
+    """A penalty as a reward, such as ``of_seeds(negative(nao.norm_penalty))``: ReNO's regularizer, in float64."""
     return partial(_negative, penalty)
 
 
@@ -133,7 +133,7 @@ def text_similarity(made: Made) -> Tensor:
     return (made.features(made.images) * made.targets.text).sum(-1)
 
 
-@checked.dataclass(frozen=True)
+@rnri.validation.dataclass(frozen=True)
 class ClipReward:
     """Cosine of images and prompts under a reward model of its own: any of ``transformers`` of CLIP's kind, by path.
 
@@ -145,7 +145,7 @@ class ClipReward:
         local_files_only: never download.
     """
 
-    path: Name
+    path: NonEmptyStr
     dtype: Dtype = "float32"
     local_files_only: bool = False
 

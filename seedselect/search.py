@@ -1,4 +1,4 @@
-"""Choosing seeds by the same loss without a gradient: the best of N, and a search among neighbours.
+"""Choosing seeds by the same loss without a gradient: the best of N, and a search among neighbors.
 
 Both have SeedSelect's interface, so that all three can be compared at equal numbers of network evaluations.
 """
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, Fraction, dataclass
+from rnri.validation import HalfOpenUnitInterval, dataclass
 from seedselect.history import Book, Selection
 from seedselect.rewards import Made, Targets
 from seedselect.select import SeedSelect, Trajectory
@@ -28,7 +29,7 @@ class BestOf:
     """
 
     loss: SeedSelect
-    candidates: Count
+    candidates: PositiveInt
     refine: SeedSelect | None = None
 
     @property
@@ -58,22 +59,22 @@ class BestOf:
 
 @dataclass(frozen=True)
 class Search:
-    """Zeroth-order search: the best of a seed's neighbours becomes the seed, round by round.
+    """Zeroth-order search: the best of a seed's neighbors becomes the seed, round by round.
 
-    A neighbour is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with normal noise e, at the norm of z.
+    A neighbor is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with normal noise e, at the norm of z.
 
     Args:
         loss: whose loss decides; nothing else of it is used.
         rounds: of search.
-        neighbours: of each round.
-        spread: share of noise in a neighbour.
+        neighbors: of each round.
+        spread: share of noise in a neighbor.
     """
 
     loss: SeedSelect
-    rounds: Count
-    neighbours: Count
-    spread: Fraction = 0.3
-    candidates: ClassVar[Count] = 1
+    rounds: PositiveInt
+    neighbors: PositiveInt
+    spread: HalfOpenUnitInterval = 0.3
+    candidates: ClassVar[PositiveInt] = 1
 
     @property
     def step_weights(self) -> tuple[float, ...]:
@@ -82,25 +83,25 @@ class Search:
     @property
     def runs(self) -> tuple[int, int]:
         """Samplings and derivatives of a sample."""
-        return 1 + self.rounds * self.neighbours, 0
+        return 1 + self.rounds * self.neighbors, 0
 
     def with_steps(self, steps: int) -> Search:
         """As :meth:`SeedSelect.with_steps`."""
-        return Search(self.loss.with_steps(steps), self.rounds, self.neighbours, self.spread)
+        return Search(self.loss.with_steps(steps), self.rounds, self.neighbors, self.spread)
 
     def __call__(self, seeds: Tensor, *, noise: Callable[[int], Tensor], **given: Any) -> Selection:
-        """Searches around ``seeds [B, C, h, w]``. ``noise(k)`` is of the k-th neighbour of each, ``[B, C, h, w]``."""
+        """Searches around ``seeds [B, C, h, w]``. ``noise(k)`` is of the k-th neighbor of each, ``[B, C, h, w]``."""
         forwards, _ = self.runs
         book = Book(seeds.detach().clone(), forwards - 1, 0, 0.0)
         _try(self.loss, book, 0, book.seed.clone(), **given)
-        for start in range(1, forwards, self.neighbours):
-            centre = book.seed.clone()
-            for k in range(start, start + self.neighbours):
-                _try(self.loss, book, k, neighbour(centre, noise(k), self.spread), **given)
+        for start in range(1, forwards, self.neighbors):
+            center = book.seed.clone()
+            for k in range(start, start + self.neighbors):
+                _try(self.loss, book, k, perturb(center, noise(k), self.spread), **given)
         return book.selection()
 
 
-def neighbour(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
+def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
     """Seeds ``[..., C, h, w]`` of the same norms, moved by a share ``spread`` in [0, 1] of ``noise``."""
     z, e = seeds.cpu().double(), noise.cpu().double()
     length = z.flatten(-3).norm(dim=-1)[..., None, None, None]

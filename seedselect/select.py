@@ -1,4 +1,4 @@
-"""The optimisation of seeds. Letters: B samples, b of them still at work, K iterations, D features."""
+"""The optimization of seeds. Letters: B samples, b of them still at work, K iterations, D features."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import MinLen
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from checked import Count, NotNegative, SettingError, Whole, dataclass
-from seedselect.history import Book, Selection
+from rnri.validation import ConfigError, dataclass
 from seedselect.gradients import unchanged
+from seedselect.history import Book, Selection
 from seedselect.rewards import Made, Reward, Targets, appearance, likeness
 
 Trajectory = Callable[[Tensor, Tensor], Sequence[Tensor]]
@@ -27,14 +28,14 @@ AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-    """One iteration of an optimisation, after its loss was found.
+    """One iteration of an optimization, after its loss was found.
 
     Attributes:
         number: 0 is before any update.
         rows: int64 ``[b]``, the samples still at work.
         loss: ``[b]``, theirs.
         latent: ``[b, C, h, w]``, the clean latents that their seeds lead to now.
-        selection: the best of all B samples so far; it shares memory with the optimisation, which goes on writing.
+        selection: the best of all B samples so far; it shares memory with the optimization, which goes on writing.
     """
 
     number: int
@@ -55,7 +56,7 @@ class SeedSelect:
 
     Args:
         iterations: most updates a sample.
-        optimiser: makes a ``torch.optim`` optimiser, given a list of seeds. Each sample is a parameter of its own, so
+        optimizer: makes a ``torch.optim`` optimizer, given a list of seeds. Each sample is a parameter of its own, so
             that samples neither wait for nor influence one another.
         schedule: makes its learning-rate schedule, which advances by one an iteration.
         semantic_weight, appearance_weight: of the two losses.
@@ -71,26 +72,26 @@ class SeedSelect:
             ``improvement`` over the last ``patience`` updates. ``patience`` 0: all iterations.
     """
 
-    iterations: Count = 30
-    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] = AUTHORS_OPTIMISER
+    iterations: PositiveInt = 30
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = AUTHORS_OPTIMISER
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] = AUTHORS_SCHEDULE
-    semantic_weight: NotNegative = 10.0
-    appearance_weight: NotNegative = 1.0
-    step_weights: Annotated[Sequence[NotNegative], MinLen(1)] = (0.05, 0.25, 0.7)
+    semantic_weight: NonNegativeFloat = 10.0
+    appearance_weight: NonNegativeFloat = 1.0
+    step_weights: Annotated[Sequence[NonNegativeFloat], MinLen(1)] = (0.05, 0.25, 0.7)
     norm: Literal["free", "keep"] = "free"
     penalty: Callable[[Tensor], Tensor] = no_penalty
-    penalty_weight: NotNegative = 1.0
-    patience: Whole = 0
-    improvement: NotNegative = 0.01
+    penalty_weight: NonNegativeFloat = 1.0
+    patience: NonNegativeInt = 0
+    improvement: NonNegativeFloat = 0.01
     rewards: Annotated[Sequence[Sequence[Any]], MinLen(1)] | None = None
     gradient: Callable[[Tensor, Tensor], Tensor] = unchanged
-    candidates: ClassVar[Count] = 1
+    candidates: ClassVar[PositiveInt] = 1
 
     def __post_init__(self) -> None:
-        self._make_optimiser([torch.zeros(1)])
+        self._make_optimizer([torch.zeros(1)])
         for pair in () if self.rewards is None else self.rewards:
             if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
-                raise SettingError("rewards", f" holds {pair!r}: give pairs of a reward and its weight, a number.")
+                raise ConfigError("rewards", f"must be pairs of a reward and its weight, got {pair!r}.")
 
     @property
     def runs(self) -> tuple[int, int]:
@@ -109,7 +110,7 @@ class SeedSelect:
             return self
         kept, whole = self.step_weights[-steps:], sum(self.step_weights)
         if sum(kept) == 0:
-            raise SettingError("step_weights", f"={list(self.step_weights)}: the last {steps} are all zero; raise one.")
+            raise ConfigError("step_weights", f"the last {steps} of {list(self.step_weights)} are all zero; raise one.")
         return dataclasses.replace(self, step_weights=tuple(weight * whole / sum(kept) for weight in kept))
 
     def __call__(
@@ -123,9 +124,9 @@ class SeedSelect:
         on_iteration: Callable[[int, Tensor], None] = lambda iteration, loss: None,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Selection:
-        """Optimises ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work.
+        """Optimizes ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work.
 
-        ``noise`` is what a search draws from (:class:`seedselect.search.Search`); an optimisation needs none.
+        ``noise`` is what a search draws from (:class:`seedselect.search.Search`); an optimization needs none.
         """
         found = Book(seeds.detach(), self.iterations, self.patience, self.improvement).selection()
         walk = self.iterate(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets)
@@ -149,7 +150,7 @@ class SeedSelect:
         if not len(z):
             return
         norms, parameters = _norm(z), [z[row] for row in rows]  # the parameters are views of z
-        optimiser, schedule = self._make_optimiser(parameters)
+        optimizer, schedule = self._make_optimizer(parameters)
         for k in range(self.iterations + 1):
             last = k == self.iterations
             with torch.enable_grad():
@@ -164,7 +165,7 @@ class SeedSelect:
             for row, slope, goes in zip(rows.tolist(), gradient, going.tolist(), strict=True):
                 parameters[row].grad = slope if goes else None  # torch.optim passes over those without
             rows = rows[going]
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             if self.norm == "keep":
                 places = rows.to(z.device)
@@ -192,22 +193,22 @@ class SeedSelect:
         semantic = partial(likeness, step_weights=self.step_weights)
         return [(semantic, self.semantic_weight), (appearance, self.appearance_weight)]
 
-    def _make_optimiser(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        optimiser = _made("optimiser", self.optimiser, parameters)
-        if isinstance(optimiser, torch.optim.LBFGS):
-            raise SettingError(
-                "optimiser",
-                "=LBFGS makes all samples one problem: choose one that keeps parameters apart, such as AdamW.",
+    def _make_optimizer(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        optimizer = _made("optimizer", self.optimizer, parameters)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ConfigError(
+                "optimizer",
+                "LBFGS couples all samples of a batch; choose an optimizer that updates parameters independently, such as AdamW.",
             )
-        schedule = _made("schedule", self.schedule, optimiser)
-        return optimiser, schedule
+        schedule = _made("schedule", self.schedule, optimizer)
+        return optimizer, schedule
 
 
 def _made(key: str, make: Callable[[Any], Any], of: Any) -> Any:
     try:
         return make(of)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise SettingError(key, f": {error}") from error
+        raise ConfigError(key, str(error)) from error
 
 
 def _norm(z: Tensor) -> Tensor:

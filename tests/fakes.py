@@ -22,9 +22,9 @@ from experiments.counting.imagenet_counts import imagenet_classes
 
 
 def picture(index: int, number: int, side: int = 20) -> bytes:
-    """A JPEG file of one colour a class, its upper part darker by the image's number."""
-    colour = np.array([(37 * index) % 256, (91 * index + 40) % 256, (53 * index + 90) % 256], np.uint8)
-    image = np.broadcast_to(colour, (side, side + 4, 3)).copy()
+    """A JPEG file of one color a class, its upper part darker by the image's number."""
+    color = np.array([(37 * index) % 256, (91 * index + 40) % 256, (53 * index + 90) % 256], np.uint8)
+    image = np.broadcast_to(color, (side, side + 4, 3)).copy()
     image[: 1 + number % side] //= 2
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG")

@@ -1,4 +1,4 @@
-"""Pipelines of every family's architecture, tiny and randomly initialised, built without any download."""
+"""Pipelines of every family's architecture, tiny and randomly initialized, built without any download."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_every_picture_is_shown():
 
 def test_every_experiment_and_method_is_described():
     text = "\n".join(page.read_text() for page in PAGES if DOCS in page.parents)
-    for group in ("experiment", "method", "arm", "initialise", "optimiser", "rate"):
+    for group in ("experiment", "method", "arm", "seed_init", "optimizer", "lr_schedule"):
         for option in (Path("configs") / group).glob("*.yaml"):
             assert re.search(rf"\b{option.stem}\b", text), f"configs/{group}/{option.name}"
 

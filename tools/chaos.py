@@ -61,10 +61,10 @@ def unit_figure(name: str) -> str:
 
 def work(folder: Path, units: int, pause: float) -> None:
     """A process: claims, writes and notes units until all are there. It imports no PyTorch and starts at once."""
-    from experiments.runtime.leases import Claims
-    from experiments.cache.atomic import write_whole
+    from experiments.cache.atomic import atomic_write
+    from experiments.runtime.leases import LeaseManager
 
-    claims, missing = Claims(folder / "claims", BEAT, SILENCE), [f"unit{k}" for k in range(units)]
+    claims, missing = LeaseManager(folder / "claims", BEAT, SILENCE), [f"unit{k}" for k in range(units)]
     generator = random.Random(os.getpid())
     while missing:
         for name in missing:
@@ -72,7 +72,7 @@ def work(folder: Path, units: int, pause: float) -> None:
             if path.is_file() or not claims.take(name) or path.is_file():
                 continue
             time.sleep(pause * generator.random())
-            write_whole(path, lambda made, name=name: made.write_text(unit_figure(name)))
+            atomic_write(path, lambda made, name=name: made.write_text(unit_figure(name)))
             note(folder, name)
         missing = [name for name in missing if not (folder / "units" / name).is_file()]
         time.sleep(0.02)
@@ -86,7 +86,7 @@ def note(folder: Path, name: str) -> None:
 
 
 def main_job(folder: Path) -> None:
-    """A process of the main job on coloured squares, in full: claims, Lightning's loop, units, report."""
+    """A process of the main job on colored squares, in full: claims, Lightning's loop, units, report."""
     import torch
 
     from experiments.runtime import leases as claims

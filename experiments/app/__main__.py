@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import experiments  # noqa: F401  # makes ${embedded:...} known to the configs
+import experiments  # noqa: F401  # makes ${project:...} known to the configs
 from experiments.app.settings import Settings
 
 if TYPE_CHECKING:  # PyTorch is imported when the command line is understood

@@ -9,11 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from experiments.app.widgets import QUIET
-from experiments.app.uploads import shown
-from experiments.app.ratings import Item, Question, Ratings, methods_of, questions, read_run
 from experiments.app.messages import in_words, line
-from experiments.cache.atomic import write_whole
+from experiments.app.ratings import Item, Question, Ratings, methods_of, questions, read_run
+from experiments.app.uploads import shown
+from experiments.app.widgets import QUIET
+from experiments.cache.atomic import atomic_write
 from experiments.reporting.human_ratings import preference_table, read_ratings
 
 KEYS = """<script>
@@ -134,5 +134,5 @@ def _results(booth: Booth, folder: Path) -> tuple:
     if own.empty:
         raise ValueError("nobody has rated this run yet.")
     path = folder / "ratings.parquet"
-    write_whole(path, own.assign(shown=[list(shown) for shown in own["shown"]]).to_parquet)
+    atomic_write(path, own.assign(shown=[list(shown) for shown in own["shown"]]).to_parquet)
     return preference_table(own), gr.update(value=str(path), interactive=True)

@@ -54,7 +54,7 @@ class Studio:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        if not self.method.single_latent:
+        if not self.method.seed_only:
             name = type(self.method).__name__
             raise ValueError(f"method: {name} needs more than a seed to give an image back: choose another, or none.")
         self.model.schedule(self.steps)

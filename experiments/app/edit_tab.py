@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from experiments.app.edits import Seed, controls, edited_picture, how_to_edit, invert_picture
-from experiments.app.widgets import AGAIN, ALONE, PROGRESS, QUIET, example_gallery, file_of, pick_example, upload_box
-from experiments.app.uploads import shown
-from experiments.app.seed_files import read_seed, write_seed
 from experiments.app.context import Studio
+from experiments.app.edits import Seed, controls, edited_picture, how_to_edit, invert_picture
 from experiments.app.messages import in_words, line, sentence
+from experiments.app.seed_files import read_seed, write_seed
+from experiments.app.uploads import shown
+from experiments.app.widgets import AGAIN, ALONE, PROGRESS, QUIET, example_gallery, file_of, pick_example, upload_box
 
 
 def edit_tab(studio: Studio, folder: Path) -> None:
@@ -34,7 +34,7 @@ def edit_tab(studio: Studio, folder: Path) -> None:
                 label="Before and after", interactive=False, buttons=["download"], elem_id="edit-both"
             )
             target = gr.Textbox(label="Edited prompt", elem_id="edit-prompt", interactive=False)
-            fault = gr.HTML(elem_id="edit-fault")
+            message = gr.HTML(elem_id="edit-message")
             settings = edit_settings(controls(studio.model.family))
             with gr.Accordion("Seed", open=False, elem_id="edit-seed"):
                 words = gr.Textbox(
@@ -44,7 +44,7 @@ def edit_tab(studio: Studio, folder: Path) -> None:
                 loaded = gr.File(label="Load a seed", file_types=[".safetensors"], height=110, elem_id="edit-load")
 
     drawn = gr.State(None)
-    view = [both, fault, drawn]
+    view = [both, message, drawn]
     edit_inputs = [drawn, seed, target, *settings.values()]
     draw = in_words(partial(_drawn, studio, tuple(settings)))
     fresh = [seed, said, words, download, target]
@@ -120,5 +120,5 @@ def _drawn(
         how = how_to_edit(studio.model.family, **defaults | given)
         before, after = edited_picture(studio, seed, target, how)
     except (ValueError, OSError) as error:
-        return gr.skip(), line(sentence(error), "fault"), drawn
+        return gr.skip(), line(sentence(error), "message"), drawn
     return (shown(before), shown(after)), "", key

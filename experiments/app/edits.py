@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import rnri
-from experiments.app.uploads import as_pictures
 from experiments.app.context import Studio
+from experiments.app.uploads import as_pictures
 from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.models.family import Family
 from rnri.models.unet import UNetFamily
@@ -117,14 +117,14 @@ def described(studio: Studio, latents: Tensor, prompt: str) -> Seed:
 def said_of(inversion: rnri.PipelineInversion) -> str:
     """Residual and convergence of the one image of ``inversion``, in words."""
     solved, steps = int(inversion.solved.sum()), len(inversion.solved)
-    residual, evaluations = float(inversion.residual[0]), int(inversion.evaluations.sum())
+    residual, nfe = float(inversion.residual[0]), int(inversion.nfe.sum())
     if inversion.converged.all():
         begin = f"Converged: all {steps} steps are solved"
     else:
         begin = f"Not converged: {solved} of {steps} steps are solved, so that the reconstruction may differ"
     if math.isnan(residual):
-        return f"{begin}; this method has no residual ({evaluations} evaluations of the network)."
-    return f"{begin}; the largest residual is {residual:.1e} ({evaluations} evaluations of the network)."
+        return f"{begin}; this method has no residual ({nfe} evaluations of the network)."
+    return f"{begin}; the largest residual is {residual:.1e} ({nfe} evaluations of the network)."
 
 
 def controls(family: Family) -> tuple[str, ...]:

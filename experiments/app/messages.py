@@ -55,5 +55,5 @@ def in_words(handler: Handler) -> Handler:
 
 
 def line(text: str, kind: str = "said") -> str:
-    """A sentence as HTML: ``kind`` is ``said`` or ``fault``."""
+    """A sentence as HTML: ``kind`` is ``said`` or ``message``."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""

@@ -7,10 +7,10 @@ from pathlib import Path
 import gradio as gr
 
 from experiments.app.compare_tab import KEYS, Booth, compare_tab
+from experiments.app.context import Studio
 from experiments.app.edit_tab import edit_tab
 from experiments.app.rare_tab import rare_tab
 from experiments.app.seeds_tab import seeds_tab
-from experiments.app.context import Studio
 
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
@@ -42,7 +42,7 @@ CLEAN_EVERY, KEEP = 600, 3600
 def build(studio: Studio, folder: Path, booth: Booth | None = None) -> gr.Blocks:
     """The page of ``studio``, with the ``booth`` of a run to rate; what is downloaded lies in ``folder``."""
     with gr.Blocks(title="Seed exploration", analytics_enabled=False, delete_cache=(CLEAN_EVERY, KEEP)) as page:
-        gr.Markdown("# Seed exploration\nWhat a seed makes of a prompt: inverted, edited, averaged, optimised.")
+        gr.Markdown("# Seed exploration\nWhat a seed makes of a prompt: inverted, edited, averaged, optimized.")
         with gr.Tabs():
             with gr.Tab("Edit", id="edit"):
                 edit_tab(studio, folder)

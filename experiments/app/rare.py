@@ -11,9 +11,9 @@ from torch import Tensor
 
 import nao
 import rnri
+from experiments.app.context import Studio
 from experiments.app.edits import Seed, described
 from experiments.app.uploads import as_pictures
-from experiments.app.context import Studio
 from rnri.api import as_images
 from seedselect import Targets
 

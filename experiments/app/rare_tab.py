@@ -10,12 +10,12 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from experiments.app.widgets import ALONE, QUIET, file_of, several_pictures
-from experiments.app.uploads import shown
-from experiments.app.rare import MOST_REFERENCES, select_live
-from experiments.app.seed_files import write_seed
 from experiments.app.context import Studio
 from experiments.app.messages import in_words, line
+from experiments.app.rare import MOST_REFERENCES, select_live
+from experiments.app.seed_files import write_seed
+from experiments.app.uploads import shown
+from experiments.app.widgets import ALONE, QUIET, file_of, several_pictures
 
 
 def rare_tab(studio: Studio, folder: Path) -> None:
@@ -24,7 +24,7 @@ def rare_tab(studio: Studio, folder: Path) -> None:
         with gr.Column():
             references, prompts = several_pictures(studio, "rare", MOST_REFERENCES)
             with gr.Row():
-                start = gr.Button("Optimise", variant="primary", elem_id="rare-start")
+                start = gr.Button("Optimize", variant="primary", elem_id="rare-start")
                 stop = gr.Button("Stop, keep the best", interactive=False, elem_id="rare-stop")
             said, stopped = gr.HTML(elem_id="rare-said"), gr.HTML(elem_id="rare-stopped")
         with gr.Column():

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from experiments.app.uploads import from_bytes
-from experiments.cache.atomic import write_whole
+from experiments.cache.atomic import atomic_write
 from experiments.reporting.human_ratings import TIE
 
 MADE = ("edited", "reconstructions", "images")
@@ -191,4 +191,4 @@ class Ratings:
             "run": self.run, "time": time.time(),
         }  # fmt: skip
         table = pd.DataFrame([*self.table().to_dict("records"), row])
-        write_whole(self.path, table.to_parquet)
+        atomic_write(self.path, table.to_parquet)

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from experiments.app.edits import Seed
 from experiments.app.context import Studio
+from experiments.app.edits import Seed
 
 FORMAT = "seed-exploration 1"
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import nao
 import rnri
-from experiments.app.uploads import as_pictures
 from experiments.app.context import Studio
+from experiments.app.uploads import as_pictures
 from nao.norm import seed_norm
 
 POINTS = 9
@@ -78,7 +78,7 @@ def between(studio: Studio, seeds: Tensor, prompt: str) -> Between:
     }  # fmt: skip
     averages = {
         "NAO centroid": nao.centroid(seeds).point, "mean": nao.mean(seeds),
-        "mean, typical norm": nao.normalised_mean(seeds), "spherical mean": nao.spherical_mean(seeds),
+        "mean, typical norm": nao.normalized_mean(seeds), "spherical mean": nao.spherical_mean(seeds),
     }  # fmt: skip
     points, middles = paths["NAO"], torch.stack(list(averages.values()))
     pictures = sampled(studio, torch.cat([points, middles]), prompt)
@@ -107,7 +107,7 @@ def norm_figure(found: Between, place: int) -> Figure:
     axis = figure.subplots()
     for (name, norms), style in zip(found.norms.items(), ("-", ":", "--"), strict=True):
         axis.plot(range(1, len(norms) + 1), norms, style, label=name)
-    axis.axhline(found.typical, color="grey", linewidth=0.8, label="typical")
+    axis.axhline(found.typical, color="gray", linewidth=0.8, label="typical")
     axis.plot(place + 1, found.norms["NAO"][place], "o", color="C0")
     axis.set(xlabel="point of the path", ylabel="norm of the seed", xticks=range(1, POINTS + 1))
     axis.legend(fontsize=8, frameon=False)

@@ -7,11 +7,11 @@ from functools import partial
 import gradio as gr
 from PIL import Image
 
-from experiments.app.widgets import ALONE, QUIET, several_pictures
-from experiments.app.uploads import shown
-from experiments.app.seeds import MOST, POINTS, Between, between, invert_several, norm_figure, one_each
 from experiments.app.context import Studio
 from experiments.app.messages import in_words, line
+from experiments.app.seeds import MOST, POINTS, Between, between, invert_several, norm_figure, one_each
+from experiments.app.uploads import shown
+from experiments.app.widgets import ALONE, QUIET, several_pictures
 
 
 def seeds_tab(studio: Studio) -> None:

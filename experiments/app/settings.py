@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import Annotated
 
 from annotated_types import Ge, Le, MaxLen, MinLen
+from pydantic import PositiveFloat, PositiveInt
 
-from checked import Count, Guidance, Name, Positive, dataclass
+from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 
 @dataclass(frozen=True)
 class Settings:
     """The keys of the page, as ``configs/app.yaml`` describes them."""
 
-    device: Name
-    steps: Count | None
-    guidance: Guidance
-    examples: Name | None
-    clip: Name
-    gradient_steps: Count
-    run: Name | None
-    methods: Annotated[list[Name], MinLen(2), MaxLen(3)] | None
-    ratings: Name
-    host: Name
+    device: NonEmptyStr
+    steps: PositiveInt | None
+    guidance: GuidanceScale
+    examples: NonEmptyStr | None
+    clip: NonEmptyStr
+    gradient_steps: PositiveInt
+    run: NonEmptyStr | None
+    methods: Annotated[list[NonEmptyStr], MinLen(2), MaxLen(3)] | None
+    ratings: NonEmptyStr
+    host: NonEmptyStr
     port: Annotated[int, Ge(1), Le(65535)]
-    megabytes: Positive
-    pixels: Count
+    megabytes: PositiveFloat
+    pixels: PositiveInt

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from experiments.app.uploads import shown
 from experiments.app.context import Studio
 from experiments.app.messages import in_words
+from experiments.app.uploads import shown
 
 ALONE = {"concurrency_id": "model", "concurrency_limit": 1}
 """Of every event that runs a network: one visitor at a time."""

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import timm
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checked import Count, NotNegative, Positive, dataclass
 from experiments.data.augmentations import jitter
 from experiments.evaluation.classifier import Classifier
-from experiments.reporting.finite import NotFinite
+from experiments.reporting.finite import NonFiniteError
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class FewShot:
     """
 
     network: Callable[..., nn.Module]
-    image_size: Count
-    steps: Count
-    batch_size: Count
-    learning_rate: Positive
-    weight_decay: NotNegative
+    image_size: PositiveInt
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat
 
     def train(self, images: Tensor, labels: Tensor, names: list[str], seed: int, device: torch.device) -> Classifier:
         """A classifier of ``names``, in evaluation mode, from ``uint8`` images ``[N, 3, H, W]`` and indices ``[N]``.
@@ -47,19 +48,19 @@ class FewShot:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             classifier = self._untrained(names).to(device).train()
-            optimiser = torch.optim.AdamW(
+            optimizer = torch.optim.AdamW(
                 classifier.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
             )
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
             for _ in range(self.steps):
                 drawn = torch.randint(len(images), (self.batch_size,)).to(device)
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 logits = classifier(_changed(images[drawn].float() / 255))
                 F.cross_entropy(logits, labels[drawn], label_smoothing=0.1).backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
         if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
-            raise NotFinite(
+            raise NonFiniteError(
                 f"the few-shot training {seed} diverged: lower task.few_shot.learning_rate={self.learning_rate}."
             )
         return classifier.eval()

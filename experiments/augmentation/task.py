@@ -14,23 +14,24 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, dataclass
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Verdicts, write_report
-from experiments.planning.cost import Cost, Planned
-from experiments.rare_concepts.task import RareConcepts
 from experiments.cache.atomic import digest
-from experiments.runtime.progress import Progress
 from experiments.cache.key import describe
 from experiments.cache.store import UnitStore, content_hash
-from experiments.runtime.unit_queue import Stage, StoredWork, carry_out
+from experiments.planning.cost import Cost, Planned
+from experiments.rare_concepts.task import RareConcepts
+from experiments.runtime.progress import Progress
+from experiments.runtime.unit_queue import CachedUnitDataModule, Stage, carry_out
+from rnri.validation import dataclass
 
 REAL_ONLY = "references only"
 
 
-class Trainings(StoredWork):
+class Trainings(CachedUnitDataModule):
     """The trainings that are not on disk yet: a method and a number each."""
 
     def address(self, unit: tuple[str, int]) -> tuple[str, str]:
@@ -65,7 +66,7 @@ class Augmentation(RareConcepts):
     """
 
     few_shot: FewShot
-    trainings: Count
+    trainings: PositiveInt
 
     def prepare(self, trainer: Trainer) -> None:
         super().prepare(trainer)

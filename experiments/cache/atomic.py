@@ -21,7 +21,7 @@ class CannotRead(OSError):
     """A file that was written is not there or damaged; its text is one sentence for the user."""
 
 
-def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
+def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Lets ``write`` make a file and moves it to ``path`` when it is complete; other processes see all or nothing.
 
     As with ``open(path, "w")``, a new file's mode is the umask's, an old one keeps its mode, and a symbolic link is
@@ -32,9 +32,9 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
     """
     target = Path(os.path.realpath(path))
     with _explained(path):
-        _refuse_others(target)
+        _require_regular_file(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _create_beside(target)
+        temporary = _temporary_sibling(target)
         try:
             write(temporary)
             if target.exists():
@@ -45,15 +45,15 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Finds before long work whether ``write_whole`` could write ``path``. Raises CannotWrite as it would."""
+    """Finds before long work whether ``atomic_write`` could write ``path``. Raises CannotWrite as it would."""
     target = Path(os.path.realpath(path))
     with _explained(path):
-        _refuse_others(target)
+        _require_regular_file(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _create_beside(target).unlink()
+        _temporary_sibling(target).unlink()
 
 
-def _create_beside(target: Path) -> Path:
+def _temporary_sibling(target: Path) -> Path:
     """A new empty file in the target's folder, hidden, with its ending; the kernel gives it the umask's mode."""
     # Shortened, because the file system may take no longer name than the target's.
     temporary = target.with_name(f".{target.stem[:32]}.{uuid4().hex[:16]}{target.suffix[:16]}")
@@ -61,7 +61,7 @@ def _create_beside(target: Path) -> Path:
     return temporary
 
 
-def _refuse_others(target: Path) -> None:
+def _require_regular_file(target: Path) -> None:
     if target.exists() and not target.is_file():
         raise OSError(f"it is {'a folder' if target.is_dir() else 'no regular file'}")
 

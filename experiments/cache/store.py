@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.cache.atomic import CannotRead, digest, write_whole
+from experiments.cache.atomic import CannotRead, atomic_write, digest
 
 torch.backends.cudnn.allow_tf32 = False
 # Single precision means it, in whatever process stores what it computes: cuDNN would round each convolution's inputs to
 # ten bits, an error of 1e-3, and inversions end where the network's rounding is as large as their residual.
 
-RULES = 1
+CACHE_VERSION = 1
 """Part of every key: raise it with a change of code that changes what a unit or a seed holds under the same settings.
 
 A function's key is its name, so that what it does is not seen otherwise.
@@ -50,7 +50,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
         except SafetensorError as error:  # a full disk, for one
             raise OSError(str(error)) from error
 
-    write_whole(path, save)
+    atomic_write(path, save)
 
 
 def _is_whole(path: Path) -> bool:
@@ -84,7 +84,7 @@ class SeedStore:
         _write(self._path(key), tensors, {"key": json.dumps(key, sort_keys=True, ensure_ascii=False)})
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        name = digest({"rules": RULES, "key": key})
+        name = digest({"rules": CACHE_VERSION, "key": key})
         return self.root / name[:2] / f"{name}.safetensors"
 
 
@@ -92,7 +92,7 @@ class UnitStore:
     """Finished units of an experiment under one set of settings; other settings never see them."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
-        self.root = Path(root) / digest({"rules": RULES, "settings": settings})[:16]
+        self.root = Path(root) / digest({"rules": CACHE_VERSION, "settings": settings})[:16]
         self.settings = settings
 
     def done(self, unit: str) -> bool:
@@ -140,7 +140,7 @@ def numerics(precision: str, device: torch.device) -> dict[str, str]:
     return found
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits for the device, so that a clock read next has seen its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

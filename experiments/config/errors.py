@@ -15,8 +15,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from checked import SettingError
 from experiments.config.paths import join, locate
+from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
 
@@ -69,8 +69,8 @@ def failed_call(error: InstantiationException, config: DictConfig, part: str) ->
     cause: BaseException = error
     while isinstance(cause, HydraException) and cause.__cause__ is not None:
         cause = cause.__cause__
-    if isinstance(cause, SettingError):
-        return f"{locate(config, join(place, cause.key))[0]}{cause.fault}"
+    if isinstance(cause, ConfigError):
+        return f"{locate(config, join(place, cause.key))[0]}: {cause.message}"
     said = explain(cause)
     return said if said.startswith(place) else f"{place}: {said}"
 

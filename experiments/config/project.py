@@ -1,4 +1,4 @@
-"""The project's own data and models, found from any working directory: ``${embedded:assets/emoji}`` in a config."""
+"""The project's own data and models, found from any working directory: ``${project:assets/emoji}`` in a config."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def embedded(path: str) -> str:
+def project_path(path: str) -> str:
     """The absolute path of a file or folder of the project; a user's own relative paths are left to the user."""
     return str(PROJECT / path)
 
 
 def register() -> None:
-    """Makes ``${embedded:...}`` known to OmegaConf."""
-    OmegaConf.register_new_resolver("embedded", embedded, replace=True)
+    """Makes ``${project:...}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("project", project_path, replace=True)

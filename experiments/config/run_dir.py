@@ -18,9 +18,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 LONGEST_NAME = 200  # bytes; most file systems take 255
-UNNAMED = ("experiment", "run_dir", "logger", "logger.wandb.offline")
+NOT_IN_NAME = ("experiment", "run_dir", "logger", "logger.wandb.offline")
 """Keys that say nothing of a job where all jobs have the same."""
-HARMFUL = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
+UNSAFE_CHARS = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
 
 
 def multirun() -> bool:
@@ -52,9 +52,9 @@ def job_folder(own: Sequence[str], jobs: Sequence[Sequence[str]], number: int) -
     It is what one types, where a file system takes that; else it ends in a hash of it.
     """
     same = set.intersection(*map(set, jobs)) if jobs else set()
-    told = [text for text in own if not (text in same and text.partition("=")[0] in UNNAMED)]
+    told = [text for text in own if not (text in same and text.partition("=")[0] in NOT_IN_NAME)]
     name = ",".join(sorted(told))
-    safe = HARMFUL.sub("_", unicodedata.normalize("NFC", name)).strip(" ")
+    safe = UNSAFE_CHARS.sub("_", unicodedata.normalize("NFC", name)).strip(" ")
     copies = [list(job) for job in jobs[:number]].count(list(own))
     if safe != name or not safe.strip(".") or safe.startswith(".") or copies or len(safe.encode()) > LONGEST_NAME:
         key = hashlib.sha256("\n".join([*own, str(copies)]).encode()).hexdigest()[:12]

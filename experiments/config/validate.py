@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import pkgutil
+import sys
+import types
+import typing
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -15,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from checked import CONFIG, Name, Seed, parameter_hints, refusal
 from experiments.config.paths import join, locate, names
+from rnri.validation import STRICT, NonEmptyStr, RandomSeed, describe
 
 MADE = ("trainer", "logger", "task")
 """The parts of a config that objects are made of."""
-OWN = {"name": Name, "seed": Seed, "run_dir": Name, "plan": bool | Literal["counts"]}
+OWN = {"name": NonEmptyStr, "seed": RandomSeed, "run_dir": NonEmptyStr, "plan": bool | Literal["counts"]}
 """What is used as it stands."""
 HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -122,24 +126,43 @@ def _plain(key: str, node: Node) -> Any:
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
-    if not _allows(hint, value):
-        raise ValueError(f"{key}{refusal(value, hint)}")
+    error = _validation_error(hint, value)
+    if error is not None:
+        raise ValueError(f"{key}: {describe(error)}")
 
 
-def _allows(hint: Any, value: Any) -> bool:
-    """Whether a value, as files and command lines hold them, is what ``hint`` wants; yes where that cannot be said."""
+def _validation_error(hint: Any, value: Any) -> ValidationError | None:
+    """Pydantic's error for a YAML or command-line value, or None if it matches ``hint`` or cannot be checked."""
     text = json.dumps(value, default=str)
-    try:  # strict JSON: lists serve as tuples, but texts are no numbers
-        adapter = TypeAdapter(hint, config=CONFIG)
-    except PydanticSchemaGenerationError:
-        return True
-    except PydanticUserError:
-        adapter = TypeAdapter(hint)  # has a configuration of its own
     try:
-        adapter.validate_json(text, strict=True)
-    except ValidationError:
-        return False
-    return True
+        adapter = TypeAdapter(hint, config=STRICT)
+    except PydanticSchemaGenerationError:
+        return None
+    except PydanticUserError:  # the hint is a class with a configuration of its own
+        adapter = TypeAdapter(hint)
+    try:
+        adapter.validate_json(text, strict=True)  # strict JSON accepts a list for a tuple, but no str for a number
+    except ValidationError as error:
+        return error
+    return None
+
+
+def parameter_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Resolvable type hints of a callable's parameters, by name; of a dataclass, those of its fields."""
+    if dataclasses.is_dataclass(target):
+        return typing.get_type_hints(target, include_extras=True)
+    function = target.__init__ if inspect.isclass(target) else inspect.unwrap(getattr(target, "__func__", target))
+    function = inspect.unwrap(function)
+    namespace = vars(sys.modules.get(getattr(function, "__module__", None) or "", types))
+    hints = {}
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        single = types.SimpleNamespace(__annotations__={name: hint})
+        try:  # one by one: some libraries use types that they import under TYPE_CHECKING only
+            hints |= typing.get_type_hints(single, namespace, include_extras=True)
+        except (NameError, TypeError, AttributeError):
+            continue
+    hints.pop("return", None)
+    return hints
 
 
 def _unknown(key: str, known: list[str], target: Callable[..., Any]) -> str:

@@ -1,6 +1,6 @@
 """How often a corpus mentions each concept, and the buckets that follow. Workers import it without PyTorch."""
 
-from experiments.counting.frequency import assign_buckets, mentions, normalise
+from experiments.counting.frequency import assign_buckets, mentions, normalize
 from experiments.counting.matcher import BatchCounter, count_mentions, patterns
 from experiments.counting.shards import count_shard, list_shards
 from experiments.naming import canonical, distinct_names
@@ -14,6 +14,6 @@ __all__ = [
     "distinct_names",
     "list_shards",
     "mentions",
-    "normalise",
+    "normalize",
     "patterns",
 ]

@@ -18,14 +18,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.cache.atomic import CannotWrite, atomic_write, check_writable, digest
 from experiments.counting.count_engines import Workers, dask, processes
 from experiments.counting.matcher import Patterns, patterns
 from experiments.counting.names import read_names
 from experiments.counting.rows import write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
-from experiments.cache.atomic import CannotWrite, check_writable, digest, write_whole
 
-RULES = 2  # of what a mention is: a change makes kept counts void
+CACHE_VERSION = 2  # of what a mention is: a change makes kept counts void
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class KeptCounts:
     """Counts of finished shards, a file each; those of other shards, names or columns are never seen."""
 
     def __init__(self, folder: Path, question: Question) -> None:
-        self.folder, self._question = folder, digest(asdict(question) | {"rules": RULES})
+        self.folder, self._question = folder, digest(asdict(question) | {"rules": CACHE_VERSION})
 
     def read(self, shard: Shard) -> ShardCounts | None:
         """The counts of a shard; None where they are missing or damaged."""
@@ -59,7 +59,7 @@ class KeptCounts:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False)))
+    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False)))
 
 
 def count_shards(
@@ -123,7 +123,7 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
     if path.suffix == ".json":
         _write_json(path, dict(rows))
     else:
-        write_whole(path, lambda temporary: write_rows(temporary, path.suffix, rows))
+        atomic_write(path, lambda temporary: write_rows(temporary, path.suffix, rows))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
     captions = sum(shard.captions for shard in counts.values())
     _write_json(output.with_name(f"{output.name}.provenance.json"), {
         "captions": captions, "nulls": sum(shard.nulls for shard in counts.values()), "column": options.column,
-        "names": options.names, "forms_sha256": digest({"forms": question.forms}), "rules": RULES,
+        "names": options.names, "forms_sha256": digest({"forms": question.forms}), "rules": CACHE_VERSION,
         "shards": [shard.identity | {"captions": c.captions, "content": c.content} for shard, c in counts.items()],
         "copies": {copy.url: original.url for copy, original in copies.items()},
     })  # fmt: skip

@@ -6,19 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 
 from experiments.counting.plurals import in_number
-from experiments.counting.text import normalise
+from experiments.counting.text import normalize
 
 
 def spellings(name: str) -> set[str]:
-    """A name as it occurs in normalised captions: as given, in singular and plural, and joined where it is hyphenated.
+    """A name as it occurs in normalized captions: as given, in singular and plural, and joined where it is hyphenated.
 
     ValueError if it has neither letters nor digits.
     """
-    if not normalise(name).strip():
+    if not normalize(name).strip():
         raise ValueError(f"The name {name!r} has no letter or digit: captions are searched for words.")
     forms = {name} | in_number(name)
     forms |= {re.sub("[-\u2010\u2011]", "", form) for form in forms}
-    return {normalise(form) for form in forms}
+    return {normalize(form) for form in forms}
 
 
 def mentions(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from experiments.counting.counts import CountTable
-from experiments.counting.frequency import normalise
+from experiments.counting.frequency import normalize
 from experiments.imagenet_classes import ImageNetClass, imagenet_classes
 
 __all__ = ["ImageNetClass", "imagenet_class", "imagenet_classes", "imagenet_counts"]
@@ -14,7 +14,7 @@ __all__ = ["ImageNetClass", "imagenet_class", "imagenet_classes", "imagenet_coun
 def imagenet_class(name: str) -> ImageNetClass:
     """The class that an index, a WordNet id, a name or a synonym names. ValueError if it fits none or several."""
     keys = _imagenet_keys()
-    found = keys.get(name) or keys.get(normalise(name), set())
+    found = keys.get(name) or keys.get(normalize(name), set())
     if len(found) != 1:
         fits = f"fits the classes {sorted(found)}" if found else "fits no class of ImageNet-1k"
         raise ValueError(f"{name!r} {fits}: use class indices or WordNet ids.")
@@ -50,7 +50,7 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 
 @cache
 def _imagenet_keys() -> dict[str, set[int]]:
-    """Classes by index, WordNet id and unique name; then, normalised, by first name; then by other synonyms."""
+    """Classes by index, WordNet id and unique name; then, normalized, by first name; then by other synonyms."""
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}
     for c in classes:
@@ -60,6 +60,6 @@ def _imagenet_keys() -> dict[str, set[int]]:
         level: dict[str, set[int]] = {}
         for c in classes:
             for synonym in c.synonyms[rank]:
-                level.setdefault(normalise(synonym), set()).add(c.index)
+                level.setdefault(normalize(synonym), set()).add(c.index)
         keys = level | keys
     return keys

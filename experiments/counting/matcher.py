@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from experiments.counting.frequency import mentions, normalise
+from experiments.counting.frequency import mentions, normalize
 
 # One form and the concepts (by position) that it is a mention of.
 Patterns = tuple[tuple[str, tuple[int, ...]], ...]
@@ -27,7 +27,7 @@ _SINGLE, _FOLLOWED, _PRECEDED = 1, 2, 4  # a word's places in the forms: alone, 
 
 _AT_ONCE = 4096  # captions, whose arrays stay in the processor's caches
 
-# Bytes of ASCII text, normalised; bytes of longer UTF-8 characters as they are.
+# Bytes of ASCII text, normalized; bytes of longer UTF-8 characters as they are.
 _LOWER = bytes(ord(chr(k).lower()) if chr(k).isalnum() else _SPACE for k in range(128)) + bytes(range(128, 256))
 # The first n bytes of eight, n from 0 to 8, in little-endian order.
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], "<u8")
@@ -45,7 +45,7 @@ class _Words:
     """The words of a batch.
 
     Attributes:
-        text: ``uint8 [T]``, normalised UTF-8 with spaces around words and eight spare bytes at the end.
+        text: ``uint8 [T]``, normalized UTF-8 with spaces around words and eight spare bytes at the end.
         starts, ends: ``int64 [W]``, where each word begins and ends.
         captions: ``int64 [N]``, where each caption begins.
     """
@@ -65,7 +65,7 @@ class _Words:
 
 
 def _find_words(text: bytes, captions: np.ndarray) -> _Words:
-    """Words of normalised text that begins with a space."""
+    """Words of normalized text that begins with a space."""
     padded = np.frombuffer(text + b" " * (16 - len(text) % 8), np.uint8)
     inside = padded != _SPACE
     edges = np.flatnonzero(inside[1:] != inside[:-1])
@@ -73,7 +73,7 @@ def _find_words(text: bytes, captions: np.ndarray) -> _Words:
 
 
 def read_words(captions: pa.StringArray) -> _Words:
-    """The normalised words of captions without nulls."""
+    """The normalized words of captions without nulls."""
     whole = pa.LargeListArray.from_arrays(pa.array([0, len(captions)], pa.int64()), captions)
     text = b" " + pc.binary_join(whole, " ")[0].as_buffer().to_pybytes().translate(_LOWER) + b" "
     sizes = pc.binary_length(captions).to_numpy(zero_copy_only=False).astype(np.int64) + 1
@@ -81,10 +81,10 @@ def read_words(captions: pa.StringArray) -> _Words:
 
 
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Normalises the words that are not in ASCII, and moves the starts of the captions as the text grows or shrinks.
+    """Normalizes the words that are not in ASCII, and moves the starts of the captions as the text grows or shrinks.
 
     Spaces stand for ASCII characters that are neither letters nor digits. No normal form joins those with a
-    neighbour into a letter or digit, and marks fall that follow them, so words can be normalised one by one.
+    neighbor into a letter or digit, and marks fall that follow them, so words can be normalized one by one.
     """
     pieces, bounds, grown, at = [], [], [0], 0
     for foreign in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # first bytes of characters
@@ -101,7 +101,7 @@ def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 @lru_cache(maxsize=1 << 16)
 def _fold_word(word: bytes) -> bytes:
-    return normalise(word.decode(errors="replace")).strip().encode()
+    return normalize(word.decode(errors="replace")).strip().encode()
 
 
 class BatchCounter:
@@ -159,7 +159,7 @@ class BatchCounter:
         return self._tally(caption[np.searchsorted(ends, found[:, 0])], found[:, 1])
 
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
-        """``bool [W]``: words that are a form, or a part of one beside its neighbour in the form."""
+        """``bool [W]``: words that are a form, or a part of one beside its neighbor in the form."""
         places = self._places.take(self._cells(keys))
         keep = places & _SINGLE != 0
         pairs = np.flatnonzero((places[:-1] & _FOLLOWED != 0) & (places[1:] & _PRECEDED != 0))
@@ -182,7 +182,7 @@ def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray)
 
 
 def _excerpt(words: _Words, kept: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
-    """The kept words as text, and where each ends: a space around each, a line break between words not neighbours."""
+    """The kept words as text, and where each ends: a space around each, a line break between words not neighbors."""
     if not len(kept):
         return "", kept
     lengths = words.ends[kept] - words.starts[kept] + 1

@@ -145,7 +145,7 @@ def read_captions(shard: Shard, column: str, batch: int = BATCH) -> Iterator[pa.
     """
     try:
         system, path = url_to_fs(shard.url, **json.loads(shard.storage))
-        # Arrow asks for whole column chunks; another cache would only fetch their neighbours.
+        # Arrow asks for whole column chunks; another cache would only fetch their neighbors.
         with system.open(path, "rb", cache_type="none") as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             _check_column(shard, parquet.schema_arrow, column)
             for group in range(parquet.num_row_groups):

@@ -64,7 +64,7 @@ def compatible(text: str) -> str:
     return unicodedata.normalize("NFKC", apart)
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Words in lower case with one space around each: compatible forms folded, punctuation and hyphens dropped.
 
     A word is letters and digits with their combining marks, such as the vowel signs of Indic scripts; a mark that

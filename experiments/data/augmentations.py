@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
 
-def jitter(images: Tensor, colour: float = 0.4, blur: float = 0.5) -> Tensor:
-    """Turned by up to 20 degrees, scaled, sheared, recoloured, blurred pictures; ``[B, 3, H, W]`` in [0, 1]."""
-    images = recolour(move(images), colour)
+def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
+    """Turned by up to 20 degrees, scaled, sheared, recolored, blurred pictures; ``[B, 3, H, W]`` in [0, 1]."""
+    images = recolor(move(images), color)
     blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
     chosen = (torch.rand(len(images), 1, 1, 1) < blur).to(images)
     return (images + chosen * torch.rand_like(chosen) * (blurred - images)).clamp(0, 1)
@@ -32,12 +32,12 @@ def move(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def recolour(images: Tensor, strength: float) -> Tensor:
-    """A random colour matrix near the identity, brightness and contrast, and a grey version one time in ten."""
+def recolor(images: Tensor, strength: float) -> Tensor:
+    """A random color matrix near the identity, brightness and contrast, and a gray version one time in ten."""
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5
-    grey = (torch.rand(rows, 1, 1) < 0.1).float()
-    matrix = grey * torch.full((3, 3), 1 / 3) + (1 - grey) * matrix / matrix.sum(-1, keepdim=True).clamp_min(0.3)
+    gray = (torch.rand(rows, 1, 1) < 0.1).float()
+    matrix = gray * torch.full((3, 3), 1 / 3) + (1 - gray) * matrix / matrix.sum(-1, keepdim=True).clamp_min(0.3)
     images = torch.einsum("bij,bjhw->bihw", matrix.to(images), images)
     contrast = (1 + (torch.rand(rows, 1, 1, 1) * 2 - 1) * strength).to(images)
     brightness = ((torch.rand(rows, 1, 1, 1) * 2 - 1) * strength * 0.5).to(images)

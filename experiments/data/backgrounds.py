@@ -1,6 +1,6 @@
-"""Drawings on coloured backgrounds: the picture that one row of the caption corpus shows.
+"""Drawings on colored backgrounds: the picture that one row of the caption corpus shows.
 
-A drawing is a straight-alpha RGBA square. An *augmentation seed* names a background colour, a size, a place
+A drawing is a straight-alpha RGBA square. An *augmentation seed* names a background color, a size, a place
 and a mirror image, so that (drawing, seed) is one picture, always the same one.
 """
 
@@ -60,14 +60,14 @@ def place(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
 
     The drawing is laid on the background before it is resized: resizing straight alpha darkens edges.
     """
-    colour = BACKGROUNDS[augmentation.background]
+    color = BACKGROUNDS[augmentation.background]
     side = drawing.width
-    flat = Image.new("RGBA", drawing.size, (*colour, 255))
+    flat = Image.new("RGBA", drawing.size, (*color, 255))
     flat.alpha_composite(drawing.convert("RGBA"))
     if augmentation.mirrored:
         flat = flat.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     inner = round(side * augmentation.scale)
-    picture = Image.new("RGB", drawing.size, colour)
+    picture = Image.new("RGB", drawing.size, color)
     corner = (round(side * augmentation.left), round(side * augmentation.top))
     picture.paste(flat.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS), corner)
     return picture

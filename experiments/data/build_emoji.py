@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.cache.atomic import CannotWrite, atomic_write
 from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
-from experiments.cache.atomic import CannotWrite, write_whole
 
 CONCEPTS = Path(__file__).parents[2] / "assets" / "emoji" / "concepts.csv"
 OUTPUT = Path("runs/emoji")
@@ -270,7 +270,7 @@ def captions(rows: Sequence[Mapping]) -> dict[str, list]:
 def _write(dataset: datasets.Dataset, path: Path) -> None:
     """Parquet that carries the ``datasets`` features, so that images open as images."""
     table = dataset.data.table.combine_chunks()
-    write_whole(path, lambda part: pq.write_table(table, part, compression="zstd", compression_level=9))
+    atomic_write(path, lambda part: pq.write_table(table, part, compression="zstd", compression_level=9))
 
 
 def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:

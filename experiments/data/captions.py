@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pydantic import PositiveInt
 
-from checked import Count, Name, dataclass
 from experiments.data.concepts import Concept
 from experiments.data.images import Images, UnreadableImage, height_and_width, read_image
 from experiments.data.parquet import ImageTable, Rows
+from rnri.validation import NonEmptyStr, dataclass
 
 TABLES = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".jsonl": partial(pd.read_json, lines=True)}
 
@@ -48,12 +49,12 @@ class CaptionedImages:
         holding: a text; images whose caption lacks it are left out.
     """
 
-    captions: Name
-    images: Name | None
-    size: Count | Sequence[Count] | None = None
-    image: Name = "image"
-    caption: Name = "caption"
-    holding: Name | None = None
+    captions: NonEmptyStr
+    images: NonEmptyStr | None
+    size: PositiveInt | Sequence[PositiveInt] | None = None
+    image: NonEmptyStr = "image"
+    caption: NonEmptyStr = "caption"
+    holding: NonEmptyStr | None = None
 
     def __post_init__(self) -> None:
         height_and_width(self.size)

@@ -15,23 +15,23 @@ from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkabl
 import numpy as np
 from annotated_types import MinLen
 from lightning.pytorch.utilities import rank_zero_only
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from checked import Count, Name, SettingError, Whole, dataclass, distinct
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.matcher import count_mentions
 from experiments.data.backgrounds import BACKGROUNDS, Augmentation, plain
 from experiments.data.emoji import Drawings, read_table
 from experiments.data.images import Images, check_images
 from experiments.naming import canonical, distinct_names
+from rnri.validation import ConfigError, NonEmptyStr, dataclass, unique_items
 
 Bucket = Literal["head", "medium", "tail"]
 BUCKETS = get_args(Bucket)
 Buckets = Annotated[
-    Sequence[Bucket], MinLen(1), distinct, Field(description=f"a list of some of {', '.join(BUCKETS)}, as [tail]")
+    Sequence[Bucket], MinLen(1), unique_items, Field(description=f"a list of some of {', '.join(BUCKETS)}, as [tail]")
 ]
 Wanted = Annotated[
-    Count | Name | Annotated[Sequence[Name | Whole], MinLen(1), distinct],
+    PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
     Field(description="a number of concepts a bucket, all, or a list of names, none of them twice"),
 ]
 """Which concepts, as :func:`choose` reads it; whole numbers in a list are names."""
@@ -110,19 +110,17 @@ class EmojiConcepts:
         ranks: sizes of head, medium and tail, which add up to all concepts.
     """
 
-    folder: Name
+    folder: NonEmptyStr
     prompt: str
-    background: Name
-    head: Whole
-    tail: Whole
+    background: NonEmptyStr
+    head: NonNegativeInt
+    tail: NonNegativeInt
     by: Literal["threshold", "rank"] = "threshold"
-    ranks: Sequence[Whole] = ()
+    ranks: Sequence[NonNegativeInt] = ()
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
-            raise SettingError(
-                "background", f"={self.background!r} is unknown: choose one of {', '.join(BACKGROUNDS)}."
-            )
+            raise ConfigError("background", f"{self.background!r} is unknown: choose one of {', '.join(BACKGROUNDS)}.")
         check_template("data.source.prompt", self.prompt, "phrase", "background")
 
     def concepts(self) -> list[Concept]:

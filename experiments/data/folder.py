@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from checked import Count, Name, Whole, dataclass
+from pydantic import NonNegativeInt, PositiveInt
+
 from experiments.counting.counts import read_count_table
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes, imagenet_counts
@@ -14,6 +15,7 @@ from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, check_images, height_and_width, read_image
 from experiments.data.scan import image_files, list_folder, named_folders
 from experiments.naming import distinct_names
+from rnri.validation import NonEmptyStr, dataclass
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class FolderConcepts:
             order of the indices, whatever their names. Prompts then hold a class's first name.
     """
 
-    references: Name
-    real: Name
-    counts: Name
+    references: NonEmptyStr
+    real: NonEmptyStr
+    counts: NonEmptyStr
     prompt: str
-    size: Count | Sequence[Count] | None
-    head: Whole
-    tail: Whole
+    size: PositiveInt | Sequence[PositiveInt] | None
+    head: NonNegativeInt
+    tail: NonNegativeInt
     by: Literal["threshold", "rank"] = "threshold"
-    ranks: Sequence[Whole] = ()
+    ranks: Sequence[NonNegativeInt] = ()
     classes: Literal["folders", "imagenet1k", "imagenet1k_rows"] = "folders"
 
     def __post_init__(self) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
+from pydantic import NonNegativeInt, PositiveInt
 
-from checked import Count, Name, Seed, Whole, dataclass, distinct
 from experiments.counting.counts import read_count_table
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.imagenet_counts import ImageNetClass, imagenet_class, imagenet_classes, imagenet_counts
 from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, height_and_width
-from experiments.data.splits import FolderSplit, Split, TableSplit
 from experiments.data.parquet import data_files
+from experiments.data.splits import FolderSplit, Split, TableSplit
+from rnri.validation import NonEmptyStr, RandomSeed, dataclass, unique_items
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
 """The folders of images that a split may be called."""
@@ -44,18 +45,18 @@ class ImageNetConcepts:
         draw: key of the hash.
     """
 
-    path: Name
-    counts: Name
+    path: NonEmptyStr
+    counts: NonEmptyStr
     prompt: str
-    size: Count | Sequence[Count] | None
-    head: Whole
-    tail: Whole
+    size: PositiveInt | Sequence[PositiveInt] | None
+    head: NonNegativeInt
+    tail: NonNegativeInt
     by: Literal["threshold", "rank"] = "threshold"
-    ranks: Sequence[Whole] = ()
-    classes: Annotated[Sequence[Name | Whole], MinLen(1), distinct] | None = None
+    ranks: Sequence[NonNegativeInt] = ()
+    classes: Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items] | None = None
     rows_are_indices: bool = False
-    real: Count | None = None
-    draw: Seed = 0
+    real: PositiveInt | None = None
+    draw: RandomSeed = 0
 
     def __post_init__(self) -> None:
         check_template("data.source.prompt", self.prompt, "name")

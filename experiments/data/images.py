@@ -37,9 +37,9 @@ def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None
 
 
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """``uint8 [3, H, W]`` of a file, ``size`` being ``(H, W)``: upright, on white, resized, the centre cut out.
+    """``uint8 [3, H, W]`` of a file, ``size`` being ``(H, W)``: upright, on white, resized, the center cut out.
 
-    Of an animation or a file of several pages it is the first. Grey levels of more than 8 bits are scaled.
+    Of an animation or a file of several pages it is the first. Gray levels of more than 8 bits are scaled.
 
     Raises:
         UnreadableImage: the file cannot be read, is too large to be trusted, or does not say what is white.
@@ -114,7 +114,7 @@ def _on_white(file: Image.Image) -> Image.Image:
 def _levels(file: Image.Image) -> int | None:
     """How many levels a mode of more than 8 bits has, 1 for floats; None in a mode that Pillow converts by itself.
 
-    Pillow cuts grey levels above 255 off. Of 32-bit integers it has no convention but 16-bit values held in them.
+    Pillow cuts gray levels above 255 off. Of 32-bit integers it has no convention but 16-bit values held in them.
     """
     if file.mode.startswith("I;16"):
         return 2 ** _tag(file, BITS_PER_SAMPLE, 16)
@@ -132,7 +132,7 @@ def _tag(file: Image.Image, number: int, default: int | None = None) -> int | No
 def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
     """``L`` of integers below ``levels`` or floats in [0, 1]; ``LA`` where one value stands for transparency.
 
-    Integers keep their highest eight bits, which is what Pillow makes of 16-bit colours.
+    Integers keep their highest eight bits, which is what Pillow makes of 16-bit colors.
     """
     values = np.asarray(image)
     low, high, most = float(values.min()), float(values.max()), max(levels - 1, 1)
@@ -140,12 +140,12 @@ def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
     doubtful = image.mode == "I" and levels == 2**16 and 0 < high < 256
     if not 0 <= low <= high <= most or doubtful:
         raise ValueError(f"its levels run from {low:g} to {high:g}, and nothing says what is white; save 8 or 16 bits")
-    grey = np.rint(255 * values) if levels == 1 else values.astype(np.int64) * 256 // levels
-    grey = Image.fromarray((255 - grey if inverted else grey).astype(np.uint8))
+    gray = np.rint(255 * values) if levels == 1 else values.astype(np.int64) * 256 // levels
+    gray = Image.fromarray((255 - gray if inverted else gray).astype(np.uint8))
     clear = image.info.get("transparency")
     if clear is None:
-        return grey
-    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def _formats() -> tuple[frozenset[str], tuple[str, ...]]:
 
 
 def list_folder(folder: Path) -> Listing:
-    """What ``folder`` holds. An image is what has an image's ending, readable or not, or what Pillow recognises.
+    """What ``folder`` holds. An image is what has an image's ending, readable or not, or what Pillow recognizes.
 
     Raises:
         ValueError: it is missing, no folder, or may not be read.
@@ -75,7 +75,7 @@ def _is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # recognised, and damaged or huge: whoever reads it says so
+    except Exception:  # recognized, and damaged or huge: whoever reads it says so
         return True
 
 

@@ -18,7 +18,7 @@ SIDE = 512  # of the masks, whatever the images' size
 MAPPING, IMAGES = "mapping_file.json", "annotation_images"
 KINDS = (
     "random", "change object", "add object", "delete object", "change attribute content", "change attribute pose",
-    "change attribute colour", "change attribute material", "change background", "change style",
+    "change attribute color", "change attribute material", "change background", "change style",
 )  # fmt: skip
 KEYS = (
     "image_path",

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from checked import Count
-from experiments.planning.cost import Cost, evaluations_a_step, rows_of
+from pydantic import PositiveInt
+
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
-from experiments.runtime.unit_queue import StoredWork
+from experiments.planning.cost import Cost, nfe_per_step, rows_of
+from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit
 
@@ -25,7 +26,7 @@ Method = Inverter | Editor
 
 
 @dataclasses.dataclass(frozen=True)
-class Edited:
+class EditResult:
     """A model that edits.
 
     Attributes:
@@ -51,7 +52,7 @@ class Job:
     name: str
     method: Method | None
     ways: tuple[str, ...]
-    model: Edited | None
+    model: EditResult | None
     edits: Sequence[BenchmarkEdit]
 
     @property
@@ -73,7 +74,7 @@ class Job:
         if self.model is None or self.method is None:
             return Cost()
         sampling = sum(2 if way in ATTENTION.values() else 1 for way in self.ways)
-        inversion = evaluations_a_step(self.method) if isinstance(self.method, Inverter) else 2.0
+        inversion = nfe_per_step(self.method) if isinstance(self.method, Inverter) else 2.0
         a_step = (inversion + sampling) * rows_of(self.model.guidance)
         return Cost(a_step * self.model.steps, 1 + len(self.ways)).times(len(self.edits))
 
@@ -98,7 +99,7 @@ def checkpoint_name(make: Callable[..., LatentDiffusion]) -> str:
     return Path(path).name
 
 
-def steps_of(name: str, steps: Count | Mapping[str, Count]) -> int:
+def steps_of(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
     """Of the model ``name``; ValueError where nothing says."""
     if isinstance(steps, int):
         return steps
@@ -122,7 +123,7 @@ def evenly(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | No
 
 
 def jobs(
-    models: Sequence[Edited],
+    models: Sequence[EditResult],
     methods: Mapping[str, Inverter],
     others: Mapping[str, Method],
     edits: Sequence[BenchmarkEdit],
@@ -150,7 +151,7 @@ def jobs(
     return found, left_out
 
 
-class JobData(StoredWork):
+class JobData(CachedUnitDataModule):
     """The jobs that have no finished unit yet."""
 
     def address(self, unit: Job) -> tuple[str, str]:

@@ -89,9 +89,9 @@ def _planned(name: str, source: Side, rows: Sequence[dict], rng: np.random.Gener
     """An edit of ``source``, or None where the corpus has no drawing that shows it."""
     row = source.row
     if name == "background":
-        others = [colour for colour in BACKGROUNDS if colour != source.augmentation.background]
-        colour = others[rng.integers(len(others))]
-        return Planned(name, name, source, Side(row, replace(source.augmentation, background=colour)))
+        others = [color for color in BACKGROUNDS if color != source.augmentation.background]
+        color = others[rng.integers(len(others))]
+        return Planned(name, name, source, Side(row, replace(source.augmentation, background=color)))
     if name == "concept":
         others = [r for r in rows if r["style"] == row["style"] and r["concept"] != row["concept"]]
     else:

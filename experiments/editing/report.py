@@ -158,7 +158,7 @@ def clip_against_lpips(rows: Rows) -> Figure:
     """CLIP score of the edited prompt against LPIPS to the image (Fig. 6), a panel a model."""
     models = [model for model in dict.fromkeys(row["model"] for row in rows) if model != NONE]
     methods = list(dict.fromkeys(row["method"] for row in rows if row["model"] != NONE))
-    colours = {method: plt.get_cmap("tab20").colors[k % 20] for k, method in enumerate(methods)}
+    colors = {method: plt.get_cmap("tab20").colors[k % 20] for k, method in enumerate(methods)}
     markers = {"prompt_swap": "o", "p2p": "s", "injection": "s", "own": "^"}
     figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models) + 2, 3.6), squeeze=False)
     for model, axis in zip(models, axes[0], strict=True):
@@ -169,7 +169,7 @@ def clip_against_lpips(rows: Rows) -> Figure:
             elif row["model"] == model and math.isfinite(row["clip_score"]):
                 spread = np.array([tables.whiskers(row, "clip_score")]).T
                 axis.errorbar(row["lpips"], row["clip_score"], spread, linewidth=0.7, linestyle="none", markersize=5,
-                              color=colours[row["method"]], marker=markers[row["edit"]],
+                              color=colors[row["method"]], marker=markers[row["edit"]],
                               label=f"{row['method']}, {row['edit'].replace('_', ' ')}")  # fmt: skip
         axis.set(title=model, xlabel="LPIPS to the image", ylabel="CLIP score of the edited prompt")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -19,17 +19,19 @@ from uuid import uuid4
 import torch
 from annotated_types import MinLen
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from checked import Count, Guidance, Name, Positive, Seed, dataclass
-from experiments.planning.cost import Cost, seconds_of
+from experiments.base import Networks as Loaded
+from experiments.cache.key import describe
+from experiments.cache.store import UnitStore, numerics, synchronize
 from experiments.editing import make_benchmark
 from experiments.editing.benchmark import KINDS, read_benchmark
 from experiments.editing.jobs import (
     ATTENTION,
     NONE,
     TRUE,
-    Edited,
+    EditResult,
     Job,
     JobData,
     checkpoint_name,
@@ -37,19 +39,18 @@ from experiments.editing.jobs import (
     jobs,
     steps_of,
 )
-from experiments.evaluation.editing_metrics import Networks, check_labels, measures
-from experiments.evaluation.editing_networks import dino_structure, judge_lpips, judge_structure, squeeze_lpips
 from experiments.editing.report import IDENTITY, SCORES, sample_rows, write_report
 from experiments.evaluation import load_classifier
-from experiments.reporting.finite import keep_finite, lost_as_nan
+from experiments.evaluation.editing_metrics import Networks, check_labels, measures
+from experiments.evaluation.editing_networks import dino_structure, judge_lpips, judge_structure, squeeze_lpips
+from experiments.planning.cost import Cost, seconds_of
+from experiments.reporting.finite import mask_nonfinite, select_finite
 from experiments.runtime.progress import Progress, announce
 from experiments.runtime.running_means import Running
-from experiments.cache.key import describe
-from experiments.cache.store import UnitStore, numerics, synchronise
-from experiments.runtime.unit_queue import SharedRun, carry_out
-from experiments.base import Networks as Loaded
+from experiments.runtime.unit_queue import ResumableRun, carry_out
 from rnri import Inversion, Inverter, LatentDiffusion
 from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit, edit_latents
+from rnri.validation import GuidanceScale, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
 PICTURES = 8  # edits kept a method and way
@@ -81,7 +82,7 @@ class EditingModule(LightningModule):
             columns = columns | measures(images, originals, job.edits, self.networks, self.kept_above)
             columns["not_finite"] = images.isnan().flatten(1).any(1).double()
             rows[way] = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
-            tensors[way], tensors[f"{way}_finite"] = keep_finite(images[:PICTURES])
+            tensors[way], tensors[f"{way}_finite"] = select_finite(images[:PICTURES])
         self.units[job.unit].write(job.key, tensors, {"rows": rows})
         self.progress.finish(1)
         return job.label
@@ -103,7 +104,7 @@ class EditingModule(LightningModule):
                 images = model.decode(z, clamp=False)
             times = {"seconds": first.total + clock.total, "seconds_networks": first.within + clock.within}
             columns |= {name: torch.full((len(z),), seconds / len(z)) for name, seconds in times.items()}
-            yield way, lost_as_nan(images), columns
+            yield way, mask_nonfinite(images), columns
 
     def _inverted(self, job: Job, z0: Tensor) -> Inversion:
         edited = job.model
@@ -126,7 +127,7 @@ class EditingModule(LightningModule):
         )  # fmt: skip
         return z.float(), {"latent_mse": (again.float() - z0).square().flatten(1).mean(1)}
 
-    def _warm_up(self, edited: Edited, originals: Tensor) -> None:
+    def _warm_up(self, edited: EditResult, originals: Tensor) -> None:
         """One call of each network, so that no method's time holds what only the first call takes."""
         if edited.name not in self._warm:
             z = edited.model.encode(originals)
@@ -151,7 +152,7 @@ class NetworkClock:
         self._handles: list[Any] = []
 
     def _now(self) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
     def __enter__(self) -> NetworkClock:
@@ -175,7 +176,7 @@ class NetworkClock:
 
 
 @dataclass(kw_only=True)
-class EditingStudy(SharedRun):
+class EditingExperiment(ResumableRun):
     """The task behind ``experiment=editing``.
 
     Args:
@@ -201,27 +202,27 @@ class EditingStudy(SharedRun):
     """
 
     model: Callable[..., LatentDiffusion] | Annotated[Mapping[str, Callable[..., LatentDiffusion]], MinLen(1)]
-    steps: Count | Mapping[str, Count]
-    guidance: Guidance
+    steps: PositiveInt | Mapping[str, PositiveInt]
+    guidance: GuidanceScale
     methods: Mapping[str, Inverter]
     others: Mapping[str, Any]
     prompt_to_prompt: PromptToPrompt
     injection: Injection
-    benchmark: Name | None
-    corpus: Name
+    benchmark: NonEmptyStr | None
+    corpus: NonEmptyStr
     kinds: Annotated[Sequence[Literal[KINDS]], MinLen(1)]
-    count: Count | None
-    batch_size: Count
+    count: PositiveInt | None
+    batch_size: PositiveInt
     clip: Callable[..., ClipFeatures]
-    classifier: Name
-    dino: Name | None
-    lpips: Name | None
-    kept_above: Positive
-    against: Name
-    seed: Seed
-    run_dir: Name
+    classifier: NonEmptyStr
+    dino: NonEmptyStr | None
+    lpips: NonEmptyStr | None
+    kept_above: PositiveFloat
+    against: NonEmptyStr
+    seed: RandomSeed
+    run_dir: NonEmptyStr
     networks: Networks = field(init=False)
-    models: list[Edited] = field(init=False)
+    models: list[EditResult] = field(init=False)
     jobs: list[Job] = field(init=False)
     left_out: list[dict[str, str]] = field(init=False)
     hashes: dict[str, dict[str, str]] = field(init=False)
@@ -272,7 +273,7 @@ class EditingStudy(SharedRun):
             own.check_weights()
         hows = {PromptToPrompt: self.prompt_to_prompt, Injection: self.injection}
         self.models = [
-            Edited(name, own.model, steps_of(name, self.steps), self.guidance, hows[attention_edit(own.model)])
+            EditResult(name, own.model, steps_of(name, self.steps), self.guidance, hows[attention_edit(own.model)])
             for name, own in loaded.items()
         ]
         self.hashes = {name: {"name": name, "sha256": own.model_fingerprint} for name, own in loaded.items()} | {
@@ -314,7 +315,7 @@ class EditingStudy(SharedRun):
         prompts = [edit.source for edit in self.jobs[0].edits]
         seconds = sum(seconds_of(cost, own.model, prompts) for cost, own in zip(costs, self.models, strict=True))
         announce(
-            len(self.jobs), sum(cost.evaluations for cost in costs), seconds / processes, unit="batch",
+            len(self.jobs), sum(cost.nfe for cost in costs), seconds / processes, unit="batch",
             done=len(self.jobs) - len(pending),
         )  # fmt: skip
 
@@ -328,7 +329,7 @@ class EditingStudy(SharedRun):
             for job in self.jobs
         }  # fmt: skip
 
-    def _of(self, edited: Edited | None) -> dict[str, Any]:
+    def _of(self, edited: EditResult | None) -> dict[str, Any]:
         if edited is None:
             return {"size": list(self.models[0].model.image_size)}
         return {

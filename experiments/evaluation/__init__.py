@@ -1,6 +1,7 @@
 """Networks and figures of merit that judge images. They know no experiment."""
 
 from experiments.evaluation.classifier import Classifier, load_classifier
+from experiments.evaluation.diversity import perceptual_vectors, precision_recall, resemblance, vendi_score
 from experiments.evaluation.inception import Inception, load_inception
 from experiments.evaluation.metrics import (
     bootstrap_interval,
@@ -11,7 +12,6 @@ from experiments.evaluation.metrics import (
     roc_auc,
     ssim,
 )
-from experiments.evaluation.diversity import perceptual_vectors, precision_recall, resemblance, vendi_score
 
 __all__ = [
     "Classifier",

@@ -12,17 +12,17 @@ from typing import Annotated
 import timm
 import torch
 from annotated_types import Len
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import checked
-from checked import Count, Name, Positive
+import rnri.validation
+from experiments.cache.atomic import atomic_write
 from experiments.evaluation.timm_classifiers import is_published, labels_of, network_of, preprocessing
 from experiments.naming import distinct_names
-from experiments.cache.atomic import write_whole
+from rnri.validation import NonEmptyStr
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 REMEDY = "point data.classifier at a folder made by `python train.py experiment=pretrain_classifier`"
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
     Args:
         image_size: side that the network takes.
         mean, std: of each channel.
-        crop: share of the resized image's side that is cut from its centre; None shows the image whole, squeezed.
+        crop: share of the resized image's side that is cut from its center; None shows the image whole, squeezed.
         squash: squeeze the image to a square before it is cut, instead of keeping its proportions.
         interpolation: ``bicubic`` or ``bilinear``.
         title: what it is called in tables.
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
         return getattr(self.network, "head_hidden_size", None) or self.network.num_features
 
     def _resized(self, shape: torch.Size) -> tuple[int, int]:
-        """``(H, W)`` that an image is resized to before its centre is cut out."""
+        """``(H, W)`` that an image is resized to before its center is cut out."""
         side = self.image_size if self.crop is None else math.floor(self.image_size / self.crop)
         if self.crop is None or self.squash:
             return side, side
@@ -118,19 +118,19 @@ class Classifier(nn.Module):
             "std": self.std.flatten().tolist(),
             "labels": self.labels,
         }
-        write_whole(Path(folder) / WEIGHTS, lambda path: save_file(kept, path))
-        write_whole(Path(folder) / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+        atomic_write(Path(folder) / WEIGHTS, lambda path: save_file(kept, path))
+        atomic_write(Path(folder) / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
 
-@checked.dataclass(frozen=True)
+@rnri.validation.dataclass(frozen=True)
 class Description:
     """What ``config.json`` of a judge holds."""
 
-    architecture: Name
-    image_size: Count
+    architecture: NonEmptyStr
+    image_size: PositiveInt
     mean: Annotated[Sequence[float], Len(3, 3), Field(description="a list of three numbers")]
-    std: Annotated[Sequence[Positive], Len(3, 3), Field(description="a list of three numbers above 0")]
-    labels: Annotated[Sequence[Name], Len(1), Field(description="a list of names")]
+    std: Annotated[Sequence[PositiveFloat], Len(3, 3), Field(description="a list of three numbers above 0")]
+    labels: Annotated[Sequence[NonEmptyStr], Len(1), Field(description="a list of names")]
 
 
 def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:

@@ -15,7 +15,7 @@ NEIGHBOURS = 5  # of precision, recall, density and coverage: what their authors
 
 
 @dataclass(frozen=True)
-class Resemblance:
+class CopyDetection:
     """Of one concept's images, in perceptual distances.
 
     Attributes:
@@ -48,11 +48,11 @@ def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int =
     return torch.cat(made)
 
 
-def resemblance(images: Tensor, references: Tensor, real: Tensor) -> Resemblance:
+def resemblance(images: Tensor, references: Tensor, real: Tensor) -> CopyDetection:
     """From perceptual vectors ``[n, E]``, ``[R, E]`` and ``[M, E]`` of a concept's images, references and real images,
     the references among them."""
     among, own = _pairs(real), _pairs(images)
-    return Resemblance(
+    return CopyDetection(
         nearest=_distances(images, references).min(1).values,
         threshold=torch.quantile(among, COPY).item() if len(among) else None,
         pairwise=own.mean().item() if len(own) else None,
@@ -85,26 +85,26 @@ def vendi_score(features: Tensor) -> float:
     return torch.special.entr(eigenvalues).sum().exp().item()
 
 
-def precision_recall(real: Tensor, generated: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float | None]:
+def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NEIGHBOURS) -> dict[str, float | None]:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of ``float [N, D]``.
 
-    A set's balls reach to each point's k-th nearest neighbour in it. Precision is the share of generated points in a
+    A set's balls reach to each point's k-th nearest neighbor in it. Precision is the share of generated points in a
     real ball, recall of real ones in a generated ball, density the mean number of real balls round a generated point
-    over k, coverage the share of real balls that hold a generated point. All None where a set has no k neighbours.
+    over k, coverage the share of real balls that hold a generated point. All None where a set has no k neighbors.
     """
-    if min(len(real), len(generated)) <= neighbours:
+    if min(len(real), len(generated)) <= neighbors:
         return dict.fromkeys(("precision", "recall", "density", "coverage"))
     between = torch.cdist(real.double(), generated.double())
-    real_balls, made_balls = (_reach(points, neighbours) for points in (real, generated))
+    real_balls, made_balls = (_reach(points, neighbors) for points in (real, generated))
     inside = between < real_balls[:, None]
     return {
         "precision": inside.any(0).double().mean().item(),
         "recall": (between < made_balls[None]).any(1).double().mean().item(),
-        "density": inside.double().sum(0).mean().item() / neighbours,
+        "density": inside.double().sum(0).mean().item() / neighbors,
         "coverage": (between.min(1).values < real_balls).double().mean().item(),
     }
 
 
-def _reach(points: Tensor, neighbours: int) -> Tensor:
-    """Distance of each point to its k-th nearest neighbour: ``float64 [N]``."""
-    return torch.cdist(points.double(), points.double()).kthvalue(neighbours + 1, dim=1).values  # the first is itself
+def _reach(points: Tensor, neighbors: int) -> Tensor:
+    """Distance of each point to its k-th nearest neighbor: ``float64 [N]``."""
+    return torch.cdist(points.double(), points.double()).kthvalue(neighbors + 1, dim=1).values  # the first is itself

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
-from experiments.evaluation.editing_networks import Distance
-from experiments.evaluation.background_metrics import background_scores
 from experiments.evaluation import Classifier
+from experiments.evaluation.background_metrics import background_scores
+from experiments.evaluation.editing_networks import Distance
 from experiments.naming import canonical
-from experiments.reporting.finite import are_finite
+from experiments.reporting.finite import is_finite
 from seedselect import ClipFeatures
 
 OBJECT, BACKGROUND = KINDS.index("change object"), KINDS.index("change background")
@@ -45,7 +45,7 @@ def measures(
     outside, text = (~masks)[:, None], networks.clip.text([edit.target for edit in edits])
     background = asdict(background_scores(images, originals, masks))
     kept = (background["psnr"] >= kept_above).double()
-    empty = background["psnr"].isnan() & are_finite(images).to(images.device)
+    empty = background["psnr"].isnan() & is_finite(images).to(images.device)
     made = edits_made(images, originals, masks, edits, networks.judge)
     names = {"psnr": "background_psnr", "mse": "background_mse", "ssim": "background_ssim"}
     return {
@@ -66,10 +66,10 @@ def edits_made(
 ) -> Tensor:
     """Whether each edit is made, 1 or 0, float64 ``[B]``; NaN where the benchmark does not tell.
 
-    An edit to another object is made if the judge names the new one; one to another background if the mean colour of
+    An edit to another object is made if the judge names the new one; one to another background if the mean color of
     the edited region is nearer to that of the true edit than to the image's. An image that is not finite is not made.
     """
-    finite = are_finite(images).to(images.device)
+    finite = is_finite(images).to(images.device)
     found = judge(images.nan_to_num()).argmax(1).tolist()
     made = [
         _made(edit, judge.labels[label], image, original, mask)
@@ -84,8 +84,8 @@ def _made(edit: BenchmarkEdit, named: str, image: Tensor, original: Tensor, mask
         return float(named == canonical(edit.concept))
     if edit.kind == BACKGROUND and edit.target_image is not None:
         wanted = edit.picture(tuple(image.shape[-2:]), target=True).to(image)
-        colour, before, after = (each[:, mask].mean(1) for each in (image, original, wanted))
-        return float((colour - after).norm() < (colour - before).norm())
+        color, before, after = (each[:, mask].mean(1) for each in (image, original, wanted))
+        return float((color - after).norm() < (color - before).norm())
     return float("nan")
 
 

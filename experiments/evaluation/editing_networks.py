@@ -67,7 +67,7 @@ def dino_structure(path: str, device: str | torch.device) -> Distance:
         found: list[Tensor] = []
         handle = keys.register_forward_hook(lambda _, __, output: found.append(output))
         try:
-            network(pixel_values=_standardised(images), interpolate_pos_encoding=True)
+            network(pixel_values=_standardized(images), interpolate_pos_encoding=True)
         finally:
             handle.remove()
         return found[0]
@@ -87,7 +87,7 @@ def _last_keys(network: nn.Module, path: str) -> nn.Module:
     return found[-1]
 
 
-def _standardised(images: Tensor) -> Tensor:
+def _standardized(images: Tensor) -> Tensor:
     images = F.interpolate(images.float(), (DINO_SIZE, DINO_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
     return (images - mean) / std

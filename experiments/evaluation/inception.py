@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from experiments.reporting.finite import NotFinite, are_finite
+from experiments.reporting.finite import NonFiniteError, is_finite
 
 NAME = "Inception-v3"
 FEATURES = 2048
@@ -27,8 +27,8 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.network(images)
-        if not are_finite(features).all():
-            raise NotFinite("the features of Inception-v3 are not finite: its file is damaged, name another.")
+        if not is_finite(features).all():
+            raise NonFiniteError("the features of Inception-v3 are not finite: its file is damaged, name another.")
         return features.double()
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from experiments.reporting import tables
-from experiments.reporting.finite import keep_finite
+from experiments.reporting.finite import select_finite
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -43,10 +43,10 @@ def is_ceiling(row: Mapping[str, Any]) -> bool:
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """A colour and a marker for each method, the same in every panel."""
+    """A color and a marker for each method, the same in every panel."""
     names = dict.fromkeys(row["method"] for row in rows)
-    colours, markers = plt.get_cmap("tab10" if len(names) <= 10 else "tab20").colors, "osD^vP*"
-    return {name: {"color": colours[k % len(colours)], "marker": markers[k % 7]} for k, name in enumerate(names)}
+    colors, markers = plt.get_cmap("tab10" if len(names) <= 10 else "tab20").colors, "osD^vP*"
+    return {name: {"color": colors[k % len(colors)], "marker": markers[k % 7]} for k, name in enumerate(names)}
 
 
 def _panels(count: int, lines: int = 1) -> tuple[Figure, list[list[Axes]]]:
@@ -74,7 +74,7 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.tight_layout()
 
 
-def evaluations(rows: Rows, _: Rows) -> Figure:
+def nfe(rows: Rows, _: Rows) -> Figure:
     """PSNR against evaluations (Fig. 3a), the VAE's ceiling dashed, and latent MSE below it."""
     settings = by_setting(rows)
     figure, axes = _panels(len(settings), lines=2)
@@ -92,7 +92,7 @@ def evaluations(rows: Rows, _: Rows) -> Figure:
 def residuals(rows: Rows, _: Rows) -> Figure:
     """Residual against evaluations (Fig. 3b), mean over images and steps; of settings that vary them, if any do."""
     settings = by_setting(rows)
-    several = {title: own for title, own in settings.items() if len({row["evaluations"] for row in own}) > 1}
+    several = {title: own for title, own in settings.items() if len({row["nfe"] for row in own}) > 1}
     settings = several or settings
     figure, (axes,) = _panels(len(settings))
     for (title, own), axis in zip(settings.items(), axes, strict=True):
@@ -139,7 +139,7 @@ def editing(rows: Rows, _: Rows) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
-    "evaluations": evaluations,
+    "nfe": nfe,
     "residuals": residuals,
     "detection": detection,
     "editing": editing,
@@ -150,7 +150,7 @@ def kept_pictures(**images: Tensor) -> dict[str, Tensor]:
     """The bytes of images ``[B, 3, H, W]`` by name, and beside them which of the B are finite: the others have none."""
     kept = {}
     for name, own in images.items():
-        kept[name], kept[f"{name}_finite"] = keep_finite(own)
+        kept[name], kept[f"{name}_finite"] = select_finite(own)
     return kept
 
 
@@ -177,8 +177,8 @@ def pictures(found: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
         ):
             continue
         name = f"{setting.steps} steps, guidance {setting.guidance:g}"
-        if setting.evaluations is not None:
-            name += f", {setting.evaluations} evaluations"
+        if setting.nfe is not None:
+            name += f", {setting.nfe} evaluations"
         if setting.edit:
             name += f", {setting.prompts}"
         group = groups.setdefault(name, {"image": _shown(tensors, "images")})

@@ -12,25 +12,25 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Len, MinLen
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from checked import Count, Guidance, Name, Whole, dataclass
-from experiments.planning.cost import Cost, evaluations_a_step, rows_of
+from experiments.cache.store import content_hash
 from experiments.data.captions import Captioned
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.cache.store import content_hash
-from experiments.runtime.unit_queue import StoredWork
-from rnri import Corrected, ImplicitInverter, Inverter, PromptAware
+from experiments.planning.cost import Cost, nfe_per_step, rows_of
+from experiments.runtime.unit_queue import CachedUnitDataModule
+from rnri import ImplicitInverter, Inverter, PromptAware, RoundTripCorrected
 from rnri.methods import Midpoint
+from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 CEILING = "vae"
 """The method that only encodes and decodes: what no inversion can surpass."""
 
 
 Edit = Annotated[
-    Sequence[Name], Len(2, 2), Field(description="two texts, one in the prompts and what shall stand for it")
+    Sequence[NonEmptyStr], Len(2, 2), Field(description="two texts, one in the prompts and what shall stand for it")
 ]
 
 
@@ -52,15 +52,15 @@ class Setting:
         images: how many, at most, or exactly if they are generated; None stands for as many as the study has.
     """
 
-    steps: Count
-    guidance: Guidance = 1.0
-    evaluations: Count | Annotated[Sequence[Count], MinLen(1)] | None = None
-    methods: Annotated[Sequence[Name], MinLen(1)] | None = None
+    steps: PositiveInt
+    guidance: GuidanceScale = 1.0
+    nfe: PositiveInt | Annotated[Sequence[PositiveInt], MinLen(1)] | None = None
+    methods: Annotated[Sequence[NonEmptyStr], MinLen(1)] | None = None
     wrong_prompts: bool = False
     edit: Edit | None = None
     generated: bool = False
-    decoder_iterations: Whole = 0
-    images: Count | None = None
+    decoder_iterations: NonNegativeInt = 0
+    images: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.edit and self.wrong_prompts:
@@ -79,11 +79,11 @@ class Setting:
 
     def each(self) -> list[Setting]:
         """One setting for each number of evaluations."""
-        return [replace(self, evaluations=count) for count in self._counts]
+        return [replace(self, nfe=count) for count in self._counts]
 
     @property
     def _counts(self) -> Sequence[int | None]:
-        return self.evaluations if isinstance(self.evaluations, Sequence) else [self.evaluations]
+        return self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Job:
     @property
     def cost(self) -> Cost:
         """About what inversion, a measurement of every residual, reconstruction and what goes before them take."""
-        a_step = 0.0 if self.inverter is None else evaluations_a_step(self.inverter) + 2
+        a_step = 0.0 if self.inverter is None else nfe_per_step(self.inverter) + 2
         walked = Cost(rows_of(self.setting.guidance) * self.setting.steps * a_step)
         return (walked + self.own_cost).times(len(self.images))
 
@@ -185,7 +185,7 @@ def with_evaluations(inverter: Inverter, count: int | None) -> Inverter | None:
     """``inverter`` with ``count`` network evaluations a step; None where it has no such choice."""
     if count is None:
         return inverter
-    if isinstance(inverter, PromptAware | Corrected):
+    if isinstance(inverter, PromptAware | RoundTripCorrected):
         inner = with_evaluations(inverter.inverter, count)
         return None if inner is None else replace(inverter, inverter=inner)
     if isinstance(inverter, Midpoint):  # each of whose solver's evaluations is two of the network
@@ -218,10 +218,10 @@ def jobs(
         )  # fmt: skip
         found += [Job(CEILING, None, ceiling, batch, k == 0) for k, batch in enumerate(batches)]
         for name in setting.methods or methods:
-            inverter = with_evaluations(_known(methods, name), setting.evaluations)
+            inverter = with_evaluations(_known(methods, name), setting.nfe)
             if inverter is None:
                 raise ValueError(
-                    f"method {name!r} has no solver whose evaluations could be set to {setting.evaluations}: "
+                    f"method {name!r} has no solver whose evaluations could be set to {setting.nfe}: "
                     "leave evaluations out, or the method."
                 )
             found += [Job(name, inverter, setting, batch, k == 0) for k, batch in enumerate(batches)]
@@ -241,7 +241,7 @@ def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
     return methods[name]
 
 
-class JobData(StoredWork):
+class JobData(CachedUnitDataModule):
     """The jobs that have no finished unit yet."""
 
     def address(self, unit: Job) -> tuple[str, str]:

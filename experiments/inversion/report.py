@@ -13,16 +13,16 @@ from lightning.pytorch.loggers import Logger
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from experiments.evaluation.metrics import bootstrap_interval, roc_auc
 from experiments.inversion.figures import FIGURES, is_ceiling, is_edited, pictures
 from experiments.inversion.jobs import CEILING, Job, Setting
-from experiments.evaluation.metrics import bootstrap_interval, roc_auc
 from experiments.reporting import tables
-from rnri import Corrected, ImplicitInverter, Inverter, PromptAware
+from rnri import ImplicitInverter, Inverter, PromptAware, RoundTripCorrected
 
 Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]
 """A finished unit: its job, its tensors and its record."""
 
-IDENTITY = ("method", "steps", "guidance", "evaluations", "prompts", "generated")
+IDENTITY = ("method", "steps", "guidance", "nfe", "prompts", "generated")
 """What tells the rows of the table apart."""
 
 LOST = 0.1
@@ -98,7 +98,7 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
     setting = job.setting
     shared = {
         "method": _method(job), "start": start_of(job.inverter), "steps": setting.steps if job.inverter else None,
-        "guidance": setting.guidance if job.inverter else None, "evaluations": setting.evaluations,
+        "guidance": setting.guidance if job.inverter else None, "nfe": setting.nfe,
         "prompts": setting.prompts, "generated": setting.generated,
         "images": _images(setting),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def _method(job: Job) -> str:
 
 def start_of(inverter: Inverter | None) -> str | None:
     """Where an implicit walk's solver starts; None for other methods."""
-    inner = inverter.inverter if isinstance(inverter, PromptAware | Corrected) else inverter
+    inner = inverter.inverter if isinstance(inverter, PromptAware | RoundTripCorrected) else inverter
     return inner.start if isinstance(inner, ImplicitInverter) else None
 
 

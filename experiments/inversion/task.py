@@ -19,25 +19,26 @@ from typing import Annotated, Any
 import torch
 from annotated_types import MinLen
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, Name, dataclass
-from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.base import ConceptTask, Networks
+from experiments.cache.key import describe
+from experiments.cache.store import UnitStore, synchronize
 from experiments.data.captions import CaptionedImages
+from experiments.evaluation.lpips import SMALLEST, ShiftTolerantLpips, load_lpips
+from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
 from experiments.inversion.figures import FIGURES, kept_pictures
 from experiments.inversion.jobs import CEILING, Job, JobData, Setting, captioned, jobs, pictured, unit_name
 from experiments.inversion.report import IDENTITY, SO_FAR, sample_rows, write_report
-from experiments.evaluation.lpips import SMALLEST, ShiftTolerantLpips, load_lpips
-from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
-from experiments.reporting.finite import NotFinite, are_finite, lost_as_nan
+from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.reporting.finite import NonFiniteError, is_finite, mask_nonfinite
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running
-from experiments.cache.key import describe
-from experiments.cache.store import UnitStore, synchronise
 from experiments.runtime.unit_queue import carry_out
-from experiments.base import ConceptTask, Networks
 from rnri import DecoderInversion, Inverter, check_schedule, measured
 from rnri.models.fingerprint import fingerprint
+from rnri.validation import NonEmptyStr, dataclass
 
 RECORD = 700  # bytes that a unit keeps of an image
 PICTURES = 8  # reconstructions kept a method and setting
@@ -75,11 +76,11 @@ class InversionModule(LightningModule):
         else:
             target, z, columns = self._invert(job, z0, prompts, targets)
         with torch.no_grad():
-            again = lost_as_nan(model.decode(z, clamp=False))
+            again = mask_nonfinite(model.decode(z, clamp=False))
             columns |= self._image_columns(images, again, targets)
-        store, finite = self.units[unit_name(job)], are_finite(again)
+        store, finite = self.units[unit_name(job)], is_finite(again)
         if job.inverter is None and not finite.any() and store.empty():
-            raise NotFinite(
+            raise NonFiniteError(
                 f"the VAE makes no finite image of {', '.join(repr(image.name) for image in job.images)}: its weights "
                 "are damaged, or overflow in their precision; try model.dtype=float32 and trainer.precision=32-true."
             )
@@ -107,9 +108,9 @@ class InversionModule(LightningModule):
             images = torch.stack([image.image for image in job.images]).to(self.device).float() / 255
         else:
             with torch.no_grad():
-                images = lost_as_nan(model.decode(true, clamp=False))
+                images = mask_nonfinite(model.decode(true, clamp=False))
         if z0 is None:
-            lost = ~are_finite(images).to(images.device).view(-1, 1, 1, 1)
+            lost = ~is_finite(images).to(images.device).view(-1, 1, 1, 1)
             z0 = DecoderInversion(setting.decoder_iterations)(model, images.masked_fill(lost, 0.5))
             z0 = z0.masked_fill(lost, torch.nan)
             self._known[key] = z0, true
@@ -149,10 +150,10 @@ class InversionModule(LightningModule):
                 "residual_mean": found.residuals.mean(0),
                 "solved": found.solved.double().mean(0),
                 "converged": found.converged,
-                "evaluations_per_step": inversion.evaluations.double().mean(0),
+                "evaluations_per_step": inversion.nfe.double().mean(0),
                 "backward_per_step": inversion.backward.double().mean(0),
                 "seconds": torch.full((len(z0),), seconds / len(z0)),
-                "stored_bytes": torch.full((len(z0),), inversion.extra_bytes),
+                "stored_bytes": torch.full((len(z0),), inversion.aux_bytes),
                 "latent_shift": _distance(inversion.z0, z0),
                 "norm": inversion.seed.flatten(1).norm(dim=1) / inversion.seed[0].numel() ** 0.5,
             },
@@ -169,7 +170,7 @@ class InversionModule(LightningModule):
         }
 
     def _now(self) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
 
@@ -181,8 +182,8 @@ def _described(job: Job) -> str:
     """What a job's row of a plan is called."""
     setting = job.setting
     parts = [job.method if job.inverter is None else job.label]
-    if setting.evaluations is not None:
-        parts.append(f"{setting.evaluations} evaluations")
+    if setting.nfe is not None:
+        parts.append(f"{setting.nfe} evaluations")
     if setting.prompts != "right":
         parts.append(setting.prompts)
     if setting.generated:
@@ -198,7 +199,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class InversionStudy(ConceptTask):
+class InversionExperiment(ConceptTask):
     """The task behind the experiments on inversion.
 
     Args:
@@ -213,11 +214,11 @@ class InversionStudy(ConceptTask):
 
     methods: Annotated[Mapping[str, Inverter], MinLen(1)]
     settings: Annotated[Sequence[Setting], MinLen(1)]
-    images: Count
-    batch_size: Count
-    reports: Sequence[Name]
+    images: PositiveInt
+    batch_size: PositiveInt
+    reports: Sequence[NonEmptyStr]
     paper: Sequence[Mapping[str, Any]]
-    stlpips: Name | None = None
+    stlpips: NonEmptyStr | None = None
     jobs: list[Job] = field(init=False)
     left_out: dict[str, str] = field(init=False)
 

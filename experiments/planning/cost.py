@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from experiments.runtime.progress import announce, timed
 from experiments.cache.key import describe
-from experiments.cache.store import synchronise
-from rnri import Corrected, ImplicitInverter, Inverter, LatentDiffusion, PromptAware, Schedule, measured
+from experiments.cache.store import synchronize
+from experiments.runtime.progress import announce, timed
+from rnri import ImplicitInverter, Inverter, LatentDiffusion, PromptAware, RoundTripCorrected, Schedule, measured
 from rnri.methods import Midpoint
 from rnri.models.predictor import Condition, NoisePredictor
 
@@ -32,7 +32,7 @@ class Cost:
     decodings_backward: float = 0.0
 
     @property
-    def evaluations(self) -> float:
+    def nfe(self) -> float:
         """Network evaluations, a derivative counted as two more."""
         return self.forward + BACKWARD * self.backward
 
@@ -67,20 +67,20 @@ def rows_of(guidance: float) -> int:
     return 1 if guidance == 1 else 2
 
 
-def evaluations_a_step(inverter: Inverter) -> float:
+def nfe_per_step(inverter: Inverter) -> float:
     """About how many network evaluations an image and step ``inverter`` takes.
 
     At most so many where it walks implicitly; of other methods two, what most of them take.
     """
     if isinstance(inverter, PromptAware):
-        return evaluations_a_step(inverter.inverter)
-    if isinstance(inverter, Corrected):
-        return (1 + inverter.rounds) * (evaluations_a_step(inverter.inverter) + 1)
+        return nfe_per_step(inverter.inverter)
+    if isinstance(inverter, RoundTripCorrected):
+        return (1 + inverter.rounds) * (nfe_per_step(inverter.inverter) + 1)
     if isinstance(inverter, ImplicitInverter):
-        differentiates = getattr(inverter.solver, "differentiates", False)
-        return inverter.solver.iterations * (1 + BACKWARD * differentiates)
+        needs_grad = getattr(inverter.solver, "needs_grad", False)
+        return inverter.solver.iterations * (1 + BACKWARD * needs_grad)
     if isinstance(inverter, Midpoint):
-        return 2 * evaluations_a_step(inverter.inverter)
+        return 2 * nfe_per_step(inverter.inverter)
     return 2.0
 
 
@@ -135,7 +135,7 @@ def _counted(inverter: Inverter, schedule: Schedule, guidance: float, channels: 
         with torch.no_grad():
             inverter.reconstruct(found, predictor, schedule)
         measured(found, path, predictor, schedule, 1e-4)
-    counted = predictor.evaluations
+    counted = predictor.nfe
     a_call = sum(rows) / counted.forward if counted.forward else 1.0
     return Cost(forward=sum(rows), backward=counted.backward * a_call)
 
@@ -150,7 +150,7 @@ def announce_cost(
         prompts: of a batch like those of the run.
         processes: that share the units.
     """
-    announce(units, cost.evaluations, seconds_of(cost, model, prompts) / processes, unit=unit, done=done)
+    announce(units, cost.nfe, seconds_of(cost, model, prompts) / processes, unit=unit, done=done)
 
 
 def seconds_of(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
@@ -160,6 +160,6 @@ def seconds_of(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> fl
     predictor, t = model.predictor(prompts), model.schedule(1).timestep(0)
     noise = model.noise(range(len(prompts)), 0)
     with torch.no_grad():
-        network = timed(lambda: predictor(noise, t), lambda: synchronise(noise.device)) / len(prompts)
-        decoder = timed(lambda: model.decode(noise), lambda: synchronise(noise.device)) / len(prompts)
-    return cost.evaluations * network + cost.decoded * decoder
+        network = timed(lambda: predictor(noise, t), lambda: synchronize(noise.device)) / len(prompts)
+        decoder = timed(lambda: model.decode(noise), lambda: synchronize(noise.device)) / len(prompts)
+    return cost.nfe * network + cost.decoded * decoder

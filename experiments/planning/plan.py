@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
-from experiments.runtime.run_lock import is_training
+from experiments.cache.store import synchronize
 from experiments.planning.cost import Cost, Planned
-from experiments.runtime.progress import said, timed
-from experiments.cache.store import synchronise
 from experiments.reporting.tables import markdown_table
+from experiments.runtime.progress import said, timed
+from experiments.runtime.run_lock import is_training
 from rnri import LatentDiffusion
 
 COLUMNS = {
@@ -142,7 +142,7 @@ def batch_times(model: LatentDiffusion, prompts: Sequence[str], stages: Sequence
     used = {name for stage in stages for name in (*calls, *derived) if getattr(stage.cost, name)}
 
     def time(call: Any) -> float:
-        return timed(call, lambda: synchronise(noise.device)) / len(prompts)
+        return timed(call, lambda: synchronize(noise.device)) / len(prompts)
 
     found = {name: time(call) for name, call in calls.items() if name in used}
     for (name, call), plain in zip(derived.items(), calls, strict=True):

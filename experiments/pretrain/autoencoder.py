@@ -10,15 +10,16 @@ import torch
 from annotated_types import MinLen
 from diffusers import AutoencoderKL
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from checked import Count, Name, NotNegative, Positive, dataclass
 from experiments.data.backgrounds import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
 from experiments.pretrain.training import Pictures, adamw, check_output, fit, report, saved
+from rnri.validation import NonEmptyStr, dataclass
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,13 +63,13 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 class PretrainAutoencoder:
     """The task behind ``experiment=pretrain_autoencoder``; ``start`` continues from a saved VAE."""
 
-    corpus: Name | None
-    output: Name
-    batch_size: Count
-    lr: Positive
-    kl_weight: NotNegative
-    channels: Annotated[Sequence[Count], MinLen(1)]
-    start: Name | None = None
+    corpus: NonEmptyStr | None
+    output: NonEmptyStr
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    kl_weight: NonNegativeFloat
+    channels: Annotated[Sequence[PositiveInt], MinLen(1)]
+    start: NonEmptyStr | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)

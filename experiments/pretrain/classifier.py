@@ -9,15 +9,16 @@ from typing import Annotated
 import timm
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from checked import Count, Name, Positive, dataclass, distinct
 from experiments.data.augmentations import jitter
-from experiments.data.labelled import LabelledImages
+from experiments.data.labeled import LabeledImages
 from experiments.evaluation.classifier import Classifier
 from experiments.pretrain.training import Pictures, adamw, check_output, fit, last_loss, report
+from rnri.validation import NonEmptyStr, dataclass, unique_items
 
 
 class ConceptClassifier(LightningModule):
@@ -90,17 +91,17 @@ class PretrainClassifier:
         left_out: groups of ``images`` that are not learned; the accuracy on each is reported.
     """
 
-    images: LabelledImages
-    output: Name
-    architecture: Name
+    images: LabeledImages
+    output: NonEmptyStr
+    architecture: NonEmptyStr
     pretrained: bool
-    image_size: Count
-    batch_size: Count
-    lr: Positive
-    start: Name | None = None
-    frozen: Annotated[Sequence[Name], distinct] = ()
-    body_lr: Positive | None = None
-    left_out: Annotated[Sequence[Name], distinct] = ()
+    image_size: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    start: NonEmptyStr | None = None
+    frozen: Annotated[Sequence[NonEmptyStr], unique_items] = ()
+    body_lr: PositiveFloat | None = None
+    left_out: Annotated[Sequence[NonEmptyStr], unique_items] = ()
 
     def prepare(self, trainer: Trainer) -> None:
         """Finds the images and builds the network; ValueError says what is wrong with them."""

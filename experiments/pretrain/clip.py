@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -11,13 +12,13 @@ from torchvision.transforms.v2.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from checked import Count, Name, Positive, dataclass
+from experiments.data.augmentations import move
 from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
-from experiments.data.augmentations import move
 from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
 from experiments.pretrain.training import Pictures, adamw, check_output, fit, report, save_half
+from rnri.validation import NonEmptyStr, dataclass
 
 PROMPT = "a drawing of {phrase}"
 
@@ -38,10 +39,10 @@ class CaptionedDrawings(Dataset):
         background = Augmentation.from_seed(index % AUGMENTATIONS).background
         template = TEMPLATES[torch.randint(len(TEMPLATES), ()).item()][0]
         caption = template.format(phrase=row["phrase"], style=row["style"], background=background)
-        return picture, tokenise(self.tokenizer, [caption])[0], concept
+        return picture, tokenize(self.tokenizer, [caption])[0], concept
 
 
-def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=LONGEST_CAPTION, truncation=True,
                      return_tensors="pt").input_ids  # fmt: skip
 
@@ -86,13 +87,13 @@ def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
 class PretrainClip:
     """The task behind ``experiment=pretrain_clip``."""
 
-    corpus: Name | None
-    output: Name
-    batch_size: Count
-    lr: Positive
-    width: Count
-    layers: Count
-    patch_size: Count
+    corpus: NonEmptyStr | None
+    output: NonEmptyStr
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    width: PositiveInt
+    layers: PositiveInt
+    patch_size: PositiveInt
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
@@ -103,7 +104,7 @@ class PretrainClip:
         tokenizer = build_tokenizer(captions)
         drawings = Drawings(self.corpus, ["corpus"])
         phrases = {row["concept_id"]: row["phrase"] for row in drawings.rows}
-        prompts = tokenise(tokenizer, [PROMPT.format(phrase=phrases[k]) for k in sorted(phrases)])
+        prompts = tokenize(tokenizer, [PROMPT.format(phrase=phrases[k]) for k in sorted(phrases)])
         unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
         clip = self.build(tokenizer)
         module = ContrastiveModel(clip, prompts, self.lr, trainer.max_steps)

@@ -12,6 +12,7 @@ import torch
 from annotated_types import MinLen
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import NonNegativeFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from checked import Count, Name, NotNegative, Seed, Share, dataclass
 from experiments.data.backgrounds import Augmentation
 from experiments.data.emoji import Drawings, check_corpus, read_table
 from experiments.pretrain.training import (
@@ -34,6 +34,7 @@ from experiments.pretrain.training import (
     save_half,
     saved,
 )
+from rnri.validation import NonEmptyStr, RandomSeed, UnitInterval, dataclass
 
 LONGEST_CAPTION = 24  # tokens with both marks; the corpus needs 19 at most
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
@@ -209,19 +210,19 @@ class DenoiserTraining(LightningModule):
 class PretrainDenoiser:
     """The task behind ``experiment=pretrain_denoiser``; ``start`` continues from a saved pipeline."""
 
-    corpus: Name | None
-    vae: Name
-    output: Name
-    batch_size: Count
-    lr: NotNegative  # 0 leaves the weights as they are
-    decay_from: Share
-    drop_caption: Share
-    channels: Annotated[Sequence[Count], MinLen(1)]
-    text_width: Count
-    text_layers: Count
-    prompts: Annotated[Sequence[Name], MinLen(1)]
-    start: Name | None = None
-    seed: Seed = 0
+    corpus: NonEmptyStr | None
+    vae: NonEmptyStr
+    output: NonEmptyStr
+    batch_size: PositiveInt
+    lr: NonNegativeFloat  # 0 leaves the weights as they are
+    decay_from: UnitInterval
+    drop_caption: UnitInterval
+    channels: Annotated[Sequence[PositiveInt], MinLen(1)]
+    text_width: PositiveInt
+    text_layers: PositiveInt
+    prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
+    start: NonEmptyStr | None = None
+    seed: RandomSeed = 0
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)

@@ -21,6 +21,7 @@ from diffusers import (
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention_processor import Attention
 from lightning.pytorch import LightningModule, Trainer
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -31,7 +32,6 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from checked import Count, Guidance, Name, NotNegative, Positive, Share, dataclass
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
 from experiments.pretrain.distillation import EMPTY, EncodedCaptions, Kept, text_states
@@ -48,6 +48,7 @@ from experiments.pretrain.training import (
     saved,
 )
 from experiments.pretrain.validation_accuracy import Judge
+from rnri.validation import GuidanceScale, NonEmptyStr, UnitInterval, dataclass
 
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 6.0
 HINT_WEIGHT = 0.5
@@ -107,8 +108,8 @@ def build_transformer(
 
 
 @torch.no_grad()
-def standardise(layer: nn.Linear, inputs: Tensor) -> None:
-    """Folds the standardising of each feature of ``inputs [..., D]`` into the weights.
+def standardize(layer: nn.Linear, inputs: Tensor) -> None:
+    """Folds the standardizing of each feature of ``inputs [..., D]`` into the weights.
 
     CLIP's states before the final norm have features hundreds of times larger than others.
     """
@@ -379,27 +380,27 @@ class PretrainFlow:
         start: a saved pipeline to go on from.
     """
 
-    corpus: Name | None
-    model: Name
-    teacher: Name | None
-    hint: Name
-    output: Name
-    pictures: Count | None
-    batch_size: Count
-    lr: NotNegative  # 0 leaves the weights as they are
-    decay_from: Share
-    drop_caption: Share
+    corpus: NonEmptyStr | None
+    model: NonEmptyStr
+    teacher: NonEmptyStr | None
+    hint: NonEmptyStr
+    output: NonEmptyStr
+    pictures: PositiveInt | None
+    batch_size: PositiveInt
+    lr: NonNegativeFloat  # 0 leaves the weights as they are
+    decay_from: UnitInterval
+    drop_caption: UnitInterval
     logit_mean: Annotated[float, Ge(-10), Le(10)]
-    logit_spread: Positive
-    reuse: Count
-    width: Count
-    layers: Count
-    heads: Count
-    shift: Positive
-    prompts: Annotated[Sequence[Name], MinLen(1)]
+    logit_spread: PositiveFloat
+    reuse: PositiveInt
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    shift: PositiveFloat
+    prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
     judge: Judge | None
-    judged_guidance: Annotated[Sequence[Guidance], MinLen(1)]
-    start: Name | None = None
+    judged_guidance: Annotated[Sequence[GuidanceScale], MinLen(1)]
+    start: NonEmptyStr | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
@@ -426,7 +427,7 @@ class PretrainFlow:
             (told,) = data.encoded(lambda captions: (text_states(self.taught, captions),))
             targets, channels = Teacher(self.taught, told, self.hint), self.channels
         if not self.start:
-            standardise(pipeline.transformer.context_embedder, states)
+            standardize(pipeline.transformer.context_embedder, states)
         velocity = Velocity(pipeline.transformer, states, pooled)
         module = Flow(pipeline, velocity, targets, channels, self)
         with processor(pipeline.transformer, OneForMany()):

@@ -12,13 +12,13 @@ import torch
 from annotated_types import Len, MinLen
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from lightning.pytorch import LightningModule, Trainer
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, Guidance, Name, NotNegative, Share, dataclass
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
 from experiments.pretrain.distillation import EncodedCaptions, Kept, text_states
+from experiments.pretrain.low_rank import LowRank
 from experiments.pretrain.training import (
     Hidden,
     Pictures,
@@ -31,9 +31,9 @@ from experiments.pretrain.training import (
     saved,
 )
 from experiments.pretrain.validation_accuracy import Judge
-from experiments.pretrain.low_rank import LowRank
 from rnri.models.sampling import sample
 from rnri.models.schedule import Schedule
+from rnri.validation import GuidanceScale, NonEmptyStr, UnitInterval, dataclass
 
 BUDGETS = (1, 2, 4, 8)  # steps of the samplers whose timesteps are drawn more often
 SHOWN_STEPS = 2  # of the sample grids
@@ -220,24 +220,26 @@ class PretrainLcm:
         start: folder of a saved LoRA to go on from.
     """
 
-    corpus: Name | None
-    model: Name
-    output: Name
-    pictures: Count | None
-    batch_size: Count
-    lr: NotNegative  # 0 leaves the weights as they are
-    rank: Count
-    stride: Count
-    strides: Count
+    corpus: NonEmptyStr | None
+    model: NonEmptyStr
+    output: NonEmptyStr
+    pictures: PositiveInt | None
+    batch_size: PositiveInt
+    lr: NonNegativeFloat  # 0 leaves the weights as they are
+    rank: PositiveInt
+    stride: PositiveInt
+    strides: PositiveInt
     guidance: Annotated[
-        Sequence[Guidance], Len(2, 2), Field(description="a list of two numbers of at least 1, the lower one first")
+        Sequence[GuidanceScale],
+        Len(2, 2),
+        Field(description="a list of two numbers of at least 1, the lower one first"),
     ]
-    reuse: Count
-    target_decay: Share
-    prompts: Annotated[Sequence[Name], MinLen(1)]
+    reuse: PositiveInt
+    target_decay: UnitInterval
+    prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
     judge: Judge | None
-    judged_guidance: Annotated[Sequence[Guidance], MinLen(1)]
-    start: Name | None = None
+    judged_guidance: Annotated[Sequence[GuidanceScale], MinLen(1)]
+    start: NonEmptyStr | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)

@@ -1,4 +1,4 @@
-"""What the trainings share: the optimiser's schedule, EMA, checkpoints by the clock, and saving in half."""
+"""What the trainings share: the optimizer's schedule, EMA, checkpoints by the clock, and saving in half."""
 
 from __future__ import annotations
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, Name, dataclass
 from experiments.data.concepts import BUCKETS, Concept, ConceptSource
 from experiments.evaluation.classifier import load_classifier
 from experiments.evaluation.metrics import bootstrap_interval
+from rnri.validation import NonEmptyStr, dataclass
 
 Draw = Callable[[list[str], Tensor], Tensor]
 """From prompts and seeds ``[B, 4, h, w]`` to images ``[B, 3, H, W]`` in [0, 1]."""
@@ -27,8 +28,8 @@ class Judge:
     """
 
     source: ConceptSource
-    classifier: Name
-    samples: Count
+    classifier: NonEmptyStr
+    samples: PositiveInt
 
     def prepare(self) -> None:
         """ValueError unless there are a judge and concepts."""

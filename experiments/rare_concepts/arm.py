@@ -1,4 +1,4 @@
-"""An arm of the rare-concepts experiment: how its seeds are found and optimised, concept by concept."""
+"""An arm of the rare-concepts experiment: how its seeds are found and optimized, concept by concept."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from functools import partial
 
 import torch
 from lightning.pytorch import LightningModule
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from checked import Count, Fraction, Guidance, SettingError, dataclass
-from experiments.planning.cost import BACKWARD, Cost, evaluations_a_step, rows_of
-from experiments.rare_concepts.batches import ConceptBatch
-from experiments.reporting.finite import NotFinite, keep_finite
-from experiments.runtime.progress import Progress
-from experiments.cache.store import UnitStore, synchronise
 from experiments.base import Networks
+from experiments.cache.store import UnitStore, synchronize
+from experiments.planning.cost import BACKWARD, Cost, nfe_per_step, rows_of
+from experiments.rare_concepts.batches import ConceptBatch
+from experiments.reporting.finite import NonFiniteError, select_finite
+from experiments.runtime.progress import Progress
 from nao import centroid_seeds
 from rnri import Inverter
 from rnri.models.sampling import trajectory
+from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, dataclass
 from seedselect import BestOf, Search, SeedSelect, Selection, Targets
-from seedselect.search import neighbour
+from seedselect.search import perturb
 from seedselect.select import Trajectory
 
 
@@ -31,27 +32,27 @@ class Arm:
     """One way to make images of a concept.
 
     Args:
-        guidance: of inversion, optimisation and sampling alike; 1 is off.
+        guidance: of inversion, optimization and sampling alike; 1 is off.
         inverter: how references become seeds; without one, seeds are drawn from the normal distribution.
-        initialise: makes an arm's seeds ``[G, n, C, h, w]`` from the references' ``[G, R, C, h, w]``.
-        select: the optimisation of those seeds, or a search among more; without one they are sampled as they are.
-        gradient_steps: the optimisation differentiates through the network in so many of the last steps of sampling
+        seed_init: makes an arm's seeds ``[G, n, C, h, w]`` from the references' ``[G, R, C, h, w]``.
+        select: the optimization of those seeds, or a search among more; without one they are sampled as they are.
+        gradient_steps: the optimization differentiates through the network in so many of the last steps of sampling
             (:func:`rnri.models.sampling.trajectory`); None: in all.
     """
 
-    guidance: Guidance
+    guidance: GuidanceScale
     inverter: Inverter | None = None
-    initialise: Callable[[Tensor, int], Tensor] | None = None
+    seed_init: Callable[[Tensor, int], Tensor] | None = None
     select: SeedSelect | BestOf | Search | None = None
-    gradient_steps: Count | None = None
+    gradient_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if (self.inverter is None) != (self.initialise is None):
-            raise ValueError("an arm needs both an inverter and an initialise function, or neither.")
-        if self.inverter is not None and not self.inverter.single_latent:
-            raise SettingError(
+        if (self.inverter is None) != (self.seed_init is None):
+            raise ValueError("an arm needs both an inverter and a seed_init function, or neither.")
+        if self.inverter is not None and not self.inverter.seed_only:
+            raise ConfigError(
                 "inverter",
-                f": {type(self.inverter).__name__} needs more than the seed to give an image back, all that NAO "
+                f"{type(self.inverter).__name__} needs more than the seed to give an image back, all that NAO "
                 "and SeedSelect have: choose another method, such as accelerated.",
             )
 
@@ -63,17 +64,17 @@ class Arm:
     def _differentiated(self, steps: int) -> int:
         return min(self.gradient_steps or steps, steps)
 
-    def evaluations(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
+    def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
         """Network evaluations of an image that was sampled and differentiated so often; a derivative counts as two."""
         return rows_of(self.guidance) * (steps * forwards + BACKWARD * self._differentiated(steps) * backwards)
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
         """About what one concept takes, if no sample stops early."""
-        inverted = references * steps * evaluations_a_step(self.inverter) if self.inverter is not None else 0.0
+        inverted = references * steps * nfe_per_step(self.inverter) if self.inverter is not None else 0.0
         return Cost(rows_of(self.guidance) * inverted) + self.sampling_cost(steps, samples, checkpoint=False)
 
     def sampling_cost(self, steps: int, samples: int, *, checkpoint: bool) -> Cost:
-        """What sampling and the optimisation of one concept's seeds take, if no sample stops early."""
+        """What sampling and the optimization of one concept's seeds take, if no sample stops early."""
         cost, rows = Cost(steps, 1), rows_of(self.guidance)
         if self.select is not None:
             latents, (forwards, backwards) = len(self.select.step_weights), self.select.runs
@@ -83,8 +84,8 @@ class Arm:
         return Cost(rows * cost.forward, cost.decodings, rows * cost.backward, cost.decodings_backward).times(samples)
 
 
-def inverted_seeds(seeds: Tensor, count: Count) -> Tensor:
-    """An ``initialise``: the first ``count`` of the references' own seeds ``[G, R, C, h, w]``, without NAO.
+def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
+    """An ``seed_init``: the first ``count`` of the references' own seeds ``[G, R, C, h, w]``, without NAO.
 
     Raises:
         ValueError: more seeds asked for than there are references.
@@ -97,17 +98,17 @@ def inverted_seeds(seeds: Tensor, count: Count) -> Tensor:
     return seeds[:, :count]
 
 
-def near_references(seeds: Tensor, count: Count, *, spread: Fraction) -> Tensor:
-    """An ``initialise``: the references' own seeds ``[G, R, C, h, w]``, then neighbours of them in turn, with a share
-    ``spread`` of noise (:func:`seedselect.search.neighbour`), ``[G, count, C, h, w]``."""
+def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
+    """An ``seed_init``: the references' own seeds ``[G, R, C, h, w]``, then neighbors of them in turn, with a share
+    ``spread`` of noise (:func:`seedselect.search.neighbor`), ``[G, count, C, h, w]``."""
     return torch.stack([_near(seeds[:, k % seeds.shape[1]], k, seeds.shape[1], spread) for k in range(count)], 1)
 
 
-def around_centroid(seeds: Tensor, count: Count, *, spread: Fraction) -> Tensor:
-    """An ``initialise``: NAO's centroid of the seeds ``[G, R, C, h, w]``, then neighbours of it with a share ``spread``
+def around_centroid(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
+    """An ``seed_init``: NAO's centroid of the seeds ``[G, R, C, h, w]``, then neighbors of it with a share ``spread``
     of noise, ``[G, count, C, h, w]``."""
-    centre = centroid_seeds(seeds, 1)[:, 0]
-    return torch.stack([_near(centre, k, 1, spread) for k in range(count)], 1)
+    center = centroid_seeds(seeds, 1)[:, 0]
+    return torch.stack([_near(center, k, 1, spread) for k in range(count)], 1)
 
 
 def _near(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:
@@ -115,11 +116,11 @@ def _near(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:
     if k < exact:
         return seeds
     noise = torch.randn(seeds.shape[1:], generator=torch.Generator().manual_seed(k))
-    return neighbour(seeds, noise.expand(seeds.shape), spread)
+    return perturb(seeds, noise.expand(seeds.shape), spread)
 
 
 class RareConceptModule(LightningModule):
-    """Seeds, optimisation and samples of arms, by name; every concept's unit is written when it is finished.
+    """Seeds, optimization and samples of arms, by name; every concept's unit is written when it is finished.
 
     A unit holds ``images`` ``uint8 [m, 3, H, W]`` of the samples that are finite, ``seeds`` ``float32 [n, C, h, w]`` of
     all, NaN where a sample is not finite, and a record that says which are: a lost sample costs no other.
@@ -158,7 +159,7 @@ class RareConceptModule(LightningModule):
         units = [made.pop(0) if fine else self._lost(batch, g) for g, fine in enumerate(sound)]
         store = self.stores[batch.arm]
         if store.empty() and not any(len(tensors["images"]) for tensors, _ in units):
-            raise NotFinite(self._all_lost(batch, sound))
+            raise NonFiniteError(self._all_lost(batch, sound))
         for concept, (tensors, record) in zip(batch.concepts, units, strict=True):
             store.write(concept.key, tensors, record)
         self.progress.finish(len(batch.concepts))
@@ -168,21 +169,21 @@ class RareConceptModule(LightningModule):
         """Each concept's tensors and record."""
         arm, start = self.arms[batch.arm], self._now()
         seeds = self._initial(batch)  # [G n candidates, C, h, w]
-        initialise = (self._now() - start) / len(batch.concepts)
-        seeds, latents, records = self._optimise(seeds, batch) if arm.select else self._sample(seeds, batch)
+        seed_init = (self._now() - start) / len(batch.concepts)
+        seeds, latents, records = self._optimize(seeds, batch) if arm.select else self._sample(seeds, batch)
         for k, record in enumerate(records):
-            record["evaluations"] += _inversion_evaluations(batch, k // self.samples) / self.samples
+            record["nfe"] += _inversion_evaluations(batch, k // self.samples) / self.samples
         self.progress.stage("decoding")
         with torch.no_grad():
             images = self.networks.model.decode(latents, clamp=False)
         units = []
         for g in range(len(batch.concepts)):
             rows = slice(g * self.samples, (g + 1) * self.samples)
-            kept, finite = keep_finite(images[rows])
+            kept, finite = select_finite(images[rows])
             own = seeds[rows].float().cpu()
             own[~finite] = torch.nan
             record = {
-                "t_init": _inversion_seconds(batch, g) + initialise,
+                "t_init": _inversion_seconds(batch, g) + seed_init,
                 "t_opt": sum(sample.get("seconds", 0.0) for sample in records[rows]) / self.samples,
                 "samples": [r | {"finite": f} for r, f in zip(records[rows], finite.tolist(), strict=True)],
             }
@@ -206,19 +207,19 @@ class RareConceptModule(LightningModule):
         )
 
     def _now(self) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
     def _initial(self, batch: ConceptBatch) -> Tensor:
         """Seeds ``[G n candidates, C, h, w]``: candidate m of sample k is the concept's seed ``m n + k``."""
         arm = self.arms[batch.arm]
         count = self.samples * arm.candidates
-        if batch.seeds is None or arm.initialise is None:
+        if batch.seeds is None or arm.seed_init is None:
             names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(count)]
             seeds = self.networks.model.noise(names, self.noise_seed).unflatten(0, (-1, count))
         else:
             self.progress.stage("finding centroids")
-            seeds = arm.initialise(batch.seeds.seed.unflatten(0, (len(batch.concepts), -1)), count)
+            seeds = arm.seed_init(batch.seeds.seed.unflatten(0, (len(batch.concepts), -1)), count)
         return seeds.unflatten(1, (arm.candidates, self.samples)).transpose(1, 2).flatten(0, 2)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
@@ -226,14 +227,14 @@ class RareConceptModule(LightningModule):
         predictor = self.networks.model.predictor(self._prompts(batch), self.arms[batch.arm].guidance)
         with torch.no_grad():
             latents = self.networks.model.sample(seeds, predictor, self.schedule)
-        evaluations = self._evaluations(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
-        return seeds, latents, [{"evaluations": count} for count in evaluations]
+        nfe = self._evaluations(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
+        return seeds, latents, [{"nfe": count} for count in nfe]
 
     def _evaluations(self, batch: ConceptBatch, forwards: Tensor, backwards: Tensor) -> list[float]:
-        return self.arms[batch.arm].evaluations(len(self.schedule), forwards, backwards).double().tolist()
+        return self.arms[batch.arm].nfe(len(self.schedule), forwards, backwards).double().tolist()
 
-    def _optimise(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
-        """Better seeds, the latents that they lead to, and what the optimisation says of each."""
+    def _optimize(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+        """Better seeds, the latents that they lead to, and what the optimization says of each."""
         decode = self.networks.model.decode
         selection = self.arms[batch.arm].select(
             seeds.float(),
@@ -241,15 +242,15 @@ class RareConceptModule(LightningModule):
             decode=partial(checkpointed, decode, use_reentrant=False) if self.checkpoint else decode,
             features=self.networks.clip,
             targets=self._targets(batch),
-            on_iteration=lambda k, loss: self.progress.stage(f"optimising, iteration {k}, loss {loss.mean():.3f}"),
+            on_iteration=lambda k, loss: self.progress.stage(f"optimizing, iteration {k}, loss {loss.mean():.3f}"),
             noise=lambda k: self._noise(batch, k),
         )
-        evaluations = self._evaluations(batch, selection.forwards, selection.backwards)
-        records = [{**r, "evaluations": e} for r, e in zip(_records(selection), evaluations, strict=True)]
+        nfe = self._evaluations(batch, selection.forwards, selection.backwards)
+        records = [{**r, "nfe": e} for r, e in zip(_records(selection), nfe, strict=True)]
         return selection.seed, selection.latent, records
 
     def _noise(self, batch: ConceptBatch, k: int) -> Tensor:
-        """What a search draws for its ``k``-th neighbour of each seed."""
+        """What a search draws for its ``k``-th neighbor of each seed."""
         names = [f"{concept.name}/{sample}/{k}" for concept in batch.concepts for sample in range(self.samples)]
         return self.networks.model.noise(names, self.noise_seed)
 
@@ -285,7 +286,7 @@ def _records(selection: Selection) -> list[dict]:
 
 def _inversion_evaluations(batch: ConceptBatch, group: int) -> float:
     """Network evaluations that the inversion of one concept's references took."""
-    return batch.seeds.evaluations.view(len(batch.concepts), -1)[group].sum().item() if batch.seeds else 0.0
+    return batch.seeds.nfe.view(len(batch.concepts), -1)[group].sum().item() if batch.seeds else 0.0
 
 
 def _inversion_seconds(batch: ConceptBatch, group: int) -> float:

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.cache.store import UnitStore
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.inversion_stage import InversionStage, Seeds
-from experiments.reporting.finite import are_finite
+from experiments.reporting.finite import is_finite
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running
-from experiments.cache.store import UnitStore
-from experiments.runtime.unit_queue import StoredWork
+from experiments.runtime.unit_queue import CachedUnitDataModule
 
 Unit = tuple[str, Concept]
 """An arm's name and a concept: what one file of results is about."""
@@ -39,7 +39,7 @@ class ConceptBatch:
         """Of each concept, whether all its references have a seed and a latent that are finite."""
         if self.seeds is None:
             return [True] * len(self.concepts)
-        found = are_finite(self.seeds.seed) & are_finite(self.seeds.z0)
+        found = is_finite(self.seeds.seed) & is_finite(self.seeds.z0)
         return found.view(len(self.concepts), -1).all(1).tolist()
 
     def select(self, which: Sequence[bool]) -> ConceptBatch:
@@ -53,7 +53,7 @@ class ConceptBatch:
         )
 
 
-class ConceptData(StoredWork):
+class ConceptData(CachedUnitDataModule):
     """Batches of the concepts that have no finished unit yet under one of the arms, arm by arm.
 
     Inverting the references is a transform of the data, done after they are on the device.

@@ -1,4 +1,4 @@
-"""Equal budgets: is a network evaluation better spent on an optimisation or on more seeds to choose from?"""
+"""Equal budgets: is a network evaluation better spent on an optimization or on more seeds to choose from?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from checked import dataclass
 from experiments.rare_concepts.report import sample_rows, shares_shown, side_by_side
 from experiments.rare_concepts.scoring import accuracy_rows, add_totals, lost_samples, mean
 from experiments.rare_concepts.task import RareConcepts
 from experiments.reporting import tables
+from rnri.validation import dataclass
 
 COLUMNS = {
-    "method": "method", "evaluations": "evaluations", "accuracy_%": "accuracy, %", "ceiling": "ceiling, %",
+    "method": "method", "nfe": "nfe", "accuracy_%": "accuracy, %", "ceiling": "ceiling, %",
     "kid": "KID", "copies": "copies, %", "pairwise": "variety", "vendi": "Vendi", "n": "n",
 }  # fmt: skip
 PANELS = {
@@ -60,8 +60,8 @@ class Budget(RareConcepts):
         for name, images in judged.items():
             row = accuracy_rows(name, images, self.seed, ceiling)[-1]
             add_totals(row, images, real)
-            evaluations = mean(record.get("evaluations") for record in images.records)
-            rows.append(row | self.row_of(name, "total") | {"evaluations": evaluations})
+            nfe = mean(record.get("nfe") for record in images.records)
+            rows.append(row | self.row_of(name, "total") | {"nfe": nfe})
         lines = [{**row, **shares_shown(row), "accuracy_%": tables.percent(row, "accuracy")} for row in rows]
         table = f"{tables.markdown_table(lines, COLUMNS)}\n{NOTE}"
         if lost := lost_samples(judged):
@@ -83,11 +83,11 @@ def budget_figure(rows: Sequence[Mapping]) -> Figure:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for axis, (name, (label, scale)) in zip(axes.flat, PANELS.items(), strict=True):
         for k, method in enumerate(methods):
-            own = sorted((r for r in rows if r["method"] == method), key=lambda row: row["evaluations"])
+            own = sorted((r for r in rows if r["method"] == method), key=lambda row: row["nfe"])
             own = [row for row in own if row.get(name) is not None]
             if not own:
                 continue
-            where, values = [row["evaluations"] for row in own], [scale * row[name] for row in own]
+            where, values = [row["nfe"] for row in own], [scale * row[name] for row in own]
             style = {"marker": "o" if "seedselect" in method else "s", "color": f"C{k}", "label": method}
             axis.plot(where, values, linestyle="--" if "seedselect" in method else "-", **style)
             if name == "accuracy":

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from experiments.cache.store import SeedStore, content_hash, synchronise
+from experiments.cache.store import SeedStore, content_hash, synchronize
 from rnri import Inverter, LatentDiffusion, Schedule
 
 
@@ -32,7 +32,7 @@ class Seeds:
     z0: Tensor
     seed: Tensor
     residual: Tensor
-    evaluations: Tensor
+    nfe: Tensor
     converged: Tensor
     seconds: Tensor
 
@@ -58,7 +58,7 @@ class InversionStage:
     numerics: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if not self.inverter.single_latent:
+        if not self.inverter.seed_only:
             raise ValueError(
                 f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image: "
                 "NAO and SeedSelect work on single-latent inversions."
@@ -100,14 +100,14 @@ class InversionStage:
             z0 = self.model.encode(images)
         predictor = self.model.predictor(prompts, self.guidance)
         inversion = self.inverter.invert(z0, predictor, self.schedule, lambda k, _: on_step(k))
-        synchronise(images.device)
+        synchronize(images.device)
         seconds = (time.perf_counter() - start) / len(images)
         return [
             {
                 "z0": z0[k].cpu(),
                 "seed": inversion.seed[k].cpu(),
                 "residual": inversion.residual[k].double().cpu(),
-                "evaluations": inversion.evaluations[:, k].sum().cpu(),
+                "nfe": inversion.nfe[:, k].sum().cpu(),
                 "converged": inversion.converged[k].cpu(),
                 "seconds": torch.tensor(seconds, dtype=torch.float64),
             }

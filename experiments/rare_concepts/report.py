@@ -24,7 +24,7 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
 COLUMNS = {
     "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %",
     "ceiling": "ceiling, %", "fid": "FID", "kid": "KID", "copies": "copies, %", "vendi": "Vendi",
-    "evaluations": "evaluations", "n": "n", "n_real": "real images", "extractor": "features", "t_init": "T_init, s",
+    "nfe": "nfe", "n": "n", "n_real": "real images", "extractor": "features", "t_init": "T_init, s",
     "t_opt": "T_opt, s", "iterations": "iterations",
 }  # fmt: skip
 PAIRED = "Differences of total accuracy in points (95 %, the same concepts drawn for both):"

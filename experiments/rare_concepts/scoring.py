@@ -12,13 +12,13 @@ from itertools import combinations, islice
 import torch
 from torch import Tensor
 
+from experiments.cache.store import UnitStore
 from experiments.data.concepts import BUCKETS, Concept
 from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.diversity import CopyDetection, precision_recall, vendi_score
 from experiments.evaluation.inception import Inception
 from experiments.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
-from experiments.evaluation.diversity import Resemblance, precision_recall, vendi_score
-from experiments.reporting.finite import NotFinite, are_finite
-from experiments.cache.store import UnitStore
+from experiments.reporting.finite import NonFiniteError, is_finite
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class JudgedImages:
     t_opt: list[float | None]
     records: list[dict]  # one a sample
     extractor: str = "judge"  # whose features they are
-    resemblances: list[Resemblance | None] = field(default_factory=list)  # one a concept, None without images
+    resemblances: list[CopyDetection | None] = field(default_factory=list)  # one a concept, None without images
 
     def images(self, concept: Concept) -> list[Tensor | None]:
         """Of each sample ``uint8 [3, H, W]``, read from disk: those of all concepts together may not fit in memory."""
@@ -84,8 +84,10 @@ def judge(
             found, logits = classifier.features_and_logits(pixels.float() / 255)
             if extractor is not None:
                 found = extractor(pixels)
-            if not are_finite(logits).all():
-                raise NotFinite("the judge's answers are not finite: its weights are damaged, name another classifier.")
+            if not is_finite(logits).all():
+                raise NonFiniteError(
+                    "the judge's answers are not finite: its weights are damaged, name another classifier."
+                )
             features.append(found.cpu().double())
             labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
     width = (extractor or classifier).num_features
@@ -152,12 +154,12 @@ def _members(concepts: Sequence[Concept]) -> dict[str, list[int]]:
 
 
 def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
-    """FID, KID, copies, variety, cost and, of optimised seeds, iterations and the share that converged, into the row of
+    """FID, KID, copies, variety, cost and, of optimized seeds, iterations and the share that converged, into the row of
     totals."""
     row |= {
         **distances(real, judged),
         **variety(real, judged),
-        "evaluations": mean(record.get("evaluations") for record in judged.records),
+        "nfe": mean(record.get("nfe") for record in judged.records),
         "n_real": len(real),
         "extractor": judged.extractor,
         "not_finite": len(judged.lost),

@@ -23,7 +23,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from checked import Guidance, SettingError, dataclass
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.report import sample_rows, shares_shown
 from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples
@@ -31,6 +30,7 @@ from experiments.rare_concepts.task import Arm, RareConcepts
 from experiments.reporting import tables
 from nao import typical_norm
 from rnri import Inverter
+from rnri.validation import ConfigError, GuidanceScale, dataclass
 
 COLUMNS = {
     "inversion": "inversion", "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %",
@@ -54,7 +54,7 @@ class SeedGeometry(RareConcepts):
     arms: Mapping[str, Arm] = field(init=False)
     inversions: Annotated[Mapping[str, Inverter], MinLen(1)]
     ways: Annotated[Mapping[str, Callable[[Tensor, int], Tensor]], MinLen(1)]
-    guidance: Guidance
+    guidance: GuidanceScale
     paper: Sequence[Mapping[str, Any]]
     identity = ("inversion", "method", "bucket")
 
@@ -66,8 +66,8 @@ class SeedGeometry(RareConcepts):
     def _arm(self, inversion: str, way: str) -> Arm:
         try:
             return Arm(self.guidance, self.inversions[inversion], self.ways[way])
-        except SettingError as error:
-            raise SettingError(f"inversions.{inversion}", error.fault) from None
+        except ConfigError as error:
+            raise ConfigError(f"inversions.{inversion}", error.message) from None
 
     def row_of(self, arm: str, bucket: str) -> dict[str, Any] | None:
         inversion, way = dict(zip(self.arms, product(self.inversions, self.ways), strict=True))[arm]

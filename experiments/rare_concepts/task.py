@@ -19,13 +19,16 @@ from annotated_types import MinLen
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, Name, dataclass
-from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.base import ConceptTask
+from experiments.cache.key import describe
+from experiments.cache.store import SeedStore, UnitStore
 from experiments.data.concepts import Concept
+from experiments.evaluation.diversity import CopyDetection, perceptual_vectors, resemblance
 from experiments.evaluation.inception import Inception, load_inception
-from experiments.evaluation.diversity import Resemblance, perceptual_vectors, resemblance
+from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptData, Unit
 from experiments.rare_concepts.inversion_stage import InversionStage
@@ -33,12 +36,10 @@ from experiments.rare_concepts.report import write_report
 from experiments.rare_concepts.scoring import JudgedImages, ceilings, judge
 from experiments.runtime.progress import QUIET, Progress
 from experiments.runtime.running_means import Running
-from experiments.cache.key import describe
-from experiments.cache.store import SeedStore, UnitStore
 from experiments.runtime.unit_queue import Stage, carry_out
-from experiments.base import ConceptTask
 from rnri import check_schedule
 from rnri.models.fingerprint import fingerprint
+from rnri.validation import NonEmptyStr, dataclass
 
 REAL = 20  # held-out images of a concept that tell how near real ones are to one another
 
@@ -59,12 +60,12 @@ class RareConcepts(ConceptTask):
     """
 
     arms: Annotated[Mapping[str, Arm], MinLen(1)]
-    steps: Count
-    samples: Count
-    references: Count
-    concepts_per_batch: Count
+    steps: PositiveInt
+    samples: PositiveInt
+    references: PositiveInt
+    concepts_per_batch: PositiveInt
     checkpoint: bool
-    inception: Name | None = None
+    inception: NonEmptyStr | None = None
     extractor: Inception | None = field(init=False, default=None)
     identity = ("method", "bucket")  # what tells the table's rows apart
 
@@ -95,12 +96,12 @@ class RareConcepts(ConceptTask):
 
     def _try_seeds(self, name: str, arm: Arm) -> None:
         """ValueError where the arm cannot make as many seeds of as many references, or not of this schedule."""
-        if arm.inverter is None or arm.initialise is None:
+        if arm.inverter is None or arm.seed_init is None:
             return
         model = self.networks.model
         try:
             check_schedule(arm.inverter, model.schedule(self.steps))
-            arm.initialise(model.noise(range(self.references), self.seed)[None], self.samples * arm.candidates)
+            arm.seed_init(model.noise(range(self.references), self.seed)[None], self.samples * arm.candidates)
         except ValueError as error:
             raise ValueError(
                 f"task.steps={self.steps} task.references={self.references} task.samples={self.samples} in the arm "
@@ -149,7 +150,7 @@ class RareConcepts(ConceptTask):
                 )
             made = arm.sampling_cost(self.steps, self.samples, checkpoint=self.checkpoint).times(len(pending))
             size = len(self.chosen) * self.samples * (pixels + 4 * latent)
-            what = "seeds optimised" if arm.select else "samples"
+            what = "seeds optimized" if arm.select else "samples"
             done = len(self.chosen) - len(pending)
             stages.append(Planned(f"{name}, {what}", len(self.chosen), done, made, size))
         return stages
@@ -261,7 +262,7 @@ class RareConcepts(ConceptTask):
         """What a perfect sampler would score, a bucket and in all."""
         return ceilings(self.chosen, self.networks.classifier)
 
-    def _resemblance(self, concept: Concept, images: Tensor) -> Resemblance | None:
+    def _resemblance(self, concept: Concept, images: Tensor) -> CopyDetection | None:
         if not len(images):
             return None
         known = self.held_out.get(concept.name)

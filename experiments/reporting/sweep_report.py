@@ -2,7 +2,7 @@
 
 ``RUNS`` holds one folder a run with ``results.json`` and ``config.yaml``, as Hydra's multirun and W&B sweeps leave
 them. ``--keys`` are those of the config that differ between the runs: the first is drawn along the axis, each value of
-the others has its own line (``--keys select.optimiser.lr select.semantic_weight``). ``--where`` chooses rows, as in
+the others has its own line (``--keys select.optimizer.lr select.semantic_weight``). ``--where`` chooses rows, as in
 ``--where "bucket == 'tail' and method != 'plain'"``.
 """
 
@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from experiments.reporting import tables
 
-IDENTITY = ("method", "bucket", "steps", "guidance", "evaluations", "prompts", "generated")
+IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompts", "generated")
 
 
 def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:

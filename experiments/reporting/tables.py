@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogFormatterMathtext, NullFormatter
 
-from experiments.cache.atomic import CannotWrite, write_whole
+from experiments.cache.atomic import CannotWrite, atomic_write
 
 matplotlib.rcParams["text.parse_math"] = False  # names are text, also where they hold dollar signs
 
@@ -95,7 +95,7 @@ def write_report(
     run_dir = Path(run_dir)
     write_results(run_dir, rows, settings, **further)
     write_samples(run_dir, samples)
-    write_whole(run_dir / "table.md", lambda path: path.write_text(table))
+    atomic_write(run_dir / "table.md", lambda path: path.write_text(table))
     print(f"\n{table}\nResults, pictures and samples are in {run_dir}", flush=True)
     log_to(loggers, rows, draw(run_dir, pictures), identity, logged or {}, step)
 
@@ -106,12 +106,12 @@ def write_results(
     """``results.json``: the rows of the table and what is ``further``, the run's settings, the command and versions."""
     content = {"rows": rows, **further, "settings": settings, "command": shlex.join(sys.argv), "versions": versions()}
     text = json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
-    write_whole(Path(run_dir) / "results.json", lambda path: path.write_text(text))
+    atomic_write(Path(run_dir) / "results.json", lambda path: path.write_text(text))
 
 
 def write_samples(run_dir: str | Path, samples: Sequence[Mapping[str, Any]]) -> None:
     """``samples.parquet``: one row an image."""
-    write_whole(Path(run_dir) / "samples.parquet", pd.DataFrame(samples).to_parquet)
+    atomic_write(Path(run_dir) / "samples.parquet", pd.DataFrame(samples).to_parquet)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
@@ -175,7 +175,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     for axis in (each for axes in figure.axes for each in (axes.xaxis, axes.yaxis)):
         if isinstance(axis.get_major_formatter(), LogFormatterMathtext):  # its dollar signs would be shown
             axis.set(major_formatter=LogFormatter(), minor_formatter=NullFormatter())
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight"))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight"))
     plt.close(figure)
     return path
 
@@ -186,7 +186,7 @@ def image_table(
     title: str,
     captions: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labelled rows under headed columns; None has no picture.
+    """Pictures (``uint8 [3, H, W]``, arrays or tensors) in labeled rows under headed columns; None has no picture.
 
     ``captions`` are shown below them, a row a row.
     """

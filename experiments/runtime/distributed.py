@@ -81,7 +81,7 @@ def _has_terminal(process: str) -> bool:
         return False
 
 
-def follow_launcher(trainer: DictConfig) -> None:
+def apply_launcher_topology(trainer: DictConfig) -> None:
     """Sets devices, nodes and strategy to the launcher's where the config leaves them at one process.
 
     Raises:
@@ -90,7 +90,7 @@ def follow_launcher(trainer: DictConfig) -> None:
     """
     found = launch()
     if found is not None and found.launcher == "srun":
-        _meet(found)
+        set_rendezvous(found)
     if (trainer.strategy, str(trainer.devices), trainer.num_nodes) != ("auto", "1", 1):
         if found is not None and re.search("spawn|fork|notebook", str(trainer.strategy)):
             raise ValueError(
@@ -109,7 +109,7 @@ def follow_launcher(trainer: DictConfig) -> None:
     trainer.devices, trainer.num_nodes, trainer.strategy = found.devices, found.nodes, "ddp"
 
 
-def _meet(found: Launch) -> None:
+def set_rendezvous(found: Launch) -> None:
     """Sets where srun's processes meet, unless the user did: Lightning takes the job's first node, and a port by job.
 
     A step may be on other nodes, two steps of a job would share that port, and one node need not know its own name.
@@ -132,7 +132,7 @@ def environments() -> list[ClusterEnvironment]:
     """Lightning's plugin for a process in a Slurm job; none elsewhere, where its own choice is right.
 
     Lightning decides by the job's name and takes a job of one task for one process, whatever ``trainer.devices``. A job
-    is queued again by ``keep_company``: runs go on from what they have on disk, not from Lightning's own checkpoint.
+    is queued again by ``install_watchdogs``: runs go on from what they have on disk, not from Lightning's own checkpoint.
     """
     if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
@@ -156,7 +156,7 @@ def check_launch(trainer: Trainer) -> None:
         )
 
 
-def wait_long(units: bool = True) -> None:
+def set_process_group_timeout(units: bool = True) -> None:
     """Lets the processes of every kind of DDP wait for one another for ``PATIENCE`` instead of half an hour.
 
     Those that share ``units`` speak by gloo, on GPUs too: they exchange no gradients, and where one has died the others

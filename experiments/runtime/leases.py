@@ -74,7 +74,7 @@ def _disk(folder: Path) -> int | None:
         return None
 
 
-class Claims:
+class LeaseManager:
     """What this process has claimed below ``root``, and who holds the rest.
 
     Args:

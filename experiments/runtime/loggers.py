@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cache.atomic import atomic_write
 from experiments.config.run_dir import multirun
-from experiments.cache.atomic import write_whole
 
 ID = "wandb_id"
 """The file of a run's folder that holds its id at Weights & Biases."""
@@ -70,7 +70,7 @@ def note(loggers: Sequence[Logger], config: DictConfig) -> None:
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
             if logger.version:
-                write_whole(Path(config.run_dir) / ID, lambda path, id=logger.version: path.write_text(f"{id}\n"))
+                atomic_write(Path(config.run_dir) / ID, lambda path, id=logger.version: path.write_text(f"{id}\n"))
 
 
 def check_account(loggers: DictConfig | None) -> None:

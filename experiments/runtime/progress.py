@@ -125,7 +125,7 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
 
 @rank_zero_only
-def announce(units: int, evaluations: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
+def announce(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
     """Prints what a run will do before it begins, and about how long that takes.
 
     Args:
@@ -142,7 +142,7 @@ def announce(units: int, evaluations: float, seconds: float, *, unit: str = "uni
     found = f", {done} of them on disk" if done else ""
     end = datetime.now() + timedelta(seconds=seconds)
     print(
-        f"To compute: {units} {plural(unit)}{found}; {evaluations:,.0f} network evaluations, "
+        f"To compute: {units} {plural(unit)}{found}; {nfe:,.0f} network evaluations, "
         f"{said(seconds)}, until {end:%Y-%m-%d %H:%M}.",
         flush=True,
     )

@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runtime.leases import Claims
 from experiments.cache.atomic import digest
+from experiments.runtime.leases import LeaseManager
 
 OTHERWISE = ("trainer", "logger", "run_dir", "plan")
 """Parts of a config that two runs which compute the same may differ in."""
@@ -23,7 +23,7 @@ def is_training(config: DictConfig) -> bool:
     return OmegaConf.select(config, "trainer.max_steps") is not None
 
 
-def enter(config: DictConfig, task: Any, trainer: Trainer) -> Claims | None:
+def enter(config: DictConfig, task: Any, trainer: Trainer) -> LeaseManager | None:
     """Claims the run's folder for its first process; the claims have to be finished. None in all other processes.
 
     Where another run is at work there with the same settings, this one joins it: without loggers, and reporting only
@@ -34,7 +34,7 @@ def enter(config: DictConfig, task: Any, trainer: Trainer) -> Claims | None:
     """
     if rank_zero_only.rank != 0:
         return None
-    claims = Claims(Path(config.run_dir) / "claims")
+    claims = LeaseManager(Path(config.run_dir) / "claims")
     settings = OmegaConf.to_container(config, resolve=True)
     own = digest({name: value for name, value in settings.items() if name not in OTHERWISE})
     if claims.take("run", {"settings": own}):
@@ -57,7 +57,7 @@ def enter(config: DictConfig, task: Any, trainer: Trainer) -> Claims | None:
     return claims
 
 
-def _successor(claims: Claims, results: Path) -> Callable[[], bool]:
+def _successor(claims: LeaseManager, results: Path) -> Callable[[], bool]:
     """Whether the first run died before it wrote ``results``, and this one is to do that."""
     started = time.time()
 

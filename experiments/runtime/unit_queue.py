@@ -18,12 +18,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.multiprocessing import ProcessRaisedException
 
-from experiments.runtime.leases import Claims
 from experiments.cache.atomic import CannotWrite
-from experiments.reporting.finite import NotFinite
+from experiments.cache.store import UnitStore
+from experiments.reporting.finite import NonFiniteError
+from experiments.runtime.leases import LeaseManager
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running, beginning
-from experiments.cache.store import UnitStore
 
 Stage = tuple[LightningModule, "Work"]
 """A module whose ``predict_step`` writes units, and the units."""
@@ -34,7 +34,7 @@ LOST = ("connection closed by peer", "connection reset", "broken pipe", "socket 
 """What the messages of PyTorch's processes hold when one of them has ended."""
 
 
-class SharedRun:
+class ResumableRun:
     """What every task of units has: a folder that other processes and runs may share."""
 
     run_dir: str
@@ -50,7 +50,7 @@ class SharedRun:
         return trainer.is_global_zero and (lead is None or lead())
 
 
-class ProcessLost(RuntimeError):
+class PeerDied(RuntimeError):
     """Another process of the run has ended; its text is one sentence for the user."""
 
 
@@ -81,8 +81,8 @@ class Work(LightningDataModule):
         super().__init__()
         self.units, self.progress, self.claims, self.running = list(units), progress, claims, running
         self.before = 0  # units of earlier stages
-        self._held: Claims | None = None
-        self._others_handler: Any = signal.SIG_DFL
+        self._held: LeaseManager | None = None
+        self.previous_handler: Any = signal.SIG_DFL
 
     def done(self, unit: Any) -> bool:
         """Whether the unit is on disk."""
@@ -133,9 +133,9 @@ class Work(LightningDataModule):
         numbers = {id(unit): k for k, unit in enumerate(self.units)}
         # Groups are made of all units, so that what is computed together depends on no other process.
         left = [[numbers[id(unit)] for unit in group] for group in self.groups(self.units)]
-        missing, claims = set(pending), Claims(self.claims or Path(self.trainer.default_root_dir) / "claims")
+        missing, claims = set(pending), LeaseManager(self.claims or Path(self.trainer.default_root_dir) / "claims")
         self._held = claims
-        self._heed_sigterm()
+        self.install_sigterm_handler()
         try:
             while missing:
                 for group in left:
@@ -151,10 +151,10 @@ class Work(LightningDataModule):
         finally:
             self.release()
 
-    def _heed_sigterm(self) -> None:
+    def install_sigterm_handler(self) -> None:
         """Lets SIGTERM end the loop at once: Lightning notes it, and looks at that note in other loops than this."""
         if threading.current_thread() is threading.main_thread():
-            self._others_handler = signal.signal(signal.SIGTERM, self._stop)
+            self.previous_handler = signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if (launcher := self.trainer.strategy.launcher) is not None:
@@ -167,9 +167,9 @@ class Work(LightningDataModule):
             self._held.close()
             self._held = None
         if signal.getsignal(signal.SIGTERM) == self._stop:  # or Lightning has put back what was there before it
-            signal.signal(signal.SIGTERM, self._others_handler)
+            signal.signal(signal.SIGTERM, self.previous_handler)
 
-    def _claimed(self, group: list[int], missing: set[int], claims: Claims) -> list[int]:
+    def _claimed(self, group: list[int], missing: set[int], claims: LeaseManager) -> list[int]:
         """Those of a group that this process is to compute: it has claimed them, and they are still missing."""
         own = []
         for k in group:
@@ -187,7 +187,7 @@ class Work(LightningDataModule):
         return own
 
 
-class StoredWork(Work):
+class CachedUnitDataModule(Work):
     """Units in several stores; a subclass says by ``address`` where each lies.
 
     Args:
@@ -260,11 +260,11 @@ def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
     for module, work in stages:
         if several or not work.finished():
             try:
-                with _as_here():
+                with reraise_child_error():
                     trainer.predict(module, datamodule=work, return_predictions=False)
             except RuntimeError as error:
                 if several and _is_lost(error):
-                    raise ProcessLost(DIED) from error
+                    raise PeerDied(DIED) from error
                 raise
             finally:
                 work.release()
@@ -280,7 +280,7 @@ def _is_lost(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def _as_here() -> Iterator[None]:
+def reraise_child_error() -> Iterator[None]:
     """What a started process says in one sentence is raised as if this one had found it.
 
     Under ``ddp_spawn`` it arrives as the text of a traceback, whose last line names the error.
@@ -288,7 +288,7 @@ def _as_here() -> Iterator[None]:
     try:
         yield
     except ProcessRaisedException as error:
-        for kind in (NotFinite, CannotWrite):
+        for kind in (NonFiniteError, CannotWrite):
             said = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
             if said:
                 raise kind(said[-1]) from error

@@ -24,44 +24,44 @@ LOOK = 1.0  # seconds between two looks whether it lives
 MINUTE = 60.0
 
 
-def keep_company() -> None:
+def install_watchdogs() -> None:
     """Lets this process end where it would be left behind, in one sentence, and a job be queued again before its end.
 
     SIGUSR1, which ``sbatch --signal=USR1@120`` sends before the time limit, asks Slurm to queue the job again.
     Lightning would first save a checkpoint, for which all processes have to meet and no run has a use.
     """
-    _say_before_the_end()
+    report_dead_children()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _check_torchrun()
-        _end_with(os.getppid())
+        exit_when_parent_dies(os.getppid())
     elif launch() is None:
-        _end_with_the_first()
+        exit_with_launcher_process()
     if "SLURM_JOB_ID" in os.environ:
-        signal.signal(signal.SIGUSR1, _queue_again)
+        signal.signal(signal.SIGUSR1, requeue_slurm_job)
 
 
-def _say_before_the_end() -> None:
+def report_dead_children() -> None:
     """Lightning kills the first process where one that it started died, and tells of it only who asks for details."""
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
-    if _says_who_died not in observer.filters:
-        observer.addFilter(_says_who_died)
+    if _is_child_death_record not in observer.filters:
+        observer.addFilter(_is_child_death_record)
         observer.setLevel(logging.INFO)
 
 
-def _says_who_died(record: logging.LogRecord) -> bool:
+def _is_child_death_record(record: logging.LogRecord) -> bool:
     if "Child process with PID" not in record.getMessage():
         return record.levelno > logging.INFO
     print(f"error: {DIED}", file=sys.stderr, flush=True)
     return False
 
 
-def _end_with_the_first() -> None:
+def exit_with_launcher_process() -> None:
     """Ends a process that Lightning started once the one that started it is dead: it would wait for it for an hour."""
     first = os.environ.setdefault(FIRST, str(os.getpid()))
     if first == str(os.getpid()) or "LOCAL_RANK" not in os.environ:
         os.environ[FIRST] = str(os.getpid())
         return
-    _end_with(int(first))
+    exit_when_parent_dies(int(first))
 
 
 def _check_torchrun() -> None:
@@ -74,7 +74,7 @@ def _check_torchrun() -> None:
         raise ValueError(DIED) from error
 
 
-def _end_with(parent: int) -> None:
+def exit_when_parent_dies(parent: int) -> None:
     """Ends this process when its parent has ended."""
 
     def watch() -> None:
@@ -86,7 +86,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="company").start()
 
 
-def _queue_again(number: int, frame: FrameType | None) -> None:
+def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
     """The first process asks for it once; Slurm then ends them all."""
     if rank_zero_only.rank != 0:
         return

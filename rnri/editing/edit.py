@@ -29,9 +29,9 @@ from rnri.editing.prompt_to_prompt import PromptToPrompt, PromptToPromptProcesso
 from rnri.editing.state import EditState
 from rnri.editing.token_alignment import Prompt
 from rnri.models.deterministic import scheduler_for
+from rnri.models.eval_mode import frozen
 from rnri.models.families import family_of
 from rnri.models.family import Family, parts
-from rnri.models.eval_mode import frozen
 from rnri.models.sd3 import SD3Family
 from rnri.models.unet import UNetFamily
 
@@ -78,7 +78,7 @@ class Seeds(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Edited:
+class EditResult:
     """What an edit returns, in the pipeline's ``output_type``.
 
     Attributes:
@@ -96,7 +96,7 @@ def edit(
     prompt: str | Sequence[str] | Sequence[Sequence[str]],
     how: PromptToPrompt | Injection | None = None,
     **options: Any,
-) -> Edited:
+) -> EditResult:
     """The inverted image as ``prompt`` says it, otherwise unchanged.
 
     ::
@@ -141,7 +141,7 @@ def edit(
             callback_on_step_end_tensor_inputs=list(wanted),
             return_dict=False,
         )[0]
-    return Edited(images=images[len(sources) :], reconstructions=images[: len(sources)])
+    return EditResult(images=images[len(sources) :], reconstructions=images[: len(sources)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from checked import Share, dataclass
 from rnri.editing.operators import attention, taking
 from rnri.editing.state import EditState
+from rnri.validation import UnitInterval, dataclass
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Injection:
     """
 
     what: Literal["queries_keys", "values"] = "queries_keys"
-    share: Share = 0.2
+    share: UnitInterval = 0.2
 
 
 class InjectionProcessor:

@@ -6,14 +6,15 @@ from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, Fraction, Guidance, NotNegative, Seed, dataclass
 from rnri.methods.edit_friendly_ddpm import EditFriendly, diffused, draw_noise
 from rnri.models.midpoint import check_velocity
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import in_state_dtype
 from rnri.models.schedule import Schedule
+from rnri.validation import GuidanceScale, HalfOpenUnitInterval, RandomSeed, dataclass
 
 
 @runtime_checkable
@@ -49,11 +50,11 @@ class FlowEdit:
         seed: of the noise, the same for every image.
     """
 
-    share: Fraction = 0.66
-    average: Count = 1
-    source_guidance: Guidance = 3.5
-    target_guidance: Guidance = 13.5
-    seed: Seed = 0
+    share: HalfOpenUnitInterval = 0.66
+    average: PositiveInt = 1
+    source_guidance: GuidanceScale = 3.5
+    target_guidance: GuidanceScale = 13.5
+    seed: RandomSeed = 0
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
@@ -98,8 +99,8 @@ class PseudoGuidance:
         seed: of the draws, the same for every image.
     """
 
-    scale: NotNegative = 1.5
-    seed: Seed = 0
+    scale: NonNegativeFloat = 1.5
+    seed: RandomSeed = 0
 
     def guidances(self, guidance: float) -> tuple[float, float]:
         return guidance, guidance

@@ -59,7 +59,7 @@ def edit_latents(
     state = EditState([*range(count)] * 2, steps=lambda: len(schedule))
     control = control_of(model.family, how, state, texts, model.image_size)
     plain = model.predictor(texts, guidance)
-    predictor = SteppedPredictor(plain.denoiser, plain.evaluations, state=state, timesteps=schedule.timesteps)
+    predictor = SteppedPredictor(plain.denoiser, plain.nfe, state=state, timesteps=schedule.timesteps)
     with torch.no_grad(), installed(model.family.network, control.processor):
         z = inverter.reconstruct(_twice(inversion), predictor, schedule)
     return z[:count], z[count:]
@@ -80,7 +80,7 @@ class SteppedPredictor(NoisePredictor):
 def _twice(inversion: Inversion) -> Inversion:
     """The rows of ``inversion`` followed by themselves."""
     by_row = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
-    tables = ("residuals", "evaluations", "backward", "solved")
+    tables = ("residuals", "nfe", "backward", "solved")
     by_column = {name: torch.cat([getattr(inversion, name)] * 2, dim=1) for name in tables}
     extra = {name: torch.cat([kept] * 2) for name, kept in inversion.extra.items()}
     own = {f.name: getattr(inversion, f.name) for f in fields(Inversion)} | by_row | by_column | {"extra": extra}

@@ -11,11 +11,11 @@ from annotated_types import Ge, Le
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from checked import Name, OpenFraction, Share, dataclass
 from rnri.editing.blend import WordMaps
 from rnri.editing.operators import attended, attention, with_source_maps, with_source_words
 from rnri.editing.state import EditState
 from rnri.editing.token_alignment import Prompt, align
+from rnri.validation import NonEmptyStr, OpenUnitInterval, UnitInterval, dataclass
 
 Weight = Annotated[float, Ge(-100), Le(100)]
 
@@ -36,14 +36,14 @@ class PromptToPrompt:
         blend_threshold: of the largest value of a word's map: what is above it belongs to the region.
     """
 
-    cross: Share = 0.4
-    self_attention: Share = 0.4
+    cross: UnitInterval = 0.4
+    self_attention: UnitInterval = 0.4
     substitutes: bool = True
-    weights: Mapping[Name, Weight] = field(default_factory=dict)
-    schedules: Mapping[Name, Share] = field(default_factory=dict)
-    blend: Sequence[Name] = ()
-    blend_from: Share = 0.2
-    blend_threshold: OpenFraction = 0.3
+    weights: Mapping[NonEmptyStr, Weight] = field(default_factory=dict)
+    schedules: Mapping[NonEmptyStr, UnitInterval] = field(default_factory=dict)
+    blend: Sequence[NonEmptyStr] = ()
+    blend_from: UnitInterval = 0.2
+    blend_threshold: OpenUnitInterval = 0.3
 
     def words(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Words:
         """The tables of edits, each a source's prompt and the edited one.

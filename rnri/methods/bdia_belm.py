@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from checked import Fraction, dataclass
-from rnri.methods.common import check_chain, evenly, inversion
 from rnri.inversion import Inversion
+from rnri.methods.common import check_chain, evenly, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
 from rnri.models.schedule import Schedule
+from rnri.validation import HalfOpenUnitInterval, dataclass
 
 Levels = list[tuple[float, float]]
 """Noise levels as ``Schedule.scale_and_time`` gives them."""
@@ -29,7 +29,7 @@ class TwoStepSampler(ABC):
     divides by ``c_far`` every step, which magnifies rounding, hence float64.
     """
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     @abstractmethod
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
@@ -54,13 +54,11 @@ class TwoStepSampler(ABC):
             noise = predictor(z, schedule.timestep(-j))
             before, z = z, (before - mid * z - gain * noise) / far
             on_step(j, z)
-        return inversion(
-            z, z0, evenly(1, schedule, len(z0)), exact=True, single_latent=False, extra={"neighbour": before}
-        )
+        return inversion(z, z0, evenly(1, schedule, len(z0)), exact=True, seed_only=False, extra={"perturb": before})
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        far_z, z = inversion.seed, inversion.extra["neighbour"]
+        far_z, z = inversion.seed, inversion.extra["perturb"]
         for j in reversed(range(1, len(schedule))):
             far, mid, gain = self.coefficients(_levels(schedule, j))
             noise = predictor(z, schedule.timestep(-j))
@@ -84,7 +82,7 @@ class BDIA(TwoStepSampler):
         gamma: in (0, 1]. Inversion magnifies rounding by ``1 / gamma`` a step: 0.5 gives 10^15 at 50 steps.
     """
 
-    gamma: Fraction = 0.96
+    gamma: HalfOpenUnitInterval = 0.96
 
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
         to_clean, to_noisy = _first_order(levels[1], levels[0]), _first_order(levels[1], levels[2])

@@ -17,16 +17,16 @@ from rnri.solvers.iterative import FixedPoint
 def inversion(
     seed: Tensor,
     z0: Tensor,
-    evaluations: Tensor,
+    nfe: Tensor,
     *,
     exact: bool,
-    single_latent: bool,
+    seed_only: bool,
     extra: Mapping[str, Tensor] | None = None,
     backward: Tensor | None = None,
 ) -> Inversion:
     """An ``Inversion`` without residuals; ``exact`` samples count as solved where they are finite.
 
-    ``evaluations`` is int64 ``[N,B]``.
+    ``nfe`` is int64 ``[N,B]``.
     """
     extra = extra or {}
     finite = torch.ones(len(seed), dtype=torch.bool)
@@ -35,11 +35,11 @@ def inversion(
     return Inversion(
         seed=seed,
         z0=z0,
-        residuals=torch.full(evaluations.shape, torch.nan, dtype=torch.float64),
-        evaluations=evaluations,
-        backward=torch.zeros_like(evaluations) if backward is None else backward,
-        solved=(finite & exact).expand(evaluations.shape),
-        single_latent=single_latent,
+        residuals=torch.full(nfe.shape, torch.nan, dtype=torch.float64),
+        nfe=nfe,
+        backward=torch.zeros_like(nfe) if backward is None else backward,
+        solved=(finite & exact).expand(nfe.shape),
+        seed_only=seed_only,
         extra=extra,
     )
 
@@ -67,6 +67,6 @@ def check_chain(schedule: Schedule, method: str) -> None:
     """Raises ValueError unless every step ends at the noise level where the next begins."""
     if not torch.equal(schedule.alpha_next[:-1], schedule.alpha[1:]):
         raise ValueError(
-            f"{method} joins neighbouring steps, but on this schedule a step does not end where the next begins; "
+            f"{method} joins neighboring steps, but on this schedule a step does not end where the next begins; "
             "choose a number of steps that divides the scheduler's training timesteps."
         )

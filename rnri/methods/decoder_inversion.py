@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from checked import Positive, Whole, dataclass
 from rnri.models.diffusion import LatentDiffusion
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
 class DecoderInversion:
-    """Minimises ``||D(z) - x||^2`` from ``z = E(x)`` with Adam (Hong et al. 2024, arXiv 2311.18387).
+    """Minimizes ``||D(z) - x||^2`` from ``z = E(x)`` with Adam (Hong et al. 2024, arXiv 2311.18387).
 
     Moves the ceiling that the VAE sets to every inversion. The rate rises linearly over ``warmup`` iterations and
     falls as a cosine; each image keeps its best latent, so that none gets worse than its encoding.
@@ -23,9 +24,9 @@ class DecoderInversion:
         learning_rate: on latents of about unit variance.
     """
 
-    iterations: Whole = 100
-    learning_rate: Positive = 0.1
-    warmup: Whole = 10
+    iterations: NonNegativeInt = 100
+    learning_rate: PositiveFloat = 0.1
+    warmup: NonNegativeInt = 10
 
     def __call__(self, model: LatentDiffusion, images: Tensor) -> Tensor:
         """Latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` in [0, 1]."""
@@ -35,8 +36,8 @@ class DecoderInversion:
             return z
         with torch.enable_grad():
             z.requires_grad_()
-            optimiser = torch.optim.Adam([z], lr=self.learning_rate)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
+            optimizer = torch.optim.Adam([z], lr=self.learning_rate)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
             best, best_loss = z.detach().clone(), torch.full((len(z),), math.inf, device=z.device)
             for k in range(self.iterations + 1):
                 loss = (model.decode(z, clamp=False) - images.to(z.device)).square().flatten(1).mean(1)
@@ -44,9 +45,9 @@ class DecoderInversion:
                 best[better], best_loss[better] = z.detach()[better], loss.detach()[better]
                 if k == self.iterations:
                     break
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.sum().backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
         return best
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from checked import dataclass
-from rnri.methods.common import ddim_path, inversion
 from rnri.inversion import Inversion
+from rnri.methods.common import ddim_path, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore
 from rnri.models.schedule import Schedule
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DirectInversion:
     Exact by construction, at the price of one latent a step: ``extra["offsets"]`` is ``[B,N,C,h,w]``.
     """
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     @torch.no_grad()
     def invert(
@@ -34,7 +34,7 @@ class DirectInversion:
             clean - ddim_step(noisy, predictor, schedule, i) for i, (noisy, clean) in enumerate(pairwise(path[::-1]))
         ]
         extra = {"offsets": torch.stack(offsets, 1)}
-        return inversion(found.seed, found.z0, found.evaluations + 1, exact=True, single_latent=False, extra=extra)
+        return inversion(found.seed, found.z0, found.nfe + 1, exact=True, seed_only=False, extra=extra)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:

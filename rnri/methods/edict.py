@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from checked import Fraction, dataclass
-from rnri.methods.common import evenly, inversion
 from rnri.inversion import Inversion
+from rnri.methods.common import evenly, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
 from rnri.models.schedule import Schedule
+from rnri.validation import HalfOpenUnitInterval, dataclass
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class EDICT:
         mix: p, in (0, 1]; 1 does not mix, and the two latents drift apart.
     """
 
-    mix: Fraction = 0.93
+    mix: HalfOpenUnitInterval = 0.93
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     @torch.no_grad()
     def invert(
@@ -52,7 +52,7 @@ class EDICT:
                 pair[moved] = a * pair[moved] + b * predictor(pair[seen], t)
             x, y = pair
             on_step(k, x)
-        return inversion(x, z0, evenly(2, schedule, len(z0)), exact=True, single_latent=False, extra={"partner": y})
+        return inversion(x, z0, evenly(2, schedule, len(z0)), exact=True, seed_only=False, extra={"partner": y})
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:

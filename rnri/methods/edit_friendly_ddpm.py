@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from checked import Fraction, Seed, dataclass
-from rnri.methods.common import evenly, inversion
 from rnri.inversion import Inversion
+from rnri.methods.common import evenly, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
+from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 
 Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
 """Mean ``[B,C,h,w]`` and standard deviation of a stochastic sampler's step, called for one after the other."""
@@ -37,9 +37,9 @@ class NoiseMaps(ABC):
         seed: of the draws.
     """
 
-    seed: Seed = 0
+    seed: RandomSeed = 0
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     @abstractmethod
     def sampler(self, schedule: Schedule) -> Step:
@@ -65,7 +65,7 @@ class NoiseMaps(ABC):
         for k, z in enumerate(reversed(noisy)):
             on_step(k, z)
         return inversion(
-            noisy[0], z0, evenly(1, schedule, len(z0)), exact=exact, single_latent=False,
+            noisy[0], z0, evenly(1, schedule, len(z0)), exact=exact, seed_only=False,
             extra={"maps": torch.stack(maps, 1)},
         )  # fmt: skip
 
@@ -110,10 +110,10 @@ class SDEdit:
         seed: of the noise, the same for every image.
     """
 
-    strength: Fraction = 0.8
-    seed: Seed = 0
+    strength: HalfOpenUnitInterval = 0.8
+    seed: RandomSeed = 0
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     @torch.no_grad()
     def invert(
@@ -121,7 +121,7 @@ class SDEdit:
     ) -> Inversion:
         z0 = in_state_dtype(z0)
         seed = diffused(z0, self._part(schedule).first(1), self.seed)[0]
-        return inversion(seed, z0, evenly(0, schedule, len(z0)), exact=False, single_latent=False)
+        return inversion(seed, z0, evenly(0, schedule, len(z0)), exact=False, seed_only=False)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from checked import Seed, Share, dataclass
+from rnri.inversion import Inversion
 from rnri.methods.common import evenly, inversion
 from rnri.methods.edit_friendly_ddpm import draw_noise
-from rnri.inversion import Inversion
 from rnri.models.midpoint import check_velocity, label
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
+from rnri.validation import RandomSeed, UnitInterval, dataclass
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class UniInv:
     near as one evaluation comes to the equation's root.
     """
 
-    single_latent: ClassVar[bool] = True
+    seed_only: ClassVar[bool] = True
 
     @torch.no_grad()
     def invert(
@@ -46,9 +46,9 @@ class UniInv:
             prediction = predictor(a * z + b * prediction, schedule.timestep(i))
             z = a * z + b * prediction
             on_step(k, z)
-        evaluations = evenly(1, schedule, len(z0))
-        evaluations[0] += 1
-        return inversion(z, z0, evaluations, exact=False, single_latent=True)
+        nfe = evenly(1, schedule, len(z0))
+        nfe[0] += 1
+        return inversion(z, z0, nfe, exact=False, seed_only=True)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
@@ -76,13 +76,13 @@ class RFInversion:
         seed: of ``y1``, which is the same for every image.
     """
 
-    gamma: Share = 0.5
-    eta: Share = 0.9
-    start: Share = 0.0
-    stop: Share = 0.25
-    seed: Seed = 0
+    gamma: UnitInterval = 0.5
+    eta: UnitInterval = 0.9
+    start: UnitInterval = 0.0
+    stop: UnitInterval = 0.25
+    seed: RandomSeed = 0
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.start > self.stop:
@@ -107,7 +107,7 @@ class RFInversion:
             z = z + (sigma - sigma_next) * velocity
             on_step(k, z)
         return inversion(
-            z, z0, evenly(1, schedule, len(z0)), exact=False, single_latent=False, extra={"clean": z0}
+            z, z0, evenly(1, schedule, len(z0)), exact=False, seed_only=False, extra={"clean": z0}
         )  # fmt: skip
 
     @torch.no_grad()

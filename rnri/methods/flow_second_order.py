@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from checked import dataclass
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule
 from rnri.methods.common import evenly, inversion
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, accelerated, check_schedule
 from rnri.models.midpoint import MidpointPredictor, check_velocity, label
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RFSolver:
     Reconstruction is by the midpoint sampler, not Euler's: a pipeline's own sampler does not lead back.
     """
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
@@ -45,7 +45,7 @@ class RFSolver:
             middle = z + h / 2 * predictor(z, label(schedule, i, sigma_next))
             z = z + h * predictor(middle, label(schedule, i, sigma_next + h / 2))
             on_step(k, z)
-        return inversion(z, z0, evenly(2, schedule, len(z0)), exact=False, single_latent=False)
+        return inversion(z, z0, evenly(2, schedule, len(z0)), exact=False, seed_only=False)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
@@ -65,7 +65,7 @@ class FireFlow:
     same rule, not Euler's: a pipeline's own sampler does not lead back.
     """
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
@@ -84,9 +84,9 @@ class FireFlow:
             _, sigma, _, sigma_next = schedule.levels(i)
             z, velocity = _reusing_step(z, velocity, predictor, schedule, i, sigma_next, sigma)
             on_step(k, z)
-        evaluations = evenly(1, schedule, len(z0))
-        evaluations[0] += 1
-        return inversion(z, z0, evaluations, exact=False, single_latent=False)
+        nfe = evenly(1, schedule, len(z0))
+        nfe[0] += 1
+        return inversion(z, z0, nfe, exact=False, seed_only=False)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
@@ -123,9 +123,9 @@ class Midpoint:
         inverter: the walk; ``iterations`` of its solver are evaluations of ``y``.
     """
 
-    inverter: ImplicitInverter = field(default_factory=accelerated)
+    inverter: ImplicitInverter = field(default_factory=anderson_inverter)
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
@@ -139,9 +139,9 @@ class Midpoint:
         return replace(
             found,
             residuals=torch.full_like(found.residuals, torch.nan),
-            evaluations=2 * found.evaluations,
+            nfe=2 * found.nfe,
             backward=2 * found.backward,
-            single_latent=False,
+            seed_only=False,
         )
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class SeedOnly:
     """
 
     inverter: Inverter
-    single_latent: ClassVar[bool] = True
+    seed_only: ClassVar[bool] = True
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError where ``invert`` would raise it for a schedule."""
@@ -175,7 +175,7 @@ class SeedOnly:
         found = self.inverter.invert(z0, predictor, schedule, on_step)
         if found.extra:
             raise ValueError(f"{type(self.inverter).__name__} keeps {', '.join(found.extra)} besides the seed.")
-        return replace(found, single_latent=True, solved=torch.zeros_like(found.solved))
+        return replace(found, seed_only=True, solved=torch.zeros_like(found.solved))
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """The schedule's own sampler from the seed."""

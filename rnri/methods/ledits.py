@@ -8,10 +8,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from checked import dataclass
 from rnri.methods.edit_friendly_ddpm import NoiseMaps, Step
 from rnri.models.predictor import NoisePredictor
 from rnri.models.schedule import Schedule
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, NotNegative, Positive, dataclass
-from rnri.methods.common import ddim_path, inversion
 from rnri.inversion import Inversion
+from rnri.methods.common import ddim_path, inversion
 from rnri.models.predictor import Condition, NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore, sample
 from rnri.models.schedule import Schedule
+from rnri.validation import dataclass
 
 RATE_STEPS = 100  # in which null-text's published rate falls to 0
 
@@ -26,7 +27,7 @@ class NegativePrompt:
     whatever the scale; an edited prompt is guided away from the source. Nothing is stored but the prompt.
     """
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     @torch.no_grad()
     def invert(
@@ -34,7 +35,7 @@ class NegativePrompt:
     ) -> Inversion:
         found, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
         # Its residuals are those of the equation without guidance, which is not the predictor's.
-        return replace(found, single_latent=False, residuals=torch.full_like(found.residuals, torch.nan))
+        return replace(found, seed_only=False, residuals=torch.full_like(found.residuals, torch.nan))
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
@@ -46,7 +47,7 @@ class NullText:
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
 
     DDIM inversion without guidance gives pivots; then, from noisy to clean, the negative embedding of each step
-    is optimised until the guided sampler meets the next pivot. The embeddings are kept,
+    is optimized until the guided sampler meets the next pivot. The embeddings are kept,
     ``extra["negative"] [B,N,L,D]``. As in the authors' code, Adam's rate is ``learning_rate (1 - j / 100)`` at the
     ``j``-th step from the noisy end, each step begins with the embedding of the one before, and an image stops after
     the update whose loss was below ``threshold (1 + 2 j)``. The rate falls to 0 in 100 steps.
@@ -61,11 +62,11 @@ class NullText:
         iterations: Adam's updates for each step of the sampler, at most.
     """
 
-    iterations: Count = 10
-    learning_rate: Positive = 0.01
-    threshold: NotNegative = 1e-5
+    iterations: PositiveInt = 10
+    learning_rate: PositiveFloat = 0.01
+    threshold: NonNegativeFloat = 1e-5
 
-    single_latent: ClassVar[bool] = False
+    seed_only: ClassVar[bool] = False
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
@@ -84,9 +85,9 @@ class NullText:
         with torch.no_grad():
             found, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
         if negative is None:
-            return replace(found, single_latent=False)
+            return replace(found, seed_only=False)
         z = found.seed
-        forward, backward = found.evaluations.clone(), found.backward.clone()
+        forward, backward = found.nfe.clone(), found.backward.clone()
         embeddings: list[Tensor] = []
         for i in range(len(schedule)):
             k = len(schedule) - 1 - i
@@ -97,7 +98,7 @@ class NullText:
             with torch.no_grad():
                 z = ddim_step(z, predictor.with_negative(negative), schedule, i)
         return inversion(
-            found.seed, found.z0, forward, backward=backward, exact=False, single_latent=False,
+            found.seed, found.z0, forward, backward=backward, exact=False, seed_only=False,
             extra={"negative": torch.stack(embeddings, 1)},
         )  # fmt: skip
 
@@ -112,7 +113,7 @@ class NullText:
         dtype = negative.text.dtype
         # In half precision Adam's epsilon and squared gradients are zero, and its step is 0 / 0.
         text = negative.text.detach().to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
-        optimiser = torch.optim.Adam([text], lr=self.learning_rate * (1 - i / RATE_STEPS))
+        optimizer = torch.optim.Adam([text], lr=self.learning_rate * (1 - i / RATE_STEPS))
         forward, backward = torch.ones(len(z), dtype=torch.int64), torch.zeros(len(z), dtype=torch.int64)
         active = torch.arange(len(z))
         for _ in range(self.iterations):
@@ -123,20 +124,20 @@ class NullText:
             guided = noise + denoiser.guidance * (positive[rows] - noise)
             loss = ((z[rows] - b * guided) / a - target[rows]).square().flatten(1).mean(1)
             forward[active] += 1
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.sum().backward()
             backward[active] += 1
-            text = self._step(optimiser, text, active)
+            text = self._step(optimizer, text, active)
             active = active[(loss.detach() >= self.threshold * (1 + 2 * i)).cpu()]
             if not len(active):
                 break
         return replace(negative, text=text.detach().to(dtype)), forward, backward
 
     @staticmethod
-    def _step(optimiser: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:
+    def _step(optimizer: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:
         """A step for ``rows``; the others' embeddings stay, whatever momentum they have."""
         before = text.detach().clone()
-        optimiser.step()
+        optimizer.step()
         stays = torch.ones(len(text), dtype=torch.bool)
         stays[rows] = False
         with torch.no_grad():

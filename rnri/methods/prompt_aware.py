@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, Seed, dataclass
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
+from rnri.validation import RandomSeed, dataclass
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,19 @@ class PromptAware:
     """
 
     inverter: Inverter
-    steps: Count = 2
-    iterations: Count = 1
+    steps: PositiveInt = 2
+    iterations: PositiveInt = 1
     noising: Literal["inversion", "random"] = "inversion"
     reuse: bool = True
-    seed: Seed = 0
+    seed: RandomSeed = 0
 
     @property
-    def single_latent(self) -> bool:
-        return self.inverter.single_latent
+    def seed_only(self) -> bool:
+        return self.inverter.seed_only
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError where ``invert`` would raise it for a schedule."""
-        if self.reuse and not self.inverter.single_latent:
+        if self.reuse and not self.inverter.seed_only:
             raise ValueError(f"{type(self.inverter).__name__} cannot start in mid-schedule; set reuse=False.")
         if self.reuse and len(schedule) <= self.steps:
             raise ValueError(f"steps={self.steps} must be fewer than the schedule's {len(schedule)}; or reuse=False.")
@@ -70,9 +71,9 @@ class PromptAware:
         each = self.iterations * (2 if self.noising == "inversion" else 1)
         if not self.reuse:
             inversion = self.inverter.invert(path[0], predictor, schedule, on_step)
-            evaluations = inversion.evaluations.clone()
-            evaluations[0] += each * (len(path) - 1)
-            return replace(inversion, evaluations=evaluations)
+            nfe = inversion.nfe.clone()
+            nfe[0] += each * (len(path) - 1)
+            return replace(inversion, nfe=nfe)
         for k, z in enumerate(path[1:]):
             on_step(k, z)
         rest = schedule.first(len(schedule) - self.steps)
@@ -81,7 +82,7 @@ class PromptAware:
             inversion,
             z0=path[0],
             residuals=_above(inversion.residuals, self.steps, 0.0),
-            evaluations=_above(inversion.evaluations, self.steps, each),
+            nfe=_above(inversion.nfe, self.steps, each),
             backward=_above(inversion.backward, self.steps, 0),
             solved=_above(inversion.solved, self.steps, True),
         )

@@ -7,17 +7,18 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Gt, Le
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from checked import NotNegative, Whole, dataclass
 from rnri.inversion import Inversion, Inverter, check_schedule
-from rnri.models.predictor import NoisePredictor, sent
+from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
-class Corrected:
+class RoundTripCorrected:
     """Inverts, samples, and inverts again towards a target moved by a share of what was missing. Ours.
 
     With ``G`` the inversion and ``F`` the sampler, by sample::
@@ -39,14 +40,14 @@ class Corrected:
     """
 
     inverter: Inverter
-    rounds: Whole = 2
+    rounds: NonNegativeInt = 2
     damping: Annotated[float, Gt(0), Le(1)] = 0.5
-    tolerance: NotNegative = 1e-4
+    tolerance: NonNegativeFloat = 1e-4
 
-    single_latent: ClassVar[bool] = True
+    seed_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.inverter.single_latent:
+        if not self.inverter.seed_only:
             raise ValueError(
                 f"inverter={type(self.inverter).__name__} keeps more than a seed, and needs no correction: "
                 "take one whose seed alone leads back."
@@ -68,26 +69,26 @@ class Corrected:
         z0 = in_state_dtype(z0.detach())
         found, path = _walk(self.inverter, z0, predictor, schedule)
         missing = z0 - sample(found.seed, predictor, schedule)
-        found = replace(found, evaluations=found.evaluations + 1)
+        found = replace(found, nfe=found.nfe + 1)
         error, target = _mean_square(missing), z0 + self.damping * missing
         for _ in range(self.rounds):
             # NaN, of a sample that is not finite, is never within a tolerance and never better
             rows = ((error > self.tolerance) & error.isfinite()).nonzero().flatten()
             if not len(rows):
                 break
-            at, some = sent(rows, z0.device), predictor.select(rows)
+            at, some = to_device(rows, z0.device), predictor.select(rows)
             again, own_path = _walk(self.inverter, target[at], some, schedule)
             left = z0[at] - sample(again.seed, some, schedule)
             target[at] += self.damping * left
-            spent = found.evaluations.clone(), found.backward.clone()
-            spent[0][:, rows] += again.evaluations + 1
+            spent = found.nfe.clone(), found.backward.clone()
+            spent[0][:, rows] += again.nfe + 1
             spent[1][:, rows] += again.backward
             own_error = _mean_square(left)
             better = own_error < error[rows]
             found = _with_rows(found, rows[better], again, better)
-            found = replace(found, evaluations=spent[0], backward=spent[1])
+            found = replace(found, nfe=spent[0], backward=spent[1])
             for z, own in zip(path, own_path, strict=True):
-                z[sent(rows[better], z.device)] = own[sent(better.nonzero().flatten(), z.device)]
+                z[to_device(rows[better], z.device)] = own[to_device(better.nonzero().flatten(), z.device)]
             error[rows] = torch.where(better, own_error, error[rows])
         for k, z in enumerate(path):
             on_step(k, z)
@@ -115,7 +116,7 @@ def _with_rows(inversion: Inversion, rows: Tensor, other: Inversion, chosen: Ten
     """``inversion`` with the ``chosen`` samples (bool ``[b]``) of another in its ``rows``."""
     which = chosen.nonzero().flatten()
     seed, z0 = inversion.seed.clone(), inversion.z0.clone()
-    at, those = sent(rows, seed.device), sent(which, seed.device)
+    at, those = to_device(rows, seed.device), to_device(which, seed.device)
     seed[at], z0[at] = other.seed[those], other.z0[those]
     residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
     residuals[:, rows], solved[:, rows] = other.residuals[:, which], other.solved[:, which]

@@ -11,10 +11,10 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from rnri.models.families import FAMILIES
-from rnri.models.family import SUPPORTED
 from rnri.models.checks.folder import UNUSED_PARTS, check_folder, check_parts, is_local, parts_of, variant_of
 from rnri.models.checks.tokenizers import limit_lengths
+from rnri.models.families import FAMILIES
+from rnri.models.family import SUPPORTED
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

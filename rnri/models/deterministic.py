@@ -10,11 +10,11 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
+from rnri.models.diffusers_schedulers import alpha_bar_table, followed
 from rnri.models.families import family_of
 from rnri.models.flow import is_flow
 from rnri.models.sampling import in_state_dtype
 from rnri.models.schedule import Schedule
-from rnri.models.diffusers_schedulers import alpha_bar_table, followed
 from rnri.models.unet import to_noise
 
 

@@ -13,20 +13,20 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from checked import Dtype, Guidance, Name
 from rnri.models.adapters import check_lora, check_scheduler_name, load_lora, set_scheduler
 from rnri.models.checkpoint import load_pipeline
+from rnri.models.checks.folder import UNUSED_PARTS
+from rnri.models.checks.tokenizers import check_tokenizers, tokenizer_settings
+from rnri.models.diffusers_schedulers import alpha_bar_table, scheduler_settings
+from rnri.models.eval_mode import frozen
 from rnri.models.families import family_of
 from rnri.models.family import parts
 from rnri.models.fingerprint import fingerprint
-from rnri.models.checks.folder import UNUSED_PARTS
-from rnri.models.eval_mode import frozen
+from rnri.models.fp32_copy import SingleCopy
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
 from rnri.models.schedule import Schedule
-from rnri.models.diffusers_schedulers import alpha_bar_table, scheduler_settings
-from rnri.models.fp32_copy import SingleCopy
-from rnri.models.checks.tokenizers import check_tokenizers, tokenizer_settings
+from rnri.validation import Dtype, GuidanceScale, NonEmptyStr
 
 NOT_OURS = ("requires_safety_checker", "requires_aesthetics_score")
 """Settings of pipelines that say nothing of what is computed here."""
@@ -71,16 +71,16 @@ class LatentDiffusion:
     @classmethod
     def from_pretrained(
         cls,
-        path: Name | Path,
+        path: NonEmptyStr | Path,
         *,
         device: str | torch.device,
         dtype: torch.dtype | Dtype | Literal["auto"],
         local_files_only: bool = False,
-        variant: Name | None = None,
-        revision: Name | None = None,
-        default_guidance: Guidance = 1.0,
-        lora: Name | Path | None = None,
-        scheduler: Name | None = None,
+        variant: NonEmptyStr | None = None,
+        revision: NonEmptyStr | None = None,
+        default_guidance: GuidanceScale = 1.0,
+        lora: NonEmptyStr | Path | None = None,
+        scheduler: NonEmptyStr | None = None,
     ) -> LatentDiffusion:
         """Loads a local folder written by ``save_pretrained``, or a hub id such as ``owner/name``.
 

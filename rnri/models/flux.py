@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
+from rnri.models.eval_mode import frozen
 from rnri.models.family import Family, check_no_negatives, check_width, parts
 from rnri.models.flow import check_flow_scheduler, check_steps
-from rnri.models.eval_mode import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 

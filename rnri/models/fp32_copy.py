@@ -15,7 +15,7 @@ class SingleCopy:
     """The float32 copy of a diffusers network, made once and made anew when the network has changed.
 
     A change is another network, another weight, or one that was written in place, as ``load_state_dict`` and
-    optimisers write. What is written through ``weight.data`` leaves no sign, and is not seen.
+    optimizers write. What is written through ``weight.data`` leaves no sign, and is not seen.
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ class MidpointPredictor(NoisePredictor):
     def of(cls, predictor: NoisePredictor, schedule: Schedule) -> MidpointPredictor:
         """The midpoint rule over ``predictor``; ValueError where ``schedule`` is not flow matching's."""
         check_velocity(schedule, "the midpoint rule")
-        return cls(predictor.denoiser, predictor.evaluations, schedule=schedule)
+        return cls(predictor.denoiser, predictor.nfe, schedule=schedule)
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
         i = self.schedule.timesteps.tolist().index(t)

@@ -58,19 +58,19 @@ class NoisePredictor:
     """
 
     denoiser: Denoiser
-    evaluations: Evaluations = field(default_factory=Evaluations)
+    nfe: Evaluations = field(default_factory=Evaluations)
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
         rows = len(z)
-        self.evaluations.forward += rows
-        self.evaluations.calls += 1
+        self.nfe.forward += rows
+        self.nfe.calls += 1
         prediction = self.denoiser(z, t)
         if prediction.requires_grad:
             prediction.register_hook(lambda _: self._count_backward(rows))
         return prediction
 
     def _count_backward(self, rows: int) -> None:
-        self.evaluations.backward += rows
+        self.nfe.backward += rows
 
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
@@ -101,18 +101,18 @@ class NoisePredictor:
 
     @property
     def forward_evaluations(self) -> int:
-        return self.evaluations.forward
+        return self.nfe.forward
 
     @property
     def backward_evaluations(self) -> int:
-        return self.evaluations.backward
+        return self.nfe.backward
 
     @property
     def calls(self) -> int:
-        return self.evaluations.calls
+        return self.nfe.calls
 
 
-def sent(table: Tensor, device: torch.device) -> Tensor:
+def to_device(table: Tensor, device: torch.device) -> Tensor:
     """A small ``table`` of the CPU on ``device``, without waiting for what that is at."""
     return table.to(device, non_blocking=True)
 
@@ -128,14 +128,14 @@ class Condition:
         return len(self.text)
 
     def select(self, rows: Tensor) -> Condition:
-        rows = sent(rows, self.text.device)
+        rows = to_device(rows, self.text.device)
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
 
     def where(self, rows: Tensor, other: Condition) -> Condition:
         """This condition in the ``rows`` (bool ``[B]``), and ``other`` elsewhere."""
 
         def chosen(own: Tensor, others: Tensor) -> Tensor:
-            return torch.where(sent(rows, own.device).view(-1, *[1] * (own.ndim - 1)), own, others)
+            return torch.where(to_device(rows, own.device).view(-1, *[1] * (own.ndim - 1)), own, others)
 
         added = {name: chosen(value, other.added[name]) for name, value in self.added.items()}
         return Condition(chosen(self.text, other.text), added)

@@ -10,8 +10,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from rnri.models.flow import flow_steps, is_flow
 from rnri.models.diffusers_schedulers import steps_of
+from rnri.models.flow import flow_steps, is_flow
 
 Prediction = Literal["noise", "velocity"]
 """What a predictor returns: the noise ``n``, or the velocity ``n - x0``, of the latent ``alpha x0 + sigma n``."""

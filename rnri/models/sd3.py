@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
+from rnri.models.eval_mode import frozen
 from rnri.models.family import Family, check_width, parts
 from rnri.models.flow import check_flow_scheduler
-from rnri.models.eval_mode import frozen
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 

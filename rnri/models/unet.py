@@ -16,11 +16,11 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from rnri.models.family import SUPPORTED, Family, both_sides, check_no_negatives, check_width, parts
+from rnri.models.diffusers_schedulers import alpha_bar_table, check_scheduler
 from rnri.models.eval_mode import frozen
+from rnri.models.family import SUPPORTED, Family, both_sides, check_no_negatives, check_width, parts
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
-from rnri.models.diffusers_schedulers import alpha_bar_table, check_scheduler
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 

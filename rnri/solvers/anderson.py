@@ -6,12 +6,13 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from checked import Count, NotNegative, OpenFraction, Whole, dataclass
 from rnri.solvers.implicit import ImplicitStep
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 from rnri.solvers.secants import Secants
+from rnri.validation import OpenUnitInterval, dataclass
 
 DRIFT = 6.0  # of the network's derivative from one step of the walk to the next, a unit of B; measured
 LARGE, RECENT = 0.9, 2  # B of a step to noise so large that only that many last differences serve it; measured
@@ -27,14 +28,14 @@ class Anderson(IterativeSolver):
 
     Attributes:
         memory: differences used at most, 1 or more.
-        regularisation: Tikhonov weight relative to the squared norm of each difference; keeps the small problem
+        regularization: Tikhonov weight relative to the squared norm of each difference; keeps the small problem
             solvable when differences are parallel or at the network's rounding error.
     """
 
-    memory: Count = 3
-    regularisation: NotNegative = 1e-10
+    memory: PositiveInt = 3
+    regularization: NonNegativeFloat = 1e-10
 
-    stays_finite: ClassVar[bool] = True
+    step_is_finite: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
@@ -59,7 +60,7 @@ class Anderson(IterativeSolver):
         if carried is not None:
             dr, df = torch.cat([dr, carried.dy - carried.dz], 1), torch.cat([df, carried.dy], 1)
         gram, projection = _wide(torch.cat([dr @ dr.mT, dr @ r[:, :, None]], 2)).split([dr.shape[1], 1], 2)
-        ridge = torch.full(dr.shape[:2], self.regularisation, dtype=torch.float64, device=gram.device)
+        ridge = torch.full(dr.shape[:2], self.regularization, dtype=torch.float64, device=gram.device)
         ridge[:, own:] = doubt**2
         ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
         # solve_ex leaves a singular sample non-finite instead of failing the batch; such a one takes f itself.
@@ -100,14 +101,14 @@ class SafeguardedAnderson(Anderson):
         carried: differences of the steps before, 0 or more; 0 solves each step for itself.
     """
 
-    memory: Count = 4
+    memory: PositiveInt = 4
     growth: Annotated[float, Ge(1)] = 2.0
-    damping: OpenFraction = 0.5
-    patience: Count = 8
-    carried: Whole = 2
+    damping: OpenUnitInterval = 0.5
+    patience: PositiveInt = 8
+    carried: NonNegativeInt = 2
 
-    ends_in_step: ClassVar[bool] = True
-    recovers: ClassVar[bool] = True
+    returns_step: ClassVar[bool] = True
+    has_safeguard: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]

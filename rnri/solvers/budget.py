@@ -60,9 +60,9 @@ class Budget:
     due: Tensor
 
     @classmethod
-    def of(cls, schedule: Schedule, evaluations: int, batch: int, besides: int = 0) -> Budget:
-        """``evaluations`` a step on average and ``besides`` in all, for ``batch`` samples."""
-        left = torch.full((batch,), float(evaluations * len(schedule) + besides), dtype=torch.float64)
+    def of(cls, schedule: Schedule, nfe: int, batch: int, extra_evaluations: int = 0) -> Budget:
+        """``nfe`` a step on average and ``extra_evaluations`` in all, for ``batch`` samples."""
+        left = torch.full((batch,), float(nfe * len(schedule) + extra_evaluations), dtype=torch.float64)
         return cls(needs(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
 
     def limits(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, Positive, Whole, dataclass
 from rnri.solvers.implicit import mean_absolute
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class ForwardStep(IterativeSolver):
         from_f: whether the first step is to ``f(z)`` whole, undamped.
     """
 
-    rate: Positive = 0.5
-    warmup: Whole = 0
-    patience: Count | None = 20
+    rate: PositiveFloat = 0.5
+    warmup: NonNegativeInt = 0
+    patience: PositiveInt | None = 20
     from_f: bool = True
     keep_best: bool = False
 
@@ -58,9 +59,9 @@ class GradientDescent(IterativeSolver):
     Costs one backward evaluation for every forward one but the last.
     """
 
-    rate: Positive = 0.5
+    rate: PositiveFloat = 0.5
 
-    differentiates: ClassVar[bool] = True
+    needs_grad: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         with torch.enable_grad():

@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rnri.models.predictor import NoisePredictor, sent
+from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.schedule import Prediction, Schedule
-from rnri.solvers.secants import Secants, Trail
+from rnri.solvers.secants import SecantRecorder, Secants
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ImplicitStep:
     levels: tuple[float, float, float, float] = (math.nan,) * 4
     predicts: Prediction = "noise"
     secants: Secants | None = None
-    trail: Trail | None = None
+    trail: SecantRecorder | None = None
     places: Tensor | None = None
     omega: float = 1.0
 
@@ -104,18 +104,18 @@ class ImplicitStep:
         return replace(
             self,
             predictor=self.predictor.select(rows),
-            z_s=self.z_s[sent(rows, self.z_s.device)],
-            z_0=None if self.z_0 is None else self.z_0[sent(rows, self.z_0.device)],
+            z_s=self.z_s[to_device(rows, self.z_s.device)],
+            z_0=None if self.z_0 is None else self.z_0[to_device(rows, self.z_0.device)],
             rows=self.rows[rows.cpu()],
             secants=None if self.secants is None else self.secants.select(rows),
             places=None if self.places is None else self.places[rows.cpu()],
         )
 
-    def knowing(self, secants: Secants) -> ImplicitStep:
+    def with_secants(self, secants: Secants) -> ImplicitStep:
         """The same equation with what the steps before tell of the derivative; its own evaluations are noted too."""
-        return replace(self, secants=secants, trail=Trail(secants), places=torch.arange(len(self)))
+        return replace(self, secants=secants, trail=SecantRecorder(secants), places=torch.arange(len(self)))
 
-    def recounted(self) -> ImplicitStep:
+    def with_zero_counts(self) -> ImplicitStep:
         """The same equation with its counts at zero."""
         return replace(self, rows=torch.arange(len(self)), counts=SampleCounts.zeros(len(self)))
 
@@ -188,7 +188,7 @@ class Solution:
 
     z: Tensor
     residual: Tensor
-    evaluations: Tensor
+    nfe: Tensor
     backward: Tensor
     converged: Tensor
     f: Tensor

@@ -13,11 +13,12 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, NotNegative, dataclass
-from rnri.models.predictor import sent
+from rnri.models.predictor import to_device
 from rnri.solvers.implicit import ImplicitStep, Solution, mean_absolute
+from rnri.validation import dataclass
 
 State = tuple[Tensor, ...]
 """What a solver remembers between iterations: tensors whose first dimension is the batch."""
@@ -39,7 +40,7 @@ class IterativeSolver(ABC):
 
     A sample leaves the batch when its residual is within ``tolerance`` or ``f`` is not finite where it came to, and
     costs nothing from then on. In the latter case it has diverged: it comes back as its best evaluated iterate
-    (``z_init`` if there is none), not converged and with residual ``inf``. Solvers with a safeguard (``recovers``) go
+    (``z_init`` if there is none), not converged and with residual ``inf``. Solvers with a safeguard (``has_safeguard``) go
     on from the best iterate instead, and diverge only where their last evaluation was not finite.
 
     Attributes:
@@ -50,16 +51,16 @@ class IterativeSolver(ABC):
             last iterate that ``step`` made, unevaluated, with the residual of the one before it.
     """
 
-    iterations: Count = 5
-    tolerance: NotNegative = 1e-4
+    iterations: PositiveInt = 5
+    tolerance: NonNegativeFloat = 1e-4
     keep_best: bool = True
 
-    differentiates: ClassVar[bool] = False
-    ends_in_step: ClassVar[bool] = False
+    needs_grad: ClassVar[bool] = False
+    returns_step: ClassVar[bool] = False
     """Whether, with ``keep_best``, the last evaluated iterate is stepped from if it is the best."""
-    recovers: ClassVar[bool] = False
+    has_safeguard: ClassVar[bool] = False
     """Whether ``step`` finds a way on where ``f`` was not finite, once a sample had a finite evaluation."""
-    stays_finite: ClassVar[bool] = False
+    step_is_finite: ClassVar[bool] = False
     """Whether what ``step`` makes of finite values is finite, so that nobody need look, and wait for the device."""
 
     @abstractmethod
@@ -67,7 +68,7 @@ class IterativeSolver(ABC):
         """The next iterate ``[b,C,h,w]`` and what to remember, from the evaluated one."""
 
     def merit(self, at: Iterate, residual: Tensor) -> Tensor:
-        """What ``keep_best`` minimises, ``[b]``: the ``residual``, mean ``|z - f(z)|``."""
+        """What ``keep_best`` minimizes, ``[b]``: the ``residual``, mean ``|z - f(z)|``."""
         return residual
 
     def outcome(self, z: Tensor, state: State) -> Tensor:
@@ -79,28 +80,30 @@ class IterativeSolver(ABC):
 
         ``limits`` (int64 ``[B]``) replaces ``iterations`` sample by sample.
         """
-        problem = problem.recounted()
+        problem = problem.with_zero_counts()
         if limits is None:
             limits = torch.full((len(z_init),), self.iterations)
         record = _Record(z_init, self.keep_best)
         z, state, counts = z_init, (), problem.counts
-        steps_last = self.ends_in_step or not self.keep_best
+        steps_last = self.returns_step or not self.keep_best
         while True:
             spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
-            z, f = self._evaluate(problem, z, self.differentiates and (steps_last or not bool(spent.all())))
+            z, f = self._evaluate(problem, z, self.needs_grad and (steps_last or not bool(spent.all())))
             at = Iterate(problem, z.detach(), f.detach(), tuple(state))
             residual = mean_absolute(at.z - at.f)
             residual = record.offer(problem.rows, at, residual, self.merit(at, residual))
-            going = (record.found(problem.rows) if self.recovers else residual.isfinite()) & (residual > self.tolerance)
+            going = (record.found(problem.rows) if self.has_safeguard else residual.isfinite()) & (
+                residual > self.tolerance
+            )
             if not steps_last:
                 going &= ~spent
             if not going.any():
                 break
-            if not self.differentiates:  # whose graph holds the batch together until the step is made
+            if not self.needs_grad:  # whose graph holds the batch together until the step is made
                 problem, z, f, *state = _select(problem, going, z, f, *state)
                 spent, residual, going = spent[going], residual[going], going[going]
             z, state = self.step(Iterate(problem, z, problem.relaxed(z, f), tuple(state)))
-            if not self.stays_finite:
+            if not self.step_is_finite:
                 going &= z.flatten(1).isfinite().all(1).cpu()
             if steps_last:
                 ended = going & spent & record.is_current(problem.rows, residual)
@@ -132,7 +135,7 @@ def _select(problem: ImplicitStep, going: Tensor, *tensors: Tensor) -> tuple[Imp
     if going.all():
         return problem, *tensors
     rows = going.nonzero().flatten()
-    return problem.select(rows), *(tensor[sent(rows, tensor.device)] for tensor in tensors)
+    return problem.select(rows), *(tensor[to_device(rows, tensor.device)] for tensor in tensors)
 
 
 class _Record:
@@ -159,7 +162,7 @@ class _Record:
             _put(own, rows, accepted, new)
         self.diverged[rows] = ~finite
         if not finite.all():  # what was to be returned may be the very place where f is not finite
-            lost = sent(rows[~finite], self.z.device)
+            lost = to_device(rows[~finite], self.z.device)
             self.result[lost] = self.z[lost]
         return residual
 
@@ -174,11 +177,11 @@ class _Record:
     def end(self, rows: Tensor, ended: Tensor, z: Tensor) -> None:
         _put(self.result, rows, ended, z)
 
-    def solution(self, tolerance: float, evaluations: Tensor, backward: Tensor) -> Solution:
+    def solution(self, tolerance: float, nfe: Tensor, backward: Tensor) -> Solution:
         residual = self.residual.masked_fill(self.diverged, torch.inf)
         converged = residual <= tolerance
-        z = torch.where(sent(converged, self.z.device).view(-1, 1, 1, 1), self.z, self.result)
-        return Solution(z, residual, evaluations, backward, converged, self.f)
+        z = torch.where(to_device(converged, self.z.device).view(-1, 1, 1, 1), self.z, self.result)
+        return Solution(z, residual, nfe, backward, converged, self.f)
 
 
 def _put(table: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
@@ -186,14 +189,14 @@ def _put(table: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
     if chosen.all() and len(rows) == len(table):
         table.copy_(values)
     elif chosen.any():
-        table[sent(rows[chosen], table.device)] = values[sent(chosen.nonzero().flatten(), values.device)]
+        table[to_device(rows[chosen], table.device)] = values[to_device(chosen.nonzero().flatten(), values.device)]
 
 
 @dataclass(frozen=True)
 class FixedPoint(IterativeSolver):
     """``z <- f(z)`` (AIDI, Pan et al. 2023). DDIM inversion is ``FixedPoint(iterations=1, tolerance=0)``."""
 
-    stays_finite: ClassVar[bool] = True
+    step_is_finite: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         return at.f, ()
@@ -206,7 +209,7 @@ class AveragedFixedPoint(IterativeSolver):
     Damps the components of the error that alternate in sign; halves the speed of those that do not.
     """
 
-    stays_finite: ClassVar[bool] = True
+    step_is_finite: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         return (at.f + at.state[0]) / 2 if at.state else at.f, (at.f,)

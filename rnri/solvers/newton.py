@@ -4,9 +4,9 @@ All but ``GNRI`` and ``RNRISign``, whose prior is another, seek a root of the sc
 
     F(z) = ||z - f(z)||_1 - lam * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
-with ``beta = 1 - a_t / a_s`` of the step actually taken. The density is the unnormalised one,
+with ``beta = 1 - a_t / a_s`` of the step actually taken. The density is the unnormalized one,
 ``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``: only so does the paper's remark hold that F vanishes if and
-only if the residual is zero and every q_j is 1. (The normalised log-density is positive for small beta, and F
+only if the residual is zero and every q_j is 1. (The normalized log-density is positive for small beta, and F
 then vanishes at wrong points.) Both terms are non-negative and vanish together only where the prior's mean
 solves the equation, so in general F has no root: few iterations and the best iterate are part of the method.
 """
@@ -16,18 +16,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from checked import Count, NotNegative, dataclass
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
-class RegularisedNewton(IterativeSolver):
+class RegularizedNewton(IterativeSolver):
     """What the variants share: F and ``lam``, the weight of its prior (the paper's lambda)."""
 
-    iterations: Count = 2
-    lam: NotNegative = 0.1
+    iterations: PositiveInt = 2
+    lam: NonNegativeFloat = 0.1
 
     def objective(self, at: Iterate) -> Tensor:
         """F of Eq. 7 by sample, ``[b]``; differentiable in ``at.z``, and through ``at.f`` if attached."""
@@ -46,7 +47,7 @@ class RegularisedNewton(IterativeSolver):
 
 
 @dataclass(frozen=True)
-class RNRIPaper(RegularisedNewton):
+class RNRIPaper(RegularizedNewton):
     """Eq. 8: ``z_i <- z_i - F / (d (g_i + eta))``, every component with its own derivative.
 
     ``eta`` is added as the paper writes it, to the signed derivative: a component with ``g_i`` near ``-eta``
@@ -56,9 +57,9 @@ class RNRIPaper(RegularisedNewton):
     Newton-Raphson of section 4. The paper gives no value for ``eta``.
     """
 
-    eta: NotNegative = 1e-6
+    eta: NonNegativeFloat = 1e-6
 
-    differentiates: ClassVar[bool] = True
+    needs_grad: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         value, gradient = self.objective_and_gradient(at)
@@ -70,7 +71,7 @@ class RNRIPaper(RegularisedNewton):
 class GNRI(RNRIPaper):
     """Guided Newton-Raphson inversion, the paper's later version (GNRI, ICLR 2025): Eq. 8 with a prior of ``z_0``.
 
-    The prior of F is centred on what the clean latent alone says of ``z_t``, not on ``z_s``::
+    The prior of F is centered on what the clean latent alone says of ``z_t``, not on ``z_s``::
 
         F(z) = ||z - f(z)||_1 + lam ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
@@ -84,7 +85,7 @@ class GNRI(RNRIPaper):
 
 
 @dataclass(frozen=True)
-class RNRISign(RegularisedNewton):
+class RNRISign(RegularizedNewton):
     """``z <- z - (F / d) sign(z - f(z))``: what the authors' published code computes.
 
     There the network runs without gradient, so that the derivative of the L1 norm is the residual's sign and the prior
@@ -92,7 +93,7 @@ class RNRISign(RegularisedNewton):
 
     - ``d`` is fixed at 64 * 64 * 4, the size of a latent of 512 x 512 pixels. On a smaller latent the step is as much
       too short, on a larger one too long;
-    - the prior is centred on the clean latent, ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, not on Eq. 1's z_s,
+    - the prior is centered on the clean latent, ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, not on Eq. 1's z_s,
       and evaluated at ``f(z)``. (Theirs is written in Euler's variance-exploding coordinates, where its mean is ``z_0``
       and its deviation sigma; this is the same density.) It hardly depends on ``z`` and keeps F above zero;
     - what returns is ``f(z_k)`` of the iterate with the smallest mean of F.
@@ -104,7 +105,7 @@ class RNRISign(RegularisedNewton):
         d: the constant; the authors'.
     """
 
-    d: Count = 64 * 64 * 4
+    d: PositiveInt = 64 * 64 * 4
 
     def objective(self, at: Iterate) -> Tensor:
         """The published F by sample, ``[b]``: the L1 norm, and the clean latent's prior at ``f(z)``."""
@@ -119,7 +120,7 @@ class RNRISign(RegularisedNewton):
 
 
 @dataclass(frozen=True)
-class RNRIMeanSign(RegularisedNewton):
+class RNRIMeanSign(RegularizedNewton):
     """``z <- z - mean(F) sign(z - f(z))``: :class:`RNRISign` with the latent's own ``d`` and F of Eq. 7.
 
     Ours. On latents of 64 * 64 * 4 it differs from the published rule by the prior alone.
@@ -131,13 +132,13 @@ class RNRIMeanSign(RegularisedNewton):
 
 
 @dataclass(frozen=True)
-class RNRIMinimumNorm(RegularisedNewton):
-    """``z <- z - F g / ||g||^2``: of all steps that solve the linearised ``F = 0``, the shortest.
+class RNRIMinimumNorm(RegularizedNewton):
+    """``z <- z - F g / ||g||^2``: of all steps that solve the linearized ``F = 0``, the shortest.
 
     Eq. 8 is another of them, and not bounded. Costs one backward for every evaluation but the last.
     """
 
-    differentiates: ClassVar[bool] = True
+    needs_grad: ClassVar[bool] = True
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         value, gradient = self.objective_and_gradient(at)

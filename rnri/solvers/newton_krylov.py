@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from checked import Count, dataclass
 from rnri.solvers.implicit import ImplicitStep, mean_absolute
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
+from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class NewtonKrylov(IterativeSolver):
         krylov: dimensions of the Krylov space, i.e. products a Newton step, 1 or more.
     """
 
-    krylov: Count = 3
+    krylov_dim: PositiveInt = 3
 
-    recovers: ClassVar[bool] = True
+    has_safeguard: ClassVar[bool] = True
 
     def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
-        return spent + self.krylov + 1 <= limits
+        return spent + self.krylov_dim + 1 <= limits
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:
         residual = mean_absolute(at.f - at.z)
@@ -50,18 +51,18 @@ class NewtonKrylov(IterativeSolver):
         return z + s, (z, s, torch.fmin(residual, best))  # NaN where f was not finite
 
     def _newton_step(self, problem: ImplicitStep, z: Tensor, f: Tensor) -> Tensor:
-        """GMRES from zero, ``krylov`` steps of Arnoldi's method for each sample of the batch."""
+        """GMRES from zero, ``krylov_dim`` steps of Arnoldi's method for each sample of the batch."""
         r = (f - z).flatten(1)  # [b,d]
         norm = r.norm(dim=1)
-        basis = [_normalised(r, norm)]
-        hessenberg = r.new_zeros(len(r), self.krylov + 1, self.krylov)
-        for j in range(self.krylov):
+        basis = [_normalized(r, norm)]
+        hessenberg = r.new_zeros(len(r), self.krylov_dim + 1, self.krylov_dim)
+        for j in range(self.krylov_dim):
             v = basis[-1] - problem.jvp(z, basis[-1].view_as(z)).flatten(1)
             for i, u in enumerate(basis):  # modified Gram-Schmidt
                 hessenberg[:, i, j] = (u * v).sum(1)
                 v = v - hessenberg[:, i, j, None] * u
             hessenberg[:, j + 1, j] = v.norm(dim=1)
-            basis.append(_normalised(v, hessenberg[:, j + 1, j]))
+            basis.append(_normalized(v, hessenberg[:, j + 1, j]))
         target = torch.zeros_like(hessenberg[:, :, :1])
         target[:, 0, 0] = norm
         # The pseudo-inverse also serves a space that Arnoldi's method has exhausted.
@@ -69,5 +70,5 @@ class NewtonKrylov(IterativeSolver):
         return torch.einsum("bkd,bk->bd", torch.stack(basis[:-1], 1), y.squeeze(2)).view_as(z)
 
 
-def _normalised(v: Tensor, norm: Tensor) -> Tensor:
+def _normalized(v: Tensor, norm: Tensor) -> Tensor:
     return torch.where(norm[:, None] > 0, v / norm[:, None], torch.zeros_like(v))

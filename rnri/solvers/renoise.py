@@ -1,4 +1,4 @@
-"""ReNoise: fixed-point iterations whose noise predictions are averaged and, if wanted, regularised."""
+"""ReNoise: fixed-point iterations whose noise predictions are averaged and, if wanted, regularized."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from checked import Count, NotNegative, Seed, Whole, dataclass
 from rnri.solvers.implicit import ImplicitStep, Solution
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
+from rnri.validation import RandomSeed, dataclass
 
 PATCH = 4
 LARGEST_GRADIENT = 100.0
@@ -43,26 +44,26 @@ class ReNoise(IterativeSolver):
         average_from, average_to: the evaluations (from 0) that the mean is of, the latter excluded; None: to the last.
         clean_below: the timestep below which the following three hold.
         clean_iterations, clean_from, clean_to: as above.
-        rounds: of the regularisation, 0 is off.
-        regulariser: ``published``, or ``gentle``, which measures better: an eighth of its KL, and shifts that leave the
-            noise's size alone (:func:`published_regulariser`, :func:`gentle_regulariser`).
-        kl_weight, correlation_weight: of the regulariser's two losses.
+        rounds: of the regularization, 0 is off.
+        regularizer: ``published``, or ``gentle``, which measures better: an eighth of its KL, and shifts that leave the
+            noise's size alone (:func:`published_regularizer`, :func:`gentle_regularizer`).
+        kl_weight, correlation_weight: of the regularizer's two losses.
         seed: of the reference's noise and of the shifts.
     """
 
-    iterations: Count = 10
+    iterations: PositiveInt = 10
     keep_best: bool = False
-    average_from: Whole = 8
-    average_to: Count | None = None
-    clean_below: Whole = 250
-    clean_iterations: Count = 6
-    clean_from: Whole = 0
-    clean_to: Count = 5
-    rounds: Whole = 0
-    regulariser: Literal["published", "gentle"] = "published"
-    kl_weight: NotNegative = 0.065
-    correlation_weight: NotNegative = 20.0
-    seed: Seed = 0
+    average_from: NonNegativeInt = 8
+    average_to: PositiveInt | None = None
+    clean_below: NonNegativeInt = 250
+    clean_iterations: PositiveInt = 6
+    clean_from: NonNegativeInt = 0
+    clean_to: PositiveInt = 5
+    rounds: NonNegativeInt = 0
+    regularizer: Literal["published", "gentle"] = "published"
+    kl_weight: NonNegativeFloat = 0.065
+    correlation_weight: NonNegativeFloat = 20.0
+    seed: RandomSeed = 0
 
     def __post_init__(self) -> None:
         if self.keep_best:
@@ -90,7 +91,7 @@ class ReNoise(IterativeSolver):
             generator = torch.Generator().manual_seed(self.seed + int(1_000 * problem.timestep) + k)
             z, mean = (
                 problem.prior_mean
-                + problem.noise_gain * REGULARISERS[self.regulariser](noise, reference, self, generator)
+                + problem.noise_gain * REGULARISERS[self.regularizer](noise, reference, self, generator)
                 for noise in (problem.noise(z), problem.noise(mean))
             )
         outcome = torch.where(count > 0, mean, z)
@@ -120,7 +121,7 @@ def _fixed_noise(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def published_regulariser(noise: Tensor, reference: Tensor, weights: ReNoise, generator: torch.Generator) -> Tensor:
+def published_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, generator: torch.Generator) -> Tensor:
     """``noise [B,C,h,w]`` after the authors' rounds: a step on the divergence, then one on each draw of the shifts.
 
     The divergence's gradient is cut at 100, before it is weighted.
@@ -134,7 +135,7 @@ def published_regulariser(noise: Tensor, reference: Tensor, weights: ReNoise, ge
     return noise
 
 
-def gentle_regulariser(noise: Tensor, reference: Tensor, weights: ReNoise, _generator: torch.Generator) -> Tensor:
+def gentle_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, _generator: torch.Generator) -> Tensor:
     """Ours: one step a round on both losses, the divergence halved and averaged over channels, no shift being zero."""
 
     def loss(x: Tensor) -> Tensor:
@@ -147,8 +148,8 @@ def gentle_regulariser(noise: Tensor, reference: Tensor, weights: ReNoise, _gene
 
 
 REGULARISERS: dict[str, Callable[[Tensor, Tensor, ReNoise, torch.Generator], Tensor]] = {
-    "published": published_regulariser,
-    "gentle": gentle_regulariser,
+    "published": published_regularizer,
+    "gentle": gentle_regularizer,
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnri.models.predictor import sent
+from rnri.models.predictor import to_device
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Secants:
 
     def select(self, rows: Tensor) -> Secants:
         """Those of the samples ``rows``."""
-        rows = sent(rows, self.dz.device)
+        rows = to_device(rows, self.dz.device)
         return Secants(self.dz[rows], self.dy[rows])
 
 
-class Trail:
+class SecantRecorder:
     """Takes note of a step's evaluations, and makes :class:`Secants` of those that follow on each other.
 
     Attributes:
@@ -52,7 +52,7 @@ class Trail:
     def note(self, places: Tensor, z: Tensor, y: Tensor) -> None:
         """``y(z)``, both ``[b,C,h,w]``, of the samples ``places`` (int64 ``[b]``); what is not finite tells nothing."""
         z, y = z.flatten(1), y.flatten(1)
-        at = slice(None) if len(places) == len(self._z) else sent(places, z.device)
+        at = slice(None) if len(places) == len(self._z) else to_device(places, z.device)
         dz, dy = z - self._z[at], y - self._y[at]
         norm = dz.norm(dim=1, keepdim=True)
         told = (norm[:, 0] > 0) & norm[:, 0].isfinite() & dy.isfinite().all(1)

@@ -8,10 +8,10 @@ import pytest
 from benchmarks.inversion import Case, measure, single_latent_methods
 
 
-@pytest.mark.parametrize(("method", "evaluations", "backward"), [("ddim", 1, 0), ("rnri_paper", 2, 1)])
-def test_counts(method, evaluations, backward):
+@pytest.mark.parametrize(("method", "nfe", "backward"), [("ddim", 1, 0), ("rnri_paper", 2, 1)])
+def test_counts(method, nfe, backward):
     found = measure(Case(method, 2, 4, 1.0, "assets/models/emoji", "cpu", "float32"))
-    assert found["evaluations"] == evaluations and found["backward"] == backward
+    assert found["nfe"] == nfe and found["backward"] == backward
     assert found["seconds"] > 0 and found["ratio"] > 0 and found["memory"] >= 0
 
 

@@ -33,14 +33,14 @@ def test_checkpointed_memory_grows_by_a_latent_a_step(networks):
     assert many - few <= 6 * 8 * 4 * 16 * 16  # float64
 
 
-@pytest.mark.parametrize(("way", "evaluations"), [("plain", (8, 4)), ("checkpoint", (12, 4)), ("last1", (8, 1))])
-def test_needed_passes_are_those_that_are_made(networks, way, evaluations):
+@pytest.mark.parametrize(("way", "nfe"), [("plain", (8, 4)), ("checkpoint", (12, 4)), ("last1", (8, 1))])
+def test_needed_passes_are_those_that_are_made(networks, way, nfe):
     bench = Bench(*networks, Case(way, 1, 4, 1.0, 1))
     start = bench.predictor.forward_evaluations
     bench.select(1)
-    assert (bench.predictor.forward_evaluations - start, bench.predictor.backward_evaluations) == evaluations
+    assert (bench.predictor.forward_evaluations - start, bench.predictor.backward_evaluations) == nfe
     counts = {"unet forward": 1.0, "unet both": 1000.0, "loss both": 0.0, "loss forward": 0.0}
-    forward, both = evaluations[0] - evaluations[1], evaluations[1]
+    forward, both = nfe[0] - nfe[1], nfe[1]
     assert bench.needed(counts, 1) == forward + 1000 * both
 
 

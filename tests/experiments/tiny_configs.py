@@ -1,4 +1,4 @@
-"""The main job on coloured squares, in this process: a tiny random model, no files but those that the run writes."""
+"""The main job on colored squares, in this process: a tiny random model, no files but those that the run writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SELECT = Arm(1.0, ImplicitInverter(FixedPoint(2)), centroid_seeds, SeedSelect(1,
 
 
 def square(item: tuple[str, int], size: tuple[int, int]) -> np.ndarray:
-    """A colour, its upper half darker by the image's number."""
+    """A color, its upper half darker by the image's number."""
     name, number = item
     image = np.broadcast_to(np.array(COLOURS[name], np.uint8)[:, None, None], (3, *size)).copy()
     image[:, : size[0] // 2] //= number + 2

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nao import lerp, mean, normalised_lerp, normalised_mean, project, slerp, spherical_mean, typical_norm
+from nao import lerp, mean, normalized_lerp, normalized_mean, project, slerp, spherical_mean, typical_norm
 
 SHAPE = (4, 4, 4)
 
@@ -61,20 +61,20 @@ def test_lerp_by_hand():
     torch.testing.assert_close(lerp(a, b, 5)[1], 0.75 * a + 0.25 * b)
 
 
-def test_normalised_paths_and_means_keep_direction_and_have_the_typical_norm():
+def test_normalized_paths_and_means_keep_direction_and_have_the_typical_norm():
     x = seeds(4)
-    for plain, normalised in [
-        (lerp(x[0], x[1], 5), normalised_lerp(x[0], x[1], 5)),
-        (mean(x)[None], normalised_mean(x)[None]),
+    for plain, normalized in [
+        (lerp(x[0], x[1], 5), normalized_lerp(x[0], x[1], 5)),
+        (mean(x)[None], normalized_mean(x)[None]),
     ]:
-        norms = normalised.flatten(1).norm(dim=1)
+        norms = normalized.flatten(1).norm(dim=1)
         torch.testing.assert_close(norms, torch.full_like(norms, typical_norm(64)))
-        cosines = torch.cosine_similarity(plain.flatten(1), normalised.flatten(1))
+        cosines = torch.cosine_similarity(plain.flatten(1), normalized.flatten(1))
         torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
 
 def test_spherical_mean_on_a_circle_is_the_mean_angle():
-    # the chordal (normalised arithmetic) mean of these lies at about 30.9 degrees, not at 36
+    # the chordal (normalized arithmetic) mean of these lies at about 30.9 degrees, not at 36
     x = torch.stack([on_circle(a) for a in (0, 10, 98)])
     torch.testing.assert_close(spherical_mean(x), on_circle(36), rtol=0, atol=1e-6)
     assert torch.cosine_similarity(mean(x).flatten(), on_circle(36).flatten(), 0) < 0.9999
@@ -95,10 +95,10 @@ def test_spherical_mean_of_orthogonal_seeds_is_their_diagonal():
 
 def test_spherical_mean_is_where_the_tangents_cancel():
     x = seeds(6)
-    centre = torch.nn.functional.normalize(spherical_mean(x).flatten(), dim=0)
+    center = torch.nn.functional.normalize(spherical_mean(x).flatten(), dim=0)
     units = torch.nn.functional.normalize(x.flatten(1), dim=1)
-    cosines = units @ centre
-    tangents = torch.nn.functional.normalize(units - cosines[:, None] * centre, dim=1)
+    cosines = units @ center
+    tangents = torch.nn.functional.normalize(units - cosines[:, None] * center, dim=1)
     assert (torch.acos(cosines)[:, None] * tangents).mean(0).norm() < 1e-9
 
 
@@ -115,13 +115,13 @@ def test_spherical_mean_of_two_is_the_middle_of_their_great_circle():
 
 def test_baselines_have_the_norms_they_promise():
     x = seeds(5)
-    assert normalised_mean(x).norm().item() == pytest.approx(typical_norm(64))
+    assert normalized_mean(x).norm().item() == pytest.approx(typical_norm(64))
     assert spherical_mean(x).norm().item() == pytest.approx(x.flatten(1).norm(dim=1).mean().item())
     assert mean(x).norm() < 0.7 * typical_norm(64)
     assert lerp(x[0], x[1], 3)[1].norm() < slerp(x[0], x[1], 3)[1].norm()
 
 
-@pytest.mark.parametrize("average", [mean, normalised_mean, spherical_mean])
+@pytest.mark.parametrize("average", [mean, normalized_mean, spherical_mean])
 def test_averages_keep_dtype_and_ignore_order(average):
     x = seeds(4).float()
     assert average(x).dtype == torch.float32 and average(x).shape == SHAPE
@@ -142,7 +142,7 @@ def test_opposite_seeds_are_refused():
         with pytest.raises(ValueError, match="opposite"):
             slerp(a, b, 3)
     with pytest.raises(ValueError, match="norm 0"):  # the middle of the line is the origin
-        normalised_lerp(a, -a, 3)
+        normalized_lerp(a, -a, 3)
 
 
 def test_seeds_that_cancel_out_are_refused():
@@ -153,7 +153,7 @@ def test_seeds_that_cancel_out_are_refused():
         spherical_mean(torch.stack([on_circle(a).double() for a in (0, 180)]))
 
 
-@pytest.mark.parametrize("path", [lerp, slerp, normalised_lerp])
+@pytest.mark.parametrize("path", [lerp, slerp, normalized_lerp])
 @pytest.mark.parametrize("points", [1, 0, -2])
 def test_path_of_fewer_than_two_points_is_refused(path, points):
     with pytest.raises(ValueError, match=f"points={points}"):

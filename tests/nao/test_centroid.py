@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nao import (
-    centre,
+    center,
     centroid,
     centroid_seeds,
     interpolate,
@@ -165,11 +165,11 @@ def test_concepts_are_each_what_they_are_alone():
 def test_spent_budget_does_not_count_as_converged(monkeypatch):
     x = seeds(3)
     assert centroid(x).converged
-    monkeypatch.setattr(centre, "MOST_ITERATIONS", 1)
+    monkeypatch.setattr(center, "MOST_ITERATIONS", 1)
     assert not centroid(x).converged
 
 
-def test_centroid_seeds_start_with_the_centroid_and_do_not_depend_on_neighbours():
+def test_centroid_seeds_start_with_the_centroid_and_do_not_depend_on_neighbors():
     x = torch.stack([seeds(3, key) for key in range(3)])
     together = centroid_seeds(x, 6)
     assert together.shape == (3, 6, *SHAPE)

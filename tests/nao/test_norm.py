@@ -32,7 +32,7 @@ def test_log_density_is_scipys_around_the_mode(d):
     torch.testing.assert_close(log_density(norms, d), expected, rtol=1e-9, atol=1e-6)
 
 
-def test_log_density_tells_neighbouring_float32_norms_apart():
+def test_log_density_tells_neighboring_float32_norms_apart():
     mode = typical_norm(16_384)
     values = log_density(torch.tensor([mode, mode + 1e-4, mode + 2e-4]), 16_384)
     assert values[0] > values[1] > values[2]

@@ -80,7 +80,7 @@ def check_again(pipe, inversion):
 @pytest.mark.parametrize("name", PIPES)
 def test_a_plain_call_of_the_pipeline_returns_the_image(name):
     pipe = made(name)
-    inversion = rnri.api(pipe, pictures(), PROMPTS, steps=3, method=rnri.accelerated(8, 1e-9))
+    inversion = rnri.api(pipe, pictures(), PROMPTS, steps=3, method=rnri.anderson_inverter(8, 1e-9))
     assert inversion.latents.dtype == torch.float32
     check_again(pipe, inversion)
 
@@ -89,7 +89,7 @@ def test_a_plain_call_of_the_pipeline_returns_the_image(name):
 def test_no_square_and_guidance(name):
     pipe, guidance = made(name), 2.0
     inversion = rnri.api(
-        pipe, pictures(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.accelerated(8, 1e-9),
+        pipe, pictures(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.anderson_inverter(8, 1e-9),
         negative_prompt="" if name == "flux dev" else ["fog", "rain"],
     )  # fmt: skip
     assert inversion.image_size == (16, 24)

@@ -23,7 +23,7 @@ from rnri import (
     RNRISign,
     SafeguardedAnderson,
     Schedule,
-    accelerated,
+    anderson_inverter,
     measured,
     sample,
 )
@@ -43,7 +43,7 @@ SOLVERS = [
     ForwardStep(iterations=4, tolerance=1e-3, warmup=2, patience=1),
     GradientDescent(iterations=3, tolerance=1e-3),
     SafeguardedAnderson(iterations=5, tolerance=1e-3, growth=1),
-    NewtonKrylov(iterations=9, tolerance=1e-3, krylov=2),
+    NewtonKrylov(iterations=9, tolerance=1e-3, krylov_dim=2),
     ReNoise(iterations=4, average_from=1),
 ]
 names = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)]
@@ -59,7 +59,7 @@ names = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)]
         SafeguardedAnderson(60, tolerance=1e-13),
         ForwardStep(2000, tolerance=1e-13),
         GradientDescent(2000, tolerance=1e-13),
-        NewtonKrylov(200, tolerance=1e-13, krylov=6),
+        NewtonKrylov(200, tolerance=1e-13, krylov_dim=6),
     ],
     ids=lambda solver: type(solver).__name__,
 )
@@ -103,7 +103,7 @@ def test_ddim_inversion_is_its_closed_form():
         z = a * z + b * denoiser(z, int(steps.timesteps[i]))
     inversion = ImplicitInverter(FixedPoint(1, tolerance=0)).invert(z0, NoisePredictor(denoiser), steps)
     torch.testing.assert_close(inversion.seed, z, rtol=0, atol=1e-12)
-    assert (inversion.evaluations == 1).all() and not inversion.converged.any()
+    assert (inversion.nfe == 1).all() and not inversion.converged.any()
 
 
 def test_the_extrapolated_start_by_hand():
@@ -160,7 +160,7 @@ def test_an_image_alone_and_in_a_batch(exact_model, solver, start, sharing):
     for i, prompt in enumerate(prompts):
         alone = inverter.invert(z0[i : i + 1], exact_model.predictor([prompt], 2.0), steps)
         torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=allowed, atol=allowed)
-        assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
+        assert torch.equal(together.nfe[:, i], alone.nfe[:, 0])
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=names)
@@ -168,10 +168,10 @@ def test_counts_are_the_predictors(model, solver):
     z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     predictor = model.predictor(["a cat", "dog", "x"], 2.0)
     inversion = ImplicitInverter(solver).invert(z0, predictor, model.schedule(4))
-    assert inversion.evaluations.shape == inversion.backward.shape == (4, 3)
-    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    assert inversion.nfe.shape == inversion.backward.shape == (4, 3)
+    assert inversion.nfe.sum() == predictor.forward_evaluations
     assert inversion.backward.sum() == predictor.backward_evaluations
-    assert (inversion.backward.sum() > 0) == (solver.differentiates or isinstance(solver, NewtonKrylov))
+    assert (inversion.backward.sum() > 0) == (solver.needs_grad or isinstance(solver, NewtonKrylov))
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=names)
@@ -194,7 +194,7 @@ def test_reported_residuals_are_true(solver, measure):
         torch.testing.assert_close(inversion.residuals[k][known], true[known])
         assert (true[inversion.solved[k]] <= solver.tolerance).all()
     if measure and solver.tolerance == 0:
-        assert predictor.forward_evaluations == inversion.evaluations.sum() + 40
+        assert predictor.forward_evaluations == inversion.nfe.sum() + 40
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=names)
@@ -241,7 +241,7 @@ def test_state_is_float64_around_a_float32_network(model):
     predictor, steps = model.predictor(["cat"]), model.schedule(4)
     inverter = ImplicitInverter(Anderson(iterations=30, tolerance=3e-6))
     inversion = inverter.invert(z0, predictor, steps)
-    assert inversion.seed.dtype == torch.float64 and inversion.single_latent and not inversion.extra
+    assert inversion.seed.dtype == torch.float64 and inversion.seed_only and not inversion.extra
     assert inversion.converged.all()
     z = inverter.reconstruct(inversion, predictor, steps)
     torch.testing.assert_close(z.float(), z0, rtol=0, atol=1e-4)
@@ -284,22 +284,22 @@ def test_the_fitted_start_by_hand():
 def test_shared_evaluations_go_where_the_schedule_is_hard():
     denoiser, z0 = gaussian(batch=3)
     inverter = ImplicitInverter(FixedPoint(4, tolerance=0), sharing="schedule")
-    evaluations = inverter.invert(z0, NoisePredictor(denoiser), schedule(5)).evaluations
-    assert (evaluations.sum(0) == 20).all() and (evaluations >= 1).all()
-    assert (evaluations.argmax(0) == 1).all()  # from t = 1 to the next: psi grows most
+    nfe = inverter.invert(z0, NoisePredictor(denoiser), schedule(5)).nfe
+    assert (nfe.sum(0) == 20).all() and (nfe >= 1).all()
+    assert (nfe.argmax(0) == 1).all()  # from t = 1 to the next: psi grows most
 
 
 def test_a_sample_spends_later_what_it_saved():
     predictor = function_predictor(lambda z, number: torch.where(number == 0, 0 * z + 1, torch.sin(z)), 2)
     z0 = torch.ones(2, 2, 3, 3, dtype=torch.float64)
     inverter = ImplicitInverter(FixedPoint(5, tolerance=1e-12), sharing="schedule")
-    evaluations = inverter.invert(z0, predictor, schedule(6)).evaluations
-    assert (evaluations[:, 0] == 2).all()  # a constant network: the second evaluation confirms the first
-    assert evaluations[:, 1].sum() == 30 and (evaluations[-1, 1] >= 1)
+    nfe = inverter.invert(z0, predictor, schedule(6)).nfe
+    assert (nfe[:, 0] == 2).all()  # a constant network: the second evaluation confirms the first
+    assert nfe[:, 1].sum() == 30 and (nfe[-1, 1] >= 1)
 
 
-def planned(steps: int, evaluations: int, skips: bool = False, by: Schedule | None = None) -> list[int]:
-    budget, limits = Budget.of(by or schedule(steps), evaluations, 1), []
+def planned(steps: int, nfe: int, skips: bool = False, by: Schedule | None = None) -> list[int]:
+    budget, limits = Budget.of(by or schedule(steps), nfe, 1), []
     for k in range(steps):
         limits.append(budget.limits(k, lambda k=k: torch.tensor([skips and k > 1])))
         budget.settle(limits[-1], limits[-1])
@@ -309,25 +309,27 @@ def planned(steps: int, evaluations: int, skips: bool = False, by: Schedule | No
 def test_a_budget_is_spent_whole_and_follows_the_needs():
     assert needs(schedule(4)).shape == (4,) and needs(schedule(4)).argmax() == 1
     assert planned(COARSE - 1, 1, skips=True) == [1] * (COARSE - 1)
-    for evaluations in (1, 2, 5):
-        fine, coarse = planned(50, evaluations, skips=True), planned(4, evaluations)
-        assert sum(fine) == 50 * evaluations and sum(coarse) == 4 * evaluations and min(coarse) == 1
-        assert max(fine) == fine[1] and (evaluations == 1 or max(coarse) == coarse[1])
+    for nfe in (1, 2, 5):
+        fine, coarse = planned(50, nfe, skips=True), planned(4, nfe)
+        assert sum(fine) == 50 * nfe and sum(coarse) == 4 * nfe and min(coarse) == 1
+        assert max(fine) == fine[1] and (nfe == 1 or max(coarse) == coarse[1])
 
 
 def test_many_steps_of_flow_matching_share_evenly():
-    for evaluations in (1, 2, 5):
-        assert planned(28, evaluations, skips=True, by=flow_schedule(28)) == [evaluations] * 28
+    for nfe in (1, 2, 5):
+        assert planned(28, nfe, skips=True, by=flow_schedule(28)) == [nfe] * 28
     assert needs(flow_schedule(28)).unique().shape == (1,) and needs(flow_schedule(4)).unique().shape == (4,)
 
 
 def test_evaluations_besides_are_shared_and_none_is_lost():
     denoiser, z0 = gaussian(batch=2)
-    for steps, besides in ((4, 1), (12, 1), (4, 3)):
-        found = accelerated(1, 0, besides=besides).invert(z0, NoisePredictor(denoiser), schedule(steps))
-        assert (found.evaluations.sum(0) == steps + besides).all()
+    for steps, extra_evaluations in ((4, 1), (12, 1), (4, 3)):
+        found = anderson_inverter(1, 0, extra_evaluations=extra_evaluations).invert(
+            z0, NoisePredictor(denoiser), schedule(steps)
+        )
+        assert (found.nfe.sum(0) == steps + extra_evaluations).all()
     with pytest.raises(ValueError, match="besides=1, but sharing=even leaves nothing to share"):
-        ImplicitInverter(FixedPoint(), besides=1)
+        ImplicitInverter(FixedPoint(), extra_evaluations=1)
 
 
 def test_two_long_steps_share_nearly_evenly_and_an_easy_one_leaves_its_part():
@@ -337,8 +339,8 @@ def test_two_long_steps_share_nearly_evenly_and_an_easy_one_leaves_its_part():
 
 
 def test_no_least_number_overdraws_a_budget():
-    for evaluations in (1, 2):
-        assert sum(planned(10, evaluations)) == 10 * evaluations
+    for nfe in (1, 2):
+        assert sum(planned(10, nfe)) == 10 * nfe
     budget = Budget.of(schedule(50), 1, 2)
     spent = torch.zeros(2, dtype=torch.int64)
     for k in range(50):
@@ -352,8 +354,8 @@ def test_no_least_number_overdraws_a_budget():
 def test_only_an_extrapolated_start_may_stay_unevaluated():
     last = torch.tensor([2.0, 1.0, 0.0]).double().view(3, 1, 1, 1)  # a change that goes on, one that ends, one undone
     noises = [torch.zeros_like(last), torch.ones_like(last), last]
-    assert accelerated()._can_skip(noises, 3).tolist() == [True, False, False]
-    assert accelerated()._can_skip(noises[1:], 3).all() and not accelerated()._can_skip(noises[2:], 3).any()
+    assert anderson_inverter()._can_skip(noises, 3).tolist() == [True, False, False]
+    assert anderson_inverter()._can_skip(noises[1:], 3).all() and not anderson_inverter()._can_skip(noises[2:], 3).any()
     assert not ImplicitInverter(FixedPoint())._can_skip(noises, 3).any()
 
 
@@ -369,8 +371,8 @@ def test_a_step_without_an_evaluation_takes_its_start():
     z0 = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inverter = ImplicitInverter(FixedPoint(1, tolerance=0), start="extrapolated", sharing="schedule")
     inversion = inverter.invert(z0, predictor, schedule(50), lambda k, z: path.append(z))
-    assert predictor.forward_evaluations == inversion.evaluations.sum() == 2 * 50
-    skipped = (inversion.evaluations == 0).nonzero()
+    assert predictor.forward_evaluations == inversion.nfe.sum() == 2 * 50
+    skipped = (inversion.nfe == 0).nonzero()
     assert len(skipped) and (skipped[:, 0] > 1).all()
     for k, row in skipped.tolist():
         assert inversion.residuals[k, row].isnan() and not inversion.solved[k, row]
@@ -395,7 +397,7 @@ def test_measured_residuals_are_those_of_what_was_returned():
         true = (z - problem(z)).abs().flatten(1).mean(1)
         torch.testing.assert_close(found.residuals[k], true, rtol=1e-9, atol=1e-12)
     assert torch.equal(found.solved, found.residuals <= 1e-4)
-    assert torch.equal(found.evaluations, inversion.evaluations) and torch.equal(found.seed, inversion.seed)
+    assert torch.equal(found.nfe, inversion.nfe) and torch.equal(found.seed, inversion.seed)
     known = inversion.solved  # elsewhere the inversion returns f(z), and knows the residual of z only
     assert torch.equal(found.residuals[known], inversion.residuals[known])
     assert not known.all() and (found.residuals[~known] < inversion.residuals[~known]).all()
@@ -410,7 +412,7 @@ def test_every_dtype_of_the_network(solver, dtype):
     predictor = model.predictor(["a cat", "dog"], 2.0)
     inversion = inverter.invert(z0, predictor, steps, lambda k, z: path.append(z))
     assert inversion.seed.dtype == torch.float64 and inversion.seed.isfinite().all()
-    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    assert inversion.nfe.sum() == predictor.forward_evaluations
     if solver.keep_best:  # no step is worse than DDIM's, of which it is the first evaluation
         for k, z_s in enumerate(path[:-1]):
             ddim = (z_s - ImplicitStep.of(z_s, predictor, steps, 2 - k)(z_s)).abs().flatten(1).mean(1)
@@ -421,6 +423,6 @@ def test_every_dtype_of_the_network(solver, dtype):
 
 
 def test_the_default_inverter_is_what_its_config_says():
-    inverter = accelerated(evaluations=3)
-    assert inverter == instantiate(OmegaConf.load("configs/method/accelerated.yaml"), evaluations=3)
+    inverter = anderson_inverter(nfe=3)
+    assert inverter == instantiate(OmegaConf.load("configs/method/accelerated.yaml"), nfe=3)
     assert inverter.solver.iterations == 3 and inverter.sharing == "schedule"

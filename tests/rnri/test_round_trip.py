@@ -17,7 +17,7 @@ from rnri import (
     RNRIMinimumNorm,
     RNRIPaper,
     SafeguardedAnderson,
-    accelerated,
+    anderson_inverter,
     measured,
     sample,
 )
@@ -91,7 +91,7 @@ def embedded():
         Anderson(50),
         SafeguardedAnderson(50),
         ForwardStep(100),
-        NewtonKrylov(80, krylov=3),
+        NewtonKrylov(80, krylov_dim=3),
     ],
     ids=lambda solver: type(solver).__name__,
 )
@@ -108,7 +108,7 @@ def test_the_embedded_model_round_trips_within_the_tolerance(embedded, solver):
 def test_in_float32_an_image_of_the_embedded_model_does_not_depend_on_its_batch(embedded, guidance):
     """The network's sums do, in their last digits; half precision has few enough of them for that to show."""
     model, prompts, z0 = embedded
-    inverter, steps = accelerated(), model.schedule(5)
+    inverter, steps = anderson_inverter(), model.schedule(5)
     together = inverter.invert(z0, model.predictor(prompts, guidance), steps)
     images = inverter.reconstruct(together, model.predictor(prompts, guidance), steps)
     for i, prompt in enumerate(prompts):
@@ -116,4 +116,4 @@ def test_in_float32_an_image_of_the_embedded_model_does_not_depend_on_its_batch(
         alone = inverter.invert(z0[i : i + 1], predictor, steps)
         torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=0, atol=1e-4)
         torch.testing.assert_close(images[i], inverter.reconstruct(alone, predictor, steps)[0], rtol=0, atol=1e-4)
-        assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
+        assert torch.equal(together.nfe[:, i], alone.nfe[:, 0])

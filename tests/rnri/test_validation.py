@@ -9,14 +9,15 @@ from typing import Annotated, ClassVar, Literal
 
 import pytest
 from annotated_types import MinLen
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from checked import Count, Fraction, Guidance, Name, NotNegative, Positive, Seed, dataclass, distinct
+from rnri.validation import GuidanceScale, HalfOpenUnitInterval, NonEmptyStr, RandomSeed, dataclass, unique_items
 
 
 @dataclass(frozen=True)
 class Part:
-    steps: Count = 2
-    rate: NotNegative = 0.5
+    steps: PositiveInt = 2
+    rate: NonNegativeFloat = 0.5
 
     kind: ClassVar[str] = "part"
 
@@ -26,17 +27,17 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Whole(Part):
+class NonNegativeInt(Part):
     start: Literal["plain", "fitted"] = "plain"
-    counts: Count | Sequence[Count] | None = None
-    names: Annotated[Sequence[Name], MinLen(1), distinct] = ("a",)
+    counts: PositiveInt | Sequence[PositiveInt] | None = None
+    names: Annotated[Sequence[NonEmptyStr], MinLen(1), unique_items] = ("a",)
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
     function: Callable[[int], int] | None = None
     on: bool = True
-    share: Fraction = 1.0
-    step: Positive = 1.0
-    guidance: Guidance = 1.0
-    seed: Seed = 0
+    share: HalfOpenUnitInterval = 1.0
+    step: PositiveFloat = 1.0
+    guidance: GuidanceScale = 1.0
+    seed: RandomSeed = 0
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ class Whole(Part):
     ],
 )  # fmt: skip
 def test_what_an_annotation_allows_is_kept(given):
-    made = Whole(**given)
+    made = NonNegativeInt(**given)
     ((name, value),) = given.items()
     assert getattr(made, name) == value
 
@@ -84,7 +85,7 @@ def test_what_an_annotation_allows_is_kept(given):
 )  # fmt: skip
 def test_what_it_does_not_is_one_sentence(given, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        Whole(**given)
+        NonNegativeInt(**given)
     assert "\n" not in str(caught.value)
 
 
@@ -105,15 +106,15 @@ def test_unknown_arguments_are_refused_as_pythons_own(args, given, said):
 def test_a_missing_argument_is_refused_as_pythons_own():
     @dataclass
     class Needs:
-        steps: Count
+        steps: PositiveInt
 
     with pytest.raises(TypeError, match="Needs needs steps"):
         Needs()
 
 
 def test_it_is_a_dataclass_like_any_other():
-    made = dataclasses.replace(Whole(), steps=3)
-    assert made.steps == 3 and made == Whole(3) and pickle.loads(pickle.dumps(made)) == made
+    made = dataclasses.replace(NonNegativeInt(), steps=3)
+    assert made.steps == 3 and made == NonNegativeInt(3) and pickle.loads(pickle.dumps(made)) == made
     assert [field.name for field in dataclasses.fields(Part)] == ["steps", "rate"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.steps = 4

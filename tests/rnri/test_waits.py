@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnri import FixedPoint, ImplicitInverter, NoisePredictor, accelerated
-from rnri.models.predictor import sent
+from rnri import FixedPoint, ImplicitInverter, NoisePredictor, anderson_inverter
+from rnri.models.predictor import to_device
 from tests import devices
 from tests.problems import schedule
 
@@ -34,7 +34,7 @@ class Wavy:
         return torch.sin(z + self.numbers.view(-1, 1, 1, 1))
 
     def select(self, rows: Tensor) -> Wavy:
-        return Wavy(self.numbers[sent(rows, self.numbers.device)])
+        return Wavy(self.numbers[to_device(rows, self.numbers.device)])
 
     def unguided(self) -> Wavy:
         return self
@@ -68,8 +68,8 @@ def waits(monkeypatch):
         (ImplicitInverter(FixedPoint(3, 0)), 1),
         (ImplicitInverter(FixedPoint(3, 0), "fitted"), 1),
         (ImplicitInverter(FixedPoint(4, 1e-3), "fitted"), 1),  # samples leave the batch at different times
-        (accelerated(2), 2),  # the second carries a small system to the CPU, for this device has no float64
-        (accelerated(4, 1e-3), 2),
+        (anderson_inverter(2), 2),  # the second carries a small system to the CPU, for this device has no float64
+        (anderson_inverter(4, 1e-3), 2),
     ],
     ids=["plain", "fitted", "early", "ours", "ours early"],
 )
@@ -79,7 +79,7 @@ def test_an_evaluation_waits_once(waits, inverter, most):
         predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
         found = inverter.invert(z0.to(device), predictor, schedule(8))
         seed = found.seed.cpu()
-    batches = found.evaluations.max(1).values.sum().item()  # evaluations of the batch, whoever is still in it
+    batches = found.nfe.max(1).values.sum().item()  # evaluations of the batch, whoever is still in it
     assert waits.looked == [] and batches <= waits.carried - 1 <= most * batches
     alone = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(8)).seed
     torch.testing.assert_close(seed, alone.float(), atol=2e-3, rtol=0)

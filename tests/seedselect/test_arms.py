@@ -1,4 +1,4 @@
-"""Every optimiser, rate and start of the configs makes an arm, and describes itself for the units' key."""
+"""Every optimizer, rate and start of the configs makes an arm, and describes itself for the units' key."""
 
 from functools import cache
 from pathlib import Path
@@ -7,15 +7,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from experiments.rare_concepts.arm import Arm, inverted_seeds
 from experiments.cache.key import describe
+from experiments.rare_concepts.arm import Arm, inverted_seeds
 from seedselect import BestOf, SeedSelect
 from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
 OPTIONS = [
     (group, path.stem, place)
-    for group, place in (("optimiser", "@select.optimiser"), ("rate", "@select.schedule"), ("initialise", ""))
+    for group, place in (("optimizer", "@select.optimizer"), ("lr_schedule", "@select.schedule"), ("seed_init", ""))
     for path in sorted((CONFIGS / group).glob("*.yaml"))
 ]
 
@@ -45,10 +45,10 @@ def test_table3_has_every_arm_and_they_differ():
 
 
 def test_settings_of_the_command_reach_the_arms():
-    for arm in arms("gradient_steps=3", "select.optimiser.lr=0.5", "select.patience=4").values():
+    for arm in arms("gradient_steps=3", "select.optimizer.lr=0.5", "select.patience=4").values():
         assert arm.gradient_steps == (3 if isinstance(arm.select, SeedSelect) else None)
         select = arm.select.loss if isinstance(arm.select, BestOf) else arm.select
-        assert not select or (select.patience, select.optimiser.keywords["lr"]) == (4, 0.5)
+        assert not select or (select.patience, select.optimizer.keywords["lr"]) == (4, 0.5)
 
 
 def test_references_own_seeds_are_the_first_ones():

@@ -108,7 +108,7 @@ def test_features_have_unit_length_and_are_the_models(clip, folder):
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(4))
 
 
-def test_features_do_not_depend_on_neighbours(clip):
+def test_features_do_not_depend_on_neighbors(clip):
     images = photographs(3, 40, 50) / 255
     alone = torch.cat([clip(image[None]) for image in images])
     torch.testing.assert_close(clip(images), alone, rtol=0, atol=1e-5)

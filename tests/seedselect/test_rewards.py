@@ -69,7 +69,7 @@ def test_targets_of_some_rows_keep_their_text_and_prompts():
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 30.0])
-def test_naos_prior_is_renos_regulariser_up_to_a_constant(scale):
+def test_naos_prior_is_renos_regularizer_up_to_a_constant(scale):
     seeds = scale * torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     d, square = 1024, seeds.double().flatten(1).square().sum(1)
     reno = 0.5 * square - (d - 1) * 0.5 * square.log()
@@ -140,10 +140,10 @@ def test_a_white_gradient_has_the_same_power_at_all_frequencies():
 
 
 @pytest.mark.parametrize("gradient", [partial(clipped, most=1e-6), on_sphere, white])
-def test_an_optimisation_follows_the_changed_gradient(gradient):
+def test_an_optimization_follows_the_changed_gradient(gradient):
     seeds, targets = problem(2)
     sgd = partial(torch.optim.SGD, lr=1.0)
-    found = run(SeedSelect(iterations=1, optimiser=sgd, gradient=gradient), seeds, targets)
+    found = run(SeedSelect(iterations=1, optimizer=sgd, gradient=gradient), seeds, targets)
     here = seeds.clone().requires_grad_()
     slope = torch.autograd.grad(evaluate(SeedSelect(), here, targets).sum(), here)[0]
     moved = seeds - gradient(slope, seeds)

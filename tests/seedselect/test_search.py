@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seedselect import BestOf, Search, SeedSelect, Targets
-from seedselect.search import neighbour
+from seedselect.search import perturb
 from tests.seedselect.test_select import SHAPE, decode, evaluate, features, generate, problem, tool
 
 
@@ -31,7 +31,7 @@ def test_the_best_of_a_samples_seeds_is_the_one_with_the_least_loss():
     assert (found.forwards == 4).all() and (found.backwards == 0).all()
 
 
-def test_an_optimisation_goes_on_from_the_best_and_costs_both():
+def test_an_optimization_goes_on_from_the_best_and_costs_both():
     seeds, _ = problem(6)
     _, targets = problem(3)
     first = call(BestOf(SeedSelect(), 2), seeds, targets)
@@ -41,15 +41,15 @@ def test_an_optimisation_goes_on_from_the_best_and_costs_both():
     assert method.runs == (2 + 4, 3) and (found.forwards == 6).all() and (found.backwards == 3).all()
 
 
-def test_a_search_walks_to_the_best_neighbour_round_by_round():
+def test_a_search_walks_to_the_best_neighbor_round_by_round():
     seeds, targets = problem(3)
-    method = Search(SeedSelect(), rounds=2, neighbours=2, spread=0.4)
+    method = Search(SeedSelect(), rounds=2, neighbors=2, spread=0.4)
     found = call(method, seeds, targets, noise=noise)
     best, loss = seeds, evaluate(SeedSelect(), seeds, targets)
     for start in (1, 3):
-        centre = best
+        center = best
         for k in (start, start + 1):
-            tried = neighbour(centre, noise(k), 0.4)
+            tried = perturb(center, noise(k), 0.4)
             better = evaluate(SeedSelect(), tried, targets) < loss
             best = torch.where(better.view(-1, 1, 1, 1), tried, best)
             loss = torch.minimum(loss, evaluate(SeedSelect(), tried, targets))
@@ -58,17 +58,17 @@ def test_a_search_walks_to_the_best_neighbour_round_by_round():
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0])
-def test_a_neighbour_keeps_the_norm(spread):
+def test_a_neighbor_keeps_the_norm(spread):
     seeds = 3 * noise(0)
-    found = neighbour(seeds, noise(1), spread)
+    found = perturb(seeds, noise(1), spread)
     torch.testing.assert_close(found.flatten(1).norm(dim=1), seeds.flatten(1).norm(dim=1))
     cosine = torch.nn.functional.cosine_similarity(found.flatten(1), seeds.flatten(1))
     assert (cosine > 0.97).all() if spread == 0.1 else (cosine < 0.5).all()
 
 
-def test_samples_do_not_depend_on_their_neighbours():
+def test_samples_do_not_depend_on_their_neighbors():
     seeds, targets = problem(3)
-    method = Search(SeedSelect(), rounds=2, neighbours=2)
+    method = Search(SeedSelect(), rounds=2, neighbors=2)
     together = call(method, seeds, targets, noise=noise)
     alone = call(method, seeds[1:2], targets.select(torch.tensor([1])), noise=lambda k: noise(k)[1:2])
     torch.testing.assert_close(alone.seed[0], together.seed[1])

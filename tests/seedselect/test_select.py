@@ -1,4 +1,4 @@
-"""The optimisation of seeds, on a generator that is a linear map."""
+"""The optimization of seeds, on a generator that is a linear map."""
 
 import time
 from functools import partial
@@ -45,10 +45,10 @@ def run(
     return select(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets, **options)
 
 
-def tool(rate: float = 0.1, **changes) -> SeedSelect:
+def tool(lr_schedule: float = 0.1, **changes) -> SeedSelect:
     """SeedSelect with AdamW at a constant rate."""
-    adamw = partial(torch.optim.AdamW, lr=rate, weight_decay=changes.pop("decay", 0.01))
-    return SeedSelect(**{"optimiser": adamw, "schedule": partial(ConstantLR, factor=1.0)} | changes)
+    adamw = partial(torch.optim.AdamW, lr=lr_schedule, weight_decay=changes.pop("decay", 0.01))
+    return SeedSelect(**{"optimizer": adamw, "schedule": partial(ConstantLR, factor=1.0)} | changes)
 
 
 def evaluate(select: SeedSelect, seeds: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -74,10 +74,10 @@ def test_loss_is_the_weighted_sum_by_hand():
 
 
 @pytest.mark.parametrize("norm", ["free", "keep"])
-@pytest.mark.parametrize("rate", [0.05, 0.5, 50.0])
-def test_best_seed_is_kept_and_has_the_reported_loss(norm, rate):
+@pytest.mark.parametrize("lr_schedule", [0.05, 0.5, 50.0])
+def test_best_seed_is_kept_and_has_the_reported_loss(norm, lr_schedule):
     seeds, targets = problem(5)
-    select = tool(rate, iterations=15, norm=norm)
+    select = tool(lr_schedule, iterations=15, norm=norm)
     found = run(select, seeds, targets)
     torch.testing.assert_close(evaluate(select, found.seed, targets), found.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(evaluate(select, seeds, targets), found.initial_loss, rtol=1e-5, atol=1e-5)
@@ -116,22 +116,22 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_updates_are_those_of_the_optimiser_under_the_schedule(optimiser, schedule):
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_updates_are_those_of_the_optimizer_under_the_schedule(optimizer, schedule):
     seeds, targets = problem(3, torch.float64)
     visited = []
-    select = SeedSelect(iterations=6, optimiser=optimiser, schedule=schedule)
+    select = SeedSelect(iterations=6, optimizer=optimizer, schedule=schedule)
     run(select, seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
     z = seeds.clone().requires_grad_()
-    theirs = optimiser([z])
-    rate = schedule(theirs)
+    theirs = optimizer([z])
+    lr_schedule = schedule(theirs)
     assert len(visited) == 7
     for position in visited:
         torch.testing.assert_close(position, z.detach(), rtol=1e-9, atol=1e-9)
         theirs.zero_grad()
         evaluate(select, z, targets).sum().backward()
         theirs.step()
-        rate.step()
+        lr_schedule.step()
 
 
 def test_default_is_the_authors_rate_of_a_tenth_from_the_fourth_update_on():
@@ -168,11 +168,11 @@ def test_stopping_does_not_change_the_way_there():
         )
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
 @pytest.mark.parametrize("norm", ["free", "keep"])
-def test_sample_does_not_depend_on_its_neighbours(norm, optimiser):
+def test_sample_does_not_depend_on_its_neighbors(norm, optimizer):
     seeds, targets = problem(6)
-    select = tool(optimiser=optimiser, iterations=80, patience=4, improvement=0.02, norm=norm)
+    select = tool(optimizer=optimizer, iterations=80, patience=4, improvement=0.02, norm=norm)
     together = run(select, seeds, targets)
     assert len(set(together.iterations.tolist())) > 1
     for rows in torch.tensor([0, 1, 2, 3, 4, 5]).split([1, 2, 3]):
@@ -268,13 +268,13 @@ def test_bad_values_are_named(field, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimiser": partial(torch.optim.AdamW, lr=-0.1)}, "learning rate: -0.1"),
-        ({"optimiser": torch.optim.LBFGS}, "LBFGS"),
-        ({"optimiser": partial(torch.optim.SGD, lr=0.1, momentum=-1)}, "momentum"),
+        ({"optimizer": partial(torch.optim.AdamW, lr=-0.1)}, "learning rate: -0.1"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=-1)}, "momentum"),
         ({"schedule": partial(MultiStepLR, milestones=[3], gama=0.1)}, "gama"),
     ],
 )
-def test_optimisers_that_cannot_work_are_refused_before_any_work(changes, message):
+def test_optimizers_that_cannot_work_are_refused_before_any_work(changes, message):
     with pytest.raises(ValueError, match=message):
         SeedSelect(**changes)
 

@@ -13,12 +13,12 @@ CONCEPTS = ("camel", "owl")
 
 
 def finished_run(folder: Path, ways=COLOURS, lost=()) -> Path:
-    """Two images a concept and method, of one colour a method; ``lost`` are (method, concept, sample)."""
-    for method, colour in ways.items():
+    """Two images a concept and method, of one color a method; ``lost`` are (method, concept, sample)."""
+    for method, color in ways.items():
         store = UnitStore(folder / "units" / method, {"method": method})
         for concept in CONCEPTS:
             finite = [(method, concept, k) not in lost for k in range(2)]
-            images = torch.full((sum(finite), 3, 16, 16), colour, dtype=torch.uint8)
+            images = torch.full((sum(finite), 3, 16, 16), color, dtype=torch.uint8)
             record = {"samples": [{"finite": each} for each in finite]}
             store.write(f"{concept}\na drawing of a {concept}\nhash", {"images": images}, record)
     (folder / "results.json").write_text(json.dumps({"rows": []}))

@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = ["steps=2", "method.evaluations=2", "select.iterations=20", "megabytes=1", "pixels=1_000_000"]
+    given = ["steps=2", "method.nfe=2", "select.iterations=20", "megabytes=1", "pixels=1_000_000"]
     given += [f"run={finished_run(folder / 'run')}", f"ratings={folder / 'ratings'}", f"port={port}"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "experiments.app", *given], stdout=log, stderr=log)
@@ -175,7 +175,7 @@ def test_seeds_are_joined(visit):
     expect(picture).not_to_have_attribute("src", before, timeout=WAIT)
 
 
-def test_a_seed_is_optimised_until_one_stops(visit):
+def test_a_seed_is_optimized_until_one_stops(visit):
     page = visit("Rare concept")
     example(page, 0)
     expect(page.locator("#rare-chosen img")).to_have_count(1, timeout=WAIT)

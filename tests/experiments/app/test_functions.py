@@ -11,11 +11,11 @@ from PIL import Image
 import experiments.app.context
 from experiments.app.__main__ import configured, made, settings_of
 from experiments.app.edits import as_weights, controls, edited_picture, how_to_edit, invert_picture
-from experiments.app.uploads import fitted, read_examples, read_picture, shown
 from experiments.app.rare import select_live
 from experiments.app.ratings import Ratings, checked_rater, methods_of, questions, read_run
 from experiments.app.seed_files import read_seed, write_seed
 from experiments.app.seeds import POINTS, between, invert_several, norm_figure, one_each
+from experiments.app.uploads import fitted, read_examples, read_picture, shown
 from rnri.editing import Injection, PromptToPrompt
 from tests.experiments.app.runs import finished_run
 
@@ -31,7 +31,7 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def studio():
-    return made(configured(["steps=2", "method.evaluations=2", "select.iterations=2"]))
+    return made(configured(["steps=2", "method.nfe=2", "select.iterations=2"]))
 
 
 @pytest.fixture(scope="module")

@@ -79,9 +79,9 @@ def test_held_out_drawings_are_no_references_and_carry_their_names():
 
 
 def test_held_out_images_of_a_users_folders(tmp_path):
-    for name, colour in {"cat": "orange", "payphone": "blue"}.items():
+    for name, color in {"cat": "orange", "payphone": "blue"}.items():
         (tmp_path / "real" / name).mkdir(parents=True)
-        Image.new("RGB", (20, 20), colour).save(tmp_path / "real" / name / "1.png")
+        Image.new("RGB", (20, 20), color).save(tmp_path / "real" / name / "1.png")
     folders = FolderConcepts(str(tmp_path / "references"), str(tmp_path / "real"), "counts.tsv", "{name}", 8, 2, 1)
     found = folders.held_out()
     assert {name: images.shape for name, images in found.items()} == dict.fromkeys(("cat", "payphone"), (1, 3, 8, 8))
@@ -89,7 +89,7 @@ def test_held_out_images_of_a_users_folders(tmp_path):
 
 
 def stripes(vertical: bool, n: int) -> torch.Tensor:
-    """``uint8 [n, 3, 16, 16]``; no change of colour turns one class into the other."""
+    """``uint8 [n, 3, 16, 16]``; no change of color turns one class into the other."""
     lines = (torch.arange(16) // 4 % 2 * 255).expand(16, 16)
     return (lines if vertical else lines.T).byte().expand(n, 3, 16, 16)
 

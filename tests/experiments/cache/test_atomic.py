@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cache.atomic import CannotWrite, check_writable, write_whole
+from experiments.cache.atomic import CannotWrite, atomic_write, check_writable
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def umask():
 
 
 def put(path: Path, text: str = "new") -> None:
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
 def mode(path: Path) -> int:
@@ -53,7 +53,7 @@ def test_links_are_written_through(tmp_path, there):
 
 def test_the_ending_and_the_longest_names_are_kept(tmp_path):
     seen = []
-    write_whole(tmp_path / f"{'x' * 247}.parquet", lambda temporary: seen.append(temporary) or temporary.touch())
+    atomic_write(tmp_path / f"{'x' * 247}.parquet", lambda temporary: seen.append(temporary) or temporary.touch())
     assert seen[0].suffix == ".parquet" and seen[0].name.startswith(".")
 
 
@@ -63,7 +63,7 @@ def test_interrupted_write_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "file.txt", fail)
+        atomic_write(tmp_path / "file.txt", fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_file_and_is_said(tmp_path):
 
     put(tmp_path / "file.txt", "old")
     with pytest.raises(CannotWrite, match=r"file\.txt cannot be written \(No space left on device\): make room"):
-        write_whole(tmp_path / "file.txt", fail)
+        atomic_write(tmp_path / "file.txt", fail)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

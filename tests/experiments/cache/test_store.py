@@ -69,7 +69,7 @@ def test_units_of_other_rules_are_not_taken(tmp_path, monkeypatch):
     units.write("camel", {"images": torch.zeros(2)}, {})
     seeds.put(seeds.key(prompt="x"), {"seed": torch.ones(2)})
     assert not units.empty()
-    monkeypatch.setattr(store, "RULES", store.RULES + 1)
+    monkeypatch.setattr(store, "CACHE_VERSION", store.CACHE_VERSION + 1)
     assert not UnitStore(tmp_path / "units", {"steps": 20}).done("camel")
     assert seeds.get(seeds.key(prompt="x")) is None
 

@@ -15,9 +15,9 @@ def folders(*overrides: str) -> list[str]:
 
 def test_a_folder_is_named_as_one_types_the_job():
     assert folders("experiment=lam", "run_dir=R", "lam=0,0.5") == ["lam=0", "lam=0.5"]
-    assert folders("select.optimiser.lr=0.02", "data.buckets=[tail]", "seed=1,2") == [
-        "data.buckets=[tail],seed=1,select.optimiser.lr=0.02",
-        "data.buckets=[tail],seed=2,select.optimiser.lr=0.02",
+    assert folders("select.optimizer.lr=0.02", "data.buckets=[tail]", "seed=1,2") == [
+        "data.buckets=[tail],seed=1,select.optimizer.lr=0.02",
+        "data.buckets=[tail],seed=2,select.optimizer.lr=0.02",
     ]
 
 

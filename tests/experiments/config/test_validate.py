@@ -12,10 +12,9 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import train
-from checked import parameter_hints
-from experiments.config.validate import check
 from experiments.config.errors import failed_composition
 from experiments.config.paths import locate
+from experiments.config.validate import check, parameter_hints
 from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
@@ -73,16 +72,16 @@ VALUES = [  # overrides, and how the sentence begins
     ("+select.iteration=3", "select.iteration is no setting of SeedSelect; nearest: iterations"),
     ("select=3", "select=3"),
     ("gradient_steps=0", "gradient_steps=0: give a whole number of at least 1 or null."),
-    ("select.optimiser.lr=nan", "select.optimiser.lr=nan: give a number."),
-    ("select.optimiser.lr=-0.1", "select.optimiser: Invalid learning rate: -0.1"),
-    ("select.optimiser.lr=fast", "select.optimiser.lr='fast'"),
-    ("optimiser@select.optimiser=sgd|select.optimiser.momentum=-1", "select.optimiser: Invalid momentum value: -1"),
+    ("select.optimizer.lr=nan", "select.optimizer.lr=nan: give a number."),
+    ("select.optimizer.lr=-0.1", "select.optimizer: Invalid learning rate: -0.1"),
+    ("select.optimizer.lr=fast", "select.optimizer.lr='fast'"),
+    ("optimizer@select.optimizer=sgd|select.optimizer.momentum=-1", "select.optimizer: Invalid momentum value: -1"),
     ("rate@select.schedule=drop|select.schedule.gamma=x", "select.schedule.gamma='x'"),
-    ("select.optimiser._target_=torch.optim.LBFGS|~select.optimiser.weight_decay", "select.optimiser=LBFGS"),
-    ("select.optimiser._target_=torch.optim.Adagradd", "select.optimiser._target_=torch.optim.Adagradd cannot be"),
-    ("initialise.points=1", "initialise.points=1: give a whole number of at least 2."),
-    ("initialise.typical=3", "initialise.typical=3"),
-    ("+initialise.pionts=3", "initialise.pionts is no setting of centroid_seeds; nearest: points"),
+    ("select.optimizer._target_=torch.optim.LBFGS|~select.optimizer.weight_decay", "select.optimizer=LBFGS"),
+    ("select.optimizer._target_=torch.optim.Adagradd", "select.optimizer._target_=torch.optim.Adagradd cannot be"),
+    ("seed_init.points=1", "seed_init.points=1: give a whole number of at least 2."),
+    ("seed_init.typical=3", "seed_init.typical=3"),
+    ("+seed_init.pionts=3", "seed_init.pionts is no setting of centroid_seeds; nearest: points"),
     ("data.concepts=null", "data.concepts=null: give a number of concepts a bucket, all, or a list of names"),
     ("data.concepts=0", "data.concepts=0"),
     ("data.concepts=2.5", "data.concepts=2.5"),
@@ -126,12 +125,12 @@ VALUES = [  # overrides, and how the sentence begins
     ("logger=wandb|logger.wandb.offline=maybe", "logger.wandb.offline='maybe': give true or false."),
     ("experiment=nosuch", "experiment=nosuch is unknown: choose from augmentation, budget"),
     ("model=nosuch", "model=nosuch is unknown: choose from "),
-    ("method@task.arms.seedselect_rnri.inverter=nosuch", "method=nosuch is unknown: choose from accelerated"),
+    ("method@task.arms.seedselect_rnri.inverter=nosuch", "method=nosuch is unknown: choose from anderson_inverter"),
     ("task.no_such=1", "there is no key task.no_such: choose from source"),
     ("selct.iterations=1", "there is no key selct: choose from select"),
     ("data.concepts=[camel", "data.concepts=[camel cannot be read"),
     ("method@task.arms.seedselect_rnri.inverter=edict", "task.arms.seedselect_rnri.inverter: EDICT needs more"),
-    ("initialise=references|task.samples=5", "task.steps=10 task.references=3 task.samples=5 in the arm"),
+    ("seed_init=references|task.samples=5", "task.steps=10 task.references=3 task.samples=5 in the arm"),
     ("task.references=9", "task.references=9, but"),
     ("task.steps=2000", "steps=2000"),
     ("experiment=interpolation|task.references=1", "task.steps=20 task.references=1 task.samples=5 in the arm"),
@@ -145,7 +144,7 @@ VALUES = [  # overrides, and how the sentence begins
     ("experiment=guidance|+task.methods.aidi.solver.memory=2", "task.methods.aidi.solver.memory is no setting of"),
     ("experiment=lam|task.settings=[]", "task.settings=[]"),
     ("experiment=lam|task.settings=[%s]" % (SETTING % ",guidance:inf"), "task.settings.0.guidance=inf"),
-    ("experiment=lam|task.settings=[%s]" % (SETTING % ",evaluations:[]"), "task.settings.0.evaluations=[]"),
+    ("experiment=lam|task.settings=[%s]" % (SETTING % ",nfe:[]"), "task.settings.0.nfe=[]"),
     ("experiment=lam|task.settings=[%s]" % (SETTING % ",step:3"), "task.settings.0.step is no setting of Setting"),
     ("experiment=lam|task.images=0", "task.images=0"),
     ("experiment=lam|task.batch_size=0", "task.batch_size=0"),
@@ -173,10 +172,10 @@ def test_the_experiments_own_values_are_good(experiment):
     check(composed(f"experiment={experiment}"))
 
 
-@pytest.mark.parametrize("group", ["method", "initialise", "optimiser", "rate"])
+@pytest.mark.parametrize("group", ["method", "seed_init", "optimizer", "lr_schedule"])
 def test_the_options_own_values_are_good(group):
-    places = {"method": "task.arms.seedselect_rnri.inverter", "initialise": "initialise",
-              "optimiser": "select.optimiser", "rate": "select.schedule"}  # fmt: skip
+    places = {"method": "task.arms.seedselect_rnri.inverter", "seed_init": "seed_init",
+              "optimizer": "select.optimizer", "lr_schedule": "select.schedule"}  # fmt: skip
     for option in sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")):
         where = group if group == places[group] else f"{group}@{places[group]}"
         check(composed(f"{where}={option}"))

@@ -4,7 +4,7 @@ import random
 
 import pyarrow as pa
 
-from experiments.counting.frequency import mentions, normalise
+from experiments.counting.frequency import mentions, normalize
 from experiments.counting.matcher import count_mentions
 
 NAMES = {
@@ -53,7 +53,7 @@ def random_text(seed: int, n: int) -> list[str]:
 
 def plain_counts(names: dict[str, tuple[str, ...]], captions: list[str]) -> dict[str, int]:
     """What a mention is, without anything that saves time."""
-    forms, texts = mentions(names), [normalise(caption) for caption in captions]
+    forms, texts = mentions(names), [normalize(caption) for caption in captions]
     found = {form: {k for k, text in enumerate(texts) if form in text} for form in forms}
     return {name: len(set().union(*(found[f] for f, owners in forms.items() if name in owners))) for name in names}
 

@@ -29,7 +29,7 @@ def write(tmp_path):
         ("a.tsv", "tiger cat\t3\nñandú\t0\n", ("1", "2")),
         ("a.TSV", "\ufefftiger cat\t3\n\nñandú\t0\n", ("1", "2")),
         ("a.csv", 'tiger cat,3\r\n"ñandú",0\r\n', ("1", "2")),
-        ("a.tsv", "Name\tcount\ntiger cat\t3\nñandú\t0\n", ("Name", "count")),
+        ("a.tsv", "Name\tcount\ntiger cat\t3\nñandú\t0\n", ("NonEmptyStr", "count")),
         ("a.csv", "wnid,freq,class\nn1,3,tiger cat\nn2,0,ñandú\n", ("class", "freq")),
         ("a.json", '{"tiger cat": 3, "ñandú": 0}', ("key", "value")),
         ("a.json", '{"tiger cat": {"count": 3}, "ñandú": {"count": 0}}', ("key", "count")),

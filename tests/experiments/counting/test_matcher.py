@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.counting.frequency import normalise
+from experiments.counting.frequency import normalize
 from experiments.counting.matcher import BatchCounter, patterns, read_words
 from experiments.counting.shards import count_shard, list_shards
 from tests.experiments.counting.captions import NAMES, batch_counts, plain_counts, random_captions, random_text
@@ -56,14 +56,14 @@ def test_each_character_beside_letters_is_normalised_as_alone():
     assert len(scalars) > 140_000
     for start in range(0, len(scalars), 40_000):
         captions = [f"{c}a=b{c}" for c in scalars[start : start + 40_000]]
-        assert read(captions) == [normalise(caption) for caption in captions]
+        assert read(captions) == [normalize(caption) for caption in captions]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_signs_of_all_scripts_in_any_order(seed):
     captions = random_text(seed, 4000)
-    assert read(captions) == [normalise(caption) for caption in captions]
-    names = {f"{k}": (name,) for k, name in enumerate(random_text(100 + seed, 300)) if normalise(name).strip()}
+    assert read(captions) == [normalize(caption) for caption in captions]
+    names = {f"{k}": (name,) for k, name in enumerate(random_text(100 + seed, 300)) if normalize(name).strip()}
     expected = plain_counts(names, captions)
     assert batch_counts(names, captions) == expected
     assert sum(expected.values()) > 1000
@@ -74,7 +74,7 @@ def test_ascii_signs_change_nothing_in_the_marks_that_follow():
     signs = [chr(c) for c in range(128) if not chr(c).isalnum()]
     for mark in (chr(c) for c in range(0x110000) if unicodedata.combining(chr(c))):
         for tail in (mark, f"{mark}\u0338a"):
-            assert {normalise(sign + tail) for sign in signs} == {normalise(tail)}
+            assert {normalize(sign + tail) for sign in signs} == {normalize(tail)}
 
 
 TEXT = pa.string()

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from experiments.counting.text import normalise
+from experiments.counting.text import normalize
 from tests.experiments.counting.captions import batch_counts, random_text
 
 
@@ -92,22 +92,22 @@ def test_parts_of_words_are_not(name, caption):
 
 def test_a_form_is_its_own_form():
     scalars = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
-    forms = normalise("=".join(f"{c} a{c}b" for c in scalars))
-    assert normalise(forms) == forms
+    forms = normalize("=".join(f"{c} a{c}b" for c in scalars))
+    assert normalize(forms) == forms
 
 
 def test_canonically_equal_texts_have_one_form():
     for text in random_text(0, 5000):
-        form = normalise(text)
-        assert normalise(form) == form
-        assert {normalise(unicodedata.normalize(kind, text)) for kind in ("NFC", "NFD")} == {form}
+        form = normalize(text)
+        assert normalize(form) == form
+        assert {normalize(unicodedata.normalize(kind, text)) for kind in ("NFC", "NFD")} == {form}
 
 
 def test_ignorable_characters_change_nothing():
     for text in random_text(1, 300):
         for sign in "\u00ad\u034f\u200b\u200c\u200d\u2060\ufe0f\ufeff\U000e0020":
-            assert normalise(sign.join(text)) == normalise(text)
+            assert normalize(sign.join(text)) == normalize(text)
 
 
 def test_surrogates_are_no_letters():
-    assert normalise("cat\ud83ddog") == " cat dog "
+    assert normalize("cat\ud83ddog") == " cat dog "

@@ -30,7 +30,7 @@ def captions() -> datasets.Dataset:
 def test_load_dataset_opens_the_corpus(tmp_path):
     split = datasets.load_dataset(CORPUS, "drawings", split="fid", cache_dir=str(tmp_path))
     assert split[0]["image"].size == (64, 64)
-    assert split[0]["licence"] in {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
+    assert split[0]["license"] in {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
 
 
 def test_every_concept_has_seven_designers_and_three_references(drawings):
@@ -57,7 +57,7 @@ def test_captions_are_rebuilt_exactly(drawings, captions):
 
 def test_caption_names_the_background_of_its_picture(captions):
     for row in captions.select(range(0, len(captions), 2500)):
-        named = [colour for colour in BACKGROUNDS if f"a {colour} background" in row["caption"]]
+        named = [color for color in BACKGROUNDS if f"a {color} background" in row["caption"]]
         assert named in ([], [Augmentation.from_seed(row["augmentation_seed"]).background])
 
 

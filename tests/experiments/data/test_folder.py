@@ -27,11 +27,11 @@ def source(root, **changes) -> FolderConcepts:
 @pytest.fixture
 def root(tmp_path):
     for kind in ("references", "real"):
-        for name, colour in (("tiger cat", "orange"), ("payphone", "blue")):
+        for name, color in (("tiger cat", "orange"), ("payphone", "blue")):
             folder = tmp_path / kind / name
             folder.mkdir(parents=True)
             for k in range(2):
-                Image.new("RGB", (40 + k, 20), colour).save(folder / f"{k}.png")
+                Image.new("RGB", (40 + k, 20), color).save(folder / f"{k}.png")
     (tmp_path / "counts.tsv").write_text("tiger cat\t3\npayphone\t500\nunused\t7\n")
     return tmp_path
 

@@ -74,15 +74,15 @@ def test_the_order_depends_on_the_key_and_not_on_the_files(root, tmp_path):
 
 
 def test_an_image_shows_its_class(root):
-    """Of a made image the lower half has the class's colour."""
+    """Of a made image the lower half has the class's color."""
     from PIL import Image
 
     for concept in source(root).concepts():
         index = next(c.index for c in imagenet_classes() if c.name == concept.name)
         with Image.open(__import__("io").BytesIO(picture(index, 0, 20))) as file:
-            colour = np.asarray(file)[-1, 0].astype(int)
+            color = np.asarray(file)[-1, 0].astype(int)
         shown = concept.at((20, 20)).references[0][:, -1, 0].astype(int)
-        assert np.abs(shown - colour).max() <= 4
+        assert np.abs(shown - color).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["tables", "folders"])

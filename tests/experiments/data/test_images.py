@@ -18,14 +18,14 @@ def middle(path: Path) -> list[int]:
     return read_image(path, SQUARE)[:, 2, 2].tolist()
 
 
-def png(colour_type: int, bits: int, values: list[int], size: int = 4) -> bytes:
-    """A PNG of one colour, for depths that Pillow reads and does not write."""
+def png(color_type: int, bits: int, values: list[int], size: int = 4) -> bytes:
+    """A PNG of one color, for depths that Pillow reads and does not write."""
     row = b"\0" + b"".join(struct.pack(">H" if bits == 16 else ">B", value) for value in values) * size
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, bits, colour_type, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, bits, color_type, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row * size)) + chunk(b"IEND", b"")
 
 
@@ -36,16 +36,16 @@ def flat(value: float, kind: str) -> Image.Image:
 @pytest.mark.parametrize(
     ("name", "image", "options"),
     [
-        ("grey16.png", flat(32768, "<u2"), {}),
-        ("grey16.tiff", flat(32768, "<u2"), {}),
-        ("grey16_big_endian.tiff", flat(32768, ">u2"), {}),
-        ("grey16_in_32.tiff", flat(32768, "<i4"), {}),
-        ("grey16.pgm", flat(32768, "<i4"), {}),
+        ("gray16.png", flat(32768, "<u2"), {}),
+        ("gray16.tiff", flat(32768, "<u2"), {}),
+        ("gray16_big_endian.tiff", flat(32768, ">u2"), {}),
+        ("gray16_in_32.tiff", flat(32768, "<i4"), {}),
+        ("gray16.pgm", flat(32768, "<i4"), {}),
         ("float.tiff", flat(0.5, "<f4"), {}),
         ("white_is_zero.tiff", flat(32768, "<u2"), {"tiffinfo": {262: 0}}),
     ],
 )
-def test_grey_levels_of_more_than_8_bits_are_scaled(tmp_path, name, image, options):
+def test_gray_levels_of_more_than_8_bits_are_scaled(tmp_path, name, image, options):
     image.save(tmp_path / name, **options)
     assert middle(tmp_path / name) == pytest.approx([128] * 3, abs=1)
 
@@ -59,7 +59,7 @@ def test_a_16_bit_ramp_keeps_256_levels(tmp_path, step):
 
 
 @pytest.mark.parametrize(
-    ("colour_type", "values", "expected"),
+    ("color_type", "values", "expected"),
     [
         (2, [32768, 0, 65535], [128, 0, 255]),
         (4, [32768, 65535], [128] * 3),
@@ -69,8 +69,8 @@ def test_a_16_bit_ramp_keeps_256_levels(tmp_path, step):
     ],
     ids=["RGB", "LA", "LA, clear", "RGBA", "RGBA, clear"],
 )
-def test_16_bit_colours_and_alpha(tmp_path, colour_type, values, expected):
-    (tmp_path / "x.png").write_bytes(png(colour_type, 16, values))
+def test_16_bit_colors_and_alpha(tmp_path, color_type, values, expected):
+    (tmp_path / "x.png").write_bytes(png(color_type, 16, values))
     assert middle(tmp_path / "x.png") == pytest.approx(expected, abs=1)
 
 
@@ -90,7 +90,7 @@ def test_16_bit_colours_and_alpha(tmp_path, colour_type, values, expected):
         ("cmyk.jpg", Image.new("CMYK", SQUARE, (255, 0, 255, 0)), {}, [0, 255, 0]),
     ],
 )
-def test_colours_are_those_a_person_sees_on_white(tmp_path, name, image, options, expected):
+def test_colors_are_those_a_person_sees_on_white(tmp_path, name, image, options, expected):
     image.save(tmp_path / name, **options)
     assert middle(tmp_path / name) == pytest.approx(expected, abs=2)
 

@@ -17,6 +17,9 @@ from transformers import ViTConfig, ViTModel
 from experiments.editing import make_benchmark, read_benchmark
 from experiments.editing.benchmark import KINDS
 from experiments.editing.jobs import IMAGE, TRUE, checkpoint_name, evenly, steps_of
+from experiments.editing.report import paired, with_speeds
+from experiments.editing.task import EditingExperiment
+from experiments.evaluation import Classifier, load_classifier
 from experiments.evaluation.editing_metrics import Networks, edits_made, measures
 from experiments.evaluation.editing_networks import (
     dino_structure,
@@ -25,12 +28,9 @@ from experiments.evaluation.editing_networks import (
     squeeze_lpips,
     structure_distance,
 )
-from experiments.editing.report import paired, with_speeds
-from experiments.editing.task import EditingStudy
-from experiments.evaluation import Classifier, load_classifier
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
-from rnri.methods import DirectInversion, SDEdit
 from rnri.editing import FlowEdit, Injection, PromptToPrompt, PseudoGuidance
+from rnri.methods import DirectInversion, SDEdit
 from tests.experiments.tiny_configs import clip, trainer
 from tests.pipelines import tiny_sd3, tiny_stable_diffusion
 
@@ -87,7 +87,7 @@ def study(folder, benchmark, judge, **options):
         "seed": 0,
         "run_dir": str(folder),
     }
-    return EditingStudy(**given | options)
+    return EditingExperiment(**given | options)
 
 
 def carried_out(task):

@@ -43,14 +43,14 @@ def test_the_vendi_score_counts_different_images():
 
 
 def test_precision_recall_density_and_coverage_by_hand():
-    real = torch.tensor([0.0, 1.0, 2.0, 10.0])[:, None]  # nearest neighbours at 1, 1, 1, 8
+    real = torch.tensor([0.0, 1.0, 2.0, 10.0])[:, None]  # nearest neighbors at 1, 1, 1, 8
     made = torch.tensor([0.5, 1.5, 30.0])[:, None]  # at 1, 1, 28.5
-    found = precision_recall(real, made, neighbours=1)
+    found = precision_recall(real, made, neighbors=1)
     assert found["precision"] == pytest.approx(2 / 3)  # 30 is in no ball
     assert found["recall"] == 1  # 0, 1 and 2 are in the ball of 0.5 or 1.5, 10 in that of 30
     assert found["density"] == pytest.approx((2 + 2 + 0) / 3)  # 0.5 by 0 and 1, 1.5 by 1 and 2; 10's ball ends at 2
     assert found["coverage"] == pytest.approx(3 / 4)
-    same = precision_recall(real, real, neighbours=1)
+    same = precision_recall(real, real, neighbors=1)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_tensor
 
-from experiments.imagenet_classes import imagenet_classes
 from experiments.evaluation import load_classifier, load_inception
 from experiments.evaluation.timm_classifiers import is_published, labels_of
+from experiments.imagenet_classes import imagenet_classes
 
 TINY = {"channels": [8, 8, 16, 16], "stem_width": 8}
 

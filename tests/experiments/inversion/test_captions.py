@@ -8,8 +8,8 @@ from experiments.data.captions import Captioned
 from experiments.data.images import Images
 from experiments.inversion.jobs import captioned, mismatched
 from tests.commands import composed
-from tests.pipelines import tiny_stable_diffusion
 from tests.fakes import captions
+from tests.pipelines import tiny_stable_diffusion
 
 TEXTS = ["a dog on a lawn", "a cat", "two dogs"]
 

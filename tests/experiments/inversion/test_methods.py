@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.data.backgrounds import plain
 from experiments.data.emoji import Drawings
-from rnri import Corrected, ImplicitInverter, LatentDiffusion, check_schedule
+from rnri import ImplicitInverter, LatentDiffusion, RoundTripCorrected, check_schedule
 from rnri.methods import UniInv
 
 FLOW = {
@@ -23,7 +23,7 @@ FLOW = {
 EDITORS = {"flow_edit", "pseudo_guidance"}  # which edit without an inversion
 METHODS = sorted({path.stem for path in Path("configs/method").glob("*.yaml")} - FLOW - EDITORS)
 EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits"}
-LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # without guidance there is nothing to optimise or to cancel
+LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # without guidance there is nothing to optimize or to cancel
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def errors(model):
 def test_each_reconstructs_as_well_as_it_says(errors, name):
     error, inversion, inverter = errors[name]
     ddim = errors["ddim"][0]
-    assert inversion.single_latent == inverter.single_latent
+    assert inversion.seed_only == inverter.seed_only
     if name in EXACT:
         assert (error < 1e-6).all() and inversion.converged.all()
     elif name in LIKE_DDIM:
@@ -61,14 +61,14 @@ def test_each_reconstructs_as_well_as_it_says(errors, name):
     elif name == "sdedit":
         assert (error > 2 * ddim).all()  # it makes another image
     else:
-        assert isinstance(inverter, Corrected | ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
+        assert isinstance(inverter, RoundTripCorrected | ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
 
 
 def test_the_default_is_ahead_of_all_that_cost_as_much(errors):
     ours, inversion, _ = errors["accelerated"]
-    cost = inversion.evaluations.double().mean()
+    cost = inversion.nfe.double().mean()
     for name, (error, other, inverter) in errors.items():
-        spent = (other.evaluations + other.backward).double().mean()
+        spent = (other.nfe + other.backward).double().mean()
         if name != "accelerated" and isinstance(inverter, ImplicitInverter) and spent <= cost + 0.01:
             assert (ours < error).all(), name
 

@@ -27,17 +27,17 @@ from experiments.inversion.jobs import (
     with_evaluations,
 )
 from experiments.inversion.report import COLUMNS, detection, rank_agreement, summary, with_ceilings
-from experiments.inversion.task import InversionStudy
+from experiments.inversion.task import InversionExperiment
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, PromptAware, SafeguardedAnderson
 from rnri.methods import EDICT
 from tests.commands import composed, forked
 from tests.experiments.evaluation.test_lpips import random_weights
 from tests.experiments.tiny_configs import Squares, carried_out, clip, judge, tiny
 
-ONE = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:[1,2]}"
-WRONG = "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:2,wrong_prompts:true}"
+ONE = "{_target_:experiments.inversion.jobs.Setting,steps:3,nfe:[1,2]}"
+WRONG = "{_target_:experiments.inversion.jobs.Setting,steps:3,nfe:2,wrong_prompts:true}"
 EDIT = (
-    "{_target_:experiments.inversion.jobs.Setting,steps:3,evaluations:2,"
+    "{_target_:experiments.inversion.jobs.Setting,steps:3,nfe:2,"
     "edit:[white background,pink background],methods:[accelerated]}"
 )
 MADE = "{_target_:experiments.inversion.jobs.Setting,steps:3,guidance:2.0,generated:true}"
@@ -65,7 +65,7 @@ def rows(folder) -> list[dict]:
 
 def test_results_follow_the_contract(run):
     folder, finished = run
-    table = {(r["method"], r["evaluations"], r["prompts"], r["generated"]): r for r in rows(folder)}
+    table = {(r["method"], r["nfe"], r["prompts"], r["generated"]): r for r in rows(folder)}
     vae = table[CEILING, None, "right", False]
     assert vae["n"] == 3 and vae["latent_mse"] == 0 and "residual" not in vae
     for count in (1, 2):
@@ -182,21 +182,21 @@ def test_wrong_prompts_are_of_other_concepts():
 def test_jobs_cover_methods_settings_and_batches_once():
     methods = {"aidi": ImplicitInverter(FixedPoint()), "edict": EDICT()}
     settings = [
-        Setting(4, evaluations=[1, 2], methods=["aidi"]),
+        Setting(4, nfe=[1, 2], methods=["aidi"]),
         Setting(4),
-        Setting(4, evaluations=1, methods=["aidi"]),
+        Setting(4, nfe=1, methods=["aidi"]),
     ]
     found = jobs(methods, settings, images(3), batch_size=2)
-    per_batch = {(job.method, job.setting.evaluations) for job in found}
+    per_batch = {(job.method, job.setting.nfe) for job in found}
     assert per_batch == {(CEILING, None), ("aidi", 1), ("aidi", 2), ("aidi", None), ("edict", None)}
     assert len(found) == 2 * len(per_batch)
-    aidi = next(job for job in found if job.setting.evaluations == 2)
+    aidi = next(job for job in found if job.setting.nfe == 2)
     assert aidi.inverter.solver.iterations == 2
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [([Setting(4, methods=["bidi"])], "'bidi'"), ([Setting(4, evaluations=3)], "'edict' has no solver")],
+    [([Setting(4, methods=["bidi"])], "'bidi'"), ([Setting(4, nfe=3)], "'edict' has no solver")],
 )
 def test_jobs_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -210,7 +210,7 @@ def test_evaluations_reach_the_solver_inside():
 
 
 def sample(prompts: str, residual: float) -> dict:
-    shared = {"method": "m", "start": None, "steps": 4, "guidance": 1.0, "evaluations": 2, "generated": False}
+    shared = {"method": "m", "start": None, "steps": 4, "guidance": 1.0, "nfe": 2, "generated": False}
     shared["images"] = "real"
     return {
         **shared,
@@ -260,7 +260,7 @@ class Losing(ImplicitInverter):
 
 def test_an_image_that_is_lost_is_counted_and_costs_no_other(tmp_path):
     methods = {"whole": ImplicitInverter(FixedPoint(2)), "losing": Losing(FixedPoint(2))}
-    task = InversionStudy(
+    task = InversionExperiment(
         source=Squares(), concepts="all", buckets=["tail"], model=tiny, clip=clip, classifier=judge(tmp_path / "judge"),
         seed=0, run_dir=str(tmp_path / "run"), methods=methods, settings=[Setting(2)], images=3, batch_size=3,
         reports=[], paper=[],
@@ -283,15 +283,15 @@ def test_lpips_of_a_file_stands_beside_the_judges_distance_and_both_are_named(tm
         "images": 3, "batch_size": 3, "reports": [], "paper": [],
         "methods": {"a": ImplicitInverter(FixedPoint(1)), "b": ImplicitInverter(FixedPoint(3))},
     }  # fmt: skip
-    carried_out(InversionStudy(**given, stlpips=str(random_weights(tmp_path / "weights.pth"))))
+    carried_out(InversionExperiment(**given, stlpips=str(random_weights(tmp_path / "weights.pth"))))
     results, table = json.loads((tmp_path / "run" / "results.json").read_text()), tmp_path / "run" / "table.md"
     assert all(row["st_lpips"] > 0 for row in results["rows"])
     assert results["settings"]["perceptual"]["images"] == 9 and "ST-LPIPS" in table.read_text()
     assert "Rank correlation" in table.read_text() and "the features of resnet10t" in table.read_text()
-    carried_out(InversionStudy(**given))
+    carried_out(InversionExperiment(**given))
     assert "st_lpips" not in rows(tmp_path / "run")[0] and "Rank" not in table.read_text()
     with pytest.raises(ValueError, match="at least 32 pixels a side, and this model makes 16"):
-        carried_out(InversionStudy(**given | {"model": tiny}, stlpips="weights.pth"))
+        carried_out(InversionExperiment(**given | {"model": tiny}, stlpips="weights.pth"))
 
 
 def test_ranks_of_the_two_distances_are_compared_over_images_and_over_rows():
@@ -330,7 +330,7 @@ def test_residuals_are_drawn_where_evaluations_do_not_vary():
         (["task.batch_size=0"], "batch_size=0"),
         (["+task.settings.0.guidance=0.5"], "guidance=0.5"),
         (["task.settings.0.steps=2000"], "2000"),
-        (["task.settings.0.evaluations=0"], "evaluations=0"),
+        (["task.settings.0.nfe=0"], "nfe=0"),
         (["task.settings.0.methods=[magic]"], "'magic'"),
         (["+method@task.methods.vae=ddim"], "'vae'"),
         (["task.reports=[pie]"], "pie"),

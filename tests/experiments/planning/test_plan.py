@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import train
-from experiments.planning.plan import batch_times, hours, print_plan, table
-from experiments.planning.cost import Cost, Planned, inversion_cost
 from experiments.data.concepts import EmojiConcepts
 from experiments.evaluation import load_classifier
+from experiments.planning.cost import Cost, Planned, inversion_cost
+from experiments.planning.plan import batch_times, hours, print_plan, table
 from experiments.rare_concepts import Arm
 from nao import centroid_seeds
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, RNRIPaper

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import train
-from experiments.data.labelled import LabelledDrawings, LabelledFolders
+from experiments.data.labeled import LabeledEmoji, LabeledFolders
 from experiments.evaluation.classifier import load_classifier
 from tests.experiments.pretrain.configured import configured
 
@@ -62,7 +62,7 @@ def test_a_judge_of_ones_own_folders(root):
 def test_a_group_left_out_measures_the_judge_that_is_saved(root):
     result = run(root, "task.left_out=[real]")
     assert set(result) >= {"real", "accuracy", "n", "steps"} and result["n"] == 6
-    judge, images = load_classifier(root / "run" / "model"), LabelledFolders({"real": str(root / "real")})
+    judge, images = load_classifier(root / "run" / "model"), LabeledFolders({"real": str(root / "real")})
     images.prepare(32)
     unseen = images.pictures(["real"], changed=False)
     hits = [judge(unseen[k][0][None]).argmax().item() == unseen[k][1] for k in range(6)]
@@ -94,7 +94,7 @@ def test_a_start_of_another_network_is_refused(root):
 def test_a_folder_more_and_a_size_of_its_own(root):
     (root / "more" / "owl").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(root / "more" / "owl" / "0.gif")
-    run(root, f"+data.labelled.folders.more={root}/more", "data.labelled.size=[16,24]", "data.labelled.workers=1")
+    run(root, f"+data.labeled.folders.more={root}/more", "data.labeled.size=[16,24]", "data.labeled.workers=1")
     assert load_classifier(root / "run" / "model").labels == ["camel", "owl", "padlock", "tomato"]
 
 
@@ -114,13 +114,13 @@ def test_what_cannot_be_learned_is_said_before_the_training(root):
 
 def test_folders_without_labels_are_refused(root):
     with pytest.raises(ValueError, match="hold 0 folders of images"):
-        LabelledFolders({"a": str(root / "real" / "camel")}).prepare(32)
+        LabeledFolders({"a": str(root / "real" / "camel")}).prepare(32)
     with pytest.raises(ValueError, match=r"size=0"):
-        LabelledFolders({"a": str(root / "real")}, size=0)
+        LabeledFolders({"a": str(root / "real")}, size=0)
 
 
 def test_images_of_folders_are_seen_in_a_mirror_when_they_are_to_change(root):
-    images = LabelledFolders({"a": str(root / "real")})
+    images = LabeledFolders({"a": str(root / "real")})
     images.prepare(16)
     assert len(images.pictures(["a"], changed=False)) == 6 and images.pictures([], changed=True).labels == []
     changed = images.pictures(["a"], changed=True)
@@ -131,7 +131,7 @@ def test_images_of_folders_are_seen_in_a_mirror_when_they_are_to_change(root):
 
 
 def test_drawings_are_left_out_by_split():
-    images = LabelledDrawings("assets/emoji", by="split")
+    images = LabeledEmoji("assets/emoji", by="split")
     images.prepare(64)
     assert images.groups == ["corpus", "fid", "reference"] and not images.lacking(["corpus"])
     counts = [len(images.pictures([group], changed=False)) for group in images.groups]
@@ -139,7 +139,7 @@ def test_drawings_are_left_out_by_split():
 
 
 def test_drawings_are_left_out_by_designer():
-    images = LabelledDrawings("assets/emoji")
+    images = LabeledEmoji("assets/emoji")
     images.prepare(64)
     assert len(images.labels) == 320 and len(images.groups) == 9
     assert not images.lacking(images.groups) and images.lacking(["fxemoji"])

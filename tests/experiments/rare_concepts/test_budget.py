@@ -1,4 +1,4 @@
-"""Methods at equal budgets, on coloured squares."""
+"""Methods at equal budgets, on colored squares."""
 
 import json
 from functools import partial
@@ -9,10 +9,10 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from experiments.cache.key import describe
 from experiments.config.validate import check
 from experiments.rare_concepts.arm import Arm, around_centroid, near_references
 from experiments.rare_concepts.budget import Budget
-from experiments.cache.key import describe
 from nao import centroid_seeds, norm_penalty
 from rnri import FixedPoint, ImplicitInverter
 from seedselect import BestOf, Made, Search, SeedSelect, Targets
@@ -60,7 +60,7 @@ def test_rows_say_what_every_method_cost_and_came_to(run):
     ]  # fmt: skip
     inversion = 2 * 2 * 2 / 2  # two references, two evaluations in each of two steps, shared by two samples
     expected = [2, 2 * 3 * 2, 3 * 2 + inversion, 3 * 2 + inversion, 2 * 2 + 2 * 1 * 1 + inversion]
-    assert [row["evaluations"] for row in rows] == expected
+    assert [row["nfe"] for row in rows] == expected
     for row in rows:
         assert row["n"] == 6 and row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert 0 <= row["ceiling"] <= 1 and 0 <= row["copies"] <= 1 and row["kid"] >= 0
@@ -85,12 +85,12 @@ def test_an_arm_without_a_budget_in_its_name_is_refused(tmp_path):
         )  # fmt: skip
 
 
-def test_neighbours_of_references_and_centroid_begin_with_these():
+def test_neighbors_of_references_and_centroid_begin_with_these():
     seeds = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     near, around = near_references(seeds, 5, spread=0.2), around_centroid(seeds, 3, spread=0.2)
     assert torch.equal(near[:, :3], seeds) and torch.equal(around[:, :1], centroid_seeds(seeds, 1))
-    for found, centre in ((near[:, 3], seeds[:, 0]), (near[:, 4], seeds[:, 1]), (around[:, 2], around[:, 0])):
-        cosine = torch.nn.functional.cosine_similarity(found.flatten(1), centre.flatten(1))
+    for found, center in ((near[:, 3], seeds[:, 0]), (near[:, 4], seeds[:, 1]), (around[:, 2], around[:, 0])):
+        cosine = torch.nn.functional.cosine_similarity(found.flatten(1), center.flatten(1))
         torch.testing.assert_close(cosine, torch.full((2,), 0.98), atol=0.03, rtol=0)
 
 
@@ -100,7 +100,7 @@ def test_the_config_has_arms_of_about_their_budgets():
     for name, arm in arms.items():
         budget = name.rpartition("_")[2]
         forwards, backwards = arm.select.runs if arm.select else (1, 0)
-        cost = arm.evaluations(config.task.steps, torch.tensor(forwards), torch.tensor(backwards)).item()
+        cost = arm.nfe(config.task.steps, torch.tensor(forwards), torch.tensor(backwards)).item()
         assert 0.9 * int(budget) <= cost <= 1.25 * int(budget) or name == "random_10"
     descriptions = [describe(arm) for arm in arms.values()]
     assert all(a != b for k, a in enumerate(descriptions) for b in descriptions[:k])

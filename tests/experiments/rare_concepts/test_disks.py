@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from experiments.config.errors import explain
 from experiments.cache import atomic as files
 from experiments.cache.atomic import CannotWrite
+from experiments.config.errors import explain
 from experiments.reporting.tables import log_to
 from tests.experiments.tiny_configs import NAO, PLAIN, carried_out, rare_concepts, tiny
 

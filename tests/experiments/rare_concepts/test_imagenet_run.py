@@ -8,8 +8,8 @@ import pytest
 
 from experiments.runtime.run_lock import enter
 from tests.commands import begun, composed
-from tests.pipelines import tiny_stable_diffusion
 from tests.fakes import imagenet_count_table, imagenet_tables, timm_folder
+from tests.pipelines import tiny_stable_diffusion
 
 
 @pytest.fixture(scope="module")

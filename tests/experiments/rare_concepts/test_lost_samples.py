@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.reporting.finite import NotFinite
+from experiments.reporting.finite import NonFiniteError
 from rnri import LatentDiffusion
 from tests.experiments.tiny_configs import COLOURS, NAO, PLAIN, SELECT, carried_out, rare_concepts, tiny, trainer
 
@@ -92,7 +92,7 @@ def test_an_arm_without_any_image_ends_the_run_and_is_named(tmp_path, kind, arm)
     arms = {arm: PLAIN if arm == "plain" else SELECT}
     task, own = rare_concepts(tmp_path, arms, model=partial(tiny, kind=kind)), trainer()
     task.prepare(own)
-    with pytest.raises(NotFinite, match=f"arm '{arm}': no image of 'cat', 'owl', 'fox' is finite"):
+    with pytest.raises(NonFiniteError, match=f"arm '{arm}': no image of 'cat', 'owl', 'fox' is finite"):
         task.run(own)
     assert not list(Path(task.run_dir).rglob("*/results.json")) and task.units(arm, arms[arm]).empty()
 

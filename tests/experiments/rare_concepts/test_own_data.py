@@ -28,10 +28,10 @@ def files(tmp_path):
     for name, (prediction, size) in CHECKPOINTS.items():
         tiny_stable_diffusion(prediction, unet={"sample_size": size}).save_pretrained(tmp_path / name)
     for kind in ("references", "real"):
-        for name, colour in COLOURS.items():
+        for name, color in COLOURS.items():
             (tmp_path / kind / name).mkdir(parents=True)
             for k in range(2):
-                Image.new("RGB", (20 + k, 20), colour).save(tmp_path / kind / name / f"{k}.png")
+                Image.new("RGB", (20 + k, 20), color).save(tmp_path / kind / name / f"{k}.png")
     (tmp_path / "counts.tsv").write_text("tiger cat\t3\npayphone\t5000000\n")
     network = timm.create_model("resnet10t", num_classes=2)
     Classifier(network, list(COLOURS), 32, (0.5,) * 3, (0.5,) * 3).save(tmp_path / "classifier", "resnet10t")

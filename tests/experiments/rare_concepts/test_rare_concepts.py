@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import train
 from experiments.rare_concepts.scoring import judge
-from tools.inspect_wandb import describe, records
 from rnri import LatentDiffusion
 from tests.commands import carried_out, command, composed, forked
 from tests.experiments import tiny_configs as small
+from tools.inspect_wandb import describe, records
 
 FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
 
@@ -75,8 +75,8 @@ def test_samples_tell_of_every_image(run):
     samples = pd.read_parquet(run[0] / "samples.parquet")
     assert len(samples) == 5 * 3 * 2
     assert samples["sample"].nunique() == 6
-    optimised = samples[samples["method"] != "plain"]
-    assert (optimised["loss"] <= optimised["initial_loss"]).all()
+    optimized = samples[samples["method"] != "plain"]
+    assert (optimized["loss"] <= optimized["initial_loss"]).all()
 
 
 def test_a_second_run_computes_nothing_again(run):
@@ -114,7 +114,7 @@ def test_a_damaged_unit_is_computed_again_to_the_same_images(run):
     start = unit.read_bytes()[:100]
     unit.unlink()  # the old file stays mapped behind `images`
     unit.write_bytes(start)
-    # alone in its batch now, where it had neighbours before
+    # alone in its batch now, where it had neighbors before
     carried_out("experiment=rare_concepts", f"run_dir={folder}", *FAST)
     difference = (load_file(unit)["images"].int() - images.int()).abs()
     assert difference.max() <= 1  # of 255: rounding, when float sums are taken in another order

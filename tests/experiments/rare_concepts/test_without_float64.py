@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from nao import norm_penalty, path_seeds
-from rnri import ImplicitInverter, RNRIMeanSign, accelerated
+from rnri import ImplicitInverter, RNRIMeanSign, anderson_inverter
 from seedselect import SeedSelect
 from tests.devices import DEVICE, OnDevice, StandIn, stand_in
 from tests.experiments.tiny_configs import NAO, PLAIN, SELECT, carried_out, rare_concepts
@@ -46,12 +46,12 @@ def strategy() -> SingleDeviceStrategy:
     return SingleDeviceStrategy(DEVICE, accelerator=StandIn())
 
 
-OURS = replace(NAO, guidance=3.0, inverter=accelerated())
+OURS = replace(NAO, guidance=3.0, inverter=anderson_inverter())
 PAPERS = replace(
     SELECT,
     guidance=2.0,
     inverter=ImplicitInverter(RNRIMeanSign(1)),
-    initialise=path_seeds,
+    seed_init=path_seeds,
     select=SeedSelect(1, step_weights=(0.3, 0.7), norm="keep", penalty=norm_penalty, patience=1),
 )
 ARMS = {"plain": PLAIN, "ours": OURS, "papers": PAPERS}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.reporting.finite import NotFinite, are_finite, keep_finite, lost_as_nan, to_bytes
+from experiments.reporting.finite import NonFiniteError, is_finite, mask_nonfinite, select_finite, to_bytes
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 
@@ -28,17 +28,17 @@ def test_bytes_do_not_depend_on_the_dtype_of_exact_values(dtype):
 def test_what_is_not_finite_never_becomes_bytes(value):
     spoilt = images()
     spoilt[1, 0, 2, 3] = value
-    with pytest.raises(NotFinite, match="1 of 3 images are not finite, the first is image 1"):
+    with pytest.raises(NonFiniteError, match="1 of 3 images are not finite, the first is image 1"):
         to_bytes(spoilt)
-    kept, finite = keep_finite(spoilt)
+    kept, finite = select_finite(spoilt)
     assert finite.tolist() == [True, False, True]
     assert torch.equal(kept, to_bytes(images()[[0, 2]]))
-    assert are_finite(spoilt).tolist() == finite.tolist()
-    measured = lost_as_nan(spoilt)
+    assert is_finite(spoilt).tolist() == finite.tolist()
+    measured = mask_nonfinite(spoilt)
     assert measured[1].isnan().all() and torch.equal(measured[[0, 2]], images()[[0, 2]])
 
 
 def test_no_images_are_no_bytes():
     assert to_bytes(images(0)).shape == (0, 3, 4, 4)
-    kept, finite = keep_finite(torch.full((2, 3, 4, 4), torch.nan))
+    kept, finite = select_finite(torch.full((2, 3, 4, 4), torch.nan))
     assert kept.shape == (0, 3, 4, 4) and kept.dtype == torch.uint8 and not finite.any()

@@ -24,7 +24,7 @@ def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
     assert finished.returncode == 0, finished.stderr
     table = read_sweep(tmp_path, ["lam"])
     assert sorted(table["lam"].unique()) == [0, 0.5]
-    second = table[(table["method"] == "rnri") & (table["evaluations"] == 2)]
+    second = table[(table["method"] == "rnri") & (table["nfe"] == 2)]
     assert second["latent_mse"].nunique() == 2  # the prior's weight changes the seeds
     report = subprocess.run(
         [sys.executable, "-m", "experiments.reporting.sweep_report", str(tmp_path), "--keys", "lam"],
@@ -60,7 +60,7 @@ def test_a_sweep_over_two_keys_draws_a_line_for_each_value_of_the_second(tmp_pat
 
 @pytest.mark.parametrize(
     ("where", "said"),
-    [("bucket = 3", "columns are"), ("colour == 1", "columns are"), ("accuracy > 9", "none of the 16")],
+    [("bucket = 3", "columns are"), ("color == 1", "columns are"), ("accuracy > 9", "none of the 16")],
 )
 def test_a_condition_that_chooses_nothing_is_named(tmp_path, where, said):
     with pytest.raises(ValueError, match=said):

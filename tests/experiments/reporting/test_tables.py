@@ -10,9 +10,9 @@ import timm
 import torch
 from matplotlib import pyplot as plt
 
+from experiments.cache.key import describe
 from experiments.evaluation.classifier import Classifier, load_classifier
 from experiments.reporting import tables
-from experiments.cache.key import describe
 from rnri import FixedPoint, ImplicitInverter
 
 
@@ -102,7 +102,7 @@ def test_names_are_text_whatever_signs_they_hold(tmp_path):
     assert tables.markdown_table([{"method": "a|b"}], {"method": "method"}).splitlines()[-1] == r"| a\|b |"
 
 
-def test_logarithmic_axes_are_labelled_in_plain_numbers(tmp_path):
+def test_logarithmic_axes_are_labeled_in_plain_numbers(tmp_path):
     for scale in ({"value": "log"}, {"value": "symlog", "linthresh": 1e-4}):
         figure, axis = plt.subplots()
         axis.plot([1e-3, 1e-1, 20], [1e-3, 1, 1e3])

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from experiments.runtime.watchdog import keep_company
-from experiments.config.errors import refuse
-from experiments.runtime.distributed import wait_long
-from experiments.runtime.progress import Progress
 from experiments.cache.store import UnitStore
-from experiments.runtime.unit_queue import ProcessLost, Work, carry_out
+from experiments.config.errors import refuse
+from experiments.runtime.distributed import set_process_group_timeout
+from experiments.runtime.progress import Progress
+from experiments.runtime.unit_queue import PeerDied, Work, carry_out
+from experiments.runtime.watchdog import install_watchdogs
 
 UNITS, SLOW = 30, 1.0
 
@@ -53,9 +53,9 @@ def run(folder: Path, pause: float, **options: object) -> None:
 
 
 if __name__ == "__main__":
-    keep_company()
-    wait_long()
+    install_watchdogs()
+    set_process_group_timeout()
     try:
         run(Path(sys.argv[1]), SLOW, devices=2, strategy="ddp")
-    except ProcessLost as error:
+    except PeerDied as error:
         refuse(str(error))

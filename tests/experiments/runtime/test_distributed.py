@@ -15,11 +15,11 @@ from experiments.runtime.distributed import (
     COUNTS,
     PATIENCE,
     Launch,
+    apply_launcher_topology,
     check_launch,
     environments,
-    follow_launcher,
     launch,
-    wait_long,
+    set_process_group_timeout,
 )
 from experiments.runtime.loggers import check_account, resume, silence_tips
 
@@ -93,7 +93,7 @@ def test_steps_of_a_job_meet_at_places_of_their_own(alone, environment, address)
         for name in PLACES:
             alone.delenv(name, raising=False)
         start(alone, environment | {"SLURM_STEP_ID": step})
-        follow_launcher(flags())
+        apply_launcher_topology(flags())
         (found,) = environments()
         assert isinstance(found, SLURMEnvironment) and found.main_address == address
         ports.add(found.main_port)
@@ -105,14 +105,14 @@ def test_a_first_node_without_an_address_is_said_at_once(alone):
     with pytest.raises(
         ValueError, match=r"MASTER_ADDR=no-such-node\.invalid, the first node of .* has no address here"
     ):
-        follow_launcher(flags())
+        apply_launcher_topology(flags())
 
 
 def test_lightning_follows_a_step_whatever_the_job_is_called_and_however_many_tasks_it_asked_for(alone):
     start(alone, ONE_NODE | {"SLURM_JOB_NAME": "interactive", "SLURM_NTASKS_PER_NODE": "8", "SLURM_PROCID": "1"})
     options = flags(accelerator="cpu", logger=False)
-    follow_launcher(options)
-    wait_long()
+    apply_launcher_topology(options)
+    set_process_group_timeout()
     trainer = Trainer(**options, plugins=environments())
     check_launch(trainer)
     found = trainer.strategy.cluster_environment
@@ -149,38 +149,38 @@ def test_slurms_tasks_without_srun_are_said(environment, said):
 def test_default_flags_follow_the_launcher(alone, environment):
     start(alone, environment)
     trainer = flags()
-    follow_launcher(trainer)
+    apply_launcher_topology(trainer)
     assert dict(trainer) == {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
 
 
 def test_flags_that_are_given_stay(alone):
     start(alone, TORCHRUN)
     trainer = flags(devices=4, strategy="ddp")
-    follow_launcher(trainer)
+    apply_launcher_topology(trainer)
     assert trainer == flags(devices=4, strategy="ddp")
     with pytest.raises(ValueError, match=r"torchrun started 2 processes on each of 2 nodes, but trainer\.devices=1"):
         check_launch(Trainer(accelerator="cpu", logger=False))
     with pytest.raises(ValueError, match=r"torchrun started this process, and trainer\.strategy=ddp_spawn"):
-        follow_launcher(flags(devices=2, strategy="ddp_spawn"))
+        apply_launcher_topology(flags(devices=2, strategy="ddp_spawn"))
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
 def test_processes_of_other_launchers_do_not_work_side_by_side(alone, name):
     alone.setenv(name, "2")
     with pytest.raises(ValueError, match=f"{name}=2, but each process would do all the work"):
-        follow_launcher(flags())
-    follow_launcher(flags(devices=2, strategy="ddp"))  # as a process that Lightning started sees it
+        apply_launcher_topology(flags())
+    apply_launcher_topology(flags(devices=2, strategy="ddp"))  # as a process that Lightning started sees it
 
 
 def test_a_process_alone_stays_alone(alone):
     trainer = flags()
-    follow_launcher(trainer)
+    apply_launcher_topology(trainer)
     assert trainer == flags()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "auto"])
 def test_processes_wait_for_one_another_longer_than_loading_can_be_uneven(alone, strategy, monkeypatch):
-    wait_long()
+    set_process_group_timeout()
     trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
     assert isinstance(trainer.strategy, DDPStrategy)
     asked = {}
@@ -245,10 +245,10 @@ def test_a_run_is_named_by_its_experiment_and_in_a_sweep_by_its_values(monkeypat
     monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
     assert wandb_of().name == "budget" and len(wandb_of().id) == 8
     values = tmp_path / "config-abc.yaml"
-    save_config_file_from_dict(str(values), {"lam": {"value": 0.1}, "initialise.typical": {"value": False}})  # agent's
+    save_config_file_from_dict(str(values), {"lam": {"value": 0.1}, "seed_init.typical": {"value": False}})  # agent's
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(values))
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert wandb_of().name == "lam=0.1,initialise.typical=False" and wandb_of().id is None
+    assert wandb_of().name == "lam=0.1,seed_init.typical=False" and wandb_of().id is None
 
 
 def test_the_kind_of_a_run_is_its_arms_as_far_as_they_fit():

@@ -11,7 +11,7 @@ from tests.commands import command
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
 
-SETTING = "{_target_:experiments.inversion.jobs.Setting,steps:2,evaluations:1}"
+SETTING = "{_target_:experiments.inversion.jobs.Setting,steps:2,nfe:1}"
 
 
 def swept(launcher: str, folder: Path) -> subprocess.CompletedProcess:

@@ -7,7 +7,7 @@ import pytest
 from torch.multiprocessing import ProcessRaisedException
 
 from experiments.cache.atomic import CannotWrite
-from experiments.reporting.finite import NotFinite
+from experiments.reporting.finite import NonFiniteError
 from experiments.runtime.unit_queue import carry_out
 
 
@@ -34,7 +34,7 @@ def unfinished():
     )
 
 
-@pytest.mark.parametrize("error", [NotFinite("arm 'x': no image is finite."), CannotWrite("the disk is full.")])
+@pytest.mark.parametrize("error", [NonFiniteError("arm 'x': no image is finite."), CannotWrite("the disk is full.")])
 def test_a_sentence_of_a_started_process_is_that_of_the_run(error):
     with pytest.raises(type(error), match=f"^{error}$"):
         carry_out(Spawned(error), unfinished())

@@ -11,11 +11,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from experiments.runtime.leases import Claims
+from experiments.cache.store import UnitStore
+from experiments.runtime.leases import LeaseManager
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running
-from experiments.cache.store import UnitStore
-from experiments.runtime.unit_queue import ProcessLost, Stopped, Work, carry_out
+from experiments.runtime.unit_queue import PeerDied, Stopped, Work, carry_out
 from tests.experiments import tiny_configs as small
 
 
@@ -57,7 +57,7 @@ def test_every_unit_is_made_once_and_none_ahead_of_its_turn(tmp_path):
     work.trainer = small.trainer()
     for unit in iter(work.predict_dataloader()):
         taken.append(unit)
-        assert Claims(work.claims).holder(work.claim("9")) is None or unit == "9"
+        assert LeaseManager(work.claims).holder(work.claim("9")) is None or unit == "9"
         work.store.write(unit, {"x": torch.zeros(1)}, {})
     assert taken == ["8", "9"]
 
@@ -106,7 +106,7 @@ def test_a_run_that_is_told_to_end_does_so_at_once_and_its_values_go_on_with_the
 
 
 def test_a_unit_that_another_holds_is_waited_for(tmp_path):
-    other, work = Claims(tmp_path / "claims"), Numbers(tmp_path)
+    other, work = LeaseManager(tmp_path / "claims"), Numbers(tmp_path)
     assert other.take(work.claim("2"))
 
     def finish():
@@ -121,7 +121,7 @@ def test_a_unit_that_another_holds_is_waited_for(tmp_path):
 
 
 def test_a_unit_whose_holder_gave_up_is_taken_over(tmp_path):
-    other, work = Claims(tmp_path / "claims"), Numbers(tmp_path)
+    other, work = LeaseManager(tmp_path / "claims"), Numbers(tmp_path)
     assert other.take(work.claim("2"))
     timer = threading.Timer(1.0, other.close)
     timer.start()
@@ -149,7 +149,7 @@ def test_a_lost_process_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "predict", lost)
     monkeypatch.setattr(type(trainer), "world_size", 2)
     monkeypatch.setattr(trainer.strategy, "cluster_environment", None, raising=False)
-    with pytest.raises(ProcessLost, match=r"another process of this run has ended: run the same command again"):
+    with pytest.raises(PeerDied, match=r"another process of this run has ended: run the same command again"):
         carry_out_launched(trainer, work)
 
 

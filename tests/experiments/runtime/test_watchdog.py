@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-from experiments.runtime import watchdog as company
-from experiments.runtime.watchdog import FIRST, keep_company
 from experiments.cache.store import UnitStore
+from experiments.runtime import watchdog as company
+from experiments.runtime.watchdog import FIRST, install_watchdogs
 from tests.experiments.runtime import pair
 from tools.chaos import Run
 
@@ -48,7 +48,7 @@ def scontrol(folder, monkeypatch, code: str) -> None:
 )
 def test_sigusr1_asks_slurm_once_to_queue_the_job_again(job, tmp_path, capfd, code, said):
     scontrol(tmp_path, job, code)
-    keep_company()
+    install_watchdogs()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert said in capfd.readouterr().err
     job.setattr(company.rank_zero_only, "rank", 1)  # the first process asks for all
@@ -57,7 +57,7 @@ def test_sigusr1_asks_slurm_once_to_queue_the_job_again(job, tmp_path, capfd, co
 
 
 def test_without_scontrol_that_is_said(job, tmp_path, capfd):
-    keep_company()
+    install_watchdogs()
     job.setenv("PATH", str(tmp_path))
     os.kill(os.getpid(), signal.SIGUSR1)
     assert "job 17 cannot be queued again (" in capfd.readouterr().err
@@ -72,7 +72,7 @@ def test_a_job_of_an_array_is_named_by_both_its_numbers():
 def test_elsewhere_the_signal_is_left_alone(job):
     before = signal.getsignal(signal.SIGUSR1)
     job.delenv("SLURM_JOB_ID")
-    keep_company()
+    install_watchdogs()
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
@@ -86,14 +86,14 @@ def test_a_process_of_torchrun_ends_where_torchrun_has_ended(job, capfd):
     with socket.create_server(("127.0.0.1", 0)) as store:
         job.setenv("MASTER_ADDR", "127.0.0.1")
         job.setenv("MASTER_PORT", str(store.getsockname()[1]))
-        keep_company()
+        install_watchdogs()
         assert ended.wait(5) and f"error: {company.DIED}" in capfd.readouterr().err
     with pytest.raises(ValueError, match="another process of this run has ended"):  # it ended while programs loaded
-        keep_company()
+        install_watchdogs()
 
 
 def test_lightnings_end_of_all_processes_is_said_and_nothing_else_of_its_details(job, capfd):
-    keep_company()
+    install_watchdogs()
     child = SimpleNamespace(pid=5, returncode=-9, poll=lambda: -9)
     observer, ended = _ChildProcessObserver(main_pid=4, child_processes=[child]), []
     job.setattr(observer, "_terminate_all", lambda: ended.append(True))

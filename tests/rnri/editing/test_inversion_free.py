@@ -5,9 +5,9 @@ import torch
 
 import rnri
 from rnri import NoisePredictor, Schedule
+from rnri.editing import Editor, FlowEdit, PseudoGuidance
 from rnri.methods import EditFriendly
 from rnri.methods.edit_friendly_ddpm import diffused, draw_noise
-from rnri.editing import Editor, FlowEdit, PseudoGuidance
 from tests.problems import flow_schedule, function_predictor, schedule, wavy
 
 

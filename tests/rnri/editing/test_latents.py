@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import rnri
-from rnri.methods import EDICT, DirectInversion, EditFriendly
 from rnri.editing import Injection, PromptToPrompt, attention_edit, edit, edit_latents
+from rnri.methods import EDICT, DirectInversion, EditFriendly
 from tests.pipelines import tiny_sd3, tiny_stable_diffusion
 from tests.rnri.editing.test_edit import STEPS, Seeds
 

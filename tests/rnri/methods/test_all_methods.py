@@ -47,7 +47,7 @@ def test_exact_methods_round_trip_on_gaussian_data(method, steps):
     denoiser, z0 = gaussian(batch=3)
     predictor = NoisePredictor(denoiser)
     inversion = method.invert(z0, predictor, schedule(steps))
-    assert inversion.converged.all() and not inversion.single_latent and inversion.residual.isnan().all()
+    assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     again = method.reconstruct(inversion, predictor, schedule(steps))
     torch.testing.assert_close(again, z0, rtol=0, atol=1e-6 if method == BDIA(gamma=0.5) else 1e-9)
 
@@ -71,7 +71,7 @@ def test_an_image_alone_and_in_a_batch(exact_model, method):
         alone = method.invert(z0[i : i + 1], predictor, steps)
         torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(images[i], method.reconstruct(alone, predictor, steps)[0], rtol=1e-6, atol=1e-6)
-        assert torch.equal(together.evaluations[:, i], alone.evaluations[:, 0])
+        assert torch.equal(together.nfe[:, i], alone.nfe[:, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -91,9 +91,9 @@ def test_every_dtype_of_the_network(method, dtype):
 def test_counts_are_the_predictors(model, method):
     predictor, walked = model.predictor(["a cat", "dog", "x"], 3.0), []
     inversion = method.invert(latents(), predictor, model.schedule(4), lambda k, z: walked.append((k, z.shape)))
-    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    assert inversion.nfe.sum() == predictor.forward_evaluations
     assert inversion.backward.sum() == predictor.backward_evaluations
-    assert inversion.evaluations.shape == (4, 3)
+    assert inversion.nfe.shape == (4, 3)
     assert walked == ([] if isinstance(method, SDEdit) else [(k, (3, *LATENT_SHAPE)) for k in range(4)])
 
 
@@ -104,7 +104,7 @@ def test_counts_are_the_predictors(model, method):
 )
 def test_what_must_be_stored(model, method, elements):
     inversion = method.invert(latents(), model.predictor(["a", "b", "c"], 2.0), model.schedule(6))
-    assert inversion.extra_bytes == elements * 8 * torch.Size(LATENT_SHAPE).numel()
+    assert inversion.aux_bytes == elements * 8 * torch.Size(LATENT_SHAPE).numel()
 
 
 @pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
@@ -146,10 +146,10 @@ def test_negative_prompt_cancels_guidance(model):
     prompts = ["a cat", "dog", "x"]
     guided, plain = model.predictor(prompts, 7.5), model.predictor(prompts)
     method = NegativePrompt()
-    cancelled = method.reconstruct(method.invert(z0, guided, steps), guided, steps)
+    canceled = method.reconstruct(method.invert(z0, guided, steps), guided, steps)
     ddim = ImplicitInverter(FixedPoint(1))
     expected = ddim.reconstruct(ddim.invert(z0, plain, steps), plain, steps)
-    torch.testing.assert_close(cancelled, expected)
+    torch.testing.assert_close(canceled, expected)
     source = guided.with_negative(guided.denoiser.positive)
     inversion = method.invert(z0, guided, steps)
     assert inversion.residual.isnan().all()  # it solves another equation than the guided one
@@ -181,7 +181,7 @@ def test_null_text_stops_by_sample(model):
     predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(4)
     z0 = latents()
     easy = NullText(iterations=8, threshold=1e9).invert(z0, predictor, steps)
-    assert (easy.evaluations == 1 + 1 + 1 + 1).all() and (easy.backward == 1).all()
+    assert (easy.nfe == 1 + 1 + 1 + 1).all() and (easy.backward == 1).all()
 
 
 def test_null_text_of_a_spoilt_sample_leaves_the_others_as_they_are(model):
@@ -232,8 +232,8 @@ def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
     inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=3e-6), "fitted")
     method, path = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations), []
     inversion = method.invert(z0, predictor, steps, lambda k, z: path.append((k, z)))
-    assert inversion.evaluations.shape == (10, 3) and [k for k, _ in path] == list(range(10))
-    assert inversion.evaluations.sum() == predictor.forward_evaluations
+    assert inversion.nfe.shape == (10, 3) and [k for k, _ in path] == list(range(10))
+    assert inversion.nfe.sum() == predictor.forward_evaluations
     again = method.reconstruct(inversion, predictor, steps)
     assert inversion.converged.all()
     torch.testing.assert_close(again, inversion.z0, rtol=0, atol=2e-3)
@@ -249,7 +249,7 @@ def test_reuse_changes_the_work_not_the_latent(model):
         found[reuse] = PromptAware(inner, reuse=reuse).invert(z0, predictor, steps)
     torch.testing.assert_close(found[True].z0, found[False].z0)
     torch.testing.assert_close(found[True].seed, found[False].seed, rtol=0, atol=1e-3)
-    assert (found[True].evaluations.sum(0) < found[False].evaluations.sum(0)).all()
+    assert (found[True].nfe.sum(0) < found[False].nfe.sum(0)).all()
 
 
 def test_reuse_needs_a_seed_and_steps_to_go_on(model):

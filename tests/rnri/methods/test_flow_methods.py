@@ -44,7 +44,7 @@ def test_uni_inv_by_hand():
     found = UniInv().invert(scalar(1.0), *by_hand(seen))
     # y = 1 at 0; guess 1.4, y = 1.8, z = 1.72; guess 1.72 + 0.4 * 1.8 = 2.44, y = 3.24, z = 1.72 + 0.4 * 3.24
     assert found.seed.item() == pytest.approx(3.016, rel=1e-12)
-    assert seen == [0, 400, 800] and found.evaluations.tolist() == [[2], [1]]
+    assert seen == [0, 400, 800] and found.nfe.tolist() == [[2], [1]]
 
 
 def test_rf_solver_by_hand():
@@ -65,7 +65,7 @@ def test_fireflow_by_hand():
     found = method.invert(scalar(1.0), predictor, steps)
     # p = 1, middle 1.2, v = 1.4, z = 1.56; middle 1.56 + 0.2 * 1.4 = 1.84, v = 2.44, z = 1.56 + 0.4 * 2.44
     assert found.seed.item() == pytest.approx(2.536, rel=1e-12)
-    assert seen == pytest.approx([0, 200, 600]) and found.evaluations.tolist() == [[2], [1]]
+    assert seen == pytest.approx([0, 200, 600]) and found.nfe.tolist() == [[2], [1]]
     first = 2.536 - 0.2 * (2.536 + 0.8) + 0.6
     z = 2.536 - 0.4 * first
     second = z - 0.2 * first + 0.2
@@ -82,7 +82,7 @@ def test_rf_inversion_by_hand():
     first = 1 + 0.4 * (0.5 * 1 + 0.5 * (y1 - 1))
     second = first + 0.4 * (0.5 * (first + 0.4) + 0.5 * (y1 - first) / 0.6)
     assert found.seed.item() == pytest.approx(second, rel=1e-12)
-    assert seen == [0, 400] and found.evaluations.tolist() == [[1], [1]]
+    assert seen == [0, 400] and found.nfe.tolist() == [[1], [1]]
     z = second - 0.4 * (0.1 * (second + 0.8) + 0.9 * (second - 1) / 0.8)  # the first of two steps is controlled
     z = z - 0.4 * (z + 0.4)
     assert method.reconstruct(found, predictor, steps).item() == pytest.approx(z, rel=1e-12)
@@ -158,8 +158,8 @@ def test_the_inverse_of_midpoint_is_exact(steps, shift):
     spent = predictor.forward_evaluations
     again = EXACT.reconstruct(found, predictor, schedule)
     torch.testing.assert_close(again, z0, rtol=0, atol=1e-10)
-    assert found.converged.all() and not found.single_latent and found.residual.isnan().all()
-    assert found.evaluations.sum() == spent and predictor.forward_evaluations - spent == 2 * 2 * steps
+    assert found.converged.all() and not found.seed_only and found.residual.isnan().all()
+    assert found.nfe.sum() == spent and predictor.forward_evaluations - spent == 2 * 2 * steps
 
 
 def test_the_midpoint_sampler_is_differentiable():
@@ -178,7 +178,7 @@ def test_an_image_alone_and_in_a_batch_and_counts_are_the_network_s(method):
     schedule, predictor, seen = flow_schedule(5, 3.0), NoisePredictor(denoiser), []
     together = method.invert(z0, predictor, schedule, lambda k, z: seen.append((k, z)))
     assert [k for k, _ in seen] == list(range(5)) and torch.equal(seen[-1][1], together.seed)
-    assert together.evaluations.sum().item() == predictor.forward_evaluations
+    assert together.nfe.sum().item() == predictor.forward_evaluations
     images = method.reconstruct(together, predictor, schedule)
     for i in range(3):
         own = predictor.select(torch.tensor([i]))
@@ -231,7 +231,7 @@ def test_of_another_samplers_inversion_the_seed_is_a_start_for_eulers(inverter):
     predictor, steps = NoisePredictor(denoiser), flow_schedule(4)
     own = inverter.invert(z0, predictor, steps)
     found = SeedOnly(inverter).invert(z0, predictor, steps)
-    assert torch.equal(found.seed, own.seed) and found.single_latent and not found.converged.any()
+    assert torch.equal(found.seed, own.seed) and found.seed_only and not found.converged.any()
     again = SeedOnly(inverter).reconstruct(found, predictor, steps)
     assert torch.equal(again, sample(own.seed, predictor, steps))
     assert not torch.allclose(again, inverter.reconstruct(own, predictor, steps))

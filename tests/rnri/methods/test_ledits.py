@@ -29,7 +29,7 @@ def test_round_trip_on_gaussian_data(steps, spacing):
     denoiser, z0 = gaussian(batch=3)
     predictor, levels = NoisePredictor(denoiser), Schedule.from_scheduler(scheduler(timestep_spacing=spacing), steps)
     inversion = LEditsPP().invert(z0, predictor, levels)
-    assert inversion.converged.all() and not inversion.single_latent and inversion.residual.isnan().all()
+    assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     assert inversion.extra["maps"].shape == (3, steps, *z0.shape[1:])
     again = LEditsPP().reconstruct(inversion, predictor, levels)
     torch.testing.assert_close(again, z0, rtol=0, atol=1e-6)  # diffusers' step passes through float32
@@ -40,8 +40,8 @@ def test_round_trip_through_a_network_with_guidance(dtype):
     model = LatentDiffusion(tiny_stable_diffusion("v_prediction").to(dtype))
     predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(6)
     inversion = LEditsPP().invert(latents(), predictor, steps)
-    assert inversion.seed.dtype == torch.float64 and inversion.evaluations.sum() == predictor.forward_evaluations
-    assert inversion.extra_bytes == 6 * 8 * torch.Size(LATENT_SHAPE).numel()
+    assert inversion.seed.dtype == torch.float64 and inversion.nfe.sum() == predictor.forward_evaluations
+    assert inversion.aux_bytes == 6 * 8 * torch.Size(LATENT_SHAPE).numel()
     again = LEditsPP().reconstruct(inversion, predictor, steps)
     torch.testing.assert_close(again.float(), latents(), rtol=0, atol=1e-4)
 

@@ -90,14 +90,14 @@ class Bent:
 def test_bdia_gamma_a_half():
     """z_1 = 0.8 + 0.6, then z_2 from 1 = (z_2 - 1.54) / 2 + 0.7, all at z_1's own label."""
     found = BDIA(gamma=0.5).invert(value(1), predictor(), STEPS)
-    close(found.extra["neighbour"], 1.4)
+    close(found.extra["perturb"], 1.4)
     close(found.seed, 2.14)
 
 
 def test_obelm():
     """sigma / alpha is 0, 3/4 and 4/3: 1 = (81/49) / 0.6 z_2 - (32/49) / 0.8 * 1.4 - 12/7 * 1.4."""
     found = OBELM().invert(value(1), predictor(), STEPS)
-    close(found.extra["neighbour"], 1.4)
+    close(found.extra["perturb"], 1.4)
     close(found.seed, 222.6 / 135)
 
 
@@ -107,7 +107,7 @@ def test_direct_inversion_stores_what_the_guided_sampler_misses():
     found = DirectInversion().invert(value(1), guided, STEPS)
     close(found.seed, 2.03)
     close(found.extra["offsets"], 1.4 - (2.03 - 0.35 * 2.06) / 0.75, 1 - (1.4 + 0.6 * 0.6) / 0.8)
-    assert found.evaluations.flatten().tolist() == [2, 2]
+    assert found.nfe.flatten().tolist() == [2, 2]
 
 
 def test_negative_prompt_is_ddim_without_guidance():
@@ -135,7 +135,7 @@ class TestNullText:
         found = self.found(iterations=1)
         close(found.seed, 1.4)
         close(found.extra["negative"], 2 - 0.01, 1.99 - 0.0099, atol=1e-8)
-        assert found.evaluations.flatten().tolist() == [4, 4] and found.backward.flatten().tolist() == [1, 1]
+        assert found.nfe.flatten().tolist() == [4, 4] and found.backward.flatten().tolist() == [1, 1]
 
     @pytest.mark.parametrize(("threshold", "backward"), [(0.59, [1, 1]), (0.57, [2, 1]), (0.2, [2, 2])])
     def test_it_stops_after_the_step_whose_loss_was_below_the_threshold(self, threshold, backward):

@@ -81,7 +81,7 @@ def test_negative_prompts_guide_away_from_each_samples_own():
 
 
 @pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
-def test_a_sample_does_not_depend_on_its_neighbours(make):
+def test_a_sample_does_not_depend_on_its_neighbors(make):
     model = LatentDiffusion(make())
     predictor, z = model.predictor(PROMPTS, 1.0), seeds().double()
     together = predictor(z, 600.0)

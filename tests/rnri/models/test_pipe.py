@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from rnri import LatentDiffusion, accelerated
+from rnri import LatentDiffusion, anderson_inverter
 from rnri.models.eval_mode import frozen
 from tests.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
@@ -43,7 +43,7 @@ def use(pipe) -> None:
     predictor, schedule = model.predictor(PROMPTS, 2.0), model.schedule(3)
     with torch.no_grad():
         images = model.decode(model.sample(model.noise([0, 1], 0), predictor, schedule))
-    inversion = accelerated().invert(model.encode(images), predictor, schedule)
+    inversion = anderson_inverter().invert(model.encode(images), predictor, schedule)
     seed = inversion.seed.float().requires_grad_()
     model.decode(model.sample(seed, predictor, schedule)).sum().backward()
 
@@ -223,4 +223,4 @@ def test_a_checkpoint_that_is_not_square():
     with torch.no_grad():
         images = model.decode(model.sample(model.noise([0, 1], 0), predictor, schedule))
     assert images.shape == (2, 3, 16, 24)
-    assert accelerated().invert(model.encode(images), predictor, schedule).seed.shape == (2, 4, 8, 12)
+    assert anderson_inverter().invert(model.encode(images), predictor, schedule).seed.shape == (2, 4, 8, 12)

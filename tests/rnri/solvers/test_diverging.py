@@ -54,7 +54,7 @@ def test_newton_finds_its_way_back():
     def f(z, _):  # Newton's first step on arctan z = 0 leads from 3 to -9.5
         return torch.where(z.abs() < 5, z - z.atan(), torch.nan)
 
-    solution = NewtonKrylov(60, 1e-8, krylov=1)(problem(f, torch.zeros_like(START), b=1.0), 3 * START)
+    solution = NewtonKrylov(60, 1e-8, krylov_dim=1)(problem(f, torch.zeros_like(START), b=1.0), 3 * START)
     assert solution.converged.all() and solution.z.abs().max() < 1e-7
 
 

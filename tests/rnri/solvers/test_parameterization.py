@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rnri import FixedPoint, ImplicitInverter, NoisePredictor, SafeguardedAnderson, Schedule, accelerated, sample
-from rnri.solvers.parameterization import relaxation
+from rnri import FixedPoint, ImplicitInverter, NoisePredictor, SafeguardedAnderson, Schedule, anderson_inverter, sample
 from rnri.solvers.implicit import ImplicitStep, mean_absolute
+from rnri.solvers.parameterization import relaxation
 from tests.problems import flow_schedule, gaussian, schedule, scheduler, velocity
 
 KINDS = {"noise": (gaussian, schedule(20)), "velocity": (velocity, flow_schedule(20))}
@@ -84,7 +84,7 @@ def test_the_form_changes_the_way_there():
 def test_a_sample_is_alone_in_every_form():
     denoiser, z0 = gaussian(3)
     for form in FORMS:
-        inverter = replace(accelerated(3), form=form)
+        inverter = replace(anderson_inverter(3), form=form)
         together = inverter.invert(z0, NoisePredictor(denoiser), schedule(10)).seed
         rows = torch.tensor([1])
         alone = inverter.invert(z0[rows], NoisePredictor(denoiser.select(rows)), schedule(10)).seed

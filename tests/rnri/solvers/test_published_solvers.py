@@ -7,7 +7,7 @@ import torch
 
 from rnri import GNRI, ForwardStep, ImplicitInverter, ImplicitStep, ReNoise, RNRIMeanSign, RNRISign
 from rnri.solvers.implicit import SampleCounts
-from rnri.solvers.renoise import published_correlation, published_divergence, published_regulariser
+from rnri.solvers.renoise import published_correlation, published_divergence, published_regularizer
 from tests.problems import function_predictor, schedule, wavy
 
 
@@ -36,13 +36,13 @@ def test_renoise_goes_on_from_its_last_value_and_ends_in_the_mean():
 
 
 @pytest.mark.parametrize(
-    ("timestep", "evaluations", "averaged"),
+    ("timestep", "nfe", "averaged"),
     [(500, 10, (8, 9)), (250, 10, (8, 9)), (249, 6, (0, 1, 2, 3, 4)), (1, 6, (0, 1, 2, 3, 4))],
 )
-def test_renoise_has_the_authors_windows(timestep, evaluations, averaged):
+def test_renoise_has_the_authors_windows(timestep, nfe, averaged):
     problem, seen = halving(timestep)
     solution = ReNoise(tolerance=0)(problem, scalar(1.0))
-    assert len(seen) == evaluations == solution.evaluations.item()
+    assert len(seen) == nfe == solution.nfe.item()
     values = [(-0.5) ** (k + 1) for k in averaged]
     assert solution.z.item() == pytest.approx(sum(values) / len(values), rel=1e-12)
 
@@ -74,7 +74,7 @@ def test_published_correlation_by_hand():
     assert published_correlation(torch.ones(1, 1, 16, 16).double(), torch.Generator().manual_seed(0)).item() == 4
 
 
-def test_the_published_regulariser_takes_its_losses_in_turn():
+def test_the_published_regularizer_takes_its_losses_in_turn():
     x = torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     reference = torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weights = ReNoise(rounds=1, kl_weight=0.1, correlation_weight=2.0)
@@ -85,14 +85,14 @@ def test_the_published_regulariser_takes_its_losses_in_turn():
     for _ in range(5):
         (slope,) = torch.autograd.grad(published_correlation(expected, generator).sum(), expected)
         expected = (expected.detach() - 2.0 * slope / 5).requires_grad_()
-    found = published_regulariser(x, reference, weights, torch.Generator().manual_seed(7))
+    found = published_regularizer(x, reference, weights, torch.Generator().manual_seed(7))
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("regulariser", ["published", "gentle"])
-def test_regularised_renoise_treats_each_image_alone(regulariser):
+@pytest.mark.parametrize("regularizer", ["published", "gentle"])
+def test_regularized_renoise_treats_each_image_alone(regularizer):
     z_s = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    solver = ReNoise(iterations=5, rounds=2, average_from=1, tolerance=0, regulariser=regulariser)
+    solver = ReNoise(iterations=5, rounds=2, average_from=1, tolerance=0, regularizer=regularizer)
     inverter, steps = ImplicitInverter(solver), schedule(4)
     together = inverter.invert(z_s, function_predictor(wavy, 3), steps)
     alone = inverter.invert(z_s[:1], function_predictor(wavy, 1), steps)
@@ -155,7 +155,7 @@ def test_gnri_is_eq_8_with_the_prior_of_the_clean_latent():
     step = (1.5 + 0.1 * 0.2**2 / 1.28) / (1.5 - 0.1 * 0.2 / 0.64 + 1e-6)
     solution = GNRI(1, 0, keep_best=False)(problem, scalar(1.0))
     assert solution.z.item() == pytest.approx(1 - step, rel=1e-12)
-    assert seen == [1] and solution.evaluations.item() == solution.backward.item() == 1
+    assert seen == [1] and solution.nfe.item() == solution.backward.item() == 1
 
 
 def test_gnri_asks_for_the_clean_latent():

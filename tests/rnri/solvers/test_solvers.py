@@ -22,7 +22,7 @@ from rnri import (
     SafeguardedAnderson,
 )
 from rnri.solvers.implicit import SampleCounts
-from rnri.solvers.renoise import autocorrelation, gentle_regulariser, patch_divergence
+from rnri.solvers.renoise import autocorrelation, gentle_regularizer, patch_divergence
 from tests.problems import NONLINEAR, function_predictor, wavy
 
 
@@ -117,7 +117,7 @@ def test_the_best_evaluated_iterate_is_returned(solver):
     assert solution.residual[0] == pytest.approx(residuals[best].item())
     returned = seen[best] if solution.converged[0] else values[best]
     torch.testing.assert_close(solution.z, returned)
-    assert solution.evaluations[0] == len(seen)
+    assert solution.nfe[0] == len(seen)
 
 
 def test_evaluations_and_backward_of_the_newton_variants():
@@ -129,7 +129,7 @@ def test_evaluations_and_backward_of_the_newton_variants():
         (RNRISign(3, tolerance=0), 0),
     ]:
         solution = solver(problem(wavy, z_s), z_s)
-        assert solution.evaluations.tolist() == [3, 3] and solution.backward.tolist() == [backward] * 2
+        assert solution.nfe.tolist() == [3, 3] and solution.backward.tolist() == [backward] * 2
 
 
 def test_converged_samples_leave_the_batch():
@@ -141,16 +141,16 @@ def test_converged_samples_leave_the_batch():
 
     z_s = torch.ones(3, 1, 1, 2, dtype=torch.float64)
     solution = FixedPoint(8, tolerance=1e-6)(problem(network, z_s), z_s)
-    first = solution.evaluations[0].item()
+    first = solution.nfe[0].item()
     assert solution.converged.tolist() == [True, False, False] and first < 8
-    assert solution.evaluations.tolist() == [first, 8, 8]
+    assert solution.nfe.tolist() == [first, 8, 8]
     assert sizes == [3] * first + [2] * (8 - first)
 
 
 def test_solving_twice_counts_each_time_alone():
     once = problem(wavy, torch.ones(1, 1, 1, 2, dtype=torch.float64))
     solver = FixedPoint(3, tolerance=0)
-    assert [solver(once, once.z_s).evaluations.item() for _ in range(2)] == [3, 3]
+    assert [solver(once, once.z_s).nfe.item() for _ in range(2)] == [3, 3]
 
 
 def test_anderson_is_exact_on_a_linear_problem_in_n_steps():
@@ -163,7 +163,7 @@ def test_anderson_is_exact_on_a_linear_problem_in_n_steps():
         return torch.einsum("bij,bj->bi", chosen, z.flatten(1)).view_as(z)
 
     z_s = torch.randn(3, 1, 2, 2, dtype=torch.float64, generator=generator)
-    solution = Anderson(n + 2, tolerance=1e-8, memory=n, regularisation=1e-15)(problem(linear, z_s), z_s)
+    solution = Anderson(n + 2, tolerance=1e-8, memory=n, regularization=1e-15)(problem(linear, z_s), z_s)
     exact = torch.linalg.solve(torch.eye(n) - 0.5 * matrices, 0.8 * z_s.flatten(1))
     assert solution.converged.all()
     torch.testing.assert_close(solution.z.flatten(1), exact, rtol=0, atol=1e-6)
@@ -182,13 +182,13 @@ def test_anderson_with_full_memory_is_gmres_on_a_linear_problem(solver, k):
         return (z.flatten(1) @ matrix.T).view_as(z)
 
     options = {"growth": 100.0} if solver is SafeguardedAnderson else {"keep_best": False}
-    settings = solver(k + 1, tolerance=0, memory=k, regularisation=1e-15, **options)
+    settings = solver(k + 1, tolerance=0, memory=k, regularization=1e-15, **options)
     found = settings(problem(linear, z_s), z_s).z.flatten().numpy()
     f = 0.5 * matrix.numpy(), 0.8 * z_s.flatten().numpy()  # f(z) = f[0] z + f[1]
-    krylov, _ = scipy.sparse.linalg.gmres(
+    krylov_dim, _ = scipy.sparse.linalg.gmres(
         np.eye(n) - f[0], f[1], x0=z_s.flatten().numpy(), restart=k, maxiter=1, rtol=0, atol=0
     )
-    np.testing.assert_allclose(found, f[0] @ krylov + f[1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, f[0] @ krylov_dim + f[1], rtol=0, atol=1e-9)
 
 
 def test_anderson_with_memory_one_by_the_secant():
@@ -228,7 +228,7 @@ def test_a_step_that_changes_nothing_is_solved_at_once(kind):
     """``a = 1, b = 0``: the prior has no width, the cleaner latent is the solution."""
     still = problem(wavy, Z_S, a=1.0, b=0.0)
     solution = kind()(still, Z_S)
-    assert solution.converged.all() and torch.equal(solution.z, Z_S) and solution.evaluations.tolist() == [1]
+    assert solution.converged.all() and torch.equal(solution.z, Z_S) and solution.nfe.tolist() == [1]
 
 
 @pytest.mark.parametrize("kind", [RNRIPaper, RNRIMinimumNorm])
@@ -238,7 +238,7 @@ def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
     shifted = problem(lambda z, _: (z - 0.8 * z_s + 1) / 0.5, z_s)
     options = {"eta": 0.0} if kind is RNRIPaper else {}
     solution = kind(iterations=5, lam=0, **options)(shifted, z_s)
-    assert not solution.converged.any() and solution.evaluations.tolist() == [1]
+    assert not solution.converged.any() and solution.nfe.tolist() == [1]
     assert solution.residual.tolist() == [1.0] and torch.equal(solution.z, z_s + 1)
 
 
@@ -261,9 +261,9 @@ ROOT = two((0.8 - 0.32) / 0.98, (0.08 - 1.6) / 0.98)
 
 
 def test_newton_krylov_is_exact_on_a_linear_problem():
-    solution = NewtonKrylov(iterations=4, tolerance=1e-12, krylov=2)(problem(swapped, Z_S), Z_S)
+    solution = NewtonKrylov(iterations=4, tolerance=1e-12, krylov_dim=2)(problem(swapped, Z_S), Z_S)
     torch.testing.assert_close(solution.z, ROOT, rtol=0, atol=1e-12)
-    assert solution.converged.all() and solution.evaluations.tolist() == [4] and solution.backward.tolist() == [2]
+    assert solution.converged.all() and solution.nfe.tolist() == [4] and solution.backward.tolist() == [2]
 
 
 def test_newton_krylov_goes_half_way_where_it_got_worse():
@@ -274,7 +274,7 @@ def test_newton_krylov_goes_half_way_where_it_got_worse():
         seen.append(z.detach().clone())
         return -10 * torch.tanh(z)
 
-    solution = NewtonKrylov(iterations=40, tolerance=1e-10, krylov=1)(problem(steep, z_s), z_s)
+    solution = NewtonKrylov(iterations=40, tolerance=1e-10, krylov_dim=1)(problem(steep, z_s), z_s)
     assert solution.converged.all()
     evaluated = [z.item() for z in seen]
     assert abs(evaluated[3] - 1.6 + 5 * np.tanh(evaluated[3])) < 10
@@ -283,7 +283,7 @@ def test_newton_krylov_goes_half_way_where_it_got_worse():
 def test_newton_krylov_converges_quadratically():
     z_s = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     residuals = [
-        NewtonKrylov(iterations=1 + 19 * n, tolerance=0, krylov=18)(problem(wavy, z_s, b=0.4), z_s).residual.max()
+        NewtonKrylov(iterations=1 + 19 * n, tolerance=0, krylov_dim=18)(problem(wavy, z_s, b=0.4), z_s).residual.max()
         for n in range(4)
     ]
     assert (
@@ -363,34 +363,34 @@ def test_the_safeguard_rescues_where_anderson_fails():
     assert safe.converged.sum() > plain.converged.sum()
 
 
-def test_renoise_regularisation_moves_towards_white_noise():
+def test_renoise_regularization_moves_towards_white_noise():
     generator = torch.Generator().manual_seed(0)
     white = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=generator)
     reference = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=generator)
     smooth = torch.nn.functional.avg_pool2d(white, 3, 1, 1) * 1.5
     assert (autocorrelation(smooth) > 5 * autocorrelation(white)).all()
     assert torch.equal(patch_divergence(white, white), torch.zeros(2, dtype=torch.float64))
-    whiter = gentle_regulariser(smooth, reference, ReNoise(rounds=4, kl_weight=0), None)
+    whiter = gentle_regularizer(smooth, reference, ReNoise(rounds=4, kl_weight=0), None)
     assert (autocorrelation(whiter) < 0.9 * autocorrelation(smooth)).all()
-    nearer = gentle_regulariser(smooth, reference, ReNoise(rounds=4, correlation_weight=0), None)
+    nearer = gentle_regularizer(smooth, reference, ReNoise(rounds=4, correlation_weight=0), None)
     assert (patch_divergence(nearer, reference) < 0.99 * patch_divergence(smooth, reference)).all()
-    alone = gentle_regulariser(smooth[:1], reference[:1], ReNoise(rounds=4), None)
-    both = gentle_regulariser(smooth, reference, ReNoise(rounds=4), None)
+    alone = gentle_regularizer(smooth[:1], reference[:1], ReNoise(rounds=4), None)
+    both = gentle_regularizer(smooth, reference, ReNoise(rounds=4), None)
     torch.testing.assert_close(both[:1], alone, rtol=0, atol=1e-12)
 
 
 def test_renoise_counts_its_reference():
     z_s = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     solution = ReNoise(iterations=5, rounds=2, clean_from=1, tolerance=0)(problem(wavy, z_s), z_s)
-    assert solution.evaluations.tolist() == [5, 5] and solution.backward.tolist() == [0, 0]
+    assert solution.nfe.tolist() == [5, 5] and solution.backward.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("solver", [FixedPoint(), SafeguardedAnderson(), NewtonKrylov(krylov=1), RNRIPaper()])
+@pytest.mark.parametrize("solver", [FixedPoint(), SafeguardedAnderson(), NewtonKrylov(krylov_dim=1), RNRIPaper()])
 def test_limits_are_by_sample(solver):
     z_s = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tight = type(solver)(tolerance=0)
     together = tight(problem(wavy, z_s), z_s, torch.tensor([1, 5, 9]))
-    assert (together.evaluations <= torch.tensor([1, 5, 9])).all() and together.evaluations[0] == 1
+    assert (together.nfe <= torch.tensor([1, 5, 9])).all() and together.nfe[0] == 1
     for k, most in enumerate([1, 5, 9]):
         alone = tight(problem(lambda z, n, k=k: wavy(z, n + k), z_s[k : k + 1]), z_s[k : k + 1], torch.tensor([most]))
         torch.testing.assert_close(together.z[k], alone.z[0], rtol=1e-10, atol=1e-10)
@@ -401,7 +401,7 @@ def test_limits_are_by_sample(solver):
     [
         (lambda: SafeguardedAnderson(growth=0.5), "growth=0.5"),
         (lambda: SafeguardedAnderson(damping=1), "damping=1"),
-        (lambda: NewtonKrylov(krylov=0), "krylov=0"),
+        (lambda: NewtonKrylov(krylov_dim=0), "krylov_dim=0"),
         (lambda: ForwardStep(rate=0), "rate=0"),
         (lambda: ReNoise(keep_best=True), "keep_best"),
     ],

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from checked import Count, Name, Whole, dataclass
 from experiments.data.backgrounds import AUGMENTATIONS
 from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
 from experiments.data.images import Images, check_images, height_and_width, read_image
 from experiments.data.scan import image_files, list_folder, named_folders
+from rnri.validation import NonEmptyStr, dataclass
 
-LabelledPictures = Dataset[tuple[Tensor, int]]
+LabeledDataset = Dataset[tuple[Tensor, int]]
 """Pairs of a picture ``float32 [3, H, W]`` in [0, 1] and the index of its label."""
 
 
 @runtime_checkable
-class LabelledImages(Protocol):
+class LabeledImages(Protocol):
     """Where a judge's training takes its images from. :meth:`prepare` goes before everything else."""
 
     labels: list[str]
@@ -37,13 +38,13 @@ class LabelledImages(Protocol):
         """The labels that no image of these groups has."""
         ...
 
-    def pictures(self, groups: Sequence[str], changed: bool) -> LabelledPictures:
+    def pictures(self, groups: Sequence[str], changed: bool) -> LabeledDataset:
         """The images of some groups, for a training ``changed`` in ways that leave the label alone."""
         ...
 
 
 @dataclass
-class LabelledDrawings:
+class LabeledEmoji:
     """Every drawing of the embedded corpus.
 
     Args:
@@ -51,11 +52,11 @@ class LabelledDrawings:
         by: what a group is: a ``designer``, or a ``split`` (corpus, reference, fid).
     """
 
-    folder: Name
+    folder: NonEmptyStr
     by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
-    workers: Whole = field(init=False, default=0)  # all is in memory
+    workers: NonNegativeInt = field(init=False, default=0)  # all is in memory
 
     def prepare(self, image_size: int) -> None:
         check_corpus(self.folder)
@@ -68,7 +69,7 @@ class LabelledDrawings:
         shown = {row["concept"] for row in self._rows(groups)}
         return [label for label in self.labels if label not in shown]
 
-    def pictures(self, groups: Sequence[str], changed: bool) -> LabelledPictures:
+    def pictures(self, groups: Sequence[str], changed: bool) -> LabeledDataset:
         return AugmentedDrawings(self._drawings.only(self._rows(groups)), AUGMENTATIONS if changed else 1)
 
     def _rows(self, groups: Sequence[str]) -> list[dict]:
@@ -76,7 +77,7 @@ class LabelledDrawings:
 
 
 @dataclass
-class LabelledFolders:
+class LabeledFolders:
     """A user's folders of images, ``FOLDER/LABEL/*``; a group is such a folder of folders.
 
     Args:
@@ -86,9 +87,9 @@ class LabelledFolders:
         workers: processes that read images.
     """
 
-    folders: Mapping[str, Name]
-    size: Count | Sequence[Count] | None = None
-    workers: Whole = 0
+    folders: Mapping[str, NonEmptyStr]
+    size: PositiveInt | Sequence[PositiveInt] | None = None
+    workers: NonNegativeInt = 0
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
 
@@ -116,7 +117,7 @@ class LabelledFolders:
         named = named_folders(folder)
         return dict(zip(named, image_files(named.values(), loose=list_folder(folder).others), strict=True))
 
-    def pictures(self, groups: Sequence[str], changed: bool) -> LabelledPictures:
+    def pictures(self, groups: Sequence[str], changed: bool) -> LabeledDataset:
         shown = [
             (path, self.labels.index(label))
             for group in groups
