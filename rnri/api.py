@@ -93,7 +93,7 @@ def invert(
 
     ::
 
-        inversion = rnri.api(pipe, image, "a photo of a cat", steps=4)
+        inversion = rnri.invert(pipe, image, "a photo of a cat", steps=4)
         pipe.scheduler = rnri.scheduler_for(pipe)
         again = pipe(**inversion.call).images[0]
 

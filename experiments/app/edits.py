@@ -94,7 +94,7 @@ def invert_picture(
     """
     _check_prompt(prompt)
     with studio.lock:
-        inversion = rnri.api(
+        inversion = rnri.invert(
             studio.model.pipeline, picture, prompt, steps=studio.steps, guidance=studio.guidance, method=studio.method,
             callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, studio.steps),
         )  # fmt: skip

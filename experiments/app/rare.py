@@ -85,7 +85,7 @@ def _walk(studio: Studio, prompt: str, references: Sequence[Image.Image]) -> Ite
 def _beginning(studio: Studio, prompt: str, references: Sequence[Image.Image]) -> tuple[Tensor, Targets]:
     """The seed to begin with ``[1,C,h,w]``, and what it shall come to resemble."""
     model = studio.model
-    inversion = rnri.api(
+    inversion = rnri.invert(
         model.pipeline, list(references), prompt, steps=studio.steps, guidance=studio.guidance, method=studio.method
     )
     if not inversion.seed.isfinite().all():

@@ -48,7 +48,7 @@ def invert_several(studio: Studio, pictures: Sequence[Image.Image], prompts: Seq
     if not 2 <= len(pictures) <= MOST:
         raise ValueError(f"{len(pictures)} images: choose two to {MOST}.")
     with studio.lock:
-        inversion = rnri.api(
+        inversion = rnri.invert(
             studio.model.pipeline, list(pictures), list(prompts), steps=studio.steps, guidance=studio.guidance,
             method=studio.method,
         )  # fmt: skip

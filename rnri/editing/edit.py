@@ -101,7 +101,7 @@ def edit(
 
     ::
 
-        inversion = rnri.api(pipe, image, "a photo of a cat", steps=20)
+        inversion = rnri.invert(pipe, image, "a photo of a cat", steps=20)
         edited = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
     It is one call of ``pipe`` with the source's prompt and all edits in a batch, under ``rnri.scheduler_for``; each

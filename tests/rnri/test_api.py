@@ -80,7 +80,7 @@ def check_again(pipe, inversion):
 @pytest.mark.parametrize("name", PIPES)
 def test_a_plain_call_of_the_pipeline_returns_the_image(name):
     pipe = made(name)
-    inversion = rnri.api(pipe, pictures(), PROMPTS, steps=3, method=rnri.anderson_inverter(8, 1e-9))
+    inversion = rnri.invert(pipe, pictures(), PROMPTS, steps=3, method=rnri.anderson_inverter(8, 1e-9))
     assert inversion.latents.dtype == torch.float32
     check_again(pipe, inversion)
 
@@ -88,7 +88,7 @@ def test_a_plain_call_of_the_pipeline_returns_the_image(name):
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux dev"])
 def test_no_square_and_guidance(name):
     pipe, guidance = made(name), 2.0
-    inversion = rnri.api(
+    inversion = rnri.invert(
         pipe, pictures(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.anderson_inverter(8, 1e-9),
         negative_prompt="" if name == "flux dev" else ["fog", "rain"],
     )  # fmt: skip
@@ -123,9 +123,9 @@ def test_the_pipe_is_left_as_found(name, fails):
 
     if fails:
         with pytest.raises(KeyboardInterrupt):
-            rnri.api(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
+            rnri.invert(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
     else:
-        rnri.api(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
+        rnri.invert(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
     after = state(pipe)
     timesteps = before["scheduler"][2], after["scheduler"][2]
     assert torch.equal(*timesteps)
@@ -137,16 +137,16 @@ def test_pil_lists_and_tensors_are_the_same():
     pipe, values = tiny_stable_diffusion(), (pictures() * 255).round().byte()
     pil = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in values]
     tensors = values.float() / 255
-    seeds = [rnri.api(pipe, images, PROMPTS, steps=2).seed for images in (pil, tensors, list(tensors), tuple(pil))]
+    seeds = [rnri.invert(pipe, images, PROMPTS, steps=2).seed for images in (pil, tensors, list(tensors), tuple(pil))]
     for seed in seeds[1:]:
         torch.testing.assert_close(seed, seeds[0], rtol=0, atol=1e-6)
-    one = rnri.api(pipe, pil[0], PROMPTS[0], steps=2)
+    one = rnri.invert(pipe, pil[0], PROMPTS[0], steps=2)
     torch.testing.assert_close(one.seed, seeds[0][:1], rtol=0, atol=1e-4)
 
 
 def test_the_callback_sees_every_step_as_the_pipeline_would():
     pipe, seen = tiny_flux(), []
-    inversion = rnri.api(pipe, pictures(), PROMPTS, steps=3, callback_on_step_end=lambda *step: seen.append(step))
+    inversion = rnri.invert(pipe, pictures(), PROMPTS, steps=3, callback_on_step_end=lambda *step: seen.append(step))
     assert [k for _, k, _, _ in seen] == [0, 1, 2] and all(p is pipe for p, *_ in seen)
     assert [t for _, _, t, _ in seen] == inversion.timesteps.flip(0).tolist()
     assert torch.equal(seen[-1][3]["latents"], inversion.latents) and inversion.latents.shape == (2, 16, 16)
@@ -154,9 +154,9 @@ def test_the_callback_sees_every_step_as_the_pipeline_would():
 
 def test_a_scheduler_of_ours_is_followed_as_its_source_is():
     pipe = PIPES["turbo"]()
-    expected = rnri.api(pipe, pictures(), PROMPTS, steps=2).seed
+    expected = rnri.invert(pipe, pictures(), PROMPTS, steps=2).seed
     pipe.scheduler = rnri.scheduler_for(pipe)
-    assert torch.equal(rnri.api(pipe, pictures(), PROMPTS, steps=2).seed, expected)
+    assert torch.equal(rnri.invert(pipe, pictures(), PROMPTS, steps=2).seed, expected)
     assert not isinstance(rnri.scheduler_for(pipe).source, rnri.DeterministicScheduler)
 
 
@@ -167,13 +167,13 @@ def test_offloaded_parts_go_back_as_after_a_call_of_the_pipeline(fails, monkeypa
     if fails:
         monkeypatch.setattr(pipe.vae, "encode", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
-        rnri.api(pipe, pictures(), PROMPTS, steps=2)
+        rnri.invert(pipe, pictures(), PROMPTS, steps=2)
     assert freed == [pipe]
 
 
 def test_empty_negative_prompts_beside_others_have_no_plain_call_in_sdxl():
     with pytest.raises(ValueError, match="give every image a negative prompt, or none"):
-        rnri.api(tiny_stable_diffusion_xl(), pictures(), PROMPTS, steps=2, guidance=3, negative_prompt=["fog", ""])
+        rnri.invert(tiny_stable_diffusion_xl(), pictures(), PROMPTS, steps=2, guidance=3, negative_prompt=["fog", ""])
 
 
 BAD = {
@@ -197,5 +197,5 @@ BAD = {
 def test_bad_input(change, message):
     arguments = {"images": pictures(), "prompts": PROMPTS, "steps": 2} | change
     with pytest.raises(ValueError, match=message) as caught:
-        rnri.api(tiny_stable_diffusion(), **arguments)
+        rnri.invert(tiny_stable_diffusion(), **arguments)
     assert "\n" not in str(caught.value)

@@ -27,5 +27,5 @@ def test_the_blocks_after_it_return_the_image(make, blocks, kind, options):
     pipe = made.init_pipeline()
     pipe.update_components(**{name: part for name, part in tiny.components.items() if name in pipe.component_names})
     again = pipe(prompt=["a cat"], source_image=image, num_inference_steps=3, output="latents", **options)
-    expected = rnri.api(tiny, image, "a cat", steps=3)
+    expected = rnri.invert(tiny, image, "a cat", steps=3)
     torch.testing.assert_close(again.double(), expected.z0, rtol=0, atol=1e-3)

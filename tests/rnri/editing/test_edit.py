@@ -192,7 +192,7 @@ def test_an_image_is_inverted_and_edited_and_the_pipeline_left_as_found():
     scheduler = pipe.scheduler
     pipe.unet.train()
     picture = torch.rand(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
-    inversion = rnri.api(pipe, picture, "a cat", steps=STEPS)
+    inversion = rnri.invert(pipe, picture, "a cat", steps=STEPS)
     found, again = latents(pipe, inversion, "a dog")
     assert (found - again).abs().max() > 1e-4
     assert pipe.scheduler is scheduler and pipe.unet.training and all(w.requires_grad for w in pipe.unet.parameters())
