@@ -156,8 +156,8 @@ def attempts(study: Study) -> dict[str, Iterator[Attempt]]:
     def own(name: str, inverter: object) -> Attempt:
         return name, partial(study.inverted, inverter)
 
-    def anderson(nfe: int, sharing: str = "schedule", **changes: float) -> ImplicitInverter:
-        return ImplicitInverter(SafeguardedAnderson(nfe, TOLERANCE, **changes), "fitted", sharing)
+    def anderson(nfe: int, allocation: str = "by_difficulty", **changes: float) -> ImplicitInverter:
+        return ImplicitInverter(SafeguardedAnderson(nfe, TOLERANCE, **changes), "fitted", allocation)
 
     def rungs(*guidances: float) -> list[NoisePredictor]:
         return [study.predictor(guidance) for guidance in (*guidances, study.guidance)]
@@ -171,7 +171,7 @@ def attempts(study: Study) -> dict[str, Iterator[Attempt]]:
         ),
         "starts": (own(f"three rungs, three starts, {k}", Rungs(rungs(2.5, 5.0), k, several=True)) for k in (5,)),
         "growth": (own(f"growth {g}, at most {k}", anderson(k, growth=g)) for k in (5, 8, 12) for g in (1.0, 1.3)),
-        "sharing": (own(f"even shares, at most {k}", anderson(k, "even")) for k in (5, 8, 12)),
+        "allocation": (own(f"even shares, at most {k}", anderson(k, "uniform")) for k in (5, 8, 12)),
         "memory": (own(f"memory 8, at most {k}", anderson(k, memory=8)) for k in (5, 8, 12)),
         "krylov_dim": (
             own(f"newton_krylov, at most {k}", ImplicitInverter(NewtonKrylov(k, TOLERANCE), "fitted")) for k in (12,)
@@ -191,7 +191,7 @@ def attempts(study: Study) -> dict[str, Iterator[Attempt]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["nfe", "homotopy", "starts", "growth", "sharing", "memory", "krylov_dim", "adam", "corrections"]
+    names = ["nfe", "homotopy", "starts", "growth", "allocation", "memory", "krylov_dim", "adam", "corrections"]
     parser.add_argument("--attempts", nargs="+", default=names, choices=names)
     parser.add_argument("--drawings", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)

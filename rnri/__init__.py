@@ -1,7 +1,7 @@
 """Image to seed: inversion of deterministic text-to-image diffusion."""
 
 from rnri.api import METHODS, PipelineInversion, invert
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule, measured
+from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule, with_measured_residuals
 from rnri.methods.decoder_inversion import DecoderInversion
 from rnri.methods.prompt_aware import PromptAware
 from rnri.methods.round_trip_corrected import RoundTripCorrected
@@ -59,7 +59,7 @@ __all__ = [
     "check_schedule",
     "ddim_step",
     "invert",
-    "measured",
+    "with_measured_residuals",
     "sample",
     "scheduler_for",
     "trajectory",

@@ -16,9 +16,9 @@ from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
 from rnri.models.schedule import Schedule
 from rnri.solvers.anderson import SafeguardedAnderson
-from rnri.solvers.budget import Budget
+from rnri.solvers.budget import NfeBudget
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
-from rnri.solvers.parameterization import Form, relaxation
+from rnri.solvers.parameterization import Parameterization, relaxation_factor
 from rnri.solvers.secants import Secants
 from rnri.validation import ConfigError, dataclass
 
@@ -51,7 +51,7 @@ class Inversion:
     backward: Tensor
     solved: Tensor
     seed_only: bool = True
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def converged(self) -> Tensor:
@@ -67,7 +67,7 @@ class Inversion:
     @property
     def aux_bytes(self) -> int:
         """Bytes an image that must be kept besides the seed."""
-        return sum(tensor.nbytes for tensor in self.extra.values()) // len(self.seed)
+        return sum(tensor.nbytes for tensor in self.aux.values()) // len(self.seed)
 
 
 @runtime_checkable
@@ -133,15 +133,15 @@ class ImplicitInverter:
     """
 
     solver: Solver
-    start: Literal["plain", "extrapolated", "fitted"] = "plain"
-    sharing: Literal["even", "schedule"] = "even"
-    form: Form = "own"
+    initial_guess: Literal["plain", "extrapolated", "fitted"] = "plain"
+    allocation: Literal["uniform", "by_difficulty"] = "uniform"
+    parameterization: Parameterization = "native"
     extra_evaluations: NonNegativeInt = 0
 
     seed_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.extra_evaluations and self.sharing == "even":
+        if self.extra_evaluations and self.allocation == "uniform":
             raise ConfigError(
                 "extra_evaluations",
                 f"cannot be {self.extra_evaluations} with sharing=even; use sharing=schedule.",
@@ -156,12 +156,12 @@ class ImplicitInverter:
         solutions: list[Solution] = []
         carried = getattr(self.solver, "carried", 0)
         secants = Secants.none(z, carried) if carried else None
-        shared = self.sharing == "schedule"
-        budget = Budget.of(schedule, self.solver.iterations, len(z0), self.extra_evaluations) if shared else None
+        shared = self.allocation == "by_difficulty"
+        budget = NfeBudget.of(schedule, self.solver.iterations, len(z0), self.extra_evaluations) if shared else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = ImplicitStep.of(z, predictor, schedule, i, z0)
-                problem = replace(problem, omega=relaxation(self.form, schedule, i))
+                problem = replace(problem, relaxation=relaxation_factor(self.parameterization, schedule, i))
                 if secants is not None:
                     problem = problem.with_secants(secants)
                 start = self._start(problem, noises)
@@ -170,7 +170,7 @@ class ImplicitInverter:
                 else:
                     limits = budget.limits(k, lambda noises=noises, z=z: self._can_skip(noises, len(z)))
                     solution = _solve_some(self.solver, problem, start, limits)
-                    budget.settle(limits, solution.nfe)
+                    budget.consume(limits, solution.nfe)
                 noises = _remember(noises, problem, solution)
                 if secants is not None:
                     secants = problem.trail.secants
@@ -185,22 +185,22 @@ class ImplicitInverter:
             return sample(inversion.seed, predictor, schedule)
 
     def _start(self, problem: ImplicitStep, noises: list[Tensor]) -> Tensor:
-        if self.start == "plain" or not noises:
+        if self.initial_guess == "plain" or not noises:
             return problem.z_s
-        return problem.a * problem.z_s + problem.b * _extrapolation(noises, fitted=self.start == "fitted")
+        return problem.a * problem.z_s + problem.b * _extrapolation(noises, fitted=self.initial_guess == "fitted")
 
     def _can_skip(self, noises: list[Tensor], batch: int) -> Tensor:
         """Whether a start is a solution worth taking unevaluated, bool ``[B]``: one extrapolated from a change.
 
         Where the fit found that a change of the noise says nothing of the next, the start is only the last noise.
         """
-        if self.start == "plain" or len(noises) < 2:
+        if self.initial_guess == "plain" or len(noises) < 2:
             return torch.zeros(batch, dtype=torch.bool)
-        return (_continuation(noises, self.start == "fitted") > 0).cpu()
+        return (_continuation(noises, self.initial_guess == "fitted") > 0).cpu()
 
 
 @torch.no_grad()
-def measured(
+def with_measured_residuals(
     inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, tolerance: float
 ) -> Inversion:
     """``inversion`` with the residuals of the very latents that it returned, and ``solved`` with them.
@@ -229,7 +229,7 @@ def measured(
 
 
 def anderson_inverter(
-    nfe: PositiveInt = 2, tolerance: NonNegativeFloat = 1e-6, form: Form = "own", extra_evaluations: NonNegativeInt = 0
+    nfe_per_step: PositiveInt = 2, tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native", extra_evaluations: NonNegativeInt = 0
 ) -> ImplicitInverter:
     """The default inverter: what measures best in ``experiment=reconstruction``.
 
@@ -238,8 +238,8 @@ def anderson_inverter(
     their residual reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong
     guidance magnifies what remains of the residual, up to a thousandfold.
     """
-    solver = SafeguardedAnderson(nfe, tolerance)
-    return ImplicitInverter(solver, start="fitted", sharing="schedule", form=form, extra_evaluations=extra_evaluations)
+    solver = SafeguardedAnderson(nfe_per_step, tolerance)
+    return ImplicitInverter(solver, initial_guess="fitted", allocation="by_difficulty", parameterization=parameterization, extra_evaluations=extra_evaluations)
 
 
 def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:

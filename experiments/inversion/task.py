@@ -36,7 +36,7 @@ from experiments.reporting.finite import NonFiniteError, is_finite, mask_nonfini
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running
 from experiments.runtime.unit_queue import carry_out
-from rnri import DecoderInversion, Inverter, check_schedule, measured
+from rnri import DecoderInversion, Inverter, check_schedule, with_measured_residuals
 from rnri.models.fingerprint import fingerprint
 from rnri.validation import NonEmptyStr, dataclass
 
@@ -141,7 +141,7 @@ class InversionModule(LightningModule):
         seconds = self._now() - start
         sampler = predictor if targets == prompts else model.predictor(targets, setting.guidance)
         z = job.inverter.reconstruct(inversion, sampler, schedule).float()
-        found = measured(inversion, path, predictor, schedule, TOLERANCE)
+        found = with_measured_residuals(inversion, path, predictor, schedule, TOLERANCE)
         return (
             inversion.z0,
             z,

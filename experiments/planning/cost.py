@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.cache.key import describe
 from experiments.cache.store import synchronize
 from experiments.runtime.progress import announce, timed
-from rnri import ImplicitInverter, Inverter, LatentDiffusion, PromptAware, RoundTripCorrected, Schedule, measured
+from rnri import ImplicitInverter, Inverter, LatentDiffusion, PromptAware, RoundTripCorrected, Schedule, with_measured_residuals
 from rnri.methods import Midpoint
 from rnri.models.predictor import Condition, NoisePredictor
 
@@ -134,7 +134,7 @@ def _counted(inverter: Inverter, schedule: Schedule, guidance: float, channels: 
     if whole:
         with torch.no_grad():
             inverter.reconstruct(found, predictor, schedule)
-        measured(found, path, predictor, schedule, 1e-4)
+        with_measured_residuals(found, path, predictor, schedule, 1e-4)
     counted = predictor.nfe
     a_call = sum(rows) / counted.forward if counted.forward else 1.0
     return Cost(forward=sum(rows), backward=counted.backward * a_call)

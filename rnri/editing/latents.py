@@ -82,6 +82,6 @@ def _twice(inversion: Inversion) -> Inversion:
     by_row = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
     tables = ("residuals", "nfe", "backward", "solved")
     by_column = {name: torch.cat([getattr(inversion, name)] * 2, dim=1) for name in tables}
-    extra = {name: torch.cat([kept] * 2) for name, kept in inversion.extra.items()}
-    own = {f.name: getattr(inversion, f.name) for f in fields(Inversion)} | by_row | by_column | {"extra": extra}
+    aux = {name: torch.cat([kept] * 2) for name, kept in inversion.aux.items()}
+    own = {f.name: getattr(inversion, f.name) for f in fields(Inversion)} | by_row | by_column | {"aux": aux}
     return Inversion(**own)

@@ -54,11 +54,11 @@ class TwoStepSampler(ABC):
             noise = predictor(z, schedule.timestep(-j))
             before, z = z, (before - mid * z - gain * noise) / far
             on_step(j, z)
-        return inversion(z, z0, evenly(1, schedule, len(z0)), exact=True, seed_only=False, extra={"perturb": before})
+        return inversion(z, z0, evenly(1, schedule, len(z0)), exact=True, seed_only=False, aux={"perturb": before})
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        far_z, z = inversion.seed, inversion.extra["perturb"]
+        far_z, z = inversion.seed, inversion.aux["perturb"]
         for j in reversed(range(1, len(schedule))):
             far, mid, gain = self.coefficients(_levels(schedule, j))
             noise = predictor(z, schedule.timestep(-j))

@@ -21,16 +21,16 @@ def inversion(
     *,
     exact: bool,
     seed_only: bool,
-    extra: Mapping[str, Tensor] | None = None,
+    aux: Mapping[str, Tensor] | None = None,
     backward: Tensor | None = None,
 ) -> Inversion:
     """An ``Inversion`` without residuals; ``exact`` samples count as solved where they are finite.
 
     ``nfe`` is int64 ``[N,B]``.
     """
-    extra = extra or {}
+    aux = aux or {}
     finite = torch.ones(len(seed), dtype=torch.bool)
-    for tensor in (seed, *extra.values()):
+    for tensor in (seed, *aux.values()):
         finite &= tensor.flatten(1).isfinite().all(1).cpu()
     return Inversion(
         seed=seed,
@@ -40,7 +40,7 @@ def inversion(
         backward=torch.zeros_like(nfe) if backward is None else backward,
         solved=(finite & exact).expand(nfe.shape),
         seed_only=seed_only,
-        extra=extra,
+        aux=aux,
     )
 
 

@@ -20,7 +20,7 @@ from rnri.validation import dataclass
 class DirectInversion:
     """DDIM inversion without guidance, and at each step the offset that brings the guided sampler back to it.
 
-    Exact by construction, at the price of one latent a step: ``extra["offsets"]`` is ``[B,N,C,h,w]``.
+    Exact by construction, at the price of one latent a step: ``aux["offsets"]`` is ``[B,N,C,h,w]``.
     """
 
     seed_only: ClassVar[bool] = False
@@ -33,12 +33,12 @@ class DirectInversion:
         offsets = [
             clean - ddim_step(noisy, predictor, schedule, i) for i, (noisy, clean) in enumerate(pairwise(path[::-1]))
         ]
-        extra = {"offsets": torch.stack(offsets, 1)}
-        return inversion(found.seed, found.z0, found.nfe + 1, exact=True, seed_only=False, extra=extra)
+        aux = {"offsets": torch.stack(offsets, 1)}
+        return inversion(found.seed, found.z0, found.nfe + 1, exact=True, seed_only=False, aux=aux)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         z = inversion.seed
         for i in range(len(schedule)):
-            z = ddim_step(z, predictor, schedule, i) + inversion.extra["offsets"][:, i]
+            z = ddim_step(z, predictor, schedule, i) + inversion.aux["offsets"][:, i]
         return z

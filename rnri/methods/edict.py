@@ -27,7 +27,7 @@ class EDICT:
     mixing of the last two equations always begins with ``x``. The order goes by the step's place in the schedule, the
     same both ways, so that any number of steps is undone (diffusers' community pipeline counts from the start of each
     walk, and undoes even numbers only). Un-mixing divides by ``p`` twice a step (0.93^-100 is about 1,400 at 50
-    steps), hence float64. The seed alone does not reconstruct: the second latent is kept, ``extra["partner"]``.
+    steps), hence float64. The seed alone does not reconstruct: the second latent is kept, ``aux["partner"]``.
 
     Attributes:
         mix: p, in (0, 1]; 1 does not mix, and the two latents drift apart.
@@ -52,11 +52,11 @@ class EDICT:
                 pair[moved] = a * pair[moved] + b * predictor(pair[seen], t)
             x, y = pair
             on_step(k, x)
-        return inversion(x, z0, evenly(2, schedule, len(z0)), exact=True, seed_only=False, extra={"partner": y})
+        return inversion(x, z0, evenly(2, schedule, len(z0)), exact=True, seed_only=False, aux={"partner": y})
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        x, y, p = inversion.seed, inversion.extra["partner"], self.mix
+        x, y, p = inversion.seed, inversion.aux["partner"], self.mix
         for i in range(len(schedule)):
             (a, b), t = schedule.coefficients(i), schedule.timestep(i)
             pair = [x, y]

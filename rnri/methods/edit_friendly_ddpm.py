@@ -27,7 +27,7 @@ class NoiseMaps(ABC):
     """Latents drawn independently at every level, and the noise maps that take a stochastic sampler through them.
 
     The latents are ``z_t = alpha_t z_0 + sigma_t n_t``. A step's map is what the sampler must add to its mean,
-    in standard deviations, to arrive at the next latent; one map a step is kept, ``extra["maps"] [B,N,C,h,w]``. Exact
+    in standard deviations, to arrive at the next latent; one map a step is kept, ``aux["maps"] [B,N,C,h,w]``. Exact
     by construction where every step adds noise. One that adds none (to a clean end at ``alpha = 1``, or that changes
     nothing) has a map of zero, and the inversion is then not exact.
 
@@ -66,7 +66,7 @@ class NoiseMaps(ABC):
             on_step(k, z)
         return inversion(
             noisy[0], z0, evenly(1, schedule, len(z0)), exact=exact, seed_only=False,
-            extra={"maps": torch.stack(maps, 1)},
+            aux={"maps": torch.stack(maps, 1)},
         )  # fmt: skip
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class NoiseMaps(ABC):
         z, step = inversion.seed, self.sampler(schedule)
         for i in range(len(schedule)):
             mean, deviation = step(z, predictor, i)
-            z = mean + deviation * inversion.extra["maps"][:, i]
+            z = mean + deviation * inversion.aux["maps"][:, i]
         return z
 
 

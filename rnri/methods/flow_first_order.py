@@ -40,7 +40,7 @@ class UniInv:
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``."""
         z = z0 = in_state_dtype(z0)
-        prediction = predictor(z, 0 if schedule.predicts == "noise" else 0.0)
+        prediction = predictor(z, 0 if schedule.predicts == "epsilon" else 0.0)
         for k, i in enumerate(reversed(range(len(schedule)))):
             a, b = schedule.coefficients(i)
             prediction = predictor(a * z + b * prediction, schedule.timestep(i))
@@ -67,7 +67,7 @@ class RFInversion:
 
     As published, inversion is in the empty prompt without guidance: of a guided predictor that is its negative
     condition. One without guidance holds no empty prompt, and is taken as it is. ``z_0`` itself is kept for the
-    reconstruction, ``extra["clean"]``: that steered sampler is its own, and the seed alone does not lead back.
+    reconstruction, ``aux["clean"]``: that steered sampler is its own, and the seed alone does not lead back.
 
     Attributes:
         gamma: how far inversion is drawn to ``y1``; 0 is explicit Euler, 1 ends in ``y1`` itself.
@@ -107,13 +107,13 @@ class RFInversion:
             z = z + (sigma - sigma_next) * velocity
             on_step(k, z)
         return inversion(
-            z, z0, evenly(1, schedule, len(z0)), exact=False, seed_only=False, extra={"clean": z0}
+            z, z0, evenly(1, schedule, len(z0)), exact=False, seed_only=False, aux={"clean": z0}
         )  # fmt: skip
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """Euler's sampler from the seed, steered to the clean latent in the controlled steps."""
-        z, clean, steps = inversion.seed, inversion.extra["clean"], len(schedule)
+        z, clean, steps = inversion.seed, inversion.aux["clean"], len(schedule)
         for i in range(steps):
             _, sigma, _, sigma_next = schedule.levels(i)
             plain = ddim_step(z, predictor, schedule, i)

@@ -173,8 +173,8 @@ class SeedOnly:
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``, none of them solved; ValueError where the method keeps more than the seed."""
         found = self.inverter.invert(z0, predictor, schedule, on_step)
-        if found.extra:
-            raise ValueError(f"{type(self.inverter).__name__} keeps {', '.join(found.extra)} besides the seed.")
+        if found.aux:
+            raise ValueError(f"{type(self.inverter).__name__} keeps {', '.join(found.aux)} besides the seed.")
         return replace(found, seed_only=True, solved=torch.zeros_like(found.solved))
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:

@@ -48,7 +48,7 @@ class NullText:
 
     DDIM inversion without guidance gives pivots; then, from noisy to clean, the negative embedding of each step
     is optimized until the guided sampler meets the next pivot. The embeddings are kept,
-    ``extra["negative"] [B,N,L,D]``. As in the authors' code, Adam's rate is ``learning_rate (1 - j / 100)`` at the
+    ``aux["negative"] [B,N,L,D]``. As in the authors' code, Adam's rate is ``learning_rate (1 - j / 100)`` at the
     ``j``-th step from the noisy end, each step begins with the embedding of the one before, and an image stops after
     the update whose loss was below ``threshold (1 + 2 j)``. The rate falls to 0 in 100 steps.
 
@@ -99,7 +99,7 @@ class NullText:
                 z = ddim_step(z, predictor.with_negative(negative), schedule, i)
         return inversion(
             found.seed, found.z0, forward, backward=backward, exact=False, seed_only=False,
-            extra={"negative": torch.stack(embeddings, 1)},
+            aux={"negative": torch.stack(embeddings, 1)},
         )  # fmt: skip
 
     @torch.enable_grad()  # the caller may well have switched it off, as Lightning's loops do
@@ -146,10 +146,10 @@ class NullText:
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        if "negative" not in inversion.extra:
+        if "negative" not in inversion.aux:
             return sample(inversion.seed, predictor, schedule)
         z = inversion.seed
         for i in range(len(schedule)):
-            negative = replace(predictor.denoiser.negative, text=inversion.extra["negative"][:, i])
+            negative = replace(predictor.denoiser.negative, text=inversion.aux["negative"][:, i])
             z = ddim_step(z, predictor.with_negative(negative), schedule, i)
         return z

@@ -56,7 +56,7 @@ def check_velocity(schedule: Schedule, method: str) -> None:
     A network of whole timesteps could be asked at the nearest one only, which is not the middle of a step: the rule
     would be of first order there.
     """
-    if schedule.predicts != "velocity":
+    if schedule.predicts != "flow":
         raise ValueError(
             f"{method} needs a flow-matching model, whose network takes any real timestep; this one predicts noise at "
             "whole timesteps: choose another method, such as accelerated."

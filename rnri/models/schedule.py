@@ -13,7 +13,7 @@ from torch import Tensor
 from rnri.models.diffusers_schedulers import steps_of
 from rnri.models.flow import flow_steps, is_flow
 
-Prediction = Literal["noise", "velocity"]
+Prediction = Literal["epsilon", "flow"]
 """What a predictor returns: the noise ``n``, or the velocity ``n - x0``, of the latent ``alpha x0 + sigma n``."""
 
 
@@ -43,7 +43,7 @@ class Schedule:
     sigma: Tensor  # [N]
     alpha_next: Tensor  # [N]
     sigma_next: Tensor  # [N]
-    predicts: Prediction = "noise"
+    predicts: Prediction = "epsilon"
 
     def __post_init__(self) -> None:
         levels = (self.alpha, self.sigma, self.alpha_next, self.sigma_next)
@@ -52,7 +52,7 @@ class Schedule:
         if not (self.timesteps[1:] < self.timesteps[:-1]).all():
             raise ValueError(f"timesteps must descend strictly, got {self.timesteps.tolist()}.")
         cleaner = (self.alpha <= self.alpha_next) & (self.sigma_next <= self.sigma) & (self.sigma_next >= 0)
-        least = self.alpha > 0 if self.predicts == "noise" else self.alpha >= 0
+        least = self.alpha > 0 if self.predicts == "epsilon" else self.alpha >= 0
         if not (cleaner & least & (self.alpha_next <= 1)).all():
             raise ValueError("every step must go from more to less noise, with some signal where noise is predicted.")
 
@@ -69,7 +69,7 @@ class Schedule:
     def flow(cls, timesteps: Tensor, sigmas: Tensor) -> Schedule:
         """Euler's steps of flow matching over ``sigmas`` (float64 ``[N+1]``), at ``timesteps`` (float64 ``[N]``)."""
         sigma, sigma_next = sigmas[:-1], sigmas[1:]
-        return cls(timesteps, 1 - sigma, sigma, 1 - sigma_next, sigma_next, predicts="velocity")
+        return cls(timesteps, 1 - sigma, sigma, 1 - sigma_next, sigma_next, predicts="flow")
 
     @classmethod
     def from_scheduler(
@@ -111,7 +111,7 @@ class Schedule:
         ``tau = sigma / alpha`` for noise, ``c = alpha + sigma`` and ``tau = sigma / c`` for velocity.
         """
         alpha, sigma = torch.cat([self.alpha, self.alpha_next[-1:]]), torch.cat([self.sigma, self.sigma_next[-1:]])
-        scale = alpha if self.predicts == "noise" else alpha + sigma
+        scale = alpha if self.predicts == "epsilon" else alpha + sigma
         return scale, sigma / scale
 
     @property
@@ -136,7 +136,7 @@ class Schedule:
         flow matching, and ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``, its ``sigma_t - sigma_s``.
         """
         alpha, sigma, alpha_next, sigma_next = self.levels(i)
-        if self.predicts == "noise":
+        if self.predicts == "epsilon":
             scale = alpha / alpha_next
             return scale, sigma - scale * sigma_next
         total = alpha_next + sigma_next
@@ -149,7 +149,7 @@ class Schedule:
         ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` for velocity.
         """
         alpha, sigma, *_ = self.levels(i)
-        slope = sigma if self.predicts == "noise" else sigma - alpha * variance
+        slope = sigma if self.predicts == "epsilon" else sigma - alpha * variance
         return self.coefficients(i)[1] * slope / (alpha**2 * variance + sigma**2)
 
     def levels(self, i: int) -> tuple[float, float, float, float]:
@@ -162,7 +162,7 @@ class Schedule:
         A noise prediction says nothing of ``x0`` where there is no signal; a schedule of noise has none such.
         """
         alpha, sigma = self.levels(i)[:2]
-        if self.predicts == "noise":
+        if self.predicts == "epsilon":
             return (z - sigma * prediction) / alpha, prediction
         return (z - sigma * prediction) / (alpha + sigma), (z + alpha * prediction) / (alpha + sigma)
 

@@ -148,10 +148,10 @@ class SafeguardedAnderson(Anderson):
         dy = problem.relaxed(dz, dy)
         if forgets is not None:
             dz, dy = torch.where(forgets, 0.0, dz), torch.where(forgets, 0.0, dy)
-        return Secants(dz, dy), DRIFT * problem.omega * problem.b**2
+        return Secants(dz, dy), DRIFT * problem.relaxation * problem.b**2
 
     def _memory(self, problem: ImplicitStep) -> int:
-        whole = problem.secants is not None and problem.predicts == "noise" and problem.b > LARGE
+        whole = problem.secants is not None and problem.predicts == "epsilon" and problem.b > LARGE
         return min(self.memory, RECENT) if whole else self.memory
 
     def _with_newest(

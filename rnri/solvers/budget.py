@@ -29,10 +29,10 @@ FEW = 4  # steps; with fewer, coarser detail yet; measured
 EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
 
 
-def needs(schedule: Schedule) -> Tensor:
+def difficulty(schedule: Schedule) -> Tensor:
     """Evaluations that the steps need, up to a common factor: float64 ``[N]``, in the order of the walk."""
     coarse = len(schedule) < COARSE
-    if schedule.predicts == "velocity" and not coarse:
+    if schedule.predicts == "flow" and not coarse:
         return torch.ones(len(schedule), dtype=torch.float64)
     variance = COARSE_VARIANCE * max(1, FEW / len(schedule)) if coarse else DETAIL_VARIANCE
     rhos = [abs(schedule.derivative(i, variance)) for i in reversed(range(len(schedule)))]
@@ -40,7 +40,7 @@ def needs(schedule: Schedule) -> Tensor:
 
 
 @dataclass
-class Budget:
+class NfeBudget:
     """The evaluations of a walk, sample by sample: what each step may spend, and what comes back from it.
 
     Steps share what is left in proportion to their needs, on a coarse schedule after one evaluation for each. Shares
@@ -48,7 +48,7 @@ class Budget:
     spent in all. A sample that stops below its limit returns the difference to all later steps.
 
     Attributes:
-        expected: float64 ``[N]``, the steps' ``needs`` in the order of the walk.
+        expected: float64 ``[N]``, the steps' ``difficulty`` in the order of the walk.
         each: what every step has before the rest is shared: 1 on a schedule of fewer than ``COARSE`` steps, else 0.
         left: float64 ``[B]``, not assigned to any step yet.
         due: float64 ``[B]``, assigned to the steps so far and not spent.
@@ -60,10 +60,10 @@ class Budget:
     due: Tensor
 
     @classmethod
-    def of(cls, schedule: Schedule, nfe: int, batch: int, extra_evaluations: int = 0) -> Budget:
+    def of(cls, schedule: Schedule, nfe: int, batch: int, extra_evaluations: int = 0) -> NfeBudget:
         """``nfe`` a step on average and ``extra_evaluations`` in all, for ``batch`` samples."""
         left = torch.full((batch,), float(nfe * len(schedule) + extra_evaluations), dtype=torch.float64)
-        return cls(needs(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
+        return cls(difficulty(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
 
     def limits(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:
         """Evaluations that each sample may spend at step ``k`` of the walk: int64 ``[B]``.
@@ -80,7 +80,7 @@ class Budget:
             limits = limits.maximum(least)
         return limits.minimum(remaining)
 
-    def settle(self, limits: Tensor, spent: Tensor) -> None:
+    def consume(self, limits: Tensor, spent: Tensor) -> None:
         """Takes note of the evaluations ``spent [B]`` under ``limits``."""
         self.due = self.due - spent
         returned = torch.where(spent < limits, self.due, 0.0)

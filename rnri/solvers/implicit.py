@@ -58,11 +58,11 @@ class ImplicitStep:
     counts: SampleCounts
     z_0: Tensor | None = None  # [B,C,h,w]
     levels: tuple[float, float, float, float] = (math.nan,) * 4
-    predicts: Prediction = "noise"
+    predicts: Prediction = "epsilon"
     secants: Secants | None = None
     trail: SecantRecorder | None = None
     places: Tensor | None = None
-    omega: float = 1.0
+    relaxation: float = 1.0
 
     @classmethod
     def of(
@@ -121,7 +121,7 @@ class ImplicitStep:
 
     def relaxed(self, z: Tensor, f: Tensor) -> Tensor:
         """Where one iteration leads, from ``z`` and ``f(z)``: ``f(z)`` itself in the prediction's own form."""
-        return f if self.omega == 1 else z + self.omega * (f - z)
+        return f if self.relaxation == 1 else z + self.relaxation * (f - z)
 
     def prediction(self, f: Tensor) -> Tensor:
         """The prediction ``y`` behind a value ``f(z)``, without a network evaluation; ``b`` must not be 0."""

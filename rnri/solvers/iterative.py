@@ -83,11 +83,11 @@ class IterativeSolver(ABC):
         problem = problem.with_zero_counts()
         if limits is None:
             limits = torch.full((len(z_init),), self.iterations)
-        record = _Record(z_init, self.keep_best)
+        record = BestIterate(z_init, self.keep_best)
         z, state, counts = z_init, (), problem.counts
         steps_last = self.returns_step or not self.keep_best
         while True:
-            spent = ~self.can_go_on(counts.forward[problem.rows] + 1, limits[problem.rows])
+            spent = ~self.has_budget(counts.forward[problem.rows] + 1, limits[problem.rows])
             z, f = self._evaluate(problem, z, self.needs_grad and (steps_last or not bool(spent.all())))
             at = Iterate(problem, z.detach(), f.detach(), tuple(state))
             residual = mean_absolute(at.z - at.f)
@@ -114,7 +114,7 @@ class IterativeSolver(ABC):
             problem, z, *state = _select(problem, going, z, *state)
         return record.solution(self.tolerance, counts.forward, counts.backward)
 
-    def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
+    def has_budget(self, spent: Tensor, limits: Tensor) -> Tensor:
         """Whether a sample that has spent ``spent [b]`` evaluations can afford another iteration, bool ``[b]``."""
         return spent + 1 <= limits
 
@@ -138,7 +138,7 @@ def _select(problem: ImplicitStep, going: Tensor, *tensors: Tensor) -> tuple[Imp
     return problem.select(rows), *(tensor[to_device(rows, tensor.device)] for tensor in tensors)
 
 
-class _Record:
+class BestIterate:
     """The best (or latest) finite evaluated iterate of every sample, and what to return for it.
 
     Residuals lie on the CPU in float64, whatever the device can hold.
@@ -159,7 +159,7 @@ class _Record:
         accepted = finite & (merit < self.merit[rows]) if self.keep_best else finite
         self.residual[rows[accepted]], self.merit[rows[accepted]] = residual[accepted], merit[accepted]
         for own, new in ((self.z, at.z), (self.f, at.f), (self.result, at.problem.relaxed(at.z, at.f))):
-            _put(own, rows, accepted, new)
+            scatter_rows_(own, rows, accepted, new)
         self.diverged[rows] = ~finite
         if not finite.all():  # what was to be returned may be the very place where f is not finite
             lost = to_device(rows[~finite], self.z.device)
@@ -175,7 +175,7 @@ class _Record:
         return residual <= self.residual[rows]
 
     def end(self, rows: Tensor, ended: Tensor, z: Tensor) -> None:
-        _put(self.result, rows, ended, z)
+        scatter_rows_(self.result, rows, ended, z)
 
     def solution(self, tolerance: float, nfe: Tensor, backward: Tensor) -> Solution:
         residual = self.residual.masked_fill(self.diverged, torch.inf)
@@ -184,7 +184,7 @@ class _Record:
         return Solution(z, residual, nfe, backward, converged, self.f)
 
 
-def _put(table: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
+def scatter_rows_(table: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:
     """``values [b,...]`` of the ``chosen`` (bool ``[b]``) in the ``rows`` (``[b]``) of ``table [B,...]``, in place."""
     if chosen.all() and len(rows) == len(table):
         table.copy_(values)

@@ -25,10 +25,10 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class RegularizedNewton(IterativeSolver):
-    """What the variants share: F and ``lam``, the weight of its prior (the paper's lambda)."""
+    """What the variants share: F and ``prior_weight``, the weight of its prior (the paper's lambda)."""
 
     iterations: PositiveInt = 2
-    lam: NonNegativeFloat = 0.1
+    prior_weight: NonNegativeFloat = 0.1
 
     def objective(self, at: Iterate) -> Tensor:
         """F of Eq. 7 by sample, ``[b]``; differentiable in ``at.z``, and through ``at.f`` if attached."""
@@ -36,7 +36,7 @@ class RegularizedNewton(IterativeSolver):
         variance = at.problem.prior_variance
         if variance == 0:  # the step changes nothing, f is constant, and z_s is the solution
             return distance
-        return distance + self.lam * (at.z - at.problem.prior_mean).square().flatten(1).sum(1) / (2 * variance)
+        return distance + self.prior_weight * (at.z - at.problem.prior_mean).square().flatten(1).sum(1) / (2 * variance)
 
     def objective_and_gradient(self, at: Iterate) -> tuple[Tensor, Tensor]:
         """F ``[b,1,1,1]`` and ``g = dF/dz [b,C,h,w]`` by autograd through the network: one backward."""
@@ -53,7 +53,7 @@ class RNRIPaper(RegularizedNewton):
     ``eta`` is added as the paper writes it, to the signed derivative: a component with ``g_i`` near ``-eta``
     takes a huge step, as does any with ``g_i`` near 0. ``keep_best`` (default) guards against that, and
     ``keep_best=False`` is the paper's rule to the letter. With ``keep_best`` the last evaluation needs no
-    derivative, so K iterations cost K forward and K - 1 backward evaluations. ``lam=0`` is the naive
+    derivative, so K iterations cost K forward and K - 1 backward evaluations. ``prior_weight=0`` is the naive
     Newton-Raphson of section 4. The paper gives no value for ``eta``.
     """
 
@@ -81,7 +81,7 @@ class GNRI(RNRIPaper):
     def objective(self, at: Iterate) -> Tensor:
         """F by sample, ``[b]``; differentiable in ``at.z``, and through ``at.f`` if attached."""
         deviation = (at.z - at.problem.marginal_mean).square().flatten(1).sum(1) / (2 * at.problem.marginal_variance)
-        return (at.z - at.f).abs().flatten(1).sum(1) + self.lam * deviation
+        return (at.z - at.f).abs().flatten(1).sum(1) + self.prior_weight * deviation
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class RNRISign(RegularizedNewton):
     def objective(self, at: Iterate) -> Tensor:
         """The published F by sample, ``[b]``: the L1 norm, and the clean latent's prior at ``f(z)``."""
         deviation = (at.f - at.problem.marginal_mean).square().flatten(1).sum(1) / (2 * at.problem.marginal_variance)
-        return (at.z - at.f).abs().flatten(1).sum(1) + self.lam * deviation
+        return (at.z - at.f).abs().flatten(1).sum(1) + self.prior_weight * deviation
 
     def merit(self, at: Iterate, residual: Tensor) -> Tensor:
         return self.objective(at) / at.z[0].numel()

@@ -33,7 +33,7 @@ class NewtonKrylov(IterativeSolver):
 
     has_safeguard: ClassVar[bool] = True
 
-    def can_go_on(self, spent: Tensor, limits: Tensor) -> Tensor:
+    def has_budget(self, spent: Tensor, limits: Tensor) -> Tensor:
         return spent + self.krylov_dim + 1 <= limits
 
     def step(self, at: Iterate) -> tuple[Tensor, State]:

@@ -24,10 +24,10 @@ from rnri import (
     SafeguardedAnderson,
     Schedule,
     anderson_inverter,
-    measured,
+    with_measured_residuals,
     sample,
 )
-from rnri.solvers.budget import COARSE, Budget, needs
+from rnri.solvers.budget import COARSE, NfeBudget, difficulty
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, flow_schedule, function_predictor, gaussian, schedule, scheduler, wavy
 
@@ -64,10 +64,10 @@ names = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)]
     ids=lambda solver: type(solver).__name__,
 )
 @pytest.mark.parametrize("start", ["plain", "extrapolated", "fitted"])
-@pytest.mark.parametrize("sharing", ["even", "schedule"])
-def test_gaussian_seeds_are_exact(solver, steps, start, sharing):
+@pytest.mark.parametrize("allocation", ["uniform", "by_difficulty"])
+def test_gaussian_seeds_are_exact(solver, steps, start, allocation):
     denoiser, z0 = gaussian(batch=3)
-    inversion = ImplicitInverter(solver, start, sharing).invert(z0, NoisePredictor(denoiser), schedule(steps))
+    inversion = ImplicitInverter(solver, start, allocation).invert(z0, NoisePredictor(denoiser), schedule(steps))
     assert inversion.converged.all()
     torch.testing.assert_close(inversion.seed, denoiser.seed(z0, schedule(steps)), rtol=0, atol=1e-8)
 
@@ -148,13 +148,13 @@ def exact_model():
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=names)
-@pytest.mark.parametrize(("start", "sharing"), [("plain", "even"), ("fitted", "schedule")])
-def test_an_image_alone_and_in_a_batch(exact_model, solver, start, sharing):
+@pytest.mark.parametrize(("start", "allocation"), [("plain", "uniform"), ("fitted", "by_difficulty")])
+def test_an_image_alone_and_in_a_batch(exact_model, solver, start, allocation):
     """In float64, so that no machine's rounding decides whether a residual is within the tolerance."""
     z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     z0[1] *= 3  # converges later than the others, or not at all
     prompts = ["a cat", "dog", "x"]
-    inverter, steps = ImplicitInverter(solver, start, sharing), exact_model.schedule(4)
+    inverter, steps = ImplicitInverter(solver, start, allocation), exact_model.schedule(4)
     together = inverter.invert(z0, exact_model.predictor(prompts, 2.0), steps)
     allowed = 1e-5 if isinstance(solver, RNRIPaper) else 1e-9  # Eq. 8 divides by derivatives near zero
     for i, prompt in enumerate(prompts):
@@ -185,7 +185,7 @@ def test_reported_residuals_are_true(solver, measure):
     predictor = function_predictor(wavy, 4)
     inversion = inverter.invert(z0, predictor, steps, on_step=lambda k, z: path.append(z))
     if measure:
-        inversion = measured(inversion, path[1:], predictor, steps, solver.tolerance)
+        inversion = with_measured_residuals(inversion, path[1:], predictor, steps, solver.tolerance)
     assert len(path) == 11 and torch.equal(path[-1], inversion.seed)
     for k, (before, z) in enumerate(itertools.pairwise(path)):
         problem = ImplicitStep.of(before, function_predictor(wavy, 4), steps, 9 - k)
@@ -230,7 +230,7 @@ def test_a_latent_that_is_not_finite_is_visible_and_alone(solver, spoilt):
     path: list[torch.Tensor] = []
     predictor, inverter = function_predictor(wavy, 2), ImplicitInverter(solver)
     inversion = inverter.invert(z0, predictor, schedule(5), lambda k, z: path.append(z))
-    inversion = measured(inversion, path, predictor, schedule(5), solver.tolerance)
+    inversion = with_measured_residuals(inversion, path, predictor, schedule(5), solver.tolerance)
     alone = inverter.invert(z0[:1], function_predictor(wavy, 1), schedule(5))
     torch.testing.assert_close(inversion.seed[:1], alone.seed, rtol=1e-9, atol=1e-9)
     assert not inversion.converged[1] and not inversion.residual[1] <= solver.tolerance
@@ -241,7 +241,7 @@ def test_state_is_float64_around_a_float32_network(model):
     predictor, steps = model.predictor(["cat"]), model.schedule(4)
     inverter = ImplicitInverter(Anderson(iterations=30, tolerance=3e-6))
     inversion = inverter.invert(z0, predictor, steps)
-    assert inversion.seed.dtype == torch.float64 and inversion.seed_only and not inversion.extra
+    assert inversion.seed.dtype == torch.float64 and inversion.seed_only and not inversion.aux
     assert inversion.converged.all()
     z = inverter.reconstruct(inversion, predictor, steps)
     torch.testing.assert_close(z.float(), z0, rtol=0, atol=1e-4)
@@ -257,10 +257,10 @@ def test_inversion_works_where_gradients_are_off(model):
 
 
 def test_unknown_options():
-    with pytest.raises(ValueError, match="start='last'"):
-        ImplicitInverter(FixedPoint(), start="last")
+    with pytest.raises(ValueError, match="initial_guess='last'"):
+        ImplicitInverter(FixedPoint(), initial_guess="last")
     with pytest.raises(ValueError, match="sharing='fair'"):
-        ImplicitInverter(FixedPoint(), sharing="fair")
+        ImplicitInverter(FixedPoint(), allocation="fair")
 
 
 def test_the_fitted_start_by_hand():
@@ -283,7 +283,7 @@ def test_the_fitted_start_by_hand():
 
 def test_shared_evaluations_go_where_the_schedule_is_hard():
     denoiser, z0 = gaussian(batch=3)
-    inverter = ImplicitInverter(FixedPoint(4, tolerance=0), sharing="schedule")
+    inverter = ImplicitInverter(FixedPoint(4, tolerance=0), allocation="by_difficulty")
     nfe = inverter.invert(z0, NoisePredictor(denoiser), schedule(5)).nfe
     assert (nfe.sum(0) == 20).all() and (nfe >= 1).all()
     assert (nfe.argmax(0) == 1).all()  # from t = 1 to the next: psi grows most
@@ -292,22 +292,22 @@ def test_shared_evaluations_go_where_the_schedule_is_hard():
 def test_a_sample_spends_later_what_it_saved():
     predictor = function_predictor(lambda z, number: torch.where(number == 0, 0 * z + 1, torch.sin(z)), 2)
     z0 = torch.ones(2, 2, 3, 3, dtype=torch.float64)
-    inverter = ImplicitInverter(FixedPoint(5, tolerance=1e-12), sharing="schedule")
+    inverter = ImplicitInverter(FixedPoint(5, tolerance=1e-12), allocation="by_difficulty")
     nfe = inverter.invert(z0, predictor, schedule(6)).nfe
     assert (nfe[:, 0] == 2).all()  # a constant network: the second evaluation confirms the first
     assert nfe[:, 1].sum() == 30 and (nfe[-1, 1] >= 1)
 
 
 def planned(steps: int, nfe: int, skips: bool = False, by: Schedule | None = None) -> list[int]:
-    budget, limits = Budget.of(by or schedule(steps), nfe, 1), []
+    budget, limits = NfeBudget.of(by or schedule(steps), nfe, 1), []
     for k in range(steps):
         limits.append(budget.limits(k, lambda k=k: torch.tensor([skips and k > 1])))
-        budget.settle(limits[-1], limits[-1])
+        budget.consume(limits[-1], limits[-1])
     return [int(limit) for limit in limits]
 
 
 def test_a_budget_is_spent_whole_and_follows_the_needs():
-    assert needs(schedule(4)).shape == (4,) and needs(schedule(4)).argmax() == 1
+    assert difficulty(schedule(4)).shape == (4,) and difficulty(schedule(4)).argmax() == 1
     assert planned(COARSE - 1, 1, skips=True) == [1] * (COARSE - 1)
     for nfe in (1, 2, 5):
         fine, coarse = planned(50, nfe, skips=True), planned(4, nfe)
@@ -318,7 +318,7 @@ def test_a_budget_is_spent_whole_and_follows_the_needs():
 def test_many_steps_of_flow_matching_share_evenly():
     for nfe in (1, 2, 5):
         assert planned(28, nfe, skips=True, by=flow_schedule(28)) == [nfe] * 28
-    assert needs(flow_schedule(28)).unique().shape == (1,) and needs(flow_schedule(4)).unique().shape == (4,)
+    assert difficulty(flow_schedule(28)).unique().shape == (1,) and difficulty(flow_schedule(4)).unique().shape == (4,)
 
 
 def test_evaluations_besides_are_shared_and_none_is_lost():
@@ -341,12 +341,12 @@ def test_two_long_steps_share_nearly_evenly_and_an_easy_one_leaves_its_part():
 def test_no_least_number_overdraws_a_budget():
     for nfe in (1, 2):
         assert sum(planned(10, nfe)) == 10 * nfe
-    budget = Budget.of(schedule(50), 1, 2)
+    budget = NfeBudget.of(schedule(50), 1, 2)
     spent = torch.zeros(2, dtype=torch.int64)
     for k in range(50):
         limits = budget.limits(k, lambda: torch.tensor([True, False]))
         assert limits[1] >= 1 or spent[1] == 50
-        budget.settle(limits, limits)
+        budget.consume(limits, limits)
         spent += limits
     assert spent.tolist() == [50, 50]
 
@@ -360,16 +360,16 @@ def test_only_an_extrapolated_start_may_stay_unevaluated():
 
 
 def test_a_sample_that_stops_early_returns_what_it_had():
-    budget = Budget.of(schedule(20), 4, 2)
+    budget = NfeBudget.of(schedule(20), 4, 2)
     limits = budget.limits(0, lambda: torch.ones(2, dtype=torch.bool))
-    budget.settle(limits, torch.stack([limits[0], torch.tensor(1)]))
+    budget.consume(limits, torch.stack([limits[0], torch.tensor(1)]))
     assert budget.due[1] == 0 and budget.left[1] == 79 and budget.left[0] < 79
 
 
 def test_a_step_without_an_evaluation_takes_its_start():
     predictor, path = function_predictor(wavy, 2), []
     z0 = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inverter = ImplicitInverter(FixedPoint(1, tolerance=0), start="extrapolated", sharing="schedule")
+    inverter = ImplicitInverter(FixedPoint(1, tolerance=0), initial_guess="extrapolated", allocation="by_difficulty")
     inversion = inverter.invert(z0, predictor, schedule(50), lambda k, z: path.append(z))
     assert predictor.forward_evaluations == inversion.nfe.sum() == 2 * 50
     skipped = (inversion.nfe == 0).nonzero()
@@ -382,7 +382,7 @@ def test_a_step_without_an_evaluation_takes_its_start():
         ]
         torch.testing.assert_close(noises[k], 2 * noises[k - 1] - noises[k - 2], rtol=0, atol=1e-9)
     assert inversion.residual.isfinite().all()
-    found = measured(inversion, path, predictor, schedule(50), 0)
+    found = with_measured_residuals(inversion, path, predictor, schedule(50), 0)
     assert found.residuals.isfinite().all() and torch.equal(found.seed, inversion.seed)
 
 
@@ -391,7 +391,7 @@ def test_measured_residuals_are_those_of_what_was_returned():
     steps, path = schedule(6), []
     inverter = ImplicitInverter(FixedPoint(2))
     inversion = inverter.invert(z0, function_predictor(wavy, 3), steps, lambda k, z: path.append(z))
-    found = measured(inversion, path, function_predictor(wavy, 3), steps, 1e-4)
+    found = with_measured_residuals(inversion, path, function_predictor(wavy, 3), steps, 1e-4)
     for k, (before, z) in enumerate(itertools.pairwise([z0, *path])):
         problem = ImplicitStep.of(before, function_predictor(wavy, 3), steps, 5 - k)
         true = (z - problem(z)).abs().flatten(1).mean(1)
@@ -423,6 +423,6 @@ def test_every_dtype_of_the_network(solver, dtype):
 
 
 def test_the_default_inverter_is_what_its_config_says():
-    inverter = anderson_inverter(nfe=3)
-    assert inverter == instantiate(OmegaConf.load("configs/method/accelerated.yaml"), nfe=3)
-    assert inverter.solver.iterations == 3 and inverter.sharing == "schedule"
+    inverter = anderson_inverter(nfe_per_step=3)
+    assert inverter == instantiate(OmegaConf.load("configs/method/accelerated.yaml"), nfe_per_step=3)
+    assert inverter.solver.iterations == 3 and inverter.allocation == "by_difficulty"

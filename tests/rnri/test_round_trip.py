@@ -18,7 +18,7 @@ from rnri import (
     RNRIPaper,
     SafeguardedAnderson,
     anderson_inverter,
-    measured,
+    with_measured_residuals,
     sample,
 )
 from tests.problems import gaussian, schedule
@@ -31,7 +31,7 @@ def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
     (denoiser, z0), steps = gaussian(batch=4), schedule(10)
     inverter, path = ImplicitInverter(solver), []
     inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
-    inversion = measured(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
+    inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
     error = torch.zeros(len(z0), dtype=torch.float64)
     for i in range(len(steps)):  # noisy to clean
         a_t, a_s = steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item()
@@ -44,9 +44,9 @@ def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
 @pytest.mark.parametrize(
     "solver",
     [
-        RNRIPaper(400, lam=0),
-        RNRIMeanSign(400, lam=0),
-        RNRIMinimumNorm(400, tolerance=1e-8, lam=0),
+        RNRIPaper(400, prior_weight=0),
+        RNRIMeanSign(400, prior_weight=0),
+        RNRIMinimumNorm(400, tolerance=1e-8, prior_weight=0),
         ReNoise(30, tolerance=0, average_from=25, clean_below=0),
     ],
     ids=lambda solver: type(solver).__name__,
@@ -56,7 +56,7 @@ def test_gaussian_data_round_trips_within_the_tolerance(solver):
     (denoiser, z0), steps = gaussian(batch=3), schedule(10)
     inverter, path = ImplicitInverter(solver, "fitted"), []
     inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
-    inversion = measured(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
+    inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
     again = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
     allowed = solver.tolerance or 1e-6
     assert inversion.converged.all() or solver.tolerance == 0
@@ -67,7 +67,7 @@ def test_gaussian_data_round_trips_within_the_tolerance(solver):
 def test_two_iterations_with_the_papers_prior_are_ahead_of_ddim(kind):
     (denoiser, z0), steps = gaussian(batch=16), schedule(10)
     errors = []
-    for solver in (kind(2, lam=0.1), FixedPoint(1)):
+    for solver in (kind(2, prior_weight=0.1), FixedPoint(1)):
         seed = ImplicitInverter(solver).invert(z0, NoisePredictor(denoiser), steps).seed
         errors.append((sample(seed, NoisePredictor(denoiser), steps) - z0).abs().mean())
     assert errors[0] < 0.8 * errors[1]

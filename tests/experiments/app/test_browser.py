@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = ["steps=2", "method.nfe=2", "select.iterations=20", "megabytes=1", "pixels=1_000_000"]
+    given = ["steps=2", "method.nfe_per_step=2", "select.iterations=20", "megabytes=1", "pixels=1_000_000"]
     given += [f"run={finished_run(folder / 'run')}", f"ratings={folder / 'ratings'}", f"port={port}"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "experiments.app", *given], stdout=log, stderr=log)

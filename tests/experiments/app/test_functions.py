@@ -31,7 +31,7 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def studio():
-    return made(configured(["steps=2", "method.nfe=2", "select.iterations=2"]))
+    return made(configured(["steps=2", "method.nfe_per_step=2", "select.iterations=2"]))
 
 
 @pytest.fixture(scope="module")

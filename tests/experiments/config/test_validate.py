@@ -140,7 +140,7 @@ VALUES = [  # overrides, and how the sentence begins
     ("experiment=lam|lam=nan", "lam=nan: give a number of at least 0."),
     ("experiment=lam|lam=-0.1", "lam=-0.1"),
     ("experiment=guidance|task.methods.aidi.solver.tolerance=nan", "task.methods.aidi.solver.tolerance=nan"),
-    ("experiment=guidance|task.methods.aidi.start=last", "task.methods.aidi.start='last'"),
+    ("experiment=guidance|task.methods.aidi.initial_guess=last", "task.methods.aidi.initial_guess='last'"),
     ("experiment=guidance|+task.methods.aidi.solver.memory=2", "task.methods.aidi.solver.memory is no setting of"),
     ("experiment=lam|task.settings=[]", "task.settings=[]"),
     ("experiment=lam|task.settings=[%s]" % (SETTING % ",guidance:inf"), "task.settings.0.guidance=inf"),

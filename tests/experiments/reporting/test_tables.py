@@ -151,7 +151,7 @@ def test_description_tells_methods_apart():
     assert describe({"a": [1, (2.0, None)]}) == {"a": [1, [2.0, None]]}
     json.dumps(describe(one))
     assert describe(partial(describe, args=1)) != describe(partial(describe, 1))
-    assert describe(FixedPoint(1).can_go_on) != describe(FixedPoint(2).can_go_on)
+    assert describe(FixedPoint(1).has_budget) != describe(FixedPoint(2).has_budget)
     for nameless in (lambda x: x, fine.__call__):
         with pytest.raises(TypeError, match="cache key"):
             describe(nameless)

@@ -174,7 +174,7 @@ def test_null_text_without_guidance_is_ddim(model):
     z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"]), model.schedule(4)
     inversion = NullText().invert(z0, predictor, steps)
     assert torch.equal(inversion.seed, ImplicitInverter(FixedPoint(1)).invert(z0, predictor, steps).seed)
-    assert not inversion.extra and inversion.backward.sum() == 0
+    assert not inversion.aux and inversion.backward.sum() == 0
 
 
 def test_null_text_stops_by_sample(model):
@@ -190,8 +190,8 @@ def test_null_text_of_a_spoilt_sample_leaves_the_others_as_they_are(model):
     method = NullText(iterations=2)
     both = method.invert(z0, model.predictor(["a cat", "dog"], 3.0), steps)
     alone = method.invert(z0[:1], model.predictor(["a cat"], 3.0), steps)
-    assert both.extra["negative"][1].isnan().any()
-    torch.testing.assert_close(both.extra["negative"][:1], alone.extra["negative"], rtol=0, atol=1e-3)
+    assert both.aux["negative"][1].isnan().any()
+    torch.testing.assert_close(both.aux["negative"][:1], alone.aux["negative"], rtol=0, atol=1e-3)
 
 
 def test_the_negative_condition_needs_guidance(model):
@@ -220,7 +220,7 @@ def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
     inversion = EditFriendly(keep_last_map=True).invert(z0, NoisePredictor(denoiser), steps)
     z = inversion.seed
     for i, t in enumerate(reference.timesteps):
-        z = reference.step(denoiser(z, int(t)), t, z, eta=1.0, variance_noise=inversion.extra["maps"][:, i]).prev_sample
+        z = reference.step(denoiser(z, int(t)), t, z, eta=1.0, variance_noise=inversion.aux["maps"][:, i]).prev_sample
     torch.testing.assert_close(z, z0, rtol=0, atol=1e-4)
 
 

@@ -30,7 +30,7 @@ def test_round_trip_on_gaussian_data(steps, spacing):
     predictor, levels = NoisePredictor(denoiser), Schedule.from_scheduler(scheduler(timestep_spacing=spacing), steps)
     inversion = LEditsPP().invert(z0, predictor, levels)
     assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
-    assert inversion.extra["maps"].shape == (3, steps, *z0.shape[1:])
+    assert inversion.aux["maps"].shape == (3, steps, *z0.shape[1:])
     again = LEditsPP().reconstruct(inversion, predictor, levels)
     torch.testing.assert_close(again, z0, rtol=0, atol=1e-6)  # diffusers' step passes through float32
 
@@ -58,7 +58,7 @@ def test_a_step_by_hand():
     # sqrt(3/4 V_s) of the map.
     mean_5 = (0.5 / 0.8) ** 0.5 / 2 * first + 0.5**0.5 * 0.75 * clean_9
     mean_0 = (0.2 / 0.5) ** 0.5 / 2 * second + 0.8**0.5 * 0.75 * (clean_5 + (clean_5 - clean_9) / 2)
-    maps = LEditsPP(seed=7).invert(z0, function_predictor(lambda z, _: 0 * z, 1), steps).extra["maps"]
+    maps = LEditsPP(seed=7).invert(z0, function_predictor(lambda z, _: 0 * z, 1), steps).aux["maps"]
     torch.testing.assert_close(maps[:, 0], (second - mean_5) / (0.75 * 0.5) ** 0.5, rtol=0, atol=1e-5)
     torch.testing.assert_close(maps[:, 1], (z0 - mean_0) / (0.75 * 0.2) ** 0.5, rtol=0, atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_seed_maps_and_samples_are_those_of_diffusers_pipeline(monkeypatch, fina
     """Its inversion from our draws, and its sampler from its maps, both without a source prompt, hence unguided."""
     pipeline, inversion, predictor, steps = inverted_by_both(monkeypatch, final)
     assert_equal(inversion, pipeline)
-    assert bool((inversion.extra["maps"][:, -1] == 0).all()) == (final == "zero")
+    assert bool((inversion.aux["maps"][:, -1] == 0).all()) == (final == "zero")
     again = LEditsPP().reconstruct(inversion, predictor, steps)
     torch.testing.assert_close(again.float(), pipeline(output_type="latent").images, rtol=0, atol=1e-3)
 
@@ -107,7 +107,7 @@ def put_embeddings_in_order(monkeypatch, unet, denoiser):
 
 def assert_equal(inversion, pipeline):
     torch.testing.assert_close(inversion.seed.float(), pipeline.init_latents, rtol=1e-4, atol=1e-4)
-    maps = inversion.extra["maps"].transpose(0, 1)  # [N,B,C,h,w]
+    maps = inversion.aux["maps"].transpose(0, 1)  # [N,B,C,h,w]
     torch.testing.assert_close(maps.float(), pipeline.zs, rtol=0, atol=2e-3)  # the last divides by 0.03
 
 
@@ -148,7 +148,7 @@ def test_an_image_alone_and_in_a_batch(model):
     for i, prompt in enumerate(prompts):
         alone = LEditsPP().invert(z0[i : i + 1], model.predictor([prompt], 3.0), steps)
         assert torch.equal(together.seed[i], alone.seed[0])
-        torch.testing.assert_close(together.extra["maps"][i], alone.extra["maps"][0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(together.aux["maps"][i], alone.aux["maps"][0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_spoilt_sample_is_visible_and_alone():
@@ -160,4 +160,4 @@ def test_a_spoilt_sample_is_visible_and_alone():
     assert inversion.converged.tolist() == [True, False, True]
     rows = torch.tensor([0, 2])
     alone = LEditsPP().invert(z0[rows], NoisePredictor(FunctionDenoiser(wavy, rows)), schedule(5))
-    torch.testing.assert_close(inversion.extra["maps"][rows], alone.extra["maps"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(inversion.aux["maps"][rows], alone.aux["maps"], rtol=1e-5, atol=1e-5)

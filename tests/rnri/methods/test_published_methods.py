@@ -64,7 +64,7 @@ def close(found: Tensor, *expected: float, atol: float = 1e-12) -> None:
 
 def test_edict_alternates_its_network_steps_and_always_mixes_x_first():
     """From x = 1 and y = 2, mix 1/2: x leads the first step, y the second."""
-    start = replace(EDICT().invert(value(1), predictor(), STEPS), seed=value(1), extra={"partner": value(2)})
+    start = replace(EDICT().invert(value(1), predictor(), STEPS), seed=value(1), aux={"partner": value(2)})
     # x' = (1 - 0.7 * 2) / 0.75 = -8/15 and y' = (2 + 0.7 * 8/15) / 0.75 = 142.4/45 mix to 59.2/45 and 2.24;
     # y' = (2.24 - 0.6 * 59.2/45) / 0.8 = 65.28/36 and x' = (59.2/45 - 0.6 * 65.28/36) / 0.8 = 10.24/36 mix to:
     close(EDICT(mix=0.5).reconstruct(start, predictor(), STEPS), 75.52 / 72)
@@ -78,7 +78,7 @@ def test_edict_is_undone_for_any_number_of_steps(steps, mix):
     bent = NoisePredictor(Bent())
     inversion = method.invert(z0, bent, schedule)
     torch.testing.assert_close(method.reconstruct(inversion, bent, schedule), z0, rtol=0, atol=1e-12)
-    assert (inversion.seed - inversion.extra["partner"]).abs().max() > 1e-3
+    assert (inversion.seed - inversion.aux["partner"]).abs().max() > 1e-3
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class Bent:
 def test_bdia_gamma_a_half():
     """z_1 = 0.8 + 0.6, then z_2 from 1 = (z_2 - 1.54) / 2 + 0.7, all at z_1's own label."""
     found = BDIA(gamma=0.5).invert(value(1), predictor(), STEPS)
-    close(found.extra["perturb"], 1.4)
+    close(found.aux["perturb"], 1.4)
     close(found.seed, 2.14)
 
 
 def test_obelm():
     """sigma / alpha is 0, 3/4 and 4/3: 1 = (81/49) / 0.6 z_2 - (32/49) / 0.8 * 1.4 - 12/7 * 1.4."""
     found = OBELM().invert(value(1), predictor(), STEPS)
-    close(found.extra["perturb"], 1.4)
+    close(found.aux["perturb"], 1.4)
     close(found.seed, 222.6 / 135)
 
 
@@ -106,7 +106,7 @@ def test_direct_inversion_stores_what_the_guided_sampler_misses():
     guided = predictor(negative=1, guidance=3)
     found = DirectInversion().invert(value(1), guided, STEPS)
     close(found.seed, 2.03)
-    close(found.extra["offsets"], 1.4 - (2.03 - 0.35 * 2.06) / 0.75, 1 - (1.4 + 0.6 * 0.6) / 0.8)
+    close(found.aux["offsets"], 1.4 - (2.03 - 0.35 * 2.06) / 0.75, 1 - (1.4 + 0.6 * 0.6) / 0.8)
     assert found.nfe.flatten().tolist() == [2, 2]
 
 
@@ -134,7 +134,7 @@ class TestNullText:
     def test_rate_falls_by_a_hundredth_a_step(self):
         found = self.found(iterations=1)
         close(found.seed, 1.4)
-        close(found.extra["negative"], 2 - 0.01, 1.99 - 0.0099, atol=1e-8)
+        close(found.aux["negative"], 2 - 0.01, 1.99 - 0.0099, atol=1e-8)
         assert found.nfe.flatten().tolist() == [4, 4] and found.backward.flatten().tolist() == [1, 1]
 
     @pytest.mark.parametrize(("threshold", "backward"), [(0.59, [1, 1]), (0.57, [2, 1]), (0.2, [2, 2])])
@@ -165,7 +165,7 @@ class TestEditFriendly:
         mean = -0.8 * first + 0.3375 * 2 * first
         last = 0.8**0.5 * second / 2 + (0.2 - 1 / 9) ** 0.5 * second
         close(found.seed, first.item())
-        close(found.extra["maps"], ((second - mean) / (0.75 * 0.4375**0.5)).item(), (3 * (1 - last)).item())
+        close(found.aux["maps"], ((second - mean) / (0.75 * 0.4375**0.5)).item(), (3 * (1 - last)).item())
         assert found.converged.all()
         close(EditFriendly(keep_last_map=True).reconstruct(found, predictor(), self.steps), 1)
 
@@ -173,8 +173,8 @@ class TestEditFriendly:
         _, second = self.draws
         kept = EditFriendly(seed=7, keep_last_map=True).invert(value(1), predictor(), self.steps)
         found = EditFriendly(seed=7).invert(value(1), predictor(), self.steps)
-        assert torch.equal(found.extra["maps"][:, 0], kept.extra["maps"][:, 0])
-        assert (found.extra["maps"][:, 1] == 0).all() and not found.converged.any()
+        assert torch.equal(found.aux["maps"][:, 0], kept.aux["maps"][:, 0])
+        assert (found.aux["maps"][:, 1] == 0).all() and not found.converged.any()
         last = (0.8**0.5 / 2 + (0.2 - 1 / 9) ** 0.5) * second
         close(EditFriendly().reconstruct(found, predictor(), self.steps), last.item())
 

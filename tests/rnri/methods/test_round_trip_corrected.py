@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rnri import FixedPoint, ImplicitInverter, NoisePredictor, RoundTripCorrected, anderson_inverter, measured, sample
+from rnri import FixedPoint, ImplicitInverter, NoisePredictor, RoundTripCorrected, anderson_inverter, with_measured_residuals, sample
 from rnri.methods import EDICT
 from tests.problems import function_predictor, gaussian, schedule, wavy
 
@@ -52,8 +52,8 @@ def test_what_it_tells_belongs_to_the_walk_that_it_kept():
     again = ROUGH.invert(found.z0, predictor, steps)  # z0 is the target that the seed was found for
     torch.testing.assert_close(again.seed, found.seed)
     torch.testing.assert_close(again.residuals, found.residuals)
-    own = measured(found, [z for _, z in path], predictor, steps, 1e-4)
-    torch.testing.assert_close(own.residuals, measured(again, [z for _, z in path], predictor, steps, 1e-4).residuals)
+    own = with_measured_residuals(found, [z for _, z in path], predictor, steps, 1e-4)
+    torch.testing.assert_close(own.residuals, with_measured_residuals(again, [z for _, z in path], predictor, steps, 1e-4).residuals)
     assert (found.nfe == 4 * 2).all()  # four inversions of one evaluation a step, and four samplings
 
 

@@ -111,7 +111,7 @@ def test_packing_is_undone():
 def test_flow_coefficients_are_eulers():
     steps = LatentDiffusion(tiny_sd3()).schedule(4)
     sigmas = torch.cat([steps.sigma, steps.sigma_next[-1:]]).tolist()
-    assert sigmas[0] == 1 and sigmas[-1] == 0 and steps.predicts == "velocity"
+    assert sigmas[0] == 1 and sigmas[-1] == 0 and steps.predicts == "flow"
     for i in range(4):
         a, b = steps.coefficients(i)
         assert a == pytest.approx(1, abs=1e-15)

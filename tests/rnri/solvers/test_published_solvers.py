@@ -142,7 +142,7 @@ def test_rnri_sign_asks_for_the_clean_latent():
 def test_on_latents_of_the_authors_size_ours_differs_from_the_published_rule_by_the_prior_alone():
     z0 = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     published, ours = (
-        ImplicitInverter(kind(3, 0, lam=0)).invert(z0, function_predictor(wavy, 2), schedule(5)).seed
+        ImplicitInverter(kind(3, 0, prior_weight=0)).invert(z0, function_predictor(wavy, 2), schedule(5)).seed
         for kind in (RNRISign, RNRIMeanSign)
     )
     torch.testing.assert_close(published, ours, rtol=1e-9, atol=1e-9)

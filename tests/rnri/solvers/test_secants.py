@@ -50,7 +50,7 @@ def test_own_differences_take_the_place_of_carried_ones():
 
 
 @pytest.mark.parametrize(
-    ("b", "predicts", "short"), [(0.95, "noise", True), (0.8, "noise", False), (0.95, "velocity", False)]
+    ("b", "predicts", "short"), [(0.95, "epsilon", True), (0.8, "epsilon", False), (0.95, "flow", False)]
 )
 def test_a_walk_of_one_step_remembers_the_last_two_differences(b, predicts, short):
     z_s = torch.randn(2, 1, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

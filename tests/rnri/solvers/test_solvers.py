@@ -60,23 +60,23 @@ def one_step(solver):
 
 def test_paper_by_hand():
     expected = Z_S - F / (2 * (G + 0.01))
-    stepped = one_step(RNRIPaper(iterations=1, lam=LAM, eta=0.01, keep_best=False))
+    stepped = one_step(RNRIPaper(iterations=1, prior_weight=LAM, eta=0.01, keep_best=False))
     torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-12)
 
 
 def test_paper_without_the_network_in_the_derivative_would_differ():
     detached = torch.tensor([1.2, -1.4]).double().view_as(G)  # signs and prior only
-    stepped = one_step(RNRIPaper(iterations=1, lam=LAM, eta=0.01, keep_best=False))
+    stepped = one_step(RNRIPaper(iterations=1, prior_weight=LAM, eta=0.01, keep_best=False))
     assert (stepped - (Z_S - F / (2 * (detached + 0.01)))).abs().min() > 0.02
 
 
 def test_mean_sign_by_hand():
-    stepped = one_step(RNRIMeanSign(iterations=1, lam=LAM, keep_best=False))
+    stepped = one_step(RNRIMeanSign(iterations=1, prior_weight=LAM, keep_best=False))
     torch.testing.assert_close(stepped, Z_S - 0.6 * two(1.0, -1.0), rtol=0, atol=1e-12)
 
 
 def test_minimum_norm_by_hand():
-    stepped = one_step(RNRIMinimumNorm(iterations=1, lam=LAM, keep_best=False))
+    stepped = one_step(RNRIMinimumNorm(iterations=1, prior_weight=LAM, keep_best=False))
     torch.testing.assert_close(stepped, Z_S - F * G / (1.3**2 + 1.6**2), rtol=0, atol=1e-12)
 
 
@@ -88,14 +88,14 @@ def test_without_prior_f_is_the_residual(kind):
         RNRIMeanSign: 0.55 * two(1.0, -1.0),
         RNRIMinimumNorm: 1.1 * gradient / (1.1**2 + 1.2**2),
     }
-    stepped = one_step(kind(iterations=1, lam=0, keep_best=False))
+    stepped = one_step(kind(iterations=1, prior_weight=0, keep_best=False))
     torch.testing.assert_close(stepped, Z_S - steps[kind], rtol=0, atol=1e-12)
 
 
 def test_f_and_d_are_by_sample():
     z_s = torch.cat([Z_S, 3 * Z_S, -Z_S])
     for kind in (RNRIPaper, RNRIMeanSign, RNRIMinimumNorm):
-        solver = kind(iterations=1, lam=LAM, keep_best=False)
+        solver = kind(iterations=1, prior_weight=LAM, keep_best=False)
         together = solver(problem(swapped, z_s), z_s).z
         alone = torch.cat([solver(problem(swapped, z), z).z for z in z_s.split(1)])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
@@ -237,7 +237,7 @@ def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
     z_s = torch.ones(1, 1, 1, 2, dtype=torch.float64)
     shifted = problem(lambda z, _: (z - 0.8 * z_s + 1) / 0.5, z_s)
     options = {"eta": 0.0} if kind is RNRIPaper else {}
-    solution = kind(iterations=5, lam=0, **options)(shifted, z_s)
+    solution = kind(iterations=5, prior_weight=0, **options)(shifted, z_s)
     assert not solution.converged.any() and solution.nfe.tolist() == [1]
     assert solution.residual.tolist() == [1.0] and torch.equal(solution.z, z_s + 1)
 
@@ -248,7 +248,7 @@ def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
         (lambda: FixedPoint(0), "iterations=0"),
         (lambda: FixedPoint(tolerance=-1), "tolerance=-1"),
         (lambda: Anderson(memory=0), "memory=0"),
-        (lambda: RNRIPaper(lam=-0.1), r"lam=-0\.1"),
+        (lambda: RNRIPaper(prior_weight=-0.1), r"lam=-0\.1"),
     ],
 )
 def test_bad_settings(make, message):
