@@ -1,9 +1,9 @@
 """Few-shot augmentation: classifiers with and without generated images; the only experiment built on another."""
 
 from experiments.augmentation.few_shot import FewShot
-from experiments.augmentation.task import Augmentation
+from experiments.augmentation.task import AugmentationExperiment
 
 __all__ = [
-    "Augmentation",
+    "AugmentationExperiment",
     "FewShot",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from experiments.data.concepts import Concept
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.rare_concepts.report import side_by_side
-from experiments.rare_concepts.scoring import JudgedImages, lost_samples, mean
+from experiments.rare_concepts.scoring import ClassifiedImages, lost_samples, mean
 from experiments.reporting import tables
 
 COLUMNS = {
@@ -27,7 +27,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Predictions:
     """What a method's classifiers say of the held-out images.
 
     Attributes:
@@ -48,15 +48,15 @@ class Verdicts:
         return self.predictions == self.truth
 
     @property
-    def shares(self) -> Tensor:
+    def accuracy_by_image(self) -> Tensor:
         """Share of the trainings that name each image: ``float64 [N]``."""
         return self.hits.double().mean(0)
 
 
 def write_report(
     run_dir: Path,
-    verdicts: Mapping[str, Verdicts],
-    judged: Mapping[str, JudgedImages],
+    predictions: Mapping[str, Predictions],
+    judged: Mapping[str, ClassifiedImages],
     settings: Mapping,
     loggers: Sequence[Logger],
     *,
@@ -64,8 +64,8 @@ def write_report(
     seed: int,
     step: int = 0,
 ) -> list[dict]:
-    """Writes the whole results contract; the first of ``verdicts`` is what gains are measured from."""
-    rows = accuracy_rows(verdicts, judged, k, seed)
+    """Writes the whole results contract; the first of ``predictions`` is what gains are measured from."""
+    rows = accuracy_rows(predictions, judged, k, seed)
     table = tables.markdown_table([_shown(row) for row in rows], COLUMNS)
     if lost := lost_samples(judged):
         table += f"\n{lost}"
@@ -74,31 +74,31 @@ def write_report(
         pictures[f"images/{bucket}"] = partial(side_by_side, judged, bucket)
     tables.write_report(
         run_dir, rows, settings, table=table, pictures=pictures, loggers=loggers, identity=("method",), step=step,
-        samples=[row for name, own in verdicts.items() for row in sample_rows(name, own)],
+        samples=[row for name, own in predictions.items() for row in sample_rows(name, own)],
     )  # fmt: skip
     return rows
 
 
 def accuracy_rows(
-    verdicts: Mapping[str, Verdicts], judged: Mapping[str, JudgedImages], k: int, seed: int
+    predictions: Mapping[str, Predictions], judged: Mapping[str, ClassifiedImages], k: int, seed: int
 ) -> list[dict]:
     """Accuracy a method and its gain over the first one, with 95 % intervals from a bootstrap over concepts.
 
     An image counts by the share of the trainings that name it. The gain's interval draws the same concepts for both
     methods, so what makes a concept easy or hard for both does not widen it.
     """
-    first = next(iter(verdicts.values()))
+    first = next(iter(predictions.values()))
     rows = []
-    for name, own in verdicts.items():
-        groups, shares, gains = own.truth.tolist(), own.shares, own.shares - first.shares
-        low, high = bootstrap_interval(shares.tolist(), groups, seed=seed)
+    for name, own in predictions.items():
+        groups, accuracy_by_image, gains = own.truth.tolist(), own.accuracy_by_image, own.accuracy_by_image - first.accuracy_by_image
+        low, high = bootstrap_interval(accuracy_by_image.tolist(), groups, seed=seed)
         gain_low, gain_high = bootstrap_interval(gains.tolist(), groups, seed=seed)
         made = judged.get(name)
         row = {
             "method": name, "k": k, "generated": len(made.predictions) // len(own.concepts) if made else 0,
-            "accuracy": shares.mean().item(), "accuracy_low": low, "accuracy_high": high,
+            "accuracy": accuracy_by_image.mean().item(), "accuracy_low": low, "accuracy_high": high,
             "gain": gains.mean().item(), "gain_low": gain_low, "gain_high": gain_high,
-            "n": len(shares), "concepts": len(own.concepts), "trainings": len(own.hits), "t_train": mean(own.seconds),
+            "n": len(accuracy_by_image), "concepts": len(own.concepts), "trainings": len(own.hits), "t_train": mean(own.seconds),
             "accuracy_spread": own.hits.double().mean(1).std(unbiased=False).item(),
         }  # fmt: skip
         rows.append(row | ({"generated_accuracy": mean(map(float, made.hits))} if made else {}))
@@ -115,17 +115,17 @@ def _shown(row: Mapping) -> dict:
     }
 
 
-def sample_rows(method: str, verdicts: Verdicts) -> list[dict]:
+def sample_rows(method: str, predictions: Predictions) -> list[dict]:
     """One row a held-out image and training."""
     return [
         {
             "method": method, "training": training, "image": k, "concept": concept.name, "bucket": concept.bucket,
-            "frequency": concept.frequency, "prediction": verdicts.concepts[prediction].name,
+            "frequency": concept.frequency, "prediction": predictions.concepts[prediction].name,
             "hit": prediction == index,
         }
-        for training, predictions in enumerate(verdicts.predictions.tolist())
-        for k, (prediction, index) in enumerate(zip(predictions, verdicts.truth.tolist(), strict=True))
-        for concept in [verdicts.concepts[index]]
+        for training, predictions in enumerate(predictions.predictions.tolist())
+        for k, (prediction, index) in enumerate(zip(predictions, predictions.truth.tolist(), strict=True))
+        for concept in [predictions.concepts[index]]
     ]  # fmt: skip
 
 

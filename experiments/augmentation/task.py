@@ -18,12 +18,12 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from experiments.augmentation.few_shot import FewShot, classify
-from experiments.augmentation.report import Verdicts, write_report
+from experiments.augmentation.report import Predictions, write_report
 from experiments.cache.atomic import digest
 from experiments.cache.key import describe
 from experiments.cache.store import UnitStore, content_hash
 from experiments.planning.cost import Cost, Planned
-from experiments.rare_concepts.task import RareConcepts
+from experiments.rare_concepts.task import RareConceptsExperiment
 from experiments.runtime.progress import Progress
 from experiments.runtime.unit_queue import CachedUnitDataModule, Stage, carry_out
 from rnri.validation import dataclass
@@ -31,7 +31,7 @@ from rnri.validation import dataclass
 REAL_ONLY = "references only"
 
 
-class Trainings(CachedUnitDataModule):
+class TrainingJobs(CachedUnitDataModule):
     """The trainings that are not on disk yet: a method and a number each."""
 
     def address(self, unit: tuple[str, int]) -> tuple[str, str]:
@@ -39,10 +39,10 @@ class Trainings(CachedUnitDataModule):
         return name, str(k)
 
 
-class TrainingModule(LightningModule):
+class FewShotModule(LightningModule):
     """Trains a classifier a step and writes what it says of the held-out images."""
 
-    def __init__(self, task: Augmentation, stores: Mapping[str, UnitStore], progress: Progress) -> None:
+    def __init__(self, task: AugmentationExperiment, stores: Mapping[str, UnitStore], progress: Progress) -> None:
         super().__init__()
         self.task, self.stores, self.progress = task, stores, progress
 
@@ -57,7 +57,7 @@ class TrainingModule(LightningModule):
 
 
 @dataclass(kw_only=True)
-class Augmentation(RareConcepts):
+class AugmentationExperiment(RareConceptsExperiment):
     """The task behind ``experiment=augmentation``. A training is a unit, as a concept under an arm is.
 
     Args:
@@ -103,7 +103,7 @@ class Augmentation(RareConcepts):
         progress = Progress("few-shot training", "classifier")
         jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
         stores = {name: self._verdicts(name) for name in (REAL_ONLY, *self.arms)}
-        return TrainingModule(self, stores, progress), Trainings(jobs, stores, progress, self.claims)
+        return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, self.claims)
 
     def train(self, name: str, k: int, device: torch.device) -> Tensor:
         """What the ``k``-th classifier of a method says of the held-out images: indices ``int64 [N]``."""
@@ -134,16 +134,16 @@ class Augmentation(RareConcepts):
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Writes the results; returns the last arm's accuracy."""
-        verdicts = {}
+        predictions = {}
         for name in (REAL_ONLY, *self.arms):
             found = [self._verdicts(name).read(str(k)) for k in range(self.trainings)]
             predictions = torch.stack([tensors["predictions"] for tensors, _ in found])
             seconds = [record["seconds"] for _, record in found]
-            verdicts[name] = Verdicts(predictions, self.truth, self.chosen, seconds)
+            predictions[name] = Predictions(predictions, self.truth, self.chosen, seconds)
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         settings = self.dependencies() | {"few_shot": describe(self.few_shot), "trainings": self.trainings}
         rows = write_report(
-            Path(self.run_dir), verdicts, judged, settings, loggers, k=self.references, seed=self.seed,
+            Path(self.run_dir), predictions, judged, settings, loggers, k=self.references, seed=self.seed,
             step=self.all_units,
         )  # fmt: skip
         return rows[-1]["accuracy"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
-from experiments.planning.cost import Cost, nfe_per_step, rows_of
+from experiments.planning.cost import Cost, rows_of
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit
@@ -74,7 +74,7 @@ class Job:
         if self.model is None or self.method is None:
             return Cost()
         sampling = sum(2 if way in ATTENTION.values() else 1 for way in self.ways)
-        inversion = nfe_per_step(self.method) if isinstance(self.method, Inverter) else 2.0
+        inversion = self.method.nfe_per_step if isinstance(self.method, Inverter) else 2.0
         a_step = (inversion + sampling) * rows_of(self.model.guidance)
         return Cost(a_step * self.model.steps, 1 + len(self.ways)).times(len(self.edits))
 
@@ -125,7 +125,7 @@ def evenly(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | No
 def jobs(
     models: Sequence[EditResult],
     methods: Mapping[str, Inverter],
-    others: Mapping[str, Method],
+    extra_methods: Mapping[str, Method],
     edits: Sequence[BenchmarkEdit],
     batch_size: int,
 ) -> tuple[list[Job], list[dict[str, str]]]:
@@ -140,7 +140,7 @@ def jobs(
     left_out = []
     for model in models:
         ways = (SWAP, ATTENTION[attention_edit(model.model)])
-        given = [*((name, own, ways) for name, own in methods.items()), *((n, o, (OWN,)) for n, o in others.items())]
+        given = [*((name, own, ways) for name, own in methods.items()), *((n, o, (OWN,)) for n, o in extra_methods.items())]
         for name, method, own_ways in given:
             try:
                 check_schedule(method, model.model.schedule(model.steps))

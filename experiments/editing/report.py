@@ -40,7 +40,7 @@ COLUMNS = {
     "overhead": "times its networks", "faster": "faster", "n": "n",
 }  # fmt: skip
 PAIRED = {
-    "model": "model", "edit": "edit", "method": "method", "against": "against", "score": "score",
+    "model": "model", "edit": "edit", "method": "method", "baseline": "baseline", "score": "score",
     "difference": "difference", "low": "from", "high": "to", "n": "n",
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ def write_report(
     run_dir: Path,
     found: Sequence[Found],
     *,
-    against: str,
+    baseline: str,
     networks: Mapping[str, Mapping[str, str]],
     left_out: Rows,
     settings: Mapping[str, Any],
@@ -59,7 +59,7 @@ def write_report(
     """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
     samples = [row for job, _, record in found for row in sample_rows(job, record["rows"])]
     rows = with_speeds([summary(group, seed) for group in groups(samples).values()])
-    pairs = paired(samples, against, seed)
+    pairs = paired(samples, baseline, seed)
     scored = ", ".join(f"{name}: {networks[name]['name']}" for name in ("lpips", "structure"))
     table = "\n".join(
         [tables.markdown_table(rows, COLUMNS), f"Networks: {scored}.\n", tables.markdown_table(pairs, PAIRED)]
@@ -131,16 +131,16 @@ def with_speeds(rows: Rows) -> list[dict[str, Any]]:
     return [{**row, "faster": slow.get(key(row), math.nan) / row["seconds"]} for row in rows]
 
 
-def paired(samples: Rows, against: str, seed: int) -> list[dict[str, Any]]:
-    """Mean differences of each method's edits to those of ``against``, edit by edit, with 95 % intervals.
+def paired(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
+    """Mean differences of each method's edits to those of ``baseline``, edit by edit, with 95 % intervals.
 
     Within a model and a way; a method's own way is compared with prompts swapped.
     """
     by_row = groups(samples)
     found = []
     for (method, edit, model), own in by_row.items():
-        base = by_row.get((against, "prompt_swap" if edit == "own" else edit, model))
-        if base is None or method == against:
+        base = by_row.get((baseline, "prompt_swap" if edit == "own" else edit, model))
+        if base is None or method == baseline:
             continue
         for score in SCORES:
             ours = {sample["sample"]: sample[score] for sample in own}
@@ -148,7 +148,7 @@ def paired(samples: Rows, against: str, seed: int) -> list[dict[str, Any]]:
             low, high = _interval(differences, seed)
             mean = float(np.mean(differences)) if differences else math.nan
             found.append({
-                "model": model, "edit": edit, "method": method, "against": against, "score": score,
+                "model": model, "edit": edit, "method": method, "baseline": baseline, "score": score,
                 "difference": mean, "low": low, "high": high, "n": len(differences),
             })  # fmt: skip
     return found

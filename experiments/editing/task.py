@@ -63,11 +63,11 @@ class EditingModule(LightningModule):
 
     def __init__(
         self, networks: Networks, units: Mapping[str, UnitStore], progress: Progress, size: tuple[int, int],
-        kept_above: float,
+        min_psnr: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.networks, self.units, self.progress = networks, units, progress
-        self.size, self.kept_above = size, kept_above
+        self.size, self.min_psnr = size, min_psnr
         self._warm: set[str] = set()
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class EditingModule(LightningModule):
         tensors: dict[str, Tensor] = {}
         rows: dict[str, list[dict[str, float]]] = {}
         for way, images, columns in self._beside(job, size) if job.model is None else self._edits(job, originals):
-            columns = columns | measures(images, originals, job.edits, self.networks, self.kept_above)
+            columns = columns | measures(images, originals, job.edits, self.networks, self.min_psnr)
             columns["not_finite"] = images.isnan().flatten(1).any(1).double()
             rows[way] = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
             tensors[way], tensors[f"{way}_finite"] = select_finite(images[:PICTURES])
@@ -195,7 +195,7 @@ class EditingExperiment(ResumableRun):
         clip, classifier: what scores an edit by its prompt, and what names objects.
         dino: a DINO ViT for the structure distance; None: the judge's features.
         lpips: SqueezeNet's weights for LPIPS; None: the judge's features, without learned weights.
-        kept_above: background PSNR in dB from which on a background counts as kept.
+        min_psnr: background PSNR in dB from which on a background counts as kept.
         against: the method that the others are compared to, in pairs.
         seed: of the bootstrap.
         run_dir: where everything is written.
@@ -205,7 +205,7 @@ class EditingExperiment(ResumableRun):
     steps: PositiveInt | Mapping[str, PositiveInt]
     guidance: GuidanceScale
     methods: Mapping[str, Inverter]
-    others: Mapping[str, Any]
+    extra_methods: Mapping[str, Any]
     prompt_to_prompt: PromptToPrompt
     injection: Injection
     benchmark: NonEmptyStr | None
@@ -217,8 +217,8 @@ class EditingExperiment(ResumableRun):
     classifier: NonEmptyStr
     dino: NonEmptyStr | None
     lpips: NonEmptyStr | None
-    kept_above: PositiveFloat
-    against: NonEmptyStr
+    min_psnr: PositiveFloat
+    baseline: NonEmptyStr
     seed: RandomSeed
     run_dir: NonEmptyStr
     networks: Networks = field(init=False)
@@ -228,11 +228,11 @@ class EditingExperiment(ResumableRun):
     hashes: dict[str, dict[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, method in self.others.items():
+        for name, method in self.extra_methods.items():
             if not isinstance(method, Inverter | Editor):
-                raise ValueError(f"task.others.{name} neither edits nor inverts: name a class with edit, or invert.")
-        if not self.methods and not self.others:
-            raise ValueError("task.methods and task.others are both empty: give at least one method.")
+                raise ValueError(f"task.extra_methods.{name} neither edits nor inverts: name a class with edit, or invert.")
+        if not self.methods and not self.extra_methods:
+            raise ValueError("task.methods and task.extra_methods are both empty: give at least one method.")
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
@@ -241,7 +241,7 @@ class EditingExperiment(ResumableRun):
         self.numerics = numerics(trainer.precision, device)
         self._load(device)
         check_labels(edits, self.networks.judge)
-        self.jobs, self.left_out = jobs(self.models, self.methods, self.others, edits, self.batch_size)
+        self.jobs, self.left_out = jobs(self.models, self.methods, self.extra_methods, edits, self.batch_size)
 
     def _benchmark(self) -> Path:
         if self.benchmark is not None:
@@ -288,14 +288,14 @@ class EditingExperiment(ResumableRun):
         units, progress = self.units(), Progress("edits", unit="batch")
         self._announce(units, trainer.world_size)
         size = self.models[0].model.image_size
-        module = EditingModule(self.networks, units, progress, size, self.kept_above)
+        module = EditingModule(self.networks, units, progress, size, self.min_psnr)
         running = Running(partial(self._rows, units), IDENTITY, SCORES)
         carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims, running)))
         if not self.writes_report(trainer):
             return 0.0
         found = [(job, *units[job.unit].read(job.key)) for job in self.jobs]
         rows = write_report(
-            Path(self.run_dir), found, against=self.against, networks=self.hashes, left_out=self.left_out,
+            Path(self.run_dir), found, baseline=self.baseline, networks=self.hashes, left_out=self.left_out,
             settings=self.dependencies() | {"kinds": list(self.kinds), "guidance": self.guidance},
             loggers=trainer.loggers, seed=self.seed,
         )  # fmt: skip
@@ -340,4 +340,4 @@ class EditingExperiment(ResumableRun):
     def dependencies(self) -> dict[str, Any]:
         """What every unit depends on: it is a batch, and holds what the networks say of its images."""
         scoring = {name: self.hashes[name]["sha256"] for name in ("clip", "judge", "lpips", "structure")}
-        return {"numerics": self.numerics, "batch_size": self.batch_size, "kept_above": self.kept_above, **scoring}
+        return {"numerics": self.numerics, "batch_size": self.batch_size, "min_psnr": self.min_psnr, **scoring}

@@ -27,7 +27,7 @@ def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0)):
-        if row["images"] == "real" and row["prompts"] == "right" and row.get("evaluations_per_step", 0) > 0:
+        if row["images"] == "real" and row["prompts"] == "right" and row.get("nfe_per_step", 0) > 0:
             found.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
     return found
 
@@ -37,7 +37,7 @@ def is_edited(row: Mapping[str, Any]) -> bool:
     return row["prompts"] not in ("right", "wrong")
 
 
-def is_ceiling(row: Mapping[str, Any]) -> bool:
+def is_vae_bound(row: Mapping[str, Any]) -> bool:
     """Whether the row is of images that were only encoded and decoded."""
     return row["steps"] is None
 
@@ -59,8 +59,8 @@ def _panels(count: int, lines: int = 1) -> tuple[Figure, list[list[Axes]]]:
 
 def _curves(axis: Axes, rows: Rows, value: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["evaluations_per_step"])
-        known = [(r["evaluations_per_step"], r[value]) for r in own if np.isfinite(r.get(value, np.nan))]
+        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["nfe_per_step"])
+        known = [(r["nfe_per_step"], r[value]) for r in own if np.isfinite(r.get(value, np.nan))]
         if known:
             axis.plot(*zip(*known, strict=True), markersize=4.5, linewidth=1.2, label=method, **styles[method])
     axis.set_xlabel("network evaluations a step")
@@ -80,7 +80,7 @@ def nfe(rows: Rows, _: Rows) -> Figure:
     figure, axes = _panels(len(settings), lines=2)
     styles = _styles(rows)
     for (title, own), top, bottom in zip(settings.items(), *axes, strict=True):
-        top.axhline(own[0]["psnr"] + own[0]["below_ceiling"], color="black", linestyle="--", linewidth=1, label="VAE")
+        top.axhline(own[0]["psnr"] + own[0]["vae_gap"], color="black", linestyle="--", linewidth=1, label="VAE")
         _curves(top, own, "psnr", styles)
         top.set(title=title, ylabel="PSNR, dB")
         _curves(bottom, own, "latent_mse", styles)
@@ -118,8 +118,8 @@ def detection(_: Rows, samples: Rows) -> Figure:
 
 def editing(rows: Rows, _: Rows) -> Figure:
     """CLIP score under the edited prompt against the perceptual distance to the image (Fig. 6), a panel a setting."""
-    unedited = {row["prompts"]: row for row in rows if is_ceiling(row)}
-    edited = [row for row in rows if is_edited(row) and not is_ceiling(row)]
+    unedited = {row["prompts"]: row for row in rows if is_vae_bound(row)}
+    edited = [row for row in rows if is_edited(row) and not is_vae_bound(row)]
     settings: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in edited:
         settings.setdefault((row["steps"], row["guidance"], row["prompts"]), []).append(row)

@@ -19,13 +19,12 @@ from experiments.cache.store import content_hash
 from experiments.data.captions import Captioned
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.planning.cost import Cost, nfe_per_step, rows_of
+from experiments.planning.cost import Cost, rows_of
 from experiments.runtime.unit_queue import CachedUnitDataModule
-from rnri import ImplicitInverter, Inverter, PromptAware, RoundTripCorrected
-from rnri.methods import Midpoint
+from rnri import Inverter
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
-CEILING = "vae"
+VAE_BOUND = "vae"
 """The method that only encodes and decodes: what no inversion can surpass."""
 
 
@@ -87,7 +86,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictured:
+class ImagePrompt:
     """An image and its prompt; the image is the ``index``-th of ``images`` and ignored where the setting generates."""
 
     name: str
@@ -109,13 +108,13 @@ class Pictured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class InversionJob:
     """A unit of work: one method under one setting on a batch of images."""
 
     method: str
     inverter: Inverter | None
     setting: Setting
-    images: Sequence[Pictured]
+    images: Sequence[ImagePrompt]
     first: bool = True  # of its method and setting: the batch whose pictures are shown
 
     @cached_property
@@ -125,7 +124,7 @@ class Job:
     @property
     def cost(self) -> Cost:
         """About what inversion, a measurement of every residual, reconstruction and what goes before them take."""
-        a_step = 0.0 if self.inverter is None else nfe_per_step(self.inverter) + 2
+        a_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + 2
         walked = Cost(rows_of(self.setting.guidance) * self.setting.steps * a_step)
         return (walked + self.own_cost).times(len(self.images))
 
@@ -141,7 +140,7 @@ class Job:
         return f"{self.method}, {self.setting.steps} steps, guidance {self.setting.guidance:g}"
 
 
-def pictured(concepts: Sequence[Concept], count: int, generator: torch.Generator) -> list[Pictured]:
+def from_concepts(concepts: Sequence[Concept], count: int, generator: torch.Generator) -> list[ImagePrompt]:
     """``count`` references of ``concepts`` in an order that takes every concept once before any a second time.
 
     Raises:
@@ -152,24 +151,24 @@ def pictured(concepts: Sequence[Concept], count: int, generator: torch.Generator
     places = [(concept, k) for k in range(most) for concept in order if k < len(concept.references)]
     if not 1 <= count <= len(places):
         raise ValueError(f"task.images={count}: the data has 1 to {len(places)} images; choose among them.")
-    return [Pictured(f"{c.name}/{k}", c.name, c.prompt, c.references, k) for c, k in places[:count]]
+    return [ImagePrompt(f"{c.name}/{k}", c.name, c.prompt, c.references, k) for c, k in places[:count]]
 
 
-def captioned(pairs: Captioned, count: int, generator: torch.Generator) -> list[Pictured]:
+def from_captions(pairs: Captioned, count: int, generator: torch.Generator) -> list[ImagePrompt]:
     """``count`` of the captioned images in a drawn order, their captions being their prompts. ValueError if fewer."""
     if count > len(pairs):
         raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose among them.")
     order = torch.randperm(len(pairs), generator=generator)[:count].tolist()
-    return [Pictured(pairs.names[k], pairs.names[k], pairs.captions[k], pairs.images, k) for k in order]
+    return [ImagePrompt(pairs.names[k], pairs.names[k], pairs.captions[k], pairs.images, k) for k in order]
 
 
-def imagined(images: Sequence[Pictured], count: int) -> list[Pictured]:
+def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
     """``count`` images to be generated of the prompts of ``images``, which take turns; each has noise of its own."""
     turns = [images[k % len(images)] for k in range(count)]
     return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(turns)]
 
 
-def mismatched(images: Sequence[Pictured]) -> list[Pictured]:
+def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
     """Each image with the prompt of the next image of another concept."""
     wrong = []
     for k, image in enumerate(images):
@@ -181,32 +180,18 @@ def mismatched(images: Sequence[Pictured]) -> list[Pictured]:
     return wrong
 
 
-def with_evaluations(inverter: Inverter, count: int | None) -> Inverter | None:
-    """``inverter`` with ``count`` network evaluations a step; None where it has no such choice."""
-    if count is None:
-        return inverter
-    if isinstance(inverter, PromptAware | RoundTripCorrected):
-        inner = with_evaluations(inverter.inverter, count)
-        return None if inner is None else replace(inverter, inverter=inner)
-    if isinstance(inverter, Midpoint):  # each of whose solver's evaluations is two of the network
-        return None if count % 2 else replace(inverter, inverter=with_evaluations(inverter.inverter, count // 2))
-    if isinstance(inverter, ImplicitInverter):
-        return replace(inverter, solver=replace(inverter.solver, iterations=count))
-    return None
-
-
 def jobs(
-    methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[Pictured], batch_size: int
-) -> list[Job]:
+    methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[ImagePrompt], batch_size: int
+) -> list[InversionJob]:
     """Every method under every setting that names it, and the VAE's ceiling once a set of images.
 
     Raises:
         ValueError: a setting names an unknown method, or asks for a number of evaluations from a method that has
             no choice.
     """
-    found: list[Job] = []
+    found: list[InversionJob] = []
     for setting in (single for given in settings for single in given.each()):
-        chosen = imagined(images, setting.images or len(images)) if setting.generated else images[: setting.images]
+        chosen = generated_images(images, setting.images or len(images)) if setting.generated else images[: setting.images]
         chosen = mismatched(chosen) if setting.wrong_prompts else chosen
         _check_edit(setting, chosen)
         batches = [chosen[k : k + batch_size] for k in range(0, len(chosen), batch_size)]
@@ -216,20 +201,25 @@ def jobs(
             wrong_prompts=setting.wrong_prompts, edit=setting.edit, generated=setting.generated,
             decoder_iterations=setting.decoder_iterations, images=setting.images,
         )  # fmt: skip
-        found += [Job(CEILING, None, ceiling, batch, k == 0) for k, batch in enumerate(batches)]
+        found += [InversionJob(VAE_BOUND, None, ceiling, batch, k == 0) for k, batch in enumerate(batches)]
         for name in setting.methods or methods:
-            inverter = with_evaluations(_known(methods, name), setting.nfe)
-            if inverter is None:
-                raise ValueError(
-                    f"method {name!r} has no solver whose evaluations could be set to {setting.nfe}: "
-                    "leave evaluations out, or the method."
-                )
-            found += [Job(name, inverter, setting, batch, k == 0) for k, batch in enumerate(batches)]
+            inverter = _with_nfe(name, _known(methods, name), setting.nfe)
+            found += [InversionJob(name, inverter, setting, batch, k == 0) for k, batch in enumerate(batches)]
     distinct = {(job.method, str(job.setting), job.key): job for job in found}
     return list(distinct.values())
 
 
-def _check_edit(setting: Setting, images: Sequence[Pictured]) -> None:
+def _with_nfe(name: str, inverter: Inverter, nfe: int | None) -> Inverter:
+    """``inverter`` with ``nfe`` network evaluations per step; unchanged if ``nfe`` is None."""
+    if nfe is None:
+        return inverter
+    try:
+        return inverter.with_nfe(nfe)
+    except ValueError as error:
+        raise ValueError(f"method {name!r} cannot use nfe={nfe}: {error} Omit nfe, or the method.") from None
+
+
+def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
     for image in images:
         if setting.edit and setting.edit[0] not in image.prompt:
             raise ValueError(f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not hold the first text.")
@@ -241,13 +231,13 @@ def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
     return methods[name]
 
 
-class JobData(CachedUnitDataModule):
+class InversionJobData(CachedUnitDataModule):
     """The jobs that have no finished unit yet."""
 
-    def address(self, unit: Job) -> tuple[str, str]:
+    def address(self, unit: InversionJob) -> tuple[str, str]:
         return unit_name(unit), unit.key
 
 
-def unit_name(job: Job) -> str:
+def unit_name(job: InversionJob) -> str:
     """Method and setting: what has one folder of units."""
     return f"{job.method}\n{job.setting}"

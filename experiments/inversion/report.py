@@ -14,12 +14,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from experiments.evaluation.metrics import bootstrap_interval, roc_auc
-from experiments.inversion.figures import FIGURES, is_ceiling, is_edited, pictures
-from experiments.inversion.jobs import CEILING, Job, Setting
+from experiments.inversion.figures import FIGURES, is_vae_bound, is_edited, pictures
+from experiments.inversion.jobs import VAE_BOUND, InversionJob, Setting
 from experiments.reporting import tables
-from rnri import ImplicitInverter, Inverter, PromptAware, RoundTripCorrected
 
-Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]
+Found = tuple[InversionJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A finished unit: its job, its tensors and its record."""
 
 IDENTITY = ("method", "steps", "guidance", "nfe", "prompts", "generated")
@@ -28,16 +27,16 @@ IDENTITY = ("method", "steps", "guidance", "nfe", "prompts", "generated")
 LOST = 0.1
 """A residual above this, a tenth of a latent's standard deviation, at any step counts as diverged."""
 AVERAGED = (
-    "psnr", "below_ceiling", "ssim", "perceptual", "st_lpips", "clip_score", "latent_mse", "residual", "residual_mean",
-    "solved", "converged", "diverged", "evaluations_per_step", "backward_per_step", "seconds", "stored_bytes",
+    "psnr", "vae_gap", "ssim", "perceptual", "st_lpips", "clip_score", "latent_mse", "residual", "residual_mean",
+    "solved", "converged", "diverged", "nfe_per_step", "backward_per_step", "seconds", "stored_bytes",
     "latent_shift", "distance_encoded", "distance_adjusted", "distance_reconstructed",
 )  # fmt: skip
 SO_FAR = ("psnr", "ssim", "perceptual", "clip_score", "latent_mse", "residual", "converged", "diverged")
 """Of these, what is logged after every unit."""
 COLUMNS = {
     "method": "method", "start": "start", "steps": "steps", "guidance": "guidance", "images": "images",
-    "prompts": "prompts", "evaluations_per_step": "evaluations a step", "backward_per_step": "backward a step",
-    "psnr": "PSNR, dB", "below_ceiling": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
+    "prompts": "prompts", "nfe_per_step": "evaluations a step", "backward_per_step": "backward a step",
+    "psnr": "PSNR, dB", "vae_gap": "below the VAE, dB", "ssim": "SSIM", "perceptual": "perceptual",
     "st_lpips": "ST-LPIPS",
     "latent_mse": "latent MSE", "latent_mse_median": "median", "latent_mse_p95": "95 %",
     "latent_mse_largest": "largest", "residual": "residual", "solved": "steps solved", "converged": "converged",
@@ -46,7 +45,7 @@ COLUMNS = {
 }  # fmt: skip
 EDITED = {
     "method": "method", "steps": "steps", "guidance": "guidance", "prompts": "edit",
-    "evaluations_per_step": "evaluations a step", "clip_score": "CLIP score", "clip_score_low": "from",
+    "nfe_per_step": "evaluations a step", "clip_score": "CLIP score", "clip_score_low": "from",
     "clip_score_high": "to", "perceptual": "perceptual distance to the image", "n": "n",
 }  # fmt: skip
 """Of edited images (Fig. 6): the VAE's row is the image itself, unedited."""
@@ -72,7 +71,7 @@ def write_report(
 
     ``judge`` is the network whose features make the perceptual distance; ``left_out`` says why methods have no row.
     """
-    samples = with_ceilings([row for job, _, record in found for row in sample_rows(job, record["rows"])])
+    samples = with_vae_gaps([row for job, _, record in found for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
     extra = {"detection": detection(samples)} if {"right", "wrong"} <= {row["prompts"] for row in rows} else {}
     shown = [
@@ -93,11 +92,11 @@ def write_report(
     return rows
 
 
-def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
+def sample_rows(job: InversionJob, records: Sequence[Mapping[str, float]]) -> list[dict]:
     """One row an image: what it was, under what, and what was measured."""
     setting = job.setting
     shared = {
-        "method": _method(job), "start": start_of(job.inverter), "steps": setting.steps if job.inverter else None,
+        "method": _method(job), "start": job.inverter.initial_guess if job.inverter else None, "steps": setting.steps if job.inverter else None,
         "guidance": setting.guidance if job.inverter else None, "nfe": setting.nfe,
         "prompts": setting.prompts, "generated": setting.generated,
         "images": _images(setting),
@@ -111,11 +110,11 @@ def sample_rows(job: Job, records: Sequence[Mapping[str, float]]) -> list[dict]:
     return rows
 
 
-def with_ceilings(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_vae_gaps(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """``samples`` with how many dB each lies below what the VAE makes of the same image, which is listed once."""
-    ceilings = {_image(sample): sample for sample in samples if is_ceiling(sample)}
-    rest = [sample for sample in samples if not is_ceiling(sample)]
-    below = [{**sample, "below_ceiling": ceilings[_image(sample)]["psnr"] - sample["psnr"]} for sample in rest]
+    ceilings = {_image(sample): sample for sample in samples if is_vae_bound(sample)}
+    rest = [sample for sample in samples if not is_vae_bound(sample)]
+    below = [{**sample, "vae_gap": ceilings[_image(sample)]["psnr"] - sample["psnr"]} for sample in rest]
     return [*map(dict, ceilings.values()), *below]
 
 
@@ -129,16 +128,10 @@ def _images(setting: Setting) -> str:
     return f"{source}, decoder inversion" if setting.decoder_iterations else source
 
 
-def _method(job: Job) -> str:
+def _method(job: InversionJob) -> str:
     if job.setting.decoder_iterations:
         return f"{job.method}, decoder inversion"
     return job.method
-
-
-def start_of(inverter: Inverter | None) -> str | None:
-    """Where an implicit walk's solver starts; None for other methods."""
-    inner = inverter.inverter if isinstance(inverter, PromptAware | RoundTripCorrected) else inverter
-    return inner.start if isinstance(inner, ImplicitInverter) else None
 
 
 def groups(samples: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
@@ -217,7 +210,7 @@ def detection(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if key[4] != "right":
             continue
         wrong = groups(samples).get((*key[:4], "wrong", key[5]), [])
-        scores = ["residual", "residual_mean", "latent_mse"] if group[0]["method"] != CEILING else ["clip_score"]
+        scores = ["residual", "residual_mean", "latent_mse"] if group[0]["method"] != VAE_BOUND else ["clip_score"]
         for score in scores:
             sign = -1 if score == "clip_score" else 1
             values = [[sign * sample.get(score, math.nan) for sample in side] for side in (wrong, group)]

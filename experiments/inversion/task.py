@@ -29,7 +29,7 @@ from experiments.data.captions import CaptionedImages
 from experiments.evaluation.lpips import SMALLEST, ShiftTolerantLpips, load_lpips
 from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
 from experiments.inversion.figures import FIGURES, kept_pictures
-from experiments.inversion.jobs import CEILING, Job, JobData, Setting, captioned, jobs, pictured, unit_name
+from experiments.inversion.jobs import VAE_BOUND, InversionJob, InversionJobData, Setting, from_captions, jobs, from_concepts, unit_name
 from experiments.inversion.report import IDENTITY, SO_FAR, sample_rows, write_report
 from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
 from experiments.reporting.finite import NonFiniteError, is_finite, mask_nonfinite
@@ -58,7 +58,7 @@ class InversionModule(LightningModule):
         self.networks, self.units, self.progress, self.noise_seed = networks, units, progress, noise_seed
         self._known: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
 
-    def predict_step(self, job: Job, _: int) -> str:
+    def predict_step(self, job: InversionJob, _: int) -> str:
         """Writes the unit of a job; returns its label.
 
         An image that is not finite, or is made of latents that are not, is measured as NaN, counted, and not shown.
@@ -95,7 +95,7 @@ class InversionModule(LightningModule):
         self.progress.finish(1)
         return job.label
 
-    def _clean(self, job: Job, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _clean(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images ``[B,3,H,W]`` in [0, 1], their latents, and of generated images those that they were decoded from.
 
         Latents are kept for the other methods: sampling and decoder inversion cost as much as an inversion.
@@ -118,7 +118,7 @@ class InversionModule(LightningModule):
                 self._known.popitem(last=False)
         return images, z0, true
 
-    def _generate(self, job: Job, prompts: list[str]) -> Tensor | None:
+    def _generate(self, job: InversionJob, prompts: list[str]) -> Tensor | None:
         """Latents that the model makes of the prompts, where the setting asks for them."""
         if not job.setting.generated:
             return None
@@ -129,7 +129,7 @@ class InversionModule(LightningModule):
             return model.sample(noise, predictor, model.schedule(job.setting.steps))
 
     def _invert(
-        self, job: Job, z0: Tensor, prompts: list[str], targets: list[str]
+        self, job: InversionJob, z0: Tensor, prompts: list[str], targets: list[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The latents that were inverted under ``prompts``, what they became when sampled under ``targets``, and what
         the inversion says by image."""
@@ -150,7 +150,7 @@ class InversionModule(LightningModule):
                 "residual_mean": found.residuals.mean(0),
                 "solved": found.solved.double().mean(0),
                 "converged": found.converged,
-                "evaluations_per_step": inversion.nfe.double().mean(0),
+                "nfe_per_step": inversion.nfe.double().mean(0),
                 "backward_per_step": inversion.backward.double().mean(0),
                 "seconds": torch.full((len(z0),), seconds / len(z0)),
                 "stored_bytes": torch.full((len(z0),), inversion.aux_bytes),
@@ -178,7 +178,7 @@ TOLERANCE = 1e-4
 """On a step's residual, to be called solved: the paper's criterion (appendix G)."""
 
 
-def _described(job: Job) -> str:
+def _described(job: InversionJob) -> str:
     """What a job's row of a plan is called."""
     setting = job.setting
     parts = [job.method if job.inverter is None else job.label]
@@ -219,17 +219,17 @@ class InversionExperiment(ConceptTask):
     reports: Sequence[NonEmptyStr]
     paper: Sequence[Mapping[str, Any]]
     stlpips: NonEmptyStr | None = None
-    jobs: list[Job] = field(init=False)
+    jobs: list[InversionJob] = field(init=False)
     left_out: dict[str, str] = field(init=False)
 
     def prepare(self, trainer: Trainer) -> None:
         """Loads everything that the run needs; ValueError says what is wrong with it."""
-        if CEILING in self.methods:
-            raise ValueError(f"a method cannot be called {CEILING!r}: that is the ceiling's name.")
+        if VAE_BOUND in self.methods:
+            raise ValueError(f"a method cannot be called {VAE_BOUND!r}: that is the ceiling's name.")
         unknown = [name for name in self.reports if name not in FIGURES]
         if unknown:
             raise ValueError(f"task.reports names {unknown[0]!r}: choose from {', '.join(FIGURES)}.")
-        pairs = self.source.captioned() if isinstance(self.source, CaptionedImages) else None
+        pairs = self.source.from_captions() if isinstance(self.source, CaptionedImages) else None
         if pairs is None:
             self.choose_concepts()
         else:
@@ -238,10 +238,10 @@ class InversionExperiment(ConceptTask):
         self.lpips = self._load_lpips(trainer)
         generator = torch.Generator().manual_seed(self.seed)
         if pairs is None:
-            chosen = pictured(self.chosen, self.images, generator)
+            chosen = from_concepts(self.chosen, self.images, generator)
         else:
             sized = dataclasses.replace(pairs, images=pairs.images.at(self.networks.model.image_size))
-            chosen = captioned(sized, self.images, generator)
+            chosen = from_captions(sized, self.images, generator)
         wanted = jobs(self.methods, self.settings, chosen, self.batch_size)
         self.left_out = self._unfit(wanted)
         self.jobs = [job for job in wanted if job.method not in self.left_out]
@@ -259,7 +259,7 @@ class InversionExperiment(ConceptTask):
             )
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 
-    def _unfit(self, wanted: Sequence[Job]) -> dict[str, str]:
+    def _unfit(self, wanted: Sequence[InversionJob]) -> dict[str, str]:
         """Methods that fit the model with no number of steps, as those of another family of models, and why."""
         found = {}
         for job in {job.method: job for job in wanted if job.inverter is not None}.values():
@@ -269,7 +269,7 @@ class InversionExperiment(ConceptTask):
                 found[job.method] = str(error)
         return found
 
-    def _check_steps(self, job: Job) -> None:
+    def _check_steps(self, job: InversionJob) -> None:
         try:
             if job.inverter is not None:
                 check_schedule(job.inverter, self.networks.model.schedule(job.setting.steps))
@@ -282,7 +282,7 @@ class InversionExperiment(ConceptTask):
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed, self.lpips)
         running = Running(partial(self._rows, units), IDENTITY, SO_FAR)
-        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims, running)))
+        carry_out(trainer, (module, InversionJobData(self.jobs, units, progress, self.claims, running)))
         if not self.writes_report(trainer):
             return 0.0
         found = [(job, *self._read(units, job)) for job in self.jobs]
@@ -296,7 +296,7 @@ class InversionExperiment(ConceptTask):
         """What each method would take under each setting."""
         units, model, stages = self.units(), self.networks.model, []
         pixels = 3 * math.prod(model.image_size)
-        named: dict[str, list[Job]] = {}
+        named: dict[str, list[InversionJob]] = {}
         for job in self.jobs:
             named.setdefault(unit_name(job), []).append(job)
         for name, own in named.items():
@@ -320,12 +320,12 @@ class InversionExperiment(ConceptTask):
         return [image.prompt for image in self.jobs[0].images]
 
     @staticmethod
-    def _rows(units: Mapping[str, UnitStore], job: Job) -> list[dict[str, Any]]:
+    def _rows(units: Mapping[str, UnitStore], job: InversionJob) -> list[dict[str, Any]]:
         """What the table's samples say of a finished unit."""
         return sample_rows(job, units[unit_name(job)].record(job.key)["rows"])
 
     @staticmethod
-    def _read(units: Mapping[str, UnitStore], job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(units: Mapping[str, UnitStore], job: InversionJob) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A finished unit; of its pictures those of the first batch alone are shown, and kept in memory."""
         tensors, record = units[unit_name(job)].read(job.key)
         return (tensors if job.first else {}), record

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from experiments.base import Networks
 from experiments.cache.store import UnitStore, synchronize
-from experiments.planning.cost import BACKWARD, Cost, nfe_per_step, rows_of
+from experiments.planning.cost import BACKWARD, Cost, rows_of
 from experiments.rare_concepts.batches import ConceptBatch
 from experiments.reporting.finite import NonFiniteError, select_finite
 from experiments.runtime.progress import Progress
@@ -22,7 +22,7 @@ from nao import centroid_seeds
 from rnri import Inverter
 from rnri.models.sampling import trajectory
 from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, dataclass
-from seedselect import BestOf, Search, SeedSelect, Selection, Targets
+from seedselect import BestOf, LocalSearch, SeedSelect, Selection, Targets
 from seedselect.search import perturb
 from seedselect.select import Trajectory
 
@@ -43,7 +43,7 @@ class Arm:
     guidance: GuidanceScale
     inverter: Inverter | None = None
     seed_init: Callable[[Tensor, int], Tensor] | None = None
-    select: SeedSelect | BestOf | Search | None = None
+    select: SeedSelect | BestOf | LocalSearch | None = None
     gradient_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
@@ -70,14 +70,14 @@ class Arm:
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
         """About what one concept takes, if no sample stops early."""
-        inverted = references * steps * nfe_per_step(self.inverter) if self.inverter is not None else 0.0
+        inverted = references * steps * self.inverter.nfe_per_step if self.inverter is not None else 0.0
         return Cost(rows_of(self.guidance) * inverted) + self.sampling_cost(steps, samples, checkpoint=False)
 
     def sampling_cost(self, steps: int, samples: int, *, checkpoint: bool) -> Cost:
         """What sampling and the optimization of one concept's seeds take, if no sample stops early."""
         cost, rows = Cost(steps, 1), rows_of(self.guidance)
         if self.select is not None:
-            latents, (forwards, backwards) = len(self.select.step_weights), self.select.runs
+            latents, (forwards, backwards) = len(self.select.step_weights), self.select.call_counts
             again, derived = checkpoint * backwards, self._differentiated(steps)
             cost = Cost(0, 1) + Cost(steps, latents).times(forwards) + Cost(0, 0, derived, latents).times(backwards)
             cost += Cost(again * derived, again * latents)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.cache.store import UnitStore
 from experiments.data.concepts import Concept
-from experiments.rare_concepts.inversion_stage import InversionStage, Seeds
+from experiments.rare_concepts.inversion_stage import InversionStage, CachedSeeds
 from experiments.reporting.finite import is_finite
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running
@@ -33,7 +33,7 @@ class ConceptBatch:
     arm: str
     concepts: list[Concept]
     references: Tensor
-    seeds: Seeds | None = None
+    seeds: CachedSeeds | None = None
 
     def sound(self) -> list[bool]:
         """Of each concept, whether all its references have a seed and a latent that are finite."""
@@ -53,7 +53,7 @@ class ConceptBatch:
         )
 
 
-class ConceptData(CachedUnitDataModule):
+class ConceptDataModule(CachedUnitDataModule):
     """Batches of the concepts that have no finished unit yet under one of the arms, arm by arm.
 
     Inverting the references is a transform of the data, done after they are on the device.

@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from experiments.rare_concepts.report import sample_rows, shares_shown, side_by_side
-from experiments.rare_concepts.scoring import accuracy_rows, add_totals, lost_samples, mean
-from experiments.rare_concepts.task import RareConcepts
+from experiments.rare_concepts.report import sample_rows, percent_cells, side_by_side
+from experiments.rare_concepts.scoring import accuracy_rows, aggregate_metrics, lost_samples, mean
+from experiments.rare_concepts.task import RareConceptsExperiment
 from experiments.reporting import tables
 from rnri.validation import dataclass
 
@@ -34,7 +34,7 @@ NOTE = (
 
 
 @dataclass(kw_only=True)
-class Budget(RareConcepts):
+class BudgetExperiment(RareConceptsExperiment):
     """The task behind ``experiment=budget``: rows of methods at budgets.
 
     An arm is called ``METHOD_BUDGET``, as ``nao_50``; what it really cost is measured. Its other arguments are those of
@@ -59,10 +59,10 @@ class Budget(RareConcepts):
         real, rows, ceiling = self._judge_real(), [], self.ceilings()
         for name, images in judged.items():
             row = accuracy_rows(name, images, self.seed, ceiling)[-1]
-            add_totals(row, images, real)
+            aggregate_metrics(row, images, real)
             nfe = mean(record.get("nfe") for record in images.records)
             rows.append(row | self.row_of(name, "total") | {"nfe": nfe})
-        lines = [{**row, **shares_shown(row), "accuracy_%": tables.percent(row, "accuracy")} for row in rows]
+        lines = [{**row, **percent_cells(row), "accuracy_%": tables.percent(row, "accuracy")} for row in rows]
         table = f"{tables.markdown_table(lines, COLUMNS)}\n{NOTE}"
         if lost := lost_samples(judged):
             table += f"\n{lost}"

@@ -15,7 +15,7 @@ from rnri import Inverter, LatentDiffusion, Schedule
 
 
 @dataclass(frozen=True)
-class Seeds:
+class CachedSeeds:
     """Inverted images. ``seconds`` is the time of the inversion that found each seed, also if it came from the cache.
 
     Latents and seeds lie on the images' device, the rest on the CPU, where float64 is.
@@ -36,9 +36,9 @@ class Seeds:
     converged: Tensor
     seconds: Tensor
 
-    def select(self, rows: Tensor) -> Seeds:
+    def select(self, rows: Tensor) -> CachedSeeds:
         """Those of the images ``rows`` (int64 ``[b]``)."""
-        return Seeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
+        return CachedSeeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class InversionStage:
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], on_step: Callable[[int], None] = lambda k: None
-    ) -> Seeds:
+    ) -> CachedSeeds:
         """Seeds of ``images [B, 3, H, W]`` in [0, 1] under one prompt each; ``on_step(k)`` follows the walk."""
         keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         found = [self.store.get(key) for key in keys]
@@ -77,7 +77,7 @@ class InversionStage:
                 self.store.put(keys[k], tensors)
                 found[k] = tensors
         columns = {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
-        return Seeds(**columns | {name: columns[name].to(images.device) for name in ("z0", "seed")})
+        return CachedSeeds(**columns | {name: columns[name].to(images.device) for name in ("z0", "seed")})
 
     @cached_property
     def _checkpoint(self) -> str:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples, pair_rows
+from experiments.rare_concepts.scoring import ClassifiedImages, accuracy_rows, aggregate_metrics, lost_samples, paired_differences
 from experiments.reporting import tables
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
@@ -33,7 +33,7 @@ PICTURED = 10  # concepts a figure
 
 def write_report(
     run_dir: Path,
-    arms: Mapping[str, JudgedImages],
+    arms: Mapping[str, ClassifiedImages],
     real: Tensor,
     settings: Mapping,
     loggers: Sequence[Logger],
@@ -45,9 +45,9 @@ def write_report(
     rows: list[dict] = []
     for name, judged in arms.items():
         own = accuracy_rows(name, judged, seed, ceiling)
-        add_totals(own[-1], judged, real)
+        aggregate_metrics(own[-1], judged, real)
         rows += own
-    pairs = pair_rows(arms, seed)
+    pairs = paired_differences(arms, seed)
     table = tables.markdown_table([*_by_method(rows), *PAPER], COLUMNS)
     if pairs:
         table += f"\n{PAIRED}\n\n{pair_table(pairs)}"
@@ -71,11 +71,11 @@ def _by_method(rows: Sequence[Mapping]) -> list[dict]:
         line = lines.setdefault(row["method"], {"method": row["method"]})
         line[row["bucket"]] = tables.percent(row, "accuracy")
         line |= {name: row[name] for name in COLUMNS if name in row and name != "method"}
-        line |= shares_shown(row)
+        line |= percent_cells(row)
     return list(lines.values())
 
 
-def shares_shown(row: Mapping) -> dict[str, float | None]:
+def percent_cells(row: Mapping) -> dict[str, float | None]:
     """Ceiling and copies of a row in percent."""
     return {name: None if row[name] is None else 100 * row[name] for name in ("ceiling", "copies") if name in row}
 
@@ -91,7 +91,7 @@ def pair_table(pairs: Sequence[Mapping]) -> str:
     return tables.markdown_table(list(lines.values()), columns)
 
 
-def concept_rows(arms: Mapping[str, JudgedImages]) -> list[dict]:
+def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
     """One row a method and concept: what can be filtered by bucket where a table is looked at."""
     rows = []
     for method, judged in arms.items():
@@ -105,7 +105,7 @@ def concept_rows(arms: Mapping[str, JudgedImages]) -> list[dict]:
     return rows
 
 
-def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
+def sample_rows(method: str, judged: ClassifiedImages) -> list[dict]:
     """One row an image."""
     count, copies = len(judged.concepts) // len(judged.t_init), judged.copies
     return [
@@ -120,7 +120,7 @@ def sample_rows(method: str, judged: JudgedImages) -> list[dict]:
     ]  # fmt: skip
 
 
-def side_by_side(arms: Mapping[str, JudgedImages], bucket: str) -> Figure:
+def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
     """Of each concept a reference and the first sample of every arm, with what the judge says of it."""
     concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
     rows, captions = [], []
@@ -132,7 +132,7 @@ def side_by_side(arms: Mapping[str, JudgedImages], bucket: str) -> Figure:
     return tables.image_table(rows, ["reference", *arms], title, captions)
 
 
-def _verdict(judged: JudgedImages, name: str) -> str:
+def _verdict(judged: ClassifiedImages, name: str) -> str:
     """The judge's name for a concept's first sample, and whether it is a copy."""
     k = next(k for k, concept in enumerate(judged.concepts) if concept.name == name)
     said = "right" if judged.hits[k] else judged.predictions[k] or ""

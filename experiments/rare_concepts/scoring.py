@@ -22,7 +22,7 @@ from experiments.reporting.finite import NonFiniteError, is_finite
 
 
 @dataclass(frozen=True)
-class JudgedImages:
+class ClassifiedImages:
     """What the judge says of one arm's images of all concepts, ``n`` a concept in the concepts' order.
 
     A sample that is not finite has no image and no prediction, which counts as a wrong one.
@@ -108,7 +108,7 @@ def ceilings(concepts: Sequence[Concept], classifier: Classifier) -> dict[str, f
 
 
 def accuracy_rows(
-    method: str, judged: JudgedImages, seed: int, ceiling: Mapping[str, float] | None = None
+    method: str, judged: ClassifiedImages, seed: int, ceiling: Mapping[str, float] | None = None
 ) -> list[dict]:
     """Accuracy a bucket and in all with 95 % intervals, from a bootstrap that draws whole concepts.
 
@@ -125,7 +125,7 @@ def accuracy_rows(
     return rows
 
 
-def pair_rows(arms: Mapping[str, JudgedImages], seed: int) -> list[dict]:
+def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[dict]:
     """What each method's accuracy exceeds that of each method before it by, a bucket and in all, with 95 % intervals.
 
     The bootstrap draws the same concepts for both, so that what is easy or hard for both does not widen an interval.
@@ -153,7 +153,7 @@ def _members(concepts: Sequence[Concept]) -> dict[str, list[int]]:
     return buckets | {"total": list(range(len(concepts)))}
 
 
-def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
+def aggregate_metrics(row: dict, judged: ClassifiedImages, real: Tensor) -> None:
     """FID, KID, copies, variety, cost and, of optimized seeds, iterations and the share that converged, into the row of
     totals."""
     row |= {
@@ -172,7 +172,7 @@ def add_totals(row: dict, judged: JudgedImages, real: Tensor) -> None:
             row[name] = mean(values)
 
 
-def distances(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
+def distances(real: Tensor, judged: ClassifiedImages) -> dict[str, float | None]:
     """FID and KID; None where they cannot be had: a sample was lost, a set has fewer than two images, or the judge's
     features are not finite, which is said in a warning."""
     if judged.lost or min(len(real), len(judged.features)) < 2:
@@ -184,7 +184,7 @@ def distances(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
         return {"fid": None, "kid": None}
 
 
-def variety(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
+def variety(real: Tensor, judged: ClassifiedImages) -> dict[str, float | None]:
     """Copies, distances to the nearest reference and of two images of a concept, Vendi scores, all as means; precision,
     recall, density and coverage."""
     known = [own for own in judged.resemblances if own is not None]
@@ -197,7 +197,7 @@ def variety(real: Tensor, judged: JudgedImages) -> dict[str, float | None]:
     return {name: None if math.isnan(v) else v for name, v in found.items()} | precision_recall(real, judged.features)
 
 
-def lost_samples(arms: Mapping[str, JudgedImages]) -> str:
+def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
     """A note below the table on the samples that are not finite, of every arm that has some."""
     notes = []
     for name, judged in arms.items():

@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.data.concepts import Concept
-from experiments.rare_concepts.report import sample_rows, shares_shown
-from experiments.rare_concepts.scoring import JudgedImages, accuracy_rows, add_totals, lost_samples
-from experiments.rare_concepts.task import Arm, RareConcepts
+from experiments.rare_concepts.report import sample_rows, percent_cells
+from experiments.rare_concepts.scoring import ClassifiedImages, accuracy_rows, aggregate_metrics, lost_samples
+from experiments.rare_concepts.task import Arm, RareConceptsExperiment
 from experiments.reporting import tables
 from nao import typical_norm
 from rnri import Inverter
@@ -41,7 +41,7 @@ PICTURED = 3  # concepts whose images are shown
 
 
 @dataclass(kw_only=True)
-class SeedGeometry(RareConcepts):
+class SeedGeometryExperiment(RareConceptsExperiment):
     """The task behind ``experiment=interpolation`` and ``experiment=centroids``.
 
     Args:
@@ -53,25 +53,25 @@ class SeedGeometry(RareConcepts):
 
     arms: Mapping[str, Arm] = field(init=False)
     inversions: Annotated[Mapping[str, Inverter], MinLen(1)]
-    ways: Annotated[Mapping[str, Callable[[Tensor, int], Tensor]], MinLen(1)]
+    operations: Annotated[Mapping[str, Callable[[Tensor, int], Tensor]], MinLen(1)]
     guidance: GuidanceScale
     paper: Sequence[Mapping[str, Any]]
     identity = ("inversion", "method", "bucket")
 
     def __post_init__(self) -> None:
         self.arms = {
-            f"{inversion}, {way}": self._arm(inversion, way) for inversion, way in product(self.inversions, self.ways)
+            f"{inversion}, {operation}": self._arm(inversion, operation) for inversion, operation in product(self.inversions, self.operations)
         }
 
-    def _arm(self, inversion: str, way: str) -> Arm:
+    def _arm(self, inversion: str, operation: str) -> Arm:
         try:
-            return Arm(self.guidance, self.inversions[inversion], self.ways[way])
+            return Arm(self.guidance, self.inversions[inversion], self.operations[operation])
         except ConfigError as error:
             raise ConfigError(f"inversions.{inversion}", error.message) from None
 
     def row_of(self, arm: str, bucket: str) -> dict[str, Any] | None:
-        inversion, way = dict(zip(self.arms, product(self.inversions, self.ways), strict=True))[arm]
-        return {"inversion": inversion, "method": way, "bucket": bucket}
+        inversion, operation = dict(zip(self.arms, product(self.inversions, self.operations), strict=True))[arm]
+        return {"inversion": inversion, "method": operation, "bucket": bucket}
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Judges every image and writes the results; returns the last cell's accuracy."""
@@ -93,18 +93,18 @@ class SeedGeometry(RareConcepts):
         return rows[-1]["accuracy"]
 
     def _rows(
-        self, judged: Mapping[str, JudgedImages], norms: Mapping[str, Tensor], real: Tensor
+        self, judged: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor], real: Tensor
     ) -> tuple[list[dict], list[dict]]:
         """The results' rows, one a cell and bucket, and the table's, one a cell."""
         rows, lines, ceiling = [], [], self.ceilings()
-        for (name, images), (inversion, way) in zip(judged.items(), product(self.inversions, self.ways), strict=True):
+        for (name, images), (inversion, operation) in zip(judged.items(), product(self.inversions, self.operations), strict=True):
             found = accuracy_rows(name, images, self.seed, ceiling)
-            own = [row | {"inversion": inversion, "method": way} for row in found]
-            add_totals(own[-1], images, real)
+            own = [row | {"inversion": inversion, "method": operation} for row in found]
+            aggregate_metrics(own[-1], images, real)
             own[-1]["norm"] = norms[name].nanmean().item()
             rows += own
             shown = {row["bucket"]: tables.percent(row, "accuracy") for row in own}
-            lines.append(own[-1] | shares_shown(own[-1]) | shown)
+            lines.append(own[-1] | percent_cells(own[-1]) | shown)
         return rows, lines
 
     def _norms(self, name: str, arm: Arm) -> Tensor:
@@ -113,15 +113,15 @@ class SeedGeometry(RareConcepts):
         seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.chosen]).double()
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
 
-    def _pictures(self, judged: Mapping[str, JudgedImages], concept: Concept) -> Figure:
+    def _pictures(self, judged: Mapping[str, ClassifiedImages], concept: Concept) -> Figure:
         """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
         references = list(concept.references[: self.references])
         made = {name: images.images(concept) for name, images in judged.items()}
         if self.samples > 1:
             rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in made.items()]
             return tables.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)
-        rows = [(i, references + [made[f"{i}, {way}"][0] for way in self.ways]) for i in self.inversions]
-        return tables.image_table(rows, ["reference", *[""] * (len(references) - 1), *self.ways], concept.prompt)
+        rows = [(i, references + [made[f"{i}, {operation}"][0] for operation in self.operations]) for i in self.inversions]
+        return tables.image_table(rows, ["reference", *[""] * (len(references) - 1), *self.operations], concept.prompt)
 
 
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:

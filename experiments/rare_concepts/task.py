@@ -30,10 +30,10 @@ from experiments.evaluation.diversity import CopyDetection, perceptual_vectors, 
 from experiments.evaluation.inception import Inception, load_inception
 from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
 from experiments.rare_concepts.arm import Arm, RareConceptModule
-from experiments.rare_concepts.batches import ConceptData, Unit
+from experiments.rare_concepts.batches import ConceptDataModule, Unit
 from experiments.rare_concepts.inversion_stage import InversionStage
 from experiments.rare_concepts.report import write_report
-from experiments.rare_concepts.scoring import JudgedImages, ceilings, judge
+from experiments.rare_concepts.scoring import ClassifiedImages, ceilings, judge
 from experiments.runtime.progress import QUIET, Progress
 from experiments.runtime.running_means import Running
 from experiments.runtime.unit_queue import Stage, carry_out
@@ -45,7 +45,7 @@ REAL = 20  # held-out images of a concept that tell how near real ones are to on
 
 
 @dataclass(kw_only=True)
-class RareConcepts(ConceptTask):
+class RareConceptsExperiment(ConceptTask):
     """The task behind ``experiment=rare_concepts``.
 
     Args:
@@ -64,7 +64,7 @@ class RareConcepts(ConceptTask):
     samples: PositiveInt
     references: PositiveInt
     concepts_per_batch: PositiveInt
-    checkpoint: bool
+    gradient_checkpointing: bool
     inception: NonEmptyStr | None = None
     extractor: Inception | None = field(init=False, default=None)
     identity = ("method", "bucket")  # what tells the table's rows apart
@@ -148,7 +148,7 @@ class RareConcepts(ConceptTask):
                 stages.append(
                     Planned(f"{name}, inversion", len(fresh), 0, each.times(images), images * latent * (8 + 4))
                 )
-            made = arm.sampling_cost(self.steps, self.samples, checkpoint=self.checkpoint).times(len(pending))
+            made = arm.sampling_cost(self.steps, self.samples, gradient_checkpointing=self.gradient_checkpointing).times(len(pending))
             size = len(self.chosen) * self.samples * (pixels + 4 * latent)
             what = "seeds optimized" if arm.select else "samples"
             done = len(self.chosen) - len(pending)
@@ -178,10 +178,10 @@ class RareConcepts(ConceptTask):
         progress = Progress("images")
         module = RareConceptModule(
             self.arms, self.networks, stores, progress, steps=self.steps, samples=self.samples, noise_seed=self.seed,
-            checkpoint=self.checkpoint,
+            gradient_checkpointing=self.gradient_checkpointing,
         )  # fmt: skip
         inversions = {name: self._inversion_stage(arm) for name, arm in self.arms.items()}
-        data = ConceptData(
+        data = ConceptDataModule(
             self.chosen,
             stores,
             inversions,
@@ -230,7 +230,7 @@ class RareConcepts(ConceptTask):
         )  # fmt: skip
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
-    def _judge(self, name: str, arm: Arm) -> JudgedImages:
+    def _judge(self, name: str, arm: Arm) -> ClassifiedImages:
         units, progress = self.units(name, arm), Progress(f"judging {name}", every=QUIET)
         records, resemblances = [], []
 
@@ -246,7 +246,7 @@ class RareConcepts(ConceptTask):
         features, named = judge(self.networks.classifier, images(), extractor=self.extractor)
         progress.close()
         samples, answers = [sample for record in records for sample in record["samples"]], iter(named)
-        return JudgedImages(
+        return ClassifiedImages(
             units=units,
             features=features,
             predictions=[next(answers) if sample["finite"] else None for sample in samples],

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
 from experiments.evaluation.classifier import Classifier
-from experiments.rare_concepts import Arm, RareConcepts
+from experiments.rare_concepts import Arm, RareConceptsExperiment
 from nao import centroid_seeds
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
 from seedselect import ClipFeatures, SeedSelect
@@ -83,17 +83,17 @@ def emoji_judge(folder: Path) -> str:
     return f"data.classifier={judge(folder, labels)}"
 
 
-def rare_concepts(folder: Path, arms: Mapping[str, Arm], **changes: object) -> RareConcepts:
+def rare_concepts(folder: Path, arms: Mapping[str, Arm], **changes: object) -> RareConceptsExperiment:
     """The task, not prepared yet; what it needs besides is written to ``folder``."""
     options = {
         "source": Squares(), "concepts": "all", "buckets": ["tail"], "model": tiny, "clip": clip,
         "classifier": judge(folder / "judge"), "arms": arms, "steps": 2, "samples": 2, "references": 2,
-        "concepts_per_batch": 3, "seed": 0, "run_dir": str(folder / "run"), "checkpoint": False,
+        "concepts_per_batch": 3, "seed": 0, "run_dir": str(folder / "run"), "gradient_checkpointing": False,
     }  # fmt: skip
-    return RareConcepts(**options | changes)
+    return RareConceptsExperiment(**options | changes)
 
 
-def carried_out(task: RareConcepts, **options: object) -> RareConcepts:
+def carried_out(task: RareConceptsExperiment, **options: object) -> RareConceptsExperiment:
     """``task`` prepared and run to its end."""
     own = trainer(**options)
     task.prepare(own)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 from experiments.augmentation.few_shot import FewShot, classify
-from experiments.augmentation.report import Verdicts, accuracy_rows
+from experiments.augmentation.report import Predictions, accuracy_rows
 from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
 from tests.commands import composed, forked
@@ -111,8 +111,8 @@ def test_a_classifier_learns_its_classes_and_is_the_same_every_time():
 def test_accuracy_and_gain_are_means_over_images_and_trainings():
     concepts = [Concept(name, name, 1, "tail", np.zeros((1, 3, 2, 2), np.uint8)) for name in "ab"]
     truth = torch.tensor([0, 0, 1])
-    alone = Verdicts(torch.tensor([[0, 1, 0], [0, 0, 0]]), truth, concepts, [1.0, 3.0])  # 3 of 6 right
-    helped = Verdicts(torch.tensor([[0, 0, 1], [0, 0, 0]]), truth, concepts, [1.0, 1.0])  # 5 of 6
+    alone = Predictions(torch.tensor([[0, 1, 0], [0, 0, 0]]), truth, concepts, [1.0, 3.0])  # 3 of 6 right
+    helped = Predictions(torch.tensor([[0, 0, 1], [0, 0, 0]]), truth, concepts, [1.0, 1.0])  # 5 of 6
     first, second = accuracy_rows({"alone": alone, "helped": helped}, {}, k=3, seed=0)
     assert (first["accuracy"], first["gain"], first["t_train"]) == (0.5, 0.0, 2.0)
     assert second["accuracy"] == pytest.approx(5 / 6)

@@ -70,7 +70,7 @@ def study(folder, benchmark, judge, **options):
         "steps": {"first": 3, "second": 2},
         "guidance": 1.0,
         "methods": {"ddim": ImplicitInverter(FixedPoint(1)), "direct": DirectInversion()},
-        "others": {"flow_edit": FlowEdit(), "pseudo_guidance": PseudoGuidance(), "sdedit": SDEdit()},
+        "extra_methods": {"flow_edit": FlowEdit(), "pseudo_guidance": PseudoGuidance(), "sdedit": SDEdit()},
         "prompt_to_prompt": PromptToPrompt(),
         "injection": Injection(),
         "benchmark": str(benchmark),
@@ -82,8 +82,8 @@ def study(folder, benchmark, judge, **options):
         "classifier": str(judge),
         "dino": None,
         "lpips": None,
-        "kept_above": 20.0,
-        "against": "ddim",
+        "min_psnr": 20.0,
+        "baseline": "ddim",
         "seed": 0,
         "run_dir": str(folder),
     }
@@ -177,7 +177,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(run, benchmark, judge, 
 
 def test_one_model_runs_alone_by_the_name_of_its_path(tmp_path, benchmark, judge):
     alone = partial(model, tiny_stable_diffusion, path="checkpoints/mine")
-    options = {"methods": {}, "others": {"sdedit": SDEdit()}, "count": 1}
+    options = {"methods": {}, "extra_methods": {"sdedit": SDEdit()}, "count": 1}
     with pytest.raises(ValueError, match=r"task.steps says nothing of the model 'mine': give one number"):
         study(tmp_path, benchmark, judge, model=alone, **options).prepare(trainer())
     carried_out(study(tmp_path, benchmark, judge, model=alone, steps=2, **options))
@@ -305,7 +305,7 @@ def test_speeds_are_told_against_the_most_steps():
 
 
 def test_a_study_needs_methods_that_edit(tmp_path, benchmark, judge):
-    with pytest.raises(ValueError, match=r"task.methods and task.others are both empty"):
-        study(tmp_path, benchmark, judge, methods={}, others={})
+    with pytest.raises(ValueError, match=r"task.methods and task.extra_methods are both empty"):
+        study(tmp_path, benchmark, judge, methods={}, extra_methods={})
     with pytest.raises(ValueError, match=r"task\.others\.x neither edits nor inverts"):
-        study(tmp_path, benchmark, judge, others={"x": object()})
+        study(tmp_path, benchmark, judge, extra_methods={"x": object()})

@@ -6,7 +6,7 @@ import torch
 import train
 from experiments.data.captions import Captioned
 from experiments.data.images import Images
-from experiments.inversion.jobs import captioned, mismatched
+from experiments.inversion.jobs import from_captions, mismatched
 from tests.commands import composed
 from tests.fakes import captions
 from tests.pipelines import tiny_stable_diffusion
@@ -20,14 +20,14 @@ def test_images_come_in_a_drawn_order_and_are_not_read():
 
     names = [str(k) for k in range(5000)]
     pairs = Captioned(names, [f"caption {k}" for k in names], Images(names, read, (8, 8), identity=str))
-    chosen = captioned(pairs, 5000, torch.Generator().manual_seed(0))
+    chosen = from_captions(pairs, 5000, torch.Generator().manual_seed(0))
     assert sorted(image.name for image in chosen) == sorted(names) and chosen[0].name != "0"
     assert len({image.key for image in chosen}) == 5000
     wrong = mismatched(chosen)
     assert all(a.prompt != b.prompt for a, b in zip(chosen, wrong, strict=True))
-    assert captioned(pairs, 7, torch.Generator().manual_seed(0)) == chosen[:7]
+    assert from_captions(pairs, 7, torch.Generator().manual_seed(0)) == chosen[:7]
     with pytest.raises(ValueError, match=r"task\.images=5001: the data has 1 to 5000 images"):
-        captioned(pairs, 5001, torch.Generator())
+        from_captions(pairs, 5001, torch.Generator())
 
 
 def test_captioned_images_are_reconstructed(tmp_path):
@@ -40,7 +40,7 @@ def test_captioned_images_are_reconstructed(tmp_path):
         "model.local_files_only=true", f"run_dir={tmp_path}/run", "trainer.accelerator=cpu", "task.batch_size=2",
         "task.settings=[{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated]},"
         "{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated],wrong_prompts:true}]",
-        "task.reports=[]",
+        "task.figures=[]",
     ]  # fmt: skip
     task, trainer = train.prepare(composed(*options))
     task.run(trainer)

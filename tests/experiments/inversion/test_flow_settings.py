@@ -3,17 +3,8 @@
 import pytest
 
 import train
-from experiments.inversion.jobs import with_evaluations
 from experiments.inversion.report import summary
-from experiments.planning.cost import nfe_per_step
-from rnri.methods import Midpoint, UniInv
 from tests.commands import composed
-
-
-def test_midpoint_takes_even_numbers_of_evaluations():
-    assert with_evaluations(Midpoint(), 6).inverter.solver.iterations == 3
-    assert nfe_per_step(with_evaluations(Midpoint(), 6)) == 6
-    assert with_evaluations(Midpoint(), 3) is None and with_evaluations(UniInv(), 2) is None
 
 
 @pytest.mark.parametrize(("norms", "expected"), [([0.9, 1.0, 5.0], 1.0), ([0.9, 1.0, float("nan")], 1.0)])

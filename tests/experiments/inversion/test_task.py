@@ -17,16 +17,15 @@ import train
 from experiments.data.concepts import Concept
 from experiments.inversion.figures import FIGURES
 from experiments.inversion.jobs import (
-    CEILING,
-    Pictured,
+    VAE_BOUND,
+    ImagePrompt,
     Setting,
-    imagined,
+    generated_images,
     jobs,
     mismatched,
-    pictured,
-    with_evaluations,
+    from_concepts,
 )
-from experiments.inversion.report import COLUMNS, detection, rank_agreement, summary, with_ceilings
+from experiments.inversion.report import COLUMNS, detection, rank_agreement, summary, with_vae_gaps
 from experiments.inversion.task import InversionExperiment
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, PromptAware, SafeguardedAnderson
 from rnri.methods import EDICT
@@ -53,7 +52,7 @@ def run(tmp_path_factory):
         f"task.settings=[{ONE.replace('}', ',methods:[rnri_mean_sign,accelerated]}')},"
         f"{WRONG.replace('}', ',methods:[rnri_mean_sign,accelerated]}')},"
         f"{MADE.replace('}', ',methods:[accelerated]}')},{EXACT},{EDIT}]",
-        "task.reports=[residuals,detection,editing]",
+        "task.figures=[residuals,detection,editing]",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     return folder, finished
@@ -66,12 +65,12 @@ def rows(folder) -> list[dict]:
 def test_results_follow_the_contract(run):
     folder, finished = run
     table = {(r["method"], r["nfe"], r["prompts"], r["generated"]): r for r in rows(folder)}
-    vae = table[CEILING, None, "right", False]
+    vae = table[VAE_BOUND, None, "right", False]
     assert vae["n"] == 3 and vae["latent_mse"] == 0 and "residual" not in vae
     for count in (1, 2):
         row = table["accelerated", count, "right", False]
         assert row["start"] == "fitted" and row["steps"] == 3 and row["guidance"] == 1
-        assert row["evaluations_per_step"] <= count and row["backward_per_step"] == 0
+        assert row["nfe_per_step"] <= count and row["backward_per_step"] == 0
         assert row["psnr_low"] <= row["psnr"] <= row["psnr_high"]
         assert row["residual"] >= row["residual_mean"] > 0 and row["seconds_per_image"] > 0 and row["n"] == 3
     exact = table["edict, decoder inversion", None, "right", False]
@@ -85,7 +84,7 @@ def test_results_follow_the_contract(run):
     assert (folder / "images" / "3steps_guidance1_2evaluations.png").stat().st_size > 0
     found = json.loads((folder / "results.json").read_text())["settings"]["detection"]
     assert {(d["method"], d["score"]) for d in found} >= {
-        (CEILING, "clip_score"),
+        (VAE_BOUND, "clip_score"),
         ("rnri_mean_sign (2 evaluations)", "residual"),
     }
     assert all(0 <= d["auc"] <= 1 for d in found)
@@ -96,7 +95,7 @@ def test_edits_are_measured_against_the_edited_prompt(run):
     folder, _ = run
     table = {(r["method"], r["prompts"]): r for r in rows(folder) if not r["generated"]}
     edit = "white background -> pink background"
-    itself, edited, plain = table[CEILING, edit], table["accelerated", edit], table["accelerated", "right"]
+    itself, edited, plain = table[VAE_BOUND, edit], table["accelerated", edit], table["accelerated", "right"]
     assert itself["clip_score"] < edited["clip_score"] and edited["perceptual"] > plain["perceptual"]
     assert edited["residual"] == pytest.approx(plain["residual"])  # the inversion is under the image's own prompt
     samples = pd.read_parquet(folder / "samples.parquet")
@@ -150,8 +149,8 @@ def concepts() -> list[Concept]:
     ]
 
 
-def images(count: int = 3) -> list[Pictured]:
-    return pictured(concepts(), count, torch.Generator().manual_seed(0))
+def images(count: int = 3) -> list[ImagePrompt]:
+    return from_concepts(concepts(), count, torch.Generator().manual_seed(0))
 
 
 def test_images_take_every_concept_before_any_twice():
@@ -165,7 +164,7 @@ def test_images_take_every_concept_before_any_twice():
 
 def test_images_to_generate_are_as_many_as_asked_for():
     own = images(2)
-    made = imagined(own, 5)
+    made = generated_images(own, 5)
     assert [image.prompt for image in made] == [own[k % 2].prompt for k in range(5)]
     assert len({image.name for image in made}) == 5  # each has noise of its own
     (job,) = (j for j in jobs({"edict": EDICT()}, [Setting(4, generated=True, images=5)], own, 8) if j.inverter)
@@ -188,7 +187,7 @@ def test_jobs_cover_methods_settings_and_batches_once():
     ]
     found = jobs(methods, settings, images(3), batch_size=2)
     per_batch = {(job.method, job.setting.nfe) for job in found}
-    assert per_batch == {(CEILING, None), ("aidi", 1), ("aidi", 2), ("aidi", None), ("edict", None)}
+    assert per_batch == {(VAE_BOUND, None), ("aidi", 1), ("aidi", 2), ("aidi", None), ("edict", None)}
     assert len(found) == 2 * len(per_batch)
     aidi = next(job for job in found if job.setting.nfe == 2)
     assert aidi.inverter.solver.iterations == 2
@@ -196,17 +195,11 @@ def test_jobs_cover_methods_settings_and_batches_once():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [([Setting(4, methods=["bidi"])], "'bidi'"), ([Setting(4, nfe=3)], "'edict' has no solver")],
+    [([Setting(4, methods=["bidi"])], "'bidi'"), ([Setting(4, nfe=3)], "'edict' cannot use nfe=3: EDICT has a fixed number")],
 )
 def test_jobs_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         jobs({"edict": EDICT()}, settings, images(2), 2)
-
-
-def test_evaluations_reach_the_solver_inside():
-    inner = ImplicitInverter(SafeguardedAnderson(), "fitted")
-    assert with_evaluations(PromptAware(inner), 7).inverter == replace(inner, solver=SafeguardedAnderson(iterations=7))
-    assert with_evaluations(EDICT(), 7) is None and with_evaluations(EDICT(), None) == EDICT()
 
 
 def sample(prompts: str, residual: float) -> dict:
@@ -263,7 +256,7 @@ def test_an_image_that_is_lost_is_counted_and_costs_no_other(tmp_path):
     task = InversionExperiment(
         source=Squares(), concepts="all", buckets=["tail"], model=tiny, clip=clip, classifier=judge(tmp_path / "judge"),
         seed=0, run_dir=str(tmp_path / "run"), methods=methods, settings=[Setting(2)], images=3, batch_size=3,
-        reports=[], paper=[],
+        figures=[], paper=[],
     )  # fmt: skip
     carried_out(task)
     whole, losing = (next(row for row in rows(tmp_path / "run") if row["method"] == name) for name in methods)
@@ -280,7 +273,7 @@ def test_lpips_of_a_file_stands_beside_the_judges_distance_and_both_are_named(tm
         "source": Squares(), "concepts": "all", "buckets": ["tail"], "clip": clip, "seed": 0,
         "model": partial(LatentDiffusion.from_pretrained, "assets/models/emoji", dtype=torch.float32),
         "classifier": judge(tmp_path / "judge"), "run_dir": str(tmp_path / "run"), "settings": [Setting(2)],
-        "images": 3, "batch_size": 3, "reports": [], "paper": [],
+        "images": 3, "batch_size": 3, "figures": [], "paper": [],
         "methods": {"a": ImplicitInverter(FixedPoint(1)), "b": ImplicitInverter(FixedPoint(3))},
     }  # fmt: skip
     carried_out(InversionExperiment(**given, stlpips=str(random_weights(tmp_path / "weights.pth"))))
@@ -311,15 +304,15 @@ def test_ranks_of_the_two_distances_are_compared_over_images_and_over_rows():
 
 
 def test_every_image_is_held_against_its_own_ceiling():
-    shared = sample("right", 0) | {"method": CEILING, "steps": None}
+    shared = sample("right", 0) | {"method": VAE_BOUND, "steps": None}
     ceiling = [shared | {"sample": name, "psnr": psnr} for name, psnr in (("a", 30), ("b", 9))]
-    found = with_ceilings([*ceiling, ceiling[0], sample("right", 0.1) | {"sample": "a", "psnr": 28}])
-    assert [row.get("below_ceiling") for row in found] == [None, None, 2]
-    assert summary(found[2:], seed=0)["below_ceiling"] == 2
+    found = with_vae_gaps([*ceiling, ceiling[0], sample("right", 0.1) | {"sample": "a", "psnr": 28}])
+    assert [row.get("vae_gap") for row in found] == [None, None, 2]
+    assert summary(found[2:], seed=0)["vae_gap"] == 2
 
 
 def test_residuals_are_drawn_where_evaluations_do_not_vary():
-    row = sample("right", 0.1) | {"evaluations_per_step": 2.0}
+    row = sample("right", 0.1) | {"nfe_per_step": 2.0}
     assert [axis.get_title() for axis in FIGURES["residuals"]([row], []).axes] == ["4 steps, guidance 1"]
 
 
@@ -333,7 +326,7 @@ def test_residuals_are_drawn_where_evaluations_do_not_vary():
         (["task.settings.0.nfe=0"], "nfe=0"),
         (["task.settings.0.methods=[magic]"], "'magic'"),
         (["+method@task.methods.vae=ddim"], "'vae'"),
-        (["task.reports=[pie]"], "pie"),
+        (["task.figures=[pie]"], "pie"),
         (["task.settings=[]"], "task.settings=[]: give a list of Setting, at least one"),
     ],
 )

@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 from experiments.cache.key import describe
 from experiments.config.validate import check
 from experiments.rare_concepts.arm import Arm, around_centroid, near_references
-from experiments.rare_concepts.budget import Budget
+from experiments.rare_concepts.budget import BudgetExperiment
 from nao import centroid_seeds, norm_penalty
 from rnri import FixedPoint, ImplicitInverter
-from seedselect import BestOf, Made, Search, SeedSelect, Targets
+from seedselect import BestOf, Generation, LocalSearch, SeedSelect, Targets
 from tests.commands import composed
 from tests.experiments.tiny_configs import Squares, carried_out, clip, judge, tiny
 
@@ -25,16 +25,16 @@ ARMS = {
     "random_2": Arm(1.0),
     "random_6": Arm(2.0, select=BestOf(LOSS, 3)),
     "around_6": Arm(1.0, INVERTER, partial(around_centroid, spread=0.3), BestOf(LOSS, 3)),
-    "search_6": Arm(1.0, INVERTER, centroid_seeds, Search(LOSS, 1, 2)),
+    "search_6": Arm(1.0, INVERTER, centroid_seeds, LocalSearch(LOSS, 1, 2)),
     "seedselect_6": Arm(1.0, INVERTER, centroid_seeds, LOSS, 1),
 }
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Budget:
+def run(tmp_path_factory) -> BudgetExperiment:
     folder = tmp_path_factory.mktemp("budget")
     return carried_out(
-        Budget(
+        BudgetExperiment(
             source=Squares(),
             concepts="all",
             buckets=["tail"],
@@ -48,7 +48,7 @@ def run(tmp_path_factory) -> Budget:
             concepts_per_batch=3,
             seed=0,
             run_dir=str(folder / "run"),
-            checkpoint=False,
+            gradient_checkpointing=False,
         )
     )  # fmt: skip
 
@@ -78,10 +78,10 @@ def test_a_best_of_is_as_good_as_its_first_seed_alone_or_better(run):
 
 def test_an_arm_without_a_budget_in_its_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"task\.arms names 'plain': call an arm METHOD_BUDGET"):
-        Budget(
+        BudgetExperiment(
             source=Squares(), concepts="all", buckets=["tail"], model=tiny, clip=clip, classifier=str(tmp_path),
             arms={"plain": Arm(1.0)}, steps=2, samples=2, references=2, concepts_per_batch=3, seed=0,
-            run_dir=str(tmp_path), checkpoint=False,
+            run_dir=str(tmp_path), gradient_checkpointing=False,
         )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_the_config_has_arms_of_about_their_budgets():
     arms = instantiate(config.task.arms, _convert_="all")
     for name, arm in arms.items():
         budget = name.rpartition("_")[2]
-        forwards, backwards = arm.select.runs if arm.select else (1, 0)
+        forwards, backwards = arm.select.call_counts if arm.select else (1, 0)
         cost = arm.nfe(config.task.steps, torch.tensor(forwards), torch.tensor(backwards)).item()
         assert 0.9 * int(budget) <= cost <= 1.25 * int(budget) or name == "random_10"
     descriptions = [describe(arm) for arm in arms.values()]
@@ -110,10 +110,10 @@ def test_reno_is_seedselect_by_rewards_of_text():
     config = composed("experiment=reno")
     check(config)
     arm = instantiate(config.task.arms, _convert_="all")["reno"]
-    assert arm.inverter is None and arm.select.runs == (51, 50) and describe(arm)["select"]["gradient"]
+    assert arm.inverter is None and arm.select.call_counts == (51, 50) and describe(arm)["select"]["gradient"]
     clip_features = clip(device="cpu")
     seeds, prompts = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ["a camel", "an owl"]
     targets = Targets(torch.zeros(2, 1), torch.zeros(2, 1), clip_features.text(prompts), prompts)
-    made = Made(seeds, [seeds], targets, torch.sigmoid, clip_features)
+    made = Generation(seeds, [seeds], targets, torch.sigmoid, clip_features)
     text = (clip_features(torch.sigmoid(seeds)) * targets.text).sum(-1)
     torch.testing.assert_close(arm.select.loss_of(made), -text + 0.01 * norm_penalty(seeds))

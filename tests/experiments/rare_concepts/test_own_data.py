@@ -38,23 +38,23 @@ def files(tmp_path):
     return tmp_path
 
 
-def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
+def configured(files: Path, gradient_checkpointing: str, *overrides: str) -> DictConfig:
     options = [
-        "model=sd", f"model.path={files / checkpoint}", "model.dtype=float32", "model.local_files_only=true",
+        "model=sd", f"model.path={files / gradient_checkpointing}", "model.dtype=float32", "model.local_files_only=true",
         "data=folder", f"data.references={files}/references", f"data.real={files}/real",
         f"data.counts={files}/counts.tsv", f"data.classifier={files}/classifier", "data.clip=assets/models/clip",
         f"run_dir={files}/run", "trainer.accelerator=cpu", "task.steps=4", "task.samples=3", "task.references=2",
-        "task.checkpoint=true", "select.iterations=1", "task.arms.seedselect_rnri.guidance=3.0", "seed=1",
+        "task.gradient_checkpointing=true", "select.iterations=1", "task.arms.seedselect_rnri.guidance=3.0", "seed=1",
         "~task.arms.seedselect_ours", "~task.arms.best_of_ours", *overrides,
     ]  # fmt: skip
     return composed(*options)
 
 
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_main_job_on_a_stable_diffusion_checkpoint(files, checkpoint):
+@pytest.mark.parametrize("gradient_checkpointing", CHECKPOINTS)
+def test_main_job_on_a_stable_diffusion_checkpoint(files, gradient_checkpointing):
     """Images take the checkpoint's size, also where that is not square."""
-    task, trainer = train.prepare(configured(files, checkpoint))
-    height, width = CHECKPOINTS[checkpoint][1]
+    task, trainer = train.prepare(configured(files, gradient_checkpointing))
+    height, width = CHECKPOINTS[gradient_checkpointing][1]
     scale = IMAGE_SIZE // LATENT_SHAPE[1]
     assert task.chosen[0].references.shape == (2, 3, scale * height, scale * width)
     task.run(trainer)

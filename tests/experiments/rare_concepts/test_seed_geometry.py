@@ -25,9 +25,9 @@ def test_results_follow_the_contract(run):
     name, folder = run
     rows = json.loads((folder / "results.json").read_text())["rows"]
     totals = {(row["inversion"], row["method"]): row for row in rows if row["bucket"] == "total"}
-    ways = {"interpolation": {"lerp", "normalized_lerp", "slerp", "nao"},
+    operations = {"interpolation": {"lerp", "normalized_lerp", "slerp", "nao"},
             "centroids": {"mean", "normalized_mean", "spherical_mean", "nao"}}[name]  # fmt: skip
-    assert set(totals) == {(inversion, way) for inversion in ("ddim", "accelerated") for way in ways}
+    assert set(totals) == {(inversion, operation) for inversion in ("ddim", "accelerated") for operation in operations}
     for row in totals.values():
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert row["n"] == (10 if name == "interpolation" else 2)
