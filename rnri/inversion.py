@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -23,6 +24,8 @@ from rnri.solvers.secants import Secants
 from rnri.validation import ConfigError, dataclass
 
 UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
+NFE_PER_BACKWARD = 2
+"""Network evaluations that a backward pass is counted as."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,35 +73,59 @@ class Inversion:
         return sum(tensor.nbytes for tensor in self.aux.values()) // len(self.seed)
 
 
-@runtime_checkable
-class Inverter(Protocol):
-    """One inversion method. ``seed_only`` is what its inversions will say."""
+class Inverter(ABC):
+    """Base class of inversion methods; a subclass implements ``invert`` and ``reconstruct``.
+
+    Attributes:
+        seed_only: whether ``Inversion.seed`` alone reconstructs the latent, without ``Inversion.aux``.
+        initial_guess: how each implicit step is initialized; None for methods that solve no implicit step.
+    """
 
     seed_only: bool
+    initial_guess: str | None = None
 
+    @abstractmethod
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
     ) -> Inversion:
-        """The seeds of the clean latents ``z0 [B,C,h,w]``.
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
 
-        ``on_step`` is called with a step's place in the walk (0 is the cleanest) and the latents after it.
+        ``on_step(k, z)`` is called after each inversion step ``k`` (0 is the cleanest) with its latents ``[B,C,h,w]``.
         """
-        ...
 
+    @abstractmethod
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """The clean latents ``[B,C,h,w]`` that the inversion leads back to."""
-        ...
+        """Return the clean latents ``[B,C,h,w]`` that are sampled from ``inversion``."""
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Raise ValueError if ``invert`` does not support ``schedule``. By default every schedule is supported."""
+
+    @property
+    def nfe_per_step(self) -> float:
+        """Estimated network evaluations per image and step, with a backward pass counted as two.
+
+        The default of 2 suits most explicit methods. Implicit methods return an upper bound.
+        """
+        return 2.0
+
+    def with_nfe(self, nfe: int) -> Inverter:
+        """Return a copy that uses at most ``nfe`` forward network evaluations per step.
+
+        Raises:
+            ValueError: the method's number of evaluations is fixed (the default).
+        """
+        raise ValueError(f"{type(self).__name__} has a fixed number of network evaluations per step.")
 
 
-def check_schedule(inverter: Inverter, schedule: Schedule) -> None:
-    """ValueError where ``inverter`` cannot walk ``schedule``; nothing is computed. ``invert`` says the same."""
-    own = getattr(inverter, "check_schedule", None)
-    if own is not None:
-        own(schedule)
+def check_schedule(method: object, schedule: Schedule) -> None:
+    """Raise ValueError if ``method``, an inverter or an editor, does not support ``schedule``; nothing is computed."""
+    check = getattr(method, "check_schedule", None)
+    if check is not None:
+        check(schedule)
 
 
 @dataclass(frozen=True)
-class ImplicitInverter:
+class ImplicitInverter(Inverter):
     """Walks the schedule from clean to noisy and solves ``z_t = A z_s + B y(z_t, t)`` at every step.
 
     The equation is exactly the sampler's step, so a converged inversion reconstructs its latent. The state is
@@ -183,6 +210,16 @@ class ImplicitInverter:
         """Samples from the seed."""
         with torch.no_grad():
             return sample(inversion.seed, predictor, schedule)
+
+    @property
+    def nfe_per_step(self) -> float:
+        """Upper bound of the solver's network evaluations per step, with a backward pass counted as two."""
+        needs_grad = getattr(self.solver, "needs_grad", False)
+        return self.solver.iterations * (1 + NFE_PER_BACKWARD * needs_grad)
+
+    def with_nfe(self, nfe: int) -> ImplicitInverter:
+        """Return a copy whose solver uses at most ``nfe`` forward evaluations per step."""
+        return replace(self, solver=replace(self.solver, iterations=nfe))
 
     def _start(self, problem: ImplicitStep, noises: list[Tensor]) -> Tensor:
         if self.initial_guess == "plain" or not noises:

@@ -12,8 +12,7 @@ from torch import Tensor
 from experiments.cache.key import describe
 from experiments.cache.store import synchronize
 from experiments.runtime.progress import announce, timed
-from rnri import ImplicitInverter, Inverter, LatentDiffusion, PromptAware, RoundTripCorrected, Schedule, with_measured_residuals
-from rnri.methods import Midpoint
+from rnri import Inverter, LatentDiffusion, Schedule, with_measured_residuals
 from rnri.models.predictor import Condition, NoisePredictor
 
 BACKWARD = 2  # evaluations that a derivative costs
@@ -65,23 +64,6 @@ class Planned:
 def rows_of(guidance: float) -> int:
     """Rows that an image has in the network's batch: guidance adds the negative prompt's."""
     return 1 if guidance == 1 else 2
-
-
-def nfe_per_step(inverter: Inverter) -> float:
-    """About how many network evaluations an image and step ``inverter`` takes.
-
-    At most so many where it walks implicitly; of other methods two, what most of them take.
-    """
-    if isinstance(inverter, PromptAware):
-        return nfe_per_step(inverter.inverter)
-    if isinstance(inverter, RoundTripCorrected):
-        return (1 + inverter.rounds) * (nfe_per_step(inverter.inverter) + 1)
-    if isinstance(inverter, ImplicitInverter):
-        needs_grad = getattr(inverter.solver, "needs_grad", False)
-        return inverter.solver.iterations * (1 + BACKWARD * needs_grad)
-    if isinstance(inverter, Midpoint):
-        return 2 * nfe_per_step(inverter.inverter)
-    return 2.0
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rnri.inversion import Inversion
+from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import check_chain, evenly, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
@@ -20,7 +20,7 @@ Levels = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class TwoStepSampler(ABC):
+class TwoStepSampler(Inverter):
     """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, ``j`` counting noise levels from clean (0).
 
     ``y`` is what the schedule's predictor returns. Solved for ``z_{j+1}``, the same equation inverts exactly, one

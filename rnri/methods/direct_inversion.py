@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rnri.inversion import Inversion
+from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import ddim_path, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore
@@ -17,7 +17,7 @@ from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
-class DirectInversion:
+class DirectInversion(Inverter):
     """DDIM inversion without guidance, and at each step the offset that brings the guided sampler back to it.
 
     Exact by construction, at the price of one latent a step: ``aux["offsets"]`` is ``[B,N,C,h,w]``.

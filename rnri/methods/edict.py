@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rnri.inversion import Inversion
+from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import evenly, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
@@ -16,7 +16,7 @@ from rnri.validation import HalfOpenUnitInterval, dataclass
 
 
 @dataclass(frozen=True)
-class EDICT:
+class EDICT(Inverter):
     """A sampler over a pair ``(x, y)`` whose every step can be undone algebraically.
 
     With ``a = 1 / A`` and ``b = -B / A`` of the DDIM step::

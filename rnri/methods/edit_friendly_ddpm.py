@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from typing import ClassVar
@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rnri.inversion import Inversion
+from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import evenly, inversion
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
@@ -23,7 +23,7 @@ Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
 
 
 @dataclass(frozen=True)
-class NoiseMaps(ABC):
+class NoiseMaps(Inverter):
     """Latents drawn independently at every level, and the noise maps that take a stochastic sampler through them.
 
     The latents are ``z_t = alpha_t z_0 + sigma_t n_t``. A step's map is what the sampler must add to its mean,
@@ -98,7 +98,7 @@ class EditFriendly(NoiseMaps):
 
 
 @dataclass(frozen=True)
-class SDEdit:
+class SDEdit(Inverter):
     """SDEdit (Meng et al. 2022, arXiv 2108.01073): noise up to a part of the schedule, then the plain sampler.
 
     Nothing is inverted and nothing evaluated; what returns is another image like the first, the less so the

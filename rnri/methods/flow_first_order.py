@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rnri.inversion import Inversion
+from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import evenly, inversion
 from rnri.methods.edit_friendly_ddpm import draw_noise
 from rnri.models.midpoint import check_velocity, label
@@ -19,7 +19,7 @@ from rnri.validation import RandomSeed, UnitInterval, dataclass
 
 
 @dataclass(frozen=True)
-class UniInv:
+class UniInv(Inverter):
     """Uni-Inv (Jiao et al. 2025, UniEdit-Flow, arXiv 2504.13109): one evaluation a step at an extrapolated latent.
 
     From the clean end, with the prediction ``y`` of the step before::
@@ -57,7 +57,7 @@ class UniInv:
 
 
 @dataclass(frozen=True)
-class RFInversion:
+class RFInversion(Inverter):
     """RF-Inversion (Rout et al. 2024, arXiv 2410.10792): both ways steered towards where they should end.
 
     With flow matching's velocity ``v = n - x0``, noise ``y1`` and Euler's steps at the latent that each begins with::

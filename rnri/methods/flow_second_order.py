@@ -18,7 +18,7 @@ from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
-class RFSolver:
+class RFSolver(Inverter):
     """RF-Solver (Wang et al. 2024, arXiv 2411.04746): the explicit midpoint rule both ways, two evaluations a step.
 
     Upwards as downwards, with ``h`` the change of sigma: ``z <- z + h v(z + h/2 v(z, sigma), sigma + h/2)``. The paper
@@ -54,7 +54,7 @@ class RFSolver:
 
 
 @dataclass(frozen=True)
-class FireFlow:
+class FireFlow(Inverter):
     """FireFlow (Deng et al. 2024, arXiv 2412.07517): the midpoint rule with the last middle velocity as its first.
 
     Both ways, with ``h`` the change of sigma and ``p`` the velocity at the middle of the step before::
@@ -109,7 +109,7 @@ def _reusing_step(
 
 
 @dataclass(frozen=True)
-class Midpoint:
+class Midpoint(Inverter):
     """The exact inverse of the midpoint sampler: its implicit equation, solved as Euler's is. Ours.
 
     ``z_t = z_s + (sigma_t - sigma_s) y(z_t)`` with the midpoint velocity ``y`` of ``MidpointPredictor``, so that
@@ -126,6 +126,17 @@ class Midpoint:
     inverter: ImplicitInverter = field(default_factory=anderson_inverter)
 
     seed_only: ClassVar[bool] = False
+
+    @property
+    def nfe_per_step(self) -> float:
+        """Twice that of ``inverter``: each of its evaluations is two of the network."""
+        return 2 * self.inverter.nfe_per_step
+
+    def with_nfe(self, nfe: int) -> Midpoint:
+        """Return a copy that uses at most ``nfe`` network evaluations per step; ValueError for an odd number."""
+        if nfe % 2:
+            raise ValueError(f"Midpoint needs an even number of network evaluations per step, got {nfe}.")
+        return replace(self, inverter=self.inverter.with_nfe(nfe // 2))
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
@@ -151,7 +162,7 @@ class Midpoint:
 
 
 @dataclass(frozen=True)
-class SeedOnly:
+class SeedOnly(Inverter):
     """What another method's seeds are worth to Euler's sampler: of what ``inverter`` finds the seed alone is kept.
 
     A second-order sampler's seed does not give the image back under Euler's, but it is nearer to that of the exact

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from rnri.inversion import Inversion
+from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import ddim_path, inversion
 from rnri.models.predictor import Condition, NoisePredictor
 from rnri.models.sampling import LatentObserver, ddim_step, ignore, sample
@@ -20,7 +20,7 @@ RATE_STEPS = 100  # in which null-text's published rate falls to 0
 
 
 @dataclass(frozen=True)
-class NegativePrompt:
+class NegativePrompt(Inverter):
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807): the source prompt as the negative one.
 
     Guidance away from the source towards the source cancels, so the reconstruction is DDIM's without guidance
@@ -43,7 +43,7 @@ class NegativePrompt:
 
 
 @dataclass(frozen=True)
-class NullText:
+class NullText(Inverter):
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
 
     DDIM inversion without guidance gives pivots; then, from noisy to clean, the negative embedding of each step

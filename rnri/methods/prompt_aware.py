@@ -17,7 +17,7 @@ from rnri.validation import RandomSeed, dataclass
 
 
 @dataclass(frozen=True)
-class PromptAware:
+class PromptAware(Inverter):
     """Adjusts the latent to the prompt, and inverts what comes of it with ``inverter``.
 
     The VAE's encoder knows no prompt, so its latent need not lie where the sampler ends under that prompt, and
@@ -48,6 +48,20 @@ class PromptAware:
     @property
     def seed_only(self) -> bool:
         return self.inverter.seed_only
+
+    @property
+    def initial_guess(self) -> str | None:
+        """The initial guess of ``inverter``."""
+        return self.inverter.initial_guess
+
+    @property
+    def nfe_per_step(self) -> float:
+        """That of ``inverter``; the adjustment is not included."""
+        return self.inverter.nfe_per_step
+
+    def with_nfe(self, nfe: int) -> PromptAware:
+        """Return a copy whose ``inverter`` uses at most ``nfe`` network evaluations per step."""
+        return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError where ``invert`` would raise it for a schedule."""

@@ -18,7 +18,7 @@ from rnri.validation import dataclass
 
 
 @dataclass(frozen=True)
-class RoundTripCorrected:
+class RoundTripCorrected(Inverter):
     """Inverts, samples, and inverts again towards a target moved by a share of what was missing. Ours.
 
     With ``G`` the inversion and ``F`` the sampler, by sample::
@@ -52,6 +52,20 @@ class RoundTripCorrected:
                 f"inverter={type(self.inverter).__name__} keeps more than a seed, and needs no correction: "
                 "take one whose seed alone leads back."
             )
+
+    @property
+    def initial_guess(self) -> str | None:
+        """The initial guess of ``inverter``."""
+        return self.inverter.initial_guess
+
+    @property
+    def nfe_per_step(self) -> float:
+        """Network evaluations of all inversions and samplings, per step."""
+        return (1 + self.rounds) * (self.inverter.nfe_per_step + 1)
+
+    def with_nfe(self, nfe: int) -> RoundTripCorrected:
+        """Return a copy each of whose inversions uses at most ``nfe`` network evaluations per step."""
+        return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError where ``invert`` would raise it for a schedule."""
