@@ -21,9 +21,9 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from benchmarks.inversion import CONFIGS, load
-from experiments.data.concepts import choose
+from experiments.data.concepts import select_concepts
 from experiments.evaluation.metrics import psnr
-from experiments.inversion.jobs import pictured
+from experiments.inversion.jobs import from_concepts
 from rnri import (
     ImplicitInverter,
     Inversion,
@@ -108,8 +108,8 @@ class Study:
     def of(cls, device: str, drawings: int, steps: int, guidance: float) -> Study:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             source = instantiate(compose("train", ["experiment=guidance"]).data.source)
-        chosen = choose(source.concepts(), "all", ["head", "medium", "tail"], 0)
-        shown = pictured(chosen, drawings, torch.Generator().manual_seed(0))
+        chosen = select_concepts(source.concepts(), "all", ["head", "medium", "tail"], 0)
+        shown = from_concepts(chosen, drawings, torch.Generator().manual_seed(0))
         model = load("emoji", device, "float32")
         images = torch.stack([each.image for each in shown]).to(device).float() / 255
         with torch.no_grad():

@@ -1,45 +1,74 @@
-"""What every experiment on concepts is given, and how it prepares: concepts chosen, networks loaded, input checked."""
+"""The interface of an experiment (:class:`Task`), and the networks that the experiments on concepts share."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import field
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 from torch import nn
 
 from experiments.cache.store import numerics
-from experiments.data.concepts import Buckets, Concept, ConceptSource, Wanted, choose, with_references
 from experiments.evaluation.classifier import Classifier, load_classifier
-from experiments.runtime.unit_queue import ResumableRun
+from experiments.planning.cost import Planned
 from rnri import LatentDiffusion
 from rnri.models.fingerprint import fingerprint
-from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
+
+
+@runtime_checkable
+class Task(Protocol):
+    """An experiment: the object that the key ``task`` of a configuration instantiates.
+
+    ``train.py`` calls :meth:`prepare`, and then :meth:`run`, or :meth:`plan` with ``plan=true``. The constructor only
+    checks and stores its arguments. ``docs/guides/add_an_experiment.md`` adds one.
+    """
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Load data and networks, and check that they fit together. Nothing is written to the run folder.
+
+        Raises:
+            ValueError: an argument is wrong; the message is one line that names the key or the file.
+        """
+
+    def plan(self, trainer: Trainer) -> list[Planned]:
+        """Return the stages of the run with their number of units, cost and disk space. Nothing is computed."""
+
+    def run(self, trainer: Trainer) -> float | None:
+        """Compute what is not on disk yet and write the results.
+
+        Returns the value that a sweep over this experiment optimizes, if there is one.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """Networks that a Lightning module uses but must not own: neither its checkpoints nor its state hold them.
+    """The networks of an experiment on concepts.
 
-    ``classifier`` is the judge, whose features serve the distances too; it is never the network of ``clip``.
+    A Lightning module must not register them as submodules: they are not trained and belong to no checkpoint.
+
+    Attributes:
+        model: the text-to-image model.
+        clip: the features of SeedSelect's semantic loss and of the CLIP score.
+        classifier: the evaluation classifier. It is never the network of ``clip``.
+        numerics: precision and device that results depend on (:func:`experiments.cache.store.numerics`).
     """
 
     model: LatentDiffusion
     clip: ClipFeatures
     classifier: Classifier
+    numerics: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def model_fingerprint(self) -> str:
-        """Of the text-to-image model, which no experiment changes."""
+        """Fingerprint of the text-to-image model, which no experiment modifies."""
         return self.model.fingerprint
 
     @cached_property
     def clip_fingerprint(self) -> str:
-        """Of CLIP's weights, preprocessing and words."""
+        """Fingerprint of CLIP's weights, preprocessing and vocabulary."""
         clip = self.clip
         settings = {
             "mean": clip.mean.flatten().tolist(),
@@ -50,23 +79,31 @@ class Networks:
 
     @cached_property
     def classifier_fingerprint(self) -> str:
-        """Of the judge's weights, preprocessing and labels."""
-        judge = self.classifier
+        """Fingerprint of the evaluation classifier's weights, preprocessing and labels."""
+        classifier = self.classifier
         settings = {
-            "size": judge.image_size,
-            "mean": judge.mean.flatten().tolist(),
-            "std": judge.std.flatten().tolist(),
-            "labels": judge.labels,
+            "size": classifier.image_size,
+            "mean": classifier.mean.flatten().tolist(),
+            "std": classifier.std.flatten().tolist(),
+            "labels": classifier.labels,
         }
-        if judge.crop is not None:
-            settings |= {"crop": judge.crop, "squash": judge.squash, "interpolation": judge.interpolation}
-        return fingerprint({"classifier": judge}, settings)
+        if classifier.crop is not None:
+            settings |= {
+                "crop": classifier.crop,
+                "squash": classifier.squash,
+                "interpolation": classifier.interpolation,
+            }
+        return fingerprint({"classifier": classifier}, settings)
+
+    def cache_settings(self, seed: int) -> dict[str, Any]:
+        """Return the part of a unit's cache key that all experiments share."""
+        return {"checkpoint": self.model_fingerprint, "numerics": dict(self.numerics), "seed": seed}
 
     def check_weights(self) -> None:
-        """ValueError names the first weight that is NaN or infinite, which would spoil every image or its verdict."""
-        parts = {**self.model.pipeline.components, "clip": self.clip.model, "classifier": self.classifier}
-        for name, part in parts.items():
-            for key, weight in part.state_dict().items() if isinstance(part, nn.Module) else ():
+        """Raise ValueError with the name of the first weight that is NaN or infinite."""
+        modules = {**self.model.pipeline.components, "clip": self.clip.model, "classifier": self.classifier}
+        for name, module in modules.items():
+            for key, weight in module.state_dict().items() if isinstance(module, nn.Module) else ():
                 if weight.is_floating_point() and not weight.isfinite().all():
                     raise ValueError(
                         f"the weight {key} of the {name} is not finite in {str(weight.dtype).removeprefix('torch.')}: "
@@ -74,53 +111,30 @@ class Networks:
                     )
 
 
-@dataclass(kw_only=True)
-class ConceptTask(ResumableRun):
-    """The arguments and the preparation that experiments share; each adds its own.
+def load_networks(
+    trainer: Trainer,
+    steps: Sequence[int],
+    *,
+    model: Callable[..., LatentDiffusion],
+    clip: Callable[..., ClipFeatures],
+    classifier: str,
+) -> Networks:
+    """Load all networks on the trainer's device.
 
     Args:
-        source, concepts, buckets: where images come from, and which (see :func:`experiments.data.concepts.choose`).
-        model, clip: make the text-to-image model and CLIP, given a device.
-        classifier: of the judge: a folder, an id of the hub or a name of timm's.
-        seed: of noise, of the choice of concepts or images and of the bootstrap.
-        run_dir: where everything is written.
+        steps: numbers of sampling steps that the model has to support.
+        model, clip: create the text-to-image model and CLIP, given ``device``.
+        classifier: folder, hub id or timm name of the evaluation classifier.
+
+    Raises:
+        ValueError: a weight is not finite, or the model's scheduler does not support one of ``steps``.
     """
-
-    source: ConceptSource
-    concepts: Wanted
-    buckets: Buckets
-    model: Callable[..., LatentDiffusion]
-    clip: Callable[..., ClipFeatures]
-    classifier: NonEmptyStr
-    seed: RandomSeed
-    run_dir: NonEmptyStr
-    chosen: list[Concept] = field(init=False)
-    networks: Networks = field(init=False)
-    numerics: dict[str, str] = field(init=False)
-
-    def choose_concepts(self, references: int | None = None) -> None:
-        """The concepts, with the first ``references`` of their images (None: all), checked without any network.
-
-        Raises:
-            ValueError: a name, bucket or file is wrong, or a concept has fewer images.
-        """
-        chosen = choose(self.source.concepts(), self.concepts, self.buckets, self.seed)
-        self.chosen = with_references(chosen, references)
-
-    def load_networks(self, trainer: Trainer, steps: Sequence[int]) -> None:
-        """All networks on the trainer's device, and the concepts' images at the model's size.
-
-        ValueError names a fault, one of ``steps`` that the model has not, or images of another size.
-        """
-        device = trainer.strategy.root_device
-        self.numerics = numerics(trainer.precision, device)
-        classifier = load_classifier(self.classifier, device)
-        self.networks = Networks(self.model(device=device), self.clip(device=device), classifier)
-        self.networks.check_weights()
-        for count in steps:
-            self.networks.model.schedule(count)
-        self.chosen = [concept.at(self.networks.model.image_size) for concept in self.chosen]
-
-    def dependencies(self) -> dict[str, Any]:
-        """What every unit depends on, whatever the experiment."""
-        return {"checkpoint": self.networks.model_fingerprint, "numerics": self.numerics, "seed": self.seed}
+    device = trainer.strategy.root_device
+    evaluation_classifier = load_classifier(classifier, device)
+    networks = Networks(
+        model(device=device), clip(device=device), evaluation_classifier, numerics(trainer.precision, device)
+    )
+    networks.check_weights()
+    for count in steps:
+        networks.model.schedule(count)
+    return networks

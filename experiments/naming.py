@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 
 
-def canonical(name: str) -> str:
+def normalize_name(name: str) -> str:
     """The form in which names are compared: Unicode's NFC, without blanks at the ends; case counts.
 
     File systems and editors write one name in several ways: macOS, for one, parts ``ñ`` into ``n`` and a tilde.
@@ -14,7 +14,7 @@ def canonical(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def distinct_names(names: Iterable[str], where: str, remedy: str = "rename or remove one") -> dict[str, str]:
+def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remove one") -> dict[str, str]:
     """The names as given, by their canonical form and in their order.
 
     Args:
@@ -27,7 +27,7 @@ def distinct_names(names: Iterable[str], where: str, remedy: str = "rename or re
     """
     found: dict[str, str] = {}
     for name in names:
-        key = canonical(name)
+        key = normalize_name(name)
         if not key:
             raise ValueError(f"{where} holds an empty name: give it one or remove it.")
         if key in found:

@@ -73,7 +73,7 @@ class AugmentationExperiment(RareConceptsExperiment):
         if len(self.chosen) < 2:
             raise ValueError("one concept leaves a classifier nothing to tell apart: choose at least 2 concepts.")
         size = self.networks.model.image_size
-        found = {name: images.at(size) for name, images in self.source.held_out().items()}
+        found = {name: images.resized(size) for name, images in self.source.held_out().items()}
         missing = [concept.name for concept in self.chosen if concept.name not in found]
         if missing:
             raise ValueError(

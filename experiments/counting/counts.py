@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.counting.frequency import bucket_by_rank, bucket_by_threshold
 from experiments.counting.rows import read_rows
-from experiments.naming import distinct_names
+from experiments.naming import unique_names
 
 HEAD, TAIL = 1_000_000, 10_000  # mentions in LAION-2B (RNRI, Table 3)
 RANKS = (235, 509, 256)  # sizes of head, medium and tail of ImageNet-1k (RNRI, Table 3)
@@ -129,9 +129,7 @@ def _field(path: Path, record: Any, label: str) -> Any:
 def _checked(path: Path, rows: Sequence[tuple[str, Any]]) -> dict[str, int]:
     if not rows:
         raise ValueError(f"{path} holds no counts: it must hold a name and a count in each row.")
-    names = distinct_names(
-        (name for name, _ in rows), str(path), "keep one count a name, or use class indices as names"
-    )
+    names = unique_names((name for name, _ in rows), str(path), "keep one count a name, or use class indices as names")
     return {name: _whole(path, name, value) for name, (_, value) in zip(names, rows, strict=True)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from experiments.counting.plurals import in_number
+from experiments.counting.plurals import number_variants
 from experiments.counting.text import normalize
 
 
@@ -16,7 +16,7 @@ def spellings(name: str) -> set[str]:
     """
     if not normalize(name).strip():
         raise ValueError(f"The name {name!r} has no letter or digit: captions are searched for words.")
-    forms = {name} | in_number(name)
+    forms = {name} | number_variants(name)
     forms |= {re.sub("[-\u2010\u2011]", "", form) for form in forms}
     return {normalize(form) for form in forms}
 
@@ -68,5 +68,5 @@ def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str,
 def assign_buckets(counts: Mapping[str, int], by: str, *, head: int, tail: int, ranks: Sequence[int]) -> dict[str, str]:
     """Buckets ``by`` ``threshold`` (``head`` and ``tail``) or by ``rank`` (``ranks``)."""
     if by not in ("threshold", "rank"):
-        raise ValueError(f"data.source.by={by!r} is unknown: choose threshold or rank.")
+        raise ValueError(f"data.source.bucket_by={by!r} is unknown: choose threshold or rank.")
     return bucket_by_threshold(counts, head, tail) if by == "threshold" else bucket_by_rank(counts, ranks)

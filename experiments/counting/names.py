@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.rows import read_rows
-from experiments.naming import canonical, distinct_names
+from experiments.naming import normalize_name, unique_names
 
 IMAGENET = "imagenet1k"
 
@@ -61,7 +61,7 @@ def _row(path: Path, entry: object) -> list[str]:
 
 
 def _checked(path: Path, rows: Sequence[list[str]]) -> dict[str, tuple[str, ...]]:
-    names = distinct_names((row[0] for row in rows), str(path), "put all its synonyms on one line")
+    names = unique_names((row[0] for row in rows), str(path), "put all its synonyms on one line")
     if not names:
         raise ValueError(f"{path} holds no names.")
-    return {name: tuple(dict.fromkeys(map(canonical, row))) for name, row in zip(names, rows, strict=True)}
+    return {name: tuple(dict.fromkeys(map(normalize_name, row))) for name, row in zip(names, rows, strict=True)}

@@ -102,7 +102,7 @@ _NOT_IRREGULAR = _listed(
 )
 
 
-def in_number(name: str) -> set[str]:
+def number_variants(name: str) -> set[str]:
     """The name in lower case, in singular and in plural as far as it has them; hyphens stay."""
     name = compatible(name).strip()
     forms = {name.lower()}

@@ -1,6 +1,6 @@
 """Concepts with their images and prompts, and the embedded corpus; no experiment and no network."""
 
-from experiments.data.concepts import Concept, ConceptSource, EmojiConcepts, choose
+from experiments.data.concepts import Concept, ConceptSource, EmojiConcepts, select_concepts
 from experiments.data.folder import FolderConcepts
 from experiments.data.imagenet import ImageNetConcepts
 
@@ -10,5 +10,5 @@ __all__ = [
     "EmojiConcepts",
     "FolderConcepts",
     "ImageNetConcepts",
-    "choose",
+    "select_concepts",
 ]

@@ -12,13 +12,13 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
     """Turned by up to 20 degrees, scaled, sheared, recolored, blurred pictures; ``[B, 3, H, W]`` in [0, 1]."""
-    images = recolor(move(images), color)
+    images = color_jitter(random_affine(images), color)
     blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
     chosen = (torch.rand(len(images), 1, 1, 1) < blur).to(images)
     return (images + chosen * torch.rand_like(chosen) * (blurred - images)).clamp(0, 1)
 
 
-def move(images: Tensor) -> Tensor:
+def random_affine(images: Tensor) -> Tensor:
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
@@ -32,7 +32,7 @@ def move(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def recolor(images: Tensor, strength: float) -> Tensor:
+def color_jitter(images: Tensor, strength: float) -> Tensor:
     """A random color matrix near the identity, brightness and contrast, and a gray version one time in ten."""
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5

@@ -49,13 +49,13 @@ class Augmentation:
         )
 
 
-def plain(background: str = "white") -> Augmentation:
+def no_augmentation(background: str = "white") -> Augmentation:
     """The drawing in the middle of ``background``, as references and real images for FID are shown."""
     scale = sum(SCALES) / 2
     return Augmentation(background, scale, (1 - scale) / 2, (1 - scale) / 2, mirrored=False)
 
 
-def place(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
+def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
     """RGB picture of the drawing's size with the drawing placed as ``augmentation`` says.
 
     The drawing is laid on the background before it is resized: resizing straight alpha darkens edges.

@@ -46,7 +46,7 @@ class CaptionedImages:
         images: folder of the image files; None where they are in the table.
         size: of the images in pixels, a side or ``(H, W)``; None is the model's.
         image, caption: columns of a table.
-        holding: a text; images whose caption lacks it are left out.
+        caption_contains: a text; images whose caption lacks it are left out.
     """
 
     captions: NonEmptyStr
@@ -54,7 +54,7 @@ class CaptionedImages:
     size: PositiveInt | Sequence[PositiveInt] | None = None
     image: NonEmptyStr = "image"
     caption: NonEmptyStr = "caption"
-    holding: NonEmptyStr | None = None
+    caption_contains: NonEmptyStr | None = None
 
     def __post_init__(self) -> None:
         height_and_width(self.size)
@@ -78,7 +78,7 @@ class CaptionedImages:
             raise ValueError(f"data.captions={self.captions} is no file: name COCO's JSON or a table of captions.")
         found = self._in_parquet(path) if path.suffix.lower() == ".parquet" else self._in_folder(path)
         if not len(found):
-            lacking = "" if self.holding is None else f" whose caption holds {self.holding!r}"
+            lacking = "" if self.caption_contains is None else f" whose caption holds {self.caption_contains!r}"
             raise ValueError(f"{path} has no image with a caption{lacking}: name another file.")
         return found
 
@@ -90,7 +90,7 @@ class CaptionedImages:
             raise ValueError(f"data.images={self.images} is no folder: name the one that holds the images of {path}.")
         rows = _coco(path) if path.suffix.lower() == ".json" else self._table(path)
         for name, caption in rows:
-            if name not in pairs and (self.holding is None or self.holding in caption):
+            if name not in pairs and (self.caption_contains is None or self.caption_contains in caption):
                 pairs[name] = caption
         names = list(pairs)
         return Captioned(names, list(pairs.values()), self._images(names, partial(_read, root), partial(_told, root)))
@@ -114,7 +114,11 @@ class CaptionedImages:
         table = ImageTable((str(path),), self.image)
         ((_, column),) = table.column(self.caption)
         captions = [_first(value) for value in column.to_pylist()]
-        kept = [k for k, text in enumerate(captions) if text and (self.holding is None or self.holding in text)]
+        kept = [
+            k
+            for k, text in enumerate(captions)
+            if text and (self.caption_contains is None or self.caption_contains in text)
+        ]
         rows = Rows(np.zeros(len(kept), np.int32), np.array(kept, np.int32))
         images = self._images(rows, table.read, table.identity)
         return Captioned([str(k) for k in kept], [captions[k] for k in kept], images)

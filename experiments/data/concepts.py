@@ -19,10 +19,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from experiments.counting.frequency import assign_buckets
 from experiments.counting.matcher import count_mentions
-from experiments.data.backgrounds import BACKGROUNDS, Augmentation, plain
-from experiments.data.emoji import Drawings, read_table
+from experiments.data.backgrounds import BACKGROUNDS, Augmentation, no_augmentation
+from experiments.data.emoji import EmojiImages, read_table
 from experiments.data.images import Images, check_images
-from experiments.naming import canonical, distinct_names
+from experiments.naming import normalize_name, unique_names
 from rnri.validation import ConfigError, NonEmptyStr, dataclass, unique_items
 
 Bucket = Literal["head", "medium", "tail"]
@@ -30,13 +30,13 @@ BUCKETS = get_args(Bucket)
 Buckets = Annotated[
     Sequence[Bucket], MinLen(1), unique_items, Field(description=f"a list of some of {', '.join(BUCKETS)}, as [tail]")
 ]
-Wanted = Annotated[
+ConceptSelection = Annotated[
     PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
     Field(description="a number of concepts a bucket, all, or a list of names, none of them twice"),
 ]
 """Which concepts, as :func:`choose` reads it; whole numbers in a list are names."""
 
-CHECKED = 10_000
+MAX_EAGER_CHECKS = 10_000
 """Reference images that are decoded beforehand, in all, even if no unit uses them: so many take seconds."""
 
 
@@ -66,12 +66,12 @@ class Concept:
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
-            content.update(self.references.content(k))
+            content.update(self.references.content_bytes(k))
         return f"{self.name}\n{self.prompt}\n{content.hexdigest()}"
 
-    def at(self, size: tuple[int, int]) -> Concept:
+    def resized(self, size: tuple[int, int]) -> Concept:
         """The concept with its references at ``(H, W)`` pixels. ValueError if they have another size of their own."""
-        return replace(self, references=self.references.at(size))
+        return replace(self, references=self.references.resized(size))
 
 
 @runtime_checkable
@@ -79,7 +79,7 @@ class ConceptSource(Protocol):
     """Where concepts and the real images for FID come from.
 
     All images are read when they are asked for. Those without a size of their own are given one by
-    :meth:`~experiments.data.images.Images.at`.
+    :meth:`~experiments.data.images.Images.resized`.
     """
 
     def concepts(self) -> list[Concept]:
@@ -106,7 +106,7 @@ class EmojiConcepts:
         folder: the built corpus.
         prompt: with ``{phrase}`` for the concept with its article and ``{background}``.
         head, tail: a concept with more captions than ``head`` is frequent, one with fewer than ``tail`` rare.
-        by: ``threshold`` for that, or ``rank`` for buckets of the sizes in ``ranks``.
+        bucket_by: ``threshold`` for that, or ``rank`` for buckets of the sizes in ``ranks``.
         ranks: sizes of head, medium and tail, which add up to all concepts.
     """
 
@@ -115,7 +115,7 @@ class EmojiConcepts:
     background: NonEmptyStr
     head: NonNegativeInt
     tail: NonNegativeInt
-    by: Literal["threshold", "rank"] = "threshold"
+    bucket_by: Literal["threshold", "rank"] = "threshold"
     ranks: Sequence[NonNegativeInt] = ()
 
     def __post_init__(self) -> None:
@@ -124,11 +124,11 @@ class EmojiConcepts:
         check_template("data.source.prompt", self.prompt, "phrase", "background")
 
     def concepts(self) -> list[Concept]:
-        drawings = Drawings(self.folder, ["reference"])
+        drawings = EmojiImages(self.folder, ["reference"])
         phrases = {row["concept"]: row["phrase"] for row in drawings.rows}
         captions = read_table(Path(self.folder) / "captions.parquet").data.column("caption").combine_chunks()
         frequencies = count_mentions({name: [name] for name in phrases}, captions)
-        buckets = assign_buckets(frequencies, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
+        buckets = assign_buckets(frequencies, self.bucket_by, head=self.head, tail=self.tail, ranks=self.ranks)
         references = self._by_concept(drawings)
         return [
             Concept(
@@ -142,29 +142,29 @@ class EmojiConcepts:
         ]
 
     def real_images(self) -> Images:
-        drawings = Drawings(self.folder, ["fid"])
+        drawings = EmojiImages(self.folder, ["fid"])
         return self._images(drawings, drawings.image_ids)
 
     def held_out(self) -> dict[str, Images]:
-        return self._by_concept(Drawings(self.folder, ["fid"]))
+        return self._by_concept(EmojiImages(self.folder, ["fid"]))
 
-    def _by_concept(self, drawings: Drawings) -> dict[str, Images]:
+    def _by_concept(self, drawings: EmojiImages) -> dict[str, Images]:
         found: dict[str, list[int]] = {}
         for row in drawings.rows:
             found.setdefault(row["concept"], []).append(row["image_id"])
         return {name: self._images(drawings, own) for name, own in found.items()}
 
-    def _images(self, drawings: Drawings, image_ids: Sequence[int]) -> Images:
+    def _images(self, drawings: EmojiImages, image_ids: Sequence[int]) -> Images:
         return Images(
             items=image_ids,
-            read=partial(_picture, drawings, plain(self.background)),
+            read=partial(_picture, drawings, no_augmentation(self.background)),
             size=drawings.size,
             advice="choose another model, data=folder, or a corpus built with that --size (see assets/emoji/README.md)",
         )
 
 
-def _picture(drawings: Drawings, augmentation: Augmentation, image_id: int, _: tuple[int, int]) -> np.ndarray:
-    return drawings.picture(image_id, augmentation)
+def _picture(drawings: EmojiImages, augmentation: Augmentation, image_id: int, _: tuple[int, int]) -> np.ndarray:
+    return drawings.render(image_id, augmentation)
 
 
 def check_template(key: str, template: str, required: str, *optional: str) -> None:
@@ -181,11 +181,11 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
         )
 
 
-def with_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
+def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
     """The concepts with their first ``count`` references alone; None leaves them all.
 
     Files are decoded once, so that bad ones are found before any work: those references, and of others so many that
-    ``CHECKED`` is not passed.
+    ``MAX_EAGER_CHECKS`` is not passed.
 
     Raises:
         ValueError: a concept has fewer references, or a file cannot be read.
@@ -196,12 +196,12 @@ def with_references(concepts: Sequence[Concept], count: int | None) -> list[Conc
                 f"task.references={count}, but {concept.name!r} has {len(concept.references)} reference images: "
                 "add some or ask for fewer."
             )
-    checked = max(count or 0, CHECKED // max(len(concepts), 1))
-    check_images([file for c in concepts for file in c.references.first(checked).files], "checking reference images")
-    return [replace(concept, references=concept.references.first(count)) for concept in concepts]
+    checked = max(count or 0, MAX_EAGER_CHECKS // max(len(concepts), 1))
+    check_images([file for c in concepts for file in c.references.head(checked).files], "checking reference images")
+    return [replace(concept, references=concept.references.head(count)) for concept in concepts]
 
 
-def choose(
+def select_concepts(
     concepts: Sequence[Concept], wanted: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
     """The concepts of an experiment: ``wanted`` is a number a bucket, ``"all"``, or names. Prints how many of how many.
@@ -244,7 +244,7 @@ def _choose(
         if wanted < 1:
             raise ValueError(f"data.concepts={wanted}: ask for at least 1 concept a bucket, for names, or for 'all'.")
         order = np.random.default_rng(seed).permutation(len(concepts))
-        rank = {concepts[k].name: place for place, k in enumerate(order)}
+        rank = {concepts[k].name: composite for composite, k in enumerate(order)}
         drawn = [sorted((c for c in candidates if c.bucket == b), key=lambda c: rank[c.name])[:wanted] for b in buckets]
         return [concept for bucket in drawn for concept in bucket]
     return _by_name(concepts, _names(wanted))
@@ -260,11 +260,11 @@ def _names(wanted: Any) -> list[str]:
             raise ValueError(
                 f"data.concepts holds {name!r}, which is no name: put it in quotes if a concept is called so."
             )
-    return list(distinct_names(map(str, listed), "data.concepts", "name each concept once"))
+    return list(unique_names(map(str, listed), "data.concepts", "name each concept once"))
 
 
 def _by_name(concepts: Sequence[Concept], names: Sequence[str]) -> list[Concept]:
-    known = {canonical(concept.name): concept for concept in concepts}
+    known = {normalize_name(concept.name): concept for concept in concepts}
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, cutoff=0.0)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiments.data.backgrounds import AUGMENTATIONS, Augmentation, place, to_array
+from experiments.data.backgrounds import AUGMENTATIONS, Augmentation, composite, to_array
 
 
 def read_table(path: str | Path) -> datasets.Dataset:
@@ -40,7 +40,7 @@ def check_corpus(folder: str | Path | None) -> None:
             )
 
 
-class Drawings:
+class EmojiImages:
     """The drawings of some splits in memory: ``images`` (RGBA) and their rows, by ``image_id``."""
 
     def __init__(self, folder: str | Path, splits: Sequence[str]) -> None:
@@ -58,21 +58,21 @@ class Drawings:
         width, height = next(iter(self.images.values())).size
         return height, width
 
-    def only(self, rows: Sequence[dict]) -> Drawings:
+    def subset(self, rows: Sequence[dict]) -> EmojiImages:
         """The drawings of some of the rows, without a copy of their images."""
         part = copy(self)
         part.rows = list(rows)
         return part
 
-    def picture(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
+    def render(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
         """``uint8 [3, H, W]``."""
-        return to_array(place(self.images[image_id], augmentation))
+        return to_array(composite(self.images[image_id], augmentation))
 
 
-class AugmentedDrawings(Dataset):
+class AugmentedEmojiImages(Dataset):
     """Every drawing under ``augmentations`` of its seeds: ``(picture [3, H, W] in [0, 1], concept_id)``."""
 
-    def __init__(self, drawings: Drawings, augmentations: int = AUGMENTATIONS) -> None:
+    def __init__(self, drawings: EmojiImages, augmentations: int = AUGMENTATIONS) -> None:
         self.drawings = drawings
         self.augmentations = augmentations
 
@@ -81,5 +81,5 @@ class AugmentedDrawings(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.drawings.rows[index // self.augmentations]
-        picture = self.drawings.picture(row["image_id"], Augmentation.from_seed(index % self.augmentations))
+        picture = self.drawings.render(row["image_id"], Augmentation.from_seed(index % self.augmentations))
         return torch.from_numpy(picture).float() / 255, row["concept_id"]

@@ -14,7 +14,7 @@ from experiments.counting.imagenet_counts import imagenet_class, imagenet_classe
 from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, check_images, height_and_width, read_image
 from experiments.data.scan import image_files, list_folder, named_folders
-from experiments.naming import distinct_names
+from experiments.naming import unique_names
 from rnri.validation import NonEmptyStr, dataclass
 
 
@@ -32,7 +32,7 @@ class FolderConcepts:
         prompt: with ``{name}``.
         size: of the images in pixels, a side or ``(H, W)``; None is the model's.
         head, tail: as for the embedded corpus; the paper's are 1,000,000 and 10,000 mentions in LAION-2B.
-        by, ranks: as for the embedded corpus; ranks are those of all concepts in ``counts``.
+        bucket_by, ranks: as for the embedded corpus; ranks are those of all concepts in ``counts``.
         classes: ``folders`` if ``counts`` names concepts as the folders do; ``imagenet1k`` if both name ImageNet's
             classes, each by index, WordNet id or name; ``imagenet1k_rows`` if the 1,000 rows of ``counts`` are in the
             order of the indices, whatever their names. Prompts then hold a class's first name.
@@ -45,7 +45,7 @@ class FolderConcepts:
     size: PositiveInt | Sequence[PositiveInt] | None
     head: NonNegativeInt
     tail: NonNegativeInt
-    by: Literal["threshold", "rank"] = "threshold"
+    bucket_by: Literal["threshold", "rank"] = "threshold"
     ranks: Sequence[NonNegativeInt] = ()
     classes: Literal["folders", "imagenet1k", "imagenet1k_rows"] = "folders"
 
@@ -59,7 +59,7 @@ class FolderConcepts:
         if not folders:
             raise ValueError(f"{root} holds no folders: data.references needs one folder of images a concept.")
         counts = self._counts()
-        buckets = assign_buckets(counts, self.by, head=self.head, tail=self.tail, ranks=self.ranks)
+        buckets = assign_buckets(counts, self.bucket_by, head=self.head, tail=self.tail, ranks=self.ranks)
         keys = self._keys(folders, counts)
         beside = list_folder(root)
         files = image_files(folders.values(), loose=[*beside.images, *beside.others])
@@ -78,7 +78,7 @@ class FolderConcepts:
         """By canonical name, or by the WordNet ids of ImageNet's classes."""
         table = read_count_table(self.counts)
         if self.classes == "folders":
-            return {name: table.counts[given] for name, given in distinct_names(table.counts, self.counts).items()}
+            return {name: table.counts[given] for name, given in unique_names(table.counts, self.counts).items()}
         counts = imagenet_counts(table, rows_are_indices=self.classes == "imagenet1k_rows")
         return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
 

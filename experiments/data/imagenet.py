@@ -28,7 +28,7 @@ SPLITS = {"train": ("train",), "validation": ("validation", "val")}
 class ImageNetConcepts:
     """The classes of ImageNet-1k. No image is read before a unit needs it; 16 bytes an image are kept of each.
 
-    References are images of the training split, the first of their class by a hash keyed with ``draw``; real images
+    References are images of the training split, the first of their class by a hash keyed with ``shuffle_seed``; real images
     for FID are those of the validation split, read one after another.
 
     Args:
@@ -38,11 +38,11 @@ class ImageNetConcepts:
         counts: file of corpus frequencies, by index, WordNet id or name of the class.
         prompt: with ``{name}``, the first of the class's names.
         size: of the images in pixels, a side or ``(H, W)``; None is the model's.
-        head, tail, by, ranks: as for :class:`~experiments.data.folder.FolderConcepts`.
+        head, tail, bucket_by, ranks: as for :class:`~experiments.data.folder.FolderConcepts`.
         classes: some of the classes alone, by index, WordNet id or name; None stands for all.
         rows_are_indices: the 1,000 rows of ``counts`` are in the order of the class indices, whatever their names.
         real: images of the validation split for FID and KID at most; None stands for all.
-        draw: key of the hash.
+        shuffle_seed: key of the hash.
     """
 
     path: NonEmptyStr
@@ -51,12 +51,12 @@ class ImageNetConcepts:
     size: PositiveInt | Sequence[PositiveInt] | None
     head: NonNegativeInt
     tail: NonNegativeInt
-    by: Literal["threshold", "rank"] = "threshold"
+    bucket_by: Literal["threshold", "rank"] = "threshold"
     ranks: Sequence[NonNegativeInt] = ()
     classes: Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items] | None = None
     rows_are_indices: bool = False
     real: PositiveInt | None = None
-    draw: RandomSeed = 0
+    shuffle_seed: RandomSeed = 0
 
     def __post_init__(self) -> None:
         check_template("data.source.prompt", self.prompt, "name")
@@ -66,7 +66,7 @@ class ImageNetConcepts:
         table = read_count_table(self.counts)
         counts = imagenet_counts(table, rows_are_indices=self.rows_are_indices)
         buckets = assign_buckets(
-            {imagenet_classes()[index].wnid: count for index, count in counts.items()}, self.by,
+            {imagenet_classes()[index].wnid: count for index, count in counts.items()}, self.bucket_by,
             head=self.head, tail=self.tail, ranks=self.ranks,
         )  # fmt: skip
         wanted, train = self._wanted(), self._split("train")
@@ -84,18 +84,18 @@ class ImageNetConcepts:
                 prompt=self.prompt.format(name=known.synonyms[0]),
                 frequency=counts[known.index],
                 bucket=buckets[known.wnid],
-                references=self._images(train, train.of(known.index)),
+                references=self._images(train, train.of_class(known.index)),
             )
             for known in wanted
         ]
 
     def real_images(self) -> Images:
         split = self._split("validation")
-        return self._images(split, split.all(self.real))
+        return self._images(split, split.sample(self.real))
 
     def held_out(self) -> dict[str, Images]:
         split = self._split("validation")
-        return {imagenet_classes()[index].name: self._images(split, split.of(index)) for index in split.classes()}
+        return {imagenet_classes()[index].name: self._images(split, split.of_class(index)) for index in split.classes()}
 
     def _wanted(self) -> list[ImageNetClass] | None:
         if self.classes is None:
@@ -119,7 +119,9 @@ class ImageNetConcepts:
         if name not in self._splits:
             folders = [Path(self.path) / own for own in SPLITS[name] if _holds_no_tables(Path(self.path) / own)]
             split = (
-                FolderSplit(folders[0], self.draw) if folders else TableSplit(data_files(self.path, name), self.draw)
+                FolderSplit(folders[0], self.shuffle_seed)
+                if folders
+                else TableSplit(data_files(self.path, name), self.shuffle_seed)
             )
             self._splits[name] = split
         return self._splits[name]

@@ -157,7 +157,7 @@ class Images(Sequence):
     Args:
         items: what stands for each, such as a path.
         read: makes ``uint8 [3, H, W]`` of an item and ``(H, W)``.
-        size: ``(H, W)`` in pixels; None until :meth:`at` gives one.
+        size: ``(H, W)`` in pixels; None until :meth:`resized` gives one.
         advice: what to do where another size is asked for, for the message.
         identity: what tells an item from others, where that can be said without reading its pixels.
     """
@@ -186,17 +186,17 @@ class Images(Sequence):
             return np.stack(chosen) if chosen else np.empty((0, 3, *size), np.uint8)
         return self.read(self.items[index], size)
 
-    def content(self, index: int) -> bytes:
+    def content_bytes(self, index: int) -> bytes:
         """What a key holds of an image: its pixels, or, where images have an identity, that and the size."""
         if self.identity is None:
             return self[index].tobytes()
         return f"{self.identity(self.items[index])}\n{self._known_size()}\n".encode()
 
-    def mark(self, index: int) -> bytes:
+    def file_stamp(self, index: int) -> bytes:
         """What tells an image from others on this machine: of a file its place, size and time of change, unread."""
         item = self.items[index]
         if not isinstance(item, Path):
-            return self.content(index)
+            return self.content_bytes(index)
         known = item.stat()
         return f"{item.resolve()}\n{known.st_size} {known.st_mtime_ns}\n{self._known_size()}\n".encode()
 
@@ -210,7 +210,7 @@ class Images(Sequence):
         """The files that are read; none where the images come from elsewhere."""
         return [item for item in self.items if isinstance(item, Path)]
 
-    def at(self, size: tuple[int, int]) -> Images:
+    def resized(self, size: tuple[int, int]) -> Images:
         """The same images at ``(H, W)`` pixels. ValueError if they have another size of their own."""
         if self.size is not None and tuple(self.size) != tuple(size):
             own, asked = (f"{height} x {width}" for height, width in (self.size, size))
@@ -219,6 +219,6 @@ class Images(Sequence):
             )
         return replace(self, size=tuple(size))
 
-    def first(self, count: int | None) -> Images:
+    def head(self, count: int | None) -> Images:
         """The first ``count`` alone, still unread; None leaves them all."""
         return replace(self, items=self.items[:count])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from experiments.data.backgrounds import AUGMENTATIONS
-from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
+from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, check_corpus
 from experiments.data.images import Images, check_images, height_and_width, read_image
 from experiments.data.scan import image_files, list_folder, named_folders
 from rnri.validation import NonEmptyStr, dataclass
@@ -34,11 +34,11 @@ class LabeledImages(Protocol):
         """Finds labels and groups; images without a size are given the judge's side. ValueError says what is wrong."""
         ...
 
-    def lacking(self, groups: Sequence[str]) -> list[str]:
+    def missing_labels(self, groups: Sequence[str]) -> list[str]:
         """The labels that no image of these groups has."""
         ...
 
-    def pictures(self, groups: Sequence[str], changed: bool) -> LabeledDataset:
+    def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
         """The images of some groups, for a training ``changed`` in ways that leave the label alone."""
         ...
 
@@ -49,31 +49,31 @@ class LabeledEmoji:
 
     Args:
         folder: the built corpus.
-        by: what a group is: a ``designer``, or a ``split`` (corpus, reference, fid).
+        group_by: what a group is: a ``designer``, or a ``split`` (corpus, reference, fid).
     """
 
     folder: NonEmptyStr
-    by: Literal["designer", "split"] = "designer"
+    group_by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
     workers: NonNegativeInt = field(init=False, default=0)  # all is in memory
 
     def prepare(self, image_size: int) -> None:
         check_corpus(self.folder)
-        self._drawings = Drawings(self.folder, ("corpus", "reference", "fid"))
+        self._drawings = EmojiImages(self.folder, ("corpus", "reference", "fid"))
         names = {row["concept_id"]: row["concept"] for row in self._drawings.rows}
         self.labels = [names[k] for k in sorted(names)]
-        self.groups = sorted({row[self.by] for row in self._drawings.rows})
+        self.groups = sorted({row[self.group_by] for row in self._drawings.rows})
 
-    def lacking(self, groups: Sequence[str]) -> list[str]:
+    def missing_labels(self, groups: Sequence[str]) -> list[str]:
         shown = {row["concept"] for row in self._rows(groups)}
         return [label for label in self.labels if label not in shown]
 
-    def pictures(self, groups: Sequence[str], changed: bool) -> LabeledDataset:
-        return AugmentedDrawings(self._drawings.only(self._rows(groups)), AUGMENTATIONS if changed else 1)
+    def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
+        return AugmentedEmojiImages(self._drawings.subset(self._rows(groups)), AUGMENTATIONS if changed else 1)
 
     def _rows(self, groups: Sequence[str]) -> list[dict]:
-        return [row for row in self._drawings.rows if row[self.by] in groups]
+        return [row for row in self._drawings.rows if row[self.group_by] in groups]
 
 
 @dataclass
@@ -109,7 +109,7 @@ class LabeledFolders:
         paths = [path for files in self._files.values() for own in files.values() for path in own]
         check_images(paths, "checking images")
 
-    def lacking(self, groups: Sequence[str]) -> list[str]:
+    def missing_labels(self, groups: Sequence[str]) -> list[str]:
         return [label for label in self.labels if not any(label in self._files[group] for group in groups)]
 
     @staticmethod
@@ -117,7 +117,7 @@ class LabeledFolders:
         named = named_folders(folder)
         return dict(zip(named, image_files(named.values(), loose=list_folder(folder).others), strict=True))
 
-    def pictures(self, groups: Sequence[str], changed: bool) -> LabeledDataset:
+    def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
         shown = [
             (path, self.labels.index(label))
             for group in groups
@@ -125,10 +125,10 @@ class LabeledFolders:
             for path in paths
         ]
         images = Images([path for path, _ in shown], read_image, self._size)
-        return FolderPictures(images, [label for _, label in shown], mirrored=changed)
+        return FolderDataset(images, [label for _, label in shown], mirrored=changed)
 
 
-class FolderPictures(Dataset):
+class FolderDataset(Dataset):
     """Images and their labels, every image a second time as in a mirror if asked for."""
 
     def __init__(self, images: Images, labels: Sequence[int], mirrored: bool) -> None:

@@ -19,8 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from experiments.data.images import UnreadableImage, read_bytes
 
-OPEN = 16  # files whose footers are kept
-GROUPS = 2  # row groups that are kept: rows that are read in their order come from memory
+MAX_OPEN_FILES = 16  # files whose footers are kept
+MAX_CACHED_ROW_GROUPS = 2  # row groups that are kept: rows that are read in their order come from memory
 
 
 class Rows(Sequence):
@@ -110,7 +110,7 @@ class ImageTable:
         """``uint8 [3, H, W]`` of a row. UnreadableImage names it where it cannot be read."""
         file, row = self.files[item[0]], item[1]
         try:
-            ends = _ends(file)
+            ends = _row_group_offsets(file)
             group = int(np.searchsorted(ends, row, side="right"))
             within = row - (int(ends[group - 1]) if group else 0)
             data = _group(file, group, self.image)[within]["bytes"].as_py()
@@ -121,7 +121,7 @@ class ImageTable:
         return read_bytes(data, f"row {row} of {file}", size)
 
 
-@lru_cache(OPEN)
+@lru_cache(MAX_OPEN_FILES)
 def _opened(file: str) -> pq.ParquetFile:
     try:
         source = fsspec.open(file, "rb").open() if "://" in file else file
@@ -136,20 +136,20 @@ def _length(file: str) -> int:
     return int(system.size(path))
 
 
-@lru_cache(OPEN)
-def _ends(file: str) -> np.ndarray:
+@lru_cache(MAX_OPEN_FILES)
+def _row_group_offsets(file: str) -> np.ndarray:
     """The row behind the last of each row group."""
     metadata = _opened(file).metadata
     return np.cumsum([metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)])
 
 
-@lru_cache(GROUPS)
+@lru_cache(MAX_CACHED_ROW_GROUPS)
 def _group(file: str, group: int, image: str) -> pa.ChunkedArray:
     # In this thread alone: Arrow's own threads and files that Python reads do not go together safely.
     return _opened(file).read_row_group(group, columns=[image], use_threads=False).column(image)
 
 
-def draw_key(seed: int, name: Any) -> int:
+def shuffle_key(seed: int, name: Any) -> int:
     """A number of 64 bits by which images are put in an order that is random and the same everywhere.
 
     It depends on ``seed`` and on the image's file name alone, whatever folder or table holds it.

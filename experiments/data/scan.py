@@ -11,11 +11,11 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, UnidentifiedImageError
 
-from experiments.naming import distinct_names
+from experiments.naming import unique_names
 
-LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
-WITHOUT_PIXELS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow names but cannot decode
-NAMED = 3  # entries that a message names
+OS_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
+NON_RASTER_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow names but cannot decode
+MAX_NAMED = 3  # entries that a message names
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Listing:
 def _formats() -> tuple[frozenset[str], tuple[str, ...]]:
     """The endings that stand for images that Pillow reads, and the formats that it reads."""
     Image.init()
-    formats = tuple(name for name in Image.OPEN if name not in WITHOUT_PIXELS)
+    formats = tuple(name for name in Image.MAX_OPEN_FILES if name not in NON_RASTER_FORMATS)
     endings = (ending for ending, name in Image.registered_extensions().items() if name in formats)
     return frozenset(endings), formats
 
@@ -61,7 +61,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _counts(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in LEFT_BY_SYSTEMS
+    return not name.startswith(".") and name.lower() not in OS_FILES
 
 
 def _is_image(path: Path) -> bool:
@@ -85,7 +85,7 @@ def named_folders(folder: Path) -> dict[str, Path]:
     ValueError if two are one name.
     """
     folders = list_folder(folder).folders
-    names = distinct_names((path.name for path in folders), f"the folder {folder}", "rename or merge them")
+    names = unique_names((path.name for path in folders), f"the folder {folder}", "rename or merge them")
     return dict(zip(names, folders, strict=True))
 
 
@@ -104,20 +104,20 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
         listing = list_folder(folder)
         others = [*listing.folders, *listing.others]
         if not listing.images:
-            held = f", only {some(others)}" if others else ""
+            held = f", only {format_some(others)}" if others else ""
             raise ValueError(f"{folder} holds no images that Pillow reads{held}: add some or remove the folder.")
         found.append(listing.images)
         left_out += others
     if left_out:
         rank_zero_warn(
-            f"left out, for they are no images in a concept's folder that Pillow reads: {some(left_out)}. Photographs "
+            f"left out, for they are no images in a concept's folder that Pillow reads: {format_some(left_out)}. Photographs "
             "in other formats, such as HEIC, have to be converted.",
             stacklevel=3,
         )
     return found
 
 
-def some(paths: Sequence[Path]) -> str:
+def format_some(paths: Sequence[Path]) -> str:
     """The first of the paths with the folders that they lie in, and how many more there are."""
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(f"{path.parent.name}/{path.name}" for path in paths[:NAMED]) + more
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    return ", ".join(f"{path.parent.name}/{path.name}" for path in paths[:MAX_NAMED]) + more

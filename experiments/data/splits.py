@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes
 from experiments.data.images import UnreadableImage, read_image
-from experiments.data.parquet import ImageTable, Rows, draw_key
+from experiments.data.parquet import ImageTable, Rows, shuffle_key
 
 COPY = re.compile(r"_n\d{8}$")  # the hub's names repeat the WordNet id: n01440764_10026_n01440764.JPEG
 
@@ -25,11 +25,11 @@ class Split(Protocol):
         """The classes that have images, by index."""
         ...
 
-    def of(self, index: int) -> Sequence[Any]:
+    def of_class(self, index: int) -> Sequence[Any]:
         """The items of a class in the order of their keyed hashes."""
         ...
 
-    def all(self, count: int | None) -> Sequence[Any]:
+    def sample(self, count: int | None) -> Sequence[Any]:
         """Every item in the order in which reading is fast; of the first ``count`` by their keyed hashes, if given."""
         ...
 
@@ -67,7 +67,7 @@ class TableSplit:
         self.table = ImageTable(tuple(files))
         labels = [_class_indices(file, column) for (_, column), file in zip(self.table.column("label"), files,
                                                                           strict=True)]  # fmt: skip
-        keys = np.concatenate([np.fromiter((draw_key(seed, COPY.sub("", Path(name).stem)) for name in names), np.uint64)
+        keys = np.concatenate([np.fromiter((shuffle_key(seed, COPY.sub("", Path(name).stem)) for name in names), np.uint64)
                                for _, names in self.table.names()])  # fmt: skip
         self._keys = keys
         self._files = np.repeat(np.arange(len(files), dtype=np.int32), [len(own) for own in labels])
@@ -77,11 +77,11 @@ class TableSplit:
     def classes(self) -> list[int]:
         return self._by_class.classes()
 
-    def of(self, index: int) -> Rows:
+    def of_class(self, index: int) -> Rows:
         chosen = self._by_class.order[self._by_class.rows(index)]
         return Rows(self._files[chosen], self._rows[chosen])
 
-    def all(self, count: int | None) -> Rows:
+    def sample(self, count: int | None) -> Rows:
         chosen = np.sort(np.argsort(self._keys, kind="stable")[:count])
         return Rows(self._files[chosen], self._rows[chosen])
 
@@ -141,18 +141,18 @@ class FolderSplit:
     def classes(self) -> list[int]:
         return list(self._folders)
 
-    def of(self, index: int) -> Sequence[tuple[str, str]]:
+    def of_class(self, index: int) -> Sequence[tuple[str, str]]:
         return Files(self._folders[index], self._listed(index))
 
-    def all(self, count: int | None) -> Sequence[tuple[str, str]]:
+    def sample(self, count: int | None) -> Sequence[tuple[str, str]]:
         parts = [Files(name, self._listed(index)) for index, name in self._folders.items()]
         if self._loose is not None:
             parts = [Files("", self._loose)]
         places = [(k, own) for k, files in enumerate(parts) for own in range(len(files))]
         if count is not None and count < len(places):
-            keys = [draw_key(self.seed, parts[k][own][1]) for k, own in places]
+            keys = [shuffle_key(self.seed, parts[k][own][1]) for k, own in places]
             places = [places[k] for k in sorted(np.argsort(keys, kind="stable")[:count])]
-        return Chosen(parts, np.array(places, dtype=np.int32).reshape(-1, 2))
+        return Subset(parts, np.array(places, dtype=np.int32).reshape(-1, 2))
 
     def _listed(self, index: int) -> np.ndarray:
         """The names of a class's images in the order of their hashes."""
@@ -161,7 +161,7 @@ class FolderSplit:
                 names = [e.name for e in entries if not e.name.startswith(".") and e.is_file()]
             if not names:
                 raise ValueError(f"{self.root / self._folders[index]} holds no images: add some or remove the folder.")
-            names.sort(key=lambda name: (draw_key(self.seed, name), name))
+            names.sort(key=lambda name: (shuffle_key(self.seed, name), name))
             self._names[index] = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
         return self._names[index]
 
@@ -194,7 +194,7 @@ class Files(Sequence):
         return self.folder, os.fsdecode(self.names[index])
 
 
-class Chosen(Sequence):
+class Subset(Sequence):
     """Files of several folders, by folder and place ``int32 [N, 2]``."""
 
     def __init__(self, parts: Sequence[Files], places: np.ndarray) -> None:
@@ -203,8 +203,8 @@ class Chosen(Sequence):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int | slice) -> tuple[str, str] | Chosen:
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | Subset:
         if isinstance(index, slice):
-            return Chosen(self.parts, self.places[index])
-        part, place = self.places[index]
-        return self.parts[part][int(place)]
+            return Subset(self.parts, self.places[index])
+        part, composite = self.places[index]
+        return self.parts[part][int(composite)]

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from experiments.config.project import embedded
-from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, place
+from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, composite
 from experiments.data.concepts import EmojiConcepts
-from experiments.data.emoji import Drawings, check_corpus
+from experiments.data.emoji import EmojiImages, check_corpus
 from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, encode_mask
 
 PROMPT = "a drawing of {phrase} in {style} style on a {background} background"
@@ -62,7 +62,7 @@ class Planned:
         return self.source.row[self.changed], self.target.row[self.changed]
 
 
-def plan(drawings: Drawings, concepts: Sequence[str], seed: int = 0) -> Iterator[Planned]:
+def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Iterator[Planned]:
     """As many edits of each kind as ``COUNTS`` says, drawn among the drawings of ``concepts``.
 
     Raises:
@@ -108,7 +108,7 @@ def _restyled(name: str, style: str, other: str) -> bool:
     return {"style": style != other and not added and not removed, "added": added, "removed": removed}[name]
 
 
-def mask_of(drawings: Drawings, edit: Planned) -> np.ndarray:
+def mask_of(drawings: EmojiImages, edit: Planned) -> np.ndarray:
     """Where the pictures of an edit may differ, bool ``[H,W]``, by the drawings' alpha."""
     alphas = [_alpha(drawings.images[side.row["image_id"]], side.augmentation) for side in (edit.source, edit.target)]
     mask = alphas[0] < 255 if edit.changed == "background" else (alphas[0] > 0) | (alphas[1] > 0)
@@ -137,7 +137,7 @@ def write(folder: Path, corpus: str | Path) -> int:
     check_corpus(corpus)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name a new folder.")
-    drawings = Drawings(corpus, ["corpus", *SOURCES])
+    drawings = EmojiImages(corpus, ["corpus", *SOURCES])
     if SIDE % drawings.size[0]:
         raise ValueError(f"drawings of {drawings.size[0]} pixels do not divide {SIDE}: build the corpus anew.")
     known = EmojiConcepts(str(corpus), "a drawing of {phrase}", "white", head=HEAD, tail=TAIL).concepts()
@@ -149,12 +149,12 @@ def write(folder: Path, corpus: str | Path) -> int:
     return len(mapping)
 
 
-def _written(folder: Path, key: str, edit: Planned, drawings: Drawings) -> dict:
+def _written(folder: Path, key: str, edit: Planned, drawings: EmojiImages) -> dict:
     """The mapping's entry of an edit, whose pictures are written."""
     for side, name in ((edit.source, f"{edit.name}/{key}.png"), (edit.target, f"{edit.name}/{key}_target.png")):
         path = folder / IMAGES / name
         path.parent.mkdir(exist_ok=True)
-        picture = place(drawings.images[side.row["image_id"]], side.augmentation)
+        picture = composite(drawings.images[side.row["image_id"]], side.augmentation)
         picture.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(path)
     scale = SIDE // drawings.size[0]
     before, after = edit.words

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 import rnri.validation
 from experiments.cache.atomic import atomic_write
-from experiments.evaluation.timm_classifiers import is_published, labels_of, network_of, preprocessing
-from experiments.naming import distinct_names
+from experiments.evaluation.timm_classifiers import is_timm_source, class_labels, load_timm_network, preprocessing
+from experiments.naming import unique_names
 from rnri.validation import NonEmptyStr
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.crop, self.squash, self.interpolation, self.title = crop, squash, interpolation, title
-        self.labels = list(distinct_names(labels, "the list of labels", "give each class a label of its own"))
+        self.labels = list(unique_names(labels, "the list of labels", "give each class a label of its own"))
         if len(self.labels) != network.num_classes:
             raise ValueError(f"{len(self.labels)} labels for a network of {network.num_classes} outputs: give as many.")
         self.image_size = image_size
@@ -144,10 +144,10 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         ValueError: a file is missing, damaged or of another kind, a label stands twice, or the weights are not those
             of the network that the labels and the architecture make.
     """
-    if is_published(source):
-        network, title = network_of(str(source))
+    if is_timm_source(source):
+        network, title = load_timm_network(str(source))
         _check_finite(network.state_dict(), source)
-        labels = labels_of(network, str(source))
+        labels = class_labels(network, str(source))
         classifier = Classifier(network.float(), labels, title=title, **preprocessing(network))
         return _ready(classifier, device)
     folder = Path(source)
@@ -155,7 +155,7 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}: {REMEDY}.")
     description = _read_description(folder / CONFIG)
-    distinct_names(description.labels, f"{folder / CONFIG} in its labels", "give each class a label of its own")
+    unique_names(description.labels, f"{folder / CONFIG} in its labels", "give each class a label of its own")
     network = timm.create_model(description.architecture, num_classes=len(description.labels))
     state = _read_weights(folder / WEIGHTS)
     _check_fit(folder, state, network.state_dict(), description)

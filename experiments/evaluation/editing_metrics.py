@@ -12,8 +12,8 @@ from experiments.editing.benchmark import KINDS, BenchmarkEdit
 from experiments.evaluation import Classifier
 from experiments.evaluation.background_metrics import background_scores
 from experiments.evaluation.editing_networks import Distance
-from experiments.naming import canonical
-from experiments.reporting.finite import is_finite
+from experiments.naming import normalize_name
+from experiments.finite import is_finite
 from seedselect import ClipFeatures
 
 OBJECT, BACKGROUND = KINDS.index("change object"), KINDS.index("change background")
@@ -30,7 +30,7 @@ class Networks:
 
 
 def measures(
-    images: Tensor, originals: Tensor, edits: Sequence[BenchmarkEdit], networks: Networks, kept_above: float
+    images: Tensor, originals: Tensor, edits: Sequence[BenchmarkEdit], networks: Networks, min_psnr: float
 ) -> dict[str, Tensor]:
     """Columns ``[B]`` of ``images`` edited from ``originals``, ``[B,3,H,W]`` in [0, 1].
 
@@ -38,15 +38,15 @@ def measures(
     images multiplied by ``1 - mask``, as are ``original_*``; the other figures of the background are over it alone.
 
     Args:
-        kept_above: background PSNR in dB from which on the background counts as kept.
+        min_psnr: background PSNR in dB from which on the background counts as kept.
     """
     size = tuple(images.shape[-2:])
     masks = torch.stack([edit.mask_at(size) for edit in edits]).to(images.device)
     outside, text = (~masks)[:, None], networks.clip.text([edit.target for edit in edits])
     background = asdict(background_scores(images, originals, masks))
-    kept = (background["psnr"] >= kept_above).double()
+    kept = (background["psnr"] >= min_psnr).double()
     empty = background["psnr"].isnan() & is_finite(images).to(images.device)
-    made = edits_made(images, originals, masks, edits, networks.judge)
+    made = edits_applied(images, originals, masks, edits, networks.judge)
     names = {"psnr": "background_psnr", "mse": "background_mse", "ssim": "background_ssim"}
     return {
         "clip_score": (text * networks.clip(images)).sum(1),
@@ -61,7 +61,7 @@ def measures(
     }  # fmt: skip
 
 
-def edits_made(
+def edits_applied(
     images: Tensor, originals: Tensor, masks: Tensor, edits: Sequence[BenchmarkEdit], judge: Classifier
 ) -> Tensor:
     """Whether each edit is made, 1 or 0, float64 ``[B]``; NaN where the benchmark does not tell.
@@ -81,7 +81,7 @@ def edits_made(
 
 def _made(edit: BenchmarkEdit, named: str, image: Tensor, original: Tensor, mask: Tensor) -> float:
     if edit.kind == OBJECT and edit.concept is not None:
-        return float(named == canonical(edit.concept))
+        return float(named == normalize_name(edit.concept))
     if edit.kind == BACKGROUND and edit.target_image is not None:
         wanted = edit.picture(tuple(image.shape[-2:]), target=True).to(image)
         color, before, after = (each[:, mask].mean(1) for each in (image, original, wanted))
@@ -93,7 +93,7 @@ def check_labels(edits: Sequence[BenchmarkEdit], judge: Classifier) -> None:
     """ValueError where the judge could never name what an edit should show."""
     known = set(judge.labels)
     for edit in edits:
-        if edit.kind == OBJECT and edit.concept is not None and canonical(edit.concept) not in known:
+        if edit.kind == OBJECT and edit.concept is not None and normalize_name(edit.concept) not in known:
             raise ValueError(
                 f"the judge knows no {edit.concept!r}, which edit {edit.key} should show: give task.classifier a judge "
                 "of the benchmark's concepts."

@@ -13,10 +13,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
 
 from experiments.imagenet_classes import imagenet_classes
-from experiments.naming import canonical
+from experiments.naming import normalize_name
 
 
-def network_of(source: str) -> tuple[nn.Module, str]:
+def load_timm_network(source: str) -> tuple[nn.Module, str]:
     """timm's network with its weights, and what it is called.
 
     Args:
@@ -38,7 +38,7 @@ def network_of(source: str) -> tuple[nn.Module, str]:
     return network, network.pretrained_cfg.get("architecture") or Path(source).name
 
 
-def labels_of(network: nn.Module, source: str) -> list[str]:
+def class_labels(network: nn.Module, source: str) -> list[str]:
     """What the outputs are called, in their order: the file's own names, or ImageNet's classes by index.
 
     A class of ImageNet-1k is called as everywhere here (:func:`experiments.imagenet_classes.imagenet_classes`), also among the
@@ -73,7 +73,7 @@ def _described(config: Mapping[str, Any], name: str) -> str:
 
 def distinct(labels: list[str], ids: list[str]) -> list[str]:
     """``labels``, those that stand twice made unique by their ids; a class of ImageNet-1k keeps its name."""
-    forms, known = [canonical(label) for label in labels], {c.wnid for c in imagenet_classes()}
+    forms, known = [normalize_name(label) for label in labels], {c.wnid for c in imagenet_classes()}
     counts = Counter(forms)
     return [
         f"{form} ({own})" if counts[form] > 1 and own not in known else form
@@ -97,7 +97,7 @@ def preprocessing(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def is_published(source: str | Path) -> bool:
+def is_timm_source(source: str | Path) -> bool:
     """Whether ``source`` is timm's to load: a folder that it saved, an id of the hub, or a name that it knows."""
     path = Path(source)
     if not path.is_dir():

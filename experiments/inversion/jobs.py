@@ -103,7 +103,7 @@ class ImagePrompt:
     @cached_property
     def key(self) -> str:
         known = getattr(self.images, "identity", None) is not None
-        content = self.images.content(self.index).decode() if known else content_hash(self.image)
+        content = self.images.content_bytes(self.index).decode() if known else content_hash(self.image)
         return f"{self.name}\n{self.prompt}\n{content}"
 
 

@@ -32,7 +32,7 @@ from experiments.inversion.figures import FIGURES, kept_pictures
 from experiments.inversion.jobs import VAE_BOUND, InversionJob, InversionJobData, Setting, from_captions, jobs, from_concepts, unit_name
 from experiments.inversion.report import IDENTITY, SO_FAR, sample_rows, write_report
 from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
-from experiments.reporting.finite import NonFiniteError, is_finite, mask_nonfinite
+from experiments.finite import NonFiniteError, is_finite, mask_nonfinite
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import Running
 from experiments.runtime.unit_queue import carry_out
@@ -240,7 +240,7 @@ class InversionExperiment(ConceptTask):
         if pairs is None:
             chosen = from_concepts(self.chosen, self.images, generator)
         else:
-            sized = dataclasses.replace(pairs, images=pairs.images.at(self.networks.model.image_size))
+            sized = dataclasses.replace(pairs, images=pairs.images.resized(self.networks.model.image_size))
             chosen = from_captions(sized, self.images, generator)
         wanted = jobs(self.methods, self.settings, chosen, self.batch_size)
         self.left_out = self._unfit(wanted)

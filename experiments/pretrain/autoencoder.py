@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from experiments.data.backgrounds import AUGMENTATIONS
-from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus
-from experiments.pretrain.training import Pictures, adamw, check_output, fit, report, saved
+from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, check_corpus
+from experiments.pretrain.training import ImageDataModule, adamw, check_output, fit, load_pretrained, report
 from rnri.validation import NonEmptyStr, dataclass
 
 
@@ -61,7 +61,7 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @dataclass
 class PretrainAutoencoder:
-    """The task behind ``experiment=pretrain_autoencoder``; ``start`` continues from a saved VAE."""
+    """The task behind ``experiment=pretrain_autoencoder``; ``init_from`` continues from a saved VAE."""
 
     corpus: NonEmptyStr | None
     output: NonEmptyStr
@@ -69,20 +69,20 @@ class PretrainAutoencoder:
     lr: PositiveFloat
     kl_weight: NonNegativeFloat
     channels: Annotated[Sequence[PositiveInt], MinLen(1)]
-    start: NonEmptyStr | None = None
+    init_from: NonEmptyStr | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
         check_output(self.output)
-        self.vae = saved(AutoencoderKL, "task.start", self.start) if self.start else self.build()
+        self.vae = load_pretrained(AutoencoderKL, "task.init_from", self.init_from) if self.init_from else self.build()
 
     def run(self, trainer: Trainer) -> None:
         vae = self.vae
-        train = AugmentedDrawings(Drawings(self.corpus, ["corpus"]))
-        unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
+        train = AugmentedEmojiImages(EmojiImages(self.corpus, ["corpus"]))
+        unseen = AugmentedEmojiImages(EmojiImages(self.corpus, ["reference", "fid"]), augmentations=1)
         module = Autoencoder(vae, self.lr, trainer.max_steps, self.kl_weight)
         validation = Subset(unseen, range(0, len(unseen), 4))
-        fit(trainer, module, Pictures(train, validation, self.batch_size))
+        fit(trainer, module, ImageDataModule(train, validation, self.batch_size))
         report(trainer, self.save(vae.float().eval(), train, unseen))
 
     def build(self) -> AutoencoderKL:
@@ -98,7 +98,7 @@ class PretrainAutoencoder:
             mid_block_add_attention=False,
         )
 
-    def save(self, vae: AutoencoderKL, train: AugmentedDrawings, unseen: AugmentedDrawings) -> dict[str, float]:
+    def save(self, vae: AutoencoderKL, train: AugmentedEmojiImages, unseen: AugmentedEmojiImages) -> dict[str, float]:
         """Sets the scaling factor to 1 / std of the latents of training pictures, saves, and measures."""
         sample = DataLoader(Subset(train, range(0, len(train), AUGMENTATIONS + 1)), 64)
         with torch.no_grad():

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from experiments.data.augmentations import jitter
 from experiments.data.labeled import LabeledImages
 from experiments.evaluation.classifier import Classifier
-from experiments.pretrain.training import Pictures, adamw, check_output, fit, last_loss, report
+from experiments.pretrain.training import ImageDataModule, adamw, check_output, final_loss, fit, report
 from rnri.validation import NonEmptyStr, dataclass, unique_items
 
 
@@ -82,13 +82,13 @@ class PretrainClassifier:
         output: folder of the judge, to be named as ``data.classifier``.
         architecture: of timm.
         pretrained: start from timm's own weights instead of random ones.
-        start: start from the weights in this ``.pth`` file, whose tensors have, in order, the shapes of the network's;
+        init_from: start from the weights in this ``.pth`` file, whose tensors have, in order, the shapes of the network's;
             the head's are left aside.
         frozen: parts of the network, by the names of its modules, that stay as they start.
         image_size: side in pixels that the network works on.
         batch_size, lr: of the training.
         body_lr: of all but the head; None is ``lr``.
-        left_out: groups of ``images`` that are not learned; the accuracy on each is reported.
+        excluded: groups of ``images`` that are not learned; the accuracy on each is reported.
     """
 
     images: LabeledImages
@@ -98,23 +98,23 @@ class PretrainClassifier:
     image_size: PositiveInt
     batch_size: PositiveInt
     lr: PositiveFloat
-    start: NonEmptyStr | None = None
+    init_from: NonEmptyStr | None = None
     frozen: Annotated[Sequence[NonEmptyStr], unique_items] = ()
     body_lr: PositiveFloat | None = None
-    left_out: Annotated[Sequence[NonEmptyStr], unique_items] = ()
+    excluded: Annotated[Sequence[NonEmptyStr], unique_items] = ()
 
     def prepare(self, trainer: Trainer) -> None:
         """Finds the images and builds the network; ValueError says what is wrong with them."""
         self.images.prepare(self.image_size)
-        self.learned = [group for group in self.images.groups if group not in self.left_out]
-        unknown = [group for group in self.left_out if group not in self.images.groups]
+        self.learned = [group for group in self.images.groups if group not in self.excluded]
+        unknown = [group for group in self.excluded if group not in self.images.groups]
         if unknown or not self.learned:
             raise ValueError(
-                f"task.left_out={list(self.left_out)}: name some, but not all, of {', '.join(self.images.groups)}."
+                f"task.excluded={list(self.excluded)}: name some, but not all, of {', '.join(self.images.groups)}."
             )
-        if lacking := self.images.lacking(self.learned):
+        if lacking := self.images.missing_labels(self.learned):
             raise ValueError(
-                f"task.left_out={list(self.left_out)} leaves no image of {lacking[0]!r} to learn from: add some to "
+                f"task.excluded={list(self.excluded)} leaves no image of {lacking[0]!r} to learn from: add some to "
                 f"{' or '.join(self.learned)}, or leave less out."
             )
         self.classifier = self._untrained()
@@ -133,8 +133,8 @@ class PretrainClassifier:
                 f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
                 f"task.image_size={self.image_size} cannot be had from timm ({error}): choose others."
             ) from None
-        if self.start is not None:
-            load_in_order(network, self.start)
+        if self.init_from is not None:
+            load_in_order(network, self.init_from)
         usual = timm.data.resolve_model_data_config(network)
         network = network.to(memory_format=torch.channels_last)  # faster on CPUs; what is saved is contiguous
         return Classifier(network.train(), self.images.labels, self.image_size, usual["mean"], usual["std"])
@@ -147,14 +147,14 @@ class PretrainClassifier:
                 raise ValueError(f"task.frozen names {name!r}, no part of {self.architecture}; nearest: {near}.")
 
     def run(self, trainer: Trainer) -> None:
-        unseen = {group: self.images.pictures([group], changed=False) for group in self.left_out}
+        unseen = {group: self.images.dataset([group], augment=False) for group in self.excluded}
         module = ConceptClassifier(self.classifier, self.lr, trainer.max_steps, self.body_lr, self.frozen)
-        learned = self.images.pictures(self.learned, changed=True)
+        learned = self.images.dataset(self.learned, augment=True)
         validation = ConcatDataset(unseen.values()) if unseen else None
-        fit(trainer, module, Pictures(learned, validation, self.batch_size, workers=self.images.workers))
+        fit(trainer, module, ImageDataModule(learned, validation, self.batch_size, workers=self.images.workers))
         self.classifier.eval()
         self.classifier.save(self.output, self.architecture)
-        told = {"steps": trainer.global_step, **last_loss(trainer)}
+        told = {"steps": trainer.global_step, **final_loss(trainer)}
         report(trainer, told | (accuracies(self.classifier, unseen) if unseen else {}))
 
 
@@ -170,7 +170,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
         given = list(torch.load(path, weights_only=True, map_location="cpu").values())
     except Exception as error:  # of pickle and of zip archives
         said = str(error).splitlines()[0]
-        raise ValueError(f"task.start={path!r} cannot be read as weights ({said}): name a .pth file.") from None
+        raise ValueError(f"task.init_from={path!r} cannot be read as weights ({said}): name a .pth file.") from None
     needed, head = network.state_dict(), {id(p) for p in network.get_classifier().parameters()}
     aside = {name for name, p in network.named_parameters() if id(p) in head}
     names = [name for name in needed if name not in aside]
@@ -179,7 +179,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
     )
     if not fits:
         raise ValueError(
-            f"task.start={path!r} holds {len(given)} tensors, not in order the {len(needed)} of this network: "
+            f"task.init_from={path!r} holds {len(given)} tensors, not in order the {len(needed)} of this network: "
             "choose its task.architecture, or another file."
         )
     found = dict(zip(needed, given, strict=True))

@@ -12,22 +12,22 @@ from torchvision.transforms.v2.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from experiments.data.augmentations import move
+from experiments.data.augmentations import random_affine
 from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
-from experiments.data.emoji import AugmentedDrawings, Drawings, check_corpus, read_table
-from experiments.pretrain.denoiser import LONGEST_CAPTION, build_tokenizer
-from experiments.pretrain.training import Pictures, adamw, check_output, fit, report, save_half
+from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, check_corpus, read_table
+from experiments.pretrain.denoiser import MAX_TOKENS, build_tokenizer
+from experiments.pretrain.training import ImageDataModule, adamw, check_output, fit, report, save_fp16
 from rnri.validation import NonEmptyStr, dataclass
 
 PROMPT = "a drawing of {phrase}"
 
 
-class CaptionedDrawings(Dataset):
+class CaptionedEmojiImages(Dataset):
     """Pictures of the corpus split with a caption that fits: ``(picture, tokens [L], concept_id)``."""
 
-    def __init__(self, drawings: Drawings, tokenizer: CLIPTokenizer) -> None:
-        self.pictures = AugmentedDrawings(drawings)
+    def __init__(self, drawings: EmojiImages, tokenizer: CLIPTokenizer) -> None:
+        self.pictures = AugmentedEmojiImages(drawings)
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class CaptionedDrawings(Dataset):
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    return tokenizer(texts, padding="max_length", max_length=LONGEST_CAPTION, truncation=True,
+    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True,
                      return_tensors="pt").input_ids  # fmt: skip
 
 
@@ -58,7 +58,7 @@ class ContrastiveModel(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
         images, tokens, concepts = batch
-        pixels = normalize(move(images), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        pixels = normalize(random_affine(images), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         output = self.clip(input_ids=tokens, pixel_values=pixels)
         logits = output.logits_per_image.float()
         same = concepts[:, None] == concepts[None, :]
@@ -102,13 +102,13 @@ class PretrainClip:
     def run(self, trainer: Trainer) -> None:
         captions = list(read_table(f"{self.corpus}/captions.parquet")["caption"])
         tokenizer = build_tokenizer(captions)
-        drawings = Drawings(self.corpus, ["corpus"])
+        drawings = EmojiImages(self.corpus, ["corpus"])
         phrases = {row["concept_id"]: row["phrase"] for row in drawings.rows}
         prompts = tokenize(tokenizer, [PROMPT.format(phrase=phrases[k]) for k in sorted(phrases)])
-        unseen = AugmentedDrawings(Drawings(self.corpus, ["reference", "fid"]), augmentations=1)
+        unseen = AugmentedEmojiImages(EmojiImages(self.corpus, ["reference", "fid"]), augmentations=1)
         clip = self.build(tokenizer)
         module = ContrastiveModel(clip, prompts, self.lr, trainer.max_steps)
-        fit(trainer, module, Pictures(CaptionedDrawings(drawings, tokenizer), unseen, self.batch_size))
+        fit(trainer, module, ImageDataModule(CaptionedEmojiImages(drawings, tokenizer), unseen, self.batch_size))
         self.save(clip.eval(), tokenizer)
         hits = torch.cat([zero_shot(clip, x, prompts) == y for x, y in DataLoader(unseen, 64)])
         report(trainer, {"zero_shot_unseen": hits.float().mean().item(), "n": len(hits)})
@@ -123,7 +123,7 @@ class PretrainClip:
         text = tower | {
             "num_hidden_layers": 2,
             "vocab_size": len(tokenizer),
-            "max_position_embeddings": LONGEST_CAPTION,
+            "max_position_embeddings": MAX_TOKENS,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
@@ -134,4 +134,4 @@ class PretrainClip:
     def save(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
         CLIPProcessor(processor, tokenizer).save_pretrained(self.output)
-        save_half(clip, self.output)
+        save_fp16(clip, self.output)

@@ -21,22 +21,22 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from experiments.data.backgrounds import Augmentation
-from experiments.data.emoji import Drawings, check_corpus, read_table
+from experiments.data.emoji import EmojiImages, check_corpus, read_table
 from experiments.pretrain.training import (
-    Hidden,
-    Pictures,
+    ImageDataModule,
+    Unregistered,
     adamw,
     check_output,
+    final_loss,
     fit,
-    last_loss,
+    load_pretrained,
     report,
+    save_fp16,
     save_grid,
-    save_half,
-    saved,
 )
 from rnri.validation import NonEmptyStr, RandomSeed, UnitInterval, dataclass
 
-LONGEST_CAPTION = 24  # tokens with both marks; the corpus needs 19 at most
+MAX_TOKENS = 24  # tokens with both marks; the corpus needs 19 at most
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
 
 
@@ -56,7 +56,7 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     others = sorted(set(learned["vocab"]) - set(words) - set(special))
     vocabulary = {token: number for number, token in enumerate([*special, *words, *others])}
     merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LONGEST_CAPTION)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -74,7 +74,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=LONGEST_CAPTION,
+        max_position_embeddings=MAX_TOKENS,
         projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -117,16 +117,16 @@ class CaptionedLatents(Dataset):
         distinct = sorted(set(shown))
         if pictures is not None:
             distinct = sorted(random.Random(0).sample(distinct, min(pictures, len(distinct))))
-        place = {picture: row for row, picture in enumerate(distinct)}
-        self.rows = torch.tensor([place[picture] for picture in shown if picture in place])
-        self.texts = [text for text, picture in zip(table["caption"], shown, strict=True) if picture in place]
+        composite = {picture: row for row, picture in enumerate(distinct)}
+        self.rows = torch.tensor([composite[picture] for picture in shown if picture in composite])
+        self.texts = [text for text, picture in zip(table["caption"], shown, strict=True) if picture in composite]
         self.tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        self.latents = self._latents(Drawings(corpus, ["corpus"]), distinct, vae, cache)
+        self.latents = self._latents(EmojiImages(corpus, ["corpus"]), distinct, vae, cache)
 
     @staticmethod
     @torch.no_grad()
     def _latents(
-        drawings: Drawings,
+        drawings: EmojiImages,
         pictures: list[tuple[int, int]],
         vae: AutoencoderKL,
         cache: Path,
@@ -136,7 +136,7 @@ class CaptionedLatents(Dataset):
             return load_file(cache)["latents"]
         latents = []
         for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures"):
-            batch = [drawings.picture(i, Augmentation.from_seed(s)) for i, s in pictures[start : start + batch_size]]
+            batch = [drawings.render(i, Augmentation.from_seed(s)) for i, s in pictures[start : start + batch_size]]
             images = torch.stack([torch.from_numpy(picture) for picture in batch]).float() / 127.5 - 1
             latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).contiguous())
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class DenoiserTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder = pipeline.unet.train(), pipeline.text_encoder.train()
-        self.pipeline = Hidden(pipeline)
+        self.pipeline = Unregistered(pipeline)
         self.lr, self.steps, self.decay_from, self.drop_caption = lr, steps, decay_from, drop_caption
         self.register_buffer("alpha_bar", pipeline.scheduler.alphas_cumprod, persistent=False)
         empty = pipeline.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
@@ -208,7 +208,7 @@ class DenoiserTraining(LightningModule):
 
 @dataclass
 class PretrainDenoiser:
-    """The task behind ``experiment=pretrain_denoiser``; ``start`` continues from a saved pipeline."""
+    """The task behind ``experiment=pretrain_denoiser``; ``init_from`` continues from a saved pipeline."""
 
     corpus: NonEmptyStr | None
     vae: NonEmptyStr
@@ -221,7 +221,7 @@ class PretrainDenoiser:
     text_width: PositiveInt
     text_layers: PositiveInt
     prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
-    start: NonEmptyStr | None = None
+    init_from: NonEmptyStr | None = None
     seed: RandomSeed = 0
 
     def prepare(self, trainer: Trainer) -> None:
@@ -234,14 +234,14 @@ class PretrainDenoiser:
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         data = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache)
         module = DenoiserTraining(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
-        fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size, self.seed))
+        fit(trainer, module, ImageDataModule(data, Prompts(list(self.prompts)), self.batch_size, self.seed))
         save_pipeline(pipeline, self.output)
-        report(trainer, {"steps": trainer.global_step, **last_loss(trainer)})
+        report(trainer, {"steps": trainer.global_step, **final_loss(trainer)})
 
     def build(self) -> StableDiffusionPipeline:
-        if self.start:
-            return saved(StableDiffusionPipeline, "task.start", self.start, safety_checker=None)
-        vae = saved(AutoencoderKL, "task.vae", self.vae)
+        if self.init_from:
+            return load_pretrained(StableDiffusionPipeline, "task.init_from", self.init_from, safety_checker=None)
+        vae = load_pretrained(AutoencoderKL, "task.vae", self.vae)
         tokenizer = build_tokenizer(list(read_table(Path(self.corpus) / "captions.parquet")["caption"]))
         return StableDiffusionPipeline(
             vae=vae,
@@ -259,4 +259,4 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None
     """``save_pretrained`` in half precision, part by part."""
     pipeline.save_pretrained(folder)
     for name in ("unet", "text_encoder", "vae"):
-        save_half(getattr(pipeline, name), Path(folder) / name)
+        save_fp16(getattr(pipeline, name), Path(folder) / name)

@@ -14,14 +14,14 @@ from experiments.pretrain.denoiser import CaptionedLatents
 Encode = Callable[[list[str]], Sequence[Tensor]]
 """From captions to tensors with a row for each."""
 
-EMPTY = 0  # number of the empty caption
+UNCONDITIONAL_INDEX = 0  # number of the empty caption
 
 
 class EncodedCaptions(Dataset):
     """The caption corpus as ``(latent [4, h, w], number of the caption)``.
 
     Attributes:
-        texts: the distinct captions by number; the empty one is ``EMPTY``.
+        texts: the distinct captions by number; the empty one is ``UNCONDITIONAL_INDEX``.
     """
 
     def __init__(self, data: CaptionedLatents) -> None:
@@ -50,7 +50,7 @@ def text_states(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tenso
     return pipeline.text_encoder.eval()(tokens)[0]
 
 
-class Kept:
+class ReplayBuffer:
     """The latest targets, from which steps draw at random: a target costs a teacher's evaluations.
 
     Args:

@@ -34,24 +34,24 @@ from transformers import (
 
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
-from experiments.pretrain.distillation import EMPTY, EncodedCaptions, Kept, text_states
+from experiments.pretrain.distillation import UNCONDITIONAL_INDEX, EncodedCaptions, ReplayBuffer, text_states
 from experiments.pretrain.training import (
-    Hidden,
-    Pictures,
+    ImageDataModule,
+    Unregistered,
     adamw,
     check_output,
+    final_loss,
     fit,
-    last_loss,
+    load_pretrained,
     report,
+    save_fp16,
     save_grid,
-    save_half,
-    saved,
 )
-from experiments.pretrain.validation_accuracy import Judge
+from experiments.pretrain.validation_accuracy import AccuracyProbe
 from rnri.validation import GuidanceScale, NonEmptyStr, UnitInterval, dataclass
 
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 6.0
-HINT_WEIGHT = 0.5
+FEATURE_LOSS_WEIGHT = 0.5
 TIMESTEPS = 1000  # in which the transformer is told sigma
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers wants to be told
 ZEROS = 256  # tokens of zeros that SD3's pipeline appends for a T5 it does not have
@@ -118,7 +118,7 @@ def standardize(layer: nn.Linear, inputs: Tensor) -> None:
     layer.bias -= layer.weight @ mean
 
 
-class OneForMany:
+class MergedPaddingAttention:
     """SD3's joint attention with a mask over its keys.
 
     The tokens of zeros that stand for a missing T5 are all alike and stay so: the context has no positions. In the
@@ -129,9 +129,9 @@ class OneForMany:
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         length = hidden_states.shape[1]
-        image = [heads(layer(hidden_states), attn.heads) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+        image = [split_heads(layer(hidden_states), attn.heads) for layer in (attn.to_q, attn.to_k, attn.to_v)]
         text = [
-            heads(layer(encoder_hidden_states), attn.heads)
+            split_heads(layer(encoder_hidden_states), attn.heads)
             for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
         ]
         query = torch.cat([attn.norm_q(image[0]), attn.norm_added_q(text[0])], 2)
@@ -142,7 +142,7 @@ class OneForMany:
         return attn.to_out[0](mixed[:, :length]), context if attn.context_pre_only else attn.to_add_out(context)
 
 
-def heads(x: Tensor, count: int) -> Tensor:
+def split_heads(x: Tensor, count: int) -> Tensor:
     """``[B, L, D]`` to ``[B, heads, L, D / heads]``"""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
@@ -181,7 +181,7 @@ class Velocity:
         ).sample
 
 
-class Recorded:
+class OutputHook:
     """The latest output of a layer, given once: kept, its graph would keep the layer from being copied."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -196,7 +196,7 @@ class Recorded:
         return output
 
 
-def tokens_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def feature_tokens(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """A layer's map ``[B, C, h, w]`` as ``[B, h w, C]`` of equal norm."""
     features = output[0] if isinstance(output, tuple) else output
     return F.layer_norm(features.flatten(2).transpose(1, 2), features.shape[1:2])
@@ -207,19 +207,19 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint: str, transformer: SD3
     """Channels of the layer ``hint`` of the pipeline's UNet. ValueError unless its map has a place for every token."""
     unet, config = pipeline.unet.eval(), transformer.config
     try:
-        features = Recorded(unet.get_submodule(hint))
+        features = OutputHook(unet.get_submodule(hint))
     except AttributeError:
         raise ValueError(
-            f"task.hint={hint!r} is no layer of the teacher's UNet: name one, such as up_blocks.1.attentions.1."
+            f"task.hint_layer={hint!r} is no layer of the teacher's UNet: name one, such as up_blocks.1.attentions.1."
         ) from None
     unet(
         torch.zeros(1, unet.config.in_channels, config.sample_size, config.sample_size), 0, text_states(pipeline, [""])
     )
-    _, places, channels = tokens_of(features.take()).shape
+    _, places, channels = feature_tokens(features.take()).shape
     tokens = (config.sample_size // config.patch_size) ** 2
     if places != tokens:
         raise ValueError(
-            f"task.hint={hint!r} has a map of {places} places, the transformer {tokens} tokens: name another layer."
+            f"task.hint_layer={hint!r} has a map of {places} places, the transformer {tokens} tokens: name another layer."
         )
     return channels
 
@@ -243,7 +243,7 @@ class Teacher:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, states: Tensor, hint: str) -> None:
-        self.features = Recorded(pipeline.unet.get_submodule(hint))
+        self.features = OutputHook(pipeline.unet.get_submodule(hint))
         self.unet = pipeline.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         a = pipeline.scheduler.alphas_cumprod.double()
         self.alpha, self.level = a.sqrt(), (1 - a).sqrt()
@@ -267,10 +267,10 @@ class Teacher:
         share = (1 - sigma) / self.alpha[t].view(-1, 1, 1, 1)
         rest = (sigma**2 - (share * self.level[t].view(-1, 1, 1, 1)) ** 2).clamp(min=0).sqrt()
         x = share.float() * z + rest.float() * torch.randn_like(z)
-        return x, sigma.flatten().float(), (x - clean) / sigma.float(), tokens_of(self.features.take())
+        return x, sigma.flatten().float(), (x - clean) / sigma.float(), feature_tokens(self.features.take())
 
 
-def from_data(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def data_targets(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(x, sigma, n - z0, no features)``: the target of rectified flow (Liu et al. 2023, arXiv 2209.03003) itself."""
     noise, level = torch.randn_like(z0), sigma.view(-1, 1, 1, 1)
     return (1 - level) * z0 + level * noise, sigma, noise - z0, torch.empty(len(z0), 0)
@@ -293,16 +293,16 @@ class Flow(LightningModule):
     ) -> None:
         super().__init__()
         self.transformer = pipeline.transformer.train()
-        self.pipeline, self.velocity, self.targets, self.settings = Hidden(pipeline), velocity, targets, settings
-        self.kept = Kept(8 * settings.batch_size)
+        self.pipeline, self.velocity, self.targets, self.settings = Unregistered(pipeline), velocity, targets, settings
+        self.kept = ReplayBuffer(8 * settings.batch_size)
         self.readout = nn.Linear(settings.width, channels) if channels else None
-        self.hidden = Recorded(self.transformer.transformer_blocks[-2]) if channels else None
+        self.hidden = OutputHook(self.transformer.transformer_blocks[-2]) if channels else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         z0, captions = batch
         if not self.kept.rows or index % self.settings.reuse == 0:
-            captions = torch.where(torch.rand(len(z0)) < self.settings.drop_caption, EMPTY, captions)
-            sigma = torch.sigmoid(self.settings.logit_mean + self.settings.logit_spread * torch.randn(len(z0)))
+            captions = torch.where(torch.rand(len(z0)) < self.settings.drop_caption, UNCONDITIONAL_INDEX, captions)
+            sigma = torch.sigmoid(self.settings.logit_mean + self.settings.logit_std * torch.randn(len(z0)))
             self.kept.add(*self.targets(z0, sigma, captions), captions)
         x, sigma, target, features, captions = self.kept.draw(len(z0))
         zeros = torch.where(torch.rand(len(x)) < 0.5, 0, ZEROS)
@@ -311,7 +311,7 @@ class Flow(LightningModule):
         if self.readout:
             hint = F.mse_loss(self.readout(self.hidden.take()[1]), features)
             self.log("hint", hint, prog_bar=True)
-            loss = error + HINT_WEIGHT * hint
+            loss = error + FEATURE_LOSS_WEIGHT * hint
         self.log_dict({"loss": loss, "error": error}, prog_bar=True)
         return loss
 
@@ -319,7 +319,7 @@ class Flow(LightningModule):
     def validation_step(self, prompts: list[str], _: int) -> None:
         shape = latent_shape(self.pipeline.value)
         seeds = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(len(prompts))]
-        images = images_of(self.pipeline.value, list(prompts), torch.stack(seeds), SAMPLE_STEPS, SAMPLE_GUIDANCE)
+        images = sample_images(self.pipeline.value, list(prompts), torch.stack(seeds), SAMPLE_STEPS, SAMPLE_GUIDANCE)
         save_grid(images, self.trainer)
 
     def configure_optimizers(self) -> dict:
@@ -332,7 +332,7 @@ def latent_shape(pipeline: StableDiffusion3Pipeline) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def images_of(
+def sample_images(
     pipeline: StableDiffusion3Pipeline, prompts: list[str], seeds: Tensor, steps: int, guidance: float
 ) -> Tensor:
     """The pipeline's own images ``[B, 3, H, W]`` in [0, 1], at the lower cost of :class:`OneForMany`."""
@@ -341,7 +341,7 @@ def images_of(
     scheduler = deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(steps)
     told, x = 1 + torch.arange(len(prompts)), seeds
-    captions = torch.cat([torch.full_like(told, EMPTY), told])
+    captions = torch.cat([torch.full_like(told, UNCONDITIONAL_INDEX), told])
     for t in scheduler.timesteps:
         sigma = (t / TIMESTEPS).expand(len(captions))
         without, with_text = velocity(torch.cat([x, x]), sigma, captions, torch.full_like(captions, ZEROS)).chunk(2)
@@ -365,93 +365,95 @@ class PretrainFlow:
         corpus: folder of the caption corpus.
         model: folder of the Stable Diffusion pipeline that gives VAE, tokenizer and text encoder.
         teacher: folder of the one that gives the targets; null: the data give them.
-        hint: the teacher's layer whose features the transformer is to have as well.
+        hint_layer: the teacher's layer whose features the transformer is to have as well.
         output: folder of the pipeline.
-        pictures: of the corpus, encoded before the training; null: all.
+        max_images: of the corpus, encoded before the training; null: all.
         batch_size, lr, decay_from: of the training.
         drop_caption: share of empty captions.
-        logit_mean, logit_spread: of the normal distribution of sigma's logit.
+        logit_mean, logit_std: of the normal distribution of sigma's logit.
         reuse: steps that a noised latent with its target serves, on average.
         width, layers, heads: of the transformer.
         shift: of the sampler's noise levels.
         prompts: of the sample grids.
-        judge: of the samples in the end; null: none.
-        judged_guidance: of those samples.
-        start: a saved pipeline to go on from.
+        accuracy_probe: of the samples in the end; null: none.
+        probe_guidance: of those samples.
+        init_from: a saved pipeline to go on from.
     """
 
     corpus: NonEmptyStr | None
     model: NonEmptyStr
     teacher: NonEmptyStr | None
-    hint: NonEmptyStr
+    hint_layer: NonEmptyStr
     output: NonEmptyStr
-    pictures: PositiveInt | None
+    max_images: PositiveInt | None
     batch_size: PositiveInt
     lr: NonNegativeFloat  # 0 leaves the weights as they are
     decay_from: UnitInterval
     drop_caption: UnitInterval
     logit_mean: Annotated[float, Ge(-10), Le(10)]
-    logit_spread: PositiveFloat
+    logit_std: PositiveFloat
     reuse: PositiveInt
     width: PositiveInt
     layers: PositiveInt
     heads: PositiveInt
     shift: PositiveFloat
     prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
-    judge: Judge | None
-    judged_guidance: Annotated[Sequence[GuidanceScale], MinLen(1)]
-    start: NonEmptyStr | None = None
+    accuracy_probe: AccuracyProbe | None
+    probe_guidance: Annotated[Sequence[GuidanceScale], MinLen(1)]
+    init_from: NonEmptyStr | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
         check_output(self.output)
         if self.width % self.heads:
             raise ValueError(f"task.width={self.width} is no multiple of task.heads={self.heads}: choose one.")
-        source = saved(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
+        source = load_pretrained(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
         self.pipeline = self.build(source)
-        self.taught = None
+        self.teacher_pipeline = None
         if self.teacher:
-            self.taught = saved(StableDiffusionPipeline, "task.teacher", self.teacher, safety_checker=None)
-            self.channels = hint_channels(self.taught, self.hint, self.pipeline.transformer)
-        if self.judge:
-            self.judge.prepare()
+            self.teacher_pipeline = load_pretrained(
+                StableDiffusionPipeline, "task.teacher", self.teacher, safety_checker=None
+            )
+            self.channels = hint_channels(self.teacher_pipeline, self.hint_layer, self.pipeline.transformer)
+        if self.accuracy_probe:
+            self.accuracy_probe.prepare()
 
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
-        latents = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache, self.pictures)
+        latents = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache, self.max_images)
         data = EncodedCaptions(latents)
         states, pooled = data.encoded(partial(clip_states, pipeline))
-        targets, channels = from_data, 0
-        if self.taught:
-            (told,) = data.encoded(lambda captions: (text_states(self.taught, captions),))
-            targets, channels = Teacher(self.taught, told, self.hint), self.channels
-        if not self.start:
+        targets, channels = data_targets, 0
+        if self.teacher_pipeline:
+            (told,) = data.encoded(lambda captions: (text_states(self.teacher_pipeline, captions),))
+            targets, channels = Teacher(self.teacher_pipeline, told, self.hint_layer), self.channels
+        if not self.init_from:
             standardize(pipeline.transformer.context_embedder, states)
         velocity = Velocity(pipeline.transformer, states, pooled)
         module = Flow(pipeline, velocity, targets, channels, self)
-        with processor(pipeline.transformer, OneForMany()):
-            fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size))
+        with processor(pipeline.transformer, MergedPaddingAttention()):
+            fit(trainer, module, ImageDataModule(data, Prompts(list(self.prompts)), self.batch_size))
             rows = self.rows()
         save_pipeline(pipeline, self.output)
-        report(trainer, {"steps": trainer.global_step, **last_loss(trainer), "rows": rows})
+        report(trainer, {"steps": trainer.global_step, **final_loss(trainer), "rows": rows})
 
     def rows(self) -> list[dict]:
         """The judge's verdict at each guidance."""
-        if not self.judge:
+        if not self.accuracy_probe:
             return []
         self.pipeline.transformer.eval()
-        return [self._row(float(guidance)) for guidance in self.judged_guidance]
+        return [self._row(float(guidance)) for guidance in self.probe_guidance]
 
     def _row(self, guidance: float) -> dict:
         def draw(prompts: list[str], seeds: Tensor) -> Tensor:
-            return images_of(self.pipeline, prompts, seeds, SAMPLE_STEPS, guidance)
+            return sample_images(self.pipeline, prompts, seeds, SAMPLE_STEPS, guidance)
 
-        return self.judge.row(draw, latent_shape(self.pipeline), steps=SAMPLE_STEPS, guidance=guidance)
+        return self.accuracy_probe.row(draw, latent_shape(self.pipeline), steps=SAMPLE_STEPS, guidance=guidance)
 
     def build(self, source: StableDiffusionPipeline) -> StableDiffusion3Pipeline:
-        if self.start:
-            return saved(StableDiffusion3Pipeline, "task.start", self.start, **WITHOUT_T5)
+        if self.init_from:
+            return load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from, **WITHOUT_T5)
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size
@@ -470,13 +472,13 @@ class PretrainFlow:
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
     """``save_pretrained`` in half precision, part by part, with a third text encoder that says nothing."""
-    pipeline = StableDiffusion3Pipeline(**pipeline.components | silent_t5(pipeline.transformer.config))
+    pipeline = StableDiffusion3Pipeline(**pipeline.components | zero_t5_embeddings(pipeline.transformer.config))
     pipeline.save_pretrained(folder)
     for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
-        save_half(getattr(pipeline, name), Path(folder) / name)
+        save_fp16(getattr(pipeline, name), Path(folder) / name)
 
 
-def silent_t5(transformer: FrozenDict) -> dict[str, object]:
+def zero_t5_embeddings(transformer: FrozenDict) -> dict[str, object]:
     """A T5 of one unit whose states are the zeros that SD3's pipeline takes for a missing T5, and its tokenizer.
 
     ``DiffusionPipeline.from_pretrained`` loads a Stable Diffusion 3 folder only with all three text encoders, unless it

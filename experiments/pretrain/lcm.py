@@ -17,29 +17,29 @@ from torch import Tensor
 
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
-from experiments.pretrain.distillation import EncodedCaptions, Kept, text_states
+from experiments.pretrain.distillation import EncodedCaptions, ReplayBuffer, text_states
 from experiments.pretrain.low_rank import LowRank
 from experiments.pretrain.training import (
-    Hidden,
-    Pictures,
+    ImageDataModule,
+    Unregistered,
     adamw,
     check_output,
+    final_loss,
     fit,
-    last_loss,
+    load_pretrained,
     report,
     save_grid,
-    saved,
 )
-from experiments.pretrain.validation_accuracy import Judge
+from experiments.pretrain.validation_accuracy import AccuracyProbe
 from rnri.models.sampling import sample
 from rnri.models.schedule import Schedule
 from rnri.validation import GuidanceScale, NonEmptyStr, UnitInterval, dataclass
 
-BUDGETS = (1, 2, 4, 8)  # steps of the samplers whose timesteps are drawn more often
-SHOWN_STEPS = 2  # of the sample grids
-JUDGED_STEPS, PLAIN_GUIDANCE = (1, 2, 4), 3.0
+SAMPLER_STEPS = (1, 2, 4, 8)  # steps of the samplers whose timesteps are drawn more often
+GRID_STEPS = 2  # of the sample grids
+PROBE_STEPS, DDIM_GUIDANCE = (1, 2, 4), 3.0
 SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # of the boundary scalings, as in diffusers' LCMScheduler
-HUBER = 1e-3  # where the pseudo-Huber loss goes from squared to absolute
+PSEUDO_HUBER_C = 1e-3  # where the pseudo-Huber loss goes from squared to absolute
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Noise ``[B, 4, h, w]`` in a latent at timesteps ``[B]``, told text states ``[B, L, D]``."""
@@ -64,7 +64,7 @@ class Teacher:
         self.stride, self.strides, self.guidance = stride, strides, guidance
 
     def noised(self, z0: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = levels(self.alpha_bar, t)
+        alpha, sigma = alpha_sigma(self.alpha_bar, t)
         return alpha * z0 + sigma * torch.randn_like(z0)
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class Teacher:
         for _ in range(self.strides):
             s = (t - self.stride).clamp(min=0)
             noise = guided(self.network, z, t, text, self.empty, guidance)
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = levels(self.alpha_bar, t), levels(self.alpha_bar, s)
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(self.alpha_bar, t), alpha_sigma(self.alpha_bar, s)
             z, t = alpha_s * (z - sigma_t * noise) / alpha_t + sigma_s * noise, s
         return z, t
 
@@ -89,13 +89,13 @@ def guided(network: Network, z: Tensor, t: Tensor, text: Tensor, empty: Tensor, 
     return without + guidance * (told - without)
 
 
-def levels(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def alpha_sigma(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Signal and noise level at timesteps ``t [B]``, each ``[B, 1, 1, 1]`` in single precision."""
     a = alpha_bar[t].view(-1, 1, 1, 1)
     return a.sqrt().float(), (1 - a).sqrt().float()
 
 
-def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
+def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
     """``(c_skip, c_out)`` at ``t [B]``, ``[B, 1, 1, 1]`` each: at t = 0 the consistency function is the identity."""
     scaled = t.view(-1, 1, 1, 1) * TIME_SCALING
     return SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
@@ -120,7 +120,7 @@ def timesteps_drawn(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
     spacing = scheduler.config.num_train_timesteps // scheduler.config.original_inference_steps
     grid = torch.arange(spacing, scheduler.config.num_train_timesteps + 1, spacing) - 1
     used = torch.zeros(len(grid))
-    for steps in BUDGETS:
+    for steps in SAMPLER_STEPS:
         scheduler.set_timesteps(steps)
         used += torch.isin(grid, scheduler.timesteps)
     return grid, 0.5 / len(grid) + 0.5 * used / used.sum()
@@ -141,32 +141,32 @@ class ConsistencyDistillation(LightningModule):
     ) -> None:  # fmt: skip
         super().__init__()
         self.student, self.target = student, deepcopy(student).requires_grad_(False)
-        self.pipeline = Hidden(pipeline)
+        self.pipeline = Unregistered(pipeline)
         self.teacher, self.states, self.settings = teacher, states, settings
         self.grid = timesteps_drawn(build_lcm_scheduler(pipeline))
-        self.walks = Kept(8 * settings.batch_size)
+        self.replay = ReplayBuffer(8 * settings.batch_size)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         z0, captions = batch
-        if not self.walks.rows or index % self.settings.reuse == 0:
+        if not self.replay.rows or index % self.settings.reuse == 0:
             timesteps, weights = self.grid
             t = timesteps[torch.multinomial(weights, len(z0), replacement=True)]
             z = self.teacher.noised(z0, t)
-            self.walks.add(z, t, *self.teacher.walk(z, t, self.states[captions]), captions)
-        z_t, t, z_s, s, captions = self.walks.draw(len(z0))
+            self.replay.add(z, t, *self.teacher.walk(z, t, self.states[captions]), captions)
+        z_t, t, z_s, s, captions = self.replay.draw(len(z0))
         text = self.states[captions]
         with torch.no_grad():
             target = self.clean(self.target, z_s, s, text)
         error = self.clean(self.student, z_t, t, text) - target
-        loss = ((error**2 + HUBER**2).sqrt() - HUBER).mean()
+        loss = ((error**2 + PSEUDO_HUBER_C**2).sqrt() - PSEUDO_HUBER_C).mean()
         self.log_dict({"loss": loss, "squared": error.square().mean()}, prog_bar=True)
         return loss
 
     def clean(self, student: LowRank, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """The consistency function: the clean latent that ``student`` sees behind ``z`` at ``t``."""
         noise = student.run(student.weights(), z, t, text)
-        alpha, sigma = levels(self.teacher.alpha_bar, t)
-        skip, out = boundary(t)
+        alpha, sigma = alpha_sigma(self.teacher.alpha_bar, t)
+        skip, out = boundary_scalings(t)
         return skip * z + out * (z - sigma * noise) / alpha
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -178,14 +178,14 @@ class ConsistencyDistillation(LightningModule):
         shape = (pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2)
         seeds = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(len(prompts))]
         network = partial(self.student.run, self.student.weights())
-        save_grid(images_of(pipeline, network, list(prompts), torch.stack(seeds), SHOWN_STEPS, 1.0), self.trainer)
+        save_grid(sample_images(pipeline, network, list(prompts), torch.stack(seeds), GRID_STEPS, 1.0), self.trainer)
 
     def configure_optimizers(self) -> dict:
         return adamw(self.student, self.settings.lr, self.trainer.max_steps, warmup=50, decay_from=0.3)
 
 
 @torch.no_grad()
-def images_of(
+def sample_images(
     pipeline: StableDiffusionPipeline, network: Network, prompts: list[str], seeds: Tensor, steps: int, guidance: float
 ) -> Tensor:
     """Images ``[B, 3, H, W]`` in [0, 1] after deterministic DDIM steps on the LCM scheduler's timesteps."""
@@ -207,7 +207,7 @@ class PretrainLcm:
         corpus: folder of the caption corpus.
         model: folder of the pipeline to distil, a Stable Diffusion model that predicts noise.
         output: folder of the LoRA and of its LCMScheduler's config.
-        pictures: of the corpus, encoded before the training; null: all.
+        max_images: of the corpus, encoded before the training; null: all.
         batch_size, lr: of the training.
         rank: of the LoRA.
         stride, strides: timesteps of a DDIM step of the teacher, and such steps between a latent and its target's.
@@ -215,15 +215,15 @@ class PretrainLcm:
         reuse: steps that a walk of the teacher serves, on average.
         target_decay: of the moving average that makes the targets.
         prompts: of the sample grids.
-        judge: of the samples in the end; null: none.
-        judged_guidance: the student's for those samples.
-        start: folder of a saved LoRA to go on from.
+        accuracy_probe: of the samples in the end; null: none.
+        probe_guidance: the student's for those samples.
+        init_from: folder of a saved LoRA to go on from.
     """
 
     corpus: NonEmptyStr | None
     model: NonEmptyStr
     output: NonEmptyStr
-    pictures: PositiveInt | None
+    max_images: PositiveInt | None
     batch_size: PositiveInt
     lr: NonNegativeFloat  # 0 leaves the weights as they are
     rank: PositiveInt
@@ -237,23 +237,23 @@ class PretrainLcm:
     reuse: PositiveInt
     target_decay: UnitInterval
     prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
-    judge: Judge | None
-    judged_guidance: Annotated[Sequence[GuidanceScale], MinLen(1)]
-    start: NonEmptyStr | None = None
+    accuracy_probe: AccuracyProbe | None
+    probe_guidance: Annotated[Sequence[GuidanceScale], MinLen(1)]
+    init_from: NonEmptyStr | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
         check_output(self.output)
         if self.guidance[0] > self.guidance[1]:
             raise ValueError(f"task.guidance={list(self.guidance)} is no range: give the lower end first.")
-        self.pipeline = saved(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
+        self.pipeline = load_pretrained(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
         if self.pipeline.scheduler.config.prediction_type != "epsilon":
             raise ValueError(f"task.model={self.model!r} does not predict noise: name a model that does.")
         self.student = LowRank(self.pipeline.unet, self.rank)
-        if self.start:
-            self.student.load(self.start)
-        if self.judge:
-            self.judge.prepare()
+        if self.init_from:
+            self.student.load(self.init_from)
+        if self.accuracy_probe:
+            self.accuracy_probe.prepare()
 
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
@@ -261,7 +261,7 @@ class PretrainLcm:
             part.eval().to(memory_format=torch.channels_last)  # a quarter less time a step on a CPU
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         data = EncodedCaptions(
-            CaptionedLatents(self.corpus, pipeline.vae, pipeline.tokenizer, cache, self.pictures)
+            CaptionedLatents(self.corpus, pipeline.vae, pipeline.tokenizer, cache, self.max_images)
         )  # fmt: skip
         (states,) = data.encoded(lambda captions: (text_states(pipeline, captions),))
         teacher = Teacher(
@@ -273,9 +273,9 @@ class PretrainLcm:
             self.guidance,
         )
         module = ConsistencyDistillation(self.student, teacher, states, pipeline, self)
-        fit(trainer, module, Pictures(data, Prompts(list(self.prompts)), self.batch_size))
+        fit(trainer, module, ImageDataModule(data, Prompts(list(self.prompts)), self.batch_size))
         save_lora(self.student, pipeline, self.output)
-        report(trainer, {"steps": trainer.global_step, **last_loss(trainer), "rows": self.rows()})
+        report(trainer, {"steps": trainer.global_step, **final_loss(trainer), "rows": self.rows()})
 
     def _plain(self, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return self.pipeline.unet(z, t, text).sample.float()
@@ -283,27 +283,27 @@ class PretrainLcm:
     @torch.no_grad()
     def rows(self) -> list[dict]:
         """The judge's verdict on the LoRA, and on the plain model beside it, at few deterministic steps."""
-        if not self.judge:
+        if not self.accuracy_probe:
             return []
         student = partial(self.student.run, self.student.weights())
-        samplers = [("lcm", student, guidance) for guidance in self.judged_guidance]
+        samplers = [("lcm", student, guidance) for guidance in self.probe_guidance]
         return [
             self._row(method, network, steps, float(guidance))
-            for method, network, guidance in [*samplers, ("ddim", self._plain, PLAIN_GUIDANCE)]
-            for steps in JUDGED_STEPS
+            for method, network, guidance in [*samplers, ("ddim", self._plain, DDIM_GUIDANCE)]
+            for steps in PROBE_STEPS
         ]
 
     def _row(self, method: str, network: Network, steps: int, guidance: float) -> dict:
         config = self.pipeline.unet.config
 
         def draw(prompts: list[str], seeds: Tensor) -> Tensor:
-            return images_of(self.pipeline, network, prompts, seeds, steps, guidance)
+            return sample_images(self.pipeline, network, prompts, seeds, steps, guidance)
 
         shape = (config.in_channels, config.sample_size, config.sample_size)
-        return self.judge.row(draw, shape, method=method, steps=steps, guidance=guidance)
+        return self.accuracy_probe.row(draw, shape, method=method, steps=steps, guidance=guidance)
 
 
 def save_lora(student: LowRank, pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
     """What ``pipeline.load_lora_weights(folder)`` reads, and the scheduler to use with it."""
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=student.layers_of_peft())
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=student.peft_state_dict())
     build_lcm_scheduler(pipeline).save_pretrained(folder)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-LEFT_OUT = ("conv_in", "conv_out")  # four channels on one side: nothing there is of low rank
+EXCLUDED_LAYERS = ("conv_in", "conv_out")  # four channels on one side: nothing there is of low rank
 
 
 class LowRank(nn.Module):
@@ -33,7 +33,7 @@ class LowRank(nn.Module):
         self.layers = [
             name
             for name, layer in network.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and name not in LEFT_OUT
+            if isinstance(layer, nn.Linear | nn.Conv2d) and name not in EXCLUDED_LAYERS
         ]
         shapes = [network.get_submodule(name).weight.shape for name in self.layers]
         self.down = nn.ParameterList(torch.empty(_rank(shape, rank), *shape[1:]) for shape in shapes)
@@ -59,7 +59,7 @@ class LowRank(nn.Module):
         """Exponential moving average of ``other``."""
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
 
-    def layers_of_peft(self) -> dict[str, Tensor]:
+    def peft_state_dict(self) -> dict[str, Tensor]:
         """The state as ``StableDiffusionPipeline.save_lora_weights`` takes it, in half precision."""
         state = {}
         for name, down, up in zip(self.layers, self.down, self.up, strict=True):
@@ -78,7 +78,7 @@ class LowRank(nn.Module):
                 up.copy_(state[f"unet.{name}.lora_B.weight"].flatten(1))
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"task.start={folder!r} is no folder of a LoRA of this model and rank ({error}): name another."
+                f"task.init_from={folder!r} is no folder of a LoRA of this model and rank ({error}): name another."
             ) from None
 
 

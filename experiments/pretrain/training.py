@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import make_grid
 
 from experiments.cache.atomic import CannotWrite, check_writable
-from experiments.reporting.finite import to_bytes
+from experiments.finite import to_bytes
 
 Model = TypeVar("Model")
 
@@ -48,7 +48,7 @@ def adamw(
     }
 
 
-class Pictures(LightningDataModule):
+class ImageDataModule(LightningDataModule):
     """Loaders over two datasets. Worker processes only cost where everything is in memory.
 
     A training set smaller than a batch is one batch.
@@ -101,7 +101,7 @@ def check_output(folder: str | Path) -> None:
         raise ValueError(f"task.output={str(folder)!r}: {error}") from None
 
 
-def saved(model: type[Model], key: str, folder: str, **options: Any) -> Model:
+def load_pretrained(model: type[Model], key: str, folder: str, **options: Any) -> Model:
     """The model of diffusers saved in ``folder``, which is the value of ``key``. ValueError unless it loads."""
     try:
         return model.from_pretrained(folder, local_files_only=True, **options)
@@ -112,13 +112,13 @@ def saved(model: type[Model], key: str, folder: str, **options: Any) -> Model:
         ) from None
 
 
-def last_loss(trainer: Trainer) -> dict[str, float]:
+def final_loss(trainer: Trainer) -> dict[str, float]:
     """The loss of the last step; nothing where the training had ended before and made none."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
 
 @dataclass(frozen=True)
-class Hidden:
+class Unregistered:
     """Keeps a pipeline's other parts out of a Lightning module and so out of its checkpoints."""
 
     value: DiffusionPipeline
@@ -143,7 +143,7 @@ def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
         (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def save_half(model: nn.Module, folder: str | Path) -> None:
+def save_fp16(model: nn.Module, folder: str | Path) -> None:
     """``save_pretrained`` with weights in half precision; the config asks for single precision at load time.
 
     transformers loads a checkpoint in the precision its config names; diffusers in single unless told otherwise.

@@ -18,7 +18,7 @@ Draw = Callable[[list[str], Tensor], Tensor]
 
 
 @dataclass
-class Judge:
+class AccuracyProbe:
     """Names samples of all concepts.
 
     Args:

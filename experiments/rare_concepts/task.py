@@ -26,14 +26,14 @@ from experiments.base import ConceptTask
 from experiments.cache.key import describe
 from experiments.cache.store import SeedStore, UnitStore
 from experiments.data.concepts import Concept
-from experiments.evaluation.diversity import CopyDetection, perceptual_vectors, resemblance
+from experiments.evaluation.diversity import CopyDetection, perceptual_vectors, detect_copies
 from experiments.evaluation.inception import Inception, load_inception
 from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
 from experiments.rare_concepts.arm import Arm, RareConceptModule
 from experiments.rare_concepts.batches import ConceptDataModule, Unit
 from experiments.rare_concepts.inversion_stage import InversionStage
 from experiments.rare_concepts.report import write_report
-from experiments.rare_concepts.scoring import ClassifiedImages, ceilings, judge
+from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceiling, classify_images
 from experiments.runtime.progress import QUIET, Progress
 from experiments.runtime.running_means import Running
 from experiments.runtime.unit_queue import Stage, carry_out
@@ -81,7 +81,7 @@ class RareConceptsExperiment(ConceptTask):
             raise ValueError(
                 f"the classifier {self.classifier} has no label {unknown[0]!r}: train one on these concepts."
             )
-        self.real = self.real.at(self.networks.model.image_size)
+        self.real = self.real.resized(self.networks.model.image_size)
         for name, arm in self.arms.items():
             self._try_seeds(name, arm)
 
@@ -209,10 +209,10 @@ class RareConceptsExperiment(ConceptTask):
         """
         arm, concept = unit
         tensors, record = self.units(arm, self.arms[arm]).read(concept.key)
-        named = iter(judge(self.networks.classifier, tensors["images"])[1])
-        hits = [sample["finite"] and next(named) == concept.name for sample in record["samples"]]
+        named = iter(classify_images(self.networks.classifier, tensors["images"])[1])
+        correct = [sample["finite"] and next(named) == concept.name for sample in record["samples"]]
         for row in (self.row_of(arm, bucket) for bucket in (concept.bucket, "total")):
-            yield from ({**row, "accuracy": hit} for hit in hits if row is not None)
+            yield from ({**row, "accuracy": hit} for hit in correct if row is not None)
 
     def _inversion_stage(self, arm: Arm) -> InversionStage | None:
         if arm.inverter is None:
@@ -225,25 +225,25 @@ class RareConceptsExperiment(ConceptTask):
         """Judges every image and writes the results; returns the last arm's accuracy on the rarest bucket asked for."""
         judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
         rows = write_report(
-            Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed, self.ceilings(),
+            Path(self.run_dir), judged, self._judge_real(), self.dependencies(), loggers, self.seed, self.classifier_ceiling(),
             self.all_units,
         )  # fmt: skip
         return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
 
     def _judge(self, name: str, arm: Arm) -> ClassifiedImages:
         units, progress = self.units(name, arm), Progress(f"judging {name}", every=QUIET)
-        records, resemblances = [], []
+        records, copy_detections = [], []
 
         def images() -> Iterator[Tensor]:
             for concept in self.chosen:
                 tensors, record = units.read(concept.key)
                 records.append(record)
-                resemblances.append(self._resemblance(concept, tensors["images"]))
+                copy_detections.append(self._resemblance(concept, tensors["images"]))
                 yield from tensors["images"]
                 progress.finish(1)
 
         progress.start(len(self.chosen), 0, visible=True)
-        features, named = judge(self.networks.classifier, images(), extractor=self.extractor)
+        features, named = classify_images(self.networks.classifier, images(), extractor=self.extractor)
         progress.close()
         samples, answers = [sample for record in records for sample in record["samples"]], iter(named)
         return ClassifiedImages(
@@ -255,22 +255,22 @@ class RareConceptsExperiment(ConceptTask):
             t_opt=[record["t_opt"] for record in records],
             records=samples,
             extractor=(self.extractor or self.networks.classifier).title,
-            resemblances=resemblances,
+            copy_detections=copy_detections,
         )
 
-    def ceilings(self) -> dict[str, float]:
+    def classifier_ceiling(self) -> dict[str, float]:
         """What a perfect sampler would score, a bucket and in all."""
-        return ceilings(self.chosen, self.networks.classifier)
+        return classifier_ceiling(self.chosen, self.networks.classifier)
 
     def _resemblance(self, concept: Concept, images: Tensor) -> CopyDetection | None:
         if not len(images):
             return None
         known = self.held_out.get(concept.name)
-        others = known.at(self.networks.model.image_size).first(REAL) if known is not None else []
+        others = known.resized(self.networks.model.image_size).head(REAL) if known is not None else []
         real = [torch.from_numpy(own[k]) for own in (concept.references, others) for k in range(len(own))]
         vectors = perceptual_vectors(self.networks.classifier, torch.stack([*images, *real]))
         made, real_vectors = vectors[: len(images)], vectors[len(images) :]
-        return resemblance(made, real_vectors[: len(concept.references)], real_vectors)
+        return detect_copies(made, real_vectors[: len(concept.references)], real_vectors)
 
     def _judge_real(self) -> Tensor:
         """Features ``float64 [N, D]`` of the real images, which later runs of the folder find there."""
@@ -279,7 +279,7 @@ class RareConceptsExperiment(ConceptTask):
         if found is None:
             progress = Progress("judging the real images", "image", every=QUIET)
             progress.start(len(self.real), 0, visible=True)
-            features = judge(
+            features = classify_images(
                 self.networks.classifier, progress.over(map(torch.from_numpy, self.real)), extractor=self.extractor
             )
             progress.close()
@@ -291,10 +291,10 @@ class RareConceptsExperiment(ConceptTask):
         """What the real images' features depend on."""
         content = hashlib.sha256()
         for k in range(len(self.real)):
-            content.update(self.real.mark(k))
+            content.update(self.real.file_stamp(k))
         extractor = fingerprint({"extractor": self.extractor}, {}) if self.extractor else None
         return {
-            "judge": self.networks.classifier_fingerprint,
+            "classify_images": self.networks.classifier_fingerprint,
             "extractor": extractor,
             "numerics": self.numerics,
             "images": content.hexdigest(),

@@ -4,23 +4,23 @@ import unicodedata
 
 import pytest
 
-from experiments.naming import canonical, distinct_names
+from experiments.naming import normalize_name, unique_names
 
 NFD = unicodedata.normalize("NFD", "jalapeño")
 
 
 @pytest.mark.parametrize("name", ["jalapeño", NFD, f" {NFD}", "jalapeño\u00a0\n"])
 def test_names_that_look_alike_are_one(name):
-    assert canonical(name) == "jalapeño"
+    assert normalize_name(name) == "jalapeño"
 
 
 @pytest.mark.parametrize(("one", "other"), [("Crane", "crane"), ("hot dog", "hot-dog"), ("x²", "x2")])
 def test_names_that_look_different_are_two(one, other):
-    assert canonical(one) != canonical(other)
+    assert normalize_name(one) != normalize_name(other)
 
 
 def test_names_keep_their_order_and_how_they_are_written():
-    assert list(distinct_names([f"{NFD} ", "camel"], "x").items()) == [("jalapeño", f"{NFD} "), ("camel", "camel")]
+    assert list(unique_names([f"{NFD} ", "camel"], "x").items()) == [("jalapeño", f"{NFD} "), ("camel", "camel")]
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_names_keep_their_order_and_how_they_are_written():
 )
 def test_two_that_become_one_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        distinct_names(names, "counts.tsv", "keep one")
+        unique_names(names, "counts.tsv", "keep one")

@@ -77,14 +77,14 @@ def test_embedded_corpus_falls_into_buckets_like_the_papers(capsys):
 
 
 def test_embedded_corpus_by_rank():
-    concepts = sorted(embedded("data.source.by=rank").concepts(), key=lambda c: -c.frequency)
+    concepts = sorted(embedded("data.source.bucket_by=rank").concepts(), key=lambda c: -c.frequency)
     assert [c.bucket for c in concepts] == ["head"] * 75 + ["medium"] * 163 + ["tail"] * 82
     with pytest.raises(ValueError, match=r"ranks=\[75, 163\] do not add up to the 320 concepts"):
-        embedded("data.source.by=rank", "data.source.ranks=[75,163]").concepts()
+        embedded("data.source.bucket_by=rank", "data.source.ranks=[75,163]").concepts()
 
 
 def test_bad_sources_are_refused():
-    with pytest.raises(ValueError, match=r"by='size' is unknown: choose threshold or rank"):
+    with pytest.raises(ValueError, match=r"bucket_by='size' is unknown: choose threshold or rank"):
         assign_buckets({"a": 1}, "size", head=2, tail=1, ranks=())
     with pytest.raises(ValueError, match="background='red'"):
         EmojiConcepts("assets/emoji", "{phrase}", "red", head=1000, tail=42)

@@ -26,8 +26,8 @@ def of_coco(coco, **changes) -> CaptionedImages:
 def test_of_cocos_captions_the_first_is_the_prompt(coco):
     found = of_coco(coco).captioned()
     assert list(found.captions) == TEXTS and found.names[0] == "000000000000.jpg"
-    assert found.images.at((8, 8)).shape == (3, 3, 8, 8)
-    assert list(of_coco(coco, holding="dog").captioned().captions) == [TEXTS[0], TEXTS[2]]
+    assert found.images.resized((8, 8)).shape == (3, 3, 8, 8)
+    assert list(of_coco(coco, caption_contains="dog").captioned().captions) == [TEXTS[0], TEXTS[2]]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
@@ -49,10 +49,10 @@ def test_a_table_may_hold_the_images_and_lists_of_captions(coco, tmp_path):
     images = pa.array([{"bytes": picture(k, k), "path": None} for k in range(3)], kind)
     texts = pa.array([[text, "another"] for text in TEXTS])
     pq.write_table(pa.table({"image": images, "caption": texts}), tmp_path / "pairs.parquet")
-    found = CaptionedImages(captions=str(tmp_path / "pairs.parquet"), images=None, holding="dog").captioned()
+    found = CaptionedImages(captions=str(tmp_path / "pairs.parquet"), images=None, caption_contains="dog").captioned()
     assert list(found.captions) == [TEXTS[0], TEXTS[2]]
-    files = of_coco(coco, holding="dog").captioned()
-    assert (found.images.at((8, 8))[:] == files.images.at((8, 8))[:]).all()
+    files = of_coco(coco, caption_contains="dog").captioned()
+    assert (found.images.resized((8, 8))[:] == files.images.resized((8, 8))[:]).all()
 
 
 def test_what_does_not_fit_is_said(coco, tmp_path):
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_said(coco, tmp_path):
         ({"images": None}, r"data\.images has no value"),
         ({"images": "/nowhere"}, r"data\.images=/nowhere is no folder"),
         ({"captions": str(tmp_path / "bad.json")}, r"is no file of COCO's captions \(KeyError: 'annotations'\)"),
-        ({"holding": "zebra"}, r"no image with a caption whose caption holds 'zebra'"),
+        ({"caption_contains": "zebra"}, r"no image with a caption whose caption holds 'zebra'"),
     ):
         with pytest.raises(ValueError, match=said):
             of_coco(coco, **changes).captioned()

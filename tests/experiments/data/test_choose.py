@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.data.concepts import BUCKETS, Concept, EmojiConcepts, choose
+from experiments.data.concepts import BUCKETS, Concept, EmojiConcepts, select_concepts
 from experiments.data.images import Images
 
 NAMES = ("camel", "padlock", "0", "1", "jalapeño", "1.5")
@@ -18,7 +18,7 @@ def concepts() -> list[Concept]:
 
 
 def names(wanted, buckets=BUCKETS) -> list[str]:
-    return [concept.name for concept in choose(concepts(), wanted, buckets, seed=0)]
+    return [concept.name for concept in select_concepts(concepts(), wanted, buckets, seed=0)]
 
 
 def test_names_numbers_and_all():
@@ -99,10 +99,10 @@ def emoji(**changes) -> EmojiConcepts:
 def test_the_embedded_drawings_have_a_size_of_their_own():
     source = emoji()
     concept = source.concepts()[0]
-    assert concept.at((64, 64)).references[:].shape == concept.references.shape == (3, 3, 64, 64)
+    assert concept.resized((64, 64)).references[:].shape == concept.references.shape == (3, 3, 64, 64)
     for images in (concept.references, source.real_images(), source.held_out()[concept.name]):
         with pytest.raises(ValueError, match=r"images have 64 x 64 pixels .*, the checkpoint's 512 x 512: choose"):
-            images.at((512, 512))
+            images.resized((512, 512))
 
 
 @pytest.mark.parametrize("prompt", ["a drawing of {}", "a drawing", "a {name}", "a {phrase", "{phrase} {style}"])

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from experiments.data import build_emoji
-from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, place, plain
-from experiments.data.emoji import AugmentedDrawings, Drawings, read_table
+from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, composite, no_augmentation
+from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, read_table
 
 CORPUS = "assets/emoji"
 
 
 @pytest.fixture(scope="module")
-def drawings() -> Drawings:
-    return Drawings(CORPUS, build_emoji.SPLITS)
+def drawings() -> EmojiImages:
+    return EmojiImages(CORPUS, build_emoji.SPLITS)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def captions() -> datasets.Dataset:
 def test_load_dataset_opens_the_corpus(tmp_path):
     split = datasets.load_dataset(CORPUS, "drawings", split="fid", cache_dir=str(tmp_path))
     assert split[0]["image"].size == (64, 64)
-    assert split[0]["license"] in {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
+    assert split[0]["licence"] in {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
 
 
 def test_every_concept_has_seven_designers_and_three_references(drawings):
@@ -155,13 +155,13 @@ def test_a_damaged_table_is_named(tmp_path):
 
 def test_augmentation_is_a_function_of_its_seed(drawings):
     image = drawings.images[0]
-    pictures = [np.asarray(place(image, Augmentation.from_seed(seed))) for seed in (7, 7, 8)]
+    pictures = [np.asarray(composite(image, Augmentation.from_seed(seed))) for seed in (7, 7, 8)]
     assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
     assert Counter(Augmentation.from_seed(s).background for s in range(AUGMENTATIONS)) == dict.fromkeys(BACKGROUNDS, 8)
 
 
 def test_plain_drawing_stands_in_the_middle_of_its_background(drawings):
-    picture = np.asarray(place(drawings.images[0], plain("pink")))
+    picture = np.asarray(composite(drawings.images[0], no_augmentation("pink")))
     border = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
     assert all((side == BACKGROUNDS["pink"]).all() for side in border)
 
@@ -170,11 +170,11 @@ def test_unknown_seed_and_missing_corpus_are_explained(tmp_path):
     with pytest.raises(ValueError, match="augmentation seed 48 is outside"):
         Augmentation.from_seed(48)
     with pytest.raises(ValueError, match=r"does not exist: point data\.folder"):
-        Drawings(tmp_path, ["corpus"])
+        EmojiImages(tmp_path, ["corpus"])
 
 
 def test_augmented_drawings_are_images_in_range(drawings):
-    data = AugmentedDrawings(drawings, augmentations=2)
+    data = AugmentedEmojiImages(drawings, augmentations=2)
     picture, concept = data[3]
     assert picture.shape == (3, 64, 64) and picture.min() >= 0 and picture.max() <= 1
     assert concept == drawings.rows[1]["concept_id"]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import folder as folder_module
-from experiments.data.concepts import with_references
+from experiments.data.concepts import limit_references
 from experiments.data.folder import FolderConcepts
 from experiments.data.scan import image_files, list_folder
 
@@ -61,10 +61,10 @@ def test_counts_from_every_format(root):
 
 
 def test_ranks_are_those_of_all_concepts_in_the_file(root):
-    phone, cat = source(root, by="rank", ranks=(1, 1, 1)).concepts()
+    phone, cat = source(root, bucket_by="rank", ranks=(1, 1, 1)).concepts()
     assert (phone.bucket, cat.bucket) == ("head", "tail")  # a concept without images lies between
     with pytest.raises(ValueError, match="do not add up to the 3 concepts"):
-        source(root, by="rank", ranks=(1, 0, 1)).concepts()
+        source(root, bucket_by="rank", ranks=(1, 0, 1)).concepts()
 
 
 def test_imagenet_folders_and_counts_by_any_key(root):
@@ -191,9 +191,9 @@ def test_bad_references_are_found_before_they_are_used(root):
     cut(root / "references" / "payphone" / "1.png")
     for count in (1, 2):
         with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
-            with_references(source(root).concepts(), count)
+            limit_references(source(root).concepts(), count)
     with pytest.raises(ValueError, match=r"task\.references=3, but 'payphone' has 2 reference images"):
-        with_references(source(root).concepts(), 3)
+        limit_references(source(root).concepts(), 3)
 
 
 def test_real_images_are_checked_at_the_call(root):
@@ -236,17 +236,17 @@ def test_missing_things_are_named(root):
 def test_images_take_the_size_of_the_model(root):
     unsized = source(root, size=None)
     for images in (unsized.concepts()[0].references, unsized.real_images(), unsized.held_out()["payphone"]):
-        assert images.at((16, 24))[0].shape == (3, 16, 24)
+        assert images.resized((16, 24))[0].shape == (3, 16, 24)
         with pytest.raises(ValueError, match="no size yet"):
             images[0]
-    assert unsized.concepts()[0].at((16, 24)).references.shape == (2, 3, 16, 24)
+    assert unsized.concepts()[0].resized((16, 24)).references.shape == (2, 3, 16, 24)
 
 
 def test_a_size_of_its_own_has_to_be_the_models(root):
     own = source(root, size=[16, 24]).concepts()[0]
-    assert own.references[0].shape == (3, 16, 24) and own.at((16, 24)).references.shape == (2, 3, 16, 24)
+    assert own.references[0].shape == (3, 16, 24) and own.resized((16, 24)).references.shape == (2, 3, 16, 24)
     with pytest.raises(ValueError, match=r"16 x 24 pixels .*, the checkpoint's 64 x 64: leave data\.source\.size out"):
-        own.at((64, 64))
+        own.resized((64, 64))
     with pytest.raises(ValueError, match=r"size=0"):
         source(root, size=0)
 
@@ -264,7 +264,7 @@ def test_only_the_references_that_are_used_are_read(root, monkeypatch):
     monkeypatch.setattr(folder_module, "read_image", counted)
     for k in range(2, 300):
         (root / "references" / "payphone" / f"{k}.png").hardlink_to(root / "references" / "payphone" / "0.png")
-    phone = with_references(source(root).concepts(), 1)[0]
+    phone = limit_references(source(root).concepts(), 1)[0]
     assert not read
     assert phone.key and phone.key == phone.key
     assert read == ["0.png"] and phone.references[:].shape == (1, 3, 16, 16)
@@ -287,7 +287,7 @@ def test_many_images_take_no_memory(root):
 
 def test_keys_follow_the_content(root):
     def keys(**changes) -> list[str]:
-        return [concept.key for concept in with_references(source(root, **changes).concepts(), 1)]
+        return [concept.key for concept in limit_references(source(root, **changes).concepts(), 1)]
 
     first = keys()
     Image.new("RGB", (40, 20), "green").save(root / "references" / "payphone" / "1.png")

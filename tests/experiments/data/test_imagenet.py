@@ -16,7 +16,7 @@ import pytest
 
 from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.data import parquet as tables
-from experiments.data.concepts import choose, with_references
+from experiments.data.concepts import limit_references, select_concepts
 from experiments.data.imagenet import ImageNetConcepts
 from experiments.data.images import UnreadableImage
 from experiments.data.splits import FolderSplit, TableSplit
@@ -46,20 +46,20 @@ def test_classes_have_names_prompts_counts_and_buckets(root):
     assert concepts[2].prompt == "a photo of a crane" and concepts[0].frequency == 20_000_000
     assert [c.bucket for c in concepts] == ["head", "head", "head", "tail"]
     assert [len(c.references) for c in concepts] == [6] * 4
-    assert [c.name for c in choose(concepts, "all", ["tail"], 0)] == ["toilet tissue"]
+    assert [c.name for c in select_concepts(concepts, "all", ["tail"], 0)] == ["toilet tissue"]
     assert source(root, prompt="{name} on a table").concepts()[0].prompt == "tench on a table"
 
 
 def test_both_forms_give_the_same_images_in_the_same_order(root):
-    first, other = (with_references(source(root, kind).concepts(), 4) for kind in ("tables", "folders"))
+    first, other = (limit_references(source(root, kind).concepts(), 4) for kind in ("tables", "folders"))
     for one, two in zip(first, other, strict=True):
         assert one.name == two.name
-        np.testing.assert_array_equal(one.at((16, 16)).references[:], two.at((16, 16)).references[:])
-    real = [source(root, kind).real_images().at((8, 8)) for kind in ("tables", "folders")]
+        np.testing.assert_array_equal(one.resized((16, 16)).references[:], two.resized((16, 16)).references[:])
+    real = [source(root, kind).real_images().resized((8, 8)) for kind in ("tables", "folders")]
     assert sorted(i.tobytes() for i in real[0]) == sorted(i.tobytes() for i in real[1]) and len(real[0]) == 12
-    drawn = [source(root, kind, real=5).real_images().at((8, 8)) for kind in ("tables", "folders")]
+    drawn = [source(root, kind, real=5).real_images().resized((8, 8)) for kind in ("tables", "folders")]
     assert sorted(i.tobytes() for i in drawn[0]) == sorted(i.tobytes() for i in drawn[1]) and len(drawn[0]) == 5
-    assert source(root).held_out()["tench"].at((8, 8)).shape == (3, 3, 8, 8)
+    assert source(root).held_out()["tench"].resized((8, 8)).shape == (3, 3, 8, 8)
 
 
 def test_the_order_depends_on_the_key_and_not_on_the_files(root, tmp_path):
@@ -67,10 +67,10 @@ def test_the_order_depends_on_the_key_and_not_on_the_files(root, tmp_path):
     shutil.copy(root / "counts.tsv", tmp_path)
 
     def pixels(folder, **changes):
-        return [c.at((8, 8)).references[:].tobytes() for c in source(folder, **changes).concepts()]
+        return [c.resized((8, 8)).references[:].tobytes() for c in source(folder, **changes).concepts()]
 
     assert pixels(root) == pixels(tmp_path)
-    assert pixels(root) != pixels(root, draw=1)
+    assert pixels(root) != pixels(root, shuffle_seed=1)
 
 
 def test_an_image_shows_its_class(root):
@@ -81,7 +81,7 @@ def test_an_image_shows_its_class(root):
         index = next(c.index for c in imagenet_classes() if c.name == concept.name)
         with Image.open(__import__("io").BytesIO(picture(index, 0, 20))) as file:
             color = np.asarray(file)[-1, 0].astype(int)
-        shown = concept.at((20, 20)).references[0][:, -1, 0].astype(int)
+        shown = concept.resized((20, 20)).references[0][:, -1, 0].astype(int)
         assert np.abs(shown - color).max() <= 4
 
 
@@ -90,7 +90,7 @@ def test_no_image_is_read_before_it_is_asked_for(root, kind, monkeypatch):
     read = []
     monkeypatch.setattr(tables, "read_bytes", lambda data, name, size: read.append(name) or np.zeros((3, *size)))
     monkeypatch.setattr("experiments.data.splits.read_image", lambda path, size: read.append(path) or np.zeros(1))
-    concepts = [c.at((8, 8)) for c in with_references(source(root, kind).concepts(), 2)]
+    concepts = [c.resized((8, 8)) for c in limit_references(source(root, kind).concepts(), 2)]
     assert len({c.key for c in concepts}) == 4 and source(root, kind).real_images() and not read
     _ = concepts[1].references[1]
     assert len(read) == 1
@@ -98,7 +98,7 @@ def test_no_image_is_read_before_it_is_asked_for(root, kind, monkeypatch):
 
 def test_keys_follow_what_the_files_say(root, tmp_path):
     def keys(folder, kind, size=(8, 8), **changes):
-        return [c.at(size).key for c in with_references(source(folder, kind, **changes).concepts(), 2)]
+        return [c.resized(size).key for c in limit_references(source(folder, kind, **changes).concepts(), 2)]
 
     for kind in ("tables", "folders"):
         assert keys(root, kind) == keys(root, kind) != keys(root, kind, (16, 16))
@@ -156,7 +156,7 @@ def test_a_damaged_image_is_named(root, tmp_path):
     pq.write_table(pa.table({"image": pa.array([data], kind), "label": [0]}), tmp_path / "bad.parquet")
     split = TableSplit([str(tmp_path / "bad.parquet")], 0)
     with pytest.raises(UnreadableImage, match=r"row 0 of .*bad\.parquet cannot be read as an image"):
-        split.read(split.of(0)[0], (8, 8))
+        split.read(split.of_class(0)[0], (8, 8))
 
 
 def test_tables_elsewhere_are_read_where_they_lie(root):
@@ -169,7 +169,7 @@ def test_tables_elsewhere_are_read_where_they_lie(root):
         memory.pipe(f"/imagenet/{file.name}", file.read_bytes())
     here, there = TableSplit(list(map(str, files)), 0), TableSplit([f"memory://imagenet/{f.name}" for f in files], 0)
     for index in CLASSES:
-        for one, two in zip(here.of(index), there.of(index), strict=True):
+        for one, two in zip(here.of_class(index), there.of_class(index), strict=True):
             assert here.identity(one) == there.identity(two)
             np.testing.assert_array_equal(here.read(one, (8, 8)), there.read(two, (8, 8)))
 
@@ -196,7 +196,7 @@ def measured(kind: str, folder: Path) -> dict[str, int]:
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     split = make()
-    items = split.all(None)
+    items = split.sample(None)
     gc.collect()
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()

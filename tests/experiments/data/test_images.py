@@ -168,8 +168,8 @@ def test_damaged_bytes_of_every_format_end_in_a_sentence(tmp_path):
         whole = path.read_bytes()
         for _ in range(40):
             damaged = bytearray(whole)
-            for place in generator.integers(len(damaged), size=3):
-                damaged[place] = generator.integers(256)
+            for composite in generator.integers(len(damaged), size=3):
+                damaged[composite] = generator.integers(256)
             path.write_bytes(damaged[: generator.integers(1, len(damaged) + 1)])
             try:
                 check_image(path)
@@ -201,7 +201,7 @@ def test_images_are_read_when_they_are_asked_for():
     unsized = Images(range(9), read)
     with pytest.raises(ValueError, match=r"no size yet.*data\.source\.size"):
         unsized[0]
-    images = unsized.at((2, 5)).first(4)
+    images = unsized.resized((2, 5)).head(4)
     assert len(images) == 4 and images.shape == (4, 3, 2, 5) and not asked
     assert images[1].shape == (3, 2, 5) and images[-1][0, 0, 0] == 3
     assert images[1:3].shape == (2, 3, 2, 5) and images[4:].shape == (0, 3, 2, 5)
@@ -219,18 +219,18 @@ def test_a_file_is_marked_unread_and_other_images_by_their_pixels(tmp_path):
 
     path = tmp_path / "a.png"
     path.write_bytes(b"1")
-    marks = {Images([path], read, size).mark(0) for size in ((2, 2), (2, 3))}
+    marks = {Images([path], read, size).file_stamp(0) for size in ((2, 2), (2, 3))}
     path.write_bytes(b"22")
-    marks.add(Images([path], read, (2, 2)).mark(0))
-    marks |= {Images([item], read, (2, 2)).mark(0) for item in (1, 1, 2)}
+    marks.add(Images([path], read, (2, 2)).file_stamp(0))
+    marks |= {Images([item], read, (2, 2)).file_stamp(0) for item in (1, 1, 2)}
     assert len(marks) == 5
 
 
 def test_a_size_of_ones_own_must_be_the_one_asked_for():
     images = Images([], read_image, (2, 5), "leave it out")
-    assert images.at((2, 5)).size == (2, 5)
+    assert images.resized((2, 5)).size == (2, 5)
     with pytest.raises(ValueError, match=r"images have 2 x 5 pixels .*, the checkpoint's 5 x 2: leave it out"):
-        images.at((5, 2))
+        images.resized((5, 2))
 
 
 @pytest.mark.parametrize("size", [0, -3, True, 2.5, "64", [64], [64, 0], [1, 2, 3], [64, None]])

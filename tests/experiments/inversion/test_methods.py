@@ -7,8 +7,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from experiments.data.backgrounds import plain
-from experiments.data.emoji import Drawings
+from experiments.data.backgrounds import no_augmentation
+from experiments.data.emoji import EmojiImages
 from rnri import ImplicitInverter, LatentDiffusion, RoundTripCorrected, check_schedule
 from rnri.methods import UniInv
 
@@ -34,9 +34,9 @@ def model():
 @pytest.fixture(scope="module")
 def errors(model):
     """Latent MSE ``[2]`` of each method's reconstruction in five steps, and its inversion."""
-    drawings = Drawings("assets/emoji", ["reference"])
+    drawings = EmojiImages("assets/emoji", ["reference"])
     chosen = drawings.rows[5:300:200]
-    images = torch.stack([torch.from_numpy(drawings.picture(row["image_id"], plain("white"))) for row in chosen])
+    images = torch.stack([torch.from_numpy(drawings.render(row["image_id"], no_augmentation("white"))) for row in chosen])
     prompts = [f"a drawing of {row['phrase']} on a white background" for row in chosen]
     z0, schedule, found = model.encode(images.float() / 255), model.schedule(5), {}
     for name in METHODS:

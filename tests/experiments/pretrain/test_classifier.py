@@ -60,11 +60,11 @@ def test_a_judge_of_ones_own_folders(root):
 
 
 def test_a_group_left_out_measures_the_judge_that_is_saved(root):
-    result = run(root, "task.left_out=[real]")
+    result = run(root, "task.excluded=[real]")
     assert set(result) >= {"real", "accuracy", "n", "steps"} and result["n"] == 6
     judge, images = load_classifier(root / "run" / "model"), LabeledFolders({"real": str(root / "real")})
     images.prepare(32)
-    unseen = images.pictures(["real"], changed=False)
+    unseen = images.dataset(["real"], augment=False)
     hits = [judge(unseen[k][0][None]).argmax().item() == unseen[k][1] for k in range(6)]
     assert result["real"] == pytest.approx(sum(hits) / 6, abs=1 / 6)  # half precision may turn one
 
@@ -72,7 +72,7 @@ def test_a_group_left_out_measures_the_judge_that_is_saved(root):
 def test_a_training_starts_from_the_weights_in_a_file_and_leaves_frozen_parts_alone(root):
     network = timm.create_model("resnet10t", num_classes=7)
     torch.save({f"other.{k}": tensor for k, tensor in enumerate(network.state_dict().values())}, root / "start.pth")
-    options = ["task.architecture=resnet10t", f"task.start={root}/start.pth", "task.frozen=[conv1,bn1,layer1]"]
+    options = ["task.architecture=resnet10t", f"task.init_from={root}/start.pth", "task.frozen=[conv1,bn1,layer1]"]
     run(root, *options)
     learned = load_classifier(root / "run" / "model").network.state_dict()
     for name, tensor in network.state_dict().items():
@@ -86,8 +86,8 @@ def test_a_training_starts_from_the_weights_in_a_file_and_leaves_frozen_parts_al
 def test_a_start_of_another_network_is_refused(root):
     network = timm.create_model("resnet10t", num_classes=7)
     torch.save(network.state_dict(), root / "start.pth")
-    assert "not in order the" in refused(root, f"task.start={root}/start.pth", "task.architecture=resnet18")
-    assert "cannot be read as weights" in refused(root, f"task.start={root}/none.pth")
+    assert "not in order the" in refused(root, f"task.init_from={root}/start.pth", "task.architecture=resnet18")
+    assert "cannot be read as weights" in refused(root, f"task.init_from={root}/none.pth")
     assert "task.frozen names 'conv2', no part of" in refused(root, "task.frozen=[conv2]")
 
 
@@ -99,14 +99,14 @@ def test_a_folder_more_and_a_size_of_its_own(root):
 
 
 def test_what_cannot_be_learned_is_said_before_the_training(root):
-    assert "task.left_out=['fid']: name some, but not all, of references, real" in refused(root, "task.left_out=[fid]")
-    assert "name some, but not all" in refused(root, "task.left_out=[references,real]")
+    assert "task.excluded=['fid']: name some, but not all, of references, real" in refused(root, "task.excluded=[fid]")
+    assert "name some, but not all" in refused(root, "task.excluded=[references,real]")
     assert "task.architecture='resnet1000'" in refused(root, "task.architecture=resnet1000")
     assert "task.image_size=32" in refused(root, "task.architecture=vit_tiny_patch16_224")
     (root / "real" / "owl").mkdir()
     assert "owl holds no images" in refused(root)
     Image.new("RGB", (9, 9)).save(root / "real" / "owl" / "0.png")
-    assert "leaves no image of 'owl' to learn from" in refused(root, "task.left_out=[real]")
+    assert "leaves no image of 'owl' to learn from" in refused(root, "task.excluded=[real]")
     (root / "real" / "owl" / "1.jpg").write_bytes(b"")
     assert "1.jpg cannot be read as an image" in refused(root)
     assert "not a folder" in refused(root, f"data.references={root}/nowhere")
@@ -122,8 +122,8 @@ def test_folders_without_labels_are_refused(root):
 def test_images_of_folders_are_seen_in_a_mirror_when_they_are_to_change(root):
     images = LabeledFolders({"a": str(root / "real")})
     images.prepare(16)
-    assert len(images.pictures(["a"], changed=False)) == 6 and images.pictures([], changed=True).labels == []
-    changed = images.pictures(["a"], changed=True)
+    assert len(images.dataset(["a"], augment=False)) == 6 and images.dataset([], augment=True).labels == []
+    changed = images.dataset(["a"], augment=True)
     assert len(changed) == 12
     (first, label), (mirrored, same) = changed[5], changed[11]
     assert label == same == 2 and first.shape == (3, 16, 16) and 0 <= first.min() <= first.max() <= 1
@@ -131,10 +131,10 @@ def test_images_of_folders_are_seen_in_a_mirror_when_they_are_to_change(root):
 
 
 def test_drawings_are_left_out_by_split():
-    images = LabeledEmoji("assets/emoji", by="split")
+    images = LabeledEmoji("assets/emoji", group_by="split")
     images.prepare(64)
-    assert images.groups == ["corpus", "fid", "reference"] and not images.lacking(["corpus"])
-    counts = [len(images.pictures([group], changed=False)) for group in images.groups]
+    assert images.groups == ["corpus", "fid", "reference"] and not images.missing_labels(["corpus"])
+    counts = [len(images.dataset([group], augment=False)) for group in images.groups]
     assert counts[2] == 960 and sum(counts) == 2714
 
 
@@ -142,9 +142,9 @@ def test_drawings_are_left_out_by_designer():
     images = LabeledEmoji("assets/emoji")
     images.prepare(64)
     assert len(images.labels) == 320 and len(images.groups) == 9
-    assert not images.lacking(images.groups) and images.lacking(["fxemoji"])
-    own = len(images.pictures(["twemoji"], changed=False))
-    assert 0 < own <= 320 and len(images.pictures(["twemoji"], changed=True)) == 48 * own
+    assert not images.missing_labels(images.groups) and images.missing_labels(["fxemoji"])
+    own = len(images.dataset(["twemoji"], augment=False))
+    assert 0 < own <= 320 and len(images.dataset(["twemoji"], augment=True)) == 48 * own
 
 
 @pytest.mark.parametrize("training", TRAININGS)
@@ -172,9 +172,9 @@ def test_a_model_that_cannot_be_written_is_found_before_the_training(what, tmp_p
 @pytest.mark.parametrize(
     ("what", "key", "message"),
     [
-        ("autoencoder", "task.start", "AutoencoderKL"),
+        ("autoencoder", "task.init_from", "AutoencoderKL"),
         ("denoiser", "task.vae", "AutoencoderKL"),
-        ("denoiser", "task.start", "StableDiffusionPipeline"),
+        ("denoiser", "task.init_from", "StableDiffusionPipeline"),
     ],
 )
 def test_a_model_to_go_on_from_is_loaded_before_the_training(what, key, message, tmp_path):

@@ -18,25 +18,32 @@ from safetensors.torch import load_file
 
 import train
 from experiments.pretrain.denoiser import build_scheduler, build_text_encoder, build_tokenizer
-from experiments.pretrain.distillation import Kept, text_states
+from experiments.pretrain.distillation import ReplayBuffer, text_states
 from experiments.pretrain.flow import (
     WITHOUT_T5,
-    OneForMany,
+    MergedPaddingAttention,
     Velocity,
     build_transformer,
     clip_states,
-    images_of,
     processor,
+    sample_images,
 )
 from experiments.pretrain.flow import Teacher as FlowTeacher
 from experiments.pretrain.flow import build_text_encoder as build_sd3_encoder
-from experiments.pretrain.lcm import Teacher, boundary, build_lcm_scheduler, levels, save_lora, timesteps_drawn
+from experiments.pretrain.lcm import (
+    Teacher,
+    alpha_sigma,
+    boundary_scalings,
+    build_lcm_scheduler,
+    save_lora,
+    timesteps_drawn,
+)
 from experiments.pretrain.low_rank import LowRank
 from tests.experiments.pretrain.configured import configured
 
 CONCEPTS = 12
-TINY = ["task.prompts=[a camel]", "task.pictures=6", "task.judge.samples=1"]
-TINY_FLOW = ["task.width=24", "task.heads=2", "task.layers=2", "task.hint=up_blocks.0.resnets.0"]
+TINY = ["task.prompts=[a camel]", "task.max_images=6", "task.accuracy_probe.samples=1"]
+TINY_FLOW = ["task.width=24", "task.heads=2", "task.layers=2", "task.hint_layer=up_blocks.0.resnets.0"]
 
 
 @pytest.fixture(scope="module")
@@ -104,26 +111,26 @@ def trained(low_rank):
 
 def test_a_new_difference_changes_nothing_and_a_saved_lora_is_what_diffusers_applies(pipeline, tmp_path):
     z, t, text = torch.randn(2, 4, 16, 16), torch.tensor([19, 999]), text_states(pipeline, ["a camel", "a drawing"])
-    plain = pipeline.unet(z, t, text).sample
+    no_augmentation = pipeline.unet(z, t, text).sample
     low_rank = LowRank(pipeline.unet, 4)
-    torch.testing.assert_close(low_rank.run(low_rank.weights(), z, t, text), plain)
+    torch.testing.assert_close(low_rank.run(low_rank.weights(), z, t, text), no_augmentation)
     changed = trained(low_rank).run(low_rank.weights(), z, t, text)
-    assert (changed - plain).abs().mean() > 0.01
+    assert (changed - no_augmentation).abs().mean() > 0.01
     save_lora(low_rank, pipeline, tmp_path)
     pipeline.load_lora_weights(tmp_path)
     torch.testing.assert_close(pipeline.unet(z, t, text).sample, changed, atol=2e-3, rtol=2e-2)  # half precision
 
 
 def test_a_saved_lora_is_loaded_again_and_one_of_another_rank_is_refused(pipeline, tmp_path):
-    saved = trained(LowRank(pipeline.unet, 4))
-    save_lora(saved, pipeline, tmp_path)
+    load_pretrained = trained(LowRank(pipeline.unet, 4))
+    save_lora(load_pretrained, pipeline, tmp_path)
     again = LowRank(pipeline.unet, 4)
     again.load(str(tmp_path))
-    for a, b in zip(saved.parameters(), again.parameters(), strict=True):
+    for a, b in zip(load_pretrained.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match=r"task\.start='.*' is no folder of a LoRA of this model and rank"):
+    with pytest.raises(ValueError, match=r"task\.init_from='.*' is no folder of a LoRA of this model and rank"):
         LowRank(pipeline.unet, 3).load(str(tmp_path))
-    with pytest.raises(ValueError, match=r"task\.start='nowhere' is no folder of a LoRA"):
+    with pytest.raises(ValueError, match=r"task\.init_from='nowhere' is no folder of a LoRA"):
         again.load("nowhere")
 
 
@@ -160,7 +167,7 @@ def test_the_walk_ends_at_the_clean_latent_where_the_consistency_function_is_the
     assert s.tolist() == [0] and not torch.equal(first, z)
     rest, _ = teacher.walk(first, s, text_states(pipeline, ["a camel"]))
     torch.testing.assert_close(rest, first)  # nowhere left to go
-    skip, out = boundary(s)
+    skip, out = boundary_scalings(s)
     assert (skip.item(), out.item()) == (1.0, 0.0)
 
 
@@ -179,7 +186,7 @@ def test_the_lcm_scheduler_has_the_noise_levels_of_the_base(pipeline):
 
 
 def test_kept_rows_stay_together_and_the_oldest_go():
-    kept = Kept(4)
+    kept = ReplayBuffer(4)
     for k in range(3):
         kept.add(torch.full((2, 1), k), torch.full((2,), 10 * k))
     first, second = kept.draw(4)
@@ -204,7 +211,7 @@ def test_distillation_saves_a_lora_for_plain_diffusers_and_goes_on(corpus, base,
     images = pipe("a camel", num_inference_steps=2, guidance_scale=1.0, output_type="pt").images
     assert images.shape == (1, 3, 64, 64)
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    pretrain("lcm", corpus, base, tmp_path, "task.rank=2", "task.judge=null", steps=3)
+    pretrain("lcm", corpus, base, tmp_path, "task.rank=2", "task.accuracy_probe=null", steps=3)
     state = torch.load(checkpoint, weights_only=False)
     assert state["global_step"] == 3 and not any("unet" in name for name in state["state_dict"])
 
@@ -212,7 +219,7 @@ def test_distillation_saves_a_lora_for_plain_diffusers_and_goes_on(corpus, base,
 def test_distillation_without_a_rate_leaves_a_saved_lora_as_it_is(corpus, base, pipeline, tmp_path):
     start = tmp_path / "start"
     save_lora(trained(LowRank(pipeline.unet, 2)), pipeline, start)
-    options = ("task.rank=2", f"task.start={start}", "task.lr=0", "task.judge=null")
+    options = ("task.rank=2", f"task.init_from={start}", "task.lr=0", "task.accuracy_probe=null")
     pretrain("lcm", corpus, base, tmp_path, *options, steps=1)
     before, after = (load_file(f / "pytorch_lora_weights.safetensors") for f in (start, tmp_path / "run" / "model"))
     assert before.keys() == after.keys()
@@ -250,7 +257,7 @@ def test_one_token_stands_for_many_zeros(pipeline, zeros):
     with torch.no_grad():
         text = torch.cat([states[captions], torch.zeros(2, zeros, 32)], 1)
         whole = transformer(x, text, pooled[captions], sigma * 1000).sample
-        with processor(transformer, OneForMany()):
+        with processor(transformer, MergedPaddingAttention()):
             short = Velocity(transformer, states, pooled)(x, sigma, captions, torch.full((2,), zeros))
     assert whole.std() > 0.1
     torch.testing.assert_close(short, whole, atol=1e-4, rtol=1e-4)
@@ -313,16 +320,16 @@ def test_flow_is_a_complete_sd3_pipeline_and_samples_as_its_training_does(corpus
     seeds = torch.randn(2, 4, 16, 16)
     prompts = ["a camel", "a drawing of a camel"]
     images = pipe(prompts, num_inference_steps=3, guidance_scale=2.0, latents=seeds, output_type="pt").images
-    with processor(pipe.transformer, OneForMany()):
-        ours = images_of(without, prompts, seeds, 3, 2.0)
+    with processor(pipe.transformer, MergedPaddingAttention()):
+        ours = sample_images(without, prompts, seeds, 3, 2.0)
     torch.testing.assert_close(ours, images, atol=2e-3, rtol=0)
 
 
 def test_flow_learns_from_the_data_alone_and_from_a_start(corpus, base, tmp_path):
-    options = ("task.teacher=null", "task.judge=null", *TINY_FLOW)
+    options = ("task.teacher=null", "task.accuracy_probe=null", *TINY_FLOW)
     pretrain("flow", corpus, base, tmp_path / "first", *options)
     start = tmp_path / "first" / "run" / "model"
-    pretrain("flow", corpus, base, tmp_path / "second", *options, f"task.start={start}", "task.lr=0", steps=1)
+    pretrain("flow", corpus, base, tmp_path / "second", *options, f"task.init_from={start}", "task.lr=0", steps=1)
     first, second = (
         DiffusionPipeline.from_pretrained(p, **WITHOUT_T5) for p in (start, tmp_path / "second" / "run" / "model")
     )
@@ -335,8 +342,8 @@ def test_flow_learns_from_the_data_alone_and_from_a_start(corpus, base, tmp_path
     ("override", "said"),
     [
         ("task.width=25", r"task\.width=25 is no multiple of task\.heads=2"),
-        ("task.hint=nothing", r"task\.hint='nothing' is no layer of the teacher's UNet"),
-        ("task.hint=conv_in", r"task\.hint='conv_in' has a map of 256 places, the transformer 64 tokens"),
+        ("task.hint_layer=nothing", r"task\.hint_layer='nothing' is no layer of the teacher's UNet"),
+        ("task.hint_layer=conv_in", r"task\.hint_layer='conv_in' has a map of 256 places, the transformer 64 tokens"),
         ("task.teacher=nowhere", r"task\.teacher='nowhere' is no folder of StableDiffusionPipeline"),
     ],
 )
@@ -346,7 +353,7 @@ def test_wrong_settings_are_named_before_a_flow_training(corpus, base, tmp_path,
 
 
 def test_levels_are_signal_and_noise():
-    alpha, sigma = levels(torch.tensor([1.0, 0.36], dtype=torch.float64), torch.tensor([0, 1]))
+    alpha, sigma = alpha_sigma(torch.tensor([1.0, 0.36], dtype=torch.float64), torch.tensor([0, 1]))
     torch.testing.assert_close(alpha.flatten(), torch.tensor([1.0, 0.6]))
     torch.testing.assert_close(sigma.flatten(), torch.tensor([0.0, 0.8]))
 
