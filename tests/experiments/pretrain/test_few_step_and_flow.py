@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import train
 from experiments.pretrain.denoiser import build_scheduler, build_text_encoder, build_tokenizer
 from experiments.pretrain.distillation import ReplayBuffer, text_states
-from experiments.pretrain.flow import (
+from experiments.pretrain.flow_model import (
     WITHOUT_T5,
     MergedPaddingAttention,
     Velocity,
@@ -28,8 +28,8 @@ from experiments.pretrain.flow import (
     processor,
     sample_images,
 )
-from experiments.pretrain.flow import Teacher as FlowTeacher
-from experiments.pretrain.flow import build_text_encoder as build_sd3_encoder
+from experiments.pretrain.flow_distillation import Teacher as FlowTeacher
+from experiments.pretrain.flow_model import build_text_encoder as build_sd3_encoder
 from experiments.pretrain.lcm import (
     Teacher,
     alpha_sigma,
