@@ -1,4 +1,4 @@
-"""Image and text features of a CLIP model, differentiable in the image."""
+"""Image and text features of a CLIP model, differentiable with respect to the image."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from rnri.validation import Dtype, NonEmptyStr
 
 
 class ClipFeatures:
-    """Unit-length features ``[B, D]`` of any ``transformers`` CLIP.
+    """Unit-length features ``[B,D]`` of any ``transformers`` CLIP model.
 
-    Preprocessing is done on tensors, because image processors break the gradient: bicubic resize of the shorter
-    side, center crop, and the checkpoint's own mean and standard deviation.
+    Images are preprocessed as tensors, because image processors are not differentiable: bicubic resize of the shorter
+    side, center crop, normalization.
+
+    Args:
+        model: the CLIP model; it is frozen and put into evaluation mode.
+        tokenizer: its tokenizer.
+        mean, std: normalization of the three channels.
     """
 
     def __init__(
-        self, model: CLIPModel, tokenizer: object, mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        self,
+        model: CLIPModel,
+        tokenizer: object,
+        mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.size: int = model.config.vision_config.image_size
@@ -40,15 +48,19 @@ class ClipFeatures:
         dtype: torch.dtype | Dtype,
         local_files_only: bool = False,
     ) -> ClipFeatures:
-        """Loads a local folder or a hub id. ValueError, in one sentence, for a folder without a CLIP model."""
+        """Load a CLIP model from a local folder or the Hub.
+
+        Raises:
+            ValueError: ``path`` has no CLIP model, or it cannot be loaded.
+        """
         if local_files_only and not (Path(path) / "config.json").is_file():
             raise ValueError(
-                f"{path} holds no CLIP model (config.json is missing): name a folder made by save_pretrained."
+                f"{path} has no CLIP model (config.json is missing): pass a folder written by save_pretrained."
             )
         try:
-            kind = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
-            if kind != "clip":  # transformers would load it as a CLIP with random weights
-                raise ValueError(f"its config.json is of a {kind!r} model, not of a whole 'clip' one.")
+            model_type = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
+            if model_type != "clip":  # transformers would load it as a CLIP with random weights
+                raise ValueError(f"model_type in config.json is {model_type!r}, must be 'clip'.")
             model = CLIPModel.from_pretrained(path, dtype=dtype, local_files_only=local_files_only)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
             processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
@@ -57,14 +69,14 @@ class ClipFeatures:
         return cls(model.to(device), tokenizer, processor.image_mean, processor.image_std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of ``images [B, 3, H, W]`` in [0, 1]."""
+        """Features ``[B,D]`` of ``images [B,3,H,W]`` in [0, 1]."""
         pixels = (self._resize(images.float()) - self.mean) / self.std
         output = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
         return F.normalize(output.pooler_output.float(), dim=-1)
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Features of prompts, in the same space."""
+        """Features ``[B,D]`` of B prompts, in the same space."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"

@@ -1,4 +1,4 @@
-"""The books of an optimization whose samples leave one by one."""
+"""The result of an optimization of seeds, and the tracker that records it. Each sample stops on its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Selection:
-    """The best seed of each of B samples and how it was found, in K iterations at most.
+    """The best seed of each of B samples and the history of its optimization, over at most K iterations.
 
     Attributes:
-        seed: ``[B, C, h, w]``; its loss was evaluated, and is never above that of the seed it started from.
-        latent: ``[B, C, h, w]``, the clean latent that the seed leads to.
-        loss, initial_loss: ``float64 [B]``.
-        trace: ``float64 [K + 1, B]``, the loss after each update (row 0: before any), NaN once a sample has left.
-        iterations: ``int64 [B]``, updates made.
-        converged: ``bool [B]``, left because the loss no longer fell.
-        seconds: ``float64 [B]``, wall time until the sample left; the samples at work share an iteration's time.
-        forwards, backwards: ``int64 [B]``, samplings that were run, and how many of them were differentiated.
+        seed: the best seed ``[B,C,h,w]``; its loss is never above that of the initial seed.
+        latent: the clean latent generated from ``seed``, ``[B,C,h,w]``.
+        loss: loss of ``seed``, float64 ``[B]``.
+        initial_loss: loss of the initial seed, float64 ``[B]``.
+        trace: loss after each update, float64 ``[K+1,B]``; row 0 is before any update, NaN after a sample has stopped.
+        iterations: number of updates, int64 ``[B]``.
+        converged: True where a sample stopped because its loss no longer fell, bool ``[B]``.
+        seconds: wall time until the sample stopped, float64 ``[B]``; active samples share the time of an iteration.
+        forwards: number of sampling runs, int64 ``[B]``.
+        backwards: number of sampling runs that were differentiated, int64 ``[B]``.
     """
 
     seed: Tensor
@@ -35,8 +37,8 @@ class Selection:
     forwards: Tensor
     backwards: Tensor
 
-    def then(self, later: Selection) -> Selection:
-        """What ``later``, which went on from these seeds, has come to, with the losses, time and cost of both."""
+    def merge(self, later: Selection) -> Selection:
+        """Merge with a ``later`` run that continued from these seeds: traces concatenated, times and counts summed."""
         return replace(
             later,
             initial_loss=self.initial_loss,
@@ -47,47 +49,72 @@ class Selection:
         )
 
 
-class Book:
-    """Losses, times, best seeds and their latents. All but seeds and latents is kept on the CPU, where float64 is."""
+class BestSeedTracker:
+    """Records losses, times and the best seed and latent of each sample.
 
-    def __init__(self, seeds: Tensor, iterations: int, patience: int, improvement: float) -> None:
+    Seeds and latents stay on their device; everything else is on the CPU, because some devices have no float64.
+
+    Args:
+        seeds: initial seeds ``[B,C,h,w]``.
+        iterations: the maximum number of updates K.
+        patience, improvement: a sample has converged when its best loss fell by less than the fraction ``improvement``
+            over the last ``patience`` iterations; ``patience=0`` disables the check.
+    """
+
+    def __init__(self, seeds: Tensor, iterations: int, patience: int = 0, improvement: float = 0.0) -> None:
         batch = len(seeds)
-        self.patience, self.improvement = patience, improvement
-        self.seed, self.latent = seeds.clone(), torch.full_like(seeds, torch.nan)
+        self.patience = patience
+        self.improvement = improvement
+        self.seed = seeds.clone()
+        self.latent = torch.full_like(seeds, torch.nan)
         self.best = torch.full((batch,), torch.inf, dtype=torch.float64)
         self.trace = torch.full((iterations + 1, batch), torch.nan, dtype=torch.float64)
-        self.history = self.trace.clone()  # best so far
+        self.best_trace = self.trace.clone()
         self.iterations = torch.zeros(batch, dtype=torch.int64)
         self.converged = torch.zeros(batch, dtype=torch.bool)
         self.seconds = torch.zeros(batch, dtype=torch.float64)
-        self.forwards, self.backwards = torch.zeros_like(self.iterations), torch.zeros_like(self.iterations)
-        self.clock = time.perf_counter()
+        self.forwards = torch.zeros_like(self.iterations)
+        self.backwards = torch.zeros_like(self.iterations)
+        self.last_time = time.perf_counter()
 
     def record(
-        self, k: int, rows: Tensor, z: Tensor, latent: Tensor, loss: Tensor, *, differentiated: bool = False
+        self, k: int, rows: Tensor, seeds: Tensor, latent: Tensor, loss: Tensor, *, differentiated: bool = False
     ) -> Tensor:
-        """Books iteration ``k`` of the samples ``rows``; True for those that go on."""
-        loss = loss.cpu().double()  # waits for the device, so that the clock has seen its work
+        """Record iteration ``k`` of the samples ``rows [b]``; return which of them continue, bool ``[b]``.
+
+        A sample stops when its loss is not finite or when it has converged.
+        """
+        loss = loss.cpu().double()  # synchronizes with the device, so that the time includes its work
         now = time.perf_counter()
-        self.seconds[rows] += (now - self.clock) / len(rows)
-        self.clock = now
+        self.seconds[rows] += (now - self.last_time) / len(rows)
+        self.last_time = now
         self.trace[k, rows] = loss
-        self.iterations[rows] = self.backwards[rows]  # each derivative so far made an update
+        self.iterations[rows] = self.backwards[rows]  # every earlier gradient was followed by an update
         self.forwards[rows] += 1
         self.backwards[rows] += differentiated
         better = loss < self.best[rows]  # False for NaN
-        self.seed[rows[better]], self.latent[rows[better]] = z[better], latent[better].to(self.latent.dtype)
+        self.seed[rows[better]] = seeds[better]
+        self.latent[rows[better]] = latent[better].to(self.latent.dtype)
         self.best[rows[better]] = loss[better]
-        self.history[k, rows] = self.best[rows]
-        going = torch.isfinite(loss)
+        self.best_trace[k, rows] = self.best[rows]
+        active = torch.isfinite(loss)
         if self.patience and k >= self.patience:
-            settled = self.best[rows] > (1 - self.improvement) * self.history[k - self.patience, rows]
-            self.converged[rows[settled & going]] = True
-            going &= ~settled
-        return going
+            stalled = self.best[rows] > (1 - self.improvement) * self.best_trace[k - self.patience, rows]
+            self.converged[rows[stalled & active]] = True
+            active &= ~stalled
+        return active
 
     def selection(self) -> Selection:
+        """The result so far. Its tensors are shared with the tracker, not copied."""
         return Selection(
-            self.seed, self.latent, self.best, self.trace[0], self.trace, self.iterations, self.converged, self.seconds,
-            self.forwards, self.backwards,
-        )  # fmt: skip
+            seed=self.seed,
+            latent=self.latent,
+            loss=self.best,
+            initial_loss=self.trace[0],
+            trace=self.trace,
+            iterations=self.iterations,
+            converged=self.converged,
+            seconds=self.seconds,
+            forwards=self.forwards,
+            backwards=self.backwards,
+        )

@@ -1,4 +1,4 @@
-"""SeedSelect's two losses (Samuel et al. 2024, "Generating images of rare concepts"), one value a sample."""
+"""The two losses of SeedSelect (Samuel et al. 2024, "Generating images of rare concepts"), one value per sample."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ def semantic_loss(
     latents: Sequence[Tensor],
     target: Tensor,
     weights: Sequence[float],
+    *,
     decode: Callable[[Tensor], Tensor],
     features: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """``sum_k w_k (1 - cos(features(decode(z_k)), target))``: ``[B]``.
+    """Return ``sum_k w_k (1 - cos(features(decode(z_k)), target))``, ``[B]``.
 
     Args:
-        latents: the last latents of sampling, ``[B, C, h, w]`` each, cleanest last.
-        target: mean feature of the reference images, ``[B, D]``.
-        weights: one for each of ``latents``.
-        decode, features: latents to images, images to features of unit length.
+        latents: the last latents ``z_k`` of sampling, each ``[B,C,h,w]``, cleanest last.
+        target: mean feature of the reference images, ``[B,D]``.
+        weights: the weights ``w_k``, one per entry of ``latents``.
+        decode: maps latents to images.
+        features: maps images to unit-length features.
     """
     unit = target / target.norm(dim=-1, keepdim=True)
     losses = [w * (1 - (features(decode(z)) * unit).sum(-1)) for w, z in zip(weights, latents, strict=True)]
@@ -28,5 +30,5 @@ def semantic_loss(
 
 
 def appearance_loss(latent: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of the clean latent to the references' mean latent: ``[B]``."""
+    """Mean squared error between the clean latents and the mean latents of the references, ``[B]``."""
     return (latent - target).square().flatten(1).mean(1)

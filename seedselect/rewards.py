@@ -1,14 +1,15 @@
-"""What an optimization of seeds may ask for: rewards of images, latents or seeds, one value a sample.
+"""Rewards that a seed can be optimized for.
 
-A reward is any function of :class:`Made` that gives ``[B]``, the larger the better, differentiable in the seeds. Those
-below are made of simpler ones by :func:`of_images`, :func:`of_latents` and :func:`of_seeds`.
+A reward is any function that maps a :class:`~seedselect.problem.Generation` to one value per sample ``[B]``. Larger is
+better, and the reward must be differentiable with respect to the seeds. :class:`ImageReward`, :class:`LatentReward` and
+:class:`SeedReward` build a reward from a function of images, clean latents or seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 from torch import Tensor
 
@@ -16,146 +17,104 @@ import rnri.validation
 from rnri.validation import Dtype, NonEmptyStr
 from seedselect.features import ClipFeatures
 from seedselect.losses import appearance_loss, semantic_loss
+from seedselect.problem import Generation
+
+Reward = Callable[[Generation], Tensor]
+"""One value per sample, ``[B]``; larger is better."""
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What each sample shall come to resemble.
+class ImageReward:
+    """The reward ``function(images)``, for images ``[B,3,H,W]`` in [0, 1]."""
 
-    Attributes:
-        features: mean reference feature ``[B, D]``.
-        latent: mean latent of the references ``[B, C, h, w]``.
-        text: feature of the prompt in the space of ``features``, ``[B, D]``; None where no reward asks for it.
-        prompts: B prompts, for rewards with networks of their own.
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, generation: Generation) -> Tensor:
+        return self.function(generation.images)
+
+
+@dataclass(frozen=True)
+class LatentReward:
+    """The reward ``function(latents)``, for clean latents ``[B,C,h,w]``."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, generation: Generation) -> Tensor:
+        return self.function(generation.latents[-1])
+
+
+@dataclass(frozen=True)
+class SeedReward:
+    """The reward ``function(seeds)``, for seeds ``[B,C,h,w]``."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, generation: Generation) -> Tensor:
+        return self.function(generation.seeds)
+
+
+@dataclass(frozen=True)
+class Negated:
+    """Minus ``function``: turns a penalty into a reward.
+
+    ``SeedReward(Negated(nao.norm_penalty))`` is the regularizer of ReNO (Eyring et al. 2024) up to a constant.
     """
 
-    features: Tensor
-    latent: Tensor
-    text: Tensor | None = None
-    prompts: Sequence[str] | None = None
+    function: Callable[[Tensor], Tensor]
 
-    def select(self, rows: Tensor) -> Targets:
-        return Targets(
-            self.features[rows],
-            self.latent[rows],
-            None if self.text is None else self.text[rows],
-            None if self.prompts is None else [self.prompts[k] for k in rows.tolist()],
-        )
+    def __call__(self, values: Tensor) -> Tensor:
+        return -self.function(values)
 
 
-class Made:
-    """What B seeds have led to. Images are decoded when a reward first asks for them, and once.
+def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0,)) -> Tensor:
+    """Minus SeedSelect's semantic loss, over the last ``len(step_weights)`` latents, ``[B]``."""
+    latents = generation.latents[-len(step_weights) :]
+    target = generation.targets.features
+    return -semantic_loss(latents, target, step_weights, decode=generation.decode, features=generation.features)
 
-    Attributes:
-        seeds: ``[B, C, h, w]``.
-        latents: the last of sampling, ``[B, C, h, w]`` each, cleanest last.
-        targets: of the B samples.
-        decode, features: latents to images in [0, 1], images to features of unit length.
+
+def appearance_reward(generation: Generation) -> Tensor:
+    """Minus SeedSelect's appearance loss, ``[B]``."""
+    return -appearance_loss(generation.latents[-1], generation.targets.latent)
+
+
+def text_similarity(generation: Generation) -> Tensor:
+    """Cosine similarity in [-1, 1] of the image features and the prompt features, ``[B]``; uses no references.
+
+    Raises:
+        ValueError: ``Targets.text`` is missing.
     """
-
-    def __init__(
-        self,
-        seeds: Tensor,
-        latents: Sequence[Tensor],
-        targets: Targets,
-        decode: Callable[[Tensor], Tensor],
-        features: Callable[[Tensor], Tensor],
-    ) -> None:
-        self.seeds, self.latents, self.targets = seeds, latents, targets
-        self.decode, self.features = decode, features
-        self._images: Tensor | None = None
-
-    @property
-    def images(self) -> Tensor:
-        """``[B, 3, H, W]`` of the clean latents."""
-        if self._images is None:
-            self._images = self.decode(self.latents[-1])
-        return self._images
-
-
-Reward = Callable[[Made], Tensor]
-"""One value a sample, ``[B]``, the larger the better."""
-
-
-def of_images(reward: Callable[[Tensor], Tensor]) -> Reward:
-    """A reward of a function of images ``[B, 3, H, W]`` in [0, 1]."""
-    return partial(_of_images, reward)
-
-
-def of_latents(reward: Callable[[Tensor], Tensor]) -> Reward:
-    """A reward of a function of clean latents ``[B, C, h, w]``."""
-    return partial(_of_latents, reward)
-
-
-def of_seeds(reward: Callable[[Tensor], Tensor]) -> Reward:
-    """A reward of a function of seeds ``[B, C, h, w]``."""
-    return partial(_of_seeds, reward)
-
-
-def _of_images(reward: Callable[[Tensor], Tensor], made: Made) -> Tensor:
-    return reward(made.images)
-
-
-def _of_latents(reward: Callable[[Tensor], Tensor], made: Made) -> Tensor:
-    return reward(made.latents[-1])
-
-
-def _of_seeds(reward: Callable[[Tensor], Tensor], made: Made) -> Tensor:
-    return reward(made.seeds)
-
-
-def negative(penalty: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A penalty as a reward, such as ``of_seeds(negative(nao.norm_penalty))``: ReNO's regularizer, in float64."""
-    return partial(_negative, penalty)
-
-
-def _negative(penalty: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    return -penalty(values)
-
-
-def likeness(made: Made, step_weights: Sequence[float] = (1.0,)) -> Tensor:
-    """SeedSelect's semantic loss as a reward: the images' features beside the references'."""
-    latents = made.latents[-len(step_weights) :]
-    return -semantic_loss(latents, made.targets.features, step_weights, made.decode, made.features)
-
-
-def appearance(made: Made) -> Tensor:
-    """SeedSelect's appearance loss as a reward: the clean latent beside the references'."""
-    return -appearance_loss(made.latents[-1], made.targets.latent)
-
-
-def text_similarity(made: Made) -> Tensor:
-    """Cosine of the images' features and the prompts', in [-1, 1]. It needs no references."""
-    if made.targets.text is None:
+    if generation.targets.text is None:
         raise ValueError(
-            "text_similarity needs Targets(text=...): the features of the prompts, such as clip.text gives."
+            "text_similarity needs Targets(text=...): pass the features of the prompts, such as clip.text(prompts)."
         )
-    return (made.features(made.images) * made.targets.text).sum(-1)
+    return (generation.features(generation.images) * generation.targets.text).sum(-1)
 
 
 @rnri.validation.dataclass(frozen=True)
 class ClipReward:
-    """Cosine of images and prompts under a reward model of its own: any of ``transformers`` of CLIP's kind, by path.
+    """Cosine similarity of images and prompts under a separate CLIP-like reward model, such as PickScore or HPSv2.
 
-    PickScore and HPSv2 in transformers' form are of this kind. The model is loaded when it is first asked.
+    The model must be loadable as a CLIP model by ``transformers``. It is loaded on the first call.
 
     Args:
-        path: a local folder or a hub id.
-        dtype: of its weights.
-        local_files_only: never download.
+        path: local folder or Hub id.
+        dtype: dtype of the weights.
+        local_files_only: do not download.
     """
 
     path: NonEmptyStr
     dtype: Dtype = "float32"
     local_files_only: bool = False
 
-    def __call__(self, made: Made) -> Tensor:
-        if made.targets.prompts is None:
-            raise ValueError(f"the reward of {self.path} needs Targets(prompts=...): one prompt a sample.")
-        model = _loaded(self.path, self.dtype, self.local_files_only, str(made.seeds.device))
-        return (model(made.images) * model.text(made.targets.prompts)).sum(-1)
+    def __call__(self, generation: Generation) -> Tensor:
+        prompts = generation.targets.prompts
+        if prompts is None:
+            raise ValueError(f"ClipReward({self.path}) needs Targets(prompts=...): pass one prompt per sample.")
+        model = _load_clip(self.path, self.dtype, self.local_files_only, str(generation.seeds.device))
+        return (model(generation.images) * model.text(prompts)).sum(-1)
 
 
 @cache
-def _loaded(path: str, dtype: str, local_files_only: bool, device: str) -> ClipFeatures:
+def _load_clip(path: str, dtype: str, local_files_only: bool, device: str) -> ClipFeatures:
     return ClipFeatures.from_pretrained(path, device=device, dtype=dtype, local_files_only=local_files_only)

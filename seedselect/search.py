@@ -1,31 +1,31 @@
-"""Choosing seeds by the same loss without a gradient: the best of N, and a search among neighbors.
+"""Gradient-free alternatives to SeedSelect with the same loss: best of N, and a local search.
 
-Both have SeedSelect's interface, so that all three can be compared at equal numbers of network evaluations.
+Both are called like :class:`seedselect.select.SeedSelect`, so that all three can be compared at equal NFE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from rnri.validation import HalfOpenUnitInterval, dataclass
-from seedselect.history import Book, Selection
-from seedselect.rewards import Made, Targets
-from seedselect.select import SeedSelect, Trajectory
+from seedselect.history import BestSeedTracker, Selection
+from seedselect.problem import Problem
+from seedselect.select import OnIteration, SeedSelect, no_callback
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """The best of ``candidates`` seeds a sample, and then ``refine`` from there if there is one.
+    """Choose the best of several seeds per sample, then optionally optimize it.
 
     Args:
-        loss: whose loss decides; nothing else of it is used.
-        candidates: seeds of each sample.
-        refine: what goes on from the best seed.
+        loss: the SeedSelect whose loss ranks the seeds; its other settings are not used.
+        candidates: number of seeds per sample.
+        refine: continues from the best seed; None to return it as it is.
     """
 
     loss: SeedSelect
@@ -34,40 +34,53 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
+        """Weights of the last sampling steps in the semantic loss."""
         return tuple(self.loss.step_weights)
 
     @property
-    def runs(self) -> tuple[int, int]:
-        """Samplings and derivatives of a sample, at most."""
-        forwards, backwards = self.refine.runs if self.refine else (0, 0)
+    def call_counts(self) -> tuple[int, int]:
+        """Maximum number of forward and backward passes through sampling, per sample."""
+        forwards, backwards = self.refine.call_counts if self.refine else (0, 0)
         return self.candidates + forwards, backwards
 
     def with_steps(self, steps: int) -> BestOf:
-        """As :meth:`SeedSelect.with_steps`."""
+        """A copy for sampling with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
         refine = self.refine.with_steps(steps) if self.refine else None
         return BestOf(self.loss.with_steps(steps), self.candidates, refine)
 
-    def __call__(self, seeds: Tensor, *, noise: Callable[[int], Tensor] | None = None, **given: Any) -> Selection:
-        """The best of ``seeds [B N, C, h, w]``, a sample's N one after another; ``given`` as of :class:`SeedSelect`."""
+    def __call__(
+        self,
+        seeds: Tensor,
+        problem: Problem,
+        *,
+        on_iteration: OnIteration = no_callback,
+        noise: Callable[[int], Tensor] | None = None,
+    ) -> Selection:
+        """Choose among ``seeds [B N,C,h,w]``, where the N candidates of a sample are consecutive.
+
+        ``on_iteration(k, loss [B])`` is called after the evaluation of candidate k.
+        """
         groups = seeds.detach().unflatten(0, (-1, self.candidates))
-        book = Book(groups[:, 0].clone(), self.candidates - 1, 0, 0.0)
+        tracker = BestSeedTracker(groups[:, 0].clone(), self.candidates - 1)
         for k in range(self.candidates):
-            _try(self.loss, book, k, groups[:, k], **given)
-        found = book.selection()
-        return found if self.refine is None else found.then(self.refine(found.seed, noise=noise, **given))
+            on_iteration(k, _evaluate(self.loss, problem, groups[:, k], tracker, k))
+        best = tracker.selection()
+        if self.refine is None:
+            return best
+        return best.merge(self.refine(best.seed, problem, on_iteration=on_iteration, noise=noise))
 
 
 @dataclass(frozen=True)
-class Search:
-    """Zeroth-order search: the best of a seed's neighbors becomes the seed, round by round.
+class LocalSearch:
+    """Zeroth-order search: in each round the seed moves to its best neighbor, if that is better.
 
-    A neighbor is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with normal noise e, at the norm of z.
+    A neighbor of z is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with Gaussian noise e, rescaled to the norm of z.
 
     Args:
-        loss: whose loss decides; nothing else of it is used.
-        rounds: of search.
-        neighbors: of each round.
-        spread: share of noise in a neighbor.
+        loss: the SeedSelect whose loss ranks the seeds; its other settings are not used.
+        rounds: number of rounds.
+        neighbors: number of neighbors per round.
+        spread: weight of the noise in a neighbor, in (0, 1].
     """
 
     loss: SeedSelect
@@ -78,47 +91,55 @@ class Search:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
+        """Weights of the last sampling steps in the semantic loss."""
         return tuple(self.loss.step_weights)
 
     @property
-    def runs(self) -> tuple[int, int]:
-        """Samplings and derivatives of a sample."""
+    def call_counts(self) -> tuple[int, int]:
+        """Number of forward and backward passes through sampling, per sample."""
         return 1 + self.rounds * self.neighbors, 0
 
-    def with_steps(self, steps: int) -> Search:
-        """As :meth:`SeedSelect.with_steps`."""
-        return Search(self.loss.with_steps(steps), self.rounds, self.neighbors, self.spread)
+    def with_steps(self, steps: int) -> LocalSearch:
+        """A copy for sampling with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        return LocalSearch(self.loss.with_steps(steps), self.rounds, self.neighbors, self.spread)
 
-    def __call__(self, seeds: Tensor, *, noise: Callable[[int], Tensor], **given: Any) -> Selection:
-        """Searches around ``seeds [B, C, h, w]``. ``noise(k)`` is of the k-th neighbor of each, ``[B, C, h, w]``."""
-        forwards, _ = self.runs
-        book = Book(seeds.detach().clone(), forwards - 1, 0, 0.0)
-        _try(self.loss, book, 0, book.seed.clone(), **given)
+    def __call__(
+        self,
+        seeds: Tensor,
+        problem: Problem,
+        *,
+        noise: Callable[[int], Tensor],
+        on_iteration: OnIteration = no_callback,
+    ) -> Selection:
+        """Search around ``seeds [B,C,h,w]``; ``noise(k)`` returns the noise ``[B,C,h,w]`` of the k-th neighbor, k >= 1.
+
+        ``on_iteration(k, loss [B])`` is called after the evaluation of neighbor k (0: the seeds).
+        """
+        forwards, _ = self.call_counts
+        tracker = BestSeedTracker(seeds.detach().clone(), forwards - 1)
+        on_iteration(0, _evaluate(self.loss, problem, tracker.seed.clone(), tracker, 0))
         for start in range(1, forwards, self.neighbors):
-            center = book.seed.clone()
+            center = tracker.seed.clone()
             for k in range(start, start + self.neighbors):
-                _try(self.loss, book, k, perturb(center, noise(k), self.spread), **given)
-        return book.selection()
+                neighbor = perturb(center, noise(k), self.spread)
+                on_iteration(k, _evaluate(self.loss, problem, neighbor, tracker, k))
+        return tracker.selection()
 
 
 def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
-    """Seeds ``[..., C, h, w]`` of the same norms, moved by a share ``spread`` in [0, 1] of ``noise``."""
+    """Mix seeds ``[...,C,h,w]`` with ``noise`` by the weight ``spread`` in [0, 1]; the norms are preserved."""
     z, e = seeds.cpu().double(), noise.cpu().double()
-    length = z.flatten(-3).norm(dim=-1)[..., None, None, None]
-    moved = (1 - spread**2) ** 0.5 * z + spread * length * e / e.flatten(-3).norm(dim=-1)[..., None, None, None]
-    moved = moved * length / moved.flatten(-3).norm(dim=-1)[..., None, None, None]
-    return moved.to(seeds.dtype).to(seeds.device)
+    norm = z.flatten(-3).norm(dim=-1)[..., None, None, None]
+    mixed = (1 - spread**2) ** 0.5 * z + spread * norm * e / e.flatten(-3).norm(dim=-1)[..., None, None, None]
+    mixed = mixed * norm / mixed.flatten(-3).norm(dim=-1)[..., None, None, None]
+    return mixed.to(seeds.dtype).to(seeds.device)
 
 
 @torch.no_grad()
-def _try(
-    objective: SeedSelect, book: Book, k: int, seeds: Tensor, *, trajectory: Trajectory,
-    decode: Callable[[Tensor], Tensor], features: Callable[[Tensor], Tensor], targets: Targets,
-    on_iteration: Callable[[int, Tensor], None] = lambda iteration, loss: None,
-) -> None:  # fmt: skip
-    """Books one seed of every sample."""
+def _evaluate(objective: SeedSelect, problem: Problem, seeds: Tensor, tracker: BestSeedTracker, k: int) -> Tensor:
+    """Record the k-th candidate of every sample, ``seeds [B,C,h,w]``, and return the losses ``[B]``."""
     rows = torch.arange(len(seeds))
-    latents = trajectory(seeds, rows.to(seeds.device))
-    loss = objective.loss_of(Made(seeds, latents, targets, decode, features))
-    book.record(k, rows, seeds, latents[-1], loss)
-    on_iteration(k, loss)
+    generation = problem.generate(seeds, rows)
+    loss = objective.compute_loss(generation)
+    tracker.record(k, rows, seeds, generation.latents[-1], loss)
+    return loss

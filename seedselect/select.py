@@ -1,4 +1,7 @@
-"""The optimization of seeds. Letters: B samples, b of them still at work, K iterations, D features."""
+"""SeedSelect: optimize seeds by gradient descent through sampling.
+
+Letters in shapes: B samples, b samples that are still active, K iterations, D features.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,32 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from rnri.validation import ConfigError, dataclass
-from seedselect.gradients import unchanged
-from seedselect.history import Book, Selection
-from seedselect.rewards import Made, Reward, Targets, appearance, likeness
+from seedselect.gradients import identity
+from seedselect.history import BestSeedTracker, Selection
+from seedselect.problem import Generation, Problem
+from seedselect.rewards import Reward, appearance_reward, semantic_reward
 
-Trajectory = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""``(seeds [b, C, h, w], rows [b]) -> latents``: sampling of the samples ``rows``, its last latents, cleanest last."""
+OnIteration = Callable[[int, Tensor], None]
+"""``(iteration, loss [b])``: called after each iteration with the losses of the active samples."""
 
-AUTHORS_OPTIMISER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
+AUTHORS_OPTIMIZER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
 AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
+
+
+def no_callback(iteration: int, loss: Tensor) -> None:
+    """Do nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-    """One iteration of an optimization, after its loss was found.
+    """State of an optimization after the loss of an iteration was computed.
 
     Attributes:
-        number: 0 is before any update.
-        rows: int64 ``[b]``, the samples still at work.
-        loss: ``[b]``, theirs.
-        latent: ``[b, C, h, w]``, the clean latents that their seeds lead to now.
-        selection: the best of all B samples so far; it shares memory with the optimization, which goes on writing.
+        number: index of the iteration; 0 is before any update.
+        rows: batch indices of the active samples, int64 ``[b]``.
+        loss: their losses ``[b]``.
+        latent: the clean latents generated from their current seeds, ``[b,C,h,w]``.
+        selection: the best of all B samples so far. Its tensors are updated in place by later iterations.
     """
 
     number: int
@@ -46,34 +54,34 @@ class Iteration:
 
 
 def no_penalty(seeds: Tensor) -> Tensor:
-    """Zeros ``[B]``: every seed is as good as another."""
+    """Return zeros ``[B]``."""
     return seeds.new_zeros(len(seeds))
 
 
 @dataclass(frozen=True)
 class SeedSelect:
-    """SeedSelect with its hyperparameters; the defaults are the authors'.
+    """SeedSelect and its hyperparameters; the defaults are the authors'.
 
     Args:
-        iterations: most updates a sample.
-        optimizer: makes a ``torch.optim`` optimizer, given a list of seeds. Each sample is a parameter of its own, so
-            that samples neither wait for nor influence one another.
-        schedule: makes its learning-rate schedule, which advances by one an iteration.
-        semantic_weight, appearance_weight: of the two losses.
-        rewards: pairs of a reward and its weight, in place of the two losses (:mod:`seedselect.rewards`): the loss is
-            their weighted sum with the other sign.
-        gradient: what is done to the gradient before each update (:mod:`seedselect.gradients`).
-        step_weights: of the semantic loss at the last steps of sampling, the cleanest last.
-        norm: ``free``, or ``keep`` to bring the seed back to its initial norm after each update.
-        penalty: of seeds ``[b, C, h, w]``, one value each, not below zero, differentiable; such as
+        iterations: maximum number of updates per sample.
+        optimizer: builds a ``torch.optim`` optimizer from a list of seeds. Each sample is a separate parameter, so that
+            samples do not influence one another.
+        schedule: builds the optimizer's learning-rate scheduler, which is stepped once per iteration.
+        semantic_weight, appearance_weight: weights of the two losses.
+        rewards: pairs ``(reward, weight)`` that replace the two losses (:mod:`seedselect.rewards`); the loss is minus
+            their weighted sum.
+        gradient: transforms the gradient before each update (:mod:`seedselect.gradients`).
+        step_weights: weights of the last sampling steps in the semantic loss, cleanest last.
+        norm: ``keep`` rescales the seed to its initial norm after each update, ``free`` does not.
+        penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
-        penalty_weight: of ``penalty`` in the loss.
-        patience, improvement: a sample has converged, and leaves, when its best loss fell by less than the share
-            ``improvement`` over the last ``patience`` updates. ``patience`` 0: all iterations.
+        penalty_weight: weight of ``penalty`` in the loss.
+        patience, improvement: a sample has converged, and stops, when its best loss fell by less than the fraction
+            ``improvement`` over the last ``patience`` updates. ``patience=0`` runs all iterations.
     """
 
     iterations: PositiveInt = 30
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = AUTHORS_OPTIMISER
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = AUTHORS_OPTIMIZER
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] = AUTHORS_SCHEDULE
     semantic_weight: NonNegativeFloat = 10.0
     appearance_weight: NonNegativeFloat = 1.0
@@ -84,133 +92,121 @@ class SeedSelect:
     patience: NonNegativeInt = 0
     improvement: NonNegativeFloat = 0.01
     rewards: Annotated[Sequence[Sequence[Any]], MinLen(1)] | None = None
-    gradient: Callable[[Tensor, Tensor], Tensor] = unchanged
+    gradient: Callable[[Tensor, Tensor], Tensor] = identity
     candidates: ClassVar[PositiveInt] = 1
 
     def __post_init__(self) -> None:
-        self._make_optimizer([torch.zeros(1)])
+        self._build_optimizer([torch.zeros(1)])
         for pair in () if self.rewards is None else self.rewards:
             if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
                 raise ConfigError("rewards", f"must be pairs of a reward and its weight, got {pair!r}.")
 
     @property
-    def runs(self) -> tuple[int, int]:
-        """Samplings and derivatives of a sample, at most."""
+    def call_counts(self) -> tuple[int, int]:
+        """Maximum number of forward and backward passes through sampling, per sample."""
         return self.iterations + 1, self.iterations
 
     def with_steps(self, steps: int) -> SeedSelect:
-        """Itself, or where sampling has fewer ``steps`` than there are step weights, with the last of these.
+        """A copy for sampling with ``steps`` steps: only the last ``steps`` of the step weights are used.
 
-        They are scaled to the sum of all, so that the semantic loss weighs as much as before.
+        They are scaled to the sum of all weights, so that the total weight of the semantic loss does not change.
 
         Raises:
-            ValueError: the weights that are left are all zero.
+            ConfigError: the remaining weights are all zero.
         """
         if steps >= len(self.step_weights):
             return self
-        kept, whole = self.step_weights[-steps:], sum(self.step_weights)
-        if sum(kept) == 0:
+        remaining = self.step_weights[-steps:]
+        total = sum(self.step_weights)
+        if sum(remaining) == 0:
             raise ConfigError("step_weights", f"the last {steps} of {list(self.step_weights)} are all zero; raise one.")
-        return dataclasses.replace(self, step_weights=tuple(weight * whole / sum(kept) for weight in kept))
+        return dataclasses.replace(self, step_weights=tuple(weight * total / sum(remaining) for weight in remaining))
 
     def __call__(
         self,
         seeds: Tensor,
+        problem: Problem,
         *,
-        trajectory: Trajectory,
-        decode: Callable[[Tensor], Tensor],
-        features: Callable[[Tensor], Tensor],
-        targets: Targets,
-        on_iteration: Callable[[int, Tensor], None] = lambda iteration, loss: None,
+        on_iteration: OnIteration = no_callback,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Selection:
-        """Optimizes ``seeds [B, C, h, w]``. ``on_iteration(k, loss [b])`` follows the samples still at work.
+        """Optimize ``seeds [B,C,h,w]`` and return the best seed of each sample.
 
-        ``noise`` is what a search draws from (:class:`seedselect.search.Search`); an optimization needs none.
+        ``noise`` is ignored; it is accepted so that :class:`seedselect.search.LocalSearch` can be called the same way.
         """
-        found = Book(seeds.detach(), self.iterations, self.patience, self.improvement).selection()
-        walk = self.iterate(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets)
-        for iteration in walk:
+        selection = self._tracker(seeds.detach()).selection()
+        for iteration in self.iterate(seeds, problem):
             on_iteration(iteration.number, iteration.loss)
-            found = iteration.selection
-        return found
+            selection = iteration.selection
+        return selection
 
-    def iterate(
-        self,
-        seeds: Tensor,
-        *,
-        trajectory: Trajectory,
-        decode: Callable[[Tensor], Tensor],
-        features: Callable[[Tensor], Tensor],
-        targets: Targets,
-    ) -> Iterator[Iteration]:
-        """The same, iteration by iteration, for those who watch: who asks for no more has stopped it."""
+    def iterate(self, seeds: Tensor, problem: Problem) -> Iterator[Iteration]:
+        """Optimize ``seeds [B,C,h,w]`` and yield after every iteration; stop iterating to stop the optimization."""
         z = seeds.detach().clone()
-        book, rows = Book(z, self.iterations, self.patience, self.improvement), torch.arange(len(z))
         if not len(z):
             return
-        norms, parameters = _norm(z), [z[row] for row in rows]  # the parameters are views of z
-        optimizer, schedule = self._make_optimizer(parameters)
+        tracker = self._tracker(z)
+        rows = torch.arange(len(z))
+        initial_norms = _norm(z)
+        parameters = [z[row] for row in rows]  # views of z: updating a parameter updates z
+        optimizer, schedule = self._build_optimizer(parameters)
         for k in range(self.iterations + 1):
-            last = k == self.iterations
+            is_last = k == self.iterations
             with torch.enable_grad():
-                here, places = z[rows].requires_grad_(not last), rows.to(z.device)
-                latents = trajectory(here, places)
-                loss = self.loss_of(Made(here, latents, targets.select(places), decode, features))
-                gradient = None if last else self.gradient(torch.autograd.grad(loss.sum(), here)[0], here.detach())
-            going = book.record(k, rows, here.detach(), latents[-1].detach(), loss.detach(), differentiated=not last)
-            yield Iteration(k, rows, loss.detach(), latents[-1].detach(), book.selection())
-            if gradient is None or not going.any():
+                current = z[rows].requires_grad_(not is_last)
+                generation = problem.generate(current, rows)
+                loss = self.compute_loss(generation)
+                gradient = None if is_last else torch.autograd.grad(loss.sum(), current)[0]
+                if gradient is not None:
+                    gradient = self.gradient(gradient, current.detach())
+            latent = generation.latents[-1].detach()
+            loss = loss.detach()
+            active = tracker.record(k, rows, current.detach(), latent, loss, differentiated=not is_last)
+            yield Iteration(k, rows, loss, latent, tracker.selection())
+            if gradient is None or not active.any():
                 return
-            for row, slope, goes in zip(rows.tolist(), gradient, going.tolist(), strict=True):
-                parameters[row].grad = slope if goes else None  # torch.optim passes over those without
-            rows = rows[going]
+            for row, row_gradient, is_active in zip(rows.tolist(), gradient, active.tolist(), strict=True):
+                parameters[row].grad = row_gradient if is_active else None  # torch.optim skips parameters without grad
+            rows = rows[active]
             optimizer.step()
             schedule.step()
             if self.norm == "keep":
-                places = rows.to(z.device)
-                z[places] *= (norms[rows] / _norm(z[places])).to(z.dtype).to(z.device)
+                z_rows = rows.to(z.device)
+                z[z_rows] *= (initial_norms[rows] / _norm(z[z_rows])).to(z.dtype).to(z.device)
 
-    def loss(
-        self,
-        seeds: Tensor,
-        latents: Sequence[Tensor],
-        decode: Callable[[Tensor], Tensor],
-        features: Callable[[Tensor], Tensor],
-        targets: Targets,
-    ) -> Tensor:
-        """The loss of seeds and the latents that they have led to: ``[B]``."""
-        return self.loss_of(Made(seeds, latents, targets, decode, features))
-
-    def loss_of(self, made: Made) -> Tensor:
-        """The weighted sum of both losses, or of the rewards in their place, and the penalty: ``[B]``."""
-        losses = [-(weight * reward(made)) for reward, weight in self._rewards()]
-        return sum([*losses[1:], self.penalty_weight * self.penalty(made.seeds)], start=losses[0])
+    def compute_loss(self, generation: Generation) -> Tensor:
+        """Weighted sum of the two losses (or minus that of the rewards) plus the penalty, ``[B]``."""
+        losses = [-(weight * reward(generation)) for reward, weight in self._rewards()]
+        return sum([*losses[1:], self.penalty_weight * self.penalty(generation.seeds)], start=losses[0])
 
     def _rewards(self) -> Sequence[tuple[Reward, float]]:
         if self.rewards is not None:
             return [(reward, weight) for reward, weight in self.rewards]
-        semantic = partial(likeness, step_weights=self.step_weights)
-        return [(semantic, self.semantic_weight), (appearance, self.appearance_weight)]
+        semantic = partial(semantic_reward, step_weights=self.step_weights)
+        return [(semantic, self.semantic_weight), (appearance_reward, self.appearance_weight)]
 
-    def _make_optimizer(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        optimizer = _made("optimizer", self.optimizer, parameters)
+    def _tracker(self, seeds: Tensor) -> BestSeedTracker:
+        return BestSeedTracker(seeds, self.iterations, self.patience, self.improvement)
+
+    def _build_optimizer(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        optimizer = _build("optimizer", self.optimizer, parameters)
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
                 "optimizer",
-                "LBFGS couples all samples of a batch; choose an optimizer that updates parameters independently, such as AdamW.",
+                "LBFGS couples all samples of a batch; choose an optimizer that updates parameters independently, "
+                "such as AdamW.",
             )
-        schedule = _made("schedule", self.schedule, optimizer)
-        return optimizer, schedule
+        return optimizer, _build("schedule", self.schedule, optimizer)
 
 
-def _made(key: str, make: Callable[[Any], Any], of: Any) -> Any:
+def _build(key: str, factory: Callable[[Any], Any], argument: Any) -> Any:
+    """Return ``factory(argument)``; raise ConfigError for ``key`` with the constructor's message."""
     try:
-        return make(of)
+        return factory(argument)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(key, str(error)) from error
 
 
 def _norm(z: Tensor) -> Tensor:
-    """Norms ``float64 [b, 1, 1, 1]`` on the CPU: some devices have no float64."""
+    """Norm of each sample, float64 ``[b,1,1,1]``, on the CPU because some devices have no float64."""
     return z.cpu().double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)

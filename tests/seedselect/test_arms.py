@@ -1,4 +1,4 @@
-"""Every optimizer, rate and start of the configs makes an arm, and describes itself for the units' key."""
+"""Every optimizer, learning-rate schedule and seed initialization in configs/ gives an arm with its own cache key."""
 
 from functools import cache
 from pathlib import Path
@@ -14,8 +14,8 @@ from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
 OPTIONS = [
-    (group, path.stem, place)
-    for group, place in (("optimizer", "@select.optimizer"), ("lr_schedule", "@select.schedule"), ("seed_init", ""))
+    (group, path.stem, package)
+    for group, package in (("optimizer", "@select.optimizer"), ("lr_schedule", "@select.schedule"), ("seed_init", ""))
     for path in sorted((CONFIGS / group).glob("*.yaml"))
 ]
 
@@ -25,33 +25,33 @@ def arms(*overrides: str) -> dict[str, Arm]:
     return instantiate(composed(*overrides).task.arms, _convert_="all")
 
 
-@pytest.mark.parametrize(("group", "option", "place"), OPTIONS)
-def test_option_makes_an_arm_with_a_key_of_its_own(group, option, place):
-    arm = arms(f"{group}{place}={option}")["seedselect_rnri"]
+@pytest.mark.parametrize(("group", "option", "package"), OPTIONS)
+def test_option_gives_an_arm_with_a_unique_cache_key(group, option, package):
+    arm = arms(f"{group}{package}={option}")["seedselect_rnri"]
     assert isinstance(arm.select, SeedSelect)
     others = [o for g, o, _ in OPTIONS if g == group and o != option]
-    assert all(describe(arms(f"{group}{place}={o}")["seedselect_rnri"]) != describe(arm) for o in others)
+    assert all(describe(arms(f"{group}{package}={o}")["seedselect_rnri"]) != describe(arm) for o in others)
 
 
-def test_table3_has_every_arm_and_they_differ():
-    found = arms("experiment=table3")
-    assert set(found) == {
+def test_table3_has_all_arms_and_their_cache_keys_differ():
+    table3 = arms("experiment=table3")
+    assert set(table3) == {
         "plain", "seedselect_random", "seedselect_ddim", "seedselect_aidi", "seedselect_rnri", "seedselect_ours",
         "best_of_ours",
     }  # fmt: skip
-    assert found["seedselect_random"].inverter is None
-    descriptions = [describe(arm) for arm in found.values()]
+    assert table3["seedselect_random"].inverter is None
+    descriptions = [describe(arm) for arm in table3.values()]
     assert all(a != b for k, a in enumerate(descriptions) for b in descriptions[:k])
 
 
-def test_settings_of_the_command_reach_the_arms():
+def test_command_line_overrides_reach_the_arms():
     for arm in arms("gradient_steps=3", "select.optimizer.lr=0.5", "select.patience=4").values():
         assert arm.gradient_steps == (3 if isinstance(arm.select, SeedSelect) else None)
         select = arm.select.loss if isinstance(arm.select, BestOf) else arm.select
         assert not select or (select.patience, select.optimizer.keywords["lr"]) == (4, 0.5)
 
 
-def test_references_own_seeds_are_the_first_ones():
+def test_inverted_seeds_are_the_seeds_of_the_first_references():
     seeds = torch.randn(2, 3, 1, 2, 2)
     assert torch.equal(inverted_seeds(seeds, 2), seeds[:, :2])
     with pytest.raises(ValueError, match="samples=4, but there are 3 references"):
@@ -59,6 +59,6 @@ def test_references_own_seeds_are_the_first_ones():
 
 
 @pytest.mark.parametrize(("field", "value"), [("guidance", 0.5), ("gradient_steps", 0)])
-def test_bad_arms_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field}={value}"):
+def test_invalid_arms_are_rejected(field, value):
+    with pytest.raises(ValueError, match=f"{field}: .*{value}"):
         Arm(**{"guidance": 1.0, field: value})

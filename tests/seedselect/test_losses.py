@@ -1,4 +1,4 @@
-"""SeedSelect's two losses by hand, and what they must not depend on."""
+"""SeedSelect's two losses against values computed by hand, and their invariances."""
 
 import pytest
 import torch
@@ -15,17 +15,17 @@ def unit(images: torch.Tensor) -> torch.Tensor:
 
 
 def semantic(latents: list[torch.Tensor], target: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
-    return semantic_loss(latents, target, weights, lambda z: 2 * z, unit)
+    return semantic_loss(latents, target, weights, decode=lambda z: 2 * z, features=unit)
 
 
-def test_semantic_loss_by_hand():
+def test_semantic_loss_equals_the_value_computed_by_hand():
     latents = [torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, -1.0]])]
     target = torch.tensor([[0.0, 5.0]])
     # cosines 0.8 and -1
     assert semantic(latents, target, (0.5, 0.25)).item() == pytest.approx(0.5 * 0.2 + 0.25 * 2)
 
 
-def test_semantic_loss_is_zero_only_for_the_target_and_ignores_its_length():
+def test_semantic_loss_is_zero_at_the_target_and_scale_invariant():
     z = noise(3, 8)
     assert semantic([z], 7 * z, (1.0,)).abs().max() < 1e-12
     assert (semantic([z], noise(3, 8, key=1), (1.0,)) > 0.1).all()
@@ -35,30 +35,30 @@ def test_semantic_loss_is_zero_only_for_the_target_and_ignores_its_length():
     )
 
 
-def test_each_weight_belongs_to_its_latent():
+def test_each_weight_applies_to_its_latent():
     latents, target = [noise(2, 8, key=k) for k in range(3)], noise(2, 8, key=9)
     alone = [semantic([z], target, (1.0,)) for z in latents]
     torch.testing.assert_close(semantic(latents, target, (0.1, 0.0, 2.0)), 0.1 * alone[0] + 2 * alone[2])
 
 
-def test_weights_and_latents_have_to_match():
+def test_different_numbers_of_weights_and_latents_raise_an_error():
     with pytest.raises(ValueError, match="zip"):
         semantic([noise(2, 8)], noise(2, 8), (0.5, 0.5))
 
 
-def test_appearance_loss_by_hand():
+def test_appearance_loss_equals_the_value_computed_by_hand():
     latent = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
     target = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])
     assert appearance_loss(latent, target).tolist() == [5.0, 1.0]
 
 
-def test_losses_have_the_right_gradients():
+def test_gradients_pass_gradcheck():
     z, target = noise(2, 2, 3, 3).requires_grad_(), noise(2, 18, key=1)
     assert torch.autograd.gradcheck(lambda z: semantic([z, z.sin()], target, (0.3, 0.7)), z)
     assert torch.autograd.gradcheck(lambda z: appearance_loss(z, noise(2, 2, 3, 3, key=2)), z)
 
 
-def test_losses_are_one_value_a_sample():
+def test_losses_of_a_batch_are_independent():
     z, features, latent = noise(4, 2, 3, 3), noise(4, 18, key=1), noise(4, 2, 3, 3, key=2)
     for k in range(4):
         row = slice(k, k + 1)

@@ -1,4 +1,4 @@
-"""The optimization of seeds, on a generator that is a linear map."""
+"""SeedSelect with a linear map as the sampler."""
 
 import time
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR
 
 from nao import norm_penalty
-from seedselect import SeedSelect, Selection, Targets
+from seedselect import Generation, Problem, SeedSelect, Selection, Targets
 
 SHAPE = (3, 4, 4)
 SIZE = 48
@@ -29,10 +29,16 @@ def features(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(images.flatten(1) - 0.5, dim=-1)
 
 
-def problem(batch: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, Targets]:
+def draw(batch: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, Targets]:
     generator = torch.Generator().manual_seed(3)
-    draw = [torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
-    return draw[0], Targets(draw[1].flatten(1), draw[2])
+    seeds, reference, latent = (
+        torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)
+    )
+    return seeds, Targets(reference.flatten(1), latent)
+
+
+def problem(targets: Targets, trajectory=generate) -> Problem:
+    return Problem(trajectory, decode, features, targets)
 
 
 def run(
@@ -42,28 +48,29 @@ def run(
     trajectory=generate,
     **options,
 ) -> Selection:
-    return select(seeds, trajectory=trajectory, decode=decode, features=features, targets=targets, **options)
+    return select(seeds, problem(targets, trajectory), **options)
 
 
-def tool(lr_schedule: float = 0.1, **changes) -> SeedSelect:
-    """SeedSelect with AdamW at a constant rate."""
-    adamw = partial(torch.optim.AdamW, lr=lr_schedule, weight_decay=changes.pop("decay", 0.01))
+def with_adamw(lr: float = 0.1, **changes) -> SeedSelect:
+    """SeedSelect with AdamW and a constant learning rate."""
+    adamw = partial(torch.optim.AdamW, lr=lr, weight_decay=changes.pop("decay", 0.01))
     return SeedSelect(**{"optimizer": adamw, "schedule": partial(ConstantLR, factor=1.0)} | changes)
 
 
 def evaluate(select: SeedSelect, seeds: torch.Tensor, targets: Targets) -> torch.Tensor:
-    return select.loss(seeds, generate(seeds, torch.arange(len(seeds))), decode, features, targets).double()
+    generation = Generation(seeds, generate(seeds, torch.arange(len(seeds))), targets, decode, features)
+    return select.compute_loss(generation).double()
 
 
 def test_loss_falls_for_every_sample_with_the_authors_settings():
-    seeds, targets = problem(4)
-    found = run(SeedSelect(), seeds, targets)
-    assert (found.loss < 0.9 * found.initial_loss).all()
-    assert (found.iterations == 30).all() and not found.converged.any()
+    seeds, targets = draw(4)
+    result = run(SeedSelect(), seeds, targets)
+    assert (result.loss < 0.9 * result.initial_loss).all()
+    assert (result.iterations == 30).all() and not result.converged.any()
 
 
 def test_loss_is_the_weighted_sum_by_hand():
-    seeds, targets = problem(2, torch.float64)
+    seeds, targets = draw(2, torch.float64)
     select = SeedSelect(semantic_weight=3.0, appearance_weight=0.5, step_weights=(0.2, 0.8))
     latents = generate(seeds, torch.arange(2))
     unit = torch.nn.functional.normalize(targets.features, dim=-1)
@@ -74,36 +81,38 @@ def test_loss_is_the_weighted_sum_by_hand():
 
 
 @pytest.mark.parametrize("norm", ["free", "keep"])
-@pytest.mark.parametrize("lr_schedule", [0.05, 0.5, 50.0])
-def test_best_seed_is_kept_and_has_the_reported_loss(norm, lr_schedule):
-    seeds, targets = problem(5)
-    select = tool(lr_schedule, iterations=15, norm=norm)
-    found = run(select, seeds, targets)
-    torch.testing.assert_close(evaluate(select, found.seed, targets), found.loss, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(evaluate(select, seeds, targets), found.initial_loss, rtol=1e-5, atol=1e-5)
-    assert torch.equal(found.trace.min(0).values, found.loss)
-    assert torch.equal(found.trace[0], found.initial_loss)
-    assert (found.loss <= found.initial_loss).all()
+@pytest.mark.parametrize("lr", [0.05, 0.5, 50.0])
+def test_best_seed_has_the_reported_loss(norm, lr):
+    seeds, targets = draw(5)
+    select = with_adamw(lr, iterations=15, norm=norm)
+    result = run(select, seeds, targets)
+    torch.testing.assert_close(evaluate(select, result.seed, targets), result.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(evaluate(select, seeds, targets), result.initial_loss, rtol=1e-5, atol=1e-5)
+    assert torch.equal(result.trace.min(0).values, result.loss)
+    assert torch.equal(result.trace[0], result.initial_loss)
+    assert (result.loss <= result.initial_loss).all()
 
 
-def test_start_is_returned_where_every_update_is_worse():
-    seeds, targets = problem(3)
-    best = run(tool(schedule=partial(MultiStepLR, milestones=[100], gamma=0.1), iterations=200), seeds, targets).seed
-    found = run(tool(1e3, iterations=3), best, targets)
-    assert torch.equal(found.seed, best) and torch.equal(found.loss, found.initial_loss)
+def test_initial_seed_is_returned_if_every_update_is_worse():
+    seeds, targets = draw(3)
+    best = run(
+        with_adamw(schedule=partial(MultiStepLR, milestones=[100], gamma=0.1), iterations=200), seeds, targets
+    ).seed
+    result = run(with_adamw(1e3, iterations=3), best, targets)
+    assert torch.equal(result.seed, best) and torch.equal(result.loss, result.initial_loss)
 
 
-def test_input_is_left_alone_and_needs_no_gradient():
-    seeds, targets = problem(2)
+def test_input_is_not_modified_and_needs_no_gradient():
+    seeds, targets = draw(2)
     before = seeds.clone()
     with torch.no_grad():
-        found = run(SeedSelect(iterations=3), seeds, targets)
+        result = run(SeedSelect(iterations=3), seeds, targets)
     assert torch.equal(seeds, before)
-    assert not found.seed.requires_grad and not found.loss.requires_grad
-    assert (found.loss < found.initial_loss).all()
+    assert not result.seed.requires_grad and not result.loss.requires_grad
+    assert (result.loss < result.initial_loss).all()
 
 
-OPTIMISERS = [
+OPTIMIZERS = [
     partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5),
     partial(torch.optim.Adam, lr=0.1),
     partial(torch.optim.SGD, lr=0.3, momentum=0.9),
@@ -116,63 +125,63 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimizer", OPTIMISERS)
-def test_updates_are_those_of_the_optimizer_under_the_schedule(optimizer, schedule):
-    seeds, targets = problem(3, torch.float64)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_updates_equal_those_of_the_plain_torch_optimizer(optimizer, schedule):
+    seeds, targets = draw(3, torch.float64)
     visited = []
     select = SeedSelect(iterations=6, optimizer=optimizer, schedule=schedule)
     run(select, seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
     z = seeds.clone().requires_grad_()
-    theirs = optimizer([z])
-    lr_schedule = schedule(theirs)
+    torch_optimizer = optimizer([z])
+    lr_schedule = schedule(torch_optimizer)
     assert len(visited) == 7
     for position in visited:
         torch.testing.assert_close(position, z.detach(), rtol=1e-9, atol=1e-9)
-        theirs.zero_grad()
+        torch_optimizer.zero_grad()
         evaluate(select, z, targets).sum().backward()
-        theirs.step()
+        torch_optimizer.step()
         lr_schedule.step()
 
 
-def test_default_is_the_authors_rate_of_a_tenth_from_the_fourth_update_on():
-    seeds, targets = problem(1, torch.float64)
+def test_default_learning_rate_drops_after_three_updates():
+    seeds, targets = draw(1, torch.float64)
     visited = []
     run(SeedSelect(), seeds, targets, lambda z, rows: visited.append(z.detach().clone()) or generate(z, rows))
     steps = [(after - before).abs().median().item() for before, after in pairwise(visited)]
     assert min(steps[:3]) > 0.05 > 0.02 > max(steps[3:])
 
 
-def test_sample_stops_when_its_best_loss_no_longer_falls():
-    seeds, targets = problem(4)
-    select = tool(iterations=80, patience=4, improvement=0.02)
+def test_sample_stops_when_its_best_loss_stalls():
+    seeds, targets = draw(4)
+    select = with_adamw(iterations=80, patience=4, improvement=0.02)
     sizes = []
-    found = run(select, seeds, targets, lambda z, rows: sizes.append(len(rows)) or generate(z, rows))
-    assert found.converged.all() and (found.iterations < 80).all()
-    assert len(set(found.iterations.tolist())) > 1  # each at its own time
-    assert sum(sizes) == (found.iterations + 1).sum()  # none is computed after its stop
-    for sample, last in enumerate(found.iterations.tolist()):
-        trace = found.trace[:, sample]
+    result = run(select, seeds, targets, lambda z, rows: sizes.append(len(rows)) or generate(z, rows))
+    assert result.converged.all() and (result.iterations < 80).all()
+    assert len(set(result.iterations.tolist())) > 1  # samples stop at different iterations
+    assert sum(sizes) == (result.iterations + 1).sum()  # nothing is computed for stopped samples
+    for sample, last in enumerate(result.iterations.tolist()):
+        trace = result.trace[:, sample]
         assert torch.isfinite(trace[: last + 1]).all() and trace[last + 1 :].isnan().all()
         best = trace[: last + 1].cummin(0).values
         fall = 1 - best[4:] / best[:-4]
         assert fall[-1] < 0.02 and (fall[:-1] >= 0.02).all()
 
 
-def test_stopping_does_not_change_the_way_there():
-    seeds, targets = problem(3)
-    whole = run(tool(iterations=40), seeds, targets)
-    short = run(tool(iterations=40, patience=3, improvement=0.05), seeds, targets)
-    for sample, last in enumerate(short.iterations.tolist()):
+def test_early_stopping_does_not_change_earlier_iterations():
+    seeds, targets = draw(3)
+    full = run(with_adamw(iterations=40), seeds, targets)
+    stopped = run(with_adamw(iterations=40, patience=3, improvement=0.05), seeds, targets)
+    for sample, last in enumerate(stopped.iterations.tolist()):
         torch.testing.assert_close(
-            short.trace[: last + 1, sample], whole.trace[: last + 1, sample], rtol=1e-5, atol=1e-5
+            stopped.trace[: last + 1, sample], full.trace[: last + 1, sample], rtol=1e-5, atol=1e-5
         )
 
 
-@pytest.mark.parametrize("optimizer", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("norm", ["free", "keep"])
-def test_sample_does_not_depend_on_its_neighbors(norm, optimizer):
-    seeds, targets = problem(6)
-    select = tool(optimizer=optimizer, iterations=80, patience=4, improvement=0.02, norm=norm)
+def test_samples_of_a_batch_are_independent(norm, optimizer):
+    seeds, targets = draw(6)
+    select = with_adamw(optimizer=optimizer, iterations=80, patience=4, improvement=0.02, norm=norm)
     together = run(select, seeds, targets)
     assert len(set(together.iterations.tolist())) > 1
     for rows in torch.tensor([0, 1, 2, 3, 4, 5]).split([1, 2, 3]):
@@ -183,11 +192,11 @@ def test_sample_does_not_depend_on_its_neighbors(norm, optimizer):
         assert torch.equal(alone.converged, together.converged[rows])
 
 
-def test_rows_name_the_samples_still_at_work():
-    seeds, targets = problem(4)
+def test_trajectory_gets_the_rows_of_active_samples():
+    seeds, targets = draw(4)
     seen, reported = [], []
 
-    def watched(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+    def recording(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
         seen.append(rows.tolist())
         return [torch.where((rows == 2).view(-1, 1, 1, 1), torch.nan, latent) for latent in generate(z, rows)]
 
@@ -195,7 +204,7 @@ def test_rows_name_the_samples_still_at_work():
         SeedSelect(iterations=2),
         seeds,
         targets,
-        watched,
+        recording,
         on_iteration=lambda k, loss: reported.append((k, len(loss))),
     )
     assert seen == [[0, 1, 2, 3], [0, 1, 3], [0, 1, 3]]
@@ -204,33 +213,34 @@ def test_rows_name_the_samples_still_at_work():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("since", [0, 4])
-def test_sample_that_breaks_spoils_no_other(value, since):
-    seeds, targets = problem(3)
+def test_non_finite_sample_does_not_affect_the_others(value, since):
+    seeds, targets = draw(3)
     calls = []
 
     def broken(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
         calls.append(0)
-        spoilt = (rows == 1).view(-1, 1, 1, 1) & (len(calls) > since)
-        return [torch.where(spoilt, value, latent) for latent in generate(z, rows)]
+        is_broken = (rows == 1).view(-1, 1, 1, 1) & (len(calls) > since)
+        return [torch.where(is_broken, value, latent) for latent in generate(z, rows)]
 
     select = SeedSelect(iterations=8)
-    found, whole = run(select, seeds, targets, broken), run(select, seeds, targets)
+    result = run(select, seeds, targets, broken)
+    intact = run(select, seeds, targets)
     for sample in (0, 2):
-        torch.testing.assert_close(found.seed[sample], whole.seed[sample], rtol=0, atol=1e-5)
-        assert found.iterations[sample] == 8
-    assert found.iterations[1] == since and not found.converged[1]
-    assert torch.isfinite(found.seed).all()
+        torch.testing.assert_close(result.seed[sample], intact.seed[sample], rtol=0, atol=1e-5)
+        assert result.iterations[sample] == 8
+    assert result.iterations[1] == since and not result.converged[1]
+    assert torch.isfinite(result.seed).all()
     if since == 0:
-        assert torch.equal(found.seed[1], seeds[1]) and not torch.isfinite(found.loss[1])
+        assert torch.equal(result.seed[1], seeds[1]) and not torch.isfinite(result.loss[1])
     else:
-        assert found.loss[1] == whole.trace[:since, 1].min()
+        assert result.loss[1] == intact.trace[:since, 1].min()
 
 
-def test_kept_norm_is_kept_at_every_update():
-    seeds, targets = problem(3)
+def test_norm_is_preserved_at_every_update():
+    seeds, targets = draw(3)
     norms = []
     select = SeedSelect(iterations=10, norm="keep")
-    found = run(
+    result = run(
         select,
         seeds,
         targets,
@@ -238,15 +248,15 @@ def test_kept_norm_is_kept_at_every_update():
     )
     for norm in norms:
         torch.testing.assert_close(norm.detach(), seeds.flatten(1).norm(dim=1))
-    assert (found.loss < found.initial_loss).all()
+    assert (result.loss < result.initial_loss).all()
     free = run(SeedSelect(iterations=10), seeds, targets)
     assert ((free.seed.flatten(1).norm(dim=1) / norms[0].detach() - 1).abs() > 1e-3).any()
 
 
 def test_empty_batch_gives_an_empty_selection():
-    seeds, targets = problem(0)
-    found = run(SeedSelect(), seeds, targets)
-    assert found.seed.shape == (0, *SHAPE) and found.loss.shape == (0,)
+    seeds, targets = draw(0)
+    result = run(SeedSelect(), seeds, targets)
+    assert result.seed.shape == (0, *SHAPE) and result.loss.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -259,10 +269,10 @@ def test_empty_batch_gives_an_empty_selection():
         ("norm", "typical"),
     ],
 )
-def test_bad_values_are_named(field, value):
+def test_invalid_values_raise_an_error_that_names_the_field(field, value):
     with pytest.raises(ValueError) as caught:
         SeedSelect(**{field: value})
-    assert str(caught.value).startswith(f"{field}={value!r}")
+    assert str(caught.value).startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize(
@@ -274,47 +284,48 @@ def test_bad_values_are_named(field, value):
         ({"schedule": partial(MultiStepLR, milestones=[3], gama=0.1)}, "gama"),
     ],
 )
-def test_optimizers_that_cannot_work_are_refused_before_any_work(changes, message):
+def test_invalid_optimizers_are_rejected_at_construction(changes, message):
     with pytest.raises(ValueError, match=message):
         SeedSelect(**changes)
 
 
-def test_latent_is_what_the_best_seed_leads_to():
-    seeds, targets = problem(4)
-    found = run(tool(20.0, iterations=6), seeds, targets)  # overshoots, so that the best is not the last
-    assert (found.trace[:-1].min(0).values < found.trace[-1]).any()
-    torch.testing.assert_close(found.latent, generate(found.seed, torch.arange(4))[-1], rtol=0, atol=1e-6)
+def test_latent_is_generated_from_the_best_seed():
+    seeds, targets = draw(4)
+    result = run(with_adamw(20.0, iterations=6), seeds, targets)  # overshoots, so that the best is not the last
+    assert (result.trace[:-1].min(0).values < result.trace[-1]).any()
+    torch.testing.assert_close(result.latent, generate(result.seed, torch.arange(4))[-1], rtol=0, atol=1e-6)
 
 
-def test_samples_share_the_time_until_they_leave():
-    seeds, targets = problem(3)
+def test_active_samples_share_the_wall_time():
+    seeds, targets = draw(3)
 
     def slow(z: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
         time.sleep(0.03)
-        spoilt = (rows == 1).view(-1, 1, 1, 1)  # leaves at once
-        return [torch.where(spoilt, torch.nan, latent) for latent in generate(z, rows)]
+        is_broken = (rows == 1).view(-1, 1, 1, 1)  # stops at iteration 0
+        return [torch.where(is_broken, torch.nan, latent) for latent in generate(z, rows)]
 
     start = time.perf_counter()
-    found = run(tool(iterations=4), seeds, targets, slow)
-    whole = time.perf_counter() - start
-    assert 0.01 <= found.seconds[1] < 0.5 * found.seconds[0]
-    assert found.seconds[0] == found.seconds[2] >= 0.01 + 4 * 0.015
-    assert 5 * 0.03 <= found.seconds.sum() <= whole
+    result = run(with_adamw(iterations=4), seeds, targets, slow)
+    total = time.perf_counter() - start
+    assert 0.01 <= result.seconds[1] < 0.5 * result.seconds[0]
+    assert result.seconds[0] == result.seconds[2] >= 0.01 + 4 * 0.015
+    assert 5 * 0.03 <= result.seconds.sum() <= total
 
 
-def test_penalty_is_part_of_the_loss_and_brings_the_norm_to_the_typical_one():
-    seeds, targets = problem(3, torch.float64)
+def test_norm_penalty_pulls_the_norm_to_the_typical_norm():
+    seeds, targets = draw(3, torch.float64)
     seeds = 1.5 * seeds
-    free, held = tool(iterations=60), tool(iterations=60, penalty=norm_penalty, penalty_weight=10.0)
-    difference = evaluate(held, seeds, targets) - evaluate(free, seeds, targets)
+    free = with_adamw(iterations=60)
+    penalized = with_adamw(iterations=60, penalty=norm_penalty, penalty_weight=10.0)
+    difference = evaluate(penalized, seeds, targets) - evaluate(free, seeds, targets)
     torch.testing.assert_close(difference, 10 * norm_penalty(seeds))
-    found = run(held, seeds, targets)
-    assert (norm_penalty(found.seed) < 0.01 * norm_penalty(seeds)).all()
+    result = run(penalized, seeds, targets)
+    assert (norm_penalty(result.seed) < 0.01 * norm_penalty(seeds)).all()
     assert (norm_penalty(run(free, seeds, targets).seed) > 0.02 * norm_penalty(seeds)).all()
 
 
-def test_more_weights_than_latents_are_refused():
-    seeds, targets = problem(2)
+def test_more_weights_than_latents_raise_an_error():
+    seeds, targets = draw(2)
     with pytest.raises(ValueError, match="zip"):
         run(SeedSelect(step_weights=(0.25, 0.25, 0.25, 0.25)), seeds, targets)
 
@@ -323,14 +334,14 @@ def test_more_weights_than_latents_are_refused():
     ("steps", "expected"),
     [(1, (1.0,)), (2, (0.25 / 0.95, 0.7 / 0.95)), (3, (0.05, 0.25, 0.7)), (50, (0.05, 0.25, 0.7))],
 )
-def test_few_steps_have_the_last_weights_scaled_to_the_sum_of_all(steps, expected):
+def test_few_steps_use_the_last_weights_rescaled(steps, expected):
     select = SeedSelect(step_weights=(0.05, 0.25, 0.7))
     assert select.with_steps(steps).step_weights == pytest.approx(expected)
-    assert select.step_weights == (0.05, 0.25, 0.7)  # another object, or the same where nothing changes
+    assert select.step_weights == (0.05, 0.25, 0.7)  # the original is not modified
     double = SeedSelect(step_weights=(0.1, 0.5, 1.4)).with_steps(steps)
     assert double.step_weights == pytest.approx([2 * weight for weight in expected])
 
 
-def test_weights_of_which_none_is_left_are_refused():
-    with pytest.raises(ValueError, match="the last 1 are all zero"):
+def test_remaining_weights_that_are_all_zero_are_rejected():
+    with pytest.raises(ValueError, match=r"step_weights: the last 1 of \[1.0, 0.0\] are all zero"):
         SeedSelect(step_weights=(1.0, 0.0)).with_steps(1)

@@ -116,4 +116,4 @@ def test_reno_is_seedselect_by_rewards_of_text():
     targets = Targets(torch.zeros(2, 1), torch.zeros(2, 1), clip_features.text(prompts), prompts)
     made = Generation(seeds, [seeds], targets, torch.sigmoid, clip_features)
     text = (clip_features(torch.sigmoid(seeds)) * targets.text).sum(-1)
-    torch.testing.assert_close(arm.select.loss_of(made), -text + 0.01 * norm_penalty(seeds))
+    torch.testing.assert_close(arm.select.compute_loss(made), -text + 0.01 * norm_penalty(seeds))
