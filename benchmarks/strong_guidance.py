@@ -37,7 +37,7 @@ from rnri import (
     anderson_inverter,
 )
 from rnri.inversion import _collect, _remember
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
+from rnri.models.sampling import LatentCallback, no_callback, to_state_dtype
 from rnri.solvers.implicit import ImplicitStep
 
 TOLERANCE = 1e-6
@@ -61,10 +61,10 @@ class Rungs:
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         inverter = ImplicitInverter(SafeguardedAnderson(self.nfe, TOLERANCE), "fitted")
-        z, noises, solutions = in_state_dtype(z0), [], []
+        z, noises, solutions = to_state_dtype(z0), [], []
         for i in reversed(range(len(schedule))):
             problem = ImplicitStep.of(z, predictor, schedule, i)
             start = own = inverter._start(problem, noises)

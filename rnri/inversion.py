@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from rnri.models.predictor import NoisePredictor, to_device
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.solvers.anderson import SafeguardedAnderson
 from rnri.solvers.budget import NfeBudget
@@ -86,7 +86,7 @@ class Inverter(ABC):
 
     @abstractmethod
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
 
@@ -175,10 +175,10 @@ class ImplicitInverter(Inverter):
             )
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; a sample that is not finite stays so, unconverged."""
-        z = z0 = in_state_dtype(z0.detach())
+        z = z0 = to_state_dtype(z0.detach())
         noises: list[Tensor] = []
         solutions: list[Solution] = []
         carried = getattr(self.solver, "carried", 0)

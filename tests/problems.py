@@ -113,7 +113,7 @@ class GaussianVelocity:
         """The exact seed of ``z0`` under Euler's steps."""
         z = z0
         for i in reversed(range(len(steps))):
-            _, s, _, cleaner = steps.levels(i)
+            _, s, _, cleaner = steps.alpha_sigma(i)
             slope = self._slope(s)
             z = (z + (s - cleaner) * (-self.mean - slope * (1 - s) * self.mean)) / (1 - (s - cleaner) * slope)
         return z

@@ -29,13 +29,13 @@ from rnri.editing.prompt_to_prompt import PromptToPrompt, PromptToPromptProcesso
 from rnri.editing.state import EditState
 from rnri.editing.token_alignment import Prompt
 from rnri.models.deterministic import scheduler_for
-from rnri.models.eval_mode import frozen
+from rnri.models.eval_mode import eval_no_grad
 from rnri.models.families import family_of
-from rnri.models.family import Family, parts
+from rnri.models.family import Family, components
 from rnri.models.sd3 import SD3Family
 from rnri.models.unet import UNetFamily
 
-PLAIN = (
+PLAIN_PROCESSORS = (
     AttnProcessor,
     AttnProcessor2_0,
     FusedAttnProcessor2_0,
@@ -48,7 +48,7 @@ PLAIN = (
 )
 """Processors that compute plain attention, each in its way: ours compute the same."""
 
-OWN_ARGUMENTS = {
+RESERVED_KWARGS = {
     "prompt": "prompt",
     "latents": "inversion",
     "num_inference_steps": "inversion",
@@ -61,7 +61,14 @@ OWN_ARGUMENTS = {
 }
 """Arguments of the pipeline that ``edit`` gives itself, and what says them."""
 
-REFUSED = ("num_images_per_prompt", "prompt_2", "prompt_3", "prompt_embeds", "true_cfg_scale", "ip_adapter_image")
+UNSUPPORTED_KWARGS = (
+    "num_images_per_prompt",
+    "prompt_2",
+    "prompt_3",
+    "prompt_embeds",
+    "true_cfg_scale",
+    "ip_adapter_image",
+)
 
 Images = list[Image.Image] | Tensor | np.ndarray
 
@@ -94,7 +101,7 @@ def edit(
     pipe: DiffusionPipeline,
     inversion: Seeds,
     prompt: str | Sequence[str] | Sequence[Sequence[str]],
-    how: PromptToPrompt | Injection | None = None,
+    edit_config: PromptToPrompt | Injection | None = None,
     **options: Any,
 ) -> EditResult:
     """The inverted image as ``prompt`` says it, otherwise unchanged.
@@ -112,11 +119,11 @@ def edit(
         pipe: a text-to-image pipeline of a known family.
         inversion: of one image or several, by ``rnri.api``.
         prompt: for one image an edited prompt, or several; for several images one of both for each.
-        how: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX; None is their default.
+        edit_config: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX; None is their default.
         options: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``.
 
     Raises:
-        ValueError: one sentence for bad input, before the network runs: words that are not in the prompts, a ``how``
+        ValueError: one sentence for bad input, before the network runs: words that are not in the prompts, a ``edit_config``
             that does not fit the network, IP-Adapters or other processors of one's own, options that ``edit`` sets.
     """
     family = family_of(pipe)
@@ -126,14 +133,14 @@ def edit(
     rows = [*range(len(sources)), *(k for k, texts in enumerate(edits) for _ in texts)]
     texts = [*sources, *(text for each in edits for text in each)]
     state = EditState(rows, steps=lambda: pipe.num_timesteps)
-    control = control_of(family, how, state, texts, inversion.image_size)
+    control = control_of(family, edit_config, state, texts, inversion.image_size)
     call = inversion.call
     call |= {"prompt": texts, "latents": inversion.latents[rows]}
     if "negative_prompt" in call:
         call["negative_prompt"] = [call["negative_prompt"][row] for row in rows]
     own = options.pop("callback_on_step_end", None)
     wanted = dict.fromkeys(["latents", *options.pop("callback_on_step_end_tensor_inputs", [])])
-    with installed(family.network, control.processor), _as_inverted(pipe):
+    with attn_processor(family.network, control.processor), _as_inverted(pipe):
         images = pipe(
             **call,
             **options,
@@ -145,7 +152,7 @@ def edit(
 
 
 @dataclasses.dataclass(frozen=True)
-class Control:
+class AttentionControl:
     """What acts in one call: the layers' processor, and what a step's end does to the latents."""
 
     processor: Any
@@ -154,48 +161,48 @@ class Control:
 
 def control_of(
     family: Family,
-    how: PromptToPrompt | Injection | None,
+    edit_config: PromptToPrompt | Injection | None,
     state: EditState,
     texts: Sequence[str],
     image_size: tuple[int, int],
-) -> Control:
-    """How ``how`` (None: the family's default) acts on a batch of ``texts``, for images ``(H, W)``.
+) -> AttentionControl:
+    """How ``edit_config`` (None: the family's default) acts on a batch of ``texts``, for images ``(H, W)``.
 
     Raises:
-        ValueError: ``how`` does not fit the network, or names words that are absent.
+        ValueError: ``edit_config`` does not fit the network, or names words that are absent.
     """
     wanted = PromptToPrompt if isinstance(family, UNetFamily) else Injection
-    how = wanted() if how is None else how
-    if not isinstance(how, wanted):
+    edit_config = wanted() if edit_config is None else edit_config
+    if not isinstance(edit_config, wanted):
         raise ValueError(
-            f"how={type(how).__name__} does not act on the {family.part} of {type(family.pipeline).__name__}: give "
+            f"edit_config={type(edit_config).__name__} does not act on the {family.network_name} of {type(family.pipeline).__name__}: give "
             f"{wanted.__name__}, or leave it out."
         )
-    if isinstance(how, PromptToPrompt):
-        return _prompt_to_prompt(family, how, state, texts, image_size)
+    if isinstance(edit_config, PromptToPrompt):
+        return _prompt_to_prompt(family, edit_config, state, texts, image_size)
     processor = SD3InjectionProcessor if isinstance(family, SD3Family) else FluxInjectionProcessor
     height, width = _latent_size(family, image_size)
     patch = family.network.config.patch_size if isinstance(family, SD3Family) else family.patch
-    return Control(processor(state, how, (height // patch) * (width // patch)))
+    return AttentionControl(processor(state, edit_config, (height // patch) * (width // patch)))
 
 
 def _prompt_to_prompt(
-    family: Family, how: PromptToPrompt, state: EditState, texts: Sequence[str], image_size: tuple[int, int]
-) -> Control:
+    family: Family, edit_config: PromptToPrompt, state: EditState, texts: Sequence[str], image_size: tuple[int, int]
+) -> AttentionControl:
     tokenizer = family.pipeline.tokenizer or family.pipeline.tokenizer_2
-    read = [Prompt.of(family.pipeline.maybe_convert_prompt(text, tokenizer), tokenizer) for text in texts]
+    read = [Prompt.tokenize(family.pipeline.maybe_convert_prompt(text, tokenizer), tokenizer) for text in texts]
     pairs = [(read[s], read[e]) for e, s in zip(state.edits.tolist(), state.sources.tolist(), strict=True)]
-    words, maps = how.words(pairs), None
-    if how.blend:
-        maps = WordMaps(how.blend_words(pairs, read), _latent_size(family, image_size))
-    processor = PromptToPromptProcessor(state, words, how.self_attention, maps)
+    words, maps = edit_config.words(pairs), None
+    if edit_config.blend:
+        maps = WordMaps(edit_config.blend_words(pairs, read), _latent_size(family, image_size))
+    processor = PromptToPromptProcessor(state, words, edit_config.self_attention, maps)
 
     def blend(latents: Tensor) -> Tensor:
-        if maps is None or state.progress < how.blend_from:
+        if maps is None or state.progress < edit_config.blend_from:
             return latents
-        return blended(latents, maps.region(how.blend_threshold), *state.rows(len(latents), latents.device))
+        return blended(latents, maps.region(edit_config.blend_threshold), *state.rows(len(latents), latents.device))
 
-    return Control(processor, blend)
+    return AttentionControl(processor, blend)
 
 
 def _latent_size(family: Family, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -205,14 +212,14 @@ def _latent_size(family: Family, image_size: tuple[int, int]) -> tuple[int, int]
 
 
 @contextmanager
-def installed(network: nn.Module, processor: Any) -> Iterator[None]:
+def attn_processor(network: nn.Module, processor: Any) -> Iterator[None]:
     """``network`` with ``processor`` in all its attention layers, for as long as the block runs.
 
     Raises:
         ValueError: one sentence, where a layer computes more than plain attention.
     """
     found = network.attn_processors
-    other = next((p for p in found.values() if type(p) not in PLAIN), None)
+    other = next((p for p in found.values() if type(p) not in PLAIN_PROCESSORS), None)
     if other is not None:
         raise ValueError(
             f"the network has attention processors of {type(other).__name__}, which an edit would switch off: unload "
@@ -231,14 +238,14 @@ def _as_inverted(pipe: DiffusionPipeline) -> Iterator[None]:
     found = pipe.scheduler
     try:
         pipe.scheduler = scheduler_for(pipe)
-        with frozen(*parts(pipe).values()):
+        with eval_no_grad(*components(pipe).values()):
             yield
     finally:
         pipe.scheduler = found
         pipe.maybe_free_model_hooks()  # under CPU offload, as the pipeline's own calls end
 
 
-def _callback(state: EditState, control: Control, own: Callable | None) -> Callable:
+def _callback(state: EditState, control: AttentionControl, own: Callable | None) -> Callable:
     """A step's end: the state moves on, latents are blended, and the user's own callback sees them so."""
 
     def at_end(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -267,7 +274,7 @@ def _as_edits(prompt: object, images: int) -> list[list[str]]:
 
 def _check_options(options: dict[str, Any]) -> None:
     for name in options:
-        if name in OWN_ARGUMENTS:
-            raise ValueError(f"{name} is what `{OWN_ARGUMENTS[name]}` says: leave it out.")
-        if name in REFUSED:
+        if name in RESERVED_KWARGS:
+            raise ValueError(f"{name} is what `{RESERVED_KWARGS[name]}` says: leave it out.")
+        if name in UNSUPPORTED_KWARGS:
             raise ValueError(f"{name} would change the rows or words that an edit aligns: leave it out.")

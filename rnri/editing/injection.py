@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from rnri.editing.operators import attention, taking
+from rnri.editing.operators import attention, source_rows
 from rnri.editing.state import EditState
 from rnri.validation import UnitInterval, dataclass
 
@@ -49,7 +49,7 @@ class InjectionProcessor:
         edits, sources = self.state.rows(len(hidden_states), hidden_states.device)
         if self.state.progress >= self.injection.share:
             return query, key, value
-        rows = taking(len(hidden_states), edits, sources)
+        rows = source_rows(len(hidden_states), edits, sources)
         if self.injection.what == "values":
             return query, key, self._injected(value, rows)
         return self._injected(query, rows), self._injected(key, rows), value

@@ -10,9 +10,9 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from rnri.methods.edit_friendly_ddpm import EditFriendly, diffused, draw_noise
-from rnri.models.midpoint import check_velocity
+from rnri.models.midpoint import require_flow_matching
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import in_state_dtype
+from rnri.models.sampling import to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import GuidanceScale, HalfOpenUnitInterval, RandomSeed, dataclass
 
@@ -58,7 +58,7 @@ class FlowEdit:
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
-        check_velocity(schedule, "FlowEdit")
+        require_flow_matching(schedule, "FlowEdit")
 
     def guidances(self, guidance: float) -> tuple[float, float]:
         return self.source_guidance, self.target_guidance
@@ -67,11 +67,11 @@ class FlowEdit:
     def edit(self, z0: Tensor, source: NoisePredictor, target: NoisePredictor, schedule: Schedule) -> Tensor:
         """The edits ``[B,C,h,w]`` of ``z0 [B,C,h,w]``; ValueError for a schedule that is not flow matching's."""
         self.check_schedule(schedule)
-        z = z0 = in_state_dtype(z0)
-        part = schedule.last(max(1, round(self.share * len(schedule))))
+        z = z0 = to_state_dtype(z0)
+        part = schedule.tail(max(1, round(self.share * len(schedule))))
         draws = draw_noise(z0, len(part) * self.average, self.seed).unflatten(0, (len(part), self.average))
         for i, noises in enumerate(draws):
-            _, sigma, _, sigma_next = part.levels(i)
+            _, sigma, _, sigma_next = part.alpha_sigma(i)
             change = torch.zeros_like(z)
             for noise in noises:
                 noisy = (1 - sigma) * z0 + sigma * noise
@@ -108,7 +108,7 @@ class PseudoGuidance:
     @torch.no_grad()
     def edit(self, z0: Tensor, source: NoisePredictor, target: NoisePredictor, schedule: Schedule) -> Tensor:
         """The edits ``[B,C,h,w]`` of ``z0 [B,C,h,w]``."""
-        z0 = in_state_dtype(z0)
+        z0 = to_state_dtype(z0)
         noisy, mean = diffused(z0, schedule, self.seed), EditFriendly().sampler(schedule)
         z = noisy[0]
         for i, (x, x_next) in enumerate(pairwise([*noisy, z0])):

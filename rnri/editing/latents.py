@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from rnri.editing.edit import control_of, installed
+from rnri.editing.edit import attn_processor, control_of
 from rnri.editing.injection import Injection
 from rnri.editing.prompt_to_prompt import PromptToPrompt
 from rnri.editing.state import EditState
@@ -31,7 +31,7 @@ def edit_latents(
     prompts: Sequence[str],
     edited: Sequence[str],
     schedule: Schedule,
-    how: PromptToPrompt | Injection | None = None,
+    edit_config: PromptToPrompt | Injection | None = None,
     guidance: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``(reconstructions, edits)``, clean latents ``[B,C,h,w]`` each, of one reconstruction of both in a batch.
@@ -43,7 +43,7 @@ def edit_latents(
     Args:
         inversion: by ``inverter``, of ``prompts``, one an image.
         edited: one edited prompt an image.
-        how: what is taken over; None is the default of ``attention_edit``.
+        edit_config: what is taken over; None is the default of ``attention_edit``.
         guidance: of the reconstruction.
 
     Raises:
@@ -53,15 +53,17 @@ def edit_latents(
     count = len(inversion.seed)
     if not len(prompts) == len(edited) == count:
         raise ValueError(f"{len(prompts)} prompts and {len(edited)} edits of {count} images: give as many.")
-    if isinstance(how, PromptToPrompt) and how.blend:
-        raise ValueError(f"blend={list(how.blend)} acts on the latents after every step: leave it empty, or use edit.")
+    if isinstance(edit_config, PromptToPrompt) and edit_config.blend:
+        raise ValueError(
+            f"blend={list(edit_config.blend)} acts on the latents after every step: leave it empty, or use edit."
+        )
     texts = [*prompts, *edited]
     state = EditState([*range(count)] * 2, steps=lambda: len(schedule))
-    control = control_of(model.family, how, state, texts, model.image_size)
+    control = control_of(model.family, edit_config, state, texts, model.image_size)
     plain = model.predictor(texts, guidance)
     predictor = SteppedPredictor(plain.denoiser, plain.nfe, state=state, timesteps=schedule.timesteps)
-    with torch.no_grad(), installed(model.family.network, control.processor):
-        z = inverter.reconstruct(_twice(inversion), predictor, schedule)
+    with torch.no_grad(), attn_processor(model.family.network, control.processor):
+        z = inverter.reconstruct(_duplicate_batch(inversion), predictor, schedule)
     return z[:count], z[count:]
 
 
@@ -77,7 +79,7 @@ class SteppedPredictor(NoisePredictor):
         return super().__call__(z, t)
 
 
-def _twice(inversion: Inversion) -> Inversion:
+def _duplicate_batch(inversion: Inversion) -> Inversion:
     """The rows of ``inversion`` followed by themselves."""
     by_row = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
     tables = ("residuals", "nfe", "backward", "solved")

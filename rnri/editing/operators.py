@@ -18,21 +18,21 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
 
 
-def taking(batch: int, edits: Tensor, sources: Tensor) -> Tensor:
+def source_rows(batch: int, edits: Tensor, sources: Tensor) -> Tensor:
     """For each of ``batch`` rows the row whose map it takes, int64 ``[B]``: an edit its source's, others their own."""
     rows = torch.arange(batch, device=edits.device)
     return rows.index_copy(0, edits, sources)
 
 
-def with_source_maps(
+def inject_attention_maps(
     query: Tensor, key: Tensor, value: Tensor, edits: Tensor, sources: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Attention in which the rows ``edits`` have the maps of the rows ``sources`` and their own values."""
-    rows = taking(len(query), edits, sources)
+    rows = source_rows(len(query), edits, sources)
     return attention(query[rows], key[rows], value, mask if mask is None else mask[rows])
 
 
-def with_source_words(
+def inject_cross_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -59,12 +59,12 @@ def with_source_words(
     own = value[edits] * weights[:, None, :, None]  # [E,H,T,D]
     kept = inherited[:, None, :, None]
     moved = value.index_copy(0, edits, transfer[:, None] @ (kept * own))
-    result = with_source_maps(query, key, moved, edits, sources, mask)
+    result = inject_attention_maps(query, key, moved, edits, sources, mask)
     rest = attention(query[edits], key[edits], (1 - kept) * own, mask if mask is None else mask[edits])
     return result.index_add(0, edits, rest)
 
 
-def attended(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
     """How much attention each pixel pays to the tokens that ``words [B,T]`` marks, ``[B,P]``, mean over the heads.
 
     The maps' columns are attention whose values are the marks, made as wide as a head: fused kernels ask for it.

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from rnri.editing.blend import WordMaps
-from rnri.editing.operators import attended, attention, with_source_maps, with_source_words
+from rnri.editing.operators import attention, attention_weights, inject_attention_maps, inject_cross_attention
 from rnri.editing.state import EditState
 from rnri.editing.token_alignment import Prompt, align
 from rnri.validation import NonEmptyStr, OpenUnitInterval, UnitInterval, dataclass
@@ -45,7 +45,7 @@ class PromptToPrompt:
     blend_from: UnitInterval = 0.2
     blend_threshold: OpenUnitInterval = 0.3
 
-    def words(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> Words:
+    def words(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> AttentionTables:
         """The tables of edits, each a source's prompt and the edited one.
 
         Raises:
@@ -53,7 +53,7 @@ class PromptToPrompt:
         """
         self._check_words(pairs)
         alignments = [align(source, target, substitutes=self.substitutes) for source, target in pairs]
-        return Words(
+        return AttentionTables(
             transfer=torch.stack([alignment.transfer for alignment in alignments]),
             inherited=torch.stack([alignment.inherited for alignment in alignments]),
             shares=torch.stack([_marked(target, self.schedules, self.cross) for _, target in pairs]),
@@ -93,7 +93,7 @@ def _marked(prompt: Prompt, words: Mapping[str, float], otherwise: float) -> Ten
     return marks
 
 
-class Words:
+class AttentionTables:
     """The edits' tables: ``transfer [E,T,T]``, and ``inherited``, ``shares``, ``weights`` ``[E,T]``, all float64."""
 
     def __init__(self, transfer: Tensor, inherited: Tensor, shares: Tensor, weights: Tensor) -> None:
@@ -101,7 +101,7 @@ class Words:
         self._made: tuple[object, dict[str, Tensor]] = None, {}
 
     def at(self, progress: float, like: Tensor) -> dict[str, Tensor]:
-        """What ``with_source_words`` takes at a share of the steps; empty where nothing is to be done any more.
+        """What ``inject_cross_attention`` takes at a share of the steps; empty where nothing is to be done any more.
 
         They are moved to the device of ``like`` once a step, not once a layer.
         """
@@ -124,7 +124,7 @@ class PromptToPromptProcessor:
         maps: gathers the attention to the words of the blend, if there is one.
     """
 
-    def __init__(self, state: EditState, words: Words, self_attention: float, maps: WordMaps | None) -> None:
+    def __init__(self, state: EditState, words: AttentionTables, self_attention: float, maps: WordMaps | None) -> None:
         self.state, self.words, self.self_attention, self.maps = state, words, self_attention, maps
 
     def __call__(
@@ -164,18 +164,20 @@ class PromptToPromptProcessor:
     def _among_pixels(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         edits, sources = self.state.rows(len(query), query.device)
         if self.state.progress < self.self_attention:
-            return with_source_maps(query, key, value, edits, sources, mask)
+            return inject_attention_maps(query, key, value, edits, sources, mask)
         return attention(query, key, value, mask)
 
     def _to_words(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         edits, sources = self.state.rows(len(query), query.device)
         if self.maps is not None:
             rows = slice(-self.state.count, None)
-            self.maps.add(attended(query[rows], key[rows], self.maps.words, mask if mask is None else mask[rows]))
+            self.maps.add(
+                attention_weights(query[rows], key[rows], self.maps.words, mask if mask is None else mask[rows])
+            )
         tables = self.words.at(self.state.progress, value)
         if not tables:
             return attention(query, key, value, mask)
-        return with_source_words(query, key, value, edits, sources, mask=mask, **tables)
+        return inject_cross_attention(query, key, value, edits, sources, mask=mask, **tables)
 
 
 def _mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:

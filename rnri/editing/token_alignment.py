@@ -36,7 +36,7 @@ class Prompt:
     length: int
 
     @classmethod
-    def of(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    def tokenize(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """ValueError for a tokenizer without offsets (a slow one)."""
         if not tokenizer.is_fast:
             raise ValueError(

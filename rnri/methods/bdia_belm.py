@@ -11,7 +11,7 @@ from torch import Tensor
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import check_chain, evenly, inversion
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
+from rnri.models.sampling import LatentCallback, no_callback, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
@@ -41,11 +41,11 @@ class TwoStepSampler(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule whose steps do not join."""
         self.check_schedule(schedule)
-        z0 = in_state_dtype(z0)
+        z0 = to_state_dtype(z0)
         a, b = schedule.coefficients(len(schedule) - 1)
         before, z = z0, a * z0 + b * predictor(z0, schedule.timestep(-1))
         on_step(0, z)

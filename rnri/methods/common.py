@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnri.inversion import ImplicitInverter, Inversion
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver
+from rnri.models.sampling import LatentCallback
 from rnri.models.schedule import Schedule
 from rnri.solvers.iterative import FixedPoint
 
@@ -50,7 +50,7 @@ def evenly(per_step: int, schedule: Schedule, batch: int) -> Tensor:
 
 
 def ddim_path(
-    z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver
+    z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback
 ) -> tuple[Inversion, list[Tensor]]:
     """DDIM inversion and its latents, the clean one first (N + 1 of them)."""
     path: list[Tensor] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import ddim_path, inversion
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ddim_step, ignore
+from rnri.models.sampling import LatentCallback, ddim_step, no_callback
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
@@ -27,7 +27,7 @@ class DirectInversion(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         found, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
         offsets = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import evenly, inversion
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype
+from rnri.models.sampling import LatentCallback, no_callback, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
@@ -39,10 +39,10 @@ class EDICT(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``, both latents of a pair being ``z0`` at the clean end."""
-        z0, p = in_state_dtype(z0), self.mix
+        z0, p = to_state_dtype(z0), self.mix
         x = y = z0
         for k, i in enumerate(reversed(range(len(schedule)))):
             (a, b), t = schedule.coefficients(i), schedule.timestep(i)

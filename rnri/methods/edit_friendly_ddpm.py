@@ -14,7 +14,7 @@ from torch import Tensor
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import evenly, inversion
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 
@@ -51,10 +51,10 @@ class NoiseMaps(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The noisiest draw as the seed of ``z0 [B,C,h,w]``, and the maps that lead from it to ``z0``."""
-        z0 = in_state_dtype(z0)
+        z0 = to_state_dtype(z0)
         noisy, step = diffused(z0, schedule, self.seed), self.sampler(schedule)
         maps, exact = [], True
         for i, (z, target) in enumerate(pairwise([*noisy, z0])):
@@ -117,10 +117,10 @@ class SDEdit(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        z0 = in_state_dtype(z0)
-        seed = diffused(z0, self._part(schedule).first(1), self.seed)[0]
+        z0 = to_state_dtype(z0)
+        seed = diffused(z0, self._part(schedule).head(1), self.seed)[0]
         return inversion(seed, z0, evenly(0, schedule, len(z0)), exact=False, seed_only=False)
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class SDEdit(Inverter):
         return sample(inversion.seed, predictor, self._part(schedule))
 
     def _part(self, schedule: Schedule) -> Schedule:
-        return schedule.last(max(1, round(self.strength * len(schedule))))
+        return schedule.tail(max(1, round(self.strength * len(schedule))))
 
 
 def diffused(z0: Tensor, schedule: Schedule, seed: int) -> list[Tensor]:
@@ -146,7 +146,7 @@ def draw_noise(like: Tensor, count: int, seed: int) -> Tensor:
 
 def _posterior(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> tuple[Tensor, float]:
     """Mean and standard deviation of the DDPM step ``i`` (DDIM with eta = 1), ``q(z_s | z_t, x0)``."""
-    alpha, sigma, alpha_next, sigma_next = schedule.levels(i)
+    alpha, sigma, alpha_next, sigma_next = schedule.alpha_sigma(i)
     added = max(sigma**2 - (alpha / alpha_next * sigma_next) ** 2, 0)  # the noise of q(z_t | z_s)
     deviation = sigma_next / sigma * math.sqrt(added)
     clean, noise = schedule.clean_and_noise(i, z, predictor(z, schedule.timestep(i)))

@@ -11,9 +11,9 @@ from torch import Tensor
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import evenly, inversion
 from rnri.methods.edit_friendly_ddpm import draw_noise
-from rnri.models.midpoint import check_velocity, label
+from rnri.models.midpoint import require_flow_matching, timestep_at_sigma
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ddim_step, ignore, in_state_dtype, sample
+from rnri.models.sampling import LatentCallback, ddim_step, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import RandomSeed, UnitInterval, dataclass
 
@@ -36,10 +36,10 @@ class UniInv(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``."""
-        z = z0 = in_state_dtype(z0)
+        z = z0 = to_state_dtype(z0)
         prediction = predictor(z, 0 if schedule.predicts == "epsilon" else 0.0)
         for k, i in enumerate(reversed(range(len(schedule)))):
             a, b = schedule.coefficients(i)
@@ -90,19 +90,19 @@ class RFInversion(Inverter):
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
-        check_velocity(schedule, "RF-Inversion")
+        require_flow_matching(schedule, "RF-Inversion")
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule that is not flow matching's."""
         self.check_schedule(schedule)
-        z = z0 = in_state_dtype(z0)
+        z = z0 = to_state_dtype(z0)
         y1, empty = draw_noise(z0, 1, self.seed)[0], _unconditional(predictor)
         for k, i in enumerate(reversed(range(len(schedule)))):
-            _, sigma, _, sigma_next = schedule.levels(i)
-            velocity = empty(z, label(schedule, i, sigma_next))
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
+            velocity = empty(z, timestep_at_sigma(schedule, i, sigma_next))
             velocity = velocity + self.gamma * ((y1 - z) / (1 - sigma_next) - velocity)
             z = z + (sigma - sigma_next) * velocity
             on_step(k, z)
@@ -115,7 +115,7 @@ class RFInversion(Inverter):
         """Euler's sampler from the seed, steered to the clean latent in the controlled steps."""
         z, clean, steps = inversion.seed, inversion.aux["clean"], len(schedule)
         for i in range(steps):
-            _, sigma, _, sigma_next = schedule.levels(i)
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
             plain = ddim_step(z, predictor, schedule, i)
             controlled = self.start * steps <= i < self.stop * steps
             straight = z + (sigma_next - sigma) / sigma * (z - clean)

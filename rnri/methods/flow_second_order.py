@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule
 from rnri.methods.common import evenly, inversion
-from rnri.models.midpoint import MidpointPredictor, check_velocity, label
+from rnri.models.midpoint import MidpointPredictor, require_flow_matching, timestep_at_sigma
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
@@ -30,27 +30,27 @@ class RFSolver(Inverter):
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
-        check_velocity(schedule, "RF-Solver")
+        require_flow_matching(schedule, "RF-Solver")
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule that is not flow matching's."""
         self.check_schedule(schedule)
-        z = z0 = in_state_dtype(z0)
+        z = z0 = to_state_dtype(z0)
         for k, i in enumerate(reversed(range(len(schedule)))):
-            _, sigma, _, sigma_next = schedule.levels(i)
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
             h = sigma - sigma_next
-            middle = z + h / 2 * predictor(z, label(schedule, i, sigma_next))
-            z = z + h * predictor(middle, label(schedule, i, sigma_next + h / 2))
+            middle = z + h / 2 * predictor(z, timestep_at_sigma(schedule, i, sigma_next))
+            z = z + h * predictor(middle, timestep_at_sigma(schedule, i, sigma_next + h / 2))
             on_step(k, z)
         return inversion(z, z0, evenly(2, schedule, len(z0)), exact=False, seed_only=False)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """The midpoint sampler from the seed."""
-        return sample(inversion.seed, MidpointPredictor.of(predictor, schedule), schedule)
+        return sample(inversion.seed, MidpointPredictor.from_predictor(predictor, schedule), schedule)
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,19 @@ class FireFlow(Inverter):
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
-        check_velocity(schedule, "FireFlow")
+        require_flow_matching(schedule, "FireFlow")
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule that is not flow matching's."""
         self.check_schedule(schedule)
-        z = z0 = in_state_dtype(z0)
+        z = z0 = to_state_dtype(z0)
         last = len(schedule) - 1
-        velocity = predictor(z, label(schedule, last, schedule.levels(last)[3]))
+        velocity = predictor(z, timestep_at_sigma(schedule, last, schedule.alpha_sigma(last)[3]))
         for k, i in enumerate(reversed(range(len(schedule)))):
-            _, sigma, _, sigma_next = schedule.levels(i)
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
             z, velocity = _reusing_step(z, velocity, predictor, schedule, i, sigma_next, sigma)
             on_step(k, z)
         nfe = evenly(1, schedule, len(z0))
@@ -94,7 +94,7 @@ class FireFlow(Inverter):
         z = inversion.seed
         velocity = predictor(z, schedule.timestep(0))
         for i in range(len(schedule)):
-            _, sigma, _, sigma_next = schedule.levels(i)
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
             z, velocity = _reusing_step(z, velocity, predictor, schedule, i, sigma, sigma_next)
         return z
 
@@ -104,7 +104,7 @@ def _reusing_step(
 ) -> tuple[Tensor, Tensor]:
     """The latent at the level ``to`` and the velocity at the middle of the step, from the last middle's."""
     h = to - sigma
-    velocity = predictor(z + h / 2 * velocity, label(schedule, i, sigma + h / 2))
+    velocity = predictor(z + h / 2 * velocity, timestep_at_sigma(schedule, i, sigma + h / 2))
     return z + h * velocity, velocity
 
 
@@ -140,13 +140,13 @@ class Midpoint(Inverter):
 
     def check_schedule(self, schedule: Schedule) -> None:
         """ValueError for a schedule that is not flow matching's."""
-        check_velocity(schedule, "the midpoint rule")
+        require_flow_matching(schedule, "the midpoint rule")
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule that is not flow matching's."""
-        found = self.inverter.invert(z0, MidpointPredictor.of(predictor, schedule), schedule, on_step)
+        found = self.inverter.invert(z0, MidpointPredictor.from_predictor(predictor, schedule), schedule, on_step)
         return replace(
             found,
             residuals=torch.full_like(found.residuals, torch.nan),
@@ -158,7 +158,7 @@ class Midpoint(Inverter):
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """The midpoint sampler from the seed."""
-        return sample(inversion.seed, MidpointPredictor.of(predictor, schedule), schedule)
+        return sample(inversion.seed, MidpointPredictor.from_predictor(predictor, schedule), schedule)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class SeedOnly(Inverter):
         check_schedule(self.inverter, schedule)
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``, none of them solved; ValueError where the method keeps more than the seed."""
         found = self.inverter.invert(z0, predictor, schedule, on_step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import ddim_path, inversion
 from rnri.models.predictor import Condition, NoisePredictor
-from rnri.models.sampling import LatentObserver, ddim_step, ignore, sample
+from rnri.models.sampling import LatentCallback, ddim_step, no_callback, sample
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
@@ -31,7 +31,7 @@ class NegativePrompt(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         found, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
         # Its residuals are those of the equation without guidance, which is not the predictor's.
@@ -69,7 +69,7 @@ class NullText(Inverter):
     seed_only: ClassVar[bool] = False
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; needs gradients of the network, hence no ``torch.inference_mode``.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import RandomSeed, dataclass
 
@@ -69,10 +69,10 @@ class PromptAware(Inverter):
             raise ValueError(f"{type(self.inverter).__name__} cannot start in mid-schedule; set reuse=False.")
         if self.reuse and len(schedule) <= self.steps:
             raise ValueError(f"steps={self.steps} must be fewer than the schedule's {len(schedule)}; or reuse=False.")
-        check_schedule(self.inverter, schedule.first(len(schedule) - self.steps) if self.reuse else schedule)
+        check_schedule(self.inverter, schedule.head(len(schedule) - self.steps) if self.reuse else schedule)
 
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of the adjusted latents of ``z0 [B,C,h,w]``.
 
@@ -90,7 +90,7 @@ class PromptAware(Inverter):
             return replace(inversion, nfe=nfe)
         for k, z in enumerate(path[1:]):
             on_step(k, z)
-        rest = schedule.first(len(schedule) - self.steps)
+        rest = schedule.head(len(schedule) - self.steps)
         inversion = self.inverter.invert(path[-1], predictor, rest, lambda k, z: on_step(k + self.steps, z))
         return replace(
             inversion,
@@ -110,8 +110,8 @@ class PromptAware(Inverter):
 
         The noisiest is last; the sampler takes each to the one before.
         """
-        end = schedule.last(min(self.steps, len(schedule)))
-        path = [in_state_dtype(z0)]
+        end = schedule.tail(min(self.steps, len(schedule)))
+        path = [to_state_dtype(z0)]
         for k in range(self.iterations):
             found = [self._noisy(path[0], predictor, end, k)]
             sample(found[0], predictor, end, on_step=lambda _, z, found=found: found.insert(0, z))
@@ -131,7 +131,7 @@ class PromptAware(Inverter):
     def _diffuse(self, z: Tensor, end: Schedule, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + k)
         noise = torch.randn(z.shape[1:], generator=generator, dtype=torch.float64).to(z)
-        alpha, sigma, *_ = end.levels(0)
+        alpha, sigma, *_ = end.alpha_sigma(0)
         return alpha * z + sigma * noise
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.models.predictor import NoisePredictor, to_device
-from rnri.models.sampling import LatentObserver, ignore, in_state_dtype, sample
+from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
@@ -73,14 +73,14 @@ class RoundTripCorrected(Inverter):
 
     @torch.no_grad()
     def invert(
-        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentObserver = ignore
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
         """The seeds of ``z0 [B,C,h,w]``; ``Inversion.z0`` are the targets that they were found for.
 
         Evaluations are those of all rounds, samplings included. ``on_step`` hears of the walk that was kept, at the
         end.
         """
-        z0 = in_state_dtype(z0.detach())
+        z0 = to_state_dtype(z0.detach())
         found, path = _walk(self.inverter, z0, predictor, schedule)
         missing = z0 - sample(found.seed, predictor, schedule)
         found = replace(found, nfe=found.nfe + 1)

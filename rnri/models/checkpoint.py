@@ -11,8 +11,15 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from rnri.models.checks.folder import UNUSED_PARTS, check_folder, check_parts, is_local, parts_of, variant_of
-from rnri.models.checks.tokenizers import limit_lengths
+from rnri.models.checks.folder import (
+    IGNORED_COMPONENTS,
+    available_variant,
+    check_components,
+    check_folder,
+    component_names,
+    is_local,
+)
+from rnri.models.checks.tokenizers import limit_prompt_lengths
 from rnri.models.families import FAMILIES
 from rnri.models.family import SUPPORTED
 
@@ -41,14 +48,14 @@ def load_pipeline(
     _check_index(source, index)
     # diffusers wants to be told of a part that is absent, even where the index says so: of SD3's T5, for one.
     absent = [name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is None]
-    unused = {name: None for name in index if name in (*UNUSED_PARTS, *absent)}
+    unused = {name: None for name in index if name in (*IGNORED_COMPONENTS, *absent)}
     folder = Path(source)
     if not local:
         folder = _fetched(source, unused, local_files_only=local_files_only, variant=variant, revision=revision)
-    check_parts(folder, index, variant)
+    check_components(folder, index, variant)
     networks = {
-        name: _network(folder, name, index[name], variant_of(folder, name, variant), dtype)
-        for name in parts_of(index)
+        name: _network(folder, name, index[name], available_variant(folder, name, variant), dtype)
+        for name in component_names(index)
         if index[name][0] in LIBRARIES and not name.startswith(("tokenizer", "scheduler"))
     }
     if "safety_checker" in unused:
@@ -57,7 +64,7 @@ def load_pipeline(
         pipeline = DiffusionPipeline.from_pretrained(folder, variant=variant, dtype=dtype, **unused, **networks)
     except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(f"checkpoint {source!r} could not be loaded: {_first_line(error)}") from error
-    limit_lengths(pipeline)
+    limit_prompt_lengths(pipeline)
     return pipeline
 
 
@@ -108,9 +115,9 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 def _check_index(source: str, index: Mapping[str, object]) -> None:
     _check_entries(source, index)
-    named, kind = parts_of(index), index.get("_class_name")
+    named, kind = component_names(index), index.get("_class_name")
     known = {pipeline.__name__: (family, pipeline) for family in FAMILIES for pipeline in family.pipelines}
-    if not any(family.part in named for family in FAMILIES):
+    if not any(family.network_name in named for family in FAMILIES):
         raise ValueError(f"checkpoint {source!r} is a {kind} without a UNet or transformer; supported are {SUPPORTED}.")
     if index.get("requires_aesthetics_score"):
         raise ValueError(
@@ -118,13 +125,13 @@ def _check_index(source: str, index: Mapping[str, object]) -> None:
             f"from text alone: give the base; supported are {SUPPORTED}."
         )
     if str(kind) not in known:
-        alike = [name for name, (family, _) in known.items() if family.part in named]
+        alike = [name for name, (family, _) in known.items() if family.network_name in named]
         raise ValueError(
             f"model_index.json of checkpoint {source!r} says that it is a {kind}, which is no text-to-image pipeline "
             f"known here: if its parts are those of one, set _class_name to {', '.join(alike[:-1])} or {alike[-1]}."
         )
     family, pipeline = known[str(kind)]
-    required = family.needs(pipeline)
+    required = family.required_components(pipeline)
     missing = [name for name in required if name not in named]
     if missing:
         raise ValueError(
@@ -145,7 +152,7 @@ def _check_entries(source: str, index: Mapping[str, object]) -> None:
                 'class, such as ["diffusers", "AutoencoderKL"], or two nulls.'
             )
         library = LIBRARIES.get(entry[0])
-        if library is not None and name not in UNUSED_PARTS and not hasattr(library, entry[1]):
+        if library is not None and name not in IGNORED_COMPONENTS and not hasattr(library, entry[1]):
             raise ValueError(
                 f"model_index.json of checkpoint {source!r}: {name} is a {entry[1]}, which {entry[0]} "
                 f"{library.__version__} does not have; correct the name, or update {entry[0]}."

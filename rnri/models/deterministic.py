@@ -10,10 +10,10 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from rnri.models.diffusers_schedulers import alpha_bar_table, followed
+from rnri.models.diffusers_schedulers import alpha_bar_table, base_scheduler
 from rnri.models.families import family_of
 from rnri.models.flow import is_flow
-from rnri.models.sampling import in_state_dtype
+from rnri.models.sampling import to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.models.unet import to_noise
 
@@ -59,7 +59,7 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """The step from ``sample [B,C,h,w]`` at ``timestep``, in its dtype; the tuple's second part is ``x0``."""
         i = int((self.schedule.timesteps == int(timestep)).nonzero())
-        z, output = in_state_dtype(sample), in_state_dtype(model_output)
+        z, output = to_state_dtype(sample), to_state_dtype(model_output)
         kind = self.config.get("prediction_type", "epsilon")
         noise = to_noise(output, z, float(self.table[int(timestep)]), kind)
         a, b = self.schedule.coefficients(i)
@@ -81,4 +81,4 @@ def scheduler_for(pipe: DiffusionPipeline) -> SchedulerMixin:
     family_of(pipe).check()
     if is_flow(pipe.scheduler):
         return copy.deepcopy(pipe.scheduler)
-    return DeterministicScheduler(followed(pipe.scheduler))
+    return DeterministicScheduler(base_scheduler(pipe.scheduler))

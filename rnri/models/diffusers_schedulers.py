@@ -29,16 +29,16 @@ from rnri.models.fingerprint import tensor_digest
 
 # A zero-terminal-SNR table ends at alpha_bar = 0, where eps no longer determines z_s. This floor keeps the
 # step finite; with the state in float64 it changes a sample by about 1e-6 of its scale.
-SMALLEST_ALPHA_BAR = 2.0**-40
+ALPHA_BAR_FLOOR = 2.0**-40
 
 # Below this a predicted noise says nothing of the image: dividing by sqrt(alpha_bar) multiplies its error by 1,000.
-LEAST_SIGNAL = 1e-6
+MIN_ALPHA_BAR = 1e-6
 
 # Relative; schedulers over sigmas interpolate them in single precision.
 SIGMA_TOLERANCE = 1e-4
 
 # A step of theirs ends a fixed number of timesteps below where it began, not at the next entry of the list.
-DIVIDING = (
+FIXED_STRIDE_SCHEDULERS = (
     CogVideoXDDIMScheduler,
     DDIMParallelScheduler,
     DDIMScheduler,
@@ -46,9 +46,9 @@ DIVIDING = (
     DDPMScheduler,
     PNDMScheduler,
 )
-DISTILLED = (LCMScheduler, TCDScheduler)
+CONSISTENCY_SCHEDULERS = (LCMScheduler, TCDScheduler)
 
-OWN_LEVELS = (
+CUSTOM_SIGMA_OPTIONS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
@@ -58,7 +58,7 @@ OWN_LEVELS = (
 )
 
 
-def followed(scheduler: SchedulerMixin) -> SchedulerMixin:
+def base_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     """The scheduler whose steps it takes: its ``source`` for ours (``DeterministicScheduler``), else itself."""
     return getattr(scheduler, "source", scheduler)
 
@@ -68,24 +68,24 @@ def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
 
     The float32 values that the scheduler itself holds are kept to the bit, only widened: rescaling and shifts of its
     are in them. Zero terminal SNR (Lin et al. 2024, https://arxiv.org/abs/2305.08891) is floored at
-    ``SMALLEST_ALPHA_BAR``.
+    ``ALPHA_BAR_FLOOR``.
 
     Raises:
         ValueError: the scheduler has no table of betas (flow matching, for example).
     """
-    scheduler = followed(scheduler)
+    scheduler = base_scheduler(scheduler)
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or table.ndim != 1 or "beta_schedule" not in scheduler.config:
         raise ValueError(
             f"{type(scheduler).__name__} has no betas, so it is no DDIM-like diffusion schedule; "
             "use a Stable Diffusion checkpoint (DDIM, PNDM, Euler, DPM, LMS or LCM scheduler)."
         )
-    return table.detach().cpu().double().clamp(min=SMALLEST_ALPHA_BAR)
+    return table.detach().cpu().double().clamp(min=ALPHA_BAR_FLOOR)
 
 
 def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
     """All that decides a scheduler's steps: its class, its config, and the tables that it holds."""
-    source = followed(scheduler)
+    source = base_scheduler(scheduler)
     config = {key: value for key, value in source.config.items() if not key.startswith("_")}
     tables = {name: getattr(source, name, None) for name in ("alphas_cumprod", "final_alpha_cumprod")}
     digests = {name: tensor_digest(table) for name, table in tables.items() if isinstance(table, Tensor)}
@@ -99,8 +99,8 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         ValueError: no betas, a latent that is clipped at every step, or a network that predicts noise where the
             scheduler's timesteps begin without any signal.
     """
-    scheduler = followed(scheduler)
-    table, most = alpha_bar_table(scheduler), most_steps(scheduler)
+    scheduler = base_scheduler(scheduler)
+    table, most = alpha_bar_table(scheduler), max_steps(scheduler)
     _check_clipping(scheduler)
     try:
         first = _own_timesteps(scheduler, min(4, most))[1].max().long()
@@ -115,20 +115,20 @@ def steps_of(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor, Ten
     Raises:
         ValueError: as ``Schedule.from_scheduler``.
     """
-    scheduler = followed(scheduler)
-    table, most = alpha_bar_table(scheduler), most_steps(scheduler)
+    scheduler = base_scheduler(scheduler)
+    table, most = alpha_bar_table(scheduler), max_steps(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, Integral):
         raise ValueError(f"steps={steps!r} must be a whole number, 1 to {most}.")
     if not 1 <= steps <= most:
         raise ValueError(f"steps={steps}: the checkpoint's scheduler has 1 to {most} steps; choose among them.")
     _check_clipping(scheduler)
     own, visited = _own_timesteps(scheduler, int(steps))
-    timesteps = _whole_timesteps(scheduler, visited, table, steps)  # [N]
+    timesteps = _integer_timesteps(scheduler, visited, table, steps)  # [N]
     check_signal(scheduler.config, table, timesteps[:1])
-    if isinstance(scheduler, DIVIDING):
+    if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         following = timesteps - len(table) // int(steps)
         final = _final_alpha_bar(own)
-    elif isinstance(scheduler, DISTILLED):
+    elif isinstance(scheduler, CONSISTENCY_SCHEDULERS):
         # TCD's last step ends at its first table entry, LCM's returns the clean latent, whatever the settings say.
         following, final = _next_entries(timesteps), float(table[0]) if isinstance(own, TCDScheduler) else 1.0
     else:
@@ -138,16 +138,16 @@ def steps_of(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor, Ten
     return timesteps, table[timesteps], after
 
 
-def most_steps(scheduler: SchedulerMixin) -> int:
+def max_steps(scheduler: SchedulerMixin) -> int:
     """The largest number of steps that the scheduler has."""
-    if isinstance(scheduler, DISTILLED):
+    if isinstance(scheduler, CONSISTENCY_SCHEDULERS):
         return scheduler.config.original_inference_steps
     return len(alpha_bar_table(scheduler))
 
 
 def check_signal(config: Mapping[str, object], table: Tensor, timesteps: Tensor) -> None:
     """Raises ValueError where a network that predicts noise runs on noise alone (``timesteps [N]``)."""
-    faint = table[timesteps] < LEAST_SIGNAL
+    faint = table[timesteps] < MIN_ALPHA_BAR
     if config.get("prediction_type", "epsilon") != "epsilon" or not faint.any():
         return
     rescaled = bool(config.get("rescale_betas_zero_snr", False))
@@ -170,7 +170,7 @@ def _check_clipping(scheduler: SchedulerMixin) -> None:
 
 def _own_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixin, Tensor]:
     """A copy of ``scheduler`` set to ``steps``, and the timesteps at which it runs the network, float64."""
-    if not isinstance(scheduler, (*DIVIDING, *DISTILLED)) and not isinstance(
+    if not isinstance(scheduler, (*FIXED_STRIDE_SCHEDULERS, *CONSISTENCY_SCHEDULERS)) and not isinstance(
         getattr(scheduler, "sigmas", None), Tensor
     ):
         raise ValueError(_refusal(scheduler, "it steps in a way of its own"))
@@ -190,10 +190,10 @@ def _own_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixi
     return own, timesteps
 
 
-def _whole_timesteps(scheduler: SchedulerMixin, visited: Tensor, table: Tensor, steps: int) -> Tensor:
+def _integer_timesteps(scheduler: SchedulerMixin, visited: Tensor, table: Tensor, steps: int) -> Tensor:
     """The timesteps as int64 ``[N]``: whole, descending and in the table."""
     # For some step counts (61, say) rounding adds a spurious timestep -1 to diffusers' trailing spacing.
-    visited = visited[visited >= 0] if isinstance(scheduler, DIVIDING) else visited
+    visited = visited[visited >= 0] if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS) else visited
     if (visited != visited.round()).any():
         fraction = float(visited[visited != visited.round()][0])
         raise ValueError(
@@ -232,7 +232,7 @@ def _check_sigmas(own: SchedulerMixin, table: Tensor, timesteps: Tensor) -> None
 
 def _own_levels_remedy(scheduler: SchedulerMixin) -> str:
     config = scheduler.config
-    named = [name for name in OWN_LEVELS if config.get(name)]
+    named = [name for name in CUSTOM_SIGMA_OPTIONS if config.get(name)]
     if named:
         return f"set {', '.join(named)} to false, or "
     if config.get("interpolation_type", "linear") != "linear":

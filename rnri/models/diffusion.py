@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from rnri.models.adapters import check_lora, check_scheduler_name, load_lora, set_scheduler
 from rnri.models.checkpoint import load_pipeline
-from rnri.models.checks.folder import UNUSED_PARTS
+from rnri.models.checks.folder import IGNORED_COMPONENTS
 from rnri.models.checks.tokenizers import check_tokenizers, tokenizer_settings
 from rnri.models.diffusers_schedulers import alpha_bar_table, scheduler_settings
-from rnri.models.eval_mode import frozen
+from rnri.models.eval_mode import eval_no_grad
 from rnri.models.families import family_of
-from rnri.models.family import parts
+from rnri.models.family import components
 from rnri.models.fingerprint import fingerprint
-from rnri.models.fp32_copy import SingleCopy
+from rnri.models.fp32_copy import Float32Copy
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentObserver, ignore, sample, trajectory
+from rnri.models.sampling import LatentCallback, no_callback, sample, trajectory
 from rnri.models.schedule import Schedule
 from rnri.validation import Dtype, GuidanceScale, NonEmptyStr
 
-NOT_OURS = ("requires_safety_checker", "requires_aesthetics_score")
+IGNORED_CONFIG_KEYS = ("requires_safety_checker", "requires_aesthetics_score")
 """Settings of pipelines that say nothing of what is computed here."""
 
 
@@ -66,7 +66,7 @@ class LatentDiffusion:
         self._size = image_size
         if image_size is not None:
             self._check_size(image_size)
-        self._single_vae = SingleCopy()
+        self._float32_vae = Float32Copy()
 
     @classmethod
     def from_pretrained(
@@ -108,7 +108,9 @@ class LatentDiffusion:
         if lora is not None:
             load_lora(pipeline, lora, local_files_only=local_files_only)
         model = cls(pipeline.to(device), default_guidance)
-        for module in parts(model.pipeline).values():  # the pipeline is ours: nothing is to be switched at every call
+        for module in components(
+            model.pipeline
+        ).values():  # the pipeline is ours: nothing is to be switched at every call
             module.eval().requires_grad_(False)
         return model
 
@@ -154,7 +156,7 @@ class LatentDiffusion:
         for a weight can change without a sign: keep the value where the model stays as it is. Weights in another
         dtype are another checkpoint.
         """
-        used = {name: part for name, part in parts(self.pipeline).items() if name not in UNUSED_PARTS}
+        used = {name: part for name, part in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
         for name, part in self.pipeline.components.items():
             if name.startswith("tokenizer") and part is not None:
@@ -171,7 +173,7 @@ class LatentDiffusion:
         """
         self._check_images(images)
         vae = self._vae
-        with frozen(vae):
+        with eval_no_grad(vae):
             latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode().float()
         mean, std = self._latent_statistics(latents)
         return (latents - mean) / std
@@ -184,7 +186,7 @@ class LatentDiffusion:
         """
         vae = self._vae
         mean, std = self._latent_statistics(z0)
-        with frozen(vae):
+        with eval_no_grad(vae):
             images = vae.decode((z0 * std + mean).to(self.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
@@ -218,7 +220,7 @@ class LatentDiffusion:
         schedule: Schedule,
         *,
         checkpoint: bool = False,
-        on_step: LatentObserver = ignore,
+        on_step: LatentCallback = no_callback,
     ) -> Tensor:
         """``rnri.models.sampling.sample``: the clean latent of ``seed``."""
         return sample(seed, predictor, schedule, checkpoint=checkpoint, on_step=on_step)
@@ -231,7 +233,7 @@ class LatentDiffusion:
         *,
         keep_last: int,
         checkpoint: bool = False,
-        on_step: LatentObserver = ignore,
+        on_step: LatentCallback = no_callback,
     ) -> list[Tensor]:
         """``rnri.models.sampling.trajectory``: the latents after the last ``keep_last`` steps, cleanest last."""
         return trajectory(seed, predictor, schedule, keep_last=keep_last, checkpoint=checkpoint, on_step=on_step)
@@ -255,7 +257,7 @@ class LatentDiffusion:
         vae = self.pipeline.vae
         if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
             return vae
-        return self._single_vae.of(vae, self.device)
+        return self._float32_vae.get(vae, self.device)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         step = self._scale * self.family.patch
@@ -307,4 +309,6 @@ def _as_negatives(negative_prompt: str | Sequence[str], batch: int) -> list[str]
 def _own_settings(pipeline: DiffusionPipeline) -> dict[str, object]:
     """What the pipeline's own configuration says beside its parts, such as ``force_zeros_for_empty_prompt``."""
     config = {name: value for name, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
-    return {name: value for name, value in config.items() if name not in NOT_OURS and not name.startswith("_")}
+    return {
+        name: value for name, value in config.items() if name not in IGNORED_CONFIG_KEYS and not name.startswith("_")
+    }

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
+def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
     """``modules`` in evaluation mode, without gradients to their weights, for as long as the block runs.
 
     They belong to the user's pipeline, which is left as it was found, also after an exception. What is computed again

@@ -22,7 +22,9 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     name = type(pipeline).__name__
     for family in FAMILIES:
         if isinstance(pipeline, family.pipelines):
-            lacking = [part for part in family.needs(type(pipeline)) if getattr(pipeline, part, None) is None]
+            lacking = [
+                part for part in family.required_components(type(pipeline)) if getattr(pipeline, part, None) is None
+            ]
             if lacking:
                 raise ValueError(f"{name} lacks its {' and '.join(lacking)}: load it with all its parts.")
             _check_vae(pipeline)

@@ -25,7 +25,7 @@ class Family(ABC):
     """
 
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
-    part: ClassVar[str]
+    network_name: ClassVar[str]
     """The pipeline's component that predicts."""
     patch: ClassVar[int] = 1
     """The sides of latents are multiples of it."""
@@ -34,13 +34,13 @@ class Family(ABC):
         self.pipeline = pipeline
 
     @classmethod
-    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+    def required_components(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
         """The parts that a pipeline of that class cannot do without here."""
-        return (cls.part, "vae", "text_encoder", "tokenizer", "scheduler")
+        return (cls.network_name, "vae", "text_encoder", "tokenizer", "scheduler")
 
     @property
     def network(self) -> nn.Module:
-        return getattr(self.pipeline, self.part)
+        return getattr(self.pipeline, self.network_name)
 
     @property
     @abstractmethod
@@ -53,9 +53,9 @@ class Family(ABC):
         size = self.network.config.get("sample_size")
         if size is None:
             raise ValueError(
-                f"the config.json of the {self.part} has no sample_size: set it to the latents' side, or both sides."
+                f"the config.json of the {self.network_name} has no sample_size: set it to the latents' side, or both sides."
             )
-        return both_sides(size)
+        return as_pair(size)
 
     @abstractmethod
     def check(self) -> None:
@@ -80,7 +80,7 @@ class Family(ABC):
         return latents
 
 
-def check_width(part: str, field: str, expected: int, found: int, of: str) -> None:
+def check_embedding_dim(part: str, field: str, expected: int, found: int, of: str) -> None:
     """ValueError where text is ``found`` wide and ``part`` takes ``expected``, as its config's ``field`` says."""
     if expected != found:
         raise ValueError(
@@ -89,7 +89,7 @@ def check_width(part: str, field: str, expected: int, found: int, of: str) -> No
         )
 
 
-def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """``(height, width)`` of a size that is one side, or both."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
@@ -102,6 +102,6 @@ def check_no_negatives(negatives: Sequence[str], network: str) -> None:
         )
 
 
-def parts(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+def components(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     """The pipeline's networks by name."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}

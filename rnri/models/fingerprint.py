@@ -12,9 +12,9 @@ from torch import Tensor, nn
 FREE_U = ("b1", "b2", "s1", "s2")
 TILES = ("use_tiling",)
 SAME_MATHEMATICS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FusedAttnProcessor2_0")
-PLACING = ("group_offloading", "lazy_prefetch_group_offloading", "lazy_leafs", "layer_execution_tracker")
+OFFLOAD_HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "lazy_leafs", "layer_execution_tracker")
 """Hooks of diffusers that say where weights lie, and change no output."""
-PLACERS = "accelerate."
+OFFLOAD_PREFIX = "accelerate."
 """The module of hooks that move weights between devices."""
 
 
@@ -23,7 +23,7 @@ def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]
     digest = hashlib.sha256()
     for name, module in sorted(modules.items()):
         digest.update(f"{name} {_canonical(_config(module))}".encode())
-        digest.update(_canonical(switches(module)).encode())
+        digest.update(_canonical(runtime_flags(module)).encode())
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{key} ".encode() + _content(tensor))
     digest.update(_canonical(settings).encode())
@@ -51,7 +51,7 @@ def _canonical(settings: Mapping[str, object]) -> str:
     return json.dumps(kept, sort_keys=True, default=str)
 
 
-def switches(module: nn.Module) -> dict[str, object]:
+def runtime_flags(module: nn.Module) -> dict[str, object]:
     """What changes a network's output and is no weight: adapters, FreeU, attention processors, hooks, tiling.
 
     Attributes are those of ``peft``'s layers, diffusers' attention processors and blocks; they are read, not imported.
@@ -97,10 +97,10 @@ def _plain(value: object) -> object:
 def _hooks(part: nn.Module) -> list[object]:
     """What stands before, behind or in place of a module's ``forward``, but for what only moves weights."""
     given = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-    found: list[object] = [_name(hook) for hook in given if not _name(hook).startswith(PLACERS)]
+    found: list[object] = [_name(hook) for hook in given if not _name(hook).startswith(OFFLOAD_PREFIX)]
     registry = getattr(part, "_diffusers_hook", None)
     for name, hook in getattr(registry, "hooks", {}).items():
-        if name not in PLACING:
+        if name not in OFFLOAD_HOOKS:
             config = getattr(hook, "config", None)
             found.append([name, _name(hook), _settings(hook), {} if config is None else _settings(config)])
     return found

@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from rnri.models.eval_mode import frozen
-from rnri.models.family import Family, check_no_negatives, check_width, parts
+from rnri.models.eval_mode import eval_no_grad
+from rnri.models.family import Family, check_embedding_dim, check_no_negatives, components
 from rnri.models.flow import check_flow_scheduler, check_steps
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
@@ -46,7 +46,7 @@ class FluxDenoiser(GuidedDenoiser):
         timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(dtype) / TIMESTEPS
         if self.embedded_guidance is not None:
             guidance = torch.full((len(z),), self.embedded_guidance, dtype=torch.float32, device=z.device)
-        with frozen(self.transformer):
+        with eval_no_grad(self.transformer):
             output = self.transformer(
                 hidden_states=pack(z.to(dtype)),
                 timestep=timestep,
@@ -78,7 +78,7 @@ class FluxFamily(Family):
     """``FluxPipeline``."""
 
     pipelines: ClassVar = (FluxPipeline,)
-    part: ClassVar = "transformer"
+    network_name: ClassVar = "transformer"
     patch: ClassVar = 2
 
     @property
@@ -99,13 +99,15 @@ class FluxFamily(Family):
             )
         config, clip, t5 = self.network.config, self.pipeline.text_encoder, self.pipeline.text_encoder_2
         pooled, joint = config.pooled_projection_dim, config.joint_attention_dim
-        check_width("transformer", "pooled_projection_dim", pooled, clip.config.hidden_size, "the hidden size (CLIP)")
-        check_width("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
+        check_embedding_dim(
+            "transformer", "pooled_projection_dim", pooled, clip.config.hidden_size, "the hidden size (CLIP)"
+        )
+        check_embedding_dim("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
         check_flow_scheduler(self.pipeline.scheduler)
 
     @classmethod
-    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
-        return (*super().needs(pipeline), "text_encoder_2", "tokenizer_2")
+    def required_components(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+        return (*super().required_components(pipeline), "text_encoder_2", "tokenizer_2")
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
@@ -119,7 +121,7 @@ class FluxFamily(Family):
                 "to 1."
             )
         device = torch.device(self.pipeline._execution_device)
-        with torch.no_grad(), frozen(*parts(self.pipeline).values()):
+        with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, pooled, text_ids = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, device=device)
         factor = 2 * self.pipeline.vae_scale_factor
         height, width = image_size[0] // factor, image_size[1] // factor

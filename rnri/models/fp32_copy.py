@@ -11,7 +11,7 @@ SETTINGS = ("use_slicing", "use_tiling")
 """Switches of a diffusers autoencoder that are neither weights nor configuration; tiles' sizes begin with ``tile_``."""
 
 
-class SingleCopy:
+class Float32Copy:
     """The float32 copy of a diffusers network, made once and made anew when the network has changed.
 
     A change is another network, another weight, or one that was written in place, as ``load_state_dict`` and
@@ -22,7 +22,7 @@ class SingleCopy:
         self._key: tuple[object, ...] = ()
         self._copy: nn.Module | None = None
 
-    def of(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def get(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The copy of ``network`` on ``device``, in evaluation mode and without gradients to its weights.
 
         Raises:

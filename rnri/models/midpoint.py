@@ -29,20 +29,20 @@ class MidpointPredictor(NoisePredictor):
     schedule: Schedule = field(kw_only=True)
 
     @classmethod
-    def of(cls, predictor: NoisePredictor, schedule: Schedule) -> MidpointPredictor:
+    def from_predictor(cls, predictor: NoisePredictor, schedule: Schedule) -> MidpointPredictor:
         """The midpoint rule over ``predictor``; ValueError where ``schedule`` is not flow matching's."""
-        check_velocity(schedule, "the midpoint rule")
+        require_flow_matching(schedule, "the midpoint rule")
         return cls(predictor.denoiser, predictor.nfe, schedule=schedule)
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
         i = self.schedule.timesteps.tolist().index(t)
-        _, sigma, _, sigma_next = self.schedule.levels(i)
+        _, sigma, _, sigma_next = self.schedule.alpha_sigma(i)
         half = (sigma_next - sigma) / 2
         middle = z + half * super().__call__(z, t)
-        return super().__call__(middle, label(self.schedule, i, sigma + half))
+        return super().__call__(middle, timestep_at_sigma(self.schedule, i, sigma + half))
 
 
-def label(schedule: Schedule, i: int, sigma: float) -> float:
+def timestep_at_sigma(schedule: Schedule, i: int, sigma: float) -> float:
     """The network's label at the level ``sigma``, within or at an end of step ``i`` of flow matching's schedule.
 
     Flow matching's labels are proportional to its sigmas, whatever its shift, and may be any real number.
@@ -50,7 +50,7 @@ def label(schedule: Schedule, i: int, sigma: float) -> float:
     return schedule.timestep(i) * sigma / float(schedule.sigma[i])
 
 
-def check_velocity(schedule: Schedule, method: str) -> None:
+def require_flow_matching(schedule: Schedule, method: str) -> None:
     """ValueError unless ``schedule`` is flow matching's: what needs the network between timesteps asks for that.
 
     A network of whole timesteps could be asked at the nearest one only, which is not the middle of a step: the rule

@@ -140,7 +140,7 @@ class Condition:
         added = {name: chosen(value, other.added[name]) for name, value in self.added.items()}
         return Condition(chosen(self.text, other.text), added)
 
-    def then(self, other: Condition) -> Condition:
+    def cat(self, other: Condition) -> Condition:
         """This condition's rows followed by ``other``'s."""
         added = {name: torch.cat([value, other.added[name]]) for name, value in self.added.items()}
         return Condition(torch.cat([self.text, other.text]), added)
@@ -171,7 +171,7 @@ class GuidedDenoiser(ABC):
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         """The network's output ``[B,C,h,w]`` in the dtype of ``z``, one row a row of ``condition``."""
 
-    def converted(self, output: Tensor, z: Tensor, t: float) -> Tensor:
+    def to_prediction(self, output: Tensor, z: Tensor, t: float) -> Tensor:
         """What the schedule says is predicted, from the network's ``output`` at the very ``(z, t)`` that it saw."""
         return output
 
@@ -181,10 +181,10 @@ class GuidedDenoiser(ABC):
         if self.negative is None:
             output = self.network(z, t, self.positive)
         else:
-            both = self.network(torch.cat([z, z]), t, self.negative.then(self.positive))  # [2B,C,h,w]
+            both = self.network(torch.cat([z, z]), t, self.negative.cat(self.positive))  # [2B,C,h,w]
             negative, positive = both.chunk(2)
             output = negative + self.guidance * (positive - negative)
-        return self.converted(output, z, t)
+        return self.to_prediction(output, z, t)
 
     def select(self, rows: Tensor) -> Self:
         negative = None if self.negative is None else self.negative.select(rows)

@@ -10,15 +10,15 @@ from torch import Tensor
 from rnri.models.predictor import NoisePredictor
 from rnri.models.schedule import Schedule
 
-LatentObserver = Callable[[int, Tensor], None]
+LatentCallback = Callable[[int, Tensor], None]
 """Called with a step's index and the latent ``[B,C,h,w]`` after it."""
 
 
-def ignore(_step: int, _state: object) -> None:
+def no_callback(_step: int, _state: object) -> None:
     """The observer that does nothing."""
 
 
-def in_state_dtype(z: Tensor) -> Tensor:
+def to_state_dtype(z: Tensor) -> Tensor:
     """``z`` in float64, the dtype in which latents walk the schedule (float32 on MPS, which lacks it)."""
     return z.float() if z.device.type == "mps" else z.double()
 
@@ -38,7 +38,7 @@ def sample(
     schedule: Schedule,
     *,
     checkpoint: bool = False,
-    on_step: LatentObserver = ignore,
+    on_step: LatentCallback = no_callback,
 ) -> Tensor:
     """The clean latent ``z0 [B,C,h,w]`` that ``seed [B,C,h,w]`` leads to, in the dtype of ``seed``.
 
@@ -57,7 +57,7 @@ def trajectory(
     keep_last: int,
     checkpoint: bool = False,
     gradient_steps: int | None = None,
-    on_step: LatentObserver = ignore,
+    on_step: LatentCallback = no_callback,
 ) -> list[Tensor]:
     """The latents after the last ``keep_last`` steps, cleanest last; otherwise as ``sample``.
 
@@ -76,14 +76,14 @@ def trajectory(
             f"gradient_steps={gradient_steps}: differentiate at least the last step, or give None for all."
         )
     first = 0 if gradient_steps is None else len(schedule) - gradient_steps
-    z, kept = in_state_dtype(seed), []
+    z, kept = to_state_dtype(seed), []
     for i in range(len(schedule)):
         if not z.requires_grad:
             z = ddim_step(z, predictor, schedule, i)
         elif i < first:
             z = _linear_step(z, predictor, schedule, i)
         elif checkpoint:
-            z = _ComputedAgain.apply(z, predictor, schedule, i)
+            z = _Recompute.apply(z, predictor, schedule, i)
         else:
             z = ddim_step(z, predictor, schedule, i)
         on_step(i, z.detach())
@@ -100,7 +100,7 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
     return (z - noise) / a
 
 
-class _ComputedAgain(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     """``ddim_step`` that keeps ``z`` alone and is computed again in the backward pass, with a gradient to ``z`` only.
 
     ``torch.utils.checkpoint`` intercepts every tensor that an operation saves, which took a fifth of a small

@@ -135,7 +135,7 @@ class Schedule:
         Eq. 2 and 3). For a velocity ``y = n - x0``: ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)``, which is 1 for
         flow matching, and ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``, its ``sigma_t - sigma_s``.
         """
-        alpha, sigma, alpha_next, sigma_next = self.levels(i)
+        alpha, sigma, alpha_next, sigma_next = self.alpha_sigma(i)
         if self.predicts == "epsilon":
             scale = alpha / alpha_next
             return scale, sigma - scale * sigma_next
@@ -148,11 +148,11 @@ class Schedule:
         ``y`` is the optimal prediction: its own derivative is ``sigma / (alpha^2 v + sigma^2)`` for noise and
         ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` for velocity.
         """
-        alpha, sigma, *_ = self.levels(i)
+        alpha, sigma, *_ = self.alpha_sigma(i)
         slope = sigma if self.predicts == "epsilon" else sigma - alpha * variance
         return self.coefficients(i)[1] * slope / (alpha**2 * variance + sigma**2)
 
-    def levels(self, i: int) -> tuple[float, float, float, float]:
+    def alpha_sigma(self, i: int) -> tuple[float, float, float, float]:
         """``(alpha_t, sigma_t, alpha_s, sigma_s)`` of step ``i``."""
         return tuple(float(level[i]) for level in (self.alpha, self.sigma, self.alpha_next, self.sigma_next))
 
@@ -161,21 +161,21 @@ class Schedule:
 
         A noise prediction says nothing of ``x0`` where there is no signal; a schedule of noise has none such.
         """
-        alpha, sigma = self.levels(i)[:2]
+        alpha, sigma = self.alpha_sigma(i)[:2]
         if self.predicts == "epsilon":
             return (z - sigma * prediction) / alpha, prediction
         return (z - sigma * prediction) / (alpha + sigma), (z + alpha * prediction) / (alpha + sigma)
 
-    def last(self, k: int) -> Schedule:
+    def tail(self, k: int) -> Schedule:
         """The ``k`` cleanest steps, for partial inversion; ``k`` from 1 to ``len(self)``."""
         if not 1 <= k <= len(self):
-            raise ValueError(f"last({k}): the schedule has {len(self)} steps; choose among them.")
+            raise ValueError(f"tail({k}): the schedule has {len(self)} steps; choose among them.")
         return self._steps(slice(len(self) - k, None))
 
-    def first(self, k: int) -> Schedule:
+    def head(self, k: int) -> Schedule:
         """The ``k`` noisiest steps; ``k`` from 1 to ``len(self)``."""
         if not 1 <= k <= len(self):
-            raise ValueError(f"first({k}): the schedule has {len(self)} steps; choose among them.")
+            raise ValueError(f"head({k}): the schedule has {len(self)} steps; choose among them.")
         return self._steps(slice(k))
 
     def _steps(self, steps: slice) -> Schedule:

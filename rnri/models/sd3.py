@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
-from rnri.models.eval_mode import frozen
-from rnri.models.family import Family, check_width, parts
+from rnri.models.eval_mode import eval_no_grad
+from rnri.models.family import Family, check_embedding_dim, components
 from rnri.models.flow import check_flow_scheduler
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
@@ -30,7 +30,7 @@ class SD3Denoiser(GuidedDenoiser):
         return self.transformer.dtype
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        with frozen(self.transformer):
+        with eval_no_grad(self.transformer):
             output = self.transformer(
                 hidden_states=z.to(self.dtype),
                 timestep=torch.full((len(z),), t, dtype=torch.float32, device=z.device),
@@ -45,7 +45,7 @@ class SD3Family(Family):
     """``StableDiffusion3Pipeline``, with or without its third text encoder (T5)."""
 
     pipelines: ClassVar = (StableDiffusion3Pipeline,)
-    part: ClassVar = "transformer"
+    network_name: ClassVar = "transformer"
 
     @property
     def patch(self) -> int:
@@ -70,24 +70,26 @@ class SD3Family(Family):
         config, t5 = self.network.config, getattr(self.pipeline, "text_encoder_3", None)
         clips = [self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config]
         pooled, width = sum(clip.projection_dim for clip in clips), sum(clip.hidden_size for clip in clips)
-        check_width(
+        check_embedding_dim(
             "transformer", "pooled_projection_dim", config.pooled_projection_dim, pooled, "the projections' sum"
         )
         joint = config.joint_attention_dim
-        check_width("transformer", "joint_attention_dim", joint, max(joint, width), "the sum of the hidden sizes")
+        check_embedding_dim(
+            "transformer", "joint_attention_dim", joint, max(joint, width), "the sum of the hidden sizes"
+        )
         if t5 is not None:
-            check_width("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
+            check_embedding_dim("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
 
     @classmethod
-    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
-        return (*super().needs(pipeline), "text_encoder_2", "tokenizer_2")
+    def required_components(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+        return (*super().required_components(pipeline), "text_encoder_2", "tokenizer_2")
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> SD3Denoiser:
         """As the pipeline's own: classifier-free guidance above 1."""
         guided = guidance > 1
-        with torch.no_grad(), frozen(*parts(self.pipeline).values()):
+        with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, negative_text, pooled, negative_pooled = self.pipeline.encode_prompt(
                 prompt=prompts,
                 prompt_2=None,

@@ -17,8 +17,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from rnri.models.diffusers_schedulers import alpha_bar_table, check_scheduler
-from rnri.models.eval_mode import frozen
-from rnri.models.family import SUPPORTED, Family, both_sides, check_no_negatives, check_width, parts
+from rnri.models.eval_mode import eval_no_grad
+from rnri.models.family import SUPPORTED, Family, as_pair, check_embedding_dim, check_no_negatives, components
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 
@@ -67,7 +67,7 @@ class UNetDenoiser(GuidedDenoiser):
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         embedding = self.guidance_embedding
-        with frozen(self.unet):
+        with eval_no_grad(self.unet):
             output = self.unet(
                 z.to(self.dtype),
                 # made there: diffusers would carry a number to the device, and wait
@@ -79,7 +79,7 @@ class UNetDenoiser(GuidedDenoiser):
             )[0]
         return output.to(z.dtype)
 
-    def converted(self, output: Tensor, z: Tensor, t: float) -> Tensor:
+    def to_prediction(self, output: Tensor, z: Tensor, t: float) -> Tensor:
         return to_noise(output, z, float(self.alpha_bar[t]), self.prediction_type)
 
 
@@ -118,7 +118,7 @@ class UNetFamily(Family):
     """Pipelines around a ``UNet2DConditionModel``; their schedules are deterministic DDIM's."""
 
     pipelines: ClassVar = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
-    part: ClassVar = "unet"
+    network_name: ClassVar = "unet"
 
     @property
     def channels(self) -> int:
@@ -129,14 +129,14 @@ class UNetFamily(Family):
         """The UNet's; of one without a ``sample_size``, that of the VAE's images."""
         vae, factor = self.pipeline.vae.config, 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         if self.network.config.sample_size is None and vae.sample_size is not None:
-            height, width = both_sides(vae.sample_size)
+            height, width = as_pair(vae.sample_size)
             return height // factor, width // factor
         return super().latent_size
 
     @classmethod
-    def needs(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
+    def required_components(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
         second = ("text_encoder_2", "tokenizer_2") if issubclass(pipeline, StableDiffusionXLPipeline) else ()
-        return (*super().needs(pipeline), *second)
+        return (*super().required_components(pipeline), *second)
 
     def check(self) -> None:
         check_inputs(self.network.config, self.pipeline.vae.config)
@@ -154,7 +154,7 @@ class UNetFamily(Family):
         for expected in [given] if isinstance(given, int) else given:
             if not isinstance(expected, int):  # one of several levels, each with its layers' widths
                 continue
-            check_width("unet", field, expected, width, "the hidden size (of two, the sum)")
+            check_embedding_dim("unet", field, expected, width, "the hidden size (of two, the sum)")
 
     def _check_sizes(self) -> None:
         """SDXL's micro-conditioning: six sizes and the pooled text; the refiner's has five and a score."""
@@ -207,7 +207,7 @@ class UNetFamily(Family):
         """The prompts' condition and, if ``guided``, the negative one, as the pipeline itself makes them."""
         # SDXL's own empty prompt is zeros rather than the encoding of "", which only None asks for.
         given = negatives if guided and any(negatives) else None
-        with frozen(*parts(self.pipeline).values()):
+        with eval_no_grad(*components(self.pipeline).values()):
             encoded = self.pipeline.encode_prompt(
                 prompt=prompts,
                 device=torch.device(self.pipeline._execution_device),

@@ -71,7 +71,7 @@ class ImplicitStep:
         """The equation whose solution step ``i`` of the sampler takes to ``z_s``, on the walk from ``z_0``."""
         a, b = schedule.coefficients(i)
         rows, counts = torch.arange(len(z_s)), SampleCounts.zeros(len(z_s))
-        levels, timestep = schedule.levels(i), schedule.timestep(i)
+        levels, timestep = schedule.alpha_sigma(i), schedule.timestep(i)
         return cls(predictor, timestep, a, b, z_s, rows, counts, z_0, levels, schedule.predicts)
 
     def __len__(self) -> int:

@@ -37,7 +37,7 @@ def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i:
     if parameterization == "relaxed":
         left = sum(1 - schedule.derivative(i, variance) for variance in (0.0, LARGEST_VARIANCE))
         return 1 + TOWARDS_BEST * (2 / left - 1) if left else 1.0
-    alpha, sigma, alpha_next, sigma_next = schedule.levels(i)
+    alpha, sigma, alpha_next, sigma_next = schedule.alpha_sigma(i)
     before, after = {
         "epsilon": (alpha, alpha_next),
         "sample": (sigma, sigma_next),

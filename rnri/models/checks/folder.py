@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 SHARD = r"-\d+-of-\d+\."
@@ -26,12 +26,12 @@ def is_local(source: str) -> bool:
     return Path(source).exists() or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is None
 
 
-def parts_of(index: Mapping[str, object]) -> list[str]:
+def component_names(index: Mapping[str, object]) -> list[str]:
     """The parts that a pipeline's index names and that are loaded."""
     named = [
         name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0] is not None
     ]
-    return [name for name in named if name not in UNUSED_PARTS]
+    return [name for name in named if name not in IGNORED_COMPONENTS]
 
 
 def check_folder(folder: Path) -> None:
@@ -54,9 +54,9 @@ def check_folder(folder: Path) -> None:
     _read_json(folder / "model_index.json")
 
 
-def check_parts(folder: Path, index: Mapping[str, object], variant: str | None) -> None:
+def check_components(folder: Path, index: Mapping[str, object], variant: str | None) -> None:
     """ValueError names the first part, or file of a part, that ``folder`` lacks."""
-    for name in parts_of(index):
+    for name in component_names(index):
         part = folder / name
         if not part.is_dir():
             raise ValueError(
@@ -69,7 +69,7 @@ def check_parts(folder: Path, index: Mapping[str, object], variant: str | None) 
         else:
             _check_json(folder, name, "config.json")
             _check_weights(folder, name, variant)
-    weighty = [folder / name for name in parts_of(index) if not name.startswith(("tokenizer", "scheduler"))]
+    weighty = [folder / name for name in component_names(index) if not name.startswith(("tokenizer", "scheduler"))]
     if variant and not any(variant in _variants(part) for part in weighty):
         raise ValueError(
             f"checkpoint folder {str(folder)!r} lacks the weights (*.{variant}*.safetensors) of every part: leave "
@@ -77,7 +77,7 @@ def check_parts(folder: Path, index: Mapping[str, object], variant: str | None) 
         )
 
 
-def variant_of(folder: Path, name: str, variant: str | None) -> str | None:
+def available_variant(folder: Path, name: str, variant: str | None) -> str | None:
     """``variant``, or None where a part has its weights without it only, as diffusers itself takes them."""
     return variant if variant in _variants(folder / name) else None
 

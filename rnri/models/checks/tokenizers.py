@@ -28,7 +28,7 @@ def check_tokenizers(pipeline: DiffusionPipeline) -> None:
     """ValueError where a tokenizer cannot tell prompts apart, is incomplete, or belongs to another text encoder."""
     for name, tokenizer in pipeline.components.items():
         if name.startswith("tokenizer") and tokenizer is not None:
-            encoder = getattr(pipeline, encoder_of(name), None)
+            encoder = getattr(pipeline, text_encoder_name(name), None)
             _check_probes(name, tokenizer)
             if encoder is not None:
                 _check_rows(name, tokenizer, encoder)
@@ -37,12 +37,12 @@ def check_tokenizers(pipeline: DiffusionPipeline) -> None:
             _check_words(name, tokenizer)
 
 
-def encoder_of(name: str) -> str:
+def text_encoder_name(name: str) -> str:
     """The text encoder that the tokenizer ``name`` is for."""
     return name.replace("tokenizer", "text_encoder")
 
 
-def limit_lengths(pipeline: DiffusionPipeline) -> None:
+def limit_prompt_lengths(pipeline: DiffusionPipeline) -> None:
     """Tokenizers that do not say how long a prompt may be are told what their text encoder has positions for.
 
     Without ``model_max_length`` in its configuration a tokenizer pads to 1e30 tokens; a prompt that fits comes out
@@ -50,7 +50,7 @@ def limit_lengths(pipeline: DiffusionPipeline) -> None:
     """
     for name, tokenizer in pipeline.components.items():
         if name.startswith("tokenizer") and tokenizer is not None:
-            positions = _positions(getattr(pipeline, encoder_of(name), None))
+            positions = _positions(getattr(pipeline, text_encoder_name(name), None))
             if positions is not None and tokenizer.model_max_length > positions:
                 tokenizer.model_max_length = positions
     if getattr(pipeline, "tokenizer_max_length", None) is not None:  # where a pipeline keeps it from the beginning

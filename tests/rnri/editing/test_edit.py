@@ -14,7 +14,7 @@ from torch import Tensor
 import rnri
 from rnri.editing import Prompt, PromptToPrompt, align, edit
 from rnri.editing.blend import blended, grid
-from rnri.editing.edit import installed
+from rnri.editing.edit import attn_processor
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.rnri.editing.explicit import ExplicitProcessor
 
@@ -63,16 +63,16 @@ def quiet(pipe):
     return pipe
 
 
-def latents(pipe, inversion, prompt, how=None, **options) -> tuple[Tensor, Tensor]:
+def latents(pipe, inversion, prompt, edit_config=None, **options) -> tuple[Tensor, Tensor]:
     """Edits and reconstructions ``[B,4,h,w]``."""
-    found = edit(pipe, inversion, prompt, how, output_type="latent", **options)
+    found = edit(pipe, inversion, prompt, edit_config, output_type="latent", **options)
     return found.images, found.reconstructions
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("size", [LATENT_SHAPE[1:], (4, 12)], ids=str)
 @pytest.mark.parametrize(
-    "how",
+    "edit_config",
     [
         PromptToPrompt(cross=1.0, self_attention=0.0),
         PromptToPrompt(cross=0.5, self_attention=0.5, substitutes=False),
@@ -81,30 +81,30 @@ def latents(pipe, inversion, prompt, how=None, **options) -> tuple[Tensor, Tenso
     ],
     ids=["replace", "refine", "reweight", "schedule"],
 )
-def test_edits_equal_those_of_explicit_matrices(exact, how, size, guidance):
+def test_edits_equal_those_of_explicit_matrices(exact, edit_config, size, guidance):
     source, targets = "a cat x", ["a dog x", "a big dog x"]
     inversion = seeds(source, size=size, dtype=torch.float64, guidance=guidance)
-    found, again = latents(exact, inversion, targets, how)
-    expected = by_matrices(exact, inversion, source, targets, how)
+    found, again = latents(exact, inversion, targets, edit_config)
+    expected = by_matrices(exact, inversion, source, targets, edit_config)
     torch.testing.assert_close(torch.cat([again, found]), expected, rtol=1e-9, atol=1e-10)
     assert (found[0] - again[0]).abs().max() > 1e-4
 
 
-def by_matrices(pipe, inversion: Seeds, source: str, targets: list[str], how: PromptToPrompt) -> Tensor:
+def by_matrices(pipe, inversion: Seeds, source: str, targets: list[str], edit_config: PromptToPrompt) -> Tensor:
     """The same by explicit matrices, with a processor made anew at every step."""
-    alignments = [read_alignment(pipe, source, target, how) for target in targets]
+    alignments = [read_alignment(pipe, source, target, edit_config) for target in targets]
 
     def install(step: int) -> None:
         edits = {}
         for row, (target, (transfer, inherited)) in enumerate(zip(targets, alignments, strict=True), start=1):
-            words = Prompt.of(target, pipe.tokenizer)
-            weights, shares = torch.ones_like(inherited), torch.full_like(inherited, how.cross)
-            for word, weight in how.weights.items():
+            words = Prompt.tokenize(target, pipe.tokenizer)
+            weights, shares = torch.ones_like(inherited), torch.full_like(inherited, edit_config.cross)
+            for word, weight in edit_config.weights.items():
                 weights[words.tokens(word)] = weight
-            for word, share in how.schedules.items():
+            for word, share in edit_config.schedules.items():
                 shares[words.tokens(word)] = share
             edits[row] = 0, transfer, inherited * (step / STEPS < shares), weights
-        processor = ExplicitProcessor(1 + len(targets), edits, step / STEPS < how.self_attention)
+        processor = ExplicitProcessor(1 + len(targets), edits, step / STEPS < edit_config.self_attention)
         pipe.unet.set_attn_processor(processor)
 
     def at_end(pipe, step, timestep, tensors):
@@ -121,17 +121,17 @@ def by_matrices(pipe, inversion: Seeds, source: str, targets: list[str], how: Pr
         pipe.unet.set_attn_processor(found)
 
 
-def read_alignment(pipe, source: str, target: str, how: PromptToPrompt) -> tuple[Tensor, Tensor]:
-    prompts = (Prompt.of(text, pipe.tokenizer) for text in (source, target))
-    alignment = align(*prompts, substitutes=how.substitutes)
+def read_alignment(pipe, source: str, target: str, edit_config: PromptToPrompt) -> tuple[Tensor, Tensor]:
+    prompts = (Prompt.tokenize(text, pipe.tokenizer) for text in (source, target))
+    alignment = align(*prompts, substitutes=edit_config.substitutes)
     return alignment.transfer, alignment.inherited
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_the_source_is_the_same_to_the_bit(pipe, guidance):
     inversion = seeds("a cat x", guidance=guidance)
-    how = PromptToPrompt(self_attention=0.5, weights={"dog": 2.0}, blend=["cat", "dog"])
-    _, again = latents(pipe, inversion, "a dog x", how)
+    edit_config = PromptToPrompt(self_attention=0.5, weights={"dog": 2.0}, blend=["cat", "dog"])
+    _, again = latents(pipe, inversion, "a dog x", edit_config)
     call = inversion.call | {"prompt": ["a cat x", "a dog x"], "latents": inversion.latents.expand(2, -1, -1, -1)}
     assert torch.equal(again, pipe(**call, output_type="latent").images[:1])
 
@@ -153,16 +153,16 @@ def test_shares_of_nought_only_swap_the_prompt(pipe):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_edits_and_images_of_a_batch_are_independent(pipe, guidance):
-    how = PromptToPrompt(cross=0.7, self_attention=0.6, blend=["cat", "dog", "b"])
+    edit_config = PromptToPrompt(cross=0.7, self_attention=0.6, blend=["cat", "dog", "b"])
     both = seeds("a cat x", "b x", guidance=guidance, negative_prompts=("m", "n"))
-    found, again = latents(pipe, both, [["a dog x", "cat"], "b y"], how)
+    found, again = latents(pipe, both, [["a dog x", "cat"], "b y"], edit_config)
     assert len(found) == 3 and len(again) == 2
     single = [
         Seeds((prompt,), both.latents[k : k + 1], guidance, negative_prompts=(both.negative_prompts[k],))
         for k, prompt in enumerate(both.prompts)
     ]
     alone = [
-        latents(pipe, single[k], text, replace(how, blend=blend))[0]
+        latents(pipe, single[k], text, replace(edit_config, blend=blend))[0]
         for k, text, blend in ((0, "a dog x", ["cat", "dog"]), (0, "cat", ["cat"]), (1, "b y", ["b"]))
     ]
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-4)
@@ -178,8 +178,8 @@ def test_other_unets(what):
     if what == "turbo":
         pipe, guidance = quiet(tiny_stable_diffusion(timestep_spacing="trailing")), 0.0
     inversion = seeds("a cat x", guidance=guidance, steps=1 if what == "turbo" else STEPS)
-    how = PromptToPrompt(blend=["cat", "dog"])
-    found, again = latents(pipe, inversion, ["a dog x", "a cat x"], how)
+    edit_config = PromptToPrompt(blend=["cat", "dog"])
+    found, again = latents(pipe, inversion, ["a dog x", "a cat x"], edit_config)
     torch.testing.assert_close(again, pipe(**inversion.call, output_type="latent").images, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1:], again, rtol=1e-4, atol=1e-4)
     assert (found[0] - again[0]).abs().max() > 1e-3
@@ -255,8 +255,10 @@ def test_pictures_come_as_the_pipeline_gives_them(pipe):
 
 def test_outside_of_the_blended_region_latents_are_the_source_s(pipe):
     inversion = seeds("a cat x")
-    how = PromptToPrompt(cross=0.0, self_attention=0.0, blend=["cat", "dog"], blend_threshold=0.97, blend_from=0.5)
-    found, again = latents(pipe, inversion, "a dog x", how)
+    edit_config = PromptToPrompt(
+        cross=0.0, self_attention=0.0, blend=["cat", "dog"], blend_threshold=0.97, blend_from=0.5
+    )
+    found, again = latents(pipe, inversion, "a dog x", edit_config)
     same = (found == again).all(1)[0]
     assert same.any() and not same.all()
 
@@ -276,7 +278,7 @@ def test_a_layer_s_grid_is_found_by_its_pixels():
 
 
 @pytest.mark.parametrize(
-    "how, said",
+    "edit_config, said",
     [
         ({"weights": {"cow": 2.0}}, "weights names 'cow', which stands in none of 'a dog': name words that do."),
         ({"weights": {"cat": 2.0}}, "weights names 'cat', which stands in none of 'a dog'"),
@@ -285,9 +287,9 @@ def test_a_layer_s_grid_is_found_by_its_pixels():
     ],
     ids=["weights", "source's", "schedules", "blend"],
 )
-def test_absent_words_are_said(pipe, how, said):
+def test_absent_words_are_said(pipe, edit_config, said):
     with pytest.raises(ValueError) as error:
-        edit(pipe, seeds("a cat"), "a dog", PromptToPrompt(**how))
+        edit(pipe, seeds("a cat"), "a dog", PromptToPrompt(**edit_config))
     assert str(error.value).startswith(said)
 
 
@@ -320,5 +322,5 @@ def test_a_network_called_with_other_rows_is_said(pipe):
     from rnri.editing.state import EditState
 
     processor = PromptToPromptProcessor(EditState([0, 0], lambda: 1), None, 1.0, None)
-    with installed(pipe.unet, processor), pytest.raises(ValueError, match="called with 3 rows for 2 prompts"):
+    with attn_processor(pipe.unet, processor), pytest.raises(ValueError, match="called with 3 rows for 2 prompts"):
         pipe.unet(torch.zeros(3, *LATENT_SHAPE), 1, torch.zeros(3, 16, 32))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnri.editing import Injection, PromptToPrompt, edit
-from rnri.editing.edit import installed
+from rnri.editing.edit import attn_processor
 from rnri.editing.injection import FluxInjectionProcessor, SD3InjectionProcessor
 from rnri.editing.state import EditState
 from tests.pipelines import tiny_flux, tiny_sd3
@@ -29,8 +29,8 @@ def packed(name: str, *prompts: str, **options) -> Seeds:
     return found
 
 
-def latents(pipe, inversion, prompt, how=None) -> tuple[Tensor, Tensor]:
-    found = edit(pipe, inversion, prompt, how, output_type="latent")
+def latents(pipe, inversion, prompt, edit_config=None) -> tuple[Tensor, Tensor]:
+    found = edit(pipe, inversion, prompt, edit_config, output_type="latent")
     return found.images, found.reconstructions
 
 
@@ -64,10 +64,10 @@ def test_a_share_of_nought_only_swaps_the_prompt(pipes, name, guidance):
 
 @pytest.mark.parametrize("name, guidance", CALLS)
 def test_edits_of_a_batch_are_independent(pipes, name, guidance):
-    pipe, inversion, how = pipes[name], packed(name, "a cat", "b", guidance=guidance), Injection(share=0.5)
-    found, _ = latents(pipe, inversion, [["a dog", "a cow"], "c"], how)
+    pipe, inversion, edit_config = pipes[name], packed(name, "a cat", "b", guidance=guidance), Injection(share=0.5)
+    found, _ = latents(pipe, inversion, [["a dog", "a cow"], "c"], edit_config)
     single = [Seeds((p,), inversion.latents[k : k + 1], guidance) for k, p in enumerate(inversion.prompts)]
-    alone = [latents(pipe, single[k], text, how)[0] for k, text in ((0, "a dog"), (0, "a cow"), (1, "c"))]
+    alone = [latents(pipe, single[k], text, edit_config)[0] for k, text in ((0, "a dog"), (0, "a cow"), (1, "c"))]
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
@@ -125,16 +125,18 @@ def by_matrices(attn, streams, what, images) -> list[Tensor]:
     return [attn.to_out[0](image), attn.to_add_out(text)]
 
 
-@pytest.mark.parametrize("name, how", [("sd3", PromptToPrompt()), ("flux", PromptToPrompt())])
-def test_what_does_not_fit_the_network_is_said(pipes, name, how):
-    with pytest.raises(ValueError, match=r"how=PromptToPrompt does not act on the transformer of .*: give Injection"):
-        edit(pipes[name], packed(name, "a cat"), "a dog", how)
+@pytest.mark.parametrize("name, edit_config", [("sd3", PromptToPrompt()), ("flux", PromptToPrompt())])
+def test_what_does_not_fit_the_network_is_said(pipes, name, edit_config):
+    with pytest.raises(
+        ValueError, match=r"edit_config=PromptToPrompt does not act on the transformer of .*: give Injection"
+    ):
+        edit(pipes[name], packed(name, "a cat"), "a dog", edit_config)
 
 
 @pytest.mark.parametrize("name", PIPES)
 def test_processors_are_restored_after_an_exception(pipes, name):
     network = pipes[name].transformer
     found = network.attn_processors
-    with pytest.raises(RuntimeError, match="inside"), installed(network, object()):
+    with pytest.raises(RuntimeError, match="inside"), attn_processor(network, object()):
         raise RuntimeError("inside")
     assert network.attn_processors == found

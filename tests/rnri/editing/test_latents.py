@@ -65,5 +65,5 @@ def test_what_cannot_be_is_refused(models):
     with pytest.raises(ValueError, match="1 prompts and 2 edits of 2 images: give as many"):
         edit_latents(model, method, inversion, ["a cat"], ["a dog", "a hat"], schedule)
     with pytest.raises(ValueError, match=r"blend=.* acts on the latents after every step"):
-        how = PromptToPrompt(blend=["cat"])
-        edit_latents(model, method, inversion, ["a cat", "a owl"], ["a dog", "a hat"], schedule, how)
+        edit_config = PromptToPrompt(blend=["cat"])
+        edit_latents(model, method, inversion, ["a cat", "a owl"], ["a dog", "a hat"], schedule, edit_config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnri.editing.operators import attended, attention, with_source_maps, with_source_words
+from rnri.editing.operators import attention, inject_attention_maps, inject_cross_attention
 from tests.rnri.editing.explicit import maps, refined, replaced, reweighted
 
 HEADS, PIXELS, TOKENS, WIDTH = 2, 15, 6, 4
@@ -58,7 +58,7 @@ def expected(parts, transfer, inherited, weights) -> Tensor:
     ids=["replace", "refine", "schedule", "reweight", "reweight_own", "all"],
 )  # fmt: skip
 def test_words_equal_explicit_matrices(parts, changes):
-    found = with_source_words(*parts, EDITS, SOURCES, **tables(**changes))
+    found = inject_cross_attention(*parts, EDITS, SOURCES, **tables(**changes))
     torch.testing.assert_close(found, expected(parts, **tables(**changes)), rtol=1e-12, atol=1e-13)
 
 
@@ -66,7 +66,7 @@ def test_self_replacement_equals_explicit_matrices(parts):
     query, key, value = (part[:, :, :TOKENS] for part in parts)
     matrices = maps(query, key)
     matrices[EDITS] = matrices[SOURCES]
-    found = with_source_maps(query, key, value, EDITS, SOURCES)
+    found = inject_attention_maps(query, key, value, EDITS, SOURCES)
     torch.testing.assert_close(found, matrices @ value, rtol=1e-12, atol=1e-13)
 
 
@@ -78,7 +78,7 @@ def test_a_mask_goes_with_its_map(parts):
     half = tables(inherited=torch.full((3, TOKENS), 0.5, dtype=torch.float64))
     result = matrices.clone()
     result[EDITS] = (matrices[SOURCES] + matrices[EDITS]) / 2
-    found = with_source_words(*parts, EDITS, SOURCES, mask=mask, **half)
+    found = inject_cross_attention(*parts, EDITS, SOURCES, mask=mask, **half)
     torch.testing.assert_close(found, result @ value, rtol=1e-12, atol=1e-13)
 
 
@@ -92,5 +92,5 @@ def test_other_rows_are_the_same_to_the_bit(parts):
     others = torch.tensor([0, 3])
     plain = attention(*parts)[others]
     changes = tables(random_table(3, TOKENS, TOKENS), random_table(3, TOKENS), random_table(3, TOKENS))
-    assert torch.equal(with_source_words(*parts, EDITS, SOURCES, **changes)[others], plain)
-    assert torch.equal(with_source_maps(*parts, EDITS, SOURCES)[others], plain)
+    assert torch.equal(inject_cross_attention(*parts, EDITS, SOURCES, **changes)[others], plain)
+    assert torch.equal(inject_attention_maps(*parts, EDITS, SOURCES)[others], plain)

@@ -11,7 +11,7 @@ from tests.pipelines import TOKENS, tiny_tokenizer
 
 def read(text: str) -> Prompt:
     """With one token a letter, so that nearly every word has several."""
-    return Prompt.of(text, tiny_tokenizer())
+    return Prompt.tokenize(text, tiny_tokenizer())
 
 
 def taken(source: str, target: str, **options: bool) -> dict[int, dict[int, float]]:
@@ -104,4 +104,4 @@ def test_slow_tokenizers_are_refused():
         is_fast = False
 
     with pytest.raises(ValueError, match="Slow says no offsets"):
-        Prompt.of("a cat", Slow())
+        Prompt.tokenize("a cat", Slow())

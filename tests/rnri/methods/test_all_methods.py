@@ -208,7 +208,7 @@ def test_sdedit_is_the_sampler_on_part_of_the_schedule():
     noise = (inversion.seed - a**0.5 * z0) / (1 - a) ** 0.5
     assert torch.allclose(noise[0], noise[1])  # the same for every image
     again = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
-    torch.testing.assert_close(again, sample(inversion.seed, NoisePredictor(denoiser), steps.last(3)))
+    torch.testing.assert_close(again, sample(inversion.seed, NoisePredictor(denoiser), steps.tail(3)))
     assert not inversion.converged.any()
 
 
@@ -238,7 +238,7 @@ def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
     assert inversion.converged.all()
     torch.testing.assert_close(again, inversion.z0, rtol=0, atol=2e-3)
     assert (inversion.z0 - z0).abs().mean() > 1e-4  # it does adjust
-    torch.testing.assert_close(sample(path[4][1], predictor, steps.last(5)), inversion.z0, rtol=0, atol=2e-3)
+    torch.testing.assert_close(sample(path[4][1], predictor, steps.tail(5)), inversion.z0, rtol=0, atol=2e-3)
 
 
 def test_reuse_changes_the_work_not_the_latent(model):

@@ -130,7 +130,7 @@ INVERTERS = [ImplicitInverter(FixedPoint(1)), UniInv(), RFSolver(), FireFlow(), 
 
 def order(inverter, predictor, z0, exact):
     """Of convergence to the flow at sigma 1/2, from 20 steps to 40."""
-    seeds = [inverter.invert(z0, predictor, flow_schedule(2 * count).last(count)).seed for count in (20, 40)]
+    seeds = [inverter.invert(z0, predictor, flow_schedule(2 * count).tail(count)).seed for count in (20, 40)]
     errors = [(seed - exact).abs().max().item() for seed in seeds]
     return torch.tensor(errors[0] / errors[1]).log2().item()
 
@@ -146,7 +146,7 @@ def test_orders_of_convergence_on_gaussian_data(inverter, expected):
 @pytest.mark.parametrize(("inverter", "expected"), list(zip(INVERTERS, [1, 1, 2, 2, 2], strict=True)), ids=KINDS)
 def test_orders_of_convergence_on_a_velocity_that_is_not_linear(inverter, expected):
     predictor, z0 = function_predictor(wavy, 2), gaussian(batch=2)[1]
-    exact = RFSolver().invert(z0, predictor, flow_schedule(1_000).last(500)).seed
+    exact = RFSolver().invert(z0, predictor, flow_schedule(1_000).tail(500)).seed
     assert order(inverter, predictor, z0, exact) == pytest.approx(expected, abs=0.3)
 
 
@@ -165,7 +165,7 @@ def test_the_inverse_of_midpoint_is_exact(steps, shift):
 def test_the_midpoint_sampler_is_differentiable():
     denoiser, z0 = velocity(batch=2)
     schedule, predictor = flow_schedule(3), NoisePredictor(denoiser)
-    seed, middle = z0.clone().requires_grad_(), MidpointPredictor.of(predictor, schedule)
+    seed, middle = z0.clone().requires_grad_(), MidpointPredictor.from_predictor(predictor, schedule)
     (slope,) = torch.autograd.grad(sample(seed, middle, schedule).sum(), seed)
     difference = sample(z0 + 1, middle, schedule) - sample(z0, middle, schedule)  # the sampler is affine here
     torch.testing.assert_close(slope, difference, rtol=0, atol=1e-10)

@@ -164,7 +164,7 @@ def test_trajectory_ends_in_the_sample(model):
     assert len(kept) == 3 and [i for i, _ in visited] == [0, 1, 2, 3]
     assert torch.equal(kept[-1], model.sample(seeds(), predictor, steps))
     assert all(torch.equal(z.float(), latent) for (_, z), latent in zip(visited[1:], kept, strict=True))
-    torch.testing.assert_close(model.sample(kept[0], predictor, steps.last(2)), kept[-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.sample(kept[0], predictor, steps.tail(2)), kept[-1], rtol=1e-4, atol=1e-4)
     for k in (0, 5):
         with pytest.raises(ValueError, match=f"keep_last={k}"):
             model.trajectory(seeds(), predictor, steps, keep_last=k)

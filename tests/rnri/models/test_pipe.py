@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rnri import LatentDiffusion, anderson_inverter
-from rnri.models.eval_mode import frozen
+from rnri.models.eval_mode import eval_no_grad
 from tests.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 PROMPTS = ["a cat", "a dog"]
@@ -88,7 +88,7 @@ def test_a_mode_or_gradient_that_changes_between_two_calls_is_seen(monkeypatch):
         module.training = module.resnets[0].training = training
         weight = module.resnets[0].conv1.weight
         weight.requires_grad = gradient
-        with frozen(pipe.unet):
+        with eval_no_grad(pipe.unet):
             assert not (module.training or module.resnets[0].training or weight.requires_grad)
         assert (module.training, module.resnets[0].training, weight.requires_grad) == (training, training, gradient)
 

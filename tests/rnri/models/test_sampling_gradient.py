@@ -53,7 +53,7 @@ def test_truncated_gradient_is_that_of_the_last_steps_times_the_sampler_before_t
     predictor, steps = function_predictor(wavy, 2), schedule(6)
     seed = seeds(torch.float64)
     whole = trajectory(seed, predictor, steps, keep_last=6)
-    last = gradient(predictor, steps.last(2), whole[3])
+    last = gradient(predictor, steps.tail(2), whole[3])
     scale = 1.0
     for i in range(4):
         scale /= steps.coefficients(i)[0]

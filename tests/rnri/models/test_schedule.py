@@ -109,7 +109,7 @@ def test_zero_terminal_snr_stays_finite():
 
 def test_last_keeps_the_cleanest():
     steps = Schedule.from_scheduler(scheduler(), 10)
-    last = steps.last(3)
+    last = steps.tail(3)
     assert torch.equal(last.timesteps, steps.timesteps[7:])
     assert [last.coefficients(i) for i in range(3)] == [steps.coefficients(i) for i in range(7, 10)]
 
@@ -122,8 +122,8 @@ def test_impossible_number_of_steps(steps):
 
 @pytest.mark.parametrize("k", [0, 11])
 def test_impossible_part(k):
-    with pytest.raises(ValueError, match=f"last\\({k}\\)"):
-        Schedule.from_scheduler(scheduler(), 10).last(k)
+    with pytest.raises(ValueError, match=f"tail\\({k}\\)"):
+        Schedule.from_scheduler(scheduler(), 10).tail(k)
 
 
 def test_what_cannot_be_a_schedule_says_so():

@@ -49,7 +49,7 @@ def test_a_form_carries_its_prediction_to_the_noisy_end(kind, parameterization):
 def test_every_form_has_the_equations_root_and_residual(kind, parameterization, solver):
     make, steps = KINDS[kind]
     if parameterization == "sample" and isinstance(solver, FixedPoint):
-        steps = steps.first(len(steps) - 2)  # near the clean end it diverges by itself
+        steps = steps.head(len(steps) - 2)  # near the clean end it diverges by itself
     denoiser, z0 = make(3)
     predictor, path = NoisePredictor(denoiser), []
     found = ImplicitInverter(solver, "fitted", parameterization=parameterization).invert(z0, predictor, steps, lambda _, z: path.append(z))
@@ -62,9 +62,9 @@ def test_every_form_has_the_equations_root_and_residual(kind, parameterization, 
 
 def test_a_form_that_cannot_be_iterated_is_the_own_one():
     flow, clean_end = flow_schedule(5), Schedule.from_scheduler(scheduler(set_alpha_to_one=True), 5)
-    assert flow.levels(0)[0] == 0 and relaxation_factor("epsilon", flow, 0) == 1  # nothing but noise: it would never move
+    assert flow.alpha_sigma(0)[0] == 0 and relaxation_factor("epsilon", flow, 0) == 1  # nothing but noise: it would never move
     assert relaxation_factor("relaxed", flow_schedule(1), 0) == 1  # from nothing but noise to none: no constant contracts
-    assert clean_end.levels(4)[3] == 0 and relaxation_factor("sample", clean_end, 4) == 1  # no noise left: it is known
+    assert clean_end.alpha_sigma(4)[3] == 0 and relaxation_factor("sample", clean_end, 4) == 1  # no noise left: it is known
     assert (
         relaxation_factor("native", clean_end, 2) == relaxation_factor("epsilon", clean_end, 2) == 1 != relaxation_factor("sample", clean_end, 2)
     )
