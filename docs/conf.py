@@ -1,4 +1,4 @@
-"""Sphinx: the pages of this folder, and the API from the docstrings. ``sphinx-build -W -n docs build/docs``."""
+"""Sphinx configuration: the pages of this folder and the API reference. ``sphinx-build -W -n docs build/docs``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sp
 exclude_patterns = ["_templates", "_static"]
 templates_path = ["_templates"]
 
-myst_enable_extensions = ["html_image"]  # pictures side by side need <img width>
+myst_enable_extensions = ["html_image"]  # images side by side need <img width>
 myst_heading_anchors = 3
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
-    "navbar_center": [],  # the sidebar has every page and heading
+    "navbar_center": [],  # the sidebar lists every page
     "navbar_end": ["theme-switcher"],
     "show_prev_next": False,
     "secondary_sidebar_items": [],
@@ -33,23 +33,23 @@ html_sidebars = {"**": ["globaltoc"]}
 html_static_path, html_css_files = ["_static"], ["site.css"]
 html_show_sourcelink = False
 
-add_module_names = False  # a module's heading says where its names live
+add_module_names = False  # the heading already names the module
 autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)  # does not end a summary
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
-napoleon_use_param = False  # its fields have one name each, and ours may have several
+napoleon_use_param = False  # a field of ours may list several names
 napoleon_custom_sections = [("Attributes", "params_style")]
 
-PACKAGES = ("rnri", "nao", "seedselect", "checked", "experiments")
+PACKAGES = ("rnri", "nao", "seedselect", "experiments")
 
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:class", r"experiments\.pretrain\.fitting\.Model"),  # a type variable
-    ("py:.*", rf"(?!({'|'.join(PACKAGES)})\.)\w+\..*"),  # other libraries: their inventories are on the network
+    ("py:class", r"experiments\.pretrain\.training\.Model"),  # a type variable
+    ("py:.*", rf"(?!({'|'.join(PACKAGES)})\.)\w+\..*"),  # names of other libraries; their inventories are online
     ("py:.*", r".*\._\w+"),  # private names have no entry
-    ("py:class", r"checked\.settings\.Class"),  # a type variable
+    ("py:class", r"rnri\.validation\.Class"),  # a type variable
 ]
 
 
@@ -59,23 +59,23 @@ def below(package: str) -> list[pkgutil.ModuleInfo]:
 
 def packages() -> Iterator[str]:
     """Every package of the project, parents first."""
-    waiting = list(PACKAGES)
-    while waiting:
-        package = waiting.pop(0)
-        waiting += [module.name for module in below(package) if module.ispkg]
+    queue = list(PACKAGES)
+    while queue:
+        package = queue.pop(0)
+        queue += [module.name for module in below(package) if module.ispkg]
         yield package
 
 
 def public(package: str) -> list[str]:
-    """Where the names that a package hands on are defined, which is where they are documented."""
-    face = importlib.import_module(package)
-    return [f"{home(package, name, getattr(face, name))}.{name}" for name in getattr(face, "__all__", ())]
+    """Qualified names of what a package exports; each is documented in the module that defines it."""
+    module = importlib.import_module(package)
+    return [f"{home(package, name, getattr(module, name))}.{name}" for name in getattr(module, "__all__", ())]
 
 
 def home(package: str, name: str, member: object) -> str:
-    stated = getattr(member, "__module__", "")
-    if stated.partition(".")[0] in PACKAGES:
-        return stated
+    defined_in = getattr(member, "__module__", "")
+    if defined_in.partition(".")[0] in PACKAGES:
+        return defined_in
     return next(m.name for m in below(package) if getattr(importlib.import_module(m.name), name, None) is member)
 
 
@@ -86,22 +86,23 @@ autosummary_context = {
 
 
 def keep_colon(app, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Napoleon takes what stands before a colon in the first line of such a docstring for a type."""
+    """Napoleon parses text before a colon in the first line of an attribute docstring as its type."""
     if what in ("attribute", "data", "property") and ":" in lines[0]:
         lines[:0] = ["..", ""]  # an empty comment
 
 
 def short_name(app, environment, node, content):
-    """A name of ours without its module, as text in annotations and docstrings has it: linked where only one fits.
+    """Link an unqualified name of this project if exactly one object has it.
 
-    What else annotations hold is plain; what else roles name is an error.
+    Other names in annotations are plain text; other names in explicit roles are an error.
     """
     if node.get("refdomain") != "py" or "." in node["reftarget"]:
         return None
-    python, role = environment.domains["py"], "refexplicit" in node
-    found = [name for name in python.objects if name.endswith(f".{node['reftarget']}")]
-    if len(found) == 1:
-        return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", found[0], node, content)
+    python = environment.domains["py"]
+    role = "refexplicit" in node
+    candidates = [name for name in python.objects if name.endswith(f".{node['reftarget']}")]
+    if len(candidates) == 1:
+        return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", candidates[0], node, content)
     return None if role else content
 
 

@@ -28,7 +28,7 @@ FLOORS = {  # a folder or module imports from its own floor's folder and from lo
         {"diffusers_blocks"},
     ],
     "experiments": [
-        {"naming", "imagenet_classes"},
+        {"naming", "imagenet_classes", "finite"},
         {"cache", "evaluation"},
         {"runtime", "reporting"},
         {"counting"},

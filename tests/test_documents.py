@@ -1,4 +1,4 @@
-"""The documents' commands, code, links and names are the project's: the README, ``docs/`` and the assets' pages."""
+"""Commands, code, links and names in the README, ``docs/`` and the assets' pages exist and work."""
 
 import argparse
 import itertools
@@ -20,7 +20,8 @@ from tests.commands import composed
 README, DOCS = Path("README.md"), Path("docs")
 PAGES = [
     README,
-    *(page for page in sorted(DOCS.rglob("*.md")) if "reference" not in page.parts),  # those are made by Sphinx
+    Path("CONTRIBUTING.md"),
+    *(page for page in sorted(DOCS.rglob("*.md")) if "generated" not in page.parts),  # Sphinx writes these
     *sorted(Path("assets").glob("*/README.md")),
 ]
 COMMENTED = sorted(Path("configs").rglob("*.yaml"))
@@ -29,7 +30,7 @@ SLUG_DROPS = re.compile(r"[^\w\- ]")
 
 class Command(NamedTuple):
     page: Path
-    words: list[str]  # of the shell, variables before it left out
+    words: list[str]  # of the shell command, without environment variables before it
 
     def __str__(self) -> str:
         return f"{self.page}: {' '.join(self.words)}"
@@ -40,7 +41,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """A page without its code blocks."""
     return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
 
 
@@ -51,20 +52,26 @@ def lines(page: Path) -> list[str]:
 
 
 def comment_lines(config: Path) -> list[str]:
-    """The shell lines in a config's comments; a line that goes on ends in a backslash."""
+    """Shell lines in a config's comments; a continued line ends in a backslash."""
     comments = [line.removeprefix("#").strip() for line in config.read_text().splitlines() if line.startswith("#")]
     return re.findall(r"python (?:train\.py|-m) [^`\n]+", "\n".join(comments).replace("\\\n", " "))
 
 
 def commands() -> list[Command]:
-    found = [Command(page, _words(line)) for page in PAGES for line in lines(page)]
-    found += [Command(config, _words(line)) for config in COMMENTED for line in comment_lines(config)]
-    said = [command for command in found if len(command.words) > 1 and "experiment=NAME" not in command.words]
-    return list({tuple(command.words): command for command in reversed(said)}.values())  # each where it stands first
+    """Commands of all pages and configs, each with the page that has it first."""
+    listed = [Command(page, _words(line)) for page in PAGES for line in lines(page)]
+    listed += [Command(config, _words(line)) for config in COMMENTED for line in comment_lines(config)]
+    complete = [command for command in listed if len(command.words) > 1 and not _is_pattern(command)]
+    return list({tuple(command.words): command for command in reversed(complete)}.values())
+
+
+def _is_pattern(command: Command) -> bool:
+    """Whether a command contains a placeholder such as ``experiment=NAME`` or ``experiment=X``."""
+    return any(re.fullmatch(r"experiment=[A-Z]+", word) for word in command.words)
 
 
 def _words(line: str) -> list[str]:
-    """The words of the last of the commands that a line joins; none of what is no command."""
+    """Words of the last command of a line; an empty list if it is not a Python command."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError:
@@ -82,24 +89,36 @@ TRAINING = [command for command in COMMANDS if "train.py" in command.words]  # t
 MODULES = [command for command in COMMANDS if command.words[:2] == ["python", "-m"]]
 
 
-def test_the_readme_is_a_front_door():
-    assert len(README.read_text().splitlines()) <= 150
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 120
 
 
-def test_every_kind_of_command_is_found():
+def test_tables_are_narrow():
+    wide = {}
+    for page in PAGES:
+        for row in re.findall(r"^\|(?:-+\|)+$", page.read_text(), flags=re.M):
+            wide[page] = max(wide.get(page, 0), row.count("|") - 1)
+    assert max(wide.values()) <= 8 and wide[README] <= 5
+
+
+def test_commands_of_every_kind_are_collected():
     assert len(TRAINING) > 30
     modules = {command.words[2] for command in MODULES}
     named = {"experiments.counting.count_captions", "experiments.reporting.sweep_report"}
-    assert {"pytest", "sphinx", "app", *named} <= modules
+    assert {"pytest", "sphinx", "experiments.app", *named} <= modules
     pages = {command.page for command in TRAINING}
-    assert {README, DOCS / "claims.md", Path("assets/models/README.md"), Path("configs/sweep/lam.yaml")} <= pages
+    assert {
+        README,
+        DOCS / "results" / "claims.md",
+        Path("assets/models/README.md"),
+        Path("configs/sweep/lam.yaml"),
+    } <= pages
 
 
 @pytest.mark.parametrize("command", TRAINING, ids=str)
 def test_training_command_composes(command):
     words = command.words[command.words.index("train.py") + 1 :]
-    if "--cfg" in words:
-        words = words[: words.index("--cfg")]
+    words = list(itertools.takewhile(lambda word: word not in ("--cfg", "--help", "-sc"), words))
     overrides = OverridesParser.create().parse_overrides([word for word in words if word != "-m"])
     assert "-m" in words or not any(override.is_sweep_override() for override in overrides)
     choices = [
@@ -110,16 +129,16 @@ def test_training_command_composes(command):
     ]
     for run in itertools.product(*choices):
         config = composed(*run)
-        for part in (config.task, config.trainer, config.logger):  # what a run reads
+        for part in (config.task, config.trainer, config.logger):  # the parts that a run instantiates
             OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
 
 
 class Parsed(Exception):
-    """The arguments of a command were understood."""
+    """The arguments of a command were parsed."""
 
 
 @pytest.mark.parametrize("command", [c for c in MODULES if c.words[2] not in ("pytest", "sphinx", "venv")], ids=str)
-def test_arguments_of_a_module_are_its_own(command, monkeypatch, capsys):
+def test_module_parses_its_arguments(command, monkeypatch, capsys):
     parse = argparse.ArgumentParser.parse_args
 
     def only_parse(self, *arguments):
@@ -128,7 +147,7 @@ def test_arguments_of_a_module_are_its_own(command, monkeypatch, capsys):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     monkeypatch.setattr(sys, "argv", command.words[2:])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # put back afterwards: a command may set it for itself
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards: a command may set it
     monkeypatch.delitem(sys.modules, command.words[2], raising=False)
     try:
         runpy.run_module(command.words[2], run_name="__main__")
@@ -137,43 +156,50 @@ def test_arguments_of_a_module_are_its_own(command, monkeypatch, capsys):
     except SystemExit as end:
         assert end.code == 0 and "--help" in command.words, capsys.readouterr().err
         return
-    raise AssertionError("the module read no arguments")
+    raise AssertionError("the module parsed no arguments")
 
 
-def test_folders_of_tests_that_commands_name_exist():
+def test_test_folders_in_commands_exist():
     paths = [word for command in MODULES if command.words[2] == "pytest" for word in command.words[3:] if "/" in word]
     assert paths and all(Path(path).exists() for path in paths)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=str)
-def test_python_example_runs(page, capsys):
+HOW_TO = [page for page in PAGES if page.name.startswith("add_")]
+"""Pages whose code is executed by a test of their own."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in HOW_TO], ids=str)
+def test_python_example_runs(page):
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {})
-    if page == README:
-        assert "torch.Size([1, 4, 16, 16])" in capsys.readouterr().out
 
 
-def test_ci_uses_the_readme_s_commands():
+@pytest.mark.parametrize("page", HOW_TO, ids=str)
+def test_how_to_page_has_a_test(page):
+    assert Path("tests", f"test_{page.stem}.py").is_file()
+
+
+def test_ci_runs_the_commands_of_the_readme():
     steps = Path(".ci/run").read_text().splitlines()
-    written = [line for block in blocks(README, "sh") for line in block.splitlines()]
-    for sign in ("-m pytest", "-m sphinx"):
-        assert next(line for line in written if sign in line) in steps
+    documented = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    for command in ("-m pytest", "-m sphinx"):
+        assert next(line for line in documented if command in line) in steps
 
 
 def test_extras_exist():
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {name for page in PAGES for name in re.findall(r"-e ['\"]\.\[(\w+)\]", page.read_text())}
-    assert {"app", "dev", "docs", "s3", "dask", "slurm"} == named & set(extras) == named
+    assert {"app", "dev", "docs", "experiments", "s3", "dask", "slurm"} == named & set(extras) == named
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MyST make them."""
+    """Anchors of a page's headings, as GitHub and MyST generate them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.M)
     return {SLUG_DROPS.sub("", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_and_pictures_exist(page):
+def test_links_and_images_exist(page):
     text = prose(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
         if target.startswith("https://"):
@@ -185,34 +211,39 @@ def test_links_and_pictures_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_names_and_paths_in_the_text_exist(page):
+def test_names_and_paths_in_text_exist(page):
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
-        if re.fullmatch(r"(rnri|nao|seedselect|checked|experiments|benchmarks)(\.\w+)+", code):
+        if re.fullmatch(r"(rnri|nao|seedselect|experiments|benchmarks|tools)(\.\w+)+", code):
             assert get_object(code)
-        elif re.fullmatch(r"(configs|assets|docs|notebooks|tests|experiments|benchmarks)/[\w./-]*", code):
+        elif re.fullmatch(r"(configs|assets|docs|notebooks|tests|experiments|benchmarks|tools|rnri)/[\w./-]*", code):
             assert Path(code).exists(), f"{page}: {code}"
 
 
-def test_every_picture_is_shown():
-    shown = {Path(target).name for page in PAGES for target in re.findall(r"pictures/[\w.]+", page.read_text())}
-    assert {path.name for path in (DOCS / "pictures").iterdir()} == shown
+def test_every_figure_is_used():
+    used = {Path(target).name for page in PAGES for target in re.findall(r"figures/[\w.]+", page.read_text())}
+    assert {path.name for path in (DOCS / "figures").iterdir()} == used
 
 
-def test_every_experiment_and_method_is_described():
+def test_every_data_file_is_linked():
+    linked = {Path(target).name for page in PAGES for target in re.findall(r"data/[\w.]+\.csv", page.read_text())}
+    assert {path.name for path in (DOCS / "results" / "data").iterdir()} == linked
+
+
+def test_every_experiment_and_method_is_documented():
     text = "\n".join(page.read_text() for page in PAGES if DOCS in page.parents)
     for group in ("experiment", "method", "arm", "seed_init", "optimizer", "lr_schedule"):
         for option in (Path("configs") / group).glob("*.yaml"):
             assert re.search(rf"\b{option.stem}\b", text), f"configs/{group}/{option.name}"
 
 
-def test_every_package_has_a_page_of_the_api():
-    listed = (DOCS / "api" / "index.md").read_text().split()
-    packages = ["rnri", "nao", "seedselect", "checked", "experiments"]
+def test_every_package_is_in_the_api():
+    listed = (DOCS / "reference" / "api.md").read_text().split()
+    packages = ["rnri", "nao", "seedselect", "experiments"]
     nested = [path.parent for name in packages for path in Path(name).rglob("__init__.py")]
     assert {".".join(folder.parts) for folder in nested} <= set(listed)
 
 
-def test_notebooks_point_to_documents_that_exist():
+def test_links_in_notebooks_exist():
     for notebook in Path("notebooks").glob("*.ipynb"):
         text = notebook.read_text()
         assert "README" not in text

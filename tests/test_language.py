@@ -33,7 +33,7 @@ PROSE = {
     r"\bpictur(e|es|ed)\b": "image (data), figure (plot)",
     r"\b(evaluations?|NFE|bytes|seconds|latents?|images?|samples?|calls?|lines?) an? (step|image|sample|concept|second|minute|run|unit|line|batch)\b": "per",
     r"\bwhole number\b": "integer",
-    r"\ba text\b": "a string",
+    r"\ba text\b(?!-| file| encoder)": "a string",
     r"\bof at least\b": ">=, at least",
     r"\bis (said|told)\b": "is reported, is printed",
     r"\bsays so\b": "reports it",
