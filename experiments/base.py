@@ -87,11 +87,12 @@ class Networks:
             "std": classifier.std.flatten().tolist(),
             "labels": classifier.labels,
         }
-        if classifier.crop is not None:
+        preprocessing = classifier.preprocessing
+        if preprocessing.crop is not None:
             settings |= {
-                "crop": classifier.crop,
-                "squash": classifier.squash,
-                "interpolation": classifier.interpolation,
+                "crop": preprocessing.crop,
+                "squash": preprocessing.squash,
+                "interpolation": preprocessing.interpolation,
             }
         return fingerprint({"classifier": classifier}, settings)
 

@@ -1,4 +1,4 @@
-"""Few-shot augmentation: classifiers with and without generated images; the only experiment built on another."""
+"""Few-shot augmentation: classifiers trained with and without generated images."""
 
 from experiments.augmentation.few_shot import FewShot
 from experiments.augmentation.task import AugmentationExperiment

@@ -1,4 +1,4 @@
-"""Classifiers trained on a few images a class."""
+"""Classifiers trained on a few images per class."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data.augmentations import jitter
-from experiments.evaluation.classifier import Classifier
-from experiments.reporting.finite import NonFiniteError
+from experiments.evaluation.classifier import Classifier, Preprocessing
+from experiments.finite import NonFiniteError
 from rnri.validation import dataclass
+
+LABEL_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """The training of a small classifier: AdamW, cosine decay, smoothed labels, each image changed anew at every step.
+    """Training of a small classifier with AdamW, cosine decay, label smoothing and random augmentation of each image.
 
-    Every training makes the same number of steps, however many images there are.
+    The number of training steps does not depend on the number of images.
 
     Args:
-        network: makes a timm network, given ``num_classes``. Unless it loads weights, the classifier has seen nothing
-            but its training images.
-        image_size: side in pixels that the network works on.
-        steps, batch_size, learning_rate, weight_decay: of the training; images are drawn evenly from all there are.
+        network: creates a timm network, given ``num_classes``. Unless it loads weights, the classifier is trained from
+            scratch.
+        image_size: input side of the network in pixels.
+        steps, batch_size, learning_rate, weight_decay: of the training. Batches are drawn uniformly with replacement.
     """
 
     network: Callable[..., nn.Module]
@@ -36,27 +38,28 @@ class FewShot:
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
 
-    def train(self, images: Tensor, labels: Tensor, names: list[str], seed: int, device: torch.device) -> Classifier:
-        """A classifier of ``names``, in evaluation mode, from ``uint8`` images ``[N, 3, H, W]`` and indices ``[N]``.
+    def train(self, images: Tensor, labels: Tensor, names: list[str], *, seed: int, device: torch.device) -> Classifier:
+        """Train on ``uint8`` images ``[N, 3, H, W]`` with label indices ``[N]``; return the classifier in eval mode.
 
-        ``seed`` decides weights, order and changes; the global generator is left as it was.
+        ``seed`` determines initial weights, batches and augmentation. The global random state is not changed.
 
         Raises:
-            NotFinite: the training diverged, so that its classifier would name anything the same.
+            NonFiniteError: the training diverged.
         """
-        images, labels = images.to(device), labels.to(device)
+        images = images.to(device)
+        labels = labels.to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            classifier = self._untrained(names).to(device).train()
+            classifier = self._new_classifier(names).to(device).train()
             optimizer = torch.optim.AdamW(
                 classifier.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
             )
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
             for _ in range(self.steps):
-                drawn = torch.randint(len(images), (self.batch_size,)).to(device)
+                batch = torch.randint(len(images), (self.batch_size,)).to(device)
                 optimizer.zero_grad()
-                logits = classifier(_changed(images[drawn].float() / 255))
-                F.cross_entropy(logits, labels[drawn], label_smoothing=0.1).backward()
+                logits = classifier(_augment(images[batch].float() / 255))
+                F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING).backward()
                 optimizer.step()
                 schedule.step()
         if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
@@ -65,21 +68,20 @@ class FewShot:
             )
         return classifier.eval()
 
-    def _untrained(self, names: list[str]) -> Classifier:
+    def _new_classifier(self, names: list[str]) -> Classifier:
         network = self.network(num_classes=len(names))
-        return Classifier(
-            network, names, self.image_size, timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-        )
+        mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        return Classifier(network, names, Preprocessing(self.image_size, mean, std))
 
 
-def _changed(images: Tensor) -> Tensor:
+def _augment(images: Tensor) -> Tensor:
+    """Mirror each image with probability 1/2, move it and change its colors."""
     mirrored = (torch.rand(len(images)) < 0.5).to(images.device).view(-1, 1, 1, 1)
     return jitter(torch.where(mirrored, images.flip(-1), images))
 
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, device: torch.device, batch_size: int = 128) -> Tensor:
-    """Index of each image's label, ``int64 [N]``, of ``uint8`` images ``[N, 3, H, W]``."""
-    return torch.cat(
-        [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
-    )
+    """Return the index of the predicted label of each ``uint8`` image ``[N, 3, H, W]``, ``int64 [N]``."""
+    predictions = [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
+    return torch.cat(predictions)

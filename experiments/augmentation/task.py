@@ -1,14 +1,16 @@
-"""Few-shot semantic augmentation: do generated images of rare concepts help a classifier that has few real ones?
+"""Few-shot augmentation: do generated images of rare concepts improve a classifier trained on few real images?
 
-The protocol, the same for every method: a network is trained from its first weight on ``k`` references a concept and
-the images that the method made of it, and names real images that neither it nor the model has seen. The first row has
-the references alone. Methods differ in their generated images only: steps, batches and seeds of the training are equal.
+The protocol is the same for every method. A network is trained from scratch on ``k`` references per concept and the
+images that the method generated. It is tested on real images that neither it nor the text-to-image model has seen. The
+first row of the table has the references alone. Methods differ in their generated images only: number of steps, batch
+size and seeds of the training are equal.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 
 import torch
@@ -23,46 +25,128 @@ from experiments.cache.atomic import digest
 from experiments.cache.key import describe
 from experiments.cache.store import UnitStore, content_hash
 from experiments.planning.cost import Cost, Planned
-from experiments.rare_concepts.task import RareConceptsExperiment
+from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
+from experiments.rare_concepts.context import RunContext
+from experiments.rare_concepts.image_stage import ImageStage
 from experiments.runtime.progress import Progress
-from experiments.runtime.unit_queue import CachedUnitDataModule, Stage, carry_out
+from experiments.runtime.unit_queue import CachedUnitDataModule, Stage
 from rnri.validation import dataclass
 
-REAL_ONLY = "references only"
+REFERENCES_ONLY = "references only"
+PREDICTION_BYTES = 8
+
+Training = tuple[str, int]
+"""A method and the index of one of its trainings."""
 
 
 class TrainingJobs(CachedUnitDataModule):
-    """The trainings that are not on disk yet: a method and a number each."""
+    """The trainings that are not on disk yet."""
 
-    def address(self, unit: tuple[str, int]) -> tuple[str, str]:
-        name, k = unit
-        return name, str(k)
+    def address(self, unit: Training) -> tuple[str, str]:
+        method, index = unit
+        return method, str(index)
+
+
+@plain_dataclass(frozen=True)
+class TrainingStage:
+    """Trains the few-shot classifiers on the finished images. A unit is one training.
+
+    Attributes:
+        context: the run.
+        few_shot: how classifiers are trained.
+        trainings: classifiers per method, with different seeds.
+        held_out: test images, ``uint8 [N, 3, H, W]``.
+        truth: index of the concept of each test image, ``int64 [N]``.
+    """
+
+    context: RunContext
+    few_shot: FewShot
+    trainings: int
+    test_images: Tensor
+    truth: Tensor
+
+    @property
+    def methods(self) -> list[str]:
+        return [REFERENCES_ONLY, *self.context.arms]
+
+    @property
+    def num_units(self) -> int:
+        return self.trainings * len(self.methods)
+
+    def plan(self) -> list[Planned]:
+        size = self.num_units * PREDICTION_BYTES * len(self.truth)
+        return [Planned("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the model's network
+
+    def build(self, claims: Path) -> Stage:
+        """Return the Lightning module and data module that compute the missing trainings."""
+        progress = Progress("few-shot training", "classifier")
+        jobs = [(method, k) for method in self.methods for k in range(self.trainings)]
+        stores = {method: self.units(method) for method in self.methods}
+        return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, claims)
+
+    def train(self, method: str, k: int, device: torch.device) -> Tensor:
+        """Train the ``k``-th classifier of a method; return its predictions for the test images, ``int64 [N]``."""
+        names = [concept.name for concept in self.context.concepts]
+        images, labels = self._training_set(method)
+        classifier = self.few_shot.train(images, labels, names, seed=k, device=device)
+        return classify(classifier, self.test_images, device)
+
+    def _training_set(self, method: str) -> tuple[Tensor, Tensor]:
+        """Return images ``uint8 [M, 3, H, W]``, references first, and the index of the concept of each."""
+        concepts = self.context.concepts
+        images = [torch.from_numpy(concept.references[: self.context.references]) for concept in concepts]
+        if method != REFERENCES_ONLY:
+            units = self.context.units(method)
+            images += [units.read(concept.key)[0]["images"] for concept in concepts]
+        labels = [torch.full((len(group),), k % len(concepts)) for k, group in enumerate(images)]
+        return torch.cat(images), torch.cat(labels)
+
+    def units(self, method: str) -> UnitStore:
+        """Return the store of a method's trainings. They depend on all concepts, which are the classes."""
+        settings = {
+            "few_shot": describe(self.few_shot),
+            "numerics": dict(self.context.networks.numerics),
+            "references": self.context.references,
+            "concepts": digest({"keys": [concept.key for concept in self.context.concepts]}),
+            "tests": content_hash(self.test_images),
+            "images": None if method == REFERENCES_ONLY else self.context.units(method).settings,
+        }
+        return UnitStore(self.context.run_dir / "trainings" / method.replace(" ", "_"), settings)
+
+    def predictions(self, method: str) -> Predictions:
+        """Read the finished trainings of a method."""
+        units = [self.units(method).read(str(k)) for k in range(self.trainings)]
+        predictions = torch.stack([tensors["predictions"] for tensors, _ in units])
+        seconds = [record["seconds"] for _, record in units]
+        return Predictions(predictions, self.truth, self.context.concepts, seconds)
 
 
 class FewShotModule(LightningModule):
-    """Trains a classifier a step and writes what it says of the held-out images."""
+    """Trains one classifier per step and writes its predictions for the held-out images."""
 
-    def __init__(self, task: AugmentationExperiment, stores: Mapping[str, UnitStore], progress: Progress) -> None:
+    def __init__(self, stage: TrainingStage, stores: Mapping[str, UnitStore], progress: Progress) -> None:
         super().__init__()
-        self.task, self.stores, self.progress = task, stores, progress
+        self.stage = stage
+        self.stores = stores
+        self.progress = progress
 
-    def predict_step(self, job: tuple[str, int], _: int) -> None:
-        name, k = job
-        self.progress.stage(name)
+    def predict_step(self, training: Training, _: int) -> None:
+        method, k = training
+        self.progress.stage(method)
         start = time.perf_counter()
         with torch.enable_grad():
-            predictions = self.task.train(name, k, self.device)
-        self.stores[name].write(str(k), {"predictions": predictions}, {"seconds": time.perf_counter() - start})
+            predictions = self.stage.train(method, k, self.device)
+        self.stores[method].write(str(k), {"predictions": predictions}, {"seconds": time.perf_counter() - start})
         self.progress.finish(1)
 
 
 @dataclass(kw_only=True)
-class AugmentationExperiment(RareConceptsExperiment):
-    """The task behind ``experiment=augmentation``. A training is a unit, as a concept under an arm is.
+class AugmentationExperiment(ArmsExperiment):
+    """The task of ``experiment=augmentation``: one row per method.
 
     Args:
         few_shot: how classifiers are trained.
-        trainings: classifiers a method; they differ in initial weights, order and changes of the images.
+        trainings: classifiers per method. They differ in initial weights, batches and augmentation of the images.
     """
 
     few_shot: FewShot
@@ -70,80 +154,38 @@ class AugmentationExperiment(RareConceptsExperiment):
 
     def prepare(self, trainer: Trainer) -> None:
         super().prepare(trainer)
-        if len(self.chosen) < 2:
-            raise ValueError("one concept leaves a classifier nothing to tell apart: choose at least 2 concepts.")
+        concepts = self.context.concepts
+        if len(concepts) < 2:
+            raise ValueError("data.concepts: a classifier needs at least 2 classes, got 1 concept; select more.")
         size = self.networks.model.image_size
-        found = {name: images.resized(size) for name, images in self.source.held_out().items()}
-        missing = [concept.name for concept in self.chosen if concept.name not in found]
+        images = {name: images.resized(size) for name, images in self.evaluator.labeled_real_images.items()}
+        missing = [concept.name for concept in concepts if concept.name not in images]
         if missing:
             raise ValueError(
-                f"there is no real image of {missing[0]!r} besides the references: add some under its name to the "
-                "folder of real images, or leave the concept out."
+                f"{missing[0]!r} has no real image that is not a reference: add some under its name to the folder of "
+                "real images, or leave the concept out."
             )
-        self.tests = torch.cat([torch.from_numpy(found[concept.name][:]) for concept in self.chosen])
-        self.truth = torch.cat([torch.full((len(found[c.name]),), k) for k, c in enumerate(self.chosen)])
+        self._training_stage = TrainingStage(
+            self.context,
+            self.few_shot,
+            self.trainings,
+            test_images=torch.cat([torch.from_numpy(images[concept.name][:]) for concept in concepts]),
+            truth=torch.cat([torch.full((len(images[c.name]),), k) for k, c in enumerate(concepts)]),
+        )
 
-    def run(self, trainer: Trainer) -> float:
-        """Makes the images, then trains what is not on disk yet; then the first process reports."""
-        self._announce(trainer.world_size)
-        carry_out(trainer, self.images_stage(), self._trainings_stage())
-        return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
-
-    def plan(self) -> list[Planned]:
-        """The images, and the trainings, whose network is none of the model's."""
-        names = (REAL_ONLY, *self.arms)
-        units = self.trainings * len(names)
-        return [*super().plan(), Planned("few-shot trainings", units, 0, Cost(), units * 8 * len(self.truth))]
-
-    @property
-    def all_units(self) -> int:
-        return super().all_units + self.trainings * (1 + len(self.arms))
-
-    def _trainings_stage(self) -> Stage:
-        progress = Progress("few-shot training", "classifier")
-        jobs = [(name, k) for name in (REAL_ONLY, *self.arms) for k in range(self.trainings)]
-        stores = {name: self._verdicts(name) for name in (REAL_ONLY, *self.arms)}
-        return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, self.claims)
-
-    def train(self, name: str, k: int, device: torch.device) -> Tensor:
-        """What the ``k``-th classifier of a method says of the held-out images: indices ``int64 [N]``."""
-        names = [concept.name for concept in self.chosen]
-        classifier = self.few_shot.train(*self._training_set(name), names, k, device)
-        return classify(classifier, self.tests, device)
-
-    def _training_set(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images ``uint8 [N, 3, H, W]``, references first, and the index of each one's concept."""
-        images = [torch.from_numpy(concept.references[: self.references]) for concept in self.chosen]
-        if name != REAL_ONLY:
-            units = self.units(name, self.arms[name])
-            images += [units.read(concept.key)[0]["images"] for concept in self.chosen]
-        labels = [torch.full((len(own),), k % len(self.chosen)) for k, own in enumerate(images)]
-        return torch.cat(images), torch.cat(labels)
-
-    def _verdicts(self, name: str) -> UnitStore:
-        """Finished trainings of a method; they depend on every concept, for a classifier knows them all."""
-        settings = {
-            "few_shot": describe(self.few_shot),
-            "numerics": self.numerics,
-            "references": self.references,
-            "concepts": digest({"keys": [concept.key for concept in self.chosen]}),
-            "tests": content_hash(self.tests),
-            "images": None if name == REAL_ONLY else self.units(name, self.arms[name]).settings,
-        }
-        return UnitStore(Path(self.run_dir) / "trainings" / name.replace(" ", "_"), settings)
+    def stages(self) -> list[ExperimentStage]:
+        return [ImageStage(self.context), self._training_stage]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Writes the results; returns the last arm's accuracy."""
-        predictions = {}
-        for name in (REAL_ONLY, *self.arms):
-            found = [self._verdicts(name).read(str(k)) for k in range(self.trainings)]
-            predictions = torch.stack([tensors["predictions"] for tensors, _ in found])
-            seconds = [record["seconds"] for _, record in found]
-            predictions[name] = Predictions(predictions, self.truth, self.chosen, seconds)
-        judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
-        settings = self.dependencies() | {"few_shot": describe(self.few_shot), "trainings": self.trainings}
+        """Write the results; return the last method's accuracy."""
         rows = write_report(
-            Path(self.run_dir), predictions, judged, settings, loggers, k=self.references, seed=self.seed,
-            step=self.all_units,
-        )  # fmt: skip
+            self.context.run_dir,
+            {method: self._training_stage.predictions(method) for method in self._training_stage.methods},
+            self.evaluator.arms(),
+            self.context.settings() | {"few_shot": describe(self.few_shot), "trainings": self.trainings},
+            loggers=loggers,
+            references=self.references,
+            seed=self.seed,
+            step=self.num_units,
+        )
         return rows[-1]["accuracy"]

@@ -1,4 +1,4 @@
-"""Inversion methods side by side (Tables 1, Fig. 3 to 7): methods under settings, in batches of images."""
+"""Inversion methods side by side (Table 1 and Figures 3 to 7 of the RNRI paper)."""
 
 from experiments.inversion.jobs import InversionJob, Setting
 from experiments.inversion.task import InversionExperiment

@@ -1,10 +1,10 @@
-"""What an inversion study computes: methods under settings, in batches of images, each once."""
+"""The units of an inversion experiment: one method under one setting on a batch of images."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated
@@ -25,30 +25,32 @@ from rnri import Inverter
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 VAE_BOUND = "vae"
-"""The method that only encodes and decodes: what no inversion can surpass."""
+"""Name of the method that only encodes and decodes: an upper bound of what an inversion can reconstruct."""
+
+RESIDUAL_NFE_PER_STEP = 2  # reconstruction and measurement of the residual
 
 
 Edit = Annotated[
-    Sequence[NonEmptyStr], Len(2, 2), Field(description="two texts, one in the prompts and what shall stand for it")
+    Sequence[NonEmptyStr], Len(2, 2), Field(description="two strings: a part of the prompts and its replacement")
 ]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what the methods are compared.
+    """The conditions under which methods are compared.
 
     Args:
-        steps, guidance: of inversion and reconstruction alike.
-        evaluations: network evaluations a step, for the methods that have a choice (those over a solver); None
-            leaves each method its own. A list stands for as many settings.
-        methods: names; None stands for all.
-        wrong_prompts: give each image the prompt of another concept.
-        edit: two texts; the seed is sampled under the prompt in which the second stands for the first, so that what
-            returns is an edited image, and is measured against that prompt.
-        generated: instead of real images take those that the model itself makes of the images' prompts under this
-            setting, each as often as it takes; only then are distances to the true latent known.
-        decoder_iterations: of decoder inversion before any method; 0 leaves the encoder's latent.
-        images: how many, at most, or exactly if they are generated; None stands for as many as the study has.
+        steps, guidance: sampling steps and guidance scale of inversion and reconstruction.
+        nfe: network evaluations per step, for the methods that support a choice (those with a solver); None keeps each
+            method's own number. A list stands for one setting per number.
+        methods: names of methods; None: all.
+        wrong_prompts: invert each image with the prompt of another concept.
+        edit: two strings. The seed is sampled under the prompt in which the second replaces the first, so the result is
+            an edited image, which is compared with that prompt.
+        generated: instead of real images, invert images that the model generates from their prompts under this setting.
+            Only then the distance to the true latent is known.
+        decoder_iterations: iterations of decoder inversion before any method; 0 uses the encoder's latent.
+        images: maximum number of images, or the exact number if they are generated; None: as many as the experiment.
     """
 
     steps: PositiveInt
@@ -73,21 +75,30 @@ class Setting:
         return "wrong" if self.wrong_prompts else "right"
 
     def target(self, prompt: str) -> str:
-        """The prompt that a seed is sampled under, of an image inverted under ``prompt``."""
+        """Return the prompt under which the seed of an image with this ``prompt`` is sampled."""
         return prompt.replace(*self.edit) if self.edit else prompt
 
     def each(self) -> list[Setting]:
-        """One setting for each number of evaluations."""
-        return [replace(self, nfe=count) for count in self._counts]
+        """Return one setting for each number of network evaluations."""
+        counts = self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
+        return [replace(self, nfe=count) for count in counts]
 
-    @property
-    def _counts(self) -> Sequence[int | None]:
-        return self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
+    def vae_bound(self) -> Setting:
+        """Return the setting of :data:`VAE_BOUND` for the same images; it takes no sampling steps of its own."""
+        generation = {"steps": self.steps, "guidance": self.guidance} if self.generated else {"steps": 1}
+        return Setting(
+            **generation,
+            wrong_prompts=self.wrong_prompts,
+            edit=self.edit,
+            generated=self.generated,
+            decoder_iterations=self.decoder_iterations,
+            images=self.images,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
-    """An image and its prompt; the image is the ``index``-th of ``images`` and ignored where the setting generates."""
+    """An image and its prompt: the image ``images[index]``, which a setting with ``generated`` ignores."""
 
     name: str
     concept: str
@@ -97,25 +108,30 @@ class ImagePrompt:
 
     @property
     def image(self) -> Tensor:
-        """``uint8 [3, H, W]``, read when it is asked for."""
+        """Read the image, ``uint8 [3, H, W]``."""
         return torch.from_numpy(self.images[self.index])
 
     @cached_property
     def key(self) -> str:
-        known = getattr(self.images, "identity", None) is not None
-        content = self.images.content_bytes(self.index).decode() if known else content_hash(self.image)
+        has_identity = getattr(self.images, "identity", None) is not None
+        content = self.images.content_bytes(self.index).decode() if has_identity else content_hash(self.image)
         return f"{self.name}\n{self.prompt}\n{content}"
 
 
 @dataclasses.dataclass(frozen=True)
 class InversionJob:
-    """A unit of work: one method under one setting on a batch of images."""
+    """A unit: one method under one setting on a batch of images.
+
+    Attributes:
+        inverter: None for :data:`VAE_BOUND`.
+        first: whether this is the first batch of its method and setting, whose images are shown.
+    """
 
     method: str
     inverter: Inverter | None
     setting: Setting
     images: Sequence[ImagePrompt]
-    first: bool = True  # of its method and setting: the batch whose pictures are shown
+    first: bool = True
 
     @cached_property
     def key(self) -> str:
@@ -123,17 +139,18 @@ class InversionJob:
 
     @property
     def cost(self) -> Cost:
-        """About what inversion, a measurement of every residual, reconstruction and what goes before them take."""
-        a_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + 2
-        walked = Cost(rows_of(self.setting.guidance) * self.setting.steps * a_step)
-        return (walked + self.own_cost).times(len(self.images))
+        """Estimated cost of the job: inversion, residuals, reconstruction and :attr:`method_cost`."""
+        nfe_per_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + RESIDUAL_NFE_PER_STEP
+        inversion = Cost(rows_of(self.setting.guidance) * self.setting.steps * nfe_per_step)
+        return (inversion + self.method_cost).times(len(self.images))
 
     @property
-    def own_cost(self) -> Cost:
-        """Of one image, without its inversion: generating it, going through the decoder, showing it."""
+    def method_cost(self) -> Cost:
+        """Cost per image without the inversion: generation, decoder inversion and decoding."""
         setting = self.setting
-        made = rows_of(setting.guidance) * setting.steps * setting.generated
-        return Cost(made, 1 + setting.generated + setting.decoder_iterations, 0, setting.decoder_iterations)
+        generation = rows_of(setting.guidance) * setting.steps * setting.generated
+        decodings = 1 + setting.generated + setting.decoder_iterations
+        return Cost(generation, decodings, 0, setting.decoder_iterations)
 
     @property
     def label(self) -> str:
@@ -141,94 +158,103 @@ class InversionJob:
 
 
 def from_concepts(concepts: Sequence[Concept], count: int, generator: torch.Generator) -> list[ImagePrompt]:
-    """``count`` references of ``concepts`` in an order that takes every concept once before any a second time.
+    """Return ``count`` references of ``concepts`` in random order; every concept comes once before any comes twice.
 
     Raises:
-        ValueError: there are fewer, ``count`` is below 1, or an image cannot be read.
+        ValueError: ``count`` is below 1 or above the number of references, or an image cannot be read.
     """
-    most = max(len(concept.references) for concept in concepts)
+    max_references = max(len(concept.references) for concept in concepts)
     order = [concepts[k] for k in torch.randperm(len(concepts), generator=generator).tolist()]
-    places = [(concept, k) for k in range(most) for concept in order if k < len(concept.references)]
-    if not 1 <= count <= len(places):
-        raise ValueError(f"task.images={count}: the data has 1 to {len(places)} images; choose among them.")
-    return [ImagePrompt(f"{c.name}/{k}", c.name, c.prompt, c.references, k) for c, k in places[:count]]
+    pairs = [(concept, k) for k in range(max_references) for concept in order if k < len(concept.references)]
+    if not 1 <= count <= len(pairs):
+        raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose a number in that range.")
+    return [ImagePrompt(f"{c.name}/{k}", c.name, c.prompt, c.references, k) for c, k in pairs[:count]]
 
 
 def from_captions(pairs: Captioned, count: int, generator: torch.Generator) -> list[ImagePrompt]:
-    """``count`` of the captioned images in a drawn order, their captions being their prompts. ValueError if fewer."""
+    """Return ``count`` of the captioned images in random order; the caption of an image is its prompt.
+
+    Raises:
+        ValueError: there are fewer images.
+    """
     if count > len(pairs):
-        raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose among them.")
+        raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose a number in that range.")
     order = torch.randperm(len(pairs), generator=generator)[:count].tolist()
     return [ImagePrompt(pairs.names[k], pairs.names[k], pairs.captions[k], pairs.images, k) for k in order]
 
 
 def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
-    """``count`` images to be generated of the prompts of ``images``, which take turns; each has noise of its own."""
-    turns = [images[k % len(images)] for k in range(count)]
-    return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(turns)]
+    """Return ``count`` images to be generated from the prompts of ``images`` in turn; each has its own noise."""
+    prompts = [images[k % len(images)] for k in range(count)]
+    return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(prompts)]
 
 
 def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
-    """Each image with the prompt of the next image of another concept."""
-    wrong = []
+    """Return each image with the prompt of the next image of another concept."""
+    result = []
     for k, image in enumerate(images):
         others = (images[(k + step) % len(images)] for step in range(1, len(images)))
         other = next((o for o in others if o.concept != image.concept), None)
         if other is None:
-            raise ValueError("wrong prompts need images of at least two concepts.")
-        wrong.append(replace(image, prompt=other.prompt))
-    return wrong
+            raise ValueError("wrong prompts need images of two or more concepts.")
+        result.append(replace(image, prompt=other.prompt))
+    return result
 
 
 def jobs(
     methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[ImagePrompt], batch_size: int
 ) -> list[InversionJob]:
-    """Every method under every setting that names it, and the VAE's ceiling once a set of images.
+    """Return every method under every setting that names it, and :data:`VAE_BOUND` once per set of images.
 
     Raises:
-        ValueError: a setting names an unknown method, or asks for a number of evaluations from a method that has
-            no choice.
+        ValueError: a setting names an unknown method, or sets ``nfe`` for a method with a fixed number.
     """
-    found: list[InversionJob] = []
-    for setting in (single for given in settings for single in given.each()):
-        chosen = generated_images(images, setting.images or len(images)) if setting.generated else images[: setting.images]
-        chosen = mismatched(chosen) if setting.wrong_prompts else chosen
-        _check_edit(setting, chosen)
-        batches = [chosen[k : k + batch_size] for k in range(0, len(chosen), batch_size)]
-        ceiling = Setting(
-            steps=setting.steps if setting.generated else 1,
-            guidance=setting.guidance if setting.generated else 1.0,
-            wrong_prompts=setting.wrong_prompts, edit=setting.edit, generated=setting.generated,
-            decoder_iterations=setting.decoder_iterations, images=setting.images,
-        )  # fmt: skip
-        found += [InversionJob(VAE_BOUND, None, ceiling, batch, k == 0) for k, batch in enumerate(batches)]
+    all_jobs: list[InversionJob] = []
+    for setting in (single for each in settings for single in each.each()):
+        batches = _batches(setting, images, batch_size)
+        all_jobs += _batch_jobs(VAE_BOUND, None, setting.vae_bound(), batches)
         for name in setting.methods or methods:
-            inverter = _with_nfe(name, _known(methods, name), setting.nfe)
-            found += [InversionJob(name, inverter, setting, batch, k == 0) for k, batch in enumerate(batches)]
-    distinct = {(job.method, str(job.setting), job.key): job for job in found}
+            all_jobs += _batch_jobs(name, _inverter(methods, name, setting.nfe), setting, batches)
+    distinct = {(job.method, str(job.setting), job.key): job for job in all_jobs}
     return list(distinct.values())
 
 
-def _with_nfe(name: str, inverter: Inverter, nfe: int | None) -> Inverter:
-    """``inverter`` with ``nfe`` network evaluations per step; unchanged if ``nfe`` is None."""
-    if nfe is None:
-        return inverter
-    try:
-        return inverter.with_nfe(nfe)
-    except ValueError as error:
-        raise ValueError(f"method {name!r} cannot use nfe={nfe}: {error} Omit nfe, or the method.") from None
+def _batches(setting: Setting, images: Sequence[ImagePrompt], size: int) -> list[Sequence[ImagePrompt]]:
+    """Return the images and prompts of a setting in batches."""
+    selected = images[: setting.images]
+    if setting.generated:
+        selected = generated_images(images, setting.images or len(images))
+    if setting.wrong_prompts:
+        selected = mismatched(selected)
+    _check_edit(setting, selected)
+    return [selected[k : k + size] for k in range(0, len(selected), size)]
+
+
+def _batch_jobs(
+    method: str, inverter: Inverter | None, setting: Setting, batches: Sequence[Sequence[ImagePrompt]]
+) -> Iterator[InversionJob]:
+    for k, batch in enumerate(batches):
+        yield InversionJob(method, inverter, setting, batch, first=k == 0)
 
 
 def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
     for image in images:
         if setting.edit and setting.edit[0] not in image.prompt:
-            raise ValueError(f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not hold the first text.")
+            raise ValueError(
+                f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not contain the first string."
+            )
 
 
-def _known(methods: Mapping[str, Inverter], name: str) -> Inverter:
+def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> Inverter:
+    """Return the method called ``name`` with ``nfe`` network evaluations per step."""
     if name not in methods:
         raise ValueError(f"a setting names the method {name!r}: choose from {', '.join(methods)}.")
-    return methods[name]
+    if nfe is None:
+        return methods[name]
+    try:
+        return methods[name].with_nfe(nfe)
+    except ValueError as error:
+        raise ValueError(f"nfe={nfe} of the method {name!r}: {error} Leave out nfe, or the method.") from error
 
 
 class InversionJobData(CachedUnitDataModule):
@@ -239,5 +265,5 @@ class InversionJobData(CachedUnitDataModule):
 
 
 def unit_name(job: InversionJob) -> str:
-    """Method and setting: what has one folder of units."""
+    """Return the name of a job's unit store: its method and setting."""
     return f"{job.method}\n{job.setting}"

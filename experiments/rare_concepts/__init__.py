@@ -1,15 +1,13 @@
-"""Rare concepts, paths and centroids (Tables 2, 3): images to seeds, those to better seeds, and a judge of images."""
+"""Images of rare concepts, and paths and centroids of seeds (Tables 2 and 3 of the NAO paper)."""
 
 from experiments.rare_concepts.arm import Arm, inverted_seeds
-from experiments.rare_concepts.inversion_stage import InversionStage, CachedSeeds
-from experiments.rare_concepts.seed_geometry import SeedGeometryExperiment
+from experiments.rare_concepts.inversion_stage import CachedSeeds, InversionStage
 from experiments.rare_concepts.task import RareConceptsExperiment
 
 __all__ = [
     "Arm",
+    "CachedSeeds",
     "InversionStage",
     "RareConceptsExperiment",
-    "SeedGeometryExperiment",
-    "CachedSeeds",
     "inverted_seeds",
 ]

@@ -1,4 +1,4 @@
-"""The data stage that turns images and prompts into seeds, with a cache on disk."""
+"""Inversion of reference images to seeds, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +17,17 @@ from rnri import Inverter, LatentDiffusion, Schedule
 
 @dataclass(frozen=True)
 class CachedSeeds:
-    """Inverted images. ``seconds`` is the time of the inversion that found each seed, also if it came from the cache.
+    """The inversions of B images.
 
-    Latents and seeds lie on the images' device, the rest on the CPU, where float64 is.
+    ``z0`` and ``seed`` are on the device of the images, all other tensors on the CPU.
 
     Attributes:
-        z0: ``float32 [B, C, h, w]``, the VAE latents of the images.
-        seed: ``[B, C, h, w]``, float64 (float32 on MPS); not finite where the inversion was lost.
-        residual: ``float64 [B]``, the largest over the steps of mean ``|z - f(z)|`` an element.
-        evaluations: ``int64 [B]``, network evaluations.
+        z0: ``float32 [B, C, h, w]``, VAE latents of the images.
+        seed: ``[B, C, h, w]``, float64 (float32 on MPS); not finite where the inversion failed.
+        residual: ``float64 [B]``, mean ``|z - f(z)|`` per element, maximum over the steps.
+        nfe: ``int64 [B]``, network evaluations of the inversion.
         converged: ``bool [B]``.
-        seconds: ``float64 [B]``, wall time of the batch divided by its images.
+        seconds: ``float64 [B]``, wall time of the batch's inversion divided by its images, also for cached seeds.
     """
 
     z0: Tensor
@@ -37,16 +38,17 @@ class CachedSeeds:
     seconds: Tensor
 
     def select(self, rows: Tensor) -> CachedSeeds:
-        """Those of the images ``rows`` (int64 ``[b]``)."""
+        """Return the inversions of the images with indices ``rows``, int64 ``[b]``."""
         return CachedSeeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class InversionStage:
-    """Encodes and inverts images; each image's seed is looked up in ``store`` first.
+    """Encodes and inverts images, except those whose seed is in ``store`` already.
 
-    ``settings`` names everything about ``inverter`` that changes its result, ``numerics`` (see
-    :func:`experiments.cache.store.numerics`) about the machine: both are part of the cache's key.
+    Attributes:
+        settings: description of ``inverter`` (:func:`experiments.cache.key.describe`); part of the cache key.
+        numerics: precision and device (:func:`experiments.cache.store.numerics`); part of the cache key.
     """
 
     model: LatentDiffusion
@@ -61,40 +63,44 @@ class InversionStage:
         if not self.inverter.seed_only:
             raise ValueError(
                 f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image: "
-                "NAO and SeedSelect work on single-latent inversions."
+                "NAO and SeedSelect need a seed-only inversion method."
             )
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], on_step: Callable[[int], None] = lambda k: None
     ) -> CachedSeeds:
-        """Seeds of ``images [B, 3, H, W]`` in [0, 1] under one prompt each; ``on_step(k)`` follows the walk."""
+        """Return the seeds of ``images [B, 3, H, W]`` in [0, 1] under one prompt each.
+
+        ``on_step(k)`` is called after each inversion step ``k``.
+        """
         keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
-        found = [self.store.get(key) for key in keys]
-        missing = [k for k, tensors in enumerate(found) if tensors is None]
+        results = [self.store.get(key) for key in keys]
+        missing = [k for k, tensors in enumerate(results) if tensors is None]
         if missing:
-            for k, tensors in zip(missing, self._invert(images[missing], [prompts[k] for k in missing], on_step),
-                                  strict=True):  # fmt: skip
+            inversions = self._invert(images[missing], [prompts[k] for k in missing], on_step)
+            for k, tensors in zip(missing, inversions, strict=True):
                 self.store.put(keys[k], tensors)
-                found[k] = tensors
-        columns = {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
+                results[k] = tensors
+        columns = {name: torch.stack([tensors[name] for tensors in results]) for name in results[0]}
         return CachedSeeds(**columns | {name: columns[name].to(images.device) for name in ("z0", "seed")})
 
     @cached_property
     def _checkpoint(self) -> str:
         return self.model.fingerprint
 
-    def _key(self, image: Tensor, prompt: str) -> str:
-        return self.store.key(
-            checkpoint=self._checkpoint,
-            numerics=dict(self.numerics),
-            method=self.settings,
-            timesteps=self.schedule.timesteps.tolist(),
-            guidance=self.guidance,
-            prompt=prompt,
-            image=content_hash(image),
-        )
+    def _key(self, image: Tensor, prompt: str) -> dict[str, Any]:
+        return {
+            "checkpoint": self._checkpoint,
+            "numerics": dict(self.numerics),
+            "method": self.settings,
+            "timesteps": self.schedule.timesteps.tolist(),
+            "guidance": self.guidance,
+            "prompt": prompt,
+            "image": content_hash(image),
+        }
 
     def _invert(self, images: Tensor, prompts: list[str], on_step: Callable[[int], None]) -> list[dict[str, Tensor]]:
+        """Return the tensors of :class:`CachedSeeds` for each image, on the CPU."""
         start = time.perf_counter()
         with torch.no_grad():
             z0 = self.model.encode(images)

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.rare_concepts.scoring import ClassifiedImages, accuracy_rows, aggregate_metrics, lost_samples, paired_differences
+from experiments.evaluation.registry import RARE_CONCEPTS
+from experiments.rare_concepts.scoring import (
+    ClassifiedImages,
+    accuracy_rows,
+    aggregate_metrics,
+    lost_samples,
+    paired_differences,
+)
+from experiments.reporting import figures as plots
 from experiments.reporting import tables
+from experiments.reporting.results import Report
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
     {"method": "paper: NAO + SeedSelect, DDIM", "head": 98.5, "medium": 96.9, "tail": 85.1, "total": 94.3, "fid": 6.4,
@@ -21,119 +31,144 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
     {"method": "paper: NAO + SeedSelect, RNRI", "head": 98.6, "medium": 97.9, "tail": 89.1, "total": 95.8, "fid": 6.3,
      "t_init": 17.0, "t_opt": 25.0},
 )  # fmt: skip
-COLUMNS = {
-    "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %",
-    "ceiling": "ceiling, %", "fid": "FID", "kid": "KID", "copies": "copies, %", "vendi": "Vendi",
-    "nfe": "nfe", "n": "n", "n_real": "real images", "extractor": "features", "t_init": "T_init, s",
-    "t_opt": "T_opt, s", "iterations": "iterations",
+ACCURACY_COLUMNS = {
+    "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "ceiling": "ceiling, %",
 }  # fmt: skip
-PAIRED = "Differences of total accuracy in points (95 %, the same concepts drawn for both):"
-PICTURED = 10  # concepts a figure
+COUNT_COLUMNS = {"n": "n", "n_real": "real images", "extractor": "features"}
+PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
+MAX_CONCEPTS = 10  # in a figure of images
 
 
 def write_report(
     run_dir: Path,
     arms: Mapping[str, ClassifiedImages],
     real: Tensor,
-    settings: Mapping,
+    settings: Mapping[str, Any],
+    *,
     loggers: Sequence[Logger],
     seed: int,
     ceiling: Mapping[str, float] | None = None,
     step: int = 0,
 ) -> list[dict]:
-    """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
+    """Write results, table, samples and figures to ``run_dir`` and the loggers; return the rows of the table.
+
+    Args:
+        arms: classified images of each arm.
+        real: features of the real images, ``float64 [N, D]``.
+        settings: the settings that the results depend on.
+        seed: of the bootstrap.
+        ceiling: see :func:`~experiments.rare_concepts.scoring.classifier_ceiling`.
+        step: step of the loggers: the number of units.
+    """
     rows: list[dict] = []
-    for name, judged in arms.items():
-        own = accuracy_rows(name, judged, seed, ceiling)
-        aggregate_metrics(own[-1], judged, real)
-        rows += own
+    for name, images in arms.items():
+        arm_rows = accuracy_rows(name, images, seed, ceiling)
+        arm_rows[-1] |= aggregate_metrics(images, real)
+        rows += arm_rows
     pairs = paired_differences(arms, seed)
-    table = tables.markdown_table([*_by_method(rows), *PAPER], COLUMNS)
+    table = tables.markdown_table([*_row_per_method(rows), *PAPER], columns())
     if pairs:
-        table += f"\n{PAIRED}\n\n{pair_table(pairs)}"
+        table += f"\n{PAIRS_TITLE}\n\n{pair_table(pairs)}"
     if lost := lost_samples(arms):
         table += f"\n{lost}"
-    pictures: dict[str, Callable[[], Figure]] = {"figures/accuracy": partial(tables.accuracy_figure, rows)}
-    for bucket in dict.fromkeys(row["bucket"] for row in rows if row["bucket"] != "total"):
-        pictures[f"images/{bucket}"] = partial(side_by_side, arms, bucket)
-    tables.write_report(
-        run_dir, rows, settings, pairs=pairs, table=table, pictures=pictures, loggers=loggers,
-        logged={"concepts": concept_rows(arms), "pairs": pairs}, step=step,
-        samples=[row for name, judged in arms.items() for row in sample_rows(name, judged)],
-    )  # fmt: skip
+    figures = {"figures/accuracy": partial(plots.accuracy_figure, rows), **image_figures(arms)}
+    report = Report(
+        rows=rows,
+        settings=settings,
+        samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
+        table=table,
+        figures=figures,
+        extra_sections={"pairs": pairs},
+        extra_tables={"concepts": concept_rows(arms), "pairs": pairs},
+    )
+    report.write(run_dir, loggers, step)
     return rows
 
 
-def _by_method(rows: Sequence[Mapping]) -> list[dict]:
-    """One line a method, accuracies in percent with their intervals."""
+def columns() -> dict[str, str]:
+    """Return the columns of the table and their heads."""
+    return {"method": "method", **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(), **COUNT_COLUMNS}
+
+
+def _row_per_method(rows: Sequence[Mapping]) -> list[dict]:
+    """Return one row per method, with the accuracies of its buckets in percent with their intervals."""
     lines: dict[str, dict] = {}
     for row in rows:
         line = lines.setdefault(row["method"], {"method": row["method"]})
         line[row["bucket"]] = tables.percent(row, "accuracy")
-        line |= {name: row[name] for name in COLUMNS if name in row and name != "method"}
+        line |= {name: row[name] for name in columns() if name in row and name != "method"}
         line |= percent_cells(row)
     return list(lines.values())
 
 
 def percent_cells(row: Mapping) -> dict[str, float | None]:
-    """Ceiling and copies of a row in percent."""
-    return {name: None if row[name] is None else 100 * row[name] for name in ("ceiling", "copies") if name in row}
+    """Return the values of a row that the table shows in percent."""
+    ceiling = {} if row.get("ceiling") is None else {"ceiling": 100 * row["ceiling"]}
+    return ceiling | RARE_CONCEPTS.scaled(row)
 
 
 def pair_table(pairs: Sequence[Mapping]) -> str:
-    """Differences over all concepts, the later method's line under the earlier one's column."""
+    """Return the differences over all concepts: one line per method, one column per baseline."""
     lines: dict[str, dict] = {}
     for pair in pairs:
         if pair["bucket"] == "total":
             line = lines.setdefault(pair["method"], {"method": pair["method"]})
-            line[pair["than"]] = tables.points(pair, "difference", digits=1)
-    columns = {"method": "method"} | {pair["than"]: f"less {pair['than']}" for pair in pairs}
+            line[pair["baseline"]] = tables.percentage_points(pair, "difference", digits=1)
+    columns = {"method": "method"} | {pair["baseline"]: f"minus {pair['baseline']}" for pair in pairs}
     return tables.markdown_table(list(lines.values()), columns)
 
 
 def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
-    """One row a method and concept: what can be filtered by bucket where a table is looked at."""
+    """Return one row per method and concept, for the loggers that can filter tables."""
     rows = []
-    for method, judged in arms.items():
-        count = len(judged.concepts) // len(judged.t_init)
-        for k, concept in enumerate(judged.concepts[::count]):
-            own = judged.hits[k * count : (k + 1) * count]
+    for method, images in arms.items():
+        samples = len(images.concepts) // len(images.t_init)
+        for k, concept in enumerate(images.concepts[::samples]):
+            correct = images.correct[k * samples : (k + 1) * samples]
             rows.append(
                 {"method": method, "concept": concept.name, "bucket": concept.bucket, "frequency": concept.frequency,
-                 "accuracy": sum(own) / count, "n": count, "t_init": judged.t_init[k], "t_opt": judged.t_opt[k]}
+                 "accuracy": sum(correct) / samples, "n": samples, "t_init": images.t_init[k],
+                 "t_opt": images.t_opt[k]}
             )  # fmt: skip
     return rows
 
 
-def sample_rows(method: str, judged: ClassifiedImages) -> list[dict]:
-    """One row an image."""
-    count, copies = len(judged.concepts) // len(judged.t_init), judged.copies
+def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
+    """Return one row per sample."""
+    samples = len(images.concepts) // len(images.t_init)
     return [
         {
-            "method": method, "sample": f"{concept.name}/{k % count}", "concept": concept.name,
+            "method": method, "sample": f"{concept.name}/{k % samples}", "concept": concept.name,
             "prompt": concept.prompt, "bucket": concept.bucket, "frequency": concept.frequency,
-            "prediction": judged.predictions[k], "hit": judged.hits[k],
-            "copy": copies[k], "t_init": judged.t_init[k // count], "t_opt": judged.t_opt[k // count],
-            **judged.records[k],
+            "prediction": images.predictions[k], "correct": images.correct[k], "copy": images.copies[k],
+            "t_init": images.t_init[k // samples], "t_opt": images.t_opt[k // samples],
+            **images.records[k],
         }
-        for k, concept in enumerate(judged.concepts)
+        for k, concept in enumerate(images.concepts)
     ]  # fmt: skip
 
 
+def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[], Figure]]:
+    """Return a function for each bucket that draws its :func:`side_by_side` figure, by the figure's path."""
+    buckets = dict.fromkeys(concept.bucket for images in arms.values() for concept in images.concepts)
+    return {f"images/{bucket}": partial(side_by_side, arms, bucket) for bucket in buckets}
+
+
 def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
-    """Of each concept a reference and the first sample of every arm, with what the judge says of it."""
+    """Draw for each concept a reference and the first sample of every arm, with the classifier's prediction."""
     concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
-    rows, captions = [], []
-    for name, concept in list(concepts.items())[:PICTURED]:
-        pictures = [concept.references[0], *(judged.images(concept)[0] for judged in arms.values())]
-        rows.append((f"{name}\n({concept.frequency} captions)", pictures))
-        captions.append(["", *(_verdict(judged, name) for judged in arms.values())])
+    rows = []
+    captions = []
+    for name, concept in list(concepts.items())[:MAX_CONCEPTS]:
+        samples = [images.images(concept)[0] for images in arms.values()]
+        rows.append((f"{name}\n({concept.frequency} captions)", [concept.references[0], *samples]))
+        captions.append(["", *(_caption(images, name) for images in arms.values())])
     title = f"{bucket}: a reference and the first sample of each method"
-    return tables.image_table(rows, ["reference", *arms], title, captions)
+    return plots.image_grid(rows, ["reference", *arms], title, captions)
 
 
-def _verdict(judged: ClassifiedImages, name: str) -> str:
-    """The judge's name for a concept's first sample, and whether it is a copy."""
-    k = next(k for k, concept in enumerate(judged.concepts) if concept.name == name)
-    said = "right" if judged.hits[k] else judged.predictions[k] or ""
-    return f"{said}, a copy" if judged.copies[k] else said
+def _caption(images: ClassifiedImages, name: str) -> str:
+    """Return the classifier's label for the first sample of a concept, and whether the sample is a copy."""
+    k = next(k for k, concept in enumerate(images.concepts) if concept.name == name)
+    label = "right" if images.correct[k] else images.predictions[k] or ""
+    return f"{label}, a copy" if images.copies[k] else label

@@ -1,9 +1,9 @@
-"""Interpolation and centroids of seeds, Table 2 of the paper: inversion methods times ways through seed space.
+"""Interpolation and centroids of seeds, Table 2 of the NAO paper: inversion methods times operations on seeds.
 
-The protocol, the same for every cell of the table: the references of a concept are inverted under its prompt; for
-interpolation the inner points of the path between the first two, for centroids the one average of all; each seed is
-sampled under the same prompt, schedule and guidance as the inversion; a classifier names the image, and all images of
-a cell are compared with the real ones by FID and KID.
+Every cell of the table follows the same protocol. The references of a concept are inverted under its prompt. An
+operation turns their seeds into new ones: the inner points of a path between the first two seeds (interpolation), or
+the average of all (centroids). Each new seed is sampled with the same prompt, schedule and guidance as the inversion.
+The evaluation classifier labels the images, and FID and KID compare all images of a cell with the real ones.
 """
 
 from __future__ import annotations
@@ -24,31 +24,45 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.data.concepts import Concept
-from experiments.rare_concepts.report import sample_rows, percent_cells
+from experiments.evaluation.registry import GEOMETRY, RARE_CONCEPTS
+from experiments.rare_concepts.arm import Arm
+from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
+from experiments.rare_concepts.image_stage import ImageStage
+from experiments.rare_concepts.report import ACCURACY_COLUMNS, COUNT_COLUMNS, percent_cells, sample_rows
 from experiments.rare_concepts.scoring import ClassifiedImages, accuracy_rows, aggregate_metrics, lost_samples
-from experiments.rare_concepts.task import Arm, RareConceptsExperiment
+from experiments.reporting import figures as plots
 from experiments.reporting import tables
+from experiments.reporting.results import Report
 from nao import typical_norm
 from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, dataclass
 
-COLUMNS = {
-    "inversion": "inversion", "method": "method", "head": "head, %", "medium": "medium, %", "tail": "tail, %",
-    "total": "total, %", "ceiling": "ceiling, %", "fid": "FID", "kid": "KID", "copies": "copies, %", "norm": "norm",
-    "n": "n", "n_real": "real images", "extractor": "features",
-}  # fmt: skip
-PICTURED = 3  # concepts whose images are shown
+IDENTITY = ("inversion", "method", "bucket")
+MAX_FIGURES = 3  # concepts with a figure of their images
+MAX_FILE_NAME = 100  # characters
+
+
+def columns() -> dict[str, str]:
+    """Return the columns of the table and their heads."""
+    first = {"inversion": "inversion", "method": "method"}
+    return {**first, **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(GEOMETRY), "norm": "norm", **COUNT_COLUMNS}
+
+
+def cell_key(cells: Mapping[str, tuple[str, str]], arm: str, bucket: str) -> dict[str, Any]:
+    """Return the columns that identify the row of an arm and a bucket, given each arm's inversion and operation."""
+    inversion, operation = cells[arm]
+    return {"inversion": inversion, "method": operation, "bucket": bucket}
 
 
 @dataclass(kw_only=True)
-class SeedGeometryExperiment(RareConceptsExperiment):
-    """The task behind ``experiment=interpolation`` and ``experiment=centroids``.
+class SeedGeometryExperiment(ArmsExperiment):
+    """The task of ``experiment=interpolation`` and ``experiment=centroids``.
 
     Args:
-        inversions: inversion methods, by name.
-        ways: makes the seeds to sample of a concept's inverted ones, by name (:mod:`nao.seeds`).
-        guidance: of inversion and sampling alike.
-        paper: rows of the paper's table, shown below ours.
+        inversions: inversion methods by name.
+        operations: functions from a concept's inverted seeds to the seeds that are sampled, by name (:mod:`nao.seeds`).
+        guidance: guidance scale of inversion and sampling.
+        paper: rows of the paper's table, printed below ours.
     """
 
     arms: Mapping[str, Arm] = field(init=False)
@@ -56,11 +70,14 @@ class SeedGeometryExperiment(RareConceptsExperiment):
     operations: Annotated[Mapping[str, Callable[[Tensor, int], Tensor]], MinLen(1)]
     guidance: GuidanceScale
     paper: Sequence[Mapping[str, Any]]
-    identity = ("inversion", "method", "bucket")
 
     def __post_init__(self) -> None:
-        self.arms = {
-            f"{inversion}, {operation}": self._arm(inversion, operation) for inversion, operation in product(self.inversions, self.operations)
+        self.arms = {name: self._arm(*cell) for name, cell in self._cells().items()}
+
+    def _cells(self) -> dict[str, tuple[str, str]]:
+        """Return the inversion and operation of each arm."""
+        return {
+            f"{inversion}, {name}": (inversion, name) for inversion, name in product(self.inversions, self.operations)
         }
 
     def _arm(self, inversion: str, operation: str) -> Arm:
@@ -69,73 +86,88 @@ class SeedGeometryExperiment(RareConceptsExperiment):
         except ConfigError as error:
             raise ConfigError(f"inversions.{inversion}", error.message) from None
 
-    def row_of(self, arm: str, bucket: str) -> dict[str, Any] | None:
-        inversion, operation = dict(zip(self.arms, product(self.inversions, self.operations), strict=True))[arm]
-        return {"inversion": inversion, "method": operation, "bucket": bucket}
+    def stages(self) -> list[ExperimentStage]:
+        return [ImageStage(self.context, partial(cell_key, self._cells()), IDENTITY)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Judges every image and writes the results; returns the last cell's accuracy."""
-        judged = {name: self._judge(name, arm) for name, arm in self.arms.items()}
-        norms = {name: self._norms(name, arm) for name, arm in self.arms.items()}
-        rows, buckets = self._rows(judged, norms, self._judge_real())
-        table = tables.markdown_table([*buckets, *self.paper], COLUMNS)
-        if lost := lost_samples(judged):
+        """Write the results; return the last cell's accuracy."""
+        arms = self.evaluator.arms()
+        norms = {name: self._norms(name) for name in arms}
+        rows, lines = self._rows(arms, norms)
+        table = tables.markdown_table([*lines, *self.paper], columns())
+        if lost := lost_samples(arms):
             table += f"\n{lost}"
-        pictures = {"figures/norms": partial(norm_figure, norms)}
-        for concept in self.chosen[:PICTURED]:
-            file = re.sub(r"[^\w.]+", "_", concept.name)[:100]
-            pictures[f"images/{file}"] = partial(self._pictures, judged, concept)
-        tables.write_report(
-            self.run_dir, rows, self.dependencies() | {"guidance": self.guidance}, table=table, pictures=pictures,
-            loggers=loggers, identity=self.identity, step=self.all_units,
-            samples=[row for name, images in judged.items() for row in sample_rows(name, images)],
-        )  # fmt: skip
+        figures = {"figures/norms": partial(norm_figure, norms)}
+        for concept in self.context.concepts[:MAX_FIGURES]:
+            file_name = re.sub(r"[^\w.]+", "_", concept.name)[:MAX_FILE_NAME]
+            figures[f"images/{file_name}"] = partial(self._image_figure, arms, concept)
+        report = Report(
+            rows=rows,
+            settings=self.context.settings() | {"guidance": self.guidance},
+            samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
+            table=table,
+            figures=figures,
+            identity=IDENTITY,
+        )
+        report.write(self.run_dir, loggers, step=self.num_units)
         return rows[-1]["accuracy"]
 
-    def _rows(
-        self, judged: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor], real: Tensor
-    ) -> tuple[list[dict], list[dict]]:
-        """The results' rows, one a cell and bucket, and the table's, one a cell."""
-        rows, lines, ceiling = [], [], self.ceilings()
-        for (name, images), (inversion, operation) in zip(judged.items(), product(self.inversions, self.operations), strict=True):
-            found = accuracy_rows(name, images, self.seed, ceiling)
-            own = [row | {"inversion": inversion, "method": operation} for row in found]
-            aggregate_metrics(own[-1], images, real)
-            own[-1]["norm"] = norms[name].nanmean().item()
-            rows += own
-            shown = {row["bucket"]: tables.percent(row, "accuracy") for row in own}
-            lines.append(own[-1] | percent_cells(own[-1]) | shown)
+    def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor]) -> tuple[list[dict], list[dict]]:
+        """Return the rows of the results, one per cell and bucket, and the lines of the table, one per cell."""
+        real = self.evaluator.real_features()
+        ceiling = self.evaluator.classifier_ceiling()
+        rows = []
+        lines = []
+        for name, (inversion, operation) in self._cells().items():
+            cell = {"inversion": inversion, "method": operation}
+            buckets = [row | cell for row in accuracy_rows(name, arms[name], self.seed, ceiling)]
+            total = buckets[-1]
+            total |= aggregate_metrics(arms[name], real)
+            total["norm"] = norms[name].nanmean().item()
+            rows += buckets
+            accuracies = {row["bucket"]: tables.percent(row, "accuracy") for row in buckets}
+            lines.append(total | percent_cells(total) | accuracies)
         return rows, lines
 
-    def _norms(self, name: str, arm: Arm) -> Tensor:
-        """Norms of the sampled seeds ``float64 [concepts, samples]``, relative to the typical one; NaN of lost ones."""
-        units = self.units(name, arm)
-        seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.chosen]).double()
+    def _norms(self, arm: str) -> Tensor:
+        """Return the norms of an arm's sampled seeds over the typical norm, ``float64 [concepts, samples]``.
+
+        The norm of a sample that is not finite is NaN.
+        """
+        units = self.context.units(arm)
+        seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.context.concepts]).double()
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
 
-    def _pictures(self, judged: Mapping[str, ClassifiedImages], concept: Concept) -> Figure:
-        """A concept's images: along each path, between its ends; of averages a line for each inversion method."""
+    def _image_figure(self, arms: Mapping[str, ClassifiedImages], concept: Concept) -> Figure:
+        """Draw a concept's images: a row per path between its two ends, or a row per inversion for averages."""
         references = list(concept.references[: self.references])
-        made = {name: images.images(concept) for name, images in judged.items()}
+        samples = {name: images.images(concept) for name, images in arms.items()}
         if self.samples > 1:
-            rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in made.items()]
-            return tables.image_table(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)
-        rows = [(i, references + [made[f"{i}, {operation}"][0] for operation in self.operations]) for i in self.inversions]
-        return tables.image_table(rows, ["reference", *[""] * (len(references) - 1), *self.operations], concept.prompt)
+            rows = [(name, [*references[:1], *path, *references[1:2]]) for name, path in samples.items()]
+            return plots.image_grid(rows, ["reference", *[""] * self.samples, "reference"], concept.prompt)
+        rows = [
+            (inversion, references + [samples[f"{inversion}, {operation}"][0] for operation in self.operations])
+            for inversion in self.inversions
+        ]
+        columns = ["reference", *[""] * (len(references) - 1), *self.operations]
+        return plots.image_grid(rows, columns, concept.prompt)
 
 
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
-    """The norm along the path, or of the average: the mean over concepts and the middle nine tenths."""
+    """Plot the norms along each path, or of each average: the mean over concepts and the middle 90 %."""
     figure, axis = plt.subplots(figsize=(6.4, 3.4))
-    for place, (name, all_norms) in enumerate(norms.items()):
+    for k, (name, all_norms) in enumerate(norms.items()):
         values = all_norms[all_norms.isfinite().all(1)]
         if not len(values):
             continue
-        mean, (low, high) = values.mean(0).numpy(), np.percentile(values.numpy(), [5, 95], axis=0)
-        low, high = np.minimum(low, mean), np.maximum(high, mean)  # a few far seeds can take the mean outside
-        where = np.arange(1, values.shape[1] + 1) + (place / len(norms) - 0.5) * 0.5
-        axis.errorbar(where, mean, [mean - low, high - mean], marker="o", markersize=3, linewidth=1, label=name)
+        mean = values.mean(0).numpy()
+        low, high = np.percentile(values.numpy(), [5, 95], axis=0)
+        below = mean - np.minimum(low, mean)  # a few outliers can move the mean out of the middle 90 %
+        above = np.maximum(high, mean) - mean
+        offset = (k / len(norms) - 0.5) * 0.5
+        points = np.arange(1, values.shape[1] + 1) + offset
+        axis.errorbar(points, mean, [below, above], marker="o", markersize=3, linewidth=1, capsize=0, label=name)
     axis.axhline(1, color="black", linestyle="--", linewidth=1)
     axis.set(xlabel="point of the path", ylabel="norm / typical norm")
-    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

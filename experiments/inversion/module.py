@@ -1,0 +1,168 @@
+"""The Lightning module that inverts, reconstructs and measures."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from experiments.base import Networks
+from experiments.cache.store import UnitStore, synchronize
+from experiments.evaluation.lpips import ShiftTolerantLpips
+from experiments.evaluation.reconstruction_metrics import ReconstructionBatch
+from experiments.evaluation.registry import INVERSION
+from experiments.finite import NonFiniteError, is_finite, mask_nonfinite
+from experiments.inversion.figures import images_to_save
+from experiments.inversion.jobs import InversionJob, unit_name
+from experiments.runtime.progress import Progress
+from rnri import DecoderInversion, with_measured_residuals
+
+MAX_SAVED_IMAGES = 8  # per method and setting
+MAX_CACHED_BATCHES = 32  # latents that are shared by methods; bounds the memory
+SOLVED_TOLERANCE = 1e-4
+"""A step whose residual is at most this is solved: the criterion of the RNRI paper (appendix G)."""
+
+
+class InversionModule(LightningModule):
+    """Inverts and reconstructs a batch of images, measures the result, and writes the unit."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        units: Mapping[str, UnitStore],
+        progress: Progress,
+        noise_seed: int,
+        *,
+        lpips: ShiftTolerantLpips | None = None,
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self.units = units
+        self.progress = progress
+        self.noise_seed = noise_seed
+        self.lpips = lpips
+        self._cache: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
+
+    def predict_step(self, job: InversionJob, _: int) -> str:
+        """Write the unit of a job; return the job's label.
+
+        An image that is not finite, or whose latent is not, is measured as NaN, counted, and not shown.
+
+        Raises:
+            NonFiniteError: the VAE reconstructs none of the first images finitely, so no method can.
+        """
+        self.progress.stage(job.label)
+        prompts = [image.prompt for image in job.images]
+        targets = [job.setting.target(prompt) for prompt in prompts]
+        images, z0, true_latents = self._images_and_latents(job, prompts)
+        if job.inverter is None:
+            inverted = z = z0
+            columns: dict[str, Tensor] = {}
+        else:
+            inverted, z, columns = self._invert(job, z0, prompts, targets)
+        with torch.no_grad():
+            reconstructions = mask_nonfinite(self.networks.model.decode(z, clamp=False))
+            columns |= self._image_metrics(images, reconstructions, targets)
+        finite = is_finite(reconstructions)
+        store = self.units[unit_name(job)]
+        if job.inverter is None and not finite.any() and store.empty():
+            raise NonFiniteError(
+                f"the VAE returns no finite image of {', '.join(repr(image.name) for image in job.images)}: its "
+                "weights are damaged, or overflow in their precision; try model.dtype=float32 and "
+                "trainer.precision=32-true."
+            )
+        columns["not_finite"] = (~finite).double()
+        columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
+        if true_latents is not None:
+            columns["distance_encoded"] = _distance(z0, true_latents)
+            columns["distance_adjusted"] = _distance(inverted, true_latents)
+            columns["distance_reconstructed"] = _distance(z, true_latents)
+        rows = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
+        count = MAX_SAVED_IMAGES if job.first else 0
+        tensors = images_to_save(images=images[:count], reconstructions=reconstructions[:count])
+        store.write(job.key, tensors, {"rows": rows})
+        self.progress.finish(1)
+        return job.label
+
+    def _images_and_latents(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images ``[B,3,H,W]`` in [0, 1], their latents, and the true latents of generated images.
+
+        Latents are cached for the other methods, because sampling and decoder inversion cost as much as an inversion.
+        """
+        model, setting = self.networks.model, job.setting
+        source = (setting.steps, setting.guidance) if setting.generated else None
+        key = (job.key, source, setting.decoder_iterations)
+        z0, true_latents = self._cache.get(key) or (None, self._generate(job, prompts))
+        if true_latents is None:
+            images = torch.stack([image.image for image in job.images]).to(self.device).float() / 255
+        else:
+            with torch.no_grad():
+                images = mask_nonfinite(model.decode(true_latents, clamp=False))
+        if z0 is None:
+            lost = ~is_finite(images).to(images.device).view(-1, 1, 1, 1)
+            z0 = DecoderInversion(setting.decoder_iterations)(model, images.masked_fill(lost, 0.5))
+            z0 = z0.masked_fill(lost, torch.nan)
+            self._cache[key] = (z0, true_latents)
+            if len(self._cache) > MAX_CACHED_BATCHES:
+                self._cache.popitem(last=False)
+        return images, z0, true_latents
+
+    def _generate(self, job: InversionJob, prompts: list[str]) -> Tensor | None:
+        """Return the latents ``[B,C,h,w]`` that the model generates from the prompts, if the setting asks for them."""
+        if not job.setting.generated:
+            return None
+        model = self.networks.model
+        noise = model.noise([image.name for image in job.images], self.noise_seed)
+        with torch.no_grad():
+            predictor = model.predictor(prompts, job.setting.guidance)
+            return model.sample(noise, predictor, model.schedule(job.setting.steps))
+
+    def _invert(
+        self, job: InversionJob, z0: Tensor, prompts: list[str], targets: list[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Invert ``z0`` under ``prompts`` and sample the seeds under ``targets``.
+
+        Returns the inverted latents (methods may adjust ``z0``), the sampled latents, and one value per image of each
+        measurement of the inversion.
+        """
+        model, setting = self.networks.model, job.setting
+        schedule = model.schedule(setting.steps)
+        predictor = model.predictor(prompts, setting.guidance)
+        path: list[Tensor] = []
+        start = self._now()
+        inversion = job.inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
+        seconds = self._now() - start
+        sampler = predictor if targets == prompts else model.predictor(targets, setting.guidance)
+        z = job.inverter.reconstruct(inversion, sampler, schedule).float()
+        measured = with_measured_residuals(inversion, path, predictor, schedule, SOLVED_TOLERANCE)
+        columns = {
+            "residual": measured.residuals.max(0).values,
+            "residual_mean": measured.residuals.mean(0),
+            "solved": measured.solved.double().mean(0),
+            "converged": measured.converged,
+            "nfe_per_step": inversion.nfe.double().mean(0),
+            "backward_per_step": inversion.backward.double().mean(0),
+            "seconds": torch.full((len(z0),), seconds / len(z0)),
+            "stored_bytes": torch.full((len(z0),), inversion.aux_bytes),
+            "latent_shift": _distance(inversion.z0, z0),
+            "norm": inversion.seed.flatten(1).norm(dim=1) / inversion.seed[0].numel() ** 0.5,
+        }
+        return inversion.z0, z, columns
+
+    def _image_metrics(self, images: Tensor, reconstructions: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Return metrics between images and reconstructions ``[B,3,H,W]``, each ``[B]``."""
+        clip, classifier = self.networks.clip, self.networks.classifier
+        return INVERSION.compute(ReconstructionBatch(reconstructions, images, prompts, clip, classifier, self.lpips))
+
+    def _now(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter()
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the Euclidean distance of each pair of latents, float64 ``[B]`` on the CPU."""
+    return (a.cpu().double() - b.cpu().double()).flatten(1).norm(dim=1)

@@ -1,0 +1,176 @@
+"""What the experiments that compare arms share: their arguments, preparation, stages and evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from annotated_types import MinLen
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from pydantic import PositiveInt
+
+from experiments.base import Networks, load_networks
+from experiments.data.concepts import Buckets, ConceptSelection, ConceptSource, limit_references, select_concepts
+from experiments.evaluation.inception import load_inception
+from experiments.planning.cost import Planned
+from experiments.rare_concepts.arm import Arm
+from experiments.rare_concepts.context import RunContext
+from experiments.rare_concepts.evaluator import Evaluator
+from experiments.rare_concepts.image_stage import ImageStage
+from experiments.runtime.unit_queue import ResumableRun, Stage, carry_out
+from rnri import LatentDiffusion, check_schedule
+from rnri.validation import NonEmptyStr, RandomSeed, dataclass
+from seedselect import ClipFeatures
+
+
+class ExperimentStage(Protocol):
+    """One part of an experiment, whose results are cached unit by unit."""
+
+    @property
+    def num_units(self) -> int: ...
+
+    def plan(self) -> list[Planned]:
+        """Return the cost of the units that are not on disk yet."""
+
+    def build(self, claims: Path) -> Stage:
+        """Return the Lightning module and data module that compute these units."""
+
+
+@dataclass(kw_only=True)
+class ArmsExperiment(ResumableRun, ABC):
+    """Base class of the experiments that compare arms. A subclass implements :meth:`stages` and :meth:`report`.
+
+    A *unit* is one concept under one arm. It is on disk before the next one begins, so an interrupted run loses at most
+    the units in progress, and no finished unit is computed again.
+
+    After :meth:`prepare`, ``context`` holds the inputs that all stages share and ``evaluator`` classifies the images.
+
+    Args:
+        source: where concepts and images come from.
+        concepts, buckets: which concepts to use (:func:`experiments.data.concepts.select_concepts`).
+        model, clip: create the text-to-image model and CLIP, given ``device``.
+        classifier: evaluation classifier: a folder, a hub id or a timm name.
+        arms: the compared arms by name, in the order of the table.
+        steps: sampling steps of inversion and generation; a seed is only valid for the schedule it was inverted with.
+        samples: generated images per concept.
+        references: reference images per concept.
+        concepts_per_batch: concepts that are computed together; changes speed and memory, not results.
+        gradient_checkpointing: recompute each sampling step in the backward pass. Slower by a third, but memory does
+            not grow with the number of steps.
+        inception: file with Inception's weights, whose features FID and KID use; None: the classifier's features.
+        seed: of the initial noise, the selection of concepts and the bootstrap.
+        run_dir: folder of all outputs.
+    """
+
+    source: ConceptSource
+    concepts: ConceptSelection
+    buckets: Buckets
+    model: Callable[..., LatentDiffusion]
+    clip: Callable[..., ClipFeatures]
+    classifier: NonEmptyStr
+    arms: Annotated[Mapping[str, Arm], MinLen(1)]
+    steps: PositiveInt
+    samples: PositiveInt
+    references: PositiveInt
+    concepts_per_batch: PositiveInt
+    gradient_checkpointing: bool
+    seed: RandomSeed
+    run_dir: NonEmptyStr
+    inception: NonEmptyStr | None = None
+
+    @property
+    def networks(self) -> Networks:
+        return self.context.networks
+
+    @property
+    def num_units(self) -> int:
+        """Number of units of all stages."""
+        return sum(stage.num_units for stage in self.stages())
+
+    def prepare(self, trainer: Trainer) -> None:
+        arms = {name: self._with_step_weights(name, arm) for name, arm in self.arms.items()}
+        concepts = select_concepts(self.source.concepts(), self.concepts, self.buckets, self.seed)
+        concepts = limit_references(concepts, self.references)
+        real = self.source.real_images()
+        labeled_real_images = self.source.labeled_real_images()
+        networks = load_networks(trainer, [self.steps], model=self.model, clip=self.clip, classifier=self.classifier)
+        size = networks.model.image_size
+        self.context = RunContext(
+            arms=arms,
+            concepts=[concept.resized(size) for concept in concepts],
+            networks=networks,
+            run_dir=Path(self.run_dir),
+            steps=self.steps,
+            samples=self.samples,
+            references=self.references,
+            concepts_per_batch=self.concepts_per_batch,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=self.seed,
+        )
+        extractor = load_inception(self.inception, trainer.strategy.root_device) if self.inception else None
+        self._check_labels()
+        self.evaluator = Evaluator(self.context, real.resized(size), labeled_real_images, extractor)
+        for name in arms:
+            self._check_arm(name)
+
+    def plan(self, trainer: Trainer) -> list[Planned]:
+        return [planned for stage in self.stages() for planned in stage.plan()]
+
+    def run(self, trainer: Trainer) -> float:
+        """Compute the missing units; then, in one process, evaluate all images and write the report."""
+        self.compute(trainer)
+        return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
+
+    def compute(self, trainer: Trainer) -> None:
+        """Compute the units that are not on disk yet. On return the units of all processes are finished."""
+        ImageStage(self.context).announce(trainer.world_size)
+        carry_out(trainer, *(stage.build(self.claims) for stage in self.stages()))
+
+    @abstractmethod
+    def stages(self) -> list[ExperimentStage]:
+        """Return the stages that compute units, in their order."""
+
+    @abstractmethod
+    def report(self, loggers: Sequence[Logger]) -> float:
+        """Evaluate the images, write the results, and return the value that a sweep optimizes."""
+
+    def prompts(self) -> list[str]:
+        """Return the prompts of one batch, for the measurement of the model's speed."""
+        return ImageStage(self.context).prompts()
+
+    def _with_step_weights(self, name: str, arm: Arm) -> Arm:
+        """Return ``arm`` with at most as many step weights as there are steps; print a line if that changes it."""
+        if arm.select is None or len(arm.select.step_weights) <= self.steps:
+            return arm
+        select = arm.select.with_steps(self.steps)
+        weights = ", ".join(f"{weight:.3g}" for weight in select.step_weights)
+        rank_zero_only(print)(f"task.steps={self.steps}: SeedSelect's step weights are {weights} in the arm {name!r}")
+        return replace(arm, select=select)
+
+    def _check_labels(self) -> None:
+        labels = self.networks.classifier.labels
+        unknown = [concept.name for concept in self.context.concepts if concept.name not in labels]
+        if unknown:
+            raise ValueError(
+                f"the classifier {self.classifier} has no label {unknown[0]!r}: train one on these concepts."
+            )
+
+    def _check_arm(self, name: str) -> None:
+        """Raise ValueError if the arm's inverter does not support the schedule, or its ``seed_init`` these numbers."""
+        arm = self.context.arms[name]
+        if arm.inverter is None or arm.seed_init is None:
+            return
+        model = self.networks.model
+        try:
+            check_schedule(arm.inverter, self.context.schedule)
+            arm.seed_init(model.noise(range(self.references), self.seed)[None], self.samples * arm.candidates)
+        except ValueError as error:
+            raise ValueError(
+                f"task.steps={self.steps} task.references={self.references} task.samples={self.samples} in the arm "
+                f"{name!r}: {error}"
+            ) from error

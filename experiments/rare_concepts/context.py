@@ -1,0 +1,80 @@
+"""What the stages of one run share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.base import Networks
+from experiments.cache.key import describe
+from experiments.cache.store import SeedStore, UnitStore
+from experiments.data.concepts import Concept
+from experiments.rare_concepts.arm import Arm
+from experiments.rare_concepts.inversion_stage import InversionStage
+from rnri import Schedule
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The prepared inputs of a run, which all of its stages read.
+
+    Attributes:
+        arms: the compared arms by name, in the order of the table.
+        concepts: the selected concepts with their reference images.
+        networks: text-to-image model, CLIP and evaluation classifier.
+        run_dir: folder of results and cached units.
+        steps: sampling steps, for inversion and generation.
+        samples: generated images per concept.
+        references: reference images per concept.
+        concepts_per_batch: concepts that are computed together.
+        gradient_checkpointing: recompute each sampling step in the backward pass.
+        seed: seed of the initial noise.
+    """
+
+    arms: Mapping[str, Arm]
+    concepts: Sequence[Concept]
+    networks: Networks
+    run_dir: Path
+    steps: int
+    samples: int
+    references: int
+    concepts_per_batch: int
+    gradient_checkpointing: bool
+    seed: int
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return self.networks.model.schedule(self.steps)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of a unit's cache key that all arms share."""
+        return {
+            **self.networks.cache_settings(self.seed),
+            "clip": self.networks.clip_fingerprint,
+            "steps": self.steps,
+            "samples": self.samples,
+            "references": self.references,
+        }
+
+    def units(self, arm: str) -> UnitStore:
+        """Return the store of an arm's finished units. Other settings have other units."""
+        settings = self.settings() | {"arm": describe(self.arms[arm])}
+        return UnitStore(self.run_dir / "units" / arm, settings)
+
+    def inversion_stage(self, arm: str) -> InversionStage | None:
+        """Return the stage that inverts the references of an arm, or None for arms without an inverter."""
+        inverter = self.arms[arm].inverter
+        if inverter is None:
+            return None
+        return InversionStage(
+            self.networks.model,
+            inverter,
+            describe(inverter),
+            self.schedule,
+            self.arms[arm].guidance,
+            SeedStore(self.run_dir / "seeds"),
+            self.networks.numerics,
+        )

@@ -1,0 +1,143 @@
+"""Batches of concepts under one arm, with their references inverted after the transfer to the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.cache.store import UnitStore
+from experiments.data.concepts import Concept
+from experiments.finite import is_finite
+from experiments.rare_concepts.context import RunContext
+from experiments.rare_concepts.inversion_stage import CachedSeeds
+from experiments.runtime.progress import Progress
+from experiments.runtime.running_means import Running
+from experiments.runtime.unit_queue import CachedUnitDataModule
+
+Unit = tuple[str, Concept]
+"""An arm's name and a concept: the content of one file of results."""
+
+
+@dataclass
+class ConceptBatch:
+    """G concepts that are computed together under one arm.
+
+    Attributes:
+        references: reference images, ``float32 [G, R, 3, H, W]`` in [0, 1].
+        seeds: inversions of all G R references, or None if the arm has no inverter.
+    """
+
+    arm: str
+    concepts: list[Concept]
+    references: Tensor
+    seeds: CachedSeeds | None = None
+
+    def has_finite_seeds(self) -> list[bool]:
+        """Return for each concept whether the seeds and latents of all its references are finite."""
+        if self.seeds is None:
+            return [True] * len(self.concepts)
+        finite = is_finite(self.seeds.seed) & is_finite(self.seeds.z0)
+        return finite.view(len(self.concepts), -1).all(1).tolist()
+
+    def select(self, mask: Sequence[bool]) -> ConceptBatch:
+        """Return the batch of the concepts whose ``mask`` is true."""
+        groups = torch.tensor(mask).nonzero().flatten()
+        references_per_concept = self.references.shape[1]
+        rows = torch.arange(len(self.concepts) * references_per_concept).view(len(self.concepts), -1)[groups].flatten()
+        return replace(
+            self,
+            concepts=[self.concepts[k] for k in groups.tolist()],
+            references=self.references[groups.to(self.references.device)],
+            seeds=self.seeds.select(rows) if self.seeds else None,
+        )
+
+    def inversion_nfe(self, group: int) -> float:
+        """Network evaluations of the inversion of one concept's references."""
+        return self._sum_over_references(self.seeds.nfe, group) if self.seeds else 0.0
+
+    def inversion_seconds(self, group: int) -> float:
+        """Wall time of the inversion of one concept's references."""
+        return self._sum_over_references(self.seeds.seconds, group) if self.seeds else 0.0
+
+    def _sum_over_references(self, values: Tensor, group: int) -> float:
+        return values.view(len(self.concepts), -1)[group].sum().item()
+
+
+class ConceptDataModule(CachedUnitDataModule):
+    """Batches of the concepts that have no finished unit yet, arm by arm."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        stores: Mapping[str, UnitStore],
+        progress: Progress,
+        claims: str | Path,
+        running: Running | None = None,
+    ) -> None:
+        super().__init__(list(product(stores, context.concepts)), stores, progress, claims, running)
+        self.context = context
+        self.inversions = {arm: context.inversion_stage(arm) for arm in stores}
+        self._arm: str | None = None
+        self._total: Counter[str] = Counter()
+        self._pending: Counter[str] = Counter()
+
+    def address(self, unit: Unit) -> tuple[str, str]:
+        arm, concept = unit
+        return arm, concept.key
+
+    def groups(self, units: list[Unit]) -> list[list[Unit]]:
+        size = self.context.concepts_per_batch
+        batches = []
+        for _, group in groupby(units, key=lambda unit: unit[0]):
+            same_arm = list(group)
+            batches += [same_arm[k : k + size] for k in range(0, len(same_arm), size)]
+        return batches
+
+    def load(self, units: list[Unit]) -> ConceptBatch:
+        arm = units[0][0]
+        concepts = [concept for _, concept in units]
+        images = [torch.from_numpy(concept.references[: self.context.references]) for concept in concepts]
+        return ConceptBatch(arm, concepts, torch.stack(images).float() / 255)
+
+    def begin(self, units: list[Unit], pending: list[Unit]) -> None:
+        """Count the units of each arm. Each arm has its own progress bar, because their times differ too much."""
+        self._arm = None
+        self._total = Counter(arm for arm, _ in units)
+        self._pending = Counter(arm for arm, _ in pending)
+
+    def passed(self, unit: Unit) -> None:
+        self._pending[unit[0]] -= 1
+        if unit[0] == self._arm:
+            super().passed(unit)
+
+    def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
+        return replace(batch, references=batch.references.to(device))
+
+    def on_after_batch_transfer(self, batch: ConceptBatch, _: int) -> ConceptBatch:
+        """Invert the references of the batch, or read their seeds from the cache."""
+        if batch.arm != self._arm:
+            self._start_progress(batch.arm)
+        inversion = self.inversions[batch.arm]
+        if inversion is None:
+            return batch
+        prompts = [concept.prompt for concept in batch.concepts for _ in range(self.context.references)]
+        steps = len(inversion.schedule)
+
+        def show_step(k: int) -> None:
+            self.progress.stage(f"inverting, step {k + 1} of {steps}")
+
+        seeds = inversion(batch.references.flatten(0, 1), prompts, show_step)
+        return replace(batch, seeds=seeds)
+
+    def _start_progress(self, arm: str) -> None:
+        self.progress.close()
+        self._arm = arm
+        self.progress.description = arm
+        total = self._total[arm]
+        self.progress.start(total, total - self._pending[arm], visible=self.trainer.is_global_zero)

@@ -1,0 +1,142 @@
+"""The stage of an experiment that generates the images of all arms."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.cache.key import describe
+from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.rare_concepts.context import RunContext
+from experiments.rare_concepts.data import ConceptDataModule, Unit
+from experiments.rare_concepts.module import RareConceptModule
+from experiments.rare_concepts.scoring import classify_images
+from experiments.runtime.progress import Progress
+from experiments.runtime.running_means import Running
+from experiments.runtime.unit_queue import Stage
+
+LATENT_BYTES = 4  # per element of a stored seed, float32
+INVERSION_BYTES = 8 + 4  # per element of a cached inversion: the seed in float64, the latents in float32
+
+RowKey = Callable[[str, str], dict[str, Any] | None]
+"""Function of an arm and a bucket (or ``total``) that returns the columns identifying their row of the table.
+
+None if the table has no such row.
+"""
+
+
+def method_and_bucket(arm: str, bucket: str) -> dict[str, Any]:
+    """Return the identifying columns of a table with one row per arm and bucket."""
+    return {"method": arm, "bucket": bucket}
+
+
+@dataclass(frozen=True)
+class ImageStage:
+    """Generates the images of every concept under every arm. A unit is one concept under one arm.
+
+    Attributes:
+        context: the run.
+        row_key: which row of the table a unit counts in, for the running means in the loggers.
+        identity: the columns of ``row_key``.
+    """
+
+    context: RunContext
+    row_key: RowKey = method_and_bucket
+    identity: Sequence[str] = ("method", "bucket")
+
+    @property
+    def num_units(self) -> int:
+        return len(self.context.arms) * len(self.context.concepts)
+
+    def build(self, claims: Path) -> Stage:
+        """Return the Lightning module and data module that compute the units which are not on disk yet."""
+        stores = {arm: self.context.units(arm) for arm in self.context.arms}
+        progress = Progress("images")
+        running = Running(self._accuracy_rows, self.identity, ["accuracy"])
+        module = RareConceptModule(self.context, stores, progress)
+        return module, ConceptDataModule(self.context, stores, progress, claims, running)
+
+    def announce(self, processes: int) -> None:
+        """Print the number of units and an estimate of the time, from the time of a few network calls."""
+        context = self.context
+        cost = Cost()
+        done = 0
+        for name, arm in context.arms.items():
+            units = context.units(name)
+            finished = sum(units.done(concept.key) for concept in context.concepts)
+            done += finished
+            pending = len(context.concepts) - finished
+            cost += arm.cost(context.steps, context.samples, context.references).times(pending)
+        announce_cost(
+            cost,
+            self.num_units,
+            done,
+            "unit",
+            model=context.networks.model,
+            processes=processes,
+            prompts=self.prompts(),
+        )
+
+    def prompts(self) -> list[str]:
+        """Return the prompts of one batch."""
+        concepts = self.context.concepts[: self.context.concepts_per_batch]
+        return [concept.prompt for concept in concepts for _ in range(self.context.samples)]
+
+    def plan(self) -> list[Planned]:
+        """Return the cost of each arm. An inversion that several arms share counts for the first of them."""
+        planned: list[Planned] = []
+        inverted: set[tuple[str, str]] = set()
+        for name in self.context.arms:
+            units = self.context.units(name)
+            pending = [concept.name for concept in self.context.concepts if not units.done(concept.key)]
+            planned += self._plan_inversion(name, pending, inverted)
+            planned.append(self._plan_images(name, pending))
+        return planned
+
+    def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[Planned]:
+        """Return the inversion of the concepts that are not in ``inverted`` yet, and add them to it."""
+        context, arm = self.context, self.context.arms[name]
+        if arm.inverter is None:
+            return []
+        model = context.networks.model
+        method = json.dumps([describe(arm.inverter), arm.guidance])
+        concepts = [concept for concept in pending if (method, concept) not in inverted]
+        inverted |= {(method, concept) for concept in concepts}
+        images = context.references * len(concepts)
+        per_image = inversion_cost(arm.inverter, context.schedule, arm.guidance, model.latent_shape[0])
+        size = images * math.prod(model.latent_shape) * INVERSION_BYTES
+        return [Planned(f"{name}, inversion", len(concepts), 0, per_image.times(images), size)]
+
+    def _plan_images(self, name: str, pending: Sequence[str]) -> Planned:
+        context, arm = self.context, self.context.arms[name]
+        model = context.networks.model
+        per_concept = arm.sampling_cost(
+            context.steps, context.samples, gradient_checkpointing=context.gradient_checkpointing
+        )
+        total = len(context.concepts)
+        bytes_per_image = 3 * math.prod(model.image_size) + LATENT_BYTES * math.prod(model.latent_shape)
+        return Planned(
+            f"{name}, {'seeds optimized' if arm.select else 'samples'}",
+            total,
+            total - len(pending),
+            per_concept.times(len(pending)),
+            total * context.samples * bytes_per_image,
+        )
+
+    def _accuracy_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """Yield one row per sample of a finished unit and row of the table that it counts in.
+
+        As in the table, a sample that is not finite is wrong.
+        """
+        arm, concept = unit
+        tensors, record = self.context.units(arm).read(concept.key)
+        labels = iter(classify_images(self.context.networks.classifier, tensors["images"])[1])
+        correct = [sample["finite"] and next(labels) == concept.name for sample in record["samples"]]
+        for bucket in (concept.bucket, "total"):
+            key = self.row_key(arm, bucket)
+            if key is not None:
+                yield from ({**key, "accuracy": value} for value in correct)

@@ -1,0 +1,212 @@
+"""The Lightning module that generates the images of all arms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from experiments.cache.store import UnitStore, synchronize
+from experiments.finite import NonFiniteError, select_finite
+from experiments.rare_concepts.context import RunContext
+from experiments.rare_concepts.data import ConceptBatch
+from experiments.runtime.progress import Progress
+from rnri.models.sampling import trajectory
+from seedselect import Problem, Selection, Targets, Trajectory
+
+Unit = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and record of a concept under an arm."""
+
+
+class RareConceptModule(LightningModule):
+    """Initializes, optimizes and samples the seeds of a batch, and writes one unit per concept.
+
+    A unit holds ``images``, ``uint8 [m, 3, H, W]`` of the m finite samples; ``seeds``, ``float32 [n, C, h, w]`` of all
+    n samples, NaN where a sample is not finite; and a record with the times and one entry per sample. A sample that is
+    not finite does not affect the others.
+    """
+
+    def __init__(self, context: RunContext, stores: Mapping[str, UnitStore], progress: Progress) -> None:
+        super().__init__()
+        self.context = context
+        self.stores = stores
+        self.progress = progress
+
+    def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
+        """Write the units of a batch of concepts; return the concepts' names.
+
+        ``t_init`` is the time in seconds to a concept's initial seeds: inversion of its references and seed
+        initialization. ``t_opt`` is the mean over its samples of the seconds until SeedSelect's loss converged.
+
+        Raises:
+            NonFiniteError: no image of the batch is finite and no unit of the arm is finished. The checkpoint or its
+                precision is at fault, and all other concepts would fail too.
+        """
+        finite = batch.has_finite_seeds()
+        computed = iter(self._generate(batch.select(finite)) if any(finite) else [])
+        units = [next(computed) if ok else self._empty_unit(batch, g) for g, ok in enumerate(finite)]
+        store = self.stores[batch.arm]
+        if store.empty() and not any(len(tensors["images"]) for tensors, _ in units):
+            raise NonFiniteError(_no_image_message(batch, finite))
+        for concept, (tensors, record) in zip(batch.concepts, units, strict=True):
+            store.write(concept.key, tensors, record)
+        self.progress.finish(len(batch.concepts))
+        return [concept.name for concept in batch.concepts]
+
+    def _generate(self, batch: ConceptBatch) -> list[Unit]:
+        """Return one unit per concept of the batch."""
+        arm = self.context.arms[batch.arm]
+        samples = self.context.samples
+        start = self._now()
+        seeds = self._initial_seeds(batch)  # [G n candidates, C, h, w]
+        init_seconds = (self._now() - start) / len(batch.concepts)
+        seeds, latents, records = self._optimize(seeds, batch) if arm.select else self._sample(seeds, batch)
+        for k, record in enumerate(records):
+            record["nfe"] += batch.inversion_nfe(k // samples) / samples
+        self.progress.stage("decoding")
+        with torch.no_grad():
+            images = self.context.networks.model.decode(latents, clamp=False)
+        units = []
+        for g in range(len(batch.concepts)):
+            rows = slice(g * samples, (g + 1) * samples)
+            t_init = batch.inversion_seconds(g) + init_seconds
+            units.append(_unit(images[rows], seeds[rows], records[rows], t_init))
+        return units
+
+    def _empty_unit(self, batch: ConceptBatch, group: int) -> Unit:
+        """Return the unit of a concept whose references have no finite seeds to start from."""
+        model, samples = self.context.networks.model, self.context.samples
+        images = torch.empty(0, 3, *model.image_size, dtype=torch.uint8)
+        seeds = torch.full((samples, *model.latent_shape), torch.nan)
+        record = {
+            "t_init": batch.inversion_seconds(group),
+            "t_opt": None,
+            "samples": [{"finite": False} for _ in range(samples)],
+        }
+        return {"images": images, "seeds": seeds}, record
+
+    def _now(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter()
+
+    def _initial_seeds(self, batch: ConceptBatch) -> Tensor:
+        """Return ``[G n candidates, C, h, w]``: candidate m of sample k is the concept's initial seed ``m n + k``."""
+        arm = self.context.arms[batch.arm]
+        count = self.context.samples * arm.candidates
+        if batch.seeds is None or arm.seed_init is None:
+            names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(count)]
+            seeds = self.context.networks.model.noise(names, self.context.seed).unflatten(0, (-1, count))
+        else:
+            self.progress.stage("initializing seeds")
+            seeds = arm.seed_init(batch.seeds.seed.unflatten(0, (len(batch.concepts), -1)), count)
+        return seeds.unflatten(1, (arm.candidates, self.context.samples)).transpose(1, 2).flatten(0, 2)
+
+    def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+        """Return seeds, latents and records without an optimization."""
+        self.progress.stage("sampling")
+        model = self.context.networks.model
+        predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance)
+        with torch.no_grad():
+            latents = model.sample(seeds, predictor, self.context.schedule)
+        nfe = self._nfe(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
+        return seeds, latents, [{"nfe": count} for count in nfe]
+
+    def _nfe(self, batch: ConceptBatch, forwards: Tensor, backwards: Tensor) -> list[float]:
+        return self.context.arms[batch.arm].nfe(len(self.context.schedule), forwards, backwards).double().tolist()
+
+    def _optimize(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+        """Return the optimized seeds, their latents, and one record per sample."""
+        decode = self.context.networks.model.decode
+        if self.context.gradient_checkpointing:
+            decode = partial(checkpoint, decode, use_reentrant=False)
+
+        def show_loss(k: int, loss: Tensor) -> None:
+            self.progress.stage(f"optimizing, iteration {k}, loss {loss.mean():.3f}")
+
+        selection = self.context.arms[batch.arm].select(
+            seeds.float(),
+            Problem(self._trajectory(batch), decode, self.context.networks.clip, self._targets(batch)),
+            on_iteration=show_loss,
+            noise=partial(self._neighbor_noise, batch),
+        )
+        nfe = self._nfe(batch, selection.forwards, selection.backwards)
+        records = [{**record, "nfe": count} for record, count in zip(_records(selection), nfe, strict=True)]
+        return selection.seed, selection.latent, records
+
+    def _neighbor_noise(self, batch: ConceptBatch, k: int) -> Tensor:
+        """Return the noise of the ``k``-th neighbor of each seed in a local search, ``[G n, C, h, w]``."""
+        samples = range(self.context.samples)
+        names = [f"{concept.name}/{sample}/{k}" for concept in batch.concepts for sample in samples]
+        return self.context.networks.model.noise(names, self.context.seed)
+
+    def _trajectory(self, batch: ConceptBatch) -> Trajectory:
+        """Return the function from seeds ``[b, C, h, w]`` and their indices to the latents of the last steps."""
+        arm = self.context.arms[batch.arm]
+        predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance)
+
+        def last_latents(seeds: Tensor, rows: Tensor) -> list[Tensor]:
+            return trajectory(
+                seeds,
+                predictor.select(rows),
+                self.context.schedule,
+                keep_last=len(arm.select.step_weights),
+                checkpoint=self.context.gradient_checkpointing,
+                gradient_steps=arm.gradient_steps,
+            )
+
+        return last_latents
+
+    def _targets(self, batch: ConceptBatch) -> Targets:
+        """Return each sample's targets: its references' mean CLIP feature and mean latent, and its prompt."""
+        networks = self.context.networks
+        references = batch.references.flatten(0, 1)
+        with torch.no_grad():
+            features = networks.clip(references)
+            latents = batch.seeds.z0 if batch.seeds else networks.model.encode(references)
+        text = networks.clip.text([concept.prompt for concept in batch.concepts])
+
+        def per_sample(values: Tensor) -> Tensor:
+            return values.repeat_interleave(self.context.samples, 0)
+
+        def mean(values: Tensor) -> Tensor:
+            return values.unflatten(0, (len(batch.concepts), -1)).mean(1)
+
+        return Targets(per_sample(mean(features)), per_sample(mean(latents)), per_sample(text), self._prompts(batch))
+
+    def _prompts(self, batch: ConceptBatch) -> list[str]:
+        return [concept.prompt for concept in batch.concepts for _ in range(self.context.samples)]
+
+
+def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t_init: float) -> Unit:
+    """Return the unit of one concept from its n samples; ``records`` has one entry per sample."""
+    finite_images, finite = select_finite(images)
+    seeds = seeds.float().cpu()
+    seeds[~finite] = torch.nan
+    record = {
+        "t_init": t_init,
+        "t_opt": sum(sample.get("seconds", 0.0) for sample in records) / len(records),
+        "samples": [{**sample, "finite": ok} for sample, ok in zip(records, finite.tolist(), strict=True)],
+    }
+    return {"images": finite_images, "seeds": seeds}, record
+
+
+def _records(selection: Selection) -> list[dict[str, Any]]:
+    """Return one dictionary per sample with what the optimization reports about it."""
+    names = ("initial_loss", "loss", "iterations", "converged", "seconds")
+    columns = [getattr(selection, name).tolist() for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _no_image_message(batch: ConceptBatch, finite: Sequence[bool]) -> str:
+    result = "image" if any(finite) else "inverted seed"
+    names = ", ".join(repr(concept.name) for concept in batch.concepts)
+    return (
+        f"arm {batch.arm!r}: no {result} of {names} is finite. The checkpoint's weights are damaged, or overflow in "
+        "their precision: try model.dtype=float32 and trainer.precision=32-true."
+    )
