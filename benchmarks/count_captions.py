@@ -1,7 +1,7 @@
-"""Captions a second of one core: ours, the plain counter, Polars and DuckDB on the same file and names.
+"""Captions per second on one core: the batch counter, a plain automaton, Polars and DuckDB on the same file and names.
 
-``python -m benchmarks.count_captions`` writes a file of made captions and counts the names and synonyms of ImageNet-1k
-in it; ``--file SHARD --column TEXT`` takes a real one. Polars and DuckDB are left out where they are not installed.
+``python -m benchmarks.count_captions`` writes synthetic captions and counts the names and synonyms of ImageNet-1k in
+them; ``--file SHARD --column TEXT`` reads a real file. Polars and DuckDB are skipped if they are not installed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.counting.frequency import mentions, normalize
+from experiments.counting.frequency import mentions
 from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.matcher import BatchCounter, patterns
 from experiments.counting.shards import count_shard, list_shards
+from experiments.counting.text import normalize
 
 LAION_2B = 2_300_000_000
-MENTIONED = 0.24  # mentions of ImageNet's classes a caption of LAION-2B, by public counts
+MENTIONS_PER_CAPTION = 0.24  # of ImageNet classes in LAION-2B, by public counts
 ACCENTED = ("café", "Été", "naïve", "Zoë", "№ 5", "München", "Malmö", "piñata")
 
 Counting = Callable[[], dict[str, int]]
 
 
-def made_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
-    """Captions like those of web images: words as frequent as in WordNet's glosses, some names, case, punctuation."""
+def synthetic_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
+    """Captions like those of web images: word frequencies of WordNet glosses, some names, case and punctuation."""
     from timm.data import ImageNetInfo
 
     rng = np.random.default_rng(seed)
@@ -49,7 +50,7 @@ def made_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> li
     lengths = np.clip(rng.lognormal(2.1, 0.6, n).astype(int), 1, 60)
     drawn = iter(rng.choice(words, int(lengths.sum()), p=share).tolist())
     synonyms = [name for group in names.values() for name in group]
-    named = np.where(rng.random(n) < MENTIONED, rng.integers(len(synonyms), size=n), -1)
+    named = np.where(rng.random(n) < MENTIONS_PER_CAPTION, rng.integers(len(synonyms), size=n), -1)
     styles = rng.integers(12, size=n)
     joins = np.array([" ", " ", " ", ", ", " - ", " | "])[rng.integers(6, size=n)]
     captions = []
@@ -61,24 +62,24 @@ def made_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> li
     return captions
 
 
-def ours(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+def batched(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
     forms = patterns(names)
     (shard,) = list_shards([str(path)])
     return lambda: dict(zip(names, count_shard(shard, column, forms, len(names)).counts, strict=True))
 
 
-def plain(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """The same automaton over every caption, normalized in Python."""
-    automaton = ahocorasick.Automaton()
+def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+    """The same Aho-Corasick automaton over every caption, normalized in Python."""
+    matcher = ahocorasick.Automaton()
     for form, concepts in mentions(names).items():
-        automaton.add_word(form, concepts)
-    automaton.make_automaton()
+        matcher.add_word(form, concepts)
+    matcher.make_automaton()
 
     def count() -> dict[str, int]:
-        found: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
         for caption in pq.read_table(path, columns=[column])[column].drop_null().to_pylist():
-            found.update({name for _, concepts in automaton.iter(normalize(caption)) for name in concepts})
-        return {name: found[name] for name in names}
+            totals.update({name for _, concepts in matcher.iter(normalize(caption)) for name in concepts})
+        return {name: totals[name] for name in names}
 
     return count
 
@@ -91,7 +92,7 @@ def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Cou
         [(form, name) for form, concepts in forms.items() for name in concepts], ["form", "name"], orient="row"
     )
     text = pl.col(column).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}\p{M}]+", " ")
-    found = (
+    counts = (
         pl.scan_parquet(path)
         .select((" " + text.str.strip_chars(" ") + " ").str.extract_many(list(forms), overlapping=True).alias("form"))
         .with_row_index("caption")
@@ -101,7 +102,7 @@ def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Cou
         .group_by("name")
         .len()
     )
-    return lambda: dict.fromkeys(names, 0) | dict(found.collect().iter_rows())
+    return lambda: dict.fromkeys(names, 0) | dict(counts.collect().iter_rows())
 
 
 DUCKDB = r"""
@@ -109,17 +110,17 @@ WITH captions AS (
     SELECT row_number() OVER () AS caption,
            string_split(trim(regexp_replace(lower(nfc_normalize("{column}")), '[^\pL\pN\pM]+', ' ', 'g')), ' ') AS words
     FROM read_parquet('{path}')
-), places AS (
-    SELECT caption, words, unnest(words) AS word, generate_subscripts(words, 1) AS place FROM captions
+), positions AS (
+    SELECT caption, words, unnest(words) AS word, generate_subscripts(words, 1) AS position FROM captions
 )
-SELECT name, count(DISTINCT caption) FROM places JOIN forms ON word = first_word
-WHERE length = 1 OR array_to_string(words[place : place + length - 1], ' ') = form
+SELECT name, count(DISTINCT caption) FROM positions JOIN forms ON word = first_word
+WHERE length = 1 OR array_to_string(words[position : position + length - 1], ' ') = form
 GROUP BY name
 """
 
 
 def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """A hash join of the captions' words with the forms' first words, then of the words that follow."""
+    """A hash join of caption words with the first words of forms, then a comparison of the following words."""
     database = import_module("duckdb").connect()
     database.execute("SET threads = 1")
     database.execute("CREATE TABLE forms (form TEXT, first_word TEXT, length INT, name TEXT)")
@@ -133,11 +134,11 @@ def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Cou
     return lambda: dict.fromkeys(names, 0) | dict(database.execute(query).fetchall())
 
 
-METHODS = {"ours": ours, "plain": plain, "polars": polars, "duckdb": duckdb}
+METHODS = {"batched": batched, "automaton": automaton, "polars": polars, "duckdb": duckdb}
 
 
 def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
-    """Counts, and the least seconds of processor time (all threads together) of ``repeats`` runs."""
+    """Counts, and the minimum CPU time in seconds (all threads together) of ``repeats`` runs."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -148,8 +149,10 @@ def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--captions", type=int, default=1_000_000, help="how many to make (default: %(default)s)")
-    parser.add_argument("--file", type=Path, help="a Parquet file of captions instead")
+    parser.add_argument(
+        "--captions", type=int, default=1_000_000, help="synthetic captions (default: %(default)s)"
+    )
+    parser.add_argument("--file", type=Path, help="a Parquet file of captions to read instead")
     parser.add_argument("--column", default="caption")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
@@ -159,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = options.file or Path(folder) / "captions.parquet"
         if not options.file:
-            pq.write_table(pa.table({options.column: made_captions(options.captions, names, seed=0)}), path)
+            pq.write_table(pa.table({options.column: synthetic_captions(options.captions, names, seed=0)}), path)
         report(path, options.column, names, options.only, options.repeats)
 
 
@@ -168,7 +171,7 @@ def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: 
     size = sum(chunk.nbytes for chunk in captions.chunks)
     print(f"{len(captions):,} captions of {size / len(captions):.0f} bytes, {len(mentions(names)):,} forms")
     expected = BatchCounter(patterns(names), len(names)).count(captions.combine_chunks()).tolist()
-    print("| counter | captions/s | LAION-2B on one core | mentions | names counted otherwise |")
+    print("| counter | captions/s | LAION-2B on one core | mentions | names with other counts |")
     print("|---|---|---|---|---|")
     for method in only:
         try:

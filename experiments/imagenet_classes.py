@@ -1,4 +1,4 @@
-"""The classes of ImageNet-1k, by index: what counts, data and judges call them. It imports nothing of ours."""
+"""The classes of ImageNet-1k, as counts, data and evaluation name them. It imports nothing of this project."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
 
     A name that two classes share (crane, maillot) is made unique by the WordNet id: ``crane (n02012849)``.
     """
-    from timm.data import ImageNetInfo  # imports torch: seconds that the counting processes need not wait
+    from timm.data import ImageNetInfo  # takes seconds, because it imports torch
 
     info = ImageNetInfo("imagenet-1k")
     synonyms = [tuple(info.index_to_description(k).split(", ")) for k in range(info.num_classes())]
-    shared = Counter(names[0] for names in synonyms)
+    first_names = Counter(names[0] for names in synonyms)
     wnids = info.label_names()
     return tuple(
-        ImageNetClass(k, wnid, names[0] if shared[names[0]] == 1 else f"{names[0]} ({wnid})", names)
+        ImageNetClass(k, wnid, names[0] if first_names[names[0]] == 1 else f"{names[0]} ({wnid})", names)
         for k, (wnid, names) in enumerate(zip(wnids, synonyms, strict=True))
     )

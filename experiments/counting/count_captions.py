@@ -1,7 +1,7 @@
-"""Counts how many captions of a corpus mention each name: ``python -m experiments.counting.count_captions --help``.
+"""Counts the captions of a corpus that mention each name: ``python -m experiments.counting.count_captions --help``.
 
-Shards are Parquet files, local or remote (``s3://...``). Each shard's counts are kept in a folder beside the output,
-so a stopped run goes on where it was; a shard that is listed twice, or is a copy of another, counts once.
+Shards are Parquet files, local or remote (``s3://...``). The counts of each shard are cached in a folder next to the
+output, so an interrupted run resumes. A shard that is listed twice, or is a copy of another, counts once.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ from experiments.cache.atomic import CannotWrite, atomic_write, check_writable, 
 from experiments.counting.count_engines import Workers, dask, processes
 from experiments.counting.matcher import Patterns, patterns
 from experiments.counting.names import read_names
-from experiments.counting.rows import write_rows
+from experiments.counting.rows import check_tsv_cells, write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
 
-CACHE_VERSION = 2  # of what a mention is: a change makes kept counts void
+CACHE_VERSION = 3  # increase it when the definition of a mention changes: cached counts become invalid
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of every shard: the caption column, the forms searched for and how many concepts they belong to."""
+class CountQuery:
+    """The query of every shard: its caption column, the forms to search for and the number of concepts."""
 
     column: str
     forms: Patterns
     concepts: int
 
 
-class KeptCounts:
-    """Counts of finished shards, a file each; those of other shards, names or columns are never seen."""
+class CachedCounts:
+    """Counts of finished shards, one file each; the file name depends on the shard and on the query."""
 
-    def __init__(self, folder: Path, question: Question) -> None:
-        self.folder, self._question = folder, digest(asdict(question) | {"rules": CACHE_VERSION})
+    def __init__(self, folder: Path, query: CountQuery) -> None:
+        self.folder = folder
+        self._query = digest(asdict(query) | {"rules": CACHE_VERSION})
 
     def read(self, shard: Shard) -> ShardCounts | None:
-        """The counts of a shard; None where they are missing or damaged."""
+        """Counts of a shard, or None if they are missing or damaged."""
         try:
             record = json.loads(self._path(shard).read_text())
             return ShardCounts(**record["counts"] | {"counts": tuple(record["counts"]["counts"])})
@@ -55,7 +56,7 @@ class KeptCounts:
         _write_json(self._path(shard), {"shard": shard.identity, "counts": asdict(counts)})
 
     def _path(self, shard: Shard) -> Path:
-        return self.folder / f"{digest({'question': self._question, 'shard': shard.identity})[:32]}.json"
+        return self.folder / f"{digest({'query': self._query, 'shard': shard.identity})[:32]}.json"
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -64,49 +65,57 @@ def _write_json(path: Path, content: Any) -> None:
 
 def count_shards(
     shards: Sequence[Shard],
-    question: Question,
-    kept: KeptCounts,
+    query: CountQuery,
+    cache: CachedCounts,
     engine: Callable[[], AbstractContextManager[Workers]],
 ) -> dict[Shard, ShardCounts]:
-    """Counts of all shards, those kept by an earlier run read and the others counted and kept.
+    """Counts of all shards: read from the cache, or computed and cached.
 
-    ValueError if shards fail, after all others are done; names how many and the first one's reason.
+    ValueError if shards fail, after all others are done, with their number and the first error.
     """
-    done = {shard: counts for shard in shards if (counts := kept.read(shard))}
-    left = [shard for shard in shards if shard not in done]
-    failed: list[str] = []
+    done = {shard: counts for shard in shards if (counts := cache.read(shard))}
+    remaining = [shard for shard in shards if shard not in done]
+    errors: list[str] = []
     with tqdm(total=len(shards), initial=len(done), unit="shard", desc="counting") as bar:
-        if left:
+        if remaining:
             with engine() as (pool, share):
-                forms = share(question.forms)
-                asked = {pool.submit(count_shard, s, question.column, forms, question.concepts): s for s in left}
-                _gather(asked, kept, done, failed, bar)
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(shards)} shards failed, run again for them alone; first: {failed[0]}")
+                forms = share(query.forms)
+                futures = {pool.submit(count_shard, s, query.column, forms, query.concepts): s for s in remaining}
+                _merge(futures, cache, done, errors, bar)
+    if errors:
+        raise ValueError(
+            f"{len(errors)} of {len(shards)} shards failed, run the command again to retry only these; "
+            f"first error: {errors[0]}"
+        )
     return done
 
 
-def _gather(
-    asked: Mapping[Future, Shard], kept: KeptCounts, done: dict[Shard, ShardCounts], failed: list[str], bar: tqdm
+def _merge(
+    futures: Mapping[Future, Shard],
+    cache: CachedCounts,
+    done: dict[Shard, ShardCounts],
+    errors: list[str],
+    bar: tqdm,
 ) -> None:
-    for future in as_completed(asked):
-        shard = asked[future]
+    """Adds finished counts to ``done`` and to the cache, and the messages of failed shards to ``errors``."""
+    for future in as_completed(futures):
+        shard = futures[future]
         try:
             done[shard] = future.result()
         except ValueError as error:
-            failed.append(str(error))
+            errors.append(str(error))
         except BrokenExecutor:
-            failed.append(f"{shard.url}: a process died, often for want of memory; use fewer workers.")
-        except Exception as error:  # whatever a worker met must not cost the other shards their counts
-            failed.append(f"{shard.url}: {error!r}")
+            errors.append(f"{shard.url}: a worker process died, often because memory ran out: use fewer workers.")
+        except Exception as error:  # any error of one worker must not discard the counts of other shards
+            errors.append(f"{shard.url}: {error!r}")
         else:
-            kept.write(shard, done[shard])
+            cache.write(shard, done[shard])
             bar.set_postfix(captions=f"{sum(counts.captions for counts in done.values()):,}")
             bar.update()
 
 
-def distinct(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCounts], dict[Shard, Shard]]:
-    """Shards of different captions in the order of their URLs, and the copies with the shard that each repeats."""
+def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCounts], dict[Shard, Shard]]:
+    """Counts of shards with different captions, sorted by URL, and each copy with the shard that it repeats."""
     first: dict[str, Shard] = {}
     copies: dict[Shard, Shard] = {}
     for shard in sorted(counts, key=lambda shard: shard.url):
@@ -117,8 +126,7 @@ def distinct(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCoun
 
 
 def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> None:
-    """Names and counts without a header, as ``.tsv``, ``.csv`` or ``.json``; whole or not at all."""
-
+    """Writes names and counts without a header as ``.tsv``, ``.csv`` or ``.json``, in one atomic write."""
     rows = list(zip(names, totals, strict=True))
     if path.suffix == ".json":
         _write_json(path, dict(rows))
@@ -127,22 +135,26 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts, and writes the totals and where they come from. ValueError for anything wrong with the input."""
+    """Counts all shards and writes the totals and their provenance. ValueError if an option or file is invalid."""
     output = Path(options.output)
     if output.suffix not in (".tsv", ".csv", ".json"):
         raise ValueError(f"--output {output} must end in .tsv, .csv or .json.")
     if options.workers < 1:
-        raise ValueError(f"--workers {options.workers}: give one or more.")
+        raise ValueError(f"--workers {options.workers}: must be an integer >= 1.")
     if options.scheduler and options.engine != "dask":
         raise ValueError("--scheduler needs --engine dask.")
     check_writable(output)
     names = read_names(options.names)
-    question = Question(options.column, patterns(names), len(names))
+    if output.suffix == ".tsv":
+        check_tsv_cells(names)
+    query = CountQuery(options.column, patterns(names), len(names))
     shards = list_shards(options.shards, _storage(options.storage))
-    kept = KeptCounts(output.with_name(f"{output.name}.shards"), question)
-    engines = {"processes": lambda: processes(min(options.workers, len(shards))),
-               "dask": lambda: dask(options.workers, options.scheduler)}  # fmt: skip
-    counts, copies = distinct(count_shards(shards, question, kept, engines[options.engine]))
+    cache = CachedCounts(output.with_name(f"{output.name}.shards"), query)
+    engines = {
+        "processes": lambda: processes(min(options.workers, len(shards))),
+        "dask": lambda: dask(options.workers, options.scheduler),
+    }
+    counts, copies = deduplicate(count_shards(shards, query, cache, engines[options.engine]))
     for copy, original in copies.items():
         print(f"{copy.url} repeats {original.url}: counted once.")
     totals = [sum(column) for column in zip(*(shard.counts for shard in counts.values()), strict=True)]
@@ -150,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
     captions = sum(shard.captions for shard in counts.values())
     _write_json(output.with_name(f"{output.name}.provenance.json"), {
         "captions": captions, "nulls": sum(shard.nulls for shard in counts.values()), "column": options.column,
-        "names": options.names, "forms_sha256": digest({"forms": question.forms}), "rules": CACHE_VERSION,
+        "names": options.names, "forms_sha256": digest({"forms": query.forms}), "rules": CACHE_VERSION,
         "shards": [shard.identity | {"captions": c.captions, "content": c.content} for shard, c in counts.items()],
         "copies": {copy.url: original.url for copy, original in copies.items()},
     })  # fmt: skip
@@ -171,9 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.count_captions", description=__doc__)
     parser.add_argument("shards", nargs="+", help="files, folders or patterns, local or URLs (s3://bucket/*.parquet)")
     parser.add_argument("--names", required=True, help="file of names and synonyms, or imagenet1k")
-    parser.add_argument("--column", default="caption", help="the captions' column (default: %(default)s)")
+    parser.add_argument("--column", default="caption", help="column of captions (default: %(default)s)")
     parser.add_argument("--output", required=True, help=".tsv, .csv or .json")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
     parser.add_argument("--engine", choices=("processes", "dask"), default="processes")
     parser.add_argument("--scheduler", help="address of a Dask scheduler, such as tcp://host:8786")
     parser.add_argument("--storage", default="{}", help="JSON options of the file system, such as '{\"anon\": true}'")
@@ -182,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, CannotWrite) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        sys.exit("Stopped. Finished shards are kept: the same command goes on from them.")
+        sys.exit("Interrupted. Finished shards are cached: run the same command to resume.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What runs the counting of shards: processes of this machine, or a Dask cluster.
+"""Executors that count shards: local processes or a Dask cluster.
 
-Either gives an ``Executor``, and a function that makes an argument of many calls known to the workers once.
+Each yields an ``Executor`` and a function that sends an argument shared by many calls to the workers once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Workers = tuple[Executor, Callable[[Any], Any]]
 
 @contextmanager
 def processes(workers: int) -> Iterator[Workers]:
-    """Processes of this machine, started afresh: forking one whose libraries run threads can hang."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+    """Local processes, spawned because forking a process that runs threads can hang."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_exit_with_parent) as pool:
         try:
             yield pool, lambda argument: argument
         except BaseException:
@@ -27,8 +27,8 @@ def processes(workers: int) -> Iterator[Workers]:
             raise
 
 
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed; it would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """Exits a worker when its parent is killed; otherwise it would wait for work forever."""
 
     def watch() -> None:
         parent_process().join()
@@ -39,15 +39,15 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
-    """The Dask cluster whose scheduler has the address, or one of ``workers`` processes on this machine.
+    """The Dask cluster at the address ``scheduler``, or a local one of ``workers`` processes.
 
-    The cluster's workers need this package installed, and must see the shards under the same names.
-    ValueError if Dask is not installed or the scheduler does not answer.
+    The workers of a cluster need this package installed and must see the shards under the same names.
+    ValueError if Dask is not installed or the scheduler does not respond.
     """
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError:
-        raise ValueError("The engine dask is not installed: pip install 'dask[distributed]'.") from None
+        raise ValueError("Dask is not installed: pip install 'dask[distributed]'.") from None
     if scheduler is None:
         local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         with local as cluster, Client(cluster) as client:
@@ -56,11 +56,11 @@ def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
     try:
         client = Client(scheduler)
     except (OSError, ValueError) as error:
-        raise ValueError(f"No Dask scheduler answers at {scheduler} ({error}).") from None
+        raise ValueError(f"No Dask scheduler responds at {scheduler} ({error}): check --scheduler.") from None
     with client:
         yield _workers(client)
 
 
 def _workers(client: Any) -> Workers:
-    # In a list, because Dask would send the elements of a tuple one by one.
+    # In a list, because Dask would send the elements of a tuple separately.
     return client.get_executor(pure=False), lambda argument: client.scatter([argument], broadcast=True)[0]

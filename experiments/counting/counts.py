@@ -1,6 +1,6 @@
-"""Files that say how often a corpus mentions each concept, and the buckets that follow.
+"""Files with the number of captions that mention each concept.
 
-``python -m experiments.counting.counts FILE`` prints where the counts come from and each bucket's size.
+``python -m experiments.counting.counts FILE`` prints the source of the counts and the size of each bucket.
 """
 
 from __future__ import annotations
@@ -9,53 +9,44 @@ import argparse
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.counting.frequency import bucket_by_rank, bucket_by_threshold
+from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
 from experiments.counting.rows import read_rows
 from experiments.naming import unique_names
 
 HEAD, TAIL = 1_000_000, 10_000  # mentions in LAION-2B (RNRI, Table 3)
 RANKS = (235, 509, 256)  # sizes of head, medium and tail of ImageNet-1k (RNRI, Table 3)
-
-_NAME_LABELS = ("name", "class", "class_name", "concept", "label", "wnid", "index")
-_COUNT_LABELS = ("count", "counts", "frequency", "freq", "mentions")
+COUNT_HEADERS = ("count", "counts", "frequency", "freq", "mentions")
 
 
 @dataclass(frozen=True)
 class CountTable:
-    """Counts and where they come from.
+    """Counts and their source.
 
     Attributes:
-        counts: mentions by name (or class index, or WordNet id) in canonical form, in the file's order.
-        path: the file as it was named.
+        counts: mentions by name (or class index, or WordNet id) in normalized form, in the order of the file.
+        path: the file as it was given.
         sha256: of the file's bytes.
-        columns: names of the two columns read; positions (``1``, ``2``) where the file has no header.
     """
 
     counts: dict[str, int]
     path: str
     sha256: str
-    columns: tuple[str, str]
 
 
-def read_count_table(path: str | Path, name: str | None = None, count: str | None = None) -> CountTable:
-    """Reads names and counts from ``.tsv``, ``.csv`` or ``.json``.
+def read_count_table(path: str | Path) -> CountTable:
+    """Reads names and counts.
 
-    Tables have two columns, or a header that holds the columns ``name`` and ``count``; a header of usual labels
-    (name, class, concept, ...; count, frequency, ...) is found without them. JSON is an object of counts, an object
-    of objects that hold ``count``, or a list of objects that hold both.
-
-    Args:
-        path: the file; its ending says its format.
-        name: label of the column of names or indices.
-        count: label of the column of counts.
+    A ``.csv`` or ``.tsv`` file has two columns, name and count, with or without a header ``name,count``. A ``.json``
+    file is an object that maps names to counts.
 
     Raises:
-        ValueError: file or column missing, unknown ending, a count that is no whole number or negative, a name twice.
+        ValueError: the file is missing, has another suffix or layout, a count that is not an integer >= 0, or a
+            repeated name.
     """
     path = Path(path)
     readers = {".tsv": _read_table, ".csv": _read_table, ".json": _read_json}
@@ -63,91 +54,49 @@ def read_count_table(path: str | Path, name: str | None = None, count: str | Non
         raise ValueError(f"{path} ends in {path.suffix!r}: counts are read from .json, .csv or .tsv files.")
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name a .json, .csv or .tsv file of names and counts.")
+    rows = readers[path.suffix.lower()](path)
+    if not rows:
+        raise ValueError(f"{path} contains no counts: it must have a name and a count in each row.")
+    names = unique_names((name for name, _ in rows), str(path), "keep one count per name, or use class indices")
+    counts = {name: _count(path, name, value) for name, (_, value) in zip(names, rows, strict=True)}
+    return CountTable(counts, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise ValueError(f"{path} is not a table of names and counts: row {number} has {len(row)} cells, not 2.")
+    has_header = bool(rows) and rows[0][1].strip().lower() in COUNT_HEADERS
+    return rows[has_header:]
+
+
+def _read_json(path: Path) -> list[tuple[str, Any]]:
     try:
-        rows, columns = readers[path.suffix.lower()](path, name, count)
+        # Pairs instead of a dict, which would hide a repeated name.
+        rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
-    return CountTable(_checked(path, rows), str(path), hashlib.sha256(path.read_bytes()).hexdigest(), columns)
+    if not isinstance(rows, list) or not all(isinstance(row, tuple) for row in rows):
+        raise ValueError(f"{path} is not a table of names and counts: it must hold an object of counts by name.")
+    return rows
 
 
-def _read_table(path: Path, name: str | None, count: str | None) -> tuple[list[tuple[str, Any]], tuple[str, str]]:
-    rows = read_rows(path)
-    if not rows:
-        raise ValueError(f"{path} is empty: it must hold a name and a count in each row.")
-    header = [cell.strip() for cell in rows[0]]
-    if name is count is None and len(header) == 2 and header[1].isdecimal():
-        header = []  # a concept may be called by a usual label: index, label
-    name = name or _usual(header, _NAME_LABELS)
-    count = count or _usual(header, _COUNT_LABELS)
-    if name is None and count is None:
-        width = max(map(len, rows))
-        if width != 2 or min(map(len, rows)) != 2:
-            raise ValueError(f"{path} is not a table of names and counts (two columns): set name= and count=.")
-        return [(row[0], row[1]) for row in rows], ("1", "2")
-    at = [_position(path, header, label, field) for label, field in ((name, "name"), (count, "count"))]
-    if short := next((k for k, row in enumerate(rows, 1) if len(row) <= max(at)), None):
-        raise ValueError(f"{path} is not a table of names and counts (row {short} has {len(rows[short - 1])} cells).")
-    return [(row[at[0]], row[at[1]]) for row in rows[1:]], (header[at[0]], header[at[1]])
-
-
-def _usual(header: Sequence[str], labels: Iterable[str]) -> str | None:
-    return next((cell for label in labels for cell in header if cell.lower() == label), None)
-
-
-def _position(path: Path, header: Sequence[str], label: str | None, field: str) -> int:
-    if label not in header:
-        wanted = f"no column {label!r}" if label else f"no column of {field}s by a usual label"
-        raise ValueError(f"{path} has {wanted} (its columns: {', '.join(header)}): set {field}= to one of them.")
-    return header.index(label)
-
-
-def _read_json(path: Path, name: str | None, count: str | None) -> tuple[list[tuple[str, Any]], tuple[str, str]]:
-    # Objects become lists of pairs: a dict would hide a name that occurs twice.
-    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
-    if isinstance(content, _Pairs):
-        nested = any(isinstance(value, _Pairs) for _, value in content)
-        label = (count or "count") if nested else "value"
-        rows = [(key, _field(path, value, label) if nested else value) for key, value in content]
-        return rows, ("key", label)
-    if isinstance(content, list):
-        labels = (name or "name", count or "count")
-        return [(str(_field(path, row, labels[0])), _field(path, row, labels[1])) for row in content], labels
-    raise ValueError(f"{path} is not a table of names and counts: it must hold an object or a list of objects.")
-
-
-class _Pairs(list):
-    """A JSON object as its pairs, in order, repeated keys included."""
-
-
-def _field(path: Path, record: Any, label: str) -> Any:
-    fields = dict(record) if isinstance(record, _Pairs) else {}
-    if label not in fields:
-        raise ValueError(f"{path} has no field {label!r} in {record!r:.60}: set name= and count= to its labels.")
-    return fields[label]
-
-
-def _checked(path: Path, rows: Sequence[tuple[str, Any]]) -> dict[str, int]:
-    if not rows:
-        raise ValueError(f"{path} holds no counts: it must hold a name and a count in each row.")
-    names = unique_names((name for name, _ in rows), str(path), "keep one count a name, or use class indices as names")
-    return {name: _whole(path, name, value) for name, (_, value) in zip(names, rows, strict=True)}
-
-
-def _whole(path: Path, name: str, value: Any) -> int:
+def _count(path: Path, name: str, value: Any) -> int:
     try:
-        number = int(value)
-        whole = not isinstance(value, bool) and float(value) == number
+        count = int(value)
+        is_integer = not isinstance(value, bool) and float(value) == count
     except (ValueError, TypeError, OverflowError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is not a table of names and counts: {name!r} has the count {value!r}.")
-    if number < 0:
-        raise ValueError(f"{path} has the count {number} for {name!r}: a count is zero or more.")
-    return number
+        is_integer = False
+    if not is_integer:
+        raise ValueError(f"{path} is not a table of names and counts: {name!r} has the count {value!r:.60}.")
+    if count < 0:
+        raise ValueError(f"{path} has the count {count} for {name!r}: a count must be >= 0.")
+    return count
 
 
 def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
-    """How many concepts each bucket holds, zeros included."""
+    """Number of concepts in each bucket, zeros included."""
     sizes = Counter(buckets.values())
     return {bucket: sizes[bucket] for bucket in ("head", "medium", "tail")}
 
@@ -155,22 +104,19 @@ def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.counts", description=__doc__)
     parser.add_argument("file")
-    parser.add_argument("--name", help="label of the column of names")
-    parser.add_argument("--count", help="label of the column of counts")
     parser.add_argument("--head", type=int, default=HEAD, help="head: more mentions than this (default: %(default)s)")
     parser.add_argument("--tail", type=int, default=TAIL, help="tail: fewer mentions than this (default: %(default)s)")
-    parser.add_argument("--ranks", type=int, nargs=3, help="sizes by rank instead, such as 235 509 256")
+    parser.add_argument("--ranks", type=int, nargs=3, help="bucket sizes by rank instead, such as 235 509 256")
     options = parser.parse_args(arguments)
     try:
-        table = read_count_table(options.file, options.name, options.count)
-        buckets = (
-            bucket_by_rank(table.counts, tuple(options.ranks))
-            if options.ranks
-            else bucket_by_threshold(table.counts, options.head, options.tail)
-        )
+        table = read_count_table(options.file)
+        if options.ranks:
+            buckets = bucket_by_rank(table.counts, options.ranks)
+        else:
+            buckets = bucket_by_threshold(table.counts, options.head, options.tail)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    print(f"{table.path} (sha256 {table.sha256}), columns {table.columns[0]} and {table.columns[1]}")
+    print(f"{table.path} (sha256 {table.sha256})")
     print(", ".join(f"{bucket} {n:,}" for bucket, n in bucket_sizes(buckets).items()), f"of {len(buckets):,}")
 
 

@@ -1,35 +1,35 @@
-"""The classes of ImageNet-1k, and their counts from files that name them in one way or another."""
+"""Classes of ImageNet-1k by any of their names, and their counts from files."""
 
 from __future__ import annotations
 
 from functools import cache
 
 from experiments.counting.counts import CountTable
-from experiments.counting.frequency import normalize
+from experiments.counting.text import normalize
 from experiments.imagenet_classes import ImageNetClass, imagenet_classes
 
 __all__ = ["ImageNetClass", "imagenet_class", "imagenet_classes", "imagenet_counts"]
 
 
 def imagenet_class(name: str) -> ImageNetClass:
-    """The class that an index, a WordNet id, a name or a synonym names. ValueError if it fits none or several."""
+    """The class with this index, WordNet id, name or synonym. ValueError if there is none or several."""
     keys = _imagenet_keys()
-    found = keys.get(name) or keys.get(normalize(name), set())
-    if len(found) != 1:
-        fits = f"fits the classes {sorted(found)}" if found else "fits no class of ImageNet-1k"
-        raise ValueError(f"{name!r} {fits}: use class indices or WordNet ids.")
-    return imagenet_classes()[next(iter(found))]
+    indices = keys.get(name) or keys.get(normalize(name), set())
+    if len(indices) != 1:
+        reason = f"names the classes {sorted(indices)}" if indices else "is not a class of ImageNet-1k"
+        raise ValueError(f"{name!r} {reason}: use class indices or WordNet ids.")
+    return imagenet_classes()[next(iter(indices))]
 
 
 def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[int, int]:
-    """Counts by class index, for files that name the classes in one of four ways.
+    """Counts by class index.
 
     Args:
-        table: its names are class indices, WordNet ids, or names that each fit one class or one of its synonyms.
+        table: its names are class indices, WordNet ids, or names or synonyms that belong to one class.
         rows_are_indices: ignore the names; the 1,000 rows are in the order of the class indices.
 
     Raises:
-        ValueError: a name fits no class or several, a class has two counts, or rows are not 1,000.
+        ValueError: a name belongs to no class or to several, a class has two counts, or there are not 1,000 rows.
     """
     classes = imagenet_classes()
     if rows_are_indices:
@@ -39,18 +39,18 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
     counts: dict[int, int] = {}
     for name, count in table.counts.items():
         try:
-            found = imagenet_class(name)
+            matched = imagenet_class(name)
         except ValueError as error:
-            raise ValueError(f"{table.path}: {str(error)[:-1]}, or rows in the classes' order.") from None
-        if found.index in counts:
-            raise ValueError(f"{table.path} has two counts for class {found.index} ({found.name}): keep one.")
-        counts[found.index] = count
+            raise ValueError(f"{table.path}: {str(error)[:-1]}, or rows in the order of the class indices.") from None
+        if matched.index in counts:
+            raise ValueError(f"{table.path} has two counts for class {matched.index} ({matched.name}): keep one.")
+        counts[matched.index] = count
     return counts
 
 
 @cache
 def _imagenet_keys() -> dict[str, set[int]]:
-    """Classes by index, WordNet id and unique name; then, normalized, by first name; then by other synonyms."""
+    """Class indices by index, WordNet id and unique name, else by normalized first name, else by other synonyms."""
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}
     for c in classes:

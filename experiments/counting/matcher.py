@@ -1,8 +1,8 @@
-"""Mentions of many names in many captions at once; ``experiments.counting.frequency`` says what a mention is.
+"""Counts mentions of many names in batches of captions; ``experiments.counting.frequency`` defines a mention.
 
-Most words of captions occur in no name. A batch is joined into one text, whose words a table of hashes sorts out
-without a loop in Python; one Aho-Corasick automaton for all names then reads the few words that remain. The hashes
-may let other words through but never drop one of a mention, so the counts are exact.
+Most words of captions occur in no name. A batch is joined into one string, whose words are filtered by a hash table
+without a Python loop; then one Aho-Corasick automaton for all names reads the few remaining words. Hash collisions let
+extra words through but never drop a word of a mention, so the counts are exact.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from experiments.counting.frequency import mentions, normalize
+from experiments.counting.frequency import mentions
+from experiments.counting.text import normalize
 
-# One form and the concepts (by position) that it is a mention of.
+# Each form with the indices of the concepts that it mentions.
 Patterns = tuple[tuple[str, tuple[int, ...]], ...]
 
 _SPACE, _BREAK = ord(" "), ord("\n")
-_SINGLE, _FOLLOWED, _PRECEDED = 1, 2, 4  # a word's places in the forms: alone, before another word, after one
+_SINGLE, _FOLLOWED, _PRECEDED = 1, 2, 4  # role of a word in a form: the only one, before another, after another
 
-_AT_ONCE = 4096  # captions, whose arrays stay in the processor's caches
+_CHUNK_SIZE = 4096  # captions whose arrays fit in the processor's caches
 
-# Bytes of ASCII text, normalized; bytes of longer UTF-8 characters as they are.
+# Normalizes ASCII bytes and leaves the bytes of longer UTF-8 characters unchanged.
 _LOWER = bytes(ord(chr(k).lower()) if chr(k).isalnum() else _SPACE for k in range(128)) + bytes(range(128, 256))
-# The first n bytes of eight, n from 0 to 8, in little-endian order.
+# Masks of the first n of eight bytes, n from 0 to 8, in little-endian order.
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], "<u8")
-_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], "<u8")
+_HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], "<u8")
 
 
 def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
-    """All forms of all names, in the shape that ``BatchCounter`` takes; concepts are numbered in their order."""
+    """All forms of all names, as ``BatchCounter`` takes them; concepts are numbered in their order."""
     index = {name: k for k, name in enumerate(names)}
     return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
 
@@ -45,7 +46,7 @@ class _Words:
     """The words of a batch.
 
     Attributes:
-        text: ``uint8 [T]``, normalized UTF-8 with spaces around words and eight spare bytes at the end.
+        text: ``uint8 [T]``, normalized UTF-8 with spaces around words and eight padding bytes at the end.
         starts, ends: ``int64 [W]``, where each word begins and ends.
         captions: ``int64 [N]``, where each caption begins.
     """
@@ -56,12 +57,13 @@ class _Words:
     captions: np.ndarray
 
     def keys(self) -> np.ndarray:
-        """``uint64 [W]``: a word's length and its first eight bytes, mixed."""
+        """``uint64 [W]``: hash of each word's length and first eight bytes."""
         aligned = self.text.view("<u8")
-        at, shift = self.starts >> 3, ((self.starts & 7) << 3).view("<u8")
+        index = self.starts >> 3
+        shift = ((self.starts & 7) << 3).view("<u8")
         lengths = self.ends - self.starts
-        first = aligned.take(at) >> shift | aligned.take(at + 1) << (64 - shift)  # a shift by 64 gives 0 in NumPy
-        return (first & _MASKS.take(lengths, mode="clip")) + lengths.view("<u8") * _ODD[0]
+        first = aligned.take(index) >> shift | aligned.take(index + 1) << (64 - shift)  # a shift by 64 gives 0 in NumPy
+        return (first & _MASKS.take(lengths, mode="clip")) + lengths.view("<u8") * _HASH_MULTIPLIERS[0]
 
 
 def _find_words(text: bytes, captions: np.ndarray) -> _Words:
@@ -73,30 +75,32 @@ def _find_words(text: bytes, captions: np.ndarray) -> _Words:
 
 
 def read_words(captions: pa.StringArray) -> _Words:
-    """The normalized words of captions without nulls."""
-    whole = pa.LargeListArray.from_arrays(pa.array([0, len(captions)], pa.int64()), captions)
-    text = b" " + pc.binary_join(whole, " ")[0].as_buffer().to_pybytes().translate(_LOWER) + b" "
+    """Normalized words of captions without nulls."""
+    joined = pa.LargeListArray.from_arrays(pa.array([0, len(captions)], pa.int64()), captions)
+    text = b" " + pc.binary_join(joined, " ")[0].as_buffer().to_pybytes().translate(_LOWER) + b" "
     sizes = pc.binary_length(captions).to_numpy(zero_copy_only=False).astype(np.int64) + 1
     return _find_words(*_fold(text, np.cumsum(sizes) - sizes + 1))
 
 
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Normalizes the words that are not in ASCII, and moves the starts of the captions as the text grows or shrinks.
+    """Normalizes words that are not ASCII, and shifts the starts of the captions as the text grows or shrinks.
 
-    Spaces stand for ASCII characters that are neither letters nor digits. No normal form joins those with a
-    neighbor into a letter or digit, and marks fall that follow them, so words can be normalized one by one.
+    ASCII characters that are neither letters nor digits are already spaces. No normal form joins them with a neighbor
+    into a letter or digit, and marks that follow them are dropped, so words can be normalized one by one.
     """
-    pieces, bounds, grown, at = [], [], [0], 0
-    for foreign in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # first bytes of characters
-        if foreign >= at:
-            start, end = text.rfind(b" ", at, foreign) + 1, text.index(b" ", foreign)
+    pieces, bounds, growth = [], [], [0]
+    done = 0
+    for first in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # first bytes of characters
+        if first >= done:
+            start = text.rfind(b" ", done, first) + 1
+            end = text.index(b" ", first)
             word = _fold_word(text[start:end])
-            pieces += text[at:start], word
+            pieces += text[done:start], word
             bounds.append(end)
-            grown.append(len(word) - (end - start))
-            at = end
-    moved = captions + np.cumsum(grown)[np.searchsorted(bounds, captions)]
-    return b"".join([*pieces, text[at:]]), moved
+            growth.append(len(word) - (end - start))
+            done = end
+    shifted = captions + np.cumsum(growth)[np.searchsorted(bounds, captions)]
+    return b"".join([*pieces, text[done:]]), shifted
 
 
 @lru_cache(maxsize=1 << 16)
@@ -105,20 +109,20 @@ def _fold_word(word: bytes) -> bytes:
 
 
 class BatchCounter:
-    """Counts captions that mention concepts, each caption once a concept.
+    """Counts captions that mention concepts, each caption once per concept.
 
     Args:
-        forms: what is searched for, and whose mention it is; from ``patterns``.
-        concepts: how many concepts there are.
+        forms: forms to search for with their concepts, from ``patterns``.
+        concepts: number of concepts.
     """
 
     def __init__(self, forms: Patterns, concepts: int) -> None:
         self.concepts = concepts
         self._owners = np.array([owner for _, owners in forms for owner in owners], np.int64)
-        self._owned = np.array([len(owners) for _, owners in forms], np.int64)
+        self._owner_counts = np.array([len(owners) for _, owners in forms], np.int64)
         self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         for k, (form, _) in enumerate(forms):
-            # The automaton reads characters: one for each byte of UTF-8, so that positions are those of bytes.
+            # The automaton reads characters, here one per UTF-8 byte, so that its positions are byte positions.
             self._automaton.add_word(form.encode().decode("latin-1"), k)
         self._automaton.make_automaton()
         self._tabulate([form for form, _ in forms])
@@ -128,68 +132,70 @@ class BatchCounter:
         words = _find_words("".join(forms).encode(), np.cumsum(sizes) - sizes)
         keys, form = words.keys(), np.searchsorted(words.captions, words.starts, "right")
         linked = form[1:] == form[:-1]
-        before, after = np.append(linked, False), np.insert(linked, 0, False)
-        # Sixty-four cells a word let one or two other words in a hundred through.
+        before = np.append(linked, False)
+        after = np.insert(linked, 0, False)
+        # With 64 cells per word, 1 to 2 % of other words pass.
         self._shift = np.uint64(64 - max(12, (64 * len(keys)).bit_length()))
         size = 1 << (64 - int(self._shift))
-        self._places, self._pairs = np.zeros(size, np.uint8), np.zeros(size, bool)
-        for place, chosen in ((_SINGLE, ~before & ~after), (_FOLLOWED, before), (_PRECEDED, after)):
-            self._places[self._cells(keys[chosen])] |= place
+        self._roles = np.zeros(size, np.uint8)
+        self._pairs = np.zeros(size, bool)
+        for role, selected in ((_SINGLE, ~before & ~after), (_FOLLOWED, before), (_PRECEDED, after)):
+            self._roles[self._cells(keys[selected])] |= role
         self._pairs[self._pair_cells(keys, np.flatnonzero(linked))] = True
 
     def _cells(self, keys: np.ndarray) -> np.ndarray:
-        return (keys * _ODD[1] >> self._shift).view(np.int64)
+        return (keys * _HASH_MULTIPLIERS[1] >> self._shift).view(np.int64)
 
     def _pair_cells(self, keys: np.ndarray, first: np.ndarray) -> np.ndarray:
-        return self._cells(keys[first] * _ODD[2] + keys[first + 1])
+        return self._cells(keys[first] * _HASH_MULTIPLIERS[2] + keys[first + 1])
 
     def count(self, captions: pa.StringArray) -> np.ndarray:
-        """``int64 [concepts]``: how many of the captions (text, no nulls) mention each concept."""
+        """Number of captions (strings, no nulls) that mention each concept, ``int64 [concepts]``."""
         counts = np.zeros(self.concepts, np.int64)
-        for start in range(0, len(captions), _AT_ONCE):
-            counts += self._count(captions[start : start + _AT_ONCE])
+        for start in range(0, len(captions), _CHUNK_SIZE):
+            counts += self._count(captions[start : start + _CHUNK_SIZE])
         return counts
 
     def _count(self, captions: pa.StringArray) -> np.ndarray:
         words = read_words(captions)
-        kept = np.flatnonzero(self._may_match(words.keys()))
-        caption = np.searchsorted(words.captions, words.starts[kept], "right")
-        text, ends = _excerpt(words, kept, caption)
-        found = np.fromiter(chain.from_iterable(self._automaton.iter(text)), np.int64).reshape(-1, 2)
-        return self._tally(caption[np.searchsorted(ends, found[:, 0])], found[:, 1])
+        index = np.flatnonzero(self._may_match(words.keys()))
+        caption = np.searchsorted(words.captions, words.starts[index], "right")
+        text, ends = _excerpt(words, index, caption)
+        matches = np.fromiter(chain.from_iterable(self._automaton.iter(text)), np.int64).reshape(-1, 2)
+        return self._tally(caption[np.searchsorted(ends, matches[:, 0])], matches[:, 1])
 
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
-        """``bool [W]``: words that are a form, or a part of one beside its neighbor in the form."""
-        places = self._places.take(self._cells(keys))
-        keep = places & _SINGLE != 0
-        pairs = np.flatnonzero((places[:-1] & _FOLLOWED != 0) & (places[1:] & _PRECEDED != 0))
+        """``bool [W]``: words that are a form, or part of one next to its neighbor in the form."""
+        roles = self._roles.take(self._cells(keys))
+        keep = roles & _SINGLE != 0
+        pairs = np.flatnonzero((roles[:-1] & _FOLLOWED != 0) & (roles[1:] & _PRECEDED != 0))
         pairs = pairs[self._pairs[self._pair_cells(keys, pairs)]]
         keep[pairs] = keep[pairs + 1] = True
         return keep
 
     def _tally(self, caption: np.ndarray, form: np.ndarray) -> np.ndarray:
-        """Distinct pairs of caption and concept, by concept."""
-        many = self._owned[form]
-        first = (np.cumsum(self._owned) - self._owned)[form]
-        owner = self._owners[np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())]
-        found = np.unique(np.repeat(caption, many) * self.concepts + owner)
-        return np.bincount(found % self.concepts, minlength=self.concepts)
+        """Number of distinct (caption, concept) pairs per concept, ``int64 [concepts]``."""
+        repeats = self._owner_counts[form]
+        first = (np.cumsum(self._owner_counts) - self._owner_counts)[form]
+        owner = self._owners[np.repeat(first - np.cumsum(repeats) + repeats, repeats) + np.arange(repeats.sum())]
+        pairs = np.unique(np.repeat(caption, repeats) * self.concepts + owner)
+        return np.bincount(pairs % self.concepts, minlength=self.concepts)
 
 
 def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray) -> dict[str, int]:
-    """How many of the captions (no nulls) mention each concept by one of its names, zeros included."""
+    """Number of captions (no nulls) that mention each concept by one of its names, zeros included."""
     return dict(zip(names, BatchCounter(patterns(names), len(names)).count(captions).tolist(), strict=True))
 
 
-def _excerpt(words: _Words, kept: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
-    """The kept words as text, and where each ends: a space around each, a line break between words not neighbors."""
-    if not len(kept):
-        return "", kept
-    lengths = words.ends[kept] - words.starts[kept] + 1
-    apart = np.append((np.diff(kept) != 1) | (np.diff(caption) != 0), True)
+def _excerpt(words: _Words, index: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
+    """Words at ``index`` as one string, and where each ends; a line break separates words that are not neighbors."""
+    if not len(index):
+        return "", index
+    lengths = words.ends[index] - words.starts[index] + 1
+    apart = np.append((np.diff(index) != 1) | (np.diff(caption) != 0), True)
     sizes = lengths + 2 * apart
     begins = np.cumsum(sizes) - sizes
-    text = words.text[np.arange(sizes.sum()) + np.repeat(words.starts[kept] - begins, sizes)]
+    text = words.text[np.arange(sizes.sum()) + np.repeat(words.starts[index] - begins, sizes)]
     ends = begins + lengths - 1
     text[ends] = text[ends[apart] + 2] = _SPACE
     text[ends[apart] + 1] = _BREAK

@@ -1,9 +1,8 @@
-"""Files of names to search captions for, with their synonyms."""
+"""Files of names to count in captions, with their synonyms."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.counting.imagenet_counts import imagenet_classes
@@ -14,30 +13,29 @@ IMAGENET = "imagenet1k"
 
 
 def read_names(source: str) -> dict[str, tuple[str, ...]]:
-    """What each concept is called: its name and its synonyms, in the order of the file.
+    """Name and synonyms of each concept, in the order of the file.
 
     Args:
-        source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or a file: ``.txt`` or
-            ``.tsv`` (a concept a line: its name, then synonyms, parted by tabs; quotation marks are signs like
-            others), ``.csv`` (parted by commas) or ``.json`` (a list of names, or an object of lists of synonyms by
-            name).
+        source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or a file. A ``.txt``,
+            ``.tsv`` or ``.csv`` file has one concept per line: its name, then synonyms, separated by tabs (``.csv``:
+            commas). A ``.json`` file is an object that maps names to lists of synonyms.
 
     Raises:
-        ValueError: file missing, of unknown ending or form, without names, or with a name twice
-            (names are compared, and given back, in canonical form).
+        ValueError: the file is missing, empty, of another suffix or layout, or repeats a name. Names are compared and
+            returned in normalized form.
     """
     if source == IMAGENET:
         return {c.name: c.synonyms for c in imagenet_classes()}
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".tsv", ".csv", ".json"):
-        raise ValueError(f"{path} is no file of names: give a .txt, .tsv, .csv or .json file, or {IMAGENET}.")
+        raise ValueError(f"{path} is not a file of names: give a .txt, .tsv, .csv or .json file, or {IMAGENET}.")
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a file of names, or {IMAGENET}.")
-    try:
-        rows = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as names ({error}).") from None
-    return _checked(path, rows)
+    rows = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
+    names = unique_names((row[0] for row in rows), str(path), "put all its synonyms on one line")
+    if not names:
+        raise ValueError(f"{path} contains no names: give one concept per line.")
+    return {name: tuple(dict.fromkeys(map(normalize_name, row))) for name, row in zip(names, rows, strict=True)}
 
 
 def _read_lines(path: Path) -> list[list[str]]:
@@ -46,22 +44,16 @@ def _read_lines(path: Path) -> list[list[str]]:
 
 
 def _read_json(path: Path) -> list[list[str]]:
-    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
-    if not isinstance(content, list):
-        raise ValueError(f"{path} must hold a list of names, or an object of lists of synonyms by name.")
-    return [[entry] if isinstance(entry, str) else _row(path, entry) for entry in content]
-
-
-def _row(path: Path, entry: object) -> list[str]:
-    match entry:
-        case (str(name), [*synonyms]) if all(isinstance(synonym, str) for synonym in synonyms):
-            return [name, *synonyms]
-        case _:
-            raise ValueError(f"{path} holds {entry!r:.60}: give each name a list of synonyms, [] for none.")
-
-
-def _checked(path: Path, rows: Sequence[list[str]]) -> dict[str, tuple[str, ...]]:
-    names = unique_names((row[0] for row in rows), str(path), "put all its synonyms on one line")
-    if not names:
-        raise ValueError(f"{path} holds no names.")
-    return {name: tuple(dict.fromkeys(map(normalize_name, row))) for name, row in zip(names, rows, strict=True)}
+    try:
+        # Pairs instead of a dict, which would hide a repeated name.
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as names ({error}): save it as JSON in UTF-8.") from None
+    rows = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        match entry:
+            case (str(name), [*synonyms]) if all(isinstance(synonym, str) for synonym in synonyms):
+                rows.append([name, *synonyms])
+            case _:
+                raise ValueError(f"{path} contains {entry!r:.60}: map each name to a list of synonyms, [] for none.")
+    return rows

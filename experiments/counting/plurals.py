@@ -1,160 +1,119 @@
-"""A name in singular and plural.
+"""Singular and plural forms of concept names: ``inflect``, with a table of exceptions.
 
-The head noun changes: the last word, or the one before a preposition (house of cards, mother-in-law). A singular is
-searched for in the plural too, regular and irregular (Dobermans, Dobermen); a plural in the singular, and in that
-singular's other plurals. A word in -s counts as a plural unless it ends in -ss, -us or -is, is one of the singulars
-listed here (lens, gas), or has no singular of the same meaning (scissors, species). Latin letters alone have plurals.
+The head noun is inflected: the last word, and the word before a preposition (house of cards, mother-in-law). A name in
+the singular gets its plurals, regular and irregular (Dobermans, Dobermen). A name in the plural gets its singular and
+the other plurals of that singular (cacti: cactus, cactuses). An unusual extra form does no harm, because captions do
+not contain it; the exceptions are words for which ``inflect`` misses a form, or whose wrong form is another word
+(news, new).
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import cache
-from importlib.util import find_spec
-from unittest.mock import patch
 
-from experiments.counting.text import compatible
+from experiments.counting.text import nfkc
 
 
-def _listed(words: str) -> frozenset[str]:
-    return frozenset(words.split())
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-_LINKS = _listed("de des du for from of with without")  # after a head noun
-_PREPOSITIONS = _LINKS | _listed("at by in off on out over to under up")  # or inside another word: pick up truck
-_PRONOUNS = _listed(
-    "he her hers herself him himself his i it its itself me my myself our ours she their theirs them they this that "
-    "these those us we who whom whose you your yours"
-)
+_PREPOSITIONS = _words("at by de des du for from in of off on out over to under up with without")
 
-# Singulars in -s other than those in -ss, -us and -is.
-_SINGULAR = _listed(
+# Words without another number, or whose other number means something else.
+_INVARIABLE = _words(
     """
-    adidas alias ananas arkansas atlas bias camas canvas caracas christmas cutlas dallas das douglas eyas gas gras
-    gulyas honduras judas kansas las lucas madras mas midas nicolas pancreas patas sassafras teargas texas thomas
-    vegas xmas
-    asbestos barbados bathos benthos calvados carlos chaos cos cosmos eros ethos extrados hommos kudos lagos laos los
-    pathos pharos pothos reredos rhinoceros rooibos thermos
-    achilles andes angeles ares aries athens brussels caries cerastes charles cheops cyclops dickens hercules hermes
-    jacques jakes james jones leeds lens mars mercedes moses naples orleans philips pisces protoceratops
-    pyrites rhodes sauternes schnapps starbucks streptomyces tagetes triceratops ulysses versailles wales yes
+    acoustics aerobics athletics corps crossroads economics electronics ethics genetics gymnastics headquarters
+    mathematics means news optics physics politics robotics series species suds thanks
+    bellows binoculars boxers breeches briefs britches clothes dungarees eyeglasses jeans knickers leggings molasses
+    overalls pajamas pants pincers pliers pyjamas rabies scissors shears shorts slacks spectacles sunglasses tights
+    tongs trousers tweezers underpants
     """
 )
-# Words of one number, or whose singular is another thing.
-_ONE_NUMBER = _listed(
-    """
-    acoustics acrobatics aerobics athletics economics electronics ethics genetics gymnastics linguistics logistics
-    mathematics obstetrics optics physics politics robotics
-    alms barracks bellows biceps corps crossroads diabetes doldrums eaves feces forceps gallows gramps headquarters
-    herpes innings lazybones longlegs means measles mews molasses mumps news pampas pyrenees quadriceps rabies
-    rollmops sapiens sawbones shambles siemens suds thanks triceps yellowlegs
-    bedclothes binoculars bloomers breeches briefs britches clothes eyeglasses jammies jeans jodhpurs knickerbockers
-    knickers nightclothes overalls pajamas pants pincers pliers pyjamas scissors secateurs shears shorts slacks
-    spectacles sunglasses sweatpants tights tongs trousers tweezers underclothes underpants undies
-    arctos carcharias fulgens interpres latrans mactans nigripes troglodytes vulpes
-    """
-)
-# Names whose last word is a plain plural after other words: wine glasses, lamp shades, tree trunks, candy bars.
-_ONE_NUMBER_NAMES = frozenset(
+# The same for whole names only: the plural of wine glass is wine glasses, but glasses are not a glass.
+_INVARIABLE_NAMES = frozenset(
     ("arms", "bars", "bathing trunks", "dark glasses", "field glasses", "glasses", "opera glasses", "parallel bars",
      "reading glasses", "safety glasses", "shades", "swimming trunks", "trunks")
 )  # fmt: skip
 
-# Plurals in -us and -is.
-_PLURAL_US = _listed(
-    "bantus bayous bijous caribous coypus emus gnus gurus haikus hindus kudus kudzus manitous marabous menus muumuus "
-    "sudokus tofus tutus tzus zebus zulus"
+# Singulars that look like plurals, and without the ending like another word.
+_SINGULAR = _words(
+    """
+    alias ananas atlas bias canvas cerastes chaos charles christmas cosmos dallas gas gps gras hercules james jones lens
+    mars mercedes moses patas pharos rhinoceros texas thermos triceratops wales yes
+    carmen cyclamen omen ramen semen specimen yemen
+    """
 )
-_PLURAL_IS = _listed(
-    "alibis alkalis audis bengalis bonsais broccolis cannolis chilis chillis coatis corgis ferraris iraqis israelis "
-    "kepis kiwis kois lamborghinis leis maseratis maxis midis okapis origamis pakistanis pierogis rabbis raviolis "
-    "safaris salamis samurais saris somalis taxis tipis tsunamis wadis wapitis yetis yogis"
+# Plurals in -us and -is; other words with these endings are singular.
+_PLURAL = _words(
+    """
+    bayous caribous emus gnus gurus menus tutus zebus
+    alibis bikinis bonsais chilis corgis emojis kimonos kiwis martinis okapis rabbis safaris salamis samurais
+    skis spaghettis sushis taxis tipis tsunamis wapitis yetis zucchinis
+    """
 )
-_PLURAL_IS_ENDINGS = ("jis", "kis", "shis", "zis", "inis", "ettis", "ottis")  # emojis, sushis, bikinis, spaghettis
 
-# Plurals that inflect does not know, by their singular.
+# Plurals that replace those of inflect.
 _PLURALS = {
-    "automaton": "automata", "hoof": "hooves", "larva": "larvae", "octahedron": "octahedra", "paparazzo": "paparazzi",
-    "meatloaf": "meatloaves", "passerby": "passersby", "polyhedron": "polyhedra", "virtuoso": "virtuosi",
-    **{f"{stem}ch": f"{stem}chs" for stem in _listed("epo lo matriar monar nudibran oligar patriar")},
-    **{f"{stem}us": f"{stem}i" for stem in _listed("abac croc gladiol narciss octop papyr platyp thesaur")},
-}  # fmt: skip
-_ONLY_REGULAR = frozenset({"mine"})  # inflect: ours
-_ONLY_IRREGULAR = _listed(
-    "calf child die elf foot goose half knife life loaf man ox self shelf thief tooth wife wolf woman"
+    "automaton": ("automatons", "automata"),
+    "child": ("children",),
+    "die": ("dice",),
+    "foot": ("feet",),
+    "hoof": ("hoofs", "hooves"),
+    "larva": ("larvas", "larvae"),
+    "man": ("men",),
+    "meatloaf": ("meatloafs", "meatloaves"),
+    "mine": ("mines",),
+    "passerby": ("passersby",),
+    "tooth": ("teeth",),
+    "woman": ("women",),
+    **{word: (f"{word}s",) for word in ("epoch", "monarch", "nudibranch", "patriarch")},
+    **{f"{stem}us": (f"{stem}uses", f"{stem}i") for stem in ("abac", "croc", "gladiol", "octop", "papyr", "platyp")},
+}
+# Singulars whose irregular plural is recognized in a name.
+_IRREGULAR = _words(
+    """
+    alumnus antenna aquarium axis bacterium beau bureau cactus cherub crisis criterion die fungus gateau genus goose
+    hippopotamus index larva louse matrix medium mouse nucleus oasis ox passerby person phenomenon plateau radius
+    stimulus tableau vertex
+    """
 )
-_SINGULARS = {plural: (singular,) for singular, plural in _PLURALS.items()} | {
-    "axes": ("ax", "axe", "axis"), "bases": ("base", "basis"), "pickaxes": ("pickax", "pickaxe")
-}  # fmt: skip
-
-# Endings of irregular plurals and of their singulars.
-_IRREGULAR = (
-    ("men", "man"), ("mice", "mouse"), ("lice", "louse"), ("geese", "goose"), ("feet", "foot"), ("teeth", "tooth"),
-    ("children", "child"), ("people", "person"), ("oxen", "ox"), ("dice", "die"), ("i", "us"), ("i", "o"), ("ae", "a"),
-    ("ata", "a"), ("a", "um"), ("a", "on"), ("eaux", "eau"), ("im", ""), ("ices", "ex"), ("ices", "ix"),
-)  # fmt: skip
-_NOT_IRREGULAR = _listed(
-    "abdomen acumen albumen amen bitumen bremen carmen casanova catechumen cerumen cyclamen dolmen examen foramen "
-    "hymen lumen nova omen pavlova pumice ramen regimen rumen semen specimen stamen supernova turkmen yemen"
-)
+# Plurals of several singulars.
+_SINGULARS = {"axes": ("ax", "axe", "axis"), "bases": ("base", "basis"), "pickaxes": ("pickax", "pickaxe")}
 
 
 def number_variants(name: str) -> set[str]:
-    """The name in lower case, in singular and in plural as far as it has them; hyphens stay."""
-    name = compatible(name).strip()
+    """The name in lower case, with its head noun as written, in the singular and in the plural; hyphens stay."""
+    name = nfkc(name).strip()
     forms = {name.lower()}
-    if not forms & _ONE_NUMBER_NAMES:
-        for start, end in _heads(name):
-            forms |= {f"{name[:start]}{word}{name[end:]}".lower() for word in _forms(name[start:end])}
+    if name.lower() in _INVARIABLE_NAMES:
+        return forms
+    words = list(re.finditer(r"[^\W_](?:[\w'’]*[^\W_])?", name))
+    for head in _head_nouns(words):
+        for form in _other_forms(head[0]):
+            forms.add(f"{name[: head.start()]}{form}{name[head.end() :]}".lower())
     return forms
 
 
-def _heads(name: str) -> Iterator[tuple[int, int]]:
-    """Where the head noun begins and ends; two places where usage differs (jacks-in-the-box, jack-in-the-boxes)."""
-    words = list(re.finditer(r"\S+", name))
-    link = next((k for k, word in enumerate(words) if k and word[0].lower() in _PREPOSITIONS), 0)
-    heads = words[link - 1 : link] if link else []
-    if not link or words[link][0].lower() not in _LINKS:
-        heads += words[-1:]
-    for head in heads:
-        for part in _head_parts(head[0]):
-            yield head.start() + part.start(), head.start() + part.end()
+def _head_nouns(words: list[re.Match]) -> list[re.Match]:
+    """The last word, and the word before the first preposition."""
+    preposition = next((k for k, word in enumerate(words) if k and word[0].lower() in _PREPOSITIONS), 0)
+    return words[-1:] + (words[preposition - 1 : preposition] if preposition else [])
 
 
-def _head_parts(word: str) -> list[re.Match]:
-    parts = list(re.finditer(r"[^\W_](?:[\w'’]*[^\W_])?", word))
-    if not any(part[0].lower() in _PREPOSITIONS for part in parts[1:]):
-        return parts[-1:]
-    return [parts[0], parts[-1]]
-
-
-def _forms(head: str) -> set[str]:
-    """The other forms of a head noun."""
+def _other_forms(head: str) -> set[str]:
+    """Other forms of a head noun, in lower case."""
     word = head.lower()
-    acronym = len(head) <= 3 and head.isupper() and word.endswith("s")  # GPS
-    if acronym or word in _PRONOUNS or "'" in word or "’" in word or not _latin(word):
-        return set()
-    if word in _ONE_NUMBER or word.endswith(("series", "species")):
+    if word in _INVARIABLE or "'" in word or "’" in word:
         return set()
     singulars = _singulars(word)
-    return singulars.union(*map(_plurals, singulars)) if singulars else _plurals(word)
-
-
-def _latin(word: str) -> bool:
-    """Whether the last letter is one of the Latin alphabet's, marks aside."""
-    letters = [sign for sign in unicodedata.normalize("NFD", word) if not unicodedata.combining(sign)]
-    return "a" <= letters[-1] <= "z"
+    return singulars.union(*map(_plurals, singulars)) if singulars else set(_plurals(word))
 
 
 @cache
-def _engines():
-    # inflect has typeguard compile each of its functions anew on import, to check types that are right here: 3 s.
-    checks = patch("typeguard.typechecked", lambda function: function) if find_spec("typeguard") else nullcontext()
-    with checks:
-        import inflect
+def _inflect_engines():
+    import inflect  # takes seconds
 
     modern, classical = inflect.engine(), inflect.engine()
     classical.classical(all=True)
@@ -163,52 +122,34 @@ def _engines():
 
 @cache
 def _plurals(word: str) -> frozenset[str]:
-    """The plurals of a singular."""
-    if word in _ONLY_REGULAR:
-        return frozenset({f"{word}s"})
-    # Nations in -man are told by their capital: Germans, not Germen.
-    given = word.capitalize() if word.endswith("man") else word
-    modern, classical = (engine.plural_noun(given).lower() for engine in _engines())
-    if (modern == word and word.endswith("s")) or (re.search("[^e]ese$", word) and word != "diocese"):
-        return frozenset()
-    found = {modern, classical, _PLURALS.get(word, modern)} - {word, f"{word}s" if word.endswith("s") else word}
-    if word not in _ONLY_IRREGULAR and not (word.endswith("is") and modern == f"{word[:-2]}es"):
-        found.add(_regular(word))
-    return frozenset(found)
+    """Plurals of a singular."""
+    if word in _PLURALS:
+        return frozenset(_PLURALS[word])
+    # By their capital inflect knows nations: Germans, but firemen.
+    capitalized = word.capitalize() if word.endswith("man") else word
+    forms = {engine.plural_noun(capitalized).lower() for engine in _inflect_engines()}
+    return frozenset(forms | {_regular_plural(word)})
 
 
-def _regular(word: str) -> str:
+def _regular_plural(word: str) -> str:
     if re.search("(s|x|z|ch|sh)$", word):
         return f"{word}es"
     return f"{word[:-1]}ies" if re.search("[^aeiou]y$", word) else f"{word}s"
 
 
+@cache
+def _irregular_singulars() -> dict[str, tuple[str, ...]]:
+    return {plural: (word,) for word in (*_IRREGULAR, *_PLURALS) for plural in _plurals(word)} | _SINGULARS
+
+
 def _singulars(word: str) -> set[str]:
-    """The singulars of a plural; none of what is no plural."""
-    if word in _SINGULARS:
-        return set(_SINGULARS[word])
-    found = set() if word in _NOT_IRREGULAR else set(_irregular_singulars(word))
-    if found or not word.endswith("s") or not _is_plural(word):
-        return found
-    singular = _engines()[0].singular_noun(word) or word
-    found = {word[:-1] if word.endswith("valves") else singular}
+    """Singulars of a plural; empty for a word that is none."""
+    if word in _irregular_singulars():
+        return set(_irregular_singulars()[word])
+    if word in _SINGULAR or word.endswith("ss") or (word.endswith(("us", "is")) and word not in _PLURAL):
+        return set()
+    singular = _inflect_engines()[0].singular_noun(word) if word.endswith(("s", "men")) else False
+    singulars = {singular} if singular else set()
     if re.search("([^aeiou]i|[aeiou]ch)es$", word):  # cherry or cookie, peach or moustache
-        found.add(word[:-1])
-    return found - {word}
-
-
-def _irregular_singulars(word: str) -> Iterator[str]:
-    for plural, singular in _IRREGULAR:
-        if word.endswith(plural) and word.removesuffix(plural) + singular:
-            candidate = word.removesuffix(plural) + singular
-            if word in _plurals(candidate):
-                yield candidate
-
-
-def _is_plural(word: str) -> bool:
-    """Whether a word in -s, other than those of one number, is a plural."""
-    if word.endswith("us"):
-        return word in _PLURAL_US or word.endswith("eaus")
-    if word.endswith("is"):
-        return word in _PLURAL_IS or (word.endswith(_PLURAL_IS_ENDINGS) and word != "finis")
-    return not word.endswith("ss") and word not in _SINGULAR
+        singulars.add(word[:-1])
+    return singulars - {word}

@@ -1,59 +1,45 @@
-"""Rows of text files: ``.csv`` with quotation marks, ``.txt`` and ``.tsv`` as they stand."""
+"""Rows of text files: ``.csv`` with quotation marks, ``.txt`` and ``.tsv`` with tabs and no quoting."""
 
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_MARK = "#escaped"  # first cell of the first row of a .tsv of ours whose cells hold escapes
+_TABS = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """The cells of each row that is not empty, in UTF-8 with or without its mark of order.
+    """Cells of each non-empty row of a UTF-8 file, with or without a byte order mark.
 
-    In ``.csv`` commas part cells and quotation marks enclose them. In other files tabs do, and a quotation mark is a
-    sign like others; escapes (``\\t``, ``\\n``) are read only where ``write_rows`` says that it wrote them.
+    ``.csv`` separates cells by commas and may quote them. Other files separate them by tabs; there a quotation mark is
+    a character like any other.
 
     Raises:
-        ValueError: a quotation mark of ``.csv`` is not closed, text follows a closed one, or the file is not UTF-8.
+        ValueError: a quotation mark of ``.csv`` is not closed or text follows a closed one, or the file is not UTF-8.
     """
+    options = {"strict": True} if path.suffix.lower() == ".csv" else _TABS
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            if path.suffix.lower() == ".csv":
-                return [row for row in csv.reader(file, strict=True) if row]
-            rows = [line.split("\t") for line in re.split("\r\n|\r|\n", file.read()) if line]
+            return [row for row in csv.reader(file, **options) if row]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it so.") from None
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from None
     except csv.Error as error:
         raise ValueError(
-            f"{path} has a quotation mark that is not closed or stands inside a cell ({error}): "
+            f"{path} has a quotation mark that is not closed or is inside a cell ({error}): "
             "close it, double it inside a quoted cell, or save the file as .tsv."
         ) from None
-    if rows and rows[0] == [_MARK]:
-        return [[_unescaped(cell) for cell in row] for row in rows[1:]]
-    return rows
 
 
-def write_rows(path: Path, ending: str, rows: Iterable[Sequence[object]]) -> None:
-    """Writes what ``read_rows`` reads back from a file with that ending, whatever signs the cells hold."""
-    cells = [[str(cell) for cell in row] for row in rows]
+def check_tsv_cells(cells: Iterable[str]) -> None:
+    """ValueError if a cell contains a tab or line break, which ``.tsv`` cannot hold."""
+    for cell in cells:
+        if set(cell) & set("\t\n\r"):
+            raise ValueError(f"{cell!r} contains a tab or line break, which .tsv cannot hold: write .csv or .json.")
+
+
+def write_rows(path: Path, suffix: str, rows: Iterable[Sequence[object]]) -> None:
+    """Writes rows that ``read_rows`` reads back from a file with that suffix; see :func:`check_tsv_cells`."""
+    options = {"quoting": csv.QUOTE_NONNUMERIC} if suffix.lower() == ".csv" else _TABS
     with path.open("w", newline="", encoding="utf-8") as file:
-        if ending.lower() == ".csv":
-            # Python before 3.13 leaves a cell with a carriage return bare.
-            quoting = csv.QUOTE_ALL if any("\r" in cell for row in cells for cell in row) else csv.QUOTE_MINIMAL
-            csv.writer(file, lineterminator="\n", quoting=quoting).writerows(cells)
-            return
-        if any(sign in cell for row in cells for cell in row for sign in "\t\n\r") or cells[:1] == [[_MARK]]:
-            cells = [
-                [_MARK],
-                *([re.sub(r"[\\\t\n\r]", lambda m: _ESCAPES[m[0]], cell) for cell in row] for row in cells),
-            ]
-        file.writelines("\t".join(row) + "\n" for row in cells)
-
-
-def _unescaped(cell: str) -> str:
-    signs = {escape: sign for sign, escape in _ESCAPES.items()}
-    return re.sub(r"\\[\\tnr]", lambda m: signs[m[0]], cell)
+        csv.writer(file, lineterminator="\n", **options).writerows(rows)

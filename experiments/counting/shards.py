@@ -1,4 +1,4 @@
-"""Parquet shards of captions, local or remote, and the counts of one shard. Workers import this and no PyTorch."""
+"""Parquet shards of captions, local or remote, and the counts of one shard. It does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fsspec.core import url_to_fs
 
 from experiments.counting.matcher import BatchCounter, Patterns
 
-BATCH = 65_536  # captions read at once
+BATCH_SIZE = 65_536  # captions
 
-# Where file systems say that a file is another one than before.
-_VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
+# Fields in which file systems report the version of a file.
+_VERSION_FIELDS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Shard:
     """A Parquet file.
 
     Attributes:
-        url: with its protocol and whole path.
+        url: with protocol and full path.
         size: in bytes.
-        version: the file system's tag, or time of the last change.
-        storage: JSON object of options for the file system.
+        version: tag or modification time that the file system reports.
+        storage: JSON object of file system options.
     """
 
     url: str
@@ -43,19 +43,19 @@ class Shard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a kept count belongs to: another file under the same name has another identity."""
+        """Key of cached counts: a replaced file with the same name has another identity."""
         return {"url": self.url, "size": self.size, "version": self.version}
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What one shard holds.
+    """Counts of one shard.
 
     Attributes:
-        captions: how many there are, without nulls.
-        nulls: rows without a caption.
-        content: SHA-256 of the captions in their order; a copy of the shard has the same.
-        counts: captions that mention each concept, in the concepts' order.
+        captions: number of captions, nulls excluded.
+        nulls: number of rows without a caption.
+        content: SHA-256 of the captions in order; equal for a copy of the shard.
+        counts: number of captions that mention each concept.
     """
 
     captions: int
@@ -65,68 +65,66 @@ class ShardCounts:
 
 
 def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -> list[Shard]:
-    """The Parquet files that paths, URLs, folders or patterns (``*``) name, each once, in the order of their URLs.
+    """Parquet files matched by paths, URLs, folders or patterns (``*``), each once, sorted by URL.
 
     Args:
-        urls: anything that fsspec opens, such as ``shards/``, ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``.
-        storage: options for the file system, such as ``{"anon": True}`` for public S3 buckets.
+        urls: any that fsspec opens, such as ``shards/``, ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``.
+        storage: file system options, such as ``{"anon": True}`` for public S3 buckets.
 
     Raises:
-        ValueError: a URL names no Parquet file, or its file system's package is not installed.
+        ValueError: a URL matches no Parquet file, or the package of its file system is not installed.
     """
     shards: dict[str, Shard] = {}
     for url in urls:
-        found = list(_expand(url, dict(storage or {})))
-        if not found:
-            raise ValueError(f"{url} names no Parquet file: give files, folders of *.parquet, or patterns.")
-        shards |= {shard.url: shard for shard in found}
+        matches = list(_expand(url, dict(storage or {})))
+        if not matches:
+            raise ValueError(f"{url} matches no Parquet file: give files, folders of *.parquet, or patterns.")
+        shards |= {shard.url: shard for shard in matches}
     return [shards[url] for url in sorted(shards)]
 
 
 def _expand(url: str, storage: dict[str, Any]) -> Iterator[Shard]:
     try:
         system, path = url_to_fs(url if "://" in url else os.path.abspath(url), **storage)
-        if any(sign in path for sign in "*?[") and not system.exists(path):
-            found = system.glob(path, detail=True)
-            infos = {name: info for name, info in found.items() if not _is_passed_over(name, path)}
+        if any(character in path for character in "*?[") and not system.exists(path):
+            infos = system.glob(path, detail=True)
+            names = [name for name in infos if not _is_hidden(name, path)]
         elif system.isdir(path):
-            found = system.find(path, detail=True)
-            infos = {
-                name: info
-                for name, info in found.items()
-                if name.endswith(".parquet") and not _is_passed_over(name, path.rstrip("/") + "/")
-            }
+            infos = system.find(path, detail=True)
+            pattern = path.rstrip("/") + "/"
+            names = [name for name in infos if name.endswith(".parquet") and not _is_hidden(name, pattern)]
         else:
             infos = {path: system.info(path)} if system.exists(path) else {}
-        infos = {name: _followed(name, info) for name, info in infos.items()}
+            names = list(infos)
+        infos = {name: _resolve_link(name, infos[name]) for name in names}
     except FileNotFoundError as error:
-        raise ValueError(f"{error.filename or url} is a link to nothing: mend or remove it.") from None
-    except Exception as error:  # every file system has its own
-        raise ValueError(f"{url} cannot be listed ({_line(error)}).") from None
+        raise ValueError(f"{error.filename or url} is a broken link: repair or remove it.") from None
+    except Exception as error:  # each file system has its own errors
+        raise ValueError(f"{url} cannot be listed ({_first_line(error)}): check the URL and --storage.") from None
     for name, info in infos.items():
         if info["type"] != "directory":
-            version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+            version = next((str(info[key]) for key in _VERSION_FIELDS if info.get(key)), "")
             yield Shard(system.unstrip_protocol(name), info["size"], version, json.dumps(storage, sort_keys=True))
 
 
-def _is_passed_over(name: str, asked: str) -> bool:
-    """Whether a file found below ``asked``, a folder or pattern, is hidden or temporary, as Spark and others name it.
+def _is_hidden(name: str, pattern: str) -> bool:
+    """True if a file matched by ``pattern`` (or a folder ending in ``/``) is hidden or temporary, as Spark names files.
 
-    That is where a part of its path that ``asked`` does not itself name begins with ``.`` or ``_``; Hive's partitions
-    (``_x=...``) excepted.
+    That is, a part of its path begins with ``.`` or ``_``, except for parts that ``pattern`` itself names and Hive
+    partitions (``_x=...``).
     """
-    named = asked.split("/")
-    fixed = next((k for k, part in enumerate(named) if any(sign in part for sign in "*?[")), len(named) - 1)
-    wanted = [part for part in named[fixed:] if part[:1] in (".", "_")]
+    parts = pattern.split("/")
+    fixed = next((k for k, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
+    named = [part for part in parts[fixed:] if part[:1] in (".", "_")]
     for part in name.split("/")[fixed:]:
         hidden = part.startswith(".") or (part.startswith("_") and "=" not in part)
-        if hidden and not any(fnmatchcase(part, pattern) for pattern in wanted):
+        if hidden and not any(fnmatchcase(part, glob) for glob in named):
             return True
     return False
 
 
-def _followed(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """``info`` of what a local link leads to, as the hub's cache is made of; FileNotFoundError if it is nothing."""
+def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """``info`` of the target of a local link, as in the hub's cache; FileNotFoundError if the link is broken."""
     if info["type"] in ("file", "directory") and not info.get("islink"):
         return info
     target = os.stat(name)
@@ -134,29 +132,31 @@ def _followed(name: str, info: dict[str, Any]) -> dict[str, Any]:
     return info | {"type": kind, "size": target.st_size, "mtime": target.st_mtime}
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def read_captions(shard: Shard, column: str, batch: int = BATCH) -> Iterator[pa.Array]:
-    """The caption column, and no other, in arrays of up to ``batch`` captions (nulls included), a row group at a time.
+def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> Iterator[pa.Array]:
+    """Only the caption column, in arrays of up to ``batch_size`` captions (nulls included), one row group at a time.
 
-    ValueError if the shard has no such column of text or cannot be read.
+    ValueError if the shard has no such column of strings or cannot be read.
     """
     try:
         system, path = url_to_fs(shard.url, **json.loads(shard.storage))
-        # Arrow asks for whole column chunks; another cache would only fetch their neighbors.
+        # Arrow requests whole column chunks; another cache would also fetch neighboring bytes.
         with system.open(path, "rb", cache_type="none") as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             _check_column(shard, parquet.schema_arrow, column)
             for group in range(parquet.num_row_groups):
-                for part in parquet.iter_batches(batch, [group], [column], use_threads=False):
+                for part in parquet.iter_batches(batch_size, [group], [column], use_threads=False):
                     yield part.column(0).cast(pa.string())
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise ValueError(f"{shard.url} cannot be read as Parquet ({_line(error)}): replace or remove it.") from None
+        raise ValueError(
+            f"{shard.url} cannot be read as Parquet ({_first_line(error)}): replace or remove it."
+        ) from None
     except ValueError:
         raise
-    except Exception as error:  # a file system's own, which may not survive the way from a worker
-        raise ValueError(f"{shard.url} cannot be read ({error!r}).") from None
+    except Exception as error:  # errors of file systems, which cannot always be pickled by a worker
+        raise ValueError(f"{shard.url} cannot be read ({error!r}): check --storage and the network.") from None
 
 
 def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
@@ -165,9 +165,9 @@ def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
         raise ValueError(f"{shard.url} has no column {column!r} (its columns: {columns}): set --column.")
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (text or pa.types.is_null(kind)):  # a column without any caption has the type null
-        raise ValueError(f"{shard.url} holds {kind} in the column {column!r}: captions must be text.")
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (is_text or pa.types.is_null(kind)):  # a column of nulls has the type null
+        raise ValueError(f"{shard.url} has {kind} in the column {column!r}: captions must be strings.")
 
 
 @lru_cache(maxsize=1)
@@ -176,20 +176,23 @@ def _counter(forms: Patterns, concepts: int) -> BatchCounter:
 
 
 def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> ShardCounts:
-    """Counts one shard's captions on one core; ``forms`` from ``patterns``. ValueError as from ``read_captions``."""
+    """Counts the captions of one shard on one core; ``forms`` as from ``patterns``. ValueError as ``read_captions``."""
     pa.set_cpu_count(1)
     counter = _counter(forms, concepts)
-    counts, content, rows, nulls = np.zeros(concepts, np.int64), hashlib.sha256(), 0, 0
+    counts = np.zeros(concepts, np.int64)
+    content = hashlib.sha256()
+    rows = nulls = 0
     for captions in read_captions(shard, column):
-        rows, nulls = rows + len(captions), nulls + captions.null_count
+        rows += len(captions)
+        nulls += captions.null_count
         captions = captions.drop_null()
-        _digest(captions, content)
+        _update_hash(captions, content)
         counts += counter.count(captions)
     return ShardCounts(rows - nulls, nulls, content.hexdigest(), tuple(counts.tolist()))
 
 
-def _digest(captions: pa.StringArray, content: hashlib._Hash) -> None:
-    """Adds the captions' lengths and their bytes."""
+def _update_hash(captions: pa.StringArray, content: hashlib._Hash) -> None:
+    """Adds the lengths and the bytes of the captions."""
     _, offsets, text = captions.buffers()
     if len(captions):
         bounds = np.frombuffer(offsets, np.int32)[captions.offset : captions.offset + len(captions) + 1]

@@ -1,14 +1,4 @@
-"""Concepts with their images and prompts, and the embedded corpus; no experiment and no network."""
+"""Sources of concepts, images and captions, and the embedded corpus. It imports no experiment and no network.
 
-from experiments.data.concepts import Concept, ConceptSource, EmojiConcepts, select_concepts
-from experiments.data.folder import FolderConcepts
-from experiments.data.imagenet import ImageNetConcepts
-
-__all__ = [
-    "Concept",
-    "ConceptSource",
-    "EmojiConcepts",
-    "FolderConcepts",
-    "ImageNetConcepts",
-    "select_concepts",
-]
+Import its modules directly, so that a run with one source does not load the others.
+"""

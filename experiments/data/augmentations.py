@@ -1,4 +1,4 @@
-"""Random changes that leave a drawing's concept alone, for a whole batch at once but drawn for each picture."""
+"""Random augmentations that preserve the concept of an image, drawn independently for each image of a batch."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
-    """Turned by up to 20 degrees, scaled, sheared, recolored, blurred pictures; ``[B, 3, H, W]`` in [0, 1]."""
+    """Applies random affine maps, color jitter and blur to images ``[B, 3, H, W]`` in [0, 1]."""
     images = color_jitter(random_affine(images), color)
     blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
-    chosen = (torch.rand(len(images), 1, 1, 1) < blur).to(images)
-    return (images + chosen * torch.rand_like(chosen) * (blurred - images)).clamp(0, 1)
+    selected = (torch.rand(len(images), 1, 1, 1) < blur).to(images)
+    return (images + selected * torch.rand_like(selected) * (blurred - images)).clamp(0, 1)
 
 
 def random_affine(images: Tensor) -> Tensor:
+    """Rotates by up to 20 degrees, scales, shears and translates each image; ``[B, 3, H, W]``."""
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
     shear = (torch.rand(rows) * 2 - 1) * 0.2
-    cos, sin = angle.cos(), angle.sin()
+    cos = angle.cos()
+    sin = angle.sin()
     matrix = torch.zeros(rows, 2, 3)
-    matrix[:, 0, 0], matrix[:, 0, 1] = cos * scale[:, 0], -sin * scale[:, 0] + shear
-    matrix[:, 1, 0], matrix[:, 1, 1] = sin * scale[:, 1], cos * scale[:, 1]
+    matrix[:, 0, 0] = cos * scale[:, 0]
+    matrix[:, 0, 1] = -sin * scale[:, 0] + shear
+    matrix[:, 1, 0] = sin * scale[:, 1]
+    matrix[:, 1, 1] = cos * scale[:, 1]
     matrix[:, :, 2] = (torch.rand(rows, 2) * 2 - 1) * 0.15
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False).to(images)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:
-    """A random color matrix near the identity, brightness and contrast, and a gray version one time in ten."""
+    """Applies a random color matrix near the identity, brightness and contrast; one image in ten becomes gray."""
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5
     gray = (torch.rand(rows, 1, 1) < 0.1).float()

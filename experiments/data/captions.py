@@ -1,4 +1,4 @@
-"""Captioned images: COCO's captions and their folder of images, or any table of image and caption."""
+"""Captioned images: COCO captions with a folder of images, or a table of images and captions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLES = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".jsonl":
 
 @plain_dataclass(frozen=True)
 class Captioned:
-    """Images and their captions, one each; names are in the order of the images and differ."""
+    """Images with one caption and one unique name each."""
 
     names: Sequence[str]
     captions: Sequence[str]
@@ -36,17 +36,17 @@ class Captioned:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """A source of images with captions, for the experiments that invert images: it holds no concepts.
+    """A source of captioned images for experiments that invert images; it has no concepts.
 
-    The first caption of an image is its prompt. Names and captions are kept; images are read when they are asked for.
+    The first caption of an image is its prompt. Images are read when they are indexed.
 
     Args:
-        captions: COCO's JSON of captions, or a table of an image and a caption a row: ``.csv``, ``.tsv``, ``.jsonl``
+        captions: COCO's caption JSON, or a table with an image and a caption per row: ``.csv``, ``.tsv``, ``.jsonl``
             with image files below ``images``, or ``.parquet`` with the images inside, as ``datasets`` writes them.
-        images: folder of the image files; None where they are in the table.
-        size: of the images in pixels, a side or ``(H, W)``; None is the model's.
-        image, caption: columns of a table.
-        caption_contains: a text; images whose caption lacks it are left out.
+        images: folder of the image files; None if they are in the table.
+        size: in pixels, a side or ``(H, W)``; None is the size of the model.
+        image, caption: column names of a table.
+        caption_contains: only images whose caption contains this string.
     """
 
     captions: NonEmptyStr
@@ -68,32 +68,35 @@ class CaptionedImages:
     def real_images(self) -> Images:
         return self.captioned().images
 
-    def held_out(self) -> dict[str, Images]:
+    def labeled_real_images(self) -> dict[str, Images]:
         return {}
 
     def captioned(self) -> Captioned:
-        """Every image that has a caption, in the order of the file. ValueError says what is wrong with it."""
+        """Every image that has a caption, in the order of the file; ValueError if the data is invalid."""
         path = Path(self.captions)
         if not path.is_file():
-            raise ValueError(f"data.captions={self.captions} is no file: name COCO's JSON or a table of captions.")
-        found = self._in_parquet(path) if path.suffix.lower() == ".parquet" else self._in_folder(path)
-        if not len(found):
-            lacking = "" if self.caption_contains is None else f" whose caption holds {self.caption_contains!r}"
-            raise ValueError(f"{path} has no image with a caption{lacking}: name another file.")
-        return found
+            raise ValueError(f"data.captions={self.captions} is not a file: give COCO's JSON or a table of captions.")
+        pairs = self._in_parquet(path) if path.suffix.lower() == ".parquet" else self._in_folder(path)
+        if not len(pairs):
+            condition = "" if self.caption_contains is None else f" that contains {self.caption_contains!r}"
+            raise ValueError(f"{path} has no image with a caption{condition}: give another file.")
+        return pairs
 
     def _in_folder(self, path: Path) -> Captioned:
         if self.images is None:
-            raise ValueError(f"data.images has no value: {path} names image files, give the folder that holds them.")
-        root, pairs = Path(self.images), dict[str, str]()
+            raise ValueError(f"data.images has no value: give the folder with the image files of {path}.")
+        root = Path(self.images)
+        pairs: dict[str, str] = {}
         if not root.is_dir():
-            raise ValueError(f"data.images={self.images} is no folder: name the one that holds the images of {path}.")
+            raise ValueError(f"data.images={self.images} is not a folder: give the folder with the images of {path}.")
         rows = _coco(path) if path.suffix.lower() == ".json" else self._table(path)
         for name, caption in rows:
-            if name not in pairs and (self.caption_contains is None or self.caption_contains in caption):
+            if name not in pairs and self._selects(caption):
                 pairs[name] = caption
         names = list(pairs)
-        return Captioned(names, list(pairs.values()), self._images(names, partial(_read, root), partial(_told, root)))
+        return Captioned(
+            names, list(pairs.values()), self._images(names, partial(_read, root), partial(_identity, root))
+        )
 
     def _table(self, path: Path) -> Iterator[tuple[str, str]]:
         if path.suffix.lower() not in TABLES:
@@ -103,7 +106,7 @@ class CaptionedImages:
         try:
             table = TABLES[path.suffix.lower()](path)
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read as a table ({error}).") from None
+            raise ValueError(f"{path} cannot be read as a table ({error}): correct it.") from None
         for column in (self.image, self.caption):
             if column not in table.columns:
                 raise ValueError(f"{path} has no column {column!r} (it has {', '.join(map(str, table.columns))}).")
@@ -114,33 +117,32 @@ class CaptionedImages:
         table = ImageTable((str(path),), self.image)
         ((_, column),) = table.column(self.caption)
         captions = [_first(value) for value in column.to_pylist()]
-        kept = [
-            k
-            for k, text in enumerate(captions)
-            if text and (self.caption_contains is None or self.caption_contains in text)
-        ]
-        rows = Rows(np.zeros(len(kept), np.int32), np.array(kept, np.int32))
+        index = [k for k, caption in enumerate(captions) if caption and self._selects(caption)]
+        rows = Rows(np.zeros(len(index), np.int32), np.array(index, np.int32))
         images = self._images(rows, table.read, table.identity)
-        return Captioned([str(k) for k in kept], [captions[k] for k in kept], images)
+        return Captioned([str(k) for k in index], [captions[k] for k in index], images)
+
+    def _selects(self, caption: str) -> bool:
+        return self.caption_contains is None or self.caption_contains in caption
 
     def _images(self, items: Sequence[Any], read: Any, identity: Any) -> Images:
-        advice = "leave data.source.size out, which is null, to follow the checkpoint"
+        advice = "set data.source.size to null to follow the checkpoint"
         return Images(items, read, height_and_width(self.size), advice, identity)
 
 
 def _coco(path: Path) -> Iterator[tuple[str, str]]:
-    """File name and caption of COCO's annotations, in the order of the images, a caption of lower id first."""
+    """File name and first caption (the one with the lowest id) of each image of COCO, in the order of the images."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = {image["id"]: image["file_name"] for image in content["images"]}
         first: dict[int, tuple[int, str]] = {}
         for annotation in content["annotations"]:
-            own = annotation["id"], annotation["caption"]
+            candidate = annotation["id"], annotation["caption"]
             key = annotation["image_id"]
-            first[key] = min(first.get(key, own), own)
+            first[key] = min(first.get(key, candidate), candidate)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no file of COCO's captions ({type(error).__name__}: {error}): it needs images with id and "
+            f"{path} is not a file of COCO captions ({type(error).__name__}: {error}): it needs images with id and "
             "file_name, and annotations with id, image_id and caption."
         ) from None
     for key, name in files.items():
@@ -149,7 +151,7 @@ def _coco(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _first(caption: Any) -> str:
-    """A caption, or the first of several, without blanks at its ends."""
+    """A caption, or the first of several, without leading and trailing whitespace."""
     if isinstance(caption, list | tuple | np.ndarray | pa.Array):
         caption = caption[0] if len(caption) else ""
     return "" if caption is None else str(caption).strip()
@@ -159,11 +161,9 @@ def _read(root: Path, name: str, size: tuple[int, int]) -> np.ndarray:
     return read_image(root / name, size)
 
 
-def _told(root: Path, name: str) -> str:
-    """What tells an image file from others without reading it."""
+def _identity(root: Path, name: str) -> str:
+    """Name and size of an image file: identifies it without reading it."""
     try:
         return f"{name}\n{(root / name).stat().st_size}"
     except OSError as error:
-        raise UnreadableImage(
-            f"{root / name} cannot be read ({error}): replace it, or leave its caption out."
-        ) from None
+        raise UnreadableImage(f"{root / name} cannot be read ({error}): replace it, or remove its caption.") from None

@@ -1,4 +1,4 @@
-"""Concepts: what an experiment asks the model for, with reference images and frequency in the training corpus."""
+"""Concepts: classes of images with a prompt, reference images and their frequency in the training corpus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property, partial
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -17,10 +16,9 @@ from annotated_types import MinLen
 from lightning.pytorch.utilities import rank_zero_only
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from experiments.counting.frequency import assign_buckets
-from experiments.counting.matcher import count_mentions
+from experiments.counting.buckets import assign_buckets
 from experiments.data.backgrounds import BACKGROUNDS, Augmentation, no_augmentation
-from experiments.data.emoji import EmojiImages, read_table
+from experiments.data.emoji import EmojiImages, read_caption_counts
 from experiments.data.images import Images, check_images
 from experiments.naming import normalize_name, unique_names
 from rnri.validation import ConfigError, NonEmptyStr, dataclass, unique_items
@@ -28,16 +26,19 @@ from rnri.validation import ConfigError, NonEmptyStr, dataclass, unique_items
 Bucket = Literal["head", "medium", "tail"]
 BUCKETS = get_args(Bucket)
 Buckets = Annotated[
-    Sequence[Bucket], MinLen(1), unique_items, Field(description=f"a list of some of {', '.join(BUCKETS)}, as [tail]")
+    Sequence[Bucket],
+    MinLen(1),
+    unique_items,
+    Field(description=f"a list of {', '.join(BUCKETS)}, such as [tail]"),
 ]
 ConceptSelection = Annotated[
     PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
-    Field(description="a number of concepts a bucket, all, or a list of names, none of them twice"),
+    Field(description="a number of concepts per bucket, all, or a list of unique names"),
 ]
 """Which concepts, as :func:`choose` reads it; whole numbers in a list are names."""
 
 MAX_EAGER_CHECKS = 10_000
-"""Reference images that are decoded beforehand, in all, even if no unit uses them: so many take seconds."""
+"""Number of reference images that are decoded in advance even if no unit uses them; it takes seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Concept:
     """One class of images.
 
     Attributes:
-        name: the label that the classifier knows it by.
-        prompt: what the model is asked for.
-        frequency: captions of the training corpus that mention it.
+        name: its label in the classifier.
+        prompt: of the model.
+        frequency: number of captions of the training corpus that mention it.
         bucket: ``head``, ``medium`` or ``tail``.
-        references: real images that the model has not seen, read when they are asked for.
+        references: real images that the model has not seen, read when they are indexed.
     """
 
     name: str
@@ -60,9 +61,9 @@ class Concept:
 
     @cached_property
     def key(self) -> str:
-        """Name, prompt and reference images: what an experiment computes for the concept depends on all three.
+        """Cache key: name, prompt and a hash of the reference images.
 
-        Images without an identity are read one by one, once.
+        Images without an identity are read one at a time, once.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
@@ -70,28 +71,28 @@ class Concept:
         return f"{self.name}\n{self.prompt}\n{content.hexdigest()}"
 
     def resized(self, size: tuple[int, int]) -> Concept:
-        """The concept with its references at ``(H, W)`` pixels. ValueError if they have another size of their own."""
+        """The concept with references of ``(H, W)`` pixels; ValueError if they have another fixed size."""
         return replace(self, references=self.references.resized(size))
 
 
 @runtime_checkable
 class ConceptSource(Protocol):
-    """Where concepts and the real images for FID come from.
+    """Source of concepts and of the real images for FID.
 
-    All images are read when they are asked for. Those without a size of their own are given one by
+    All images are read when they are indexed. Images without a fixed size get one from
     :meth:`~experiments.data.images.Images.resized`.
     """
 
     def concepts(self) -> list[Concept]:
-        """Every concept, with all its reference images. ValueError says what is wrong with the data."""
+        """Every concept with all its reference images; ValueError if the data is invalid."""
         ...
 
     def real_images(self) -> Images:
-        """For FID and KID, disjoint from all references. ValueError where there are none or one cannot be read."""
+        """Images for FID and KID, disjoint from all references; ValueError if there are none or one is unreadable."""
         ...
 
-    def held_out(self) -> dict[str, Images]:
-        """The real images that show a known concept, by its name; checked as :meth:`real_images` are."""
+    def labeled_real_images(self) -> dict[str, Images]:
+        """The real images by the name of their concept, if it is labeled; checked as in :meth:`real_images`."""
         ...
 
 
@@ -99,15 +100,15 @@ class ConceptSource(Protocol):
 class EmojiConcepts:
     """The embedded corpus as a source of concepts.
 
-    Frequencies are counted in the captions. References are drawings of the ``reference`` split, real images for FID
-    those of the ``fid`` split; both stand on ``background``, which ``prompt`` asks for too.
+    Frequencies are the caption counts of ``concepts.csv``. References are drawings of the ``reference`` split, real
+    images for FID those of the ``fid`` split; both are on ``background``, which the prompt names.
 
     Args:
-        folder: the built corpus.
+        folder: of the corpus.
         prompt: with ``{phrase}`` for the concept with its article and ``{background}``.
-        head, tail: a concept with more captions than ``head`` is frequent, one with fewer than ``tail`` rare.
-        bucket_by: ``threshold`` for that, or ``rank`` for buckets of the sizes in ``ranks``.
-        ranks: sizes of head, medium and tail, which add up to all concepts.
+        head, tail: a concept with more captions than ``head`` is frequent, with fewer than ``tail`` rare.
+        bucket_by: ``threshold`` (``head`` and ``tail``) or ``rank`` (bucket sizes in ``ranks``).
+        ranks: sizes of head, medium and tail; they add up to the number of concepts.
     """
 
     folder: NonEmptyStr
@@ -126,8 +127,13 @@ class EmojiConcepts:
     def concepts(self) -> list[Concept]:
         drawings = EmojiImages(self.folder, ["reference"])
         phrases = {row["concept"]: row["phrase"] for row in drawings.rows}
-        captions = read_table(Path(self.folder) / "captions.parquet").data.column("caption").combine_chunks()
-        frequencies = count_mentions({name: [name] for name in phrases}, captions)
+        counts = read_caption_counts(self.folder)
+        if missing := sorted(phrases.keys() - counts):
+            raise ValueError(
+                f"{self.folder}/concepts.csv has no count for {missing[0]!r}: run "
+                f"python -m experiments.data.count_emoji {self.folder}."
+            )
+        frequencies = {name: counts[name] for name in phrases}
         buckets = assign_buckets(frequencies, self.bucket_by, head=self.head, tail=self.tail, ranks=self.ranks)
         references = self._by_concept(drawings)
         return [
@@ -145,47 +151,54 @@ class EmojiConcepts:
         drawings = EmojiImages(self.folder, ["fid"])
         return self._images(drawings, drawings.image_ids)
 
-    def held_out(self) -> dict[str, Images]:
+    def labeled_real_images(self) -> dict[str, Images]:
         return self._by_concept(EmojiImages(self.folder, ["fid"]))
 
     def _by_concept(self, drawings: EmojiImages) -> dict[str, Images]:
-        found: dict[str, list[int]] = {}
+        image_ids: dict[str, list[int]] = {}
         for row in drawings.rows:
-            found.setdefault(row["concept"], []).append(row["image_id"])
-        return {name: self._images(drawings, own) for name, own in found.items()}
+            image_ids.setdefault(row["concept"], []).append(row["image_id"])
+        return {name: self._images(drawings, ids) for name, ids in image_ids.items()}
 
     def _images(self, drawings: EmojiImages, image_ids: Sequence[int]) -> Images:
         return Images(
             items=image_ids,
-            read=partial(_picture, drawings, no_augmentation(self.background)),
+            read=partial(_render, drawings, no_augmentation(self.background)),
             size=drawings.size,
             advice="choose another model, data=folder, or a corpus built with that --size (see assets/emoji/README.md)",
         )
 
 
-def _picture(drawings: EmojiImages, augmentation: Augmentation, image_id: int, _: tuple[int, int]) -> np.ndarray:
+def _render(drawings: EmojiImages, augmentation: Augmentation, image_id: int, _: tuple[int, int]) -> np.ndarray:
     return drawings.render(image_id, augmentation)
 
 
 def check_template(key: str, template: str, required: str, *optional: str) -> None:
-    """ValueError unless the prompts' template ``key`` has the field ``required`` and no other but ``optional``."""
+    """ValueError unless the prompt template has the field ``required`` and no others except ``optional``.
+
+    ``key`` is the name of the template in the message.
+    """
     try:
         parsed = [parts for _, *parts in Formatter().parse(template) if parts[0] is not None]
-    except ValueError:  # a brace alone
+    except ValueError:  # an unmatched brace
         parsed = []
     names = [name for name, *_ in parsed]
-    if required not in names or {*names} - {required, *optional} or any(spec or how for _, spec, how in parsed):
-        more = f", may hold {', '.join(f'{{{name}}}' for name in optional)}" if optional else ""
+    if (
+        required not in names
+        or {*names} - {required, *optional}
+        or any(spec or conversion for _, spec, conversion in parsed)
+    ):
+        more = f", may contain {', '.join(f'{{{name}}}' for name in optional)}" if optional else ""
         raise ValueError(
-            f"{key}={template!r} is no template of prompts: it must hold {{{required}}}{more}, and no other braces."
+            f"{key}={template!r} is not a prompt template: it must contain {{{required}}}{more}, and no other braces."
         )
 
 
 def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
-    """The concepts with their first ``count`` references alone; None leaves them all.
+    """The concepts with only their first ``count`` references; None keeps all.
 
-    Files are decoded once, so that bad ones are found before any work: those references, and of others so many that
-    ``MAX_EAGER_CHECKS`` is not passed.
+    Image files are decoded once, so that damaged ones are found before any work: these references, and others up to
+    ``MAX_EAGER_CHECKS`` in total.
 
     Raises:
         ValueError: a concept has fewer references, or a file cannot be read.
@@ -194,39 +207,43 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
         if count is not None and len(concept.references) < count:
             raise ValueError(
                 f"task.references={count}, but {concept.name!r} has {len(concept.references)} reference images: "
-                "add some or ask for fewer."
+                "add some or reduce task.references."
             )
-    checked = max(count or 0, MAX_EAGER_CHECKS // max(len(concepts), 1))
-    check_images([file for c in concepts for file in c.references.head(checked).files], "checking reference images")
+    checks = max(count or 0, MAX_EAGER_CHECKS // max(len(concepts), 1))
+    check_images([file for c in concepts for file in c.references.head(checks).files], "checking reference images")
     return [replace(concept, references=concept.references.head(count)) for concept in concepts]
 
 
 def select_concepts(
-    concepts: Sequence[Concept], wanted: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
+    concepts: Sequence[Concept], selection: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
-    """The concepts of an experiment: ``wanted`` is a number a bucket, ``"all"``, or names. Prints how many of how many.
+    """Selects the concepts of an experiment and prints their number per bucket.
 
-    A number draws without regard to frequency inside a bucket; the draw depends on ``seed`` alone, and a larger
-    number contains a smaller one's concepts. Names are taken whatever their bucket; whole numbers in a list are names.
+    Args:
+        selection: a number of concepts per bucket, ``"all"``, or names. A number samples uniformly within each bucket;
+            a larger number extends the sample of a smaller one. Names are selected from all buckets; integers in a
+            list are names.
+        buckets: to select from.
+        seed: of the sample.
 
     Raises:
-        ValueError: an unknown name or bucket, one twice, a number below 1, anything else, or nothing left.
+        ValueError: an unknown or repeated name or bucket, a number below 1, an invalid selection, or an empty one.
     """
     _check_buckets(buckets)
-    chosen = _choose(concepts, wanted, buckets, seed)
-    if not chosen:
-        held = ", ".join(f"{b} {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
-        raise ValueError(f"no concept is in data.buckets=[{', '.join(buckets)}], the data has {held}: choose others.")
-    counts = (f"{b} {sum(c.bucket == b for c in chosen)} of {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
+    selected = _select(concepts, selection, buckets, seed)
+    if not selected:
+        sizes = ", ".join(f"{b} {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
+        raise ValueError(f"no concept is in data.buckets=[{', '.join(buckets)}], the data has {sizes}: choose others.")
+    counts = (f"{b} {sum(c.bucket == b for c in selected)} of {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
     rank_zero_only(print)(f"Concepts: {', '.join(counts)}")
-    return chosen
+    return selected
 
 
 def _check_buckets(buckets: Sequence[str]) -> None:
     choices = ", ".join(BUCKETS)
     if isinstance(buckets, str) or not isinstance(buckets, Sequence) or not buckets:
-        hint = f"data.buckets=[{buckets}]" if buckets in BUCKETS else f"data.buckets=[{choices}], or some of them"
-        raise ValueError(f"data.buckets={buckets!r} is no list of buckets: write {hint}.")
+        example = f"data.buckets=[{buckets}]" if buckets in BUCKETS else f"data.buckets=[{choices}], or some of them"
+        raise ValueError(f"data.buckets={buckets!r} is not a list of buckets: write {example}.")
     for k, bucket in enumerate(buckets):
         if bucket not in BUCKETS:
             raise ValueError(f"data.buckets names {bucket!r}: choose from {choices}.")
@@ -234,41 +251,38 @@ def _check_buckets(buckets: Sequence[str]) -> None:
             raise ValueError(f"data.buckets names {bucket!r} twice: name each bucket once.")
 
 
-def _choose(
-    concepts: Sequence[Concept], wanted: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
+def _select(
+    concepts: Sequence[Concept], selection: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
     candidates = [concept for concept in concepts if concept.bucket in buckets]
-    if wanted == "all":
+    if selection == "all":
         return candidates
-    if isinstance(wanted, int) and not isinstance(wanted, bool):
-        if wanted < 1:
-            raise ValueError(f"data.concepts={wanted}: ask for at least 1 concept a bucket, for names, or for 'all'.")
+    if isinstance(selection, int) and not isinstance(selection, bool):
+        if selection < 1:
+            raise ValueError(f"data.concepts={selection}: give a number >= 1 of concepts per bucket, names, or 'all'.")
         order = np.random.default_rng(seed).permutation(len(concepts))
-        rank = {concepts[k].name: composite for composite, k in enumerate(order)}
-        drawn = [sorted((c for c in candidates if c.bucket == b), key=lambda c: rank[c.name])[:wanted] for b in buckets]
-        return [concept for bucket in drawn for concept in bucket]
-    return _by_name(concepts, _names(wanted))
+        shuffled = [concepts[k] for k in order]
+        return [concept for b in buckets for concept in [c for c in shuffled if c.bucket == b][:selection]]
+    return _by_name(concepts, _parse_selection(selection))
 
 
-def _names(wanted: Any) -> list[str]:
-    """Names in canonical form: those of a list, in which YAML reads ``[0, 1]`` as numbers, or a single one."""
-    listed = [wanted] if isinstance(wanted, str) else wanted
-    if not isinstance(listed, Sequence) or not listed:
-        raise ValueError(f"data.concepts={wanted!r}: give a number a bucket, 'all', or a list of names.")
-    for name in listed:
+def _parse_selection(selection: Any) -> list[str]:
+    """Normalized names of a list (in which YAML parses ``[0, 1]`` as integers) or of a single name."""
+    names = [selection] if isinstance(selection, str) else selection
+    if not isinstance(names, Sequence) or not names:
+        raise ValueError(f"data.concepts={selection!r}: give a number per bucket, 'all', or a list of names.")
+    for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(
-                f"data.concepts holds {name!r}, which is no name: put it in quotes if a concept is called so."
+                f"data.concepts contains {name!r}, which is not a name: quote it if a concept has this name."
             )
-    return list(unique_names(map(str, listed), "data.concepts", "name each concept once"))
+    return list(unique_names(map(str, names), "data.concepts", "name each concept once"))
 
 
 def _by_name(concepts: Sequence[Concept], names: Sequence[str]) -> list[Concept]:
-    known = {normalize_name(concept.name): concept for concept in concepts}
+    by_name = {normalize_name(concept.name): concept for concept in concepts}
     for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, cutoff=0.0)
-            raise ValueError(
-                f"data.concepts names {name!r}, which the data does not hold; nearest: {', '.join(close)}."
-            )
-    return [known[name] for name in names]
+        if name not in by_name:
+            close = get_close_matches(name, by_name, cutoff=0.0)
+            raise ValueError(f"data.concepts names {name!r}, which is not in the data; closest: {', '.join(close)}.")
+    return [by_name[name] for name in names]

@@ -1,7 +1,8 @@
-"""The embedded corpus as it is on disk: drawings, captions, and the pictures they make."""
+"""The embedded corpus on disk: emoji drawings, captions, and the images that they make."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch.utils.data import Dataset
 
 from experiments.data.backgrounds import AUGMENTATIONS, Augmentation, composite, to_array
 
+CONCEPTS = "concepts.csv"
+
 
 def read_table(path: str | Path) -> datasets.Dataset:
     """A Parquet file as a ``datasets`` table in memory (``load_dataset`` would copy it into the user's cache)."""
@@ -29,8 +32,21 @@ def read_table(path: str | Path) -> datasets.Dataset:
         raise ValueError(f"{path} cannot be read as a table ({error}): build the corpus again.") from None
 
 
+def read_caption_counts(folder: str | Path) -> dict[str, int]:
+    """Number of captions that mention each concept, from the column ``captions`` of ``concepts.csv``."""
+    path = Path(folder) / CONCEPTS
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["name"]: int(row["captions"]) for row in csv.DictReader(file)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} has no readable column captions ({type(error).__name__}: {error}): run "
+            f"python -m experiments.data.count_emoji {folder}."
+        ) from None
+
+
 def check_corpus(folder: str | Path | None) -> None:
-    """ValueError unless ``folder`` holds a whole corpus; None is what ``data=folder`` has in its place."""
+    """ValueError unless ``folder`` contains a complete corpus; ``data=folder`` has None in its place."""
     if folder is None:
         raise ValueError("this training needs a corpus of drawings with captions, not folders: use data=emoji.")
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
@@ -41,7 +57,12 @@ def check_corpus(folder: str | Path | None) -> None:
 
 
 class EmojiImages:
-    """The drawings of some splits in memory: ``images`` (RGBA) and their rows, by ``image_id``."""
+    """Drawings of some splits in memory.
+
+    Attributes:
+        rows: of the tables, without the image.
+        images: RGBA drawings by ``image_id``.
+    """
 
     def __init__(self, folder: str | Path, splits: Sequence[str]) -> None:
         tables = [read_table(Path(folder) / f"drawings-{split}.parquet") for split in splits]
@@ -54,23 +75,23 @@ class EmojiImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(H, W)`` of all drawings in pixels; they are squares."""
+        """``(H, W)`` of all drawings in pixels; they are square."""
         width, height = next(iter(self.images.values())).size
         return height, width
 
     def subset(self, rows: Sequence[dict]) -> EmojiImages:
-        """The drawings of some of the rows, without a copy of their images."""
+        """The drawings of some of the rows; images are shared, not copied."""
         part = copy(self)
         part.rows = list(rows)
         return part
 
     def render(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
-        """``uint8 [3, H, W]``."""
+        """The drawing on its background as ``uint8 [3, H, W]``."""
         return to_array(composite(self.images[image_id], augmentation))
 
 
 class AugmentedEmojiImages(Dataset):
-    """Every drawing under ``augmentations`` of its seeds: ``(picture [3, H, W] in [0, 1], concept_id)``."""
+    """Every drawing under the first ``augmentations`` seeds: ``(image [3, H, W] in [0, 1], concept_id)``."""
 
     def __init__(self, drawings: EmojiImages, augmentations: int = AUGMENTATIONS) -> None:
         self.drawings = drawings
@@ -81,5 +102,5 @@ class AugmentedEmojiImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.drawings.rows[index // self.augmentations]
-        picture = self.drawings.render(row["image_id"], Augmentation.from_seed(index % self.augmentations))
-        return torch.from_numpy(picture).float() / 255, row["concept_id"]
+        image = self.drawings.render(row["image_id"], Augmentation.from_seed(index % self.augmentations))
+        return torch.from_numpy(image).float() / 255, row["concept_id"]

@@ -1,4 +1,4 @@
-"""ImageNet-1k as it is distributed: Parquet files as on the hub, or folders of images named by WordNet ids."""
+"""ImageNet-1k: Parquet files as on the Hugging Face Hub, or folders of images named by WordNet ids."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 from pydantic import NonNegativeInt, PositiveInt
 
+from experiments.counting.buckets import assign_buckets
 from experiments.counting.counts import read_count_table
-from experiments.counting.frequency import assign_buckets
 from experiments.counting.imagenet_counts import ImageNetClass, imagenet_class, imagenet_classes, imagenet_counts
 from experiments.data.concepts import Concept, check_template
 from experiments.data.images import Images, height_and_width
@@ -21,28 +21,28 @@ from experiments.data.splits import FolderSplit, Split, TableSplit
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass, unique_items
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
-"""The folders of images that a split may be called."""
+"""Possible folder names of each split."""
 
 
 @dataclass(frozen=True)
 class ImageNetConcepts:
-    """The classes of ImageNet-1k. No image is read before a unit needs it; 16 bytes an image are kept of each.
+    """The classes of ImageNet-1k. Images are read when a unit needs them; the index takes 16 bytes per image.
 
-    References are images of the training split, the first of their class by a hash keyed with ``shuffle_seed``; real images
-    for FID are those of the validation split, read one after another.
+    References are images of the training split, in the order of a hash keyed with ``shuffle_seed``; real images for FID
+    are those of the validation split, read one at a time.
 
     Args:
-        path: a local copy or an id of the hub, whose files are then read where they lie. Copies are Parquet files with
-            the columns ``image`` and ``label`` (class indices, WordNet ids or names), or folders
-            ``train/WNID/*`` and ``val/WNID/*`` or ``val/*``.
-        counts: file of corpus frequencies, by index, WordNet id or name of the class.
-        prompt: with ``{name}``, the first of the class's names.
-        size: of the images in pixels, a side or ``(H, W)``; None is the model's.
+        path: a local copy, or a Hub id whose files are read remotely. A copy has Parquet files with the columns
+            ``image`` and ``label`` (class indices, WordNet ids or names), or folders ``train/WNID/*`` and
+            ``val/WNID/*`` or ``val/*``.
+        counts: file of corpus frequencies by class index, WordNet id or name.
+        prompt: with ``{name}``, the first name of the class.
+        size: in pixels, a side or ``(H, W)``; None is the size of the model.
         head, tail, bucket_by, ranks: as for :class:`~experiments.data.folder.FolderConcepts`.
-        classes: some of the classes alone, by index, WordNet id or name; None stands for all.
-        rows_are_indices: the 1,000 rows of ``counts`` are in the order of the class indices, whatever their names.
-        real: images of the validation split for FID and KID at most; None stands for all.
-        shuffle_seed: key of the hash.
+        classes: to use, by index, WordNet id or name; None is all.
+        rows_are_indices: the 1,000 rows of ``counts`` are in the order of the class indices; names are ignored.
+        real: maximum number of validation images for FID and KID; None is all.
+        shuffle_seed: key of the hash that orders the images of a class.
     """
 
     path: NonEmptyStr
@@ -69,47 +69,49 @@ class ImageNetConcepts:
             {imagenet_classes()[index].wnid: count for index, count in counts.items()}, self.bucket_by,
             head=self.head, tail=self.tail, ranks=self.ranks,
         )  # fmt: skip
-        wanted, train = self._wanted(), self._split("train")
+        train = self._split("train")
         present = set(train.classes())
-        if wanted is None:
-            wanted = [imagenet_classes()[index] for index in sorted(present)]
-        for known in wanted:
-            if known.index not in present:
-                raise ValueError(f"{self.path} has no training images of {known.name} ({known.wnid}): leave it out.")
-            if known.index not in counts:
-                raise ValueError(f"{self.counts} has no count for {known.name} ({known.wnid}): add it.")
+        selected = self._selected_classes()
+        if selected is None:
+            selected = [imagenet_classes()[index] for index in sorted(present)]
+        for cls in selected:
+            if cls.index not in present:
+                raise ValueError(f"{self.path} has no training images of {cls.name} ({cls.wnid}): exclude this class.")
+            if cls.index not in counts:
+                raise ValueError(f"{self.counts} has no count for {cls.name} ({cls.wnid}): add it.")
         return [
             Concept(
-                name=known.name,
-                prompt=self.prompt.format(name=known.synonyms[0]),
-                frequency=counts[known.index],
-                bucket=buckets[known.wnid],
-                references=self._images(train, train.of_class(known.index)),
+                name=cls.name,
+                prompt=self.prompt.format(name=cls.synonyms[0]),
+                frequency=counts[cls.index],
+                bucket=buckets[cls.wnid],
+                references=self._images(train, train.of_class(cls.index)),
             )
-            for known in wanted
+            for cls in selected
         ]
 
     def real_images(self) -> Images:
         split = self._split("validation")
         return self._images(split, split.sample(self.real))
 
-    def held_out(self) -> dict[str, Images]:
+    def labeled_real_images(self) -> dict[str, Images]:
         split = self._split("validation")
         return {imagenet_classes()[index].name: self._images(split, split.of_class(index)) for index in split.classes()}
 
-    def _wanted(self) -> list[ImageNetClass] | None:
+    def _selected_classes(self) -> list[ImageNetClass] | None:
         if self.classes is None:
             return None
-        found: dict[int, str | int] = {}
+        selected: dict[int, str | int] = {}
         for name in self.classes:
             try:
-                known = imagenet_class(str(name))
+                cls = imagenet_class(str(name))
             except ValueError as error:
                 raise ValueError(f"data.classes: {error}") from None
-            if known.index in found:
-                raise ValueError(f"data.classes names {known.name} twice, as {found[known.index]} and {name}: once do.")
-            found[known.index] = name
-        return [imagenet_classes()[index] for index in found]
+            if cls.index in selected:
+                first = selected[cls.index]
+                raise ValueError(f"data.classes names {cls.name} twice, as {first} and {name}: keep one.")
+            selected[cls.index] = name
+        return [imagenet_classes()[index] for index in selected]
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
@@ -117,21 +119,21 @@ class ImageNetConcepts:
 
     def _split(self, name: str) -> Split:
         if name not in self._splits:
-            folders = [Path(self.path) / own for own in SPLITS[name] if _holds_no_tables(Path(self.path) / own)]
-            split = (
-                FolderSplit(folders[0], self.shuffle_seed)
-                if folders
-                else TableSplit(data_files(self.path, name), self.shuffle_seed)
-            )
-            self._splits[name] = split
+            folders = [Path(self.path) / folder for folder in SPLITS[name]]
+            folders = [folder for folder in folders if _is_image_folder(folder)]
+            if folders:
+                self._splits[name] = FolderSplit(folders[0], self.shuffle_seed)
+            else:
+                self._splits[name] = TableSplit(data_files(self.path, name), self.shuffle_seed)
         return self._splits[name]
 
     def _images(self, split: Split, items: Sequence[Any]) -> Images:
-        advice = "leave data.source.size out, which is null, to follow the checkpoint"
+        advice = "set data.source.size to null to follow the checkpoint"
         return Images(items, split.read, height_and_width(self.size), advice, split.identity)
 
 
-def _holds_no_tables(folder: Path) -> bool:
+def _is_image_folder(folder: Path) -> bool:
+    """True for a folder whose first visible entry is not a Parquet file."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""Which entries of a user's folders are images and which are concepts; what is neither is said, once."""
+"""Finds images and concepts in user folders; one warning names the entries that are neither."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from experiments.naming import unique_names
 
 OS_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
-NON_RASTER_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow names but cannot decode
-MAX_NAMED = 3  # entries that a message names
+NON_RASTER_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow recognizes but cannot decode them
+MAX_NAMED = 3  # entries in a message
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A folder's entries in the order of their names: folders, images, and what is no image.
+    """Entries of a folder sorted by name: folders, images and other files.
 
-    Names that begin with a dot, and the files that systems leave behind, are in none of them.
+    Hidden files and files that operating systems create are in none of them.
     """
 
     folders: list[Path]
@@ -32,41 +32,41 @@ class Listing:
 
 @cache
 def _formats() -> tuple[frozenset[str], tuple[str, ...]]:
-    """The endings that stand for images that Pillow reads, and the formats that it reads."""
+    """Suffixes and formats of images that Pillow reads."""
     Image.init()
     formats = tuple(name for name in Image.MAX_OPEN_FILES if name not in NON_RASTER_FORMATS)
-    endings = (ending for ending, name in Image.registered_extensions().items() if name in formats)
-    return frozenset(endings), formats
+    suffixes = (suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    return frozenset(suffixes), formats
 
 
 def list_folder(folder: Path) -> Listing:
-    """What ``folder`` holds. An image is what has an image's ending, readable or not, or what Pillow recognizes.
+    """Lists ``folder``. An image has the suffix of an image format, readable or not, or is recognized by Pillow.
 
     Raises:
-        ValueError: it is missing, no folder, or may not be read.
+        ValueError: the folder is missing, not a folder, or not readable.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: name one that holds images.")
+        raise ValueError(f"{folder} is not a folder: give a folder of images.")
     try:
         with os.scandir(folder) as entries:
-            found = sorted((entry for entry in entries if _counts(entry.name)), key=lambda entry: entry.name)
+            visible = sorted((entry for entry in entries if _is_visible(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be read ({error.strerror}): give the right to, or name another.") from None
+        raise ValueError(f"{folder} cannot be read ({error.strerror}): change its permissions.") from None
     listing = Listing([], [], [])
-    for entry in found:
+    for entry in visible:
         path = folder / entry.name
         kind = listing.folders if entry.is_dir() else listing.images if _is_image(path) else listing.others
         kind.append(path)
     return listing
 
 
-def _counts(name: str) -> bool:
+def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in OS_FILES
 
 
 def _is_image(path: Path) -> bool:
-    endings, formats = _formats()
-    if path.suffix.lower() in endings:
+    suffixes, formats = _formats()
+    if path.suffix.lower() in suffixes:
         return True
     if not path.is_file():
         return False
@@ -75,14 +75,14 @@ def _is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # recognized, and damaged or huge: whoever reads it says so
+    except Exception:  # recognized but damaged or huge: reading it reports the error
         return True
 
 
 def named_folders(folder: Path) -> dict[str, Path]:
-    """The folders of ``folder`` by the canonical form of their names, in the order of names.
+    """The folders in ``folder`` by normalized name, sorted by name.
 
-    ValueError if two are one name.
+    ValueError if two have the same normalized name.
     """
     folders = list_folder(folder).folders
     names = unique_names((path.name for path in folders), f"the folder {folder}", "rename or merge them")
@@ -90,34 +90,35 @@ def named_folders(folder: Path) -> dict[str, Path]:
 
 
 def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[list[Path]]:
-    """The images of each folder in the order of their names. One warning names what else lies there.
+    """Images of each folder sorted by name. One warning names ignored entries.
 
     Args:
-        folders: each of images; what they hold of other files and of folders is left out.
-        loose: other entries that are left out, for the warning.
+        folders: of images; other files and folders in them are ignored.
+        loose: further ignored entries, for the warning.
 
     Raises:
         ValueError: a folder is missing or has no image.
     """
-    found, left_out = [], list(loose)
+    images: list[list[Path]] = []
+    ignored = list(loose)
     for folder in folders:
         listing = list_folder(folder)
         others = [*listing.folders, *listing.others]
         if not listing.images:
-            held = f", only {format_some(others)}" if others else ""
-            raise ValueError(f"{folder} holds no images that Pillow reads{held}: add some or remove the folder.")
-        found.append(listing.images)
-        left_out += others
-    if left_out:
+            content = f", only {format_some(others)}" if others else ""
+            raise ValueError(f"{folder} contains no images that Pillow reads{content}: add some or remove the folder.")
+        images.append(listing.images)
+        ignored += others
+    if ignored:
         rank_zero_warn(
-            f"left out, for they are no images in a concept's folder that Pillow reads: {format_some(left_out)}. Photographs "
-            "in other formats, such as HEIC, have to be converted.",
+            f"ignored, because they are not images in the folder of a concept: {format_some(ignored)}. Convert "
+            " photographs in other formats, such as HEIC.",
             stacklevel=3,
         )
-    return found
+    return images
 
 
 def format_some(paths: Sequence[Path]) -> str:
-    """The first of the paths with the folders that they lie in, and how many more there are."""
+    """The first paths with their folders, and the number of the others."""
     more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
     return ", ".join(f"{path.parent.name}/{path.name}" for path in paths[:MAX_NAMED]) + more

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.classifier import Classifier, Preprocessing
 from experiments.rare_concepts import Arm, RareConceptsExperiment
 from nao import centroid_seeds
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
@@ -48,7 +48,7 @@ class Squares:
     def real_images(self) -> Images:
         return Images([(name, k) for name in COLOURS for k in (7, 8)], square)
 
-    def held_out(self) -> dict[str, Images]:
+    def labeled_real_images(self) -> dict[str, Images]:
         return {name: Images([(name, k) for k in (7, 8)], square) for name in COLOURS}
 
 
@@ -73,7 +73,7 @@ def judge(folder: Path, labels: Sequence[str] = tuple(COLOURS), seed: int = 0) -
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = timm.create_model("resnet10t", num_classes=len(labels))
-        Classifier(network, labels, 16, (0.5,) * 3, (0.5,) * 3).save(folder, "resnet10t")
+        Classifier(network, labels, Preprocessing(16, (0.5,) * 3, (0.5,) * 3)).save(folder, "resnet10t")
     return str(folder)
 
 

@@ -51,7 +51,7 @@ def test_results_follow_the_contract(run):
     assert len(samples) == len(METHODS) * 2 * rows[0]["n"]
     for row in rows:
         own = samples[samples["method"] == row["method"]]
-        assert own["hit"].mean() == pytest.approx(row["accuracy"])
+        assert own["correct"].mean() == pytest.approx(row["accuracy"])
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png", "images/tail.png"):
         assert (folder / name).stat().st_size > 0
     assert "| references only |" in finished.stdout
@@ -70,7 +70,7 @@ def test_a_second_run_computes_nothing_again_and_other_settings_train_again(run)
 
 def test_held_out_drawings_are_no_references_and_carry_their_names():
     source = instantiate(composed("experiment=augmentation").data.source)
-    found = source.held_out()
+    found = source.labeled_real_images()
     concepts = {concept.name: concept for concept in source.concepts()}
     assert set(found) == set(concepts)
     assert sum(len(own) for own in found.values()) == len(list(source.real_images()))
@@ -83,7 +83,7 @@ def test_held_out_images_of_a_users_folders(tmp_path):
         (tmp_path / "real" / name).mkdir(parents=True)
         Image.new("RGB", (20, 20), color).save(tmp_path / "real" / name / "1.png")
     folders = FolderConcepts(str(tmp_path / "references"), str(tmp_path / "real"), "counts.tsv", "{name}", 8, 2, 1)
-    found = folders.held_out()
+    found = folders.labeled_real_images()
     assert {name: images.shape for name, images in found.items()} == dict.fromkeys(("cat", "payphone"), (1, 3, 8, 8))
     assert found["payphone"][0, :, 0, 0].tolist() == [0, 0, 255]
 

@@ -1,11 +1,12 @@
-"""Captions and names that are hard to count, and their counts by the plain counter."""
+"""Difficult captions and names, and reference counts from a direct implementation."""
 
 import random
 
 import pyarrow as pa
 
-from experiments.counting.frequency import mentions, normalize
+from experiments.counting.frequency import mentions
 from experiments.counting.matcher import count_mentions
+from experiments.counting.text import normalize
 
 NAMES = {
     "cat": ("cat", "tom cat"),
@@ -35,7 +36,7 @@ def random_captions(seed: int, n: int) -> list[str]:
     return ["".join(rng.choice(PARTS) + rng.choice(joins) for _ in range(rng.randrange(9))) for _ in range(n)]
 
 
-NASTY = [
+DIFFICULT = [
     *"catdogISsİıßſΣςŉǰΐÅé½²№ﬁＣ猫각カﾞสักำलीािক্তעִ‎בكِتابـ٣۴५", "cat", "CATS", "dog", "hot", " ", " ", " ", "-", "_", "'",
     "’", ".", "\n", "\x00", "\u00a0", "\u3000", "\u00ad", "\u034f", "\u061c", "\u115f", "\u1160", "\u17b4", "\u180e",
     "\u200b", "\u200c", "\u200d", "\u200e", "\u2028", "\u202b", "\u2060", "\u2069", "\u3164", "\ufe0e", "\ufe0f",
@@ -46,16 +47,17 @@ NASTY = [
 
 
 def random_text(seed: int, n: int) -> list[str]:
-    """Texts of single signs that take the others as base, mark, joint or nothing."""
+    """Strings of single characters that combine with, join or ignore their neighbors."""
     rng = random.Random(seed)
-    return ["".join(rng.choices(NASTY, k=rng.randrange(12))) for _ in range(n)]
+    return ["".join(rng.choices(DIFFICULT, k=rng.randrange(12))) for _ in range(n)]
 
 
-def plain_counts(names: dict[str, tuple[str, ...]], captions: list[str]) -> dict[str, int]:
-    """What a mention is, without anything that saves time."""
-    forms, texts = mentions(names), [normalize(caption) for caption in captions]
-    found = {form: {k for k, text in enumerate(texts) if form in text} for form in forms}
-    return {name: len(set().union(*(found[f] for f, owners in forms.items() if name in owners))) for name in names}
+def reference_counts(names: dict[str, tuple[str, ...]], captions: list[str]) -> dict[str, int]:
+    """The definition of a mention, without any optimization."""
+    forms = mentions(names)
+    texts = [normalize(caption) for caption in captions]
+    matches = {form: {k for k, text in enumerate(texts) if form in text} for form in forms}
+    return {name: len(set().union(*(matches[f] for f, owners in forms.items() if name in owners))) for name in names}
 
 
 def batch_counts(names: dict[str, tuple[str, ...]], captions: list[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Counting names in shards of captions: resumable, each shard once, by any engine."""
+"""The command that counts names in shards: resumable, each shard once, with any engine."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from experiments.counting.count_captions import main
 from experiments.counting.counts import read_count_table
 from experiments.counting.matcher import patterns
 from experiments.counting.shards import Shard, count_shard, list_shards
-from tests.experiments.counting.captions import NAMES, plain_counts, random_captions
+from tests.experiments.counting.captions import NAMES, random_captions, reference_counts
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,13 +39,13 @@ def corpus(tmp_path) -> Path:
 
 
 def command(corpus: Path, *more: str, shards: tuple[str, ...] = ("shards",)) -> list[str]:
-    places = [f"{corpus}/{shard}" for shard in shards]
-    return [*places, "--names", f"{corpus}/names.json", "--output", f"{corpus}/counts.tsv", *more]
+    paths = [f"{corpus}/{shard}" for shard in shards]
+    return [*paths, "--names", f"{corpus}/names.json", "--output", f"{corpus}/counts.tsv", *more]
 
 
 @pytest.fixture
 def here(monkeypatch):
-    """Counts in this process, and lists the shards that are counted."""
+    """Counts in this process; the list of counted shards."""
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import contextmanager
 
@@ -56,9 +56,9 @@ def here(monkeypatch):
         with ThreadPoolExecutor(1) as pool:
             yield pool, lambda argument: argument
 
-    def count(shard: Shard, *question):
+    def count(shard: Shard, *query):
         counted.append(Path(shard.url).name)
-        return count_shard(shard, *question)
+        return count_shard(shard, *query)
 
     monkeypatch.setattr(count_captions, "processes", thread)
     monkeypatch.setattr(count_captions, "count_shard", count)
@@ -66,10 +66,10 @@ def here(monkeypatch):
 
 
 def expected(*seeds: int) -> dict[str, int]:
-    return plain_counts(NAMES, [caption for seed in seeds for caption in random_captions(seed, 50)])
+    return reference_counts(NAMES, [caption for seed in seeds for caption in random_captions(seed, 50)])
 
 
-def test_command_counts_and_says_from_what(corpus, here, capsys):
+def test_command_writes_counts_and_provenance(corpus, here, capsys):
     main(command(corpus))
     assert read_count_table(corpus / "counts.tsv").counts == expected(0, 1, 2, 3)
     source = json.loads((corpus / "counts.tsv.provenance.json").read_text())
@@ -79,13 +79,13 @@ def test_command_counts_and_says_from_what(corpus, here, capsys):
     assert f"{len(NAMES)} names in 200 captions of 4 shards" in capsys.readouterr().out
 
 
-def test_outputs_of_every_format(corpus, here):
+def test_every_output_format(corpus, here):
     for suffix in ("csv", "json"):
         main([*command(corpus), "--output", f"{corpus}/counts.{suffix}"])
         assert read_count_table(corpus / f"counts.{suffix}").counts == expected(0, 1, 2, 3)
 
 
-def test_a_run_goes_on_where_the_last_one_stopped(corpus, here):
+def test_interrupted_run_resumes(corpus, here):
     main(command(corpus, shards=("shards/0.parquet", "shards/2.parquet")))
     here.clear()
     main(command(corpus))
@@ -96,7 +96,7 @@ def test_a_run_goes_on_where_the_last_one_stopped(corpus, here):
     assert here == []
 
 
-def test_damaged_counts_changed_shards_and_other_names_are_counted_anew(corpus, here):
+def test_invalid_cache_entries_are_recomputed(corpus, here):
     main(command(corpus))
     next((corpus / "counts.tsv.shards").iterdir()).write_text('{"counts"')
     here.clear()
@@ -107,13 +107,13 @@ def test_damaged_counts_changed_shards_and_other_names_are_counted_anew(corpus, 
     main(command(corpus))
     assert here == ["1.parquet"]
     here.clear()
-    (corpus / "names.json").write_text('["cat"]')
+    (corpus / "names.json").write_text('{"cat": []}')
     main(command(corpus))
     assert len(here) == 4
     assert list(read_count_table(corpus / "counts.tsv").counts) == ["cat"]
 
 
-def test_shards_named_twice_and_copies_count_once(corpus, here, capsys):
+def test_repeated_shards_and_copies_count_once(corpus, here, capsys):
     (corpus / "shards" / "copy of 1.parquet").write_bytes((corpus / "shards" / "1.parquet").read_bytes())
     main(command(corpus, shards=("shards", "shards/0.parquet", "shards/*.parquet", "shards/../shards/0.parquet")))
     assert len(here) == 5
@@ -122,7 +122,7 @@ def test_shards_named_twice_and_copies_count_once(corpus, here, capsys):
     assert len(json.loads((corpus / "counts.tsv.provenance.json").read_text())["copies"]) == 1
 
 
-def test_a_bad_shard_costs_no_other_and_leaves_no_output(corpus, here, capsys):
+def test_damaged_shard_keeps_other_counts(corpus, here, capsys):
     bad = corpus / "shards" / "2.parquet"
     good = bad.read_bytes()
     bad.write_bytes(good[:-30])
@@ -141,7 +141,7 @@ def test_a_bad_shard_costs_no_other_and_leaves_no_output(corpus, here, capsys):
     ("changes", "message"),
     [
         (["--column", "TEXT"], r"no column 'TEXT' \(its columns: caption, url\): set --column"),
-        (["--names", "names.xml"], "is no file of names"),
+        (["--names", "names.xml"], "is not a file of names"),
         (["--names", "none.txt"], "does not exist"),
         (["--output", "counts.txt"], r"must end in \.tsv, \.csv or \.json"),
         (["--workers", "0"], "--workers 0"),
@@ -150,35 +150,35 @@ def test_a_bad_shard_costs_no_other_and_leaves_no_output(corpus, here, capsys):
         (["--storage", "{"], "must be a JSON object"),
     ],
 )
-def test_bad_options_are_answered_in_one_line(corpus, here, capsys, changes, message):
+def test_invalid_options_give_one_line_errors(corpus, here, capsys, changes, message):
     with pytest.raises(SystemExit) as stop:
         main([*command(corpus), *changes])
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and re.search(message, error)
 
 
-def test_a_place_that_cannot_be_written_is_said_before_counting(corpus, here, capsys):
-    for place in ("names.json/counts.tsv", "folder.tsv"):
+def test_unwritable_output_fails_before_counting(corpus, here, capsys):
+    for output in ("names.json/counts.tsv", "folder.tsv"):
         (corpus / "folder.tsv").mkdir(exist_ok=True)
         with pytest.raises(SystemExit) as stop:
-            main([*command(corpus), "--output", f"{corpus}/{place}"])
-        assert stop.value.code == 2 and f"{place} cannot be written" in capsys.readouterr().err
+            main([*command(corpus), "--output", f"{corpus}/{output}"])
+        assert stop.value.code == 2 and f"{output} cannot be written" in capsys.readouterr().err
     assert here == []
 
 
-def test_bad_shards_are_named(corpus):
-    for place, message in (("none", "names no Parquet"), ("*.csv", "names no Parquet"), ("x", "names no Parquet")):
-        with pytest.raises(ValueError, match=message):
-            list_shards([f"{corpus}/{place}"])
+def test_invalid_shards_are_named(corpus):
+    for pattern in ("none", "*.csv", "x"):
+        with pytest.raises(ValueError, match="matches no Parquet"):
+            list_shards([f"{corpus}/{pattern}"])
     with pytest.raises(ValueError, match="cannot be listed"):
         list_shards(["nosuch://bucket/a.parquet"])
     pq.write_table(pa.table({"caption": [1, 2]}), corpus / "numbers.parquet")
-    with pytest.raises(ValueError, match="holds int64 in the column 'caption'"):
+    with pytest.raises(ValueError, match="has int64 in the column 'caption'"):
         count_shard(*list_shards([f"{corpus}/numbers.parquet"]), "caption", patterns(NAMES), len(NAMES))
 
 
 def test_remote_shards():
-    """Another file system than the local one, through the same code as ``s3://``."""
+    """An in-memory file system, through the same code as ``s3://``."""
     memory = fsspec.filesystem("memory")
     for k in range(2):
         with memory.open(f"/bucket/{k}.parquet", "wb") as file:
@@ -189,7 +189,7 @@ def test_remote_shards():
 
 
 def test_shards_in_s3(corpus, here):
-    """A server of S3 on this machine; its tags of versions tell a shard that was written again."""
+    """A local S3 server; its version tags identify a replaced shard."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
     server.start()
@@ -230,7 +230,7 @@ def test_two_workers(corpus, engine):
     assert len(list((corpus / "counts.tsv.shards").iterdir())) == 4
 
 
-def test_workers_end_with_a_killed_parent():
+def test_workers_exit_when_the_parent_is_killed():
     code = """
 import os, signal
 from experiments.counting.count_engines import processes
@@ -238,12 +238,12 @@ with processes(1) as (pool, share):
     pool.submit(os.getpid).result()
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    # The output closes when the last process that writes to it ends.
+    # The output closes when the last process that writes to it exits.
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
     assert run.returncode == -signal.SIGKILL
 
 
-def test_dask_missing_is_said(corpus, monkeypatch, capsys):
+def test_missing_dask_is_an_error(corpus, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(SystemExit):
         main(command(corpus, "--engine", "dask"))
@@ -253,11 +253,11 @@ def test_dask_missing_is_said(corpus, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("error", "message"), [(BrokenProcessPool(), "use fewer workers"), (RuntimeError("odd"), r"RuntimeError\('odd'\)")]
 )
-def test_a_worker_that_fails_costs_no_other_shard(corpus, here, monkeypatch, capsys, error, message):
-    def fail_once(shard: Shard, *question):
+def test_failing_worker_keeps_other_counts(corpus, here, monkeypatch, capsys, error, message):
+    def fail_once(shard: Shard, *query):
         if shard.url.endswith("2.parquet"):
             raise error
-        return count_shard(shard, *question)
+        return count_shard(shard, *query)
 
     monkeypatch.setattr(count_captions, "count_shard", fail_once)
     with pytest.raises(SystemExit):
@@ -266,8 +266,8 @@ def test_a_worker_that_fails_costs_no_other_shard(corpus, here, monkeypatch, cap
     assert len(list((corpus / "counts.tsv.shards").iterdir())) == 3
 
 
-@pytest.mark.parametrize("method", ["ours", "plain", "polars", "duckdb"])
-def test_benchmarked_methods_count_alike(tmp_path, method):
+@pytest.mark.parametrize("method", ["batched", "automaton", "polars", "duckdb"])
+def test_benchmarked_methods_give_equal_counts(tmp_path, method):
     from benchmarks.count_captions import METHODS, measure
 
     if method in ("polars", "duckdb"):

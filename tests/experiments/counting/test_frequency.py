@@ -1,13 +1,13 @@
-"""Counting names in captions, buckets, and the choice of concepts."""
+"""Mentions of names in captions, frequency buckets, and the selection of concepts."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hydra.utils import instantiate
 
-from experiments.counting.frequency import assign_buckets, bucket_by_threshold
+from experiments.counting.buckets import assign_buckets, bucket_by_threshold
 from experiments.counting.matcher import count_mentions
-from experiments.data.concepts import Concept, EmojiConcepts, choose
+from experiments.data.concepts import Concept, EmojiConcepts, select_concepts
 from tests.commands import composed
 
 
@@ -34,7 +34,7 @@ def count(name: str, *captions: str) -> int:
         ("Doberman", "two Dobermans asleep"),
     ],
 )
-def test_mentions_are_found(name, caption):
+def test_variants_of_a_name_are_mentions(name, caption):
     assert count(name, caption) == 1
 
 
@@ -45,11 +45,11 @@ def test_other_words_are_not_mentions(name, caption):
     assert count(name, caption) == 0
 
 
-def test_a_caption_counts_once_a_concept():
+def test_caption_counts_once_per_concept():
     assert count("camel", "camel camel camels", "a camel") == 2
 
 
-def test_names_inside_names_count_for_both_and_synonyms_for_one():
+def test_nested_names_and_synonyms():
     names = {"dog": ["dog", "hound"], "hot dog": ["hot dog"], "sky": ["sky"]}
     captions = pa.array(["a hot dog", "a hound and a dog"])
     assert count_mentions(names, captions) == {"dog": 2, "hot dog": 1, "sky": 0}
@@ -66,24 +66,24 @@ def embedded(*changes: str) -> EmojiConcepts:
     return instantiate(composed("data=emoji", *changes).data.source)
 
 
-def test_embedded_corpus_falls_into_buckets_like_the_papers(capsys):
+def test_bucket_sizes_of_the_embedded_corpus(capsys):
     concepts = embedded().concepts()
     sizes = [sum(concept.bucket == bucket for concept in concepts) for bucket in ("head", "medium", "tail")]
     assert sizes == [80, 159, 81]  # the paper: 235, 509, 256 of 1000
     assert min(c.frequency for c in concepts) == 8 and max(c.frequency for c in concepts) == 5000
     assert all(concept.references.shape == (3, 3, 64, 64) for concept in concepts)
-    assert len(choose(concepts, 100, ("head", "tail"), seed=0)) == 161
+    assert len(select_concepts(concepts, 100, ("head", "tail"), seed=0)) == 161
     assert "head 80 of 80, medium 0 of 159, tail 81 of 81" in capsys.readouterr().out
 
 
-def test_embedded_corpus_by_rank():
+def test_embedded_corpus_has_buckets_by_rank():
     concepts = sorted(embedded("data.source.bucket_by=rank").concepts(), key=lambda c: -c.frequency)
     assert [c.bucket for c in concepts] == ["head"] * 75 + ["medium"] * 163 + ["tail"] * 82
     with pytest.raises(ValueError, match=r"ranks=\[75, 163\] do not add up to the 320 concepts"):
         embedded("data.source.bucket_by=rank", "data.source.ranks=[75,163]").concepts()
 
 
-def test_bad_sources_are_refused():
+def test_unknown_bucket_rule_and_background_are_errors():
     with pytest.raises(ValueError, match=r"bucket_by='size' is unknown: choose threshold or rank"):
         assign_buckets({"a": 1}, "size", head=2, tail=1, ranks=())
     with pytest.raises(ValueError, match="background='red'"):
@@ -96,16 +96,16 @@ def concepts() -> list[Concept]:
     return [Concept(f"c{k:02d}", "", k, ("tail", "medium", "head")[k // 10], blank) for k in range(30)]
 
 
-def test_a_larger_choice_contains_a_smaller_one(concepts):
-    few = {c.name for c in choose(concepts, 2, ("head", "tail"), seed=0)}
-    many = {c.name for c in choose(concepts, 5, ("head", "tail"), seed=0)}
+def test_larger_selection_extends_smaller_one(concepts):
+    few = {c.name for c in select_concepts(concepts, 2, ("head", "tail"), seed=0)}
+    many = {c.name for c in select_concepts(concepts, 5, ("head", "tail"), seed=0)}
     assert len(few) == 4 and len(many) == 10 and few < many
-    assert few != {c.name for c in choose(concepts, 2, ("head", "tail"), seed=1)}
+    assert few != {c.name for c in select_concepts(concepts, 2, ("head", "tail"), seed=1)}
 
 
-def test_choice_by_name_and_of_all(concepts):
-    assert [c.name for c in choose(concepts, ["c21", "c03"], ("tail",), seed=0)] == ["c21", "c03"]
-    assert [c.name for c in choose(concepts, "c07", ("head",), seed=0)] == ["c07"]
-    assert len(choose(concepts, "all", ("medium",), seed=0)) == 10
+def test_selection_by_name_and_of_all(concepts):
+    assert [c.name for c in select_concepts(concepts, ["c21", "c03"], ("tail",), seed=0)] == ["c21", "c03"]
+    assert [c.name for c in select_concepts(concepts, "c07", ("head",), seed=0)] == ["c07"]
+    assert len(select_concepts(concepts, "all", ("medium",), seed=0)) == 10
     with pytest.raises(ValueError, match="'c99'"):
-        choose(concepts, ["c99"], ("head",), seed=0)
+        select_concepts(concepts, ["c99"], ("head",), seed=0)

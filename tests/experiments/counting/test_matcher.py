@@ -1,4 +1,4 @@
-"""The counter of batches equals the plain one, whatever the text, and reads only what it must."""
+"""The batch counter equals the reference for any string, and reads only the caption column."""
 
 import random
 import unicodedata
@@ -9,27 +9,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.counting.frequency import normalize
 from experiments.counting.matcher import BatchCounter, patterns, read_words
 from experiments.counting.shards import count_shard, list_shards
-from tests.experiments.counting.captions import NAMES, batch_counts, plain_counts, random_captions, random_text
+from experiments.counting.text import normalize
+from tests.experiments.counting.captions import NAMES, batch_counts, random_captions, random_text, reference_counts
 
 
 @pytest.mark.parametrize(("size", "seeds"), [(1, 20), (2, 20), (7, 20), (3000, 3), (9001, 1)])
-def test_batches_count_as_the_plain_counter(size, seeds):
+def test_batch_counts_equal_reference(size, seeds):
     for seed in range(seeds):
         captions = random_captions(seed, size)
-        assert batch_counts(NAMES, captions) == plain_counts(NAMES, captions)
-    expected = plain_counts(NAMES, random_captions(0, 3000))
-    assert min(expected.values()) > 5  # every name is met, the rarest of four words too
+        assert batch_counts(NAMES, captions) == reference_counts(NAMES, captions)
+    expected = reference_counts(NAMES, random_captions(0, 3000))
+    assert min(expected.values()) > 5  # every name occurs, also the rarest one of four words
 
 
-def test_hashes_only_save_time():
-    """Counts are exact even where every word passes for one of a name."""
+def test_counts_are_exact_when_every_hash_collides():
     captions = random_captions(0, 1000)
     counter = BatchCounter(patterns(NAMES), len(NAMES))
     exact = counter.count(pa.array(captions))
-    counter._places[:], counter._pairs[:] = 7, True
+    counter._roles[:] = 7
+    counter._pairs[:] = True
     assert counter.count(pa.array(captions)).tolist() == exact.tolist()
 
 
@@ -38,20 +38,21 @@ def test_many_names():
     rng = random.Random(0)
     names = {name: (name,) for name in {" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(1000)}}
     captions = [" ".join(rng.choices(words, k=8)) for _ in range(1000)]
-    assert batch_counts(names, captions) == plain_counts(names, captions)
+    assert batch_counts(names, captions) == reference_counts(names, captions)
 
 
 def read(captions: list[str]) -> list[str]:
-    """The captions as the counter of batches reads them."""
+    """The captions as the batch counter normalizes them."""
     words = read_words(pa.array(captions, pa.string()))
-    text, at = words.text.tobytes(), [*np.searchsorted(words.starts, words.captions), len(words.starts)]
-    spans = [slice(*bounds) for bounds in pairwise(at)]
+    text = words.text.tobytes()
+    bounds = [*np.searchsorted(words.starts, words.captions), len(words.starts)]
+    spans = [slice(*pair) for pair in pairwise(bounds)]
     pieces = [[text[s:e] for s, e in zip(words.starts[span], words.ends[span], strict=True)] for span in spans]
-    return [f" {b' '.join(found).decode()} " for found in pieces]
+    return [f" {b' '.join(piece).decode()} " for piece in pieces]
 
 
-def test_each_character_beside_letters_is_normalised_as_alone():
-    """Every assigned character of Unicode at the start and at the end of a caption, beside letters."""
+def test_words_are_normalized_independently_of_neighbors():
+    """Every assigned character of Unicode at the start and at the end of a caption, next to letters."""
     scalars = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
     assert len(scalars) > 140_000
     for start in range(0, len(scalars), 40_000):
@@ -60,44 +61,44 @@ def test_each_character_beside_letters_is_normalised_as_alone():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_signs_of_all_scripts_in_any_order(seed):
+def test_random_characters_of_all_scripts(seed):
     captions = random_text(seed, 4000)
     assert read(captions) == [normalize(caption) for caption in captions]
     names = {f"{k}": (name,) for k, name in enumerate(random_text(100 + seed, 300)) if normalize(name).strip()}
-    expected = plain_counts(names, captions)
+    expected = reference_counts(names, captions)
     assert batch_counts(names, captions) == expected
     assert sum(expected.values()) > 1000
 
 
-def test_ascii_signs_change_nothing_in_the_marks_that_follow():
-    """What allows normalising the words apart, for every combining mark."""
-    signs = [chr(c) for c in range(128) if not chr(c).isalnum()]
+def test_ascii_punctuation_does_not_combine_with_marks():
+    """The condition for normalizing words one by one, for every combining mark."""
+    punctuation = [chr(c) for c in range(128) if not chr(c).isalnum()]
     for mark in (chr(c) for c in range(0x110000) if unicodedata.combining(chr(c))):
         for tail in (mark, f"{mark}\u0338a"):
-            assert {normalize(sign + tail) for sign in signs} == {normalize(tail)}
+            assert {normalize(character + tail) for character in punctuation} == {normalize(tail)}
 
 
 TEXT = pa.string()
 
 
 @pytest.mark.parametrize("kind", [TEXT, pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), TEXT)])
-def test_every_kind_of_text_and_nulls(tmp_path, kind):
+def test_string_types_and_nulls(tmp_path, kind):
     captions = ["a cat", None, "", "hot dogs", None, "dog"]
     table = pa.table({"url": pa.array(range(6)), "text": pa.array(captions, TEXT).cast(kind)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
     (shard,) = list_shards([str(tmp_path / "a.parquet")])
     counts = count_shard(shard, "text", patterns(NAMES), len(NAMES))
     assert (counts.captions, counts.nulls) == (4, 2)
-    assert dict(zip(NAMES, counts.counts, strict=True)) == plain_counts(NAMES, [c for c in captions if c])
+    assert dict(zip(NAMES, counts.counts, strict=True)) == reference_counts(NAMES, [c for c in captions if c])
 
 
-def test_arrays_that_are_slices():
+def test_sliced_arrays():
     captions = pa.array(["a cat", "a dog", "hot dog", "tee"])
     counts = BatchCounter(patterns(NAMES), len(NAMES)).count(captions[1:3])
-    assert dict(zip(NAMES, counts.tolist(), strict=True)) == plain_counts(NAMES, ["a dog", "hot dog"])
+    assert dict(zip(NAMES, counts.tolist(), strict=True)) == reference_counts(NAMES, ["a dog", "hot dog"])
 
 
-def test_only_the_caption_column_is_read(tmp_path, monkeypatch):
+def test_reads_only_the_caption_column(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).bytes(3_000_000)
     images = pa.array([noise[k : k + 1000] for k in range(0, len(noise), 1000)])
     pq.write_table(pa.table({"image": images, "caption": ["a cat"] * len(images)}), tmp_path / "a.parquet")
@@ -107,8 +108,8 @@ def test_only_the_caption_column_is_read(tmp_path, monkeypatch):
 
     def watched(self, *args, **kwargs):
         file = opened(self, *args, **kwargs)
-        plain = file.f.read
-        file.read = lambda *size: read.append(len(data := plain(*size))) or data
+        original = file.f.read
+        file.read = lambda *size: read.append(len(data := original(*size))) or data
         return file
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", watched)

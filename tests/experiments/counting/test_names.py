@@ -1,4 +1,4 @@
-"""Files of names to count."""
+"""Files of names and synonyms."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests.experiments.counting.captions import batch_counts
         ("a.json", '{"tench": ["Tinca tinca"], "cat": []}'),
     ],
 )
-def test_names_of_every_format(tmp_path, file, content):
+def test_every_layout_gives_the_same_names(tmp_path, file, content):
     (tmp_path / file).write_text(content, encoding="utf-8")
     assert read_names(str(tmp_path / file)) == {"tench": ("tench", "Tinca tinca"), "cat": ("cat",)}
 
@@ -29,23 +29,24 @@ def test_names_of_every_format(tmp_path, file, content):
         ("a.json", '{"cat": "puss"}', "a list of synonyms"),
         ("a.json", '{"cat": [1]}', "a list of synonyms"),
         ("a.json", "[3]", "a list of synonyms"),
-        ("a.json", "3", "must hold a list"),
+        ("a.json", "3", "a list of synonyms"),
+        ("a.json", '["cat"]', "a list of synonyms"),
         ("a.json", "{", "cannot be read"),
-        ("a.txt", "\n", "holds no names"),
+        ("a.txt", "\n", "contains no names"),
     ],
 )
-def test_bad_names(tmp_path, file, content, message):
+def test_invalid_files_are_errors(tmp_path, file, content, message):
     (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_names(str(tmp_path / file))
 
 
-def test_names_without_letters_are_refused():
+def test_names_without_letters_are_errors():
     with pytest.raises(ValueError, match="'!!!' has no letter or digit"):
         patterns({"!!!": ("!!!",)})
 
 
-def test_imagenet_names():
+def test_imagenet_names_and_synonyms():
     names = read_names("imagenet1k")
     assert len(names) == 1000 and names["crane (n02012849)"] == ("crane",)
     captions = ["a tench", "Tinca tinca", "two cranes", "JACK-O-LANTERNS"]

@@ -1,4 +1,4 @@
-"""Which files are shards: links are followed, hidden and temporary files passed over; columns without any caption."""
+"""Listing of shards: links are followed, hidden and temporary files skipped; columns of nulls are valid."""
 
 import os
 
@@ -19,14 +19,14 @@ def write(path, captions):
 
 
 def counted(urls) -> tuple[int, int]:
-    """Captions and shards."""
+    """Number of captions and of shards."""
     shards = list_shards([str(url) for url in urls])
     return sum(count_shard(shard, "caption", patterns(NAMES), 1).captions for shard in shards), len(shards)
 
 
 @pytest.fixture
 def hub(tmp_path):
-    """The hub cache's layout: names that are links to blobs."""
+    """The layout of the Hub cache: file names are links to blobs."""
     write(tmp_path / "blobs" / "abc", ["a cat", "two"])
     write(tmp_path / "blobs" / "def", ["three"])
     (tmp_path / "snap").mkdir()
@@ -36,15 +36,15 @@ def hub(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["snap", "snap/*.parquet", "**/*.parquet"])
-def test_links_are_shards(hub, asked):
+def test_links_are_followed(hub, asked):
     assert counted([hub / asked]) == (3, 2)
 
 
-def test_a_link_named_itself_is_read(hub):
+def test_path_of_a_link_is_read(hub):
     assert counted([hub / "snap" / "1.parquet"]) == (1, 1)
 
 
-def test_a_link_has_the_identity_of_what_it_leads_to(hub):
+def test_link_has_the_identity_of_its_target(hub):
     before = list_shards([str(hub / "snap")])[0].identity
     write(hub / "blobs" / "abc", ["a cat", "two", "three more"])
     os.utime(hub / "blobs" / "abc", (1, 1))
@@ -52,13 +52,13 @@ def test_a_link_has_the_identity_of_what_it_leads_to(hub):
 
 
 @pytest.mark.parametrize("asked", ["snap", "snap/*.parquet"])
-def test_a_dangling_link_is_named(hub, asked):
+def test_broken_link_is_an_error(hub, asked):
     (hub / "snap" / "2.parquet").symlink_to("../blobs/missing")
-    with pytest.raises(ValueError, match=r"2\.parquet is a link to nothing"):
+    with pytest.raises(ValueError, match=r"2\.parquet is a broken link"):
         list_shards([str(hub / asked)])
 
 
-def test_a_link_to_a_folder_is_no_shard(hub):
+def test_link_to_a_folder_is_skipped(hub):
     (hub / "snap" / "folder.parquet").symlink_to("../blobs", target_is_directory=True)
     assert counted([hub / "snap"]) == (3, 2)
 
@@ -79,21 +79,21 @@ def spark(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["", "*.parquet", "**/*.parquet"])
-def test_hidden_and_temporary_files_are_passed_over(spark, asked):
+def test_hidden_and_temporary_files_are_skipped(spark, asked):
     assert counted([spark / asked if asked else spark]) == (1, 1)
 
 
-def test_hives_partitions_are_none_of_them(tmp_path):
+def test_hive_partitions_are_read(tmp_path):
     write(tmp_path / "_lang=en" / "part.parquet", ["a cat"])
     assert counted([tmp_path]) == (1, 1)
 
 
 @pytest.mark.parametrize("asked", ["_part.parquet", "_p*.parquet", "_temporary/*/part.parquet"])
-def test_what_is_named_itself_is_read(spark, asked):
+def test_explicitly_named_hidden_files_are_read(spark, asked):
     assert counted([spark / asked]) == (1, 1)
 
 
-def test_a_folder_whose_own_path_has_such_a_name_is_read(tmp_path):
+def test_folder_in_a_hidden_path_is_read(tmp_path):
     write(tmp_path / "_cache" / ".hidden" / "part.parquet", ["a cat"])
     assert counted([tmp_path / "_cache" / ".hidden"]) == (1, 1)
 
@@ -102,8 +102,8 @@ def test_a_folder_whose_own_path_has_such_a_name_is_read(tmp_path):
     "kind", [pa.null(), pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
 @pytest.mark.parametrize("rows", [0, 3])
-def test_a_shard_without_any_caption_counts_nothing(tmp_path, kind, rows):
+def test_shard_of_nulls_has_zero_counts(tmp_path, kind, rows):
     pq.write_table(pa.table({"caption": pa.array([None] * rows, kind)}), tmp_path / "part.parquet")
     (shard,) = list_shards([str(tmp_path)])
-    found = count_shard(shard, "caption", patterns(NAMES), 1)
-    assert (found.captions, found.nulls, found.counts) == (0, rows, (0,))
+    result = count_shard(shard, "caption", patterns(NAMES), 1)
+    assert (result.captions, result.nulls, result.counts) == (0, rows, (0,))

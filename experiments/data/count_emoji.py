@@ -1,0 +1,58 @@
+"""Counts the captions of the embedded corpus that mention each concept: the column ``captions`` of ``concepts.csv``.
+
+``python -m experiments.data.count_emoji [FOLDER]`` writes ``concepts.csv`` of a built corpus (default:
+``assets/emoji``). The builder does the same; experiments read the column and never search captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.cache.atomic import CannotWrite, atomic_write
+from experiments.counting.matcher import count_mentions
+from experiments.data.emoji import CONCEPTS, read_table
+
+COLUMNS = ("emoji", "unicode_name", "name", "phrase", "captions")
+
+
+def count_captions(folder: Path) -> list[dict[str, str | int]]:
+    """One row per concept of the corpus in ``folder``, with the columns of ``concepts.csv``."""
+    images = read_table(folder / "drawings-reference.parquet").remove_columns("image")
+    concepts = {row["concept_id"]: row for row in images}
+    captions = read_table(folder / "captions.parquet").data.column("caption").combine_chunks()
+    counts = count_mentions({row["concept"]: [row["concept"]] for row in concepts.values()}, captions)
+    rows = []
+    for _, row in sorted(concepts.items()):
+        values = (row["emoji"], row["unicode_name"], row["concept"], row["phrase"], counts[row["concept"]])
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def write_concepts(folder: Path) -> None:
+    """Counts the captions in ``folder`` and writes its ``concepts.csv``."""
+    rows = count_captions(folder)
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomic_write(folder / CONCEPTS, write)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.data.count_emoji", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("assets/emoji"))
+    options = parser.parse_args(arguments)
+    try:
+        write_concepts(options.folder)
+    except (ValueError, CannotWrite) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
