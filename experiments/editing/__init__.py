@@ -1,6 +1,5 @@
-"""Editing as it is measured: a benchmark with masks in PIE-Bench's format, its scores and the study of edits."""
+"""Editing experiment: benchmarks in PIE-Bench's format, edits by many methods, and their metrics."""
 
 from experiments.editing.benchmark import BenchmarkEdit, read_benchmark
-from experiments.evaluation.background_metrics import Background, background_scores
 
-__all__ = ["Background", "BenchmarkEdit", "background_scores", "read_benchmark"]
+__all__ = ["BenchmarkEdit", "read_benchmark"]

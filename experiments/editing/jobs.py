@@ -1,4 +1,4 @@
-"""What a study of editing computes: a method on a model, in batches of edits, each once."""
+"""Units of the editing experiment: one method of one model on a batch of edits."""
 
 from __future__ import annotations
 
@@ -6,31 +6,40 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
+import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
+from experiments.evaluation.editing_metrics import EditBatch, EditingNetworks
 from experiments.planning.cost import Cost, rows_of
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter, LatentDiffusion, check_schedule
-from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit
+from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 
-IMAGE, TRUE = "the image itself", "the true edit"
-"""Methods that compute nothing: what stands beside the edits in the tables."""
-SWAP, OWN, NONE = "prompt_swap", "own", "none"
-ATTENTION = {PromptToPrompt: "p2p", Injection: "injection"}
-"""Ways of editing: the seed under the edited prompt, the same with the source's attention, and a method's own."""
+SOURCE_IMAGE = "source image"
+GROUND_TRUTH = "ground truth"
+"""Reference methods of the tables, which compute nothing."""
+
+PROMPT_SWAP = "prompt_swap"
+NATIVE = "native"
+NONE = "none"
+ATTENTION_EDITS = {PromptToPrompt: "p2p", Injection: "injection"}
+"""Edit methods. ``prompt_swap`` samples the inverted seed under the target prompt; the attention edits do the same with
+the source's attention; ``native`` is a method's own editing procedure; ``none`` is for images that are not edited."""
 
 Method = Inverter | Editor
 
 
 @dataclasses.dataclass(frozen=True)
-class EditResult:
-    """A model that edits.
+class EditingModel:
+    """A model with its settings for editing.
 
     Attributes:
-        name: of its checkpoint.
+        name: name of its checkpoint.
         steps, guidance: of inversion and sampling.
         attention: how attention is edited in its network.
     """
@@ -43,20 +52,21 @@ class EditResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A unit of work: one method of one model on a batch of edits, in each of the method's ways.
+class EditJob:
+    """A unit of work: one method of one model on a batch of edits, with each of ``edit_methods``.
 
-    What computes nothing has neither method nor model.
+    ``method`` and ``model`` are None for the reference methods.
     """
 
     name: str
     method: Method | None
-    ways: tuple[str, ...]
-    model: EditResult | None
+    edit_methods: tuple[str, ...]
+    model: EditingModel | None
     edits: Sequence[BenchmarkEdit]
 
     @property
     def key(self) -> str:
+        """Key of the batch: a hash of its edits."""
         return hashlib.sha256("\n".join(map(edit_key, self.edits)).encode()).hexdigest()
 
     @property
@@ -64,95 +74,121 @@ class Job:
         return self.name if self.model is None else f"{self.name}, {self.model.name}"
 
     @property
-    def unit(self) -> str:
-        """What has one folder of units."""
-        return f"{self.name}\n{'' if self.model is None else self.model.name}\n{self.ways}"
+    def folder_key(self) -> str:
+        """Key of the result folder: jobs with equal keys share cached units."""
+        return f"{self.name}\n{'' if self.model is None else self.model.name}\n{self.edit_methods}"
 
     @property
     def cost(self) -> Cost:
-        """Of inversion and of every way, about: attention is edited beside the source."""
+        """Approximate cost of the inversion and all edit methods; attention edits also sample the source."""
         if self.model is None or self.method is None:
             return Cost()
-        sampling = sum(2 if way in ATTENTION.values() else 1 for way in self.ways)
+        sampling = sum(2 if name in ATTENTION_EDITS.values() else 1 for name in self.edit_methods)
         inversion = self.method.nfe_per_step if isinstance(self.method, Inverter) else 2.0
-        a_step = (inversion + sampling) * rows_of(self.model.guidance)
-        return Cost(a_step * self.model.steps, 1 + len(self.ways)).times(len(self.edits))
+        nfe_per_step = (inversion + sampling) * rows_of(self.model.guidance)
+        return Cost(nfe_per_step * self.model.steps, 1 + len(self.edit_methods)).times(len(self.edits))
+
+    def batch(self, images: Tensor, originals: Tensor, networks: EditingNetworks, min_psnr: float) -> EditBatch:
+        """What the metrics of the edited ``images [B,3,H,W]`` are computed from."""
+        size = tuple(images.shape[-2:])
+        has_target = [edit.kind == KINDS.index("change background") and edit.target_image for edit in self.edits]
+        return EditBatch(
+            images=images,
+            originals=originals,
+            masks=torch.stack([edit.resized_mask(size) for edit in self.edits]).to(images.device),
+            prompts=[edit.target for edit in self.edits],
+            labels=[edit.expected_label for edit in self.edits],
+            targets=[
+                edit.load_image(size, target=True) if known else None
+                for edit, known in zip(self.edits, has_target, strict=True)
+            ],
+            networks=networks,
+            min_psnr=min_psnr,
+        )
 
 
 def edit_key(edit: BenchmarkEdit) -> str:
-    """What an edit is: prompts, mask and the bytes of its files."""
+    """Identifies an edit by its prompts, mask and the content of its files."""
     files = [path.read_bytes() for path in (edit.image, edit.target_image) if path is not None]
     parts = [edit.source.encode(), edit.target.encode(), str(edit.concept).encode(), edit.mask.tobytes(), *files]
     return "\n".join([edit.key, *(hashlib.sha256(part).hexdigest() for part in parts)])
 
 
-def checkpoint_name(make: Callable[..., LatentDiffusion]) -> str:
-    """The last part of the adapter's or the checkpoint's path, as a config gives them.
+def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
+    """Last part of the LoRA's or the checkpoint's path in a partial model constructor.
 
     Raises:
-        ValueError: there is no path that would name it.
+        ValueError: the constructor has no path.
     """
-    given = make.keywords if isinstance(make, partial) else {}
-    path = given.get("lora") or given.get("path")
+    arguments = create.keywords if isinstance(create, partial) else {}
+    path = arguments.get("lora") or arguments.get("path")
     if not path:
-        raise ValueError("task.model has no path that would name it: give model.path, or models by name.")
+        raise ValueError("task.model: has no path to take its name from; set model.path, or give models by name.")
     return Path(path).name
 
 
-def steps_of(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
-    """Of the model ``name``; ValueError where nothing says."""
+def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
+    """Number of steps of the model ``name``.
+
+    Raises:
+        ValueError: ``steps`` has no entry for it.
+    """
     if isinstance(steps, int):
         return steps
     if name not in steps:
-        raise ValueError(f"task.steps says nothing of the model {name!r}: give one number, as task.steps=50.")
+        raise ValueError(f"task.steps: no entry for the model {name!r}; add one, or give one number, as task.steps=50.")
     return steps[name]
 
 
-def evenly(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | None) -> list[BenchmarkEdit]:
-    """``count`` edits (None: all) of the ``kinds``, which take turns.
+def select_edits(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | None) -> list[BenchmarkEdit]:
+    """The first ``count`` edits (None: all) of the ``kinds``, taken from each kind in turn.
 
     Raises:
         ValueError: there are fewer.
     """
-    from_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
-    longest = max(map(len, from_kind))
-    turns = [own[k] for k in range(longest) for own in from_kind if k < len(own)]
-    if not turns or (count or 0) > len(turns):
-        raise ValueError(f"task.count={count}: the benchmark has {len(turns)} edits of {', '.join(kinds)}; take fewer.")
-    return turns[:count]
+    by_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
+    interleaved = [edit for turn in zip_longest(*by_kind) for edit in turn if edit is not None]
+    if not interleaved or (count or 0) > len(interleaved):
+        raise ValueError(
+            f"task.count: must be at most {len(interleaved)}, the benchmark's number of edits of {', '.join(kinds)}, "
+            f"got {count}."
+        )
+    return interleaved[:count]
 
 
-def jobs(
-    models: Sequence[EditResult],
+def make_jobs(
+    models: Sequence[EditingModel],
     methods: Mapping[str, Inverter],
     extra_methods: Mapping[str, Method],
     edits: Sequence[BenchmarkEdit],
+    *,
     batch_size: int,
-) -> tuple[list[Job], list[dict[str, str]]]:
-    """Every method on every model, and which a model's schedule does not take, with the reason.
+) -> tuple[list[EditJob], list[dict[str, str]]]:
+    """Jobs of all methods on all models, and the combinations left out because a model's schedule does not fit.
 
     Args:
-        methods: whose inversions are edited by another prompt, with and without the source's attention.
-        others: what edits in its own way; an inverter among them is sampled under the edited prompt.
+        methods: inverters whose seeds are edited by prompt swap and by attention.
+        extra_methods: editors, and inverters that are only sampled under the target prompt.
     """
     batches = [edits[k : k + batch_size] for k in range(0, len(edits), batch_size)]
-    found = [Job(name, None, (NONE,), None, batch) for name in (IMAGE, TRUE) for batch in batches]
+    jobs = [EditJob(name, None, (NONE,), None, batch) for name in (SOURCE_IMAGE, GROUND_TRUTH) for batch in batches]
     left_out = []
     for model in models:
-        ways = (SWAP, ATTENTION[attention_edit(model.model)])
-        given = [*((name, own, ways) for name, own in methods.items()), *((n, o, (OWN,)) for n, o in extra_methods.items())]
-        for name, method, own_ways in given:
+        edit_methods = (PROMPT_SWAP, ATTENTION_EDITS[edit_config_class(model.model)])
+        entries = [(name, method, edit_methods) for name, method in methods.items()]
+        entries += [(name, method, (NATIVE,)) for name, method in extra_methods.items()]
+        for name, method, names in entries:
             try:
                 check_schedule(method, model.model.schedule(model.steps))
             except ValueError as error:
                 left_out.append({"model": model.name, "method": name, "reason": str(error)})
                 continue
-            found += [Job(name, method, own_ways, model, batch) for batch in batches]
-    return found, left_out
+            jobs += [EditJob(name, method, names, model, batch) for batch in batches]
+    return jobs, left_out
 
 
-class JobData(CachedUnitDataModule):
-    """The jobs that have no finished unit yet."""
+class EditJobDataModule(CachedUnitDataModule):
+    """The jobs without a finished unit."""
 
-    def address(self, unit: Job) -> tuple[str, str]:
-        return unit.unit, unit.key
+    def address(self, unit: EditJob) -> tuple[str, str]:
+        return unit.folder_key, unit.key

@@ -1,4 +1,4 @@
-"""Table, samples and pictures of a study of editing."""
+"""Tables, samples and figures of the editing experiment."""
 
 from __future__ import annotations
 
@@ -10,44 +10,42 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.editing.benchmark import KINDS
-from experiments.editing.jobs import IMAGE, NONE, TRUE, Job
-from experiments.evaluation import bootstrap_interval
-from experiments.reporting import tables
+from experiments.editing.jobs import GROUND_TRUTH, NATIVE, NONE, PROMPT_SWAP, SOURCE_IMAGE, EditJob
+from experiments.evaluation.metrics import bootstrap_interval
+from experiments.evaluation.registry import EDITING
+from experiments.reporting import figures as plots
+from experiments.reporting.results import Report
+from experiments.reporting.tables import markdown_table
 
-Found = tuple[Job, Mapping[str, Tensor], Mapping[str, Any]]
-"""A finished unit: its job, its tensors and its record."""
+FinishedUnit = tuple[EditJob, Mapping[str, Tensor], Mapping[str, Any]]
+"""A job, the tensors and the record of its unit."""
 Rows = Sequence[Mapping[str, Any]]
 
 IDENTITY = ("method", "edit", "model")
-"""What tells the rows of the table apart."""
-SCORES = ("clip_score", "lpips", "background_psnr", "success")
-"""What has an interval, and is compared in pairs."""
-AVERAGED = (
-    "clip_score_region", "structure", "background_mse", "background_ssim", "background_lpips", "original_psnr",
-    "original_mse", "original_ssim", "made", "kept", "latent_mse", "seconds", "seconds_networks",
-)  # fmt: skip
-COLUMNS = {
-    "model": "model", "method": "method", "edit": "edit", "clip_score": "CLIP", "clip_score_low": "from",
-    "clip_score_high": "to", "clip_score_region": "CLIP, region", "lpips": "LPIPS", "structure": "structure",
-    "background_psnr": "background PSNR", "background_ssim": "SSIM", "background_lpips": "background LPIPS",
-    "original_psnr": "PIE PSNR", "original_ssim": "PIE SSIM", "made": "made", "kept": "kept", "success": "success",
-    "success_low": "from", "success_high": "to", "latent_mse": "latent MSE of the inversion", "seconds": "s an edit",
-    "overhead": "times its networks", "faster": "faster", "n": "n",
-}  # fmt: skip
-PAIRED = {
+"""Columns that tell the rows of the table apart."""
+PAIR_COLUMNS = {
     "model": "model", "edit": "edit", "method": "method", "baseline": "baseline", "score": "score",
     "difference": "difference", "low": "from", "high": "to", "n": "n",
 }  # fmt: skip
+EDIT_MARKERS = {PROMPT_SWAP: "o", "p2p": "s", "injection": "s", NATIVE: "^"}
+REFERENCE_MARKERS = {SOURCE_IMAGE: "*", GROUND_TRUTH: "P"}
+
+
+def columns() -> dict[str, str]:
+    """Columns of the table and their heads."""
+    first = {"model": "model", "method": "method", "edit": "edit"}
+    last = {"overhead": "time / network time", "speedup": "speedup", "n": "n"}
+    return {**first, **EDITING.columns(), **last}
 
 
 def write_report(
     run_dir: Path,
-    found: Sequence[Found],
+    units: Sequence[FinishedUnit],
     *,
     baseline: str,
     networks: Mapping[str, Mapping[str, str]],
@@ -56,146 +54,157 @@ def write_report(
     loggers: Sequence[Logger],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Writes the whole results contract into ``run_dir`` and the loggers; returns the rows."""
-    samples = [row for job, _, record in found for row in sample_rows(job, record["rows"])]
-    rows = with_speeds([summary(group, seed) for group in groups(samples).values()])
-    pairs = paired(samples, baseline, seed)
-    scored = ", ".join(f"{name}: {networks[name]['name']}" for name in ("lpips", "structure"))
-    table = "\n".join(
-        [tables.markdown_table(rows, COLUMNS), f"Networks: {scored}.\n", tables.markdown_table(pairs, PAIRED)]
+    """Write all results into ``run_dir`` and the loggers; returns the rows of the table.
+
+    Args:
+        baseline: method with which the others are compared.
+        networks: name and SHA-256 of each network.
+        left_out: combinations of model and method without a row, with reasons.
+        seed: of the bootstrap.
+    """
+    samples = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
+    rows = with_speedups([summary(group, seed) for group in group_samples(samples).values()])
+    pairs = paired_differences(samples, baseline, seed)
+    distances = ", ".join(f"{name}: {networks[name]['name']}" for name in ("lpips", "structure"))
+    texts = [markdown_table(rows, columns()), f"Networks: {distances}.\n", markdown_table(pairs, PAIR_COLUMNS)]
+    report = Report(
+        rows=rows,
+        settings=settings,
+        samples=samples,
+        table="\n".join(texts),
+        figures={"figures/fig6": partial(clip_against_lpips, rows), **image_figures(units)},
+        identity=IDENTITY,
+        extra_sections={"pairs": pairs, "networks": networks, "left_out": left_out},
     )
-    tables.write_report(
-        run_dir, rows, settings, samples=samples, table=table, loggers=loggers, identity=IDENTITY, step=len(found),
-        pictures={"figures/fig6": partial(clip_against_lpips, rows), **grids(found)},
-        pairs=pairs, networks=networks, left_out=left_out,
-    )  # fmt: skip
+    report.write(run_dir, loggers, step=len(units))
     return rows
 
 
-def sample_rows(job: Job, records: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """One row an edit and way: what it was, and what was measured."""
+def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any]]:
+    """One row per edit and edit method: its conditions and its metrics."""
     return [
         {
-            "method": job.name, "edit": way, "model": NONE if job.model is None else job.model.name,
-            "steps": None if job.model is None else job.model.steps, "sample": edit.key, "kind": KINDS[edit.kind],
-            "source": edit.source, "target": edit.target, **record,
+            "method": job.name,
+            "edit": edit_method,
+            "model": NONE if job.model is None else job.model.name,
+            "steps": None if job.model is None else job.model.steps,
+            "sample": edit.key,
+            "kind": KINDS[edit.kind],
+            "source": edit.source,
+            "target": edit.target,
+            **record,
         }
-        for way, rows in records.items()
+        for edit_method, rows in records.items()
         for edit, record in zip(job.edits, rows, strict=True)
-    ]  # fmt: skip
+    ]
 
 
-def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Samples of one row of the table, by what tells rows apart."""
-    found: dict[tuple, list[Mapping[str, Any]]] = {}
+def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
+    """Samples by table row, that is by their values of ``IDENTITY``."""
+    rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
-        found.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
-    return found
-
-
-def known(values: Sequence[float]) -> list[float]:
-    """Without NaN: what an edit has no value for, as PIE-Bench leaves empty backgrounds out."""
-    return [value for value in values if not math.isnan(value)]
+        rows.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
+    return rows
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """A row of the table: means over the edits that have a value, with 95 % intervals of ``SCORES``."""
+    """A row of the table: metrics aggregated over edits. As in PIE-Bench, edits without a value are left out."""
     first = samples[0]
     row = {name: first[name] for name in (*IDENTITY, "steps")}
-    for name in (*SCORES, *AVERAGED):
-        values = known([sample[name] for sample in samples if name in sample])
-        row[name] = float(np.mean(values)) if values else math.nan
-        if name in SCORES:
-            row[f"{name}_low"], row[f"{name}_high"] = _interval(values, seed)
-    row["overhead"] = row["seconds"] / row["seconds_networks"]
-    row["not_finite"] = int(sum(sample["not_finite"] for sample in samples))
-    return row | {"n": len(samples), "n_success": len(known([sample["success"] for sample in samples]))}
+    row |= EDITING.summarize(samples, seed, skip_nan=True)
+    if "seconds" in row:
+        row["overhead"] = row["seconds"] / row["seconds_networks"]
+    num_evaluated = sum(not math.isnan(sample["success"]) for sample in samples)
+    return row | {"n": len(samples), "n_success": num_evaluated}
 
 
-def _interval(values: Sequence[float], seed: int) -> tuple[float, float]:
-    usable = bool(values) and all(map(math.isfinite, values))
-    return bootstrap_interval(values, seed=seed) if usable else (math.nan, math.nan)
+def with_speedups(rows: Rows) -> list[dict[str, Any]]:
+    """``rows`` with ``speedup``: time of the same method and edit on the model with the most steps, over a row's time.
 
-
-def with_speeds(rows: Rows) -> list[dict[str, Any]]:
-    """``rows`` with how many times faster each is than its method on the model of the most steps, edited alike.
-
-    Ways by attention are one way, whatever the network.
+    Prompt-to-prompt and injection count as the same edit.
     """
 
     def key(row: Mapping[str, Any]) -> tuple:
         return row["method"], "attention" if row["edit"] in ("p2p", "injection") else row["edit"]
 
-    most = max((row["steps"] for row in rows if row["steps"]), default=None)
-    slow = {key(row): row["seconds"] for row in rows if row["steps"] == most}
-    return [{**row, "faster": slow.get(key(row), math.nan) / row["seconds"]} for row in rows]
+    max_steps = max((row["steps"] for row in rows if row["steps"]), default=None)
+    slowest = {key(row): row["seconds"] for row in rows if row["steps"] == max_steps and "seconds" in row}
+    return [
+        {**row, "speedup": slowest.get(key(row), math.nan) / row["seconds"]} if "seconds" in row else dict(row)
+        for row in rows
+    ]
 
 
-def paired(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
-    """Mean differences of each method's edits to those of ``baseline``, edit by edit, with 95 % intervals.
+def paired_differences(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
+    """Mean difference of each method to ``baseline`` on the same edits, with 95 % intervals, per metric.
 
-    Within a model and a way; a method's own way is compared with prompts swapped.
+    Methods are compared within a model and an edit method. A native edit is compared with the baseline's prompt swap.
     """
-    by_row = groups(samples)
-    found = []
-    for (method, edit, model), own in by_row.items():
-        base = by_row.get((baseline, "prompt_swap" if edit == "own" else edit, model))
+    by_row = group_samples(samples)
+    pairs = []
+    for (method, edit, model), group in by_row.items():
+        base = by_row.get((baseline, PROMPT_SWAP if edit == NATIVE else edit, model))
         if base is None or method == baseline:
             continue
-        for score in SCORES:
-            ours = {sample["sample"]: sample[score] for sample in own}
-            differences = known([ours[sample["sample"]] - sample[score] for sample in base])
-            low, high = _interval(differences, seed)
-            mean = float(np.mean(differences)) if differences else math.nan
-            found.append({
-                "model": model, "edit": edit, "method": method, "baseline": baseline, "score": score,
-                "difference": mean, "low": low, "high": high, "n": len(differences),
-            })  # fmt: skip
-    return found
+        by_edit = {sample["sample"]: sample for sample in group}
+        for score in EDITING.with_interval:
+            differences = [by_edit[sample["sample"]][score] - sample[score] for sample in base]
+            statistics = _mean_and_interval([value for value in differences if not math.isnan(value)], seed)
+            conditions = {"model": model, "edit": edit, "method": method, "baseline": baseline, "score": score}
+            pairs.append(conditions | statistics)
+    return pairs
+
+
+def _mean_and_interval(values: Sequence[float], seed: int) -> dict[str, float]:
+    usable = bool(values) and all(map(math.isfinite, values))
+    low, high = bootstrap_interval(values, seed=seed) if usable else (math.nan, math.nan)
+    mean = float(np.mean(values)) if values else math.nan
+    return {"difference": mean, "low": low, "high": high, "n": len(values)}
 
 
 def clip_against_lpips(rows: Rows) -> Figure:
-    """CLIP score of the edited prompt against LPIPS to the image (Fig. 6), a panel a model."""
-    models = [model for model in dict.fromkeys(row["model"] for row in rows) if model != NONE]
-    methods = list(dict.fromkeys(row["method"] for row in rows if row["model"] != NONE))
-    colors = {method: plt.get_cmap("tab20").colors[k % 20] for k, method in enumerate(methods)}
-    markers = {"prompt_swap": "o", "p2p": "s", "injection": "s", "own": "^"}
-    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models) + 2, 3.6), squeeze=False)
-    for model, axis in zip(models, axes[0], strict=True):
-        for row in rows:
-            if row["model"] == NONE:
-                marker = {IMAGE: "*", TRUE: "P"}[row["method"]]
-                axis.plot(row["lpips"], row["clip_score"], marker, color="black", markersize=9, label=row["method"])
-            elif row["model"] == model and math.isfinite(row["clip_score"]):
-                spread = np.array([tables.whiskers(row, "clip_score")]).T
-                axis.errorbar(row["lpips"], row["clip_score"], spread, linewidth=0.7, linestyle="none", markersize=5,
-                              color=colors[row["method"]], marker=markers[row["edit"]],
-                              label=f"{row['method']}, {row['edit'].replace('_', ' ')}")  # fmt: skip
-        axis.set(title=model, xlabel="LPIPS to the image", ylabel="CLIP score of the edited prompt")
-    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), fontsize=6, loc="center left", bbox_to_anchor=(0.99, 0.5),
-                  frameon=False)  # fmt: skip
-    figure.tight_layout()
+    """CLIP score of the target prompt against LPIPS to the source image (Fig. 6), one panel per model."""
+    references = [row for row in rows if row["model"] == NONE]
+    edits = [row for row in rows if row["model"] != NONE]
+    models = list(dict.fromkeys(row["model"] for row in edits))
+    colors = {name: style["color"] for name, style in plots.method_styles([row["method"] for row in edits]).items()}
+    figure, (axes,) = plots.panels(len(models))
+    for model, axis in zip(models, axes, strict=True):
+        for row in references:
+            marker = REFERENCE_MARKERS[row["method"]]
+            axis.plot(row["lpips"], row["clip_score"], marker, color="black", markersize=9, label=row["method"])
+        for row in edits:
+            if row["model"] == model:
+                _draw_edit(axis, row, colors[row["method"]])
+        axis.set(title=model, xlabel="LPIPS to the source image", ylabel="CLIP score of the target prompt")
+    plots.shared_legend(figure, axes)
     return figure
 
 
-def grids(found: Sequence[Found]) -> dict[str, Callable[[], Figure]]:
-    """For each model and way what draws its first edits (Fig. 7), by the name of their file."""
-    beside = {job.name: (job, _shown(tensors, NONE)) for job, tensors, _ in reversed(found) if job.model is None}
-    image, pictures = beside[IMAGE]
-    names = [" > ".join(edit.words) or edit.instruction for edit in image.edits[: len(pictures)]]
-    groups: dict[str, dict[str, Any]] = {}
-    for job, tensors, _ in found:
-        for way in job.ways if job.model is not None else ():
-            group = groups.setdefault(f"{job.model.name}_{way}", {IMAGE: pictures, TRUE: beside[TRUE][1]})
-            group.setdefault(job.name, _shown(tensors, way))
+def _draw_edit(axis: Axes, row: Mapping[str, Any], color: Any) -> None:
+    label = f"{row['method']}, {row['edit'].replace('_', ' ')}"
+    plots.point(axis, row, "lpips", "clip_score", color=color, marker=EDIT_MARKERS[row["edit"]], label=label)
+
+
+def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figure]]:
+    """Grids of the first edits (Fig. 7) by file name, one per model and edit method."""
+    references = {job.name: (job, _load_images(tensors, NONE)) for job, tensors, _ in reversed(units) if not job.model}
+    job, source_images = references[SOURCE_IMAGE]
+    ground_truth = references[GROUND_TRUTH][1]
+    heads = [" > ".join(edit.words) or edit.instruction for edit in job.edits[: len(source_images)]]
+    grids: dict[str, dict[str, Any]] = {}
+    for job, tensors, _ in units:
+        for edit_method in job.edit_methods if job.model is not None else ():
+            name = f"{job.model.name}_{edit_method}"
+            grid = grids.setdefault(name, {SOURCE_IMAGE: source_images, GROUND_TRUTH: ground_truth})
+            grid.setdefault(job.name, _load_images(tensors, edit_method))
     return {
-        f"images/fig7_{name}": partial(tables.image_table, list(group.items()), names, name.replace("_", " "))
-        for name, group in groups.items()
+        f"images/fig7_{name}": partial(plots.image_grid, list(grid.items()), heads, name.replace("_", " "))
+        for name, grid in grids.items()
     }
 
 
-def _shown(tensors: Mapping[str, Tensor], way: str) -> list[Tensor | None]:
-    """The images of a way, None for those that are not finite."""
-    kept = iter(tensors[way])
-    return [next(kept) if finite else None for finite in tensors[f"{way}_finite"]]
+def _load_images(tensors: Mapping[str, Tensor], edit_method: str) -> list[Tensor | None]:
+    """Stored images of an edit method; None for those that are not finite."""
+    images = iter(tensors[edit_method])
+    return [next(images) if finite else None for finite in tensors[f"{edit_method}_finite"]]

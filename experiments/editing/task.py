@@ -1,15 +1,14 @@
-"""Edits by every inversion method and way of editing, on several models: how well, and how long they take.
+"""Editing experiment: edits by every inversion method and edit method on several models, their quality and time.
 
-A *unit* is one method of one model on a batch of edits, in each of the method's ways; it is on disk before the next
-begins.
+A *unit* is one method of one model on a batch of edits, with each of its edit methods. It is written to disk before the
+next one begins.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -18,187 +17,70 @@ from uuid import uuid4
 
 import torch
 from annotated_types import MinLen
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
 
-from experiments.base import Networks as Loaded
+from experiments.base import Networks
 from experiments.cache.key import describe
-from experiments.cache.store import UnitStore, numerics, synchronize
+from experiments.cache.store import UnitStore, numerics
 from experiments.editing import make_benchmark
-from experiments.editing.benchmark import KINDS, read_benchmark
+from experiments.editing.benchmark import KINDS, BenchmarkEdit, read_benchmark
 from experiments.editing.jobs import (
-    ATTENTION,
-    NONE,
-    TRUE,
-    EditResult,
-    Job,
-    JobData,
+    EditingModel,
+    EditJob,
+    EditJobDataModule,
     checkpoint_name,
-    evenly,
-    jobs,
-    steps_of,
+    make_jobs,
+    select_edits,
+    steps_for,
 )
-from experiments.editing.report import IDENTITY, SCORES, sample_rows, write_report
-from experiments.evaluation import load_classifier
-from experiments.evaluation.editing_metrics import Networks, check_labels, measures
-from experiments.evaluation.editing_networks import dino_structure, judge_lpips, judge_structure, squeeze_lpips
-from experiments.planning.cost import Cost, seconds_of
-from experiments.reporting.finite import mask_nonfinite, select_finite
+from experiments.editing.module import MAX_SAVED_IMAGES, EditingModule
+from experiments.editing.report import IDENTITY, sample_rows, write_report
+from experiments.evaluation.classifier import Classifier, load_classifier
+from experiments.evaluation.editing_metrics import EditingNetworks
+from experiments.evaluation.editing_networks import (
+    classifier_perceptual,
+    classifier_structure,
+    dino_structure,
+    squeeze_lpips,
+)
+from experiments.evaluation.registry import EDITING
+from experiments.planning.cost import Cost, Planned, seconds_of
 from experiments.runtime.progress import Progress, announce
 from experiments.runtime.running_means import Running
 from experiments.runtime.unit_queue import ResumableRun, carry_out
-from rnri import Inversion, Inverter, LatentDiffusion
-from rnri.editing import Editor, Injection, PromptToPrompt, attention_edit, edit_latents
-from rnri.validation import GuidanceScale, NonEmptyStr, RandomSeed, dataclass
+from rnri import Inverter, LatentDiffusion
+from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
+from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-PICTURES = 8  # edits kept a method and way
-Shown = tuple[str, Tensor, dict[str, Tensor]]
-"""A way, the images ``[B,3,H,W]`` that it makes, and what is known of how they were made."""
-
-
-class EditingModule(LightningModule):
-    """Edits a batch of images in each of a method's ways, measures everything, and writes the unit."""
-
-    def __init__(
-        self, networks: Networks, units: Mapping[str, UnitStore], progress: Progress, size: tuple[int, int],
-        min_psnr: float,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.networks, self.units, self.progress = networks, units, progress
-        self.size, self.min_psnr = size, min_psnr
-        self._warm: set[str] = set()
-
-    @torch.no_grad()
-    def predict_step(self, job: Job, _: int) -> str:
-        """Writes the unit of a job; returns its label."""
-        self.progress.stage(job.label)
-        size = self.size if job.model is None else job.model.model.image_size
-        originals = torch.stack([edit.picture(size) for edit in job.edits]).to(self.device)
-        tensors: dict[str, Tensor] = {}
-        rows: dict[str, list[dict[str, float]]] = {}
-        for way, images, columns in self._beside(job, size) if job.model is None else self._edits(job, originals):
-            columns = columns | measures(images, originals, job.edits, self.networks, self.min_psnr)
-            columns["not_finite"] = images.isnan().flatten(1).any(1).double()
-            rows[way] = [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
-            tensors[way], tensors[f"{way}_finite"] = select_finite(images[:PICTURES])
-        self.units[job.unit].write(job.key, tensors, {"rows": rows})
-        self.progress.finish(1)
-        return job.label
-
-    def _beside(self, job: Job, size: tuple[int, int]) -> Iterator[Shown]:
-        """The images themselves, or their true edits."""
-        yield NONE, torch.stack([edit.picture(size, target=job.name == TRUE) for edit in job.edits]).to(self.device), {}
-
-    def _edits(self, job: Job, originals: Tensor) -> Iterator[Shown]:
-        """What each way makes of the images; an inversion is made once, and its time counted in every way."""
-        edited, model = job.model, job.model.model
-        self._warm_up(edited, originals)
-        with NetworkClock(model, self.device) as first:
-            z0 = model.encode(originals)
-            inversion = None if isinstance(job.method, Editor) else self._inverted(job, z0)
-        for way in job.ways:
-            with NetworkClock(model, self.device) as clock:
-                z, columns = self._edited(way, job, z0, inversion)
-                images = model.decode(z, clamp=False)
-            times = {"seconds": first.total + clock.total, "seconds_networks": first.within + clock.within}
-            columns |= {name: torch.full((len(z),), seconds / len(z)) for name, seconds in times.items()}
-            yield way, mask_nonfinite(images), columns
-
-    def _inverted(self, job: Job, z0: Tensor) -> Inversion:
-        edited = job.model
-        predictor = edited.model.predictor([edit.source for edit in job.edits], edited.guidance)
-        return job.method.invert(z0, predictor, edited.model.schedule(edited.steps))
-
-    def _edited(self, way: str, job: Job, z0: Tensor, inversion: Inversion | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The edited latents, and how far the inversion's reconstruction lies from the image, where that is known."""
-        edited, model = job.model, job.model.model
-        schedule = model.schedule(edited.steps)
-        sources, targets = [edit.source for edit in job.edits], [edit.target for edit in job.edits]
-        if inversion is None:
-            predictors = zip((sources, targets), job.method.guidances(edited.guidance), strict=True)
-            return job.method.edit(z0, *(model.predictor(*each) for each in predictors), schedule).float(), {}
-        if way not in ATTENTION.values():
-            predictor = model.predictor(targets, edited.guidance)
-            return job.method.reconstruct(inversion, predictor, schedule).float(), {}
-        again, z = edit_latents(
-            model, job.method, inversion, sources, targets, schedule, edited.attention, edited.guidance
-        )  # fmt: skip
-        return z.float(), {"latent_mse": (again.float() - z0).square().flatten(1).mean(1)}
-
-    def _warm_up(self, edited: EditResult, originals: Tensor) -> None:
-        """One call of each network, so that no method's time holds what only the first call takes."""
-        if edited.name not in self._warm:
-            z = edited.model.encode(originals)
-            edited.model.predictor([""] * len(z), edited.guidance)(z, edited.model.schedule(edited.steps).timestep(0))
-            edited.model.decode(z)
-            self._warm.add(edited.name)
-
-
-class NetworkClock:
-    """Measures, while it is entered, how long a model's networks run: predictor, text encoders, VAE.
-
-    Attributes:
-        within: seconds within their calls.
-        total: all seconds, known once it is left.
-    """
-
-    def __init__(self, model: LatentDiffusion, device: torch.device) -> None:
-        self.device, self.within, self.total = device, 0.0, 0.0
-        pipe = model.pipeline
-        encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part]
-        self._parts: list[nn.Module] = [model.family.network, *encoders, pipe.vae.encoder, pipe.vae.decoder]
-        self._handles: list[Any] = []
-
-    def _now(self) -> float:
-        synchronize(self.device)
-        return time.perf_counter()
-
-    def __enter__(self) -> NetworkClock:
-        begun: list[float] = []
-
-        def before(*_: Any) -> None:
-            begun.append(self._now())
-
-        def after(*_: Any) -> None:
-            self.within += self._now() - begun.pop()
-
-        for part in self._parts:
-            self._handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
-        self._start = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.total = self._now() - self._start
-        for handle in self._handles:
-            handle.remove()
+BYTES_PER_RECORD = 700  # of one edit in a unit
 
 
 @dataclass(kw_only=True)
 class EditingExperiment(ResumableRun):
-    """The task behind ``experiment=editing``.
+    """The task of ``experiment=editing``.
 
     Args:
-        model: makes the model, given a device; or several such by name, each of which edits.
-        steps: of inversion and sampling: one number, or one by the model's name.
+        model: constructor of a model, given ``device``; or several by name, each of which edits.
+        steps: of inversion and sampling, one number or one per model name.
         guidance: of inversion and sampling.
-        methods: inverters, whose seeds are sampled under the edited prompt, with and without the source's attention.
-        others: what edits in its own way: editors without an inversion, and inverters that are sampled under the edited
-            prompt.
-        prompt_to_prompt, injection: how attention is edited, in UNets and in transformers.
-        benchmark: a folder in PIE-Bench's format; None: the embedded corpus' own, made in ``run_dir``.
-        corpus: the corpus that it is made of.
-        kinds: of edits, by their names in ``experiments.editing.benchmark.KINDS``.
-        count: how many edits, of the kinds in turns; None: all.
-        batch_size: edits computed together; changes speed and memory, not results.
-        clip, classifier: what scores an edit by its prompt, and what names objects.
-        dino: a DINO ViT for the structure distance; None: the judge's features.
-        lpips: SqueezeNet's weights for LPIPS; None: the judge's features, without learned weights.
-        min_psnr: background PSNR in dB from which on a background counts as kept.
-        against: the method that the others are compared to, in pairs.
+        methods: inverters, whose seeds are sampled under the target prompt, with and without the source's attention.
+        extra_methods: editors that need no inversion, and inverters that are only sampled under the target prompt.
+        prompt_to_prompt, injection: attention edits of UNets and of transformers.
+        benchmark: a folder in PIE-Bench's format; None creates one from ``corpus`` in ``run_dir``.
+        corpus: folder of the corpus of drawings.
+        kinds: kinds of edits, of ``experiments.editing.benchmark.KINDS``.
+        count: number of edits, taken from the kinds in turn; None takes all.
+        batch_size: edits computed together; it affects speed and memory, not results.
+        clip: constructor of the CLIP model of the CLIP score.
+        classifier: the evaluation classifier, which decides if an object was edited.
+        dino: a DINO ViT for the structure distance; None uses the classifier's features.
+        lpips: SqueezeNet's weights for LPIPS; None uses the classifier's features without learned weights.
+        min_psnr: background PSNR in dB from which the background counts as preserved.
+        baseline: the method with which the others are compared, edit by edit.
         seed: of the bootstrap.
-        run_dir: where everything is written.
+        run_dir: output folder.
     """
 
     model: Callable[..., LatentDiffusion] | Annotated[Mapping[str, Callable[..., LatentDiffusion]], MinLen(1)]
@@ -221,29 +103,38 @@ class EditingExperiment(ResumableRun):
     baseline: NonEmptyStr
     seed: RandomSeed
     run_dir: NonEmptyStr
-    networks: Networks = field(init=False)
-    models: list[EditResult] = field(init=False)
-    jobs: list[Job] = field(init=False)
+    networks: EditingNetworks = field(init=False)
+    models: list[EditingModel] = field(init=False)
+    jobs: list[EditJob] = field(init=False)
     left_out: list[dict[str, str]] = field(init=False)
     hashes: dict[str, dict[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
         for name, method in self.extra_methods.items():
             if not isinstance(method, Inverter | Editor):
-                raise ValueError(f"task.extra_methods.{name} neither edits nor inverts: name a class with edit, or invert.")
+                raise ConfigError(
+                    f"extra_methods.{name}", f"must be an inverter or an editor, got {type(method).__name__}."
+                )
         if not self.methods and not self.extra_methods:
             raise ValueError("task.methods and task.extra_methods are both empty: give at least one method.")
 
     def prepare(self, trainer: Trainer) -> None:
-        """Loads everything that the run needs; ValueError says what is wrong with it."""
-        edits = evenly(read_benchmark(self._benchmark()), self.kinds, self.count)
+        """Load the benchmark and all networks.
+
+        Raises:
+            ValueError: the benchmark, a network or a setting is invalid.
+        """
+        edits = select_edits(read_benchmark(self._benchmark_folder()), self.kinds, self.count)
         device = trainer.strategy.root_device
         self.numerics = numerics(trainer.precision, device)
         self._load(device)
-        check_labels(edits, self.networks.judge)
-        self.jobs, self.left_out = jobs(self.models, self.methods, self.extra_methods, edits, self.batch_size)
+        _check_labels(edits, self.networks.classifier)
+        self.jobs, self.left_out = make_jobs(
+            self.models, self.methods, self.extra_methods, edits, batch_size=self.batch_size
+        )
 
-    def _benchmark(self) -> Path:
+    def _benchmark_folder(self) -> Path:
+        """The benchmark's folder, which is created if none is given."""
         if self.benchmark is not None:
             return Path(self.benchmark)
         folder = Path(self.run_dir) / "benchmark"
@@ -251,93 +142,135 @@ class EditingExperiment(ResumableRun):
             temporary = folder.with_name(f".benchmark.{uuid4().hex[:16]}")
             try:
                 make_benchmark.write(temporary, self.corpus)
-                if not folder.is_dir():  # another process may have been faster
+                if not folder.is_dir():  # unless another process created it meanwhile
                     temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
     def _load(self, device: torch.device) -> None:
-        judge, clip = load_classifier(self.classifier, device), self.clip(device=device)
-        given = self.model if isinstance(self.model, Mapping) else {checkpoint_name(self.model): self.model}
-        loaded = {name: Loaded(make(device=device), clip, judge) for name, make in given.items()}
-        one = next(iter(loaded.values()))
-        sha = one.classifier_fingerprint
-        self.networks = Networks(
+        classifier = load_classifier(self.classifier, device)
+        clip = self.clip(device=device)
+        constructors = self.model if isinstance(self.model, Mapping) else {checkpoint_name(self.model): self.model}
+        networks = {name: Networks(create(device=device), clip, classifier) for name, create in constructors.items()}
+        for each in networks.values():
+            each.check_weights()
+        shared = next(iter(networks.values()))
+        fingerprint = shared.classifier_fingerprint
+        self.networks = EditingNetworks(
             clip,
-            judge,
-            lpips=judge_lpips(judge, sha) if self.lpips is None else squeeze_lpips(self.lpips, device),
-            structure=judge_structure(judge, sha) if self.dino is None else dino_structure(self.dino, device),
+            classifier,
+            lpips=squeeze_lpips(self.lpips, device) if self.lpips else classifier_perceptual(classifier, fingerprint),
+            structure=dino_structure(self.dino, device) if self.dino else classifier_structure(classifier, fingerprint),
         )
-        for own in loaded.values():
-            own.check_weights()
-        hows = {PromptToPrompt: self.prompt_to_prompt, Injection: self.injection}
+        attention = {PromptToPrompt: self.prompt_to_prompt, Injection: self.injection}
         self.models = [
-            EditResult(name, own.model, steps_of(name, self.steps), self.guidance, hows[attention_edit(own.model)])
-            for name, own in loaded.items()
+            EditingModel(
+                name, each.model, steps_for(name, self.steps), self.guidance, attention[edit_config_class(each.model)]
+            )
+            for name, each in networks.items()
         ]
-        self.hashes = {name: {"name": name, "sha256": own.model_fingerprint} for name, own in loaded.items()} | {
-            "clip": {"name": "CLIP", "sha256": one.clip_fingerprint},
-            "judge": {"name": "the judge", "sha256": sha},
-            "lpips": {"name": self.networks.lpips.name, "sha256": self.networks.lpips.sha},
-            "structure": {"name": self.networks.structure.name, "sha256": self.networks.structure.sha},
+        self.hashes = {name: {"name": name, "sha256": each.model_fingerprint} for name, each in networks.items()}
+        self.hashes |= {
+            "clip": {"name": "CLIP", "sha256": shared.clip_fingerprint},
+            "classifier": {"name": classifier.title, "sha256": fingerprint},
+            "lpips": {"name": self.networks.lpips.name, "sha256": self.networks.lpips.fingerprint},
+            "structure": {"name": self.networks.structure.name, "sha256": self.networks.structure.fingerprint},
         }
 
     def run(self, trainer: Trainer) -> float:
-        """Computes what is not on disk yet; then the first process reports. Returns the last row's CLIP score."""
-        units, progress = self.units(), Progress("edits", unit="batch")
+        """Compute missing units; then one process writes the report. Returns the last row's CLIP score."""
+        units = self.units()
+        progress = Progress("edits", unit="batch")
         self._announce(units, trainer.world_size)
         size = self.models[0].model.image_size
-        module = EditingModule(self.networks, units, progress, size, self.min_psnr)
-        running = Running(partial(self._rows, units), IDENTITY, SCORES)
-        carry_out(trainer, (module, JobData(self.jobs, units, progress, self.claims, running)))
+        module = EditingModule(self.networks, units, progress, size=size, min_psnr=self.min_psnr)
+        running_means = Running(partial(self._sample_rows, units), IDENTITY, EDITING.live)
+        carry_out(trainer, (module, EditJobDataModule(self.jobs, units, progress, self.claims, running_means)))
         if not self.writes_report(trainer):
             return 0.0
-        found = [(job, *units[job.unit].read(job.key)) for job in self.jobs]
+        finished = [(job, *units[job.folder_key].read(job.key)) for job in self.jobs]
         rows = write_report(
-            Path(self.run_dir), found, baseline=self.baseline, networks=self.hashes, left_out=self.left_out,
+            Path(self.run_dir),
+            finished,
+            baseline=self.baseline,
+            networks=self.hashes,
+            left_out=self.left_out,
             settings=self.dependencies() | {"kinds": list(self.kinds), "guidance": self.guidance},
-            loggers=trainer.loggers, seed=self.seed,
-        )  # fmt: skip
+            loggers=trainer.loggers,
+            seed=self.seed,
+        )
         return rows[-1]["clip_score"]
 
+    def plan(self) -> list[Planned]:
+        """Units, cost and disk space of each method on each model."""
+        units = self.units()
+        by_label: dict[str, list[EditJob]] = {}
+        for job in self.jobs:
+            by_label.setdefault(job.label, []).append(job)
+        return [self._stage(label, jobs, units[jobs[0].folder_key]) for label, jobs in by_label.items()]
+
+    def _stage(self, label: str, jobs: Sequence[EditJob], store: UnitStore) -> Planned:
+        pending = [job for job in jobs if not store.done(job.key)]
+        cost = sum((job.cost for job in pending), Cost())
+        image_bytes = 3 * math.prod(self.models[0].model.image_size)
+        images = sum(min(len(job.edits), MAX_SAVED_IMAGES) * len(job.edit_methods) for job in jobs)
+        records = sum(len(job.edits) * len(job.edit_methods) for job in jobs)
+        size = image_bytes * images + BYTES_PER_RECORD * records
+        return Planned(label, len(jobs), len(jobs) - len(pending), cost, size)
+
     @staticmethod
-    def _rows(units: Mapping[str, UnitStore], job: Job) -> list[dict[str, Any]]:
-        """What the table's samples say of a finished unit; what an edit has no value for is None."""
-        rows = sample_rows(job, units[job.unit].record(job.key)["rows"])
-        return [{**row, **{name: None for name in SCORES if math.isnan(row[name])}} for row in rows]
+    def _sample_rows(units: Mapping[str, UnitStore], job: EditJob) -> list[dict[str, Any]]:
+        """Sample rows of a finished unit, with None for values that are NaN."""
+        rows = sample_rows(job, units[job.folder_key].record(job.key)["rows"])
+        return [{**row, **{name: None for name in EDITING.live if math.isnan(row[name])}} for row in rows]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
+        """Print the combinations that are left out, and the number of units with their estimated time."""
         for each in self.left_out:
             print(f"Left out on {each['model']}: {each['method']}. {each['reason']}", flush=True)
-        pending = [job for job in self.jobs if not units[job.unit].done(job.key)]
+        pending = [job for job in self.jobs if not units[job.folder_key].done(job.key)]
         costs = [sum((job.cost for job in pending if job.model is model), Cost()) for model in self.models]
         prompts = [edit.source for edit in self.jobs[0].edits]
-        seconds = sum(seconds_of(cost, own.model, prompts) for cost, own in zip(costs, self.models, strict=True))
-        announce(
-            len(self.jobs), sum(cost.nfe for cost in costs), seconds / processes, unit="batch",
-            done=len(self.jobs) - len(pending),
-        )  # fmt: skip
+        seconds = sum(seconds_of(cost, each.model, prompts) for cost, each in zip(costs, self.models, strict=True))
+        nfe = sum(cost.nfe for cost in costs)
+        announce(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
 
     def units(self) -> dict[str, UnitStore]:
-        """Finished units by ``Job.unit``; other settings have other units."""
+        """Stores of units by ``EditJob.folder_key``. Other settings have other units."""
         return {
-            job.unit: UnitStore(
-                Path(self.run_dir) / "units" / job.name.replace(" ", "_"), self.dependencies() | self._of(job.model)
-                | {"method": describe(job.method), "name": job.name, "ways": list(job.ways)},
+            job.folder_key: UnitStore(
+                Path(self.run_dir) / "units" / job.name.replace(" ", "_"),
+                self.dependencies()
+                | self._model_settings(job.model)
+                | {"method": describe(job.method), "name": job.name, "edit_methods": list(job.edit_methods)},
             )
             for job in self.jobs
-        }  # fmt: skip
+        }
 
-    def _of(self, edited: EditResult | None) -> dict[str, Any]:
-        if edited is None:
+    def _model_settings(self, model: EditingModel | None) -> dict[str, Any]:
+        """Settings of a model that its units depend on."""
+        if model is None:
             return {"size": list(self.models[0].model.image_size)}
         return {
-            "model": self.hashes[edited.name]["sha256"], "steps": edited.steps, "guidance": edited.guidance,
-            "attention": describe(edited.attention),
-        }  # fmt: skip
+            "model": self.hashes[model.name]["sha256"],
+            "steps": model.steps,
+            "guidance": model.guidance,
+            "attention": describe(model.attention),
+        }
 
     def dependencies(self) -> dict[str, Any]:
-        """What every unit depends on: it is a batch, and holds what the networks say of its images."""
-        scoring = {name: self.hashes[name]["sha256"] for name in ("clip", "judge", "lpips", "structure")}
-        return {"numerics": self.numerics, "batch_size": self.batch_size, "min_psnr": self.min_psnr, **scoring}
+        """Settings that all units depend on. Units store metrics of whole batches, so the batch size is one of them."""
+        networks = {name: self.hashes[name]["sha256"] for name in ("clip", "classifier", "lpips", "structure")}
+        return {"numerics": self.numerics, "batch_size": self.batch_size, "min_psnr": self.min_psnr, **networks}
+
+
+def _check_labels(edits: Sequence[BenchmarkEdit], classifier: Classifier) -> None:
+    """Raise ValueError if an edit should show an object that the classifier has no label for."""
+    labels = set(classifier.labels)
+    for edit in edits:
+        if edit.expected_label is not None and edit.expected_label not in labels:
+            raise ValueError(
+                f"task.classifier: has no label {edit.concept!r}, which edit {edit.key} should show; use a classifier "
+                "of the benchmark's concepts."
+            )

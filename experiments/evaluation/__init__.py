@@ -1,7 +1,7 @@
-"""Networks and figures of merit that judge images. They know no experiment."""
+"""Evaluation of images: networks, metrics, and the register of metrics. It imports no experiment."""
 
 from experiments.evaluation.classifier import Classifier, load_classifier
-from experiments.evaluation.diversity import perceptual_vectors, precision_recall, resemblance, vendi_score
+from experiments.evaluation.diversity import detect_copies, perceptual_vectors, precision_recall, vendi_score
 from experiments.evaluation.inception import Inception, load_inception
 from experiments.evaluation.metrics import (
     bootstrap_interval,
@@ -17,6 +17,7 @@ __all__ = [
     "Classifier",
     "Inception",
     "bootstrap_interval",
+    "detect_copies",
     "frechet_distance",
     "kernel_distance",
     "load_classifier",
@@ -25,7 +26,6 @@ __all__ = [
     "perceptual_vectors",
     "precision_recall",
     "psnr",
-    "resemblance",
     "roc_auc",
     "ssim",
     "vendi_score",

@@ -1,100 +1,108 @@
-"""What is measured of an edited image."""
+"""Metrics of edited images, computed from batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from experiments.editing.benchmark import KINDS, BenchmarkEdit
-from experiments.evaluation import Classifier
-from experiments.evaluation.background_metrics import background_scores
+from experiments.evaluation.background_metrics import BackgroundScores, background_scores
+from experiments.evaluation.classifier import Classifier
 from experiments.evaluation.editing_networks import Distance
-from experiments.naming import normalize_name
 from experiments.finite import is_finite
 from seedselect import ClipFeatures
 
-OBJECT, BACKGROUND = KINDS.index("change object"), KINDS.index("change background")
-
 
 @dataclass(frozen=True)
-class Networks:
-    """The networks that score."""
+class EditingNetworks:
+    """The networks with which edits are evaluated."""
 
     clip: ClipFeatures
-    judge: Classifier
+    classifier: Classifier
     lpips: Distance
     structure: Distance
 
 
-def measures(
-    images: Tensor, originals: Tensor, edits: Sequence[BenchmarkEdit], networks: Networks, min_psnr: float
-) -> dict[str, Tensor]:
-    """Columns ``[B]`` of ``images`` edited from ``originals``, ``[B,3,H,W]`` in [0, 1].
+@dataclass(frozen=True, eq=False)
+class EditBatch:
+    """Edited images and what their metrics depend on. Metrics of a non-finite image are NaN, its success is 0.
 
-    An image that is not finite has NaN for all, and no success. ``background_lpips`` is by PIE-Bench's definition, of
-    images multiplied by ``1 - mask``, as are ``original_*``; the other figures of the background are over it alone.
-
-    Args:
-        min_psnr: background PSNR in dB from which on the background counts as kept.
+    Attributes:
+        images, originals: edited and source images, ``[B,3,H,W]`` in [0, 1].
+        masks: bool ``[B,H,W]``, True where the image is to be edited.
+        prompts: target prompts.
+        labels: class that an edit to another object should show; None for other edits.
+        targets: ground truth ``[3,H,W]`` of an edit to another background; None for other edits.
+        min_psnr: background PSNR in dB from which the background counts as preserved.
     """
-    size = tuple(images.shape[-2:])
-    masks = torch.stack([edit.mask_at(size) for edit in edits]).to(images.device)
-    outside, text = (~masks)[:, None], networks.clip.text([edit.target for edit in edits])
-    background = asdict(background_scores(images, originals, masks))
-    kept = (background["psnr"] >= min_psnr).double()
-    empty = background["psnr"].isnan() & is_finite(images).to(images.device)
-    made = edits_applied(images, originals, masks, edits, networks.judge)
-    names = {"psnr": "background_psnr", "mse": "background_mse", "ssim": "background_ssim"}
-    return {
-        "clip_score": (text * networks.clip(images)).sum(1),
-        "clip_score_region": (text * networks.clip(images * masks[:, None])).sum(1),
-        "lpips": networks.lpips(images, originals),
-        "structure": networks.structure(images, originals),
-        **{names.get(name, name): values for name, values in background.items()},
-        "background_lpips": networks.lpips(images * outside, originals * outside),
-        "made": made,
-        "kept": torch.where(empty, torch.nan, kept),
-        "success": torch.where(made.isnan(), torch.nan, made * kept),
-    }  # fmt: skip
+
+    images: Tensor
+    originals: Tensor
+    masks: Tensor
+    prompts: Sequence[str]
+    labels: Sequence[str | None]
+    targets: Sequence[Tensor | None]
+    networks: EditingNetworks
+    min_psnr: float
+
+    @cached_property
+    def background(self) -> BackgroundScores:
+        return background_scores(self.images, self.originals, self.masks)
+
+    @cached_property
+    def background_mask(self) -> Tensor:
+        """Bool ``[B,1,H,W]``."""
+        return (~self.masks)[:, None]
+
+    def clip_score(self, images: Tensor) -> Tensor:
+        """Cosine similarity ``[B]`` of ``images`` and the target prompts in CLIP."""
+        return (self._text * self.networks.clip(images)).sum(1)
+
+    @cached_property
+    def _text(self) -> Tensor:
+        return self.networks.clip.text(self.prompts)
+
+    @cached_property
+    def edit_applied(self) -> Tensor:
+        return edits_applied(self)
+
+    @cached_property
+    def background_preserved(self) -> Tensor:
+        """1 or 0, float64 ``[B]``; NaN for an image without background."""
+        preserved = (self.background.psnr >= self.min_psnr).double()
+        no_background = self.background.psnr.isnan() & is_finite(self.images).to(self.images.device)
+        return torch.where(no_background, torch.nan, preserved)
+
+    @cached_property
+    def success(self) -> Tensor:
+        """1 if the edit is applied and the background preserved, else 0; NaN if the first is unknown."""
+        preserved = (self.background.psnr >= self.min_psnr).double()
+        return torch.where(self.edit_applied.isnan(), torch.nan, self.edit_applied * preserved)
 
 
-def edits_applied(
-    images: Tensor, originals: Tensor, masks: Tensor, edits: Sequence[BenchmarkEdit], judge: Classifier
-) -> Tensor:
-    """Whether each edit is made, 1 or 0, float64 ``[B]``; NaN where the benchmark does not tell.
+def edits_applied(batch: EditBatch) -> Tensor:
+    """Whether each edit is applied, 1 or 0, float64 ``[B]``; NaN for edits without a criterion.
 
-    An edit to another object is made if the judge names the new one; one to another background if the mean color of
-    the edited region is nearer to that of the true edit than to the image's. An image that is not finite is not made.
+    An edit to another object is applied if the classifier predicts that object. An edit to another background is
+    applied if the mean color of the edited region is closer to the ground truth's than to the source image's. A
+    non-finite image counts as not applied.
     """
-    finite = is_finite(images).to(images.device)
-    found = judge(images.nan_to_num()).argmax(1).tolist()
-    made = [
-        _made(edit, judge.labels[label], image, original, mask)
-        for edit, label, image, original, mask in zip(edits, found, images, originals, masks, strict=True)
-    ]
-    verdicts = torch.tensor(made, dtype=torch.float64, device=images.device)
-    return torch.where(finite | verdicts.isnan(), verdicts, 0.0)
+    finite = is_finite(batch.images).to(batch.images.device)
+    predictions = batch.networks.classifier(batch.images.nan_to_num()).argmax(1).tolist()
+    applied = [_is_applied(batch, k, prediction) for k, prediction in enumerate(predictions)]
+    values = torch.tensor(applied, dtype=torch.float64, device=batch.images.device)
+    return torch.where(finite | values.isnan(), values, 0.0)
 
 
-def _made(edit: BenchmarkEdit, named: str, image: Tensor, original: Tensor, mask: Tensor) -> float:
-    if edit.kind == OBJECT and edit.concept is not None:
-        return float(named == normalize_name(edit.concept))
-    if edit.kind == BACKGROUND and edit.target_image is not None:
-        wanted = edit.picture(tuple(image.shape[-2:]), target=True).to(image)
-        color, before, after = (each[:, mask].mean(1) for each in (image, original, wanted))
+def _is_applied(batch: EditBatch, k: int, prediction: int) -> float:
+    target = batch.targets[k]
+    if batch.labels[k] is not None:
+        return float(batch.networks.classifier.labels[prediction] == batch.labels[k])
+    if target is not None:
+        images = (batch.images[k], batch.originals[k], target.to(batch.images))
+        color, before, after = (image[:, batch.masks[k]].mean(1) for image in images)
         return float((color - after).norm() < (color - before).norm())
     return float("nan")
-
-
-def check_labels(edits: Sequence[BenchmarkEdit], judge: Classifier) -> None:
-    """ValueError where the judge could never name what an edit should show."""
-    known = set(judge.labels)
-    for edit in edits:
-        if edit.kind == OBJECT and edit.concept is not None and normalize_name(edit.concept) not in known:
-            raise ValueError(
-                f"the judge knows no {edit.concept!r}, which edit {edit.key} should show: give task.classifier a judge "
-                "of the benchmark's concepts."
-            )

@@ -1,4 +1,4 @@
-"""Features of Inception-v3 as published FIDs have them, by torchmetrics, from a file of weights on this machine."""
+"""Inception-v3 features for FID as published, by torchmetrics, with weights from a local file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from experiments.reporting.finite import NonFiniteError, is_finite
+from experiments.finite import NonFiniteError, is_finite
+from rnri.validation import first_line
 
 NAME = "Inception-v3"
 FEATURES = 2048
 
 
 class Inception(nn.Module):
-    """``uint8 [B, 3, H, W]`` of any size to the pool features ``float64 [B, 2048]`` of FID."""
+    """Maps images ``uint8 [B, 3, H, W]`` of any size to the pool features ``float64 [B, 2048]`` of FID."""
 
     num_features = FEATURES
     title = NAME
@@ -28,23 +29,27 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.network(images)
         if not is_finite(features).all():
-            raise NonFiniteError("the features of Inception-v3 are not finite: its file is damaged, name another.")
+            raise NonFiniteError(
+                "the features of Inception-v3 are not finite: the weight file is damaged, use another one."
+            )
         return features.double()
 
 
 def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Inception:
-    """The network with the weights of ``path``: torch-fidelity's ``pt_inception-2015-12-05-*.pth``.
+    """Inception-v3 with the weights in ``path``, torch-fidelity's ``pt_inception-2015-12-05-*.pth``.
 
-    ValueError if they are missing or of another network.
+    Raises:
+        ValueError: the file is missing, or holds weights of another network.
     """
     if not Path(path).is_file():
         raise ValueError(
-            f"metrics.inception={path} is no file: name torch-fidelity's pt_inception-2015-12-05-6726825d.pth, or "
-            "leave it out for the judge's features."
+            f"metrics.inception: file not found, got {path}; give torch-fidelity's "
+            "pt_inception-2015-12-05-6726825d.pth, or omit it to use the classifier's features."
         )
     try:
         network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
     except (RuntimeError, OSError, KeyError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        said = " ".join(str(error).split())[:120]
-        raise ValueError(f"metrics.inception={path} holds no weights of FID's Inception-v3 ({said}).") from None
+        raise ValueError(
+            f"metrics.inception: {path} does not hold the weights of FID's Inception-v3 ({first_line(error)})."
+        ) from None
     return Inception(network.requires_grad_(False).to(device))

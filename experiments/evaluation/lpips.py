@@ -1,9 +1,9 @@
-"""LPIPS with real weights: the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 2022), read from a file of theirs.
+"""ST-LPIPS: LPIPS with the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 2022), with their published weights.
 
-The weights are those of the package ``stlpips-pytorch`` 0.0.2 (BSD-2), ``weights/vST0.0/alex_shift_tolerant.pth``,
-which this project does not hold; the network is written from the names and shapes in that file. Its five layers are
-compared as LPIPS does (Zhang et al. 2018): channel vectors of unit length, squared differences under learned weights,
-means over places, summed over layers.
+The weights are not part of this project. They come with the package ``stlpips-pytorch`` 0.0.2 (BSD-2), as
+``weights/vST0.0/alex_shift_tolerant.pth``; the network here follows the names and shapes in that file. Its five layers
+are compared as in LPIPS (Zhang et al. 2018): squared differences of unit-length channel vectors under learned weights,
+averaged over positions and summed over layers.
 """
 
 from __future__ import annotations
@@ -15,82 +15,87 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CONVOLUTIONS = {  # name in the file: outputs, inputs, side, padding
+from rnri.validation import first_line
+
+CONVOLUTIONS = {  # name in the file: (output channels, input channels, kernel size, padding)
     "slice1.0": (64, 3, 11, 2),
     "slice2.5": (192, 64, 5, 2),
     "slice3.9": (384, 192, 3, 1),
     "slice4.11": (256, 384, 3, 1),
     "slice5.13": (256, 256, 3, 1),
 }
-SMALLEST = 32  # pixels a side
-SHRUNK = (1, 2)  # layers before which the maps are pooled and shrunk
-REMEDY = "unpack stlpips-pytorch 0.0.2 and name its weights/vST0.0/alex_shift_tolerant.pth"
+MIN_SIDE = 32  # pixels
+POOLED_LAYERS = (1, 2)  # layers whose inputs are max-pooled and downsampled
+REMEDY = "unpack stlpips-pytorch 0.0.2 and use its weights/vST0.0/alex_shift_tolerant.pth"
 
 
-def halve(maps: Tensor) -> Tensor:
-    """Maps ``[B, C, h, w]``, mirrored by two at the edges, under the 3 x 3 binomial filter, at every second place."""
-    line = maps.new_tensor([0.25, 0.5, 0.25])
-    filters = torch.outer(line, line).expand(maps.shape[1], 1, 3, 3)
+def blur_and_downsample(maps: Tensor) -> Tensor:
+    """Feature maps ``[B, C, h, w]`` under a 3 x 3 binomial filter with stride 2 and reflection padding of 2."""
+    weights = maps.new_tensor([0.25, 0.5, 0.25])
+    filters = torch.outer(weights, weights).expand(maps.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(maps, (2, 2, 2, 2), mode="reflect"), filters, stride=2, groups=maps.shape[1])
 
 
 class ShiftTolerantLpips(nn.Module):
-    """Distances of images ``[B, 3, H, W]`` in [0, 1], at least ``SMALLEST`` pixels a side; see :func:`load_lpips`."""
+    """ST-LPIPS of images ``[B, 3, H, W]`` in [0, 1] with sides of at least ``MIN_SIDE`` pixels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, side, padding=padding)
-            for outputs, inputs, side, padding in CONVOLUTIONS.values()
+            nn.Conv2d(inputs, outputs, kernel_size, padding=padding)
+            for outputs, inputs, kernel_size, padding in CONVOLUTIONS.values()
         )
         self.weights = nn.ParameterList(torch.ones(outputs) for outputs, *_ in CONVOLUTIONS.values())
         self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
         self.register_buffer("scale", torch.ones(1, 3, 1, 1))
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """The five layers ``[B, C, h, w]``."""
-        x, maps = (2 * images - 1 - self.shift) / self.scale, []
+        """Feature maps ``[B, C, h, w]`` of the five layers."""
+        x = (2 * images - 1 - self.shift) / self.scale
+        maps = []
         for k, convolution in enumerate(self.convolutions):
-            if k in SHRUNK:
-                x = halve(F.max_pool2d(x, 3, stride=1))
+            if k in POOLED_LAYERS:
+                x = blur_and_downsample(F.max_pool2d(x, 3, stride=1))
             x = convolution(x)
-            x = F.relu(halve(x) if k == 0 else x)
+            x = F.relu(blur_and_downsample(x) if k == 0 else x)
             maps.append(x)
         return maps
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """``[B]``, 0 for equal images."""
+        """Distances ``[B]``, 0 for equal images."""
         layers = zip(self.feature_maps(images), self.feature_maps(targets), self.weights, strict=True)
-        return sum(_layer(a, b, weight) for a, b, weight in layers)
+        return sum(_layer_distance(a, b, weight) for a, b, weight in layers)
 
 
-def _layer(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+def _layer_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     difference = (F.normalize(a, eps=1e-10) - F.normalize(b, eps=1e-10)).square()
     return (difference * weight.view(1, -1, 1, 1)).sum(1).mean((1, 2))
 
 
 def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTolerantLpips:
-    """The distance whose weights are in ``path``, in evaluation mode.
+    """ST-LPIPS with the weights in ``path``, in evaluation mode.
 
     Raises:
-        ValueError: the file is missing, damaged, or of another network.
+        ValueError: the file is missing, damaged, or holds another network.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # of files, of pickle and of zip archives
-        raise ValueError(f"{path} cannot be read as weights ({str(error).splitlines()[0]}): {REMEDY}.") from None
+    except Exception as error:  # raised by the file system, pickle or zipfile
+        raise ValueError(f"{path} cannot be read as weights ({first_line(error)}): {REMEDY}.") from None
     network = ShiftTolerantLpips()
-    network.load_state_dict(_renamed(path, state, network))
+    network.load_state_dict(_rename_weights(path, state, network))
     return network.eval().requires_grad_(False).to(device)
 
 
-def _renamed(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a file under the names of ``network``."""
     names = {"shift": "scaling_layer.shift", "scale": "scaling_layer.scale"}
-    for k, part in enumerate(CONVOLUTIONS):
-        names |= {f"convolutions.{k}.{what}": f"net.{part}.{what}" for what in ("weight", "bias")}
+    for k, layer in enumerate(CONVOLUTIONS):
+        names |= {f"convolutions.{k}.{kind}": f"net.{layer}.{kind}" for kind in ("weight", "bias")}
         names[f"weights.{k}"] = f"lin{k}.model.1.weight"
-    for own, tensor in network.state_dict().items():
-        given = state.get(names[own])
-        if given is None or given.numel() != tensor.numel():
-            raise ValueError(f"{path} has no {names[own]} of {tensor.numel()} numbers: {REMEDY}.")
-    return {own: state[name].reshape(network.state_dict()[own].shape) for own, name in names.items()}
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        stored = state.get(names[name])
+        if stored is None or stored.numel() != tensor.numel():
+            raise ValueError(f"{path} has no {names[name]} with {tensor.numel()} elements: {REMEDY}.")
+    return {name: state[names[name]].reshape(tensor.shape) for name, tensor in expected.items()}

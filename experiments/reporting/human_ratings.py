@@ -21,7 +21,7 @@ from experiments.reporting.tables import markdown_table, percent
 
 COLUMNS = ("rater", "item", "shown", "choice")
 TIE = "tie"
-HEADINGS = {"method": "method", "share_said": "preferred, %", "ties": "ties", "n": "ratings", "raters": "raters"}
+HEADINGS = {"method": "method", "win_rate_text": "preferred, %", "ties": "ties", "n": "ratings", "raters": "raters"}
 
 
 def read_ratings(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -52,7 +52,7 @@ def _read(file: Path) -> pd.DataFrame:
     return table
 
 
-def share_rows(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
+def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
     """A row a method: the share of its ratings in which it was preferred, the best first.
 
     A tie counts for all that were shown, in equal parts. Intervals are 95 % bootstrap intervals over items, for an
@@ -89,7 +89,7 @@ def agreement(ratings: pd.DataFrame) -> float | None:
 
 def preference_table(ratings: pd.DataFrame) -> str:
     """Markdown: the shares, and a sentence on the agreement."""
-    rows = [row | {"share_said": percent(row, "share")} for row in share_rows(ratings)]
+    rows = [row | {"win_rate_text": percent(row, "share")} for row in win_rates(ratings)]
     alpha = agreement(ratings)
     said = "not defined, without items that two have rated, or choices that differ" if alpha is None else f"{alpha:.2f}"
     return f"{markdown_table(rows, HEADINGS)}\nAgreement between raters (Krippendorff's alpha): {said}.\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from experiments.reporting.tables import metric_name
+from experiments.reporting.results import metric_name
 
 
 def beginning(loggers: Sequence[Logger]) -> list[Logger]:

@@ -1,4 +1,4 @@
-"""The benchmark that we write is in PIE-Bench's format and true; the reader reads it, and says what is wrong."""
+"""Writing and reading of benchmarks in PIE-Bench's format, and errors of damaged ones."""
 
 import json
 from collections import Counter
@@ -30,35 +30,35 @@ def edits(folder):
     return read_benchmark(folder)
 
 
-def test_the_whole_benchmark_has_four_hundred_edits():
+def test_full_benchmark_has_four_hundred_edits():
     assert sum(make_benchmark.COUNTS.values()) >= 400
 
 
-def test_every_kind_is_there(edits):
+def test_benchmark_has_every_kind(edits):
     kinds = Counter(KINDS[edit.kind] for edit in edits)
     assert kinds == {
         "change object": 4, "change background": 4, "change style": 4, "change attribute content": 4,
     }  # fmt: skip
 
 
-def test_outside_of_the_mask_the_true_edit_is_the_image(edits):
+def test_ground_truth_differs_only_inside_the_mask(edits):
     for edit in edits:
-        image, target, mask = edit.picture(SIZE), edit.picture(SIZE, target=True), inner(edit)
+        image, target, mask = edit.load_image(SIZE), edit.load_image(SIZE, target=True), inner(edit)
         assert torch.equal(image[:, ~mask], target[:, ~mask])
-        assert (image != target).any() and (~mask).float().mean() >= make_benchmark.LEAST_KEPT
+        assert (image != target).any() and (~mask).float().mean() >= make_benchmark.MIN_BACKGROUND
 
 
 def inner(edit):
-    """The mask at the drawings' size, without the border lines that reading sets."""
+    """The mask at the drawings' size, without the border that reading sets."""
     return torch.from_numpy(edit.mask[4::8, 4::8])
 
 
-def test_a_mask_at_another_size_is_that_of_the_drawings(edits):
+def test_resized_mask_matches_the_drawings(edits):
     for edit in edits:
-        assert torch.equal(edit.mask_at(SIZE), inner(edit))
+        assert torch.equal(edit.resized_mask(SIZE), inner(edit))
 
 
-def test_prompts_differ_in_the_words_that_are_named(folder, edits):
+def test_prompts_differ_in_the_blended_words(folder, edits):
     mapping = json.loads((folder / MAPPING).read_text())
     for edit in edits:
         before, after = edit.words
@@ -68,14 +68,14 @@ def test_prompts_differ_in_the_words_that_are_named(folder, edits):
         assert edit.concept in edit.target or KINDS[edit.kind] == "change object"
 
 
-def test_it_is_the_same_at_every_run(folder, tmp_path, monkeypatch):
+def test_benchmark_is_deterministic(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(make_benchmark, "COUNTS", SMALL)
     make_benchmark.write(tmp_path / "again", "assets/emoji")
     for path in sorted(folder.rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes()
 
 
-def test_masks_come_back_with_their_border_set():
+def test_decoded_masks_have_their_border_set():
     mask = np.random.default_rng(0).random((SIDE, SIDE)) < 0.5
     expected = mask.copy()
     expected[[0, -1]] = expected[:, [0, -1]] = True
@@ -84,13 +84,13 @@ def test_masks_come_back_with_their_border_set():
     assert encode_mask(np.ones((SIDE, SIDE), dtype=bool)) == [0, SIDE * SIDE]
 
 
-def test_runs_are_starts_and_lengths_by_rows():
+def test_runs_are_start_and_length_in_row_order():
     mask = decode_mask([SIDE + 3, 2])
     assert mask[1, 3] and mask[1, 4] and not mask[1, 2] and not mask[1, 5] and not mask[2, 3]
 
 
-def one(folder, **changes):
-    """A folder with one edit of PIE-Bench's own fields."""
+def single_edit(folder, **changes):
+    """A benchmark folder with one edit that has only PIE-Bench's own fields."""
     (folder / IMAGES / "0_random").mkdir(parents=True)
     Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(folder / IMAGES / "0_random" / "1.jpg")
     entry = {
@@ -102,42 +102,42 @@ def one(folder, **changes):
     return folder
 
 
-def test_pie_bench_s_own_entries_are_read(tmp_path):
-    (edit,) = read_benchmark(one(tmp_path))
+def test_pie_bench_entries_are_read(tmp_path):
+    (edit,) = read_benchmark(single_edit(tmp_path))
     assert (edit.source, edit.target, edit.words) == ("a round cake", "a square cake", ("cake", "cake"))
     assert edit.target_image is None and edit.concept is None
-    assert edit.picture((8, 4)).shape == (3, 8, 4)
-    with pytest.raises(ValueError, match="does not say what edit 000000000000 should look like"):
-        edit.picture((8, 4), target=True)
+    assert edit.load_image((8, 4)).shape == (3, 8, 4)
+    with pytest.raises(ValueError, match="has no ground truth for edit 000000000000"):
+        edit.load_image((8, 4), target=True)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"mask": None}, "has no mask"),
-        ({"mask": [0]}, "its mask is wrong"),
-        ({"mask": [SIDE * SIDE - 1, 2]}, "its mask is wrong"),
-        ({"mask": ["a", "b"]}, "its mask is wrong"),
-        ({"editing_type_id": "10"}, "editing_type_id='10' is none of 0 to 9"),
-        ({"image_path": "0_random/2.jpg"}, "2.jpg, which does not exist"),
+        ({"mask": [0]}, "invalid mask"),
+        ({"mask": [SIDE * SIDE - 1, 2]}, "invalid mask"),
+        ({"mask": ["a", "b"]}, "invalid mask"),
+        ({"editing_type_id": "10"}, "editing_type_id must be in 0 to 9, got '10'"),
+        ({"image_path": "0_random/2.jpg"}, "2.jpg does not exist"),
     ],
 )
-def test_what_is_wrong_with_an_entry_is_said(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=rf"edit 000000000000 of .*{said}"):
-        read_benchmark(one(tmp_path, **changes))
+def test_invalid_entries_are_rejected(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=rf"edit 000000000000 of .*{message}"):
+        read_benchmark(single_edit(tmp_path, **changes))
 
 
-def test_a_folder_that_is_no_benchmark_is_said(tmp_path):
-    with pytest.raises(ValueError, match=r"has no mapping_file\.json: name PIE-Bench's folder"):
+def test_folder_without_benchmark_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match=r"has no mapping_file\.json: give PIE-Bench's folder"):
         read_benchmark(tmp_path)
     (tmp_path / MAPPING).write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read_benchmark(tmp_path)
     (tmp_path / MAPPING).write_text("{}")
-    with pytest.raises(ValueError, match="holds no edits"):
+    with pytest.raises(ValueError, match="contains no edits"):
         read_benchmark(tmp_path)
 
 
-def test_a_full_folder_is_not_written_over(folder):
-    with pytest.raises(ValueError, match="is not empty: name a new folder"):
+def test_non_empty_folder_is_not_overwritten(folder):
+    with pytest.raises(ValueError, match="is not empty: give a new folder"):
         make_benchmark.write(folder, "assets/emoji")

@@ -1,4 +1,4 @@
-"""The study of edits on two tiny models and a small benchmark: what it leaves behind, what it takes up again."""
+"""The editing experiment on two tiny models and a small benchmark: results, resumption and metrics."""
 
 import json
 from functools import partial
@@ -16,18 +16,27 @@ from transformers import ViTConfig, ViTModel
 
 from experiments.editing import make_benchmark, read_benchmark
 from experiments.editing.benchmark import KINDS
-from experiments.editing.jobs import IMAGE, TRUE, checkpoint_name, evenly, steps_of
-from experiments.editing.report import paired, with_speeds
+from experiments.editing.jobs import (
+    GROUND_TRUTH,
+    NONE,
+    SOURCE_IMAGE,
+    EditJob,
+    checkpoint_name,
+    select_edits,
+    steps_for,
+)
+from experiments.editing.report import paired_differences, with_speedups
 from experiments.editing.task import EditingExperiment
-from experiments.evaluation import Classifier, load_classifier
-from experiments.evaluation.editing_metrics import Networks, edits_made, measures
+from experiments.evaluation import Classifier, Preprocessing, load_classifier
+from experiments.evaluation.editing_metrics import EditingNetworks, edits_applied
 from experiments.evaluation.editing_networks import (
+    classifier_perceptual,
+    classifier_structure,
     dino_structure,
-    judge_lpips,
-    judge_structure,
     squeeze_lpips,
     structure_distance,
 )
+from experiments.evaluation.registry import EDITING
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
 from rnri.editing import FlowEdit, Injection, PromptToPrompt, PseudoGuidance
 from rnri.methods import DirectInversion, SDEdit
@@ -36,7 +45,7 @@ from tests.pipelines import tiny_sd3, tiny_stable_diffusion
 
 SMALL = {"concept": 3, "background": 2, "style": 1, "added": 1, "removed": 1}
 OBJECT, BACKGROUND = "change object", "change background"
-WAYS = {"first": ["prompt_swap", "p2p"], "second": ["prompt_swap", "injection"]}
+EDIT_METHODS = {"first": ["prompt_swap", "p2p"], "second": ["prompt_swap", "injection"]}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +58,14 @@ def benchmark(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory, benchmark):
-    """An untrained judge of the benchmark's concepts, in a folder."""
-    folder = tmp_path_factory.mktemp("judge")
+def classifier(tmp_path_factory, benchmark):
+    """The folder of an untrained classifier of the benchmark's concepts."""
+    folder = tmp_path_factory.mktemp("classifier")
     labels = sorted({edit.concept for edit in read_benchmark(benchmark)})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model("resnet10t", num_classes=len(labels))
-    Classifier(network, labels, 64, [0.5] * 3, [0.5] * 3).save(folder, "resnet10t")
+    Classifier(network, labels, Preprocessing(64, [0.5] * 3, [0.5] * 3)).save(folder, "resnet10t")
     return folder
 
 
@@ -64,8 +73,8 @@ def model(make, device="cpu", path=""):
     return LatentDiffusion(make())
 
 
-def study(folder, benchmark, judge, **options):
-    given = {
+def editing_experiment(folder, benchmark, classifier, **options):
+    arguments = {
         "model": {"first": partial(model, tiny_stable_diffusion), "second": partial(model, tiny_sd3)},
         "steps": {"first": 3, "second": 2},
         "guidance": 1.0,
@@ -79,7 +88,7 @@ def study(folder, benchmark, judge, **options):
         "count": 3,
         "batch_size": 2,
         "clip": clip,
-        "classifier": str(judge),
+        "classifier": str(classifier),
         "dino": None,
         "lpips": None,
         "min_psnr": 20.0,
@@ -87,157 +96,178 @@ def study(folder, benchmark, judge, **options):
         "seed": 0,
         "run_dir": str(folder),
     }
-    return EditingExperiment(**given | options)
+    return EditingExperiment(**arguments | options)
 
 
-def carried_out(task):
+def run_task(task):
     logging.set_verbosity_error()
-    own = trainer()
-    task.prepare(own)
-    task.run(own)
+    single_device = trainer()
+    task.prepare(single_device)
+    task.run(single_device)
     return task
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, benchmark, judge):
+def run(tmp_path_factory, benchmark, classifier):
     folder = tmp_path_factory.mktemp("run")
-    return carried_out(study(folder, benchmark, judge)), folder
+    return run_task(editing_experiment(folder, benchmark, classifier)), folder
 
 
 def rows(folder):
     return json.loads((folder / "results.json").read_text())["rows"]
 
 
-def test_every_method_has_a_row_for_each_model_and_way(run):
+def test_every_method_has_a_row_per_model_and_edit_method(run):
     _, folder = run
-    expected = {(IMAGE, "none", "none"), (TRUE, "none", "none")}
-    for name, ways in WAYS.items():
-        expected |= {(method, way, name) for method in ("ddim", "direct") for way in ways}
-        expected |= {(method, "own", name) for method in ("pseudo_guidance", "sdedit")}
-    expected.add(("flow_edit", "own", "second"))
-    found = rows(folder)
-    assert {(row["method"], row["edit"], row["model"]) for row in found} == expected
-    wanted = {"method", "edit", "model", "clip_score", "lpips", "background_psnr", "success", "seconds", "n"}
-    assert all(wanted <= set(row) and row["n"] == 3 for row in found)
+    expected = {(SOURCE_IMAGE, "none", "none"), (GROUND_TRUTH, "none", "none")}
+    for name, edit_methods in EDIT_METHODS.items():
+        expected |= {(method, edit, name) for method in ("ddim", "direct") for edit in edit_methods}
+        expected |= {(method, "native", name) for method in ("pseudo_guidance", "sdedit")}
+    expected.add(("flow_edit", "native", "second"))
+    table = rows(folder)
+    assert {(row["method"], row["edit"], row["model"]) for row in table} == expected
+    columns = {"method", "edit", "model", "clip_score", "lpips", "background_psnr", "success", "n"}
+    assert all(columns <= set(row) and row["n"] == 3 for row in table)
+    assert all("seconds" in row for row in table if row["model"] != NONE)
 
 
-def test_what_a_model_cannot_do_is_said(run):
+def test_plan_counts_the_units_of_the_run(run):
+    task, _ = run
+    stages = task.plan()
+    assert sum(stage.units for stage in stages) == sum(stage.done for stage in stages) == len(task.jobs)
+    assert all(stage.cost.nfe == 0 and stage.size > 0 for stage in stages)
+
+
+def test_unsupported_methods_are_listed_with_reasons(run):
     results = json.loads((run[1] / "results.json").read_text())
     assert [(each["model"], each["method"]) for each in results["left_out"]] == [("first", "flow_edit")]
     assert "flow-matching" in results["left_out"][0]["reason"]
 
 
-def test_the_image_itself_is_unedited_and_the_true_edit_is_made(run):
+def test_source_image_fails_and_ground_truth_succeeds(run):
     by_method = {row["method"]: row for row in rows(run[1])}
-    itself, true = by_method[IMAGE], by_method[TRUE]
-    assert itself["lpips"] == itself["structure"] == itself["success"] == 0 and itself["kept"] == 1
-    assert true["kept"] == 1 and true["lpips"] > 0
+    source = by_method[SOURCE_IMAGE]
+    ground_truth = by_method[GROUND_TRUTH]
+    assert source["lpips"] == source["structure"] == source["success"] == 0 and source["background_preserved"] == 1
+    assert ground_truth["background_preserved"] == 1 and ground_truth["lpips"] > 0
     samples = pd.read_parquet(run[1] / "samples.parquet")
-    backgrounds = samples[(samples["method"] == TRUE) & (samples["kind"] == BACKGROUND)]
+    backgrounds = samples[(samples["method"] == GROUND_TRUTH) & (samples["kind"] == BACKGROUND)]
     assert len(backgrounds) and (backgrounds["success"] == 1).all()
 
 
-def test_an_exact_inversion_is_known_as_such(run):
+def test_latent_mse_of_an_exact_inversion_is_zero(run):
     by_row = {(row["method"], row["edit"], row["model"]): row for row in rows(run[1])}
-    for name, (_, way) in WAYS.items():
-        assert by_row["direct", way, name]["latent_mse"] < 1e-8 < by_row["ddim", way, name]["latent_mse"]
+    for name, (_, edit) in EDIT_METHODS.items():
+        assert by_row["direct", edit, name]["latent_mse"] < 1e-8 < by_row["ddim", edit, name]["latent_mse"]
 
 
-def test_seconds_hold_those_of_the_networks(run):
+def test_time_includes_the_time_of_the_networks(run):
     for row in rows(run[1]):
         if row["model"] != "none":
             assert row["overhead"] >= 1 and row["seconds"] >= row["seconds_networks"] > 0
 
 
-def test_samples_pairs_hashes_and_pictures_are_left_behind(run):
+def test_table_rows_are_means_of_samples(run):
     _, folder = run
     samples = pd.read_parquet(folder / "samples.parquet")
-    found = rows(folder)
-    assert len(samples) == 3 * len(found)
-    for row in found:
-        own = samples[(samples["method"] == row["method"]) & (samples["edit"] == row["edit"])]
-        own = own[own["model"] == row["model"]]
-        assert row["clip_score"] == pytest.approx(own["clip_score"].mean())
+    table = rows(folder)
+    assert len(samples) == 3 * len(table)
+    for row in table:
+        group = samples[(samples["method"] == row["method"]) & (samples["edit"] == row["edit"])]
+        group = group[group["model"] == row["model"]]
+        assert row["clip_score"] == pytest.approx(group["clip_score"].mean())
+
+
+def test_results_contain_networks_and_paired_differences(run):
+    _, folder = run
     results = json.loads((folder / "results.json").read_text())
-    assert set(results["networks"]) == {"first", "second", "clip", "judge", "lpips", "structure"}
+    assert set(results["networks"]) == {"first", "second", "clip", "classifier", "lpips", "structure"}
     assert all(len(each["sha256"]) == 64 and each["name"] for each in results["networks"].values())
     one = next(p for p in results["pairs"] if (p["method"], p["edit"], p["model"]) == ("direct", "p2p", "first"))
-    by_key = {(row["method"], row["edit"], row["model"]): row for row in found}
+    by_key = {(row["method"], row["edit"], row["model"]): row for row in rows(folder)}
     difference = by_key["direct", "p2p", "first"]["clip_score"] - by_key["ddim", "p2p", "first"]["clip_score"]
     assert one["score"] == "clip_score" and one["difference"] == pytest.approx(difference)
+
+
+def test_figures_are_written(run):
+    _, folder = run
     assert (folder / "figures/fig6.png").stat().st_size and (folder / "images/fig7_first_p2p.png").stat().st_size
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(run, benchmark, judge, capsys):
+def test_second_run_reuses_all_units(run, benchmark, classifier, capsys):
     before = rows(run[1])
-    carried_out(study(run[1], benchmark, judge))
+    run_task(editing_experiment(run[1], benchmark, classifier))
     assert "Nothing to compute" in capsys.readouterr().out
     assert rows(run[1]) == before
 
 
-def test_one_model_runs_alone_by_the_name_of_its_path(tmp_path, benchmark, judge):
-    alone = partial(model, tiny_stable_diffusion, path="checkpoints/mine")
+def test_single_model_is_named_after_its_path(tmp_path, benchmark, classifier):
+    single = partial(model, tiny_stable_diffusion, path="checkpoints/mine")
     options = {"methods": {}, "extra_methods": {"sdedit": SDEdit()}, "count": 1}
-    with pytest.raises(ValueError, match=r"task.steps says nothing of the model 'mine': give one number"):
-        study(tmp_path, benchmark, judge, model=alone, **options).prepare(trainer())
-    carried_out(study(tmp_path, benchmark, judge, model=alone, steps=2, **options))
+    with pytest.raises(ValueError, match=r"task.steps: no entry for the model 'mine'; add one"):
+        editing_experiment(tmp_path, benchmark, classifier, model=single, **options).prepare(trainer())
+    run_task(editing_experiment(tmp_path, benchmark, classifier, model=single, steps=2, **options))
     assert {row["model"] for row in rows(tmp_path)} == {"none", "mine"}
 
 
-def test_names_and_steps():
+def test_checkpoint_name_and_steps():
     assert checkpoint_name(partial(dict, path="a/emoji", lora="b/emoji_lcm/")) == "emoji_lcm"
-    with pytest.raises(ValueError, match=r"task.model has no path that would name it"):
+    with pytest.raises(ValueError, match=r"task.model: has no path to take its name from"):
         checkpoint_name(dict)
-    assert steps_of("x", 7) == 7 and steps_of("x", {"x": 3}) == 3
+    assert steps_for("x", 7) == 7 and steps_for("x", {"x": 3}) == 3
 
 
-def test_kinds_take_turns(benchmark):
+def test_edits_are_selected_from_each_kind_in_turn(benchmark):
     edits = read_benchmark(benchmark)
-    found = evenly(edits, [OBJECT, BACKGROUND], 4)
-    assert [KINDS[edit.kind] for edit in found] == [OBJECT, BACKGROUND] * 2
-    assert len(evenly(edits, [OBJECT, BACKGROUND], None)) == 5
-    with pytest.raises(
-        ValueError, match=r"task.count=6: the benchmark has 5 edits of change object, change background"
-    ):
-        evenly(edits, [OBJECT, BACKGROUND], 6)
+    selected = select_edits(edits, [OBJECT, BACKGROUND], 4)
+    assert [KINDS[edit.kind] for edit in selected] == [OBJECT, BACKGROUND] * 2
+    assert len(select_edits(edits, [OBJECT, BACKGROUND], None)) == 5
+    with pytest.raises(ValueError, match=r"task.count: must be at most 5, the benchmark's number .*, got 6"):
+        select_edits(edits, [OBJECT, BACKGROUND], 6)
 
 
 @pytest.fixture(scope="module")
-def scoring(judge):
-    classifier = load_classifier(judge)
-    return Networks(clip(device="cpu"), classifier, judge_lpips(classifier, ""),
-                    judge_structure(classifier, ""))  # fmt: skip
+def networks(classifier):
+    network = load_classifier(classifier)
+    return EditingNetworks(
+        clip(device="cpu"), network, classifier_perceptual(network, ""), classifier_structure(network, "")
+    )
 
 
-def test_an_edit_that_is_lost_fails_and_an_unknown_one_has_no_verdict(benchmark, scoring):
+def edit_batch(images, originals, edits, networks):
+    job = EditJob("method", None, (), None, edits)
+    return job.batch(images, originals, networks, min_psnr=20.0)
+
+
+def test_non_finite_edits_fail_and_unverifiable_edits_are_nan(benchmark, networks):
     by_kind = {KINDS[edit.kind]: edit for edit in read_benchmark(benchmark)}
     edits = [by_kind[OBJECT], by_kind[BACKGROUND], by_kind["change style"]]
-    originals = torch.stack([edit.picture((64, 64)) for edit in edits])
-    lost = measures(torch.full_like(originals, torch.nan), originals, edits, scoring, 20.0)
-    assert lost["success"].nan_to_num(-1).tolist() == [0, 0, -1] and lost["clip_score"].isnan().all()
-    assert lost["kept"].tolist() == [0, 0, 0]
-    true = torch.stack([edit.picture((64, 64), target=True) for edit in edits])
-    masks = torch.stack([edit.mask_at((64, 64)) for edit in edits])
-    made = edits_made(true, originals, masks, edits, scoring.judge)
-    named = scoring.judge.labels[scoring.judge(true[:1]).argmax().item()]
-    assert made[0] == (named == edits[0].concept) and made[1] == 1 and made[2].isnan()
+    originals = torch.stack([edit.load_image((64, 64)) for edit in edits])
+    metrics = EDITING.compute(edit_batch(torch.full_like(originals, torch.nan), originals, edits, networks))
+    assert metrics["success"].nan_to_num(-1).tolist() == [0, 0, -1] and metrics["clip_score"].isnan().all()
+    assert metrics["background_preserved"].tolist() == [0, 0, 0]
+    targets = torch.stack([edit.load_image((64, 64), target=True) for edit in edits])
+    applied = edits_applied(edit_batch(targets, originals, edits, networks))
+    prediction = networks.classifier.labels[networks.classifier(targets[:1]).argmax().item()]
+    assert applied[0] == (prediction == edits[0].concept) and applied[1] == 1 and applied[2].isnan()
 
 
-def test_the_region_alone_is_seen_by_its_clip_score(benchmark, scoring):
+def test_region_clip_score_ignores_the_background(benchmark, networks):
     edit = read_benchmark(benchmark)[0]
-    original = edit.picture((64, 64))[None]
-    outside = original + 0.5 * (~edit.mask_at((64, 64))) * (1 - original)
-    first, second = (measures(image, original, [edit], scoring, 20.0) for image in (original, outside))
+    original = edit.load_image((64, 64))[None]
+    brighter = original + 0.5 * (~edit.resized_mask((64, 64))) * (1 - original)
+    first = EDITING.compute(edit_batch(original, original, [edit], networks))
+    second = EDITING.compute(edit_batch(brighter, original, [edit], networks))
     assert first["clip_score_region"] == second["clip_score_region"] and first["clip_score"] != second["clip_score"]
 
 
-def test_structure_is_the_mean_square_of_self_similarities():
+def test_structure_distance_by_hand():
     a, b = torch.eye(2)[None], torch.tensor([[[1.0, 0], [3, 4]]])
     assert structure_distance(a, b).item() == pytest.approx(2 * 0.6**2 / 4)
     assert structure_distance(3 * b, b).item() == pytest.approx(0)
 
 
-def test_dino_s_structure_is_that_of_its_last_keys(tmp_path):
+def test_dino_structure_uses_keys_of_the_last_layer(tmp_path):
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=224, patch_size=32
     )
@@ -255,11 +285,11 @@ def test_dino_s_structure_is_that_of_its_last_keys(tmp_path):
         keys = layer[keys_name](before(hidden))
     expected = structure_distance(keys[:1], keys[1:])
     torch.testing.assert_close(distance(images[:1], images[1:]), expected)
-    with pytest.raises(ValueError, match=r"cannot load a DINO ViT from task.dino="):
+    with pytest.raises(ValueError, match=r"task.dino: cannot load a DINO ViT from"):
         dino_structure(str(tmp_path / "none"), "cpu")
 
 
-def test_lpips_is_squeeze_net_s(tmp_path):
+def test_squeeze_lpips_matches_torchvision_features(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = squeezenet1_1(weights=None)
@@ -276,36 +306,35 @@ def test_lpips_is_squeeze_net_s(tmp_path):
         layer = ((unit[0] - unit[1]).square() * heads["lin0.model.1.weight"]).sum(1).mean()
     assert 0 < layer <= distance(images[:1], images[1:]) + 1e-6
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(
-        ValueError, match=r"is not SqueezeNet 1.1, for features.0.weight is missing or of another shape"
-    ):
+    with pytest.raises(ValueError, match=r"is not SqueezeNet 1.1; features.0.weight is missing or of another shape"):
         squeeze_lpips(str(tmp_path / "other.pth"), "cpu")
-    with pytest.raises(ValueError, match=r"task.lpips=.* cannot be read"):
+    with pytest.raises(ValueError, match=r"task.lpips: .* cannot be read"):
         squeeze_lpips(str(tmp_path / "none.pth"), "cpu")
 
 
-def test_pairs_are_of_the_same_edits():
+def test_paired_differences_compare_the_same_edits():
     def sample(method, key, score, edit="p2p"):
         scores = dict.fromkeys(("clip_score", "lpips", "background_psnr", "success"), score)
         return {"method": method, "edit": edit, "model": "m", "sample": key, **scores}
 
     samples = [sample("a", 1, 0.1), sample("a", 2, 0.5), sample("b", 2, 0.6), sample("b", 1, 0.4)]
-    found = paired(samples, "a", 0)
-    assert {pair["method"] for pair in found} == {"b"} and len(found) == 4
-    assert found[0]["difference"] == pytest.approx(0.2) and found[0]["n"] == 2
-    assert found[0]["low"] == pytest.approx(0.1) and found[0]["high"] == pytest.approx(0.3)
-    own = paired([*samples, sample("a", 1, 0.0, "prompt_swap"), sample("c", 1, 1.0, "own")], "a", 0)
-    assert [p["difference"] for p in own if p["method"] == "c"] == [1.0] * 4
+    pairs = paired_differences(samples, "a", 0)
+    assert {pair["method"] for pair in pairs} == {"b"} and len(pairs) == 4
+    assert pairs[0]["difference"] == pytest.approx(0.2) and pairs[0]["n"] == 2
+    assert pairs[0]["low"] == pytest.approx(0.1) and pairs[0]["high"] == pytest.approx(0.3)
+    samples += [sample("a", 1, 0.0, "prompt_swap"), sample("c", 1, 1.0, "native")]
+    native = [pair["difference"] for pair in paired_differences(samples, "a", 0) if pair["method"] == "c"]
+    assert native == [1.0] * 4
 
 
-def test_speeds_are_told_against_the_most_steps():
-    given = [("p2p", 50, 8.0), ("injection", 4, 1.0), ("prompt_swap", 4, 1.0)]
-    found = with_speeds([{"method": "a", "edit": e, "steps": s, "seconds": t} for e, s, t in given])
-    assert [row["faster"] for row in found][:2] == [1.0, 8.0] and np.isnan(found[2]["faster"])
+def test_speedup_is_relative_to_the_model_with_most_steps():
+    conditions = [("p2p", 50, 8.0), ("injection", 4, 1.0), ("prompt_swap", 4, 1.0)]
+    table = with_speedups([{"method": "a", "edit": e, "steps": s, "seconds": t} for e, s, t in conditions])
+    assert [row["speedup"] for row in table][:2] == [1.0, 8.0] and np.isnan(table[2]["speedup"])
 
 
-def test_a_study_needs_methods_that_edit(tmp_path, benchmark, judge):
+def test_methods_must_be_inverters_or_editors(tmp_path, benchmark, classifier):
     with pytest.raises(ValueError, match=r"task.methods and task.extra_methods are both empty"):
-        study(tmp_path, benchmark, judge, methods={}, extra_methods={})
-    with pytest.raises(ValueError, match=r"task\.others\.x neither edits nor inverts"):
-        study(tmp_path, benchmark, judge, extra_methods={"x": object()})
+        editing_experiment(tmp_path, benchmark, classifier, methods={}, extra_methods={})
+    with pytest.raises(ValueError, match=r"extra_methods\.x: must be an inverter or an editor, got object"):
+        editing_experiment(tmp_path, benchmark, classifier, extra_methods={"x": object()})

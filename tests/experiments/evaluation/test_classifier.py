@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.evaluation.classifier import Classifier, load_classifier
+from experiments.evaluation.classifier import Classifier, Preprocessing, load_classifier
 
 TINY = {"architecture": "resnet10t", "labels": ["camel", "padlock", "tomato"]}
 
@@ -22,7 +22,7 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture
 def folder(network, tmp_path) -> Path:
-    Classifier(network, TINY["labels"], 32, (0.5,) * 3, (0.5,) * 3).save(tmp_path / "judge", "resnet10t")
+    Classifier(network, TINY["labels"], Preprocessing(32, (0.5,) * 3, (0.5,) * 3)).save(tmp_path / "judge", "resnet10t")
     return tmp_path / "judge"
 
 
@@ -53,7 +53,7 @@ def test_a_label_twice_is_refused_wherever_labels_come_from(folder, network, lab
     change(folder, labels=labels)
     assert message in refused(folder) and "config.json" in refused(folder)
     with pytest.raises(ValueError, match=message):
-        Classifier(network, labels, 32, (0.5,) * 3, (0.5,) * 3)
+        Classifier(network, labels, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
 
 
 def test_labels_are_in_the_form_in_which_names_are_compared(folder):
@@ -67,7 +67,7 @@ def test_labels_have_to_be_as_many_as_outputs(folder, network, labels):
     message = refused(folder)
     assert "fc.weight" in message and "of shape [3, 512]" in message and f"with {len(labels)} labels" in message
     with pytest.raises(ValueError, match=f"{len(labels)} labels for a network of 3 outputs"):
-        Classifier(network, labels, 32, (0.5,) * 3, (0.5,) * 3)
+        Classifier(network, labels, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
 
 
 @pytest.mark.parametrize(

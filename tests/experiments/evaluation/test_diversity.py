@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.evaluation import load_classifier, perceptual_distance, perceptual_vectors
-from experiments.evaluation.diversity import precision_recall, resemblance, vendi_score
+from experiments.evaluation.diversity import precision_recall, detect_copies, vendi_score
 
 
 def test_perceptual_vectors_are_as_far_apart_as_the_perceptual_distance_says():
@@ -20,7 +20,7 @@ def test_perceptual_vectors_are_as_far_apart_as_the_perceptual_distance_says():
 def test_a_copy_is_nearer_to_a_reference_than_real_images_are_to_each_other():
     references = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
     real = torch.cat([references, torch.tensor([[0.0, 3.0]])])  # squared distances 16, 9, 25
-    found = resemblance(torch.tensor([[0.0, 1.0], [9.0, 0.0], [4.0, 3.5]]), references, real)
+    found = detect_copies(torch.tensor([[0.0, 1.0], [9.0, 0.0], [4.0, 3.5]]), references, real)
     assert found.nearest.tolist() == [1.0, 25.0, 12.25]
     assert found.threshold == pytest.approx(9 + 0.05 * 2 * (16 - 9))
     assert found.copies == [True, False, False]
@@ -28,7 +28,7 @@ def test_a_copy_is_nearer_to_a_reference_than_real_images_are_to_each_other():
 
 
 def test_one_image_has_no_variety_and_one_real_image_no_threshold():
-    found = resemblance(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+    found = detect_copies(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
     assert found.threshold is None and found.copies is None and found.pairwise is None
 
 

@@ -13,7 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_tensor
 
 from experiments.evaluation import load_classifier, load_inception
-from experiments.evaluation.timm_classifiers import is_published, labels_of
+from experiments.evaluation.timm_classifiers import is_timm_source, class_labels
 from experiments.imagenet_classes import imagenet_classes
 
 TINY = {"channels": [8, 8, 16, 16], "stem_width": 8}
@@ -65,16 +65,16 @@ def test_larger_sets_name_imagenets_classes_alike():
     network, unknown = nn.Identity(), nn.Identity()
     network.num_classes, network.pretrained_cfg = 21841, {"num_classes": 21841}
     unknown.num_classes, unknown.pretrained_cfg = 7, {"num_classes": 7}
-    labels = labels_of(network, "x")
+    labels = class_labels(network, "x")
     shared = {c.name for c in imagenet_classes()} & set(labels)
     assert len(set(labels)) == 21841 and len(shared) > 900 and "crane (n02012849)" in shared  # a few it has not
     with pytest.raises(ValueError, match=r"data\.classifier=x has 7 outputs and no names for them"):
-        labels_of(unknown, "x")
+        class_labels(unknown, "x")
 
 
 def test_which_names_are_timms(saved, tmp_path):
-    assert is_published(saved[0]) and is_published("timm/resnet50.a1_in1k") and is_published("resnet50.a1_in1k")
-    assert not any(map(is_published, ("/nowhere", "runs/x/model", "assets/models/classifier", str(tmp_path))))
+    assert is_timm_source(saved[0]) and is_timm_source("timm/resnet50.a1_in1k") and is_timm_source("resnet50.a1_in1k")
+    assert not any(map(is_timm_source, ("/nowhere", "runs/x/model", "assets/models/classifier", str(tmp_path))))
 
 
 def test_a_model_that_cannot_be_had_is_said_in_one_sentence(monkeypatch, saved, tmp_path):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments.reporting import human_ratings as preferences
-from experiments.reporting.human_ratings import agreement, preference_table, read_ratings, share_rows
+from experiments.reporting.human_ratings import agreement, preference_table, read_ratings, win_rates
 
 # Krippendorff's example of three coders, as in https://en.wikipedia.org/wiki/Krippendorff%27s_alpha: nominal 0.691.
 CODERS = {
@@ -33,7 +33,7 @@ def test_alpha_is_one_where_all_agree_and_undefined_without_a_second_rater():
 
 
 def test_a_tie_counts_for_all_that_were_shown():
-    found = share_rows(ratings(("a", 0, ("x", "y"), "x"), ("a", 1, ("y", "x"), "tie"), ("b", 2, ("x", "y"), "x")))
+    found = win_rates(ratings(("a", 0, ("x", "y"), "x"), ("a", 1, ("y", "x"), "tie"), ("b", 2, ("x", "y"), "x")))
     assert [(row["method"], row["n"], row["ties"], row["raters"]) for row in found] == [("x", 3, 1, 2), ("y", 3, 1, 2)]
     assert [row["share"] for row in found] == pytest.approx([2.5 / 3, 0.5 / 3])
     assert sum(row["share"] for row in found) == pytest.approx(1)
@@ -42,7 +42,7 @@ def test_a_tie_counts_for_all_that_were_shown():
 
 def test_the_interval_is_over_items_not_ratings():
     many = ratings(*[(f"r{k}", item, ("x", "y"), choice) for k in range(50) for item, choice in ((0, "x"), (1, "y"))])
-    row = share_rows(many)[0]
+    row = win_rates(many)[0]
     assert (row["share_low"], row["share_high"]) == (0, 1)
 
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from experiments.cache.key import describe
-from experiments.evaluation.classifier import Classifier, load_classifier
+from experiments.evaluation.classifier import Classifier, Preprocessing, load_classifier
 from experiments.reporting import tables
 from rnri import FixedPoint, ImplicitInverter
 
@@ -130,7 +130,7 @@ def test_an_interval_that_rounding_takes_past_its_value_is_drawn(tmp_path):
 
 def test_classifier_is_saved_and_loaded(tmp_path):
     network = timm.create_model("resnet10t", num_classes=5)
-    classifier = Classifier(network, list("abcde"), 32, (0.5,) * 3, (0.25,) * 3).eval()
+    classifier = Classifier(network, list("abcde"), Preprocessing(32, (0.5,) * 3, (0.25,) * 3)).eval()
     classifier.save(tmp_path, "resnet10t")
     images = torch.rand(2, 3, 32, 32)
     loaded = load_classifier(tmp_path)

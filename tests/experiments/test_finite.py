@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.reporting.finite import NonFiniteError, is_finite, mask_nonfinite, select_finite, to_bytes
+from experiments.finite import NonFiniteError, is_finite, mask_nonfinite, select_finite, to_bytes
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

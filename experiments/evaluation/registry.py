@@ -1,0 +1,132 @@
+"""Every metric, one entry each, by experiment. The order of entries is the order of columns.
+
+An entry decides the column head, aggregation, interval, logger key and position of a metric in all outputs of its
+experiment. `docs/guides/add_a_metric.md` shows how to add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.evaluation.generation_metrics import mean_known, mean_or_none
+from experiments.evaluation.metric import MAIN, Metric, MetricRegister, mean
+from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
+
+EDITED = "edited"
+"""Table of images sampled under an edited prompt."""
+LATENTS = "latents"
+"""Table of distances between latents of generated images."""
+BUDGET = "budget"
+GEOMETRY = "seed_geometry"
+
+
+def _nan_as_infinite(values: Sequence[float]) -> np.ndarray:
+    return np.nan_to_num(np.asarray(values, dtype=np.float64), nan=np.inf, posinf=np.inf)
+
+
+def median(values: Sequence[float]) -> float:
+    """Median, where NaN counts as infinite: a few diverged samples do not change it."""
+    return float(np.median(_nan_as_infinite(values)))
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """Smallest value that at least 95 % of the values do not exceed; NaN counts as infinite."""
+    return float(np.percentile(_nan_as_infinite(values), 95, method="inverted_cdf"))
+
+
+def maximum(values: Sequence[float]) -> float:
+    """Largest value; NaN counts as infinite."""
+    return float(_nan_as_infinite(values).max())
+
+
+def count(values: Sequence[float]) -> int:
+    """Number of samples for which the metric is 1."""
+    return int(sum(values))
+
+
+SPREAD = {"median": ("median", median), "p95": ("95 %", percentile_95), "largest": ("largest", maximum)}
+
+INVERSION = MetricRegister(
+    Metric("nfe_per_step", "NFE per step", better="lower", tables=(MAIN, EDITED)),
+    Metric("backward_per_step", "backward passes per step", better="lower"),
+    Metric("psnr", "PSNR", lambda b: psnr(b.images, b.originals), unit="dB", better="higher", interval=True, live=True),
+    Metric("vae_gap", "below the VAE bound", unit="dB", better="lower"),
+    Metric("ssim", "SSIM", lambda b: ssim(b.images, b.originals), better="higher", live=True),
+    Metric("clip_score", "CLIP score", lambda b: b.clip_score(), better="higher", interval=True, show_interval=True,
+           live=True, tables=(EDITED,)),
+    Metric("perceptual", "perceptual distance", lambda b: perceptual_distance(b.classifier, b.images, b.originals),
+           better="lower", live=True, tables=(MAIN, EDITED)),
+    Metric("st_lpips", "ST-LPIPS", lambda b: b.st_lpips and b.st_lpips(b.images.clamp(0, 1), b.originals),
+           better="lower", optional=True),
+    Metric("latent_mse", "latent MSE", better="lower", statistics=SPREAD, live=True),
+    Metric("residual", "max residual", better="lower", live=True),
+    Metric("residual_mean", "mean residual", better="lower", tables=()),
+    Metric("solved", "solved steps", better="higher"),
+    Metric("converged", "converged", better="higher", interval=True, show_interval=True, live=True),
+    Metric("diverged", "diverged", better="lower", live=True),
+    Metric("norm", "norm of the seed / sqrt(d)", aggregate=median),
+    Metric("seconds", "time per image", unit="s", better="lower"),
+    Metric("stored_bytes", "stored bytes per image", better="lower", tables=()),
+    Metric("latent_shift", "shift of the latents", better="lower", tables=()),
+    Metric("distance_encoded", "encoded", better="lower", tables=(LATENTS,)),
+    Metric("distance_adjusted", "adjusted", better="lower", tables=(LATENTS,)),
+    Metric("distance_reconstructed", "reconstructed", better="lower", tables=(LATENTS,)),
+    Metric("not_finite", "non-finite images", better="lower", aggregate=count, tables=()),
+)  # fmt: skip
+"""From :class:`~experiments.evaluation.reconstruction_metrics.ReconstructionBatch` and the inversion's own records."""
+
+EDITING = MetricRegister(
+    Metric("clip_score", "CLIP score", lambda b: b.clip_score(b.images), better="higher", interval=True,
+           show_interval=True, live=True),
+    Metric("clip_score_region", "CLIP score, region", lambda b: b.clip_score(b.images * b.masks[:, None]),
+           better="higher"),
+    Metric("lpips", "LPIPS", lambda b: b.networks.lpips(b.images, b.originals), better="lower", interval=True,
+           live=True),
+    Metric("structure", "structure distance", lambda b: b.networks.structure(b.images, b.originals), better="lower"),
+    Metric("background_psnr", "background PSNR", lambda b: b.background.psnr, unit="dB", better="higher",
+           interval=True, live=True),
+    Metric("background_mse", "background MSE", lambda b: b.background.mse, better="lower", tables=()),
+    Metric("background_ssim", "background SSIM", lambda b: b.background.ssim, better="higher"),
+    Metric("background_lpips", "background LPIPS",
+           lambda b: b.networks.lpips(b.images * b.background_mask, b.originals * b.background_mask), better="lower"),
+    Metric("original_psnr", "PIE-Bench PSNR", lambda b: b.background.original_psnr, unit="dB", better="higher"),
+    Metric("original_mse", "PIE-Bench MSE", lambda b: b.background.original_mse, better="lower", tables=()),
+    Metric("original_ssim", "PIE-Bench SSIM", lambda b: b.background.original_ssim, better="higher"),
+    Metric("edit_applied", "edit applied", lambda b: b.edit_applied, better="higher"),
+    Metric("background_preserved", "background preserved", lambda b: b.background_preserved, better="higher"),
+    Metric("success", "success", lambda b: b.success, better="higher", interval=True, show_interval=True, live=True),
+    Metric("latent_mse", "latent MSE of the inversion", better="lower"),
+    Metric("seconds", "time per edit", unit="s", better="lower"),
+    Metric("seconds_networks", "network time per edit", unit="s", better="lower", tables=()),
+    Metric("not_finite", "non-finite images", better="lower", aggregate=count, tables=()),
+)  # fmt: skip
+"""From :class:`~experiments.evaluation.editing_metrics.EditBatch` and the editing module's own records."""
+
+RARE_CONCEPTS = MetricRegister(
+    Metric("fid", "FID", lambda s: s.feature_distances["fid"], better="lower",
+           tables=(MAIN, GEOMETRY)),
+    Metric("kid", "KID", lambda s: s.feature_distances["kid"], better="lower", tables=(MAIN, BUDGET, GEOMETRY)),
+    Metric("copies", "copies", lambda s: mean_or_none(s.copies), unit="%", scale=100, better="lower",
+           tables=(MAIN, BUDGET, GEOMETRY)),
+    Metric("nearest", "distance to the nearest reference", lambda s: mean_or_none(s.nearest_distances), tables=()),
+    Metric("pairwise", "distance within a concept", lambda s: mean_or_none(s.pairwise_distances), better="higher",
+           tables=(BUDGET,)),
+    Metric("vendi", "Vendi score", lambda s: mean_or_none(s.vendi_scores), better="higher", tables=(MAIN, BUDGET)),
+    Metric("precision", "precision", lambda s: s.coverage["precision"], better="higher", tables=()),
+    Metric("recall", "recall", lambda s: s.coverage["recall"], better="higher", tables=()),
+    Metric("density", "density", lambda s: s.coverage["density"], better="higher", tables=()),
+    Metric("coverage", "coverage", lambda s: s.coverage["coverage"], better="higher", tables=()),
+    Metric("nfe", "NFE", lambda s: mean_known(record.get("nfe") for record in s.records), better="lower"),
+    Metric("not_finite", "non-finite images", lambda s: s.num_not_finite, better="lower", tables=()),
+    Metric("t_init", "T_init", lambda s: mean_known(s.t_init), unit="s", better="lower"),
+    Metric("t_opt", "T_opt", lambda s: mean_known(s.t_opt), unit="s", better="lower"),
+    Metric("iterations", "iterations", lambda s: mean_or_none(s.recorded("iterations")), better="lower",
+           optional=True),
+    Metric("converged", "converged", lambda s: mean_or_none(s.recorded("converged")), better="higher", tables=(),
+           optional=True),
+)  # fmt: skip
+"""From :class:`~experiments.evaluation.generation_metrics.GeneratedSet`."""
+
+__all__ = ["EDITING", "INVERSION", "RARE_CONCEPTS", "Metric", "MetricRegister", "mean"]
