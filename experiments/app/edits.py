@@ -19,7 +19,6 @@ from experiments.app.context import Studio
 from experiments.app.uploads import as_pictures
 from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.models.family import Family
-from rnri.models.unet import UNetFamily
 
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
@@ -129,7 +128,7 @@ def said_of(inversion: rnri.PipelineInversion) -> str:
 
 def controls(family: Family) -> tuple[str, ...]:
     """The settings of an edit that act on a network of this family."""
-    if isinstance(family, UNetFamily):
+    if family.attention_editor().config_class is PromptToPrompt:
         return ("cross", "self_attention", "weights", "blend")
     return ("share",)
 
@@ -138,7 +137,7 @@ def how_to_edit(
     family: Family, *, cross: float, self_attention: float, weights: str, blend: str, share: float
 ) -> PromptToPrompt | Injection:
     """What the sliders and boxes say, for a network of this family."""
-    if isinstance(family, UNetFamily):
+    if family.attention_editor().config_class is PromptToPrompt:
         return PromptToPrompt(
             cross=cross, self_attention=self_attention, weights=as_weights(weights), blend=as_words(blend)
         )

@@ -1,11 +1,11 @@
-"""Editing of an image by its prompt: an inverted one's attention is changed while the pipeline runs, no more."""
+"""Edit an image by its prompt: change the attention of an inverted image while the pipeline samples it again."""
 
 from rnri.editing.edit import EditResult, edit
-from rnri.editing.injection import Injection
 from rnri.editing.inversion_free import Editor, FlowEdit, PseudoGuidance
-from rnri.editing.latents import attention_edit, edit_latents
-from rnri.editing.prompt_to_prompt import PromptToPrompt
-from rnri.editing.token_alignment import Alignment, Prompt, align
+from rnri.editing.latents import edit_config_class, edit_latents
+from rnri.models.attention.injection import Injection
+from rnri.models.attention.prompt_to_prompt import PromptToPrompt
+from rnri.models.attention.token_alignment import Alignment, Prompt, align
 
 __all__ = [
     "Alignment",
@@ -17,7 +17,7 @@ __all__ = [
     "PromptToPrompt",
     "PseudoGuidance",
     "align",
-    "attention_edit",
     "edit",
+    "edit_config_class",
     "edit_latents",
 ]

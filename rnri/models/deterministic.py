@@ -1,4 +1,4 @@
-"""A diffusers scheduler that takes our steps, so that a plain pipeline call follows a seed of ours."""
+"""A diffusers scheduler whose steps are those of inversion, so that a pipeline call reproduces an inverted image."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from rnri.models.diffusers_schedulers import alpha_bar_table, base_scheduler
+from rnri.models.diffusers_schedulers import alpha_bar_table, base_scheduler, is_flow
 from rnri.models.families import family_of
-from rnri.models.flow import is_flow
 from rnri.models.sampling import to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.models.unet import to_noise
 
 
 class DeterministicScheduler(SchedulerMixin, ConfigMixin):
-    """``Schedule.from_scheduler`` of another scheduler, as a scheduler: the very steps that are inverted.
+    """``Schedule.from_scheduler`` of another scheduler as a diffusers scheduler: exactly the steps that are inverted.
 
-    It keeps no hidden index, scales neither latents nor model inputs, and works in float64 inside a step. Its config
-    is the other's.
+    It has no step counter, does not scale latents or model inputs, and computes a step in float64. Its config is that
+    of the other scheduler.
 
     Args:
-        source: any scheduler that ``Schedule.from_scheduler`` follows, but flow matching's; copied.
+        source: a scheduler that ``Schedule.from_scheduler`` supports, except flow matching; it is copied.
     """
 
     order = 1
@@ -44,12 +43,16 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         original_inference_steps: int | None = None,
     ) -> None:
-        """Fixes the steps; ``original_inference_steps``, which LCM's pipeline passes, must be the config's own."""
-        own = self.config.get("original_inference_steps")
-        if original_inference_steps not in (None, own):
-            raise ValueError(f"original_inference_steps={original_inference_steps}: the scheduler's config says {own}.")
+        """Set the steps; ``original_inference_steps``, which LCM's pipeline passes, must equal the config's value."""
+        config_value = self.config.get("original_inference_steps")
+        if original_inference_steps not in (None, config_value):
+            raise ValueError(
+                f"original_inference_steps={original_inference_steps}: must be {config_value}, the value in the "
+                "scheduler's config."
+            )
         self.schedule = Schedule.from_scheduler(self.source, num_inference_steps)
-        self.num_inference_steps, self.timesteps = num_inference_steps, self.schedule.timesteps.to(device)
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = self.schedule.timesteps.to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         return sample
@@ -57,26 +60,26 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
-        """The step from ``sample [B,C,h,w]`` at ``timestep``, in its dtype; the tuple's second part is ``x0``."""
+        """Return the latent after ``timestep`` in the dtype of ``sample [B,C,h,w]``; a tuple also contains ``x0``."""
         i = int((self.schedule.timesteps == int(timestep)).nonzero())
-        z, output = to_state_dtype(sample), to_state_dtype(model_output)
-        kind = self.config.get("prediction_type", "epsilon")
-        noise = to_noise(output, z, float(self.table[int(timestep)]), kind)
+        z = to_state_dtype(sample)
+        prediction_type = self.config.get("prediction_type", "epsilon")
+        noise = to_noise(to_state_dtype(model_output), z, float(self.table[int(timestep)]), prediction_type)
         a, b = self.schedule.coefficients(i)
         clean = self.schedule.clean_and_noise(i, z, noise)[0].to(sample.dtype)
-        following = ((z - b * noise) / a).to(sample.dtype)
-        return SchedulerOutput(prev_sample=following) if return_dict else (following, clean)
+        prev_sample = ((z - b * noise) / a).to(sample.dtype)
+        return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample, clean)
 
 
 def scheduler_for(pipe: DiffusionPipeline) -> SchedulerMixin:
-    """The deterministic scheduler to set on ``pipe``, so that it samples as its seeds were inverted.
+    """Return the deterministic scheduler with which ``pipe`` reproduces inverted images.
 
-    ``pipe.scheduler = rnri.scheduler_for(pipe)``; nothing of ``pipe`` changes before. Flow matching's is a copy of the
-    pipeline's own, which is deterministic already; others are followed by ``DeterministicScheduler``, whatever noise
-    or higher order they add themselves.
+    Set it by ``pipe.scheduler = rnri.scheduler_for(pipe)``; ``pipe`` itself is not changed. For flow matching it is a
+    copy of the pipeline's scheduler, which is deterministic already. Otherwise it is a ``DeterministicScheduler``,
+    without the noise or higher order of the pipeline's scheduler.
 
     Raises:
-        ValueError: one sentence for a pipeline of no known family, or a scheduler that cannot be followed.
+        ValueError: the pipeline or its scheduler is not supported.
     """
     family_of(pipe).check()
     if is_flow(pipe.scheduler):

@@ -1,4 +1,4 @@
-"""Networks that are used as they should be, and left as they were found."""
+"""Run a pipeline's networks in evaluation mode without changing them for the user."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import nn
 
 @contextmanager
 def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
-    """``modules`` in evaluation mode, without gradients to their weights, for as long as the block runs.
+    """Put ``modules`` in evaluation mode and disable gradients of their weights inside the block.
 
-    They belong to the user's pipeline, which is left as it was found, also after an exception. What is computed again
-    in a backward pass has to enter the block again. Every entry looks anew, so that a mode, a gradient or an adapter
-    that the user changes between two entries is seen.
+    Modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients to the inputs still
+    flow. A backward pass that recomputes the forward pass must enter the block again. The modules are scanned on every
+    entry, so changes that the user makes between two entries are respected.
     """
-    parts = _parts(modules)
-    training = [part for part in parts if part.training]
-    weights = [w for part in parts for w in part._parameters.values() if w is not None and w.requires_grad]
+    submodules = _submodules(modules)
+    training = [module for module in submodules if module.training]
+    weights = [w for module in submodules for w in module._parameters.values() if w is not None and w.requires_grad]
     try:
-        for part in training:
-            part.training = False  # of this part alone: train() would reach those below it
+        for module in training:
+            module.training = False  # train() would also change the submodules
         for weight in weights:
-            weight.requires_grad = False  # not requires_grad_(), which forward-mode differentiation refuses
+            weight.requires_grad = False  # forward-mode differentiation rejects requires_grad_()
         yield
     finally:
-        for part in training:
-            part.training = True
+        for module in training:
+            module.training = True
         for weight in weights:
             weight.requires_grad = True
 
 
-def _parts(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
-    """``modules`` and all below them; one that is reached twice may stand twice.
+def _submodules(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
+    """Return ``modules`` and all their submodules; a shared submodule may appear twice.
 
-    ``nn.Module``'s own walks make a name for each part, which took ten times as long: they stand in every evaluation
-    of the network.
+    ``nn.Module.modules()`` builds a name for each submodule and is ten times slower, which matters because this runs
+    at every network evaluation.
     """
-    found = list(modules)
-    for part in found:  # which grows while it is read
-        if part._modules:
-            found += [child for child in part._modules.values() if child is not None]
-    return found
+    result = list(modules)
+    for module in result:  # the list grows during the loop
+        if module._modules:
+            result += [child for child in module._modules.values() if child is not None]
+    return result

@@ -1,59 +1,46 @@
-"""The families of pipelines that are known here, and which one a pipeline belongs to."""
+"""Find the family of a pipeline. Importing this module registers the built-in families."""
 
 from __future__ import annotations
 
-from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
-from rnri.models.family import SUPPORTED, Family
-from rnri.models.flux import FluxFamily
-from rnri.models.sd3 import SD3Family
-from rnri.models.unet import UNetFamily
-
-FAMILIES: tuple[type[Family], ...] = (UNetFamily, SD3Family, FluxFamily)
+from rnri.models import flux, sd3, unet  # noqa: F401 - they register their families
+from rnri.models.checks.components import check_required_components
+from rnri.models.family import Family, registered_families, registered_family, supported_models
 
 
 def family_of(pipeline: DiffusionPipeline) -> Family:
-    """The family of a pipeline in memory.
+    """Return the family of a pipeline in memory.
 
     Raises:
-        ValueError: one sentence for a pipeline of no known family, one that is not text to image, or one without a
-            VAE.
+        ValueError: no family is registered for the pipeline's class, or the pipeline lacks a required component.
     """
-    name = type(pipeline).__name__
-    for family in FAMILIES:
-        if isinstance(pipeline, family.pipelines):
-            lacking = [
-                part for part in family.required_components(type(pipeline)) if getattr(pipeline, part, None) is None
-            ]
-            if lacking:
-                raise ValueError(f"{name} lacks its {' and '.join(lacking)}: load it with all its parts.")
-            _check_vae(pipeline)
-            return family(pipeline)
-    twin = _text_to_image(pipeline)
-    remedy = f": make one of its parts, such as {twin}(**pipe.components)" if twin else f"; supported are {SUPPORTED}"
-    raise ValueError(f"{name} is no text-to-image pipeline known here{remedy}.")
-
-
-def _check_vae(pipeline: DiffusionPipeline) -> None:
-    """ValueError for an autoencoder without a posterior, whose mean is an image's latent."""
-    vae = pipeline.vae
-    if isinstance(vae, AutoencoderTiny) or "latent_channels" not in getattr(vae, "config", {}):
+    family = registered_family(type(pipeline))
+    if family is None:
+        similar = _similar_pipeline(pipeline)
+        remedy = f"create one from its components, such as {similar}(**pipe.components)" if similar else ""
         raise ValueError(
-            f"the vae is {type(vae).__name__}, which gives no latents with a mean: use the checkpoint's own "
-            "AutoencoderKL."
+            f"{type(pipeline).__name__} is not a supported text-to-image pipeline: "
+            f"{remedy or f'supported are {supported_models()}'}."
         )
+    check_required_components(pipeline, family.required_components(type(pipeline)))
+    return family(pipeline)
 
 
-def _text_to_image(pipeline: DiffusionPipeline) -> str | None:
-    """The known text-to-image pipeline of the same parts, where there is one."""
+def _similar_pipeline(pipeline: DiffusionPipeline) -> str | None:
+    """Return the supported pipeline class with the most similar name whose required components all exist."""
     name = type(pipeline).__name__
-    if getattr(pipeline, "unet", None) is not None and hasattr(pipeline, "encode_prompt"):
-        return UNetFamily.pipelines[1 if hasattr(pipeline, "text_encoder_2") else 0].__name__
-    return next(
-        (
-            family.pipelines[0].__name__
-            for family, prefix in ((SD3Family, "StableDiffusion3"), (FluxFamily, "Flux"))
-            if name.startswith(prefix) and hasattr(pipeline, "encode_prompt")
-        ),
-        None,
-    )
+    candidates = [
+        pipeline_class.__name__
+        for family in registered_families()
+        for pipeline_class in family.pipelines
+        if all(
+            getattr(pipeline, component, None) is not None for component in family.required_components(pipeline_class)
+        )
+    ]
+    similar = max(candidates, key=lambda candidate: _common_prefix_length(candidate, name), default=None)
+    return similar if similar and _common_prefix_length(similar, name) else None
+
+
+def _common_prefix_length(one: str, other: str) -> int:
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

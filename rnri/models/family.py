@@ -1,41 +1,52 @@
-"""What one architecture of text-to-image pipeline knows of itself, so that nothing else has to."""
+"""Interface of a model family, the pipelines of one architecture, and the register of all families."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from rnri.models.predictor import GuidedDenoiser
 from rnri.models.schedule import Schedule
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x, XL, turbo and LCM, Stable Diffusion 3 and 3.5, and FLUX.1"
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from rnri.models.attention.editor import AttentionEditor
+
+FamilyClass = TypeVar("FamilyClass", bound="type[Family]")
+
+_FAMILIES: dict[type[DiffusionPipeline], type[Family]] = {}
+"""Registered families by pipeline class."""
 
 
 class Family(ABC):
-    """The pipelines of one architecture: a network, its conditions, its latents' layout and its schedule.
+    """Everything that depends on the architecture: the network, its conditions, its latents and its schedule.
 
-    Latents are ``[B,C,h,w]`` everywhere but in the pipeline's own ``latents=``, which ``pack`` makes of them.
+    Latents are ``[B,C,h,w]`` everywhere except in the pipeline's ``latents=`` argument, whose layout is that of
+    ``pack``. Subclasses are registered by :func:`register_family`.
 
     Args:
-        pipeline: one of ``pipelines``; only read.
+        pipeline: an instance of one of ``pipelines``; it is not modified.
     """
 
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
+    """Supported pipeline classes."""
     network_name: ClassVar[str]
-    """The pipeline's component that predicts."""
+    """Name of the component that predicts noise or velocity."""
+    supported: ClassVar[str]
+    """Names of the supported models, for error messages."""
     patch: ClassVar[int] = 1
-    """The sides of latents are multiples of it."""
+    """Height and width of latents are multiples of it."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
 
     @classmethod
-    def required_components(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
-        """The parts that a pipeline of that class cannot do without here."""
+    def required_components(cls, pipeline_class: type[DiffusionPipeline]) -> tuple[str, ...]:
+        """Return the names of the components that a pipeline of this class must have."""
         return (cls.network_name, "vae", "text_encoder", "tokenizer", "scheduler")
 
     @property
@@ -45,63 +56,108 @@ class Family(ABC):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Of the latents."""
+        """Number of channels of the latents."""
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """``(h, w)`` that the checkpoint was made for; ValueError where it does not say."""
+        """Default ``(h, w)`` of the latents; ValueError if the config has none."""
         size = self.network.config.get("sample_size")
         if size is None:
             raise ValueError(
-                f"the config.json of the {self.network_name} has no sample_size: set it to the latents' side, or both sides."
+                f"the config.json of the {self.network_name} has no sample_size: set it to the side of the latents, or "
+                "to [height, width]."
             )
         return as_pair(size)
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Side of the image patch that one element of the latents represents, in pixels."""
+        return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance scale that the architecture's authors recommend; 1 disables guidance."""
+        return 1.0
+
     @abstractmethod
     def check(self) -> None:
-        """ValueError, one sentence, for a pipeline that cannot be inverted."""
+        """Raise ValueError for a pipeline that cannot be inverted."""
 
     @abstractmethod
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> GuidedDenoiser:
-        """The prediction for ``prompts`` of images ``(H, W)``; ValueError where guidance or negatives cannot act."""
+        """Return the denoiser for ``prompts`` and images ``(H, W)``.
+
+        Raises:
+            ValueError: guidance or negative prompts have no effect on the network.
+        """
 
     @abstractmethod
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """The schedule that the pipeline itself would take for latents of that size."""
+        """Return the schedule that the pipeline itself uses for latents ``(h, w)``."""
+
+    def latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Return ``(mean, std)``, so that the VAE's latent is ``std z + mean``, on the device of ``latents``."""
+        config = self.pipeline.vae.config
+        mean = config.get("latents_mean")
+        std = config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor") or 0.0, 1 / config.scaling_factor
+        mean = latents.new_tensor(mean).view(1, -1, 1, 1)
+        std = latents.new_tensor(std).view(1, -1, 1, 1)
+        return mean, std / config.scaling_factor
 
     def pack(self, latents: Tensor) -> Tensor:
-        """What the pipeline takes as ``latents=``, from ``[B,C,h,w]``."""
+        """Convert ``[B,C,h,w]`` to the layout of the pipeline's ``latents=`` argument."""
         return latents
 
     def unpack(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
-        """``[B,C,h,w]`` from what the pipeline takes as ``latents=``."""
+        """Convert the layout of the pipeline's ``latents=`` argument to ``[B,C,h,w]``."""
         return latents
 
-
-def check_embedding_dim(part: str, field: str, expected: int, found: int, of: str) -> None:
-    """ValueError where text is ``found`` wide and ``part`` takes ``expected``, as its config's ``field`` says."""
-    if expected != found:
+    def attention_editor(self) -> AttentionEditor:
+        """Return the editor of the network's attention, for ``rnri.editing``."""
         raise ValueError(
-            f"{field}={expected} in the config.json of the {part}, but {of} of the pipeline's text encoders is "
-            f"{found}: they do not belong together, bring the parts of one checkpoint."
+            f"{type(self).__name__} has no attention editor, so {type(self.pipeline).__name__} cannot edit images by "
+            "attention."
         )
+
+
+def register_family(family: FamilyClass) -> FamilyClass:
+    """Class decorator: make a family known to ``family_of``, and thereby to ``rnri.invert``.
+
+    Raises:
+        ValueError: another family has registered one of its pipeline classes.
+    """
+    for pipeline_class in family.pipelines:
+        registered = _FAMILIES.get(pipeline_class)
+        if registered is not None:
+            raise ValueError(f"{pipeline_class.__name__} is already registered by {registered.__name__}.")
+        _FAMILIES[pipeline_class] = family
+    return family
+
+
+def registered_families() -> list[type[Family]]:
+    """Return all registered families, in the order of their registration."""
+    return list(dict.fromkeys(_FAMILIES.values()))
+
+
+def registered_family(pipeline_class: type[DiffusionPipeline]) -> type[Family] | None:
+    """Return the family of a pipeline class or of its nearest base class; None if there is none."""
+    return next((_FAMILIES[base] for base in pipeline_class.__mro__ if base in _FAMILIES), None)
+
+
+def supported_models() -> str:
+    """Return the names of all supported models, for error messages."""
+    return "; ".join(family.supported for family in registered_families())
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """``(height, width)`` of a size that is one side, or both."""
+    """Return ``(height, width)`` of a size that is one side or both."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def check_no_negatives(negatives: Sequence[str], network: str) -> None:
-    """ValueError for negative prompts given to a network that has its guidance as an input."""
-    if any(negatives):
-        raise ValueError(
-            f"negative_prompt has no effect on a network with embedded guidance ({network}); leave it empty."
-        )
-
-
 def components(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The pipeline's networks by name."""
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    """Return the pipeline's networks by name."""
+    return {name: value for name, value in pipeline.components.items() if isinstance(value, nn.Module)}

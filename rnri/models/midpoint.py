@@ -1,4 +1,4 @@
-"""The midpoint rule, a second-order sampler of flow matching, as a predictor that every first-order walk can take."""
+"""The explicit midpoint rule, a second-order sampler of flow matching, as a predictor for first-order samplers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from rnri.models.schedule import Schedule
 
 @dataclass(frozen=True)
 class MidpointPredictor(NoisePredictor):
-    """The velocity with which Euler's step becomes the explicit midpoint rule's; two network evaluations a call.
+    """A velocity that turns an Euler step into a midpoint step; each call costs two network evaluations.
 
     Step ``i`` from ``sigma_t`` to ``sigma_s``, with ``h = sigma_s - sigma_t``::
 
         y(z) = v(z + h/2 v(z, sigma_t), sigma_t + h/2);    z_s = z + h y(z)
 
-    So ``sample(seed, MidpointPredictor(...), schedule)`` is the midpoint sampler, with its gradients, and
-    ``ImplicitStep`` under it is the equation of the midpoint step's exact inverse. It counts its evaluations as
-    the predictor that it was made of, with which it shares the counts.
+    Therefore ``sample(seed, MidpointPredictor(...), schedule)`` is the midpoint sampler, including its gradients, and
+    ``ImplicitStep`` with this predictor is the equation of the exact inverse of a midpoint step. The evaluation
+    counts are shared with the wrapped predictor.
 
     Attributes:
-        schedule: flow matching's, whose timesteps alone are the labels that it may be called with.
+        schedule: the flow-matching schedule; the predictor may only be called at its timesteps.
     """
 
     schedule: Schedule = field(kw_only=True)
 
     @classmethod
     def from_predictor(cls, predictor: NoisePredictor, schedule: Schedule) -> MidpointPredictor:
-        """The midpoint rule over ``predictor``; ValueError where ``schedule`` is not flow matching's."""
+        """Wrap ``predictor``; raise ValueError unless ``schedule`` is a flow-matching schedule."""
         require_flow_matching(schedule, "the midpoint rule")
         return cls(predictor.denoiser, predictor.nfe, schedule=schedule)
 
@@ -38,26 +38,26 @@ class MidpointPredictor(NoisePredictor):
         i = self.schedule.timesteps.tolist().index(t)
         _, sigma, _, sigma_next = self.schedule.alpha_sigma(i)
         half = (sigma_next - sigma) / 2
-        middle = z + half * super().__call__(z, t)
-        return super().__call__(middle, timestep_at_sigma(self.schedule, i, sigma + half))
+        midpoint = z + half * super().__call__(z, t)
+        return super().__call__(midpoint, timestep_at_sigma(self.schedule, i, sigma + half))
 
 
 def timestep_at_sigma(schedule: Schedule, i: int, sigma: float) -> float:
-    """The network's label at the level ``sigma``, within or at an end of step ``i`` of flow matching's schedule.
+    """Return the network's timestep at noise level ``sigma`` within step ``i`` of a flow-matching schedule.
 
-    Flow matching's labels are proportional to its sigmas, whatever its shift, and may be any real number.
+    Timesteps of flow matching are proportional to sigma for any shift and may be any real number.
     """
     return schedule.timestep(i) * sigma / float(schedule.sigma[i])
 
 
 def require_flow_matching(schedule: Schedule, method: str) -> None:
-    """ValueError unless ``schedule`` is flow matching's: what needs the network between timesteps asks for that.
+    """Raise ValueError unless ``schedule`` is a flow-matching schedule, for methods that evaluate between timesteps.
 
-    A network of whole timesteps could be asked at the nearest one only, which is not the middle of a step: the rule
-    would be of first order there.
+    A network that takes only integer timesteps could be evaluated only near the middle of a step, which would reduce
+    the method to first order.
     """
     if schedule.predicts != "flow":
         raise ValueError(
             f"{method} needs a flow-matching model, whose network takes any real timestep; this one predicts noise at "
-            "whole timesteps: choose another method, such as accelerated."
+            "integer timesteps: choose another method, such as accelerated."
         )

@@ -1,4 +1,4 @@
-"""The prediction ``y(z, t)``, noise or velocity: one convention for every network, with its evaluations counted."""
+"""The prediction ``y(z, t)``, noise or velocity: one interface for every network that counts its evaluations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass
 class Evaluations:
-    """Network evaluations of a predictor and all its selections.
+    """Network evaluations of a predictor and of all its selections.
 
-    ``forward`` and ``backward`` count samples, ``calls`` counts batches. Under guidance, which takes two
-    rows, a sample counts once. A recomputation under gradient checkpointing is an evaluation and is counted.
+    ``forward`` and ``backward`` count samples, ``calls`` counts batches. Classifier-free guidance processes two rows
+    per sample, but a sample counts once. A recomputation under gradient checkpointing counts as an evaluation.
     """
 
     forward: int = 0
@@ -26,34 +26,34 @@ class Evaluations:
 
 
 class Denoiser(Protocol):
-    """A prediction for a fixed batch of prompts; what a ``NoisePredictor`` counts."""
+    """The prediction for a fixed batch of prompts; wrapped by ``NoisePredictor``."""
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
-        """What the schedule says is predicted, of ``z [B,C,h,w]`` at timestep ``t``: the noise, or the velocity.
+        """Return the noise or velocity for ``z [B,C,h,w]`` at timestep ``t``, as ``Schedule.predicts`` says.
 
-        Shape and dtype of ``z``, differentiable in it.
+        The result has the shape and dtype of ``z`` and is differentiable with respect to ``z``.
         """
         ...
 
     def select(self, rows: Tensor) -> Denoiser:
-        """The same for the batch rows ``rows`` (int64 ``[b]``)."""
+        """Return the denoiser of the batch rows ``rows`` (int64 ``[b]``)."""
         ...
 
     def unguided(self) -> Denoiser:
-        """The conditional prediction alone; itself where guidance is off."""
+        """Return the conditional prediction alone; the denoiser itself if guidance is off."""
         ...
 
 
 @dataclass(frozen=True)
 class NoisePredictor:
-    """``(z [B,C,h,w], t) -> y``, shape and dtype of ``z``, with the network evaluations counted.
+    """A callable ``(z [B,C,h,w], t) -> y`` with the shape and dtype of ``z`` that counts network evaluations.
 
-    ``y`` is the noise, or the velocity ``n - x0`` of flow matching: ``Schedule.predicts`` of the same model says which.
-    Prompts, guidance and the conversion to it are closed over in ``denoiser``. The counts are shared by
-    every predictor that ``select`` makes from this one:
+    ``y`` is the noise, or the velocity ``n - x0`` of flow matching, as ``Schedule.predicts`` of the same model says.
+    Prompts, guidance and conversions are inside ``denoiser``. The counts are shared with all predictors that
+    ``select`` returns:
 
     - ``forward_evaluations``: samples that went through the network;
-    - ``backward_evaluations``: samples whose gradient went back through the network, counted when it does;
+    - ``backward_evaluations``: samples whose gradient went back through the network, counted when it is computed;
     - ``calls``: batches.
     """
 
@@ -61,32 +61,32 @@ class NoisePredictor:
     nfe: Evaluations = field(default_factory=Evaluations)
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
-        rows = len(z)
-        self.nfe.forward += rows
+        batch_size = len(z)
+        self.nfe.forward += batch_size
         self.nfe.calls += 1
         prediction = self.denoiser(z, t)
         if prediction.requires_grad:
-            prediction.register_hook(lambda _: self._count_backward(rows))
+            prediction.register_hook(lambda _: self._count_backward(batch_size))
         return prediction
 
-    def _count_backward(self, rows: int) -> None:
-        self.nfe.backward += rows
+    def _count_backward(self, batch_size: int) -> None:
+        self.nfe.backward += batch_size
 
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
+        """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        Counts as one forward and one backward evaluation a sample, which is about what it costs.
+        It counts as one forward and one backward evaluation per sample, which is about its cost.
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
-            return torch.func.jvp(lambda at: self(at, t), (z,), (direction,))
+            return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))
 
     def unguided(self) -> NoisePredictor:
-        """The conditional prediction alone, sharing the counts; itself where guidance is off."""
+        """Return the conditional prediction alone, with shared counts; an equal predictor if guidance is off."""
         return replace(self, denoiser=self.denoiser.unguided())
 
     def with_negative(self, negative: Condition) -> NoisePredictor:
-        """Guidance away from ``negative [B,...]`` instead, sharing the counts.
+        """Return the predictor with ``negative [B,...]`` as its negative condition, with shared counts.
 
         Raises:
             ValueError: guidance is off, or the denoiser is not conditioned on text.
@@ -96,7 +96,7 @@ class NoisePredictor:
         return replace(self, denoiser=replace(self.denoiser, negative=negative))
 
     def select(self, rows: Tensor) -> NoisePredictor:
-        """The predictor of the batch rows ``rows`` (int64 ``[b]``), for when the others have left."""
+        """Return the predictor of the batch rows ``rows`` (int64 ``[b]``), with shared counts."""
         return replace(self, denoiser=self.denoiser.select(rows))
 
     @property
@@ -113,13 +113,13 @@ class NoisePredictor:
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """A small ``table`` of the CPU on ``device``, without waiting for what that is at."""
+    """Copy a small CPU ``table`` to ``device`` without synchronizing with it."""
     return table.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a network is told of the prompts: ``text [B,L,D]`` and what else it takes (each ``[B,...]``)."""
+    """What a network receives from the prompts: ``text [B,L,D]`` and additional inputs (each ``[B,...]``)."""
 
     text: Tensor  # [B,L,D]
     added: Mapping[str, Tensor] = field(default_factory=dict)
@@ -131,30 +131,31 @@ class Condition:
         rows = to_device(rows, self.text.device)
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
 
-    def where(self, rows: Tensor, other: Condition) -> Condition:
-        """This condition in the ``rows`` (bool ``[B]``), and ``other`` elsewhere."""
+    def where(self, mask: Tensor, other: Condition) -> Condition:
+        """Return this condition in the rows where ``mask`` (bool ``[B]``) is true, and ``other`` elsewhere."""
 
-        def chosen(own: Tensor, others: Tensor) -> Tensor:
-            return torch.where(to_device(rows, own.device).view(-1, *[1] * (own.ndim - 1)), own, others)
+        def select(value: Tensor, alternative: Tensor) -> Tensor:
+            row_mask = to_device(mask, value.device).view(-1, *[1] * (value.ndim - 1))
+            return torch.where(row_mask, value, alternative)
 
-        added = {name: chosen(value, other.added[name]) for name, value in self.added.items()}
-        return Condition(chosen(self.text, other.text), added)
+        added = {name: select(value, other.added[name]) for name, value in self.added.items()}
+        return Condition(select(self.text, other.text), added)
 
     def cat(self, other: Condition) -> Condition:
-        """This condition's rows followed by ``other``'s."""
+        """Return the rows of this condition followed by those of ``other``."""
         added = {name: torch.cat([value, other.added[name]]) for name, value in self.added.items()}
         return Condition(torch.cat([self.text, other.text]), added)
 
 
 @dataclass(frozen=True)
 class GuidedDenoiser(ABC):
-    """A network as a ``Denoiser``: guidance, and what every architecture shares.
+    """Base class of denoisers around a network: classifier-free guidance and row selection.
 
     The network runs in its own dtype; guidance and conversions run in the dtype of ``z``.
 
     Attributes:
-        positive: the prompts' condition.
-        negative: the condition that guidance leads away from; None if guidance is off, and a sample is one row.
+        positive: the condition of the prompts.
+        negative: the condition that guidance leads away from; None if guidance is off, then a sample is one row.
         guidance: ``y = y_negative + guidance (y_positive - y_negative)`` (Ho & Salimans 2022).
     """
 
@@ -165,14 +166,16 @@ class GuidedDenoiser(ABC):
 
     def __post_init__(self) -> None:
         if (self.negative is None) != (self.guidance == 1):
-            raise ValueError(f"guidance={self.guidance}: 1 goes without a negative condition, others with one.")
+            raise ValueError(
+                f"guidance={self.guidance}: a guidance of 1 takes no negative condition, any other value needs one."
+            )
 
     @abstractmethod
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        """The network's output ``[B,C,h,w]`` in the dtype of ``z``, one row a row of ``condition``."""
+        """Return the network's output ``[B,C,h,w]`` in the dtype of ``z``, one row per row of ``condition``."""
 
     def to_prediction(self, output: Tensor, z: Tensor, t: float) -> Tensor:
-        """What the schedule says is predicted, from the network's ``output`` at the very ``(z, t)`` that it saw."""
+        """Convert the network's ``output`` at ``(z, t)`` to the noise or velocity that the schedule expects."""
         return output
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
@@ -181,8 +184,8 @@ class GuidedDenoiser(ABC):
         if self.negative is None:
             output = self.network(z, t, self.positive)
         else:
-            both = self.network(torch.cat([z, z]), t, self.negative.cat(self.positive))  # [2B,C,h,w]
-            negative, positive = both.chunk(2)
+            outputs = self.network(torch.cat([z, z]), t, self.negative.cat(self.positive))  # [2B,C,h,w]
+            negative, positive = outputs.chunk(2)
             output = negative + self.guidance * (positive - negative)
         return self.to_prediction(output, z, t)
 

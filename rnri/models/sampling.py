@@ -1,4 +1,4 @@
-"""Deterministic first-order sampling (DDIM, flow matching), noisy to clean, with gradients to the seed."""
+"""Deterministic first-order sampling (DDIM, flow matching) from noisy to clean, with gradients to the seed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rnri.models.predictor import NoisePredictor
 from rnri.models.schedule import Schedule
 
 LatentCallback = Callable[[int, Tensor], None]
-"""Called with a step's index and the latent ``[B,C,h,w]`` after it."""
+"""A function that is called with the index of a step and the latent ``[B,C,h,w]`` after it."""
 
 
-def no_callback(_step: int, _state: object) -> None:
-    """The observer that does nothing."""
+def no_callback(_step: int, _latent: object) -> None:
+    """Do nothing."""
 
 
 def to_state_dtype(z: Tensor) -> Tensor:
-    """``z`` in float64, the dtype in which latents walk the schedule (float32 on MPS, which lacks it)."""
+    """Convert ``z`` to float64, the dtype of latents during sampling and inversion (float32 on MPS)."""
     return z.float() if z.device.type == "mps" else z.double()
 
 
 def ddim_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """Step ``i`` of the sampler: ``z_s = (z_t - B y(z_t, t)) / A``, DDIM's (RNRI, arXiv 2312.12540, Eq. 2) or Euler's.
+    """Return ``z_s = (z_t - B y(z_t, t)) / A``: step ``i`` of DDIM (RNRI, arXiv 2312.12540, Eq. 2) or of Euler.
 
-    ``y`` is what the schedule says its predictor returns, noise or velocity.
+    ``y`` is the noise or the velocity, as ``schedule.predicts`` says.
     """
     a, b = schedule.coefficients(i)
     return (z - b * predictor(z, schedule.timestep(i))) / a
@@ -40,11 +40,11 @@ def sample(
     checkpoint: bool = False,
     on_step: LatentCallback = no_callback,
 ) -> Tensor:
-    """The clean latent ``z0 [B,C,h,w]`` that ``seed [B,C,h,w]`` leads to, in the dtype of ``seed``.
+    """Return the clean latent ``z0 [B,C,h,w]`` of ``seed [B,C,h,w]``, in the dtype of ``seed``.
 
-    The state is float64 whatever the dtype of seed and network. Gradients reach ``seed`` where it requires
-    them; ``checkpoint=True`` recomputes each step in the backward pass, so that memory grows by one latent a
-    step instead of by a network's activations.
+    The state is float64 for any dtype of seed and network. The result is differentiable if ``seed`` requires a
+    gradient. ``checkpoint=True`` recomputes each step in the backward pass: memory then grows by one latent per step
+    instead of one set of network activations.
     """
     return trajectory(seed, predictor, schedule, keep_last=1, checkpoint=checkpoint, on_step=on_step)[0]
 
@@ -59,41 +59,38 @@ def trajectory(
     gradient_steps: int | None = None,
     on_step: LatentCallback = no_callback,
 ) -> list[Tensor]:
-    """The latents after the last ``keep_last`` steps, cleanest last; otherwise as ``sample``.
+    """Return the latents after the last ``keep_last`` steps, the cleanest last; other arguments as in ``sample``.
 
     Args:
-        gradient_steps: how many of the last steps are differentiated through the network. Before them its
-            predictions count as constants, so that the gradient passes by the sampler's linear part alone
-            (``dz_s/dz_t = 1/A``) and costs neither time nor memory; the latents are the same. None: all steps.
+        gradient_steps: how many of the last steps are differentiated through the network; None means all. In the
+            steps before them the prediction counts as a constant, so the gradient only passes through the linear part
+            of the sampler (``dz_s/dz_t = 1/A``). This takes neither time nor memory and leaves the latents unchanged.
 
     Raises:
-        ValueError: ``keep_last`` below 1 or above the number of steps, or ``gradient_steps`` below 1.
+        ValueError: ``keep_last`` is not in 1 to ``len(schedule)``, or ``gradient_steps`` is below 1.
     """
     if not 1 <= keep_last <= len(schedule):
-        raise ValueError(f"keep_last={keep_last}: the schedule has {len(schedule)} steps; choose 1 to that.")
+        raise ValueError(f"keep_last={keep_last}: must be from 1 to {len(schedule)}, the number of steps.")
     if gradient_steps is not None and gradient_steps < 1:
-        raise ValueError(
-            f"gradient_steps={gradient_steps}: differentiate at least the last step, or give None for all."
-        )
-    first = 0 if gradient_steps is None else len(schedule) - gradient_steps
-    z, kept = to_state_dtype(seed), []
+        raise ValueError(f"gradient_steps={gradient_steps}: must be at least 1; None differentiates all steps.")
+    first_with_grad = 0 if gradient_steps is None else len(schedule) - gradient_steps
+    z = to_state_dtype(seed)
+    latents = []
     for i in range(len(schedule)):
-        if not z.requires_grad:
-            z = ddim_step(z, predictor, schedule, i)
-        elif i < first:
-            z = _linear_step(z, predictor, schedule, i)
-        elif checkpoint:
-            z = _Recompute.apply(z, predictor, schedule, i)
-        else:
-            z = ddim_step(z, predictor, schedule, i)
+        step = ddim_step
+        if z.requires_grad and i < first_with_grad:
+            step = _linear_step
+        elif z.requires_grad and checkpoint:
+            step = _Recompute.apply
+        z = step(z, predictor, schedule, i)
         on_step(i, z.detach())
         if i >= len(schedule) - keep_last:
-            kept.append(z.to(seed.dtype))
-    return kept
+            latents.append(z.to(seed.dtype))
+    return latents
 
 
 def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """``ddim_step`` with the noise prediction held constant."""
+    """Return ``ddim_step`` with the prediction as a constant of differentiation."""
     a, b = schedule.coefficients(i)
     with torch.no_grad():
         noise = b * predictor(z, schedule.timestep(i))
@@ -101,16 +98,16 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
 
 
 class _Recompute(torch.autograd.Function):
-    """``ddim_step`` that keeps ``z`` alone and is computed again in the backward pass, with a gradient to ``z`` only.
+    """Gradient checkpointing of ``ddim_step``: saves only ``z`` and recomputes the step in the backward pass.
 
-    ``torch.utils.checkpoint`` intercepts every tensor that an operation saves, which took a fifth of a small
-    network's time; its reentrant variant does not, but refuses ``torch.autograd.grad``.
+    ``torch.utils.checkpoint`` does not replace it. Its default variant intercepts every saved tensor, which takes a
+    fifth of a small network's time; its reentrant variant does not support ``torch.autograd.grad``.
     """
 
     @staticmethod
     def forward(ctx, z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
         ctx.save_for_backward(z)
-        ctx.step = (predictor, schedule, i)
+        ctx.step_arguments = (predictor, schedule, i)
         return ddim_step(z, predictor, schedule, i)
 
     @staticmethod
@@ -118,5 +115,5 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         with torch.enable_grad():
             z = ctx.saved_tensors[0].detach().requires_grad_()
-            clean = ddim_step(z, *ctx.step)
-        return torch.autograd.grad(clean, z, gradient)[0], None, None, None
+            z_next = ddim_step(z, *ctx.step_arguments)
+        return torch.autograd.grad(z_next, z, gradient)[0], None, None, None

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a flow-matching transformer with true guidance."""
+"""Stable Diffusion 3 and 3.5: a flow-matching transformer with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
+from rnri.models.attention.injection import InjectionEditor, SD3InjectionProcessor
+from rnri.models.checks.components import check_embedding_dim, check_latent_channels
+from rnri.models.checks.schedulers import check_flow_scheduler
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import Family, check_embedding_dim, components
-from rnri.models.flow import check_flow_scheduler
+from rnri.models.family import Family, components, register_family
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 
@@ -26,7 +28,7 @@ class SD3Denoiser(GuidedDenoiser):
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The network's own; kept, as diffusers walks all its weights to tell it, which takes a millisecond."""
+        """Dtype of the network; cached, because diffusers iterates over all weights to return it."""
         return self.transformer.dtype
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
@@ -41,11 +43,13 @@ class SD3Denoiser(GuidedDenoiser):
         return output.to(z.dtype)
 
 
+@register_family
 class SD3Family(Family):
     """``StableDiffusion3Pipeline``, with or without its third text encoder (T5)."""
 
     pipelines: ClassVar = (StableDiffusion3Pipeline,)
     network_name: ClassVar = "transformer"
+    supported: ClassVar = "Stable Diffusion 3 and 3.5"
 
     @property
     def patch(self) -> int:
@@ -55,39 +59,56 @@ class SD3Family(Family):
     def channels(self) -> int:
         return self.network.config.in_channels
 
+    @property
+    def default_guidance(self) -> float:
+        return 7.0
+
     def check(self) -> None:
-        latent = self.pipeline.vae.config.latent_channels
-        if self.channels != latent:
-            raise ValueError(
-                f"the transformer of {type(self.pipeline).__name__} takes {self.channels} channels but the VAE's "
-                f"latents have {latent}: the two do not belong together."
-            )
-        self._check_text_width()
+        check_latent_channels(self.pipeline, self.channels, "take both from one checkpoint")
+        self._check_text_embeddings()
         check_flow_scheduler(self.pipeline.scheduler)
 
-    def _check_text_width(self) -> None:
-        """T5's states are as wide as the joint attention, CLIP's are filled up to it; the pooled ones are exact."""
-        config, t5 = self.network.config, getattr(self.pipeline, "text_encoder_3", None)
-        clips = [self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config]
-        pooled, width = sum(clip.projection_dim for clip in clips), sum(clip.hidden_size for clip in clips)
+    def _check_text_embeddings(self) -> None:
+        """Check the widths of the text embeddings.
+
+        T5's states are as wide as the joint attention; CLIP's are padded to that width; the pooled projections of
+        both CLIP encoders are concatenated.
+        """
+        config = self.network.config
+        clip_configs = [self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config]
+        t5 = getattr(self.pipeline, "text_encoder_3", None)
         check_embedding_dim(
-            "transformer", "pooled_projection_dim", config.pooled_projection_dim, pooled, "the projections' sum"
+            "transformer",
+            "pooled_projection_dim",
+            expected=config.pooled_projection_dim,
+            actual=sum(clip.projection_dim for clip in clip_configs),
+            source="the sum of the projection sizes",
         )
-        joint = config.joint_attention_dim
+        joint_dim = config.joint_attention_dim
         check_embedding_dim(
-            "transformer", "joint_attention_dim", joint, max(joint, width), "the sum of the hidden sizes"
+            "transformer",
+            "joint_attention_dim",
+            expected=joint_dim,
+            actual=max(joint_dim, sum(clip.hidden_size for clip in clip_configs)),
+            source="the sum of the hidden sizes",
         )
         if t5 is not None:
-            check_embedding_dim("transformer", "joint_attention_dim", joint, t5.config.d_model, "d_model (T5)")
+            check_embedding_dim(
+                "transformer",
+                "joint_attention_dim",
+                expected=joint_dim,
+                actual=t5.config.d_model,
+                source="d_model (T5)",
+            )
 
     @classmethod
-    def required_components(cls, pipeline: type[DiffusionPipeline]) -> tuple[str, ...]:
-        return (*super().required_components(pipeline), "text_encoder_2", "tokenizer_2")
+    def required_components(cls, pipeline_class: type[DiffusionPipeline]) -> tuple[str, ...]:
+        return (*super().required_components(pipeline_class), "text_encoder_2", "tokenizer_2")
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> SD3Denoiser:
-        """As the pipeline's own: classifier-free guidance above 1."""
+        """Return the pipeline's prediction: classifier-free guidance if ``guidance`` is above 1."""
         guided = guidance > 1
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, negative_text, pooled, negative_pooled = self.pipeline.encode_prompt(
@@ -106,15 +127,19 @@ class SD3Family(Family):
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """The scheduler's own sigmas; its shift by the number of image tokens where it has one."""
-        config, mu = self.pipeline.scheduler.config, None
-        if config.get("use_dynamic_shifting"):
-            height, width = latent_size
-            mu = calculate_shift(
-                (height // self.patch) * (width // self.patch),
-                config.get("base_image_seq_len", 256),
-                config.get("max_image_seq_len", 4096),
-                config.get("base_shift", 0.5),
-                config.get("max_shift", 1.16),
-            )
+        """Return the scheduler's own sigmas, shifted by the number of image tokens if its config says so."""
+        config = self.pipeline.scheduler.config
+        if not config.get("use_dynamic_shifting"):
+            return Schedule.from_scheduler(self.pipeline.scheduler, steps)
+        height, width = latent_size
+        mu = calculate_shift(
+            (height // self.patch) * (width // self.patch),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.16),
+        )
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, mu=mu)
+
+    def attention_editor(self) -> InjectionEditor:
+        return InjectionEditor(SD3InjectionProcessor, self.pixels_per_latent * self.patch)

@@ -1,1 +1,1 @@
-"""Checks that reject broken or unsupported checkpoints before their weights are read."""
+"""Checks that reject broken or unsupported checkpoints, pipelines and inputs early, one module per subject."""

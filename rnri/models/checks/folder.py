@@ -1,4 +1,4 @@
-"""What a local checkpoint folder must hold, looked at before any of it is read."""
+"""Checks of a local checkpoint folder, before its weights are read."""
 
 from __future__ import annotations
 
@@ -7,60 +7,66 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from rnri.validation import first_line
+
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
-SHARD = r"-\d+-of-\d+\."
-VOCABULARIES = (
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+WEIGHT_STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+WEIGHT_SUFFIXES = ("safetensors", "bin")
+SHARD_NUMBER = r"-\d+-of-\d+\."
+LFS_POINTER_PREFIX = b"version https://git-lfs"
+VOCABULARY_FILES = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
     ("spiece.model",),
     ("tokenizer.model",),
     ("vocab.txt",),
 )
-"""Files that make a tokenizer, each group by itself."""
+"""Files of a tokenizer; any one group is sufficient."""
 
 
 def is_local(source: str) -> bool:
-    """A hub id is ``owner/name``; anything else, and whatever exists on disk, is a folder."""
+    """Return False if ``source`` is a hub id ``owner/name``; an existing path, or any other name, is a folder."""
     return Path(source).exists() or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is None
 
 
 def component_names(index: Mapping[str, object]) -> list[str]:
-    """The parts that a pipeline's index names and that are loaded."""
-    named = [
+    """Return the components in the content of ``model_index.json`` that are loaded."""
+    names = [
         name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0] is not None
     ]
-    return [name for name in named if name not in IGNORED_COMPONENTS]
+    return [name for name in names if name not in IGNORED_COMPONENTS]
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError unless ``folder`` is one that ``save_pretrained`` writes, with an index that can be read."""
+    """Raise ValueError unless ``folder`` has the form that ``save_pretrained`` writes, with a readable index."""
     if folder.is_file():
         raise ValueError(
-            f"checkpoint {str(folder)!r} is a single file: turn it into a folder once with diffusers' "
+            f"checkpoint {str(folder)!r} is a single file: convert it to a folder once with diffusers' "
             "StableDiffusionPipeline.from_single_file(FILE, config=FOLDER_OR_HUB_ID_OF_THE_SAME_ARCHITECTURE)"
-            ".save_pretrained(FOLDER), or StableDiffusionXLPipeline's, and give that folder."
+            ".save_pretrained(FOLDER), or StableDiffusionXLPipeline's, and use that folder."
         )
-    if not folder.exists() and folder.suffix.lower() in SINGLE_FILES:
+    if not folder.exists() and folder.suffix.lower() in SINGLE_FILE_SUFFIXES:
         raise ValueError(f"checkpoint file {str(folder)!r} does not exist.")
     if not folder.is_dir():
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} does not exist; give a folder saved by diffusers' "
-            "save_pretrained, or a hub id (owner/name)."
+            f"checkpoint folder {str(folder)!r} does not exist; give a folder saved by diffusers' save_pretrained, or "
+            "a hub id (owner/name)."
         )
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"checkpoint folder {str(folder)!r} has no model_index.json, so it is no diffusers pipeline.")
+        raise ValueError(
+            f"checkpoint folder {str(folder)!r} has no model_index.json, so it is not a diffusers pipeline."
+        )
     _read_json(folder / "model_index.json")
 
 
 def check_components(folder: Path, index: Mapping[str, object], variant: str | None) -> None:
-    """ValueError names the first part, or file of a part, that ``folder`` lacks."""
-    for name in component_names(index):
-        part = folder / name
-        if not part.is_dir():
+    """Raise ValueError with the name of the first component, or file of a component, that ``folder`` lacks."""
+    names = component_names(index)
+    for name in names:
+        if not (folder / name).is_dir():
             raise ValueError(
-                f"checkpoint folder {str(folder)!r} lacks its part {name!r}, which model_index.json names."
+                f"checkpoint folder {str(folder)!r} lacks its component {name!r}, which model_index.json lists."
             )
         if name.startswith("tokenizer"):
             _check_tokenizer(folder, name)
@@ -69,97 +75,91 @@ def check_components(folder: Path, index: Mapping[str, object], variant: str | N
         else:
             _check_json(folder, name, "config.json")
             _check_weights(folder, name, variant)
-    weighty = [folder / name for name in component_names(index) if not name.startswith(("tokenizer", "scheduler"))]
-    if variant and not any(variant in _variants(part) for part in weighty):
+    networks = [folder / name for name in names if not name.startswith(("tokenizer", "scheduler"))]
+    if variant and not any(variant in _variants(network) for network in networks):
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks the weights (*.{variant}*.safetensors) of every part: leave "
-            "model.variant out, which is null."
+            f"checkpoint folder {str(folder)!r} lacks the weights (*.{variant}*.safetensors) of every component: set "
+            "model.variant to null."
         )
 
 
 def available_variant(folder: Path, name: str, variant: str | None) -> str | None:
-    """``variant``, or None where a part has its weights without it only, as diffusers itself takes them."""
+    """Return ``variant``, or None if a component has only weights without a variant, as diffusers does."""
     return variant if variant in _variants(folder / name) else None
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
-    part = folder / name
-    if not any(all((part / file).is_file() for file in files) for files in VOCABULARIES):
+    component = folder / name
+    if not any(all((component / file).is_file() for file in files) for files in VOCABULARY_FILES):
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks the vocabulary of its part {name!r}: tokenizer.json, or "
-            "vocab.json and merges.txt; without it every prompt would be the same."
+            f"checkpoint folder {str(folder)!r} lacks the vocabulary of its component {name!r}: tokenizer.json, or "
+            "vocab.json and merges.txt; without it all prompts would have the same tokens."
         )
-    for file in part.glob("*.json"):
+    for file in component.glob("*.json"):
         _read_json(file)
 
 
 def _check_json(folder: Path, name: str, file: str) -> None:
     if not (folder / name / file).is_file():
-        raise ValueError(f"checkpoint folder {str(folder)!r} lacks {file} in its part {name!r}.")
+        raise ValueError(f"checkpoint folder {str(folder)!r} lacks {file} in its component {name!r}.")
     _read_json(folder / name / file)
 
 
-def _read_json(path: Path) -> None:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({str(error).splitlines()[0]}): bring the file anew."
-        ) from None
+        raise ValueError(f"{path} is not valid JSON ({first_line(error)}); download it again.") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: bring the file anew.")
+        raise ValueError(f"{path} does not contain a JSON object; download it again.")
+    return content
 
 
-def _variants(part: Path) -> set[str | None]:
-    """Which variants of its weights a part has; None is that without a name."""
-    found: set[str | None] = set()
-    for path in part.iterdir():
-        match = re.fullmatch(
-            rf"(?:{'|'.join(STEMS)})(?:\.([\w-]+?))?(?:-\d+-of-\d+)?"
-            r"\.(?:safetensors|bin)",
-            path.name,
-        )
-        if match:
-            found.add(match.group(1))
-    return found
+def _variants(component: Path) -> set[str | None]:
+    """Return the variants of a component's weights; None stands for weights without a variant."""
+    pattern = rf"(?:{'|'.join(WEIGHT_STEMS)})(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:{'|'.join(WEIGHT_SUFFIXES)})"
+    matches = [re.fullmatch(pattern, path.name) for path in component.iterdir()]
+    return {match.group(1) for match in matches if match}
 
 
 def _check_weights(folder: Path, name: str, variant: str | None) -> None:
-    found = _variants(folder / name)
-    if variant in found or None in found:
-        _check_shards(folder, name, variant if variant in found else None)
-        return
-    if found:
-        others = sorted(filter(None, found))
+    variants = _variants(folder / name)
+    if not variants:
+        raise ValueError(f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}.")
+    if variant not in variants and None not in variants:
+        others = sorted(filter(None, variants))
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} has the weights of its part {name!r} only as the variant "
+            f"checkpoint folder {str(folder)!r} has the weights of its component {name!r} only as the variant "
             f"{', '.join(others)}: set model.variant={others[0]}."
         )
-    raise ValueError(f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}.")
+    for path in _weight_files(folder, name, variant if variant in variants else None):
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER_PREFIX)) == LFS_POINTER_PREFIX:
+                raise ValueError(f"{path} is a Git LFS pointer, not weights: download the file with git lfs pull.")
 
 
-def _check_shards(folder: Path, name: str, variant: str | None) -> None:
-    """ValueError where weights are in several files and one is missing, or the index that says what is where."""
-    part, infix = folder / name, f".{variant}" if variant else ""
-    whole = [part / f"{stem}{infix}.{suffix}" for stem in STEMS for suffix in ("safetensors", "bin")]
-    if any(path.is_file() for path in whole):
-        return
-    indices = [part / f"{stem}.{suffix}.index{infix}.json" for stem in STEMS for suffix in ("safetensors", "bin")]
+def _weight_files(folder: Path, name: str, variant: str | None) -> list[Path]:
+    """Return the weight files of a component; raise ValueError if a shard or the index of the shards is missing."""
+    component = folder / name
+    infix = f".{variant}" if variant else ""
+    single_files = [component / f"{stem}{infix}.{suffix}" for stem in WEIGHT_STEMS for suffix in WEIGHT_SUFFIXES]
+    for path in single_files:
+        if path.is_file():
+            return [path]
+    indices = [component / f"{stem}.{suffix}.index{infix}.json" for stem in WEIGHT_STEMS for suffix in WEIGHT_SUFFIXES]
     index = next((path for path in indices if path.is_file()), None)
     if index is None:
-        shard = sorted(path.name for path in part.iterdir() if re.search(SHARD, path.name))[0]
+        shard = sorted(path.name for path in component.iterdir() if re.search(SHARD_NUMBER, path.name))[0]
+        index_name = f"{re.sub(SHARD_NUMBER, '.', shard.replace(infix, ''))}.index{infix}.json"
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} has the weights of its part {name!r} in several files ({shard}), but "
-            f"lacks their index, {re.sub(SHARD, '.', shard.replace(infix, ''))}.index{infix}.json: bring it from where "
-            "they are from."
+            f"checkpoint folder {str(folder)!r} has the weights of its component {name!r} in several files ({shard}), "
+            f"but lacks their index {index_name}: download it."
         )
-    _read_json(index)
-    places = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} has no weight_map, which says in what file each weight is: bring the file anew.")
-    missing = sorted({str(file) for file in places.values() if not (part / str(file)).is_file()})
+    files = [component / str(file) for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    missing = [path for path in files if not path.is_file()]
     if missing:
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks {missing[0]} of its part {name!r} ({len(missing)} files in all), "
-            f"which {index.name} names: bring the file anew."
+            f"checkpoint folder {str(folder)!r} lacks {missing[0].name} of its component {name!r} ({len(missing)} "
+            f"missing files), which {index.name} lists: download it."
         )
+    return files

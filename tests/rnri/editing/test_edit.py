@@ -13,10 +13,10 @@ from torch import Tensor
 
 import rnri
 from rnri.editing import Prompt, PromptToPrompt, align, edit
-from rnri.editing.blend import blended, grid
 from rnri.editing.edit import attn_processor
+from rnri.models.attention.blend import blend_latents, layer_size
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion, tiny_stable_diffusion_xl
-from tests.rnri.editing.explicit import ExplicitProcessor
+from tests.rnri.models.attention.explicit import ExplicitProcessor
 
 STEPS = 4
 
@@ -267,14 +267,14 @@ def test_blend_takes_the_region_of_either():
     z = torch.arange(3.0)[:, None, None, None].expand(3, 1, 2, 2).contiguous()
     region = torch.zeros(3, 2, 2, dtype=torch.bool)
     region[0, 0, 0] = region[2, 1, 1] = True
-    found = blended(z, region, torch.tensor([2]), torch.tensor([0]))
+    found = blend_latents(z, region, torch.tensor([2]), torch.tensor([0]))
     assert found[2, 0].tolist() == [[2, 0], [0, 2]] and torch.equal(found[:2], z[:2])
 
 
 def test_a_layer_s_grid_is_found_by_its_pixels():
-    assert grid(4 * 3, (15, 12)) == (4, 3) and grid(15 * 12, (15, 12)) == (15, 12)
+    assert layer_size(4 * 3, (15, 12)) == (4, 3) and layer_size(15 * 12, (15, 12)) == (15, 12)
     with pytest.raises(ValueError, match="a layer with 7 pixels is no halving of latents 15 x 12"):
-        grid(7, (15, 12))
+        layer_size(7, (15, 12))
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,8 @@ def test_several_images_need_a_prompt_each(pipe):
 
 
 def test_a_network_called_with_other_rows_is_said(pipe):
-    from rnri.editing.prompt_to_prompt import PromptToPromptProcessor
-    from rnri.editing.state import EditState
+    from rnri.models.attention.prompt_to_prompt import PromptToPromptProcessor
+    from rnri.models.attention.state import EditState
 
     processor = PromptToPromptProcessor(EditState([0, 0], lambda: 1), None, 1.0, None)
     with attn_processor(pipe.unet, processor), pytest.raises(ValueError, match="called with 3 rows for 2 prompts"):

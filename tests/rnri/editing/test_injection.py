@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.editing.edit import attn_processor
-from rnri.editing.injection import FluxInjectionProcessor, SD3InjectionProcessor
-from rnri.editing.state import EditState
+from rnri.models.attention.injection import FluxInjectionProcessor, SD3InjectionProcessor
+from rnri.models.attention.state import EditState
 from tests.pipelines import tiny_flux, tiny_sd3
 from tests.rnri.editing.test_edit import STEPS, Seeds, quiet, seeds
 

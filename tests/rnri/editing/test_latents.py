@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rnri
-from rnri.editing import Injection, PromptToPrompt, attention_edit, edit, edit_latents
+from rnri.editing import Injection, PromptToPrompt, edit, edit_config_class, edit_latents
 from rnri.methods import EDICT, DirectInversion, EditFriendly
 from tests.pipelines import tiny_sd3, tiny_stable_diffusion
 from tests.rnri.editing.test_edit import STEPS, Seeds
@@ -56,7 +56,7 @@ def test_methods_that_keep_more_than_a_seed_edit_beside_an_exact_source(models, 
 
 
 def test_what_edits_by_attention_is_the_family_s(models):
-    assert attention_edit(models["sd"]) is PromptToPrompt and attention_edit(models["sd3"]) is Injection
+    assert edit_config_class(models["sd"]) is PromptToPrompt and edit_config_class(models["sd3"]) is Injection
 
 
 def test_what_cannot_be_is_refused(models):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnri.editing.operators import attention, inject_attention_maps, inject_cross_attention
-from tests.rnri.editing.explicit import maps, refined, replaced, reweighted
+from rnri.models.attention.operators import attention, attention_weights, inject_attention_maps, inject_cross_attention
+from tests.rnri.models.attention.explicit import maps, refined, replaced, reweighted
 
 HEADS, PIXELS, TOKENS, WIDTH = 2, 15, 6, 4
 EDITS, SOURCES = torch.tensor([1, 2, 4]), torch.tensor([0, 0, 3])
@@ -85,7 +85,7 @@ def test_a_mask_goes_with_its_map(parts):
 def test_word_maps_equal_the_matrices_columns(parts):
     words = random_table(5, TOKENS).round()
     columns = (maps(*parts[:2]) * words[:, None, None]).sum(-1).mean(1)
-    torch.testing.assert_close(attended(*parts[:2], words), columns, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(attention_weights(*parts[:2], words), columns, rtol=1e-12, atol=1e-13)
 
 
 def test_other_rows_are_the_same_to_the_bit(parts):

@@ -1,0 +1,192 @@
+"""Alignment of the tokens of an edited prompt with those of its source prompt, by words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+Tokens = list[int]
+
+
+class Word(NamedTuple):
+    text: str  # casefolded
+    tokens: Tokens  # indices in the text encoder's input
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized prompt, including special tokens and padding.
+
+    Attributes:
+        text: the prompt.
+        spans: character range ``(start, end)`` in ``text`` for each token that is not special.
+        first: index of the first of these tokens; the tokens before it mark the beginning.
+        length: number of all tokens, including padding.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    first: int
+    length: int
+
+    @classmethod
+    def tokenize(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """Tokenize ``text`` as for the text encoder; raise ValueError for a slow tokenizer, which has no offsets."""
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} provides no character offsets, so words cannot be aligned: use the fast "
+                "tokenizer of the same vocabulary."
+            )
+        length = tokenizer.model_max_length
+        encoded = tokenizer(
+            text,
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        tokens = [k for k, special in enumerate(encoded["special_tokens_mask"]) if not special]
+        first = tokens[0] if tokens else len(tokenizer("")["input_ids"]) - 1
+        return cls(text, tuple(encoded["offset_mapping"][k] for k in tokens), first, length)
+
+    @property
+    def end(self) -> int:
+        """Index of the end token; padding follows it."""
+        return self.first + len(self.spans)
+
+    def words(self) -> list[Word]:
+        """Return the words and punctuation marks that the text encoder reads; words that share a token are joined."""
+        pieces = [piece.span() for piece in WORD.finditer(self.text)]
+        words: list[tuple[int, int, Tokens]] = []
+        for index, span in enumerate(self.spans, start=self.first):
+            overlapping = [piece for piece in pieces if _overlap(piece, span)] or [span]
+            start = overlapping[0][0]
+            end = overlapping[-1][1]
+            if words and start < words[-1][1]:
+                previous_start, previous_end, tokens = words.pop()
+                words.append((previous_start, max(end, previous_end), [*tokens, index]))
+            else:
+                words.append((start, end, [index]))
+        return [Word(self.text[start:end].casefold(), tokens) for start, end, tokens in words]
+
+    def has(self, phrase: str) -> bool:
+        return bool(self._occurrences(phrase))
+
+    def tokens(self, phrase: str) -> Tokens:
+        """Return the indices of all tokens of a word or phrase, for all its occurrences in the prompt.
+
+        Raises:
+            ValueError: the phrase does not occur in the prompt, or only after the tokens that the encoder reads.
+        """
+        occurrences = self._occurrences(phrase)
+        if not occurrences:
+            raise ValueError(f"the prompt {self.text!r} does not contain {phrase!r}: name words of the prompt.")
+        tokens = [
+            index
+            for index, span in enumerate(self.spans, start=self.first)
+            if any(_overlap(occurrence, span) for occurrence in occurrences)
+        ]
+        if not tokens:
+            raise ValueError(
+                f"{phrase!r} comes after the {self.length} tokens that the text encoder reads of {self.text!r}: "
+                "shorten the prompt."
+            )
+        return tokens
+
+    def _occurrences(self, phrase: str) -> list[tuple[int, int]]:
+        if not phrase.strip():
+            return []
+        pattern = r"\s+".join(re.escape(word) for word in phrase.split())
+        return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", self.text, re.IGNORECASE)]
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which attention of the source's tokens each token of an edited prompt uses.
+
+    Attributes:
+        transfer: float64 ``[S,T]``; column ``t`` has the share of each source token's attention that token ``t`` uses.
+        inherited: float64 ``[T]``, 1 for a token that uses the source's attention, 0 for one that keeps its own.
+    """
+
+    transfer: Tensor  # [S,T]
+    inherited: Tensor  # [T]
+
+
+def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignment:
+    """Align two prompts of one tokenizer word by word.
+
+    - Equal words, and the tokens of beginning and end, use the source's attention.
+    - A word that replaces another word uses its attention (replacement), or keeps its own without ``substitutes``
+      (refinement).
+    - Added words keep their own attention.
+    - If ``n`` tokens replace ``m`` others, each uses ``1/n`` of the sum of the ``m``, so the total is preserved.
+    - Padding tokens are aligned by index, because the encoder depends on it; additional padding of the source is
+      shared equally among the target's padding tokens.
+    """
+    transfer = torch.zeros(source.length, target.length, dtype=torch.float64)
+    inherited = torch.zeros(target.length, dtype=torch.float64)
+    for source_tokens, target_tokens in aligned_tokens(source, target, substitutes=substitutes):
+        if len(source_tokens) == len(target_tokens):
+            shares = torch.eye(len(source_tokens))
+        else:
+            shares = torch.full((len(source_tokens), 1), 1 / len(target_tokens))
+        transfer[torch.tensor(source_tokens)[:, None], torch.tensor(target_tokens)] = shares.double()
+        inherited[target_tokens] = 1
+    alignment = Alignment(transfer, inherited)
+    _align_padding(alignment, source.end + 1, target.end + 1)
+    return alignment
+
+
+def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iterator[tuple[Tokens, Tokens]]:
+    """Yield pairs of token indices of source and target that correspond to each other, without padding."""
+    for index in range(min(source.first, target.first)):
+        yield [index], [index]
+    if source.end < source.length and target.end < target.length:
+        yield [source.end], [target.end]
+    source_words = source.words()
+    target_words = target.words()
+    matcher = SequenceMatcher(
+        a=[word.text for word in source_words], b=[word.text for word in target_words], autojunk=False
+    )
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind == "equal" or (kind == "replace" and substitutes):
+            yield from _align_words(source_words[a:b], target_words[c:d])
+
+
+def _align_words(source_words: list[Word], target_words: list[Word]) -> Iterator[tuple[Tokens, Tokens]]:
+    """Yield tokens word by word if there are equally many words, otherwise all tokens of both at once."""
+    if len(source_words) == len(target_words):
+        for source_word, target_word in zip(source_words, target_words, strict=True):
+            yield source_word.tokens, target_word.tokens
+    else:
+        yield _all_tokens(source_words), _all_tokens(target_words)
+
+
+def _all_tokens(words: list[Word]) -> Tokens:
+    return [token for word in words for token in word.tokens]
+
+
+def _align_padding(alignment: Alignment, source_start: int, target_start: int) -> None:
+    """Align the source's tokens from ``source_start`` and the target's from ``target_start``, which are padding."""
+    source_length, target_length = alignment.transfer.shape
+    if source_start >= source_length or target_start >= target_length:
+        return
+    alignment.inherited[target_start:] = 1
+    common = range(max(source_start, target_start), target_length)
+    alignment.transfer[common, common] = 1
+    alignment.transfer[source_start:target_start, target_start:] = 1 / (target_length - target_start)

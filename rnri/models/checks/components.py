@@ -1,0 +1,101 @@
+"""Checks that the components of a pipeline in memory exist and fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from diffusers import AutoencoderTiny, DiffusionPipeline
+
+UNET_INPUTS = {
+    "encoder_hid_dim_type": ((None, "text_proj"), "an image prompt (IP-Adapter)"),
+    "addition_embed_type": ((None, "text_time"), "images or hints"),
+    "class_embed_type": ((None,), "a class or noise level"),
+    "num_class_embeds": ((None,), "a class or noise level"),
+}
+"""Config fields of additional UNet inputs: the values that need only text, and what other values require."""
+
+
+def check_required_components(pipeline: DiffusionPipeline, names: Sequence[str]) -> None:
+    """Raise ValueError unless the pipeline has all components ``names`` and a supported VAE."""
+    pipeline_name = type(pipeline).__name__
+    missing = [name for name in names if getattr(pipeline, name, None) is None]
+    if missing:
+        raise ValueError(f"{pipeline_name} lacks its {' and '.join(missing)}: load it with all its components.")
+    vae = pipeline.vae
+    if isinstance(vae, AutoencoderTiny) or "latent_channels" not in getattr(vae, "config", {}):
+        raise ValueError(
+            f"the vae is {type(vae).__name__}, which has no posterior mean: use the checkpoint's own AutoencoderKL."
+        )
+
+
+def check_latent_channels(pipeline: DiffusionPipeline, channels: int, remedy: str) -> None:
+    """Raise ValueError unless the transformer takes as many ``channels`` as the VAE's latents have."""
+    latent_channels = pipeline.vae.config.latent_channels
+    if channels != latent_channels:
+        raise ValueError(
+            f"the transformer of {type(pipeline).__name__} takes {channels} channels, but the VAE's latents have "
+            f"{latent_channels}: {remedy}."
+        )
+
+
+def check_unet_inputs(unet: Mapping[str, object], vae: Mapping[str, object], supported: str) -> None:
+    """Raise ValueError for a UNet config with inputs other than a latent, a timestep and text."""
+    channels = unet.get("in_channels")
+    latent_channels = vae.get("latent_channels")
+    if channels != latent_channels:
+        raise ValueError(
+            f"in_channels={channels} in the config.json of the unet, but the VAE's latents have {latent_channels} "
+            "channels: inpainting, depth, and other image-conditioned checkpoints cannot be inverted; supported are "
+            f"{supported}."
+        )
+    if unet.get("out_channels", latent_channels) != latent_channels:
+        raise ValueError(
+            f"out_channels={unet['out_channels']} in the config.json of the unet, but the VAE's latents have "
+            f"{latent_channels} channels: networks with a learned variance are not supported; supported are "
+            f"{supported}."
+        )
+    for field, (values, requirement) in UNET_INPUTS.items():
+        if unet.get(field) not in values:
+            raise ValueError(
+                f"{field}={unet[field]!r} in the config.json of the unet: this UNet needs {requirement} in addition "
+                f"to text; supported are {supported}, without IP-Adapter (pipe.unload_ip_adapter())."
+            )
+
+
+def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None:
+    """Raise ValueError unless SDXL's size conditioning (six sizes and the pooled text) fits the UNet.
+
+    The UNet of SDXL's refiner takes five sizes and an aesthetics score instead.
+    """
+    config = pipeline.unet.config
+    text_encoder = getattr(pipeline, "text_encoder_2", None)
+    if config.get("addition_embed_type") is None:
+        return
+    if text_encoder is None:
+        raise ValueError(
+            "addition_embed_type='text_time' in the config.json of the unet is an input that StableDiffusionXLPipeline "
+            f"provides and {type(pipeline).__name__} does not: create that pipeline from these components."
+        )
+    expected = config["projection_class_embeddings_input_dim"]
+    actual = 6 * config["addition_time_embed_dim"] + text_encoder.config.projection_dim
+    if expected != actual:
+        raise ValueError(
+            f"projection_class_embeddings_input_dim={expected} in the config.json of the unet, but SDXL's six sizes "
+            f"and pooled text have {actual} values: SDXL's refiner and other image-conditioned checkpoints are not "
+            f"supported, use the base model; supported are {supported}."
+        )
+
+
+def check_embedding_dim(network_name: str, field: str, *, expected: int, actual: int, source: str) -> None:
+    """Raise ValueError unless the text embeddings are as wide as the network's config ``field`` expects.
+
+    Args:
+        expected: value of ``field``.
+        actual: width of the text embeddings.
+        source: which width of the text encoders this is, for the message.
+    """
+    if expected != actual:
+        raise ValueError(
+            f"{field}={expected} in the config.json of the {network_name}, but {source} of the pipeline's text "
+            f"encoders is {actual}: the components do not fit together, take all of them from one checkpoint."
+        )

@@ -1,0 +1,46 @@
+"""Check of ``model_index.json``, which names a pipeline's class and components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rnri.models.checks.folder import component_names
+from rnri.models.family import registered_families, supported_models
+
+
+def check_model_index(source: str, index: Mapping[str, object]) -> None:
+    """Raise ValueError unless ``index`` describes a pipeline of a registered family with all required components.
+
+    Args:
+        source: the checkpoint's folder or hub id, for the message.
+    """
+    names = component_names(index)
+    class_name = str(index.get("_class_name"))
+    families = registered_families()
+    candidates = [family for family in families if family.network_name in names]
+    if not candidates:
+        raise ValueError(
+            f"checkpoint {source!r} is a {class_name} without a UNet or transformer; supported are "
+            f"{supported_models()}."
+        )
+    if index.get("requires_aesthetics_score"):
+        raise ValueError(
+            f"requires_aesthetics_score in model_index.json of checkpoint {source!r}: SDXL's refiner does not generate "
+            f"images from text alone: use the base model; supported are {supported_models()}."
+        )
+    pipelines = {pipeline.__name__: (family, pipeline) for family in families for pipeline in family.pipelines}
+    if class_name not in pipelines:
+        similar = [pipeline.__name__ for family in candidates for pipeline in family.pipelines]
+        raise ValueError(
+            f"model_index.json of checkpoint {source!r} has _class_name {class_name}, which is not a supported "
+            "text-to-image pipeline: if its components are those of a supported one, set _class_name to "
+            f"{' or '.join(similar)}."
+        )
+    family, pipeline = pipelines[class_name]
+    required = family.required_components(pipeline)
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise ValueError(
+            f"model_index.json of checkpoint {source!r} lacks {', '.join(missing)}; a {class_name} needs "
+            f"{', '.join(required)}."
+        )

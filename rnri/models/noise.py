@@ -1,0 +1,23 @@
+"""Reproducible seeds: one random generator per sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def noise_for_samples(sample_ids: Sequence[int | str], seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal noise ``[B, *shape]``, float32 on the CPU, one row per sample id.
+
+    Each row depends only on ``seed`` and the string of its id, not on the batch or the number of processes.
+    """
+    return torch.stack([_noise(sample_id, seed, shape) for sample_id in sample_ids])
+
+
+def _noise(sample_id: int | str, seed: int, shape: tuple[int, ...]) -> Tensor:
+    digest = hashlib.sha256(f"{seed}\n{sample_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randn(shape, generator=generator)
