@@ -1,15 +1,19 @@
-"""The centroid of seeds in the continuous limit of NAO's energy, by Newton's method on a handful of numbers.
+"""The NAO centroid of seeds in the continuous limit of NAO's energy, by Newton's method on n + 1 numbers.
 
-What a path from seed i to the centroid costs depends on the two norms and on the angle between them alone, so the
-centroid is found as ``n`` weights of the unit seeds and a norm, from the cosines ``gram [G, n, n]`` of the seeds; the
-d components are never seen. Derivatives are exact: moving an end of a path costs Clairaut's momentum across it and
-``end_slope`` along its radius, the path pulling with ``cosh(alpha)`` in all.
+The centroid minimizes the sum of the energies of the paths to all seeds, plus ``log chi_d(mode) - log chi_d(norm)`` of
+its own norm. The energy of a path depends only on the norms of its ends and the angle between them. The centroid is
+therefore parameterized by ``n`` weights of the unit seeds (its direction) and by ``t = log(norm / mode)``, and computed
+from the cosines ``gram [G,n,n]`` of the seeds alone. The d components are never used.
 
-A centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid where the other
-seeds pull on it no more than the paths to it and to those that coincide with it can hold (Vardi & Zhang 2000, "The
-multivariate L1-median and associated data depth").
+Derivatives are exact: the gradient of a path's energy with respect to its end is Clairaut's momentum in the transverse
+direction and ``end_slope`` in the radial direction; its norm is ``cosh(alpha)`` (see :mod:`nao.geodesic`).
 
-All tensors are float64; every problem ``g`` stops by itself.
+The centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid if the gradient of
+the paths to all other seeds is not larger than the sum of the gradient norms of the paths to itself and to the seeds
+that coincide with it (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This is the
+optimality (KKT) condition at a kink.
+
+All tensors are float64. G problems are solved at once; each stops on its own.
 """
 
 from __future__ import annotations
@@ -19,182 +23,218 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nao.geodesic import Geodesics, join
+from nao.geodesic import Geodesics, solve_geodesics
 from nao.norm import typical_norm
-from nao.shell import Shell, radial_cost
+from nao.radial_metric import RadialMetric, radial_cost
 
-MOST_ITERATIONS = 60
-BALANCED = 1e-8  # what still pulls at a center, as a share of what its paths could
-SAME_PLACE = 1e-7  # radians and log norms, what cosines in float64 can tell apart
-CLUSTER = 1e-5  # likewise: seeds that may be too close to each other to tell what lies between them
-AT_SEED = 1e-6  # excess of the pull on a seed: the minimum is then so close to it
-LEAST_DAMPING, SMALL_DAMPING = 1e-6, 1e-3  # as a share of what the paths could pull
-SLACK = 1e-9  # relative, to which far-off norms' energies are integrated
+MAX_ITERATIONS = 60
+GRAD_TOL = 1e-8  # gradient at which a centroid has converged, relative to the gradient of one path
+COINCIDENCE_TOL = 1e-7  # radians and log norms; the resolution of float64 cosines
+CLUSTER_TOL = 1e-5  # same units; seeds this close may not be resolved numerically
+SEED_GRAD_TOL = 1e-6  # KKT violation of a seed below which the minimum is indistinguishable from the seed
+MIN_DAMPING = 1e-6  # relative to the gradient of one path, like SMALL_DAMPING
+SMALL_DAMPING = 1e-3
+ENERGY_RTOL = 1e-9  # accuracy of the quadrature for norms far from the mode
 
 
 @dataclass(frozen=True)
 class Center:
-    """Directions ``weights [G, n]`` of the unit seeds, ``t [G]`` = log(norm / mode), and the paths ``[G, n]`` there.
+    """Candidate centroids of G problems with n seeds.
 
-    The ``excess [G]`` is what pulls at the center beyond what the seeds that lie there can hold, as a share of what
-    one path pulls; below 0 for a seed that holds.
+    Attributes:
+        weights: the direction as weights of the unit seeds, ``[G,n]``.
+        t: ``log(norm / mode)``, ``[G]``.
+        paths: geodesics from the seeds to the candidate, ``[G,n]``.
+        energy: objective, ``[G]``.
+        kkt_violation: violation of the optimality condition, relative to the gradient of one path, ``[G]``: the norm of
+            the gradient minus the number of seeds that coincide with the candidate. Negative at a seed that satisfies
+            the condition strictly.
+        converged: bool ``[G]``.
     """
 
     weights: Tensor
     t: Tensor
     paths: Geodesics
     energy: Tensor
-    excess: Tensor
+    kkt_violation: Tensor
     converged: Tensor
 
 
-def settle(shell: Shell, gram: Tensor, t: Tensor) -> Center:
-    """The cheapest center of seeds with cosines ``gram [G, n, n]`` at ``t [G, n]``.
+def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
+    """Centroids of seeds with cosines ``gram [G,n,n]`` and log norms ``t [G,n]``.
 
-    It is sought from the mean direction, and from the seed that is the cheapest center where that costs less than what
-    was found. Where the minimum is not unique (two seeds: all of their path) it is the one nearest the mean direction.
-    Where it is at a seed, at which the energy has a kink, it is that seed.
+    The search starts from the mean direction, and again from the cheapest seed if that is cheaper than the result. If
+    the minimum is not unique (for two seeds every point of their path is one), the one nearest to the mean direction is
+    returned. If the minimum is at a seed, where the energy has a kink, exactly that seed is returned.
     """
-    problem = _Problem(shell, gram, t)
-    bounds, order = problem.seed_bounds().sort(1)
-    start, seed = problem.start(), problem.seed(order[:, 0])
-    # Two seeds' path is cheapest at its ends, by no more than their norms are likelier than the waist's: still halfway.
-    holds = (seed.excess < -1 / typical_norm(shell.d)) & (seed.energy <= start.energy)
-    best = _where(holds, seed, _descend(problem, start, holds))
-    enough = best.energy - 2 * problem.unlikely(torch.full_like(best.t, shell.waist))
+    problem = _Problem(metric, gram, t)
+    lower_bounds, order = problem.seed_lower_bounds().sort(1)
+    initial = problem.initial_guess()
+    seed = problem.evaluate_seed(order[:, 0])
+    # With two seeds the ends of the path are slightly cheaper than its middle, because their norms can be more likely
+    # than the waist's. The threshold below is larger than this difference, so the middle is returned.
+    is_optimal = (seed.kkt_violation < -1 / typical_norm(metric.d)) & (seed.energy <= initial.energy)
+    best = _where(is_optimal, seed, _descend(problem, initial, is_optimal))
+    threshold = best.energy - 2 * problem.norm_cost(torch.full_like(best.t, metric.waist))
     for k in range(1, t.shape[1]):
-        if not (bounds[:, k] < torch.minimum(seed.energy, enough)).any():
+        if not (lower_bounds[:, k] < torch.minimum(seed.energy, threshold)).any():
             break
-        other = problem.seed(order[:, k])
+        other = problem.evaluate_seed(order[:, k])
         seed = _where(other.energy < seed.energy, other, seed)
-    cheaper = seed.energy < enough
-    return _where(cheaper, _descend(problem, seed, ~cheaper), best) if cheaper.any() else best
+    is_cheaper = seed.energy < threshold
+    return _where(is_cheaper, _descend(problem, seed, ~is_cheaper), best) if is_cheaper.any() else best
 
 
-def _descend(problem: _Problem, start: Center, done: Tensor) -> Center:
-    """The minimum below ``start``, by damped Newton steps; problems that are ``done [G]`` stay there."""
-    best, damping = start, torch.full_like(start.t, LEAST_DAMPING)
-    done = done | (best.excess <= BALANCED)
-    for _ in range(MOST_ITERATIONS):
+def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
+    """Minimize from ``initial`` by damped Newton steps; problems that are ``done``, bool ``[G]``, are not changed."""
+    best = initial
+    damping = torch.full_like(initial.t, MIN_DAMPING)
+    done = done | (best.kkt_violation <= GRAD_TOL)
+    for _ in range(MAX_ITERATIONS):
         if done.all():
             break
-        trial, size = problem.step(best, damping)
-        # where the quadrature cannot tell two energies apart, the pulls do
-        level = (trial.energy <= best.energy + SLACK * best.energy.abs()) & (trial.excess < best.excess)
-        better = (trial.energy < best.energy) | level
-        still = (size <= SAME_PLACE) & (damping <= SMALL_DAMPING)
-        best = _where(better & ~done, trial, best)
-        damping = torch.where(better, damping / 10, 10 * damping).clamp_min(LEAST_DAMPING)
-        done = done | still | (best.excess <= BALANCED)
+        trial, step_size = problem.newton_step(best, damping)
+        # where two energies are equal up to the quadrature error, compare the gradients
+        is_equal = trial.energy <= best.energy + ENERGY_RTOL * best.energy.abs()
+        is_better = (trial.energy < best.energy) | (is_equal & (trial.kkt_violation < best.kkt_violation))
+        is_stationary = (step_size <= COINCIDENCE_TOL) & (damping <= SMALL_DAMPING)
+        best = _where(is_better & ~done, trial, best)
+        damping = torch.where(is_better, damping / 10, 10 * damping).clamp_min(MIN_DAMPING)
+        done = done | is_stationary | (best.kkt_violation <= GRAD_TOL)
     if not done.all():
-        seed = problem.seed(best.paths.energy.argmin(1))
-        at_seed = ~done & (problem.excess(seed, CLUSTER) <= AT_SEED) & (seed.energy <= best.energy * (1 + SLACK))
+        seed = problem.evaluate_seed(best.paths.energy.argmin(1))
+        satisfies_kkt = problem.kkt_violation(seed, CLUSTER_TOL) <= SEED_GRAD_TOL
+        at_seed = ~done & satisfies_kkt & (seed.energy <= best.energy * (1 + ENERGY_RTOL))
         best = _where(at_seed, seed, best)
-        done = done | (problem.excess(best, CLUSTER) <= AT_SEED)
+        done = done | (problem.kkt_violation(best, CLUSTER_TOL) <= SEED_GRAD_TOL)
     return replace(best, converged=done & best.paths.converged.all(1))
 
 
 def angles(gram: Tensor, weights: Tensor) -> Tensor:
-    """Between the unit seeds and unit directions ``weights [G, n]``: ``[G, n]``, as exact for small angles as cosines
-    in float64 allow."""
-    own = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    short, long = (own + sign * weights[:, None] for sign in (-1, 1))
-    squares = ((short @ gram * short).sum(-1).clamp_min(0), (long @ gram * long).sum(-1).clamp_min(0))
-    return 2 * torch.atan2(squares[0].sqrt(), squares[1].sqrt())
+    """Angles ``[G,n]`` in radians between the unit seeds and the unit directions ``weights [G,n]``.
+
+    Computed from the norms of the difference and the sum, which is accurate for small angles.
+    """
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
+    difference, total = (identity + sign * weights[:, None] for sign in (-1, 1))
+    square_difference = (difference @ gram * difference).sum(-1).clamp_min(0)
+    square_total = (total @ gram * total).sum(-1).clamp_min(0)
+    return 2 * torch.atan2(square_difference.sqrt(), square_total.sqrt())
 
 
 class _Problem:
-    def __init__(self, shell: Shell, gram: Tensor, t: Tensor) -> None:
-        self.shell, self.gram, self.seeds, self.alpha = shell, gram, t, shell.alpha(t)
-        self.low, self.high = t.amin(1).clamp_max(shell.waist), t.amax(1).clamp_min(0)
-        self.own = torch.eye(t.shape[1], dtype=t.dtype)
+    """The objective and its derivatives, for G problems with n seeds."""
 
-    def start(self) -> Center:
-        """The mean direction, at the mean norm or at the waist, whichever is cheaper."""
-        weights = self.normalized(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
-        mean = self.at(weights, self.seeds.mean(1))
-        at_waist = self.at(weights, torch.full_like(mean.t, self.shell.waist))
+    def __init__(self, metric: RadialMetric, gram: Tensor, t: Tensor) -> None:
+        self.metric, self.gram, self.seeds = metric, gram, t
+        self.alpha = metric.alpha(t)
+        self.min_t = t.amin(1).clamp_max(metric.waist)
+        self.max_t = t.amax(1).clamp_min(0)
+        self.identity = torch.eye(t.shape[1], dtype=t.dtype)
+
+    def initial_guess(self) -> Center:
+        """The mean direction, at the mean log norm or at the waist, depending on the energy."""
+        weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
+        mean = self.evaluate(weights, self.seeds.mean(1))
+        at_waist = self.evaluate(weights, torch.full_like(mean.t, self.metric.waist))
         return _where(at_waist.energy < mean.energy, at_waist, mean)
 
-    def seed(self, which: Tensor) -> Center:
-        """The center at seed ``which [G]``."""
-        return self.at(self.own[which], self.seeds.gather(1, which[:, None])[:, 0])
+    def evaluate_seed(self, index: Tensor) -> Center:
+        """The candidate at seed ``index``, int64 ``[G]``."""
+        return self.evaluate(self.identity[index], self.seeds.gather(1, index[:, None])[:, 0])
 
-    def seed_bounds(self) -> Tensor:
-        """What each seed costs at least as the center ``[G, n]``: no path is shorter than the waist or a radius."""
-        apart = self.gram.clamp(-1, 1).acos() * self.shell.waist_cost
-        radial = radial_cost(self.seeds.exp(), self.shell.d)
-        return torch.maximum(apart, (radial[:, None] - radial[..., None]).abs()).sum(2) + self.unlikely(self.seeds)
+    def seed_lower_bounds(self) -> Tensor:
+        """Lower bounds ``[G,n]`` of the objective at each seed.
 
-    def unlikely(self, t: Tensor) -> Tensor:
-        """How much less likely a center's norm is than the mode."""
-        return (self.shell.d - 1) * (torch.expm1(2 * t) / 2 - t)
+        A path costs at least its angle along the waist, and at least the radial line between the two norms.
+        """
+        along_waist = self.gram.clamp(-1, 1).acos() * self.metric.waist_cost
+        radial = radial_cost(self.seeds.exp(), self.metric.d)
+        path_bounds = torch.maximum(along_waist, (radial[:, None] - radial[..., None]).abs())
+        return path_bounds.sum(2) + self.norm_cost(self.seeds)
 
-    def normalized(self, weights: Tensor) -> Tensor:
+    def norm_cost(self, t: Tensor) -> Tensor:
+        """``log chi_d(mode) - log chi_d(norm)`` at ``t``, in nats."""
+        return (self.metric.d - 1) * (torch.expm1(2 * t) / 2 - t)
+
+    def normalize(self, weights: Tensor) -> Tensor:
+        """Scale ``weights [G,n]`` to a unit direction."""
         squares = (weights[:, None] @ self.gram @ weights[..., None])[:, 0]
         return weights / squares.clamp_min(1e-300).sqrt()
 
-    def at(self, weights: Tensor, t: Tensor, near: Geodesics | None = None) -> Center:
-        paths = join(self.shell, self.alpha, self.shell.alpha(t)[:, None], angles(self.gram, weights), near)
-        energy = paths.energy.sum(1) + self.unlikely(t)
-        center = Center(weights, t, paths, energy, energy, paths.converged.all(1))
-        return replace(center, excess=self.excess(center))
+    def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
+        """The candidate with unit direction ``weights [G,n]`` and log norm ``t [G]``."""
+        angle = angles(self.gram, weights)
+        paths = solve_geodesics(self.metric, self.alpha, self.metric.alpha(t)[:, None], angle, warm_start=warm_start)
+        energy = paths.energy.sum(1) + self.norm_cost(t)
+        center = Center(weights, t, paths, energy, kkt_violation=energy, converged=paths.converged.all(1))
+        return replace(center, kkt_violation=self.kkt_violation(center))
 
-    def excess(self, center: Center, radius: float = SAME_PLACE) -> Tensor:
-        """``Center.excess`` if the seeds within ``radius`` lie at the center."""
-        apart = self.apart(center, radius)
-        across, outwards = self.force(center, self.tangents(center), apart)
-        return torch.hypot(self.length(across), outwards) / center.paths.b[:, 0].cosh() - (~apart).sum(1)
+    def kkt_violation(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
+        """``Center.kkt_violation`` if the seeds within ``radius`` of the candidate are taken to coincide with it."""
+        is_separated = self.is_separated(center, radius)
+        transverse, radial = self.negative_gradient(center, self.tangents(center), is_separated)
+        return torch.hypot(self.length(transverse), radial) / center.paths.b[:, 0].cosh() - (~is_separated).sum(1)
 
-    def apart(self, center: Center, radius: float = SAME_PLACE) -> Tensor:
-        """The seeds ``bool [G, n]`` that do not lie at the center."""
+    def is_separated(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
+        """True for seeds that do not coincide with the candidate, bool ``[G,n]``."""
         return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
     def tangents(self, center: Center) -> Tensor:
-        """Unit vectors at the center towards each seed, as weights ``[G, n, n]``; 0 for those in its direction."""
-        cosine, sine = center.paths.angle.cos()[..., None], center.paths.angle.sin()[..., None]
-        elsewhere = center.paths.angle[..., None] > SAME_PLACE
-        return torch.where(elsewhere, (self.own - cosine * center.weights[:, None]) / sine, 0.0)
+        """Unit tangent vectors at the candidate towards each seed, as weights ``[G,n,n]``; 0 for parallel seeds."""
+        cosine = center.paths.angle.cos()[..., None]
+        sine = center.paths.angle.sin()[..., None]
+        is_defined = center.paths.angle[..., None] > COINCIDENCE_TOL
+        return torch.where(is_defined, (self.identity - cosine * center.weights[:, None]) / sine, 0.0)
 
-    def force(self, center: Center, tangents: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
-        """What pulls at the center: across, as weights ``[G, n]``, and outwards ``[G]``, in waist costs."""
+    def negative_gradient(self, center: Center, tangents: Tensor, is_separated: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the gradient over the separated seeds, in units of ``metric.waist_cost``.
+
+        Returns:
+            The transverse part as weights ``[G,n]`` and the radial part ``[G]``.
+        """
         paths = center.paths
-        across = (tangents.mT @ torch.where(apart, paths.momentum, 0.0)[..., None])[..., 0]
-        likely = (self.shell.d - 1) * torch.expm1(2 * center.t) / self.shell.waist_cost
-        return across, -torch.where(apart, paths.end_slope, 0.0).sum(1) - likely
+        transverse = (tangents.mT @ torch.where(is_separated, paths.momentum, 0.0)[..., None])[..., 0]
+        norm_gradient = (self.metric.d - 1) * torch.expm1(2 * center.t) / self.metric.waist_cost
+        return transverse, -torch.where(is_separated, paths.end_slope, 0.0).sum(1) - norm_gradient
 
-    def length(self, across: Tensor) -> Tensor:
-        return (across[:, None] @ self.gram @ across[..., None])[:, 0, 0].clamp_min(0).sqrt()
+    def length(self, weights: Tensor) -> Tensor:
+        """Norm ``[G]`` of the vectors ``weights [G,n]``."""
+        return (weights[:, None] @ self.gram @ weights[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
-    def step(self, now: Center, damping: Tensor) -> tuple[Center, Tensor]:
-        """The center after a damped Newton step, and the step's size ``[G]``."""
-        paths, n, apart, tangents = now.paths, self.own.shape[0], self.apart(now), self.tangents(now)
-        across, outwards = self.force(now, tangents, apart)
-        tension, stiffness, coupling, radial = (
-            torch.where(apart, x, 0.0)
+    def newton_step(self, current: Center, damping: Tensor) -> tuple[Center, Tensor]:
+        """The candidate after a damped Newton step, and the size of the step ``[G]``."""
+        paths, n = current.paths, self.identity.shape[0]
+        is_separated = self.is_separated(current)
+        tangents = self.tangents(current)
+        transverse, radial = self.negative_gradient(current, tangents, is_separated)
+        tension, stiffness, coupling, radial_stiffness = (
+            torch.where(is_separated, x, 0.0)
             for x in (paths.momentum / torch.tan(paths.angle), paths.stiffness, paths.coupling, paths.radial_stiffness)
         )
-        held = damping * n * paths.b[:, 0].cosh()
-        hessian = now.weights.new_zeros(len(now.t), n + 1, n + 1)
-        flexible = tangents.mT @ ((tension - stiffness)[..., None] * (tangents @ self.gram))
-        hessian[:, :n, :n] = (tension.sum(1) + held)[:, None, None] * self.own - flexible
+        ridge = damping * n * paths.b[:, 0].cosh()
+        hessian = current.weights.new_zeros(len(current.t), n + 1, n + 1)
+        rank_one_terms = tangents.mT @ ((tension - stiffness)[..., None] * (tangents @ self.gram))
+        hessian[:, :n, :n] = (tension.sum(1) + ridge)[:, None, None] * self.identity - rank_one_terms
         hessian[:, :n, n] = -(tangents.mT @ coupling[..., None])[..., 0]
         hessian[:, n, :n] = -(coupling[:, None] @ tangents @ self.gram)[:, 0]
-        likely = 2 * (self.shell.d - 1) * torch.exp(2 * now.t) / self.shell.waist_cost
-        hessian[:, n, n] = radial.sum(1) + likely + held
-        turn, rise = torch.linalg.solve(hessian, torch.cat([across, outwards[:, None]], 1)).split([n, 1], 1)
-        t = torch.minimum(torch.maximum(now.t + rise[:, 0], self.low), self.high)
-        trial = self.at(self.normalized(now.weights + turn), t, paths)
+        norm_curvature = 2 * (self.metric.d - 1) * torch.exp(2 * current.t) / self.metric.waist_cost
+        hessian[:, n, n] = radial_stiffness.sum(1) + norm_curvature + ridge
+        step = torch.linalg.solve(hessian, torch.cat([transverse, radial[:, None]], 1))
+        turn, rise = step.split([n, 1], 1)
+        t = torch.minimum(torch.maximum(current.t + rise[:, 0], self.min_t), self.max_t)
+        trial = self.evaluate(self.normalize(current.weights + turn), t, warm_start=paths)
         return trial, torch.hypot(self.length(turn), rise[:, 0])
 
 
-def _where(which: Tensor, one: Center, other: Center) -> Center:
-    """``one`` for the problems ``which [G]`` names, ``other`` for the rest."""
+def _where(condition: Tensor, one: Center, other: Center) -> Center:
+    """Problem by problem, ``one`` where ``condition``, bool ``[G]``, is True, else ``other``."""
 
     def pick(x: Tensor, y: Tensor) -> Tensor:
-        return torch.where(which.view(-1, *[1] * (x.ndim - 1)), x, y)
+        return torch.where(condition.view(-1, *[1] * (x.ndim - 1)), x, y)
 
-    def mixed(x: Center | Geodesics, y: Center | Geodesics) -> dict[str, Tensor]:
-        return {k: pick(v, getattr(y, k)) for k, v in vars(x).items() if isinstance(v, Tensor)}
+    def tensors(x: Center | Geodesics, y: Center | Geodesics) -> dict[str, Tensor]:
+        return {name: pick(value, getattr(y, name)) for name, value in vars(x).items() if isinstance(value, Tensor)}
 
-    return Center(**mixed(one, other), paths=Geodesics(shell=one.paths.shell, **mixed(one.paths, other.paths)))
+    paths = Geodesics(metric=one.paths.metric, **tensors(one.paths, other.paths))
+    return Center(**tensors(one, other), paths=paths)

@@ -1,16 +1,21 @@
-"""The cheapest path between two seeds in the continuous limit of NAO's energy, in closed form but for one number.
+"""The cheapest path between two seeds in the continuous limit of NAO's energy.
 
-A path costs the integral of ``-log chi_d(norm)`` over its length. By symmetry the cheapest lies in the plane of its
-ends, and Clairaut's first integral ``f^2 dangle/ds = momentum`` is constant along it. With the height ``alpha`` of
-:mod:`nao.shell` and the variable ``y`` of ``dangle = momentum * slope/cosh(alpha) dy`` it reads
+The energy of a path is the integral of ``-log chi_d(norm)`` over its length. By symmetry the cheapest path lies in the
+plane of its ends. There it is a geodesic of the metric in :mod:`nao.radial_metric`, whose symbols are used here, and
+obeys Clairaut's relation (do Carmo, "Differential Geometry of Curves and Surfaces", section 4-4):
+``f^2 dangle/ds = momentum`` is constant, where ``s`` is the energy along the path.
 
-    sinh(alpha(y)) = (sinh(alpha_a) sinh(Y - y) + sinh(alpha_b) sinh(y)) / sinh(Y),
+Let ``a`` and ``b`` be the heights (``alpha``) of the ends. With a parameter ``y`` from 0 to the *extent* ``Y`` that
+satisfies ``dangle = momentum * slope / cosh(alpha) dy``, where ``slope = dt/dalpha``, Clairaut's relation gives
 
-so that only the extent ``Y`` is unknown, and the angle between the ends determines it. Far from its ends a path
-runs along the waist, from which it departs like ``exp(-y)``: over pi/2 at d = 16,384 by a factor exp(-375) at least,
-hence the exponentials written as powers of the distance to either end.
+    sinh(alpha(y)) = (sinh(a) sinh(Y - y) + sinh(b) sinh(y)) / sinh(Y).
 
-All tensors are float64 and elementwise: a path does not depend on those solved beside it.
+Only ``Y`` is unknown. It is determined by the angle between the ends and is found by Newton's method.
+
+Far from its ends a path runs along the waist, which it approaches like ``exp(-y)``. Over pi/2 radians at d = 16,384
+this is a factor of exp(-375), so exponentials are written in terms of the distance to the nearer end.
+
+All tensors are float64 and all operations elementwise: the solution of a path does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -22,28 +27,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nao.shell import Shell
+from nao.radial_metric import RadialMetric
 
-PANELS, NODES = 12, 10  # Gauss-Legendre rule of the layer in which a path leaves its end for the waist
-LAYER = 26.0  # length of that layer beyond the height it starts from: exp(-26) is what it leaves out
-COINCIDENT = 1e-9  # radians; ends closer than this are joined as if they were this far apart
-SHORT = 0.3  # a turn, over the slope, that does not take a path to the waist
-MOST_STEPS = 60
-DIFFERENCE = 1e-6  # relative, of derivatives by difference quotients
-TOLERANCE = 1e-11
+PANELS, NODES = 12, 10  # composite Gauss-Legendre rule of a boundary layer, where a path goes from its end to the waist
+BOUNDARY_LAYER = 26.0  # length of a layer in y beyond the height of its end; exp(-26) is neglected
+MIN_ANGLE_RAD = 1e-9  # smaller angles are replaced by this one
+SHORT_TURN = 0.3  # angle / slope below which a path does not come close to the waist
+MAX_NEWTON_STEPS = 60
+RELATIVE_DIFFERENCE = 1e-6  # step size of finite differences
+ANGLE_RTOL = 1e-11
 
 
 @dataclass(frozen=True)
 class Geodesics:
-    """Paths ``[...]`` from height ``a`` to ``b`` across ``angle``: ``w`` with ``Y^2 = (a - b)^2 + w^2``, ``energy``.
+    """Geodesics, batched over ``[...]``.
 
-    In units of ``shell.waist_cost``, the ``momentum`` is what a radian more between the ends would cost and
-    ``end_slope`` what moving end b outwards by 1 in ``t`` would; the root of their squares' sum is ``cosh(b)``. Of
-    these, ``stiffness`` is how the momentum grows with the angle (0 for paths along the waist), ``coupling`` how it
-    grows with end b's ``t``, and ``radial_stiffness`` how the slope does.
+    Momentum, slopes and their derivatives are in units of ``metric.waist_cost``.
+
+    Attributes:
+        metric: the metric.
+        a, b: heights of the ends.
+        angle: angle between the ends, in radians.
+        w: the solved unknown, with ``extent^2 = (a - b)^2 + w^2``.
+        momentum: derivative of the energy with respect to ``angle``.
+        stiffness: derivative of ``momentum`` with respect to ``angle``; 0 for paths along the waist.
+        coupling: derivative of ``momentum`` with respect to ``t`` of end b.
+        radial_stiffness: derivative of ``end_slope`` with respect to ``t`` of end b.
+        energy: energy of the path, in nats times units of length.
+        converged: True where Newton's method reached the tolerance.
     """
 
-    shell: Shell
+    metric: RadialMetric
     a: Tensor
     b: Tensor
     angle: Tensor
@@ -57,159 +71,208 @@ class Geodesics:
 
     @property
     def extent(self) -> Tensor:
-        """Y."""
+        """``Y``, the range of the parameter y."""
         return torch.hypot(self.a - self.b, self.w)
 
     @property
     def end_slope(self) -> Tensor:
+        """Derivative of the energy with respect to ``t`` of end b; ``momentum^2 + end_slope^2 = cosh(b)^2``."""
         return _end_slope(self.a, self.b, self.extent)
 
-    def sample(self, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``t`` and angle from end a of the points at ``shares [..., K]`` of the length, and the lengths ``[...]``."""
-        curve = _Curve(self.shell, self.a, self.b, self.extent)
-        radius = self.shell.t(curve.alpha).exp()
-        turn = self.momentum[..., None] * curve.slope / curve.cosh
-        lengths, angles = curve.cumulate(radius * curve.slope), curve.cumulate(turn)
+    def sample(self, fractions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample points at ``fractions [...,K]`` of the length.
+
+        Returns:
+            ``t [...,K]``, the angle from end a ``[...,K]``, and the lengths ``[...]`` in units of the mode.
+        """
+        quadrature = _Quadrature(self.metric, self.a, self.b, self.extent)
+        radius = self.metric.t(quadrature.alpha).exp()
+        angle_rate = self.momentum[..., None] * quadrature.slope / quadrature.cosh
+        lengths = quadrature.cumulate(radius * quadrature.slope)
+        angles = quadrature.cumulate(angle_rate)
         total = lengths[..., -1:]
-        wanted = torch.broadcast_to(total * shares, (*total.shape[:-1], shares.shape[-1]))
-        y = _interpolate(wanted, lengths, curve.knots, 1 / curve.at_knots(radius * curve.slope))
-        found = _interpolate(y, curve.knots, angles, curve.at_knots(turn)) * (self.angle[..., None] / angles[..., -1:])
+        targets = torch.broadcast_to(total * fractions, (*total.shape[:-1], fractions.shape[-1]))
+        y = _interpolate(
+            targets, lengths, quadrature.knots, slopes=1 / quadrature.extend_to_knots(radius * quadrature.slope)
+        )
+        angle = _interpolate(y, quadrature.knots, angles, slopes=quadrature.extend_to_knots(angle_rate))
+        angle = angle * (self.angle[..., None] / angles[..., -1:])
         extent = self.extent[..., None]
-        sinh = _sinh_height(self.a[..., None], self.b[..., None], extent, y, extent - y)
-        return self.shell.t(sinh.asinh()), found, total[..., 0]
+        sinh = _sinh_height(self.a[..., None], self.b[..., None], extent, from_a=y, from_b=extent - y)
+        return self.metric.t(sinh.asinh()), angle, total[..., 0]
 
 
-def join(shell: Shell, a: Tensor, b: Tensor, angle: Tensor, near: Geodesics | None = None) -> Geodesics:
-    """The cheapest paths between ends at heights ``a`` and ``b``, ``angle`` radians apart, all broadcast to ``[...]``.
+def solve_geodesics(
+    metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor, *, warm_start: Geodesics | None = None
+) -> Geodesics:
+    """Solve for the cheapest paths between ends at heights ``a`` and ``b``, ``angle`` radians apart.
 
-    Solves for the extent by Newton's method within a bracket, in ``w``, of which the angle is nearly a linear function
-    for near and for far ends; paths solved before, ``near`` these, give it a start.
+    Newton's method, safeguarded by a bracket, in ``w = sqrt(Y^2 - (a - b)^2)``, of which the angle is an almost linear
+    function. All inputs are broadcast to ``[...]``.
+
+    Args:
+        metric: the metric.
+        a, b: heights of the ends.
+        angle: angle between the ends in radians.
+        warm_start: solved geodesics between similar ends; they give the initial guess.
     """
-    a, b, angle = torch.broadcast_tensors(a, b, angle.clamp_min(COINCIDENT))
-    w = _guess(shell, a, b, angle)
-    if near is not None:
-        w = torch.where(near.w > angle / shell.waist_slope / 2, near.w + (angle - near.angle) / shell.waist_slope, w)
-    low, high = torch.zeros_like(w), torch.full_like(w, torch.inf)
-    for _ in range(MOST_STEPS):
-        momentum, turned = _turned(shell, a, b, torch.stack([w, w * (1 + DIFFERENCE)]))
-        error, derivative = turned[0] - angle, (turned[1] - turned[0]) / (DIFFERENCE * w)
-        active = error.abs() > TOLERANCE * angle
+    a, b, angle = torch.broadcast_tensors(a, b, angle.clamp_min(MIN_ANGLE_RAD))
+    w = _initial_guess(metric, a, b, angle)
+    if warm_start is not None:
+        runs_along_waist = warm_start.w > angle / metric.waist_slope / 2
+        w = torch.where(runs_along_waist, warm_start.w + (angle - warm_start.angle) / metric.waist_slope, w)
+    low = torch.zeros_like(w)
+    high = torch.full_like(w, torch.inf)
+    for _ in range(MAX_NEWTON_STEPS):
+        momenta, angles = _momentum_and_angle(metric, a, b, torch.stack([w, w * (1 + RELATIVE_DIFFERENCE)]))
+        error = angles[0] - angle
+        derivative = (angles[1] - angles[0]) / (RELATIVE_DIFFERENCE * w)
+        active = error.abs() > ANGLE_RTOL * angle
         if not active.any():
             break
-        low, high = torch.where(error < 0, w, low), torch.where(error > 0, w, high)
-        step = w - error / derivative
-        safe = torch.where(high.isinf(), 2 * w, (low + high) / 2)
-        w = torch.where(active, torch.where((step > low) & (step < high), step, safe), w)
+        low = torch.where(error < 0, w, low)
+        high = torch.where(error > 0, w, high)
+        newton = w - error / derivative
+        fallback = torch.where(high.isinf(), 2 * w, (low + high) / 2)
+        w = torch.where(active, torch.where((newton > low) & (newton < high), newton, fallback), w)
+    momentum = momenta[0]
     extent = torch.hypot(a - b, w)
-    curve = _Curve(shell, a, b, extent)
-    energy = shell.waist_cost * curve.total(curve.cosh * curve.slope)
-    stiffness = (momentum[1] - momentum[0]) / (DIFFERENCE * w * derivative)
-    # across the same angle to an end b a little higher
-    rise = DIFFERENCE * extent.clamp_max(1)
-    higher, turned_higher = _turned(shell, a, b + rise, w)
-    excess = turned_higher - turned[0]
-    coupling = (higher - momentum[0] - stiffness * excess) / rise
-    radial = _end_slope(a, b + rise, torch.hypot(a - b - rise, w - excess / derivative)) - _end_slope(a, b, extent)
-    slope = shell.slope(b)  # dt is slope dalpha
+    quadrature = _Quadrature(metric, a, b, extent)
+    energy = metric.waist_cost * quadrature.integrate(quadrature.cosh * quadrature.slope)
+    stiffness = (momenta[1] - momentum) / (RELATIVE_DIFFERENCE * w * derivative)
+    # finite differences in the height of end b, at a constant angle
+    rise = RELATIVE_DIFFERENCE * extent.clamp_max(1)
+    risen_momentum, risen_angle = _momentum_and_angle(metric, a, b + rise, w)
+    angle_change = risen_angle - angles[0]
+    coupling = (risen_momentum - momentum - stiffness * angle_change) / rise
+    risen_extent = torch.hypot(a - b - rise, w - angle_change / derivative)
+    slope_change = _end_slope(a, b + rise, risen_extent) - _end_slope(a, b, extent)
+    slope = metric.slope(b)  # dt = slope * dalpha
     return Geodesics(
-        shell, a, b, angle, w, momentum[0], stiffness, coupling / slope, radial / (rise * slope), energy, ~active
+        metric=metric,
+        a=a,
+        b=b,
+        angle=angle,
+        w=w,
+        momentum=momentum,
+        stiffness=stiffness,
+        coupling=coupling / slope,
+        radial_stiffness=slope_change / (rise * slope),
+        energy=energy,
+        converged=~active,
     )
 
 
 def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
-    whole = -torch.expm1(-2 * extent)
-    return (b.sinh() * (2 - whole) - 2 * a.sinh() * (-extent).exp()) / whole
+    """``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)``, written without overflow."""
+    denominator = -torch.expm1(-2 * extent)
+    return (b.sinh() * (2 - denominator) - 2 * a.sinh() * (-extent).exp()) / denominator
 
 
-def _guess(shell: Shell, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:
-    """``w`` if the slope were the same all over: on the hyperbolic plane, whose arc length is y."""
-    local = angle / shell.slope((a + b) / 2)
-    turn = torch.where(local < SHORT, local, angle / shell.waist_slope)
+def _initial_guess(metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:
+    """``w`` if ``dt/dalpha`` were constant: the space is then the hyperbolic plane, where y is the arc length."""
+    local = angle / metric.slope((a + b) / 2)
+    turn = torch.where(local < SHORT_TURN, local, angle / metric.waist_slope)
     capped = turn.clamp_max(40.0)
-    across = a.cosh() * b.cosh() * torch.sinh(capped / 2).square()
-    extent = 2 * torch.asinh((torch.sinh((a - b) / 2).square() + across).sqrt()) + turn - capped
-    # extent^2 - (a - b)^2, of which the difference would lose the digits where the path is nearly radial
-    return torch.maximum((extent.square() - (a - b).square()).clamp_min(0).sqrt(), turn.clamp_max(SHORT))
+    transverse = a.cosh() * b.cosh() * torch.sinh(capped / 2).square()
+    extent = 2 * torch.asinh((torch.sinh((a - b) / 2).square() + transverse).sqrt()) + turn - capped
+    # the difference extent^2 - (a - b)^2 loses its digits where the path is nearly radial; use the turn as a minimum
+    return torch.maximum((extent.square() - (a - b).square()).clamp_min(0).sqrt(), turn.clamp_max(SHORT_TURN))
 
 
-def _turned(shell: Shell, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Momentum, in units of the waist's, and angle of the paths of parameter ``w``."""
-    apart, both, extent = (a - b).abs(), a + b, torch.hypot(a - b, w)
-    curve = _Curve(shell, a, b, extent)
-    radial = torch.expm1(-w.square() / (extent + apart)) * torch.expm1(-extent - apart)  # 0 for a path along a radius
-    product = radial * (1 + (both - extent).exp()) * (1 + (-both - extent).exp())
+def _momentum_and_angle(metric: RadialMetric, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Momentum, in units of the waist's, and angle of the paths with parameter ``w``."""
+    difference, total, extent = (a - b).abs(), a + b, torch.hypot(a - b, w)
+    quadrature = _Quadrature(metric, a, b, extent)
+    # momentum^2 is a product of four factors; the first is 0 for a radial path
+    radial = torch.expm1(-w.square() / (extent + difference)) * torch.expm1(-extent - difference)
+    product = radial * (1 + (total - extent).exp()) * (1 + (-total - extent).exp())
     momentum = product.sqrt() / -torch.expm1(-2 * extent)
-    return momentum, momentum * curve.total(curve.slope / curve.cosh)
+    return momentum, momentum * quadrature.integrate(quadrature.slope / quadrature.cosh)
 
 
-def _sinh_height(a: Tensor, b: Tensor, extent: Tensor, fore: Tensor, aft: Tensor) -> Tensor:
-    """``sinh(alpha)`` at a distance ``fore`` in y from end a, ``aft`` from end b."""
-    fore, aft, whole = (torch.expm1(-y) for y in (fore, aft, extent))
-    # (1 + x) x (2 + x') is exp(-y) (exp(-2y') - 1) for x = exp(-y) - 1
-    return (a.sinh() * (1 + fore) * aft * (2 + aft) + b.sinh() * (1 + aft) * fore * (2 + fore)) / (whole * (2 + whole))
+def _sinh_height(a: Tensor, b: Tensor, extent: Tensor, *, from_a: Tensor, from_b: Tensor) -> Tensor:
+    """``sinh(alpha)`` at the distances ``from_a`` and ``from_b`` in y from the two ends."""
+    near_a, near_b, full = (torch.expm1(-y) for y in (from_a, from_b, extent))
+    # with x = expm1(-from_a) and x' = expm1(-from_b): (1 + x) x' (2 + x') = exp(-from_a) (exp(-2 from_b) - 1)
+    left = a.sinh() * (1 + near_a) * near_b * (2 + near_b)
+    right = b.sinh() * (1 + near_b) * near_a * (2 + near_a)
+    return (left + right) / (full * (2 + full))
 
 
-class _Curve:
-    """A quadrature over y for each path: a layer at each end and the waist between, ``[..., 2 PANELS NODES + 1]``."""
+class _Quadrature:
+    """Quadrature over y for each path, with the heights at its nodes, ``[..., 2 PANELS NODES + 1]``.
 
-    def __init__(self, shell: Shell, a: Tensor, b: Tensor, extent: Tensor) -> None:
-        places, weights, self.stretch, self.rule = _gauss()
-        tallest = torch.maximum(a.abs(), b.abs())
-        self.extent, self.layer = extent[..., None], torch.minimum(extent / 2, tallest + LAYER)[..., None]
-        near, rest = self.layer * places, self.extent - 2 * self.layer
-        fore = torch.cat([near, self.extent / 2, self.extent - near.flip(-1)], -1)
-        aft = torch.cat([self.extent - near, self.extent / 2, near.flip(-1)], -1)
-        self.weights = torch.cat([self.layer * weights, rest, self.layer * weights.flip(-1)], -1)
-        self.knots = torch.cat([torch.zeros_like(self.extent), fore, self.extent], -1)
-        sinh = _sinh_height(a[..., None], b[..., None], self.extent, fore, aft)
-        self.alpha, self.cosh = sinh.asinh(), (1 + sinh.square()).sqrt()
-        self.slope = shell.slope(self.alpha)
+    A path consists of a boundary layer at each end and the waist between them, which has a single node.
+    """
 
-    def total(self, values: Tensor) -> Tensor:
+    def __init__(self, metric: RadialMetric, a: Tensor, b: Tensor, extent: Tensor) -> None:
+        nodes, weights, self.stretch, self.rule = _layer_rule()
+        max_height = torch.maximum(a.abs(), b.abs())
+        self.extent = extent[..., None]
+        self.layer = torch.minimum(extent / 2, max_height + BOUNDARY_LAYER)[..., None]
+        offsets = self.layer * nodes
+        waist_length = self.extent - 2 * self.layer
+        from_a = torch.cat([offsets, self.extent / 2, self.extent - offsets.flip(-1)], -1)
+        from_b = torch.cat([self.extent - offsets, self.extent / 2, offsets.flip(-1)], -1)
+        self.weights = torch.cat([self.layer * weights, waist_length, self.layer * weights.flip(-1)], -1)
+        self.knots = torch.cat([torch.zeros_like(self.extent), from_a, self.extent], -1)
+        sinh = _sinh_height(a[..., None], b[..., None], self.extent, from_a=from_a, from_b=from_b)
+        self.alpha = sinh.asinh()
+        self.cosh = (1 + sinh.square()).sqrt()
+        self.slope = metric.slope(self.alpha)
+
+    def integrate(self, values: Tensor) -> Tensor:
+        """Integral over the whole path, ``[...]``."""
         return (self.weights * values).sum(-1)
 
     def cumulate(self, values: Tensor) -> Tensor:
-        """Integral from end a to every knot: zero, the nodes, end b."""
+        """Integral from end a to every knot: end a (zero), the nodes, end b."""
         left, middle, right = values.tensor_split([PANELS * NODES, PANELS * NODES + 1], -1)
-        half = middle * (self.extent - 2 * self.layer) / 2
-        before, after = self._within(left, self.stretch), self._within(right, self.stretch.flip(-1))
-        center = before[..., -1:] + half
-        return torch.cat([torch.zeros_like(half), before[..., :-1], center, center + half + after], -1)
+        half_waist = middle * (self.extent - 2 * self.layer) / 2
+        before = self._cumulate_layer(left, self.stretch)
+        after = self._cumulate_layer(right, self.stretch.flip(-1))
+        center = before[..., -1:] + half_waist
+        return torch.cat([torch.zeros_like(half_waist), before[..., :-1], center, center + half_waist + after], -1)
 
-    def _within(self, values: Tensor, stretch: Tensor) -> Tensor:
-        """Integral over a layer up to each node, then the whole."""
+    def _cumulate_layer(self, values: Tensor, stretch: Tensor) -> Tensor:
+        """Integral from the start of a layer to each of its nodes, and over the whole layer as the last entry."""
         panels = (self.layer * stretch * values).unflatten(-1, (PANELS, NODES))
-        parts = panels @ self.rule.T  # to each node, and across the panel
-        offsets = parts[..., -1].cumsum(-1)
-        before = torch.cat([torch.zeros_like(offsets[..., :1]), offsets[..., :-1]], -1)
-        return torch.cat([(parts[..., :-1] + before[..., None]).flatten(-2), offsets[..., -1:]], -1)
+        parts = panels @ self.rule.T  # to each node of the panel, and over the whole panel
+        panel_ends = parts[..., -1].cumsum(-1)
+        panel_starts = torch.cat([torch.zeros_like(panel_ends[..., :1]), panel_ends[..., :-1]], -1)
+        return torch.cat([(parts[..., :-1] + panel_starts[..., None]).flatten(-2), panel_ends[..., -1:]], -1)
 
-    def at_knots(self, values: Tensor) -> Tensor:
-        """Values at the nodes, and at the ends what the nearest node has (it is 0.004 of a panel away)."""
+    def extend_to_knots(self, values: Tensor) -> Tensor:
+        """Values at the nodes, and at the two ends that of the nearest node (0.004 panels away)."""
         return torch.cat([values[..., :1], values, values[..., -1:]], -1)
 
 
 @lru_cache(maxsize=1)
-def _gauss() -> tuple[Tensor, ...]:
-    """Nodes on [0, 1], dense at 0, and weights of a layer's rule; the length a panel has at each node, and the rule of
-    the integrals within a panel up to each node and to its end."""
+def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quadrature rule of a boundary layer on [0, 1], with nodes that are dense at 0.
+
+    Returns:
+        The nodes, the weights, the length of the panel at each node (all ``[PANELS * NODES]``), and the matrix
+        ``[NODES + 1, NODES]`` that integrates from the start of a panel to each of its nodes and to its end.
+    """
     x, w = np.polynomial.legendre.leggauss(NODES)
     legendre = np.polynomial.legendre
-    to = np.append(x, 1.0)
-    integrals = np.stack([legendre.legval(to, legendre.legint(row, lbnd=-1)) for row in np.eye(NODES)], 1)
+    limits = np.append(x, 1.0)
+    integrals = np.stack([legendre.legval(limits, legendre.legint(row, lbnd=-1)) for row in np.eye(NODES)], 1)
     rule = integrals @ np.linalg.inv(legendre.legvander(x, NODES - 1)) / 2
     s = (np.arange(PANELS)[:, None] + (x + 1) / 2).ravel() / PANELS
     weights = np.tile(w / 2, PANELS) / PANELS
     return tuple(torch.from_numpy(array) for array in (s**2, 2 * s * weights, 2 * s / PANELS, rule))
 
 
-def _interpolate(x: Tensor, xs: Tensor, ys: Tensor, slopes: Tensor) -> Tensor:
-    """Cubics through ``ys`` with ``slopes`` at increasing ``xs [..., M]``, at ``x [..., K]``."""
-    place = torch.searchsorted(xs.contiguous(), x.contiguous(), right=True).clamp(1, xs.shape[-1] - 1)
-    x0, x1 = xs.gather(-1, place - 1), xs.gather(-1, place)
-    y0, y1 = ys.gather(-1, place - 1), ys.gather(-1, place)
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor, *, slopes: Tensor) -> Tensor:
+    """Evaluate the cubic Hermite spline with values ``ys`` and ``slopes`` at ``xs [...,M]``, at ``x [...,K]``."""
+    index = torch.searchsorted(xs.contiguous(), x.contiguous(), right=True).clamp(1, xs.shape[-1] - 1)
+    x0, x1 = xs.gather(-1, index - 1), xs.gather(-1, index)
+    y0, y1 = ys.gather(-1, index - 1), ys.gather(-1, index)
     width = x1 - x0
     s = torch.where(width > 0, (x - x0) / width, 0.0).clamp(0, 1)
-    left, right = width * slopes.gather(-1, place - 1), width * slopes.gather(-1, place)
+    left, right = width * slopes.gather(-1, index - 1), width * slopes.gather(-1, index)
     rise = y1 - y0
     return y0 + s * (left + s * (3 * rise - 2 * left - right + s * (left + right - 2 * rise)))

@@ -1,14 +1,15 @@
 """The norm of a seed: a standard Gaussian of `d` components has a chi-distributed norm with `d` degrees of freedom.
 
-The paper's path energy multiplies length by `-log chi_d(norm)`, so the additive constant of the log-density is
-the price of a unit of length on the typical shell and fixes the sign of the whole energy. The density of chi_d
-never exceeds 0.80 (d = 1) and its peak tends to 1/sqrt(pi) = 0.564 from above, so the price is positive for
-every `d`: 0.5 at d = 2, 0.571 at d = 64, 0.572 from d = 256 on. Dropping the constant would make length free.
-Evaluated directly, terms near 8e4 cancel to -0.57 at d = 16,384. Here the part that depends on the norm is
-written relative to the mode, and the constant is computed once, in double precision.
+NAO's path energy multiplies length by `-log chi_d(norm)`. The additive constant of the log-density is therefore the
+cost of a unit of length at the typical norm and must not be dropped: length would be free. The density of chi_d never
+exceeds 0.80 (d = 1) and its peak tends to 1/sqrt(pi) = 0.564 from above, so the cost is positive for every `d`: 0.5 at
+d = 2, 0.571 at d = 64, 0.572 for d >= 256.
 
-Shapes: seeds [..., C, h, w]; norms [...]; `d` = C*h*w. Norms and densities are float64 and lie on the CPU, because some
-devices (MPS) have no float64; seeds stay on their device.
+Evaluated directly, terms near 8e4 cancel to -0.57 at d = 16,384. Here the part that depends on the norm is written
+relative to the mode, and the constant is computed once, in double precision.
+
+Shapes: seeds [..., C, h, w]; norms [...]; `d` = C*h*w. Norms and densities are float64 on the CPU, because some devices
+(MPS) have no float64. Seeds stay on their device.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch import Tensor
 
 
 def typical_norm(d: int) -> float:
-    """Return the most likely norm of a standard Gaussian seed of `d` components, sqrt(d - 1)."""
+    """Return the mode of the norm of a standard Gaussian seed of `d` components, sqrt(d - 1)."""
     if d < 2:
-        raise ValueError(f"d is {d}, but a seed needs at least 2 components for its norm to have a positive mode")
+        raise ValueError(f"d={d}: must be >= 2 components, so that the norm has a positive mode.")
     return math.sqrt(d - 1)
 
 
 def peak_log_density(d: int) -> float:
-    """Return log chi_d at its mode: the normalizing constant of `log_density`. Negative for every d."""
+    """Return log chi_d at its mode, the constant term of `log_density`. It is negative for every d."""
     mode = typical_norm(d)
     return (1 - d / 2) * math.log(2) - math.lgamma(d / 2) + (d - 1) * math.log(mode) - mode**2 / 2
 
@@ -35,14 +36,14 @@ def peak_log_density(d: int) -> float:
 def relative_log_density(norm: Tensor, d: int) -> Tensor:
     """Return log chi_d(norm) - log chi_d(mode) in float64: 0 at the mode, negative elsewhere, -inf at zero.
 
-    With x = norm/mode - 1 it is (d-1) (log(1+x) - x - x^2/2), which loses no digits near the mode.
+    With x = norm/mode - 1 it is (d-1) (log(1+x) - x - x^2/2), which is accurate near the mode.
     """
     x = norm.cpu().double() / typical_norm(d) - 1
     return (d - 1) * (torch.log1p(x) - x - x.square() / 2)
 
 
 def log_density(norm: Tensor, d: int) -> Tensor:
-    """Return the normalized log chi_d(norm) in float64 (the likelihood of NAO's energy)."""
+    """Return the normalized log-density log chi_d(norm) in float64, as used in NAO's energy."""
     return relative_log_density(norm, d) + peak_log_density(d)
 
 
@@ -52,9 +53,9 @@ def seed_norm(seeds: Tensor) -> Tensor:
 
 
 def norm_penalty(seeds: Tensor) -> Tensor:
-    """Return how much less likely each seed's norm is than the typical one [B,C,h,w] -> [B] (0 at best, nats).
+    """Return log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w] -> [B], in nats; 0 at the typical norm.
 
-    Differentiable; this is NAO's prior as SeedSelect can use it. It has the seeds' dtype and device.
+    Differentiable, in the dtype and on the device of the seeds. SeedSelect can use it as a penalty.
     """
     return -relative_log_density(seed_norm(seeds), seeds[0].numel()).to(seeds.dtype).to(seeds.device)
 
@@ -62,22 +63,22 @@ def norm_penalty(seeds: Tensor) -> Tensor:
 def project(seeds: Tensor, norm: float | None = None) -> Tensor:
     """Return the seeds [..., C, h, w] rescaled to `norm` (default: the typical norm), in their dtype.
 
-    Raises ValueError if a seed is zero or not finite, for it has no direction.
+    Raises ValueError if a seed is zero or not finite.
     """
-    length = check_norms(seeds)
+    lengths = check_norms(seeds)
     target = typical_norm(math.prod(seeds.shape[-3:])) if norm is None else norm
-    scaled = seeds.cpu().double() * (target / length)[..., None, None, None]
+    scaled = seeds.cpu().double() * (target / lengths)[..., None, None, None]
     return scaled.to(seeds.dtype).to(seeds.device)
 
 
 def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
-    """Return the norms of `seeds` [..., C, h, w]; raise ValueError where one is zero, infinite or NaN."""
+    """Return the norms of `seeds` [..., C, h, w]; raise ValueError if one is zero, infinite or NaN."""
     norms = seed_norm(seeds)
-    bad = ~(torch.isfinite(norms) & (norms > 0))
-    if bad.any():
-        where = bad.flatten().nonzero()[0].item()
-        value = norms.flatten()[where].item()
+    is_invalid = ~(torch.isfinite(norms) & (norms > 0))
+    if is_invalid.any():
+        index = is_invalid.flatten().nonzero()[0].item()
+        value = norms.flatten()[index].item()
         raise ValueError(
-            f"{name}: seed {where} has norm {value:g}, so it has no direction; remove it or invert its image again"
+            f"{name}: seed {index} has norm {value:g}, so it has no direction; remove it or invert its image again"
         )
     return norms

@@ -1,8 +1,8 @@
-"""NAO as published: a path is K points, which plain gradient descent moves in all d dimensions.
+"""NAO as published: a path is a polyline of K points, optimized by gradient descent in all d dimensions.
 
-Its energy prices each segment at its middle alone, so with few points the cheapest path zigzags: the middles reach
-the typical norm and the points themselves do not. With many points it tends to the energy of :mod:`nao.geodesic`,
-whose reference it is in tests and benchmark.
+The energy evaluates the density of each segment only at its midpoint. With few points the cheapest polyline therefore
+zigzags: the midpoints have the typical norm, the points do not. With many points it converges to the energy of
+:mod:`nao.geodesic`. The tests and the benchmark use it as the reference implementation.
 """
 
 from __future__ import annotations
@@ -15,63 +15,95 @@ from torch import Tensor
 from nao.baselines import slerp, spherical_mean
 from nao.norm import log_density, relative_log_density
 
-SPACING_WEIGHT = 1.0  # the authors' lambda
+SPACING_WEIGHT = 1.0  # lambda in the paper
 
 
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
-    """Energy of paths ``float64 [..., K, m]``: ``[...]``, and a penalty on segments longer than ``spacing``."""
+    """Energy ``[...]`` of polylines ``points [...,K,m]``, including a penalty on segments longer than ``spacing``.
+
+    Args:
+        points: float64; m may be smaller than ``d`` if the points lie in a subspace.
+        d: number of components of a seed.
+        spacing: maximum segment length without a penalty, ``[...]``.
+    """
     segments = points.diff(dim=-2)
-    # a square root of zero has no derivative, and neighbors may coincide at the start
+    # 1e-24 keeps the derivative of the square root finite where neighboring points coincide
     lengths = (segments.square().sum(-1) + 1e-24).sqrt()
-    middles = (points[..., 1:, :] + points[..., :-1, :]) / 2
-    cost = -log_density((middles.square().sum(-1) + 1e-24).sqrt(), d)
+    midpoints = (points[..., 1:, :] + points[..., :-1, :]) / 2
+    cost = -log_density((midpoints.square().sum(-1) + 1e-24).sqrt(), d)
     return (lengths * cost + SPACING_WEIGHT * (lengths - spacing[..., None]).relu()).sum(-1)
 
 
-def bound(paths: Tensor) -> Tensor:
-    """Twice the mean segment of ``paths [..., K, m]``: the authors' bound, which keeps points from leaping."""
+def spacing_bound(paths: Tensor) -> Tensor:
+    """Twice the mean segment length of polylines ``[...,K,m]``: the maximum segment length in the paper, ``[...]``."""
     return 2 * paths.diff(dim=-2).norm(dim=-1).mean(-1)
 
 
-def descend_path(a: Tensor, b: Tensor, points: int, iterations: int = 300, history: int = 10) -> tuple[Tensor, float]:
-    """The polyline ``float64 [K, C, h, w]`` from seed ``a`` to ``b`` and its energy, from slerp downwards."""
-    start = slerp(a.cpu().double(), b.cpu().double(), points).flatten(1)
-    spacing = bound(start)
-    energy, (inner,) = _descend(
-        lambda inner: path_energy(torch.cat([start[:1], inner, start[-1:]]), a.numel(), spacing),
-        [start[1:-1]],
-        iterations,
-        history,
-    )
-    return torch.cat([start[:1], inner, start[-1:]]).unflatten(1, a.shape), energy
+def descend_path(
+    a: Tensor, b: Tensor, num_points: int, iterations: int = 300, *, history: int = 10
+) -> tuple[Tensor, float]:
+    """Optimize the polyline from seed ``a`` to seed ``b``, starting from slerp.
+
+    Args:
+        a, b: seeds ``[C,h,w]``.
+        num_points: number of points K, both ends included.
+        iterations: maximum number of L-BFGS iterations.
+        history: history size of L-BFGS.
+
+    Returns:
+        The points, float64 ``[K,C,h,w]``, and their energy.
+    """
+    initial = slerp(a.cpu().double(), b.cpu().double(), num_points).flatten(1)
+    spacing = spacing_bound(initial)
+
+    def energy(inner: Tensor) -> Tensor:
+        return path_energy(torch.cat([initial[:1], inner, initial[-1:]]), a.numel(), spacing)
+
+    minimum, (inner,) = _minimize(energy, [initial[1:-1]], iterations, history)
+    return torch.cat([initial[:1], inner, initial[-1:]]).unflatten(1, a.shape), minimum
 
 
-def descend_centroid(seeds: Tensor, points: int, iterations: int = 300, history: int = 10) -> tuple[Tensor, float]:
-    """The centroid ``float64 [C, h, w]`` of ``seeds [n, C, h, w]`` and its energy, from the spherical mean down."""
-    x, d = seeds.cpu().double(), seeds[0].numel()
+def descend_centroid(
+    seeds: Tensor, num_points: int, iterations: int = 300, *, history: int = 10
+) -> tuple[Tensor, float]:
+    """Optimize the centroid of ``seeds [n,C,h,w]`` and the polylines to it, starting from the spherical mean.
+
+    The other arguments are those of :func:`descend_path`.
+
+    Returns:
+        The centroid, float64 ``[C,h,w]``, and its energy.
+    """
+    x = seeds.cpu().double()
+    d = seeds[0].numel()
     center = spherical_mean(x)
-    start = torch.stack([slerp(seed, center, points) for seed in x]).flatten(2)
-    ends, spacing = start[:, :1], bound(start)
+    initial = torch.stack([slerp(seed, center, num_points) for seed in x]).flatten(2)
+    ends = initial[:, :1]
+    spacing = spacing_bound(initial)
 
     def energy(point: Tensor, inner: Tensor) -> Tensor:
         paths = torch.cat([ends, inner, point.expand(len(ends), 1, -1)], 1)
         return path_energy(paths, d, spacing).sum() - relative_log_density(point.norm(), d)
 
-    best, (point, _) = _descend(energy, [center.flatten(), start[:, 1:-1]], iterations, history)
-    return point.unflatten(0, seeds.shape[1:]), best
+    minimum, (point, _) = _minimize(energy, [center.flatten(), initial[:, 1:-1]], iterations, history)
+    return point.unflatten(0, seeds.shape[1:]), minimum
 
 
-def _descend(
-    energy: Callable[..., Tensor], start: list[Tensor], iterations: int, history: int
+def _minimize(
+    energy: Callable[..., Tensor], initial: list[Tensor], iterations: int, history: int
 ) -> tuple[float, list[Tensor]]:
-    """LBFGS over several tensors, never above the start."""
-    variables = [value.clone().requires_grad_() for value in start]
+    """Minimize by L-BFGS over several tensors; return the initial values if the result is not better."""
+    variables = [value.clone().requires_grad_() for value in initial]
     with torch.enable_grad():
         before = energy(*variables).item()
         optimizer = torch.optim.LBFGS(
-            variables, max_iter=iterations, max_eval=2 * iterations, history_size=history, tolerance_grad=1e-7,
-            tolerance_change=1e-10, line_search_fn="strong_wolfe",
-        )  # fmt: skip
+            variables,
+            max_iter=iterations,
+            max_eval=2 * iterations,
+            history_size=history,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-10,
+            line_search_fn="strong_wolfe",
+        )
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -81,4 +113,4 @@ def _descend(
 
         optimizer.step(closure)
         after = energy(*variables).item()
-    return (after, [value.detach() for value in variables]) if after <= before else (before, start)
+    return (after, [value.detach() for value in variables]) if after <= before else (before, initial)

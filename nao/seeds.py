@@ -1,4 +1,4 @@
-"""Seeds for generation from groups of inverted seeds ``[G, n, C, h, w]``, one row of seeds a group."""
+"""Seeds to sample from, given groups of inverted seeds ``[G,n,C,h,w]``, one group per concept."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ from nao.path import Path
 
 
 def seeds_between(seeds: Tensor, count: PositiveInt, *, path: Callable[[Tensor, Tensor, int], Tensor | Path]) -> Tensor:
-    """``count`` inner points of the path between the first two seeds of each group, ``[G, count, C, h, w]``.
+    """Return ``count`` inner points of the path between the first two seeds of each group, ``[G,count,C,h,w]``.
 
     Args:
-        path: ``(a, b, points) -> [points, C, h, w]`` or a ``Path``, ends included: ``lerp``, ``interpolate``, ...
+        seeds: ``[G,n,C,h,w]`` with n >= 2.
+        count: number of points per group.
+        path: ``(a, b, num_points) -> [num_points,C,h,w]`` or a ``Path``, both ends included: ``lerp``, ``interpolate``.
 
     Raises:
-        ValueError: ``count`` below 1, groups of a single seed, and whatever ``path`` refuses.
+        ValueError: ``count`` below 1, groups of a single seed, or an error of ``path``.
     """
     if count < 1:
-        raise ValueError(f"count={count}: ask for at least one point between two seeds.")
+        raise ValueError(f"count={count}: must be >= 1, the number of points between two seeds.")
     if seeds.shape[1] < 2:
-        raise ValueError("a path needs two seeds a group: invert at least two reference images.")
+        raise ValueError("a path needs two seeds per group; invert at least two reference images.")
     return torch.stack([_points(path(group[0], group[1], count + 2))[1:-1] for group in seeds])
 
 
-def seeds_at(seeds: Tensor, count: PositiveInt, *, average: Callable[[Tensor], Tensor]) -> Tensor:
-    """The average of each group, ``[G, 1, C, h, w]``; ``count`` must be 1, for there is but one.
+def average_seeds(seeds: Tensor, count: PositiveInt, *, average: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the average of each group, ``[G,1,C,h,w]``.
 
     Args:
-        average: ``[n, C, h, w] -> [C, h, w]``: ``mean``, ``spherical_mean``, ...
+        seeds: ``[G,n,C,h,w]``.
+        count: must be 1; a group has a single average.
+        average: ``[n,C,h,w] -> [C,h,w]``: ``mean``, ``spherical_mean``.
+
+    Raises:
+        ValueError: ``count`` is not 1.
     """
     if count != 1:
-        raise ValueError(f"count={count}: a group of seeds has one average; ask for 1 sample a concept.")
+        raise ValueError(f"count={count}: must be 1, because a group of seeds has a single average.")
     return torch.stack([average(group) for group in seeds])[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Plain paths and averages against closed forms on circles."""
+"""Baseline interpolations and averages against closed forms on circles."""
 
 import math
 
@@ -15,19 +15,19 @@ def seeds(n: int, key: int = 0) -> torch.Tensor:
 
 
 def on_circle(degrees: float, radius: float = 1.0) -> torch.Tensor:
-    """A seed in the plane of the first two elements."""
+    """A seed in the plane of the first two components, at an angle in degrees."""
     x = torch.zeros(SHAPE, dtype=torch.float64)
     x.view(-1)[:2] = radius * torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
     return x
 
 
-def test_slerp_goes_round_the_circle_evenly():
+def test_slerp_is_evenly_spaced_on_the_circle():
     path = slerp(on_circle(10), on_circle(130), 5)
     expected = torch.stack([on_circle(a) for a in (10, 40, 70, 100, 130)])
     torch.testing.assert_close(path, expected, rtol=0, atol=1e-7)  # on_circle rounds to float32
 
 
-def test_slerps_norm_goes_evenly_from_end_to_end():
+def test_slerp_interpolates_the_norm_linearly():
     path = slerp(on_circle(0, 2.0), on_circle(90, 6.0), 5)
     torch.testing.assert_close(path.flatten(1).norm(dim=1), torch.linspace(2, 6, 5, dtype=torch.float64))
     torch.testing.assert_close(path[2], on_circle(45, 4.0), rtol=0, atol=1e-6)
@@ -35,7 +35,7 @@ def test_slerps_norm_goes_evenly_from_end_to_end():
 
 @pytest.mark.parametrize("path", [lerp, slerp])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_ends_are_the_seeds_to_the_bit(path, dtype):
+def test_ends_are_bit_identical_to_the_seeds(path, dtype):
     a, b = seeds(2).to(dtype)
     points = path(a, b, 7)
     assert points.shape == (7, *SHAPE) and points.dtype == dtype
@@ -43,7 +43,7 @@ def test_ends_are_the_seeds_to_the_bit(path, dtype):
     torch.testing.assert_close(points.flip(0), path(b, a, 7))
 
 
-def test_slerp_between_equal_or_almost_equal_seeds_stays_there():
+def test_slerp_between_almost_equal_seeds_equals_lerp():
     a, step = seeds(2)
     torch.testing.assert_close(slerp(a, a, 5), a.expand(5, *SHAPE))
     for distance in (1e-12, 1e-9, 1e-7):
@@ -51,25 +51,25 @@ def test_slerp_between_equal_or_almost_equal_seeds_stays_there():
         torch.testing.assert_close(slerp(a, b, 5), lerp(a, b, 5), rtol=0, atol=1e-9)
 
 
-def test_slerp_just_short_of_opposite_is_still_a_half_circle():
+def test_slerp_between_almost_opposite_seeds_is_a_half_circle():
     path = slerp(on_circle(0), on_circle(179.9), 3)
     torch.testing.assert_close(path[1], on_circle(89.95), rtol=0, atol=1e-4)
 
 
-def test_lerp_by_hand():
+def test_lerp_equals_the_weighted_sum():
     a, b = seeds(2)
     torch.testing.assert_close(lerp(a, b, 5)[1], 0.75 * a + 0.25 * b)
 
 
-def test_normalized_paths_and_means_keep_direction_and_have_the_typical_norm():
+def test_normalized_results_have_the_direction_and_the_typical_norm():
     x = seeds(4)
-    for plain, normalized in [
+    for original, normalized in [
         (lerp(x[0], x[1], 5), normalized_lerp(x[0], x[1], 5)),
         (mean(x)[None], normalized_mean(x)[None]),
     ]:
         norms = normalized.flatten(1).norm(dim=1)
         torch.testing.assert_close(norms, torch.full_like(norms, typical_norm(64)))
-        cosines = torch.cosine_similarity(plain.flatten(1), normalized.flatten(1))
+        cosines = torch.cosine_similarity(original.flatten(1), normalized.flatten(1))
         torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
 
@@ -93,7 +93,7 @@ def test_spherical_mean_of_orthogonal_seeds_is_their_diagonal():
     torch.testing.assert_close(spherical_mean(x).flatten(), expected)
 
 
-def test_spherical_mean_is_where_the_tangents_cancel():
+def test_tangent_vectors_cancel_at_the_spherical_mean():
     x = seeds(6)
     center = torch.nn.functional.normalize(spherical_mean(x).flatten(), dim=0)
     units = torch.nn.functional.normalize(x.flatten(1), dim=1)
@@ -102,18 +102,18 @@ def test_spherical_mean_is_where_the_tangents_cancel():
     assert (torch.acos(cosines)[:, None] * tangents).mean(0).norm() < 1e-9
 
 
-def test_spherical_mean_of_one_or_of_identical_seeds_is_that_seed():
+def test_spherical_mean_of_identical_seeds_is_that_seed():
     x = seeds(1)
     torch.testing.assert_close(spherical_mean(x), x[0])
     torch.testing.assert_close(spherical_mean(x.repeat(4, 1, 1, 1)), x[0])
 
 
-def test_spherical_mean_of_two_is_the_middle_of_their_great_circle():
+def test_spherical_mean_of_two_is_the_middle_of_slerp():
     a, b = project(seeds(2))
     torch.testing.assert_close(spherical_mean(torch.stack([a, b])), slerp(a, b, 3)[1])
 
 
-def test_baselines_have_the_norms_they_promise():
+def test_baselines_have_the_documented_norms():
     x = seeds(5)
     assert normalized_mean(x).norm().item() == pytest.approx(typical_norm(64))
     assert spherical_mean(x).norm().item() == pytest.approx(x.flatten(1).norm(dim=1).mean().item())
@@ -122,13 +122,13 @@ def test_baselines_have_the_norms_they_promise():
 
 
 @pytest.mark.parametrize("average", [mean, normalized_mean, spherical_mean])
-def test_averages_keep_dtype_and_ignore_order(average):
+def test_averages_preserve_the_dtype_and_ignore_the_order(average):
     x = seeds(4).float()
     assert average(x).dtype == torch.float32 and average(x).shape == SHAPE
     torch.testing.assert_close(average(x), average(x.flip(0)))
 
 
-def test_zero_seeds_are_refused():
+def test_zero_seeds_raise_an_error():
     a = seeds(1)[0]
     zero = torch.zeros_like(a)
     for call in (lambda: slerp(a, zero, 3), lambda: spherical_mean(torch.stack([a, zero]))):
@@ -136,7 +136,7 @@ def test_zero_seeds_are_refused():
             call()
 
 
-def test_opposite_seeds_are_refused():
+def test_opposite_seeds_raise_an_error():
     a = seeds(1)[0]
     for b in (-a, -3 * a):
         with pytest.raises(ValueError, match="opposite"):
@@ -145,7 +145,7 @@ def test_opposite_seeds_are_refused():
         normalized_lerp(a, -a, 3)
 
 
-def test_seeds_that_cancel_out_are_refused():
+def test_seeds_that_cancel_out_raise_an_error():
     x = seeds(3)
     with pytest.raises(ValueError, match="cancel out"):
         spherical_mean(torch.cat([x, -x]))
@@ -154,7 +154,7 @@ def test_seeds_that_cancel_out_are_refused():
 
 
 @pytest.mark.parametrize("path", [lerp, slerp, normalized_lerp])
-@pytest.mark.parametrize("points", [1, 0, -2])
-def test_path_of_fewer_than_two_points_is_refused(path, points):
-    with pytest.raises(ValueError, match=f"points={points}"):
-        path(*seeds(2), points)
+@pytest.mark.parametrize("num_points", [1, 0, -2])
+def test_fewer_than_two_points_raise_an_error(path, num_points):
+    with pytest.raises(ValueError, match=f"num_points={num_points}"):
+        path(*seeds(2), num_points)

@@ -1,4 +1,4 @@
-"""The chi density of a seed's norm, against scipy and its own exact properties."""
+"""The chi density of the norm, against scipy and exact properties."""
 
 import math
 
@@ -18,21 +18,21 @@ def seeds(n: int, key: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("d", SIZES)
 @pytest.mark.parametrize("span", [1e-3, 0.1, 0.9], ids=["near", "middle", "far"])
-def test_log_density_is_scipys(d, span):
+def test_log_density_equals_scipy(d, span):
     norms = typical_norm(d) * (1 + span * torch.linspace(-1, 1, 21, dtype=torch.float64))
     expected = torch.from_numpy(chi(d).logpdf(norms.numpy()))
-    # scipy sums terms of up to d log d, whose rounding is what is allowed for
+    # the tolerance covers the rounding of scipy, which sums terms of up to d log d
     torch.testing.assert_close(log_density(norms, d), expected, rtol=1e-10, atol=1e-15 * d * math.log(d))
 
 
 @pytest.mark.parametrize("d", [2, *SIZES])
-def test_log_density_is_scipys_around_the_mode(d):
+def test_log_density_equals_scipy_around_the_mode(d):
     norms = typical_norm(d) * torch.linspace(0.5, 1.5, 11, dtype=torch.float64)
     expected = torch.from_numpy(chi(d).logpdf(norms.numpy()))
     torch.testing.assert_close(log_density(norms, d), expected, rtol=1e-9, atol=1e-6)
 
 
-def test_log_density_tells_neighboring_float32_norms_apart():
+def test_log_density_resolves_neighboring_float32_norms():
     mode = typical_norm(16_384)
     values = log_density(torch.tensor([mode, mode + 1e-4, mode + 2e-4]), 16_384)
     assert values[0] > values[1] > values[2]
@@ -48,27 +48,27 @@ def test_relative_density_is_zero_at_the_mode_and_negative_elsewhere(d):
 
 
 @pytest.mark.parametrize("d", SIZES)
-def test_density_near_the_mode_is_its_second_derivative(d):
-    # log chi_d has curvature -2 at its mode, whatever d; naive sums lose these values from d = 4096 on
+def test_density_near_the_mode_follows_its_curvature(d):
+    # the second derivative of log chi_d at its mode is -2 for every d; naive sums lose these values for d >= 4096
     mode = typical_norm(d)
     away = torch.tensor([1e-3, 1e-2], dtype=torch.float64)
     torch.testing.assert_close(relative_log_density(mode + away, d), -away.square(), rtol=1e-3, atol=0)
 
 
-def test_price_of_length_is_positive_and_tends_to_its_limit():
-    prices = [-peak_log_density(d) for d in SIZES]
-    assert all(price > 0 for price in prices)
-    assert prices == sorted(prices)
-    assert prices[-1] == pytest.approx(math.log(math.pi) / 2, abs=1e-4)
+def test_cost_of_length_is_positive_and_tends_to_its_limit():
+    costs = [-peak_log_density(d) for d in SIZES]
+    assert all(cost > 0 for cost in costs)
+    assert costs == sorted(costs)
+    assert costs[-1] == pytest.approx(math.log(math.pi) / 2, abs=1e-4)
 
 
-def test_density_is_finite_where_it_can_be_and_float64():
+def test_density_of_extreme_norms_is_float64_and_not_nan():
     values = log_density(torch.tensor([0.0, 1e-30, 1e4]), 16_384)
     assert values.dtype == torch.float64
     assert values[0] == -torch.inf and torch.isfinite(values[2])
 
 
-def test_gradients_are_right():
+def test_gradients_pass_gradcheck():
     norms = torch.tensor([3.0, 7.0, 7.9, 12.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda n: relative_log_density(n, 64), norms)
     assert torch.autograd.gradcheck(lambda n: log_density(n, 64), norms)
@@ -77,7 +77,7 @@ def test_gradients_are_right():
     assert norm_penalty(project(seeds(3))).abs().max() < 1e-12
 
 
-def test_penalty_is_one_value_a_seed():
+def test_penalties_of_a_batch_are_independent():
     x = seeds(4)
     alone = torch.cat([norm_penalty(x[k : k + 1]) for k in range(4)])
     assert torch.equal(norm_penalty(x), alone)
@@ -86,7 +86,7 @@ def test_penalty_is_one_value_a_seed():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_project_changes_nothing_but_the_norm(dtype):
+def test_project_changes_only_the_norm(dtype):
     x = seeds(6).view(2, 3, 4, 4, 4).to(dtype)
     for norm in (None, 5.0):
         y = project(x, norm)
@@ -98,7 +98,7 @@ def test_project_changes_nothing_but_the_norm(dtype):
 
 
 @pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
-def test_seed_without_a_direction_is_named(value):
+def test_error_names_a_seed_without_a_direction(value):
     x = seeds(3)
     x[2] = value
     with pytest.raises(ValueError, match="seed 2 has norm"):
@@ -106,6 +106,6 @@ def test_seed_without_a_direction_is_named(value):
 
 
 @pytest.mark.parametrize("d", [1, 0])
-def test_too_few_components_are_refused(d):
-    with pytest.raises(ValueError, match=f"d is {d}"):
+def test_too_few_components_raise_an_error(d):
+    with pytest.raises(ValueError, match=f"d={d}: must be >= 2"):
         typical_norm(d)

@@ -1,0 +1,162 @@
+"""The metric of seed space whose geodesics are the NAO paths: what a unit of length costs at each norm.
+
+Write a seed as a direction and a norm. A path costs ``-log chi_d(norm)`` nats per unit of length, so the metric is
+rotationally symmetric and the paths between two seeds live on a surface of revolution. Symbols:
+
+- ``d``: number of components of a seed; the *mode* is the most likely norm, ``sqrt(d - 1)``.
+- ``t = log(norm / mode)``: the radial coordinate. A unit of length costs
+  ``c(t) = -log chi_d = c0 + (d - 1) (expm1(2t)/2 - t)`` with ``c0 = -log chi_d(mode)``.
+- ``f(t) = norm * c(t)``: cost per radian of a circle about the origin, and per unit of ``t`` of a radial line. The line
+  element of the metric is ``f(t) sqrt(dt^2 + dangle^2)``.
+- The *waist* is the circle with the smallest ``f``, just below the mode. ``waist`` is its ``t`` and ``waist_cost`` its
+  ``f``.
+- ``alpha``: the signed height above the waist, defined by ``f(t) = waist_cost * cosh(alpha)``. In this coordinate every
+  shortest path has a closed form (:mod:`nao.geodesic`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nao.norm import peak_log_density, typical_norm
+
+MIN_NORM_RATIO = 0.35  # of the mode; below 0.26 circles become cheaper again, towards the origin
+MAX_NORM_RATIO = 10.0
+MIN_COMPONENTS = 16
+TABLE_STEP = 1 / 64  # spacing of the tables in alpha; their cubics are then accurate to ten digits
+BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class RadialMetric:
+    """The metric for seeds of ``d`` components, tabulated over ``alpha``.
+
+    Attributes:
+        d: number of components.
+        waist: ``t`` at the waist.
+        waist_cost: cost per radian at the waist.
+        first_index: ``alpha`` of the first table row, in units of ``TABLE_STEP``.
+        slopes: coefficients ``[M,4]`` of piecewise cubics for ``dt/dalpha``.
+        heights: coefficients ``[M,4]`` of piecewise cubics for ``t``.
+    """
+
+    d: int
+    waist: float
+    waist_cost: float
+    first_index: int
+    slopes: Tensor
+    heights: Tensor
+
+    @property
+    def waist_slope(self) -> float:
+        """``dt/dalpha`` at the waist. A path approaches the waist by a factor e per this many radians."""
+        return self.slopes[-self.first_index, 0].item()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signed height above the waist at ``t = log(norm / mode)``."""
+        log_ratio = log_cost_ratio(t - self.waist, self.waist, self.d)
+        # alpha = arcosh(exp(log_ratio)); expm1 preserves the digits for small values
+        ratio_minus_1 = torch.expm1(log_ratio.clamp_min(0))
+        return torch.sign(t - self.waist) * torch.log1p(ratio_minus_1 + (ratio_minus_1 * (ratio_minus_1 + 2)).sqrt())
+
+    def slope(self, alpha: Tensor) -> Tensor:
+        """``dt/dalpha``."""
+        return self._cubic(alpha, self.slopes)
+
+    def t(self, alpha: Tensor) -> Tensor:
+        """The inverse of :meth:`alpha`."""
+        return self._cubic(alpha, self.heights)
+
+    def _cubic(self, alpha: Tensor, table: Tensor) -> Tensor:
+        position = alpha / TABLE_STEP - self.first_index
+        row = position.long().clamp_(0, len(table) - 1)
+        x = position - row
+        c0, c1, c2, c3 = table[row].unbind(-1)
+        return c0 + x * (c1 + x * (c2 + x * c3))
+
+
+def log_cost_ratio(u: Tensor, waist: float, d: int) -> Tensor:
+    """``log f(waist + u) - log f(waist)``, without the cancellation of the direct difference."""
+    c = unit_cost(torch.tensor(waist, dtype=torch.float64), d)
+    return u + torch.log1p((d - 1) * (math.exp(2 * waist) * torch.expm1(2 * u) / 2 - u) / c)
+
+
+def unit_cost(t: Tensor, d: int) -> Tensor:
+    """``c(t) = -log chi_d`` at ``t = log(norm / mode)``, in nats per unit of length."""
+    return -peak_log_density(d) + (d - 1) * (torch.expm1(2 * t) / 2 - t)
+
+
+def radial_cost(ratio: Tensor, d: int) -> Tensor:
+    """Cost of the straight line from the origin to the norm ``ratio * mode``: the integral of :func:`unit_cost`."""
+    integral = (d - 1) * (ratio.pow(3) / 6 + ratio / 2 - ratio * ratio.log())
+    return typical_norm(d) * (integral - peak_log_density(d) * ratio)
+
+
+@lru_cache(maxsize=8)
+def radial_metric(d: int) -> RadialMetric:
+    """Build the tables for ``d`` components; cached.
+
+    Raises:
+        ValueError: fewer than 16 components. The density of the norm is then too broad for a waist.
+    """
+    if d < MIN_COMPONENTS:
+        raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components.")
+    waist = _waist(d)
+    waist_cost = typical_norm(d) * math.exp(waist) * unit_cost(torch.tensor(waist, dtype=torch.float64), d).item()
+    without_tables = RadialMetric(d, waist, waist_cost, 0, torch.empty(0), torch.empty(0))
+    ends = without_tables.alpha(torch.tensor([MIN_NORM_RATIO, MAX_NORM_RATIO], dtype=torch.float64).log())
+    first = math.floor(ends[0].item() / TABLE_STEP)
+    last = math.ceil(ends[1].item() / TABLE_STEP)
+    alpha = TABLE_STEP * torch.arange(first, last + 1, dtype=torch.float64)
+    t, slope, curvature = _invert(without_tables, alpha)
+    return RadialMetric(d, waist, waist_cost, first, slopes=_hermite(slope, curvature), heights=_hermite(t, slope))
+
+
+def _waist(d: int) -> float:
+    """``t`` with ``f'(t) = 0``, by Newton's method from its limit for large d."""
+    c0 = -peak_log_density(d)
+    t = -c0 / (2 * (d - 1))
+    for _ in range(20):
+        t -= (c0 / (d - 1) + 1.5 * math.expm1(2 * t) - t) / (3 * math.exp(2 * t) - 1)
+    return t
+
+
+def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``t``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha``, which contain 0. By bisection."""
+    d, waist = metric.d, metric.waist
+    at_waist = torch.full_like(alpha, waist)
+    low = torch.where(alpha < 0, math.log(MIN_NORM_RATIO) - 0.05, at_waist)
+    high = torch.where(alpha < 0, at_waist, math.log(MAX_NORM_RATIO) + 0.05)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        is_below = metric.alpha(middle) < alpha
+        low = torch.where(is_below, middle, low)
+        high = torch.where(is_below, high, middle)
+    t = torch.where(alpha == 0, at_waist, (low + high) / 2)
+    square_norm = (d - 1) * torch.exp(2 * t)
+    cost = unit_cost(t, d)
+    # first and second derivative of log f with respect to t; d(log cosh(alpha)) = tanh(alpha) dalpha
+    first = (d - 1) * (1.5 * math.exp(2 * waist) * torch.expm1(2 * (t - waist)) - (t - waist)) / cost
+    second = 2 * square_norm / cost - ((d - 1) * torch.expm1(2 * t) / cost).square()
+    slope = alpha.tanh() / first
+    curvature = (1 / alpha.cosh().square() - slope.square() * second) / first
+    # at the waist both are 0/0; their limits follow from the Taylor series of log f, with its third derivative
+    third = (10 * square_norm / cost - 2)[alpha == 0]
+    slope[alpha == 0] = second[alpha == 0].rsqrt()
+    curvature[alpha == 0] = -third / (3 * second[alpha == 0].square())
+    return t, slope, curvature
+
+
+def _hermite(value: Tensor, slope: Tensor) -> Tensor:
+    """Coefficients ``[M-1,4]`` of the cubics through values and slopes ``[M]`` on the table's grid.
+
+    The argument of a cubic is the fraction of the grid interval, in [0, 1].
+    """
+    left, right = TABLE_STEP * slope[:-1], TABLE_STEP * slope[1:]
+    rise = value.diff()
+    return torch.stack([value[:-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise], 1)
