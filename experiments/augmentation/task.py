@@ -55,7 +55,7 @@ class TrainingStage:
         context: the run.
         few_shot: how classifiers are trained.
         trainings: classifiers per method, with different seeds.
-        held_out: test images, ``uint8 [N, 3, H, W]``.
+        test_images: held-out images, ``uint8 [N, 3, H, W]``.
         truth: index of the concept of each test image, ``int64 [N]``.
     """
 

@@ -34,7 +34,7 @@ class Listing:
 def _formats() -> tuple[frozenset[str], tuple[str, ...]]:
     """Suffixes and formats of images that Pillow reads."""
     Image.init()
-    formats = tuple(name for name in Image.MAX_OPEN_FILES if name not in NON_RASTER_FORMATS)
+    formats = tuple(name for name in Image.OPEN if name not in NON_RASTER_FORMATS)
     suffixes = (suffix for suffix, name in Image.registered_extensions().items() if name in formats)
     return frozenset(suffixes), formats
 

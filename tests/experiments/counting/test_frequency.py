@@ -86,7 +86,7 @@ def test_embedded_corpus_has_buckets_by_rank():
 def test_unknown_bucket_rule_and_background_are_errors():
     with pytest.raises(ValueError, match=r"bucket_by='size' is unknown: choose threshold or rank"):
         assign_buckets({"a": 1}, "size", head=2, tail=1, ranks=())
-    with pytest.raises(ValueError, match="background='red'"):
+    with pytest.raises(ValueError, match="background: 'red' is unknown"):
         EmojiConcepts("assets/emoji", "{phrase}", "red", head=1000, tail=42)
 
 

@@ -1,4 +1,4 @@
-"""Captioned images: COCO's form, tables with files, tables with the images inside."""
+"""Captioned images: COCO, tables with image files, and tables that contain the images."""
 
 import json
 
@@ -19,52 +19,52 @@ def coco(tmp_path_factory):
 
 
 def of_coco(coco, **changes) -> CaptionedImages:
-    given = {"captions": str(coco / "annotations.json"), "images": str(coco / "images")}
-    return CaptionedImages(**given | changes)
+    settings = {"captions": str(coco / "annotations.json"), "images": str(coco / "images")}
+    return CaptionedImages(**settings | changes)
 
 
-def test_of_cocos_captions_the_first_is_the_prompt(coco):
-    found = of_coco(coco).captioned()
-    assert list(found.captions) == TEXTS and found.names[0] == "000000000000.jpg"
-    assert found.images.resized((8, 8)).shape == (3, 3, 8, 8)
+def test_first_caption_of_coco_is_the_prompt(coco):
+    pairs = of_coco(coco).captioned()
+    assert list(pairs.captions) == TEXTS and pairs.names[0] == "000000000000.jpg"
+    assert pairs.images.resized((8, 8)).shape == (3, 3, 8, 8)
     assert list(of_coco(coco, caption_contains="dog").captioned().captions) == [TEXTS[0], TEXTS[2]]
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
-def test_tables_of_image_and_caption(coco, tmp_path, ending):
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_tables_of_images_and_captions(coco, tmp_path, suffix):
     table = pd.DataFrame({"file": [f"{k:012d}.jpg" for k in (0, 0, 1)], "text": ["a dog on a lawn", "b", " a cat "]})
-    path = tmp_path / f"pairs.{ending}"
-    if ending == "jsonl":
+    path = tmp_path / f"pairs.{suffix}"
+    if suffix == "jsonl":
         table.to_json(path, orient="records", lines=True)
     else:
-        table.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
-    found = of_coco(coco, captions=str(path), image="file", caption="text").captioned()
-    assert list(found.captions) == ["a dog on a lawn", "a cat"] and len(found.images) == 2
+        table.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
+    pairs = of_coco(coco, captions=str(path), image="file", caption="text").captioned()
+    assert list(pairs.captions) == ["a dog on a lawn", "a cat"] and len(pairs.images) == 2
     with pytest.raises(ValueError, match=r"has no column 'image' \(it has file, text\)"):
         of_coco(coco, captions=str(path)).captioned()
 
 
-def test_a_table_may_hold_the_images_and_lists_of_captions(coco, tmp_path):
+def test_table_contains_images_and_caption_lists(coco, tmp_path):
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     images = pa.array([{"bytes": picture(k, k), "path": None} for k in range(3)], kind)
     texts = pa.array([[text, "another"] for text in TEXTS])
     pq.write_table(pa.table({"image": images, "caption": texts}), tmp_path / "pairs.parquet")
-    found = CaptionedImages(captions=str(tmp_path / "pairs.parquet"), images=None, caption_contains="dog").captioned()
-    assert list(found.captions) == [TEXTS[0], TEXTS[2]]
+    pairs = CaptionedImages(captions=str(tmp_path / "pairs.parquet"), images=None, caption_contains="dog").captioned()
+    assert list(pairs.captions) == [TEXTS[0], TEXTS[2]]
     files = of_coco(coco, caption_contains="dog").captioned()
-    assert (found.images.resized((8, 8))[:] == files.images.resized((8, 8))[:]).all()
+    assert (pairs.images.resized((8, 8))[:] == files.images.resized((8, 8))[:]).all()
 
 
-def test_what_does_not_fit_is_said(coco, tmp_path):
+def test_invalid_settings_are_errors(coco, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps({"images": []}))
-    for changes, said in (
-        ({"captions": "/nowhere.json"}, r"data\.captions=/nowhere\.json is no file"),
+    for changes, message in (
+        ({"captions": "/nowhere.json"}, r"data\.captions=/nowhere\.json is not a file"),
         ({"images": None}, r"data\.images has no value"),
-        ({"images": "/nowhere"}, r"data\.images=/nowhere is no folder"),
-        ({"captions": str(tmp_path / "bad.json")}, r"is no file of COCO's captions \(KeyError: 'annotations'\)"),
-        ({"caption_contains": "zebra"}, r"no image with a caption whose caption holds 'zebra'"),
+        ({"images": "/nowhere"}, r"data\.images=/nowhere is not a folder"),
+        ({"captions": str(tmp_path / "bad.json")}, r"is not a file of COCO captions \(KeyError: 'annotations'\)"),
+        ({"caption_contains": "zebra"}, r"no image with a caption that contains 'zebra'"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             of_coco(coco, **changes).captioned()
     with pytest.raises(ValueError, match=r"data=captions has images with captions but no concepts"):
         of_coco(coco).concepts()

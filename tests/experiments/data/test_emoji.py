@@ -1,4 +1,4 @@
-"""The embedded corpus: what is committed keeps its promises, and the builder is deterministic."""
+"""The embedded corpus has its documented properties, and its builder is deterministic."""
 
 import io
 import json
@@ -12,7 +12,8 @@ import pytest
 
 from experiments.data import build_emoji
 from experiments.data.backgrounds import AUGMENTATIONS, BACKGROUNDS, Augmentation, composite, no_augmentation
-from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, read_table
+from experiments.data.count_emoji import count_captions
+from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, read_caption_counts, read_table
 
 CORPUS = "assets/emoji"
 
@@ -33,7 +34,7 @@ def test_load_dataset_opens_the_corpus(tmp_path):
     assert split[0]["licence"] in {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
 
 
-def test_every_concept_has_seven_designers_and_three_references(drawings):
+def test_designers_and_splits_of_every_concept(drawings):
     by_concept = {}
     for row in drawings.rows:
         by_concept.setdefault(row["concept"], []).append(row)
@@ -55,10 +56,20 @@ def test_captions_are_rebuilt_exactly(drawings, captions):
     assert build_emoji.captions(sorted(drawings.rows, key=lambda row: row["image_id"])) == captions.to_dict()
 
 
-def test_caption_names_the_background_of_its_picture(captions):
+def test_stored_caption_counts_equal_a_recount():
+    rows = count_captions(Path(CORPUS))
+    assert {row["name"]: row["captions"] for row in rows} == read_caption_counts(CORPUS)
+
+
+def test_corpus_without_counts_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match=r"concepts\.csv has no readable column captions .*: run .*count_emoji"):
+        read_caption_counts(tmp_path)
+
+
+def test_caption_names_the_background(captions):
     for row in captions.select(range(0, len(captions), 2500)):
-        named = [color for color in BACKGROUNDS if f"a {color} background" in row["caption"]]
-        assert named in ([], [Augmentation.from_seed(row["augmentation_seed"]).background])
+        mentioned = [color for color in BACKGROUNDS if f"a {color} background" in row["caption"]]
+        assert mentioned in ([], [Augmentation.from_seed(row["augmentation_seed"]).background])
 
 
 def _archive(folder, package, members):
@@ -72,7 +83,7 @@ def _archive(folder, package, members):
 
 @pytest.fixture
 def packages(tmp_path):
-    """Nine tiny icon sets that draw two concepts, in the form that npm brings."""
+    """Nine tiny icon sets of two concepts, as packages of npm."""
     folder = tmp_path / "packages"
     folder.mkdir()
     names = {e: {"name": n, "group": "Animals & Nature"} for e, n in (("🐪", "camel"), ("🐻", "bear"))}
@@ -94,21 +105,22 @@ def packages(tmp_path):
 TABLE = "emoji,unicode_name,name,phrase\n🐪,camel,camel,a camel\n🐻,bear,bear,a bear\n"
 
 
-def test_built_twice_the_same_bytes(packages, tmp_path):
-    built = []
+def test_building_is_deterministic(packages, tmp_path):
+    outputs = []
     (tmp_path / "concepts.csv").write_text(TABLE)
     for name in ("first", "second"):
         folder = tmp_path / name
         build_emoji.build(tmp_path / "concepts.csv", folder, packages)
-        built.append({path.name: path.read_bytes() for path in folder.glob("*.parquet")})
-    assert built[0] == built[1]
-    assert set(built[0]) == {
+        outputs.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert outputs[0] == outputs[1]
+    assert set(outputs[0]) == {
         "captions.parquet",
+        "concepts.csv",
         *(f"drawings-{split}.parquet" for split in build_emoji.SPLITS),
     }
 
 
-def test_the_builder_writes_below_runs_unless_told(packages, tmp_path, monkeypatch):
+def test_builder_writes_to_runs_by_default(packages, tmp_path, monkeypatch):
     shipped = {path: path.stat().st_mtime_ns for path in Path(CORPUS).iterdir()}
     table = tmp_path / "concepts.csv"
     table.write_text(TABLE)
@@ -117,22 +129,22 @@ def test_the_builder_writes_below_runs_unless_told(packages, tmp_path, monkeypat
     assert {path.name for path in (tmp_path / "runs" / "emoji").iterdir()} >= {"captions.parquet"}
     monkeypatch.undo()
     assert shipped == {path: path.stat().st_mtime_ns for path in Path(CORPUS).iterdir()}
-    assert Path(CORPUS).resolve() / "concepts.csv" == build_emoji.CONCEPTS
+    assert Path(CORPUS).resolve() / "concepts.csv" == build_emoji.CONCEPTS_TABLE
 
 
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (TABLE, ["--size", "0"], "--size 0: give a side in pixels"),
+        (TABLE, ["--size", "0"], "--size 0: must be an integer >= 1"),
         (TABLE, ["--packages", "nowhere"], "nowhere is not a folder"),
-        (TABLE, ["--concepts", "none.csv"], "none.csv does not exist: name a table of concepts"),
+        (TABLE, ["--concepts", "none.csv"], "none.csv does not exist: give a table of concepts"),
         ("emoji,name\n🐪,camel\n", [], "has no column 'unicode_name'"),
         ("", [], "has no column 'emoji', or no row"),
         (TABLE + "🦄,unicorn,unicorn,a unicorn\n", [], "'unicorn' has drawings of 0 designers"),
         (TABLE, ["--output", "concepts.csv/below"], "concepts.csv/below"),
     ],
 )
-def test_what_the_builder_cannot_use_is_said(packages, tmp_path, monkeypatch, capsys, table, options, message):
+def test_builder_rejects_invalid_input(packages, tmp_path, monkeypatch, capsys, table, options, message):
     monkeypatch.chdir(tmp_path)
     Path("concepts.csv").write_text(table)
     with pytest.raises(SystemExit) as caught:
@@ -140,14 +152,14 @@ def test_what_the_builder_cannot_use_is_said(packages, tmp_path, monkeypatch, ca
     assert caught.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_package_that_is_no_package_is_named(packages, tmp_path):
-    build_emoji.archive_path(packages, build_emoji.UNICODE_NAMES).write_bytes(b"no archive")
+def test_invalid_package_is_named(packages, tmp_path):
+    build_emoji.archive_path(packages, build_emoji.UNICODE_NAMES).write_bytes(b"not an archive")
     (tmp_path / "concepts.csv").write_text(TABLE)
     with pytest.raises(ValueError, match=r"unicode-emoji-json-.*\.tgz has no readable data-by-emoji\.json"):
         build_emoji.build(tmp_path / "concepts.csv", tmp_path / "out", packages)
 
 
-def test_a_damaged_table_is_named(tmp_path):
+def test_damaged_table_is_named(tmp_path):
     (tmp_path / "captions.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"captions\.parquet cannot be read as a table"):
         read_table(tmp_path / "captions.parquet")
@@ -155,18 +167,18 @@ def test_a_damaged_table_is_named(tmp_path):
 
 def test_augmentation_is_a_function_of_its_seed(drawings):
     image = drawings.images[0]
-    pictures = [np.asarray(composite(image, Augmentation.from_seed(seed))) for seed in (7, 7, 8)]
-    assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+    images = [np.asarray(composite(image, Augmentation.from_seed(seed))) for seed in (7, 7, 8)]
+    assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
     assert Counter(Augmentation.from_seed(s).background for s in range(AUGMENTATIONS)) == dict.fromkeys(BACKGROUNDS, 8)
 
 
-def test_plain_drawing_stands_in_the_middle_of_its_background(drawings):
-    picture = np.asarray(composite(drawings.images[0], no_augmentation("pink")))
-    border = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+def test_drawing_without_augmentation_is_centered(drawings):
+    image = np.asarray(composite(drawings.images[0], no_augmentation("pink")))
+    border = [image[0], image[-1], image[:, 0], image[:, -1]]
     assert all((side == BACKGROUNDS["pink"]).all() for side in border)
 
 
-def test_unknown_seed_and_missing_corpus_are_explained(tmp_path):
+def test_unknown_seed_and_missing_corpus_are_errors(tmp_path):
     with pytest.raises(ValueError, match="augmentation seed 48 is outside"):
         Augmentation.from_seed(48)
     with pytest.raises(ValueError, match=r"does not exist: point data\.folder"):
@@ -175,6 +187,6 @@ def test_unknown_seed_and_missing_corpus_are_explained(tmp_path):
 
 def test_augmented_drawings_are_images_in_range(drawings):
     data = AugmentedEmojiImages(drawings, augmentations=2)
-    picture, concept = data[3]
-    assert picture.shape == (3, 64, 64) and picture.min() >= 0 and picture.max() <= 1
+    image, concept = data[3]
+    assert image.shape == (3, 64, 64) and image.min() >= 0 and image.max() <= 1
     assert concept == drawings.rows[1]["concept_id"]

@@ -1,4 +1,4 @@
-"""Users' own folders of images: what is read, and what is said when it cannot be."""
+"""User-provided folders of images: what is read, and the error messages."""
 
 import json
 import pickle
@@ -53,16 +53,16 @@ def test_concepts_have_prompts_buckets_and_images(root):
     assert [image.shape for image in source(root).real_images()] == [(3, 16, 16)] * 4
 
 
-def test_counts_from_every_format(root):
+def test_counts_in_every_format(root):
     counts = {"tiger cat": 3, "payphone": 500}
     for name, text in (("a.csv", "tiger cat,3\npayphone,500\n"), ("a.json", json.dumps(counts))):
         (root / name).write_text(text)
         assert {c.name: c.frequency for c in source(root, counts=str(root / name)).concepts()} == counts
 
 
-def test_ranks_are_those_of_all_concepts_in_the_file(root):
+def test_ranks_are_among_all_concepts_in_the_file(root):
     phone, cat = source(root, bucket_by="rank", ranks=(1, 1, 1)).concepts()
-    assert (phone.bucket, cat.bucket) == ("head", "tail")  # a concept without images lies between
+    assert (phone.bucket, cat.bucket) == ("head", "tail")  # a concept without images is in between
     with pytest.raises(ValueError, match="do not add up to the 3 concepts"):
         source(root, bucket_by="rank", ranks=(1, 0, 1)).concepts()
 
@@ -81,40 +81,40 @@ def test_imagenet_folders_and_counts_by_any_key(root):
     )
     assert (cat.name, cat.prompt, cat.frequency, cat.bucket) == ("tiger cat", "a photo of a tiger cat", 3, "tail")
     (root / "references" / "282").mkdir()
-    with pytest.raises(ValueError, match="'282' and 'tiger cat' are one class, n02123159"):
+    with pytest.raises(ValueError, match="'282' and 'tiger cat' are the same class, n02123159"):
         source(root, classes="imagenet1k").concepts()
     (root / "references" / "282").rmdir()
     (root / "counts.tsv").write_text("".join(f"class {k}\t{k}\n" for k in range(1000)))
     assert [c.frequency for c in source(root, classes="imagenet1k_rows").concepts()] == [707, 282]
-    with pytest.raises(ValueError, match="'class 0' fits no class of ImageNet-1k"):
+    with pytest.raises(ValueError, match="'class 0' is not a class of ImageNet-1k"):
         source(root, classes="imagenet1k").concepts()
-    with pytest.raises(ValueError, match="classes='imagenet': give folders, imagenet1k or imagenet1k_rows"):
+    with pytest.raises(ValueError, match=r"classes: Input should be 'folders', 'imagenet1k' or"):
         source(root, classes="imagenet")
 
 
 # Names
 
 
-def test_names_are_compared_in_one_form(root):
+def test_folder_names_are_normalized(root):
     """A folder from macOS is in NFD, a file of counts written elsewhere in NFC."""
     composed, parted = (unicodedata.normalize(form, "jalapeño") for form in ("NFC", "NFD"))
     for kind in ("references", "real"):
         (root / kind / "payphone").rename(root / kind / parted)
     (root / "counts.tsv").write_text(f" {composed} \t500\ntiger cat\t3\n")
     assert [concept.name for concept in source(root).concepts()] == [composed, "tiger cat"]
-    assert set(source(root).held_out()) == {composed, "tiger cat"}
+    assert set(source(root).labeled_real_images()) == {composed, "tiger cat"}
 
 
 @pytest.mark.parametrize("kind", ["references", "real"])
 @pytest.mark.parametrize("other", [unicodedata.normalize("NFD", "jalapeño"), "jalapeño "])
-def test_two_folders_of_one_name_are_refused(root, kind, other):
+def test_folders_with_equal_names_are_errors(root, kind, other):
     (root / kind / "jalapeño").mkdir()
     (root / kind / other).mkdir()
-    with pytest.raises(ValueError, match=f"{kind} holds .*which are one name"):
-        source(root).concepts() if kind == "references" else source(root).held_out()
+    with pytest.raises(ValueError, match=f"{kind} contains .*which are one name"):
+        source(root).concepts() if kind == "references" else source(root).labeled_real_images()
 
 
-def test_folders_named_by_numbers_are_concepts(root):
+def test_folder_names_may_be_numbers(root):
     (root / "references" / "payphone").rename(root / "references" / "0")
     (root / "counts.tsv").write_text("tiger cat\t3\n0\t500\n")
     assert [concept.name for concept in source(root).concepts()] == ["0", "tiger cat"]
@@ -124,19 +124,19 @@ def test_folders_named_by_numbers_are_concepts(root):
 
 
 @pytest.mark.parametrize("ending", ["gif", "tif", "tiff", "avif", "webp", "bmp", "ppm", "jp2", "tga", "ico", "JPEG"])
-def test_everything_that_pillow_opens_is_an_image(root, ending, quiet):
+def test_every_pillow_format_is_an_image(root, ending, quiet):
     Image.new("RGB", (20, 20), "red").save(root / "references" / "payphone" / f"2.{ending}")
     phone, _ = source(root).concepts()
     assert len(phone.references) == 3
-    assert phone.references[2][:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=12)  # some lose a little
+    assert phone.references[2][:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=12)  # some formats are lossy
 
 
-def test_an_image_without_an_ending_is_an_image(root, quiet):
+def test_image_without_suffix_is_an_image(root, quiet):
     (root / "real" / "payphone" / "0.png").rename(root / "real" / "payphone" / "scan no. 1")
     assert len(source(root).real_images()) == 4
 
 
-def test_hidden_folders_and_files_are_nothing(root, quiet):
+def test_hidden_files_and_folders_are_ignored(root, quiet):
     for kind in ("references", "real"):
         hidden = root / kind / ".ipynb_checkpoints"
         hidden.mkdir()
@@ -148,30 +148,33 @@ def test_hidden_folders_and_files_are_nothing(root, quiet):
             (root / kind / "payphone" / name).write_bytes(b"\0")
     assert [(c.name, len(c.references)) for c in source(root).concepts()] == [("payphone", 2), ("tiger cat", 2)]
     assert len(source(root).real_images()) == 4
-    assert {name: len(own) for name, own in source(root).held_out().items()} == {"payphone": 2, "tiger cat": 2}
+    assert {name: len(images) for name, images in source(root).labeled_real_images().items()} == {
+        "payphone": 2,
+        "tiger cat": 2,
+    }
 
 
-def test_what_is_no_image_is_named_once(root):
+def test_one_warning_names_other_files(root):
     for name in ("notes.txt", "photo.heic", "features.h5"):
         (root / "references" / "payphone" / name).write_bytes(b"\x89HDF\r\n\x1a\n and more")
     (root / "references" / "payphone" / "raw").mkdir()
     (root / "references" / "loose.png").touch()
-    with pytest.warns(UserWarning, match="left out") as caught:
+    with pytest.warns(UserWarning, match="ignored") as caught:
         phone, _ = source(root).concepts()
     assert len(phone.references) == 2
     (message,) = (str(warning.message) for warning in caught)
     assert "references/loose.png" in message and "and 2 more" in message and "HEIC" in message
 
 
-def test_a_folder_of_foreign_files_alone_is_refused(root):
+def test_folder_without_images_is_an_error(root):
     (root / "references" / "payphone" / "0.png").rename(root / "references" / "payphone" / "0.heic")
     (root / "references" / "payphone" / "1.png").unlink()
     (root / "references" / "payphone" / "0.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(ValueError, match=r"payphone holds no images that Pillow reads, only payphone/0\.heic"):
+    with pytest.raises(ValueError, match=r"payphone contains no images that Pillow reads, only payphone/0\.heic"):
         source(root).concepts()
 
 
-def test_real_images_lie_beside_folders_too(root, quiet):
+def test_real_images_may_be_outside_folders(root, quiet):
     Image.new("RGB", (20, 20), "red").save(root / "real" / "more.png")
     assert len(source(root).real_images()) == 5
     (root / "alone").mkdir()
@@ -183,11 +186,11 @@ def test_real_images_lie_beside_folders_too(root, quiet):
 
 
 def cut(path, to: int = -20) -> None:
-    """The header is whole."""
+    """Truncates a file; its header stays intact."""
     path.write_bytes(path.read_bytes()[:to])
 
 
-def test_bad_references_are_found_before_they_are_used(root):
+def test_damaged_references_fail_in_advance(root):
     cut(root / "references" / "payphone" / "1.png")
     for count in (1, 2):
         with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
@@ -196,7 +199,7 @@ def test_bad_references_are_found_before_they_are_used(root):
         limit_references(source(root).concepts(), 3)
 
 
-def test_real_images_are_checked_at_the_call(root):
+def test_real_images_are_checked_immediately(root):
     cut(root / "real" / "payphone" / "1.png")
     with pytest.raises(ValueError, match=r"payphone.1\.png cannot be read as an image"):
         source(root).real_images()
@@ -206,7 +209,7 @@ def test_real_images_are_checked_at_the_call(root):
         source(root, real=str(root / "counts.tsv")).real_images()
 
 
-def test_a_folder_that_may_not_be_read_is_named(root, monkeypatch):
+def test_folder_without_permission_is_named(root, monkeypatch):
     def refused(path):
         raise PermissionError(13, "Permission denied")
 
@@ -215,15 +218,15 @@ def test_a_folder_that_may_not_be_read_is_named(root, monkeypatch):
         list_folder(root / "references" / "payphone")
 
 
-def test_missing_things_are_named(root):
-    with pytest.raises(ValueError, match="holds no folders"):
+def test_missing_files_are_named(root):
+    with pytest.raises(ValueError, match="contains no folders"):
         source(root, references=str(root / "nowhere")).concepts()
     with pytest.raises(ValueError, match=r"counts\.json does not exist"):
         source(root, counts=str(root / "counts.json")).concepts()
     (root / "references" / "empty").mkdir()
     with pytest.raises(ValueError, match="no count for 'empty'"):
         source(root).concepts()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         image_files([root / "references" / "empty"])
     (root / "bad.tsv").write_text("tiger cat\tmany\n")
     with pytest.raises(ValueError, match="is not a table"):
@@ -233,35 +236,35 @@ def test_missing_things_are_named(root):
 # Size
 
 
-def test_images_take_the_size_of_the_model(root):
+def test_images_get_the_size_of_the_model(root):
     unsized = source(root, size=None)
-    for images in (unsized.concepts()[0].references, unsized.real_images(), unsized.held_out()["payphone"]):
+    for images in (unsized.concepts()[0].references, unsized.real_images(), unsized.labeled_real_images()["payphone"]):
         assert images.resized((16, 24))[0].shape == (3, 16, 24)
-        with pytest.raises(ValueError, match="no size yet"):
+        with pytest.raises(ValueError, match="have no size"):
             images[0]
     assert unsized.concepts()[0].resized((16, 24)).references.shape == (2, 3, 16, 24)
 
 
-def test_a_size_of_its_own_has_to_be_the_models(root):
-    own = source(root, size=[16, 24]).concepts()[0]
-    assert own.references[0].shape == (3, 16, 24) and own.resized((16, 24)).references.shape == (2, 3, 16, 24)
-    with pytest.raises(ValueError, match=r"16 x 24 pixels .*, the checkpoint's 64 x 64: leave data\.source\.size out"):
-        own.resized((64, 64))
-    with pytest.raises(ValueError, match=r"size=0"):
+def test_fixed_size_must_match_the_model(root):
+    fixed = source(root, size=[16, 24]).concepts()[0]
+    assert fixed.references[0].shape == (3, 16, 24) and fixed.resized((16, 24)).references.shape == (2, 3, 16, 24)
+    with pytest.raises(ValueError, match=r"the checkpoint needs 64 x 64: set data\.source\.size to null"):
+        fixed.resized((64, 64))
+    with pytest.raises(ValueError, match=r"size.*greater than 0"):
         source(root, size=0)
 
 
 # Memory
 
 
-def test_only_the_references_that_are_used_are_read(root, monkeypatch):
+def test_reads_only_the_references_in_use(root, monkeypatch):
     read = []
 
-    def counted(path, size):
+    def record(path, size):
         read.append(path.name)
         return np.zeros((3, *size), np.uint8)
 
-    monkeypatch.setattr(folder_module, "read_image", counted)
+    monkeypatch.setattr(folder_module, "read_image", record)
     for k in range(2, 300):
         (root / "references" / "payphone" / f"{k}.png").hardlink_to(root / "references" / "payphone" / "0.png")
     phone = limit_references(source(root).concepts(), 1)[0]
@@ -270,8 +273,8 @@ def test_only_the_references_that_are_used_are_read(root, monkeypatch):
     assert read == ["0.png"] and phone.references[:].shape == (1, 3, 16, 16)
 
 
-def test_many_images_take_no_memory(root):
-    """400 images of 256 x 256 would take 79 MB."""
+def test_memory_does_not_grow_with_images(root):
+    """The pixels of 400 images of 256 x 256 would take 79 MB."""
     for k in range(2, 400):
         for kind in ("references", "real"):
             (root / kind / "payphone" / f"{k}.png").hardlink_to(root / kind / "payphone" / "0.png")
@@ -285,7 +288,7 @@ def test_many_images_take_no_memory(root):
     assert len(set(keys)) == 2 and total > 0 and peak < 8e6
 
 
-def test_keys_follow_the_content(root):
+def test_keys_depend_on_the_content(root):
     def keys(**changes) -> list[str]:
         return [concept.key for concept in limit_references(source(root, **changes).concepts(), 1)]
 
@@ -297,7 +300,7 @@ def test_keys_follow_the_content(root):
     assert keys()[0] != first[0] and keys()[1] == first[1]
 
 
-def test_concepts_go_to_other_processes(root):
+def test_concepts_can_be_pickled(root):
     phone, _ = source(root).concepts()
     assert pickle.loads(pickle.dumps(phone)).key == phone.key
 
@@ -309,11 +312,11 @@ def test_concepts_go_to_other_processes(root):
     "prompt", ["a photo of a {}", "a photo", "a {name", "a name}", "a {0}", "a {nom}", "{name!r}", "{name:>9}",
                "{name.__class__}", "{name[0]}", "{name} {style}", ""],
 )  # fmt: skip
-def test_malformed_templates_are_refused(root, prompt):
-    with pytest.raises(ValueError, match=r"data\.source\.prompt=.* must hold \{name\}"):
+def test_invalid_prompt_template_is_an_error(root, prompt):
+    with pytest.raises(ValueError, match=r"data\.source\.prompt=.* must contain \{name\}"):
         source(root, prompt=prompt)
 
 
-def test_braces_and_repeated_names_are_templates(root):
+def test_escaped_braces_and_repeated_names_are_valid(root):
     prompts = [concept.prompt for concept in source(root, prompt="{name}, {{a}} {name}").concepts()]
     assert prompts[0] == "payphone, {a} payphone"

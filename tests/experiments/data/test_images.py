@@ -1,4 +1,4 @@
-"""Image files as pixels: every mode comes out as a person sees it, and a bad file is a sentence."""
+"""Image files as arrays: every mode is converted correctly, and errors name the damaged file."""
 
 import os
 import struct
@@ -45,13 +45,13 @@ def flat(value: float, kind: str) -> Image.Image:
         ("white_is_zero.tiff", flat(32768, "<u2"), {"tiffinfo": {262: 0}}),
     ],
 )
-def test_gray_levels_of_more_than_8_bits_are_scaled(tmp_path, name, image, options):
+def test_16_bit_gray_levels_are_scaled(tmp_path, name, image, options):
     image.save(tmp_path / name, **options)
     assert middle(tmp_path / name) == pytest.approx([128] * 3, abs=1)
 
 
 @pytest.mark.parametrize("step", [1, 256, 257])
-def test_a_16_bit_ramp_keeps_256_levels(tmp_path, step):
+def test_16_bit_ramp_has_256_levels(tmp_path, step):
     ramp = np.arange(0, 65536, step, dtype=np.uint16)[: 256 if step > 1 else None].reshape(-1, 256)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     levels = np.unique(read_image(tmp_path / "ramp.png", ramp.shape))
@@ -90,24 +90,26 @@ def test_16_bit_colors_and_alpha(tmp_path, color_type, values, expected):
         ("cmyk.jpg", Image.new("CMYK", SQUARE, (255, 0, 255, 0)), {}, [0, 255, 0]),
     ],
 )
-def test_colors_are_those_a_person_sees_on_white(tmp_path, name, image, options, expected):
+def test_colors_on_a_white_background(tmp_path, name, image, options, expected):
     image.save(tmp_path / name, **options)
     assert middle(tmp_path / name) == pytest.approx(expected, abs=2)
 
 
 @pytest.mark.parametrize("value, kind", [(200, "<i4"), (2**20, "<i4"), (-5, "<i4"), (40, "<f4"), (np.nan, "<f4")])
-def test_levels_without_a_white_are_refused(tmp_path, value, kind):
+def test_unknown_white_level_is_an_error(tmp_path, value, kind):
     flat(value, kind).save(tmp_path / "x.tiff")
-    with pytest.raises(ValueError, match=r"x\.tiff cannot be read as an image \(its levels run from .* what is white"):
+    with pytest.raises(
+        ValueError, match=r"x\.tiff cannot be read as an image \(its levels range .* white level is unknown"
+    ):
         read_image(tmp_path / "x.tiff", SQUARE)
-    with pytest.raises(ValueError, match="what is white"):
+    with pytest.raises(ValueError, match="white level is unknown"):
         check_image(tmp_path / "x.tiff")
 
 
-def test_the_centre_of_any_shape_is_cut_out(tmp_path):
-    picture = np.zeros((8, 24, 3), np.uint8)
-    picture[:, 8:16] = 200
-    Image.fromarray(picture).save(tmp_path / "wide.png")
+def test_center_crop_of_any_shape(tmp_path):
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 8:16] = 200
+    Image.fromarray(image).save(tmp_path / "wide.png")
     assert (read_image(tmp_path / "wide.png", (8, 8)) == 200).all()
     assert read_image(tmp_path / "wide.png", (6, 10)).shape == (3, 6, 10)
     for k, size in enumerate([(1, 500), (500, 1), (1, 1)]):
@@ -116,24 +118,24 @@ def test_the_centre_of_any_shape_is_cut_out(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["|u1", "<u2"])
-def test_images_stand_upright(tmp_path, kind):
-    picture = np.zeros((4, 8), kind)
-    picture[:, 0] = np.iinfo(kind).max
+def test_exif_rotation_is_applied(tmp_path, kind):
+    image = np.zeros((4, 8), kind)
+    image[:, 0] = np.iinfo(kind).max
     exif = Image.Exif()
-    exif[274] = 6  # turned by 90 degrees
-    Image.fromarray(picture).save(tmp_path / "x.png", exif=exif)
+    exif[274] = 6  # rotated by 90 degrees
+    Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
     assert read_image(tmp_path / "x.png", (8, 4))[0, :, 0].tolist() == [255] + [0] * 7
 
 
 def broken(folder: Path) -> list[str]:
-    """The names of bad files made in ``folder``."""
+    """Creates unreadable files in ``folder`` and returns their names."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     for ending in ("jpg", "png", "webp", "tiff", "gif"):
         whole = folder / f"whole.{ending}"
         Image.fromarray(noise).save(whole)
         (folder / f"cut.{ending}").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (folder / "empty.png").touch()
-    (folder / "text.png").write_text("no image")
+    (folder / "text.png").write_text("not an image")
     (folder / "folder.png").mkdir()
     (folder / "dangling.png").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.png")
@@ -142,44 +144,44 @@ def broken(folder: Path) -> list[str]:
     return names
 
 
-def test_bad_files_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     for name in broken(tmp_path):
         for attempt in (check_image, lambda path: read_image(path, SQUARE)):
             with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
                 attempt(tmp_path / name)
 
 
-def test_a_bomb_is_too_large(tmp_path):
+def test_decompression_bomb_is_an_error(tmp_path):
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
-    with pytest.raises(ValueError, match=r"bomb\.png is too large an image .*make it smaller"):
+    with pytest.raises(ValueError, match=r"bomb\.png is too large .*reduce or remove it"):
         check_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_bytes_of_every_format_end_in_a_sentence(tmp_path):
-    """Decoders raise whatever comes to them; what reaches the caller is a ValueError that names the file."""
+def test_damaged_files_of_every_format_are_named(tmp_path):
+    """Decoders raise many types of errors; the caller gets a ValueError that names the file."""
     generator = np.random.default_rng(0)
     noise, path = Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)), tmp_path / "x.bin"
-    refused = 0
+    errors = 0
     for ending in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA", "SGI", "PCX", "DDS", "ICNS"):
         noise.save(path, ending)
         whole = path.read_bytes()
         for _ in range(40):
             damaged = bytearray(whole)
-            for composite in generator.integers(len(damaged), size=3):
-                damaged[composite] = generator.integers(256)
+            for position in generator.integers(len(damaged), size=3):
+                damaged[position] = generator.integers(256)
             path.write_bytes(damaged[: generator.integers(1, len(damaged) + 1)])
             try:
                 check_image(path)
             except ValueError as error:
-                refused += 1
+                errors += 1
                 assert "x.bin" in str(error)
-    assert refused > 200
+    assert errors > 200
 
 
-def test_many_files_are_checked_and_the_first_bad_one_is_named(tmp_path, capsys):
+def test_check_names_the_first_unreadable_file(tmp_path, capsys):
     files = [tmp_path / f"{k:03d}.jpg" for k in range(50)]
     for file in files:
         Image.new("RGB", (16, 16), "red").save(file)
@@ -191,50 +193,50 @@ def test_many_files_are_checked_and_the_first_bad_one_is_named(tmp_path, capsys)
         check_images(files, "checking")
 
 
-def test_images_are_read_when_they_are_asked_for():
-    asked = []
+def test_images_are_read_when_indexed():
+    reads = []
 
     def read(item: int, size: tuple[int, int]) -> np.ndarray:
-        asked.append(item)
+        reads.append(item)
         return np.full((3, *size), item, np.uint8)
 
     unsized = Images(range(9), read)
-    with pytest.raises(ValueError, match=r"no size yet.*data\.source\.size"):
+    with pytest.raises(ValueError, match=r"have no size.*data\.source\.size"):
         unsized[0]
     images = unsized.resized((2, 5)).head(4)
-    assert len(images) == 4 and images.shape == (4, 3, 2, 5) and not asked
+    assert len(images) == 4 and images.shape == (4, 3, 2, 5) and not reads
     assert images[1].shape == (3, 2, 5) and images[-1][0, 0, 0] == 3
     assert images[1:3].shape == (2, 3, 2, 5) and images[4:].shape == (0, 3, 2, 5)
-    assert asked == [1, 3, 1, 2]
+    assert reads == [1, 3, 1, 2]
     assert [image[0, 0, 0] for image in images] == [0, 1, 2, 3]
     assert images[1:, 0, 0, 0].tolist() == [1, 2, 3] and images[2, :, 0, 0].tolist() == [2] * 3
     with pytest.raises(IndexError):
         images[4]
 
 
-def test_a_file_is_marked_unread_and_other_images_by_their_pixels(tmp_path):
+def test_file_stamp_does_not_read_files(tmp_path):
     def read(item, size):
         assert not isinstance(item, Path), "a file was read"
         return np.full((3, *size), item, np.uint8)
 
     path = tmp_path / "a.png"
     path.write_bytes(b"1")
-    marks = {Images([path], read, size).file_stamp(0) for size in ((2, 2), (2, 3))}
+    stamps = {Images([path], read, size).file_stamp(0) for size in ((2, 2), (2, 3))}
     path.write_bytes(b"22")
-    marks.add(Images([path], read, (2, 2)).file_stamp(0))
-    marks |= {Images([item], read, (2, 2)).file_stamp(0) for item in (1, 1, 2)}
-    assert len(marks) == 5
+    stamps.add(Images([path], read, (2, 2)).file_stamp(0))
+    stamps |= {Images([item], read, (2, 2)).file_stamp(0) for item in (1, 1, 2)}
+    assert len(stamps) == 5
 
 
-def test_a_size_of_ones_own_must_be_the_one_asked_for():
+def test_fixed_size_cannot_change():
     images = Images([], read_image, (2, 5), "leave it out")
     assert images.resized((2, 5)).size == (2, 5)
-    with pytest.raises(ValueError, match=r"images have 2 x 5 pixels .*, the checkpoint's 5 x 2: leave it out"):
+    with pytest.raises(ValueError, match=r"images have 2 x 5 pixels .*, the checkpoint needs 5 x 2: leave it out"):
         images.resized((5, 2))
 
 
 @pytest.mark.parametrize("size", [0, -3, True, 2.5, "64", [64], [64, 0], [1, 2, 3], [64, None]])
-def test_a_size_is_a_side_or_height_and_width(size):
+def test_size_is_a_side_or_height_and_width(size):
     assert [height_and_width(right) for right in (8, [8, 16], None)] == [(8, 8), (8, 16), None]
     with pytest.raises(ValueError, match=r"data\.source\.size=.*\[height, width\]"):
         height_and_width(size)

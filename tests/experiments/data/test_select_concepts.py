@@ -1,4 +1,4 @@
-"""Which concepts an experiment takes: numbers, names and buckets, and what is said of anything else."""
+"""Selection of concepts by number, name and bucket, and its error messages."""
 
 import unicodedata
 
@@ -17,65 +17,65 @@ def concepts() -> list[Concept]:
     return [Concept(name, name, 1, BUCKETS[k % 2], blank) for k, name in enumerate(NAMES)]
 
 
-def names(wanted, buckets=BUCKETS) -> list[str]:
-    return [concept.name for concept in select_concepts(concepts(), wanted, buckets, seed=0)]
+def names(selection, buckets=BUCKETS) -> list[str]:
+    return [concept.name for concept in select_concepts(concepts(), selection, buckets, seed=0)]
 
 
-def test_names_numbers_and_all():
+def test_select_by_name_number_and_all():
     assert names("all") == list(NAMES)
     assert names("camel") == ["camel"] and names(["padlock", "camel"]) == ["padlock", "camel"]
     assert len(names(1)) == 2 and set(names(1)) <= set(names(2))
 
 
-def test_whole_numbers_in_a_list_are_names():
-    """`'data.concepts=[0,1]'`: YAML makes numbers of them."""
+def test_integers_in_a_list_are_names():
+    """`'data.concepts=[0,1]'`: YAML parses integers."""
     assert names(OmegaConf.create([0, 1])) == ["0", "1"]
     assert names(["1.5"]) == ["1.5"]
 
 
-def test_names_are_compared_in_one_form():
+def test_names_are_normalized():
     assert names([unicodedata.normalize("NFD", "jalapeño"), " camel "]) == ["jalapeño", "camel"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("selection", "message"),
     [
-        (["camel", "camel"], "data.concepts holds 'camel' twice: name each concept once"),
-        (["0", 0], "data.concepts holds '0' twice"),
-        (["camel", "camel "], "data.concepts holds 'camel' and 'camel ', which are one name"),
+        (["camel", "camel"], "data.concepts contains 'camel' twice: name each concept once"),
+        (["0", 0], "data.concepts contains '0' twice"),
+        (["camel", "camel "], "data.concepts contains 'camel' and 'camel ', which are one name"),
         (["jalapeño", unicodedata.normalize("NFD", "jalapeño")], "which are one name"),
-        ([7], "data.concepts names '7', which the data does not hold; nearest:"),
-        (["camle"], "nearest: camel"),
-        ("Camel", "nearest: camel"),
-        ([""], "data.concepts holds an empty name"),
-        ([True], "data.concepts holds True, which is no name: put it in quotes"),
-        ([1.5], "data.concepts holds 1.5, which is no name"),
-        ([None], "data.concepts holds None"),
-        ([["camel"]], "data.concepts holds"),
-        ([], "data.concepts=[]: give a number a bucket, 'all', or a list of names"),
+        ([7], "data.concepts names '7', which is not in the data; closest:"),
+        (["camle"], "closest: camel"),
+        ("Camel", "closest: camel"),
+        ([""], "data.concepts contains an empty name"),
+        ([True], "data.concepts contains True, which is not a name: quote it"),
+        ([1.5], "data.concepts contains 1.5, which is not a name"),
+        ([None], "data.concepts contains None"),
+        ([["camel"]], "data.concepts contains"),
+        ([], "data.concepts=[]: give a number per bucket, 'all', or a list of names"),
         (None, "data.concepts=None: give"),
         (True, "data.concepts=True: give"),
         (2.5, "data.concepts=2.5: give"),
         ({"camel": 1}, "data.concepts={'camel': 1}: give"),
-        (0, "data.concepts=0: ask for at least 1"),
-        (-2, "data.concepts=-2: ask for at least 1"),
+        (0, "data.concepts=0: give a number >= 1"),
+        (-2, "data.concepts=-2: give a number >= 1"),
     ],
     ids=repr,
 )
-def test_what_are_no_concepts_is_said(wanted, message):
+def test_invalid_selection_is_an_error(selection, message):
     with pytest.raises(ValueError) as caught:
-        names(wanted)
+        names(selection)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("buckets", "message"),
     [
-        ([], "data.buckets=[] is no list of buckets: write data.buckets=[head, medium, tail]"),
-        ("tail", "data.buckets='tail' is no list of buckets: write data.buckets=[tail]"),
-        ("tails", "data.buckets='tails' is no list of buckets: write data.buckets=[head, medium, tail]"),
-        (None, "data.buckets=None is no list"),
-        (3, "data.buckets=3 is no list"),
+        ([], "data.buckets=[] is not a list of buckets: write data.buckets=[head, medium, tail]"),
+        ("tail", "data.buckets='tail' is not a list of buckets: write data.buckets=[tail]"),
+        ("tails", "data.buckets='tails' is not a list of buckets: write data.buckets=[head, medium, tail]"),
+        (None, "data.buckets=None is not a list"),
+        (3, "data.buckets=3 is not a list"),
         (["tails"], "data.buckets names 'tails': choose from head, medium, tail"),
         ([3], "data.buckets names 3"),
         ([["tail"]], "data.buckets names ['tail']"),
@@ -84,7 +84,7 @@ def test_what_are_no_concepts_is_said(wanted, message):
     ],
     ids=repr,
 )
-def test_what_are_no_buckets_is_said(buckets, message):
+def test_invalid_buckets_are_errors(buckets, message):
     with pytest.raises(ValueError) as caught:
         names("all", buckets)
     assert message in str(caught.value)
@@ -96,17 +96,17 @@ def emoji(**changes) -> EmojiConcepts:
     return EmojiConcepts(**settings | changes)
 
 
-def test_the_embedded_drawings_have_a_size_of_their_own():
+def test_embedded_drawings_have_a_fixed_size():
     source = emoji()
     concept = source.concepts()[0]
     assert concept.resized((64, 64)).references[:].shape == concept.references.shape == (3, 3, 64, 64)
-    for images in (concept.references, source.real_images(), source.held_out()[concept.name]):
-        with pytest.raises(ValueError, match=r"images have 64 x 64 pixels .*, the checkpoint's 512 x 512: choose"):
+    for images in (concept.references, source.real_images(), source.labeled_real_images()[concept.name]):
+        with pytest.raises(ValueError, match=r"images have 64 x 64 pixels .*, the checkpoint needs 512 x 512: choose"):
             images.resized((512, 512))
 
 
 @pytest.mark.parametrize("prompt", ["a drawing of {}", "a drawing", "a {name}", "a {phrase", "{phrase} {style}"])
-def test_malformed_templates_of_the_embedded_corpus_are_refused(prompt):
+def test_invalid_prompt_template_is_an_error(prompt):
     assert "{background}" not in emoji(prompt="a drawing of {phrase}").prompt
-    with pytest.raises(ValueError, match=r"data\.source\.prompt=.* must hold \{phrase\}, may hold \{background\}"):
+    with pytest.raises(ValueError, match=r"data\.source\.prompt=.* contain \{phrase\}, may contain \{background\}"):
         emoji(prompt=prompt)
