@@ -1,10 +1,15 @@
-"""Processes that share units and are killed at random moments: ``python -m tools.chaos --kills 20 --processes 3``.
+"""Kill processes of a run at random and check its results: ``python -m tools.chaos --kills 20 --processes 3``.
 
-Each process claims units, writes them and goes on; one of them is killed by SIGKILL again and again, and a new one
-takes its place, as when the same command is run again. In the end it is counted: kills, units that are missing, units
-that were written twice, and whether the figures are those of one process alone. ``--command`` does the same to the main
-job on a tiny random model. ``--ddp torchrun`` or ``--ddp lightning`` runs that job by ``train.py`` with processes that
-know of each other: one of them is killed, the others have to end and say why, and the same command is run again.
+Three tests share the command line:
+
+- By default, processes that share units are killed with SIGKILL and replaced, again and again. A unit only writes a
+  line, so this tests the leases alone.
+- ``--command`` does the same with the main job on a tiny random model.
+- ``--ddp torchrun`` and ``--ddp lightning`` run the main job by ``train.py`` with ranks of one launcher. One process is
+  killed, the others have to exit with an error message, and the same command is run again.
+
+The summary counts kills, missing units and units that were written twice, and compares the results with those of a run
+in a single process. The exit status is 0 if all of them agree.
 """
 
 from __future__ import annotations
@@ -25,180 +30,210 @@ from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from experiments.rare_concepts import RareConcepts
+    from experiments.rare_concepts import RareConceptsExperiment
 
-BEAT, SILENCE = 0.2, 2.0
-MINUTE = 60.0
-MARK = "KILLED_RUN"
-ENDED = (
-    "error: another process of this run has ended",
-    "Signal 9 (SIGKILL) received by PID",
-    "error: stopped by SIGTERM",
+HEARTBEAT_S = 0.2
+LEASE_TIMEOUT_S = 2.0
+EXIT_TIMEOUT_S = 60.0
+RUN_ID_ENV = "CHAOS_RUN_ID"
+EXIT_MESSAGES = (
+    "error: another process of this run has ended",  # ours
+    "Signal 9 (SIGKILL) received by PID",  # torchrun's
+    "error: stopped by SIGTERM",  # ours
 )
-"""One of these says why processes ended: the first and the last are ours, the other is torchrun's."""
+"""The output of processes that exit because another one was killed contains one of these."""
 
 
 @dataclass
 class Summary:
-    """What became of a run whose processes were killed; all but the first three have to be as good as without."""
+    """Result of a test whose processes share units."""
 
     kills: int
     processes: int
     seconds: float
     units: int
-    lost: int
-    twice: int
-    figures_equal: bool
+    missing: int
+    duplicates: int
+    results_equal: bool
 
     @property
-    def sound(self) -> bool:
-        return not self.lost and not self.twice and self.figures_equal
+    def passed(self) -> bool:
+        return not self.missing and not self.duplicates and self.results_equal
 
 
-def unit_figure(name: str) -> str:
+def unit_content(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def work(folder: Path, units: int, pause: float) -> None:
-    """A process: claims, writes and notes units until all are there. It imports no PyTorch and starts at once."""
+def run_worker(folder: Path, units: int, pause: float) -> None:
+    """Acquire, write and journal units until all of them exist. Imports no PyTorch, so it starts quickly."""
     from experiments.cache.atomic import atomic_write
     from experiments.runtime.leases import LeaseManager
 
-    claims, missing = LeaseManager(folder / "claims", BEAT, SILENCE), [f"unit{k}" for k in range(units)]
+    leases = LeaseManager(folder / "claims", HEARTBEAT_S, LEASE_TIMEOUT_S)
+    missing = [f"unit{k}" for k in range(units)]
     generator = random.Random(os.getpid())
     while missing:
         for name in missing:
             path = folder / "units" / name
-            if path.is_file() or not claims.take(name) or path.is_file():
+            if path.is_file() or not leases.take(name) or path.is_file():
                 continue
             time.sleep(pause * generator.random())
-            atomic_write(path, lambda made, name=name: made.write_text(unit_figure(name)))
-            note(folder, name)
+            atomic_write(path, lambda temporary, name=name: temporary.write_text(unit_content(name)))
+            append_to_journal(folder, name)
         missing = [name for name in missing if not (folder / "units" / name).is_file()]
         time.sleep(0.02)
-    claims.close()
+    leases.close()
 
 
-def note(folder: Path, name: str) -> None:
-    """A line of the journal: an append of so few bytes is one write."""
+def append_to_journal(folder: Path, name: str) -> None:
+    """Append a line to the journal; one this short is a single atomic write."""
     with open(folder / "journal", "a", buffering=1) as journal:
         journal.write(f"{name}\n")
 
 
-def main_job(folder: Path) -> None:
-    """A process of the main job on colored squares, in full: claims, Lightning's loop, units, report."""
+def run_main_job(folder: Path) -> None:
+    """Run the main job on colored squares: leases, Lightning's loop, units and report."""
     import torch
 
-    from experiments.runtime import leases as claims
-    from tests.experiments import tiny_configs as small
+    from experiments.runtime import leases
+    from tests.experiments import tiny_configs
 
     torch.set_num_threads(1)
-    claims.BEAT, claims.SILENCE = BEAT, SILENCE
-    _note_units(folder)
-    task = small.rare_concepts(folder, {"plain": small.PLAIN, "select": small.SELECT}, concepts_per_batch=1)
-    small.carried_out(task)
+    leases.BEAT = HEARTBEAT_S
+    leases.SILENCE = LEASE_TIMEOUT_S
+    tiny_configs.run_to_end(squares(str(folder / "run")))
 
 
-def squares(run_dir: str) -> RareConcepts:
-    """The task of ``tests/configs/experiment/squares.yaml``, which notes the units that it writes."""
+def squares(run_dir: str) -> RareConceptsExperiment:
+    """The task of ``tests/configs/experiment/squares.yaml``; it journals the units that it writes."""
     import torch
 
-    from tests.experiments import tiny_configs as small
+    from tests.experiments import tiny_configs
 
     torch.set_num_threads(1)
     folder = Path(run_dir).parent
-    _note_units(folder)
-    arms = {"plain": small.PLAIN, "select": small.SELECT}
-    return small.rare_concepts(folder, arms, concepts_per_batch=1, run_dir=run_dir)
+    _journal_units(folder)
+    arms = {"plain": tiny_configs.PLAIN, "select": tiny_configs.SELECT}
+    return tiny_configs.rare_concepts(folder, arms, concepts_per_batch=1, run_dir=run_dir)
 
 
-def _note_units(folder: Path) -> None:
+def _journal_units(folder: Path) -> None:
+    """Make ``UnitStore.write`` append to the journal."""
     from experiments.cache.store import UnitStore
 
     write = UnitStore.write
 
-    def noted(self, unit, *rest):
+    def write_and_journal(self, unit, *rest):
         write(self, unit, *rest)
-        note(folder, self.claim(unit))
+        append_to_journal(folder, self.claim(unit))
 
-    UnitStore.write = noted
+    UnitStore.write = write_and_journal
 
 
-def kill(folder: Path, command: list[str], kills: int, processes: int, wait: tuple[float, float], seed: int) -> float:
-    """Keeps ``processes`` at work and kills one after a random time, ``kills`` times; returns the seconds in all."""
-    generator, start = random.Random(seed), time.monotonic()
+def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tuple[float, float], seed: int) -> float:
+    """Keep ``processes`` processes running, and kill and replace a random one ``kills`` times; returns the seconds.
 
-    def begin() -> subprocess.Popen:
+    Args:
+        wait: minimum and maximum time between two kills, in seconds.
+
+    Raises:
+        RuntimeError: a process that was not killed failed.
+    """
+    generator = random.Random(seed)
+    started = time.monotonic()
+
+    def start_process() -> subprocess.Popen:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
-    alive, killed = [begin() for _ in range(processes)], 0
+    running = [start_process() for _ in range(processes)]
+    killed = 0
     while killed < kills:
         time.sleep(generator.uniform(*wait))
         victim = generator.randrange(processes)
-        if alive[victim].poll() is None:
-            alive[victim].send_signal(signal.SIGKILL)
+        if running[victim].poll() is None:
+            running[victim].send_signal(signal.SIGKILL)
             killed += 1
-        alive[victim].wait()
-        alive[victim] = begin()
-    for process in alive:
-        _, said = process.communicate(timeout=600)
+        running[victim].wait()
+        running[victim] = start_process()
+    for process in running:
+        _, errors = process.communicate(timeout=600)
         if process.returncode:
-            raise RuntimeError(f"a process that nobody killed failed:\n{said[-2000:]}")
-    return time.monotonic() - start
+            raise RuntimeError(f"a process that was not killed failed:\n{errors[-2000:]}")
+    return time.monotonic() - started
 
 
-def of_units(folder: Path, kills: int, processes: int, units: int, pause: float, seed: int) -> Summary:
-    """Units that only write a line, for the claims alone."""
+def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause: float, seed: int) -> Summary:
+    """Kill processes whose units only write a line."""
     (folder / "units").mkdir(parents=True)
     command = [sys.executable, "-m", "tools.chaos", "--work", str(folder), "--units", str(units), "--pause", str(pause)]
-    seconds = kill(folder, command, kills, processes, (0.15, 0.5), seed)
-    written = (folder / "journal").read_text().split()
-    made = {path.name: path.read_text() for path in (folder / "units").iterdir() if not path.name.startswith(".")}
-    expected = {f"unit{k}": unit_figure(f"unit{k}") for k in range(units)}
+    seconds = kill_and_replace(command, kills, processes, wait=(0.15, 0.5), seed=seed)
+    journal = _journal(folder)
+    contents = {path.name: path.read_text() for path in (folder / "units").iterdir() if not path.name.startswith(".")}
+    expected = {f"unit{k}": unit_content(f"unit{k}") for k in range(units)}
     return Summary(
-        kills, processes, seconds, units, lost=len(expected.keys() - made.keys()),
-        twice=len(written) - len(set(written)), figures_equal=made == expected,
-    )  # fmt: skip
+        kills,
+        processes,
+        seconds,
+        units,
+        missing=len(expected.keys() - contents.keys()),
+        duplicates=len(journal) - len(set(journal)),
+        results_equal=contents == expected,
+    )
 
 
-def of_the_main_job(folder: Path, kills: int, processes: int, seed: int) -> Summary:
-    """The main job; figures without the times are compared with those of a run in another folder by one process."""
-    alone = folder / "alone"
-    for place in (alone, folder / "killed"):
-        place.mkdir(parents=True)
-    one = [sys.executable, "-m", "tools.chaos", "--main-job", str(alone)]
-    subprocess.run(one, check=True, capture_output=True)
-    command = [*one[:-1], str(folder / "killed")]
-    seconds = kill(folder / "killed", command, kills, processes, (4.0, 16.0), seed)
-    written = (folder / "killed" / "journal").read_text().split()
-    expected = set((alone / "journal").read_text().split())
+def stress_main_job(folder: Path, kills: int, processes: int, *, seed: int) -> Summary:
+    """Kill processes of the main job, and compare its results with those of a single process in another folder."""
+    single = folder / "single"
+    killed = folder / "killed"
+    for each in (single, killed):
+        each.mkdir(parents=True)
+    command = [sys.executable, "-m", "tools.chaos", "--main-job"]
+    subprocess.run([*command, str(single)], check=True, capture_output=True)
+    seconds = kill_and_replace([*command, str(killed)], kills, processes, wait=(4.0, 16.0), seed=seed)
+    journal = _journal(killed)
+    expected = set(_journal(single))
     return Summary(
-        kills, processes, seconds, len(expected), lost=len(expected - set(written)),
-        twice=len(written) - len(set(written)), figures_equal=figures(alone) == figures(folder / "killed"),
-    )  # fmt: skip
+        kills,
+        processes,
+        seconds,
+        len(expected),
+        missing=len(expected - set(journal)),
+        duplicates=len(journal) - len(set(journal)),
+        results_equal=result_rows(single) == result_rows(killed),
+    )
 
 
 @dataclass
-class Together:
-    """What became of runs whose processes know of each other; ``sound`` wants none of the lists to have an entry."""
+class DdpSummary:
+    """Result of a test with ranks of one launcher.
+
+    Attributes:
+        finished: runs that finished.
+        single_process_seconds: duration of the run in a single process.
+        slowest_exit: longest time between a kill and the exit of the last process, in seconds.
+        hanging: processes that did not exit.
+        silent: outputs without an error message.
+        different: differences between results and those of a single process.
+    """
 
     launcher: str
     processes: int
     kills: int = 0
     finished: int = 0
-    alone: float = 0.0
-    slowest: float = 0.0
-    hung: list[str] = field(default_factory=list)
+    single_process_seconds: float = 0.0
+    slowest_exit: float = 0.0
+    hanging: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
 
     @property
-    def sound(self) -> bool:
-        return not self.hung and not self.silent and not self.wrong
+    def passed(self) -> bool:
+        return not self.hanging and not self.silent and not self.different
 
 
-def command(folder: Path, launcher: str, processes: int) -> list[str]:
-    """The main job on squares by ``train.py``, alone or with several processes."""
+def train_command(folder: Path, launcher: str, processes: int) -> list[str]:
+    """The main job on squares by ``train.py``: in a single process (``launcher=""``), or with ranks of a launcher."""
     job = ["train.py", "--config-dir", "tests/configs", "experiment=squares", f"run_dir={folder / 'run'}"]
     if launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *job]
@@ -207,159 +242,195 @@ def command(folder: Path, launcher: str, processes: int) -> list[str]:
     return [sys.executable, *job]
 
 
-def of_ddp(folder: Path, launcher: str, processes: int, kills: int, longest: float, seed: int) -> Together:
-    """Kills one process of a run and runs the command again, in turn.
+def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_wait: float, seed: int) -> DdpSummary:
+    """Kill one process of a run and start the run again, repeatedly.
 
-    Every other kill is at a random time below ``longest``, which is mostly while programs load; the rest are among the
-    units. A run that finishes is compared with one process's, and the next begins in a folder of its own.
+    Every other kill is at a random time of at most ``max_wait`` seconds, which is mostly while programs load. The other
+    kills are while units are computed. The results of a finished run are compared with those of a single process, and
+    the next run starts in a new folder.
     """
-    generator, summary = random.Random(seed), Together(launcher, processes)
+    generator = random.Random(seed)
+    summary = DdpSummary(launcher, processes)
     started = time.monotonic()
-    subprocess.run(command(folder / "alone", "", 1), check=True, capture_output=True)
-    summary.alone = time.monotonic() - started
+    subprocess.run(train_command(folder / "single", "", 1), check=True, capture_output=True)
+    summary.single_process_seconds = time.monotonic() - started
     while summary.kills < kills or not summary.finished:
-        place = folder / f"run{summary.finished}"
-        seconds, units = generator.uniform(1, longest), 0
+        run_folder = folder / f"run{summary.finished}"
+        seconds = generator.uniform(1, max_wait)
+        units = 0
         if summary.kills >= kills:
-            seconds = MINUTE * 10
+            seconds = 600.0  # the run finishes before
         elif summary.kills % 2:
-            seconds, units = generator.uniform(0, 2), _written(place) + generator.randrange(1, 4)
-        if _killed_once(place, command(place, launcher, processes), seconds, units, generator, summary):
+            seconds = generator.uniform(0, 2)
+            units = len(_journal(run_folder)) + generator.randrange(1, 4)
+        with tempfile.TemporaryFile("w+") as output:
+            tree = ProcessTree.start(train_command(run_folder, launcher, processes), run_folder, output)
+            finished = _kill_one(tree, seconds, units, generator=generator, summary=summary)
+        if finished:
             summary.finished += 1
-            summary.wrong += _differences(place, folder / "alone")
+            summary.different += _differences(run_folder, folder / "single")
     return summary
 
 
-def _written(folder: Path) -> int:
+def _journal(folder: Path) -> list[str]:
     journal = folder / "journal"
-    return len(journal.read_text().split()) if journal.is_file() else 0
+    return journal.read_text().split() if journal.is_file() else []
 
 
-def _killed_once(
-    folder: Path, command: list[str], seconds: float, units: int, generator: random.Random, summary: Together
-) -> bool:
-    """Kills a process of the command ``seconds`` after ``units`` were written; whether it finished all the same."""
-    with tempfile.TemporaryFile("w+") as said:
-        run = Run.begin(command, said)
-        while run.leader.poll() is None and _written(folder) < units:
-            time.sleep(0.1)
-        victim, others = _kill_one(run, seconds, generator)
-        started = time.monotonic()
-        if victim:
-            summary.kills += 1
-        _wait_for_all(run, victim, summary)
-        ended = time.monotonic() - started
-        said.seek(0)
-        text = said.read()
-    summary.slowest = max(summary.slowest, ended)
-    # Those that torchrun started go on without it: what they make is the run's, whatever became of torchrun.
-    code = run.leader.returncode
-    done = code == 0 or (victim == "torchrun" and (folder / "run" / "results.json").is_file())
-    if code and not done and (others or not victim) and not any(sentence in text for sentence in ENDED):
-        summary.silent.append(f"{victim}: {text[-1500:]}")
-    print(f"{victim or 'nobody'} killed, {_written(folder)} units, ended {ended:.1f} s later, "
-          f"{'finished' if done else 'not finished'}", file=sys.stderr, flush=True)  # fmt: skip
-    return done
+def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: random.Random, summary: DdpSummary) -> bool:
+    """Kill a random process ``seconds`` after ``units`` units were written; returns whether the run finished anyway."""
+    while tree.root.poll() is None and len(_journal(tree.folder)) < units:
+        time.sleep(0.1)
+    victim, num_others = _kill_random_process(tree, seconds, generator)
+    killed_at = time.monotonic()
+    summary.kills += bool(victim)
+    _wait_for_exit(tree, victim, summary)
+    exit_seconds = time.monotonic() - killed_at
+    summary.slowest_exit = max(summary.slowest_exit, exit_seconds)
+    output = tree.read_output()
+    status = tree.root.returncode
+    # Ranks that torchrun started continue without it and may finish the run.
+    finished = status == 0 or (victim == "torchrun" and (tree.folder / "run" / "results.json").is_file())
+    should_report = num_others or not victim
+    if not finished and should_report and not any(message in output for message in EXIT_MESSAGES):
+        summary.silent.append(f"{victim}: {output[-1500:]}")
+    print(
+        f"killed {victim or 'nothing'}, {len(_journal(tree.folder))} units, exit after {exit_seconds:.1f} s, "
+        f"{'finished' if finished else 'not finished'}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return finished
 
 
-def _kill_one(run: Run, seconds: float, generator: random.Random) -> tuple[str, int]:
-    """Kills a process of the run after ``seconds``: what it was, and how many were left; nothing if all had ended."""
+def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Random) -> tuple[str, int]:
+    """Kill a random process after ``seconds``; returns its role and the number of others.
+
+    Returns ``("", 0)`` if the run ended before.
+    """
     try:
-        run.leader.wait(seconds)
+        tree.root.wait(seconds)
         return "", 0
     except subprocess.TimeoutExpired:
-        group = run.processes()
-        victim = generator.choice(sorted(group))
+        processes = tree.processes()
+        victim = generator.choice(sorted(processes))
         os.kill(victim, signal.SIGKILL)
-        return group[victim], len(group) - 1
+        return processes[victim], len(processes) - 1
 
 
-def _wait_for_all(run: Run, victim: str, summary: Together) -> None:
-    """Waits until no process is left: a minute, or as long as a whole run takes and a minute where the rest go on."""
-    end = time.monotonic() + MINUTE + summary.alone
-    while (left := run.processes()) and time.monotonic() < end:
+def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
+    """Wait until all processes have exited, and kill those that hang.
+
+    The timeout includes the duration of a full run, because the other ranks may continue.
+    """
+    timeout = EXIT_TIMEOUT_S + summary.single_process_seconds
+    deadline = time.monotonic() + timeout
+    while (remaining := tree.processes()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for process, name in left.items():
-        summary.hung.append(f"{name} still ran {MINUTE + summary.alone:.0f} s after {victim} was killed")
-        os.kill(process, signal.SIGKILL)
-    run.leader.wait()
+    for pid, role in remaining.items():
+        summary.hanging.append(f"{role} was still running {timeout:.0f} s after {victim} was killed")
+        os.kill(pid, signal.SIGKILL)
+    tree.root.wait()
 
 
 @dataclass(frozen=True)
-class Run:
-    """A command that starts processes, in sessions of their own too: all of them have a variable with ``mark``."""
+class ProcessTree:
+    """A command and all processes that it starts, also in other sessions.
 
-    leader: subprocess.Popen
-    mark: str
+    They are found by an environment variable that they inherit.
+
+    Attributes:
+        root: process of the command.
+        run_id: value of ``RUN_ID_ENV``.
+        folder: folder of the run.
+        output: file of the command's standard output and error.
+    """
+
+    root: subprocess.Popen
+    run_id: str
+    folder: Path
+    output: IO[str]
 
     @classmethod
-    def begin(cls, command: list[str], said: IO[str]) -> Run:
-        mark = uuid4().hex
-        return cls(subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, MARK: mark}), mark)
+    def start(cls, command: list[str], folder: Path, output: IO[str]) -> ProcessTree:
+        run_id = uuid4().hex
+        environment = {**os.environ, RUN_ID_ENV: run_id}
+        root = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        return cls(root, run_id, folder, output)
 
     def processes(self) -> dict[int, str]:
-        """Those that live, each with what it is."""
-        self.leader.poll()
-        numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return {number: name for number in numbers if (name := _name(number, self.mark))}
+        """Roles of the running processes, by process id."""
+        self.root.poll()
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return {pid: role for pid in pids if (role := _role(pid, self.run_id))}
+
+    def read_output(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
 
 
-def _name(process: int, mark: str) -> str:
-    """What a living process with the mark is; nothing for any other."""
+def _role(pid: int, run_id: str) -> str:
+    """``torchrun`` or ``rank N`` for a running process of the run; empty for any other."""
     try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-        words, variables = (Path(f"/proc/{process}/{file}").read_text().split("\0") for file in ("cmdline", "environ"))
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
     except OSError:
         return ""
-    started = dict(word.partition("=")[::2] for word in variables)
-    if started.get(MARK) != mark or state in "ZX":
+    environment = dict(variable.partition("=")[::2] for variable in variables)
+    if environment.get(RUN_ID_ENV) != run_id or state in "ZX":
         return ""
-    return "torchrun" if "torch.distributed.run" in words else f"rank {started.get('LOCAL_RANK', '0')}"
+    return "torchrun" if "torch.distributed.run" in arguments else f"rank {environment.get('LOCAL_RANK', '0')}"
 
 
-def _differences(folder: Path, alone: Path) -> list[str]:
-    """What a run has that one process's has not: units written twice or never, other figures."""
-    written, expected = (sorted((place / "journal").read_text().split()) for place in (folder, alone))
-    faults = [] if written == expected else [f"{folder.name}: units {written} for {expected}"]
-    return faults + ([] if figures(folder) == figures(alone) else [f"{folder.name}: other figures"])
+def _differences(folder: Path, single: Path) -> list[str]:
+    """Differences of a run to one of a single process: units missing or written twice, other results."""
+    units = sorted(_journal(folder))
+    expected = sorted(_journal(single))
+    differences = [] if units == expected else [f"{folder.name}: units are {units}, expected {expected}"]
+    return differences + ([] if result_rows(folder) == result_rows(single) else [f"{folder.name}: results differ"])
 
 
-def figures(folder: Path) -> list[dict]:
-    """The rows of a run's results without its times."""
+def result_rows(folder: Path) -> list[dict]:
+    """Rows of a run's results without measured times."""
     rows = json.loads((folder / "run" / "results.json").read_text())["rows"]
     return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in rows]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=3)
-    parser.add_argument("--units", type=int, default=200)
-    parser.add_argument("--pause", type=float, default=0.1, help="longest time of a unit, seconds")
+    parser.add_argument("--units", type=int, default=200, help="number of units of the default test")
+    parser.add_argument("--pause", type=float, default=0.1, help="maximum time of a unit, seconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", action="store_true", help="the main job instead of units alone")
-    parser.add_argument("--ddp", choices=["torchrun", "lightning"], help="the main job with processes of one launcher")
-    parser.add_argument("--longest", type=float, default=60.0, help="a process of --ddp is killed before, seconds")
+    parser.add_argument("--command", action="store_true", help="test the main job")
+    parser.add_argument("--ddp", choices=["torchrun", "lightning"], help="test the main job with ranks of a launcher")
+    parser.add_argument("--longest", type=float, default=60.0, help="maximum time before a kill with --ddp, seconds")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--main-job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work is not None:
-        return work(options.work, options.units, options.pause)
+        return run_worker(options.work, options.units, options.pause)
     if options.main_job is not None:
-        return main_job(options.main_job)
+        return run_main_job(options.main_job)
     with tempfile.TemporaryDirectory() as folder:
-        if options.ddp:
-            summary = of_ddp(
-                Path(folder), options.ddp, options.processes, options.kills, options.longest, options.seed
-            )  # fmt: skip
-        elif options.command:
-            summary = of_the_main_job(Path(folder), options.kills, options.processes, options.seed)
-        else:
-            summary = of_units(
-                Path(folder), options.kills, options.processes, options.units, options.pause, options.seed
-            )  # fmt: skip
+        summary = _run_test(Path(folder), options)
     print(json.dumps(asdict(summary)))
-    sys.exit(not summary.sound)
+    sys.exit(not summary.passed)
+
+
+def _run_test(folder: Path, options: argparse.Namespace) -> Summary | DdpSummary:
+    kills = options.kills
+    processes = options.processes
+    seed = options.seed
+    if options.ddp:
+        return stress_ddp(folder, options.ddp, processes, kills=kills, max_wait=options.longest, seed=seed)
+    if options.command:
+        return stress_main_job(folder, kills, processes, seed=seed)
+    return stress_units(folder, kills, processes, units=options.units, pause=options.pause, seed=seed)
 
 
 if __name__ == "__main__":

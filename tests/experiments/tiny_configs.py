@@ -1,4 +1,4 @@
-"""The main job on colored squares, in this process: a tiny random model, no files but those that the run writes."""
+"""The main job on colored squares with a tiny random model, in this process and without any asset but CLIP."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -22,34 +23,34 @@ from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
 from seedselect import ClipFeatures, SeedSelect
 from tests.pipelines import tiny_stable_diffusion
 
-COLOURS = {"cat": (250, 120, 20), "owl": (30, 60, 200), "fox": (200, 30, 30)}
+COLORS = {"cat": (250, 120, 20), "owl": (30, 60, 200), "fox": (200, 30, 30)}
 PLAIN = Arm(1.0)
 NAO = Arm(1.0, ImplicitInverter(FixedPoint(2)), centroid_seeds)
 SELECT = Arm(1.0, ImplicitInverter(FixedPoint(2)), centroid_seeds, SeedSelect(1, step_weights=(0.3, 0.7)))
 
 
 def square(item: tuple[str, int], size: tuple[int, int]) -> np.ndarray:
-    """A color, its upper half darker by the image's number."""
+    """Return an image of one color whose upper half is darker, by the number of the image."""
     name, number = item
-    image = np.broadcast_to(np.array(COLOURS[name], np.uint8)[:, None, None], (3, *size)).copy()
+    image = np.broadcast_to(np.array(COLORS[name], np.uint8)[:, None, None], (3, *size)).copy()
     image[:, : size[0] // 2] //= number + 2
     return image
 
 
 @dataclass(frozen=True)
 class Squares:
-    """A source of three rare concepts with three references each, and two held-out images."""
+    """A source of three rare concepts with three references and two held-out images each."""
 
     def concepts(self) -> list[Concept]:
         return [
-            Concept(name, f"a {name}", 5, "tail", Images([(name, k) for k in range(3)], square)) for name in COLOURS
+            Concept(name, f"a {name}", 5, "tail", Images([(name, k) for k in range(3)], square)) for name in COLORS
         ]
 
     def real_images(self) -> Images:
-        return Images([(name, k) for name in COLOURS for k in (7, 8)], square)
+        return Images([(name, k) for name in COLORS for k in (7, 8)], square)
 
     def labeled_real_images(self) -> dict[str, Images]:
-        return {name: Images([(name, k) for k in (7, 8)], square) for name in COLOURS}
+        return {name: Images([(name, k) for k in (7, 8)], square) for name in COLORS}
 
 
 def tiny(device: object = "cpu", *, kind: type[LatentDiffusion] = LatentDiffusion) -> LatentDiffusion:
@@ -67,8 +68,8 @@ def trainer(**options: object) -> Trainer:
     return Trainer(**defaults | options)
 
 
-def judge(folder: Path, labels: Sequence[str] = tuple(COLOURS), seed: int = 0) -> str:
-    """A random classifier with these labels, saved in ``folder``."""
+def tiny_classifier(folder: Path, labels: Sequence[str] = tuple(COLORS), seed: int = 0) -> str:
+    """Save a random classifier with these labels in ``folder``; return the folder."""
     if not (folder / "config.json").is_file():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -77,25 +78,25 @@ def judge(folder: Path, labels: Sequence[str] = tuple(COLOURS), seed: int = 0) -
     return str(folder)
 
 
-def emoji_judge(folder: Path) -> str:
-    """One with the labels of the embedded corpus, whose features are had in no time."""
+def tiny_emoji_classifier(folder: Path) -> str:
+    """Return the override that selects a small random classifier with the labels of the embedded corpus."""
     labels = json.loads(Path("assets/models/classifier/config.json").read_text())["labels"]
-    return f"data.classifier={judge(folder, labels)}"
+    return f"data.classifier={tiny_classifier(folder, labels)}"
 
 
 def rare_concepts(folder: Path, arms: Mapping[str, Arm], **changes: object) -> RareConceptsExperiment:
-    """The task, not prepared yet; what it needs besides is written to ``folder``."""
+    """Return the unprepared task; its classifier and its results are below ``folder``."""
     options = {
         "source": Squares(), "concepts": "all", "buckets": ["tail"], "model": tiny, "clip": clip,
-        "classifier": judge(folder / "judge"), "arms": arms, "steps": 2, "samples": 2, "references": 2,
+        "classifier": tiny_classifier(folder / "classifier"), "arms": arms, "steps": 2, "samples": 2, "references": 2,
         "concepts_per_batch": 3, "seed": 0, "run_dir": str(folder / "run"), "gradient_checkpointing": False,
     }  # fmt: skip
     return RareConceptsExperiment(**options | changes)
 
 
-def carried_out(task: RareConceptsExperiment, **options: object) -> RareConceptsExperiment:
-    """``task`` prepared and run to its end."""
-    own = trainer(**options)
-    task.prepare(own)
-    task.run(own)
+def run_to_end(task: Any, **options: object) -> Any:
+    """Prepare and run ``task`` on a trainer with these options; return the task."""
+    task_trainer = trainer(**options)
+    task.prepare(task_trainer)
+    task.run(task_trainer)
     return task

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from experiments.cache import atomic as files
 from experiments.cache.atomic import CannotWrite
 from experiments.config.errors import explain
-from experiments.reporting.tables import log_to
+from experiments.reporting.results import log_metrics
 from tests.experiments.tiny_configs import NAO, PLAIN, carried_out, rare_concepts, tiny
 
 PLACES = ("seeds/", "units/nao", "results.json", "images/")
@@ -90,5 +90,5 @@ def test_a_table_of_a_logger_on_a_full_disk_is_an_error_that_the_command_explain
         "fsspec.implementations.local.LocalFileSystem.open", lambda _, path, *__, **___: full(Path(path))
     )
     with pytest.raises(OSError, match="No space left") as caught:
-        log_to([logger], [{"method": "plain", "bucket": "tail", "accuracy": 0.5}], {})
+        log_metrics([logger], [{"method": "plain", "bucket": "tail", "accuracy": 0.5}], ("method", "bucket"))
     assert "metrics.csv cannot be used (No space left on device): make room" in explain(caught.value)

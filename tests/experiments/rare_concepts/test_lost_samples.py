@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.reporting.finite import NonFiniteError
+from experiments.finite import NonFiniteError
 from rnri import LatentDiffusion
 from tests.experiments.tiny_configs import COLOURS, NAO, PLAIN, SELECT, carried_out, rare_concepts, tiny, trainer
 
@@ -72,7 +72,7 @@ def test_one_lost_sample_costs_no_other(tmp_path):
     table = (Path(spoilt.run_dir) / "table.md").read_text()
     assert "plain: 1 of 6 samples are not finite (owl)" in table and "nao:" not in table
     samples = pd.read_parquet(Path(spoilt.run_dir) / "samples.parquet").set_index(["method", "sample"])
-    assert not samples.loc[("plain", "owl/1"), "hit"] and pd.isna(samples.loc[("plain", "owl/1"), "prediction"])
+    assert not samples.loc[("plain", "owl/1"), "correct"] and pd.isna(samples.loc[("plain", "owl/1"), "prediction"])
     assert samples["finite"].sum() == 11
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.classifier import Classifier, Preprocessing
 from tests.commands import composed
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion
 
@@ -34,7 +34,7 @@ def files(tmp_path):
                 Image.new("RGB", (20 + k, 20), color).save(tmp_path / kind / name / f"{k}.png")
     (tmp_path / "counts.tsv").write_text("tiger cat\t3\npayphone\t5000000\n")
     network = timm.create_model("resnet10t", num_classes=2)
-    Classifier(network, list(COLOURS), 32, (0.5,) * 3, (0.5,) * 3).save(tmp_path / "classifier", "resnet10t")
+    Classifier(network, list(COLOURS), Preprocessing(32, (0.5,) * 3, (0.5,) * 3)).save(tmp_path / "classifier", "resnet10t")
     return tmp_path
 
 
@@ -102,7 +102,7 @@ def test_folders_named_by_numbers_are_chosen_by_number(files):
             (files / kind / name).rename(files / kind / str(k))
     (files / "counts.tsv").write_text("0\t3\n1\t5000000\n")
     network = timm.create_model("resnet10t", num_classes=2)
-    Classifier(network, ["0", "1"], 32, (0.5,) * 3, (0.5,) * 3).save(files / "classifier", "resnet10t")
+    Classifier(network, ["0", "1"], Preprocessing(32, (0.5,) * 3, (0.5,) * 3)).save(files / "classifier", "resnet10t")
     task, _ = train.prepare(configured(files, "square", "data.concepts=[1,0]"))
     assert [concept.name for concept in task.chosen] == ["1", "0"]
 

@@ -1,4 +1,4 @@
-"""The main job on a few concepts, through the command that users type."""
+"""The main job on three concepts, one per bucket, through the command line."""
 
 import json
 import shutil
@@ -12,19 +12,27 @@ from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 import train
-from experiments.rare_concepts.scoring import judge
+from experiments.rare_concepts.scoring import classify_images
 from rnri import LatentDiffusion
 from tests.commands import carried_out, command, composed, forked
 from tests.experiments import tiny_configs as small
-from tools.inspect_wandb import describe, records
+from tools.inspect_wandb import records, summarize
 
-FAST = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
+SMALL = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
+ARMS = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def classifier(tmp_path_factory):
+    return small.tiny_emoji_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, classifier):
+    """Folder and process of a finished run that logs to the CSV file and to W&B offline."""
     folder = tmp_path_factory.mktemp("rare_concepts")
-    finished = forked("experiment=rare_concepts", f"run_dir={folder}", *FAST)
+    options = ["logger=wandb", "logger.wandb.offline=true", classifier]
+    finished = forked("experiment=rare_concepts", f"run_dir={folder}", *SMALL, *options)
     assert finished.returncode == 0, finished.stderr
     return folder, finished
 
@@ -33,165 +41,200 @@ def rows(folder) -> list[dict]:
     return json.loads((folder / "results.json").read_text())["rows"]
 
 
-def test_results_follow_the_contract(run):
-    folder, finished = run
-    table = {(row["method"], row["bucket"]): row for row in rows(folder)}
-    methods = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours")
-    assert set(table) == {(m, b) for m in methods for b in ("head", "medium", "tail", "total")}
+@pytest.fixture(scope="module")
+def table(run):
+    folder, _ = run
+    return {(row["method"], row["bucket"]): row for row in rows(folder)}
+
+
+def test_results_have_a_row_per_arm_and_bucket(table):
+    assert set(table) == {(arm, bucket) for arm in ARMS for bucket in ("head", "medium", "tail", "total")}
+
+
+def test_accuracy_has_an_interval_and_a_count(table):
     for (_, bucket), row in table.items():
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert row["n"] == (6 if bucket == "total" else 2)
+
+
+def test_only_totals_have_distances_and_times(table):
+    for (_, bucket), row in table.items():
         assert (bucket == "total") == ({"fid", "kid", "t_init", "t_opt"} <= set(row))
+
+
+def test_only_optimized_arms_have_iterations(table):
     assert table["seedselect_rnri", "total"]["t_opt"] > 0 == table["plain", "total"]["t_opt"]
-    assert table["seedselect_rnri", "total"]["iterations"] == 1 and "iterations" not in table["plain", "total"]
+    assert table["seedselect_rnri", "total"]["iterations"] == 1
+    assert "iterations" not in table["plain", "total"]
+
+
+def test_run_writes_table_figures_and_config(run):
+    folder, finished = run
     assert {path.name for path in (folder / "images").iterdir()} == {"head.png", "medium.png", "tail.png"}
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png"):
         assert (folder / name).stat().st_size > 0
     assert "| plain |" in finished.stdout
 
 
-def test_a_run_says_beforehand_what_it_will_do_and_tells_of_every_unit(run):
+def test_run_prints_an_estimate_and_a_progress_line_per_unit(run):
     _, finished = run
-    announced = next(line for line in finished.stdout.splitlines() if line.startswith("To compute"))
-    assert "15 units" in announced and "network evaluations, about" in announced
-    assert finished.stdout.index(announced) < finished.stdout.index("| plain |")
-    told = [line for line in finished.stderr.splitlines() if "seedselect_ours: 3/3 concepts" in line]
-    assert told and "\r" not in finished.stderr
+    estimate = next(line for line in finished.stdout.splitlines() if line.startswith("To compute"))
+    assert "15 units" in estimate
+    assert "network evaluations, about" in estimate
+    assert finished.stdout.index(estimate) < finished.stdout.index("| plain |")
+    assert any("seedselect_ours: 3/3 concepts" in line for line in finished.stderr.splitlines())
+    assert "\r" not in finished.stderr
 
 
-def test_differences_between_methods_come_as_pairs(run):
+def test_pairs_are_differences_of_accuracies(run, table):
     folder, finished = run
-    table = {(row["method"], row["bucket"]): row["accuracy"] for row in rows(folder)}
     pairs = json.loads((folder / "results.json").read_text())["pairs"]
     assert len(pairs) == 10 * 4
     for pair in pairs:
-        expected = table[pair["method"], pair["bucket"]] - table[pair["than"], pair["bucket"]]
-        assert pair["difference"] == pytest.approx(expected)
+        method = table[pair["method"], pair["bucket"]]["accuracy"]
+        baseline = table[pair["baseline"], pair["bucket"]]["accuracy"]
+        assert pair["difference"] == pytest.approx(method - baseline)
         assert pair["difference_low"] <= pair["difference"] <= pair["difference_high"]
-    assert "| method | less plain | less seedselect_ddim |" in finished.stdout
+    assert "| method | minus plain | minus seedselect_ddim |" in finished.stdout
 
 
-def test_samples_tell_of_every_image(run):
+def test_samples_have_one_row_per_image(run):
     samples = pd.read_parquet(run[0] / "samples.parquet")
-    assert len(samples) == 5 * 3 * 2
+    assert len(samples) == len(ARMS) * 3 * 2
     assert samples["sample"].nunique() == 6
     optimized = samples[samples["method"] != "plain"]
     assert (optimized["loss"] <= optimized["initial_loss"]).all()
 
 
-def test_a_second_run_computes_nothing_again(run):
+def finished_file(path: Path) -> str:
+    """Describe the file of a W&B run once it is complete; W&B's process writes its end shortly after ours exits."""
+    deadline = time.monotonic() + 30
+    while "state: finished" not in (text := summarize(path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return text
+
+
+@pytest.fixture(scope="module")
+def wandb_folder(run):
+    (folder,) = run[0].glob("wandb/offline-run-*")
+    return folder
+
+
+def test_wandb_run_has_the_id_of_its_folder(run, wandb_folder):
+    assert wandb_folder.name.endswith((run[0] / "wandb_id").read_text().strip())
+
+
+def test_wandb_gets_a_table_of_concepts(wandb_folder):
+    (path,) = wandb_folder.glob("files/media/table/concepts_*.table.json")
+    content = json.loads(path.read_text())
+    assert {"method", "concept", "bucket", "accuracy"} <= set(content["columns"])
+    assert len(content["data"]) == len(ARMS) * 3
+
+
+def test_wandb_gets_running_means_figures_and_tables(wandb_folder, table):
+    (path,) = wandb_folder.glob("*.wandb")
+    text = finished_file(path)
+    assert "group rare_concepts, job type plain+seedselect_ddim+seedselect_rnri+seedselect_ours+1 more" in text
+    assert "state: finished" in text
+    assert "last values of the metrics at steps 1 to 15:" in text
+    accuracy = table["plain", "head"]["accuracy"]
+    assert f"plain/head/accuracy = {accuracy:.4g} (2 values)" in text  # after its unit, and with the table
+    assert "table concepts, 15 rows: method, concept, bucket, " in text
+    assert "accuracy: media/images/" in text
+
+
+def test_wandb_file_of_a_killed_run_is_readable(wandb_folder, tmp_path):
+    (path,) = wandb_folder.glob("*.wandb")
+    finished_file(path)
+    truncated = tmp_path / "killed.wandb"
+    truncated.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    complete = [record.num for record in records(path)]
+    readable = [record.num for record in records(truncated)]
+    assert 0 < len(readable) < len(complete)
+    assert readable == complete[: len(readable)]
+
+
+def test_second_run_computes_nothing(run, classifier):
     folder, _ = run
     before = {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
     first = rows(folder)
-    carried_out("experiment=rare_concepts", f"run_dir={folder}", *FAST)
+    carried_out("experiment=rare_concepts", f"run_dir={folder}", *SMALL, classifier)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
     assert rows(folder) == first
 
 
-def test_real_images_are_judged_once_by_each_judge(tmp_path, monkeypatch):
-    seen = []
-
-    def counted(classifier, images, **options):
-        features, names = judge(classifier, images, **options)
-        seen.append(len(names))
-        return features, names
-
-    monkeypatch.setattr("experiments.rare_concepts.task.judge", counted)
-    found = []
-    for seed in (0, 0, 1):
-        small.judge(tmp_path / f"judge_{seed}", seed=seed)
-        changes = {"classifier": str(tmp_path / f"judge_{seed}"), "concepts": ["cat"]}
-        task = small.carried_out(small.rare_concepts(tmp_path, {"plain": small.PLAIN}, **changes))
-        found.append(task._judge_real())
-    assert seen.count(6) == 2  # of the real images; the concept's own are fewer
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-
-
-def test_a_damaged_unit_is_computed_again_to_the_same_images(run):
+def test_damaged_unit_is_recomputed_to_the_same_images(run, classifier):
     folder, _ = run
     unit = sorted((folder / "units" / "seedselect_rnri").rglob("*.safetensors"))[0]
     images = load_file(unit)["images"]
     start = unit.read_bytes()[:100]
-    unit.unlink()  # the old file stays mapped behind `images`
+    unit.unlink()  # the old file stays mapped in `images`
     unit.write_bytes(start)
-    # alone in its batch now, where it had neighbors before
-    carried_out("experiment=rare_concepts", f"run_dir={folder}", *FAST)
+    carried_out("experiment=rare_concepts", f"run_dir={folder}", *SMALL, classifier)
     difference = (load_file(unit)["images"].int() - images.int()).abs()
-    assert difference.max() <= 1  # of 255: rounding, when float sums are taken in another order
+    assert difference.max() <= 1  # of 255: alone in its batch, sums are rounded differently
     assert torch.isfinite(load_file(unit)["seeds"]).all()
 
 
+def test_real_images_are_classified_once_per_classifier(tmp_path, monkeypatch):
+    counts = []
+
+    def counting(classifier, images, **options):
+        features, names = classify_images(classifier, images, **options)
+        counts.append(len(names))
+        return features, names
+
+    monkeypatch.setattr("experiments.rare_concepts.evaluator.classify_images", counting)
+    features = []
+    for seed in (0, 0, 1):
+        classifier = small.tiny_classifier(tmp_path / f"classifier_{seed}", seed=seed)
+        changes = {"classifier": classifier, "concepts": ["cat"]}
+        task = small.run_to_end(small.rare_concepts(tmp_path, {"plain": small.PLAIN}, **changes))
+        features.append(task.evaluator.real_features())
+    assert counts.count(6) == 2  # six real images; the concept itself has fewer
+    assert torch.equal(features[0], features[1])
+    assert not torch.equal(features[0], features[2])
+
+
 @pytest.mark.slow
-def test_two_processes_share_the_concepts_and_give_the_same_images(run, tmp_path):
+def test_two_processes_generate_the_same_images_as_one(run, classifier, tmp_path):
     folder, _ = run
-    others = ("seedselect_ddim", "seedselect_rnri", "best_of_ours")
+    omitted = ("seedselect_ddim", "seedselect_rnri", "best_of_ours")
     finished = command(
-        "experiment=rare_concepts", f"run_dir={tmp_path}", *FAST, "trainer.devices=2", "trainer.strategy=ddp",
-        small.emoji_judge(tmp_path / "judge"), *(f"~task.arms.{name}" for name in others),
+        "experiment=rare_concepts", f"run_dir={tmp_path}", *SMALL, "trainer.devices=2", "trainer.strategy=ddp",
+        classifier, *(f"~task.arms.{name}" for name in omitted),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("| plain |") == 1
-    units = [unit for unit in folder.glob("units/*/*/*.safetensors") if unit.parents[1].name not in others]
+    units = [unit for unit in folder.glob("units/*/*/*.safetensors") if unit.parents[1].name not in omitted]
     assert len(units) == 2 * 3
     for unit in units:
-        images, others = (load_file(root / unit.relative_to(folder))["images"].int() for root in (folder, tmp_path))
-        difference = (images - others).abs().float()
-        # AdamW's first step is the sign of the gradient, so rounding moves the few elements where it is almost zero.
+        alone, shared = (load_file(root / unit.relative_to(folder))["images"].int() for root in (folder, tmp_path))
+        difference = (alone - shared).abs().float()
+        # AdamW's first step is the sign of the gradient, so rounding changes the few elements where it is almost zero.
         assert difference.mean() < 0.5 if "seedselect" in str(unit.relative_to(folder)) else difference.max() <= 1
-
-
-def whole(path: Path) -> str:
-    """What a run's file says once its end is there, which W&B's own process writes shortly after ours has gone on."""
-    until = time.monotonic() + 30
-    while "it finished" not in (told := describe(path)) and time.monotonic() < until:
-        time.sleep(0.05)
-    return told
-
-
-def test_weights_and_biases_offline_gets_the_same(tmp_path):
-    carried_out(
-        "experiment=rare_concepts", f"run_dir={tmp_path}", *FAST, "data.concepts=[camel]", "logger=wandb",
-        "logger.wandb.offline=true", small.emoji_judge(tmp_path / "judge"),
-    )  # fmt: skip
-    (folder,) = tmp_path.glob("wandb/offline-run-*")
-    assert folder.name.endswith((tmp_path / "wandb_id").read_text().strip())  # under which the folder's run goes on
-    (table,) = folder.glob("files/media/table/concepts_*.table.json")
-    content = json.loads(table.read_text())
-    assert {"method", "concept", "bucket", "accuracy"} <= set(content["columns"]) and len(content["data"]) == 5
-    assert {row["bucket"] for row in rows(tmp_path)} == {"head", "total"}  # one concept, one bucket
-    (path,) = folder.glob("*.wandb")
-    told = whole(path)
-    assert "group rare_concepts, job type plain+seedselect_ddim+seedselect_rnri+seedselect_ours+1 more" in told
-    assert "it finished" in told and "values at steps 1 to 5, the last of each" in told
-    (accuracy,) = (row["accuracy"] for row in rows(tmp_path) if (row["method"], row["bucket"]) == ("plain", "head"))
-    assert f"plain/head/accuracy = {accuracy:.4g} (2 values)" in told  # after its unit, and the table's
-    assert "table concepts, 5 rows: method, concept, bucket, " in told and "picture accuracy: media/images/" in told
-    killed = tmp_path / "killed.wandb"
-    killed.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    every, kept = ([record.num for record in records(file)] for file in (path, killed))
-    assert 0 < len(kept) < len(every) and kept == every[: len(kept)]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["data.concepts=[camel,zebra]"], "'zebra'"),
-        (["data.concepts=0"], "data.concepts=0: give a number of concepts a bucket"),
+        (["data.concepts=0"], "data.concepts"),
         (["data.buckets=[middle]"], "middle"),
         (["data.folder=/nowhere"], "/nowhere"),
         (["data.classifier=/nowhere"], "/nowhere"),
         (["data.clip=/nowhere"], "/nowhere"),
         (["model.path=/nowhere"], "/nowhere"),
-        (["task.arms.plain.guidance=0.5"], "guidance=0.5"),
+        (["task.arms.plain.guidance=0.5"], "guidance"),
         (["task.steps=2000"], "2000"),
         (["task.references=9"], "reference images"),
     ],
 )
-def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
+def test_prepare_rejects_bad_input_without_a_run_folder(overrides, message, tmp_path):
     config = composed("experiment=rare_concepts", f"run_dir={tmp_path}/run", *overrides)
-    with pytest.raises((ValueError, HydraException)) as caught:
+    with pytest.raises((ValueError, HydraException)) as error:
         train.prepare(config)
-    assert message in train.explain(caught.value)
+    assert message in train.explain(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -204,14 +247,14 @@ def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
         (["data.concepts=[zebra]"], "'zebra'"),
     ],
 )
-def test_bad_input_ends_the_command_without_a_traceback(overrides, message, tmp_path):
+def test_command_reports_bad_input_without_a_traceback(overrides, message, tmp_path):
     finished = forked(f"run_dir={tmp_path}/run", *overrides)
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
-def test_a_checkpoint_without_a_part_is_named(tmp_path):
+def test_missing_component_of_a_checkpoint_is_named(tmp_path):
     shutil.copytree("assets/models/emoji", tmp_path / "model", ignore=shutil.ignore_patterns("unet"))
     with pytest.raises(ValueError, match="unet"):
         LatentDiffusion.from_pretrained(tmp_path / "model", device="cpu", dtype=torch.float32)
