@@ -42,9 +42,7 @@ class Squares:
     """A source of three rare concepts with three references and two held-out images each."""
 
     def concepts(self) -> list[Concept]:
-        return [
-            Concept(name, f"a {name}", 5, "tail", Images([(name, k) for k in range(3)], square)) for name in COLORS
-        ]
+        return [Concept(name, f"a {name}", 5, "tail", Images([(name, k) for k in range(3)], square)) for name in COLORS]
 
     def real_images(self) -> Images:
         return Images([(name, k) for name in COLORS for k in (7, 8)], square)

@@ -1,4 +1,4 @@
-"""Disks that break in the middle of a whole run: one sentence, nothing finished is lost, the same command goes on."""
+"""A disk that fails during a run: a one-line error, finished units are kept, the same command continues."""
 
 import errno
 import json
@@ -8,33 +8,34 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from experiments.cache import atomic as files
+from experiments.cache import atomic
 from experiments.cache.atomic import CannotWrite
 from experiments.config.errors import explain
 from experiments.reporting.results import log_metrics
-from tests.experiments.tiny_configs import NAO, PLAIN, carried_out, rare_concepts, tiny
+from tests.experiments.tiny_configs import NAO, PLAIN, rare_concepts, run_to_end, tiny
 
-PLACES = ("seeds/", "units/nao", "results.json", "images/")
-"""In the order in which a run writes them; what lies between is written by the same function."""
+WRITES = ("seeds/", "units/nao", "results.json", "images/")
+"""Paths in the order in which a run writes them; all other files are written by the same function."""
 
 
 @pytest.fixture
 def breaking(monkeypatch):
-    """Lets the first write below one of ``PLACES`` fail, where the complete file is moved to its name."""
-    place, replace = [], os.replace
+    """A list; the move of a complete file to a path that starts with its element fails."""
+    failing: list[str] = []
+    replace = os.replace
 
     def broken(source, target):
-        if place and f"run/{place[0]}" in str(target):
+        if failing and f"run/{failing[0]}" in str(target):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    monkeypatch.setattr(files.os, "replace", broken)
-    return place
+    monkeypatch.setattr(atomic.os, "replace", broken)
+    return failing
 
 
 def rows(folder):
-    found = json.loads((folder / "run" / "results.json").read_text())["rows"]
-    return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in found]
+    rows = json.loads((folder / "run" / "results.json").read_text())["rows"]
+    return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in rows]
 
 
 def written(folder, *parts):
@@ -42,18 +43,19 @@ def written(folder, *parts):
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
-def test_a_full_disk_loses_nothing_wherever_a_run_writes(tmp_path, breaking):
-    arms, model = {"plain": PLAIN, "nao": NAO}, tiny()
+def test_full_disk_keeps_finished_units(tmp_path, breaking):
+    arms = {"plain": PLAIN, "nao": NAO}
+    model = tiny()
 
     def job(folder):
-        carried_out(rare_concepts(folder, arms, model=lambda *_, **__: model))
+        run_to_end(rare_concepts(folder, arms, model=lambda *_, **__: model))
 
     job(tmp_path / "alone")
-    for place in PLACES:
+    for path in WRITES:
         before = written(tmp_path, "units", "seeds")
-        breaking[:] = [place]
+        breaking[:] = [path]
         with pytest.raises(
-            CannotWrite, match=rf"run/{place}\S* cannot be written \(No space left on device\): make room"
+            CannotWrite, match=rf"run/{path}\S* cannot be written \(No space left on device\): make room"
         ):
             job(tmp_path)
         assert before.items() <= written(tmp_path, "units", "seeds").items()
@@ -67,17 +69,17 @@ def test_a_full_disk_loses_nothing_wherever_a_run_writes(tmp_path, breaking):
     ("number", "remedy"),
     [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.ESTALE, "bring its disk back")],
 )
-def test_a_file_that_a_library_could_not_write_is_said_with_what_helps(number, remedy):
-    said = explain(OSError(number, os.strerror(number), "runs/a/metrics.csv"))
-    assert said.startswith(
+def test_errors_of_libraries_name_the_file_and_a_remedy(number, remedy):
+    message = explain(OSError(number, os.strerror(number), "runs/a/metrics.csv"))
+    assert message.startswith(
         f"the file runs/a/metrics.csv cannot be used ({os.strerror(number)}): {remedy}, and run the "
     )
     assert explain(OSError(number, os.strerror(number))).startswith("a file of run_dir cannot be used (")
     assert explain(OSError("the disk is odd")) == "the disk is odd"
 
 
-def test_a_table_of_a_logger_on_a_full_disk_is_an_error_that_the_command_explains(tmp_path, monkeypatch):
-    """Lightning's loggers write by themselves."""
+def test_full_disk_of_a_logger_is_explained(tmp_path, monkeypatch):
+    """Lightning's loggers write files without our functions."""
     logger = CSVLogger(tmp_path, name="", version="")
     open_ = Path.open
 

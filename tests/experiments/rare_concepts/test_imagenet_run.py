@@ -1,4 +1,4 @@
-"""The main job on ImageNet in the hub's form with a judge of timm's: one run, and two that share a folder."""
+"""The main job on ImageNet as Parquet with a timm classifier: one run, and two runs that share a folder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     imagenet_tables(folder / "imagenet", (0, 500, 999), 3, 2)
     imagenet_count_table(folder / "counts.tsv")
-    timm_folder(folder / "judge")
+    timm_folder(folder / "classifier")
     tiny_stable_diffusion().save_pretrained(folder / "model")
     return folder
 
@@ -26,7 +26,7 @@ def overrides(data: Path, run_dir: Path) -> list[str]:
     return [
         "model=sd", f"model.path={data}/model", "model.local_files_only=true",
         "data=imagenet", f"data.path={data}/imagenet", f"data.counts={data}/counts.tsv",
-        f"data.classifier={data}/judge", "data.clip=assets/models/clip", f"run_dir={run_dir}", "task.steps=4",
+        f"data.classifier={data}/classifier", "data.clip=assets/models/clip", f"run_dir={run_dir}", "task.steps=4",
         "task.samples=2", "task.references=2", "select.iterations=1", "trainer.accelerator=cpu",
         "task.concepts_per_batch=1", "~task.arms.seedselect_rnri", "~task.arms.seedselect_ddim",
         "~task.arms.best_of_ours",
@@ -34,13 +34,13 @@ def overrides(data: Path, run_dir: Path) -> list[str]:
 
 
 def rows(folder: Path) -> list[dict]:
-    """The results without the times."""
-    found = json.loads((folder / "results.json").read_text())["rows"]
-    return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in found]
+    """Return the results without the times."""
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in rows]
 
 
 @pytest.mark.slow
-def test_two_runs_of_one_folder_share_the_work_and_give_the_figures_of_one(data, tmp_path):
+def test_two_runs_of_a_folder_give_the_results_of_one(data, tmp_path):
     runs = [begun(*overrides(data, tmp_path / name)) for name in ("alone", "shared", "shared")]
     finished = [run() for run in runs]
     assert not any(run.returncode for run in finished), finished
@@ -50,30 +50,32 @@ def test_two_runs_of_one_folder_share_the_work_and_give_the_figures_of_one(data,
     assert total["extractor"] == "resnet10t" and total["n_real"] == 6 and total["n"] == 6
     reports = [out.count("| plain |") for out, _ in outputs]
     joined = sum("this run shares its units, and that one reports" in out for out, _ in outputs)
-    assert reports[0] == 1 and reports[1:].count(0) == joined  # none, if one had ended before the other began
-    assert not (tmp_path / "shared" / "claims").exists()
+    assert reports[0] == 1 and reports[1:].count(0) == joined  # 0 if one ended before the other began
+    assert not (tmp_path / "shared" / "leases").exists()
     units = [sorted(p.name for p in (tmp_path / name).glob("units/*/*/*")) for name in ("alone", "shared")]
     assert units[0] == units[1] and len(units[0]) == 6
 
 
-def test_another_run_with_other_settings_is_refused(data, tmp_path, monkeypatch):
+def test_rejects_a_second_run_with_other_settings(data, tmp_path, monkeypatch):
     config, other, training = (
         composed(f"run_dir={tmp_path}/run", *more) for more in ([], ["seed=1"], ["experiment=pretrain_classifier"])
     )
     first = enter(config, None, None)
-    for wrong, said in ((other, "works there with other settings"), (training, "trains there")):
-        with pytest.raises(ValueError, match=rf"run_dir=.*: process {os.getpid()} on .* {said}: wait for its end, or"):
+    for wrong, message in ((other, "works there with other settings"), (training, "trains there")):
+        with pytest.raises(
+            ValueError, match=rf"run_dir=.*: process {os.getpid()} on .* {message}: wait for its end, or"
+        ):
             enter(wrong, None, None)
 
     class Task:
-        lead = None
+        is_reporter = None
 
     class Trainer:
         loggers = ("csv",)
 
     task, trainer = Task(), Trainer()
     second = enter(config, task, trainer)
-    assert trainer.loggers == [] and not task.lead()
-    first.close()  # the first has died before it could report
-    assert task.lead()
+    assert trainer.loggers == [] and not task.is_reporter()
+    first.close()  # as if the first run had died before its report
+    assert task.is_reporter()
     second.finish()

@@ -1,4 +1,4 @@
-"""What is not finite: never an image, never a number of the table, and no loss to what is computed beside it."""
+"""Samples that are not finite are counted, never shown, and do not affect the rest of their batch."""
 
 import json
 from functools import partial
@@ -11,11 +11,11 @@ import torch
 
 from experiments.finite import NonFiniteError
 from rnri import LatentDiffusion
-from tests.experiments.tiny_configs import COLOURS, NAO, PLAIN, SELECT, carried_out, rare_concepts, tiny, trainer
+from tests.experiments.tiny_configs import COLORS, NAO, PLAIN, SELECT, rare_concepts, run_to_end, tiny, trainer
 
 
 class OneBadSeed(LatentDiffusion):
-    """The second seed of the owl is NaN."""
+    """A model whose second seed of the owl is NaN."""
 
     def noise(self, sample_ids, seed):
         noise = super().noise(sample_ids, seed)
@@ -24,7 +24,7 @@ class OneBadSeed(LatentDiffusion):
 
 
 class OneBadReference(LatentDiffusion):
-    """The VAE's latent of one reference of the owl, the blue one, is not finite."""
+    """A model whose VAE encodes one (blue) reference of the owl to a latent that is not finite."""
 
     def encode(self, images):
         latents = super().encode(images)
@@ -34,7 +34,7 @@ class OneBadReference(LatentDiffusion):
 
 
 class Overflowing(LatentDiffusion):
-    """A VAE whose last layer overflows, as half precision does: infinity, which clamping would make white."""
+    """A model whose VAE overflows in the last layer, as in half precision; clamping would turn infinity into white."""
 
     def decode(self, z0, *, clamp=True):
         images = super().decode(z0, clamp=False)
@@ -42,7 +42,9 @@ class Overflowing(LatentDiffusion):
         return images.clamp(0, 1) if clamp else images
 
 
-class LostUnet(LatentDiffusion):
+class NaNUnet(LatentDiffusion):
+    """A model whose samples are NaN."""
+
     def sample(self, seed, predictor, schedule, **options):
         return torch.full_like(seed, torch.nan)
 
@@ -53,48 +55,69 @@ def totals(task) -> dict[str, dict]:
 
 
 def images(task, arm: str) -> dict[str, torch.Tensor]:
-    store = task.units(arm, task.arms[arm])
-    return {concept.name: store.read(concept.key)[0]["images"] for concept in task.chosen}
+    store = task.context.units(arm)
+    return {concept.name: store.read(concept.key)[0]["images"] for concept in task.context.concepts}
 
 
-def test_one_lost_sample_costs_no_other(tmp_path):
-    spoilt = carried_out(rare_concepts(tmp_path, {"plain": PLAIN, "nao": NAO}, model=partial(tiny, kind=OneBadSeed)))
-    whole = carried_out(rare_concepts(tmp_path, {"plain": PLAIN, "nao": NAO}, run_dir=str(tmp_path / "whole")))
-    found, expected = images(spoilt, "plain"), images(whole, "plain")
-    assert len(found["owl"]) == 1
-    assert (found["owl"][0].int() - expected["owl"][0].int()).abs().max() <= 1
+@pytest.fixture(scope="module")
+def lossy(tmp_path_factory):
+    """A finished run in which one sample of the arm ``plain`` is lost."""
+    arms = {"plain": PLAIN, "nao": NAO}
+    return run_to_end(rare_concepts(tmp_path_factory.mktemp("lossy"), arms, model=partial(tiny, kind=OneBadSeed)))
+
+
+def test_lost_sample_does_not_change_other_images(lossy, tmp_path):
+    complete = run_to_end(rare_concepts(tmp_path, {"plain": PLAIN, "nao": NAO}))
+    actual, expected = images(lossy, "plain"), images(complete, "plain")
+    assert len(actual["owl"]) == 1
+    assert (actual["owl"][0].int() - expected["owl"][0].int()).abs().max() <= 1
     for name in ("cat", "fox"):
-        assert (found[name].int() - expected[name].int()).abs().max() <= 1
-    assert (images(spoilt, "nao")["owl"].int() - images(whole, "nao")["owl"].int()).abs().max() <= 1
-    row, other = totals(spoilt)["plain"], totals(spoilt)["nao"]
+        assert (actual[name].int() - expected[name].int()).abs().max() <= 1
+    assert (images(lossy, "nao")["owl"].int() - images(complete, "nao")["owl"].int()).abs().max() <= 1
+
+
+def test_lost_sample_is_counted_and_its_arm_has_no_fid(lossy):
+    row, other = totals(lossy)["plain"], totals(lossy)["nao"]
     assert (row["n"], row["not_finite"], row["fid"], row["kid"]) == (6, 1, None, None)
-    assert other["not_finite"] == 0 and other["fid"] >= 0 and isfinite(other["kid"])
-    table = (Path(spoilt.run_dir) / "table.md").read_text()
-    assert "plain: 1 of 6 samples are not finite (owl)" in table and "nao:" not in table
-    samples = pd.read_parquet(Path(spoilt.run_dir) / "samples.parquet").set_index(["method", "sample"])
-    assert not samples.loc[("plain", "owl/1"), "correct"] and pd.isna(samples.loc[("plain", "owl/1"), "prediction"])
+    assert other["not_finite"] == 0
+    assert other["fid"] >= 0
+    assert isfinite(other["kid"])
+
+
+def test_lost_sample_is_named_below_the_table(lossy):
+    table = (Path(lossy.run_dir) / "table.md").read_text()
+    assert "plain: 1 of 6 samples are not finite (owl)" in table
+    assert "nao:" not in table
+
+
+def test_lost_sample_is_wrong_and_has_no_prediction(lossy):
+    samples = pd.read_parquet(Path(lossy.run_dir) / "samples.parquet").set_index(["method", "sample"])
+    lost = samples.loc[("plain", "owl/1")]
+    assert not lost["correct"]
+    assert pd.isna(lost["prediction"])
     assert samples["finite"].sum() == 11
 
 
 @pytest.mark.parametrize("arm", [NAO, SELECT], ids=["nao", "seedselect"])
-def test_a_concept_without_seeds_is_lost_alone(tmp_path, arm):
-    task = carried_out(rare_concepts(tmp_path, {"arm": arm}, model=partial(tiny, kind=OneBadReference)))
-    assert {name: len(own) for name, own in images(task, "arm").items()} == {"cat": 2, "owl": 0, "fox": 2}
+def test_concept_without_finite_seeds_is_the_only_one_lost(tmp_path, arm):
+    task = run_to_end(rare_concepts(tmp_path, {"arm": arm}, model=partial(tiny, kind=OneBadReference)))
+    assert {name: len(batch) for name, batch in images(task, "arm").items()} == {"cat": 2, "owl": 0, "fox": 2}
     assert totals(task)["arm"]["not_finite"] == 2
     assert (Path(task.run_dir) / "images" / "tail.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("kind", [Overflowing, LostUnet])
+@pytest.mark.parametrize("kind", [Overflowing, NaNUnet])
 @pytest.mark.parametrize("arm", ["plain", "seedselect"])
-def test_an_arm_without_any_image_ends_the_run_and_is_named(tmp_path, kind, arm):
-    if (kind, arm) == (LostUnet, "seedselect"):
-        pytest.skip("SeedSelect samples by its own trajectory")
+def test_run_ends_if_an_arm_has_no_finite_image(tmp_path, kind, arm):
+    if (kind, arm) == (NaNUnet, "seedselect"):
+        pytest.skip("SeedSelect does not call sample()")
     arms = {arm: PLAIN if arm == "plain" else SELECT}
-    task, own = rare_concepts(tmp_path, arms, model=partial(tiny, kind=kind)), trainer()
-    task.prepare(own)
+    task = rare_concepts(tmp_path, arms, model=partial(tiny, kind=kind))
+    task_trainer = trainer()
+    task.prepare(task_trainer)
     with pytest.raises(NonFiniteError, match=f"arm '{arm}': no image of 'cat', 'owl', 'fox' is finite"):
-        task.run(own)
-    assert not list(Path(task.run_dir).rglob("*/results.json")) and task.units(arm, arms[arm]).empty()
+        task.run(task_trainer)
+    assert not list(Path(task.run_dir).rglob("*/results.json")) and task.context.units(arm).empty()
 
 
 def damaged(part: str, device: object) -> LatentDiffusion:
@@ -109,7 +132,7 @@ def damaged_part(part: str):
 
 
 @pytest.mark.parametrize("part", ["vae", "unet"])
-def test_weights_that_are_not_finite_are_found_before_any_work(tmp_path, part):
+def test_prepare_rejects_weights_that_are_not_finite(tmp_path, part):
     task = rare_concepts(tmp_path, {"plain": PLAIN}, model=damaged_part(part))
     with pytest.raises(ValueError, match=rf"the weight \S+ of the {part} is not finite in float32"):
         task.prepare(trainer())
@@ -117,8 +140,8 @@ def test_weights_that_are_not_finite_are_found_before_any_work(tmp_path, part):
 
 
 @pytest.mark.parametrize("changes", [{"samples": 1, "concepts": ["owl"]}, {"samples": 1, "concepts": ["owl", "cat"]}])
-def test_distances_that_cannot_be_had_are_dashes(tmp_path, changes):
-    task = carried_out(rare_concepts(tmp_path, {"plain": PLAIN}, **changes))
+def test_fid_and_kid_need_two_images(tmp_path, changes):
+    task = run_to_end(rare_concepts(tmp_path, {"plain": PLAIN}, **changes))
     row = totals(task)["plain"]
     assert (row["fid"] is None) == (row["kid"] is None) == (len(changes["concepts"]) == 1)
-    assert set(COLOURS) >= set(changes["concepts"]) and row["n"] == len(changes["concepts"])
+    assert set(COLORS) >= set(changes["concepts"]) and row["n"] == len(changes["concepts"])

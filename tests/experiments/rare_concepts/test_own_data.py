@@ -1,10 +1,11 @@
-"""The main job on a user's checkpoint, images, counts and classifier: the same code, other configs."""
+"""The main job on a user's checkpoint, images, counts and classifier."""
 
 import json
 from pathlib import Path
 
 import pytest
 import timm
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file
@@ -14,10 +15,11 @@ from experiments.evaluation.classifier import Classifier, Preprocessing
 from tests.commands import composed
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion
 
-COLOURS = {"tiger cat": "orange", "payphone": "blue"}
+PREPROCESSING = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+COLORS = {"tiger cat": "orange", "payphone": "blue"}
 
 
-CHECKPOINTS = {  # by name: what is predicted, and the latent's height and width
+CHECKPOINTS = {  # prediction type, and height and width of the latents
     "square": ("epsilon", LATENT_SHAPE[1:]),
     "wide": ("v_prediction", (8, 12)),
 }
@@ -28,19 +30,19 @@ def files(tmp_path):
     for name, (prediction, size) in CHECKPOINTS.items():
         tiny_stable_diffusion(prediction, unet={"sample_size": size}).save_pretrained(tmp_path / name)
     for kind in ("references", "real"):
-        for name, color in COLOURS.items():
+        for name, color in COLORS.items():
             (tmp_path / kind / name).mkdir(parents=True)
             for k in range(2):
                 Image.new("RGB", (20 + k, 20), color).save(tmp_path / kind / name / f"{k}.png")
     (tmp_path / "counts.tsv").write_text("tiger cat\t3\npayphone\t5000000\n")
     network = timm.create_model("resnet10t", num_classes=2)
-    Classifier(network, list(COLOURS), Preprocessing(32, (0.5,) * 3, (0.5,) * 3)).save(tmp_path / "classifier", "resnet10t")
+    Classifier(network, list(COLORS), PREPROCESSING).save(tmp_path / "classifier", "resnet10t")
     return tmp_path
 
 
-def configured(files: Path, gradient_checkpointing: str, *overrides: str) -> DictConfig:
+def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
     options = [
-        "model=sd", f"model.path={files / gradient_checkpointing}", "model.dtype=float32", "model.local_files_only=true",
+        "model=sd", f"model.path={files / checkpoint}", "model.dtype=float32", "model.local_files_only=true",
         "data=folder", f"data.references={files}/references", f"data.real={files}/real",
         f"data.counts={files}/counts.tsv", f"data.classifier={files}/classifier", "data.clip=assets/models/clip",
         f"run_dir={files}/run", "trainer.accelerator=cpu", "task.steps=4", "task.samples=3", "task.references=2",
@@ -50,13 +52,13 @@ def configured(files: Path, gradient_checkpointing: str, *overrides: str) -> Dic
     return composed(*options)
 
 
-@pytest.mark.parametrize("gradient_checkpointing", CHECKPOINTS)
-def test_main_job_on_a_stable_diffusion_checkpoint(files, gradient_checkpointing):
-    """Images take the checkpoint's size, also where that is not square."""
-    task, trainer = train.prepare(configured(files, gradient_checkpointing))
-    height, width = CHECKPOINTS[gradient_checkpointing][1]
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_main_job_on_a_stable_diffusion_checkpoint(files, checkpoint):
+    """Images have the checkpoint's size, which need not be square."""
+    task, trainer = train.prepare(configured(files, checkpoint))
+    height, width = CHECKPOINTS[checkpoint][1]
     scale = IMAGE_SIZE // LATENT_SHAPE[1]
-    assert task.chosen[0].references.shape == (2, 3, scale * height, scale * width)
+    assert task.context.concepts[0].references.shape == (2, 3, scale * height, scale * width)
     task.run(trainer)
     rows = json.loads((files / "run" / "results.json").read_text())["rows"]
     assert {row["bucket"] for row in rows} == {"head", "tail", "total"}
@@ -67,7 +69,7 @@ def test_main_job_on_a_stable_diffusion_checkpoint(files, gradient_checkpointing
 
 
 def broken(path: Path) -> None:
-    """The header is whole."""
+    """Truncate a file after its header."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size - 30])
 
 
@@ -81,36 +83,36 @@ def broken(path: Path) -> None:
         (["data.concepts=[payphone,'tiger cat',payphone]"], "data.concepts"),
     ],
 )
-def test_what_does_not_fit_is_found_before_any_work(files, overrides, message):
-    with pytest.raises(Exception) as caught:
+def test_prepare_rejects_data_that_does_not_fit(files, overrides, message):
+    with pytest.raises((ValueError, HydraException)) as caught:
         train.prepare(configured(files, "square", *overrides))
     assert message in train.explain(caught.value)
     assert not (files / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["references", "real"])
-def test_a_truncated_image_is_found_before_any_work(files, kind):
+def test_prepare_rejects_a_truncated_image(files, kind):
     broken(files / kind / "payphone" / "1.png")
     with pytest.raises(ValueError, match=rf"{kind}.payphone.1\.png cannot be read as an image"):
         train.prepare(configured(files, "square"))
     assert not (files / "run").exists()
 
 
-def test_folders_named_by_numbers_are_chosen_by_number(files):
+def test_concepts_named_by_numbers_are_selected(files):
     for kind in ("references", "real"):
-        for k, name in enumerate(COLOURS):
+        for k, name in enumerate(COLORS):
             (files / kind / name).rename(files / kind / str(k))
     (files / "counts.tsv").write_text("0\t3\n1\t5000000\n")
     network = timm.create_model("resnet10t", num_classes=2)
-    Classifier(network, ["0", "1"], Preprocessing(32, (0.5,) * 3, (0.5,) * 3)).save(files / "classifier", "resnet10t")
+    Classifier(network, ["0", "1"], PREPROCESSING).save(files / "classifier", "resnet10t")
     task, _ = train.prepare(configured(files, "square", "data.concepts=[1,0]"))
-    assert [concept.name for concept in task.chosen] == ["1", "0"]
+    assert [concept.name for concept in task.context.concepts] == ["1", "0"]
 
 
-def test_inversions_are_studied_at_the_checkpoints_size(files):
-    options = ["experiment=reconstruction", f"run_dir={files}/study", "task.images=3", "trainer.accelerator=cpu"]
-    own = [f"data.{name}={files / name}" for name in ("references", "real", "classifier")]
-    own += ["data=folder", f"data.counts={files}/counts.tsv", "data.clip=assets/models/clip", "model=sd"]
-    own += [f"model.path={files}/wide", "model.dtype=float32", "model.local_files_only=true"]
-    task, _ = train.prepare(composed(*options, *own))
+def test_inversion_experiment_uses_the_checkpoints_size(files):
+    options = ["experiment=reconstruction", f"run_dir={files}/inversion", "task.images=3", "trainer.accelerator=cpu"]
+    data = [f"data.{name}={files / name}" for name in ("references", "real", "classifier")]
+    data += ["data=folder", f"data.counts={files}/counts.tsv", "data.clip=assets/models/clip", "model=sd"]
+    data += [f"model.path={files}/wide", "model.dtype=float32", "model.local_files_only=true"]
+    task, _ = train.prepare(composed(*options, *data))
     assert {tuple(image.image.shape) for job in task.jobs for image in job.images} == {(3, 16, 24)}

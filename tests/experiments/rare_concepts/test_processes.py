@@ -1,4 +1,4 @@
-"""Processes, precisions and places: a process without work, other numerics, another directory."""
+"""Several processes, other precisions, other working directories."""
 
 import sys
 from argparse import ArgumentParser
@@ -12,7 +12,7 @@ from benchmarks import inversion, seedselect
 from experiments.editing import make_benchmark
 from tests.commands import composed
 from tests.experiments.rare_concepts.test_lost_samples import OneBadSeed, totals
-from tests.experiments.tiny_configs import NAO, PLAIN, carried_out, rare_concepts, tiny, trainer
+from tests.experiments.tiny_configs import NAO, PLAIN, rare_concepts, run_to_end, tiny, trainer
 
 PROJECT = Path(__file__).resolve().parents[3]
 MEASURED = ("accuracy", "n", "not_finite", "fid", "kid")
@@ -27,18 +27,18 @@ def measured(task) -> dict[str, list]:
 
 
 @pytest.mark.slow
-def test_a_process_without_work_waits_for_the_others(tmp_path):
-    """Of a finished run one unit is missing, which has a sample that is not finite, and two processes share it."""
+def test_idle_process_waits_for_the_other(tmp_path):
+    """One unit of a finished run, with a sample that is not finite, is missing; two processes start."""
     lossy = partial(tiny, kind=OneBadSeed)
-    alone = measured(carried_out(rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy)))
+    alone = measured(run_to_end(rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy)))
     before = units(tmp_path)
     owl = rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy)
     owl.prepare(trainer())
-    missing = next(c for c in owl.chosen if c.name == "owl")
-    gone = [path for path in before if path.stem in owl.units("plain", owl.arms["plain"]).claim(missing.key)]
+    missing = next(c for c in owl.context.concepts if c.name == "owl")
+    gone = [path for path in before if path.stem in owl.units("plain", owl.arms["plain"]).lease_name(missing.key)]
     assert len(gone) == 1
     gone[0].unlink()
-    task = carried_out(
+    task = run_to_end(
         rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy), devices=2, strategy="ddp_spawn", num_nodes=1
     )
     assert measured(task) == alone and alone["plain"][2] == 1
@@ -47,37 +47,39 @@ def test_a_process_without_work_waits_for_the_others(tmp_path):
     assert [path for path in before if before[path] != after[path]] == gone
 
 
-def test_another_precision_computes_anew(tmp_path):
+def test_units_of_another_precision_are_computed_again(tmp_path):
     arms = {"nao": NAO}
-    carried_out(rare_concepts(tmp_path, arms))
+    run_to_end(rare_concepts(tmp_path, arms))
     first, seeds = units(tmp_path), len(list((tmp_path / "run" / "seeds").rglob("*.safetensors")))
-    carried_out(rare_concepts(tmp_path, arms), precision="bf16-mixed")
+    run_to_end(rare_concepts(tmp_path, arms), precision="bf16-mixed")
     second = units(tmp_path)
     assert len(second) == 2 * len(first) == 6 and first.items() <= second.items()
     assert len(list((tmp_path / "run" / "seeds").rglob("*.safetensors"))) == 2 * seeds > 0
-    carried_out(rare_concepts(tmp_path, arms), precision="bf16-mixed")
+    run_to_end(rare_concepts(tmp_path, arms), precision="bf16-mixed")
     assert units(tmp_path) == second
 
 
-def test_the_projects_own_files_are_found_from_anywhere_and_relative_paths_are_the_users(tmp_path, monkeypatch):
+def test_relative_paths_refer_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own = composed("experiment=rare_concepts", "run_dir=mine", "trainer.accelerator=cpu")
+    config = composed("experiment=rare_concepts", "run_dir=mine", "trainer.accelerator=cpu")
     other = composed("experiment=rare_concepts", "run_dir=mine", "data.folder=corpus")
-    task, _ = train.prepare(own)
-    assert Path(task.run_dir).resolve() == tmp_path / "mine" and len(task.chosen) > 3
+    task, _ = train.prepare(config)
+    assert Path(task.run_dir).resolve() == tmp_path / "mine" and len(task.context.concepts) > 3
     with pytest.raises(ValueError, match=r"corpus/?\S* does not exist|corpus has no"):
         train.prepare(other)
 
 
 @pytest.mark.parametrize("tool", [inversion, seedselect, make_benchmark])
-def test_tools_find_the_projects_files_from_anywhere(tmp_path, monkeypatch, tool):
+def test_tools_find_the_embedded_models_from_any_directory(tmp_path, monkeypatch, tool):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tool", *(["out"] if tool is make_benchmark else [])])
-    given = {}
-    monkeypatch.setattr(ArgumentParser, "parse_args", lambda parser: given.update(defaults(parser)) or parser.exit(3))
+    arguments = {}
+    monkeypatch.setattr(
+        ArgumentParser, "parse_args", lambda parser: arguments.update(defaults(parser)) or parser.exit(3)
+    )
     with pytest.raises(SystemExit):
         tool.main()
-    paths = [given[name] for name in ("model", "clip", "corpus") if name in given]
+    paths = [arguments[name] for name in ("model", "clip", "corpus") if name in arguments]
     named = [inversion.CONFIGS / "model" / f"{path}.yaml" for path in paths]
     assert paths and all(Path(p).is_dir() or file.is_file() for p, file in zip(paths, named, strict=True))
 

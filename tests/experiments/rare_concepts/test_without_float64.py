@@ -1,4 +1,4 @@
-"""The main job on a device that has no float64 and mixes with no other, as Apple's MPS: a stand-in, see the module."""
+"""The main job on a fake device without float64, like Apple's MPS (:mod:`tests.devices`)."""
 
 import json
 from dataclasses import replace
@@ -11,16 +11,16 @@ from nao import norm_penalty, path_seeds
 from rnri import ImplicitInverter, RNRIMeanSign, anderson_inverter
 from seedselect import SeedSelect
 from tests.devices import DEVICE, OnDevice, StandIn, stand_in
-from tests.experiments.tiny_configs import NAO, PLAIN, SELECT, carried_out, rare_concepts
+from tests.experiments.tiny_configs import NAO, PLAIN, SELECT, rare_concepts, run_to_end
 
 
 @pytest.fixture
 def device():
-    with stand_in() as found:
-        yield found
+    with stand_in() as fake:
+        yield fake
 
 
-def test_the_stand_in_forbids_what_the_device_forbids(device):
+def test_fake_device_rejects_float64_and_mixed_devices(device):
     there, here = torch.ones(2, 3, device=device), torch.ones(2, 3)
     assert isinstance(there + 1, OnDevice) and not isinstance(there.cpu() + 1, OnDevice)
     for forbidden in (
@@ -60,20 +60,20 @@ FEW = {"concepts": ["owl", "cat"], "concepts_per_batch": 2}
 
 def images(task) -> dict[str, torch.Tensor]:
     return {
-        f"{name} {concept.name}": task.units(name, arm).read(concept.key)[0]["images"].float()
-        for name, arm in task.arms.items()
-        for concept in task.chosen
+        f"{name} {concept.name}": task.context.units(name).read(concept.key)[0]["images"].float()
+        for name in task.arms
+        for concept in task.context.concepts
     }
 
 
-def test_the_main_job_gives_its_images_there(tmp_path):
-    expected = images(carried_out(rare_concepts(tmp_path / "cpu", ARMS, **FEW)))
+def test_main_job_gives_the_same_images_as_on_the_cpu(tmp_path):
+    expected = images(run_to_end(rare_concepts(tmp_path / "cpu", ARMS, **FEW)))
     with stand_in():
         task = rare_concepts(tmp_path / "there", ARMS, **FEW)
-        carried_out(task, accelerator="auto", strategy=strategy())
-        assert task.networks.model.device == DEVICE and task.numerics["device"] == DEVICE.type
-        found = images(task)
+        run_to_end(task, accelerator="auto", strategy=strategy())
+        assert task.networks.model.device == DEVICE and task.networks.numerics["device"] == DEVICE.type
+        actual = images(task)
     for name, expectation in expected.items():
-        assert (found[name] - expectation).abs().mean() < 1, name  # of 255: the walk is in float32 there
+        assert (actual[name] - expectation).abs().mean() < 1, name  # of 255: float32 trajectory
     rows = json.loads((tmp_path / "there" / "run" / "results.json").read_text())["rows"]
     assert all(row["fid"] >= 0 and row["not_finite"] == 0 for row in rows if row["bucket"] == "total")

@@ -1,0 +1,56 @@
+"""The guide *Add an experiment*: its code blocks are written to files and executed."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+PAGE = PROJECT / "docs" / "guides" / "add_an_experiment.md"
+
+
+def blocks(language: str) -> list[str]:
+    """Return the page's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder with the page's files after its commands were run."""
+    folder = tmp_path_factory.mktemp("experiment")
+    (task,), (config,), (commands,) = blocks("python"), blocks("yaml"), blocks("sh")
+    (folder / "brightness.py").write_text(task)
+    (folder / "configs" / "experiment").mkdir(parents=True)
+    (folder / "configs" / "experiment" / "brightness.yaml").write_text(config)
+    environment = os.environ | {"PROJECT": str(PROJECT)}
+    finished = subprocess.run(
+        ["sh", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (folder / "stdout").write_text(finished.stdout)
+    return folder
+
+
+def test_plan_counts_network_evaluations(folder):
+    output = (folder / "stdout").read_text()
+    assert "| images | 4 | 0 | 16 |" in output
+
+
+def test_run_writes_rows_samples_and_table(folder):
+    run = folder / "runs" / "brightness"
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert [row["n"] for row in rows] == [2, 2]
+    assert all(0 < row["brightness"] < 1 for row in rows)
+    assert len(pd.read_parquet(run / "samples.parquet")) == 4
+    assert "| a drawing of a camel |" in (run / "table.md").read_text()
+
+
+def test_config_starts_with_its_description():
+    (config,) = blocks("yaml")
+    package, description, *_ = config.splitlines()
+    assert package == "# @package _global_"
+    assert re.fullmatch(r"# [A-Z].*\.", description)
