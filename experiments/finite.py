@@ -1,4 +1,4 @@
-"""Images as the bytes that are kept, judged and shown; what is not finite never becomes one."""
+"""Images as bytes. Images with NaN or infinity are never converted."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from torch import Tensor
 
 
 class NonFiniteError(ValueError):
-    """What the networks made holds NaN or infinity; its text is one sentence for the user."""
+    """A network returned NaN or infinity; the message is one line."""
 
 
 def is_finite(tensors: Tensor) -> Tensor:
-    """Which of ``tensors [B, ...]`` hold neither NaN nor infinity: bool ``[B]`` on the CPU."""
+    """Which of ``tensors [B, ...]`` contain neither NaN nor infinity: bool ``[B]`` on the CPU."""
     return tensors.detach().isfinite().flatten(1).all(1).cpu()
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """``uint8 [B, 3, H, W]`` on the CPU of ``images [B, 3, H, W]``; values outside [0, 1] are cut off.
+    """Convert ``images [B, 3, H, W]`` to ``uint8`` on the CPU. Values are clamped to [0, 1].
 
-    Clamping hides infinity: give what the decoder made before it is clamped (``decode(z, clamp=False)``).
+    A clamped image hides infinity, so pass the decoder's output before clamping (``decode(z, clamp=False)``).
 
     Raises:
-        NotFinite: NaN or infinity, which would become black or white pixels.
+        NonFiniteError: NaN or infinity, which would become black or white pixels.
     """
-    lost = ~is_finite(images)
-    if lost.any():
+    invalid = ~is_finite(images)
+    if invalid.any():
         raise NonFiniteError(
-            f"{int(lost.sum())} of {len(images)} images are not finite, the first is image {int(lost.nonzero()[0])}: "
-            "they would be black; leave them out, or compute them in single precision."
+            f"{int(invalid.sum())} of {len(images)} images are not finite, first at index {int(invalid.nonzero()[0])}: "
+            "exclude them, or compute them in float32."
         )
     return (images.detach().float().clamp(0, 1) * 255).round().byte().cpu()
 
 
 def select_finite(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The bytes ``uint8 [b, 3, H, W]`` of those of ``images [B, 3, H, W]`` that are finite, and which, bool ``[B]``."""
+    """Finite images of ``images [B, 3, H, W]`` as ``uint8 [b, 3, H, W]``, and their mask, bool ``[B]``."""
     finite = is_finite(images)
     return to_bytes(images[finite.to(images.device)]), finite
 
 
 def mask_nonfinite(images: Tensor) -> Tensor:
-    """``images [B, ...]`` clamped to [0, 1], NaN throughout where not finite: no measure of them is then a number."""
-    lost = ~is_finite(images).to(images.device).view(-1, *[1] * (images.ndim - 1))
-    return images.clamp(0, 1).masked_fill(lost, torch.nan)
+    """``images [B, ...]`` clamped to [0, 1]; non-finite images become all NaN, so that all their metrics are NaN."""
+    invalid = ~is_finite(images).to(images.device).view(-1, *[1] * (images.ndim - 1))
+    return images.clamp(0, 1).masked_fill(invalid, torch.nan)

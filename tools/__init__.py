@@ -1,1 +1,1 @@
-"""Tools for developers; nothing of the package imports them."""
+"""Tools for developers. The packages do not import them."""

@@ -57,7 +57,7 @@ class Summary:
     results_equal: bool
 
     @property
-    def passed(self) -> bool:
+    def on_finished_elsewhere(self) -> bool:
         return not self.missing and not self.duplicates and self.results_equal
 
 
@@ -70,13 +70,13 @@ def run_worker(folder: Path, units: int, pause: float) -> None:
     from experiments.cache.atomic import atomic_write
     from experiments.runtime.leases import LeaseManager
 
-    leases = LeaseManager(folder / "claims", HEARTBEAT_S, LEASE_TIMEOUT_S)
+    leases = LeaseManager(folder / "leases", HEARTBEAT_S, LEASE_TIMEOUT_S)
     missing = [f"unit{k}" for k in range(units)]
     generator = random.Random(os.getpid())
     while missing:
         for name in missing:
             path = folder / "units" / name
-            if path.is_file() or not leases.take(name) or path.is_file():
+            if path.is_file() or not leases.acquire(name) or path.is_file():
                 continue
             time.sleep(pause * generator.random())
             atomic_write(path, lambda temporary, name=name: temporary.write_text(unit_content(name)))
@@ -100,8 +100,8 @@ def run_main_job(folder: Path) -> None:
     from tests.experiments import tiny_configs
 
     torch.set_num_threads(1)
-    leases.BEAT = HEARTBEAT_S
-    leases.SILENCE = LEASE_TIMEOUT_S
+    leases.HEARTBEAT_INTERVAL_S = HEARTBEAT_S
+    leases.LEASE_TIMEOUT_S = LEASE_TIMEOUT_S
     tiny_configs.run_to_end(squares(str(folder / "run")))
 
 
@@ -126,7 +126,7 @@ def _journal_units(folder: Path) -> None:
 
     def write_and_journal(self, unit, *rest):
         write(self, unit, *rest)
-        append_to_journal(folder, self.claim(unit))
+        append_to_journal(folder, self.lease_name(unit))
 
     UnitStore.write = write_and_journal
 
@@ -228,7 +228,7 @@ class DdpSummary:
     different: list[str] = field(default_factory=list)
 
     @property
-    def passed(self) -> bool:
+    def on_finished_elsewhere(self) -> bool:
         return not self.hanging and not self.silent and not self.different
 
 
@@ -419,7 +419,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         summary = _run_test(Path(folder), options)
     print(json.dumps(asdict(summary)))
-    sys.exit(not summary.passed)
+    sys.exit(not summary.on_finished_elsewhere)
 
 
 def _run_test(folder: Path, options: argparse.Namespace) -> Summary | DdpSummary:

@@ -1,12 +1,14 @@
-"""What a run at W&B holds, from its own files and without a server: ``python -m tools.inspect_wandb RUN``.
+"""Print what a W&B run contains, from its local files and without a server: ``python -m tools.inspect_wandb RUN``.
 
-``RUN`` is a run's folder, as ``runs/rare_concepts``; every time that it was begun has a section, in their order.
+``RUN`` is a run's folder, such as ``runs/rare_concepts``. If the run was started several times, each start has its own
+section.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -15,65 +17,81 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
-BLOCK, HEAD, PART = 32768, 7, struct.Struct("<IHB")
-"""W&B's files are LevelDB's logs: blocks of parts, each behind its checksum, length and kind, after seven bytes."""
-WHOLE, LAST = 1, 4
+BLOCK_SIZE = 32768
+FILE_HEADER_SIZE = 7
+CHUNK_HEADER = struct.Struct("<IHB")
+"""W&B writes LevelDB logs: blocks of chunks, each with checksum, length and type, after a file header."""
+FULL = 1
+LAST = 4
+"""Chunk types that complete a record."""
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a ``.wandb`` file as W&B's own messages; of a run that was killed those that are whole.
+    """Records of a ``.wandb`` file as W&B's protobuf messages; an incomplete record at its end is skipped.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not a ``.wandb`` file.
     """
     content = path.read_bytes()
     if not content.startswith(b":W&B"):
-        raise ValueError(f"{path} is no file of W&B's: name the folder of a run with logger=wandb.")
-    at, parts = HEAD, b""
-    while at + PART.size <= len(content):
-        rest = BLOCK - at % BLOCK
-        if rest < PART.size:  # padding
-            at += rest
+        raise ValueError(f"{path} is not a W&B file: give the folder of a run with logger=wandb.")
+    position = FILE_HEADER_SIZE
+    chunks = b""
+    while position + CHUNK_HEADER.size <= len(content):
+        rest = BLOCK_SIZE - position % BLOCK_SIZE
+        if rest < CHUNK_HEADER.size:  # padding at the end of a block
+            position += rest
             continue
-        _, length, kind = PART.unpack_from(content, at)
-        at += PART.size + length
-        if at > len(content):
+        _, length, chunk_type = CHUNK_HEADER.unpack_from(content, position)
+        position += CHUNK_HEADER.size + length
+        if position > len(content):
             return
-        parts += content[at - length : at]
-        if kind in (WHOLE, LAST):
-            yield wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
+        chunks += content[position - length : position]
+        if chunk_type in (FULL, LAST):
+            yield wandb_internal_pb2.Record.FromString(chunks)
+            chunks = b""
 
 
-def describe(path: Path) -> str:
-    """Who the run is, its config's keys, its curves, its tables with their columns, its pictures and how it ended."""
-    lines, config, curves, media, ended = [], [], {}, {}, "was killed, or is at work"
+def summarize(path: Path) -> str:
+    """Summary of a ``.wandb`` file: the run, its state, config keys, metrics, tables and images."""
+    header: list[str] = []
+    config: list[str] = []
+    metrics: dict[str, list[Any]] = {}
+    media: dict[str, list[dict[str, Any]]] = {}
+    state = "killed, or still running"
     for record in records(path):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
+        record_type = record.WhichOneof("record_type")
+        if record_type == "run":
             run = record.run
-            lines.append(f"run {run.run_id}: {run.display_name}, group {run.run_group}, job type {run.job_type}")
-        if kind in ("run", "config"):  # the first holds what a sweep sets
-            given = record.config if kind == "config" else record.run.config
-            config += [update.key for update in given.update if not update.key.startswith("_")]
-        elif kind == "history":
-            for name, value in _row(record.history).items():
-                (media if isinstance(value, dict) else curves).setdefault(name, []).append(value)
-        elif kind == "exit":
-            ended = "finished" if record.exit.exit_code == 0 else "failed, or was stopped"
-    steps = curves.get("trainer/global_step", [])
+            header.append(f"run {run.run_id}: {run.display_name}, group {run.run_group}, job type {run.job_type}")
+            config += _config_keys(run.config)  # values set by a sweep
+        elif record_type == "config":
+            config += _config_keys(record.config)
+        elif record_type == "history":
+            for name, value in _history_row(record.history).items():
+                (media if isinstance(value, dict) else metrics).setdefault(name, []).append(value)
+        elif record_type == "exit":
+            state = "finished" if record.exit.exit_code == 0 else "failed, or stopped"
+    steps = metrics.get("trainer/global_step", [])
     span = f" at steps {steps[0]:g} to {steps[-1]:g}" if steps else ""
-    lines += [f"it {ended}", f"config: {', '.join(dict.fromkeys(config))}", f"values{span}, the last of each:"]
-    lines += [
-        f"  {name} = {own[-1]:.4g}" + (f" ({len(own)} values)" if len(own) > 1 else "")
-        for name, own in sorted(curves.items())
-        if not name.startswith(("_", "trainer/"))
-    ]
-    return "\n".join([*lines, *_media(path.parent / "files", media)])
+    return "\n".join(
+        [
+            *header,
+            f"state: {state}",
+            f"config: {', '.join(dict.fromkeys(config))}",
+            f"last values of the metrics{span}:",
+            *_metric_lines(metrics),
+            *_media_lines(path.parent / "files", media),
+        ]
+    )
 
 
-def _row(history: Any) -> dict[str, Any]:
-    """Numbers by their names; of tables and pictures their properties."""
+def _config_keys(config: Any) -> list[str]:
+    return [update.key for update in config.update if not update.key.startswith("_")]
+
+
+def _history_row(history: Any) -> dict[str, Any]:
+    """One logged step: metrics by name; tables and images are mappings of their properties."""
     row: dict[str, Any] = {}
     for item in history.item:
         name, *inner = item.nested_key or [item.key]
@@ -84,27 +102,38 @@ def _row(history: Any) -> dict[str, Any]:
     return row
 
 
-def _media(files: Path, media: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    for name, logged in sorted(media.items(), key=lambda own: (own[1][-1]["_type"] != "table-file", own[0])):
-        last = logged[-1]
-        if last["_type"] == "table-file":
-            columns = json.loads((files / last["path"]).read_text())["columns"]
-            yield f"table {name}, {last['nrows']} rows: {', '.join(columns)}"
-        else:
-            yield f"picture {name}: {', '.join(last['filenames'])}"
+def _metric_lines(metrics: dict[str, list[Any]]) -> Iterator[str]:
+    for name, values in sorted(metrics.items()):
+        if not name.startswith(("_", "trainer/")):
+            count = f" ({len(values)} values)" if len(values) > 1 else ""
+            yield f"  {name} = {values[-1]:.4g}{count}"
+
+
+def _media_lines(files: Path, media: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """One line per table, then one per image."""
+    last = {name: entries[-1] for name, entries in sorted(media.items())}
+    for name, entry in last.items():
+        if entry["_type"] == "table-file":
+            columns = json.loads((files / entry["path"]).read_text())["columns"]
+            yield f"table {name}, {entry['nrows']} rows: {', '.join(columns)}"
+    for name, entry in last.items():
+        if entry["_type"] != "table-file":
+            yield f"image {name}: {', '.join(entry['filenames'])}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="folder of the run")
     folder = parser.parse_args().run
     paths = sorted(folder.glob("**/*run-*/run-*.wandb"), key=lambda path: path.parent.name)
     if not paths:
-        sys.exit(f"error: {folder} holds no run of W&B's: run with logger=wandb logger.wandb.offline=true.")
+        sys.exit(f"error: {folder} contains no W&B run: run with logger=wandb logger.wandb.offline=true.")
     try:
-        print("\n\n".join(map(describe, paths)))
+        print("\n\n".join(map(summarize, paths)), flush=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lets Python's exit flush without error
 
 
 if __name__ == "__main__":

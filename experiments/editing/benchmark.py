@@ -68,6 +68,11 @@ class BenchmarkEdit:
             return None
         return normalize_name(self.concept)
 
+    @property
+    def has_background_target(self) -> bool:
+        """Whether this is an edit to another background with a ground truth."""
+        return KINDS[self.kind] == "change background" and self.target_image is not None
+
     def load_image(self, size: tuple[int, int], *, target: bool = False) -> Tensor:
         """The source image, or with ``target`` the ground truth, resized to ``size``: ``[3,H,W]`` in [0, 1]."""
         path = self.target_image if target else self.image

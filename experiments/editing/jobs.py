@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.editing.benchmark import KINDS, BenchmarkEdit
 from experiments.evaluation.editing_metrics import EditBatch, EditingNetworks
-from experiments.planning.cost import Cost, rows_of
+from experiments.planning.cost import Cost, batch_multiplier
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
@@ -85,23 +85,19 @@ class EditJob:
             return Cost()
         sampling = sum(2 if name in ATTENTION_EDITS.values() else 1 for name in self.edit_methods)
         inversion = self.method.nfe_per_step if isinstance(self.method, Inverter) else 2.0
-        nfe_per_step = (inversion + sampling) * rows_of(self.model.guidance)
+        nfe_per_step = (inversion + sampling) * batch_multiplier(self.model.guidance)
         return Cost(nfe_per_step * self.model.steps, 1 + len(self.edit_methods)).times(len(self.edits))
 
     def batch(self, images: Tensor, originals: Tensor, networks: EditingNetworks, min_psnr: float) -> EditBatch:
         """What the metrics of the edited ``images [B,3,H,W]`` are computed from."""
         size = tuple(images.shape[-2:])
-        has_target = [edit.kind == KINDS.index("change background") and edit.target_image for edit in self.edits]
         return EditBatch(
             images=images,
             originals=originals,
             masks=torch.stack([edit.resized_mask(size) for edit in self.edits]).to(images.device),
             prompts=[edit.target for edit in self.edits],
             labels=[edit.expected_label for edit in self.edits],
-            targets=[
-                edit.load_image(size, target=True) if known else None
-                for edit, known in zip(self.edits, has_target, strict=True)
-            ],
+            targets=[edit.load_image(size, target=True) if edit.has_background_target else None for edit in self.edits],
             networks=networks,
             min_psnr=min_psnr,
         )

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from experiments.cache.store import UnitStore, synchronize
+from experiments.cache.store import UnitStore
+from experiments.runtime.device import synchronize
 from experiments.editing.jobs import ATTENTION_EDITS, GROUND_TRUTH, NONE, EditingModel, EditJob
 from experiments.evaluation.editing_metrics import EditingNetworks
 from experiments.evaluation.registry import EDITING
@@ -53,7 +54,7 @@ class EditingModule(LightningModule):
     @torch.no_grad()
     def predict_step(self, job: EditJob, _: int) -> str:
         """Write the unit of a job; returns its label."""
-        self.progress.stage(job.label)
+        self.progress.set_stage(job.label)
         size = self.size if job.model is None else job.model.model.image_size
         originals = torch.stack([edit.load_image(size) for edit in job.edits]).to(self.device)
         tensors: dict[str, Tensor] = {}

@@ -21,8 +21,9 @@ from lightning.pytorch import Trainer
 from pydantic import PositiveFloat, PositiveInt
 
 from experiments.base import Networks
-from experiments.cache.key import describe
-from experiments.cache.store import UnitStore, numerics
+from experiments.cache.key import fingerprint_config
+from experiments.cache.store import UnitStore
+from experiments.runtime.device import numerics
 from experiments.editing import make_benchmark
 from experiments.editing.benchmark import KINDS, BenchmarkEdit, read_benchmark
 from experiments.editing.jobs import (
@@ -45,10 +46,10 @@ from experiments.evaluation.editing_networks import (
     squeeze_lpips,
 )
 from experiments.evaluation.registry import EDITING
-from experiments.planning.cost import Cost, Planned, seconds_of
-from experiments.runtime.progress import Progress, announce
-from experiments.runtime.running_means import Running
-from experiments.runtime.unit_queue import ResumableRun, carry_out
+from experiments.planning.cost import Cost, StagePlan, estimate_seconds
+from experiments.runtime.progress import Progress, print_estimate
+from experiments.runtime.running_means import RunningMeans
+from experiments.runtime.unit_queue import ResumableRun, run_stages
 from rnri import Inverter, LatentDiffusion
 from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, RandomSeed, dataclass
@@ -185,8 +186,8 @@ class EditingExperiment(ResumableRun):
         self._announce(units, trainer.world_size)
         size = self.models[0].model.image_size
         module = EditingModule(self.networks, units, progress, size=size, min_psnr=self.min_psnr)
-        running_means = Running(partial(self._sample_rows, units), IDENTITY, EDITING.live)
-        carry_out(trainer, (module, EditJobDataModule(self.jobs, units, progress, self.claims, running_means)))
+        running_means = RunningMeans(partial(self._sample_rows, units), IDENTITY, EDITING.live)
+        run_stages(trainer, (module, EditJobDataModule(self.jobs, units, progress, self.leases, running_means)))
         if not self.writes_report(trainer):
             return 0.0
         finished = [(job, *units[job.folder_key].read(job.key)) for job in self.jobs]
@@ -202,7 +203,7 @@ class EditingExperiment(ResumableRun):
         )
         return rows[-1]["clip_score"]
 
-    def plan(self) -> list[Planned]:
+    def plan(self, trainer: Trainer) -> list[StagePlan]:
         """Units, cost and disk space of each method on each model."""
         units = self.units()
         by_label: dict[str, list[EditJob]] = {}
@@ -210,14 +211,14 @@ class EditingExperiment(ResumableRun):
             by_label.setdefault(job.label, []).append(job)
         return [self._stage(label, jobs, units[jobs[0].folder_key]) for label, jobs in by_label.items()]
 
-    def _stage(self, label: str, jobs: Sequence[EditJob], store: UnitStore) -> Planned:
+    def _stage(self, label: str, jobs: Sequence[EditJob], store: UnitStore) -> StagePlan:
         pending = [job for job in jobs if not store.done(job.key)]
         cost = sum((job.cost for job in pending), Cost())
         image_bytes = 3 * math.prod(self.models[0].model.image_size)
         images = sum(min(len(job.edits), MAX_SAVED_IMAGES) * len(job.edit_methods) for job in jobs)
         records = sum(len(job.edits) * len(job.edit_methods) for job in jobs)
         size = image_bytes * images + BYTES_PER_RECORD * records
-        return Planned(label, len(jobs), len(jobs) - len(pending), cost, size)
+        return StagePlan(label, len(jobs), len(jobs) - len(pending), cost, size)
 
     @staticmethod
     def _sample_rows(units: Mapping[str, UnitStore], job: EditJob) -> list[dict[str, Any]]:
@@ -232,9 +233,11 @@ class EditingExperiment(ResumableRun):
         pending = [job for job in self.jobs if not units[job.folder_key].done(job.key)]
         costs = [sum((job.cost for job in pending if job.model is model), Cost()) for model in self.models]
         prompts = [edit.source for edit in self.jobs[0].edits]
-        seconds = sum(seconds_of(cost, each.model, prompts) for cost, each in zip(costs, self.models, strict=True))
+        seconds = sum(
+            estimate_seconds(cost, each.model, prompts) for cost, each in zip(costs, self.models, strict=True)
+        )
         nfe = sum(cost.nfe for cost in costs)
-        announce(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
+        print_estimate(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
 
     def units(self) -> dict[str, UnitStore]:
         """Stores of units by ``EditJob.folder_key``. Other settings have other units."""
@@ -243,7 +246,7 @@ class EditingExperiment(ResumableRun):
                 Path(self.run_dir) / "units" / job.name.replace(" ", "_"),
                 self.dependencies()
                 | self._model_settings(job.model)
-                | {"method": describe(job.method), "name": job.name, "edit_methods": list(job.edit_methods)},
+                | {"method": fingerprint_config(job.method), "name": job.name, "edit_methods": list(job.edit_methods)},
             )
             for job in self.jobs
         }
@@ -256,7 +259,7 @@ class EditingExperiment(ResumableRun):
             "model": self.hashes[model.name]["sha256"],
             "steps": model.steps,
             "guidance": model.guidance,
-            "attention": describe(model.attention),
+            "attention": fingerprint_config(model.attention),
         }
 
     def dependencies(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Evaluation of images: networks, metrics, and the register of metrics. It imports no experiment."""
 
-from experiments.evaluation.classifier import Classifier, load_classifier
+from experiments.evaluation.classifier import Classifier, Preprocessing, load_classifier
 from experiments.evaluation.diversity import detect_copies, perceptual_vectors, precision_recall, vendi_score
 from experiments.evaluation.inception import Inception, load_inception
 from experiments.evaluation.metrics import (
@@ -16,6 +16,7 @@ from experiments.evaluation.metrics import (
 __all__ = [
     "Classifier",
     "Inception",
+    "Preprocessing",
     "bootstrap_interval",
     "detect_copies",
     "frechet_distance",

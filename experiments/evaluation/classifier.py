@@ -12,7 +12,7 @@ from typing import Annotated
 import timm
 import torch
 from annotated_types import Len
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -138,9 +138,9 @@ class ClassifierConfig:
 
     architecture: NonEmptyStr
     image_size: PositiveInt
-    mean: Annotated[Sequence[float], Len(3, 3), Field(description="a list of three numbers")]
-    std: Annotated[Sequence[PositiveFloat], Len(3, 3), Field(description="a list of three numbers above 0")]
-    labels: Annotated[Sequence[NonEmptyStr], Len(1), Field(description="a list of names")]
+    mean: Annotated[Sequence[float], Len(3, 3)]
+    std: Annotated[Sequence[PositiveFloat], Len(3, 3)]
+    labels: Annotated[Sequence[NonEmptyStr], Len(1)]
 
 
 def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:

@@ -80,13 +80,13 @@ class GeneratedSet:
         return [record[name] for record in self.records if name in record]
 
 
-def mean_known(values: Iterable[float | None]) -> float:
+def mean_available(values: Iterable[float | None]) -> float:
     """Mean of the values that are not None; NaN without any."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else math.nan
+    available = [value for value in values if value is not None]
+    return sum(available) / len(available) if available else math.nan
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None; None without any."""
-    mean = mean_known(values)
+    mean = mean_available(values)
     return None if math.isnan(mean) else mean

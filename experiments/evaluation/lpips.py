@@ -37,7 +37,7 @@ def blur_and_downsample(maps: Tensor) -> Tensor:
 
 
 class ShiftTolerantLpips(nn.Module):
-    """ST-LPIPS of images ``[B, 3, H, W]`` in [0, 1] with sides of at least ``MIN_SIDE`` pixels."""
+    """ST-LPIPS of images ``[B, 3, H, W]`` in [0, 1] with sides >= ``MIN_SIDE`` pixels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.evaluation.generation_metrics import mean_known, mean_or_none
+from experiments.evaluation.generation_metrics import mean_available, mean_or_none
 from experiments.evaluation.metric import MAIN, Metric, MetricRegister, mean
 from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
 
@@ -118,10 +118,10 @@ RARE_CONCEPTS = MetricRegister(
     Metric("recall", "recall", lambda s: s.coverage["recall"], better="higher", tables=()),
     Metric("density", "density", lambda s: s.coverage["density"], better="higher", tables=()),
     Metric("coverage", "coverage", lambda s: s.coverage["coverage"], better="higher", tables=()),
-    Metric("nfe", "NFE", lambda s: mean_known(record.get("nfe") for record in s.records), better="lower"),
+    Metric("nfe", "NFE", lambda s: mean_available(record.get("nfe") for record in s.records), better="lower"),
     Metric("not_finite", "non-finite images", lambda s: s.num_not_finite, better="lower", tables=()),
-    Metric("t_init", "T_init", lambda s: mean_known(s.t_init), unit="s", better="lower"),
-    Metric("t_opt", "T_opt", lambda s: mean_known(s.t_opt), unit="s", better="lower"),
+    Metric("t_init", "T_init", lambda s: mean_available(s.t_init), unit="s", better="lower"),
+    Metric("t_opt", "T_opt", lambda s: mean_available(s.t_opt), unit="s", better="lower"),
     Metric("iterations", "iterations", lambda s: mean_or_none(s.recorded("iterations")), better="lower",
            optional=True),
     Metric("converged", "converged", lambda s: mean_or_none(s.recorded("converged")), better="higher", tables=(),

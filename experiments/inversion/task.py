@@ -16,11 +16,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from experiments.base import load_networks
-from experiments.cache.key import describe
+from experiments.cache.key import fingerprint_config
 from experiments.cache.store import UnitStore
 from experiments.data.captions import CaptionedImages
 from experiments.data.concepts import Buckets, ConceptSelection, ConceptSource, limit_references, select_concepts
-from experiments.evaluation.lpips import SMALLEST, ShiftTolerantLpips, load_lpips
+from experiments.evaluation.lpips import MIN_SIDE, ShiftTolerantLpips, load_lpips
 from experiments.evaluation.registry import INVERSION
 from experiments.inversion.figures import FIGURES
 from experiments.inversion.jobs import (
@@ -36,10 +36,10 @@ from experiments.inversion.jobs import (
 )
 from experiments.inversion.module import MAX_SAVED_IMAGES, InversionModule
 from experiments.inversion.report import IDENTITY, sample_rows, write_report
-from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.planning.cost import Cost, StagePlan, print_cost_estimate, inversion_cost
 from experiments.runtime.progress import Progress
-from experiments.runtime.running_means import Running
-from experiments.runtime.unit_queue import ResumableRun, carry_out
+from experiments.runtime.running_means import RunningMeans
+from experiments.runtime.unit_queue import ResumableRun, run_stages
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.models.fingerprint import fingerprint
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
@@ -132,9 +132,9 @@ class InversionExperiment(ResumableRun):
         if self.stlpips is None:
             return None
         side = min(self.networks.model.image_size)
-        if side < SMALLEST:
+        if side < MIN_SIDE:
             raise ValueError(
-                f"metrics.stlpips needs images with sides >= {SMALLEST} pixels, and this model generates {side}: "
+                f"metrics.stlpips needs images with sides >= {MIN_SIDE} pixels, and this model generates {side}: "
                 "leave it out, or choose another model."
             )
         return load_lpips(self.stlpips, trainer.strategy.root_device)
@@ -163,8 +163,8 @@ class InversionExperiment(ResumableRun):
         progress = Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed, lpips=self.lpips)
-        running = Running(partial(_unit_rows, units), IDENTITY, INVERSION.live)
-        carry_out(trainer, (module, InversionJobData(self.jobs, units, progress, self.claims, running)))
+        running = RunningMeans(partial(_unit_rows, units), IDENTITY, INVERSION.live)
+        run_stages(trainer, (module, InversionJobData(self.jobs, units, progress, self.leases, running)))
         if not self.writes_report(trainer):
             return 0.0
         rows = write_report(
@@ -180,14 +180,14 @@ class InversionExperiment(ResumableRun):
         )
         return rows[-1]["psnr"]
 
-    def plan(self, trainer: Trainer) -> list[Planned]:
+    def plan(self, trainer: Trainer) -> list[StagePlan]:
         units = self.units()
         by_store: dict[str, list[InversionJob]] = {}
         for job in self.jobs:
             by_store.setdefault(unit_name(job), []).append(job)
         return [self._plan_method(units[name], group) for name, group in by_store.items()]
 
-    def _plan_method(self, store: UnitStore, group: Sequence[InversionJob]) -> Planned:
+    def _plan_method(self, store: UnitStore, group: Sequence[InversionJob]) -> StagePlan:
         """Return the cost of one method under one setting."""
         model, job = self.networks.model, group[0]
         pending = [other for other in group if not store.done(other.key)]
@@ -199,7 +199,7 @@ class InversionExperiment(ResumableRun):
         pending_images = sum(len(other.images) for other in pending)
         saved_images = 2 * min(len(job.images), MAX_SAVED_IMAGES)
         size = RECORD_BYTES * images + saved_images * 3 * math.prod(model.image_size)
-        return Planned(_stage_name(job), len(group), len(group) - len(pending), per_image.times(pending_images), size)
+        return StagePlan(_stage_name(job), len(group), len(group) - len(pending), per_image.times(pending_images), size)
 
     def prompts(self) -> list[str]:
         """Return the prompts of one batch, for the measurement of the model's speed."""
@@ -210,7 +210,7 @@ class InversionExperiment(ResumableRun):
         for method, reason in self.skipped.items():
             print(f"Skipped: {method}. {reason}", flush=True)
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
-        announce_cost(
+        print_cost_estimate(
             sum((job.cost for job in pending), Cost()),
             len(self.jobs),
             len(self.jobs) - len(pending),
@@ -226,7 +226,7 @@ class InversionExperiment(ResumableRun):
         return {
             unit_name(job): UnitStore(
                 Path(self.run_dir) / "units" / job.method,
-                shared | {"inverter": describe(job.inverter), "setting": describe(job.setting)},
+                shared | {"inverter": fingerprint_config(job.inverter), "setting": fingerprint_config(job.setting)},
             )
             for job in self.jobs
         }

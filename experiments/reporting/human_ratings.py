@@ -1,7 +1,7 @@
-"""What raters prefer, from their files alone: ``python -m experiments.reporting.human_ratings FILE [FILE ...]``.
+"""Win rates of methods from human ratings: ``python -m experiments.reporting.human_ratings FILE [FILE ...]``.
 
-A file, or a folder of files, has a row a rating, as the tab Compare of the page exports them: ``rater``, ``item``,
-``shown`` (the methods on the page, from left to right) and ``choice`` (one of them, or ``tie``).
+A file, or a folder of files, has one row per rating, as exported by the tab Compare of the web page. Its columns are
+``rater``, ``item``, ``shown`` (the methods on the page, from left to right) and ``choice`` (one of them, or ``tie``).
 """
 
 from __future__ import annotations
@@ -21,63 +21,65 @@ from experiments.reporting.tables import markdown_table, percent
 
 COLUMNS = ("rater", "item", "shown", "choice")
 TIE = "tie"
-HEADINGS = {"method": "method", "win_rate_text": "preferred, %", "ties": "ties", "n": "ratings", "raters": "raters"}
+HEADS = {"method": "method", "win_rate_text": "win rate, %", "ties": "ties", "n": "ratings", "raters": "raters"}
 
 
 def read_ratings(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The ratings of files and folders of files together.
+    """All ratings of files, and of folders of files.
 
     Raises:
-        ValueError: one sentence for a place that holds none, or a file that is no table of ratings.
+        ValueError: there are no ratings, or a file is not a table of ratings.
     """
     files = [sorted(path.glob("*.parquet")) if path.is_dir() else [path] for path in map(Path, paths)]
-    tables = [_read(file) for each in files for file in each]
+    tables = [_read_file(file) for each in files for file in each]
     if not any(map(len, tables)):
-        raise ValueError(f"{', '.join(map(str, paths))} holds no ratings: give files that the page exported.")
+        raise ValueError(f"{', '.join(map(str, paths))}: no ratings; give files exported by the page.")
     return pd.concat(tables, ignore_index=True)
 
 
-def _read(file: Path) -> pd.DataFrame:
+def _read_file(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
-    except Exception as error:  # pandas raises what its engine does
-        raise ValueError(f"{file} cannot be read as Parquet: give a file that the page exported.") from error
+    except Exception as error:  # pandas passes on its engine's errors
+        raise ValueError(f"{file} cannot be read as Parquet: give a file exported by the page.") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"{file} lacks the column {missing[0]}: a table of ratings has {', '.join(COLUMNS)}.")
+        raise ValueError(f"{file} has no column {missing[0]}; a table of ratings has {', '.join(COLUMNS)}.")
     table = table.assign(shown=[tuple(shown) for shown in table["shown"]])
     for row in table.itertuples():
         if row.choice != TIE and row.choice not in row.shown:
-            raise ValueError(f"{file}: row {row.Index} chooses {row.choice!r}, which was not shown: leave it out.")
+            raise ValueError(f"{file}: row {row.Index} chooses {row.choice!r}, which was not shown; remove the row.")
     return table
 
 
 def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
-    """A row a method: the share of its ratings in which it was preferred, the best first.
+    """One row per method, best first: the fraction of its ratings in which it was preferred.
 
-    A tie counts for all that were shown, in equal parts. Intervals are 95 % bootstrap intervals over items, for an
-    item's ratings are alike.
+    A tie counts in equal parts for all methods shown. The 95 % intervals are from a bootstrap over items, because
+    ratings of the same item are correlated.
     """
     rows = []
     for method in sorted({method for shown in ratings["shown"] for method in shown}):
-        own = ratings[[method in shown for shown in ratings["shown"]]]
-        tied = own["choice"] == TIE
-        won = np.where(tied, 1 / own["shown"].map(len), own["choice"] == method).astype(float)
-        low, high = bootstrap_interval(won, list(own["item"]), seed=seed)
-        row = {"method": method, "share": float(won.mean()), "share_low": low, "share_high": high}
-        rows.append(row | {"ties": int(tied.sum()), "n": len(own), "raters": own["rater"].nunique()})
-    return sorted(rows, key=lambda row: -row["share"])
+        group = ratings[[method in shown for shown in ratings["shown"]]]
+        tied = group["choice"] == TIE
+        wins = np.where(tied, 1 / group["shown"].map(len), group["choice"] == method).astype(float)
+        low, high = bootstrap_interval(wins, list(group["item"]), seed=seed)
+        row = {"method": method, "win_rate": float(wins.mean()), "win_rate_low": low, "win_rate_high": high}
+        rows.append(row | {"ties": int(tied.sum()), "n": len(group), "raters": group["rater"].nunique()})
+    return sorted(rows, key=lambda row: -row["win_rate"])
 
 
 def agreement(ratings: pd.DataFrame) -> float | None:
-    """Krippendorff's alpha of the choices, nominal: 1 is full agreement, 0 what chance gives.
+    """Krippendorff's alpha of the choices as nominal data: 1 is full agreement, 0 is agreement by chance.
 
-    None where it is not defined: no item has two raters, or all ever chose the same. Krippendorff 2011, "Computing
+    None if alpha is undefined: no item has two raters, or all choices are equal. See Krippendorff 2011, "Computing
     Krippendorff's alpha-reliability".
     """
-    totals, disagreement = Counter(), 0.0
+    totals = Counter()
+    disagreement = 0.0
     for _, choices in ratings.groupby("item")["choice"]:
-        counts, raters = Counter(choices), len(choices)
+        counts = Counter(choices)
+        raters = len(choices)
         if raters < 2:
             continue
         totals += counts
@@ -88,11 +90,11 @@ def agreement(ratings: pd.DataFrame) -> float | None:
 
 
 def preference_table(ratings: pd.DataFrame) -> str:
-    """Markdown: the shares, and a sentence on the agreement."""
-    rows = [row | {"win_rate_text": percent(row, "share")} for row in win_rates(ratings)]
+    """Win rates as a Markdown table, and a line on the agreement between raters."""
+    rows = [row | {"win_rate_text": percent(row, "win_rate")} for row in win_rates(ratings)]
     alpha = agreement(ratings)
-    said = "not defined, without items that two have rated, or choices that differ" if alpha is None else f"{alpha:.2f}"
-    return f"{markdown_table(rows, HEADINGS)}\nAgreement between raters (Krippendorff's alpha): {said}.\n"
+    text = "undefined (no item has two raters, or all choices are equal)" if alpha is None else f"{alpha:.2f}"
+    return f"{markdown_table(rows, HEADS)}\nAgreement between raters (Krippendorff's alpha): {text}.\n"
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""A sweep from files alone: ``python -m experiments.reporting.sweep_report RUNS --keys lam [--values psnr residual]``.
+"""Table and figure of a sweep: ``python -m experiments.reporting.sweep_report RUNS --keys lam``.
 
-``RUNS`` holds one folder a run with ``results.json`` and ``config.yaml``, as Hydra's multirun and W&B sweeps leave
-them. ``--keys`` are those of the config that differ between the runs: the first is drawn along the axis, each value of
-the others has its own line (``--keys select.optimizer.lr select.semantic_weight``). ``--where`` chooses rows, as in
+``RUNS`` contains one folder per run with ``results.json`` and ``config.yaml``, as left by Hydra's multirun and by W&B
+sweeps. ``--keys`` are config keys that differ between runs. The first one is the x axis, and each value of the others
+has its own curve (``--keys select.optimizer.lr select.semantic_weight``). ``--where`` filters rows, for example
 ``--where "bucket == 'tail' and method != 'plain'"``.
 """
 
@@ -16,138 +16,157 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
-from experiments.reporting import tables
+from experiments.reporting import figures as plots
+from experiments.reporting.tables import markdown_table
+from rnri.validation import first_line
 
 IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompts", "generated")
 
 
 def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
-    """The rows of every finished run below ``folder``, each with the run's values of ``keys``, sorted by them.
+    """Rows of all finished runs below ``folder``, with the run's values of ``keys``, sorted by them.
 
-    A run whose files cannot be read is left out, and named on the standard error stream.
+    Runs whose files cannot be read are reported on standard error and left out.
 
     Raises:
-        ValueError: no finished run, or one whose config lacks one of the keys, or has more than one value for it.
+        ValueError: there is no finished run, or a run's config has none or several values for one of the keys.
     """
     rows: list[dict[str, Any]] = []
     paths = sorted(folder.rglob("results.json"))
     for path in paths:
         try:
-            config, own = _read_run(path)
-        except _Unreadable as error:
+            config, run_rows = _read_run(path)
+        except _UnreadableRunError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        values = {key: _value(path.parent / "config.yaml", config, key) for key in keys}
-        rows += [values | row for row in own]
+        values = {key: _config_value(path.parent / "config.yaml", config, key) for key in keys}
+        rows += [values | row for row in run_rows]
     if not paths:
-        raise ValueError(f"{folder} holds no results.json: give the folder of a sweep that has finished a run.")
+        raise ValueError(f"{folder} contains no results.json: give the folder of a sweep with finished runs.")
     if not rows:
         raise ValueError(f"none of the {len(paths)} results.json below {folder} can be read: run the sweep again.")
     return pd.DataFrame(rows).sort_values(list(keys), kind="stable")
 
 
-class _Unreadable(Exception):
-    """What is wrong with a file of a run; one sentence for the user."""
+class _UnreadableRunError(Exception):
+    """A file of a run cannot be read; the message is one line."""
 
 
 def _read_run(path: Path) -> tuple[DictConfig, list[dict[str, Any]]]:
-    """A run's config and the rows of its ``results.json``."""
+    """A run's config, and the rows of its ``results.json``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _Unreadable(f"{path} cannot be read as JSON ({str(error).splitlines()[0]}): run it again.") from None
-    own = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(own, list) or not own or not all(isinstance(row, dict) for row in own):
-        raise _Unreadable(f"{path} holds no rows of results: run it again.")
+        raise _UnreadableRunError(f"{path} cannot be read as JSON ({first_line(error)}): run it again.") from None
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise _UnreadableRunError(f"{path} contains no rows of results: run it again.")
+    config_path = path.parent / "config.yaml"
     try:
-        config = OmegaConf.load(path.parent / "config.yaml")
+        config = OmegaConf.load(config_path)
     except (OSError, ValueError, YAMLError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _Unreadable(f"{path.parent / 'config.yaml'} cannot be read ({said}): run it again.") from None
+        raise _UnreadableRunError(f"{config_path} cannot be read ({first_line(error)}): run it again.") from None
     if not isinstance(config, DictConfig) or not config:
-        raise _Unreadable(f"{path.parent / 'config.yaml'} holds no keys: run it again.")
-    return config, own
+        raise _UnreadableRunError(f"{config_path} contains no keys: run it again.")
+    return config, rows
 
 
-def _value(path: Path, config: DictConfig, key: str) -> object:
-    """The one value that a run's config has for ``key``."""
+def _config_value(path: Path, config: DictConfig, key: str) -> object:
+    """The value of ``key`` in a run's config."""
     value = OmegaConf.select(config, key)
     if value is None:
-        raise ValueError(f"{path} has no key {key!r}: name one that the sweep changed.")
+        raise ValueError(f"{path} has no key {key!r}: use a key that the sweep changed.")
     if isinstance(value, DictConfig):
-        raise ValueError(f"{path} has several keys below {key!r}: name one of {', '.join(map(str, value))}.")
+        raise ValueError(f"{path} has several keys below {key!r}: use one of {', '.join(map(str, value))}.")
     return str(value) if isinstance(value, ListConfig) else value
 
 
-def choose(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    """The rows for which the condition ``where`` holds; all without one.
+def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
+    """Rows that fulfill the condition ``where``; all rows if it is None.
 
     Raises:
-        ValueError: a condition that cannot be read, or that no row fulfils.
+        ValueError: the condition is invalid, or no row fulfills it.
     """
     if where is None:
         return table
     try:
-        chosen = table.query(where)
-    except Exception as error:  # pandas raises a dozen kinds
+        rows = table.query(where)
+    except Exception as error:  # pandas raises many types
         raise ValueError(f"--where {where!r}: {error}; the columns are {', '.join(table.columns)}.") from error
-    if chosen.empty:
-        raise ValueError(f"--where {where!r} holds for none of the {len(table)} rows.")
-    return chosen
+    if rows.empty:
+        raise ValueError(f"--where {where!r}: fulfilled by none of the {len(table)} rows.")
+    return rows
 
 
-def curves(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:
-    """``values`` against the first of ``keys``, a panel each; a line for each kind of row and value of other keys."""
+def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:
+    """Plot ``values`` against the first of ``keys``, one panel each.
+
+    Each combination of the other keys and of the columns that tell rows apart has its own curve.
+    """
     key, *others = keys
-    figure, axes = plt.subplots(1, len(values), figsize=(4.6 * len(values), 3.4), squeeze=False)
-    identity = [name for name in (*IDENTITY, *others) if name in table and table[name].nunique() > 1]
-    numeric = pd.api.types.is_numeric_dtype(table[key])
-    for value, axis in zip(values, axes[0], strict=True):
-        kinds = table.groupby(identity, sort=False, dropna=False) if identity else [((value,), table)]
-        for k, (label, own) in enumerate(kinds):
-            known = own.dropna(subset=[value])
-            if len(known):
-                name = ", ".join(_said(*part, others) for part in zip(identity or ("",), label, strict=True))
-                places = known[key] if numeric else known[key].astype(str)
-                axis.plot(places, known[value], marker="o", label=name, color=f"C{k % 10}")
+    figure, (axes,) = plots.panels(len(values))
+    groups = _groups(table, others)
+    for value, axis in zip(values, axes, strict=True):
+        for k, (label, rows) in enumerate(groups.items()):
+            finite = rows.dropna(subset=[value])
+            if len(finite):
+                x = finite[key] if pd.api.types.is_numeric_dtype(table[key]) else finite[key].astype(str)
+                axis.plot(x, finite[value], marker="o", label=label or value, color=f"C{k % 10}")
         axis.set(xlabel=key, ylabel=value)
-        if numeric and (table[key] >= 0).all() and table[key].max() > 20 * max(table[key].median(), 1e-12):
-            smallest = table[key][table[key] > 0].min()
-            axis.set_xscale("symlog", linthresh=smallest)
-    axes[0][0].legend(fontsize=7.5, frameon=False)
+        _use_log_scale_if_wide(axis, table[key])
+    axes[0].legend()
     figure.tight_layout()
     return figure
 
 
-def _said(name: str, value: object, keys: Sequence[str]) -> str:
-    """A row's property as the legend says it; numbers of the config need their key's name."""
+def _groups(table: pd.DataFrame, others: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Rows of each curve, by its label in the legend."""
+    identity = [name for name in (*IDENTITY, *others) if name in table and table[name].nunique() > 1]
+    if not identity:
+        return {"": table}
+    return {
+        ", ".join(_label(name, value, others) for name, value in zip(identity, group, strict=True)): rows
+        for group, rows in table.groupby(identity, sort=False, dropna=False)
+    }
+
+
+def _label(name: str, value: object, keys: Sequence[str]) -> str:
+    """A value in the legend; values of config keys have the key's name in front."""
     return f"{name.rpartition('.')[2]} {value}" if name in keys else str(value)
+
+
+def _use_log_scale_if_wide(axis: Axes, values: pd.Series) -> None:
+    """Make the x axis logarithmic if the largest of nonnegative values is above 20 times their median."""
+    if not pd.api.types.is_numeric_dtype(values) or (values < 0).any():
+        return
+    if values.max() > 20 * max(values.median(), 1e-12):
+        axis.set_xscale("symlog", linthresh=values[values > 0].min())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--keys", nargs="+", required=True)
-    parser.add_argument("--values", nargs="+", default=["psnr", "residual"])
-    parser.add_argument("--where", help="a condition on the columns of the results, as pandas' query reads it")
+    parser.add_argument("runs", type=Path, help="folder of the sweep's runs")
+    parser.add_argument("--keys", nargs="+", required=True, help="config keys that differ between the runs")
+    parser.add_argument("--values", nargs="+", default=["psnr", "residual"], help="columns of the results to plot")
+    parser.add_argument("--where", help="condition on the columns of the results, in pandas' query syntax")
     options = parser.parse_args()
     try:
-        table = choose(read_sweep(options.runs, options.keys), options.where)
+        table = filter_runs(read_sweep(options.runs, options.keys), options.where)
         missing = [value for value in options.values if value not in table]
         if missing:
             raise ValueError(f"the results have no column {missing[0]!r}: choose from {', '.join(table.columns)}.")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     columns = [name for name in (*options.keys, *IDENTITY, *options.values) if name in table]
-    text = tables.markdown_table(table[columns].to_dict("records"), dict(zip(columns, columns, strict=True)))
+    text = markdown_table(table[columns].to_dict("records"), dict(zip(columns, columns, strict=True)))
     (options.runs / "sweep.md").write_text(text)
-    tables.save_figure(curves(table, options.keys, options.values), options.runs / "sweep.png")
-    print(f"{text}\nThe table is {options.runs / 'sweep.md'}, the figure {options.runs / 'sweep.png'}")
+    plots.save_figure(plot_sweep(table, options.keys, options.values), options.runs / "sweep.png")
+    print(f"{text}\nThe table is in {options.runs / 'sweep.md'}, the figure in {options.runs / 'sweep.png'}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LPIPS with weights from a file: its parts by hand, on random weights in the file's form."""
+"""ST-LPIPS with random weights in the format of the published file, against values computed by hand."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import torch
 from scipy.signal import convolve2d
 from torch.nn import functional as F
 
-from experiments.evaluation.lpips import CONVOLUTIONS, halve, load_lpips
+from experiments.evaluation.lpips import CONVOLUTIONS, blur_and_downsample, load_lpips
 
 
 def random_weights(path: Path) -> Path:
-    """A file in the form of the published one."""
+    """A file with random weights in the published format."""
     generator = torch.Generator().manual_seed(0)
     state = {"scaling_layer.shift": torch.full((1, 3, 1, 1), 0.1), "scaling_layer.scale": torch.full((1, 3, 1, 1), 0.5)}
     for k, (name, (outputs, inputs, side, _)) in enumerate(CONVOLUTIONS.items()):
@@ -28,21 +28,21 @@ def file(tmp_path_factory):
     return random_weights(tmp_path_factory.mktemp("lpips") / "weights.pth")
 
 
-def pictures(seed: int) -> torch.Tensor:
+def random_images(seed: int) -> torch.Tensor:
     return torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
 
 
-def test_maps_are_blurred_and_halved():
+def test_blur_and_downsample_matches_scipy():
     maps = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     line = torch.tensor([[0.25, 0.5, 0.25]])
     padded = F.pad(maps, (2, 2, 2, 2), mode="reflect")[0, 0].numpy()
     expected = convolve2d(padded, (line.T @ line).numpy(), mode="valid")[::2, ::2]
-    torch.testing.assert_close(halve(maps)[0, 0], torch.from_numpy(expected))
+    torch.testing.assert_close(blur_and_downsample(maps)[0, 0], torch.from_numpy(expected))
 
 
-def test_it_is_a_distance_by_image_that_grows(file):
+def test_distance_is_symmetric_and_grows_with_the_difference(file):
     lpips = load_lpips(file)
-    images, others = pictures(0), pictures(1)
+    images, others = random_images(0), random_images(1)
     assert torch.equal(lpips(images, images), torch.zeros(3))
     far = lpips(images, others)
     torch.testing.assert_close(far, lpips(others, images))
@@ -51,17 +51,17 @@ def test_it_is_a_distance_by_image_that_grows(file):
     assert (near > 0).all() and (near < 0.5 * far).all()
 
 
-def test_layers_weigh_as_the_file_says(file):
+def test_layers_use_the_weights_of_the_file(file):
     lpips = load_lpips(file)
-    a, b = lpips.feature_maps(pictures(0)), lpips.feature_maps(pictures(1))
+    a, b = lpips.feature_maps(random_images(0)), lpips.feature_maps(random_images(1))
     weights = [torch.load(file)[f"lin{k}.model.1.weight"] for k in range(5)]
     expected = sum(
         ((F.normalize(x) - F.normalize(y)) ** 2 * w).sum(1).mean((1, 2)) for x, y, w in zip(a, b, weights, strict=True)
     )
-    torch.testing.assert_close(lpips(pictures(0), pictures(1)), expected)
+    torch.testing.assert_close(lpips(random_images(0), random_images(1)), expected)
 
 
-def test_another_file_is_refused(file, tmp_path):
+def test_invalid_files_are_rejected(file, tmp_path):
     with pytest.raises(ValueError, match=r"cannot be read as weights .*stlpips-pytorch"):
         load_lpips(tmp_path / "none.pth")
     state = torch.load(file)

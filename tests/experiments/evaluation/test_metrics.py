@@ -1,4 +1,4 @@
-"""Intervals and distances against closed forms."""
+"""Confidence intervals, distances and image metrics against closed forms."""
 
 import numpy as np
 import pytest
@@ -17,27 +17,27 @@ from experiments.evaluation.metrics import (
 )
 
 
-def test_interval_of_a_mean_is_near_the_normal_one():
+def test_bootstrap_interval_matches_the_normal_approximation():
     values = np.random.default_rng(0).normal(size=400)
     low, high = bootstrap_interval(values, seed=1)
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
-def test_groups_are_drawn_whole():
+def test_bootstrap_resamples_whole_groups():
     values, groups = [0.0] * 40 + [1.0] * 40, ["a"] * 40 + ["b"] * 40
     assert bootstrap_interval(values, groups, seed=0) == (0.0, 1.0)
     low, high = bootstrap_interval(values, seed=0)
     assert 0.3 < low < high < 0.7
 
 
-def test_interval_of_equal_values_is_a_point_and_of_none_an_error():
+def test_interval_of_equal_values_and_of_no_values():
     assert bootstrap_interval([1.0, 1.0], seed=0) == (1.0, 1.0)
     with pytest.raises(ValueError, match="at least one value"):
         bootstrap_interval([], seed=0)
 
 
-def test_frechet_distance_is_the_formula():
+def test_frechet_distance_matches_the_formula():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(60, 5, generator=generator, dtype=torch.float64)
     b = 1.5 * torch.randn(50, 5, generator=generator, dtype=torch.float64) + 0.3
@@ -47,47 +47,47 @@ def test_frechet_distance_is_the_formula():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_frechet_distances_are_never_below_zero():
+def test_frechet_distance_is_nonnegative():
     generator = torch.Generator().manual_seed(0)
-    few = torch.randn(6, 40, generator=generator, dtype=torch.float64)  # of low rank
+    few = torch.randn(6, 40, generator=generator, dtype=torch.float64)  # singular covariance
     for seed in range(5):
         a = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
         assert frechet_distance(a, a) >= 0 and frechet_distance(a, a.flip(0)) >= 0
     assert frechet_distance(few, few) >= 0
 
 
-def test_kernel_distances_of_sets_that_are_alike_lie_around_zero():
-    """Unbiased: cut off at 0 their mean would lie above it."""
+def test_kernel_distance_of_equal_distributions_is_unbiased():
+    """Values are around 0, some of them negative."""
     generator = torch.Generator().manual_seed(0)
     sets = torch.randn(2, 20, 40, 4, generator=generator)
-    found = torch.tensor([kernel_distance(a, b) for a, b in zip(*sets, strict=True)])
-    assert (found < 0).any() and (found > 0).any()
-    assert found.mean().abs() < 3 * found.std() / 20**0.5
+    distances = torch.tensor([kernel_distance(a, b) for a, b in zip(*sets, strict=True)])
+    assert (distances < 0).any() and (distances > 0).any()
+    assert distances.mean().abs() < 3 * distances.std() / 20**0.5
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e200])
-def test_features_that_are_not_finite_name_their_set(distance, value):
+def test_non_finite_features_are_rejected(distance, value):
     fine = torch.randn(20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spoilt = fine.clone()
-    spoilt[7, 3] = value
-    with pytest.raises(ValueError, match="1 of 20 real images are not finite, the first those of image 7"):
-        distance(spoilt, fine)
+    damaged = fine.clone()
+    damaged[7, 3] = value
+    with pytest.raises(ValueError, match="1 of 20 real images are not finite, first at index 7"):
+        distance(damaged, fine)
     with pytest.raises(ValueError, match="1 of 20 generated images are not finite"):
-        distance(fine, spoilt)
+        distance(fine, damaged)
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
 @pytest.mark.parametrize("count", [0, 1])
-def test_distances_need_two_images_a_set(distance, count):
+def test_distances_need_two_images_per_set(distance, count):
     fine = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=f"two generated images at least, not {count}"):
+    with pytest.raises(ValueError, match=f"at least two generated images, got {count}"):
         distance(fine, fine[:count])
-    with pytest.raises(ValueError, match=f"two real images at least, not {count}"):
+    with pytest.raises(ValueError, match=f"at least two real images, got {count}"):
         distance(fine[:count], fine)
 
 
-def test_kernel_distance_tells_sets_apart_and_leaves_the_global_generator_alone():
+def test_kernel_distance_keeps_the_global_generator_unchanged():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(80, 8, generator=generator), torch.randn(80, 8, generator=generator)
     before = torch.get_rng_state()
@@ -96,18 +96,18 @@ def test_kernel_distance_tells_sets_apart_and_leaves_the_global_generator_alone(
     assert far > 5 * abs(near) and kernel_distance(a, b + 1) == far
 
 
-def test_psnr_is_of_each_image():
+def test_psnr_is_computed_per_image():
     images = torch.zeros(2, 3, 4, 4)
     targets = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
     torch.testing.assert_close(psnr(images, targets), torch.tensor([20.0, 40.0]))
 
 
-def pictures(count: int, seed: int) -> torch.Tensor:
+def random_images(count: int, seed: int) -> torch.Tensor:
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_ssim_is_by_image_and_one_for_equal_images():
-    images = pictures(3, 0)
+def test_ssim_is_computed_per_image():
+    images = random_images(3, 0)
     targets = images.clone()
     targets[1] = (targets[1] + 0.2 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     values = ssim(targets, images)
@@ -115,9 +115,9 @@ def test_ssim_is_by_image_and_one_for_equal_images():
     torch.testing.assert_close(ssim(targets[1:2], images[1:2]), values[1:2])
 
 
-def test_perceptual_distance_is_a_distance_by_image():
+def test_perceptual_distance_is_symmetric_and_per_image():
     classifier = load_classifier("assets/models/classifier")
-    images, others = pictures(3, 0), pictures(3, 1)
+    images, others = random_images(3, 0), random_images(3, 1)
     assert torch.equal(perceptual_distance(classifier, images, images), torch.zeros(3))
     values = perceptual_distance(classifier, images, others)
     torch.testing.assert_close(values, perceptual_distance(classifier, others, images))
@@ -129,14 +129,14 @@ def test_perceptual_distance_is_a_distance_by_image():
 
 
 def test_perceptual_distance_by_hand():
-    class Two(torch.nn.Module):
+    class TwoLayers(torch.nn.Module):
         def feature_maps(self, images):
             return [images[:, :2], images[:, 2:]]
 
     a, b = torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2)
-    a[0, 0], b[0, 1] = 3.0, 0.5  # at right angles in the first layer: squared distance of unit vectors 2
-    a[0, 2, 0, 0], b[0, 2, 0, 0] = 1.0, 7.0  # parallel in the second: 0
-    torch.testing.assert_close(perceptual_distance(Two(), a, b), torch.tensor([1.0]))
+    a[0, 0], b[0, 1] = 3.0, 0.5  # orthogonal in the first layer: squared distance 2
+    a[0, 2, 0, 0], b[0, 2, 0, 0] = 1.0, 7.0  # parallel in the second layer: distance 0
+    torch.testing.assert_close(perceptual_distance(TwoLayers(), a, b), torch.tensor([1.0]))
 
 
 @pytest.mark.parametrize(
@@ -154,5 +154,5 @@ def test_roc_auc_by_hand(positives, negatives, area):
 
 
 def test_roc_auc_needs_both_classes():
-    with pytest.raises(ValueError, match="positives and negatives"):
+    with pytest.raises(ValueError, match="at least one positive"):
         roc_auc([1.0], [])

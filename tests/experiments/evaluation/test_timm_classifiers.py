@@ -1,4 +1,4 @@
-"""Judges of timm: folders that it saved, ImageNet's labels by index, its own preprocessing; Inception's features."""
+"""Classifiers saved or published by timm, and Inception's features."""
 
 import json
 
@@ -13,15 +13,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_tensor
 
 from experiments.evaluation import load_classifier, load_inception
-from experiments.evaluation.timm_classifiers import is_timm_source, class_labels
+from experiments.evaluation.timm_classifiers import class_labels, is_timm_source
 from experiments.imagenet_classes import imagenet_classes
 
 TINY = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A small network with ImageNet's outputs, as timm saves it, and the network."""
+def saved_network(tmp_path_factory):
+    """A small network with ImageNet's outputs, saved by timm: its folder and the network."""
     folder = tmp_path_factory.mktemp("timm")
     torch.manual_seed(0)
     network = timm.create_model("resnet10t", num_classes=1000, **TINY).eval()
@@ -30,83 +30,93 @@ def saved(tmp_path_factory):
     return folder, network
 
 
-def test_a_folder_of_timm_has_imagenets_labels_by_index(saved):
-    judge = load_classifier(saved[0])
-    assert judge.labels == [c.name for c in imagenet_classes()] and judge.title == "resnet10t"
-    assert judge.labels[134] == "crane (n02012849)" and judge.image_size == 48 and judge.crop == 0.8
+def test_timm_folder_without_names_has_imagenet_labels(saved_network):
+    classifier = load_classifier(saved_network[0])
+    assert classifier.labels == [c.name for c in imagenet_classes()] and classifier.title == "resnet10t"
+    assert (
+        classifier.labels[134] == "crane (n02012849)"
+        and classifier.image_size == 48
+        and classifier.preprocessing.crop == 0.8
+    )
 
 
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (33, 33)])
-def test_images_are_prepared_as_timm_does(saved, size):
-    """Against timm's transform on the same image, smooth as photographs are: its PIL rounds to bytes between."""
-    folder, network = saved
+def test_preprocessing_matches_timm(saved_network, size):
+    """Compares with timm's transform on a smooth image. They differ slightly, because PIL rounds to bytes."""
+    folder, network = saved_network
     small = Image.fromarray((torch.rand(5, 6, 3, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy())
     image = small.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     config = resolve_data_config(pretrained_cfg=dict(network.pretrained_cfg), model=network)
     expected = create_transform(**config)(image)[None]
-    judge = load_classifier(folder)
-    prepared = judge._prepare(to_tensor(image)[None])
+    classifier = load_classifier(folder)
+    prepared = classifier._preprocess(to_tensor(image)[None])
     assert prepared.shape == expected.shape
-    assert (prepared - expected).abs().mean() < 0.02  # of values whose deviation is 1
-    features, logits = judge.features_and_logits(to_tensor(image)[None])
+    assert (prepared - expected).abs().mean() < 0.02  # of values with a standard deviation of 1
+    features, logits = classifier.features_and_logits(to_tensor(image)[None])
     torch.testing.assert_close(logits, network(prepared))
-    assert features.shape == (1, judge.num_features)
+    assert features.shape == (1, classifier.num_features)
 
 
-def test_names_in_the_file_go_before_imagenets(saved, tmp_path):
-    config = json.loads((saved[0] / "config.json").read_text())
+def test_label_names_of_the_config_take_precedence(saved_network, tmp_path):
+    config = json.loads((saved_network[0] / "config.json").read_text())
     names = [f"thing {k}" for k in range(998)] + ["n01440764", "n01443537"]
     (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": names}))
-    (tmp_path / "model.safetensors").symlink_to(saved[0] / "model.safetensors")
+    (tmp_path / "model.safetensors").symlink_to(saved_network[0] / "model.safetensors")
     assert load_classifier(tmp_path).labels[-3:] == ["thing 997", "tench", "goldfish"]
 
 
-def test_larger_sets_name_imagenets_classes_alike():
+def test_imagenet_21k_uses_the_names_of_imagenet_1k():
     network, unknown = nn.Identity(), nn.Identity()
     network.num_classes, network.pretrained_cfg = 21841, {"num_classes": 21841}
     unknown.num_classes, unknown.pretrained_cfg = 7, {"num_classes": 7}
     labels = class_labels(network, "x")
     shared = {c.name for c in imagenet_classes()} & set(labels)
-    assert len(set(labels)) == 21841 and len(shared) > 900 and "crane (n02012849)" in shared  # a few it has not
-    with pytest.raises(ValueError, match=r"data\.classifier=x has 7 outputs and no names for them"):
+    assert (
+        len(set(labels)) == 21841 and len(shared) > 900 and "crane (n02012849)" in shared
+    )  # a few classes are not in ImageNet-21k
+    with pytest.raises(ValueError, match=r"data\.classifier: x has 7 outputs and no label names"):
         class_labels(unknown, "x")
 
 
-def test_which_names_are_timms(saved, tmp_path):
-    assert is_timm_source(saved[0]) and is_timm_source("timm/resnet50.a1_in1k") and is_timm_source("resnet50.a1_in1k")
+def test_sources_that_timm_loads(saved_network, tmp_path):
+    assert (
+        is_timm_source(saved_network[0])
+        and is_timm_source("timm/resnet50.a1_in1k")
+        and is_timm_source("resnet50.a1_in1k")
+    )
     assert not any(map(is_timm_source, ("/nowhere", "runs/x/model", "assets/models/classifier", str(tmp_path))))
 
 
-def test_a_model_that_cannot_be_had_is_said_in_one_sentence(monkeypatch, saved, tmp_path):
+def test_unavailable_models_give_one_line_errors(monkeypatch, saved_network, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"data\.classifier=timm/no_such is no model that timm can load") as caught:
+    with pytest.raises(ValueError, match=r"data\.classifier: timm cannot load timm/no_such") as caught:
         load_classifier("timm/no_such")
     assert "\n" not in str(caught.value)
-    (tmp_path / "config.json").write_text((saved[0] / "config.json").read_text())
-    with pytest.raises(ValueError, match="is no model that timm can load"):
+    (tmp_path / "config.json").write_text((saved_network[0] / "config.json").read_text())
+    with pytest.raises(ValueError, match="timm cannot load"):
         load_classifier(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of random weights in the form of FID's Inception."""
+    """A file of random weights in the format of FID's Inception."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path, kept = tmp_path_factory.mktemp("inception") / "weights.pth", {}
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    state = {}
 
-    class Made(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state, **options):
-            kept.update(self.state_dict())
+    class RandomInception(FeatureExtractorInceptionV3):
+        def load_state_dict(self, _, **options):
+            state.update(self.state_dict())
 
     torch.save({}, path)
     torch.manual_seed(0)
-    Made("inception-v3-compat", ["2048"], str(path))
-    torch.save(kept, path)
+    RandomInception("inception-v3-compat", ["2048"], str(path))
+    torch.save(state, path)
     return path
 
 
-def test_inceptions_features_are_those_of_torchmetrics_fid(weights):
-    """The distance of given features is torchmetrics' too, which other tests hold against the formula."""
+def test_inception_features_match_torchmetrics_fid(weights):
     images = (torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(0)) * 255).byte()
     metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(weights))
     features = load_inception(weights)(images)
@@ -114,11 +124,11 @@ def test_inceptions_features_are_those_of_torchmetrics_fid(weights):
     assert features.shape == (3, 2048) and features.std() > 0
 
 
-def test_a_file_that_is_none_of_inceptions_is_said(tmp_path):
-    with pytest.raises(ValueError, match=r"metrics\.inception=/nowhere is no file"):
+def test_invalid_inception_files_are_rejected(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics\.inception: file not found, got /nowhere"):
         load_inception("/nowhere")
     (tmp_path / "bad.pth").write_bytes(b"none")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     for name in ("bad.pth", "other.pth"):
-        with pytest.raises(ValueError, match=r"holds no weights of FID's Inception-v3"):
+        with pytest.raises(ValueError, match=r"does not hold the weights of FID's Inception-v3"):
             load_inception(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Sweeps: what W&B reads, what Hydra's multirun leaves, and the report of either from files."""
+"""Sweeps of Hydra and W&B, and their report from files."""
 
 import json
 import subprocess
@@ -11,12 +11,12 @@ import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
 import train
-from experiments.reporting.sweep_report import choose, curves, read_sweep
+from experiments.reporting.sweep_report import filter_runs, plot_sweep, read_sweep
 from tests.commands import composed, forked
 from tests.experiments.inversion.test_task import ONE
 
 
-def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
+def test_multirun_is_reported_from_its_files(tmp_path):
     finished = forked(
         "-m", "experiment=lam", "lam=0,0.5", f"run_dir={tmp_path}", "task.images=2", "trainer.accelerator=cpu",
         f"task.settings=[{ONE}]",
@@ -36,8 +36,8 @@ def test_a_sweep_keeps_its_runs_apart_and_is_reported_from_files(tmp_path):
         read_sweep(tmp_path, ["lamda"])
 
 
-def swept(folder: Path) -> Path:
-    """A sweep over two keys, as runs leave it: two methods, two buckets."""
+def write_sweep(folder: Path) -> Path:
+    """Files of a sweep over two keys, with two methods and two buckets."""
     for rate, weight in product((0.1, 0.2), (1, 10)):
         run = folder / f"{rate}_{weight}"
         run.mkdir()
@@ -50,25 +50,25 @@ def swept(folder: Path) -> Path:
     return folder
 
 
-def test_a_sweep_over_two_keys_draws_a_line_for_each_value_of_the_second(tmp_path):
+def test_second_key_has_a_curve_per_value(tmp_path):
     keys = ["select.lr", "select.weight"]
-    table = choose(read_sweep(swept(tmp_path), keys), "bucket == 'tail' and method == 'ours'")
-    lines = curves(table, keys, ["accuracy"]).axes[0].lines
+    table = filter_runs(read_sweep(write_sweep(tmp_path), keys), "bucket == 'tail' and method == 'ours'")
+    lines = plot_sweep(table, keys, ["accuracy"]).axes[0].lines
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
     assert drawn == {"weight 1": ([0.1, 0.2], [0.1, 0.2]), "weight 10": ([0.1, 0.2], [1.0, 2.0])}
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [("bucket = 3", "columns are"), ("color == 1", "columns are"), ("accuracy > 9", "none of the 16")],
 )
-def test_a_condition_that_chooses_nothing_is_named(tmp_path, where, said):
-    with pytest.raises(ValueError, match=said):
-        choose(read_sweep(swept(tmp_path), ["select.lr"]), where)
+def test_invalid_and_unfulfilled_conditions_are_rejected(tmp_path, where, message):
+    with pytest.raises(ValueError, match=message):
+        filter_runs(read_sweep(write_sweep(tmp_path), ["select.lr"]), where)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("results.json", "", "cannot be read as JSON"),
         ("results.json", '{"rows": [{"method"', "cannot be read as JSON"),
@@ -83,30 +83,30 @@ def test_a_condition_that_chooses_nothing_is_named(tmp_path, where, said):
         ("config.yaml", None, "cannot be read"),
     ],
 )
-def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path, capsys, file, content, said):
-    damaged = swept(tmp_path) / "0.1_1" / file
+def test_damaged_run_is_left_out_with_a_message(tmp_path, capsys, file, content, message):
+    damaged = write_sweep(tmp_path) / "0.1_1" / file
     damaged.unlink()
     if content is not None:
         damaged.write_bytes(content.encode("latin-1"))
     table = read_sweep(tmp_path, ["select.lr", "select.weight"])
-    told = capsys.readouterr().err
-    assert len(table) == 12 and told.count("\n") == 1 and str(damaged) in told and said in told
+    errors = capsys.readouterr().err
+    assert len(table) == 12 and errors.count("\n") == 1 and str(damaged) in errors and message in errors
 
 
-def test_a_sweep_of_damaged_runs_is_named(tmp_path):
-    for file in swept(tmp_path).rglob("results.json"):
+def test_sweep_of_only_damaged_runs_is_rejected(tmp_path):
+    for file in write_sweep(tmp_path).rglob("results.json"):
         file.write_text("")
     with pytest.raises(ValueError, match=r"none of the 4 results\.json"):
         read_sweep(tmp_path, ["select.lr"])
 
 
-def test_a_key_with_others_below_it_is_no_value(tmp_path):
-    with pytest.raises(ValueError, match="several keys below 'select': name one of lr, weight"):
-        read_sweep(swept(tmp_path), ["select"])
+def test_key_of_a_config_group_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match="several keys below 'select': use one of lr, weight"):
+        read_sweep(write_sweep(tmp_path), ["select"])
 
 
-def test_a_sweep_without_runs_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no results\.json"):
+def test_folder_without_runs_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match=r"contains no results\.json"):
         read_sweep(tmp_path, ["lam"])
 
 
@@ -117,20 +117,20 @@ SMALL = {
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/sweep").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_run_of_the_wandb_sweep_logs_its_metric_before_its_end(path, tmp_path):
+def test_wandb_sweep_logs_its_metric_during_the_run(path, tmp_path):
     sweep = load_sweep_config(str(path))  # the loader of `wandb sweep FILE`
     assert sweep["program"] == "train.py"
     fixed = [word for word in sweep["command"] if not word.startswith("${")]
     names = list(sweep["parameters"])
     for values in product(*(spec["values"] for spec in sweep["parameters"].values())):
-        given = {name: {"value": value} for name, value in zip(names, values, strict=True)}
-        own = create_sweep_command_args({"args": given})["args_no_hyphens"]  # as the agent writes them
-        config = composed(*fixed, *own)
-        assert config.logger.wandb and len(own) == len(names)
+        parameters = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+        overrides = create_sweep_command_args({"args": parameters})["args_no_hyphens"]  # as the agent writes them
+        config = composed(*fixed, *overrides)
+        assert config.logger.wandb and len(overrides) == len(names)
     small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
-    config = composed(*fixed, *own, *small)
+    config = composed(*fixed, *overrides, *small)
     task, trainer = train.prepare(config)
-    (task.run if config.name == "lam" else task.make_images)(trainer)  # real images are not judged for FID here
+    (task.run if config.name == "lam" else task.compute)(trainer)  # without the report, which needs real images
     logged = pd.read_csv(tmp_path / "metrics.csv")
     assert logged["step"].is_monotonic_increasing
     history = logged[sweep["metric"]["name"]].dropna()
