@@ -1,5 +1,6 @@
-"""The interactive page: it shows what ``rnri``, ``nao`` and ``seedselect`` do and what runs left, and adds no method.
+"""The web page: an interactive demo of ``rnri``, ``nao`` and ``seedselect``, and a blind comparison of finished runs.
 
-Modules without Gradio compute; :mod:`experiments.app.page` and the modules of tabs lay out and connect. Of the experiments only
-results and judges may be imported, and nothing imports the page.
+Modules without Gradio compute; :mod:`experiments.app.page` and the ``*_tab`` modules define the layout and the event
+handlers. The package may import the cache, config, evaluation, reporting and runtime of the experiments. Nothing
+imports the package.
 """

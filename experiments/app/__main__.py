@@ -1,4 +1,4 @@
-"""``python -m experiments.app [key=value ...]``: the interactive page, with the keys of ``configs/app.yaml``."""
+"""Start the web page: ``python -m experiments.app [key=value ...]``, with the keys of ``configs/app.yaml``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,91 +17,119 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import experiments  # noqa: F401  # makes ${project:...} known to the configs
-from experiments.app.settings import Settings
+from experiments.config.project import project_path
 
-if TYPE_CHECKING:  # PyTorch is imported when the command line is understood
-    from experiments.app.context import Studio
+if TYPE_CHECKING:  # imported after the command line was checked, because PyTorch takes seconds to import
+    from experiments.app.context import AppContext
+    from experiments.app.settings import Settings
 
-MADE = ("model", "method", "select")
-"""The keys that objects are made of; the others are ``Settings``."""
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+INSTANTIATED = ("model", "method", "select")
+"""Keys of objects that Hydra instantiates; the others are fields of ``Settings``."""
 
 
-def configured(overrides: list[str]) -> DictConfig:
-    """``configs/app.yaml`` with ``overrides``, as one types them."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+def compose_config(overrides: list[str]) -> DictConfig:
+    """Compose ``configs/app.yaml`` with command-line ``overrides``.
+
+    Raises:
+        ValueError: an unknown key or an invalid override.
+    """
+    with initialize_config_dir(project_path("configs"), version_base="1.3"):
+        keys = list(compose("app"))
+        for override in overrides:
+            key = override.partition("=")[0].partition("@")[0].partition(".")[0]
+            if key.isidentifier() and key not in keys:
+                close = get_close_matches(key, keys, n=1)
+                remedy = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(keys)}."
+                raise ValueError(f"{key}: no such key in configs/app.yaml; {remedy}")
         return compose("app", overrides)
 
 
-def made(config: DictConfig) -> Studio:
-    """The networks and settings that all visitors share.
+def check_run(folder: str | None) -> None:
+    """Raise ValueError if ``folder`` is not a finished run; needs no other package."""
+    if folder is None:
+        return
+    for name in ("results.json", "samples.parquet"):
+        if not (Path(folder) / name).is_file():
+            raise ValueError(f"run: {folder} is not a finished run ({name} is missing); give the run_dir of one.")
+
+
+def parse_settings(config: DictConfig) -> Settings:
+    """Validate the plain keys of the config; raise ConfigError that names an invalid key."""
+    from experiments.app.settings import Settings
+
+    values = OmegaConf.to_container(config, resolve=True)
+    return Settings(**{name: value for name, value in values.items() if name not in INSTANTIATED})
+
+
+def build_context(config: DictConfig) -> AppContext:
+    """Load the networks and settings that all visitors share.
 
     Raises:
-        ValueError: one sentence for a setting that cannot be.
+        ValueError: an invalid setting; the message names its key.
     """
-    from experiments.app.context import Bounds, Studio, chosen_device, default_steps
+    settings = parse_settings(config)
+
+    from experiments.app.context import AppContext, default_steps, resolve_device
+    from experiments.app.uploads import UploadLimits
     from seedselect import ClipFeatures
 
-    settings = settings_of(config)
-    device = chosen_device(settings.device)
+    device = resolve_device(settings.device)
     model = instantiate(config.model)(device=device)
-    clip = partial(
-        ClipFeatures.from_pretrained, settings.clip, device=device, dtype="float32",
+    load_clip = partial(
+        ClipFeatures.from_pretrained,
+        settings.clip,
+        device=device,
+        dtype="float32",
         local_files_only=config.model.local_files_only,
-    )  # fmt: skip
-    steps = settings.steps or default_steps(model.default_guidance)
-    bounds = Bounds(int(settings.megabytes * 1e6), settings.pixels)
-    return Studio(
-        model,
-        steps,
-        settings.guidance,
-        instantiate(config.method),
-        clip,
-        instantiate(config.select),
-        settings.gradient_steps,
-        settings.examples,
-        bounds,
     )
-
-
-def settings_of(config: DictConfig) -> Settings:
-    """ValueError, one sentence that names the key, for a value that cannot be."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    return Settings(**{name: value for name, value in plain.items() if name not in MADE})
+    return AppContext(
+        model=model,
+        steps=settings.steps or default_steps(model.default_guidance),
+        guidance=settings.guidance,
+        method=instantiate(config.method),
+        load_clip=load_clip,
+        select=instantiate(config.select),
+        gradient_steps=settings.gradient_steps,
+        examples_from=settings.examples,
+        limits=UploadLimits(int(settings.max_upload_mb * 1e6), settings.max_upload_pixels),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.app", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of configs/app.yaml, as for train.py")
-    config = configured(parser.parse_args().overrides)
-    settings, studio = settings_of(config), made(config)
-    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # whatever visitors bring is gone with the page
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of configs/app.yaml")
+    config = compose_config(parser.parse_args().overrides)
+    check_run(config.run)
+    settings = parse_settings(config)
+    context = build_context(config)
+    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # uploads are deleted when the page is closed
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        from experiments.app.compare_tab import open_booth
+        from experiments.app.compare_tab import open_session
         from experiments.app.page import build, serve
 
-        booth = open_booth(settings.run, settings.methods, settings.ratings) if settings.run else None
+        session = open_session(settings.run, settings.methods, settings.ratings) if settings.run else None
         files = Path(folder) / "seeds"
         files.mkdir()
-        serve(build(studio, files, booth), host=settings.host, port=settings.port, most_bytes=studio.bounds.bytes)
+        page = build(context, files, session)
+        serve(page, host=settings.host, port=settings.port, max_upload_bytes=context.limits.max_bytes)
 
 
 def command() -> None:
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print in its own way
+    """Run :func:`main`; exit with a one-line message on expected errors."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     try:
         main()
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        sys.exit("error: the page needs Gradio: pip install -e '.[app]'")
+        sys.exit("error: the page needs Gradio; run: pip install -e '.[app]'")
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {said(error)}")
+        sys.exit(f"error: {one_line(error)}")
 
 
-def said(error: BaseException) -> str:
-    """An error as one sentence; of Hydra's, what the class that it called had to say."""
+def one_line(error: BaseException) -> str:
+    """The message in one line; for errors of Hydra, the message of the underlying error."""
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The tab Compare: a blind rating of what a finished run made."""
+"""The tab Compare: a blind rating of the images of a finished run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from experiments.app.messages import in_words, line
-from experiments.app.ratings import Item, Question, Ratings, methods_of, questions, read_run
-from experiments.app.uploads import shown
-from experiments.app.widgets import QUIET
+from experiments.app.messages import catch_errors, status_html
+from experiments.app.ratings import Item, Question, Ratings, build_questions, methods_of, read_run
+from experiments.app.uploads import enlarge
+from experiments.app.widgets import NO_PROGRESS
 from experiments.cache.atomic import atomic_write
 from experiments.reporting.human_ratings import preference_table, read_ratings
 
-KEYS = """<script>
+KEYBOARD_SHORTCUTS_JS = """<script>
 document.addEventListener("keydown", event => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input, textarea, [contenteditable]")) return;
@@ -25,20 +25,20 @@ document.addEventListener("keydown", event => {
   if (button && button.offsetParent && !button.disabled) button.click();
 });
 </script>"""
-"""1, 2, 3 and 0 press the buttons of the answers, where these are to be seen."""
-MOST_METHODS = 3
-NO_RUN = "Start the page with `run=FOLDER`, the folder of a finished run, to rate what its methods made."
+"""The keys 1, 2, 3 and 0 press the answer buttons while these are visible."""
+MAX_METHODS = 3
+NO_RUN = "To rate images, start the page with `run=FOLDER`, the folder of a finished run with several methods."
 
 
 @dataclass(frozen=True)
-class Booth:
-    """A finished run to be rated.
+class RatingSession:
+    """A finished run to rate.
 
     Args:
-        run: its folder.
-        items: what it made.
-        methods: two or three, which raters do not see.
-        ratings: the folder of their files.
+        run: folder of the run.
+        items: its items.
+        methods: the two or three compared methods; raters do not see their names.
+        ratings: folder with the files of all raters.
     """
 
     run: str
@@ -47,36 +47,36 @@ class Booth:
     ratings: Path
 
 
-def open_booth(run: str, methods: list[str] | None, ratings: str) -> Booth:
-    """The booth of the run in the folder ``run``; without ``methods`` its first three, or both.
+def open_session(run: str, methods: list[str] | None, ratings: str) -> RatingSession:
+    """Read the run in the folder ``run``; the default for ``methods`` is its first three.
 
     Raises:
-        ValueError: one sentence for a folder that is no finished run, or methods that it does not have.
+        ValueError: ``run`` is not a finished run, or has not all ``methods``.
     """
     items = read_run(run)
-    known = methods_of(items)
-    chosen = list(methods) if methods else known[:MOST_METHODS]
-    unknown = [name for name in chosen if name not in known]
+    available = methods_of(items)
+    selected = list(methods) if methods else available[:MAX_METHODS]
+    unknown = [name for name in selected if name not in available]
     if unknown:
-        raise ValueError(f"methods={chosen}: the run has no {unknown[0]!r}; choose from {', '.join(known)}.")
-    questions(items, chosen, "anyone")
-    return Booth(run, items, chosen, Path(ratings))
+        raise ValueError(f"methods: the run has no {unknown[0]!r}; choose from {', '.join(available)}.")
+    build_questions(items, selected, "test")  # raises if there is nothing to compare
+    return RatingSession(run, items, selected, Path(ratings))
 
 
-def compare_tab(booth: Booth | None, folder: Path) -> None:
-    """Lays the tab out. Tables to download are written to ``folder``."""
-    if booth is None:
+def compare_tab(session: RatingSession | None, folder: Path) -> None:
+    """Lay out the tab. The table for download is written to ``folder``."""
+    if session is None:
         gr.Markdown(NO_RUN, elem_id="compare-none")
         return
-    count = len(booth.methods)
-    left, rater = gr.State([]), gr.State("")
+    count = len(session.methods)
+    remaining, rater = gr.State([]), gr.State("")
     with gr.Row():
-        name = gr.Textbox(label="Your name", placeholder="who rates", max_length=60, elem_id="compare-name")
-        begin = gr.Button("Begin, or go on", variant="primary", elem_id="compare-begin")
-    said = gr.HTML(elem_id="compare-said")
+        name = gr.Textbox(label="Your name", placeholder="name of the rater", max_length=60, elem_id="compare-name")
+        start = gr.Button("Start or continue", variant="primary", elem_id="compare-start")
+    status = gr.HTML(elem_id="compare-status")
     with gr.Row():
-        given = gr.Image(label="Given", interactive=False, height=300, buttons=[], visible=False)
-        made = [
+        input_image = gr.Image(label="Input", interactive=False, height=300, buttons=[], visible=False)
+        images = [
             gr.Image(label=str(k + 1), interactive=False, height=300, buttons=[], elem_id=f"compare-image-{k + 1}")
             for k in range(count)
         ]
@@ -85,54 +85,59 @@ def compare_tab(booth: Booth | None, folder: Path) -> None:
             gr.Button(f"{k} is better" if k else "Tie", elem_id=f"compare-answer-{k}", interactive=False)
             for k in (*range(1, count + 1), 0)
         ]
-    gr.Markdown(f"Keys: {', '.join(map(str, range(1, count + 1)))} for the better image, 0 for a tie.")
+    gr.Markdown(f"Keyboard: {', '.join(map(str, range(1, count + 1)))} for the better image, 0 for a tie.")
     with gr.Accordion("Results", open=False, elem_id="compare-results"):
-        show = gr.Button("Show what all raters prefer", elem_id="compare-show")
+        show = gr.Button("Show the results of all raters", elem_id="compare-show")
         table = gr.Markdown(elem_id="compare-table")
         export = gr.DownloadButton("Download all ratings", interactive=False, elem_id="compare-export")
 
-    outputs = [left, rater, said, given, *made, *answers]
-    begin.click(in_words(partial(_begun, booth)), name, outputs, **QUIET)
-    name.submit(in_words(partial(_begun, booth)), name, outputs, **QUIET)
+    outputs = [remaining, rater, status, input_image, *images, *answers]
+    start.click(catch_errors(partial(_start, session)), name, outputs, **NO_PROGRESS)
+    name.submit(catch_errors(partial(_start, session)), name, outputs, **NO_PROGRESS)
     for k, button in zip((*range(1, count + 1), 0), answers, strict=True):
-        button.click(in_words(partial(_answered, booth, k)), [left, rater], outputs, **QUIET)
-    show.click(in_words(partial(_results, booth, folder)), None, [table, export], **QUIET)
+        button.click(catch_errors(partial(_answer, session, k)), [remaining, rater], outputs, **NO_PROGRESS)
+    show.click(catch_errors(partial(_results, session, folder)), None, [table, export], **NO_PROGRESS)
 
 
-def _begun(booth: Booth, name: str) -> tuple:
-    asked = questions(booth.items, booth.methods, name)
-    return _asked(Ratings(booth.ratings, booth.run, name).open(asked), len(asked), name, len(booth.methods))
+def _start(session: RatingSession, rater: str) -> tuple:
+    questions = build_questions(session.items, session.methods, rater)
+    remaining = Ratings(session.ratings, session.run, rater).unanswered(questions)
+    return _show_question(session, remaining, rater)
 
 
-def _answered(booth: Booth, answer: int, left: list[Question], rater: str) -> tuple:
-    if not left:
-        raise ValueError("there is nothing to rate: give your name and begin.")
-    ratings = Ratings(booth.ratings, booth.run, rater)
-    ratings.add(left[0], answer)
-    return _asked(left[1:], len(questions(booth.items, booth.methods, rater)), rater, len(booth.methods))
+def _answer(session: RatingSession, answer: int, remaining: list[Question], rater: str) -> tuple:
+    if not remaining:
+        raise ValueError("there is no image to rate; enter your name and start.")
+    Ratings(session.ratings, session.run, rater).add(remaining[0], answer)
+    return _show_question(session, remaining[1:], rater)
 
 
-def _asked(left: list[Question], count: int, rater: str, ways: int) -> tuple:
-    """The next question, or that there is none."""
-    if not left:
-        empty: list[Any] = [gr.update(value=None)] * ways
-        said = line(f"All {count} are rated. Thank you.")
-        return [], rater, said, gr.update(visible=False), *empty, *[gr.update(interactive=False)] * (ways + 1)
-    item = left[0].item
-    said = f"{count - len(left) + 1} of {count}. Which is the better image"
-    given = gr.update(visible=False)
-    if item.given is not None:
-        said, given = f"{said} of what was given", gr.update(value=shown(item.given.read()), visible=True)
-    said = f"{said}: {item.prompt}?" if item.prompt else f"{said}?"
-    pictures = [shown(picture) for picture in left[0].pictures()]
-    return left, rater, line(said), given, *pictures, *[gr.update(interactive=True)] * (ways + 1)
+def _show_question(session: RatingSession, remaining: list[Question], rater: str) -> tuple:
+    """Updates of the tab for the first of the ``remaining`` questions, or for the end."""
+    num_methods = len(session.methods)
+    total = len(build_questions(session.items, session.methods, rater))
+    if not remaining:
+        no_images: list[Any] = [gr.update(value=None)] * num_methods
+        disabled = [gr.update(interactive=False)] * (num_methods + 1)
+        status = status_html(f"All {total} are rated. Thank you.")
+        return [], rater, status, gr.update(visible=False), *no_images, *disabled
+    item = remaining[0].item
+    text = f"{total - len(remaining) + 1} of {total}. Which image is better"
+    input_update = gr.update(visible=False)
+    if item.input is not None:
+        text = f"{text}, given the input"
+        input_update = gr.update(value=enlarge(item.input.read()), visible=True)
+    text = f"{text}: {item.prompt}?" if item.prompt else f"{text}?"
+    images = [enlarge(image) for image in remaining[0].images()]
+    enabled = [gr.update(interactive=True)] * (num_methods + 1)
+    return remaining, rater, status_html(text), input_update, *images, *enabled
 
 
-def _results(booth: Booth, folder: Path) -> tuple:
-    ratings = read_ratings([booth.ratings])
-    own = ratings[ratings["run"] == booth.run] if "run" in ratings else ratings
-    if own.empty:
-        raise ValueError("nobody has rated this run yet.")
+def _results(session: RatingSession, folder: Path) -> tuple:
+    ratings = read_ratings([session.ratings])
+    of_run = ratings[ratings["run"] == session.run] if "run" in ratings else ratings
+    if of_run.empty:
+        raise ValueError("there are no ratings of this run yet.")
     path = folder / "ratings.parquet"
-    atomic_write(path, own.assign(shown=[list(shown) for shown in own["shown"]]).to_parquet)
-    return preference_table(own), gr.update(value=str(path), interactive=True)
+    atomic_write(path, of_run.assign(shown=[list(shown) for shown in of_run["shown"]]).to_parquet)
+    return preference_table(of_run), gr.update(value=str(path), interactive=True)

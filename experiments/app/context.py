@@ -1,4 +1,4 @@
-"""What all visitors share: the networks, how they sample, and the lock that lets one act at a time."""
+"""What all visitors share: the networks, the sampling settings, and a lock so that one request runs at a time."""
 
 from __future__ import annotations
 
@@ -11,35 +11,31 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from experiments.app.uploads import Example, read_examples, read_picture
+from experiments.app.uploads import Example, UploadLimits, read_examples, read_image
 from rnri import Inverter, LatentDiffusion
 from seedselect import ClipFeatures, SeedSelect
 
-FEW, MANY = 4, 20
-"""Steps of a distilled model and of others, where none are given."""
-UNDISTILLED = 2.0  # guidance from which on a model is none that is distilled
+DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
+DISTILLED_GUIDANCE_MAX = 2.0
+"""Models with a default guidance scale below this are taken to be distilled for few steps."""
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """Of uploads: bytes of a file, pixels of an image."""
-
-    bytes: int
-    pixels: int
-
-
-@dataclass(frozen=True)
-class Studio:
-    """A model and its settings.
+class AppContext:
+    """A model and the settings of the page.
 
     Args:
-        model: any that ``rnri`` knows; its pipeline is left as it was found.
-        steps, guidance: of inversion and sampling.
-        method: of inversion; its seed alone must give the image back.
-        load_clip: makes the features of SeedSelect, when they are first needed.
-        select, gradient_steps: of Rare concept; derivatives go through the network in so many of the last steps.
-        examples: a folder or table, or none.
-        bounds: of uploads.
+        model: the diffusion model.
+        steps, guidance: number of steps and guidance scale of inversion and sampling.
+        method: inversion method; it must be seed-only.
+        load_clip: loads the CLIP features of SeedSelect; called when they are first needed.
+        select: SeedSelect of the tab Rare concept.
+        gradient_steps: number of last sampling steps that SeedSelect differentiates.
+        examples_from: folder or table of example images, or None.
+        limits: upload limits.
+
+    Raises:
+        ValueError: ``method`` is not seed-only.
     """
 
     model: LatentDiffusion
@@ -50,41 +46,43 @@ class Studio:
     select: SeedSelect
     gradient_steps: int
     examples_from: str | None
-    bounds: Bounds
+    limits: UploadLimits
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         if not self.method.seed_only:
             name = type(self.method).__name__
-            raise ValueError(f"method: {name} needs more than a seed to give an image back: choose another, or none.")
+            raise ValueError(f"method: {name} stores more than the seed; choose a seed-only method.")
         self.model.schedule(self.steps)
         self.model.pipeline.set_progress_bar_config(disable=True)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the checkpoint, which no visitor changes."""
+        """Fingerprint of the checkpoint, computed once."""
         return self.model.fingerprint
 
     @cached_property
     def clip(self) -> ClipFeatures:
+        """CLIP features, loaded on first use."""
         return self.load_clip()
 
     @cached_property
     def examples(self) -> list[Example]:
-        return read_examples(
-            self.examples_from, self.model.image_size, most_bytes=self.bounds.bytes, most_pixels=self.bounds.pixels
-        )
+        """Example images in the image size of the model."""
+        return read_examples(self.examples_from, self.model.image_size, self.limits)
 
-    def read(self, path: str | Path) -> Image.Image:
-        """An uploaded image in the model's size; ValueError, one sentence, for what cannot be taken."""
-        return read_picture(path, self.model.image_size, most_bytes=self.bounds.bytes, most_pixels=self.bounds.pixels)
+    def read_image(self, path: str | Path) -> Image.Image:
+        """Read an uploaded image in the image size of the model; ValueError if it is not acceptable."""
+        return read_image(path, self.model.image_size, self.limits)
 
 
 def default_steps(default_guidance: float) -> int:
-    """Few for a model that is distilled, whose guidance is 1 or near it."""
-    return FEW if default_guidance < UNDISTILLED else MANY
+    """Default number of sampling steps, from the default guidance scale of a model."""
+    return DISTILLED_STEPS if default_guidance < DISTILLED_GUIDANCE_MAX else DEFAULT_STEPS
 
 
-def chosen_device(name: str) -> str:
-    """``auto`` is a GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+def resolve_device(name: str) -> str:
+    """Resolve ``auto`` to ``cuda`` if available, else ``cpu``."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

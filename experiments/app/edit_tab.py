@@ -1,4 +1,4 @@
-"""The tab Edit: an image is inverted once, and follows its prompt."""
+"""The tab Edit: invert an image once, then edit it by changing its prompt."""
 
 from __future__ import annotations
 
@@ -10,115 +10,131 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from experiments.app.context import Studio
-from experiments.app.edits import Seed, controls, edited_picture, how_to_edit, invert_picture
-from experiments.app.messages import in_words, line, sentence
+from experiments.app.context import AppContext
+from experiments.app.edits import Seed, edit_config, edit_controls, edit_image, invert_image
+from experiments.app.messages import catch_errors, error_message, status_html
 from experiments.app.seed_files import read_seed, write_seed
-from experiments.app.uploads import shown
-from experiments.app.widgets import AGAIN, ALONE, PROGRESS, QUIET, example_gallery, file_of, pick_example, upload_box
+from experiments.app.uploads import enlarge
+from experiments.app.widgets import (
+    EXCLUSIVE,
+    LATEST_ONLY,
+    NO_PROGRESS,
+    PROGRESS,
+    connect_examples,
+    enable_download,
+    example_gallery,
+    upload_box,
+)
 
 
-def edit_tab(studio: Studio, folder: Path) -> None:
-    """Lays the tab out. Seeds to download are written to ``folder``."""
-    picture, seed = gr.State(None), gr.State(None)
+def edit_tab(context: AppContext, folder: Path) -> None:
+    """Lay out the tab. Seeds for download are written to ``folder``."""
+    image, seed = gr.State(None), gr.State(None)
     with gr.Row():
         with gr.Column():
             source = upload_box("edit-upload")
-            examples = example_gallery(studio)
-            chosen = gr.Image(label="Your image", interactive=False, height=260, buttons=[], elem_id="edit-chosen")
-            prompt = gr.Textbox(label="What it shows", placeholder="a photo of a cat", elem_id="edit-source-prompt")
+            examples = example_gallery(context)
+            selected = gr.Image(label="Your image", interactive=False, height=260, buttons=[], elem_id="edit-chosen")
+            prompt = gr.Textbox(label="Prompt", placeholder="a photo of a cat", elem_id="edit-source-prompt")
             invert = gr.Button("Invert", variant="primary", elem_id="edit-invert")
-            said = gr.HTML(elem_id="edit-said")
+            status = gr.HTML(elem_id="edit-status")
         with gr.Column():
-            both = gr.ImageSlider(
-                label="Before and after", interactive=False, buttons=["download"], elem_id="edit-both"
+            slider = gr.ImageSlider(
+                label="Reconstruction and edit", interactive=False, buttons=["download"], elem_id="edit-both"
             )
             target = gr.Textbox(label="Edited prompt", elem_id="edit-prompt", interactive=False)
-            message = gr.HTML(elem_id="edit-message")
-            settings = edit_settings(controls(studio.model.family))
+            error = gr.HTML(elem_id="edit-error")
+            settings = edit_settings(edit_controls(context.model.family))
             with gr.Accordion("Seed", open=False, elem_id="edit-seed"):
-                words = gr.Textbox(
-                    label="Seed", interactive=False, buttons=["copy"], lines=2, elem_id="edit-seed-words"
+                summary = gr.Textbox(
+                    label="Seed", interactive=False, buttons=["copy"], lines=2, elem_id="edit-seed-summary"
                 )
                 download = gr.DownloadButton("Download the seed", interactive=False, elem_id="edit-download")
-                loaded = gr.File(label="Load a seed", file_types=[".safetensors"], height=110, elem_id="edit-load")
+                file = gr.File(label="Load a seed", file_types=[".safetensors"], height=110, elem_id="edit-load")
 
-    drawn = gr.State(None)
-    view = [both, message, drawn]
-    edit_inputs = [drawn, seed, target, *settings.values()]
-    draw = in_words(partial(_drawn, studio, tuple(settings)))
-    fresh = [seed, said, words, download, target]
+    rendered = gr.State(None)
+    view = [slider, error, rendered]
+    inputs = [rendered, seed, target, *settings.values()]
+    render = catch_errors(partial(_render, context, tuple(settings)))
+    seed_outputs = [seed, status, summary, download, target]
 
-    source.upload(in_words(partial(_uploaded, studio)), source, [picture, chosen], **QUIET)
-    pick_example(examples, studio, [picture, chosen, prompt])
-    started = invert.click(in_words(partial(_inverted, studio, folder)), [picture, prompt], fresh, **ALONE)
-    started.success(draw, edit_inputs, view, **ALONE, **QUIET)
-    opened = loaded.upload(in_words(partial(_loaded, studio, folder)), loaded, [*fresh, prompt], **ALONE)
-    opened.success(draw, edit_inputs, view, **ALONE, **QUIET)
-    gr.on([target.change, *(setting.change for setting in settings.values())], draw, edit_inputs, view, **AGAIN)
+    source.upload(catch_errors(partial(_upload, context)), source, [image, selected], **NO_PROGRESS)
+    connect_examples(examples, context, [image, selected, prompt])
+    inverted = invert.click(catch_errors(partial(_invert, context, folder)), [image, prompt], seed_outputs, **EXCLUSIVE)
+    inverted.success(render, inputs, view, **EXCLUSIVE, **NO_PROGRESS)
+    loaded = file.upload(catch_errors(partial(_load_seed, context, folder)), file, [*seed_outputs, prompt], **EXCLUSIVE)
+    loaded.success(render, inputs, view, **EXCLUSIVE, **NO_PROGRESS)
+    gr.on([target.change, *(setting.change for setting in settings.values())], render, inputs, view, **LATEST_ONLY)
 
 
 def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
-    """Those of the settings of an edit that act on the model, by name."""
-    share = partial(gr.Slider, 0.0, 1.0, step=0.05, buttons=[], info="share of the steps with the source's attention")
-    found: dict[str, gr.Component] = {}
+    """The components of the edit settings ``names``, by name."""
+    slider = partial(
+        gr.Slider, 0.0, 1.0, step=0.05, buttons=[], info="fraction of steps with the attention of the source image"
+    )
+    settings: dict[str, gr.Component] = {}
     if "cross" in names:
         with gr.Row():
-            found["cross"] = share(value=0.4, label="Keep words' places")
-            found["self_attention"] = share(value=0.4, label="Keep the shape")
+            settings["cross"] = slider(value=0.4, label="Keep the layout")
+            settings["self_attention"] = slider(value=0.4, label="Keep the shapes")
         with gr.Row():
-            found["weights"] = gr.Textbox(label="Word weights", placeholder="pink=2, dog=0.5", elem_id="edit-weights")
-            found["blend"] = gr.Textbox(label="Change only there", placeholder="cat, dog", elem_id="edit-blend")
+            settings["weights"] = gr.Textbox(
+                label="Word weights", placeholder="pink=2, dog=0.5", elem_id="edit-weights"
+            )
+            settings["blend"] = gr.Textbox(
+                label="Change only where these words are", placeholder="cat, dog", elem_id="edit-blend"
+            )
     if "share" in names:
-        found["share"] = share(value=0.2, label="Keep the shape")
-    return found
+        settings["share"] = slider(value=0.2, label="Keep the shapes")
+    return settings
 
 
-def _uploaded(studio: Studio, path: str) -> tuple[Image.Image, Image.Image]:
-    picture = studio.read(path)
-    return picture, shown(picture)
+def _upload(context: AppContext, path: str) -> tuple[Image.Image, Image.Image]:
+    image = context.read_image(path)
+    return image, enlarge(image)
 
 
-def _inverted(
-    studio: Studio, folder: Path, picture: Image.Image | None, prompt: str, progress: gr.Progress = PROGRESS
+def _invert(
+    context: AppContext, folder: Path, image: Image.Image | None, prompt: str, progress: gr.Progress = PROGRESS
 ) -> tuple:
-    if picture is None:
-        raise ValueError("there is no image yet: upload one, or choose an example.")
+    if image is None:
+        raise ValueError("there is no image yet; upload one or choose an example.")
     start = time.perf_counter()
-    found = invert_picture(
-        studio, picture, prompt, lambda done, steps: progress((done, steps), desc="Inverting", unit="steps")
-    )
-    return _fresh(found.seed, f"{found.words} {time.perf_counter() - start:.1f} s.", folder)
+
+    def show_progress(done: int, steps: int) -> None:
+        progress((done, steps), desc="Inverting", unit="steps")
+
+    result = invert_image(context, image, prompt, on_step=show_progress)
+    return _reset(result.seed, f"{result.summary} {time.perf_counter() - start:.1f} s.", folder)
 
 
-def _loaded(studio: Studio, folder: Path, path: str) -> tuple:
-    seed = read_seed(path, studio)
-    return *_fresh(seed, "The seed is loaded; its image is sampled, not inverted.", folder), seed.prompt
+def _load_seed(context: AppContext, folder: Path, path: str) -> tuple:
+    seed = read_seed(path, context)
+    return *_reset(seed, "Seed loaded; the image is generated from it.", folder), seed.prompt
 
 
-def _fresh(seed: Seed, said: str, folder: Path) -> tuple:
-    """What the tab shows of a new seed, and the prompt to be edited."""
-    file = file_of(write_seed(seed, folder))
-    return seed, line(said), seed.words, file, gr.update(value=seed.prompt, interactive=True)
+def _reset(seed: Seed, status: str, folder: Path) -> tuple:
+    """Updates of the tab for a new seed: seed, status, summary, download button, prompt to edit."""
+    download = enable_download(write_seed(seed, folder))
+    return seed, status_html(status), seed.summary, download, gr.update(value=seed.prompt, interactive=True)
 
 
-def _drawn(
-    studio: Studio, names: tuple[str, ...], drawn: tuple | None, seed: Seed | None, target: str, *values: Any
+def _render(
+    context: AppContext, names: tuple[str, ...], rendered: tuple | None, seed: Seed | None, target: str, *values: Any
 ) -> tuple:
-    """The edit beside its reconstruction, and what it was ``drawn`` of, so that none is drawn twice.
+    """Render the reconstruction and the edit, unless ``rendered``, the key of the current images, is up to date.
 
-    A fault of what is being typed is said below it, and the picture stays.
+    Invalid input is reported below the images, which stay.
     """
     if seed is None:
         return gr.skip(), "", None
     key = (seed.digest, target, *values)
-    if key == drawn:
-        return gr.skip(), "", drawn
-    given = dict(zip(names, values, strict=True))
+    if key == rendered:
+        return gr.skip(), "", rendered
     defaults = {"cross": 0.0, "self_attention": 0.0, "weights": "", "blend": "", "share": 0.0}
     try:
-        how = how_to_edit(studio.model.family, **defaults | given)
-        before, after = edited_picture(studio, seed, target, how)
+        config = edit_config(context.model.family, **defaults | dict(zip(names, values, strict=True)))
+        before, after = edit_image(context, seed, target, config)
     except (ValueError, OSError) as error:
-        return gr.skip(), line(sentence(error), "message"), drawn
-    return (shown(before), shown(after)), "", key
+        return gr.skip(), status_html(error_message(error), "error"), rendered
+    return (enlarge(before), enlarge(after)), "", key

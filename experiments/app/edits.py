@@ -1,4 +1,4 @@
-"""Invert once, edit often: what the tab does, without the tab."""
+"""Invert an image once and edit it repeatedly: the computations of the tab Edit."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from PIL import Image
 from torch import Tensor
 
 import rnri
-from experiments.app.context import Studio
-from experiments.app.uploads import as_pictures
+from experiments.app.context import AppContext
+from experiments.app.uploads import to_pil
 from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.models.family import Family
+from rnri.models.unet import UNetFamily
 
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed and all that makes its image again; ``rnri.editing.edit`` takes it as an inversion.
+    """A seed and everything needed to generate its image; ``rnri.editing.edit`` accepts it as an inversion.
 
     Attributes:
-        latents: ``[1,...]`` on the CPU, as the pipeline takes them.
-        prompt: under which it was inverted.
-        steps, guidance: of the sampler.
-        image_size: pixels (H, W).
-        fingerprint: of the checkpoint.
-        scheduler: the name of the pipeline's.
+        latents: ``[1,...]`` on the CPU, in the layout of the pipeline's ``latents`` argument.
+        prompt: prompt of the inversion.
+        steps, guidance: number of steps and guidance scale of sampling.
+        image_size: height and width in pixels.
+        fingerprint: fingerprint of the checkpoint.
+        scheduler: class name of the pipeline's scheduler.
     """
 
     latents: Tensor
@@ -46,111 +47,129 @@ class Seed:
 
     @property
     def prompts(self) -> tuple[str, ...]:
+        """The prompt, as a batch of one."""
         return (self.prompt,)
 
     @property
-    def call(self) -> dict[str, Any]:
-        """The arguments of the pipeline's call that gives the image back, as ``rnri.PipelineInversion.call``."""
+    def pipe_kwargs(self) -> dict[str, Any]:
+        """Arguments that make the pipeline generate the image, as ``rnri.PipelineInversion.pipe_kwargs``."""
         height, width = self.image_size
         return {
-            "prompt": [self.prompt], "latents": self.latents, "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance, "height": height, "width": width,
-        }  # fmt: skip
+            "prompt": [self.prompt],
+            "latents": self.latents,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "height": height,
+            "width": width,
+        }
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its shape and values, as float32."""
+        """SHA-256 of the shape and the float32 values."""
         values = self.latents.float().contiguous()
         return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
 
     @property
     def norm(self) -> float:
+        """Euclidean norm."""
         return float(self.latents.double().norm())
 
     @property
-    def words(self) -> str:
-        """What the page says of it, to be copied."""
+    def summary(self) -> str:
+        """Digest, norm and shape in one line, for display."""
         shape = " x ".join(map(str, self.latents.shape[1:]))
         typical = math.sqrt(self.latents[0].numel() - 1)
         return f"seed {self.digest[:16]}, norm {self.norm:.2f} (typical {typical:.2f}), shape {shape}"
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """A seed, and in words how well it gives the image back."""
+class InversionResult:
+    """A seed and a one-line summary of the convergence of its inversion."""
 
     seed: Seed
-    words: str
+    summary: str
 
 
-def invert_picture(
-    studio: Studio, picture: Image.Image, prompt: str, on_step: Callable[[int, int], Any] = lambda done, all: None
-) -> Inverted:
-    """The seed of ``picture`` under ``prompt``; ``on_step`` is told how many steps of how many are done.
+def no_progress(done: int, steps: int) -> None:
+    """Do nothing."""
+
+
+def invert_image(
+    context: AppContext, image: Image.Image, prompt: str, *, on_step: Callable[[int, int], Any] = no_progress
+) -> InversionResult:
+    """Invert ``image`` under ``prompt``; ``on_step(done, steps)`` is called after each step.
 
     Raises:
-        ValueError: one sentence, for an empty prompt and whatever ``rnri.api`` refuses.
+        ValueError: an empty prompt, a seed that is not finite, or an error of ``rnri.invert``.
     """
     _check_prompt(prompt)
-    with studio.lock:
+    with context.lock:
         inversion = rnri.invert(
-            studio.model.pipeline, picture, prompt, steps=studio.steps, guidance=studio.guidance, method=studio.method,
-            callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, studio.steps),
-        )  # fmt: skip
+            context.model.pipeline,
+            image,
+            prompt,
+            steps=context.steps,
+            guidance=context.guidance,
+            method=context.method,
+            callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, context.steps),
+        )
     if not inversion.latents.isfinite().all():
-        raise ValueError("the inversion overflowed, its seed is not finite: start the page with model.dtype=float32.")
-    return Inverted(seed_of(studio, inversion), said_of(inversion))
+        raise ValueError("the seed is not finite; start the page with model.dtype=float32.")
+    seed = make_seed(context, inversion.latents.cpu(), inversion.prompts[0])
+    return InversionResult(seed, convergence_summary(inversion))
 
 
-def seed_of(studio: Studio, inversion: rnri.PipelineInversion) -> Seed:
-    """The seed of the one image of ``inversion``."""
-    return described(studio, inversion.latents.cpu(), inversion.prompts[0])
+def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:
+    """A :class:`Seed` of ``latents`` with the sampling settings of the page."""
+    return Seed(
+        latents=latents,
+        prompt=prompt,
+        steps=context.steps,
+        guidance=context.guidance,
+        image_size=context.model.image_size,
+        fingerprint=context.fingerprint,
+        scheduler=type(context.model.pipeline.scheduler).__name__,
+    )
 
 
-def described(studio: Studio, latents: Tensor, prompt: str) -> Seed:
-    """``latents`` with what the studio samples with."""
-    scheduler = type(studio.model.pipeline.scheduler).__name__
-    return Seed(latents, prompt, studio.steps, studio.guidance, studio.model.image_size, studio.fingerprint, scheduler)
-
-
-def said_of(inversion: rnri.PipelineInversion) -> str:
-    """Residual and convergence of the one image of ``inversion``, in words."""
+def convergence_summary(inversion: rnri.PipelineInversion) -> str:
+    """Residual, convergence and NFE of the inversion of one image, in one line."""
     solved, steps = int(inversion.solved.sum()), len(inversion.solved)
     residual, nfe = float(inversion.residual[0]), int(inversion.nfe.sum())
     if inversion.converged.all():
-        begin = f"Converged: all {steps} steps are solved"
+        convergence = f"Converged: all {steps} steps are solved"
     else:
-        begin = f"Not converged: {solved} of {steps} steps are solved, so that the reconstruction may differ"
+        convergence = f"Not converged: {solved} of {steps} steps are solved, so the reconstruction may differ"
     if math.isnan(residual):
-        return f"{begin}; this method has no residual ({nfe} evaluations of the network)."
-    return f"{begin}; the largest residual is {residual:.1e} ({nfe} evaluations of the network)."
+        return f"{convergence}; this method has no residual ({nfe} network evaluations)."
+    return f"{convergence}; the largest residual is {residual:.1e} ({nfe} network evaluations)."
 
 
-def controls(family: Family) -> tuple[str, ...]:
-    """The settings of an edit that act on a network of this family."""
-    if family.attention_editor().config_class is PromptToPrompt:
+def edit_controls(family: Family) -> tuple[str, ...]:
+    """Names of the edit settings that apply to models of ``family``."""
+    if isinstance(family, UNetFamily):
         return ("cross", "self_attention", "weights", "blend")
     return ("share",)
 
 
-def how_to_edit(
+def edit_config(
     family: Family, *, cross: float, self_attention: float, weights: str, blend: str, share: float
 ) -> PromptToPrompt | Injection:
-    """What the sliders and boxes say, for a network of this family."""
-    if family.attention_editor().config_class is PromptToPrompt:
+    """Convert the values of the edit controls to an edit for models of ``family``."""
+    if isinstance(family, UNetFamily):
         return PromptToPrompt(
-            cross=cross, self_attention=self_attention, weights=as_weights(weights), blend=as_words(blend)
+            cross=cross, self_attention=self_attention, weights=parse_weights(weights), blend=parse_words(blend)
         )
     return Injection(share=share)
 
 
-def as_weights(text: str) -> dict[str, float]:
-    """``red=2, dog=0.5`` as numbers a word.
+def parse_weights(text: str) -> dict[str, float]:
+    """Parse ``"red=2, dog=0.5"`` to a weight per word.
 
     Raises:
-        ValueError: one sentence for what cannot be read so.
+        ValueError: the text has another format.
     """
-    found = {}
+    weights = {}
     for part in filter(None, map(str.strip, text.split(","))):
         match = WEIGHT.fullmatch(part)
         try:
@@ -158,33 +177,36 @@ def as_weights(text: str) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"word weights: {part!r} cannot be read; write them as red=2, dog=0.5.")
-        found[match["word"].strip()] = number
-    return found
+            raise ValueError(f"word weights: {part!r} is invalid; write them as red=2, dog=0.5.")
+        weights[match["word"].strip()] = number
+    return weights
 
 
-def as_words(text: str) -> tuple[str, ...]:
-    """``camel, llama`` as words."""
+def parse_words(text: str) -> tuple[str, ...]:
+    """Parse ``"camel, llama"`` to words."""
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 @torch.no_grad()
-def edited_picture(
-    studio: Studio, seed: Seed, prompt: str, how: PromptToPrompt | Injection
+def edit_image(
+    context: AppContext, seed: Seed, prompt: str, config: PromptToPrompt | Injection
 ) -> tuple[Image.Image, Image.Image]:
-    """What ``seed`` gives under its own prompt, and under ``prompt``: one call of the pipeline, no inversion.
+    """Generate the image of ``seed`` under its own prompt and under ``prompt``, in one pipeline call.
+
+    Returns:
+        The reconstruction and the edited image.
 
     Raises:
-        ValueError: one sentence, for an empty prompt and whatever ``rnri.editing.edit`` refuses.
+        ValueError: an empty prompt, or an error of ``rnri.editing.edit``.
     """
     _check_prompt(prompt)
-    with studio.lock:
-        moved = dataclasses.replace(seed, latents=seed.latents.to(studio.model.device))
-        made = edit(studio.model.pipeline, moved, prompt, how, output_type="pt")
-    before, after = as_pictures(torch.cat([made.reconstructions, made.images]))
-    return before, after
+    with context.lock:
+        on_device = dataclasses.replace(seed, latents=seed.latents.to(context.model.device))
+        result = edit(context.model.pipeline, on_device, prompt, config, output_type="pt")
+    reconstruction, edited = to_pil(torch.cat([result.reconstructions, result.images]))
+    return reconstruction, edited
 
 
 def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
-        raise ValueError("the prompt is empty: say what the image shows.")
+        raise ValueError("the prompt is empty; describe the image.")

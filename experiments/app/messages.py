@@ -1,4 +1,4 @@
-"""Whatever goes wrong is one sentence on the page; what nobody foresaw is in the terminal besides."""
+"""Errors as one-line messages on the page; unexpected errors are logged on the server as well."""
 
 from __future__ import annotations
 
@@ -16,44 +16,45 @@ log = logging.getLogger(__name__)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
-def sentence(error: BaseException) -> str:
-    """What a visitor is told of an error: its first line; of one that nobody foresaw, only its kind."""
+def error_message(error: BaseException) -> str:
+    """The message of an expected error (ValueError, OSError) in one line; only the type of an unexpected one."""
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split()) or type(error).__name__
-    return f"this failed on the server ({type(error).__name__}); its terminal says more."
+    return f"Internal error on the server ({type(error).__name__}); see the terminal for details."
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def error_context() -> Iterator[None]:
+    """Convert every exception to ``gr.Error``, which the page displays."""
     try:
         yield
     except gr.Error:
         raise
-    except Exception as error:  # the page is to stand whatever happens
+    except Exception as error:  # a failing handler must not break the page
         if not isinstance(error, ValueError | OSError):
-            log.exception("unforeseen")
-        raise gr.Error(html.escape(sentence(error)), print_exception=False) from error
+            log.exception("unexpected error in an event handler")
+        raise gr.Error(html.escape(error_message(error)), print_exception=False) from error
 
 
-def in_words(handler: Handler) -> Handler:
-    """A handler of events whose errors are said on the page; also one that yields."""
+def catch_errors(handler: Handler) -> Handler:
+    """Decorate an event handler, or a generator of updates, so that its errors are displayed on the page."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
-        def streaming(*args: Any, **named: Any) -> Iterator[Any]:
-            with explained():
-                yield from handler(*args, **named)
+        def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with error_context():
+                yield from handler(*args, **kwargs)
 
-        return streaming  # type: ignore[return-value]
+        return generator  # type: ignore[return-value]
 
     @functools.wraps(handler)
-    def single(*args: Any, **named: Any) -> Any:
-        with explained():
-            return handler(*args, **named)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        with error_context():
+            return handler(*args, **kwargs)
 
-    return single  # type: ignore[return-value]
+    return function  # type: ignore[return-value]
 
 
-def line(text: str, kind: str = "said") -> str:
-    """A sentence as HTML: ``kind`` is ``said`` or ``message``."""
+def status_html(text: str, kind: str = "status") -> str:
+    """A line of text as HTML; ``kind`` is the CSS class, ``status`` or ``error``."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""

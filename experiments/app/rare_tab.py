@@ -1,4 +1,4 @@
-"""The tab Rare concept: SeedSelect, live."""
+"""The tab Rare concept: run SeedSelect and show every iteration."""
 
 from __future__ import annotations
 
@@ -10,71 +10,87 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from experiments.app.context import Studio
-from experiments.app.messages import in_words, line
-from experiments.app.rare import MOST_REFERENCES, select_live
+from experiments.app.context import AppContext
+from experiments.app.messages import catch_errors, status_html
+from experiments.app.rare import MAX_REFERENCES, iterate_seedselect
 from experiments.app.seed_files import write_seed
-from experiments.app.uploads import shown
-from experiments.app.widgets import ALONE, QUIET, file_of, several_pictures
-
-
-def rare_tab(studio: Studio, folder: Path) -> None:
-    """Lays the tab out. The best seeds are written to ``folder``."""
-    with gr.Row():
-        with gr.Column():
-            references, prompts = several_pictures(studio, "rare", MOST_REFERENCES)
-            with gr.Row():
-                start = gr.Button("Optimize", variant="primary", elem_id="rare-start")
-                stop = gr.Button("Stop, keep the best", interactive=False, elem_id="rare-stop")
-            said, stopped = gr.HTML(elem_id="rare-said"), gr.HTML(elem_id="rare-stopped")
-        with gr.Column():
-            with gr.Row():
-                now = gr.Image(label="Now", interactive=False, height=280, buttons=[], elem_id="rare-now")
-                best = gr.Image(label="Best so far", interactive=False, height=280, buttons=[], elem_id="rare-best")
-            words = gr.Textbox(label="Best seed", interactive=False, buttons=["copy"], lines=2, elem_id="rare-seed")
-            download = gr.DownloadButton("Download the best seed", interactive=False, elem_id="rare-download")
-    run = gr.State(Run())
-    begun = start.click(_begin, run, [start, stop, stopped], queue=False, **QUIET)
-    walked = begun.then(
-        in_words(partial(_live, studio, folder)), [run, references, prompts], [said, now, best, words, download],
-        **ALONE, show_progress="minimal",
-    )  # fmt: skip
-    walked.then(_end, run, [start, stop, stopped], queue=False, **QUIET)
-    stop.click(_stop, run, stopped, queue=False, **QUIET)
+from experiments.app.uploads import enlarge
+from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, enable_download, image_list_input
 
 
 @dataclass
-class Run:
-    """A visitor's own, which the handlers of both buttons share.
+class RunState:
+    """A visitor's state, shared by the handlers of both buttons: False asks the optimization to stop.
 
-    Gradio's ``cancels`` would leave "Error" on every box where it meets an iteration at work.
+    Gradio's ``cancels`` is not used, because it shows "Error" on every output if it interrupts an iteration.
     """
 
-    wanted: bool = False
+    active: bool = False
 
 
-def _buttons(running: bool) -> tuple[gr.Button, gr.Button]:
-    return gr.Button(interactive=not running), gr.Button(interactive=running)
+def rare_tab(context: AppContext, folder: Path) -> None:
+    """Lay out the tab. Seeds for download are written to ``folder``."""
+    with gr.Row():
+        with gr.Column():
+            references, prompts = image_list_input(context, "rare", MAX_REFERENCES)
+            with gr.Row():
+                start = gr.Button("Optimize", variant="primary", elem_id="rare-start")
+                stop = gr.Button("Stop and keep the best", interactive=False, elem_id="rare-stop")
+            status = gr.HTML(elem_id="rare-status")
+            stopped = gr.HTML(elem_id="rare-stopped")
+        with gr.Column():
+            with gr.Row():
+                current = gr.Image(label="Current", interactive=False, height=280, buttons=[], elem_id="rare-now")
+                best = gr.Image(label="Best so far", interactive=False, height=280, buttons=[], elem_id="rare-best")
+            summary = gr.Textbox(label="Best seed", interactive=False, buttons=["copy"], lines=2, elem_id="rare-seed")
+            download = gr.DownloadButton("Download the best seed", interactive=False, elem_id="rare-download")
+    run = gr.State(RunState())
+    started = start.click(_start, run, [start, stop, stopped], queue=False, **NO_PROGRESS)
+    finished = started.then(
+        catch_errors(partial(_optimize, context, folder)),
+        [run, references, prompts],
+        [status, current, best, summary, download],
+        **EXCLUSIVE,
+        show_progress="minimal",
+    )
+    finished.then(_finish, run, [start, stop, stopped], queue=False, **NO_PROGRESS)
+    stop.click(_stop, run, stopped, queue=False, **NO_PROGRESS)
 
 
-def _begin(run: Run) -> tuple:
-    run.wanted = True
-    return *_buttons(running=True), ""
+def _buttons(is_running: bool) -> tuple[gr.Button, gr.Button]:
+    """Updates of the buttons Optimize and Stop."""
+    return gr.Button(interactive=not is_running), gr.Button(interactive=is_running)
 
 
-def _stop(run: Run) -> str:
-    run.wanted = False
-    return line("Stopping after this iteration.")
+def _start(run: RunState) -> tuple:
+    run.active = True
+    return *_buttons(is_running=True), ""
 
 
-def _end(run: Run) -> tuple:
-    return *_buttons(running=False), "" if run.wanted else line("Stopped; the best is kept.")
+def _stop(run: RunState) -> str:
+    run.active = False
+    return status_html("Stopping after this iteration.")
 
 
-def _live(studio: Studio, folder: Path, run: Run, references: list[Image.Image], text: str) -> Iterator[tuple]:
+def _finish(run: RunState) -> tuple:
+    return *_buttons(is_running=False), "" if run.active else status_html("Stopped; the best seed is kept.")
+
+
+def _optimize(
+    context: AppContext, folder: Path, run: RunState, references: list[Image.Image], text: str
+) -> Iterator[tuple]:
     prompt = text.strip().partition("\n")[0]
-    walk = select_live(studio, prompt, references)
-    while run.wanted and (each := next(walk, None)) and run.wanted:
-        said = f"Iteration {each.iteration} of {each.iterations}: loss {each.loss:.3f}, the least {each.best_loss:.3f}."
-        file = file_of(write_seed(each.seed, folder))
-        yield line(said), shown(each.picture), shown(each.best), each.seed.words, file
+    iterations = iterate_seedselect(context, prompt, references)
+    while run.active and (progress := next(iterations, None)) and run.active:
+        status = (
+            f"Iteration {progress.iteration} of {progress.iterations}: loss {progress.loss:.3f}, "
+            f"best {progress.best_loss:.3f}."
+        )
+        download = enable_download(write_seed(progress.seed, folder))
+        yield (
+            status_html(status),
+            enlarge(progress.image),
+            enlarge(progress.best_image),
+            progress.seed.summary,
+            download,
+        )

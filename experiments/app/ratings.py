@@ -1,4 +1,4 @@
-"""A blind comparison of what a finished run made: which images, in which order, and what a rater said of them."""
+"""Blind comparison of the images of a finished run: which images are shown, in which order, and the raters' answers."""
 
 from __future__ import annotations
 
@@ -16,146 +16,165 @@ import pandas as pd
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from experiments.app.uploads import from_bytes
+from experiments.app.uploads import uint8_to_pil
 from experiments.cache.atomic import atomic_write
 from experiments.reporting.human_ratings import TIE
 
-MADE = ("edited", "reconstructions", "images")
-"""Tensors of a unit with what a method made, the first that is there; beside another, ``images`` are the inputs."""
-RATER = re.compile(r"[\w .@-]{1,60}")
+RESULT_TENSORS = ("edited", "reconstructions", "images")
+"""Tensors of a unit that can be compared; the first that exists. Next to another one, ``images`` are the inputs."""
+RATER_NAME = re.compile(r"[\w .@-]{1,60}")
 
 
 @dataclass(frozen=True)
-class Place:
-    """An image on disk: a row of a tensor of a unit's file."""
+class ImageRef:
+    """A reference to an image on disk: a row of a tensor in the file of a unit."""
 
     file: Path
     tensor: str
     row: int
 
     def read(self) -> Image.Image:
+        """Read the image."""
         with safe_open(self.file, framework="pt") as unit:
-            return from_bytes(unit.get_slice(self.tensor)[self.row])
+            return uint8_to_pil(unit.get_slice(self.tensor)[self.row])
 
 
 @dataclass(frozen=True)
 class Item:
-    """What several methods made of the same: ``made`` by method, and what they were given, where a run kept it."""
+    """The images of several methods for the same prompt and input.
+
+    Attributes:
+        name: unique name.
+        prompt: the prompt; may be empty.
+        images: image of each method.
+        input: input image of the methods, if the run stored it.
+    """
 
     name: str
     prompt: str
-    made: dict[str, Place]
-    given: Place | None
+    images: dict[str, ImageRef]
+    input: ImageRef | None
 
 
 @dataclass(frozen=True)
 class Question:
-    """An item as a rater sees it: ``order`` are the methods from left to right."""
+    """An item as shown to a rater; ``order`` has the methods from left to right."""
 
     item: Item
     order: tuple[str, ...]
 
-    def pictures(self) -> list[Image.Image]:
-        return [self.item.made[method].read() for method in self.order]
+    def images(self) -> list[Image.Image]:
+        """Read the images, from left to right."""
+        return [self.item.images[method].read() for method in self.order]
 
 
 def read_run(folder: str | Path) -> list[Item]:
-    """The items of a finished run that at least two methods have made.
+    """Read the items of a finished run for which at least two methods have an image.
 
     Raises:
-        ValueError: one sentence for a folder that is no finished run, or whose units hold no images to compare.
+        ValueError: ``folder`` is not a finished run, or its units have no images to compare.
     """
     folder = Path(folder)
     for name in ("results.json", "samples.parquet"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no finished run ({name} is missing): give the run_dir of one.")
+            raise ValueError(f"run: {folder} is not a finished run ({name} is missing); give the run_dir of one.")
     items: dict[str, Item] = {}
-    for method, files in _ways(folder / "units").items():
+    for method, files in _unit_files(folder / "units").items():
         for file in files:
-            for name, prompt, place, given in _images(file):
-                item = items.setdefault(name, Item(name, prompt, {}, given))
-                item.made[method] = place
-    found = [items[name] for name in sorted(items) if len(items[name].made) > 1]
-    if not found:
-        raise ValueError(f"{folder} holds no image that two methods have made: give a run of several arms or methods.")
-    return found
+            for name, prompt, image, input_image in _read_unit(file):
+                item = items.setdefault(name, Item(name, prompt, {}, input_image))
+                item.images[method] = image
+    comparable = [items[name] for name in sorted(items) if len(items[name].images) > 1]
+    if not comparable:
+        raise ValueError(f"run: {folder} has no image for which two methods can be compared.")
+    return comparable
 
 
-def _ways(units: Path) -> dict[str, list[Path]]:
-    """Files of units by method, and by its settings where a method has several."""
-    found = {}
+def _unit_files(units: Path) -> dict[str, list[Path]]:
+    """Unit files by method; a method with several cache keys gives one entry per key."""
+    files = {}
     for method in sorted(path for path in units.glob("*") if path.is_dir()):
-        settings = sorted(path for path in method.iterdir() if any(path.glob("*.safetensors")))
-        for setting in settings:
-            name = method.name if len(settings) == 1 else f"{method.name} {setting.name[:6]}"
-            found[name] = sorted(setting.glob("*.safetensors"))
-    return found
+        folders = sorted(path for path in method.iterdir() if any(path.glob("*.safetensors")))
+        for folder in folders:
+            name = method.name if len(folders) == 1 else f"{method.name} {folder.name[:6]}"
+            files[name] = sorted(folder.glob("*.safetensors"))
+    return files
 
 
-def _images(file: Path) -> list[tuple[str, str, Place, Place | None]]:
-    """Name, prompt, place and what was given, of every image of a unit."""
+def _read_unit(file: Path) -> list[tuple[str, str, ImageRef, ImageRef | None]]:
+    """Name, prompt, result and input of each finite image of a unit."""
     try:
         with safe_open(file, framework="pt") as unit:
-            said, held = unit.metadata() or {}, list(unit.keys())
-            tensor = next((name for name in MADE if name in held), None)
-            rows = unit.get_slice(tensor).get_shape()[0] if tensor else 0
-            finite = unit.get_tensor(f"{tensor}_finite").tolist() if f"{tensor}_finite" in held else [True] * rows
+            metadata = unit.metadata() or {}
+            names = list(unit.keys())
+            tensor = next((name for name in RESULT_TENSORS if name in names), None)
+            count = unit.get_slice(tensor).get_shape()[0] if tensor else 0
+            mask = f"{tensor}_finite"
+            finite = unit.get_tensor(mask).tolist() if mask in names else [True] * count
     except SafetensorError:
-        return []  # a run that is being written anew
+        return []  # the run is being recomputed and this file is incomplete
     if tensor is None:
         return []
-    _, prompt, *_ = *said.get("unit", file.stem).split("\n"), "", ""
-    samples = [k for k, sample in enumerate(_samples(said)) if sample["finite"]] or list(range(rows))
-    key = hashlib.sha256(said.get("unit", file.stem).encode()).hexdigest()[:12]
-    given = "images" if tensor != "images" and "images" in held else None
+    unit_name = metadata.get("unit", file.stem)
+    _, prompt, *_ = *unit_name.split("\n"), "", ""
+    samples = [k for k, sample in enumerate(_sample_records(metadata)) if sample["finite"]] or list(range(count))
+    key = hashlib.sha256(unit_name.encode()).hexdigest()[:12]
+    has_inputs = tensor != "images" and "images" in names
     return [
-        (f"{key}/{samples[k]}", prompt, Place(file, tensor, k), Place(file, given, k) if given else None)
-        for k in range(rows)
+        (
+            f"{key}/{samples[k]}",
+            prompt,
+            ImageRef(file, tensor, k),
+            ImageRef(file, "images", k) if has_inputs else None,
+        )
+        for k in range(count)
         if finite[k]
     ]
 
 
-def _samples(said: dict[str, str]) -> list[dict]:
-    """A record of each sample, of units that leave out the image of one that is not finite."""
-    record = json.loads(said.get("record", "{}"))
+def _sample_records(metadata: dict[str, str]) -> list[dict]:
+    """The records of the samples of a unit; units that store them omit images that are not finite."""
+    record = json.loads(metadata.get("record", "{}"))
     return record.get("samples", []) if isinstance(record, dict) else []
 
 
 def methods_of(items: Sequence[Item]) -> list[str]:
-    return sorted({method for item in items for method in item.made})
+    """Sorted names of all methods."""
+    return sorted({method for item in items for method in item.images})
 
 
-def questions(items: Sequence[Item], methods: Sequence[str], rater: str) -> list[Question]:
-    """All items that ``methods`` have made, in an order and with sides that are random, and each rater's own.
+def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -> list[Question]:
+    """All items that have an image of every method, in an order and with sides that are random per rater.
 
     Raises:
-        ValueError: one sentence for fewer than two or more than three methods, or a name that no file can have.
+        ValueError: fewer than two or more than three methods, no common item, or an invalid name of a rater.
     """
     if not 2 <= len(methods) <= 3:
-        raise ValueError(f"{len(methods)} methods are chosen: compare two or three.")
-    key = hashlib.sha256("\n".join([checked_rater(rater), *sorted(methods)]).encode()).digest()
+        raise ValueError(f"methods: must be two or three, got {len(methods)}.")
+    key = hashlib.sha256("\n".join([validate_rater(rater), *sorted(methods)]).encode()).digest()
     random = np.random.default_rng(list(key))
-    common = [item for item in items if all(method in item.made for method in methods)]
+    common = [item for item in items if all(method in item.images for method in methods)]
     if not common:
-        raise ValueError(f"{', '.join(methods)} have made nothing in common: choose others.")
+        raise ValueError(f"methods: {', '.join(methods)} have no items in common; choose other methods.")
     orders = list(itertools.permutations(sorted(methods)))
     return [Question(common[k], orders[random.integers(len(orders))]) for k in random.permutation(len(common))]
 
 
-def checked_rater(name: str) -> str:
-    """ValueError where a rater's name is empty or no file's."""
-    if not RATER.fullmatch(name.strip()) or not name.strip(" ."):
-        raise ValueError("give your name: up to 60 letters, digits, spaces, dots, dashes or @.")
+def validate_rater(name: str) -> str:
+    """Return the stripped name of a rater; raise ValueError if it is empty or cannot be a file name."""
+    if not RATER_NAME.fullmatch(name.strip()) or not name.strip(" ."):
+        raise ValueError("enter your name: up to 60 letters, digits, spaces, dots, dashes or @.")
     return name.strip()
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """A rater's file; each answer is on disk before the next question.
+    """The file of one rater for one run. Every answer is written to disk immediately.
 
     Args:
-        folder: of all raters' files.
-        run: the run's folder, as its ratings name it.
+        folder: folder with the files of all raters.
+        run: folder of the run.
+        rater: name of the rater.
     """
 
     folder: Path
@@ -164,31 +183,37 @@ class Ratings:
 
     @property
     def path(self) -> Path:
+        """Path of the file."""
         run = hashlib.sha256(str(Path(self.run).resolve()).encode()).hexdigest()[:8]
-        return self.folder / f"{checked_rater(self.rater)}-{run}.parquet"
+        return self.folder / f"{validate_rater(self.rater)}-{run}.parquet"
 
     def table(self) -> pd.DataFrame:
+        """One row per answer."""
         if not self.path.is_file():
             return pd.DataFrame({"rater": [], "item": [], "shown": [], "choice": [], "run": [], "time": []})
         return pd.read_parquet(self.path)
 
-    def open(self, asked: Sequence[Question]) -> list[Question]:
-        """Those of ``asked`` that have no answer yet."""
+    def unanswered(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions that have no answer yet."""
         done = {(row.item, tuple(sorted(row.shown))) for row in self.table().itertuples()}
-        return [question for question in asked if (question.item.name, tuple(sorted(question.order))) not in done]
+        return [question for question in questions if (question.item.name, tuple(sorted(question.order))) not in done]
 
     def add(self, question: Question, answer: int) -> None:
-        """Keeps an answer: 1, 2 or 3 from the left, or 0 for a tie.
+        """Store an answer: 1, 2 or 3 for the image from the left, or 0 for a tie.
 
         Raises:
             ValueError: another number.
         """
         if not 0 <= answer <= len(question.order):
-            raise ValueError(f"{answer} is no answer: choose 1 to {len(question.order)}, or 0 for a tie.")
+            raise ValueError(f"answer: must be 1 to {len(question.order)}, or 0 for a tie, got {answer}.")
         choice = TIE if answer == 0 else question.order[answer - 1]
         row = {
-            "rater": self.rater.strip(), "item": question.item.name, "shown": list(question.order), "choice": choice,
-            "run": self.run, "time": time.time(),
-        }  # fmt: skip
+            "rater": self.rater.strip(),
+            "item": question.item.name,
+            "shown": list(question.order),
+            "choice": choice,
+            "run": self.run,
+            "time": time.time(),
+        }
         table = pd.DataFrame([*self.table().to_dict("records"), row])
         atomic_write(self.path, table.to_parquet)

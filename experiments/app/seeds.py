@@ -1,4 +1,4 @@
-"""What lies between seeds and in their middle: images along NAO's path, the centroid beside the other averages."""
+"""Paths between seeds and averages of seeds, with their images: the computations of the tab Seeds."""
 
 from __future__ import annotations
 
@@ -12,103 +12,109 @@ from torch import Tensor
 
 import nao
 import rnri
-from experiments.app.context import Studio
-from experiments.app.uploads import as_pictures
+from experiments.app.context import AppContext
+from experiments.app.uploads import to_pil
 from nao.norm import seed_norm
 
-POINTS = 9
-"""Of a path, ends included."""
-MOST = 8
-"""Images at a time."""
+NUM_POINTS = 9
+"""Points per path, both ends included."""
+MAX_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Between:
-    """A path with its images, and averages with theirs.
+class SeedPaths:
+    """Paths between two seeds and averages of all seeds.
 
     Attributes:
-        pictures: of the points on NAO's path from the first seed to the second.
-        norms: of points a path, by its name; NAO's first.
-        typical: the norm of a fresh seed.
-        averages: name, norm and image of each.
+        images: images of the points of NAO's path from the first seed to the second.
+        norms: norms of the points of each path, by the path's name; NAO's is the first.
+        typical_norm: the most likely norm of a Gaussian seed.
+        averages: name, norm and image of each average.
     """
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     norms: dict[str, list[float]]
-    typical: float
+    typical_norm: float
     averages: list[tuple[str, float, Image.Image]]
 
 
-def invert_several(studio: Studio, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-    """The seeds ``[n,C,h,w]`` of ``pictures`` under ``prompts``, on the CPU.
+def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    """Return the seeds ``[n,C,h,w]`` of ``images`` under ``prompts``, on the CPU.
 
     Raises:
-        ValueError: one sentence, for a wrong number of images or whatever ``rnri.api`` refuses.
+        ValueError: a wrong number of images, seeds that are not finite, or an error of ``rnri.invert``.
     """
-    if not 2 <= len(pictures) <= MOST:
-        raise ValueError(f"{len(pictures)} images: choose two to {MOST}.")
-    with studio.lock:
+    if not 2 <= len(images) <= MAX_IMAGES:
+        raise ValueError(f"{len(images)} images: choose two to {MAX_IMAGES}.")
+    with context.lock:
         inversion = rnri.invert(
-            studio.model.pipeline, list(pictures), list(prompts), steps=studio.steps, guidance=studio.guidance,
-            method=studio.method,
-        )  # fmt: skip
+            context.model.pipeline,
+            list(images),
+            list(prompts),
+            steps=context.steps,
+            guidance=context.guidance,
+            method=context.method,
+        )
     if not inversion.seed.isfinite().all():
-        raise ValueError("the inversion overflowed, its seeds are not finite: start the page with model.dtype=float32.")
+        raise ValueError("the seeds are not finite; start the page with model.dtype=float32.")
     return inversion.seed.float().cpu()
 
 
-def one_each(text: str, count: int) -> list[str]:
-    """A prompt for each of ``count`` images, from lines of text; one line serves all.
+def broadcast_prompts(text: str, count: int) -> list[str]:
+    """Split ``text`` into ``count`` prompts, one per line; a single line is used for all images.
 
     Raises:
         ValueError: another number of lines.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) not in (1, count):
-        raise ValueError(f"{len(lines)} descriptions for {count} images: write one line each, or one for all.")
+        raise ValueError(f"{len(lines)} prompts for {count} images: write one line per image, or one for all.")
     return lines * count if len(lines) == 1 else lines
 
 
-def between(studio: Studio, seeds: Tensor, prompt: str) -> Between:
-    """What ``prompt`` makes of NAO's path between the first two ``seeds [n,C,h,w]``, and of averages of all."""
+def explore(context: AppContext, seeds: Tensor, prompt: str) -> SeedPaths:
+    """Compute the paths between the first two ``seeds [n,C,h,w]`` and the averages of all, with images."""
     a, b = seeds[0], seeds[1]
     paths = {
-        "NAO": nao.interpolate(a, b, POINTS).points, "straight line": nao.lerp(a, b, POINTS),
-        "great circle": nao.slerp(a, b, POINTS),
-    }  # fmt: skip
+        "NAO": nao.interpolate(a, b, NUM_POINTS).points,
+        "linear": nao.lerp(a, b, NUM_POINTS),
+        "spherical": nao.slerp(a, b, NUM_POINTS),
+    }
     averages = {
-        "NAO centroid": nao.centroid(seeds).point, "mean": nao.mean(seeds),
-        "mean, typical norm": nao.normalized_mean(seeds), "spherical mean": nao.spherical_mean(seeds),
-    }  # fmt: skip
-    points, middles = paths["NAO"], torch.stack(list(averages.values()))
-    pictures = sampled(studio, torch.cat([points, middles]), prompt)
-    return Between(
-        pictures=pictures[:POINTS],
+        "NAO centroid": nao.centroid(seeds).point,
+        "mean": nao.mean(seeds),
+        "mean, typical norm": nao.normalized_mean(seeds),
+        "spherical mean": nao.spherical_mean(seeds),
+    }
+    average_seeds = torch.stack(list(averages.values()))
+    images = sample_images(context, torch.cat([paths["NAO"], average_seeds]), prompt)
+    return SeedPaths(
+        images=images[:NUM_POINTS],
         norms={name: seed_norm(path).tolist() for name, path in paths.items()},
-        typical=nao.typical_norm(a.numel()),
-        averages=list(zip(averages, seed_norm(middles).tolist(), pictures[POINTS:], strict=True)),
+        typical_norm=nao.typical_norm(a.numel()),
+        averages=list(zip(averages, seed_norm(average_seeds).tolist(), images[NUM_POINTS:], strict=True)),
     )
 
 
 @torch.no_grad()
-def sampled(studio: Studio, seeds: Tensor, prompt: str) -> list[Image.Image]:
-    """What ``prompt`` makes of each of ``seeds [n,C,h,w]``."""
-    model = studio.model
-    with studio.lock:
-        predictor = model.predictor([prompt] * len(seeds), studio.guidance)
-        latents = model.sample(seeds.to(model.device), predictor, model.schedule(studio.steps))
+def sample_images(context: AppContext, seeds: Tensor, prompt: str) -> list[Image.Image]:
+    """Generate the images of ``seeds [n,C,h,w]`` under ``prompt``."""
+    model = context.model
+    with context.lock:
+        predictor = model.predictor([prompt] * len(seeds), context.guidance)
+        latents = model.sample(seeds.to(model.device), predictor, model.schedule(context.steps))
         images = model.decode(latents)
-    return as_pictures(images)
+    return to_pil(images)
 
 
-def norm_figure(found: Between, place: int) -> Figure:
-    """Norms along the paths, with a mark at the point ``place`` of NAO's."""
+def norm_figure(paths: SeedPaths, index: int) -> Figure:
+    """Plot the norms along the paths, with a marker at point ``index`` of NAO's path."""
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axis = figure.subplots()
-    for (name, norms), style in zip(found.norms.items(), ("-", ":", "--"), strict=True):
+    for (name, norms), style in zip(paths.norms.items(), ("-", ":", "--"), strict=True):
         axis.plot(range(1, len(norms) + 1), norms, style, label=name)
-    axis.axhline(found.typical, color="gray", linewidth=0.8, label="typical")
-    axis.plot(place + 1, found.norms["NAO"][place], "o", color="C0")
-    axis.set(xlabel="point of the path", ylabel="norm of the seed", xticks=range(1, POINTS + 1))
+    axis.axhline(paths.typical_norm, color="gray", linewidth=0.8, label="typical")
+    axis.plot(index + 1, paths.norms["NAO"][index], "o", color="C0")
+    axis.set(xlabel="point of the path", ylabel="norm of the seed", xticks=range(1, NUM_POINTS + 1))
     axis.legend(fontsize=8, frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""The tab Seeds: what lies between the seeds of images, and in their middle."""
+"""The tab Seeds: interpolate between the seeds of two images, and average the seeds of several."""
 
 from __future__ import annotations
 
@@ -7,45 +7,66 @@ from functools import partial
 import gradio as gr
 from PIL import Image
 
-from experiments.app.context import Studio
-from experiments.app.messages import in_words, line
-from experiments.app.seeds import MOST, POINTS, Between, between, invert_several, norm_figure, one_each
-from experiments.app.uploads import shown
-from experiments.app.widgets import ALONE, QUIET, several_pictures
+from experiments.app.context import AppContext
+from experiments.app.messages import catch_errors, status_html
+from experiments.app.seeds import (
+    MAX_IMAGES,
+    NUM_POINTS,
+    SeedPaths,
+    broadcast_prompts,
+    explore,
+    invert_images,
+    norm_figure,
+)
+from experiments.app.uploads import enlarge
+from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, image_list_input
 
 
-def seeds_tab(studio: Studio) -> None:
-    """Lays the tab out."""
-    found = gr.State(None)
+def seeds_tab(context: AppContext) -> None:
+    """Lay out the tab."""
+    paths = gr.State(None)
     with gr.Row():
         with gr.Column():
-            pictures, prompts = several_pictures(studio, "seeds", MOST)
-            join = gr.Button("Join the seeds", variant="primary", elem_id="seeds-join")
-            said = gr.HTML(elem_id="seeds-said")
+            images, prompts = image_list_input(context, "seeds", MAX_IMAGES)
+            interpolate = gr.Button("Interpolate", variant="primary", elem_id="seeds-interpolate")
+            status = gr.HTML(elem_id="seeds-status")
         with gr.Column():
-            place = gr.Slider(1, POINTS, 1, step=1, label="Place on the path", buttons=[], elem_id="seeds-place")
-            picture = gr.Image(label="There", interactive=False, height=300, buttons=[], elem_id="seeds-picture")
+            point = gr.Slider(1, NUM_POINTS, 1, step=1, label="Point on the path", buttons=[], elem_id="seeds-point")
+            image = gr.Image(
+                label="Image at this point", interactive=False, height=300, buttons=[], elem_id="seeds-image"
+            )
             norms = gr.Plot(show_label=False, elem_id="seeds-norms")
             averages = gr.Gallery(
-                label="Averages", columns=2, fit_columns=False, height="auto", buttons=[], interactive=False,
-        allow_preview=False,
-                object_fit="contain", elem_classes="examples", elem_id="seeds-averages",
-            )  # fmt: skip
-    joined = join.click(in_words(partial(_joined, studio)), [pictures, prompts], [found, said, averages], **ALONE)
-    joined.success(_there, [found, place], [picture, norms], **QUIET)
-    place.input(_there, [found, place], [picture, norms], trigger_mode="always_last", **QUIET)
+                label="Averages of all seeds",
+                columns=2,
+                fit_columns=False,
+                height="auto",
+                buttons=[],
+                interactive=False,
+                allow_preview=False,
+                object_fit="contain",
+                elem_classes="examples",
+                elem_id="seeds-averages",
+            )
+    computed = interpolate.click(
+        catch_errors(partial(_compute, context)), [images, prompts], [paths, status, averages], **EXCLUSIVE
+    )
+    computed.success(_select_point, [paths, point], [image, norms], **NO_PROGRESS)
+    point.input(_select_point, [paths, point], [image, norms], trigger_mode="always_last", **NO_PROGRESS)
 
 
-def _joined(studio: Studio, pictures: list[Image.Image], text: str) -> tuple:
+def _compute(context: AppContext, images: list[Image.Image], text: str) -> tuple:
     if not text.strip():
-        raise ValueError("the description is empty: say what the images show.")
-    prompts = one_each(text, len(pictures))
-    found = between(studio, invert_several(studio, pictures, prompts), prompts[0])
-    said = f"The path is from the first image to the second, under: {prompts[0]}"
-    return found, line(said), [(shown(p), f"{name}, norm {norm:.1f}") for name, norm, p in found.averages]
+        raise ValueError("the prompt is empty; describe the images.")
+    prompts = broadcast_prompts(text, len(images))
+    paths = explore(context, invert_images(context, images, prompts), prompts[0])
+    status = f"Path from the first image to the second, with the prompt: {prompts[0]}"
+    gallery = [(enlarge(image), f"{name}, norm {norm:.1f}") for name, norm, image in paths.averages]
+    return paths, status_html(status), gallery
 
 
-def _there(found: Between | None, place: int) -> tuple:
-    if found is None:
+def _select_point(paths: SeedPaths | None, point: int) -> tuple:
+    if paths is None:
         return gr.skip(), gr.skip()
-    return shown(found.pictures[int(place) - 1]), norm_figure(found, int(place) - 1)
+    index = int(point) - 1
+    return enlarge(paths.images[index]), norm_figure(paths, index)

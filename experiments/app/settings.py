@@ -1,4 +1,4 @@
-"""What ``configs/app.yaml`` holds besides a model and a method, checked."""
+"""The validated plain keys of ``configs/app.yaml``: all except the model, the inversion method and SeedSelect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of the page, as ``configs/app.yaml`` describes them."""
+    """The keys of the page; ``configs/app.yaml`` documents them."""
 
     device: NonEmptyStr
     steps: PositiveInt | None
@@ -25,5 +25,5 @@ class Settings:
     ratings: NonEmptyStr
     host: NonEmptyStr
     port: Annotated[int, Ge(1), Le(65535)]
-    megabytes: PositiveFloat
-    pixels: PositiveInt
+    max_upload_mb: PositiveFloat
+    max_upload_pixels: PositiveInt

@@ -1,10 +1,9 @@
-"""Images as people bring them, made safe to open and brought to a model's size; and examples to begin with."""
+"""Uploaded images: validated, converted to the image size of the model; and example images."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,67 +12,81 @@ import pandas as pd
 from PIL import Image, ImageOps
 from torch import Tensor
 
-MEDIA = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-LEAST_SHOWN = 384
-"""Pixels: smaller images are enlarged before they are shown."""
-MOST_EXAMPLES = 12
-DRAWING = "a drawing of {} on a white background"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+MIN_DISPLAY_SIZE = 384
+"""Smaller images are enlarged to at least this many pixels per side for display."""
+MAX_EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """Maximum file size in bytes and maximum number of pixels of an upload."""
+
+    max_bytes: int
+    max_pixels: int
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image to begin with, and what describes it; empty where nobody said."""
+    """An example image and its prompt, which may be empty."""
 
     image: Image.Image
     prompt: str
 
 
-def read_picture(
-    source: str | Path | bytes, size: tuple[int, int], *, name: str = "", most_bytes: int, most_pixels: int
+def read_image(
+    source: str | Path | bytes, size: tuple[int, int], limits: UploadLimits, *, name: str = ""
 ) -> Image.Image:
-    """An image of ``size (H, W)`` from a file or its bytes: turned upright, its middle cut out, transparency on white.
+    """Read an image and fit it to ``size`` (H, W), see :func:`fit_image`.
 
-    What does not fit is found from the file's header, before pixels are decoded.
+    The limits are checked on the file size and header, before the pixels are decoded.
 
     Args:
-        name: of the file, as errors say it.
+        source: path or content of the file.
+        size: height and width in pixels.
+        limits: upload limits.
+        name: file name for error messages; default: the name of ``source``.
 
     Raises:
-        ValueError: one sentence for a file that is empty, too long or no image, or an image of too many pixels.
+        ValueError: the file is empty, too large, damaged or not an image.
     """
-    data, name = _bytes(source, name, most_bytes)
+    data, name = _read_bytes(source, name, limits.max_bytes)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the bound
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             image = Image.open(io.BytesIO(data))
-    except Exception as error:  # readers of damaged files raise all kinds
-        raise ValueError(f"{name} is no image that can be read: choose a PNG, JPEG or WebP file.") from error
-    if image.width * image.height > most_pixels:
+    except Exception as error:  # image readers raise many types for damaged files
+        raise ValueError(f"{name} is not a readable image; choose a PNG, JPEG or WebP file.") from error
+    if image.width * image.height > limits.max_pixels:
         raise ValueError(
-            f"{name} has {image.width} x {image.height} pixels, and at most {most_pixels:,} are taken: make it smaller."
+            f"{name} has {image.width} x {image.height} pixels; at most {limits.max_pixels:,} are allowed. Resize it."
         )
     try:
-        return fitted(image, size)
+        return fit_image(image, size)
     except Exception as error:
-        raise ValueError(f"{name} is damaged and cannot be read to its end: save it anew.") from error
+        raise ValueError(f"{name} is damaged and cannot be decoded; save it again.") from error
 
 
-def _bytes(source: str | Path | bytes, name: str, most: int) -> tuple[bytes, str]:
-    if not isinstance(source, bytes):
-        path = Path(source)
-        name, length = name or path.name, path.stat().st_size
-        data = path.read_bytes() if length <= most else b""
+def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[bytes, str]:
+    """Content and name of a file that is neither empty nor larger than ``max_bytes``."""
+    if isinstance(source, bytes):
+        data = source
+        length = len(source)
+        name = name or "the file"
     else:
-        data, length, name = source, len(source), name or "the file"
-    if length > most:
-        raise ValueError(f"{name} has {length / 1e6:.1f} MB, and at most {most / 1e6:g} MB are taken: make it smaller.")
+        path = Path(source)
+        length = path.stat().st_size
+        name = name or path.name
+        data = path.read_bytes() if length <= max_bytes else b""
+    if length > max_bytes:
+        raise ValueError(f"{name} has {length / 1e6:.1f} MB; at most {max_bytes / 1e6:g} MB are allowed. Resize it.")
     if not length:
-        raise ValueError(f"{name} is empty: choose another file.")
+        raise ValueError(f"{name} is empty; choose another file.")
     return data, name
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """``image`` as RGB of ``size (H, W)``: upright, on white where it is transparent, its middle cut out."""
+def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Convert to RGB of ``size`` (H, W): EXIF orientation applied, white background, center crop."""
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -83,58 +96,53 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
 
 
-def shown(image: Image.Image) -> Image.Image:
-    """``image``, enlarged by a whole factor to at least ``LEAST_SHOWN`` pixels a side, as its pixels are."""
-    factor = -(-LEAST_SHOWN // min(image.size))
+def enlarge(image: Image.Image) -> Image.Image:
+    """Enlarge by an integer factor to at least ``MIN_DISPLAY_SIZE`` pixels per side, for display."""
+    factor = -(-MIN_DISPLAY_SIZE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
-def as_pictures(images: Tensor) -> list[Image.Image]:
-    """PIL images of ``[B,3,H,W]`` in [0, 1]."""
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """PIL images of a float tensor ``[B,3,H,W]`` in [0, 1]."""
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(each) for each in pixels]
+    return [Image.fromarray(array) for array in pixels]
 
 
-def from_bytes(pixels: Tensor | np.ndarray) -> Image.Image:
-    """A PIL image of ``uint8 [3,H,W]``."""
+def uint8_to_pil(pixels: Tensor | np.ndarray) -> Image.Image:
+    """A PIL image of a uint8 tensor ``[3,H,W]``."""
     return Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(pixels), 0, -1)))
 
 
-def read_examples(source: str | Path | None, size: tuple[int, int], **bounds: int) -> list[Example]:
-    """The first images of a folder, or some drawings of a table such as ``assets/emoji/drawings-*.parquet``.
+def read_examples(source: str | Path | None, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
+    """Read example images from a folder, or from a table such as ``assets/emoji/drawings-*.parquet``.
 
-    Images of a folder may be described by a text file of the same name beside each.
+    The prompt of an image in a folder is read from the text file with the same name, if there is one.
 
     Raises:
-        ValueError: one sentence for a place that holds none.
+        ValueError: ``source`` has no images.
     """
     if source is None:
         return []
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
-        return _drawings(path, size, **bounds)
+        return _read_drawings(path, size, limits)
     if not path.is_dir():
-        raise ValueError(f"examples={source} is neither a folder of images nor a table of drawings: name one, or null.")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in MEDIA)[:MOST_EXAMPLES]
+        raise ValueError(f"examples: {source} must be a folder of images or a table of drawings; use null for none.")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:MAX_EXAMPLES]
     if not files:
-        raise ValueError(f"examples={source} holds no image ({', '.join(MEDIA)}): name another folder, or null.")
-    texts = [file.with_suffix(".txt") for file in files]
-    said = [text.read_text().strip() if text.is_file() else "" for text in texts]
-    return [Example(read_picture(f, size, **bounds), text) for f, text in zip(files, said, strict=True)]
+        raise ValueError(f"examples: {source} has no images ({', '.join(IMAGE_SUFFIXES)}); use null for none.")
+    return [Example(read_image(file, size, limits), _read_prompt(file.with_suffix(".txt"))) for file in files]
 
 
-def _drawings(path: Path, size: tuple[int, int], **bounds: int) -> list[Example]:
-    """One drawing each of some concepts, evenly over the table."""
+def _read_prompt(path: Path) -> str:
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def _read_drawings(path: Path, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
+    """One drawing per concept, for concepts that are evenly spaced in the table."""
     table = pd.read_parquet(path, columns=["image", "concept", "phrase"]).drop_duplicates("concept")
-    chosen = table.iloc[:: max(1, len(table) // MOST_EXAMPLES)].head(MOST_EXAMPLES)
+    selected = table.iloc[:: max(1, len(table) // MAX_EXAMPLES)].head(MAX_EXAMPLES)
     return [
-        Example(
-            read_picture(image["bytes"], size, name=concept, **bounds), f"a drawing of {phrase} on a white background"
-        )
-        for image, concept, phrase in chosen.itertuples(index=False)
+        Example(read_image(image["bytes"], size, limits, name=concept), f"a drawing of {phrase} on a white background")
+        for image, concept, phrase in selected.itertuples(index=False)
     ]
-
-
-def grid(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """What a gallery shows of ``pictures``."""
-    return [shown(picture) for picture in pictures]

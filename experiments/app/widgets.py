@@ -1,4 +1,4 @@
-"""What several tabs lay out alike, and how their events share the model."""
+"""Components that several tabs share, and the event options that serialize access to the model."""
 
 from __future__ import annotations
 
@@ -9,79 +9,103 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from experiments.app.context import Studio
-from experiments.app.messages import in_words
-from experiments.app.uploads import shown
+from experiments.app.context import AppContext
+from experiments.app.messages import catch_errors
+from experiments.app.uploads import enlarge
 
-ALONE = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Of every event that runs a network: one visitor at a time."""
-QUIET = {"show_progress": "hidden"}
-AGAIN = {"trigger_mode": "always_last", **ALONE, **QUIET}
-"""Of events that come faster than they can be answered: the last one counts."""
+EXCLUSIVE = {"concurrency_id": "model", "concurrency_limit": 1}
+"""Options of events that run a network: one at a time, over all visitors."""
+NO_PROGRESS = {"show_progress": "hidden"}
+LATEST_ONLY = {"trigger_mode": "always_last", **EXCLUSIVE, **NO_PROGRESS}
+"""Options of events that can arrive faster than they are processed: intermediate ones are dropped."""
 PROGRESS = gr.Progress()
-"""Gradio gives each call its own in its place."""
+"""Default argument that Gradio replaces by a progress bar for each call."""
 
 
-def upload_box(name: str, *, several: bool = False) -> gr.File:
+def upload_box(elem_id: str, *, multiple: bool = False) -> gr.File:
+    """A file input for one image, or several."""
     return gr.File(
-        label="Upload images" if several else "Upload an image", file_types=["image"], height=130, elem_id=name,
-        file_count="multiple" if several else "single",
-    )  # fmt: skip
-
-
-def example_gallery(studio: Studio, label: str = "Or begin with one of these") -> gr.Gallery:
-    return gr.Gallery(
-        [(example.image, None) for example in studio.examples], label=label, columns=6, object_fit="contain",
-        allow_preview=False,
-        height="auto", buttons=[], visible=bool(studio.examples), interactive=False, elem_classes="examples",
-    )  # fmt: skip
-
-
-def pick_example(examples: gr.Gallery, studio: Studio, outputs: list[Any]) -> None:
-    """A click on an example gives its image, the same to be shown, and its description."""
-
-    def picked(event: gr.SelectData) -> tuple[Image.Image, Image.Image, str]:
-        example = studio.examples[event.index]
-        return example.image, shown(example.image), example.prompt
-
-    examples.select(in_words(picked), None, outputs, **QUIET)
-
-
-def several_pictures(studio: Studio, name: str, most: int) -> tuple[gr.State, gr.Textbox]:
-    """Boxes to gather up to ``most`` images and describe them; the images, and a line of text each."""
-    pictures = gr.State([])
-    source = upload_box(f"{name}-upload", several=True)
-    examples = example_gallery(studio)
-    chosen = gr.Gallery(
-        label="Your images", fit_columns=False, columns=4, height="auto", buttons=[], interactive=False,
-        allow_preview=False,
-        object_fit="contain", elem_classes="examples", elem_id=f"{name}-chosen",
-    )  # fmt: skip
-    clear = gr.Button("Begin anew", size="sm", elem_id=f"{name}-clear")
-    prompts = gr.Textbox(
-        label="What they show", info="one line an image, or one for all", lines=2, elem_id=f"{name}-prompt"
+        label="Upload images" if multiple else "Upload an image",
+        file_types=["image"],
+        file_count="multiple" if multiple else "single",
+        height=130,
+        elem_id=elem_id,
     )
 
-    def more(found: list[Image.Image], added: Sequence[Image.Image], text: str) -> tuple:
-        if len(found) + len(added) > most:
-            raise ValueError(f"{len(found) + len(added)} images: at most {most} are taken; begin anew.")
-        together = [*found, *added]
-        return together, [shown(picture) for picture in together], text
 
-    def uploaded(found: list[Image.Image], paths: list[str], text: str) -> tuple:
-        return more(found, [studio.read(path) for path in paths], text)
-
-    def picked(found: list[Image.Image], text: str, event: gr.SelectData) -> tuple:
-        example = studio.examples[event.index]
-        return more(found, [example.image], f"{text.rstrip()}\n{example.prompt}".strip())
-
-    outputs = [pictures, chosen, prompts]
-    source.upload(in_words(uploaded), [pictures, source, prompts], outputs, **QUIET)
-    examples.select(in_words(picked), [pictures, prompts], outputs, **QUIET)
-    clear.click(lambda: ([], [], "", None), None, [*outputs, source], **QUIET)
-    return pictures, prompts
+def example_gallery(context: AppContext, label: str = "Or choose an example") -> gr.Gallery:
+    """A gallery of the example images; hidden if there are none."""
+    return gr.Gallery(
+        [(example.image, None) for example in context.examples],
+        label=label,
+        columns=6,
+        object_fit="contain",
+        allow_preview=False,
+        height="auto",
+        buttons=[],
+        visible=bool(context.examples),
+        interactive=False,
+        elem_classes="examples",
+    )
 
 
-def file_of(path: Path) -> dict[str, Any]:
-    """What a button to download shows of a file that is there."""
+def connect_examples(examples: gr.Gallery, context: AppContext, outputs: list[Any]) -> None:
+    """On a click, write the example's image, its enlarged image and its prompt to ``outputs``."""
+
+    def choose(event: gr.SelectData) -> tuple[Image.Image, Image.Image, str]:
+        example = context.examples[event.index]
+        return example.image, enlarge(example.image), example.prompt
+
+    examples.select(catch_errors(choose), None, outputs, **NO_PROGRESS)
+
+
+def image_list_input(context: AppContext, prefix: str, max_images: int) -> tuple[gr.State, gr.Textbox]:
+    """Components to collect up to ``max_images`` images and their prompts.
+
+    Returns:
+        The state with the list of images, and the text box with one prompt per line.
+    """
+    images = gr.State([])
+    source = upload_box(f"{prefix}-upload", multiple=True)
+    examples = example_gallery(context)
+    selected = gr.Gallery(
+        label="Your images",
+        fit_columns=False,
+        columns=4,
+        height="auto",
+        buttons=[],
+        interactive=False,
+        allow_preview=False,
+        object_fit="contain",
+        elem_classes="examples",
+        elem_id=f"{prefix}-chosen",
+    )
+    clear = gr.Button("Start over", size="sm", elem_id=f"{prefix}-clear")
+    prompts = gr.Textbox(
+        label="Prompts", info="one line per image, or one line for all", lines=2, elem_id=f"{prefix}-prompt"
+    )
+
+    def add(current: list[Image.Image], new: Sequence[Image.Image], text: str) -> tuple:
+        count = len(current) + len(new)
+        if count > max_images:
+            raise ValueError(f"{count} images: at most {max_images} are allowed. Start over.")
+        combined = [*current, *new]
+        return combined, [enlarge(image) for image in combined], text
+
+    def upload(current: list[Image.Image], paths: list[str], text: str) -> tuple:
+        return add(current, [context.read_image(path) for path in paths], text)
+
+    def choose(current: list[Image.Image], text: str, event: gr.SelectData) -> tuple:
+        example = context.examples[event.index]
+        return add(current, [example.image], f"{text.rstrip()}\n{example.prompt}".strip())
+
+    outputs = [images, selected, prompts]
+    source.upload(catch_errors(upload), [images, source, prompts], outputs, **NO_PROGRESS)
+    examples.select(catch_errors(choose), [images, prompts], outputs, **NO_PROGRESS)
+    clear.click(lambda: ([], [], "", None), None, [*outputs, source], **NO_PROGRESS)
+    return images, prompts
+
+
+def enable_download(path: Path) -> dict[str, Any]:
+    """Update of a download button: enabled, for the file ``path``."""
     return gr.update(value=str(path), interactive=True)
