@@ -22,9 +22,9 @@ from torch import Tensor
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Predictions, write_report
 from experiments.cache.atomic import digest
-from experiments.cache.key import describe
+from experiments.cache.key import fingerprint_config
 from experiments.cache.store import UnitStore, content_hash
-from experiments.planning.cost import Cost, Planned
+from experiments.planning.cost import Cost, StagePlan
 from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.image_stage import ImageStage
@@ -73,16 +73,16 @@ class TrainingStage:
     def num_units(self) -> int:
         return self.trainings * len(self.methods)
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[StagePlan]:
         size = self.num_units * PREDICTION_BYTES * len(self.truth)
-        return [Planned("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the model's network
+        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the model's network
 
-    def build(self, claims: Path) -> Stage:
+    def build(self, leases: Path) -> Stage:
         """Return the Lightning module and data module that compute the missing trainings."""
         progress = Progress("few-shot training", "classifier")
         jobs = [(method, k) for method in self.methods for k in range(self.trainings)]
         stores = {method: self.units(method) for method in self.methods}
-        return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, claims)
+        return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, leases)
 
     def train(self, method: str, k: int, device: torch.device) -> Tensor:
         """Train the ``k``-th classifier of a method; return its predictions for the test images, ``int64 [N]``."""
@@ -104,7 +104,7 @@ class TrainingStage:
     def units(self, method: str) -> UnitStore:
         """Return the store of a method's trainings. They depend on all concepts, which are the classes."""
         settings = {
-            "few_shot": describe(self.few_shot),
+            "few_shot": fingerprint_config(self.few_shot),
             "numerics": dict(self.context.networks.numerics),
             "references": self.context.references,
             "concepts": digest({"keys": [concept.key for concept in self.context.concepts]}),
@@ -132,7 +132,7 @@ class FewShotModule(LightningModule):
 
     def predict_step(self, training: Training, _: int) -> None:
         method, k = training
-        self.progress.stage(method)
+        self.progress.set_stage(method)
         start = time.perf_counter()
         with torch.enable_grad():
             predictions = self.stage.train(method, k, self.device)
@@ -182,7 +182,7 @@ class AugmentationExperiment(ArmsExperiment):
             self.context.run_dir,
             {method: self._training_stage.predictions(method) for method in self._training_stage.methods},
             self.evaluator.arms(),
-            self.context.settings() | {"few_shot": describe(self.few_shot), "trainings": self.trainings},
+            self.context.settings() | {"few_shot": fingerprint_config(self.few_shot), "trainings": self.trainings},
             loggers=loggers,
             references=self.references,
             seed=self.seed,

@@ -1,4 +1,4 @@
-"""Few-shot augmentation on three concepts through the command that users type, and its parts on known answers."""
+"""Few-shot augmentation on three concepts through the command line, and its parts with known results."""
 
 import json
 from functools import partial
@@ -17,9 +17,9 @@ from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Predictions, accuracy_rows
 from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
-from tests.commands import composed, forked
+from tests.commands import carried_out, composed, forked
 
-FAST = [
+SMALL = [
     "experiment=augmentation", "data.concepts=3", "task.steps=3", "task.samples=2", "select.iterations=1",
     "task.trainings=2", "task.few_shot.steps=3", "trainer.accelerator=cpu", "~task.arms.nao_rnri",
     "~task.arms.seedselect_rnri", "~task.arms.seedselect_ours",
@@ -30,79 +30,100 @@ METHODS = ["references only", "plain", "seedselect_ddim", "nao_ddim"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("augmentation")
-    finished = forked(*FAST, f"run_dir={folder}")
+    finished = forked(*SMALL, f"run_dir={folder}")
     assert finished.returncode == 0, finished.stderr
     return folder, finished
 
 
-def test_results_follow_the_contract(run):
-    folder, finished = run
-    rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert {row["method"] for row in rows} == set(METHODS)
+@pytest.fixture(scope="module")
+def rows(run):
+    folder, _ = run
+    return json.loads((folder / "results.json").read_text())["rows"]
+
+
+def test_table_starts_with_the_references_alone(run, rows):
+    _, finished = run
     assert rows[0]["method"] == "references only"
+    assert {row["method"] for row in rows} == set(METHODS)
+    assert "| references only |" in finished.stdout
+
+
+def test_gain_is_relative_to_the_references_alone(rows):
     for row in rows:
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert row["gain"] == pytest.approx(row["accuracy"] - rows[0]["accuracy"])
         assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+
+
+def test_rows_count_images_concepts_and_trainings(rows):
+    for row in rows:
+        has_images = row["method"] != "references only"
         assert (row["k"], row["concepts"], row["trainings"]) == (3, 3, 2)
-        assert row["generated"] == (0 if row is rows[0] else 2)
-        assert ("generated_accuracy" in row) == (row is not rows[0])
-    samples = pd.read_parquet(folder / "samples.parquet")
+        assert row["generated"] == (2 if has_images else 0)
+        assert ("generated_accuracy" in row) == has_images
+
+
+def test_accuracy_is_the_mean_over_the_samples(run, rows):
+    samples = pd.read_parquet(run[0] / "samples.parquet")
     assert len(samples) == len(METHODS) * 2 * rows[0]["n"]
     for row in rows:
-        own = samples[samples["method"] == row["method"]]
-        assert own["correct"].mean() == pytest.approx(row["accuracy"])
+        assert samples[samples["method"] == row["method"]]["correct"].mean() == pytest.approx(row["accuracy"])
+
+
+def test_run_writes_table_figures_and_images(run):
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png", "images/tail.png"):
-        assert (folder / name).stat().st_size > 0
-    assert "| references only |" in finished.stdout
+        assert (run[0] / name).stat().st_size > 0
 
 
-def test_a_second_run_computes_nothing_again_and_other_settings_train_again(run):
+def test_other_training_settings_reuse_the_images(run):
     folder, _ = run
-    files = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
-    trainings = {path for path in files if "trainings" in path.parts}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
+    trainings = {path for path in before if "trainings" in path.parts}
     assert len(trainings) == len(METHODS) * 2
-    assert forked(*FAST, f"run_dir={folder}", "task.few_shot.steps=4").returncode == 0
-    now = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
-    assert files.items() <= now.items()
-    assert len(now) == len(files) + len(trainings)
+    carried_out(*SMALL, f"run_dir={folder}", "task.few_shot.steps=4")
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + len(trainings)
 
 
-def test_held_out_drawings_are_no_references_and_carry_their_names():
+def test_labeled_real_images_are_not_references():
     source = instantiate(composed("experiment=augmentation").data.source)
-    found = source.labeled_real_images()
+    images_by_label = source.labeled_real_images()
     concepts = {concept.name: concept for concept in source.concepts()}
-    assert set(found) == set(concepts)
-    assert sum(len(own) for own in found.values()) == len(list(source.real_images()))
-    references = {picture.tobytes() for concept in concepts.values() for picture in concept.references}
-    assert not references & {picture.tobytes() for own in found.values() for picture in own}
+    assert set(images_by_label) == set(concepts)
+    assert sum(map(len, images_by_label.values())) == len(list(source.real_images()))
+    references = {image.tobytes() for concept in concepts.values() for image in concept.references}
+    assert not references & {image.tobytes() for images in images_by_label.values() for image in images}
 
 
-def test_held_out_images_of_a_users_folders(tmp_path):
+def test_labeled_real_images_of_user_folders(tmp_path):
     for name, color in {"cat": "orange", "payphone": "blue"}.items():
         (tmp_path / "real" / name).mkdir(parents=True)
         Image.new("RGB", (20, 20), color).save(tmp_path / "real" / name / "1.png")
-    folders = FolderConcepts(str(tmp_path / "references"), str(tmp_path / "real"), "counts.tsv", "{name}", 8, 2, 1)
-    found = folders.labeled_real_images()
-    assert {name: images.shape for name, images in found.items()} == dict.fromkeys(("cat", "payphone"), (1, 3, 8, 8))
-    assert found["payphone"][0, :, 0, 0].tolist() == [0, 0, 255]
+    source = FolderConcepts(str(tmp_path / "references"), str(tmp_path / "real"), "counts.tsv", "{name}", 8, 2, 1)
+    images_by_label = source.labeled_real_images()
+    shapes = {name: images.shape for name, images in images_by_label.items()}
+    assert shapes == dict.fromkeys(("cat", "payphone"), (1, 3, 8, 8))
+    assert images_by_label["payphone"][0, :, 0, 0].tolist() == [0, 0, 255]
 
 
 def stripes(vertical: bool, n: int) -> torch.Tensor:
-    """``uint8 [n, 3, 16, 16]``; no change of color turns one class into the other."""
+    """Return stripes, ``uint8 [n, 3, 16, 16]``; no change of color turns one direction into the other."""
     lines = (torch.arange(16) // 4 % 2 * 255).expand(16, 16)
     return (lines if vertical else lines.T).byte().expand(n, 3, 16, 16)
 
 
-def test_a_classifier_learns_its_classes_and_is_the_same_every_time():
+def test_training_learns_the_classes_and_is_reproducible():
     few_shot = FewShot(
         partial(timm.create_model, "resnet10t", channels=[8, 16, 16, 16], stem_width=8), 32, 40, 16, 4e-3, 0
     )
-    images, labels = torch.cat([stripes(True, 3), stripes(False, 3)]), torch.arange(2).repeat_interleave(3)
+    images = torch.cat([stripes(True, 3), stripes(False, 3)])
+    labels = torch.arange(2).repeat_interleave(3)
     state = torch.get_rng_state()
-    first, again, other = (few_shot.train(images, labels, ["|", "-"], s, torch.device("cpu")) for s in (0, 0, 1))
+    cpu = torch.device("cpu")
+    first, again, other = (few_shot.train(images, labels, ["|", "-"], seed=s, device=cpu) for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert classify(first, images, torch.device("cpu")).tolist() == labels.tolist()
+    assert classify(first, images, cpu).tolist() == labels.tolist()
     x = images.float() / 255
     assert torch.equal(first(x), again(x))
     assert not torch.equal(first(x), other(x))
@@ -113,7 +134,7 @@ def test_accuracy_and_gain_are_means_over_images_and_trainings():
     truth = torch.tensor([0, 0, 1])
     alone = Predictions(torch.tensor([[0, 1, 0], [0, 0, 0]]), truth, concepts, [1.0, 3.0])  # 3 of 6 right
     helped = Predictions(torch.tensor([[0, 0, 1], [0, 0, 0]]), truth, concepts, [1.0, 1.0])  # 5 of 6
-    first, second = accuracy_rows({"alone": alone, "helped": helped}, {}, k=3, seed=0)
+    first, second = accuracy_rows({"alone": alone, "helped": helped}, {}, references=3, seed=0)
     assert (first["accuracy"], first["gain"], first["t_train"]) == (0.5, 0.0, 2.0)
     assert second["accuracy"] == pytest.approx(5 / 6)
     assert second["gain"] == pytest.approx(1 / 3)
@@ -124,14 +145,14 @@ def test_accuracy_and_gain_are_means_over_images_and_trainings():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task.trainings=0"], "task.trainings=0"),
-        (["task.few_shot.steps=0"], "task.few_shot.steps=0"),
+        (["task.trainings=0"], "task.trainings"),
+        (["task.few_shot.steps=0"], "task.few_shot.steps"),
         (["data.concepts=[camel]"], "at least 2"),
         (["task.references=9"], "reference images"),
     ],
 )
-def test_bad_input_is_found_before_any_work(overrides, message, tmp_path):
-    with pytest.raises((ValueError, HydraException)) as caught:
+def test_prepare_rejects_bad_input_without_a_run_folder(overrides, message, tmp_path):
+    with pytest.raises((ValueError, HydraException)) as error:
         train.prepare(composed("experiment=augmentation", f"run_dir={tmp_path}/run", *overrides))
-    assert message in train.explain(caught.value)
+    assert message in train.explain(error.value)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Inversions of captioned images: each under its caption, none read before its batch."""
+"""Inversions of captioned images: the caption is the prompt, and an image is read with its batch."""
 
 import pytest
 import torch
@@ -14,23 +14,24 @@ from tests.pipelines import tiny_stable_diffusion
 TEXTS = ["a dog on a lawn", "a cat", "two dogs"]
 
 
-def test_images_come_in_a_drawn_order_and_are_not_read():
+def test_selection_is_random_and_reads_no_image():
     def read(item, size):
         raise AssertionError("read")
 
     names = [str(k) for k in range(5000)]
     pairs = Captioned(names, [f"caption {k}" for k in names], Images(names, read, (8, 8), identity=str))
-    chosen = from_captions(pairs, 5000, torch.Generator().manual_seed(0))
-    assert sorted(image.name for image in chosen) == sorted(names) and chosen[0].name != "0"
-    assert len({image.key for image in chosen}) == 5000
-    wrong = mismatched(chosen)
-    assert all(a.prompt != b.prompt for a, b in zip(chosen, wrong, strict=True))
-    assert from_captions(pairs, 7, torch.Generator().manual_seed(0)) == chosen[:7]
+    selected = from_captions(pairs, 5000, torch.Generator().manual_seed(0))
+    assert sorted(image.name for image in selected) == sorted(names)
+    assert selected[0].name != "0"
+    assert len({image.key for image in selected}) == 5000
+    wrong = mismatched(selected)
+    assert all(a.prompt != b.prompt for a, b in zip(selected, wrong, strict=True))
+    assert from_captions(pairs, 7, torch.Generator().manual_seed(0)) == selected[:7]
     with pytest.raises(ValueError, match=r"task\.images=5001: the data has 1 to 5000 images"):
         from_captions(pairs, 5001, torch.Generator())
 
 
-def test_captioned_images_are_reconstructed(tmp_path):
+def test_captioned_images_are_inverted_under_their_captions(tmp_path):
     captions(tmp_path / "coco", TEXTS)
     tiny_stable_diffusion().save_pretrained(tmp_path / "model")
     options = [
@@ -45,4 +46,5 @@ def test_captioned_images_are_reconstructed(tmp_path):
     task, trainer = train.prepare(composed(*options))
     task.run(trainer)
     table = (tmp_path / "run" / "table.md").read_text()
-    assert "converged" in table and {image.prompt for job in task.jobs for image in job.images} == set(TEXTS)
+    assert "converged" in table
+    assert {image.prompt for job in task.jobs for image in job.images} == set(TEXTS)

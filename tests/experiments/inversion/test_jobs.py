@@ -1,0 +1,116 @@
+"""Jobs of an inversion experiment: methods x settings x batches of images."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.data.concepts import Concept
+from experiments.inversion.jobs import (
+    VAE_BOUND,
+    ImagePrompt,
+    Setting,
+    from_concepts,
+    generated_images,
+    jobs,
+    mismatched,
+)
+from rnri import FixedPoint, ImplicitInverter
+from rnri.methods import EDICT
+
+EDICT_ONLY = {"edict": EDICT()}
+
+
+def concepts() -> list[Concept]:
+    generator = np.random.default_rng(0)
+    return [
+        Concept(name, f"a {name}", 5, "tail", generator.integers(0, 255, (count, 3, 4, 4), dtype=np.uint8))
+        for name, count in (("cat", 2), ("dog", 2), ("owl", 1))
+    ]
+
+
+def images(count: int = 3) -> list[ImagePrompt]:
+    return from_concepts(concepts(), count, torch.Generator().manual_seed(0))
+
+
+def test_every_concept_comes_once_before_any_comes_twice():
+    selected = images(5)
+    assert {image.concept for image in selected[:3]} == {"cat", "dog", "owl"}
+    assert len({image.key for image in selected}) == 5
+
+
+def test_smaller_selection_is_a_prefix_of_a_larger_one():
+    assert [image.key for image in images(2)] == [image.key for image in images(5)[:2]]
+
+
+def test_rejects_more_images_than_references():
+    with pytest.raises(ValueError, match=r"task\.images=6"):
+        images(6)
+
+
+def test_generated_images_take_prompts_in_turn_with_different_noise():
+    prompts = images(2)
+    generated = generated_images(prompts, 5)
+    assert [image.prompt for image in generated] == [prompts[k % 2].prompt for k in range(5)]
+    assert len({image.name for image in generated}) == 5  # the name is the key of the noise
+
+
+def test_setting_with_generated_images_has_their_exact_number():
+    all_jobs = jobs(EDICT_ONLY, [Setting(4, generated=True, images=5)], images(2), 8)
+    (job,) = (job for job in all_jobs if job.inverter)
+    assert [image.name for image in job.images] == [image.name for image in generated_images(images(2), 5)]
+
+
+def test_wrong_prompts_belong_to_other_concepts():
+    for image, wrong in zip(images(5), mismatched(images(5)), strict=True):
+        assert wrong.name == image.name
+        assert wrong.prompt != image.prompt
+    with pytest.raises(ValueError, match="two or more concepts"):
+        mismatched(images(1))
+
+
+def test_each_method_setting_and_batch_is_one_job():
+    methods = {"aidi": ImplicitInverter(FixedPoint()), "edict": EDICT()}
+    settings = [Setting(4, nfe=[1, 2], methods=["aidi"]), Setting(4), Setting(4, nfe=1, methods=["aidi"])]
+    all_jobs = jobs(methods, settings, images(3), batch_size=2)
+    per_batch = {(job.method, job.setting.nfe) for job in all_jobs}
+    assert per_batch == {(VAE_BOUND, None), ("aidi", 1), ("aidi", 2), ("aidi", None), ("edict", None)}
+    assert len(all_jobs) == 2 * len(per_batch)
+
+
+def test_nfe_of_a_setting_reaches_the_solver():
+    all_jobs = jobs({"aidi": ImplicitInverter(FixedPoint())}, [Setting(4, nfe=2)], images(1), 1)
+    (job,) = (job for job in all_jobs if job.inverter)
+    assert job.inverter.solver.iterations == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [(Setting(4, methods=["bidi"]), "'bidi'"), (Setting(4, nfe=3), "nfe=3 of the method 'edict'")],
+)
+def test_rejects_unknown_methods_and_fixed_nfe(setting, message):
+    with pytest.raises(ValueError, match=message):
+        jobs(EDICT_ONLY, [setting], images(2), 2)
+
+
+def test_edit_replaces_a_part_of_the_sampling_prompt_only():
+    setting = Setting(4, edit=["a ", "the "])
+    assert setting.target("a cat") == "the cat"
+    assert setting.prompts == "a  -> the "
+    for job in jobs(EDICT_ONLY, [setting], images(), 8):
+        assert [image.prompt for image in job.images] == [image.prompt for image in images()]  # of the inversion
+
+
+def test_rejects_an_edit_that_no_prompt_contains():
+    with pytest.raises(ValueError, match=r"edit=\['photo', 'sketch'\]: the prompt 'a (cat|dog|owl)' does not contain"):
+        jobs(EDICT_ONLY, [Setting(4, edit=["photo", "sketch"])], images(), 8)
+
+
+@pytest.mark.parametrize("edit", ["photo", ["photo"], ["photo", ""]])
+def test_rejects_an_edit_that_is_not_two_strings(edit):
+    with pytest.raises(ValueError, match="edit"):
+        Setting(4, edit=edit)
+
+
+def test_rejects_an_edit_with_wrong_prompts():
+    with pytest.raises(ValueError, match="exclude each other"):
+        Setting(4, edit=["a", "the"], wrong_prompts=True)
