@@ -78,7 +78,7 @@ class Seeds(Protocol):
     image_size: tuple[int, int]  # (H, W) in pixels
 
     @property
-    def call(self) -> dict[str, Any]:
+    def pipe_kwargs(self) -> dict[str, Any]:
         """Arguments of the pipeline call that reproduces the images."""
         ...
 
@@ -135,7 +135,7 @@ def edit(
     rows = [*range(len(source_prompts)), *(k for k, texts in enumerate(edited_prompts) for _ in texts)]
     state = EditState(rows, steps=lambda: pipe.num_timesteps)
     control = attention_control(family, edit_config, state, prompts, image_size=inversion.image_size)
-    call_kwargs = inversion.call | {"prompt": prompts, "latents": inversion.latents[rows]}
+    call_kwargs = inversion.pipe_kwargs | {"prompt": prompts, "latents": inversion.latents[rows]}
     if "negative_prompt" in call_kwargs:
         call_kwargs["negative_prompt"] = [call_kwargs["negative_prompt"][row] for row in rows]
     user_callback = pipeline_kwargs.pop("callback_on_step_end", None)

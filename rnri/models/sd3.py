@@ -127,7 +127,7 @@ class SD3Family(Family):
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the scheduler's own sigmas, shifted by the number of image tokens if its config says so."""
+        """Return the scheduler's own sigmas, shifted by the number of image tokens if the shift is dynamic."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):
             return Schedule.from_scheduler(self.pipeline.scheduler, steps)

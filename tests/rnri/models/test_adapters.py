@@ -1,4 +1,4 @@
-"""A LoRA and another scheduler on a loaded checkpoint, as diffusers itself puts them there."""
+"""A LoRA and another scheduler on a loaded checkpoint equal those that diffusers sets."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PROMPTS = ["a cat", "two dogs"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A checkpoint and a LoRA of it."""
+    """A folder with a checkpoint ``base`` and its ``lora``."""
     root = tmp_path_factory.mktemp("lora")
     pipe = tiny_stable_diffusion()
     pipe.save_pretrained(root / "base")
@@ -26,42 +26,43 @@ def folders(tmp_path_factory):
     return root
 
 
-def loaded(folders, **options):
+def load(folders, **options):
     return LatentDiffusion.from_pretrained(folders / "base", device="cpu", dtype="float32", **options)
 
 
-def test_it_is_what_diffusers_loads(folders):
+def test_equals_diffusers(folders):
     pipe = StableDiffusionPipeline.from_pretrained(folders / "base", safety_checker=None)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.load_lora_weights(folders / "lora")
-    expected, model = LatentDiffusion(pipe), loaded(folders, lora=folders / "lora", scheduler="LCMScheduler")
+    expected = LatentDiffusion(pipe)
+    model = load(folders, lora=folders / "lora", scheduler="LCMScheduler")
     assert model.schedule(2).timesteps.tolist() == expected.schedule(2).timesteps.tolist() == [999, 499]
     z = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
-    found = model.predictor(PROMPTS)(z, 499)
-    torch.testing.assert_close(found, expected.predictor(PROMPTS)(z, 499), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(found, loaded(folders).predictor(PROMPTS)(z, 499), atol=1e-3)
-    assert model.fingerprint != loaded(folders).fingerprint
+    actual = model.predictor(PROMPTS)(z, 499)
+    torch.testing.assert_close(actual, expected.predictor(PROMPTS)(z, 499), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(actual, load(folders).predictor(PROMPTS)(z, 499), atol=1e-3)
+    assert model.fingerprint != load(folders).fingerprint
 
 
-BAD = {
-    "scheduler": (dict(scheduler="LCM"), "scheduler='LCM' is no scheduler of diffusers"),
-    "no scheduler": (dict(scheduler="StableDiffusionPipeline"), "no scheduler of diffusers"),
+INVALID_OPTIONS = {
+    "scheduler": (dict(scheduler="LCM"), "scheduler='LCM': must be a scheduler class of diffusers"),
+    "no scheduler": (dict(scheduler="StableDiffusionPipeline"), "must be a scheduler class of diffusers"),
     "nowhere": (dict(lora="/nowhere/lora"), "lora '/nowhere/lora' could not be loaded"),
-    "empty": (dict(lora="empty"), "holds no"),
+    "empty": (dict(lora="empty"), "could not be loaded"),
     "no lora": (dict(lora="base/unet"), "could not be loaded|fits no layer"),
 }
 
 
-@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
-def test_bad_input(folders, options, message):
+@pytest.mark.parametrize(("options", "message"), INVALID_OPTIONS.values(), ids=INVALID_OPTIONS)
+def test_invalid_options(folders, options, message):
     if "lora" in options and not options["lora"].startswith("/"):
         options = {"lora": folders / options["lora"]}
-    with pytest.raises(ValueError, match=message) as caught:
-        loaded(folders, **options, local_files_only=True)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message) as error:
+        load(folders, **options, local_files_only=True)
+    assert "\n" not in str(error.value)
 
 
-def test_without_peft(folders, monkeypatch):
+def test_lora_needs_peft(folders, monkeypatch):
     monkeypatch.setattr(adapters, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install peft"):
-        loaded(folders, lora=folders / "lora")
+        load(folders, lora=folders / "lora")

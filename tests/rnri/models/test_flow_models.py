@@ -1,4 +1,4 @@
-"""Flow-matching families against their own pipelines."""
+"""Flow-matching models sample as their diffusers pipelines do."""
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ def seeds(height=8, width=8):
     return torch.randn(2, LATENT_SHAPE[0], height, width, generator=torch.Generator().manual_seed(3))
 
 
-def ours(pipeline, noise, steps, guidance, size=None, **options):
+def sample_by_model(pipeline, noise, steps, guidance, size=None, **options):
     model = LatentDiffusion(pipeline, image_size=size)
     return model.sample(noise, model.predictor(PROMPTS, guidance, **options), model.schedule(steps))
 
 
-def theirs(pipeline, noise, steps, guidance, size=(16, 16), **options):
+def sample_by_pipeline(pipeline, noise, steps, guidance, size=(16, 16), **options):
     pipeline.set_progress_bar_config(disable=True)
     family = LatentDiffusion(pipeline).family
     images = pipeline(
@@ -36,7 +36,7 @@ SCHEDULERS = {
     "unshifted": {"shift": 1.0},
     "dynamic": {"use_dynamic_shifting": True},
     "linear dynamic": {"use_dynamic_shifting": True, "time_shift_type": "linear"},
-    "to a terminal": {"use_dynamic_shifting": True, "shift_terminal": 0.1},
+    "terminal": {"use_dynamic_shifting": True, "shift_terminal": 0.1},
     "karras": {"use_karras_sigmas": True, "use_dynamic_shifting": False},
 }
 
@@ -44,71 +44,73 @@ SCHEDULERS = {
 @pytest.mark.parametrize("steps", [1, 4, 28])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("t5", [True, False])
-def test_sd3_samples_as_its_pipeline(t5, guidance, steps):
+def test_sd3_equals_diffusers(t5, guidance, steps):
     pipeline = tiny_sd3(t5=t5)
-    expected = theirs(pipeline, seeds(), steps, guidance)
-    torch.testing.assert_close(ours(pipeline, seeds(), steps, guidance), expected, rtol=1e-4, atol=1e-4)
+    expected = sample_by_pipeline(pipeline, seeds(), steps, guidance)
+    torch.testing.assert_close(sample_by_model(pipeline, seeds(), steps, guidance), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", SCHEDULERS.values(), ids=SCHEDULERS)
-@pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
-def test_every_shift_is_the_schedulers_own(make, options):
-    pipeline = make(**options)
-    expected = theirs(pipeline, seeds(), 4, 1.0)
-    torch.testing.assert_close(ours(pipeline, seeds(), 4, 1.0), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_flux])
+def test_shifts_of_the_scheduler(make_pipeline, options):
+    pipeline = make_pipeline(**options)
+    expected = sample_by_pipeline(pipeline, seeds(), 4, 1.0)
+    torch.testing.assert_close(sample_by_model(pipeline, seeds(), 4, 1.0), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 28])
 @pytest.mark.parametrize(("dev", "guidance"), [(True, 1.0), (True, 3.5), (False, 1.0)])
-def test_flux_samples_as_its_pipeline(dev, guidance, steps):
+def test_flux_equals_diffusers(dev, guidance, steps):
     pipeline = tiny_flux(guidance_embeds=dev)
-    expected = theirs(pipeline, seeds(), steps, guidance)
-    torch.testing.assert_close(ours(pipeline, seeds(), steps, guidance), expected, rtol=1e-4, atol=1e-4)
+    expected = sample_by_pipeline(pipeline, seeds(), steps, guidance)
+    torch.testing.assert_close(sample_by_model(pipeline, seeds(), steps, guidance), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
-def test_a_size_that_is_no_square(make):
-    pipeline, size = make(), (16, 24)
-    expected = theirs(pipeline, seeds(8, 12), 4, 1.0, size)
-    torch.testing.assert_close(ours(pipeline, seeds(8, 12), 4, 1.0, size), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_flux])
+def test_images_that_are_not_square(make_pipeline):
+    pipeline = make_pipeline()
+    size = (16, 24)
+    expected = sample_by_pipeline(pipeline, seeds(8, 12), 4, 1.0, size)
+    torch.testing.assert_close(sample_by_model(pipeline, seeds(8, 12), 4, 1.0, size), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_negative_prompts_guide_away_from_each_samples_own():
+def test_one_negative_prompt_per_sample():
     pipeline = tiny_sd3()
-    expected = theirs(pipeline, seeds(), 4, 5.0, negative_prompt=["fog", ""])
-    result = ours(pipeline, seeds(), 4, 5.0, negative_prompt=["fog", ""])
+    expected = sample_by_pipeline(pipeline, seeds(), 4, 5.0, negative_prompt=["fog", ""])
+    result = sample_by_model(pipeline, seeds(), 4, 5.0, negative_prompt=["fog", ""])
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
-def test_a_sample_does_not_depend_on_its_neighbors(make):
-    model = LatentDiffusion(make())
-    predictor, z = model.predictor(PROMPTS, 1.0), seeds().double()
-    together = predictor(z, 600.0)
+@pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_flux])
+def test_samples_of_a_batch_are_independent(make_pipeline):
+    model = LatentDiffusion(make_pipeline())
+    predictor = model.predictor(PROMPTS, 1.0)
+    z = seeds().double()
+    batch = predictor(z, 600.0)
     for row in range(2):
-        alone = predictor.select(torch.tensor([row]))(z[row : row + 1], 600.0)
-        torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-5, atol=1e-5)
+        single = predictor.select(torch.tensor([row]))(z[row : row + 1], 600.0)
+        torch.testing.assert_close(single, batch[row : row + 1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
-def test_saved_and_loaded_again_it_samples_the_same(make, tmp_path):
-    pipeline = make()
+@pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_flux])
+def test_saved_checkpoint_samples_equally(make_pipeline, tmp_path):
+    pipeline = make_pipeline()
     pipeline.save_pretrained(tmp_path / "model")
     model = LatentDiffusion.from_pretrained(tmp_path / "model", device="cpu", dtype="float32")
-    if make is tiny_flux:
+    if make_pipeline is tiny_flux:
         model = LatentDiffusion(model.pipeline, image_size=(16, 16))
-    expected = ours(pipeline, seeds(), 2, 1.0)
+    expected = sample_by_model(pipeline, seeds(), 2, 1.0)
     result = model.sample(seeds(), model.predictor(PROMPTS), model.schedule(2))
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_packing_is_undone():
+def test_unpack_inverts_pack():
     z = seeds(6, 10)
     assert pack(z).shape == (2, 15, 16)
     assert torch.equal(unpack(pack(z), (6, 10)), z)
 
 
-def test_flow_coefficients_are_eulers():
+def test_coefficients_are_those_of_euler_steps():
     steps = LatentDiffusion(tiny_sd3()).schedule(4)
     sigmas = torch.cat([steps.sigma, steps.sigma_next[-1:]]).tolist()
     assert sigmas[0] == 1 and sigmas[-1] == 0 and steps.predicts == "flow"
@@ -119,7 +121,7 @@ def test_flow_coefficients_are_eulers():
         assert steps.timestep(i) == pytest.approx(1000 * sigmas[i], rel=1e-6)
 
 
-REFUSED = {
+UNSUPPORTED_SCHEDULERS = {
     "another solver": (lambda: tiny_sd3(), lambda p: FlowMatchHeunDiscreteScheduler(), "FlowMatchHeun"),
     "diffusion": (lambda: tiny_sd3(), lambda p: DDIMScheduler(), "DDIMScheduler"),
     "noise": (
@@ -130,41 +132,61 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("make", "change", "word"), REFUSED.values(), ids=REFUSED)
-def test_schedulers_that_cannot_be_followed(make, change, word):
-    pipeline = make()
+@pytest.mark.parametrize(
+    ("make_pipeline", "change", "substring"), UNSUPPORTED_SCHEDULERS.values(), ids=UNSUPPORTED_SCHEDULERS
+)
+def test_unsupported_schedulers_are_rejected(make_pipeline, change, substring):
+    pipeline = make_pipeline()
     pipeline.scheduler = change(pipeline)
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ValueError, match=substring):
         LatentDiffusion(pipeline)
 
 
-def test_combinations_that_mean_nothing():
-    dev, schnell = LatentDiffusion(tiny_flux()), LatentDiffusion(tiny_flux(guidance_embeds=False))
-    with pytest.raises(ValueError, match="schnell"):
-        schnell.predictor(PROMPTS, 3.5)
-    with pytest.raises(ValueError, match="negative_prompt has no effect"):
-        dev.predictor(PROMPTS, 3.5, "fog")
-    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    with pytest.raises(ValueError, match="give mu"):
-        Schedule.from_scheduler(dynamic, 4)
-    with pytest.raises(ValueError, match="mu has no effect"):
-        Schedule.from_scheduler(FlowMatchEulerDiscreteScheduler(), 4, mu=0.5)
-    with pytest.raises(ValueError, match="leave them out"):
-        Schedule.from_scheduler(DDIMScheduler(clip_sample=False), 4, mu=0.5)
-    for steps in (0, 1001, 2.5, True):
-        for model in (dev, schnell):
-            with pytest.raises(ValueError, match="steps"):
-                model.schedule(steps)
-    for size in ((16, 18), (0, 16), (16, 17.0), (16,)):
-        with pytest.raises(ValueError, match="image_size"):
-            LatentDiffusion(tiny_sd3(), image_size=size)
+@pytest.mark.parametrize(
+    ("guidance_embeds", "arguments", "message"),
+    [(False, (3.5,), "schnell"), (True, (3.5, "fog"), "negative_prompt has no effect")],
+    ids=["guidance of schnell", "negative prompt of dev"],
+)
+def test_arguments_without_effect_on_flux(guidance_embeds, arguments, message):
+    model = LatentDiffusion(tiny_flux(guidance_embeds=guidance_embeds))
+    with pytest.raises(ValueError, match=message):
+        model.predictor(PROMPTS, *arguments)
 
 
-@pytest.mark.parametrize("make", [tiny_sd3, tiny_flux])
-def test_a_lora_counts_as_in_the_pipeline(make):
-    pipeline, plain = make(), ours(make(), seeds(), 2, 1.0)
+@pytest.mark.parametrize(
+    ("scheduler", "mu", "message"),
+    [
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), None, "give mu"),
+        (FlowMatchEulerDiscreteScheduler(), 0.5, "mu has no effect"),
+        (DDIMScheduler(clip_sample=False), 0.5, "leave them out"),
+    ],
+    ids=["missing", "static shift", "diffusion"],
+)
+def test_mu_must_fit_the_scheduler(scheduler, mu, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule.from_scheduler(scheduler, 4, mu=mu)
+
+
+@pytest.mark.parametrize("steps", [0, 1001, 2.5, True])
+@pytest.mark.parametrize("guidance_embeds", [True, False], ids=["dev", "schnell"])
+def test_invalid_number_of_steps(guidance_embeds, steps):
+    model = LatentDiffusion(tiny_flux(guidance_embeds=guidance_embeds))
+    with pytest.raises(ValueError, match="steps"):
+        model.schedule(steps)
+
+
+@pytest.mark.parametrize("size", [(16, 18), (0, 16), (16, 17.0), (16,)], ids=str)
+def test_invalid_image_size(size):
+    with pytest.raises(ValueError, match="image_size"):
+        LatentDiffusion(tiny_sd3(), image_size=size)
+
+
+@pytest.mark.parametrize("make_pipeline", [tiny_sd3, tiny_flux])
+def test_lora_equals_diffusers(make_pipeline):
+    pipeline = make_pipeline()
+    without_lora = sample_by_model(make_pipeline(), seeds(), 2, 1.0)
     torch.manual_seed(0)
     pipeline.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
-    expected = theirs(pipeline, seeds(), 2, 1.0)
-    torch.testing.assert_close(ours(pipeline, seeds(), 2, 1.0), expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(expected, plain, atol=1e-3)
+    expected = sample_by_pipeline(pipeline, seeds(), 2, 1.0)
+    torch.testing.assert_close(sample_by_model(pipeline, seeds(), 2, 1.0), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, without_lora, atol=1e-3)

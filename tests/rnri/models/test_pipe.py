@@ -1,4 +1,4 @@
-"""A user's pipeline in memory: used where it runs, and left as it was found."""
+"""A user's pipeline is used on its device and is not modified."""
 
 import copy
 
@@ -10,7 +10,7 @@ from rnri.models.eval_mode import eval_no_grad
 from tests.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 PROMPTS = ["a cat", "a dog"]
-KINDS = {"sd": tiny_stable_diffusion, "sdxl": tiny_stable_diffusion_xl}
+PIPELINES = {"sd": tiny_stable_diffusion, "sdxl": tiny_stable_diffusion_xl}
 
 
 def state(pipe) -> dict:
@@ -38,7 +38,7 @@ def assert_same(before: dict, after: dict) -> None:
                 assert left == right, name
 
 
-def use(pipe) -> None:
+def use_model(pipe) -> None:
     model = LatentDiffusion(pipe)
     predictor, schedule = model.predictor(PROMPTS, 2.0), model.schedule(3)
     with torch.no_grad():
@@ -48,28 +48,28 @@ def use(pipe) -> None:
     model.decode(model.sample(seed, predictor, schedule)).sum().backward()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.parametrize("training", [False, True])
-def test_a_pipeline_is_left_as_it_was_found(kind, training):
-    pipe = KINDS[kind]()
+def test_pipeline_is_not_modified(name, training):
+    pipe = PIPELINES[name]()
     pipe.unet.train(training)
     pipe.vae.requires_grad_(training)
     before = state(pipe)
-    use(pipe)
+    use_model(pipe)
     assert_same(before, state(pipe))
     assert all(weight.grad is None for weight in (*pipe.unet.parameters(), *pipe.vae.parameters()))
 
 
-def test_it_is_left_as_found_after_an_exception():
+def test_pipeline_is_restored_after_an_exception():
     pipe = tiny_stable_diffusion()
     pipe.unet.train()
     before = state(pipe)
-    with pytest.raises(Exception):  # noqa: B017 - whatever the network raises
+    with pytest.raises(RuntimeError, match="expected input"):
         LatentDiffusion(pipe).predictor(PROMPTS)(torch.zeros(2, 5, 8, 8), 1)
     assert_same(before, state(pipe))
 
 
-def test_training_mode_does_not_change_what_comes_out():
+def test_training_mode_has_no_effect():
     pipe = tiny_stable_diffusion()
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = LatentDiffusion(pipe).predictor(PROMPTS)(z, 500)
@@ -78,12 +78,12 @@ def test_training_mode_does_not_change_what_comes_out():
     assert torch.equal(LatentDiffusion(pipe).predictor(PROMPTS)(z, 500), expected)
 
 
-def test_a_mode_or_gradient_that_changes_between_two_calls_is_seen(monkeypatch):
-    """Every entry looks anew, by a walk that names no part: that took longer than a small network's evaluation."""
+def test_changes_of_modes_between_calls_are_respected(monkeypatch):
+    """Every entry scans the modules, without ``modules()``, which is slower than a small network's evaluation."""
     pipe = tiny_stable_diffusion()
     module = pipe.unet.mid_block
-    for walk in ("modules", "parameters"):
-        monkeypatch.setattr(torch.nn.Module, walk, lambda *_: pytest.fail("the slow walk"))
+    for method in ("modules", "parameters"):
+        monkeypatch.setattr(torch.nn.Module, method, lambda *_: pytest.fail("slow scan of all modules"))
     for training, gradient in ((True, True), (False, True), (True, False)):
         module.training = module.resnets[0].training = training
         weight = module.resnets[0].conv1.weight
@@ -94,21 +94,21 @@ def test_a_mode_or_gradient_that_changes_between_two_calls_is_seen(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
-def test_halves_are_the_automatic_choice_on_a_gpu_alone(device, monkeypatch):
-    asked = {}
+def test_auto_dtype_is_float16_only_on_gpu(device, monkeypatch):
+    arguments = {}
 
-    def refuse(path, **options):
-        asked.update(options)
-        raise ValueError("as far as here")
+    def fake_load_pipeline(path, **options):
+        arguments.update(options)
+        raise ValueError("stop here")
 
-    monkeypatch.setattr("rnri.models.diffusion.load_pipeline", refuse)
-    with pytest.raises(ValueError, match="as far as here"):
+    monkeypatch.setattr("rnri.models.diffusion.load_pipeline", fake_load_pipeline)
+    with pytest.raises(ValueError, match="stop here"):
         LatentDiffusion.from_pretrained("folder", device=device, dtype="auto")
-    assert asked["dtype"] == (torch.float16 if device == "cuda" else torch.float32)
+    assert arguments["dtype"] == (torch.float16 if device == "cuda" else torch.float32)
 
 
 @pytest.mark.parametrize("upcast", [True, False])
-def test_a_half_precision_vae_that_overflows_is_used_in_a_copy(upcast):
+def test_overflowing_float16_vae_is_copied_to_float32(upcast):
     pipe = tiny_stable_diffusion().to(torch.float16)
     pipe.vae.register_to_config(force_upcast=upcast)
     model = LatentDiffusion(pipe)
@@ -124,37 +124,38 @@ def upcast_pipe():
     return pipe
 
 
-def overwritten(pipe) -> None:
+def write_in_place(pipe) -> None:
     with torch.no_grad():
         pipe.vae.decoder.conv_out.bias.add_(0.25)
 
 
-def loaded(pipe) -> None:
+def load_state_dict(pipe) -> None:
     weights = pipe.vae.state_dict()
     pipe.vae.load_state_dict(weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + 0.25})
 
 
-def replaced(pipe) -> None:
+def replace_vae(pipe) -> None:
     pipe.vae = copy.deepcopy(pipe.vae)
     pipe.vae.decoder.conv_out.bias.data += 0.25
 
 
-def with_a_new_weight(pipe) -> None:
+def replace_weight(pipe) -> None:
     pipe.vae.decoder.conv_out.bias = torch.nn.Parameter(pipe.vae.decoder.conv_out.bias.detach() + 0.25)
 
 
-@pytest.mark.parametrize("change", [overwritten, loaded, replaced, with_a_new_weight])
-def test_the_copy_follows_the_vae(change):
+@pytest.mark.parametrize("change", [write_in_place, load_state_dict, replace_vae, replace_weight])
+def test_float32_copy_follows_the_vae(change):
     model = LatentDiffusion(upcast_pipe())
     latents = model.noise([0], 0)
-    kept, before = model._vae, model.decode(latents, clamp=False)
-    assert model._vae is kept
+    vae_copy = model._vae
+    before = model.decode(latents, clamp=False)
+    assert model._vae is vae_copy
     change(model.pipeline)
     after = model.decode(latents, clamp=False)
-    torch.testing.assert_close(after, before + 0.125, rtol=0, atol=1e-3)  # images are half of what the decoder gives
+    torch.testing.assert_close(after, before + 0.125, rtol=0, atol=1e-3)  # images are half of the decoder's output
 
 
-def test_the_copy_has_tiles_where_the_vae_has():
+def test_float32_copy_has_tiling_options_of_vae():
     model = LatentDiffusion(upcast_pipe())
     assert not model._vae.use_tiling
     model.pipeline.vae.enable_tiling()
@@ -164,7 +165,7 @@ def test_the_copy_has_tiles_where_the_vae_has():
     assert not model._vae.use_tiling
 
 
-def test_an_offloaded_vae_that_cannot_be_copied_is_said():
+def test_offloaded_vae_that_cannot_be_copied():
     pipe = tiny_stable_diffusion().to(torch.float16)
     pipe.vae.register_to_config(force_upcast=True)
     pipe.vae.to("meta")
@@ -172,15 +173,15 @@ def test_an_offloaded_vae_that_cannot_be_copied_is_said():
         _ = LatentDiffusion(pipe)._vae
 
 
-def test_the_device_is_where_the_pipeline_runs():
+def test_device_is_that_of_pipeline():
     pipe = tiny_stable_diffusion()
     assert LatentDiffusion(pipe).device == torch.device("cpu")
-    type(pipe)._execution_device.fget(pipe)  # diffusers' own word for it
+    type(pipe)._execution_device.fget(pipe)  # a private property of diffusers that must exist
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_list_of_negative_prompts_is_one_a_sample(kind):
-    model = LatentDiffusion(KINDS[kind]())
+@pytest.mark.parametrize("name", PIPELINES)
+def test_one_negative_prompt_per_sample(name):
+    model = LatentDiffusion(PIPELINES[name]())
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ugly, none = (model.predictor(PROMPTS, 3.0, text)(z, 500) for text in ("ugly", ""))
     mixed = model.predictor(PROMPTS, 3.0, ["ugly", ""])(z, 500)
@@ -191,24 +192,24 @@ def test_a_list_of_negative_prompts_is_one_a_sample(kind):
 
 
 @pytest.mark.parametrize("negative", [["ugly"], ["ugly"] * 3, 1, None, ["ugly", None], [["ugly"], ["ugly"]]])
-def test_other_negative_prompts_are_refused(negative):
+def test_invalid_negative_prompts(negative):
     with pytest.raises(ValueError, match="negative_prompt="):
         LatentDiffusion(tiny_stable_diffusion()).predictor(PROMPTS, 3.0, negative)
 
 
 @pytest.mark.parametrize("guidance", [float("nan"), float("inf"), 0.5, -1, "3", True, None])
-def test_guidance_is_a_finite_number(guidance):
+def test_invalid_guidance(guidance):
     with pytest.raises(ValueError, match="guidance="):
         LatentDiffusion(tiny_stable_diffusion()).predictor(PROMPTS, guidance)
 
 
 @pytest.mark.parametrize("prompts", [[None], [1, 2], [], "a cat", [["a cat"]]])
-def test_prompts_are_a_list_of_strings(prompts):
+def test_invalid_prompts(prompts):
     with pytest.raises(ValueError, match="prompts="):
         LatentDiffusion(tiny_stable_diffusion()).predictor(prompts)
 
 
-def test_an_unet_without_a_size_has_its_vaes():
+def test_default_size_of_unet_without_sample_size():
     pipe = tiny_stable_diffusion(unet={"sample_size": None})
     assert LatentDiffusion(pipe).latent_shape == (4, 8, 8) and LatentDiffusion(pipe).image_size == (16, 16)
     pipe.vae.register_to_config(sample_size=None)
@@ -216,7 +217,7 @@ def test_an_unet_without_a_size_has_its_vaes():
         _ = LatentDiffusion(pipe).image_size
 
 
-def test_a_checkpoint_that_is_not_square():
+def test_checkpoint_for_images_that_are_not_square():
     model = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": (8, 12)}))
     assert model.latent_shape == (4, 8, 12) and model.image_size == (16, 24)
     predictor, schedule = model.predictor(PROMPTS), model.schedule(3)

@@ -1,3 +1,5 @@
+"""The predictor is the guided network, in every parameterization, with its evaluations counted."""
+
 import pytest
 import torch
 
@@ -16,38 +18,44 @@ def latents(batch):
 
 
 def network(model, z, t, predictor):
-    """The bare UNet under the prompts of a predictor."""
+    """Output of the UNet for the prompts of a predictor."""
     return model.pipeline.unet(z, t, predictor.denoiser.positive.text).sample
 
 
-def test_without_guidance_it_is_the_network(model):
-    z, predictor = latents(2), model.predictor(["cat", "a dog"])
+def test_without_guidance_equals_network(model):
+    z = latents(2)
+    predictor = model.predictor(["cat", "a dog"])
     torch.testing.assert_close(predictor(z, 300), network(model, z, 300, predictor))
 
 
-def test_guidance_is_the_standard_formula(model):
-    z, guided = latents(2), model.predictor(["cat", "a dog"], guidance=7.5, negative_prompt="fog")
-    towards, away = model.predictor(["cat", "a dog"])(z, 300), model.predictor(["fog", "fog"])(z, 300)
-    assert (towards - away).abs().max() > 1e-3
-    torch.testing.assert_close(guided(z, 300), away + 7.5 * (towards - away), rtol=1e-4, atol=1e-4)
+def test_guidance_is_classifier_free_guidance(model):
+    z = latents(2)
+    guided = model.predictor(["cat", "a dog"], guidance=7.5, negative_prompt="fog")
+    positive = model.predictor(["cat", "a dog"])(z, 300)
+    negative = model.predictor(["fog", "fog"])(z, 300)
+    assert (positive - negative).abs().max() > 1e-3
+    torch.testing.assert_close(guided(z, 300), negative + 7.5 * (positive - negative), rtol=1e-4, atol=1e-4)
 
 
-def test_v_and_sample_are_converted_where_the_network_ran(model):
+def test_v_and_sample_predictions_are_converted_to_noise(model):
     z = latents(1)
     predictor = model.predictor(["cat"])
     a = float(model.alpha_bar[300])
     output = network(model, z, 300, predictor)
-    for kind, expected in {
+    for prediction_type, expected in {
         "v_prediction": a**0.5 * output + (1 - a) ** 0.5 * z,
         "sample": (z - a**0.5 * output) / (1 - a) ** 0.5,
     }.items():
-        denoiser = UNetDenoiser(model.pipeline.unet, kind, model.alpha_bar, positive=predictor.denoiser.positive)
+        denoiser = UNetDenoiser(
+            model.pipeline.unet, prediction_type, model.alpha_bar, positive=predictor.denoiser.positive
+        )
         torch.testing.assert_close(denoiser(z, 300), expected)
 
 
-def test_v_is_the_scheduler_s_noise():
+def test_v_prediction_equals_scheduler():
     model = LatentDiffusion(tiny_stable_diffusion("v_prediction"))
-    z, predictor = latents(1), model.predictor(["cat"])
+    z = latents(1)
+    predictor = model.predictor(["cat"])
     output = network(model, z, 300, predictor)
     scheduler = model.pipeline.scheduler
     scheduler.set_timesteps(10)
@@ -57,26 +65,28 @@ def test_v_is_the_scheduler_s_noise():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_dtype_of_the_state_is_kept(model, dtype):
+def test_prediction_has_dtype_of_state(model, dtype):
     eps = model.predictor(["cat"], guidance=3)(latents(1).to(dtype), 300)
     assert eps.dtype == dtype and eps.isfinite().all()
 
 
-def test_select_keeps_each_samples_prompt_and_the_counts(model):
-    z, predictor = latents(3), model.predictor(["cat", "a dog", "x"], guidance=2)
+def test_select_rows_with_shared_counts(model):
+    z = latents(3)
+    predictor = model.predictor(["cat", "a dog", "x"], guidance=2)
     rows = torch.tensor([2, 0])
     torch.testing.assert_close(predictor.select(rows)(z[rows], 300), predictor(z, 300)[rows], rtol=1e-4, atol=1e-5)
     assert (predictor.forward_evaluations, predictor.calls) == (5, 2)
 
 
-def test_select_of_sdxl_conditions():
+def test_select_rows_of_sdxl_conditions():
     model = LatentDiffusion(tiny_stable_diffusion_xl())
-    z, predictor = latents(2), model.predictor(["cat", "a dog"], guidance=2)
+    z = latents(2)
+    predictor = model.predictor(["cat", "a dog"], guidance=2)
     rows = torch.tensor([1])
     torch.testing.assert_close(predictor.select(rows)(z[rows], 300), predictor(z, 300)[rows], rtol=1e-4, atol=1e-5)
 
 
-def test_backward_is_counted_when_it_happens():
+def test_backward_evaluations_are_counted():
     predictor = function_predictor(wavy, 3)
     z = torch.randn(3, 2, 3, 3, requires_grad=True)
     eps = predictor(z, 1)
@@ -88,7 +98,7 @@ def test_backward_is_counted_when_it_happens():
     assert (predictor.forward_evaluations, predictor.backward_evaluations, predictor.calls) == (6, 3, 2)
 
 
-def test_gradient_passes_through_the_network(model):
+def test_gradient_through_network(model):
     z = latents(1).double().requires_grad_()
     predictor = model.predictor(["cat"], guidance=2)
     predictor(z, 300).square().sum().backward()
@@ -99,7 +109,7 @@ def test_gradient_passes_through_the_network(model):
     assert ((z.grad * direction).sum() - (up - down) / 2e-2).abs() < 2e-2 * (z.grad * direction).sum().abs()
 
 
-def test_distilled_guidance_is_an_input_not_a_second_row():
+def test_distilled_guidance_is_a_network_input():
     model = LatentDiffusion(tiny_stable_diffusion(unet={"time_cond_proj_dim": 16}))
     rows = []
     hook = model.pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
@@ -113,8 +123,8 @@ def test_distilled_guidance_is_an_input_not_a_second_row():
         model.predictor(["cat"], guidance=8, negative_prompt="fog")
 
 
-def test_bad_input(model):
-    with pytest.raises(ValueError, match=r"guidance=0\.5 must be a finite number of at least 1"):
+def test_invalid_input(model):
+    with pytest.raises(ValueError, match=r"guidance=0\.5: must be a finite number >= 1"):
         model.predictor(["cat"], guidance=0.5)
     for prompts in ("cat", []):
         with pytest.raises(ValueError, match="prompts="):
@@ -129,13 +139,14 @@ def test_bad_input(model):
         )
 
 
-@pytest.mark.parametrize("made", [tiny_stable_diffusion, tiny_sd3, tiny_flux])
-def test_a_networks_dtype_is_asked_once(made, monkeypatch):
-    """Diffusers walks all weights for it, at every question."""
-    model = LatentDiffusion(made())
-    predictor, asked = model.predictor(["cat"]), []
-    known = model.dtype
-    monkeypatch.setattr(type(model.family.network), "dtype", property(lambda _: asked.append(1) or known))
+@pytest.mark.parametrize("make_pipeline", [tiny_stable_diffusion, tiny_sd3, tiny_flux])
+def test_dtype_of_network_is_read_once(make_pipeline, monkeypatch):
+    """Diffusers iterates over all weights to return it."""
+    model = LatentDiffusion(make_pipeline())
+    predictor = model.predictor(["cat"])
+    reads = []
+    dtype = model.dtype
+    monkeypatch.setattr(type(model.family.network), "dtype", property(lambda _: reads.append(1) or dtype))
     for _ in range(3):
         predictor(model.noise(["a"], seed=0), model.schedule(2).timestep(0))
-    assert len(asked) <= 1
+    assert len(reads) <= 1

@@ -1,4 +1,4 @@
-"""The gradient of sampling with respect to the seed: checkpointed, truncated, and what it costs."""
+"""The gradient of sampling with respect to the seed: checkpointing, truncation, cost."""
 
 import pytest
 import torch
@@ -22,38 +22,38 @@ def seeds(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def gradient(predictor, steps, seed: torch.Tensor, keep_last: int = 2, **options) -> torch.Tensor:
-    """Of a loss of the last latents."""
+    """Return the gradient of a loss of the last latents."""
     seed = seed.clone().requires_grad_()
     latents = trajectory(seed, predictor, steps, keep_last=keep_last, **options)
     return torch.autograd.grad(sum(latent.sin().sum() for latent in latents), seed)[0]
 
 
 @pytest.mark.parametrize("k", [None, 1, 2, 4])
-def test_checkpointing_changes_no_gradient(model, k):
+def test_gradient_with_checkpointing(model, k):
     predictor, steps = model.predictor(PROMPTS, 2.0), model.schedule(4)
-    plain = gradient(predictor, steps, seeds(), gradient_steps=k)
-    assert plain.abs().max() > 0
-    torch.testing.assert_close(gradient(predictor, steps, seeds(), gradient_steps=k, checkpoint=True), plain)
+    expected = gradient(predictor, steps, seeds(), gradient_steps=k)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(gradient(predictor, steps, seeds(), gradient_steps=k, checkpoint=True), expected)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_latents_do_not_depend_on_where_the_gradient_goes(model, checkpoint):
+def test_latents_are_independent_of_gradient_options(model, checkpoint):
     predictor, steps = model.predictor(PROMPTS), model.schedule(4)
     with torch.no_grad():
         expected = trajectory(seeds(), predictor, steps, keep_last=4)
     for k in (1, 3, 4):
-        found = trajectory(
+        latents = trajectory(
             seeds().requires_grad_(), predictor, steps, keep_last=4, gradient_steps=k, checkpoint=checkpoint
         )
-        for latent, other in zip(found, expected, strict=True):
+        for latent, other in zip(latents, expected, strict=True):
             torch.testing.assert_close(latent, other, rtol=0, atol=0)
 
 
-def test_truncated_gradient_is_that_of_the_last_steps_times_the_sampler_before_them():
+def test_truncated_gradient_equals_scaled_gradient_of_last_steps():
     predictor, steps = function_predictor(wavy, 2), schedule(6)
     seed = seeds(torch.float64)
-    whole = trajectory(seed, predictor, steps, keep_last=6)
-    last = gradient(predictor, steps.tail(2), whole[3])
+    latents = trajectory(seed, predictor, steps, keep_last=6)
+    last = gradient(predictor, steps.tail(2), latents[3])
     scale = 1.0
     for i in range(4):
         scale /= steps.coefficients(i)[0]
@@ -62,13 +62,13 @@ def test_truncated_gradient_is_that_of_the_last_steps_times_the_sampler_before_t
 
 
 @pytest.mark.parametrize("k", [6, 9])
-def test_truncation_beyond_the_schedule_is_none(k):
+def test_truncation_beyond_schedule_has_no_effect(k):
     predictor, steps = function_predictor(wavy, 2), schedule(6)
     expected = gradient(predictor, steps, seeds(torch.float64))
     torch.testing.assert_close(gradient(predictor, steps, seeds(torch.float64), gradient_steps=k), expected)
 
 
-def test_steps_before_the_truncation_are_not_differentiated(model):
+def test_truncated_steps_cost_no_backward_evaluations(model):
     predictor = model.predictor(PROMPTS)
     gradient(predictor, model.schedule(5), seeds(), gradient_steps=2)
     assert (predictor.forward_evaluations, predictor.backward_evaluations) == (5 * 2, 2 * 2)
@@ -78,14 +78,16 @@ def test_steps_before_the_truncation_are_not_differentiated(model):
 
 
 def peak(model: LatentDiffusion, steps: int, **options) -> int:
-    """Most bytes of tensors alive at once."""
-    predictor, plan, seed = model.predictor(PROMPTS), model.schedule(steps), seeds()
+    """Return the maximum number of bytes in tensors at any time."""
+    predictor = model.predictor(PROMPTS)
+    schedule = model.schedule(steps)
+    seed = seeds()
     with TensorMemory() as memory:
-        gradient(predictor, plan, seed, **options)
+        gradient(predictor, schedule, seed, **options)
     return memory.peak
 
 
-def test_memory_grows_by_a_latent_a_step_where_checkpointed_and_not_at_all_where_truncated(model):
+def test_memory_with_checkpointing_and_truncation(model):
     latent = 8 * seeds().numel()  # float64, the state's dtype
     few, many = (peak(model, steps, checkpoint=True) for steps in (5, 25))
     assert many - few <= 20 * latent
@@ -93,6 +95,6 @@ def test_memory_grows_by_a_latent_a_step_where_checkpointed_and_not_at_all_where
     assert peak(model, 25, gradient_steps=3) - peak(model, 5, gradient_steps=3) == 0
 
 
-def test_a_truncation_to_no_step_is_refused(model):
+def test_truncation_to_zero_steps_is_rejected(model):
     with pytest.raises(ValueError, match="gradient_steps=0"):
         trajectory(seeds(), model.predictor(PROMPTS), model.schedule(4), keep_last=1, gradient_steps=0)
