@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Trainer
 from torch import nn
 
-from experiments.cache.store import numerics
 from experiments.evaluation.classifier import Classifier, load_classifier
-from experiments.planning.cost import Planned
+from experiments.planning.cost import StagePlan
+from experiments.runtime.device import numerics
 from rnri import LatentDiffusion
 from rnri.models.fingerprint import fingerprint
 from seedselect import ClipFeatures
@@ -33,7 +33,7 @@ class Task(Protocol):
             ValueError: an argument is wrong; the message is one line that names the key or the file.
         """
 
-    def plan(self, trainer: Trainer) -> list[Planned]:
+    def plan(self, trainer: Trainer) -> list[StagePlan]:
         """Return the stages of the run with their number of units, cost and disk space. Nothing is computed."""
 
     def run(self, trainer: Trainer) -> float | None:
@@ -53,7 +53,7 @@ class Networks:
         model: the text-to-image model.
         clip: the features of SeedSelect's semantic loss and of the CLIP score.
         classifier: the evaluation classifier. It is never the network of ``clip``.
-        numerics: precision and device that results depend on (:func:`experiments.cache.store.numerics`).
+        numerics: precision and device that results depend on (:func:`experiments.runtime.device.numerics`).
     """
 
     model: LatentDiffusion

@@ -19,7 +19,7 @@ from experiments.cache.store import content_hash
 from experiments.data.captions import Captioned
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.planning.cost import Cost, rows_of
+from experiments.planning.cost import Cost, batch_multiplier
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
@@ -141,14 +141,14 @@ class InversionJob:
     def cost(self) -> Cost:
         """Estimated cost of the job: inversion, residuals, reconstruction and :attr:`method_cost`."""
         nfe_per_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + RESIDUAL_NFE_PER_STEP
-        inversion = Cost(rows_of(self.setting.guidance) * self.setting.steps * nfe_per_step)
+        inversion = Cost(batch_multiplier(self.setting.guidance) * self.setting.steps * nfe_per_step)
         return (inversion + self.method_cost).times(len(self.images))
 
     @property
     def method_cost(self) -> Cost:
         """Cost per image without the inversion: generation, decoder inversion and decoding."""
         setting = self.setting
-        generation = rows_of(setting.guidance) * setting.steps * setting.generated
+        generation = batch_multiplier(setting.guidance) * setting.steps * setting.generated
         decodings = 1 + setting.generated + setting.decoder_iterations
         return Cost(generation, decodings, 0, setting.decoder_iterations)
 

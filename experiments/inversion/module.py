@@ -11,13 +11,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from experiments.base import Networks
-from experiments.cache.store import UnitStore, synchronize
+from experiments.cache.store import UnitStore
 from experiments.evaluation.lpips import ShiftTolerantLpips
 from experiments.evaluation.reconstruction_metrics import ReconstructionBatch
 from experiments.evaluation.registry import INVERSION
 from experiments.finite import NonFiniteError, is_finite, mask_nonfinite
 from experiments.inversion.figures import images_to_save
 from experiments.inversion.jobs import InversionJob, unit_name
+from experiments.runtime.device import synchronize
 from experiments.runtime.progress import Progress
 from rnri import DecoderInversion, with_measured_residuals
 
@@ -55,7 +56,7 @@ class InversionModule(LightningModule):
         Raises:
             NonFiniteError: the VAE reconstructs none of the first images finitely, so no method can.
         """
-        self.progress.stage(job.label)
+        self.progress.set_stage(job.label)
         prompts = [image.prompt for image in job.images]
         targets = [job.setting.target(prompt) for prompt in prompts]
         images, z0, true_latents = self._images_and_latents(job, prompts)

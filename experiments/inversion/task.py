@@ -36,7 +36,7 @@ from experiments.inversion.jobs import (
 )
 from experiments.inversion.module import MAX_SAVED_IMAGES, InversionModule
 from experiments.inversion.report import IDENTITY, sample_rows, write_report
-from experiments.planning.cost import Cost, StagePlan, print_cost_estimate, inversion_cost
+from experiments.planning.cost import Cost, StagePlan, inversion_cost, print_cost_estimate
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import ResumableRun, run_stages

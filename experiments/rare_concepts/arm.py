@@ -8,7 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from experiments.planning.cost import BACKWARD, Cost, rows_of
+from experiments.planning.cost import BACKWARD, Cost, batch_multiplier
 from nao import centroid_seeds
 from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, dataclass
@@ -61,12 +61,12 @@ class Arm:
             forwards, backwards: how often each image was sampled and differentiated.
         """
         per_row = steps * forwards + BACKWARD * self._differentiated_steps(steps) * backwards
-        return rows_of(self.guidance) * per_row
+        return batch_multiplier(self.guidance) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
         """Estimate the cost of one concept, inversion included, if no sample stops early."""
         inversion = references * steps * self.inverter.nfe_per_step if self.inverter is not None else 0.0
-        return Cost(rows_of(self.guidance) * inversion) + self.sampling_cost(steps, samples)
+        return Cost(batch_multiplier(self.guidance) * inversion) + self.sampling_cost(steps, samples)
 
     def sampling_cost(self, steps: int, samples: int, *, gradient_checkpointing: bool = False) -> Cost:
         """Return the cost of optimizing and sampling one concept's seeds, if no sample stops early."""
@@ -82,7 +82,7 @@ class Arm:
                 + Cost(0, 0, derived, latents).times(backwards)
                 + Cost(recomputed * derived, recomputed * latents)
             )
-        rows = rows_of(self.guidance)
+        rows = batch_multiplier(self.guidance)
         return Cost(rows * cost.forward, cost.decodings, rows * cost.backward, cost.decodings_backward).times(samples)
 
 

@@ -17,12 +17,12 @@ from pydantic import PositiveInt
 from experiments.base import Networks, load_networks
 from experiments.data.concepts import Buckets, ConceptSelection, ConceptSource, limit_references, select_concepts
 from experiments.evaluation.inception import load_inception
-from experiments.planning.cost import Planned
+from experiments.planning.cost import StagePlan
 from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.evaluator import Evaluator
 from experiments.rare_concepts.image_stage import ImageStage
-from experiments.runtime.unit_queue import ResumableRun, Stage, carry_out
+from experiments.runtime.unit_queue import ResumableRun, Stage, run_stages
 from rnri import LatentDiffusion, check_schedule
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
@@ -34,10 +34,10 @@ class ExperimentStage(Protocol):
     @property
     def num_units(self) -> int: ...
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[StagePlan]:
         """Return the cost of the units that are not on disk yet."""
 
-    def build(self, claims: Path) -> Stage:
+    def build(self, leases: Path) -> Stage:
         """Return the Lightning module and data module that compute these units."""
 
 
@@ -118,7 +118,7 @@ class ArmsExperiment(ResumableRun, ABC):
         for name in arms:
             self._check_arm(name)
 
-    def plan(self, trainer: Trainer) -> list[Planned]:
+    def plan(self, trainer: Trainer) -> list[StagePlan]:
         return [planned for stage in self.stages() for planned in stage.plan()]
 
     def run(self, trainer: Trainer) -> float:
@@ -129,7 +129,7 @@ class ArmsExperiment(ResumableRun, ABC):
     def compute(self, trainer: Trainer) -> None:
         """Compute the units that are not on disk yet. On return the units of all processes are finished."""
         ImageStage(self.context).announce(trainer.world_size)
-        carry_out(trainer, *(stage.build(self.claims) for stage in self.stages()))
+        run_stages(trainer, *(stage.build(self.leases) for stage in self.stages()))
 
     @abstractmethod
     def stages(self) -> list[ExperimentStage]:

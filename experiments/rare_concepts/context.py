@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.base import Networks
-from experiments.cache.key import describe
+from experiments.cache.key import fingerprint_config
 from experiments.cache.store import SeedStore, UnitStore
 from experiments.data.concepts import Concept
 from experiments.rare_concepts.arm import Arm
@@ -61,7 +61,7 @@ class RunContext:
 
     def units(self, arm: str) -> UnitStore:
         """Return the store of an arm's finished units. Other settings have other units."""
-        settings = self.settings() | {"arm": describe(self.arms[arm])}
+        settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 
     def inversion_stage(self, arm: str) -> InversionStage | None:
@@ -72,7 +72,7 @@ class RunContext:
         return InversionStage(
             self.networks.model,
             inverter,
-            describe(inverter),
+            fingerprint_config(inverter),
             self.schedule,
             self.arms[arm].guidance,
             SeedStore(self.run_dir / "seeds"),

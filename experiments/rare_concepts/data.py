@@ -17,7 +17,7 @@ from experiments.finite import is_finite
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.inversion_stage import CachedSeeds
 from experiments.runtime.progress import Progress
-from experiments.runtime.running_means import Running
+from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import CachedUnitDataModule
 
 Unit = tuple[str, Concept]
@@ -77,10 +77,10 @@ class ConceptDataModule(CachedUnitDataModule):
         context: RunContext,
         stores: Mapping[str, UnitStore],
         progress: Progress,
-        claims: str | Path,
-        running: Running | None = None,
+        leases: str | Path,
+        running: RunningMeans | None = None,
     ) -> None:
-        super().__init__(list(product(stores, context.concepts)), stores, progress, claims, running)
+        super().__init__(list(product(stores, context.concepts)), stores, progress, leases, running)
         self.context = context
         self.inversions = {arm: context.inversion_stage(arm) for arm in stores}
         self._arm: str | None = None
@@ -105,16 +105,16 @@ class ConceptDataModule(CachedUnitDataModule):
         images = [torch.from_numpy(concept.references[: self.context.references]) for concept in concepts]
         return ConceptBatch(arm, concepts, torch.stack(images).float() / 255)
 
-    def begin(self, units: list[Unit], pending: list[Unit]) -> None:
+    def on_start(self, units: list[Unit], pending: list[Unit]) -> None:
         """Count the units of each arm. Each arm has its own progress bar, because their times differ too much."""
         self._arm = None
         self._total = Counter(arm for arm, _ in units)
         self._pending = Counter(arm for arm, _ in pending)
 
-    def passed(self, unit: Unit) -> None:
+    def on_finished_elsewhere(self, unit: Unit) -> None:
         self._pending[unit[0]] -= 1
         if unit[0] == self._arm:
-            super().passed(unit)
+            super().on_finished_elsewhere(unit)
 
     def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
         return replace(batch, references=batch.references.to(device))
@@ -130,7 +130,7 @@ class ConceptDataModule(CachedUnitDataModule):
         steps = len(inversion.schedule)
 
         def show_step(k: int) -> None:
-            self.progress.stage(f"inverting, step {k + 1} of {steps}")
+            self.progress.set_stage(f"inverting, step {k + 1} of {steps}")
 
         seeds = inversion(batch.references.flatten(0, 1), prompts, show_step)
         return replace(batch, seeds=seeds)

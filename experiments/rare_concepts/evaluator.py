@@ -17,7 +17,7 @@ from experiments.evaluation.diversity import CopyDetection, detect_copies, perce
 from experiments.evaluation.inception import Inception
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceiling, classify_images
-from experiments.runtime.progress import QUIET, Progress
+from experiments.runtime.progress import LOG_INTERVAL_S, Progress
 from rnri.models.fingerprint import fingerprint
 
 REAL_IMAGES_PER_CONCEPT = 20  # held-out images per concept that set the threshold of a copy
@@ -46,7 +46,7 @@ class Evaluator:
     def classify_arm(self, arm: str) -> ClassifiedImages:
         concepts, classifier = self.context.concepts, self.context.networks.classifier
         units = self.context.units(arm)
-        progress = Progress(f"classifying {arm}", every=QUIET)
+        progress = Progress(f"classifying {arm}", min_interval=LOG_INTERVAL_S)
         records: list[dict] = []
         detections: list[CopyDetection | None] = []
 
@@ -85,9 +85,9 @@ class Evaluator:
         key = self._real_key()
         cached = store.get(key)
         if cached is None:
-            progress = Progress("features of the real images", "image", every=QUIET)
+            progress = Progress("features of the real images", "image", min_interval=LOG_INTERVAL_S)
             progress.start(len(self.real), 0, visible=True)
-            images = progress.over(map(torch.from_numpy, self.real))
+            images = progress.iterate(map(torch.from_numpy, self.real))
             features, _ = classify_images(self.context.networks.classifier, images, extractor=self.extractor)
             progress.close()
             cached = {"features": features}

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.cache.key import describe
-from experiments.planning.cost import Cost, Planned, announce_cost, inversion_cost
+from experiments.cache.key import fingerprint_config
+from experiments.planning.cost import Cost, StagePlan, inversion_cost, print_cost_estimate
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptDataModule, Unit
 from experiments.rare_concepts.module import RareConceptModule
 from experiments.rare_concepts.scoring import classify_images
 from experiments.runtime.progress import Progress
-from experiments.runtime.running_means import Running
+from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import Stage
 
 LATENT_BYTES = 4  # per element of a stored seed, float32
@@ -52,13 +52,13 @@ class ImageStage:
     def num_units(self) -> int:
         return len(self.context.arms) * len(self.context.concepts)
 
-    def build(self, claims: Path) -> Stage:
+    def build(self, leases: Path) -> Stage:
         """Return the Lightning module and data module that compute the units which are not on disk yet."""
         stores = {arm: self.context.units(arm) for arm in self.context.arms}
         progress = Progress("images")
-        running = Running(self._accuracy_rows, self.identity, ["accuracy"])
+        running = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
         module = RareConceptModule(self.context, stores, progress)
-        return module, ConceptDataModule(self.context, stores, progress, claims, running)
+        return module, ConceptDataModule(self.context, stores, progress, leases, running)
 
     def announce(self, processes: int) -> None:
         """Print the number of units and an estimate of the time, from the time of a few network calls."""
@@ -71,7 +71,7 @@ class ImageStage:
             done += finished
             pending = len(context.concepts) - finished
             cost += arm.cost(context.steps, context.samples, context.references).times(pending)
-        announce_cost(
+        print_cost_estimate(
             cost,
             self.num_units,
             done,
@@ -86,9 +86,9 @@ class ImageStage:
         concepts = self.context.concepts[: self.context.concepts_per_batch]
         return [concept.prompt for concept in concepts for _ in range(self.context.samples)]
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[StagePlan]:
         """Return the cost of each arm. An inversion that several arms share counts for the first of them."""
-        planned: list[Planned] = []
+        planned: list[StagePlan] = []
         inverted: set[tuple[str, str]] = set()
         for name in self.context.arms:
             units = self.context.units(name)
@@ -97,21 +97,21 @@ class ImageStage:
             planned.append(self._plan_images(name, pending))
         return planned
 
-    def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[Planned]:
+    def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[StagePlan]:
         """Return the inversion of the concepts that are not in ``inverted`` yet, and add them to it."""
         context, arm = self.context, self.context.arms[name]
         if arm.inverter is None:
             return []
         model = context.networks.model
-        method = json.dumps([describe(arm.inverter), arm.guidance])
+        method = json.dumps([fingerprint_config(arm.inverter), arm.guidance])
         concepts = [concept for concept in pending if (method, concept) not in inverted]
         inverted |= {(method, concept) for concept in concepts}
         images = context.references * len(concepts)
         per_image = inversion_cost(arm.inverter, context.schedule, arm.guidance, model.latent_shape[0])
         size = images * math.prod(model.latent_shape) * INVERSION_BYTES
-        return [Planned(f"{name}, inversion", len(concepts), 0, per_image.times(images), size)]
+        return [StagePlan(f"{name}, inversion", len(concepts), 0, per_image.times(images), size)]
 
-    def _plan_images(self, name: str, pending: Sequence[str]) -> Planned:
+    def _plan_images(self, name: str, pending: Sequence[str]) -> StagePlan:
         context, arm = self.context, self.context.arms[name]
         model = context.networks.model
         per_concept = arm.sampling_cost(
@@ -119,7 +119,7 @@ class ImageStage:
         )
         total = len(context.concepts)
         bytes_per_image = 3 * math.prod(model.image_size) + LATENT_BYTES * math.prod(model.latent_shape)
-        return Planned(
+        return StagePlan(
             f"{name}, {'seeds optimized' if arm.select else 'samples'}",
             total,
             total - len(pending),

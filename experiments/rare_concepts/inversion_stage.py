@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.cache.store import SeedStore, content_hash, synchronize
+from experiments.cache.store import SeedStore, content_hash
+from experiments.runtime.device import synchronize
 from rnri import Inverter, LatentDiffusion, Schedule
 
 
@@ -47,8 +48,8 @@ class InversionStage:
     """Encodes and inverts images, except those whose seed is in ``store`` already.
 
     Attributes:
-        settings: description of ``inverter`` (:func:`experiments.cache.key.describe`); part of the cache key.
-        numerics: precision and device (:func:`experiments.cache.store.numerics`); part of the cache key.
+        settings: description of ``inverter`` (:func:`experiments.cache.key.fingerprint_config`); part of the cache key.
+        numerics: precision and device (:func:`experiments.runtime.device.numerics`); part of the cache key.
     """
 
     model: LatentDiffusion

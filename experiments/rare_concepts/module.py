@@ -12,10 +12,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from experiments.cache.store import UnitStore, synchronize
+from experiments.cache.store import UnitStore
 from experiments.finite import NonFiniteError, select_finite
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptBatch
+from experiments.runtime.device import synchronize
 from experiments.runtime.progress import Progress
 from rnri.models.sampling import trajectory
 from seedselect import Problem, Selection, Targets, Trajectory
@@ -69,7 +70,7 @@ class RareConceptModule(LightningModule):
         seeds, latents, records = self._optimize(seeds, batch) if arm.select else self._sample(seeds, batch)
         for k, record in enumerate(records):
             record["nfe"] += batch.inversion_nfe(k // samples) / samples
-        self.progress.stage("decoding")
+        self.progress.set_stage("decoding")
         with torch.no_grad():
             images = self.context.networks.model.decode(latents, clamp=False)
         units = []
@@ -103,13 +104,13 @@ class RareConceptModule(LightningModule):
             names = [f"{concept.name}/{k}" for concept in batch.concepts for k in range(count)]
             seeds = self.context.networks.model.noise(names, self.context.seed).unflatten(0, (-1, count))
         else:
-            self.progress.stage("initializing seeds")
+            self.progress.set_stage("initializing seeds")
             seeds = arm.seed_init(batch.seeds.seed.unflatten(0, (len(batch.concepts), -1)), count)
         return seeds.unflatten(1, (arm.candidates, self.context.samples)).transpose(1, 2).flatten(0, 2)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
         """Return seeds, latents and records without an optimization."""
-        self.progress.stage("sampling")
+        self.progress.set_stage("sampling")
         model = self.context.networks.model
         predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance)
         with torch.no_grad():
@@ -127,7 +128,7 @@ class RareConceptModule(LightningModule):
             decode = partial(checkpoint, decode, use_reentrant=False)
 
         def show_loss(k: int, loss: Tensor) -> None:
-            self.progress.stage(f"optimizing, iteration {k}, loss {loss.mean():.3f}")
+            self.progress.set_stage(f"optimizing, iteration {k}, loss {loss.mean():.3f}")
 
         selection = self.context.arms[batch.arm].select(
             seeds.float(),
