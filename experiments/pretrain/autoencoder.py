@@ -1,4 +1,4 @@
-"""Trains the embedded model's VAE: 64 x 64 pictures to 4 x 16 x 16 latents."""
+"""Trains the VAE of the embedded models: 64 x 64 images to 4 x 16 x 16 latents."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from rnri.validation import NonEmptyStr, dataclass
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal and vertical differences of neighboring pixels."""
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
 class Autoencoder(LightningModule):
-    """L1, squared and edge error plus a weak KL term; images in [-1, 1]."""
+    """L1, squared and edge errors plus a weak KL term; images in [-1, 1]."""
 
     def __init__(self, vae: AutoencoderKL, lr: float, steps: int, kl_weight: float) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @dataclass
 class PretrainAutoencoder:
-    """The task behind ``experiment=pretrain_autoencoder``; ``init_from`` continues from a saved VAE."""
+    """The task of ``experiment=pretrain_autoencoder``; ``init_from`` continues from a saved VAE."""
 
     corpus: NonEmptyStr | None
     output: NonEmptyStr
@@ -99,7 +100,7 @@ class PretrainAutoencoder:
         )
 
     def save(self, vae: AutoencoderKL, train: AugmentedEmojiImages, unseen: AugmentedEmojiImages) -> dict[str, float]:
-        """Sets the scaling factor to 1 / std of the latents of training pictures, saves, and measures."""
+        """Sets the scaling factor to 1 / std of the training latents, saves the VAE and returns its metrics."""
         sample = DataLoader(Subset(train, range(0, len(train), AUGMENTATIONS + 1)), 64)
         with torch.no_grad():
             latents = torch.cat([vae.encode(images * 2 - 1).latent_dist.mean for images, _ in sample])

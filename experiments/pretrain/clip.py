@@ -1,4 +1,4 @@
-"""Trains the small CLIP whose image features are SeedSelect's semantic loss; it never scores an experiment."""
+"""Trains the small CLIP of SeedSelect's semantic loss; no evaluation metric uses it."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ PROMPT = "a drawing of {phrase}"
 
 
 class CaptionedEmojiImages(Dataset):
-    """Pictures of the corpus split with a caption that fits: ``(picture, tokens [L], concept_id)``."""
+    """Images of the corpus split with matching captions: ``(image, tokens [L], concept_id)``."""
 
     def __init__(self, drawings: EmojiImages, tokenizer: CLIPTokenizer) -> None:
-        self.pictures = AugmentedEmojiImages(drawings)
+        self.images = AugmentedEmojiImages(drawings)
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        picture, concept = self.pictures[index]
-        row = self.pictures.drawings.rows[index // AUGMENTATIONS]
+        image, concept = self.images[index]
+        row = self.images.drawings.rows[index // AUGMENTATIONS]
         background = Augmentation.from_seed(index % AUGMENTATIONS).background
         template = TEMPLATES[torch.randint(len(TEMPLATES), ()).item()][0]
         caption = template.format(phrase=row["phrase"], style=row["style"], background=background)
-        return picture, tokenize(self.tokenizer, [caption])[0], concept
+        return image, tokenize(self.tokenizer, [caption])[0], concept
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True,
-                     return_tensors="pt").input_ids  # fmt: skip
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids, ``[B, MAX_TOKENS]``."""
+    options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(captions, **options).input_ids
 
 
 class ContrastiveModel(LightningModule):
-    """CLIP's symmetric loss; rows of one concept are not each other's negatives."""
+    """CLIP's symmetric loss; samples of the same concept are not negatives of each other."""
 
     def __init__(self, clip: CLIPModel, prompts: Tensor, lr: float, steps: int) -> None:
         super().__init__()
@@ -78,14 +79,14 @@ class ContrastiveModel(LightningModule):
 
 @torch.no_grad()
 def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
-    """Index of the prompt that fits each image best; ``images`` in [0, 1], ``prompts`` token ids ``[P, L]``."""
+    """Index ``[B]`` of the best matching prompt per image; ``images`` in [0, 1], ``prompts`` token ids ``[P, L]``."""
     pixels = normalize(images, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     return clip(input_ids=prompts, pixel_values=pixels).logits_per_image.argmax(-1)
 
 
 @dataclass
 class PretrainClip:
-    """The task behind ``experiment=pretrain_clip``."""
+    """The task of ``experiment=pretrain_clip``."""
 
     corpus: NonEmptyStr | None
     output: NonEmptyStr

@@ -1,4 +1,4 @@
-"""Trains the embedded text-to-image model: text encoder and UNet together, in the latents of a trained VAE."""
+"""Trains the text encoder and the U-Net of the embedded text-to-image model in the latents of a trained VAE."""
 
 from __future__ import annotations
 
@@ -36,35 +36,38 @@ from experiments.pretrain.training import (
 )
 from rnri.validation import NonEmptyStr, RandomSeed, UnitInterval, dataclass
 
-MAX_TOKENS = 24  # tokens with both marks; the corpus needs 19 at most
+MAX_TOKENS = 24  # per caption, with start and end token; the corpus needs at most 19
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learned on ``captions`` until each of their words is one token.
+    """A CLIP tokenizer trained on ``captions`` until each of their words is one token.
 
-    The same captions give the same ids, so that a resumed training knows its words again. The library breaks ties
-    differently every time, both in the numbers of letters and in the order of merges; but the words that come of them
-    are the same, and get the first numbers here.
+    The same captions give the same ids, as a resumed training requires. The library breaks ties randomly in the ids of
+    letters and in the order of merges, but the resulting words are always the same and get the first ids here.
     """
-    size = 4_000  # more than there are merges to learn, so that none is left out
+    size = 4_000  # more than the number of merges to learn
     trained = CLIPTokenizer().train_new_from_iterator(sorted(set(captions)), size, show_progress=False)
     learned = json.loads(trained.backend_tokenizer.to_str())["model"]
     special = [trained.bos_token, trained.eos_token]
     chunks = {chunk for caption in captions for chunk in caption.split()}
     words = sorted({token for chunk in chunks for token in trained.tokenize(chunk)})
     others = sorted(set(learned["vocab"]) - set(words) - set(special))
-    vocabulary = {token: number for number, token in enumerate([*special, *words, *others])}
+    vocabulary = {token: k for k, token in enumerate([*special, *words, *others])}
     merges = [tuple(pair) for pair in learned["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's own schedule."""
+    """The noise schedule of Stable Diffusion."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
@@ -84,14 +87,14 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
 
 
 def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -> UNet2DConditionModel:
-    """Plain top level (attention over 16 x 16 costs three times the step), cross-attention below."""
-    below = len(channels) - 1
+    """A U-Net with cross-attention except at the top level, where it would triple the cost of a step."""
+    attention_levels = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * below,
-        up_block_types=("CrossAttnUpBlock2D",) * below + ("UpBlock2D",),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * attention_levels,
+        up_block_types=("CrossAttnUpBlock2D",) * attention_levels + ("UpBlock2D",),
         block_out_channels=tuple(channels),
         layers_per_block=1,
         cross_attention_dim=text_width,
@@ -100,26 +103,26 @@ def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -
 
 
 class CaptionedLatents(Dataset):
-    """The caption corpus as ``(latent [4, h, w], tokens [L])``; each distinct picture is encoded once.
+    """The caption corpus as ``(latent [4, h, w], tokens [L])``; each distinct image is encoded once.
 
     Args:
-        corpus: its folder.
+        corpus: folder of the corpus.
         vae, tokenizer: of the model to train.
-        cache: file of the latents, written unless it exists.
-        pictures: use so many pictures, always the same ones, with all captions of theirs; None: all.
+        cache: file of the latents, written if it does not exist.
+        max_images: number of images to use with all their captions, a fixed random subset; None is all.
     """
 
     def __init__(
-        self, corpus: str, vae: AutoencoderKL, tokenizer: CLIPTokenizer, cache: Path, pictures: int | None = None
+        self, corpus: str, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, cache: Path, max_images: int | None = None
     ) -> None:
         table = read_table(Path(corpus) / "captions.parquet")
         shown = list(zip(table["image_id"], table["augmentation_seed"], strict=True))
         distinct = sorted(set(shown))
-        if pictures is not None:
-            distinct = sorted(random.Random(0).sample(distinct, min(pictures, len(distinct))))
-        composite = {picture: row for row, picture in enumerate(distinct)}
-        self.rows = torch.tensor([composite[picture] for picture in shown if picture in composite])
-        self.texts = [text for text, picture in zip(table["caption"], shown, strict=True) if picture in composite]
+        if max_images is not None:
+            distinct = sorted(random.Random(0).sample(distinct, min(max_images, len(distinct))))
+        row_of = {pair: row for row, pair in enumerate(distinct)}
+        self.rows = torch.tensor([row_of[pair] for pair in shown if pair in row_of])
+        self.texts = [text for text, pair in zip(table["caption"], shown, strict=True) if pair in row_of]
         self.tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.latents = self._latents(EmojiImages(corpus, ["corpus"]), distinct, vae, cache)
 
@@ -127,7 +130,7 @@ class CaptionedLatents(Dataset):
     @torch.no_grad()
     def _latents(
         drawings: EmojiImages,
-        pictures: list[tuple[int, int]],
+        pairs: list[tuple[int, int]],
         vae: AutoencoderKL,
         cache: Path,
         batch_size: int = 64,
@@ -135,9 +138,9 @@ class CaptionedLatents(Dataset):
         if cache.is_file():
             return load_file(cache)["latents"]
         latents = []
-        for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures"):
-            batch = [drawings.render(i, Augmentation.from_seed(s)) for i, s in pictures[start : start + batch_size]]
-            images = torch.stack([torch.from_numpy(picture) for picture in batch]).float() / 127.5 - 1
+        for start in tqdm(range(0, len(pairs), batch_size), desc="encoding images"):
+            batch = [drawings.render(i, Augmentation.from_seed(s)) for i, s in pairs[start : start + batch_size]]
+            images = torch.stack([torch.from_numpy(image) for image in batch]).float() / 127.5 - 1
             latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).contiguous())
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_file({"latents": torch.cat(latents)}, cache)
@@ -151,7 +154,7 @@ class CaptionedLatents(Dataset):
 
 
 class Prompts(Dataset):
-    """What the sample grids show."""
+    """Prompts of the sample grids."""
 
     def __init__(self, prompts: list[str]) -> None:
         self.prompts = prompts
@@ -164,15 +167,19 @@ class Prompts(Dataset):
 
 
 class DenoiserTraining(LightningModule):
-    """Noise prediction with min-SNR weights (Hang et al. 2023, gamma = 5), which converges several times sooner."""
+    """Noise prediction with min-SNR weights (Hang et al. 2023, gamma = 5), which converges several times faster."""
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, lr: float, steps: int, decay_from: float, drop_caption: float
+        self, pipeline: StableDiffusionPipeline, lr: float, steps: int, *, decay_from: float, drop_caption: float
     ) -> None:
         super().__init__()
-        self.unet, self.text_encoder = pipeline.unet.train(), pipeline.text_encoder.train()
+        self.unet = pipeline.unet.train()
+        self.text_encoder = pipeline.text_encoder.train()
         self.pipeline = Unregistered(pipeline)
-        self.lr, self.steps, self.decay_from, self.drop_caption = lr, steps, decay_from, drop_caption
+        self.lr = lr
+        self.steps = steps
+        self.decay_from = decay_from
+        self.drop_caption = drop_caption
         self.register_buffer("alpha_bar", pipeline.scheduler.alphas_cumprod, persistent=False)
         empty = pipeline.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
         self.register_buffer("empty", empty, persistent=False)
@@ -208,13 +215,13 @@ class DenoiserTraining(LightningModule):
 
 @dataclass
 class PretrainDenoiser:
-    """The task behind ``experiment=pretrain_denoiser``; ``init_from`` continues from a saved pipeline."""
+    """The task of ``experiment=pretrain_denoiser``; ``init_from`` continues from a saved pipeline."""
 
     corpus: NonEmptyStr | None
     vae: NonEmptyStr
     output: NonEmptyStr
     batch_size: PositiveInt
-    lr: NonNegativeFloat  # 0 leaves the weights as they are
+    lr: NonNegativeFloat  # 0 keeps the weights
     decay_from: UnitInterval
     drop_caption: UnitInterval
     channels: Annotated[Sequence[PositiveInt], MinLen(1)]
@@ -232,8 +239,10 @@ class PretrainDenoiser:
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
-        data = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache)
-        module = DenoiserTraining(pipeline, self.lr, trainer.max_steps, self.decay_from, self.drop_caption)
+        data = CaptionedLatents(self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache=cache)
+        module = DenoiserTraining(
+            pipeline, self.lr, trainer.max_steps, decay_from=self.decay_from, drop_caption=self.drop_caption
+        )
         fit(trainer, module, ImageDataModule(data, Prompts(list(self.prompts)), self.batch_size, self.seed))
         save_pipeline(pipeline, self.output)
         report(trainer, {"steps": trainer.global_step, **final_loss(trainer)})
@@ -256,7 +265,7 @@ class PretrainDenoiser:
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """``save_pretrained`` in half precision, part by part."""
+    """Saves the pipeline in float16."""
     pipeline.save_pretrained(folder)
     for name in ("unet", "text_encoder", "vae"):
         save_fp16(getattr(pipeline, name), Path(folder) / name)

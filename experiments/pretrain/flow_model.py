@@ -1,4 +1,4 @@
-"""The embedded flow-matching model: a Stable Diffusion 3 transformer, how it is built, run, sampled and saved."""
+"""The embedded flow-matching model, a small Stable Diffusion 3: building, evaluation, sampling and saving."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ T5_TOKENS = 256  # zero embeddings that SD3's pipeline appends in place of a mis
 
 
 def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithProjection:
-    """The first ``layers`` layers of ``start``, then layers without effect; the projection is the identity.
+    """The first ``layers`` layers of ``start``, padded with layers without effect; the projection is the identity.
 
-    SD3 reads the states before the last layer and the pooled ones after it. A layer more than ``start`` has adds
-    nothing to its input, so that the states are those of ``start``'s last layer.
+    SD3 reads the hidden states before the last layer and the pooled states after it. An extra layer outputs its input,
+    so that with one layer more than ``start`` these are the states of the last layer of ``start``.
     """
     config = type(start.config).from_dict(start.config.to_dict() | {"num_hidden_layers": layers})
     encoder = CLIPTextModelWithProjection(config)
     inner = encoder.text_model
-    known = {name: tensor for name, tensor in start.state_dict().items() if name in inner.state_dict()}
+    shared = {name: tensor for name, tensor in start.state_dict().items() if name in inner.state_dict()}
     with torch.no_grad():
-        for name in inner.load_state_dict(known, strict=False).missing_keys:
-            if "out_proj" in name or "fc2" in name:  # what a layer adds to its input comes out of these two
+        for name in inner.load_state_dict(shared, strict=False).missing_keys:
+            if "out_proj" in name or "fc2" in name:  # the outputs of both residual branches
                 inner.get_parameter(name).zero_()
         nn.init.eye_(encoder.text_projection.weight)
     return encoder.eval()
 
 
 def build_transformer(
-    vae: nn.Module, text_width: int, pooled_width: int, width: int, layers: int, heads: int
+    vae: nn.Module, *, text_width: int, pooled_width: int, width: int, layers: int, heads: int
 ) -> SD3Transformer2DModel:
-    """Modulations and output begin at zero (adaLN-Zero, Peebles and Xie 2023): every block begins as the identity."""
+    """A transformer whose modulations and output are initialized to zero (adaLN-Zero, Peebles and Xie 2023)."""
     side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     transformer = SD3Transformer2DModel(
         sample_size=side,
@@ -83,20 +83,22 @@ def build_transformer(
 
 @torch.no_grad()
 def standardize(layer: nn.Linear, inputs: Tensor) -> None:
-    """Folds the standardizing of each feature of ``inputs [..., D]`` into the weights.
+    """Folds the standardization of each feature of ``inputs [..., D]`` into the weights of ``layer``.
 
-    CLIP's states before the final norm have features hundreds of times larger than others.
+    Some features of CLIP's states before the final norm are hundreds of times larger than others.
     """
-    mean, std = inputs.flatten(0, -2).mean(0), inputs.flatten(0, -2).std(0).clamp(min=1e-3)
+    features = inputs.flatten(0, -2)
+    mean = features.mean(0)
+    std = features.std(0).clamp(min=1e-3)
     layer.weight /= std
     layer.bias -= layer.weight @ mean
 
 
 class MergedPaddingAttention:
-    """SD3's joint attention with a mask over its keys.
+    """SD3's joint attention with an additive mask over its keys.
 
-    The tokens of zeros that stand for a missing T5 are all alike and stay so: the context has no positions. In the
-    softmax n of them count as one whose logit is higher by log n, which makes a training step cost a quarter.
+    The zero tokens that replace a missing T5 stay equal, because the context has no positional embedding. In the
+    softmax n equal tokens are one token whose logit is increased by log n. A training step then costs a quarter.
     """
 
     def __call__(
@@ -117,34 +119,35 @@ class MergedPaddingAttention:
 
 
 def split_heads(x: Tensor, count: int) -> Tensor:
-    """``[B, L, D]`` to ``[B, heads, L, D / heads]``"""
+    """Reshapes ``[B, L, D]`` to ``[B, heads, L, D / heads]``."""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
 @contextmanager
-def processor(transformer: SD3Transformer2DModel, other: object) -> Iterator[None]:
-    """Attention by another processor for a while."""
-    usual = transformer.attn_processors
-    transformer.set_attn_processor(other)
+def attention_processor(transformer: SD3Transformer2DModel, processor: object) -> Iterator[None]:
+    """Sets an attention processor for the duration of the block."""
+    original = transformer.attn_processors
+    transformer.set_attn_processor(processor)
     try:
         yield
     finally:
-        transformer.set_attn_processor(usual)
+        transformer.set_attn_processor(original)
 
 
 class Velocity:
-    """The transformer as the pipeline runs it, with one token for all the zeros.
+    """The transformer as the pipeline evaluates it, with one merged token for all zero tokens.
 
     Args:
-        transformer: with processors of :class:`OneForMany`.
-        states: CLIP states of every caption ``[captions, L, D]``; pooled: ``[captions, P]``.
+        transformer: with :class:`MergedPaddingAttention` as attention processor.
+        states: CLIP states of every caption, ``[captions, L, D]``.
+        pooled: pooled CLIP states of every caption, ``[captions, P]``.
     """
 
     def __init__(self, transformer: SD3Transformer2DModel, states: Tensor, pooled: Tensor) -> None:
         self.transformer, self.states, self.pooled = transformer, states, pooled
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor, zeros: Tensor) -> Tensor:
-        """Velocity ``[B, 4, h, w]`` at ``sigma [B]``, where ``zeros [B]`` tokens of zeros follow the caption's."""
+        """Velocity ``[B, 4, h, w]`` at ``sigma [B]``; ``zeros [B]`` zero tokens follow those of the caption."""
         text = F.pad(self.states[captions], (0, 0, 0, 1))
         size = self.transformer.config.patch_size
         keys = x.shape[-2] * x.shape[-1] // size**2 + text.shape[1]
@@ -156,38 +159,44 @@ class Velocity:
 
 
 def latent_shape(pipeline: StableDiffusion3Pipeline) -> tuple[int, int, int]:
+    """``(C, h, w)`` of the latents."""
     config = pipeline.transformer.config
     return config.in_channels, config.sample_size, config.sample_size
 
 
 @torch.no_grad()
 def sample_images(
-    pipeline: StableDiffusion3Pipeline, prompts: list[str], seeds: Tensor, steps: int, guidance: float
+    pipeline: StableDiffusion3Pipeline, prompts: list[str], seeds: Tensor, *, steps: int, guidance: float
 ) -> Tensor:
-    """The pipeline's own images ``[B, 3, H, W]`` in [0, 1], at the lower cost of :class:`OneForMany`."""
+    """Images ``[B, 3, H, W]`` in [0, 1], equal to those of the pipeline.
+
+    The attention processor must be :class:`MergedPaddingAttention`.
+    """
     states, pooled = clip_states(pipeline, ["", *prompts])
     velocity = Velocity(pipeline.transformer, states, pooled)
     scheduler = deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(steps)
-    told, x = 1 + torch.arange(len(prompts)), seeds
-    captions = torch.cat([torch.full_like(told, UNCONDITIONAL_INDEX), told])
+    x = seeds
+    conditional = 1 + torch.arange(len(prompts))
+    captions = torch.cat([torch.full_like(conditional, UNCONDITIONAL_INDEX), conditional])
+    zeros = torch.full_like(captions, T5_TOKENS)
     for t in scheduler.timesteps:
         sigma = (t / TIMESTEPS).expand(len(captions))
-        without, with_text = velocity(torch.cat([x, x]), sigma, captions, torch.full_like(captions, T5_TOKENS)).chunk(2)
-        x = scheduler.step(without + guidance * (with_text - without), t, x, return_dict=False)[0]
+        unconditional, with_text = velocity(torch.cat([x, x]), sigma, captions, zeros).chunk(2)
+        x = scheduler.step(unconditional + guidance * (with_text - unconditional), t, x, return_dict=False)[0]
     x = x / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
     return (pipeline.vae.decode(x).sample / 2 + 0.5).clamp(0, 1)
 
 
 @torch.no_grad()
 def clip_states(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """``[B, L, D]`` without the zeros, and pooled ``[B, P]``, as the pipeline makes them."""
+    """CLIP states ``[B, L, D]`` of the pipeline without zero tokens, and pooled states ``[B, P]``."""
     encoded = pipeline.encode_prompt(captions, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
     return encoded[0], encoded[2]
 
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
-    """``save_pretrained`` in half precision, part by part, with a third text encoder that says nothing."""
+    """Saves the pipeline in float16 with a third text encoder that outputs zeros."""
     pipeline = StableDiffusion3Pipeline(**pipeline.components | zero_t5_embeddings(pipeline.transformer.config))
     pipeline.save_pretrained(folder)
     for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
@@ -195,10 +204,9 @@ def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> Non
 
 
 def zero_t5_embeddings(transformer: FrozenDict) -> dict[str, object]:
-    """A T5 of one unit whose states are the zeros that SD3's pipeline takes for a missing T5, and its tokenizer.
+    """A one-unit T5 that outputs the zeros of SD3's pipeline without T5, and its tokenizer.
 
-    ``DiffusionPipeline.from_pretrained`` loads a Stable Diffusion 3 folder only with all three text encoders, unless it
-    is told otherwise.
+    By default ``DiffusionPipeline.from_pretrained`` requires all three text encoders in a Stable Diffusion 3 folder.
     """
     tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in "\u2581" + ascii_lowercase)]
     width = transformer.joint_attention_dim

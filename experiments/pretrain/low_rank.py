@@ -1,4 +1,4 @@
-"""Low-rank differences to the weights of a frozen network, trained merged and saved as a LoRA."""
+"""Low-rank updates of a frozen network, merged into its weights for training and saved as a LoRA."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-EXCLUDED_LAYERS = ("conv_in", "conv_out")  # four channels on one side: nothing there is of low rank
+EXCLUDED_LAYERS = ("conv_in", "conv_out")  # one side has four channels: an update is not of low rank
 
 
 class LowRank(nn.Module):
-    """``W + B A`` for every linear and convolutional weight ``W`` of a network but its first and last layer.
+    """``W + B A`` for every linear and convolutional weight ``W`` of a network except its first and last layer.
 
-    LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum is formed once a step instead of
-    running ``A`` and ``B`` beside each layer: with a batch of pictures that is the cheaper form, and the network's
-    own modules stay as they are. The network is neither trained nor part of this module's state.
+    LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum is formed once per step, which is
+    cheaper for a batch of images than separate layers ``A`` and ``B``, and the modules of the network stay unchanged.
+    The network is not trained and not part of the state of this module.
 
     Args:
         network: the frozen network.
-        rank: of the differences; a layer with fewer channels takes as many as it has.
+        rank: of the updates, at most the number of channels of a layer.
     """
 
     def __init__(self, network: nn.Module, rank: int) -> None:
@@ -43,24 +43,24 @@ class LowRank(nn.Module):
         self.frozen = _Frozen(network)
 
     def weights(self) -> dict[str, Tensor]:
-        """The changed weights by the network's own names."""
-        named = zip(self.layers, self.down, self.up, strict=True)
-        return {f"{name}.weight": self._base(name) + _product(up, down) for name, down, up in named}
+        """The updated weights by their names in the network."""
+        layers = zip(self.layers, self.down, self.up, strict=True)
+        return {f"{name}.weight": self._base(name) + _product(up, down) for name, down, up in layers}
 
     def _base(self, layer: str) -> Tensor:
         return self.frozen.network.get_submodule(layer).weight
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-        """What the network with ``weights`` makes of ``inputs``: ``[B, C, h, w]`` in single precision."""
+        """Output of the network with ``weights``, ``[B, C, h, w]`` in float32."""
         return functional_call(self.frozen.network, dict(weights), inputs, {"return_dict": False})[0].float()
 
     @torch.no_grad()
-    def follow(self, other: LowRank, decay: float) -> None:
-        """Exponential moving average of ``other``."""
+    def update_average(self, other: LowRank, decay: float) -> None:
+        """Updates this module as an exponential moving average of ``other``."""
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
 
     def peft_state_dict(self) -> dict[str, Tensor]:
-        """The state as ``StableDiffusionPipeline.save_lora_weights`` takes it, in half precision."""
+        """State for ``StableDiffusionPipeline.save_lora_weights``, in float16."""
         state = {}
         for name, down, up in zip(self.layers, self.down, self.up, strict=True):
             kernel = (1, 1) * (down.dim() == 4)
@@ -70,7 +70,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
-        """Takes the weights of a LoRA that :meth:`layers_of_peft` wrote. ValueError unless all are there and fit."""
+        """Loads a LoRA saved from :meth:`peft_state_dict`; ValueError if a weight is missing or has another shape."""
         try:
             state = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
             for name, down, up in zip(self.layers, self.down, self.up, strict=True):
@@ -78,12 +78,12 @@ class LowRank(nn.Module):
                 up.copy_(state[f"unet.{name}.lora_B.weight"].flatten(1))
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"task.init_from={folder!r} is no folder of a LoRA of this model and rank ({error}): name another."
+                f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give another."
             ) from None
 
 
 class _Frozen:
-    """Keeps the network out of the module's state and parameters."""
+    """Hides the network from the state and the parameters of a module."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What the trainings share: the optimizer's schedule, EMA, checkpoints by the clock, and saving in half."""
+"""Shared by all trainings: optimizer and learning-rate schedule, data module, checkpoints, and saving in float16."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ Model = TypeVar("Model")
 
 
 def adamw(
-    module: nn.Module | list[dict], lr: float, steps: int, warmup: int, decay_from: float, weight_decay: float = 0.01
+    module: nn.Module | list[dict],
+    lr: float,
+    steps: int,
+    *,
+    warmup: int,
+    decay_from: float,
+    weight_decay: float = 0.01,
 ) -> dict:
-    """AdamW under a warm-up, a plateau and a linear decay to zero that starts at ``decay_from`` of ``steps``.
+    """AdamW with warm-up, a plateau and a linear decay to zero that starts at the fraction ``decay_from`` of ``steps``.
 
-    ``module`` may be groups of parameters with rates of their own.
-
-    A plateau lets a training be prolonged from its last checkpoint without having decayed too early.
+    ``module`` may be a list of parameter groups. Because of the plateau, a training can be extended from a checkpoint.
     """
 
     def factor(step: int) -> float:
-        left = max(steps - step, 0) / max(steps * (1 - decay_from), 1)
-        return min((step + 1) / warmup, 1.0, left)
+        decay = max(steps - step, 0) / max(steps * (1 - decay_from), 1)
+        return min((step + 1) / warmup, 1.0, decay)
 
     parameters = module.parameters() if isinstance(module, nn.Module) else module
     optimizer: Optimizer = AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -49,9 +53,9 @@ def adamw(
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders over two datasets. Worker processes only cost where everything is in memory.
+    """Loaders of a training and a validation set; a training set smaller than ``batch_size`` is one batch.
 
-    A training set smaller than a batch is one batch.
+    ``workers`` processes read the images; 0 is fastest for images in memory.
     """
 
     def __init__(
@@ -63,8 +67,9 @@ class ImageDataModule(LightningDataModule):
         self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        step = self.trainer.global_step if self.trainer else 0  # a training that goes on sees other batches
-        generator, batch_size = torch.Generator().manual_seed(self.seed + step), min(self.batch_size, len(self.train))
+        step = self.trainer.global_step if self.trainer else 0  # a resumed training sees other batches
+        generator = torch.Generator().manual_seed(self.seed + step)
+        batch_size = min(self.batch_size, len(self.train))
         return DataLoader(
             self.train, batch_size, shuffle=True, drop_last=True, generator=generator, **self.workers
         )  # fmt: skip
@@ -74,27 +79,27 @@ class ImageDataModule(LightningDataModule):
 
 
 def fastest_precision() -> str:
-    """Lightning's name of bfloat16 autocast where the hardware multiplies in it, else of single precision.
+    """Lightning's precision: bfloat16 autocast if the hardware supports it natively, else float32.
 
-    A CPU without such units emulates it, several times slower than single precision.
+    A CPU without native support emulates bfloat16, several times slower than float32.
     """
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot say
-        native = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older PyTorch
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if native else "32-true"
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
-    """Trains from the run folder's last checkpoint if there is one, so that a killed training goes on."""
+    """Trains, resuming from the last checkpoint in the run folder if there is one."""
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     last = Path(str(checkpoint.dirpath)) / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=False)
 
 
 def check_output(folder: str | Path) -> None:
-    """ValueError, before a training begins, unless its model can be written to ``folder``."""
+    """ValueError, before the training starts, unless ``folder`` is writable."""
     try:
         check_writable(Path(folder) / "config.json")
     except CannotWrite as error:
@@ -102,33 +107,36 @@ def check_output(folder: str | Path) -> None:
 
 
 def load_pretrained(model: type[Model], key: str, folder: str, **options: Any) -> Model:
-    """The model of diffusers saved in ``folder``, which is the value of ``key``. ValueError unless it loads."""
+    """Loads a diffusers model from ``folder``, the value of the config key ``key``; ValueError if that fails."""
     try:
         return model.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # of safetensors, of JSON and of diffusers
-        said = " ".join(str(error).split())
-        raise ValueError(
-            f"{key}={folder!r} is no folder of {model.__name__} ({said}): name one that holds it."
-        ) from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key}={folder!r} is not a folder of {model.__name__} ({reason}): give one.") from None
 
 
 def final_loss(trainer: Trainer) -> dict[str, float]:
-    """The loss of the last step; nothing where the training had ended before and made none."""
+    """The loss of the last step; empty if a finished training was run again."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
 
 @dataclass(frozen=True)
 class Unregistered:
-    """Keeps a pipeline's other parts out of a Lightning module and so out of its checkpoints."""
+    """Wraps a pipeline so that a Lightning module does not register it, which would add it to checkpoints."""
 
     value: DiffusionPipeline
 
 
+def sample_seeds(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal seeds ``[count, *shape]``; seed k depends only on k."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(count)])
+
+
 def save_grid(images: Tensor, trainer: Trainer) -> None:
-    """``images [B, 3, H, W]`` in [0, 1] as one picture in ``samples`` of the run folder, named by the step.
+    """Saves ``images [B, 3, H, W]`` in [0, 1] as one grid in ``samples`` of the run folder, named by the step.
 
     Raises:
-        NotFinite: NaN or infinity among them.
+        NonFiniteError: they contain NaN or infinity.
     """
     folder = Path(trainer.default_root_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,17 +145,16 @@ def save_grid(images: Tensor, trainer: Trainer) -> None:
 
 
 def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
-    """Prints what a training came to and leaves it in ``results.json`` of the run folder."""
+    """Prints the results of a training and writes them to ``results.json`` in the run folder."""
     print(json.dumps(results))
     if trainer.is_global_zero:
         (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def save_fp16(model: nn.Module, folder: str | Path) -> None:
-    """``save_pretrained`` with weights in half precision; the config asks for single precision at load time.
+    """``save_pretrained`` with float16 weights and a config that loads them as float32.
 
-    transformers loads a checkpoint in the precision its config names; diffusers in single unless told otherwise.
-    Without the correction a pipeline loaded with defaults would mix the two.
+    By default transformers loads the dtype in its config and diffusers float32; a pipeline would mix the two.
     """
     deepcopy(model).half().save_pretrained(folder)
     config = Path(folder) / "config.json"
