@@ -32,8 +32,8 @@ SOURCE_SPLITS = ("reference", "fid")  # drawings on which the model was not trai
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of an edit: a drawing on a background."""
+class EditImage:
+    """One image of an edit: a drawing (a row of the corpus) on a background."""
 
     row: dict
     augmentation: Augmentation
@@ -46,12 +46,12 @@ class Side:
 
 @dataclass(frozen=True)
 class PlannedEdit:
-    """An edit from one side to the other. ``changed`` is the part of the prompt that differs."""
+    """An edit of one image into another. ``changed`` is the part of the prompt that differs."""
 
     name: str
     changed: str
-    source: Side
-    target: Side
+    source: EditImage
+    target: EditImage
 
     @property
     def kind(self) -> int:
@@ -80,7 +80,7 @@ def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Itera
             if planned == count:
                 break
             augmentation = Augmentation.from_seed(int(rng.integers(AUGMENTATIONS)))
-            edit = _plan_edit(name, Side(sources[k], augmentation), rows, rng)
+            edit = _plan_edit(name, EditImage(sources[k], augmentation), rows, rng)
             if edit is not None and (~mask_of(drawings, edit)).mean() >= MIN_BACKGROUND:
                 planned += 1
                 yield edit
@@ -90,13 +90,13 @@ def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Itera
             )
 
 
-def _plan_edit(name: str, source: Side, rows: Sequence[dict], rng: np.random.Generator) -> PlannedEdit | None:
+def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.random.Generator) -> PlannedEdit | None:
     """A random edit of ``source``, or None if the corpus has no drawing for its target."""
     row = source.row
     if name == "background":
         others = [color for color in BACKGROUNDS if color != source.augmentation.background]
         color = others[rng.integers(len(others))]
-        return PlannedEdit(name, name, source, Side(row, replace(source.augmentation, background=color)))
+        return PlannedEdit(name, name, source, EditImage(row, replace(source.augmentation, background=color)))
     if name == "concept":
         others = [r for r in rows if r["style"] == row["style"] and r["concept"] != row["concept"]]
     else:
@@ -105,20 +105,21 @@ def _plan_edit(name: str, source: Side, rows: Sequence[dict], rng: np.random.Gen
         ]
     if not others:
         return None
-    target = Side(others[rng.integers(len(others))], source.augmentation)
+    target = EditImage(others[rng.integers(len(others))], source.augmentation)
     return PlannedEdit(name, "phrase" if name == "concept" else "style", source, target)
 
 
 def _has_target_style(name: str, style: str, other: str) -> bool:
     """Whether ``other`` is another designer's style, or ``style`` with a word ``added`` or ``removed``."""
-    added, removed = other.endswith(f" {style}"), style.endswith(f" {other}")
+    added = other.endswith(f" {style}")
+    removed = style.endswith(f" {other}")
     return {"style": style != other and not added and not removed, "added": added, "removed": removed}[name]
 
 
 def mask_of(drawings: EmojiImages, edit: PlannedEdit) -> np.ndarray:
     """Where the images of an edit may differ, from the drawings' alpha channels: bool ``[H,W]``."""
-    alphas = [_alpha(drawings.images[side.row["image_id"]], side.augmentation) for side in (edit.source, edit.target)]
-    mask = alphas[0] < 255 if edit.changed == "background" else (alphas[0] > 0) | (alphas[1] > 0)
+    source, target = (_alpha(drawings.images[e.row["image_id"]], e.augmentation) for e in (edit.source, edit.target))
+    mask = source < 255 if edit.changed == "background" else (source > 0) | (target > 0)
     widened = Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * MASK_MARGIN + 1))
     return np.asarray(widened) > 0
 
@@ -160,10 +161,10 @@ def write(folder: Path, corpus: str | Path) -> int:
 
 def _write_edit(folder: Path, key: str, edit: PlannedEdit, drawings: EmojiImages) -> dict:
     """Write the images of an edit; returns its entry in the mapping file."""
-    for side, name in ((edit.source, f"{edit.name}/{key}.png"), (edit.target, f"{edit.name}/{key}_target.png")):
+    for edit_image, name in ((edit.source, f"{edit.name}/{key}.png"), (edit.target, f"{edit.name}/{key}_target.png")):
         path = folder / IMAGES / name
         path.parent.mkdir(exist_ok=True)
-        image = composite(drawings.images[side.row["image_id"]], side.augmentation)
+        image = composite(drawings.images[edit_image.row["image_id"]], edit_image.augmentation)
         image.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(path)
     scale = SIDE // drawings.size[0]
     before, after = edit.words

@@ -11,11 +11,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from experiments.cache.store import UnitStore
-from experiments.runtime.device import synchronize
 from experiments.editing.jobs import ATTENTION_EDITS, GROUND_TRUTH, NONE, EditingModel, EditJob
 from experiments.evaluation.editing_metrics import EditingNetworks
 from experiments.evaluation.registry import EDITING
 from experiments.finite import mask_nonfinite, select_finite
+from experiments.runtime.device import synchronize
 from experiments.runtime.progress import Progress
 from rnri import Inversion, LatentDiffusion
 from rnri.editing import Editor, edit_latents

@@ -23,7 +23,6 @@ from pydantic import PositiveFloat, PositiveInt
 from experiments.base import Networks
 from experiments.cache.key import fingerprint_config
 from experiments.cache.store import UnitStore
-from experiments.runtime.device import numerics
 from experiments.editing import make_benchmark
 from experiments.editing.benchmark import KINDS, BenchmarkEdit, read_benchmark
 from experiments.editing.jobs import (
@@ -47,6 +46,7 @@ from experiments.evaluation.editing_networks import (
 )
 from experiments.evaluation.registry import EDITING
 from experiments.planning.cost import Cost, StagePlan, estimate_seconds
+from experiments.runtime.device import numerics
 from experiments.runtime.progress import Progress, print_estimate
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import ResumableRun, run_stages

@@ -43,7 +43,9 @@ def test_benchmark_has_every_kind(edits):
 
 def test_ground_truth_differs_only_inside_the_mask(edits):
     for edit in edits:
-        image, target, mask = edit.load_image(SIZE), edit.load_image(SIZE, target=True), inner(edit)
+        image = edit.load_image(SIZE)
+        target = edit.load_image(SIZE, target=True)
+        mask = inner(edit)
         assert torch.equal(image[:, ~mask], target[:, ~mask])
         assert (image != target).any() and (~mask).float().mean() >= make_benchmark.MIN_BACKGROUND
 

@@ -29,9 +29,10 @@ def test_edited_region_does_not_affect_scores():
     images, originals = random_images()
     mask = left_half_mask()
     changed = torch.where(mask[:, None], torch.rand_like(images), images)
-    one, other = background_scores(images, originals, mask), background_scores(changed, originals, mask)
+    scores = background_scores(images, originals, mask)
+    changed_scores = background_scores(changed, originals, mask)
     for name in ("psnr", "mse", "original_psnr", "original_mse", "original_ssim"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name))
+        torch.testing.assert_close(getattr(scores, name), getattr(changed_scores, name))
 
 
 def test_original_ssim_is_that_of_masked_images():

@@ -42,7 +42,8 @@ def test_blur_and_downsample_matches_scipy():
 
 def test_distance_is_symmetric_and_grows_with_the_difference(file):
     lpips = load_lpips(file)
-    images, others = random_images(0), random_images(1)
+    images = random_images(0)
+    others = random_images(1)
     assert torch.equal(lpips(images, images), torch.zeros(3))
     far = lpips(images, others)
     torch.testing.assert_close(far, lpips(others, images))
@@ -53,7 +54,8 @@ def test_distance_is_symmetric_and_grows_with_the_difference(file):
 
 def test_layers_use_the_weights_of_the_file(file):
     lpips = load_lpips(file)
-    a, b = lpips.feature_maps(random_images(0)), lpips.feature_maps(random_images(1))
+    a = lpips.feature_maps(random_images(0))
+    b = lpips.feature_maps(random_images(1))
     weights = [torch.load(file)[f"lin{k}.model.1.weight"] for k in range(5)]
     expected = sum(
         ((F.normalize(x) - F.normalize(y)) ** 2 * w).sum(1).mean((1, 2)) for x, y, w in zip(a, b, weights, strict=True)

@@ -25,7 +25,8 @@ def test_bootstrap_interval_matches_the_normal_approximation():
 
 
 def test_bootstrap_resamples_whole_groups():
-    values, groups = [0.0] * 40 + [1.0] * 40, ["a"] * 40 + ["b"] * 40
+    values = [0.0] * 40 + [1.0] * 40
+    groups = ["a"] * 40 + ["b"] * 40
     assert bootstrap_interval(values, groups, seed=0) == (0.0, 1.0)
     low, high = bootstrap_interval(values, seed=0)
     assert 0.3 < low < high < 0.7
@@ -41,7 +42,8 @@ def test_frechet_distance_matches_the_formula():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(60, 5, generator=generator, dtype=torch.float64)
     b = 1.5 * torch.randn(50, 5, generator=generator, dtype=torch.float64) + 0.3
-    ca, cb = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
+    ca = np.cov(a.numpy(), rowvar=False)
+    cb = np.cov(b.numpy(), rowvar=False)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
@@ -89,9 +91,11 @@ def test_distances_need_two_images_per_set(distance, count):
 
 def test_kernel_distance_keeps_the_global_generator_unchanged():
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(80, 8, generator=generator), torch.randn(80, 8, generator=generator)
+    a = torch.randn(80, 8, generator=generator)
+    b = torch.randn(80, 8, generator=generator)
     before = torch.get_rng_state()
-    near, far = kernel_distance(a, b), kernel_distance(a, b + 1)
+    near = kernel_distance(a, b)
+    far = kernel_distance(a, b + 1)
     assert (torch.get_rng_state() == before).all()
     assert far > 5 * abs(near) and kernel_distance(a, b + 1) == far
 
@@ -117,7 +121,8 @@ def test_ssim_is_computed_per_image():
 
 def test_perceptual_distance_is_symmetric_and_per_image():
     classifier = load_classifier("assets/models/classifier")
-    images, others = random_images(3, 0), random_images(3, 1)
+    images = random_images(3, 0)
+    others = random_images(3, 1)
     assert torch.equal(perceptual_distance(classifier, images, images), torch.zeros(3))
     values = perceptual_distance(classifier, images, others)
     torch.testing.assert_close(values, perceptual_distance(classifier, others, images))
@@ -133,7 +138,8 @@ def test_perceptual_distance_by_hand():
         def feature_maps(self, images):
             return [images[:, :2], images[:, 2:]]
 
-    a, b = torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2)
+    a = torch.zeros(1, 4, 1, 2)
+    b = torch.zeros(1, 4, 1, 2)
     a[0, 0], b[0, 1] = 3.0, 0.5  # orthogonal in the first layer: squared distance 2
     a[0, 2, 0, 0], b[0, 2, 0, 0] = 1.0, 7.0  # parallel in the second layer: distance 0
     torch.testing.assert_close(perceptual_distance(TwoLayers(), a, b), torch.tensor([1.0]))
