@@ -1,5 +1,5 @@
-"""Lightning tasks that join the core packages and write down what they measure; none of the core's mathematics."""
+"""Experiments with rnri, nao and seedselect: Lightning tasks, evaluation and reports."""
 
 from experiments.config.project import register
 
-register()  # configs that are composed outside `train.py` name embedded files too
+register()  # configs that other programs compose also refer to files of the project

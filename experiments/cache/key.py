@@ -1,40 +1,77 @@
-"""What an object was built with, as plain data: the part of a cache key that tells one method from another."""
+"""Cache keys: the settings of an object as plain data, so that equal settings find stored results again."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, singledispatch
 from typing import Any
 
+PROJECT = ("rnri", "nao", "seedselect", "experiments")
+"""Packages whose classes and functions are named without their module, so that moving them keeps the cache."""
 
-def describe(value: Any) -> Any:
-    """JSON-able description of dataclasses, partial functions and containers, defaults included.
 
-    Two objects have the same description only if they compute the same, as long as no function's code changes (see
-    :data:`experiments.cache.store.RULES`).
+def fingerprint_config(value: Any) -> Any:
+    """Return a JSON-serializable description of dataclasses, partial functions and containers, defaults included.
+
+    Two objects have the same description only if they compute the same, as long as the code does not change (see
+    :data:`experiments.cache.store.CACHE_VERSION`). A class or function of this project is described by its bare name,
+    or by its attribute ``cache_name``. ``tests/experiments/cache/test_key.py`` checks that these names are unique.
 
     Raises:
-        TypeError: anything whose settings cannot be seen; a lambda or a function within another, for its name does not
-            tell it from others.
+        TypeError: an object whose settings are not visible, such as a lambda or a nested function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"_class_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
-    if isinstance(value, partial):
-        return {
-            "_partial_": describe(value.func),
-            "args": describe(list(value.args)),
-            "keywords": describe(dict(value.keywords)),
-        }
+        fields = {field.name: fingerprint_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"_class_": cache_name(type(value)), **fields}
     if inspect.ismethod(value):
-        return {"_method_": value.__name__, "of": describe(value.__self__)}
-    if callable(value) and getattr(value, "__module__", None) and "<" not in getattr(value, "__qualname__", "<"):
-        return {"_function_": f"{value.__module__}.{value.__qualname__}"}
-    if isinstance(value, dict):
-        return {str(name): describe(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+        return {"_method_": value.__name__, "of": fingerprint_config(value.__self__)}
+    if callable(value) and not isinstance(value, partial) and _is_importable(value):
+        return {"_function_": cache_name(value)}
+    return _describe(value)
+
+
+def cache_name(target: Callable[..., Any]) -> str:
+    """Return the stable name of a class or function: without its module if it belongs to this project."""
+    if target.__module__.partition(".")[0] in PROJECT:
+        return vars(target).get("cache_name", target.__qualname__)
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def _is_importable(value: Any) -> bool:
+    return bool(getattr(value, "__module__", None)) and "<" not in getattr(value, "__qualname__", "<")
+
+
+@singledispatch
+def _describe(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be part of a cache key: use dataclasses, named functions and plain values.")
+
+
+@_describe.register
+def _(value: partial) -> Any:
+    return {
+        "_partial_": fingerprint_config(value.func),
+        "args": fingerprint_config(list(value.args)),
+        "keywords": fingerprint_config(dict(value.keywords)),
+    }
+
+
+@_describe.register
+def _(value: Mapping) -> Any:
+    return {str(name): fingerprint_config(item) for name, item in value.items()}
+
+
+@_describe.register(list)
+@_describe.register(tuple)
+def _(value: list | tuple) -> Any:
+    return [fingerprint_config(item) for item in value]
+
+
+@_describe.register(type(None))
+@_describe.register(bool)
+@_describe.register(int)
+@_describe.register(float)
+@_describe.register(str)
+def _(value: Any) -> Any:
+    return value

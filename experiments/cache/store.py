@@ -1,4 +1,7 @@
-"""Results on disk, safe to kill at any moment: what other runs may reuse, as seeds, and an experiment's units."""
+"""Stores of results on disk: seeds that several runs share, and the finished units of an experiment.
+
+A store can be interrupted at any time: a file is complete or absent.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,24 @@ from torch import Tensor
 from experiments.cache.atomic import CannotRead, atomic_write, digest
 
 torch.backends.cudnn.allow_tf32 = False
-# Single precision means it, in whatever process stores what it computes: cuDNN would round each convolution's inputs to
-# ten bits, an error of 1e-3, and inversions end where the network's rounding is as large as their residual.
+# Every process that stores results computes in full float32. With TF32, cuDNN rounds the inputs of a convolution to ten
+# bits, an error of 1e-3, and the residual of an inversion cannot fall below the rounding error of the network.
 
-CACHE_VERSION = 1
-"""Part of every key: raise it with a change of code that changes what a unit or a seed holds under the same settings.
+CACHE_VERSION = 2
+"""Part of every key. Increase it when a change of code changes what a unit or a seed contains under equal settings.
 
-A function's key is its name, so that what it does is not seen otherwise.
+Version 2: new names of classes, settings and columns.
 """
 
 
 def content_hash(image: Tensor) -> str:
-    """SHA-256 of an image's shape and pixels."""
+    """Return the SHA-256 of an image's shape and pixels."""
     pixels = image.detach().float().cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(f"{tuple(image.shape)}".encode() + pixels).hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and metadata of a safetensors file; None where it is missing or was damaged."""
+    """Return tensors and metadata of a safetensors file, or None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -47,14 +50,14 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     def save(temporary: Path) -> None:
         try:
             save_file(contiguous, temporary, metadata)
-        except SafetensorError as error:  # a full disk, for one
+        except SafetensorError as error:  # for example, a full disk
             raise OSError(str(error)) from error
 
     atomic_write(path, save)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is there and as long as its header says; its tensors are not read."""
+def _is_complete(path: Path) -> bool:
+    """Return whether a safetensors file exists and has the length that its header states."""
     try:
         with safe_open(path, framework="pt"):
             return True
@@ -63,84 +66,70 @@ def _is_whole(path: Path) -> bool:
 
 
 class SeedStore:
-    """Seeds by what they depend on: checkpoint, numerics, method and settings, schedule, guidance, prompt, image.
+    """Tensors by a key of everything that they depend on.
 
-    Features of real images are kept alike.
+    Inverted seeds are stored under checkpoint, numerics, method, settings, schedule, guidance, prompt and image.
+    Features of real images are stored in the same way.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def key(self, **fields: Any) -> dict[str, Any]:
-        return fields
-
     def get(self, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """What was put under ``key``, or None; a damaged file counts as absent and is written anew."""
-        found = _read(self._path(key))
-        return found[0] if found else None
+        """Return the tensors stored under ``key``, or None if there are none or the file is damaged."""
+        content = _read(self._path(key))
+        return content[0] if content else None
 
     def put(self, key: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Keeps the tensors, with the key's fields in the file's header."""
+        """Store the tensors, with the fields of the key in the file's header."""
         _write(self._path(key), tensors, {"key": json.dumps(key, sort_keys=True, ensure_ascii=False)})
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        name = digest({"rules": CACHE_VERSION, "key": key})
+        name = digest({"version": CACHE_VERSION, "key": key})
         return self.root / name[:2] / f"{name}.safetensors"
 
 
 class UnitStore:
-    """Finished units of an experiment under one set of settings; other settings never see them."""
+    """The finished units of an experiment under one set of settings. Other settings use another folder."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
-        self.root = Path(root) / digest({"rules": CACHE_VERSION, "settings": settings})[:16]
+        self.root = Path(root) / digest({"version": CACHE_VERSION, "settings": settings})[:16]
         self.settings = settings
 
     def done(self, unit: str) -> bool:
-        return _is_whole(self._path(unit))
+        """Return whether a unit is finished."""
+        return _is_complete(self._path(unit))
 
     def empty(self) -> bool:
-        """Whether no unit is finished."""
+        """Return whether no unit is finished."""
         return not self.root.is_dir() or not any(self.root.glob("*.safetensors"))
 
     def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Store a finished unit."""
         _write(self._path(unit), tensors, {"unit": unit, "record": json.dumps(record)})
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and record of a finished unit. CannotRead where it is not finished, or is no longer there."""
-        found = _read(self._path(unit))
-        if found is None:
+        """Return tensors and record of a finished unit.
+
+        Raises:
+            CannotRead: the unit is not finished, or its file is damaged or no longer there.
+        """
+        content = _read(self._path(unit))
+        if content is None:
             raise CannotRead(
-                f"{self._path(unit)}, the unit {unit}, is not there or damaged: is its disk there? The same command "
-                "makes it anew."
+                f"{self._path(unit)} (unit {unit}) is missing or damaged: check its disk and run the same command "
+                "again, which computes it again."
             )
-        return found[0], json.loads(found[1]["record"])
+        return content[0], json.loads(content[1]["record"])
 
     def record(self, unit: str) -> dict[str, Any]:
-        """The record of a finished unit alone: its tensors are not read."""
+        """Return the record of a finished unit without reading its tensors."""
         with safe_open(self._path(unit), framework="pt") as file:
             return json.loads(file.metadata()["record"])
 
-    def claim(self, unit: str) -> str:
-        """The name by which a unit under these settings is claimed."""
+    def lease_name(self, unit: str) -> str:
+        """Return the name of the lease on a unit under these settings."""
         return f"{self.root.parent.name[:24]}-{self.root.name}-{self._path(unit).stem}".replace("~", "_")
 
     def _path(self, unit: str) -> Path:
         return self.root / f"{hashlib.sha256(unit.encode()).hexdigest()[:24]}.safetensors"
-
-
-def numerics(precision: str, device: torch.device) -> dict[str, str]:
-    """What of a machine and a trainer changes a network's output: part of the key of all that it makes.
-
-    Rounding differs between kinds of device, and far more between precisions. It differs with the batch as well, but a
-    run that was interrupted groups its units anew: what they hold is the same up to rounding, and no batch is in a key.
-    """
-    found = {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
-    if device.type == "cuda":
-        found["convolutions"] = "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
-    return found
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for the device, so that a clock read next has seen its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

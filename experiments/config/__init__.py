@@ -1,1 +1,1 @@
-"""Between the command line and a task: values checked, errors said, folders named, launchers followed; no science."""
+"""From the command line to a valid config: validation, errors, help, the run's folder. Imports no PyTorch."""

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one sentence that names the key as one types it."""
+"""Errors of Hydra, OmegaConf and the operating system as one line that names the key as on the command line."""
 
 from __future__ import annotations
 
@@ -15,90 +15,90 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.config.paths import join, locate
+from experiments.config.paths import join, resolve
 from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
-
-
-FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user asked for the whole error, in Hydra's own way."""
-
-
-def let_hydra_raise() -> None:
-    """Makes Hydra raise what does not compose, instead of printing it in its own way and leaving."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-
-
-def refuse(sentence: str) -> NoReturn:
-    """Ends the command with what is wrong, and with Python's whole account of it where the user wants that."""
-    if FULL_ERROR:
-        traceback.print_exc()
-    sys.exit(f"error: {sentence}")
-
-
+SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""Whether the user asked Hydra for full error messages."""
 REMEDIES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
     errno.EROFS: "make it writable",
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
-    errno.EFBIG: "have the limit of a file's size lifted",
-    errno.ESTALE: "bring its disk back",
-    errno.EIO: "bring its disk back",
-    errno.ENOTCONN: "bring its disk back",
+    errno.EFBIG: "raise the limit of the file size",
+    errno.ESTALE: "restore its disk",
+    errno.EIO: "restore its disk",
+    errno.ENOTCONN: "restore its disk",
 }
-"""What helps where a library that knows nothing of the run could not write a file."""
+"""What to do when a library could not write a file."""
 
 
-def explain(error: BaseException) -> str:
+def raise_hydra_errors() -> None:
+    """Make Hydra raise composition errors instead of printing them and exiting."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+
+def exit_with_error(message: str) -> NoReturn:
+    """End the program with an error message, after the traceback if the user asked for it."""
+    if SHOW_TRACEBACK:
+        traceback.print_exc()
+    sys.exit(f"error: {message}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line, with a remedy for errors of the disk."""
     if isinstance(error, OSError) and error.errno in REMEDIES:
         file = f"the file {error.filename}" if error.filename else "a file of run_dir"
         return (
-            f"{file} cannot be used ({os.strerror(error.errno)}): {REMEDIES[error.errno]}, and run the same command "
+            f"{file} cannot be written ({os.strerror(error.errno)}): {REMEDIES[error.errno]} and run the same command "
             "again; finished units are kept."
         )
     return " ".join(str(error).split())
 
 
-def failed_call(error: InstantiationException, config: DictConfig, part: str) -> str:
-    """What a class or function of ``config`` below ``part`` said against its arguments, with the key."""
-    found = FULL_KEY.search(str(error))
-    key = found[1] if found and (found[1] == part or found[1].startswith(f"{part}.")) else part
-    place, _ = locate(config, key)
+def instantiation_error(error: InstantiationException, config: DictConfig, part: str) -> str:
+    """Return what a class or function below ``config[part]`` raised, with the key."""
+    match = FULL_KEY.search(str(error))
+    key = match[1] if match and (match[1] == part or match[1].startswith(f"{part}.")) else part
+    path, _ = resolve(config, key)
     cause: BaseException = error
     while isinstance(cause, HydraException) and cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, ConfigError):
-        return f"{locate(config, join(place, cause.key))[0]}: {cause.message}"
-    said = explain(cause)
-    return said if said.startswith(place) else f"{place}: {said}"
+        return f"{resolve(config, join(path, cause.key))[0]}: {cause.message}"
+    message = one_line(cause)
+    return message if message.startswith(path) else f"{path}: {message}"
 
 
-def failed_composition(error: Exception) -> str:
-    """Why the command line and the configs do not go together."""
+def composition_error(error: Exception) -> str:
+    """Return why the command line and the configs do not compose."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and option.startswith("submitit"):
-            return f'{group}={option} needs the extra slurm: pip install -e ".[slurm]".'
-        return f"{group}={option} is unknown: choose from {', '.join(sorted(error.options))}."
+            return f'{group}={option} requires the extra slurm: pip install -e ".[slurm]".'
+        similar = get_close_matches(option, error.options, n=3, cutoff=0.6)
+        nearest = f"nearest: {', '.join(similar)}; " if similar else ""
+        return f"{group}={option} does not exist: {nearest}choose from {', '.join(sorted(error.options))}."
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: {explain(error)}"
+        return f"{error.override} cannot be parsed: {one_line(error)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
-        return _no_such_key(str(cause.full_key), [str(name) for name in cause.parent_node])
-    return explain(error) if cause is error else f"{explain(error)} {explain(cause)}"
+        return _unknown_key(str(cause.full_key), [str(name) for name in cause.parent_node])
+    return one_line(error) if cause is error else f"{one_line(error)} {one_line(cause)}"
 
 
-def failed_launcher(error: RuntimeError) -> str | None:
-    """What submitit says where it cannot start jobs; None for an error that is not its own."""
-    place = traceback.extract_tb(error.__traceback__)[-1].filename
-    if type(error) is not RuntimeError or "submitit" not in Path(place).parts:
+def launcher_error(error: RuntimeError) -> str | None:
+    """Return why submitit cannot start jobs; None for an error of another library."""
+    file = traceback.extract_tb(error.__traceback__)[-1].filename
+    if type(error) is not RuntimeError or "submitit" not in Path(file).parts:
         return None
-    return f"hydra/launcher: {explain(error)} On one machine: hydra/launcher=submitit_local, or none."
+    return f"hydra/launcher: {one_line(error)} On one machine use hydra/launcher=submitit_local, or none."
 
 
-def _no_such_key(key: str, siblings: list[str]) -> str:
+def _unknown_key(key: str, siblings: list[str]) -> str:
     known = [name for name in siblings if not name.startswith("_")]
-    near = get_close_matches(key.rpartition(".")[2], known, n=3, cutoff=0.5) or known
-    return f"there is no key {key}: choose from {', '.join(near)}; +{key}=... gives what its class takes besides."
+    similar = get_close_matches(key.rpartition(".")[2], known, n=3, cutoff=0.5)
+    choice = f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(known)}"
+    return f"the key {key} does not exist; {choice}. To pass another argument of its class, write +{key}=..."

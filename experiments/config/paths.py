@@ -1,4 +1,4 @@
-"""Keys as one types them: where a config refers to another place, that place's."""
+"""Keys of a config as on the command line: interpolations such as ``${select}`` are followed to the key they refer to."""
 
 from __future__ import annotations
 
@@ -7,39 +7,43 @@ import re
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import Container, Node
 
-REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 def join(key: str, name: object) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def locate(root: DictConfig, key: str) -> tuple[str, Node | None]:
-    """The key that decides the value of ``key``, and its node: of ``task.arms.x.select.patience``, where
-    ``task.arms.x.select`` is ``${select}``, ``select.patience``. None where there is nothing.
+def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
+    """Return the key that defines the value of ``key``, and its node, or None if there is none.
+
+    If ``task.arms.x.select`` is ``${select}``, then ``task.arms.x.select.patience`` resolves to ``select.patience``.
 
     Raises:
-        ValueError: a reference to nothing.
+        ValueError: an interpolation refers to a key that does not exist.
     """
-    place, node = "", root
+    path = ""
+    node: Node | None = root
     for name in key.split("."):
         if not isinstance(node, Container) or node._is_none() or node._is_missing():
-            return join(place, name), None
-        place, node = join(place, name), child(node, name)
-        while node is not None and (reference := REFERENCE.fullmatch(str(node._value()))):
-            referring, (place, node) = place, locate(root, reference[1])
+            return join(path, name), None
+        path = join(path, name)
+        node = child(node, name)
+        while node is not None and (reference := INTERPOLATION.fullmatch(str(node._value()))):
+            referring = path
+            path, node = resolve(root, reference[1])
             if node is None:
-                raise ValueError(f"{referring} is taken from {reference[1]}, which these configs do not have.")
-    return place, node
+                raise ValueError(f"{referring} refers to {reference[1]}, which does not exist in this config.")
+    return path, node
 
 
 def child(node: Container, name: str) -> Node | None:
-    """An entry of a mapping or list, references left as they are; None where there is none."""
+    """Return an entry of a mapping or list without following interpolations, or None."""
     if isinstance(node, ListConfig):
         return node._get_node(int(name)) if name.isdigit() and int(name) < len(node) else None
     return node._get_node(name) if name in node._content else None
 
 
-def names(node: Container) -> list[str]:
-    """The entries of a mapping or list."""
+def keys(node: Container) -> list[str]:
+    """Return the keys of a mapping, or the indices of a list."""
     return [str(name) for name in (range(len(node)) if isinstance(node, ListConfig) else node._content)]

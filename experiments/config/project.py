@@ -1,4 +1,4 @@
-"""The project's own data and models, found from any working directory: ``${project:assets/emoji}`` in a config."""
+"""Paths of the project's own data and models, from any working directory: ``${project:assets/emoji}`` in a config."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def project_path(path: str) -> str:
-    """The absolute path of a file or folder of the project; a user's own relative paths are left to the user."""
+    """Return the absolute path of a file or folder of the project."""
     return str(PROJECT / path)
 
 
 def register() -> None:
-    """Makes ``${project:...}`` known to OmegaConf."""
+    """Register the resolver ``${project:...}`` with OmegaConf."""
     OmegaConf.register_new_resolver("project", project_path, replace=True)

@@ -1,4 +1,4 @@
-"""Where a run writes; the jobs of a sweep have a folder each."""
+"""The folder of a run; the jobs of a sweep have a folder each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-LONGEST_NAME = 200  # bytes; most file systems take 255
+MAX_NAME_BYTES = 200  # most file systems allow 255
 NOT_IN_NAME = ("experiment", "run_dir", "logger", "logger.wandb.offline")
-"""Keys that say nothing of a job where all jobs have the same."""
+"""Keys that are left out of a job's name if they are equal in all jobs."""
 UNSAFE_CHARS = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
 
 
@@ -28,7 +28,7 @@ def multirun() -> bool:
 
 
 def run_folder(run_dir: str) -> str:
-    """The runs of a sweep have a folder each in ``run_dir``, named by what the sweep changes or W&B's id of the run."""
+    """Return the folder of this run: in a sweep a folder below ``run_dir``, named by its overrides or its W&B id."""
     if multirun():
         hydra = HydraConfig.get()
         return str(Path(run_dir) / job_folder(list(hydra.overrides.task), sweep_jobs(sys.argv[1:]), hydra.job.num))
@@ -38,35 +38,38 @@ def run_folder(run_dir: str) -> str:
 
 
 def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of Hydra's sweep, in its order; none where ``arguments`` are not those of a sweep."""
-    try:  # a launcher with processes of its own has another command line there
+    """Return the overrides of each job of Hydra's sweep, in order; an empty list if ``arguments`` are of no sweep."""
+    try:  # a launcher that starts processes gives them another command line
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_known_args(arguments)[0].overrides)
         return BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:
         return []
 
 
-def job_folder(own: Sequence[str], jobs: Sequence[Sequence[str]], number: int) -> str:
-    """A name for the job of the overrides ``own``, the ``number``-th of ``jobs``: one folder name, no other job's.
+def job_folder(overrides: Sequence[str], jobs: Sequence[Sequence[str]], index: int) -> str:
+    """Return a folder name for a job, different from those of the other jobs.
 
-    It is what one types, where a file system takes that; else it ends in a hash of it.
+    The name consists of the job's overrides. If a file system would not accept it, it is shortened and ends in a hash.
+
+    Args:
+        overrides: of this job, the ``index``-th of ``jobs``.
     """
-    same = set.intersection(*map(set, jobs)) if jobs else set()
-    told = [text for text in own if not (text in same and text.partition("=")[0] in NOT_IN_NAME)]
-    name = ",".join(sorted(told))
+    common = set.intersection(*map(set, jobs)) if jobs else set()
+    shown = [text for text in overrides if not (text in common and text.partition("=")[0] in NOT_IN_NAME)]
+    name = ",".join(sorted(shown))
     safe = UNSAFE_CHARS.sub("_", unicodedata.normalize("NFC", name)).strip(" ")
-    copies = [list(job) for job in jobs[:number]].count(list(own))
-    if safe != name or not safe.strip(".") or safe.startswith(".") or copies or len(safe.encode()) > LONGEST_NAME:
-        key = hashlib.sha256("\n".join([*own, str(copies)]).encode()).hexdigest()[:12]
-        safe = f"{safe[: LONGEST_NAME // 4].lstrip('.')},{key}"
+    copies = [list(job) for job in jobs[:index]].count(list(overrides))
+    if safe != name or not safe.strip(".") or safe.startswith(".") or copies or len(safe.encode()) > MAX_NAME_BYTES:
+        key = hashlib.sha256("\n".join([*overrides, str(copies)]).encode()).hexdigest()[:12]
+        safe = f"{safe[: MAX_NAME_BYTES // 4].lstrip('.')},{key}"
     return safe
 
 
 def check_writable(run_dir: str) -> None:
-    """ValueError, naming the key, where no run can write."""
+    """Raise ValueError if the run's folder cannot be created or written."""
     path = Path(run_dir)
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise ValueError(f"run_dir={run_dir}: {existing} is a file: name a folder, or one that can be made.")
+        raise ValueError(f"run_dir={run_dir}: {existing} is a file; choose another folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"run_dir={run_dir}: {existing} cannot be written to: name another folder.")
+        raise ValueError(f"run_dir={run_dir}: {existing} is not writable; choose another folder.")

@@ -1,175 +1,145 @@
-"""Every value of a config is held against the signature of what its ``_target_`` names, before anything is made."""
+"""Validation of a config against the signatures of the classes and functions that it names, before any is called."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
-import pkgutil
-import sys
-import types
-import typing
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable
 from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.base import Container, Node
+from omegaconf.base import Node
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from experiments.config.paths import join, locate, names
-from rnri.validation import STRICT, NonEmptyStr, RandomSeed, describe
+from experiments.config.errors import ConfigErrors, nearest, one_line
+from experiments.config.paths import join, keys, resolve
+from experiments.config.signatures import MISSING, Signature, imported_signature, source_signature, validation_names
 
-MADE = ("trainer", "logger", "task")
-"""The parts of a config that objects are made of."""
-OWN = {"name": NonEmptyStr, "seed": RandomSeed, "run_dir": NonEmptyStr, "plan": bool | Literal["counts"]}
-"""What is used as it stands."""
-HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+INSTANTIATED = ("trainer", "logger", "task")
+"""Parts of a config that describe objects."""
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def check_before_imports(config: DictConfig) -> None:
+    """Check keys and plain values against the source files of what the config names; imports none of it.
+
+    Raises:
+        ConfigErrors: one line per missing value, unknown key or invalid value.
+    """
+    _check(config, source_signature)
 
 
 def check(config: DictConfig) -> None:
-    """Finds keys without a value, keys that nothing takes, and values of a wrong type or range.
+    """Check all keys and values against the signatures of what the config names.
 
     Raises:
-        ValueError: one sentence with the key as one types it, and what it may be.
+        ConfigErrors: one line per missing value, unknown key or invalid value.
     """
-    missing = list(dict.fromkeys(key for part in (*OWN, *MADE) for key in _missing(config, part)))
+    _check(config, imported_signature)
+
+
+def _check(config: DictConfig, signature_of: Callable[[str], Signature | None]) -> None:
+    hints = _top_level_hints()
+    missing = list(dict.fromkeys(key for part in (*hints, *INSTANTIATED) for key in _missing(config, part)))
     if missing:
-        one = len(missing) == 1
-        raise ValueError(f"{' and '.join(missing)} {'has' if one else 'have'} no value: give {missing[0]}=...")
-    for name, hint in OWN.items():
-        _check_value(name, OmegaConf.select(config, name), hint)
-    for part in MADE:
-        _check_node(config, part)
+        raise ConfigErrors("\n".join(f"{key}: has no value; set {key}=..." for key in missing))
     for part in ("trainer", "task"):
-        if "_target_" not in _entries(locate(config, part)[1]):
-            raise ValueError(f"{part}._target_ has no value: choose an experiment that says what {part} is.")
+        if "_target_" not in keys(resolve(config, part)[1]):
+            raise ConfigErrors(f"{part}._target_: has no value; choose an experiment that defines {part}.")
+    errors = [_value_error(name, OmegaConf.select(config, name), hint) for name, hint in hints.items()]
+    for part in INSTANTIATED:
+        errors += _node_errors(config, part, signature_of)
+    errors = list(dict.fromkeys(error for error in errors if error))
+    if errors:
+        raise ConfigErrors("\n".join(errors))
+
+
+def _top_level_hints() -> dict[str, Any]:
+    """Return the types of the values that ``train.py`` uses itself."""
+    names = validation_names()
+    text = names["NonEmptyStr"]
+    return {"name": text, "seed": names["RandomSeed"], "run_dir": text, "plan": bool | Literal["counts"]}
 
 
 def _missing(root: DictConfig, key: str) -> list[str]:
-    """The keys at or below ``key`` that still have to be given."""
-    place, node = locate(root, key)
+    """Return the keys at or below ``key`` whose value is ``???``."""
+    path, node = resolve(root, key)
     if node is None or node._is_none():
         return []
     if node._is_missing():
-        return [place]
-    return [found for name in _entries(node) for found in _missing(root, join(place, name))]
+        return [path]
+    return [missing for name in keys(node) for missing in _missing(root, join(path, name))]
 
 
-def _entries(node: Node | None) -> list[str]:
-    return names(node) if isinstance(node, Container) and not node._is_none() and not node._is_interpolation() else []
+def _node_errors(root: DictConfig, key: str, signature_of: Callable[[str], Signature | None]) -> list[str]:
+    path, node = resolve(root, key)
+    errors = []
+    if isinstance(node, DictConfig) and "_target_" in keys(node):
+        errors += _target_errors(root, path, node, signature_of)
+    for name in keys(node):
+        if name not in HYDRA_KEYS:
+            errors += _node_errors(root, join(path, name), signature_of)
+    return errors
 
 
-def _check_node(root: DictConfig, key: str) -> None:
-    place, node = locate(root, key)
-    if isinstance(node, DictConfig) and "_target_" in _entries(node):
-        _check_target(root, place, node)
-    for name in _entries(node):
-        if name not in HYDRAS:
-            _check_node(root, join(place, name))
-
-
-def _check_target(root: DictConfig, key: str, node: DictConfig) -> None:
-    target = _target(join(key, "_target_"), node._target_)
-    hints, parameters = parameter_hints(target), _parameters(target)
-    if parameters is None:
-        return
-    given = [name for name in _entries(node) if name not in HYDRAS]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    for name in given:
-        if name not in known and not takes_any:
-            raise ValueError(_unknown(join(key, name), list(known), target))
-    lacking = [name for name, p in known.items() if p.default is p.empty and name not in given]
-    if lacking and not node.get("_partial_", False) and "_args_" not in node:
-        raise ValueError(f"{join(key, lacking[0])} has no value: {node._target_} needs it.")
-    for name in given:
-        place, value = locate(root, join(key, name))
-        if name in hints and not _makes_objects(root, place):
-            plain = _plain(place, value)
-            if name not in known or known[name].default is inspect.Parameter.empty or plain != known[name].default:
-                _check_value(place, plain, hints[name])
-
-
-def _target(key: str, name: Any) -> Callable[..., Any]:
+def _target_errors(
+    root: DictConfig, key: str, node: DictConfig, signature_of: Callable[[str], Signature | None]
+) -> list[str]:
+    """Return the errors of one object: its class, unknown and missing arguments, and values of the wrong type."""
     try:
-        return pkgutil.resolve_name(name)
+        signature = signature_of(node._target_)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{key}={name} cannot be imported: {_first_line(error)}.") from error
+        message = one_line(error).partition("\n")[0]
+        return [f"{join(key, '_target_')}: {node._target_} cannot be imported ({message})."]
+    if signature is None:
+        return []
+    names = [name for name in keys(node) if name not in HYDRA_KEYS]
+    parameters = signature.parameters
+    unknown = [name for name in names if name not in parameters and not signature.accepts_any]
+    errors = [f"{join(key, name)}: unknown key of {signature.name}; {nearest(name, list(parameters))}." for name in unknown]
+    if not node.get("_partial_", False) and "_args_" not in node:
+        missing = [name for name, parameter in parameters.items() if parameter.required and name not in names]
+        errors += [f"{join(key, name)}: has no value; {signature.name} requires it." for name in missing]
+    for name in names:
+        parameter = parameters.get(name)
+        if parameter is None or parameter.hint is MISSING or _is_instantiated(root, join(key, name)):
+            continue
+        path, child = resolve(root, join(key, name))
+        try:
+            value = _plain_value(child)
+        except OmegaConfBaseException as error:
+            errors.append(f"{path}: {child._value()} cannot be resolved ({one_line(error)}).")
+            continue
+        if parameter.required or type(value) is not type(parameter.default) or value != parameter.default:
+            errors.append(_value_error(path, value, parameter.hint))
+    return errors
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """Those of the signature; None where it cannot be seen, as of some written in C."""
+def _is_instantiated(root: DictConfig, key: str) -> bool:
+    """Return whether ``key`` or a key below it describes an object, which validates its own arguments."""
+    path, node = resolve(root, key)
+    return "_target_" in keys(node) or any(_is_instantiated(root, join(path, name)) for name in keys(node))
+
+
+def _plain_value(node: Node) -> Any:
+    """Return the value of a node as plain Python, with references resolved."""
+    if isinstance(node, DictConfig | ListConfig):
+        return OmegaConf.to_container(node, resolve=True)
+    return (node._dereference_node() if node._is_interpolation() else node)._value()
+
+
+def _value_error(key: str, value: Any, hint: Any) -> str | None:
+    """Return pydantic's message if a value of a config does not match ``hint``; None if it matches or has no schema."""
+    names = validation_names()
     try:
-        return inspect.signature(target).parameters
-    except ValueError:
-        return None
-
-
-def _makes_objects(root: DictConfig, key: str) -> bool:
-    """Whether an object is made of ``key`` or of something below it, which checks what it is given itself."""
-    place, node = locate(root, key)
-    return "_target_" in _entries(node) or any(_makes_objects(root, join(place, name)) for name in _entries(node))
-
-
-def _plain(key: str, node: Node) -> Any:
-    """The value of a node, without OmegaConf's containers and references."""
-    try:
-        if isinstance(node, DictConfig | ListConfig):
-            return OmegaConf.to_container(node, resolve=True)
-        found = node._dereference_node() if node._is_interpolation() else node
-        return found._value()
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{key}={node._value()} cannot be resolved: {_first_line(error)}") from error
-
-
-def _check_value(key: str, value: Any, hint: Any) -> None:
-    error = _validation_error(hint, value)
-    if error is not None:
-        raise ValueError(f"{key}: {describe(error)}")
-
-
-def _validation_error(hint: Any, value: Any) -> ValidationError | None:
-    """Pydantic's error for a YAML or command-line value, or None if it matches ``hint`` or cannot be checked."""
-    text = json.dumps(value, default=str)
-    try:
-        adapter = TypeAdapter(hint, config=STRICT)
+        adapter = TypeAdapter(hint, config=names["STRICT"])
     except PydanticSchemaGenerationError:
         return None
-    except PydanticUserError:  # the hint is a class with a configuration of its own
+    except PydanticUserError:  # the hint is a class with its own pydantic configuration
         adapter = TypeAdapter(hint)
     try:
-        adapter.validate_json(text, strict=True)  # strict JSON accepts a list for a tuple, but no str for a number
+        adapter.validate_json(json.dumps(value, default=str), strict=True)  # JSON: a list is valid for a tuple
     except ValidationError as error:
-        return error
+        return f"{key}: {names['describe'](error)}"
     return None
-
-
-def parameter_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Resolvable type hints of a callable's parameters, by name; of a dataclass, those of its fields."""
-    if dataclasses.is_dataclass(target):
-        return typing.get_type_hints(target, include_extras=True)
-    function = target.__init__ if inspect.isclass(target) else inspect.unwrap(getattr(target, "__func__", target))
-    function = inspect.unwrap(function)
-    namespace = vars(sys.modules.get(getattr(function, "__module__", None) or "", types))
-    hints = {}
-    for name, hint in getattr(function, "__annotations__", {}).items():
-        single = types.SimpleNamespace(__annotations__={name: hint})
-        try:  # one by one: some libraries use types that they import under TYPE_CHECKING only
-            hints |= typing.get_type_hints(single, namespace, include_extras=True)
-        except (NameError, TypeError, AttributeError):
-            continue
-    hints.pop("return", None)
-    return hints
-
-
-def _unknown(key: str, known: list[str], target: Callable[..., Any]) -> str:
-    near = get_close_matches(key.rpartition(".")[2], known, n=3, cutoff=0.5)
-    choice = f"nearest: {', '.join(near)}" if near else f"choose from {', '.join(known)}"
-    return f"{key} is no setting of {getattr(target, '__qualname__', target)}; {choice}."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -1,1 +1,1 @@
-"""How a run executes: processes and their launcher, leases on units of work, resuming, loggers and progress."""
+"""Execution of a run: processes and their launcher, leases on units, resuming, loggers and progress."""

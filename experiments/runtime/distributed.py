@@ -1,4 +1,4 @@
-"""Several processes: what a launcher started is followed, and they wait for one another as long as it takes."""
+"""Distributed runs: the trainer's topology follows the launcher (torchrun, srun)."""
 
 from __future__ import annotations
 
@@ -15,60 +15,66 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from omegaconf import DictConfig
 
-PATIENCE = timedelta(hours=1)
-"""How long processes wait for one another where they meet: after loading, and between stages.
+from experiments.config.run_dir import multirun
 
-For units they wait by looking at the disk, as long as it takes.
+PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
+"""How long ranks wait for each other in collective operations: after loading, and between stages.
+
+For units they wait without a limit, by polling the disk.
 """
-COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Variables by which launchers tell a process how many they started."""
-SHELLS = ("bash", "interactive")
-"""What Slurm calls a job of ``salloc`` or of ``srun --pty bash``."""
-LEAST_SPECIAL_STEP = 0xFFFFFFF0  # numbers from here on are Slurm's own, as that of salloc's shell
-PORTS = range(15000, 32000)  # below those that a system gives away by itself
+WORLD_SIZE_VARS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables in which launchers store the number of processes."""
+INTERACTIVE_JOB_NAMES = ("bash", "interactive")
+"""Slurm's names of the jobs of ``salloc`` and of ``srun --pty bash``."""
+FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm reserves step ids from here on, for example for the shell of salloc
+PORTS = range(15000, 32000)  # below the ephemeral ports
+CHILD_PROCESS_STRATEGIES = "spawn|fork|notebook"
 
 
 @dataclass(frozen=True)
-class Launch:
+class Launcher:
     """Processes that a launcher started: ``devices`` on each of ``nodes``."""
 
-    launcher: str
+    name: str
     devices: int
     nodes: int
 
 
-def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """What torchrun or srun started this process among; None where it is alone or Lightning started it.
+def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | None:
+    """Return the launcher that started this process together with others, or None.
 
     Raises:
-        ValueError: Slurm has several tasks, but srun has not started them; or not as many on each node.
+        ValueError: Slurm has several tasks but srun did not start them, or their number differs between nodes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        world, local = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
-        return Launch("torchrun", local, world // local) if world > 1 else None
-    world = int(environment.get("SLURM_NTASKS", 1))
-    if world == 1:
+        world_size = int(environment["WORLD_SIZE"])
+        devices = int(environment["LOCAL_WORLD_SIZE"])
+        return Launcher("torchrun", devices, world_size // devices) if world_size > 1 else None
+    world_size = int(environment.get("SLURM_NTASKS", 1))
+    if world_size == 1:
         return None
-    if not _is_task(environment):
-        if environment.get("SLURM_JOB_NAME") in SHELLS:
+    if not _is_srun_task(environment):
+        if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOB_NAMES:
             return None
         raise ValueError(
-            f"SLURM_NTASKS={world}, but srun did not start this process: put srun before the command, or ask Slurm for "
+            f"SLURM_NTASKS={world_size}, but srun did not start this process: put srun before the command, or request "
             "--ntasks=1."
         )
     nodes = int(environment.get("SLURM_NNODES", 1))
-    if world % nodes:
-        raise ValueError(f"SLURM_NTASKS={world} on SLURM_NNODES={nodes}: ask for --ntasks-per-node, as many on each.")
-    return Launch("srun", world // nodes, nodes)
+    if world_size % nodes:
+        raise ValueError(
+            f"SLURM_NTASKS={world_size} is not divisible by SLURM_NNODES={nodes}: request --ntasks-per-node."
+        )
+    return Launcher("srun", world_size // nodes, nodes)
 
 
-def _is_task(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this process for the work, and not a shell in which somebody typed the command.
+def _is_srun_task(environment: Mapping[str, str]) -> bool:
+    """Return whether srun started this process, as opposed to a command in an interactive shell.
 
-    The job's name does not tell: ``srun`` within ``salloc`` is of a job named ``interactive``, too.
+    The job's name is not sufficient: ``srun`` within ``salloc`` also belongs to a job named ``interactive``.
     """
     step = environment.get("SLURM_STEP_ID")
-    if step is None or int(step) >= LEAST_SPECIAL_STEP:
+    if step is None or int(step) >= FIRST_RESERVED_STEP:
         return False
     # A step within such a shell inherits the shell's variables, but not its terminal.
     return "SLURM_PTY_PORT" not in environment or not _has_terminal(environment.get("SLURM_TASK_PID", "self"))
@@ -82,89 +88,110 @@ def _has_terminal(process: str) -> bool:
 
 
 def apply_launcher_topology(trainer: DictConfig) -> None:
-    """Sets devices, nodes and strategy to the launcher's where the config leaves them at one process.
+    """Set devices, nodes and strategy to the launcher's if the config has the defaults (one process).
 
     Raises:
-        ValueError: several processes were started, of which the config does not know, or each would start others; or
-            they could not find each other.
+        ValueError: several processes were started that the config does not account for, or each would start others, or
+            they cannot connect.
     """
-    found = launch()
-    if found is not None and found.launcher == "srun":
-        set_rendezvous(found)
+    launcher = detect_launcher()
+    if launcher is not None and launcher.name == "srun":
+        set_rendezvous(launcher)
     if (trainer.strategy, str(trainer.devices), trainer.num_nodes) != ("auto", "1", 1):
-        if found is not None and re.search("spawn|fork|notebook", str(trainer.strategy)):
+        if launcher is not None and re.search(CHILD_PROCESS_STRATEGIES, str(trainer.strategy)):
             raise ValueError(
-                f"{found.launcher} started this process, and trainer.strategy={trainer.strategy} would start more: "
-                "leave it out."
+                f"trainer.strategy={trainer.strategy} would start processes, but {launcher.name} has already started "
+                "them: omit it."
             )
         return
-    if found is None:
-        started = {name: os.environ[name] for name in COUNTS if os.environ.get(name, "1") not in ("", "1")}
-        if started and os.environ.get("SLURM_JOB_NAME") not in SHELLS:
-            name, value = next(iter(started.items()))
-            raise ValueError(
-                f"{name}={value}, but each process would do all the work: start them by torchrun or srun, or one alone."
-            )
+    if launcher is None:
+        _check_no_unknown_launcher()
         return
-    trainer.devices, trainer.num_nodes, trainer.strategy = found.devices, found.nodes, "ddp"
+    trainer.devices = launcher.devices
+    trainer.num_nodes = launcher.nodes
+    trainer.strategy = "ddp"
 
 
-def set_rendezvous(found: Launch) -> None:
-    """Sets where srun's processes meet, unless the user did: Lightning takes the job's first node, and a port by job.
+def _check_no_unknown_launcher() -> None:
+    sizes = {name: os.environ[name] for name in WORLD_SIZE_VARS if os.environ.get(name, "1") not in ("", "1")}
+    if sizes and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE_JOB_NAMES:
+        name, value = next(iter(sizes.items()))
+        raise ValueError(
+            f"{name}={value}, but each process would compute everything: start them with torchrun or srun, or start "
+            "one process."
+        )
 
-    A step may be on other nodes, two steps of a job would share that port, and one node need not know its own name.
+
+def set_rendezvous(launcher: Launcher) -> None:
+    """Set address and port at which srun's processes connect, unless the user set them.
+
+    Lightning would use the first node of the job and a port that depends on the job. A step may run on other nodes, two
+    steps of a job would share the port, and a single node may be unable to resolve its own name.
     """
-    os.environ["SLURM_NTASKS_PER_NODE"] = str(found.devices)  # the job's, if any; Lightning compares it
-    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)  # Lightning compares it; it may be that of the job
+    job = int(os.environ["SLURM_JOB_ID"])
+    step = int(os.environ["SLURM_STEP_ID"])
     os.environ.setdefault("MASTER_PORT", str(PORTS[(job * 101 + step) % len(PORTS)]))
-    listed = os.environ["SLURM_STEP_NODELIST"]
-    first = "127.0.0.1" if found.nodes == 1 else SLURMEnvironment.resolve_root_node_address(listed)
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    root = "127.0.0.1" if launcher.nodes == 1 else SLURMEnvironment.resolve_root_node_address(nodes)
     try:
-        socket.getaddrinfo(os.environ.setdefault("MASTER_ADDR", first), None)
+        socket.getaddrinfo(os.environ.setdefault("MASTER_ADDR", root), None)
     except OSError as error:
         raise ValueError(
-            f"MASTER_ADDR={os.environ['MASTER_ADDR']}, the first node of SLURM_STEP_NODELIST={listed} unless it was "
-            "set, has no address here: set it to a name or an address of that node."
+            f"MASTER_ADDR={os.environ['MASTER_ADDR']} cannot be resolved (by default the first node of "
+            f"SLURM_STEP_NODELIST={nodes}): set it to a name or address of that node."
         ) from error
 
 
-def environments() -> list[ClusterEnvironment]:
-    """Lightning's plugin for a process in a Slurm job; none elsewhere, where its own choice is right.
+def cluster_environments() -> list[ClusterEnvironment]:
+    """Return Lightning's plugin for a process in a Slurm job; an empty list elsewhere.
 
-    Lightning decides by the job's name and takes a job of one task for one process, whatever ``trainer.devices``. A job
-    is queued again by ``install_watchdogs``: runs go on from what they have on disk, not from Lightning's own checkpoint.
+    Lightning decides by the name of the job and treats a job with one task as one process, regardless of
+    ``trainer.devices``. Lightning's requeueing is off: ``install_watchdogs`` requeues, and runs resume from disk.
     """
     if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
-    if launch() is None:
+    if detect_launcher() is None:
         return [LightningEnvironment()]
-    with warnings.catch_warnings():  # Lightning takes srun within salloc for no srun
+    with warnings.catch_warnings():  # Lightning does not recognize srun within salloc
         warnings.simplefilter("ignore")
         return [SLURMEnvironment(auto_requeue=False)]
 
 
-def check_launch(trainer: Trainer) -> None:
-    """ValueError where a launcher started another number of processes than the trainer counts on."""
-    found = launch()
-    if found is None:
-        return
-    if (trainer.num_devices, trainer.num_nodes) != (found.devices, found.nodes):
+def check_topology(trainer: Trainer, strategy: str) -> None:
+    """Raise ValueError if the trainer's processes contradict the launcher or Hydra's multirun.
+
+    Args:
+        strategy: the config's ``trainer.strategy``.
+    """
+    launcher = detect_launcher()
+    if launcher is not None and (trainer.num_devices, trainer.num_nodes) != (launcher.devices, launcher.nodes):
         raise ValueError(
-            f"{found.launcher} started {found.devices} processes on each of {found.nodes} nodes, but "
-            f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}: leave both and "
-            "trainer.strategy out, and they follow."
+            f"{launcher.name} started {launcher.devices} processes on each of {launcher.nodes} nodes, but "
+            f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}: omit both and "
+            "trainer.strategy; they are set automatically."
+        )
+    if (
+        multirun()
+        and trainer.world_size > 1
+        and launcher is None
+        and not re.search(CHILD_PROCESS_STRATEGIES, strategy)
+    ):
+        raise ValueError(
+            "Hydra's multirun (-m) cannot be combined with trainer.strategy=ddp, because each process would repeat the "
+            "sweep: use one device, trainer.strategy=ddp_spawn, or a W&B sweep."
         )
 
 
 def set_process_group_timeout(units: bool = True) -> None:
-    """Lets the processes of every kind of DDP wait for one another for ``PATIENCE`` instead of half an hour.
+    """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of half an hour.
 
-    Those that share ``units`` speak by gloo, on GPUs too: they exchange no gradients, and where one has died the others
-    hear of it at once, while NCCL's would wait.
+    Processes that share ``units`` use gloo, also on GPUs. They exchange no gradients, and gloo reports a dead peer at
+    once, while NCCL would wait.
     """
     for name in StrategyRegistry.available_strategies():
-        known = StrategyRegistry[name]
-        if known["strategy"] is DDPStrategy:
-            options = {**known["init_params"], "timeout": PATIENCE}
+        entry = StrategyRegistry[name]
+        if entry["strategy"] is DDPStrategy:
+            options = {**entry["init_params"], "timeout": PROCESS_GROUP_TIMEOUT}
             options["process_group_backend"] = "gloo" if units else None
-            StrategyRegistry.register(name, DDPStrategy, known["description"], override=True, **options)
+            StrategyRegistry.register(name, DDPStrategy, entry["description"], override=True, **options)

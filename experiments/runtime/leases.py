@@ -1,9 +1,8 @@
-"""Who works at what, on a file system that processes share: claims that at most one of them holds, and heartbeats.
+"""Leases on a shared file system: at most one process holds a lease, and a dead process holds none.
 
-A claim is a folder that appears whole, by a rename, and holds the name of its owner's heartbeat; of two processes that
-rename at once one fails. An owner that has died is not disturbed: whoever finds it dead claims its *succession*, a
-name made of the claim's and the owner's, which again only one can. Nothing is locked, and nothing has to be undone
-after a kill. It imports no PyTorch.
+A lease is a folder that is created under a temporary name and renamed, so it appears together with the id of its owner.
+If two processes rename at once, one of them fails. The lease of a dead owner is taken over by creating another lease,
+whose name is derived from both. There are no locks to clean up after a crash. This module does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -25,49 +24,55 @@ from uuid import uuid4
 
 from experiments.cache.atomic import CannotWrite
 
-BEAT, SILENCE = 3.0, 45.0  # seconds between heartbeats, and after which an owner counts as dead
-OWNER = "owner.json"
-REMEDY = "make room or choose another run_dir, and run the same command again; finished units are kept"
+HEARTBEAT_INTERVAL_S = 3.0
+LEASE_TIMEOUT_S = 45.0
+OWNER_FILE = "owner.json"
+REMEDY = "free some space or choose another run_dir, and run the same command again; finished units are kept"
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds claims: its own id, where it runs, and the moment it began there."""
+    """A process that holds leases.
+
+    Attributes:
+        id: unique id of its :class:`LeaseManager`.
+        host: name of its machine.
+        pid_namespace: identifies the machine and container in which ``pid`` is valid.
+        start_time: start time of the process in kernel ticks.
+    """
 
     id: str
     host: str
-    space: str
+    pid_namespace: str
     pid: int
-    began: str
+    start_time: str
 
-    @property
-    def said(self) -> str:
+    def describe(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
-def _space() -> str:
-    """What tells apart the machines, and on them the containers, whose process numbers have different meanings."""
+def _pid_namespace() -> str:
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return f"{sys.platform} {uuid4().hex}"  # nothing is known of others' processes there
+        return f"{sys.platform} {uuid4().hex}"  # without /proc, other processes are known by their heartbeats only
 
 
-def _began(pid: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; None if there is none, or it is a zombie."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process of this machine started, or None if it does not exist or is a zombie."""
     try:
-        after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if after[0] in "ZX" else after[19]
+    return None if fields[0] in "ZX" else fields[19]
 
 
-def _succession(name: str, place: str, owner: Owner) -> str:
-    """Where ``name`` is claimed next, after a dead owner in ``place``; its length does not grow."""
-    return f"{name}~{hashlib.sha256(f'{place} {owner.id}'.encode()).hexdigest()[:24]}"
+def _takeover_name(name: str, current: str, owner: Owner) -> str:
+    """Return the lease that follows ``current``, whose ``owner`` is dead. Its length does not grow."""
+    return f"{name}~{hashlib.sha256(f'{current} {owner.id}'.encode()).hexdigest()[:24]}"
 
 
-def _disk(folder: Path) -> int | None:
+def _device_of(folder: Path) -> int | None:
     try:
         return folder.stat().st_dev
     except OSError:
@@ -75,152 +80,162 @@ def _disk(folder: Path) -> int | None:
 
 
 class LeaseManager:
-    """What this process has claimed below ``root``, and who holds the rest.
+    """Acquires leases below ``root`` for this process and reports who holds the others.
 
     Args:
-        root: a folder of its own, which every process of the run sees.
-        beat: seconds between two heartbeats.
-        silence: seconds without one after which a process of another machine counts as dead.
+        root: folder that contains only leases and that every process of the run can access.
+        heartbeat_interval: seconds between two heartbeats.
+        lease_timeout: seconds without a heartbeat after which a process on another machine counts as dead.
     """
 
-    def __init__(self, root: str | Path, beat: float = BEAT, silence: float = SILENCE) -> None:
-        self.root, self.beat, self.silence = Path(root), beat, silence
+    def __init__(
+        self,
+        root: str | Path,
+        heartbeat_interval: float = HEARTBEAT_INTERVAL_S,
+        lease_timeout: float = LEASE_TIMEOUT_S,
+    ) -> None:
+        self.root = Path(root)
+        self.heartbeat_interval = heartbeat_interval
+        self.lease_timeout = lease_timeout
         pid = os.getpid()
-        self.me = Owner(uuid4().hex[:16], socket.gethostname(), _space(), pid, _began(pid) or "")
+        self.me = Owner(uuid4().hex[:16], socket.gethostname(), _pid_namespace(), pid, _start_time(pid) or "")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._failed: OSError | None = None
-        self._disk: int | None = None
+        self._error: OSError | None = None
+        self._device: int | None = None
 
-    def take(self, name: str, note: Mapping[str, Any] | None = None) -> bool:
-        """Whether ``name`` is now this process's: nobody had it, or all who had it are dead.
+    def acquire(self, name: str, note: Mapping[str, Any] | None = None) -> bool:
+        """Return whether this process holds ``name`` now: it was free, or all its owners are dead.
 
-        CannotWrite where the folder cannot be written.
+        Args:
+            note: stored with the lease.
+
+        Raises:
+            CannotWrite: the folder cannot be written.
         """
-        if self._failed is not None:
-            raise CannotWrite(str(self._failed)) from self._failed
-        self._start()
-        self._check_disk()
-        place = name
-        while (owner := self._owner(place)) is not None:
+        if self._error is not None:
+            raise CannotWrite(str(self._error)) from self._error
+        self._start_heartbeat()
+        self._check_device()
+        lease = name
+        while (owner := self._owner(lease)) is not None:
             if owner.id == self.me.id:
                 return True
-            if self.alive(owner):
+            if self.is_alive(owner):
                 return False
-            place = _succession(name, place, owner)
-        return self._create(place, note)
+            lease = _takeover_name(name, lease, owner)
+        return self._create(lease, note)
 
-    def holder(self, name: str) -> tuple[Owner, dict[str, Any]] | None:
-        """Who holds ``name`` and what was noted with it; None if nobody alive does."""
-        place = name
-        while (found := self._read(place)) is not None:
-            owner, note = found
-            if owner.id == self.me.id or self.alive(owner):
+    def owner_of(self, name: str) -> tuple[Owner, dict[str, Any]] | None:
+        """Return the living owner of ``name`` and the note of its lease, or None."""
+        lease = name
+        while (content := self._read(lease)) is not None:
+            owner, note = content
+            if owner.id == self.me.id or self.is_alive(owner):
                 return owner, note
-            place = _succession(name, place, owner)
+            lease = _takeover_name(name, lease, owner)
         return None
 
-    def alive(self, owner: Owner) -> bool:
-        """Whether an owner lives: by the kernel where it runs beside this process, else by its heartbeat."""
-        if owner.space == self.me.space:
-            return _began(owner.pid) == owner.began and (self._beats / owner.id).exists()
+    def is_alive(self, owner: Owner) -> bool:
+        """Return whether an owner is alive: by the kernel on the same machine, otherwise by its heartbeat."""
+        if owner.pid_namespace == self.me.pid_namespace:
+            return _start_time(owner.pid) == owner.start_time and (self._heartbeats / owner.id).exists()
         try:
-            beat = (self._beats / owner.id).stat().st_mtime
-            now = self._touch()  # both times are the file system's: clocks of machines differ
+            last = (self._heartbeats / owner.id).stat().st_mtime
+            now = self._beat()  # both are times of the file system, because the clocks of machines differ
         except FileNotFoundError:
             return False
-        return now - beat < self.silence
+        return now - last < self.lease_timeout
 
     def close(self) -> None:
-        """Ends the heartbeat: whatever this process still holds is free."""
+        """Stop the heartbeat, which releases all leases of this process."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            with suppress(OSError):  # a disk that has gone: no beat comes any more, in any case
-                (self._beats / self.me.id).unlink(missing_ok=True)
+            with suppress(OSError):  # the disk may be gone, and with it the heartbeat
+                (self._heartbeats / self.me.id).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Closes, and removes all claims unless another process is alive."""
+        """Close, and delete all leases if no other process is alive."""
         try:
-            others = self._others()
-        except OSError:  # a disk that is full, read-only or gone: the error that ended the run is said, not this one
+            others = self._others_alive()
+        except OSError:  # do not hide the error that ended the run
             others = True
         self.close()
         if not others:
             shutil.rmtree(self.root, ignore_errors=True)
 
-    def _others(self) -> bool:
-        """Whether another process is alive."""
-        beats = [path.name for path in self._beats.iterdir()] if self._beats.is_dir() else []
-        owners = {owner.id: owner for owner in map(self._owner, self._places()) if owner is not None}
-        return any(id != self.me.id and (id not in owners or self.alive(owners[id])) for id in beats)
+    def _others_alive(self) -> bool:
+        ids = [path.name for path in self._heartbeats.iterdir()] if self._heartbeats.is_dir() else []
+        owners = {owner.id: owner for owner in map(self._owner, self._leases()) if owner is not None}
+        return any(id != self.me.id and (id not in owners or self.is_alive(owners[id])) for id in ids)
 
-    def _places(self) -> list[str]:
-        return [path.name for path in self.root.iterdir() if path.name != "alive" and not path.name.startswith(".")]
+    def _leases(self) -> list[str]:
+        return [path.name for path in self.root.iterdir() if path != self._heartbeats and path.name[0] != "."]
 
     @cached_property
-    def _beats(self) -> Path:
-        return self.root / "alive"
+    def _heartbeats(self) -> Path:
+        return self.root / "heartbeats"
 
-    def _start(self) -> None:
+    def _start_heartbeat(self) -> None:
         if self._thread is not None:
             return
         self._stop.clear()
-        self._touch()
-        self._thread = threading.Thread(target=self._beating, daemon=True, name="heartbeat")
+        self._beat()
+        self._thread = threading.Thread(target=self._run_heartbeat, daemon=True, name="heartbeat")
         self._thread.start()
 
-    def _beating(self) -> None:
-        while not self._stop.wait(self.beat):
+    def _run_heartbeat(self) -> None:
+        while not self._stop.wait(self.heartbeat_interval):
             try:
-                self._touch()
-                self._failed = None
-            except OSError as error:  # said by the next claim
-                self._failed = error
+                self._beat()
+                self._error = None
+            except OSError as error:  # raised by the next acquire
+                self._error = error
 
-    def _touch(self) -> float:
-        """Beats once; returns the file system's time."""
-        path = self._beats / self.me.id
-        self._check_disk()
+    def _beat(self) -> float:
+        """Write one heartbeat and return the time of the file system."""
+        path = self._heartbeats / self.me.id
+        self._check_device()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A write: some servers set the time of a mere touch by the client's clock.
-            path.write_text(self.me.said)
-            found = path.stat()
+            # Write instead of touch: some servers set the time of a touch by the clock of the client.
+            path.write_text(self.me.describe())
+            status = path.stat()
         except OSError as error:
             raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
-        self._disk = self._disk or found.st_dev
-        return found.st_mtime
+        self._device = self._device or status.st_dev
+        return status.st_mtime
 
-    def _check_disk(self) -> None:
-        """CannotWrite where the folder has changed its disk: below a mount that has gone one could write on."""
-        if self._disk is not None and _disk(self.root.parent) != self._disk:
+    def _check_device(self) -> None:
+        """Raise CannotWrite if the folder is on another disk than before: its mount is gone."""
+        if self._device is not None and _device_of(self.root.parent) != self._device:
             raise CannotWrite(f"{self.root} cannot be written (its disk is no longer there): {REMEDY}.")
 
-    def _create(self, place: str, note: Mapping[str, Any] | None) -> bool:
-        made = self.root / f".{place[:40]}.{self.me.id}.{uuid4().hex[:8]}"
+    def _create(self, lease: str, note: Mapping[str, Any] | None) -> bool:
+        temporary = self.root / f".{lease[:40]}.{self.me.id}.{uuid4().hex[:8]}"
         try:
-            made.mkdir()
-            (made / OWNER).write_text(json.dumps({"owner": vars(self.me), "note": dict(note or {})}))
-            os.rename(made, self.root / place)  # fails where there is one, for no claim is empty
+            temporary.mkdir()
+            (temporary / OWNER_FILE).write_text(json.dumps({"owner": vars(self.me), "note": dict(note or {})}))
+            os.rename(temporary, self.root / lease)  # fails if the lease exists, because it is not empty
             return True
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
-            owner = self._owner(place)
+            shutil.rmtree(temporary, ignore_errors=True)
+            owner = self._owner(lease)
             if owner is None:
                 raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
-            return owner.id == self.me.id  # a server may have renamed, and its answer been lost
+            return owner.id == self.me.id  # the server may have renamed although its response was lost
 
-    def _owner(self, place: str) -> Owner | None:
-        found = self._read(place)
-        return None if found is None else found[0]
+    def _owner(self, lease: str) -> Owner | None:
+        content = self._read(lease)
+        return None if content is None else content[0]
 
-    def _read(self, place: str) -> tuple[Owner, dict[str, Any]] | None:
+    def _read(self, lease: str) -> tuple[Owner, dict[str, Any]] | None:
         try:
-            content = json.loads((self.root / place / OWNER).read_text())
+            content = json.loads((self.root / lease / OWNER_FILE).read_text())
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CannotWrite(f"{self.root / place} cannot be read ({error.strerror}): is its disk there?") from error
+            raise CannotWrite(f"{self.root / lease} cannot be read ({error.strerror}): check its disk.") from error
         return Owner(**content["owner"]), content["note"]

@@ -1,4 +1,4 @@
-"""How far a long experiment is: a bar on a terminal, a line a unit in a log; and beforehand, what it will take."""
+"""Progress of a run: a bar on a terminal, a line per unit in a log file, and an estimate before the run."""
 
 from __future__ import annotations
 
@@ -11,48 +11,57 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-QUIET = 60.0  # seconds after which a log tells of a new stage within a unit
+LOG_INTERVAL_S = 60.0  # between two lines of a log file within a long unit
 
 
 class Progress:
-    """Counts finished units and names the stage of the present one; silent until started.
+    """Counts finished units and shows the stage of the current one. Silent until started.
 
-    On a terminal this is one bar. Elsewhere it is a line on stderr for each finished unit, with the time, how many of
-    how many, the stage and the time that is left; a unit that takes long has lines of its own, a minute apart at least.
+    On a terminal this is a bar. Otherwise it is a line on stderr per finished unit, with the time, the count, the stage
+    and the remaining time. A long unit has additional lines, at most one per minute.
 
     Args:
-        description: stands before every line.
-        unit: what is counted.
-        every: in a log, least seconds between two lines, for units that are many and short; the last always has one.
+        description: shown first.
+        unit: name of what is counted.
+        min_interval: in a log file, minimum seconds between two lines, for many short units. The last unit always has
+            a line.
     """
 
-    def __init__(self, description: str, unit: str = "concept", every: float = 0.0) -> None:
-        self.description, self.unit, self.every = description, unit, every
+    def __init__(self, description: str, unit: str = "concept", min_interval: float = 0.0) -> None:
+        self.description = description
+        self.unit = unit
+        self.min_interval = min_interval
         self.bar = tqdm(disable=True)
         self._log: _Log | None = None
 
     def start(self, total: int, done: int, visible: bool) -> None:
-        """``done`` of ``total`` units are finished already; a progress that is not ``visible`` stays silent."""
+        """Start with ``done`` of ``total`` units finished. If not ``visible``, stay silent."""
         if visible and not sys.stderr.isatty():
-            self._log = _Log(self.description, self.unit, self.every, total, done)
+            self._log = _Log(self.description, self.unit, self.min_interval, total, done)
         else:
             self.bar = tqdm(
-                total=total, initial=done, desc=self.description, unit=self.unit, disable=not visible,
+                total=total,
+                initial=done,
+                desc=self.description,
+                unit=self.unit,
+                disable=not visible,
                 dynamic_ncols=True,
-            )  # fmt: skip
+            )
 
-    def stage(self, text: str) -> None:
+    def set_stage(self, text: str) -> None:
+        """Show the stage of the current unit."""
         self.bar.set_postfix_str(text)
         if self._log is not None:
-            self._log.stage(text)
+            self._log.set_stage(text)
 
     def finish(self, units: int) -> None:
+        """Count finished units."""
         self.bar.update(units)
         if self._log is not None:
             self._log.finish(units)
 
-    def over(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items, each a unit that is finished when the next is asked for."""
+    def iterate(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield the items and count each as a unit."""
         for item in items:
             yield item
             self.finish(1)
@@ -64,44 +73,50 @@ class Progress:
 
 
 class _Log:
-    """The lines of a progress that no terminal shows."""
+    """Progress lines without a terminal."""
 
-    def __init__(self, description: str, unit: str, every: float, total: int, done: int) -> None:
-        self.description, self.unit, self.every = description, unit, every
-        self.total, self.done, self.first = total, done, done
-        self.now, self.started = "", time.monotonic()
-        self.last = -float("inf")
+    def __init__(self, description: str, unit: str, min_interval: float, total: int, done: int) -> None:
+        self.description = description
+        self.unit = unit
+        self.min_interval = min_interval
+        self.total = total
+        self.done = done
+        self.done_before = done
+        self.stage = ""
+        self.start_time = time.monotonic()
+        self.last_time = -float("inf")
 
-    def stage(self, text: str) -> None:
-        self.now = text
-        if time.monotonic() - max(self.last, self.started) >= max(QUIET, self.every):
-            self._say()
+    def set_stage(self, text: str) -> None:
+        self.stage = text
+        if time.monotonic() - max(self.last_time, self.start_time) >= max(LOG_INTERVAL_S, self.min_interval):
+            self._print()
 
     def finish(self, units: int) -> None:
         self.done += units
-        if self.done >= self.total or time.monotonic() - self.last >= self.every:
-            self._say()
+        if self.done >= self.total or time.monotonic() - self.last_time >= self.min_interval:
+            self._print()
 
-    def _say(self) -> None:
-        self.last = time.monotonic()
-        parts = [f"{self.done}/{self.total} {plural(self.unit)}", self.now, self._left()]
+    def _print(self) -> None:
+        self.last_time = time.monotonic()
+        parts = [f"{self.done}/{self.total} {plural(self.unit)}", self.stage, self._remaining()]
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {self.description}: {', '.join(part for part in parts if part)}"
         print(line, file=sys.stderr, flush=True)
 
-    def _left(self) -> str:
-        """From the units finished since the start; those found finished took no time."""
-        made, missing = self.done - self.first, self.total - self.done
-        if not made or not missing:
+    def _remaining(self) -> str:
+        """Estimate the remaining time from the units that this run has finished."""
+        finished = self.done - self.done_before
+        missing = self.total - self.done
+        if not finished or not missing:
             return ""
-        return f"{said(missing * (time.monotonic() - self.started) / made)} left"
+        return f"{format_duration(missing * (time.monotonic() - self.start_time) / finished)} left"
 
 
 def plural(unit: str) -> str:
     return unit + ("es" if unit.endswith("ch") else "s")
 
 
-def said(seconds: float) -> str:
-    """A time as people say it: ``about 40 s``, ``about 12 min``, ``about 3 h 20 min``."""
+def format_duration(seconds: float) -> str:
+    """Return a rounded duration: ``about 40 s``, ``about 12 min``, ``about 3 h 20 min``."""
     if seconds < 59.5:
         return f"about {max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -112,7 +127,7 @@ def said(seconds: float) -> str:
 
 
 def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repeats: int = 3) -> float:
-    """Seconds that ``call`` takes: the least of ``repeats``, after one that warms up; ``wait`` waits for the device."""
+    """Return the minimum seconds of ``repeats`` calls after a warm-up; ``wait`` synchronizes with the device."""
     call()
     wait()
     times = []
@@ -125,24 +140,23 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
 
 @rank_zero_only
-def announce(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
-    """Prints what a run will do before it begins, and about how long that takes.
+def print_estimate(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
+    """Print what a run computes and its estimated duration.
 
     Args:
-        units: all of them.
-        evaluations: network evaluations of those that are not on disk yet; those of a gradient count too, about two
-            each.
-        seconds: that they take, all in all.
-        unit: their name.
-        done: how many units are on disk.
+        units: number of all units.
+        nfe: network evaluations of the units that are not on disk; a gradient counts as two more.
+        seconds: their estimated total duration.
+        unit: name of a unit.
+        done: number of units on disk.
     """
     if done >= units:
         print(f"Nothing to compute: all {units} {plural(unit)} are on disk.", flush=True)
         return
-    found = f", {done} of them on disk" if done else ""
+    cached = f", {done} of them on disk" if done else ""
     end = datetime.now() + timedelta(seconds=seconds)
     print(
-        f"To compute: {units} {plural(unit)}{found}; {nfe:,.0f} network evaluations, "
-        f"{said(seconds)}, until {end:%Y-%m-%d %H:%M}.",
+        f"To compute: {units} {plural(unit)}{cached}; {nfe:,.0f} network evaluations, "
+        f"{format_duration(seconds)}, until {end:%Y-%m-%d %H:%M}.",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""Values so far: what the table will say, logged after every finished unit; a sweep ends its bad runs by them early."""
+"""Running means of the table's metrics, logged after every finished unit; sweeps use them to stop bad runs early."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from experiments.reporting.results import metric_name
 
 
-def beginning(loggers: Sequence[Logger]) -> list[Logger]:
-    """Those that begin anew, and are to hear of the units on disk; the others have, from the run that made them.
+def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
+    """Return the loggers that do not know the units on disk.
 
-    The CSV file does in every run; at W&B the run that is found there goes on, and one offline is a file of its own.
+    The CSV file is written again in every run. A W&B run that is resumed has the values of the earlier run.
     """
     return [
         logger
@@ -23,42 +23,44 @@ def beginning(loggers: Sequence[Logger]) -> list[Logger]:
     ]
 
 
-class Running:
-    """Means over the finished units, under the names that the table's rows will have in the loggers.
+class RunningMeans:
+    """Means over the finished units, under the names of the final table's metrics.
 
-    The step is the number of finished units, on disk or made just now, so that it goes on where a run goes on.
+    The logged step is the number of finished units, including those on disk, so it continues when a run is resumed.
 
     Args:
-        rows: of a finished unit, one an image.
-        identity: the columns that tell the table's rows apart.
-        averaged: the columns whose means are logged. None and missing values are left out, as the table does.
+        rows: returns the rows of a finished unit, one per image.
+        identity: columns that identify a row of the final table.
+        averaged: columns whose means are logged. None and missing values are skipped, as in the table.
     """
 
     def __init__(
         self, rows: Callable[[Any], Iterable[Mapping[str, Any]]], identity: Sequence[str], averaged: Sequence[str]
     ) -> None:
-        self.rows, self.identity, self.averaged = rows, identity, averaged
+        self.rows = rows
+        self.identity = identity
+        self.averaged = averaged
         self.counted: set[int] = set()
         self._sums: dict[str, list[float]] = {}
 
-    def log(self, loggers: Sequence[Logger], unit: Any, number: int, before: int = 0) -> None:
-        """The means that a finished unit changes; nothing where it has been counted.
+    def log(self, loggers: Sequence[Logger], unit: Any, index: int, units_before: int = 0) -> None:
+        """Log the means that a finished unit changes, unless it has been counted.
 
         Args:
-            number: the unit's own.
-            before: units of earlier stages.
+            index: index of the unit.
+            units_before: number of units in earlier stages.
         """
-        if number in self.counted:
+        if index in self.counted:
             return
-        self.counted.add(number)
-        means = self._means(unit)
+        self.counted.add(index)
+        means = self._update(unit)
         for logger in loggers:
             if means:
-                logger.log_metrics(means, step=before + len(self.counted))
+                logger.log_metrics(means, step=units_before + len(self.counted))
                 logger.save()
 
-    def _means(self, unit: Any) -> dict[str, float]:
-        changed = {}
+    def _update(self, unit: Any) -> dict[str, float]:
+        means = {}
         for row in self.rows(unit):
             for name in self.averaged:
                 if row.get(name) is not None:
@@ -66,5 +68,5 @@ class Running:
                     total = self._sums.setdefault(key, [0.0, 0.0])
                     total[0] += row[name]
                     total[1] += 1
-                    changed[key] = total[0] / total[1]
-        return {key: mean for key, mean in changed.items() if not math.isnan(mean)}
+                    means[key] = total[0] / total[1]
+        return {key: mean for key, mean in means.items() if not math.isnan(mean)}

@@ -1,4 +1,4 @@
-"""Work in units, shared among processes: each is on disk before the next begins, and none is computed twice."""
+"""Units of work that several processes share: each finished unit is on disk, and none is computed twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,175 +20,198 @@ from torch.multiprocessing import ProcessRaisedException
 
 from experiments.cache.atomic import CannotWrite
 from experiments.cache.store import UnitStore
-from experiments.reporting.finite import NonFiniteError
+from experiments.finite import NonFiniteError
 from experiments.runtime.leases import LeaseManager
 from experiments.runtime.progress import Progress
-from experiments.runtime.running_means import Running, beginning
+from experiments.runtime.running_means import RunningMeans, loggers_without_history
 
-Stage = tuple[LightningModule, "Work"]
+Stage = tuple[LightningModule, "UnitDataModule"]
 """A module whose ``predict_step`` writes units, and the units."""
 
-POLL = 0.5  # seconds between two looks at what other processes have finished
-DIED = "another process of this run has ended: run the same command again, finished units are kept."
-LOST = ("connection closed by peer", "connection reset", "broken pipe", "socket closed", "connection refused")
-"""What the messages of PyTorch's processes hold when one of them has ended."""
+POLL_INTERVAL_S = 0.5  # between two checks of what other processes have finished
+PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished units are kept."
+CONNECTION_ERRORS = (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "socket closed",
+    "connection refused",
+)
+"""Parts of PyTorch's error messages when a peer has died."""
+
+
+class PeerDied(RuntimeError):
+    """Another process of the run has died. The message is for the user."""
+
+
+class Terminated(RuntimeError):
+    """A signal has ended the run. The message is for the user."""
 
 
 class ResumableRun:
-    """What every task of units has: a folder that other processes and runs may share."""
+    """Base class of tasks that compute units in a folder which several processes and runs may share."""
 
     run_dir: str
 
     @property
-    def claims(self) -> Path:
-        """Where the processes of all runs of this folder claim their units."""
-        return Path(self.run_dir) / "claims"
+    def leases(self) -> Path:
+        """Folder of the leases, shared by all runs of ``run_dir``."""
+        return Path(self.run_dir) / "leases"
 
     def writes_report(self, trainer: Trainer) -> bool:
-        """Whether this process judges and reports: the first of its run, unless another run of the folder does."""
-        lead: Callable[[], bool] | None = vars(self).get("lead")
-        return trainer.is_global_zero and (lead is None or lead())
+        """Return whether this process writes the report: rank 0, unless another run of the folder writes it."""
+        is_reporter: Callable[[], bool] | None = vars(self).get("is_reporter")
+        return trainer.is_global_zero and (is_reporter is None or is_reporter())
 
 
-class PeerDied(RuntimeError):
-    """Another process of the run has ended; its text is one sentence for the user."""
+class UnitDataModule(LightningDataModule):
+    """The units that are not on disk yet, as batches for ``predict_step``.
 
-
-class Stopped(RuntimeError):
-    """A signal has ended the run; its text is one sentence for the user."""
-
-
-class Work(LightningDataModule):
-    """The units that are not on disk yet, claimed by whatever process is free; any may get none.
-
-    A process claims a group of units, computes it, and claims the next. When it finds no more it waits until the others
-    have finished theirs, and takes over what a process has left that died. A subclass says which units are on disk, by
-    what name each is claimed, and, where several are computed together, makes groups of them and loads one.
+    A process acquires the leases of a group of units, computes the group, and continues with the next. When none is
+    left it waits for the other processes and takes over the units of those that have died. Subclasses define which
+    units are on disk, the name of a unit's lease and, for units that are computed together, the groups and their batch.
 
     Args:
-        claims: folder of the claims, which all processes of a run see; the same for every run of a folder. None is
-            ``claims`` in the trainer's folder.
-        running: logs values so far as units finish, in the first process; None logs nothing before the report.
+        leases: folder of the leases; the same for all processes and runs. Default: in the trainer's folder.
+        running_means: logs means as units finish, on rank 0. None logs nothing before the report.
     """
 
     def __init__(
         self,
         units: Sequence[Any],
         progress: Progress,
-        claims: str | Path | None = None,
-        running: Running | None = None,
+        leases: str | Path | None = None,
+        running_means: RunningMeans | None = None,
     ) -> None:
         super().__init__()
-        self.units, self.progress, self.claims, self.running = list(units), progress, claims, running
-        self.before = 0  # units of earlier stages
-        self._held: LeaseManager | None = None
-        self.previous_handler: Any = signal.SIG_DFL
+        self.units = list(units)
+        self.progress = progress
+        self.leases = leases
+        self.running_means = running_means
+        self.units_before = 0  # number of units in earlier stages
+        self._batches: Generator[Any, None, None] | None = None
 
     def done(self, unit: Any) -> bool:
-        """Whether the unit is on disk."""
+        """Return whether the unit is on disk."""
         raise NotImplementedError
 
-    def claim(self, unit: Any) -> str:
-        """The name by which it is claimed: no other unit's, whatever the settings of other runs of the folder."""
+    def lease_name(self, unit: Any) -> str:
+        """Return the name of the unit's lease: unique among all units of all runs of the folder."""
         raise NotImplementedError
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
-        """``units`` in groups that one step computes; each by itself unless a subclass knows better."""
+        """Return ``units`` in groups that one step computes. Default: each unit by itself."""
         return [[unit] for unit in units]
 
     def load(self, units: list[Any]) -> Any:
-        """What ``predict_step`` is given for units of a group; called when they have been claimed."""
+        """Return the batch of a group's units, after their leases have been acquired."""
         return units[0]
 
-    def begin(self, units: list[Any], pending: list[Any]) -> None:
-        """Called in each process before its first unit, with all and what is missing of them."""
+    def on_start(self, units: list[Any], pending: list[Any]) -> None:
+        """Called in each process before its first unit, with all units and those that are not on disk."""
         self.progress.start(len(units), len(units) - len(pending), visible=self.trainer.is_global_zero)
 
-    def passed(self, unit: Any) -> None:
+    def on_finished_elsewhere(self, unit: Any) -> None:
         """Called when another process has finished a unit."""
         self.progress.finish(1)
 
-    def log(self, trainer: Trainer, numbers: Iterable[int], told: Sequence[Logger] | None = None) -> None:
-        """Counts units and logs the values so far, in the first process, to all loggers or those to be ``told``."""
-        if self.running is not None and trainer.is_global_zero and trainer.loggers:
-            for k in numbers:
-                self.running.log(trainer.loggers if told is None else told, self.units[k], k, self.before)
+    def log(self, trainer: Trainer, indices: Iterable[int], loggers: Sequence[Logger] | None = None) -> None:
+        """Count finished units and log the means so far on rank 0, to all loggers or to ``loggers``."""
+        if self.running_means is not None and trainer.is_global_zero and trainer.loggers:
+            for k in indices:
+                self.running_means.log(
+                    trainer.loggers if loggers is None else loggers, self.units[k], k, self.units_before
+                )
 
-    def finished(self) -> bool:
-        """Whether all units of all processes are on disk."""
+    def all_done(self) -> bool:
+        """Return whether all units are on disk."""
         return all(map(self.done, self.units))
 
-    def predict_dataloader(self) -> Shared:
-        return Shared(self)
+    def predict_dataloader(self) -> UnitLoader:
+        return UnitLoader(self)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, _: int) -> Any:
         return batch
 
-    def share(self) -> Iterator[Any]:
-        """Batches of the units that this process claims, until all are on disk."""
-        pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
-        on_disk = sorted({*range(len(self.units))}.difference(pending))
-        self.log(self.trainer, on_disk, beginning(self.trainer.loggers))
-        self.begin(self.units, [self.units[k] for k in pending])
-        numbers = {id(unit): k for k, unit in enumerate(self.units)}
-        # Groups are made of all units, so that what is computed together depends on no other process.
-        left = [[numbers[id(unit)] for unit in group] for group in self.groups(self.units)]
-        missing, claims = set(pending), LeaseManager(self.claims or Path(self.trainer.default_root_dir) / "claims")
-        self._held = claims
-        self.install_sigterm_handler()
-        try:
-            while missing:
-                for group in left:
-                    own = self._claimed(group, missing, claims)
-                    if own:
-                        yield self.load([self.units[k] for k in own])
-                        self.log(self.trainer, own)
-                        missing -= set(own)
-                left = [group for group in left if missing.intersection(group)]
-                if missing:
-                    self.progress.stage("waiting for other processes")
-                    time.sleep(POLL)
-        finally:
-            self.release()
-
-    def install_sigterm_handler(self) -> None:
-        """Lets SIGTERM end the loop at once: Lightning notes it, and looks at that note in other loops than this."""
-        if threading.current_thread() is threading.main_thread():
-            self.previous_handler = signal.signal(signal.SIGTERM, self._stop)
-
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        if (launcher := self.trainer.strategy.launcher) is not None:
-            launcher.kill(number)
-        raise Stopped("stopped by SIGTERM: run the same command again, finished units are kept.")
+    def claim_batches(self) -> Iterator[Any]:
+        """Yield the batches whose leases this process acquires, until all units are on disk."""
+        self.release()
+        self._batches = self._iterate()
+        return self._batches
 
     def release(self) -> None:
-        """Gives up what is claimed, also where a loop ended in the middle."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
-        if signal.getsignal(signal.SIGTERM) == self._stop:  # or Lightning has put back what was there before it
-            signal.signal(signal.SIGTERM, self.previous_handler)
+        """Release all leases, also after an error in the middle of a loop."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
-    def _claimed(self, group: list[int], missing: set[int], claims: LeaseManager) -> list[int]:
-        """Those of a group that this process is to compute: it has claimed them, and they are still missing."""
-        own = []
+    def _iterate(self) -> Generator[Any, None, None]:
+        pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
+        on_disk = sorted({*range(len(self.units))}.difference(pending))
+        self.log(self.trainer, on_disk, loggers_without_history(self.trainer.loggers))
+        self.on_start(self.units, [self.units[k] for k in pending])
+        leases = LeaseManager(self.leases or Path(self.trainer.default_root_dir) / "leases")
+        queue = UnitQueue(self, leases, set(pending))
+        try:
+            with raise_on_sigterm(self.trainer):
+                yield from queue
+        finally:
+            leases.close()
+
+
+class UnitQueue:
+    """Iterates over the batches that this process computes.
+
+    Args:
+        data: the units.
+        leases: acquires them.
+        missing: indices of the units that are not on disk.
+    """
+
+    def __init__(self, data: UnitDataModule, leases: LeaseManager, missing: set[int]) -> None:
+        self.data = data
+        self.leases = leases
+        self.missing = missing
+
+    def __iter__(self) -> Iterator[Any]:
+        data = self.data
+        indices = {id(unit): k for k, unit in enumerate(data.units)}
+        # Groups are formed from all units, so that a batch does not depend on what other processes have finished.
+        groups = [[indices[id(unit)] for unit in group] for group in data.groups(data.units)]
+        while self.missing:
+            for group in groups:
+                acquired = self._acquire(group)
+                if acquired:
+                    yield data.load([data.units[k] for k in acquired])
+                    data.log(data.trainer, acquired)
+                    self.missing -= set(acquired)
+            groups = [group for group in groups if self.missing.intersection(group)]
+            if self.missing:
+                data.progress.set_stage("waiting for other processes")
+                time.sleep(POLL_INTERVAL_S)
+
+    def _acquire(self, group: list[int]) -> list[int]:
+        """Acquire the missing units of a group; return their indices."""
+        data = self.data
+        acquired: list[int] = []
         for k in group:
-            if k not in missing:
+            if k not in self.missing:
                 continue
-            mine = not self.done(self.units[k]) and claims.take(self.claim(self.units[k]))
-            if self.done(self.units[k]):  # looked at again: its owner may have finished before it was claimed
-                missing.discard(k)
-                self.passed(self.units[k])
-                self.log(self.trainer, [k])
-            elif mine:
-                own.append(k)
-            elif not own:
-                break  # the group is another's, who is claiming the rest of it
-        return own
+            unit = data.units[k]
+            leased = not data.done(unit) and self.leases.acquire(data.lease_name(unit))
+            if data.done(unit):  # check again: its owner may have finished it before the lease was acquired
+                self.missing.discard(k)
+                data.on_finished_elsewhere(unit)
+                data.log(data.trainer, [k])
+            elif leased:
+                acquired.append(k)
+            elif not acquired:
+                break  # another process has the first unit and is acquiring the rest of the group
+        return acquired
 
 
-class CachedUnitDataModule(Work):
-    """Units in several stores; a subclass says by ``address`` where each lies.
+class CachedUnitDataModule(UnitDataModule):
+    """Units in several stores; subclasses define the ``address`` of a unit.
 
     Args:
         stores: by name.
@@ -199,97 +222,118 @@ class CachedUnitDataModule(Work):
         units: Sequence[Any],
         stores: Mapping[str, UnitStore],
         progress: Progress,
-        claims: str | Path,
-        running: Running | None = None,
+        leases: str | Path,
+        running_means: RunningMeans | None = None,
     ) -> None:
-        super().__init__(units, progress, claims, running)
+        super().__init__(units, progress, leases, running_means)
         self.stores = stores
 
     def address(self, unit: Any) -> tuple[str, str]:
-        """The name of a unit's store, and its own in it."""
+        """Return the name of a unit's store, and the unit's name in it."""
         raise NotImplementedError
 
     def done(self, unit: Any) -> bool:
         store, name = self.address(unit)
         return self.stores[store].done(name)
 
-    def claim(self, unit: Any) -> str:
+    def lease_name(self, unit: Any) -> str:
         store, name = self.address(unit)
-        return self.stores[store].claim(name)
+        return self.stores[store].lease_name(name)
 
 
-class Shared:
-    """An endless-looking loader of what :meth:`Work.share` gives.
+class UnitLoader:
+    """A loader whose length is never reached, so that Lightning does not prefetch.
 
-    Its length is never reached, and there so that Lightning takes a batch when it is to be computed and none before.
+    A batch is acquired only when it is about to be computed.
     """
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, data: UnitDataModule) -> None:
+        self.data = data
 
     def __len__(self) -> int:
-        return len(self.work.units) + 1
+        return len(self.data.units) + 1
 
     def __iter__(self) -> Iterator[Any]:
-        return self.work.share()
+        return self.data.claim_batches()
 
 
-def carry_out(trainer: Trainer, *stages: Stage) -> None:
-    """Computes what is not on disk yet, stage by stage; returns in every process when all of it is.
+@contextmanager
+def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
+    """Raise :class:`Terminated` on SIGTERM. Lightning would only set a flag, which prediction loops do not check."""
 
-    Where nothing is left to do no loop begins, and no process is started. Processes have to agree on that: those of a
-    launcher cannot ask each other before the first loop, and therefore take part in all of them.
+    def stop(number: int, _: FrameType | None) -> None:
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(number)
+        raise Terminated("stopped by SIGTERM: run the same command again; finished units are kept.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) == stop:  # otherwise Lightning has already restored its own
+            signal.signal(signal.SIGTERM, previous)
+
+
+def run_stages(trainer: Trainer, *stages: Stage) -> None:
+    """Compute all units that are not on disk, stage by stage; return in every process when all are finished.
+
+    If nothing is left to compute, no process is started. Processes of an external launcher cannot agree on that before
+    their first loop, so they always run every stage.
 
     Raises:
-        ProcessLost: a process has ended that this one has to wait for.
+        PeerDied: another process has died that this one has to wait for.
     """
-    for (_, earlier), (_, work) in pairwise(stages):
-        work.before = earlier.before + len(earlier.units)
+    for (_, earlier), (_, data) in pairwise(stages):
+        data.units_before = earlier.units_before + len(earlier.units)
     computed = _compute(trainer, stages)
-    for _, work in stages:  # what no loop of this very process has counted: there was none, or a started process ran it
-        told = [own for own in beginning(trainer.loggers) if isinstance(own, CSVLogger) or not computed]
-        work.log(trainer, range(len(work.units)), told)
+    for _, data in stages:  # units that no loop of this process has counted: there was none, or a child process ran it
+        loggers = [
+            logger
+            for logger in loggers_without_history(trainer.loggers)
+            if isinstance(logger, CSVLogger) or not computed
+        ]
+        data.log(trainer, range(len(data.units)), loggers)
 
 
 def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
-    """Whether there was a loop."""
+    """Run the stages that are not finished; return whether there were any."""
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
-    if not launched and all(work.finished() for _, work in stages):
+    if not launched and all(data.all_done() for _, data in stages):
         return False
-    for module, work in stages:
-        if several or not work.finished():
+    for module, data in stages:
+        if several or not data.all_done():
             try:
                 with reraise_child_error():
-                    trainer.predict(module, datamodule=work, return_predictions=False)
+                    trainer.predict(module, datamodule=data, return_predictions=False)
             except RuntimeError as error:
-                if several and _is_lost(error):
-                    raise PeerDied(DIED) from error
+                if several and _is_connection_error(error):
+                    raise PeerDied(PEER_DIED_MESSAGE) from error
                 raise
             finally:
-                work.release()
-            work.progress.close()
+                data.release()
+            data.progress.close()
     return True
 
 
-def _is_lost(error: RuntimeError) -> bool:
+def _is_connection_error(error: RuntimeError) -> bool:
     if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
         return True
-    said = str(error).lower()
-    return any(words in said for words in LOST)
+    message = str(error).lower()
+    return any(words in message for words in CONNECTION_ERRORS)
 
 
 @contextmanager
 def reraise_child_error() -> Iterator[None]:
-    """What a started process says in one sentence is raised as if this one had found it.
-
-    Under ``ddp_spawn`` it arrives as the text of a traceback, whose last line names the error.
-    """
+    """Raise the error of a child process as its own type instead of as the text of a traceback (``ddp_spawn``)."""
     try:
         yield
     except ProcessRaisedException as error:
         for kind in (NonFiniteError, CannotWrite):
-            said = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
-            if said:
-                raise kind(said[-1]) from error
+            messages = re.findall(rf"^{kind.__module__}\.{kind.__name__}: (.+)$", str(error), flags=re.MULTILINE)
+            if messages:
+                raise kind(messages[-1]) from error
         raise

@@ -1,4 +1,4 @@
-"""What a process does when another of its run dies, or Slurm is about to end the job."""
+"""Watchdogs: a process exits when its parent has died, and a Slurm job is requeued before its time limit."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from types import FrameType
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from experiments.runtime.distributed import launch
-from experiments.runtime.unit_queue import DIED
+from experiments.runtime.distributed import detect_launcher
+from experiments.runtime.unit_queue import PEER_DIED_MESSAGE
 
-FIRST = "FIRST_PROCESS_OF_THE_RUN"
-"""The variable by which processes that Lightning starts know the one that started them."""
-LOOK = 1.0  # seconds between two looks whether it lives
-MINUTE = 60.0
+ROOT_PID_ENV = "ROOT_PID_OF_THE_RUN"
+"""Environment variable by which processes that Lightning starts know the process that started them."""
+POLL_INTERVAL_S = 1.0
+CONNECT_TIMEOUT_S = 60.0
 
 
 def install_watchdogs() -> None:
-    """Lets this process end where it would be left behind, in one sentence, and a job be queued again before its end.
+    """Exit with a one-line error if the parent process dies, and requeue the Slurm job before its time limit.
 
-    SIGUSR1, which ``sbatch --signal=USR1@120`` sends before the time limit, asks Slurm to queue the job again.
-    Lightning would first save a checkpoint, for which all processes have to meet and no run has a use.
+    ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit. Lightning's own handler would first
+    save a checkpoint, for which all processes have to synchronize and which no run needs.
     """
     report_dead_children()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _check_torchrun()
         exit_when_parent_dies(os.getppid())
-    elif launch() is None:
+    elif detect_launcher() is None:
         exit_with_launcher_process()
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR1, requeue_slurm_job)
 
 
 def report_dead_children() -> None:
-    """Lightning kills the first process where one that it started died, and tells of it only who asks for details."""
+    """Print an error when Lightning ends the run because a child process died; it logs this at level INFO only."""
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
     if _is_child_death_record not in observer.filters:
         observer.addFilter(_is_child_death_record)
@@ -49,59 +49,67 @@ def report_dead_children() -> None:
 
 
 def _is_child_death_record(record: logging.LogRecord) -> bool:
+    """Filter of log records that prints an error for a dead child and drops other records of level INFO."""
     if "Child process with PID" not in record.getMessage():
         return record.levelno > logging.INFO
-    print(f"error: {DIED}", file=sys.stderr, flush=True)
+    print(f"error: {PEER_DIED_MESSAGE}", file=sys.stderr, flush=True)
     return False
 
 
 def exit_with_launcher_process() -> None:
-    """Ends a process that Lightning started once the one that started it is dead: it would wait for it for an hour."""
-    first = os.environ.setdefault(FIRST, str(os.getpid()))
-    if first == str(os.getpid()) or "LOCAL_RANK" not in os.environ:
-        os.environ[FIRST] = str(os.getpid())
+    """Exit if the process that launched this rank has died.
+
+    Otherwise this rank would wait for it until the timeout of the process group.
+    """
+    root = os.environ.setdefault(ROOT_PID_ENV, str(os.getpid()))
+    if root == str(os.getpid()) or "LOCAL_RANK" not in os.environ:
+        os.environ[ROOT_PID_ENV] = str(os.getpid())
         return
-    exit_when_parent_dies(int(first))
+    exit_when_parent_dies(int(root))
 
 
 def _check_torchrun() -> None:
-    """ValueError where torchrun was killed while this process loaded its programs: what processes meet at is its."""
+    """Raise ValueError if torchrun died while this process started.
+
+    torchrun hosts the rendezvous store, so without it no rank can connect.
+    """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=MINUTE).close()
+        socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise ValueError(DIED) from error
+        raise ValueError(PEER_DIED_MESSAGE) from error
 
 
 def exit_when_parent_dies(parent: int) -> None:
-    """Ends this process when its parent has ended."""
+    """Start a thread that ends this process when its parent process has died."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK)
-        print(f"error: {DIED}", file=sys.stderr, flush=True)
-        os._exit(1)  # from a thread, and wherever the process waits
+            time.sleep(POLL_INTERVAL_S)
+        print(f"error: {PEER_DIED_MESSAGE}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may be blocked in a collective operation
 
-    threading.Thread(target=watch, daemon=True, name="company").start()
+    threading.Thread(target=watch, daemon=True, name="watchdog").start()
 
 
 def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
-    """The first process asks for it once; Slurm then ends them all."""
+    """Signal handler: rank 0 requeues the job; Slurm then ends all processes."""
     if rank_zero_only.rank != 0:
         return
     job = job_id(os.environ)
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        failed = done.stderr.strip() if done.returncode else ""
+        process = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        reason = process.stderr.strip() if process.returncode else ""
     except OSError as error:
-        failed = str(error)
-    said = f"cannot be queued again ({failed}): submit it anew" if failed else "is queued again"
-    print(f"SIGUSR1: job {job} {said}; finished units are kept.", file=sys.stderr, flush=True)
+        reason = str(error)
+    outcome = f"cannot be requeued ({reason}): submit it again" if reason else "is requeued"
+    print(f"SIGUSR1: job {job} {outcome}; finished units are kept.", file=sys.stderr, flush=True)
 
 
 def job_id(environment: Mapping[str, str]) -> str:
-    """The number by which Slurm knows this job, which may be one of an array."""
+    """Return the id of this Slurm job, which may be a task of a job array."""
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]

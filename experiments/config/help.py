@@ -1,0 +1,202 @@
+"""``python train.py --help``: the experiments and how to override them; with ``experiment=NAME``, the keys it takes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config.paths import join
+from experiments.config.project import PROJECT
+from experiments.config.signatures import find_definition
+
+CONFIGS = PROJECT / "configs"
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+COMPONENT_GROUPS = ("method", "arm")
+"""Groups whose configs are shown as one line instead of with all their keys."""
+DESCRIPTION = """\
+Invert images to the seeds of diffusion models, interpolate seeds, and optimize them for rare concepts.
+
+usage: python train.py [experiment=NAME] [key=value ...]
+       python train.py experiment=NAME --help      the keys of an experiment
+       python train.py experiment=NAME plan=true   its cost, without running it
+       python train.py experiment=NAME --cfg job   its config as YAML
+"""
+OVERRIDES = """\
+Overrides:
+  task.steps=20                        set a key
+  model=sd model.path=PATH             choose a config of a group, and set its keys
+  'data.concepts=[camel,padlock]'      lists need quotes in most shells
+  +arm@task.arms.NAME=seedselect       add a config of a group at a key
+  ~task.arms.plain                     remove a key
+  -m lam=0,0.1,1                       run a sweep
+
+Shell completion: eval "$(python train.py -sc install=bash)". Documentation: docs/index.md.
+"""
+
+
+def print_help(arguments: Sequence[str]) -> None:
+    """Print the help for command-line arguments that contain ``--help`` or ``-h``."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if any(override.startswith("experiment=") for override in overrides):
+        print(experiment_help(overrides))
+    else:
+        print(general_help())
+
+
+def general_help() -> str:
+    """Return what the program does, the experiments with a sentence each, the groups and how to override."""
+    experiments = {path.stem: header_comment(path) for path in sorted((CONFIGS / "experiment").glob("*.yaml"))}
+    groups = {
+        folder.name: ", ".join(path.stem for path in sorted(folder.glob("*.yaml")))
+        for folder in sorted(CONFIGS.iterdir())
+        if folder.is_dir() and folder.name not in ("experiment", "sweep", "task")
+    }
+    return "\n".join(
+        [
+            DESCRIPTION,
+            "Experiments (default: rare_concepts):",
+            *_columns(experiments),
+            "",
+            "Config groups:",
+            *_columns(groups),
+            "",
+            OVERRIDES.rstrip(),
+        ]
+    )
+
+
+def experiment_help(overrides: Sequence[str]) -> str:
+    """Return the keys of an experiment with their values and a sentence each, from config comments and docstrings."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        choices = dict(HydraConfig.get().runtime.choices)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    comments = config_comments(choices)
+    components = {
+        package: f"{option}: {header_comment(CONFIGS / group / f'{option}.yaml')}"
+        for group, package, option in _chosen(choices)
+        if group in COMPONENT_GROUPS and package
+    }
+    lines = [f"{choices['experiment']}: {header_comment(CONFIGS / 'experiment' / (choices['experiment'] + '.yaml'))}"]
+    for key, value, text in _keys(config, "", comments, components):
+        lines += ["", f"{key}={value}", *textwrap.wrap(text, _width() - 4, initial_indent="    ", subsequent_indent="    ")]
+    return "\n".join(lines)
+
+
+def _keys(
+    node: DictConfig, path: str, comments: Mapping[str, str], components: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield key, value and description of every entry at or below ``path``."""
+    arguments = docstring_arguments(str(node._get_node("_target_"))) if "_target_" in node else {}
+    for name in node:
+        if name in HYDRA_KEYS:
+            continue
+        key = join(path, name)
+        text = comments.get(key, arguments.get(str(name), ""))
+        child = node._get_node(name)
+        if key in components:
+            yield key, components[key].partition(":")[0], components[key].partition(": ")[2]
+        elif isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and len(child):
+            yield from _keys(child, key, comments, components)
+        else:
+            value = "???" if child._is_missing() else OmegaConf.to_container(OmegaConf.create({"v": child}))["v"]
+            yield key, _format(value), text
+
+
+def _format(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"[{len(value)} entries]"
+    return str(value).replace("'", "")
+
+
+def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
+    """Return the comments behind the keys of the chosen configs, by full key."""
+    comments = file_comments(CONFIGS / "train.yaml", "")
+    for group, package, option in _chosen(choices):
+        path = CONFIGS / group / f"{option}.yaml"
+        if path.is_file():
+            comments |= file_comments(path, package)
+    return comments
+
+
+def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield group, package and option of the chosen configs."""
+    for name, option in choices.items():
+        group, _, package = name.partition("@")
+        if option is not None:
+            yield group, "" if group == "experiment" else package or group, option
+
+
+def file_comments(path: Path, package: str) -> dict[str, str]:
+    """Return the comments behind the keys of one config file, by full key."""
+    comments: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    for line in path.read_text().splitlines():
+        match = re.match(r"^( *)([\w.]+):(?:\s[^#]*)?(?:#\s*(.*))?$", line)
+        if not match:
+            continue
+        indent, name, comment = len(match[1]), match[2], match[3]
+        parents = [(level, key) for level, key in parents if level < indent]
+        key = ".".join([*([package] if package else []), *(key for _, key in parents), name])
+        parents.append((indent, name))
+        if comment:
+            comments[key] = comment
+    return comments
+
+
+def header_comment(path: Path) -> str:
+    """Return the first comment of a config file, which describes it."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
+
+def docstring_arguments(target: str) -> dict[str, str]:
+    """Return the first sentence of each entry of ``Args:`` in the docstring of a target, and in its base classes."""
+    found = find_definition(target)
+    if found is None:
+        return {}
+    module, definition = found
+    arguments: dict[str, str] = {}
+    for base in getattr(definition, "bases", []):
+        name = ast.unparse(base)
+        arguments |= docstring_arguments(f"{module}.{name}") if name.isidentifier() else {}
+    docstring = ast.get_docstring(definition) or ""
+    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", docstring, flags=re.MULTILINE)
+    entries = re.findall(r"^    ([\w, ]+): ((?:.*\n?)(?:        .*\n?|\n)*)", section[1] if section else "", flags=re.M)
+    for names, text in entries:
+        sentence = re.split(r"(?<=[.;])\s", " ".join(text.split()))[0]
+        arguments |= {name.strip(): sentence for name in names.split(",")}
+    return arguments
+
+
+def _columns(entries: Mapping[str, str]) -> list[str]:
+    """Return names and texts in two columns, wrapped to the terminal."""
+    indent = max(map(len, entries)) + 4
+    lines = []
+    for name, text in entries.items():
+        wrapped = textwrap.wrap(text, max(_width() - indent, 40)) or [""]
+        lines.append(f"  {name:<{indent - 2}}{wrapped[0]}")
+        lines += [" " * indent + line for line in wrapped[1:]]
+    return lines
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((110, 24)).columns, 120)
