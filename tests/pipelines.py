@@ -1,4 +1,4 @@
-"""Pipelines of every family's architecture, tiny and randomly initialized, built without any download."""
+"""Tiny, randomly initialized pipelines of every supported architecture; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGE_SIZE = 16
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """Letters as tokens; ends and pads as CLIP does."""
+    """Return a tokenizer with letters as tokens and the special tokens of CLIP."""
     letters = [*string.ascii_lowercase, *string.digits]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: i for i, word in enumerate(words)}
@@ -45,9 +45,9 @@ def tiny_tokenizer() -> CLIPTokenizer:
 def tiny_stable_diffusion(
     prediction_type: str = "epsilon", *, unet: dict[str, object] | None = None, **scheduler_options: object
 ) -> StableDiffusionPipeline:
-    """Latents ``[4,8,8]``, images ``[3,16,16]``; the same weights every time.
+    """Return Stable Diffusion with latents ``[4,8,8]`` and images ``[3,16,16]``; its weights are always the same.
 
-    ``unet`` changes the UNet's configuration, ``scheduler_options`` the DDIM scheduler's.
+    ``unet`` changes the UNet's config, ``scheduler_options`` that of the DDIM scheduler.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def tiny_stable_diffusion(
 
 
 def tiny_stable_diffusion_xl(**scheduler_options: object) -> StableDiffusionXLPipeline:
-    """SDXL's two text encoders, pooled text and size conditioning, in the same sizes."""
+    """Return SDXL, with two text encoders, pooled text and size conditioning, in the same sizes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = tiny_tokenizer()
@@ -88,10 +88,11 @@ def tiny_stable_diffusion_xl(**scheduler_options: object) -> StableDiffusionXLPi
 
 
 def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion3Pipeline:
-    """Stable Diffusion 3's transformer and its two or three text encoders; latents ``[4,8,8]``."""
+    """Return Stable Diffusion 3 with two or three text encoders; latents ``[4,8,8]``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer, text = tiny_tokenizer(), _text_config(tiny_tokenizer())
+        tokenizer = tiny_tokenizer()
+        text = _text_config(tokenizer)
         transformer = SD3Transformer2DModel(
             sample_size=LATENT_SHAPE[1],
             patch_size=2,
@@ -104,11 +105,11 @@ def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion
             caption_projection_dim=32,
             pooled_projection_dim=2 * TEXT_WIDTH,
             pos_embed_max_size=16,
-            dual_attention_layers=(0,),  # as Stable Diffusion 3.5 has them
+            dual_attention_layers=(0,),  # as in Stable Diffusion 3.5
             qk_norm="rms_norm",
         )
         return StableDiffusion3Pipeline(
-            transformer=_stirred(transformer),
+            transformer=_randomize_zeros(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
             vae=_vae(shift_factor=0.06),
             text_encoder=CLIPTextModelWithProjection(text).eval(),
@@ -121,11 +122,12 @@ def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion
 
 
 def tiny_flux(*, guidance_embeds: bool = True, **scheduler_options: object) -> FluxPipeline:
-    """FLUX.1's transformer with packed latents, CLIP and T5; latents ``[4,8,8]``; schnell without the embedding."""
+    """Return FLUX.1 dev, or schnell without ``guidance_embeds``; latents ``[4,8,8]`` before packing."""
     dynamic = {"use_dynamic_shifting": True, "shift": 3.0} if guidance_embeds else {"shift": 1.0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer, text = tiny_tokenizer(), _text_config(tiny_tokenizer())
+        tokenizer = tiny_tokenizer()
+        text = _text_config(tokenizer)
         transformer = FluxTransformer2DModel(
             in_channels=4 * LATENT_SHAPE[0],
             num_layers=1,
@@ -138,7 +140,7 @@ def tiny_flux(*, guidance_embeds: bool = True, **scheduler_options: object) -> F
             axes_dims_rope=(4, 4, 8),
         )
         pipeline = FluxPipeline(
-            transformer=_stirred(transformer),
+            transformer=_randomize_zeros(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(**(dynamic | scheduler_options)),
             vae=_vae(shift_factor=0.12),
             text_encoder=CLIPTextModel(text).eval(),
@@ -151,7 +153,7 @@ def tiny_flux(*, guidance_embeds: bool = True, **scheduler_options: object) -> F
 
 
 def tiny_t5_tokenizer() -> T5TokenizerFast:
-    """Letters as tokens; ends and pads as T5 does."""
+    """Return a tokenizer with letters as tokens and the special tokens of T5."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     return T5TokenizerFast(vocab=special + [(letter, -3.0) for letter in string.ascii_lowercase], extra_ids=0)
 
@@ -161,8 +163,8 @@ def _t5(width: int) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def _stirred(transformer: torch.nn.Module) -> torch.nn.Module:
-    """With random weights where the architecture starts at zero: its last layer, and what gates every block."""
+def _randomize_zeros(transformer: torch.nn.Module) -> torch.nn.Module:
+    """Randomize the weights that are initialized with zeros: the last layer and the gates of all blocks."""
     for weight in transformer.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.1)

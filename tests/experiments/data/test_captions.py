@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.data.captions import CaptionedImages
-from tests.fakes import captions, picture
+from tests.fakes import captions, jpeg_image
 
 TEXTS = ["a dog on a lawn", "a cat", "two dogs"]
 
@@ -46,7 +46,7 @@ def test_tables_of_images_and_captions(coco, tmp_path, suffix):
 
 def test_table_contains_images_and_caption_lists(coco, tmp_path):
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    images = pa.array([{"bytes": picture(k, k), "path": None} for k in range(3)], kind)
+    images = pa.array([{"bytes": jpeg_image(k, k), "path": None} for k in range(3)], kind)
     texts = pa.array([[text, "another"] for text in TEXTS])
     pq.write_table(pa.table({"image": images, "caption": texts}), tmp_path / "pairs.parquet")
     pairs = CaptionedImages(captions=str(tmp_path / "pairs.parquet"), images=None, caption_contains="dog").captioned()

@@ -19,7 +19,7 @@ from experiments.data.concepts import limit_references, select_concepts
 from experiments.data.imagenet import ImageNetConcepts
 from experiments.data.images import UnreadableImage
 from experiments.data.splits import FolderSplit, TableSplit
-from tests.fakes import file_name, imagenet_count_table, imagenet_folders, imagenet_tables, picture
+from tests.fakes import file_name, imagenet_count_table, imagenet_folders, imagenet_tables, jpeg_image
 
 CLASSES = (0, 5, 134, 999)
 
@@ -76,7 +76,7 @@ def test_images_belong_to_their_class(root):
     """The lower half of a synthetic image has the color of its class."""
     for concept in source(root).concepts():
         index = next(c.index for c in imagenet_classes() if c.name == concept.name)
-        with Image.open(BytesIO(picture(index, 0, 20))) as file:
+        with Image.open(BytesIO(jpeg_image(index, 0, 20))) as file:
             color = np.asarray(file)[-1, 0].astype(int)
         shown = concept.resized((20, 20)).references[0][:, -1, 0].astype(int)
         assert np.abs(shown - color).max() <= 4
@@ -103,7 +103,7 @@ def test_keys_depend_on_the_files(root, tmp_path):
     shutil.copy(root / "counts.tsv", tmp_path)
     assert keys(tmp_path, "folders") == keys(root, "folders")
     for path in (tmp_path / "folders" / "train" / "n01440764").iterdir():
-        path.write_bytes(picture(3, 1, 33))
+        path.write_bytes(jpeg_image(3, 1, 33))
     changed, before = keys(tmp_path, "folders"), keys(root, "folders")
     assert changed[0] != before[0] and changed[1:] == before[1:]
 
@@ -177,7 +177,7 @@ def test_remote_tables_are_read_through_fsspec(root):
 
 def write_images(kind: str, folder: Path) -> partial:
     """5,000 images of 100 classes on disk; returns a constructor of their split."""
-    classes, per_class, data = range(100), 50, picture(5, 0)
+    classes, per_class, data = range(100), 50, jpeg_image(5, 0)
     if kind == "tables":
         values = pa.array([data] * 5_000, pa.binary())
         names = pa.array([f"{imagenet_classes()[k].wnid}_{n}.JPEG" for k in classes for n in range(per_class)])
