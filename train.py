@@ -11,15 +11,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.errors import composition_error, exit_with_error, launcher_error, one_line, raise_hydra_errors
 from experiments.config.help import print_help
-from experiments.config.signatures import static_signature
-from experiments.config.validate import validate_config
+from experiments.config.validate import check_before_imports
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Validate the config, then import PyTorch and run the experiment."""
     try:
-        validate_config(config, static_signature)
+        check_before_imports(config)
     except (ValueError, OmegaConfBaseException) as error:
         exit_with_error(one_line(error))
     from experiments.runtime.setup import run

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +36,16 @@ REMEDIES = {
 """What to do when a library could not write a file."""
 
 
+class ConfigErrors(ValueError):
+    """Errors of a config, one line each."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return which of the ``known`` names are similar to ``name``, or all of them if none is."""
+    similar = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(known)}"
+
+
 def raise_hydra_errors() -> None:
     """Make Hydra raise composition errors instead of printing them and exiting."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -48,14 +59,15 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line, with a remedy for errors of the disk."""
+    """Return the message of an error on one line (a line per :class:`ConfigErrors`), with a remedy for disk errors."""
     if isinstance(error, OSError) and error.errno in REMEDIES:
         file = f"the file {error.filename}" if error.filename else "a file of run_dir"
         return (
             f"{file} cannot be written ({os.strerror(error.errno)}): {REMEDIES[error.errno]} and run the same command "
             "again; finished units are kept."
         )
-    return " ".join(str(error).split())
+    lines = str(error).splitlines() if isinstance(error, ConfigErrors) else [str(error)]
+    return "\n".join(" ".join(line.split()) for line in lines)
 
 
 def instantiation_error(error: InstantiationException, config: DictConfig, part: str) -> str:
@@ -79,8 +91,8 @@ def composition_error(error: Exception) -> str:
         if group == "hydra/launcher" and option.startswith("submitit"):
             return f'{group}={option} requires the extra slurm: pip install -e ".[slurm]".'
         similar = get_close_matches(option, error.options, n=3, cutoff=0.6)
-        nearest = f"nearest: {', '.join(similar)}; " if similar else ""
-        return f"{group}={option} does not exist: {nearest}choose from {', '.join(sorted(error.options))}."
+        hint = f"nearest: {', '.join(similar)}; " if similar else ""
+        return f"{group}={option} does not exist; {hint}choose from {', '.join(sorted(error.options))}."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be parsed: {one_line(error)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -99,6 +111,5 @@ def launcher_error(error: RuntimeError) -> str | None:
 
 def _unknown_key(key: str, siblings: list[str]) -> str:
     known = [name for name in siblings if not name.startswith("_")]
-    similar = get_close_matches(key.rpartition(".")[2], known, n=3, cutoff=0.5)
-    choice = f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(known)}"
-    return f"the key {key} does not exist; {choice}. To pass another argument of its class, write +{key}=..."
+    choice = nearest(key.rpartition(".")[2], known)
+    return f"{key}: unknown key; {choice}. To pass another argument of its class, write +{key}=..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import textwrap
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.paths import join
 from experiments.config.project import PROJECT
-from experiments.config.signatures import find_definition
+from experiments.config.signatures import source_signature
 
 CONFIGS = PROJECT / "configs"
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -89,7 +88,11 @@ def experiment_help(overrides: Sequence[str]) -> str:
     }
     lines = [f"{choices['experiment']}: {header_comment(CONFIGS / 'experiment' / (choices['experiment'] + '.yaml'))}"]
     for key, value, text in _keys(config, "", comments, components):
-        lines += ["", f"{key}={value}", *textwrap.wrap(text, _width() - 4, initial_indent="    ", subsequent_indent="    ")]
+        lines += [
+            "",
+            f"{key}={value}",
+            *textwrap.wrap(text, _width() - 4, initial_indent="    ", subsequent_indent="    "),
+        ]
     return "\n".join(lines)
 
 
@@ -169,22 +172,9 @@ def header_comment(path: Path) -> str:
 
 
 def docstring_arguments(target: str) -> dict[str, str]:
-    """Return the first sentence of each entry of ``Args:`` in the docstring of a target, and in its base classes."""
-    found = find_definition(target)
-    if found is None:
-        return {}
-    module, definition = found
-    arguments: dict[str, str] = {}
-    for base in getattr(definition, "bases", []):
-        name = ast.unparse(base)
-        arguments |= docstring_arguments(f"{module}.{name}") if name.isidentifier() else {}
-    docstring = ast.get_docstring(definition) or ""
-    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", docstring, flags=re.MULTILINE)
-    entries = re.findall(r"^    ([\w, ]+): ((?:.*\n?)(?:        .*\n?|\n)*)", section[1] if section else "", flags=re.M)
-    for names, text in entries:
-        sentence = re.split(r"(?<=[.;])\s", " ".join(text.split()))[0]
-        arguments |= {name.strip(): sentence for name in names.split(",")}
-    return arguments
+    """Return the first sentence of the docstring about each parameter of a target."""
+    signature = source_signature(target)
+    return {name: parameter.doc for name, parameter in signature.parameters.items()} if signature else {}
 
 
 def _columns(entries: Mapping[str, str]) -> list[str]:

@@ -44,6 +44,8 @@ def child(node: Container, name: str) -> Node | None:
     return node._get_node(name) if name in node._content else None
 
 
-def keys(node: Container) -> list[str]:
-    """Return the keys of a mapping, or the indices of a list."""
+def keys(node: Node | None) -> list[str]:
+    """Return the keys of a mapping or the indices of a list; an empty list for other nodes and for interpolations."""
+    if not isinstance(node, Container) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return []
     return [str(name) for name in (range(len(node)) if isinstance(node, ListConfig) else node._content)]

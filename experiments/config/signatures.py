@@ -68,9 +68,7 @@ def imported_signature(target: str) -> Signature | None:
         return None
     hints = parameter_hints(function)
     named = {
-        name: Parameter(
-            p.default is p.empty, MISSING if p.default is p.empty else p.default, hints.get(name, MISSING)
-        )
+        name: Parameter(p.default is p.empty, MISSING if p.default is p.empty else p.default, hints.get(name, MISSING))
         for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
@@ -206,7 +204,8 @@ def _class_signature(name: str, definition: Definition) -> Signature | None:
                 signature = _function_signature(name, owner, init, skip_first=True)
                 docs = _argument_docs(definition.node)
                 parameters = {
-                    key: dataclasses.replace(p, doc=p.doc or docs.get(key, "")) for key, p in signature.parameters.items()
+                    key: dataclasses.replace(p, doc=p.doc or docs.get(key, ""))
+                    for key, p in signature.parameters.items()
                 }
                 return dataclasses.replace(signature, parameters=parameters)
         return None
@@ -254,9 +253,7 @@ def _fields(definition: Definition) -> dict[str, Parameter]:
     return fields
 
 
-def _function_signature(
-    name: str, definition: Definition, function: ast.FunctionDef, skip_first: bool
-) -> Signature:
+def _function_signature(name: str, definition: Definition, function: ast.FunctionDef, skip_first: bool) -> Signature:
     arguments = function.args
     docs = _argument_docs(function)
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -284,8 +281,8 @@ def _parameter(module: str, hint: str, default: ast.expr | None, required: bool,
 def _evaluate(module: str, hint: str) -> Any:
     """Return the type that ``hint`` means in ``module``, or ``MISSING`` if that requires an import."""
     try:
-        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # noqa: S307  # our installed sources
-    except Exception:  # noqa: BLE001  # any expression that is not one of simple types
+        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # our installed sources
+    except Exception:  # any expression that is not one of simple types
         return MISSING
 
 
@@ -299,7 +296,7 @@ class _Names(dict):
     def __missing__(self, name: str) -> Any:
         node = _module_names(self.module).get(name)
         if isinstance(node, ast.Assign):
-            return eval(ast.unparse(node.value), {"__builtins__": {}}, self)  # noqa: S307
+            return eval(ast.unparse(node.value), {"__builtins__": {}}, self)
         if isinstance(node, ast.ImportFrom):
             source = _absolute_module(self.module, node)
             original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)

@@ -97,7 +97,9 @@ def _target_errors(
     names = [name for name in keys(node) if name not in HYDRA_KEYS]
     parameters = signature.parameters
     unknown = [name for name in names if name not in parameters and not signature.accepts_any]
-    errors = [f"{join(key, name)}: unknown key of {signature.name}; {nearest(name, list(parameters))}." for name in unknown]
+    errors = [
+        f"{join(key, name)}: unknown key of {signature.name}; {nearest(name, list(parameters))}." for name in unknown
+    ]
     if not node.get("_partial_", False) and "_args_" not in node:
         missing = [name for name, parameter in parameters.items() if parameter.required and name not in names]
         errors += [f"{join(key, name)}: has no value; {signature.name} requires it." for name in missing]

@@ -1,4 +1,4 @@
-"""About what a run costs, told before it begins."""
+"""Cost of a run in network evaluations and decodings, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from experiments.cache.key import describe
-from experiments.cache.store import synchronize
-from experiments.runtime.progress import announce, timed
+from experiments.cache.key import fingerprint_config
+from experiments.runtime.device import synchronize
+from experiments.runtime.progress import print_estimate, timed
 from rnri import Inverter, LatentDiffusion, Schedule, with_measured_residuals
 from rnri.models.predictor import Condition, NoisePredictor
 
-BACKWARD = 2  # evaluations that a derivative costs
+BACKWARD_COST = 2  # network evaluations that a gradient costs in addition
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Network evaluations and decodings, of one image each, and how many of them are differentiated besides.
+    """Number of network evaluations and decodings of single images, and how many of them are differentiated.
 
-    Guidance's second row is an evaluation of its own.
+    With guidance, the negative prompt's evaluation counts separately.
     """
 
     forward: float = 0.0
@@ -32,13 +32,13 @@ class Cost:
 
     @property
     def nfe(self) -> float:
-        """Network evaluations, a derivative counted as two more."""
-        return self.forward + BACKWARD * self.backward
+        """Network evaluations; a gradient counts as two more."""
+        return self.forward + BACKWARD_COST * self.backward
 
     @property
     def decoded(self) -> float:
-        """Decodings, counted likewise."""
-        return self.decodings + BACKWARD * self.decodings_backward
+        """Decodings; a gradient counts as two more."""
+        return self.decodings + BACKWARD_COST * self.decodings_backward
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(self._counts(), other._counts(), strict=True)))
@@ -51,26 +51,30 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A stage of a run: its units, how many of them are on disk, what the others cost, and what all of it leaves."""
+class StagePlan:
+    """A stage of a run: number of units, how many are on disk, and the cost of the others.
+
+    Attributes:
+        size: bytes on disk of all units.
+    """
 
     stage: str
     units: int
     done: int
     cost: Cost
-    size: float = 0.0  # bytes on disk
+    size: float = 0.0
 
 
-def rows_of(guidance: float) -> int:
-    """Rows that an image has in the network's batch: guidance adds the negative prompt's."""
+def batch_multiplier(guidance: float) -> int:
+    """Return the rows per image in the network's batch: two with guidance, for the negative prompt."""
     return 1 if guidance == 1 else 2
 
 
 @dataclass(frozen=True)
-class Restless:
-    """A denoiser for counting: no equation of its predictions is ever solved, so that no method stops early.
+class NeverConverging:
+    """A denoiser for counting: no equation of its predictions has a solution, so no method stops early.
 
-    ``rows`` collects the rows that a network would have had in each call.
+    ``rows`` collects the number of rows of each call.
     """
 
     rows: list[int]
@@ -83,63 +87,67 @@ class Restless:
         shift = sum(each.text.mean((1, 2)) for each in (self.positive, self.negative) if each is not None)
         return torch.sin(1e3 * z + 0.01 * t + shift.view(-1, 1, 1, 1).to(z.dtype))
 
-    def select(self, rows: Tensor) -> Restless:
+    def select(self, rows: Tensor) -> NeverConverging:
         negative = None if self.negative is None else self.negative.select(rows)
         return replace(self, positive=self.positive.select(rows), negative=negative)
 
-    def unguided(self) -> Restless:
+    def unguided(self) -> NeverConverging:
         return replace(self, guidance=1.0, negative=None)
 
 
-def inversion_cost(inverter: Inverter, schedule: Schedule, guidance: float, channels: int, whole: bool = False) -> Cost:
-    """What ``inverter`` takes of one image if it never stops early: counted, on a denoiser that costs nothing.
+def inversion_cost(
+    inverter: Inverter, schedule: Schedule, guidance: float, channels: int, *, all_steps: bool = False
+) -> Cost:
+    """Return the cost of inverting one image if the method never stops early, by running it on a trivial denoiser.
 
     Args:
         channels: of the latents.
-        whole: with the reconstruction and the measurement of every residual.
+        all_steps: include the reconstruction and the measurement of every residual.
     """
-    key = json.dumps([describe(inverter), schedule.timesteps.tolist(), guidance, channels, whole])
-    if key not in _COUNTED:
-        _COUNTED[key] = _counted(inverter, schedule, guidance, channels, whole)
-    return _COUNTED[key]
+    key = json.dumps([fingerprint_config(inverter), schedule.timesteps.tolist(), guidance, channels, all_steps])
+    if key not in _COSTS:
+        _COSTS[key] = _count(inverter, schedule, guidance, channels, all_steps)
+    return _COSTS[key]
 
 
-_COUNTED: dict[str, Cost] = {}
+_COSTS: dict[str, Cost] = {}
 
 
-def _counted(inverter: Inverter, schedule: Schedule, guidance: float, channels: int, whole: bool) -> Cost:
-    condition, rows = Condition(torch.zeros(1, 1, 1)), list[int]()
-    denoiser = Restless(rows, guidance, condition, None if guidance == 1 else condition)
-    predictor, path = NoisePredictor(denoiser), list[Tensor]()
+def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: int, all_steps: bool) -> Cost:
+    condition = Condition(torch.zeros(1, 1, 1))
+    rows: list[int] = []
+    predictor = NoisePredictor(NeverConverging(rows, guidance, condition, None if guidance == 1 else condition))
+    path: list[Tensor] = []
     z0 = torch.linspace(-1, 1, channels * 16).view(1, channels, 4, 4)
-    found = inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
-    if whole:
+    inversion = inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
+    if all_steps:
         with torch.no_grad():
-            inverter.reconstruct(found, predictor, schedule)
-        with_measured_residuals(found, path, predictor, schedule, 1e-4)
-    counted = predictor.nfe
-    a_call = sum(rows) / counted.forward if counted.forward else 1.0
-    return Cost(forward=sum(rows), backward=counted.backward * a_call)
+            inverter.reconstruct(inversion, predictor, schedule)
+        with_measured_residuals(inversion, path, predictor, schedule, 1e-4)
+    calls = predictor.nfe
+    rows_per_call = sum(rows) / calls.forward if calls.forward else 1.0
+    return Cost(forward=sum(rows), backward=calls.backward * rows_per_call)
 
 
-def announce_cost(
+def print_cost_estimate(
     cost: Cost, units: int, done: int, unit: str, *, model: LatentDiffusion, prompts: Sequence[str], processes: int
 ) -> None:
-    """Prints what is to be computed and about how long it takes, from the times of a few calls on noise.
+    """Print what is computed and its estimated duration, from the time of a few network calls on noise.
 
     Args:
         cost: of the units that are not ``done``.
         prompts: of a batch like those of the run.
-        processes: that share the units.
+        processes: number of processes that share the units.
     """
-    announce(units, cost.nfe, seconds_of(cost, model, prompts) / processes, unit=unit, done=done)
+    print_estimate(units, cost.nfe, estimate_seconds(cost, model, prompts) / processes, unit=unit, done=done)
 
 
-def seconds_of(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
-    """About how long ``model`` takes for ``cost``, from a few calls on noise in a batch of ``prompts``."""
+def estimate_seconds(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
+    """Return the estimated duration of ``cost``, from a few calls on noise in a batch of ``prompts``."""
     if not cost.forward:
         return 0.0
-    predictor, t = model.predictor(prompts), model.schedule(1).timestep(0)
+    predictor = model.predictor(prompts)
+    t = model.schedule(1).timestep(0)
     noise = model.noise(range(len(prompts)), 0)
     with torch.no_grad():
         network = timed(lambda: predictor(noise, t), lambda: synchronize(noise.device)) / len(prompts)

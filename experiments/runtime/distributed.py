@@ -171,12 +171,7 @@ def check_topology(trainer: Trainer, strategy: str) -> None:
             f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}: omit both and "
             "trainer.strategy; they are set automatically."
         )
-    if (
-        multirun()
-        and trainer.world_size > 1
-        and launcher is None
-        and not re.search(CHILD_PROCESS_STRATEGIES, strategy)
-    ):
+    if multirun() and trainer.world_size > 1 and launcher is None and not re.search(CHILD_PROCESS_STRATEGIES, strategy):
         raise ValueError(
             "Hydra's multirun (-m) cannot be combined with trainer.strategy=ddp, because each process would repeat the "
             "sweep: use one device, trainer.strategy=ddp_spawn, or a W&B sweep."

@@ -1,14 +1,114 @@
-"""Creation of a run's objects: the task, the trainer and the loggers of a config."""
+"""From a config to a task and a trainer that are ready to run."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.base import Task
+from experiments.cache.atomic import atomic_write
+from experiments.config.errors import exit_with_error, instantiation_error, one_line
+from experiments.config.run_dir import check_writable, run_folder
+from experiments.config.validate import check
+from experiments.data.images import UnreadableImage
+from experiments.finite import NonFiniteError
+from experiments.runtime.distributed import (
+    apply_launcher_topology,
+    check_topology,
+    cluster_environments,
+    set_process_group_timeout,
+)
+from experiments.runtime.loggers import (
+    check_account,
+    disable_lightning_tips,
+    finish_loggers,
+    ignore_deleted_logs,
+    log_config,
+    set_wandb_identity,
+)
+from experiments.runtime.run_lock import is_training, join_or_start_run
+from experiments.runtime.unit_queue import PeerDied, Terminated
+from experiments.runtime.watchdog import install_watchdogs
+
+
+def run(config: DictConfig) -> float | None:
+    """Set up and run an experiment, or print its plan. Errors of input and disk end the program with one line."""
+    try:
+        task, trainer = setup(config)
+        if config.plan:
+            from experiments.planning.plan import print_plan
+
+            return print_plan(config, task, trainer)
+        leases = join_or_start_run(config, task, trainer)
+        if rank_zero_only.rank == 0:
+            save_config(config)
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        exit_with_error(one_line(error))
+    try:
+        log_config(trainer.loggers, config)
+        return task.run(trainer)
+    except (NonFiniteError, UnreadableImage, PeerDied, Terminated, OSError) as error:
+        exit_with_error(one_line(error))
+    finally:
+        finish_loggers(trainer.loggers)
+        if leases is not None:
+            leases.finish()
+
+
+def setup(config: DictConfig) -> tuple[Task, Trainer]:
+    """Validate a config and create its task and trainer. All errors of the input are raised before any long work.
+
+    The order matters: the W&B id is read from the run's folder, the trainer follows the launcher's topology, and the task
+    loads its networks last.
+
+    Raises:
+        ValueError: one line with the key as on the command line, or the file.
+    """
+    check(config)
+    config.run_dir = run_folder(config.run_dir)
+    check_writable(config.run_dir)
+    _setup_processes(config)
+    set_wandb_identity(config)
+    task = instantiate_part(config, "task")
+    trainer = _create_trainer(config)
+    task.prepare(trainer)
+    check_account(config.logger)
+    return task, trainer
+
+
+def _setup_processes(config: DictConfig) -> None:
+    apply_launcher_topology(config.trainer)
+    install_watchdogs()
+    set_process_group_timeout(units=not is_training(config))
+    seed_everything(config.seed, verbose=False)
+    disable_lightning_tips()
+    if not is_training(config):
+        ignore_deleted_logs()
+
+
+def _create_trainer(config: DictConfig) -> Trainer:
+    loggers = list(instantiate_part(config, "logger").values()) if config.logger else []
+    plugins = {} if "plugins" in config.trainer else {"plugins": cluster_environments()}
+    trainer = instantiate_part(config, "trainer", logger=loggers, **plugins)
+    check_topology(trainer, str(config.trainer.strategy))
+    return trainer
+
+
+def instantiate_part(config: DictConfig, part: str, **kwargs: Any) -> Any:
+    """Instantiate ``config[part]``; raise ValueError with the constructor's message."""
+    try:
+        return instantiate(config[part], **kwargs)
+    except HydraException as error:
+        raise ValueError(instantiation_error(error, config, part)) from error
+
+
+def save_config(config: DictConfig) -> None:
+    """Write the resolved config to the run's folder."""
+    atomic_write(Path(config.run_dir) / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
