@@ -163,8 +163,8 @@ class InversionExperiment(ResumableRun):
         progress = Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, progress, self.seed, lpips=self.lpips)
-        running = RunningMeans(partial(_unit_rows, units), IDENTITY, INVERSION.live)
-        run_stages(trainer, (module, InversionJobData(self.jobs, units, progress, self.leases, running)))
+        running_means = RunningMeans(partial(_unit_rows, units), IDENTITY, INVERSION.live)
+        run_stages(trainer, (module, InversionJobData(self.jobs, units, progress, self.leases, running_means)))
         if not self.writes_report(trainer):
             return 0.0
         rows = write_report(
@@ -194,7 +194,8 @@ class InversionExperiment(ResumableRun):
         per_image = job.method_cost
         if job.inverter is not None:
             schedule = model.schedule(job.setting.steps)
-            per_image += inversion_cost(job.inverter, schedule, job.setting.guidance, model.latent_shape[0], whole=True)
+            channels = model.latent_shape[0]
+            per_image += inversion_cost(job.inverter, schedule, job.setting.guidance, channels, all_steps=True)
         images = sum(len(other.images) for other in group)
         pending_images = sum(len(other.images) for other in pending)
         saved_images = 2 * min(len(job.images), MAX_SAVED_IMAGES)

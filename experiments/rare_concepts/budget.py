@@ -20,7 +20,7 @@ from experiments.reporting import tables
 from experiments.reporting.results import Report
 from rnri.validation import dataclass
 
-COLUMNS = {"method": "method", "nfe": "NFE", "accuracy_%": "accuracy, %", "ceiling": "ceiling, %"}
+COLUMNS = {"method": "method", "nfe": "NFE", "accuracy_%": "accuracy, %", "ceiling": "classifier ceiling, %"}
 PANELS = {  # column: (label, scale)
     "accuracy": ("accuracy, %", 100.0),
     "kid": ("KID", 1.0),

@@ -78,9 +78,10 @@ class ConceptDataModule(CachedUnitDataModule):
         stores: Mapping[str, UnitStore],
         progress: Progress,
         leases: str | Path,
-        running: RunningMeans | None = None,
+        *,
+        running_means: RunningMeans | None = None,
     ) -> None:
-        super().__init__(list(product(stores, context.concepts)), stores, progress, leases, running)
+        super().__init__(list(product(stores, context.concepts)), stores, progress, leases, running_means)
         self.context = context
         self.inversions = {arm: context.inversion_stage(arm) for arm in stores}
         self._arm: str | None = None

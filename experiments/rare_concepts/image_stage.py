@@ -56,9 +56,9 @@ class ImageStage:
         """Return the Lightning module and data module that compute the units which are not on disk yet."""
         stores = {arm: self.context.units(arm) for arm in self.context.arms}
         progress = Progress("images")
-        running = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
+        running_means = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
         module = RareConceptModule(self.context, stores, progress)
-        return module, ConceptDataModule(self.context, stores, progress, leases, running)
+        return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
 
     def announce(self, processes: int) -> None:
         """Print the number of units and an estimate of the time, from the time of a few network calls."""

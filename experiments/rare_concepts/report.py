@@ -32,7 +32,8 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
      "t_init": 17.0, "t_opt": 25.0},
 )  # fmt: skip
 ACCURACY_COLUMNS = {
-    "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %", "ceiling": "ceiling, %",
+    "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %",
+    "ceiling": "classifier ceiling, %",
 }  # fmt: skip
 COUNT_COLUMNS = {"n": "n", "n_real": "real images", "extractor": "features"}
 PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
