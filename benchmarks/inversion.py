@@ -1,12 +1,17 @@
-"""What inversion costs beside its network: ``python -m benchmarks.inversion``.
+"""Overhead of inversion methods over their network calls: ``python -m benchmarks.inversion``.
 
-For each method, batch size and number of steps: evaluations a step and sample, forward and backward; seconds; the
-ratio of that time to what the evaluations would take as bare calls of the same network on the full batch, and to what
-the very calls take that were made, some of them on the samples still being solved; and peak memory above that of the
-loaded model. A method's backward passes are in its time and not in the bare one.
+Measures for each method, batch size and number of steps:
 
-Each network call of the inversion is preceded by a bare one on as many latents, whose time is taken out of the
-inversion's, so that a ratio compares times under the same load. Each case has a process of its own.
+- ``nfe`` and ``backward``: forward and backward network evaluations per step and sample;
+- ``seconds`` of the inversion;
+- ``ratio`` of this time to that of ``nfe`` bare forward calls of the network on the full batch;
+- ``of calls``: the same ratio, for bare calls with the batch sizes of the actual calls, which shrink when samples
+  converge;
+- ``MiB``: peak memory above that of the loaded model.
+
+Backward passes count in the time of the method but not in that of the bare calls. Every network call of the inversion
+is preceded by a bare one with the same batch size, whose time is subtracted, so that both are measured under the same
+load. Every case runs in a new process.
 
     python -m benchmarks.inversion --methods accelerated aidi --batches 1 8 64 --steps 4 50
     python -m benchmarks.inversion --model emoji_lcm --methods accelerated --batches 1 8 --steps 4
@@ -29,17 +34,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.cache.store import synchronize
-from experiments.config.project import embedded
+from experiments.config.project import project_path
+from experiments.runtime.device import synchronize
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
-CONFIGS = Path(embedded("configs"))
+CONFIGS = Path(project_path("configs"))
 METHODS = CONFIGS / "method"
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Case:
+    """One measurement; ``model`` is an argument of :func:`load`."""
+
     method: str
     batch: int
     steps: int
@@ -50,53 +57,56 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Twinned:
-    """A denoiser whose every call is preceded by a bare one on as many of ``latents [B,C,h,w]``.
+class BareCallTimer:
+    """A denoiser that times a bare call with the same batch size before every call.
 
     Attributes:
+        denoiser: the denoiser.
+        latents: inputs of the bare calls, ``[B,C,h,w]``.
         calls: batch size and seconds of each bare call.
-        aside: seconds spent on bare calls, those included that prepare the libraries for a new batch size.
+        overheads: seconds spent on bare calls, including the warm-up call for each new batch size.
     """
 
     denoiser: Denoiser
     latents: Tensor
     calls: list[tuple[int, float]] = field(default_factory=list)
-    aside: list[float] = field(default_factory=list)
+    overheads: list[float] = field(default_factory=list)
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
-        begun = _now(z.device)
+        entered = _now(z.device)
         if len(z) not in dict(self.calls):
             self._bare(len(z), t)
         start = _now(z.device)
         self._bare(len(z), t)
         end = _now(z.device)
         self.calls.append((len(z), end - start))
-        self.aside.append(end - begun)
+        self.overheads.append(end - entered)
         return self.denoiser(z, t)
 
     @torch.no_grad()
     def _bare(self, rows: int, t: int) -> None:
         self.denoiser(self.latents[:rows], t)
 
-    def select(self, rows: Tensor) -> Twinned:
+    def select(self, rows: Tensor) -> BareCallTimer:
         return replace(self, denoiser=self.denoiser.select(rows))
 
-    def unguided(self) -> Twinned:
+    def unguided(self) -> BareCallTimer:
         return replace(self, denoiser=self.denoiser.unguided())
 
 
-def method(name: str) -> Inverter:
+def load_method(name: str) -> Inverter:
+    """Instantiate ``configs/method/NAME.yaml``."""
     return instantiate(OmegaConf.load(METHODS / f"{name}.yaml"))
 
 
-def single_latent_methods() -> list[str]:
-    """Those of configs/method; editors, which invert nothing, have no latent."""
+def seed_only_methods() -> list[str]:
+    """Names of the seed-only inversion methods in configs/method."""
     names = sorted(path.stem for path in METHODS.glob("*.yaml"))
-    return [name for name in names if getattr(method(name), "seed_only", False)]
+    return [name for name in names if getattr(load_method(name), "seed_only", False)]
 
 
 def load(name: str, device: str, dtype: str) -> LatentDiffusion:
-    """The model of a file in configs/model, such as emoji_lcm, or of a checkpoint's folder or hub id."""
+    """Load a model: the name of a file in configs/model, such as emoji_lcm, or a checkpoint's folder or Hub id."""
     if not (CONFIGS / "model" / f"{name}.yaml").is_file():
         return LatentDiffusion.from_pretrained(
             name, device=device, dtype=getattr(torch, dtype), local_files_only=Path(name).exists()
@@ -106,27 +116,28 @@ def load(name: str, device: str, dtype: str) -> LatentDiffusion:
 
 
 def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float]:
-    """One inversion of latents that the model samples, after one that warms up. ``model`` is the case's, if loaded."""
+    """Time one inversion of sampled latents, after a warm-up. ``model`` avoids loading the case's model again."""
     model = model or load(case.model, case.device, case.dtype)
     before = _peak(model.device)
-    inverter, schedule = method(case.method), model.schedule(case.steps)
+    inverter = load_method(case.method)
+    schedule = model.schedule(case.steps)
     predictor = model.predictor(["a drawing of a camel"] * case.batch, case.guidance)
     seeds = model.noise(list(range(case.batch)), seed=0)
     with torch.no_grad():
         z0 = model.sample(seeds, predictor, schedule)
     inverter.invert(z0[:1], predictor.select(torch.tensor([0])), model.schedule(2))
-    twinned = Twinned(predictor.denoiser, seeds.double())
+    timer = BareCallTimer(predictor.denoiser, seeds.double())
     start = _now(model.device)
-    inversion = inverter.invert(z0, NoisePredictor(twinned), schedule)
-    seconds = _now(model.device) - start - sum(twinned.aside)
-    full = statistics.fmean(taken for rows, taken in twinned.calls if rows == case.batch)
+    inversion = inverter.invert(z0, NoisePredictor(timer), schedule)
+    seconds = _now(model.device) - start - sum(timer.overheads)
+    full_batch_call = statistics.fmean(duration for rows, duration in timer.calls if rows == case.batch)
     nfe = inversion.nfe.double().mean().item()
     return {
         "nfe": nfe,
         "backward": inversion.backward.double().mean().item(),
         "seconds": seconds,
-        "ratio": seconds / (nfe * case.steps * full),
-        "ratio_of_calls": seconds / sum(taken for _, taken in twinned.calls),
+        "ratio": seconds / (nfe * case.steps * full_batch_call),
+        "ratio_of_calls": seconds / sum(duration for _, duration in timer.calls),
         "memory": (_peak(model.device) - before) / MEBIBYTE,
     }
 
@@ -137,7 +148,7 @@ def _now(device: torch.device) -> float:
 
 
 def _peak(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or of this process at its largest."""
+    """Peak memory in bytes: of the GPU allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -146,11 +157,11 @@ def _peak(device: torch.device) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=single_latent_methods(), help="names of configs/method")
+    parser.add_argument("--methods", nargs="+", default=seed_only_methods(), help="names in configs/method")
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 64))
     parser.add_argument("--steps", nargs="+", type=int, default=(4, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--model", default="emoji", help="of configs/model, or a checkpoint's folder or hub id")
+    parser.add_argument("--model", default="emoji", help="name in configs/model, or a checkpoint's folder or Hub id")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
@@ -161,10 +172,10 @@ def main() -> None:
             for name in options.methods:
                 case = Case(name, batch, steps, options.guidance, options.model, options.device, options.dtype)
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    found = pool.apply(measure, (case,))
-                print(f"{name:20s} {batch:5d} {steps:5d} {found['nfe']:11.2f} {found['backward']:8.2f} "
-                      f"{found['seconds']:8.2f} {found['ratio']:6.3f} {found['ratio_of_calls']:8.3f} "
-                      f"{found['memory']:7.1f}", flush=True)  # fmt: skip
+                    result = pool.apply(measure, (case,))
+                print(f"{name:20s} {batch:5d} {steps:5d} {result['nfe']:11.2f} {result['backward']:8.2f} "
+                      f"{result['seconds']:8.2f} {result['ratio']:6.3f} {result['ratio_of_calls']:8.3f} "
+                      f"{result['memory']:7.1f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""What SeedSelect costs beside its networks: ``python -m benchmarks.seedselect``.
+"""Overhead and memory of SeedSelect: ``python -m benchmarks.seedselect``.
 
-For each way to the gradient, batch size and number of steps: seconds of an iteration, its ratio to the bare passes
-that it needs, and the most memory that tensors took at once. The bare passes are calls of the same networks on the
-same batch, forward and backward where the iteration goes back and forward alone where it does not: the UNet once a
-step, twice where a checkpointed step is computed again; decoder and CLIP once for each latent that the loss sees.
-They are measured right before and after the iterations, in CPU time on a CPU. Memory is that of tensors made during
-an iteration; on a GPU the allocator says it, elsewhere the buffers inside a kernel are not seen.
+Prints for each gradient mode, batch size and number of steps: seconds per iteration, ``ratio`` of this time to that of
+the bare network calls, and peak memory of the tensors that an iteration allocates.
 
-    python -m benchmarks.seedselect --ways plain checkpoint last5 --batches 1 8 --steps 10 20 50
+The bare calls are the same networks on the same batch, with a backward pass where the iteration has one: the UNet once
+per step, twice where gradient checkpointing recomputes a step; the decoder and CLIP once per latent in the loss. They
+are timed immediately before and after the iterations, in CPU time on a CPU. Memory is reported by the allocator on a
+GPU; on a CPU temporary buffers inside kernels are not counted.
+
+    python -m benchmarks.seedselect --modes full checkpoint last5 --batches 1 8 --steps 10 20 50
 """
 
 from __future__ import annotations
@@ -25,50 +26,51 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiments.cache.store import synchronize
-from experiments.config.project import embedded
+from experiments.config.project import project_path
+from experiments.runtime.device import synchronize
 from rnri import LatentDiffusion, Schedule
 from rnri.models.sampling import trajectory
-from seedselect import ClipFeatures, SeedSelect, Selection, Targets
+from seedselect import ClipFeatures, Problem, SeedSelect, Selection, Targets
 
 MEBIBYTE = 2**20
 
 
 class TensorMemory(TorchDispatchMode):
-    """``peak``: most bytes of tensors that were made inside and alive at once."""
+    """Context that measures ``peak``: the maximum total bytes of live tensors that were created inside."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive = self.peak = 0
-        self.known: set[int] = set()
+        self.current = 0
+        self.peak = 0
+        self.storages: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self._note((args, kwargs), made=False)
+        self._track((args, kwargs), is_new=False)
         result = function(*args, **(kwargs or {}))
-        self._note(result, made=True)
+        self._track(result, is_new=True)
         return result
 
-    def _note(self, tree: object, *, made: bool) -> None:
+    def _track(self, tree: object, *, is_new: bool) -> None:
         for tensor in tree_leaves(tree):
-            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in self.known:
+            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in self.storages:
                 continue
             storage = tensor.untyped_storage()
-            size = storage.nbytes() if made else 0
-            self.known.add(storage._cdata)
+            size = storage.nbytes() if is_new else 0
+            self.storages.add(storage._cdata)
             weakref.finalize(storage, self._forget, storage._cdata, size)
-            self.alive += size
-            self.peak = max(self.peak, self.alive)
+            self.current += size
+            self.peak = max(self.peak, self.current)
 
     def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.alive -= size
+        self.storages.discard(key)
+        self.current -= size
 
 
 @dataclass(frozen=True)
 class Case:
-    """``way``: ``plain``, ``checkpoint``, or ``lastK`` for a gradient through the last K steps."""
+    """One measurement; ``mode`` is ``full``, ``checkpoint``, or ``lastK`` for a gradient through the last K steps."""
 
-    way: str
+    mode: str
     batch: int
     steps: int
     guidance: float
@@ -76,11 +78,11 @@ class Case:
 
     @property
     def gradient_steps(self) -> int | None:
-        return int(self.way.removeprefix("last")) if self.way.startswith("last") else None
+        return int(self.mode.removeprefix("last")) if self.mode.startswith("last") else None
 
 
 class Bench:
-    """The networks and what a case of the benchmark does with them."""
+    """The networks and inputs of a case."""
 
     def __init__(self, model: LatentDiffusion, clip: ClipFeatures, case: Case) -> None:
         self.model, self.clip, self.case = model, clip, case
@@ -92,26 +94,29 @@ class Bench:
             self.targets = Targets(clip(model.decode(z0)), z0)
 
     def select(self, iterations: int) -> Selection:
-        return SeedSelect(iterations=iterations)(
-            self.seeds,
-            trajectory=lambda z, rows: trajectory(
-                z, self.predictor.select(rows), self.schedule, keep_last=3,
-                checkpoint=self.case.way == "checkpoint", gradient_steps=self.case.gradient_steps,
-            ),
-            decode=self.model.decode,
-            features=self.clip,
-            targets=self.targets,
-        )  # fmt: skip
+        """Run SeedSelect for ``iterations`` updates."""
+        problem = Problem(self._last_latents, self.model.decode, self.clip, self.targets)
+        return SeedSelect(iterations=iterations)(self.seeds, problem)
 
-    def bare(self) -> dict[str, float]:
-        """Seconds of the UNet forward, of it forward and backward, of decoder and CLIP both ways, and forward."""
+    def _last_latents(self, seeds: Tensor, rows: Tensor) -> list[Tensor]:
+        return trajectory(
+            seeds,
+            self.predictor.select(rows),
+            self.schedule,
+            keep_last=3,
+            checkpoint=self.case.mode == "checkpoint",
+            gradient_steps=self.case.gradient_steps,
+        )
+
+    def time_bare_calls(self) -> dict[str, float]:
+        """Seconds of the UNet, and of decoder and CLIP: forward, and forward with backward ("both")."""
         t, z = self.schedule.timestep(len(self.schedule) // 2), self.seeds.double()
         networks = {"unet": lambda x: self.predictor(x, t), "loss": lambda x: self.clip(self.model.decode(x))}
-        found = {}
+        seconds = {}
         for name, network in networks.items():
-            found[f"{name} forward"] = self._seconds(lambda f=network: _forward(f, z))
-            found[f"{name} both"] = self._seconds(lambda f=network: _both(f, z))
-        return found
+            seconds[f"{name} forward"] = self._seconds(lambda f=network: _forward(f, z))
+            seconds[f"{name} both"] = self._seconds(lambda f=network: _both(f, z))
+        return seconds
 
     def _seconds(self, call: Callable[[], object]) -> float:
         times = []
@@ -122,19 +127,24 @@ class Bench:
         return statistics.median(times)
 
     def now(self) -> float:
-        """Wall time on a GPU; on a CPU that of this process, which its neighbors do not lengthen as much."""
+        """Wall time on a GPU; on a CPU the CPU time of this process, which depends less on other processes."""
         synchronize(self.model.device)
         return time.process_time() if self.model.device.type == "cpu" else time.perf_counter()
 
-    def needed(self, bare: dict[str, float], iterations: int) -> float:
-        """Seconds of the bare passes of so many updates and the evaluation after the last of them."""
-        steps, back = self.case.steps, min(self.case.steps, self.case.gradient_steps or self.case.steps)
-        again = steps if self.case.way == "checkpoint" else 0
-        update = back * bare["unet both"] + (steps - back + again) * bare["unet forward"] + 3 * bare["loss both"]
+    def bare_seconds(self, bare: dict[str, float], iterations: int) -> float:
+        """Seconds of the bare calls of ``iterations`` updates and of the evaluation after the last update."""
+        steps = self.case.steps
+        backward = min(steps, self.case.gradient_steps or steps)
+        recomputed = steps if self.case.mode == "checkpoint" else 0
+        update = (
+            backward * bare["unet both"]
+            + (steps - backward + recomputed) * bare["unet forward"]
+            + 3 * bare["loss both"]
+        )
         return iterations * update + steps * bare["unet forward"] + 3 * bare["loss forward"]
 
     def memory(self) -> float:
-        """Most bytes of an update's tensors."""
+        """Peak bytes of the tensors that one update allocates."""
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
             before = torch.cuda.memory_allocated(self.model.device)
@@ -156,31 +166,31 @@ def _both(network: Callable[[Tensor], Tensor], z: Tensor) -> None:
 
 
 def measure(case: Case, model: LatentDiffusion, clip: ClipFeatures) -> dict[str, float]:
-    """Iterations after one that warms up, between two measurements of the bare passes."""
+    """Time the iterations after a warm-up, between two measurements of the bare calls."""
     bench = Bench(model, clip, case)
     memory = bench.memory()
-    before = bench.bare()
+    before = bench.time_bare_calls()
     start = bench.now()
     bench.select(case.iterations)
     seconds = bench.now() - start
-    after = bench.bare()
+    after = bench.time_bare_calls()
     bare = {name: (before[name] + after[name]) / 2 for name in before}
     return {
         "seconds": seconds / case.iterations,
-        "ratio": seconds / bench.needed(bare, case.iterations),
+        "ratio": seconds / bench.bare_seconds(bare, case.iterations),
         "memory": memory / MEBIBYTE,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", default=("plain", "checkpoint", "last5"))
+    parser.add_argument("--modes", nargs="+", default=("full", "checkpoint", "last5"))
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8))
     parser.add_argument("--steps", nargs="+", type=int, default=(10, 20, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("--model", default=embedded("assets/models/emoji"))
-    parser.add_argument("--clip", default=embedded("assets/models/clip"))
+    parser.add_argument("--model", default=project_path("assets/models/emoji"))
+    parser.add_argument("--clip", default=project_path("assets/models/clip"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
@@ -190,13 +200,13 @@ def main() -> None:
         )
         for kind, path in ((LatentDiffusion, options.model), (ClipFeatures, options.clip))
     )
-    print(f"{'way':12s} {'batch':>5s} {'steps':>5s} {'s/iteration':>11s} {'ratio':>6s} {'MiB':>8s}")
+    print(f"{'mode':12s} {'batch':>5s} {'steps':>5s} {'s/iteration':>11s} {'ratio':>6s} {'MiB':>8s}")
     for batch in options.batches:
-        for way in options.ways:
+        for mode in options.modes:
             for steps in options.steps:
-                found = measure(Case(way, batch, steps, options.guidance, options.iterations), model, clip)
-                print(f"{way:12s} {batch:5d} {steps:5d} {found['seconds']:11.2f} {found['ratio']:6.3f} "
-                      f"{found['memory']:8.2f}", flush=True)  # fmt: skip
+                result = measure(Case(mode, batch, steps, options.guidance, options.iterations), model, clip)
+                print(f"{mode:12s} {batch:5d} {steps:5d} {result['seconds']:11.2f} {result['ratio']:6.3f} "
+                      f"{result['memory']:8.2f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

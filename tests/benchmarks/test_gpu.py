@@ -1,4 +1,4 @@
-"""The check of a device, which is the CPU here; and what it says where there is none."""
+"""The device check, run on the CPU, and its message without a device."""
 
 import sys
 
@@ -7,31 +7,27 @@ import torch
 
 from benchmarks import gpu
 
-HERE = ["gpu", "--device", "cpu", "--models", "emoji_lcm", "--batches", "1", "--dtypes", "float32"]
+ARGV = ["gpu", "--device", "cpu", "--models", "emoji_lcm", "--batches", "1", "--dtypes", "float32"]
 
 
-def test_a_device_that_computes_as_the_cpu_does_passes(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["gpu", "--device", "cpu", "--models", "emoji_lcm", "--batches", "1", "--dtypes", "float32"]
-    )
+def test_accurate_device_passes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ARGV)
     assert gpu.main() == 0
     line = capsys.readouterr().out.splitlines()[-1].split()
     assert line[:3] == ["emoji_lcm", "float32", "1"] and line[3] == line[4]
 
 
-def test_a_device_that_is_off_is_said(monkeypatch, capsys):
-    found = iter([gpu.Found(1e-6, None), gpu.Found(1e-2, 1.0)])
-    monkeypatch.setattr(gpu, "round_trip", lambda *_: next(found))
-    monkeypatch.setattr(
-        sys, "argv", ["gpu", "--device", "cpu", "--models", "emoji_lcm", "--batches", "1", "--dtypes", "float32"]
-    )
+def test_inaccurate_device_fails(monkeypatch, capsys):
+    results = iter([gpu.RoundTripResult(1e-6, None), gpu.RoundTripResult(1e-2, 1.0)])
+    monkeypatch.setattr(gpu, "round_trip", lambda *_: next(results))
+    monkeypatch.setattr(sys, "argv", ARGV)
     assert gpu.main() == 1
-    assert "the device is off" in capsys.readouterr().out
+    assert "error too large" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_without_a_gpu_one_sentence_says_so(monkeypatch, capsys):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
+def test_missing_gpu_is_reported_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu"])
     assert gpu.main() == 1
-    said = capsys.readouterr().err
-    assert said.startswith("this machine has no cuda device") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("no cuda device is available") and message.count("\n") == 1
