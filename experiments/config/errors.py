@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.paths import join, resolve
-from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -55,7 +54,7 @@ def exit_with_error(message: str) -> NoReturn:
     """End the program with an error message, after the traceback if the user asked for it."""
     if SHOW_TRACEBACK:
         traceback.print_exc()
-    sys.exit(f"error: {message}")
+    sys.exit("\n".join(f"error: {line}" for line in message.splitlines()))
 
 
 def one_line(error: BaseException) -> str:
@@ -72,6 +71,8 @@ def one_line(error: BaseException) -> str:
 
 def instantiation_error(error: InstantiationException, config: DictConfig, part: str) -> str:
     """Return what a class or function below ``config[part]`` raised, with the key."""
+    from rnri.validation import ConfigError  # imports PyTorch
+
     match = FULL_KEY.search(str(error))
     key = match[1] if match and (match[1] == part or match[1].startswith(f"{part}.")) else part
     path, _ = resolve(config, key)

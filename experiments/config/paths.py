@@ -29,12 +29,17 @@ def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
             return join(path, name), None
         path = join(path, name)
         node = child(node, name)
-        while node is not None and (reference := INTERPOLATION.fullmatch(str(node._value()))):
+        while node is not None and (reference := _interpolation(node)):
             referring = path
             path, node = resolve(root, reference[1])
             if node is None:
                 raise ValueError(f"{referring} refers to {reference[1]}, which does not exist in this config.")
     return path, node
+
+
+def _interpolation(node: Node) -> re.Match[str] | None:
+    value = node._value()
+    return INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
 
 
 def child(node: Container, name: str) -> Node | None:

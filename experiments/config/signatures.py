@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def _find_in_module(module: str, names: list[str], depth: int = 0) -> Definition
 def _module_file(module: str) -> Path | None:
     """Return the source file of a module without importing it."""
     top, *rest = module.split(".")
-    spec = PathFinder.find_spec(top)
+    spec = find_spec(top)
     if spec is None:
         return None
     if not rest:
