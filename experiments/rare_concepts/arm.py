@@ -8,7 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from experiments.planning.cost import BACKWARD, Cost, batch_multiplier
+from experiments.planning.cost import BACKWARD_COST, Cost, batch_multiplier
 from nao import centroid_seeds
 from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, dataclass
@@ -60,7 +60,7 @@ class Arm:
         Args:
             forwards, backwards: how often each image was sampled and differentiated.
         """
-        per_row = steps * forwards + BACKWARD * self._differentiated_steps(steps) * backwards
+        per_row = steps * forwards + BACKWARD_COST * self._differentiated_steps(steps) * backwards
         return batch_multiplier(self.guidance) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
