@@ -40,7 +40,7 @@ def file_name(class_index: int, number: int, split: str) -> str:
 def imagenet_tables(
     folder: Path, classes: Iterable[int], train: int, validation: int, *, files: int = 2, group: int = 7
 ) -> Path:
-    """Write shuffled Parquet files ``data/SPLIT-00000-of-00002.parquet`` as on the hub, ``group`` rows per row group."""
+    """Write Parquet files ``data/SPLIT-00000-of-00002.parquet`` as on the hub, shuffled; ``group`` rows each."""
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[c.name for c in imagenet_classes()])}
     )

@@ -9,7 +9,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from rnri.methods.edit_friendly_ddpm import EditFriendly, diffused, draw_noise
+from rnri.methods.edit_friendly_ddpm import EditFriendly
+from rnri.methods.noise_maps import diffused, draw_noise
 from rnri.models.midpoint import require_flow_matching
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import to_state_dtype

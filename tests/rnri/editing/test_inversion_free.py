@@ -7,7 +7,7 @@ import rnri
 from rnri import NoisePredictor, Schedule
 from rnri.editing import Editor, FlowEdit, PseudoGuidance
 from rnri.methods import EditFriendly
-from rnri.methods.edit_friendly_ddpm import diffused, draw_noise
+from rnri.methods.noise_maps import diffused, draw_noise
 from tests.problems import flow_schedule, function_predictor, schedule, wavy
 
 
