@@ -1,4 +1,4 @@
-"""Inversion: the walk from a clean latent to the seed that generates it."""
+"""Inversion: from a clean latent to the seed that generates it."""
 
 from __future__ import annotations
 
@@ -6,55 +6,67 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
-from rnri.solvers.anderson import SafeguardedAnderson
 from rnri.solvers.budget import NfeBudget
+from rnri.solvers.extrapolation import PredictionHistory
 from rnri.solvers.implicit import ImplicitStep, Solution, Solver, mean_absolute
 from rnri.solvers.parameterization import Parameterization, relaxation_factor
 from rnri.solvers.secants import Secants
 from rnri.validation import ConfigError, dataclass
 
-UNKNOWN_BETA, LARGEST_BETA = 0.5, 1.5  # of the fitted start
 NFE_PER_BACKWARD = 2
-"""Network evaluations that a backward pass is counted as."""
+"""Network evaluations that a backward pass counts as."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inversion:
-    """The seed of each image and how it was found.
+    """The seed of each image, with the residuals and the cost of the inversion.
 
-    Row ``k`` of the tables is the ``k``-th step of the walk, the cleanest first; they lie on the CPU. What a
-    method spends before the walk is counted in the first row.
+    Row ``k`` of a table is inversion step ``k``, the cleanest first; tables are on the CPU. Evaluations before the
+    first step are counted in row 0.
 
     Attributes:
         seed: ``[B,C,h,w]``, float64 (float32 on MPS).
-        z0: ``[B,C,h,w]``, the clean latents that were inverted: those given, unless the method adjusts them.
-        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in
-            ``Solution.residual``; NaN for methods that do not solve this equation, and where a step had no
-            evaluation.
-        evaluations, backward: int64 ``[N,B]``, network evaluations of the method.
+        z0: ``[B,C,h,w]``, the clean latents that were inverted: the input, unless the method adjusts it.
+        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in ``Solution.residual``. NaN for
+            methods that do not solve this equation, and for steps without an evaluation.
+        nfe: int64 ``[N,B]``, network evaluations.
+        backward: int64 ``[N,B]``, backward passes.
         solved: bool ``[N,B]``, whether the step converged, or is inverted exactly by construction.
-        single_latent: whether ``seed`` alone, with the same predictor and schedule, gives the image back.
-        extra: what the method needs to reconstruct besides the seed, each with the batch first.
+        seed_only: whether ``seed`` alone, with the same predictor and schedule, reconstructs the image.
+        aux: further tensors that the method needs for reconstruction; the first dimension of each is the batch.
     """
 
-    seed: Tensor  # [B,C,h,w]
-    z0: Tensor  # [B,C,h,w]
+    seed: Tensor
+    z0: Tensor
     residuals: Tensor
     nfe: Tensor
     backward: Tensor
     solved: Tensor
     seed_only: bool = True
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_solutions(cls, z0: Tensor, seed: Tensor, solutions: Sequence[Solution]) -> Inversion:
+        """Return the inversion of ``z0`` with one implicit solution per step, the cleanest first."""
+        return cls(
+            seed=seed,
+            z0=z0,
+            residuals=torch.stack([solution.residual for solution in solutions]),
+            nfe=torch.stack([solution.nfe for solution in solutions]),
+            backward=torch.stack([solution.backward for solution in solutions]),
+            solved=torch.stack([solution.converged for solution in solutions]),
+        )
 
     @property
     def converged(self) -> Tensor:
@@ -63,13 +75,13 @@ class Inversion:
 
     @property
     def residual(self) -> Tensor:
-        """A sample's largest residual over the steps that have one, ``[B]``; NaN if none has."""
+        """Maximum residual of each sample over its steps, ``[B]``; NaN if no step has one."""
         largest = self.residuals.nan_to_num(nan=-1.0, posinf=torch.inf).max(0).values
         return torch.where(largest < 0, torch.nan, largest)
 
     @property
     def aux_bytes(self) -> int:
-        """Bytes an image that must be kept besides the seed."""
+        """Bytes per image of ``aux``."""
         return sum(tensor.nbytes for tensor in self.aux.values()) // len(self.seed)
 
 
@@ -97,12 +109,12 @@ class Inverter(ABC):
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
         """Return the clean latents ``[B,C,h,w]`` that are sampled from ``inversion``."""
 
-    def check_schedule(self, schedule: Schedule) -> None:
+    def check_schedule(self, schedule: Schedule) -> None:  # noqa: B027, optional to override
         """Raise ValueError if ``invert`` does not support ``schedule``. By default every schedule is supported."""
 
     @property
     def nfe_per_step(self) -> float:
-        """Estimated network evaluations per image and step, with a backward pass counted as two.
+        """Estimated network evaluations per image and step; a backward pass counts as two.
 
         The default of 2 suits most explicit methods. Implicit methods return an upper bound.
         """
@@ -126,37 +138,37 @@ def check_schedule(method: object, schedule: Schedule) -> None:
 
 @dataclass(frozen=True)
 class ImplicitInverter(Inverter):
-    """Walks the schedule from clean to noisy and solves ``z_t = A z_s + B y(z_t, t)`` at every step.
+    """Inverts the sampler by solving ``z_t = A z_s + B y(z_t, t)`` at every step, from clean to noisy.
 
-    The equation is exactly the sampler's step, so a converged inversion reconstructs its latent. The state is
-    float64 around a network in its own dtype.
+    The equation is exactly the sampler's step, so that a converged inversion reconstructs its latent. Latents are
+    float64; the network runs in its own dtype.
 
-    On a zero-terminal-SNR schedule the equation of the noisiest step is nearly ``z = z`` (A is about 1e-6):
-    its residual is small whatever the seed, and says little.
+    On a zero-terminal-SNR schedule the equation of the noisiest step is nearly ``z = z`` (A is about 1e-6). Its
+    residual is then small for every seed and not informative.
 
     Attributes:
         solver: solves each step.
-        start: where it starts. ``plain`` is the cleaner latent ``z_s`` (RNRI, Eq. 8). ``extrapolated`` is
-            ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` from the noise predictions of the two steps before (the
-            second step has one and uses it alone, the first has none and starts at ``z_s``). They are
-            recovered from the solutions, so it costs no evaluation. ``fitted`` is
-            ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))`` with, for each sample, the ``beta`` in
-            [0, 1.5] that would have served best one step before, and 1/2 where that is not known yet: with
-            large steps or guidance the plain extrapolation overshoots.
-        sharing: how the walk's evaluations, ``solver.iterations`` a step on average, are shared among its
-            steps. ``even``: each step has ``solver.iterations`` at most, and what it saves is saved. ``schedule``:
-            in proportion to what each step is likely to need (``rnri.solvers.budget``), and what a sample saves
-            at one step by converging early it may spend at later ones. A step whose share rounds to nothing takes
-            its extrapolated start as it is, unless the fit gave a sample a ``beta`` of 0: then, and from the plain
-            start, a step has one evaluation at least, as long as there are any left.
-        form: in which of the predictions the equation is iterated (:mod:`rnri.solvers.parameterization`); residual and tolerance
-            mean the same in every one. With two evaluations a step ``own`` measures best on UNets, consistency models
-            and flow matching; ``relaxed`` is ahead on UNets with one, and a little on all of them with five.
-        besides: evaluations of the whole walk beside ``solver.iterations`` a step, shared with them: methods that take
-            one a walk more, as Uni-Inv, are compared at equal numbers so.
+        initial_guess: where the solver starts. ``plain`` is the cleaner latent ``z_s`` (RNRI, Eq. 8). ``extrapolated``
+            is ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions of the last two steps; the second step
+            uses ``eps_0`` and the first starts at ``z_s``. Predictions are recovered from solutions without an
+            evaluation. ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))`` with the ``beta`` in
+            [0, 1.5] that would have been best one step before, per sample, and 1/2 at the third step. With large steps
+            or strong guidance, ``extrapolated`` overshoots.
+        allocation: how the evaluations, ``solver.iterations`` per step on average, are distributed over the steps.
+            ``uniform``: every step has at most ``solver.iterations``; unused evaluations are saved. ``by_difficulty``:
+            in proportion to the expected difficulty (:mod:`rnri.solvers.budget`); evaluations that a sample does not
+            use because it converges early are available to its later steps. A step without evaluations keeps its
+            extrapolated guess as the solution. With a fitted ``beta`` of 0, or a plain guess, a step has at least one
+            evaluation while the budget lasts.
+        parameterization: the prediction in which the equation is iterated (:mod:`rnri.solvers.parameterization`);
+            residual and tolerance are the same for all. With two evaluations per step ``native`` measures best on
+            UNets, consistency models and flow matching. ``relaxed`` is better on UNets with one evaluation per step,
+            and slightly better on all of them with five.
+        extra_evaluations: evaluations of the whole inversion in addition to ``solver.iterations`` per step. It allows
+            comparisons at equal NFE with methods that use one more per inversion, such as Uni-Inv.
 
     Raises:
-        SettingError: evaluations besides, where each step has its own.
+        ConfigError: ``extra_evaluations`` with a uniform allocation.
     """
 
     solver: Solver
@@ -171,49 +183,47 @@ class ImplicitInverter(Inverter):
         if self.extra_evaluations and self.allocation == "uniform":
             raise ConfigError(
                 "extra_evaluations",
-                f"cannot be {self.extra_evaluations} with sharing=even; use sharing=schedule.",
+                f"must be 0 with allocation=uniform, got {self.extra_evaluations}; use allocation=by_difficulty.",
             )
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """The seeds of ``z0 [B,C,h,w]``; a sample that is not finite stays so, unconverged."""
-        z = z0 = to_state_dtype(z0.detach())
-        noises: list[Tensor] = []
+        """Return the seeds of ``z0 [B,C,h,w]``; a sample that is not finite stays so and does not converge."""
+        z0 = to_state_dtype(z0.detach())
+        z = z0
+        history = PredictionHistory()
+        secants = self._empty_secants(z0)
+        budget = self._budget(schedule, len(z0))
         solutions: list[Solution] = []
-        carried = getattr(self.solver, "carried", 0)
-        secants = Secants.none(z, carried) if carried else None
-        shared = self.allocation == "by_difficulty"
-        budget = NfeBudget.of(schedule, self.solver.iterations, len(z0), self.extra_evaluations) if shared else None
         with torch.no_grad():
             for k, i in enumerate(reversed(range(len(schedule)))):
-                problem = ImplicitStep.of(z, predictor, schedule, i, z0)
-                problem = replace(problem, relaxation=relaxation_factor(self.parameterization, schedule, i))
+                problem = self._problem(z, predictor, schedule, i, z_0=z0)
                 if secants is not None:
                     problem = problem.with_secants(secants)
-                start = self._start(problem, noises)
+                guess = self.guess(problem, history)
                 if budget is None:
-                    solution = self.solver(problem, start)
+                    solution = self.solver(problem, guess)
                 else:
-                    limits = budget.limits(k, lambda noises=noises, z=z: self._can_skip(noises, len(z)))
-                    solution = _solve_some(self.solver, problem, start, limits)
-                    budget.consume(limits, solution.nfe)
-                noises = _remember(noises, problem, solution)
-                if secants is not None:
-                    secants = problem.trail.secants
+                    max_nfe = budget.allocate(k, partial(self._can_skip, history, len(z)))
+                    solution = _solve_within(max_nfe, self.solver, problem, guess)
+                    budget.consume(max_nfe, solution.nfe)
+                history = history.append(problem, solution)
+                if problem.recorder is not None:
+                    secants = problem.recorder.secants
                 solutions.append(solution)
                 z = solution.z
                 on_step(k, z)
-        return _collect(z0, z, solutions)
+        return Inversion.from_solutions(z0, z, solutions)
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Samples from the seed."""
+        """Sample from the seed."""
         with torch.no_grad():
             return sample(inversion.seed, predictor, schedule)
 
     @property
     def nfe_per_step(self) -> float:
-        """Upper bound of the solver's network evaluations per step, with a backward pass counted as two."""
+        """Upper bound of the solver's network evaluations per step; a backward pass counts as two."""
         needs_grad = getattr(self.solver, "needs_grad", False)
         return self.solver.iterations * (1 + NFE_PER_BACKWARD * needs_grad)
 
@@ -221,118 +231,82 @@ class ImplicitInverter(Inverter):
         """Return a copy whose solver uses at most ``nfe`` forward evaluations per step."""
         return replace(self, solver=replace(self.solver, iterations=nfe))
 
-    def _start(self, problem: ImplicitStep, noises: list[Tensor]) -> Tensor:
-        if self.initial_guess == "plain" or not noises:
+    def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
+        """Return the initial guess ``[B,C,h,w]`` of a step from the predictions of previous steps."""
+        if self.initial_guess == "plain" or not history:
             return problem.z_s
-        return problem.a * problem.z_s + problem.b * _extrapolation(noises, fitted=self.initial_guess == "fitted")
+        return problem.a * problem.z_s + problem.b * history.extrapolate(fitted=self.initial_guess == "fitted")
 
-    def _can_skip(self, noises: list[Tensor], batch: int) -> Tensor:
-        """Whether a start is a solution worth taking unevaluated, bool ``[B]``: one extrapolated from a change.
+    def _can_skip(self, history: PredictionHistory, batch_size: int) -> Tensor:
+        """Return which samples' guesses are usable without an evaluation, bool ``[B]``: truly extrapolated ones.
 
-        Where the fit found that a change of the noise says nothing of the next, the start is only the last noise.
+        With a fitted ``beta`` of 0 the guess only repeats the last prediction.
         """
-        if self.initial_guess == "plain" or len(noises) < 2:
-            return torch.zeros(batch, dtype=torch.bool)
-        return (_continuation(noises, self.initial_guess == "fitted") > 0).cpu()
+        if self.initial_guess == "plain" or len(history) < 2:
+            return torch.zeros(batch_size, dtype=torch.bool)
+        return (history.beta(fitted=self.initial_guess == "fitted") > 0).cpu()
+
+    def _problem(
+        self, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, *, z_0: Tensor
+    ) -> ImplicitStep:
+        problem = ImplicitStep.from_schedule(z_s, predictor, schedule, i, z_0)
+        return replace(problem, relaxation=relaxation_factor(self.parameterization, schedule, i))
+
+    def _empty_secants(self, z: Tensor) -> Secants | None:
+        carried = getattr(self.solver, "carried", 0)
+        return Secants.zeros(z, carried) if carried else None
+
+    def _budget(self, schedule: Schedule, batch_size: int) -> NfeBudget | None:
+        if self.allocation == "uniform":
+            return None
+        return NfeBudget.from_schedule(schedule, self.solver.iterations, batch_size, self.extra_evaluations)
+
+
+def _solve_within(max_nfe: Tensor, solver: Solver, problem: ImplicitStep, guess: Tensor) -> Solution:
+    """Solve ``problem`` for the samples with ``max_nfe [B]`` above 0.
+
+    The other samples keep their ``guess`` as the solution, not converged and with residual NaN.
+    """
+    if max_nfe.all():
+        return solver(problem, guess, max_nfe)
+    zero = torch.zeros_like(max_nfe)
+    residual = torch.full(max_nfe.shape, torch.nan, dtype=torch.float64)
+    solution = Solution(guess.clone(), residual, zero, zero.clone(), zero.bool(), guess.clone())
+    rows = max_nfe.nonzero().flatten()
+    if len(rows):
+        device_rows = to_device(rows, guess.device)
+        partial_solution = solver(problem.select(rows), guess[device_rows], max_nfe[rows])
+        for name in ("z", "value"):
+            getattr(solution, name)[device_rows] = getattr(partial_solution, name)
+        for name in ("residual", "nfe", "backward", "converged"):
+            getattr(solution, name)[rows] = getattr(partial_solution, name)
+    return solution
 
 
 @torch.no_grad()
 def with_measured_residuals(
     inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, tolerance: float
 ) -> Inversion:
-    """``inversion`` with the residuals of the very latents that it returned, and ``solved`` with them.
+    """Return ``inversion`` with the residuals of exactly the latents that it returned, and ``solved`` from them.
 
-    Where a method did not evaluate what it returned, that is done here, for the measurement alone: the predictor
-    counts these evaluations, ``Inversion.nfe`` does not. It serves every inverter; one that solves no such
-    equation keeps its NaN, and what diverged keeps its ``inf``.
+    Latents that the method did not evaluate are evaluated here. The predictor counts these evaluations, while
+    ``Inversion.nfe`` does not. It accepts inversions of every method: a method that does not solve this equation keeps
+    its NaN, and a diverged step its ``inf``.
 
     Args:
-        path: the latents ``[B,C,h,w]`` after each step of the walk, the cleanest first, as ``on_step`` got them.
-        tolerance: on a residual that is measured here, for its step to be solved.
+        path: the latents ``[B,C,h,w]`` after each inversion step, the cleanest first, as passed to ``on_step``.
+        tolerance: maximum residual of a solved step, for residuals that are measured here.
     """
     if inversion.residuals.isnan().all():
         return inversion
-    residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
+    residuals = inversion.residuals.clone()
+    solved = inversion.solved.clone()
     for k, (z_s, z) in enumerate(pairwise([inversion.z0, *path])):
         rows = (~solved[k] & ~residuals[k].isinf()).nonzero().flatten()
         if len(rows):
-            problem = ImplicitStep.of(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
+            problem = ImplicitStep.from_schedule(z_s, predictor, schedule, len(schedule) - 1 - k).select(rows)
             z = z[rows.to(z.device)]
-            residuals[k, rows] = (
-                mean_absolute(z - problem(z)).cpu().double().nan_to_num(nan=torch.inf, posinf=torch.inf)
-            )
+            residual = mean_absolute(z - problem(z)).cpu().double()
+            residuals[k, rows] = residual.nan_to_num(nan=torch.inf, posinf=torch.inf)
             solved[k, rows] = residuals[k, rows] <= tolerance
     return replace(inversion, residuals=residuals, solved=solved)
-
-
-def anderson_inverter(
-    nfe_per_step: PositiveInt = 2, tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native", extra_evaluations: NonNegativeInt = 0
-) -> ImplicitInverter:
-    """The default inverter: what measures best in ``experiment=reconstruction``.
-
-    Safeguarded Anderson acceleration from the fitted start, with ``nfe`` network evaluations a step on average,
-    and ``extra_evaluations`` a walk, shared among the steps by their difficulty, and samples leaving the batch step by step as
-    their residual reaches ``tolerance``. It is tighter than the paper's 1e-4 (appendix G): sampling under strong
-    guidance magnifies what remains of the residual, up to a thousandfold.
-    """
-    solver = SafeguardedAnderson(nfe_per_step, tolerance)
-    return ImplicitInverter(solver, initial_guess="fitted", allocation="by_difficulty", parameterization=parameterization, extra_evaluations=extra_evaluations)
-
-
-def _extrapolation(noises: list[Tensor], fitted: bool) -> Tensor:
-    """The next noise prediction ``[B,C,h,w]``, linearly from the last two, or three where ``fitted``."""
-    if len(noises) == 1:
-        return noises[-1]
-    beta = _continuation(noises, fitted).view(-1, 1, 1, 1)
-    return noises[-1] + beta * (noises[-1] - noises[-2])
-
-
-def _continuation(noises: list[Tensor], fitted: bool) -> Tensor:
-    """The share ``beta [B]`` of the last change of the noise that the next one is expected to have."""
-    if not fitted:
-        return noises[-1].new_ones(len(noises[-1]))
-    if len(noises) == 2:
-        return noises[-1].new_full((len(noises[-1]),), UNKNOWN_BETA)
-    change, before = (noises[-1] - noises[-2]).flatten(1), (noises[-2] - noises[-3]).flatten(1)
-    beta = (change * before).sum(1) / before.square().sum(1).clamp(min=torch.finfo(before.dtype).tiny)
-    return beta.clamp(0, LARGEST_BETA)
-
-
-def _solve_some(solver: Solver, problem: ImplicitStep, start: Tensor, limits: Tensor) -> Solution:
-    """The solution of the samples that have evaluations to spend; the others' is their start, its residual NaN."""
-    if limits.all():
-        return solver(problem, start, limits)
-    none = torch.zeros_like(limits)
-    z, f, residual = start.clone(), start.clone(), torch.full(limits.shape, torch.nan, dtype=torch.float64)
-    solution = Solution(z, residual, none, none.clone(), none.bool(), f)
-    rows = limits.nonzero().flatten()
-    if len(rows):
-        at = to_device(rows, start.device)
-        found = solver(problem.select(rows), start[at], limits[rows])
-        for name in ("z", "f"):
-            getattr(solution, name)[at] = getattr(found, name)
-        for name in ("residual", "nfe", "backward", "converged"):
-            getattr(solution, name)[rows] = getattr(found, name)
-    return solution
-
-
-def _remember(noises: list[Tensor], problem: ImplicitStep, solution: Solution) -> list[Tensor]:
-    """The last three noise predictions, oldest first, with this step's; a step with B = 0 tells none."""
-    if problem.b == 0:
-        return noises
-    noise = problem.prediction(solution.f)
-    lost = solution.residual.isinf()
-    if noises and lost.any():  # a sample whose step had no finite evaluation keeps its last one
-        noise = torch.where(to_device(lost, noise.device).view(-1, 1, 1, 1), noises[-1], noise)
-    return [*noises[-2:], noise]
-
-
-def _collect(z0: Tensor, seed: Tensor, solutions: list[Solution]) -> Inversion:
-    return Inversion(
-        seed=seed,
-        z0=z0,
-        residuals=torch.stack([solution.residual for solution in solutions]),
-        nfe=torch.stack([solution.nfe for solution in solutions]),
-        backward=torch.stack([solution.backward for solution in solutions]),
-        solved=torch.stack([solution.converged for solution in solutions]),
-    )

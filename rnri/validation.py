@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from os.path import commonprefix
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -40,7 +41,12 @@ unique_items = AfterValidator(_reject_duplicates)
 
 
 class ConfigError(ValueError):
-    """An invalid value: ``key`` is its name relative to the object that rejects it, ``message`` says what is wrong."""
+    """An invalid value.
+
+    Attributes:
+        key: name of the value, relative to the object that rejects it.
+        message: the rule and the value.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(key, message)
@@ -53,10 +59,10 @@ class ConfigError(ValueError):
 
 @dataclass_transform(field_specifiers=(dataclasses.field,))
 def dataclass(cls: Class | None = None, /, **options: bool) -> Class | Callable[[Class], Class]:
-    """``pydantic.dataclasses.dataclass`` in strict mode whose errors are one line.
+    """Decorate a class as a strict ``pydantic.dataclasses.dataclass`` with one-line errors.
 
-    An invalid field raises :class:`ConfigError` with the field, pydantic's message and the value. What
-    ``__post_init__`` raises is passed on unchanged.
+    An invalid field raises :class:`ConfigError` with the field, pydantic's message and the value. Errors of
+    ``__post_init__`` are raised unchanged.
     """
     if cls is None:
         return functools.partial(dataclass, **options)
@@ -75,11 +81,14 @@ def dataclass(cls: Class | None = None, /, **options: bool) -> Class | Callable[
 
 
 def _one_line(error: ValidationError, cls: type) -> Exception:
+    """Return the exception to raise for ``error``: of one line, with the name of the field of ``cls``."""
     details = error.errors()[0]
     if not details["loc"]:  # raised by __post_init__
         return details["ctx"]["error"]
     names = [field.name for field in dataclasses.fields(cls) if field.init]
-    first, *rest = details["loc"]
+    first = details["loc"][0]
+    # Alternatives of a union have different locations, which end in pydantic's tags of the alternatives.
+    rest = commonprefix([entry["loc"] for entry in error.errors() if entry["loc"][0] == first])[1:]
     name = names[first] if isinstance(first, int) and first < len(names) else first
     if name not in names:
         return TypeError(f"{cls.__name__} got an unexpected argument {name!r}; its arguments are {', '.join(names)}.")
@@ -89,7 +98,12 @@ def _one_line(error: ValidationError, cls: type) -> Exception:
 
 
 def describe(error: ValidationError) -> str:
-    """Pydantic's messages for one field, alternatives of a union joined, and the invalid value."""
+    """Return pydantic's messages for the first invalid field, joined by "or" for a union, and the value."""
     details = [entry for entry in error.errors() if entry["loc"][:1] == error.errors()[0]["loc"][:1]]
     messages = dict.fromkeys(entry["msg"].removeprefix("Value error, ") for entry in details)
     return f"{', or '.join(messages)}, got {details[0]['input']!r:.80}."
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

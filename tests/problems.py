@@ -1,4 +1,4 @@
-"""Denoising problems whose answers are known."""
+"""Denoising problems with exact solutions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPE = (2, 3, 3)
 
 
 def scheduler(**options: object) -> DDIMScheduler:
-    """Stable Diffusion's DDIM scheduler, with changes."""
+    """Return Stable Diffusion's DDIM scheduler with changed ``options``."""
     defaults = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -55,7 +55,7 @@ class GaussianDenoiser:
         return self
 
     def step(self, z: Tensor, a_t: float, a_s: float) -> Tensor:
-        """The DDIM step from noise level ``a_t`` to ``a_s`` in closed form."""
+        """Return the DDIM step from ``alpha_bar = a_t`` to ``a_s`` in closed form."""
         return a_s**0.5 * self.mean + self._gain(a_t, a_s) * (z - a_t**0.5 * self.mean)
 
     def inverse_step(self, z_s: Tensor, a_t: float, a_s: float) -> Tensor:
@@ -66,7 +66,7 @@ class GaussianDenoiser:
         return covariance / (a_t * self.variance + 1 - a_t)
 
     def seed(self, z0: Tensor, steps: Schedule) -> Tensor:
-        """The exact seed of ``z0`` under a schedule."""
+        """Return the exact seed of ``z0`` under DDIM's steps."""
         z = z0
         for i in reversed(range(len(steps))):
             z = self.inverse_step(z, steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item())
@@ -74,7 +74,7 @@ class GaussianDenoiser:
 
 
 def gaussian(batch: int, seed: int = 0) -> tuple[GaussianDenoiser, Tensor]:
-    """A denoiser of Gaussian data, different for every sample, and latents ``[B,2,3,3]`` drawn from it."""
+    """Return a denoiser of Gaussian data, different for every sample, and latents ``[B,2,3,3]`` of that data."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, *SHAPE)
     mean = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -87,7 +87,7 @@ def gaussian(batch: int, seed: int = 0) -> tuple[GaussianDenoiser, Tensor]:
 class GaussianVelocity:
     """The optimal velocity ``E[n - x0 | z]`` for data N(mean, diag(variance)), each ``[B,C,h,w]``: affine in z.
 
-    At the level ``s``, which is label ``1000 s``, ``z`` is N((1 - s) mean, (1 - s)^2 variance + s^2), so that the
+    At the noise level ``s``, timestep ``1000 s``, ``z`` is N((1 - s) mean, (1 - s)^2 variance + s^2), so that the
     velocity is ``-mean + (s - (1 - s) variance) / ((1 - s)^2 variance + s^2) (z - (1 - s) mean)``.
     """
 
@@ -110,28 +110,28 @@ class GaussianVelocity:
         return self
 
     def seed(self, z0: Tensor, steps: Schedule) -> Tensor:
-        """The exact seed of ``z0`` under Euler's steps."""
+        """Return the exact seed of ``z0`` under Euler's steps."""
         z = z0
         for i in reversed(range(len(steps))):
-            _, s, _, cleaner = steps.alpha_sigma(i)
+            _, s, _, s_next = steps.alpha_sigma(i)
             slope = self._slope(s)
-            z = (z + (s - cleaner) * (-self.mean - slope * (1 - s) * self.mean)) / (1 - (s - cleaner) * slope)
+            z = (z + (s - s_next) * (-self.mean - slope * (1 - s) * self.mean)) / (1 - (s - s_next) * slope)
         return z
 
     def flow(self, z0: Tensor, s: float = 1.0) -> Tensor:
-        """Where the flow itself, without steps, takes ``z0`` by the level ``s``."""
+        """Return the solution of the continuous flow from ``z0`` at the noise level ``s``."""
         spread = ((1 - s) ** 2 * self.variance + s**2) / self.variance
         return (1 - s) * self.mean + spread.sqrt() * (z0 - self.mean)
 
 
 def velocity(batch: int, seed: int = 0) -> tuple[GaussianVelocity, Tensor]:
-    """The velocity of ``gaussian``'s data, and its latents."""
+    """Return the velocity of the data of :func:`gaussian`, and latents of that data."""
     denoiser, z0 = gaussian(batch, seed)
     return GaussianVelocity(denoiser.mean, denoiser.variance), z0
 
 
 def flow_schedule(steps: int, shift: float = 1.0) -> Schedule:
-    """Flow matching's evenly spaced steps with a static shift, as Stable Diffusion 3's; labels are ``1000 sigma``."""
+    """Return evenly spaced flow-matching steps with a static shift, as in Stable Diffusion 3; t is ``1000 sigma``."""
     even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     sigmas = shift * even / (1 + (shift - 1) * even)
     return Schedule.flow(1000 * sigmas[:-1], sigmas)
@@ -139,7 +139,7 @@ def flow_schedule(steps: int, shift: float = 1.0) -> Schedule:
 
 @dataclass(frozen=True)
 class FunctionDenoiser:
-    """A noise prediction by a function of z and the sample's number, which tells the samples apart."""
+    """A noise prediction that is a function of ``z`` and of the sample's number."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     numbers: Tensor
@@ -195,4 +195,4 @@ NONLINEAR: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
     "pressure network": (_pressure_network, [2, 0, 2, 0]),
     "near Jacobian": (_near_jacobian, [-0.5, 1.4]),
 }
-"""``F(x) = 0`` and a start: the problems F1 to F6 that scipy tests its nonlinear solvers with."""
+"""Function ``F`` and initial guess of ``F(x) = 0``: the problems F1 to F6 of scipy's tests of nonlinear solvers."""

@@ -1,4 +1,4 @@
-"""Solvers of one implicit step ``z = f(z)``, sample by sample. They know neither prompts nor the walk through time."""
+"""Solvers of the implicit equation ``z = f(z)`` of one inversion step. They know neither prompts nor schedules."""
 
 from rnri.solvers.anderson import Anderson, SafeguardedAnderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent

@@ -1,8 +1,8 @@
-"""Anderson acceleration of the implicit inversion equation, plain and safeguarded, by sample."""
+"""Anderson acceleration of the implicit equation, plain and safeguarded; every sample is accelerated on its own."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from annotated_types import Ge
@@ -14,22 +14,27 @@ from rnri.solvers.iterative import Iterate, IterativeSolver, State
 from rnri.solvers.secants import Secants
 from rnri.validation import OpenUnitInterval, dataclass
 
-DRIFT = 6.0  # of the network's derivative from one step of the walk to the next, a unit of B; measured
-LARGE, RECENT = 0.9, 2  # B of a step to noise so large that only that many last differences serve it; measured
-RETRIES = 3  # failures without a new best before the safeguard changes its way; measured on tests.problems.NONLINEAR
+DERIVATIVE_DRIFT = 6.0
+"""Measured change of the network's derivative from one step to the next, per unit of ``B``."""
+LONG_STEP = 0.9
+"""``B`` above which a noise prediction's older differences mislead; measured."""
+LONG_STEP_MEMORY = 2
+"""Maximum number of differences in such a step."""
+RETRIES = 3
+"""Failures without a new best iterate before the safeguard changes its direction; measured on tests.problems."""
 
 
 @dataclass(frozen=True)
 class Anderson(IterativeSolver):
-    """Anderson acceleration of the fixed point (AIDI-A; Walker & Ni 2011, type II), by sample.
+    """Anderson acceleration of the fixed-point iteration (AIDI-A; Walker & Ni 2011, type II).
 
-    The next iterate is ``f_k - dF gamma`` with ``gamma`` the least-squares solution of ``dR gamma = r_k``
-    over the last ``memory`` differences of values and residuals.
+    The next iterate is ``f_k - dF gamma``, where ``gamma`` is the least-squares solution of ``dR gamma = r_k`` over the
+    last ``memory`` differences of values and residuals.
 
     Attributes:
-        memory: differences used at most, 1 or more.
-        regularization: Tikhonov weight relative to the squared norm of each difference; keeps the small problem
-            solvable when differences are parallel or at the network's rounding error.
+        memory: maximum number of differences, 1 or more.
+        regularization: Tikhonov weight relative to the squared norm of each difference; keeps the least-squares problem
+            solvable when differences are parallel or as small as the network's rounding error.
     """
 
     memory: PositiveInt = 3
@@ -37,148 +42,226 @@ class Anderson(IterativeSolver):
 
     step_is_finite: ClassVar[bool] = True
 
-    def step(self, at: Iterate) -> tuple[Tensor, State]:
-        f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
-        if not at.state:
-            return at.f, (f[:, None], r[:, None])
-        fs = torch.cat([at.state[0], f[:, None]], 1)[:, -self.memory - 1 :]  # [b,m+1,d]
-        rs = torch.cat([at.state[1], r[:, None]], 1)[:, -self.memory - 1 :]
-        return self._mixed(f, r, fs.diff(dim=1), rs.diff(dim=1)).view_as(at.f), (fs, rs)
-
-    def _mixed(
-        self, f: Tensor, r: Tensor, df: Tensor, dr: Tensor, carried: Secants | None = None, doubt: float = 0.0
-    ) -> Tensor:
-        """``f - df gamma``, ``[b,d]``, from ``f`` and ``r [b,d]`` and differences ``[b,m,d]``.
-
-        ``carried`` are differences of ``f`` (as ``dy``) from the steps before, of norm 1 in ``z``; ``doubt`` is what
-        their derivative may be wrong by, and makes the ridge that limits what they are trusted with.
-        """
-        norm = dr.norm(dim=2, keepdim=True)
-        norm = torch.where(norm > 0, norm, 1.0)  # equal iterates: a difference of 0 has the weight 0
-        dr, df = dr / norm, df / norm  # else short differences would drown in what the ridge adds to long ones
-        own = dr.shape[1]
-        if carried is not None:
-            dr, df = torch.cat([dr, carried.dy - carried.dz], 1), torch.cat([df, carried.dy], 1)
-        gram, projection = _wide(torch.cat([dr @ dr.mT, dr @ r[:, :, None]], 2)).split([dr.shape[1], 1], 2)
-        ridge = torch.full(dr.shape[:2], self.regularization, dtype=torch.float64, device=gram.device)
-        ridge[:, own:] = doubt**2
-        ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
-        # solve_ex leaves a singular sample non-finite instead of failing the batch; such a one takes f itself.
-        gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
-        return f - (gamma.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * df).sum(1)
+    def step(self, iterate: Iterate) -> tuple[Tensor, State]:
+        f = iterate.f.flatten(1)  # [b,d]
+        r = (iterate.f - iterate.z).flatten(1)  # [b,d]
+        if not iterate.state:
+            return iterate.f, (f[:, None], r[:, None])
+        fs = torch.cat([iterate.state[0], f[:, None]], 1)[:, -self.memory - 1 :]  # [b,m+1,d]
+        rs = torch.cat([iterate.state[1], r[:, None]], 1)[:, -self.memory - 1 :]
+        z = anderson_mix(f, r, Differences(fs.diff(dim=1), rs.diff(dim=1)), self.regularization)
+        return z.view_as(iterate.f), (fs, rs)
 
 
 @dataclass(frozen=True)
-class SafeguardedAnderson(Anderson):
-    """Anderson acceleration that goes back where it gets worse; the solver of the default inverter.
+class SafeguardedAnderson(IterativeSolver):
+    """Anderson acceleration that returns to the best iterate when it fails; the solver of the default inverter.
 
-    A sample fails where the norm of its residual exceeds ``growth`` times its best so far, where ``f`` is not finite,
-    or where ``patience`` evaluations in succession brought no new best. The next iterate is then
-    ``z + damping^j (a - z)``, with ``z`` the best iterate and ``j`` the failures since it was found, and ``a`` one of
+    A sample fails if the norm of its residual exceeds ``growth`` times its best so far, if ``f`` is not finite, or if
+    ``patience`` consecutive evaluations brought no new best. The next iterate is then ``z + damping^j (a - z)``, where
+    ``z`` is the best iterate, ``j`` the number of failures since ``z`` was evaluated, and ``a`` is one of
 
-    - ``f(z)``, and the differences are forgotten: damping makes a map contractive whose derivative has eigenvalues
-      below -1, as strong guidance gives it;
-    - what Anderson's method makes of ``z``, with what failed among the differences: as the steps shrink, the small
-      least-squares problem becomes GMRES on the derivative at ``z``, which also serves eigenvalues above 1.
+    - ``f(z)``, with all differences discarded. Damping makes a map contractive whose derivative has eigenvalues below
+      -1, as with strong guidance.
+    - Anderson's iterate from ``z``, with the failed iterates among the differences. As the steps shrink, the
+      least-squares problem becomes GMRES on the derivative at ``z``, which also handles eigenvalues above 1.
 
-    Three failures without a new best change from one to the other. The steps shrink until there is a new best, which
-    rules out cycles. Damped steps as a safeguard are in Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+    After three failures without a new best the solver changes from one to the other. The steps shrink until there is a
+    new best, which rules out cycles. Damped steps as a safeguard: Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
 
-    A residual that stalls does not say that there is no root: a few differences may not span Newton's step.
+    A stalled residual does not prove that there is no root: a few differences may not span Newton's step.
 
-    On a walk the differences of the steps before fill what the step's own leave of ``memory`` (``carried`` at most),
-    so that its first evaluation is already followed by more than ``f(z)``. That serves images whose map has
-    eigenvalues near -1, where the fixed point alternates and the sampler magnifies what is left of the residual.
-    In a walk of one step from noise older differences than the last two mislead, and are left out.
+    In an inversion, differences from previous steps (``carried`` at most) fill the part of ``memory`` that the step's
+    own differences leave, so that already the second iterate is better than ``f(z)``. This helps with images whose map
+    has eigenvalues near -1: the fixed point alternates there, and the sampler amplifies the remaining residual. In a
+    step of nearly the full noise range only the last two differences are used, because older ones mislead.
 
-    No evaluation is wasted: where the last iterate evaluated is the best, the next one is returned, unevaluated,
-    instead of ``f`` of this one.
+    If the last evaluated iterate is the best, the next iterate is returned, unevaluated, instead of ``f(z)``.
 
     Attributes:
+        memory: maximum number of differences, 1 or more.
+        regularization: as in :class:`Anderson`.
         growth: 1 or more; 1 accepts no increase.
         damping: in (0, 1).
         patience: evaluations, 1 or more.
-        carried: differences of the steps before, 0 or more; 0 solves each step for itself.
+        carried: maximum number of differences from previous steps; 0 solves each step on its own.
     """
 
     memory: PositiveInt = 4
+    regularization: NonNegativeFloat = 1e-10
     growth: Annotated[float, Ge(1)] = 2.0
     damping: OpenUnitInterval = 0.5
     patience: PositiveInt = 8
     carried: NonNegativeInt = 2
 
+    step_is_finite: ClassVar[bool] = True
     returns_step: ClassVar[bool] = True
     has_safeguard: ClassVar[bool] = True
 
-    def step(self, at: Iterate) -> tuple[Tensor, State]:
-        f, r = at.f.flatten(1), (at.f - at.z).flatten(1)  # [b,d]
-        norm = r.norm(dim=1)  # [b]
-        if not at.state:
-            zero = torch.zeros_like(norm)
-            fs, rs = f[:, None], r[:, None]
-            z = self._mixed(f, r, fs[:, :0], rs[:, :0], *self._carried(at.problem, 0))
-            return z.view_as(at.f), (fs, rs, zero.long(), norm, zero, zero, zero.bool())
-        fs, rs, place, best, failures, waited, keeps = at.state
-        better, worse = norm < best, ~(norm <= self.growth * best)  # NaN is worse
-        waited = torch.where(better, 0.0, waited + 1)
-        failed = worse | (waited >= self.patience)
-        failures = torch.where(better, 0.0, failures + failed)
-        keeps = keeps ^ (failed & (failures > 1) & (failures % RETRIES == 1))
-        fs, rs, place = self._with_newest(fs, rs, place, f, r, better, self._memory(at.problem))
-        best_f, best_r = _at(fs, place), _at(rs, place)  # [b,1,d]
-        forgets = (failed & ~keeps)[:, None, None]
-        fs, rs = torch.where(forgets, best_f, fs), torch.where(forgets, best_r, rs)
-        carried, doubt = self._carried(at.problem, fs.shape[1] - 1, forgets)
-        mixed = self._mixed(best_f[:, 0], best_r[:, 0], fs - best_f, rs - best_r, carried, doubt)
-        best_z, share = (best_f - best_r)[:, 0], (self.damping**failures)[:, None]
-        z = torch.where(failed[:, None], best_z + share * (mixed - best_z), mixed)
-        best, waited = torch.where(better, norm, best), torch.where(failed, 0.0, waited)
-        return z.view_as(at.f), (fs, rs, place, best, failures, waited, keeps)
+    def step(self, iterate: Iterate) -> tuple[Tensor, State]:
+        f = iterate.f.flatten(1)  # [b,d]
+        r = (iterate.f - iterate.z).flatten(1)  # [b,d]
+        if not iterate.state:
+            return self._first_step(iterate, f, r)
+        state = SafeguardState(*iterate.state)
+        norm = r.norm(dim=1)
+        improved = norm < state.best_norm
+        failed, state = self._update_failures(state, norm, improved)
+        memory = self._max_memory(iterate.problem)
+        fs, rs, best_index = _append(state, f, r, improved, memory)
+        best_f = _gather(fs, best_index)  # [b,1,d]
+        best_r = _gather(rs, best_index)
+        discard = (failed & ~state.keeps_differences)[:, None, None]
+        fs = torch.where(discard, best_f, fs)
+        rs = torch.where(discard, best_r, rs)
 
-    def _carried(self, problem: ImplicitStep, own: int, forgets: Tensor | None = None) -> tuple[Secants | None, float]:
-        """Differences of ``f`` from the steps before, beside ``own`` of this one, and the doubt in their derivative.
+        carried, drift = self._carried(iterate.problem, fs.shape[1] - 1, discard)
+        differences = Differences(fs - best_f, rs - best_r, carried, drift)
+        mixed = anderson_mix(best_f[:, 0], best_r[:, 0], differences, self.regularization)
+        best_z = (best_f - best_r)[:, 0]
+        damped = best_z + (self.damping**state.failures)[:, None] * (mixed - best_z)
+        z = torch.where(failed[:, None], damped, mixed)
+        state = state._replace(
+            fs=fs,
+            rs=rs,
+            best_index=best_index,
+            best_norm=torch.where(improved, norm, state.best_norm),
+            stalled=torch.where(failed, 0.0, state.stalled),
+        )
+        return z.view_as(iterate.f), state
 
-        The derivative of ``y`` drifts in proportion to the length of the step, of which ``B`` is a measure, and counts
-        in that of ``f`` another ``B`` times. Samples that forget have differences of 0.
+    def _first_step(self, iterate: Iterate, f: Tensor, r: Tensor) -> tuple[Tensor, State]:
+        norm = r.norm(dim=1)
+        zero = torch.zeros_like(norm)
+        carried, drift = self._carried(iterate.problem, 0)
+        empty = f[:, None][:, :0]
+        z = anderson_mix(f, r, Differences(empty, empty, carried, drift), self.regularization)
+        return z.view_as(iterate.f), SafeguardState(
+            f[:, None], r[:, None], zero.long(), norm, failures=zero, stalled=zero, keeps_differences=zero.bool()
+        )
+
+    def _update_failures(self, state: SafeguardState, norm: Tensor, improved: Tensor) -> tuple[Tensor, SafeguardState]:
+        """Return which samples failed, bool ``[b]``, and the state with updated counts."""
+        grown = ~(norm <= self.growth * state.best_norm)  # true for NaN
+        stalled = torch.where(improved, 0.0, state.stalled + 1)
+        failed = grown | (stalled >= self.patience)
+        failures = torch.where(improved, 0.0, state.failures + failed)
+        changes = failed & (failures > 1) & (failures % RETRIES == 1)
+        keeps_differences = state.keeps_differences ^ changes
+        return failed, state._replace(failures=failures, stalled=stalled, keeps_differences=keeps_differences)
+
+    def _carried(
+        self, problem: ImplicitStep, num_current: int, discard: Tensor | None = None
+    ) -> tuple[Secants | None, float]:
+        """Return differences of ``f`` from previous steps, and the expected error of their derivative.
+
+        The derivative of ``y`` drifts in proportion to the length of the step, which ``B`` measures; in that of ``f``
+        the drift is multiplied by ``B`` again. ``num_current`` differences of this step take precedence. Samples with
+        ``discard`` (bool ``[b,1,1]``) get zeros.
         """
-        room = min(self.carried, self._memory(problem) - own)
-        if problem.secants is None or room <= 0:
+        count = min(self.carried, self._max_memory(problem) - num_current)
+        if problem.recorder is None or count <= 0:
             return None, 0.0
-        dz, dy = problem.secants.dz[:, -room:], problem.b * problem.secants.dy[:, -room:]
-        dy = problem.relaxed(dz, dy)
-        if forgets is not None:
-            dz, dy = torch.where(forgets, 0.0, dz), torch.where(forgets, 0.0, dy)
-        return Secants(dz, dy), DRIFT * problem.relaxation * problem.b**2
+        secants = problem.recorder.previous
+        dz = secants.dz[:, -count:]
+        dy = problem.relaxed(dz, problem.b * secants.dy[:, -count:])
+        if discard is not None:
+            dz = torch.where(discard, 0.0, dz)
+            dy = torch.where(discard, 0.0, dy)
+        return Secants(dz, dy), DERIVATIVE_DRIFT * problem.relaxation * problem.b**2
 
-    def _memory(self, problem: ImplicitStep) -> int:
-        whole = problem.secants is not None and problem.predicts == "epsilon" and problem.b > LARGE
-        return min(self.memory, RECENT) if whole else self.memory
-
-    def _with_newest(
-        self, fs: Tensor, rs: Tensor, place: Tensor, f: Tensor, r: Tensor, better: Tensor, memory: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The history ``[b,m+1,d]`` with the newest iterate, without the oldest that is not the best, and the best's
-        place in it. An iterate that is not finite counts as the best once more: a difference of 0."""
-        finite = r.isfinite().all(1)
-        f = torch.where(finite[:, None], f, _at(fs, place)[:, 0])
-        r = torch.where(finite[:, None], r, _at(rs, place)[:, 0])
-        fs, rs = torch.cat([fs, f[:, None]], 1), torch.cat([rs, r[:, None]], 1)
-        length = fs.shape[1]
-        place = torch.where(better, length - 1, place)
-        if length <= min(memory, f.shape[1]) + 1:  # more differences than elements are redundant
-            return fs, rs, place
-        dropped = torch.where(finite, (place == 0).long(), length - 1)
-        kept = torch.arange(length - 1, device=place.device).expand(len(place), -1)
-        kept = kept + (kept >= dropped[:, None])
-        kept = kept[:, :, None].expand(-1, -1, f.shape[1])
-        return fs.gather(1, kept), rs.gather(1, kept), place - (dropped < place).long()
+    def _max_memory(self, problem: ImplicitStep) -> int:
+        is_long = problem.recorder is not None and problem.predicts == "epsilon" and problem.b > LONG_STEP
+        return min(self.memory, LONG_STEP_MEMORY) if is_long else self.memory
 
 
-def _wide(matrix: Tensor) -> Tensor:
-    """``matrix`` in float64, where it lies if the device has it."""
+class SafeguardState(NamedTuple):
+    """State of :class:`SafeguardedAnderson` between iterations.
+
+    Attributes:
+        fs, rs: ``[b,m,d]``, values ``f(z)`` and residuals ``f(z) - z`` of the last iterates.
+        best_index: int64 ``[b]``, index of the best iterate among them.
+        best_norm: ``[b]``, norm of its residual.
+        failures: ``[b]``, failures since the best iterate was evaluated.
+        stalled: ``[b]``, consecutive evaluations without a new best.
+        keeps_differences: bool ``[b]``, whether a failed step keeps its differences (Anderson's iterate) or discards
+            them (``f(z)``).
+    """
+
+    fs: Tensor
+    rs: Tensor
+    best_index: Tensor
+    best_norm: Tensor
+    failures: Tensor
+    stalled: Tensor
+    keeps_differences: Tensor
+
+
+class Differences(NamedTuple):
+    """Differences that Anderson's method combines.
+
+    Attributes:
+        df, dr: ``[b,m,d]``, differences of values and of residuals.
+        carried: differences of ``f`` (as ``dy``) from previous steps, of norm 1 in ``z``.
+        drift: expected error of the derivative in ``carried``; its square is their Tikhonov weight.
+    """
+
+    df: Tensor
+    dr: Tensor
+    carried: Secants | None = None
+    drift: float = 0.0
+
+
+def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization: float) -> Tensor:
+    """Return Anderson's iterate ``f - df gamma``, ``[b,d]``, of the value ``f [b,d]`` and residual ``r [b,d]``."""
+    df, dr, carried, drift = differences
+    norm = dr.norm(dim=2, keepdim=True)
+    norm = torch.where(norm > 0, norm, 1.0)  # equal iterates: a difference of 0 has the weight 0
+    dr = dr / norm  # of norm 1, so that the regularization acts on short and long differences alike
+    df = df / norm
+    num_current = dr.shape[1]
+    if carried is not None:
+        dr = torch.cat([dr, carried.dy - carried.dz], 1)
+        df = torch.cat([df, carried.dy], 1)
+    products = _to_float64(torch.cat([dr @ dr.mT, dr @ r[:, :, None]], 2))
+    gram, projection = products.split([dr.shape[1], 1], 2)
+    ridge = torch.full(dr.shape[:2], regularization, dtype=torch.float64, device=gram.device)
+    ridge[:, num_current:] = drift**2
+    ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
+    # solve_ex leaves a singular sample non-finite instead of raising for the batch; that sample's next iterate is f.
+    gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
+    return f - (gamma.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * df).sum(1)
+
+
+def _append(
+    state: SafeguardState, f: Tensor, r: Tensor, improved: Tensor, memory: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Append ``f`` and ``r`` ``[b,d]`` to the last iterates; return ``fs``, ``rs`` and the new ``best_index``.
+
+    Beyond ``memory`` differences the oldest iterate that is not the best is removed. An iterate that is not finite is
+    replaced by the best one, a difference of 0.
+    """
+    finite = r.isfinite().all(1)
+    f = torch.where(finite[:, None], f, _gather(state.fs, state.best_index)[:, 0])
+    r = torch.where(finite[:, None], r, _gather(state.rs, state.best_index)[:, 0])
+    fs = torch.cat([state.fs, f[:, None]], 1)
+    rs = torch.cat([state.rs, r[:, None]], 1)
+    length = fs.shape[1]
+    best_index = torch.where(improved, length - 1, state.best_index)
+    if length <= min(memory, f.shape[1]) + 1:  # more differences than elements are redundant
+        return fs, rs, best_index
+    removed = torch.where(finite, (best_index == 0).long(), length - 1)
+    remaining = torch.arange(length - 1, device=best_index.device).expand(len(best_index), -1)
+    remaining = remaining + (remaining >= removed[:, None])
+    remaining = remaining[:, :, None].expand(-1, -1, f.shape[1])
+    return fs.gather(1, remaining), rs.gather(1, remaining), best_index - (removed < best_index).long()
+
+
+def _to_float64(matrix: Tensor) -> Tensor:
+    """Return ``matrix`` in float64, on the CPU if its device has no float64 (MPS)."""
     return matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
 
 
-def _at(history: Tensor, place: Tensor) -> Tensor:
-    """The entries ``[b,1,d]`` of ``history [b,m,d]`` at ``place [b]``."""
-    return history.gather(1, place[:, None, None].expand(-1, 1, history.shape[2]))
+def _gather(history: Tensor, index: Tensor) -> Tensor:
+    """Return the entries ``[b,1,d]`` of ``history [b,m,d]`` at ``index [b]``."""
+    return history.gather(1, index[:, None, None].expand(-1, 1, history.shape[2]))

@@ -1,15 +1,15 @@
-"""How many of a walk's network evaluations each of its steps should have.
+"""Allocation of an inversion's network evaluations (NFE) to its steps.
 
-Near the root the fixed point's error shrinks by the derivative of ``f`` an evaluation. For Gaussian latents of
-variance ``v`` the derivative of the optimal noise prediction is ``sigma / (alpha^2 v + sigma^2)``, that of the optimal
-velocity ``(sigma - alpha v) / (alpha^2 v + sigma^2)``, and that of ``f`` therefore, for noise,
+Near the root, each evaluation of the fixed-point iteration multiplies the error by the derivative of ``f``. For
+Gaussian latents of variance ``v`` the derivative of the optimal noise prediction is ``sigma / (alpha^2 v + sigma^2)``,
+and that of the optimal velocity ``(sigma - alpha v) / (alpha^2 v + sigma^2)``. For noise, the derivative of ``f`` is
 
     rho = B sigma / (alpha^2 v + sigma^2),
 
-so a step needs evaluations in proportion to ``1 / log(1 / rho)``. It is the fine detail, of small ``v``, that
-converges last; as ``v -> 0``, rho tends to ``1 - psi_s / psi_t``. On Stable Diffusion's schedule one step near the
-clean end is several times as hard as any other, whatever their number, and the very last one is easy. Flow matching's
-steps are as hard as each other where there are many: even shares measure up to forty times better there.
+so that a step needs evaluations in proportion to ``1 / log(1 / rho)``. Fine detail, of small ``v``, converges last; for
+``v -> 0``, rho tends to ``1 - psi_s / psi_t``. On Stable Diffusion's schedule one step near the clean end is several
+times as hard as any other, for any number of steps, and the cleanest step is easy. With flow matching and many steps
+all steps are equally hard: a uniform allocation measured up to forty times better there.
 """
 
 from __future__ import annotations
@@ -22,66 +22,81 @@ from torch import Tensor
 
 from rnri.models.schedule import Schedule
 
-DETAIL_VARIANCE = 0.02  # of latents of unit variance
-COARSE = 9  # steps; with fewer, noise extrapolated over a step is no substitute for an evaluation; measured
-COARSE_VARIANCE = 0.1  # there, where the sampler magnifies what noisier steps leave more than finest detail matters
-FEW = 4  # steps; with fewer, coarser detail yet; measured
-EASIEST, HARDEST = 0.01, 0.97  # bounds of rho, for first and last steps that change (nearly) nothing or everything
+DETAIL_VARIANCE = 0.02
+"""``v`` of fine detail, for latents of unit variance."""
+FEW_STEPS_THRESHOLD = 9
+"""With fewer steps every step has an evaluation: extrapolated noise does not replace it; measured."""
+FEW_STEPS_VARIANCE = 0.1
+"""``v`` with few steps, where errors of the noisier steps, which the sampler amplifies, matter more than detail."""
+VERY_FEW_STEPS_THRESHOLD = 4
+"""With fewer steps ``v`` is increased further; measured."""
+MIN_RHO = 0.01
+MAX_RHO = 0.97
+"""Bounds of rho, for steps that change almost nothing or almost everything."""
 
 
 def difficulty(schedule: Schedule) -> Tensor:
-    """Evaluations that the steps need, up to a common factor: float64 ``[N]``, in the order of the walk."""
-    coarse = len(schedule) < COARSE
-    if schedule.predicts == "flow" and not coarse:
-        return torch.ones(len(schedule), dtype=torch.float64)
-    variance = COARSE_VARIANCE * max(1, FEW / len(schedule)) if coarse else DETAIL_VARIANCE
-    rhos = [abs(schedule.derivative(i, variance)) for i in reversed(range(len(schedule)))]
-    return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(EASIEST, HARDEST).log()
+    """Return the relative number of evaluations that each step needs, float64 ``[N]``, the cleanest step first."""
+    num_steps = len(schedule)
+    few_steps = num_steps < FEW_STEPS_THRESHOLD
+    if schedule.predicts == "flow" and not few_steps:
+        return torch.ones(num_steps, dtype=torch.float64)
+    variance = FEW_STEPS_VARIANCE * max(1, VERY_FEW_STEPS_THRESHOLD / num_steps) if few_steps else DETAIL_VARIANCE
+    rhos = [abs(schedule.derivative(i, variance)) for i in reversed(range(num_steps))]
+    return -1 / torch.tensor(rhos, dtype=torch.float64).clamp(MIN_RHO, MAX_RHO).log()
 
 
 @dataclass
 class NfeBudget:
-    """The evaluations of a walk, sample by sample: what each step may spend, and what comes back from it.
+    """The network evaluations of an inversion per sample, allocated step by step.
 
-    Steps share what is left in proportion to their needs, on a coarse schedule after one evaluation for each. Shares
-    are real numbers and limits whole ones: what rounding gives to one step it takes from the next, so that no more is
-    spent in all. A sample that stops below its limit returns the difference to all later steps.
+    A step gets a share of the remaining evaluations in proportion to its difficulty, with few steps after one
+    evaluation for each. Shares are real numbers and allocations integers: a step's rounding error is passed to the
+    next, so that the total is kept. Evaluations that a sample does not use return to all later steps.
 
     Attributes:
-        expected: float64 ``[N]``, the steps' ``difficulty`` in the order of the walk.
-        each: what every step has before the rest is shared: 1 on a schedule of fewer than ``COARSE`` steps, else 0.
-        left: float64 ``[B]``, not assigned to any step yet.
-        due: float64 ``[B]``, assigned to the steps so far and not spent.
+        difficulty: float64 ``[N]``, of :func:`difficulty`.
+        min_per_step: evaluations that every step has: 1 with few steps, else 0.
+        unassigned: float64 ``[B]``, evaluations not yet assigned to a step.
+        unspent: float64 ``[B]``, evaluations assigned to the steps so far and not used.
     """
 
-    expected: Tensor
-    each: int
-    left: Tensor
-    due: Tensor
+    difficulty: Tensor
+    min_per_step: int
+    unassigned: Tensor
+    unspent: Tensor
 
     @classmethod
-    def of(cls, schedule: Schedule, nfe: int, batch: int, extra_evaluations: int = 0) -> NfeBudget:
-        """``nfe`` a step on average and ``extra_evaluations`` in all, for ``batch`` samples."""
-        left = torch.full((batch,), float(nfe * len(schedule) + extra_evaluations), dtype=torch.float64)
-        return cls(difficulty(schedule), int(len(schedule) < COARSE), left, torch.zeros_like(left))
+    def from_schedule(
+        cls, schedule: Schedule, nfe_per_step: int, batch_size: int, extra_evaluations: int = 0
+    ) -> NfeBudget:
+        """Return a budget of ``nfe_per_step`` on average plus ``extra_evaluations`` in total for each sample."""
+        total = float(nfe_per_step * len(schedule) + extra_evaluations)
+        unassigned = torch.full((batch_size,), total, dtype=torch.float64)
+        min_per_step = int(len(schedule) < FEW_STEPS_THRESHOLD)
+        return cls(difficulty(schedule), min_per_step, unassigned, torch.zeros_like(unassigned))
 
-    def limits(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:
-        """Evaluations that each sample may spend at step ``k`` of the walk: int64 ``[B]``.
+    def allocate(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:
+        """Return the maximum number of evaluations of each sample at inversion step ``k``, int64 ``[B]``.
 
-        They are 1 or more as long as there are evaluations left, but for samples that ``may_skip`` (bool ``[B]``) a
-        step whose share rounds to nothing; it is asked only where one does.
+        It is at least 1 while evaluations remain, except for samples that ``may_skip`` (bool ``[B]``) a step whose
+        share rounds to 0; ``may_skip`` is called for such steps only.
         """
-        expected, remaining = self.expected[k:], (self.left + self.due + 0.5).floor().long()
-        share = self.each + (self.left - self.each * len(expected)) * (expected[0] / expected.sum())
-        self.left, self.due = self.left - share, self.due + share
-        limits = (self.due + 0.5).floor().long()
-        if (limits < 1).any():
-            least = torch.ones_like(limits) if self.each else (~may_skip()).long()
-            limits = limits.maximum(least)
-        return limits.minimum(remaining)
+        difficulty = self.difficulty[k:]
+        remaining = (self.unassigned + self.unspent + 0.5).floor().long()
+        fraction = difficulty[0] / difficulty.sum()
+        share = self.min_per_step + (self.unassigned - self.min_per_step * len(difficulty)) * fraction
+        self.unassigned = self.unassigned - share
+        self.unspent = self.unspent + share
+        max_nfe = (self.unspent + 0.5).floor().long()
+        if (max_nfe < 1).any():
+            min_nfe = torch.ones_like(max_nfe) if self.min_per_step else (~may_skip()).long()
+            max_nfe = max_nfe.maximum(min_nfe)
+        return max_nfe.minimum(remaining)
 
-    def consume(self, limits: Tensor, spent: Tensor) -> None:
-        """Takes note of the evaluations ``spent [B]`` under ``limits``."""
-        self.due = self.due - spent
-        returned = torch.where(spent < limits, self.due, 0.0)
-        self.left, self.due = self.left + returned, self.due - returned
+    def consume(self, max_nfe: Tensor, nfe: Tensor) -> None:
+        """Subtract the evaluations ``nfe [B]`` that a step used of its allocation ``max_nfe [B]``."""
+        self.unspent = self.unspent - nfe
+        returned = torch.where(nfe < max_nfe, self.unspent, 0.0)
+        self.unassigned = self.unassigned + returned
+        self.unspent = self.unspent - returned

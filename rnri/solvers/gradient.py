@@ -1,4 +1,4 @@
-"""Gradient-like baselines of the implicit inversion equation."""
+"""Gradient-like baselines for the implicit equation."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class ForwardStep(IterativeSolver):
-    """ExactDPM's forward step ``z <- z - rho (z_s(z) - z_s)`` (Hong et al. 2024, arXiv 2311.18387).
+    """The forward step method of ExactDPM, ``z <- z - rho (z_s(z) - z_s)`` (Hong et al. 2024, arXiv 2311.18387).
 
-    ``z_s(z)`` is where the sampler takes ``z``; as ``z_s(z) - z_s = (z - f(z)) / A``, this is a damped fixed
-    point, and it needs no derivative. (RNRI's paper calls it gradient descent.) It starts at ``f(z_s)``, which costs
-    the first evaluation, as the authors' code does; ``from_f=False`` starts at ``z_s``. The published defaults are 500
-    iterations, 20 of them warm-up, and patience 20, and the last iterate returns. There one stop serves the whole
-    batch; here a sample stops alone.
+    ``z_s(z)`` is the sampler's step from ``z``. As ``z_s(z) - z_s = (z - f(z)) / A``, this is a damped fixed-point
+    iteration without derivatives. (RNRI's paper calls it gradient descent.) As in the authors' code it starts at
+    ``f(z_s)``, which uses the first evaluation; ``from_f=False`` starts at ``z_s``. The published defaults are 500
+    iterations, 20 of them warm-up, patience 20, and the last iterate as the result. The authors stop the batch as a
+    whole; here each sample stops on its own.
 
     Attributes:
         rate: rho.
         warmup: iterations over which the rate grows linearly to ``rate``.
-        patience: a sample's rate is halved when its residual has not improved for so many iterations; None
-            leaves it.
-        from_f: whether the first step is to ``f(z)`` whole, undamped.
+        patience: iterations without a smaller residual after which a sample's rate is halved; None: never.
+        from_f: whether the first step is to ``f(z)``, undamped.
     """
 
     rate: PositiveFloat = 0.5
@@ -37,33 +36,36 @@ class ForwardStep(IterativeSolver):
     from_f: bool = True
     keep_best: bool = False
 
-    def step(self, at: Iterate) -> tuple[Tensor, State]:
-        residual = mean_absolute(at.z - at.f)
+    def step(self, iterate: Iterate) -> tuple[Tensor, State]:
+        residual = mean_absolute(iterate.z - iterate.f)
         zero = torch.zeros_like(residual)
-        if self.from_f and not at.state:
-            return at.f, (zero + self.rate, zero + torch.inf, zero, zero)
-        rate, best, waited, count = at.state or (zero + self.rate, zero + torch.inf, zero, zero)
-        waited = torch.where(residual < best, 0.0, waited + 1)
+        initial = (zero + self.rate, zero + torch.inf, zero, zero)
+        if self.from_f and not iterate.state:
+            return iterate.f, initial
+        rate, best, stalled, count = iterate.state or initial
+        stalled = torch.where(residual < best, 0.0, stalled + 1)
         if self.patience is not None:
-            tired = waited >= self.patience
-            rate, waited = torch.where(tired, rate / 2, rate), torch.where(tired, 0.0, waited)
-        warm = ((count + 1) / self.warmup).clamp(max=1) if self.warmup else 1.0
-        z = at.z - (rate * warm).view(-1, 1, 1, 1) * (at.z - at.f) / at.problem.a
-        return z, (rate, torch.minimum(residual, best), waited, count + 1)
+            halve = stalled >= self.patience
+            rate = torch.where(halve, rate / 2, rate)
+            stalled = torch.where(halve, 0.0, stalled)
+        warmup = ((count + 1) / self.warmup).clamp(max=1) if self.warmup else 1.0
+        z = iterate.z - (rate * warmup).view(-1, 1, 1, 1) * (iterate.z - iterate.f) / iterate.problem.a
+        return z, (rate, torch.minimum(residual, best), stalled, count + 1)
 
 
 @dataclass(frozen=True)
 class GradientDescent(IterativeSolver):
-    """``z <- z - rho grad 1/2 ||z - f(z)||^2``, the gradient going through the network.
+    """``z <- z - rho grad 1/2 ||z - f(z)||^2``, with the gradient through the network.
 
-    Costs one backward evaluation for every forward one but the last.
+    It needs one backward pass for every forward evaluation except the last.
     """
 
     rate: PositiveFloat = 0.5
 
     needs_grad: ClassVar[bool] = True
 
-    def step(self, at: Iterate) -> tuple[Tensor, State]:
+    def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad((at.z - at.f).square().sum() / 2, at.z)
-        return at.z.detach() - self.rate * gradient, ()
+            loss = (iterate.z - iterate.f).square().sum() / 2
+            (gradient,) = torch.autograd.grad(loss, iterate.z)
+        return iterate.z.detach() - self.rate * gradient, ()

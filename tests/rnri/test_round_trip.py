@@ -1,4 +1,4 @@
-"""Every solver inverts and reconstructs, on data with a closed form and on the embedded model, as well as it says."""
+"""Inversion and reconstruction with every solver: errors agree with the reported residuals."""
 
 import pytest
 import torch
@@ -18,18 +18,20 @@ from rnri import (
     RNRIPaper,
     SafeguardedAnderson,
     anderson_inverter,
-    with_measured_residuals,
     sample,
+    with_measured_residuals,
 )
 from tests.problems import gaussian, schedule
-from tests.rnri.test_inversion import SOLVERS, names
+from tests.rnri.test_inversion import SOLVER_IDS, SOLVERS
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=names)
-def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
-    """On Gaussian data a step of the sampler multiplies an error by a known gain, and adds ``(z - f(z)) / A``."""
-    (denoiser, z0), steps = gaussian(batch=4), schedule(10)
-    inverter, path = ImplicitInverter(solver), []
+@pytest.mark.parametrize("solver", SOLVERS, ids=SOLVER_IDS)
+def test_reconstruction_error_is_bounded_by_residuals(solver):
+    """On Gaussian data a sampler step multiplies the error by a known gain and adds ``(z - f(z)) / A``."""
+    denoiser, z0 = gaussian(batch=4)
+    steps = schedule(10)
+    inverter = ImplicitInverter(solver)
+    path = []
     inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
     inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
     error = torch.zeros(len(z0), dtype=torch.float64)
@@ -37,8 +39,8 @@ def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
         a_t, a_s = steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item()
         gain = denoiser.step(torch.ones_like(z0), a_t, a_s) - denoiser.step(torch.zeros_like(z0), a_t, a_s)
         error = gain.flatten(1).max(1).values * error + inversion.residuals[-1 - i] / steps.coefficients(i)[0]
-    again = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
-    assert ((again - z0).abs().flatten(1).mean(1) <= error + 1e-9).all()
+    reconstruction = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
+    assert ((reconstruction - z0).abs().flatten(1).mean(1) <= error + 1e-9).all()
 
 
 @pytest.mark.parametrize(
@@ -51,21 +53,24 @@ def test_the_reconstruction_errs_by_no_more_than_the_residuals_say(solver):
     ],
     ids=lambda solver: type(solver).__name__,
 )
-def test_gaussian_data_round_trips_within_the_tolerance(solver):
-    """The solvers that only approach the root; the others are exact (``test_gaussian_seeds_are_exact``)."""
-    (denoiser, z0), steps = gaussian(batch=3), schedule(10)
-    inverter, path = ImplicitInverter(solver, "fitted"), []
+def test_gaussian_round_trip_is_within_tolerance(solver):
+    """Solvers that only approach the root; ``test_gaussian_seeds_are_exact`` tests the others."""
+    denoiser, z0 = gaussian(batch=3)
+    steps = schedule(10)
+    inverter = ImplicitInverter(solver, "fitted")
+    path = []
     inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
     inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
-    again = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
-    allowed = solver.tolerance or 1e-6
+    reconstruction = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
+    tolerance = solver.tolerance or 1e-6
     assert inversion.converged.all() or solver.tolerance == 0
-    assert (again - z0).abs().mean() < 2 * len(steps) * allowed
+    assert (reconstruction - z0).abs().mean() < 2 * len(steps) * tolerance
 
 
 @pytest.mark.parametrize("kind", [RNRIPaper, RNRIMeanSign, RNRIMinimumNorm])
-def test_two_iterations_with_the_papers_prior_are_ahead_of_ddim(kind):
-    (denoiser, z0), steps = gaussian(batch=16), schedule(10)
+def test_two_rnri_iterations_beat_ddim_inversion(kind):
+    denoiser, z0 = gaussian(batch=16)
+    steps = schedule(10)
     errors = []
     for solver in (kind(2, prior_weight=0.1), FixedPoint(1)):
         seed = ImplicitInverter(solver).invert(z0, NoisePredictor(denoiser), steps).seed
@@ -75,7 +80,7 @@ def test_two_iterations_with_the_papers_prior_are_ahead_of_ddim(kind):
 
 @pytest.fixture(scope="module")
 def embedded():
-    """The embedded model and latents that it generates itself, of two prompts."""
+    """The embedded model, two prompts, and latents that it generates from them."""
     model = LatentDiffusion.from_pretrained("assets/models/emoji", device="cpu", dtype=torch.float32)
     prompts = ["a drawing of a camel", "a drawing of a red apple on a white background"]
     with torch.no_grad():
@@ -95,25 +100,27 @@ def embedded():
     ],
     ids=lambda solver: type(solver).__name__,
 )
-def test_the_embedded_model_round_trips_within_the_tolerance(embedded, solver):
+def test_embedded_model_round_trip_is_within_tolerance(embedded, solver):
     model, prompts, z0 = embedded
-    inverter, steps = ImplicitInverter(solver, "fitted"), model.schedule(10)
+    inverter = ImplicitInverter(solver, "fitted")
+    steps = model.schedule(10)
     inversion = inverter.invert(z0, model.predictor(prompts), steps)
-    again = inverter.reconstruct(inversion, model.predictor(prompts), steps)
+    reconstruction = inverter.reconstruct(inversion, model.predictor(prompts), steps)
     assert inversion.converged.all() and (inversion.residual <= solver.tolerance).all()
-    assert ((again - z0).abs().flatten(1).mean(1) < 20 * len(steps) * solver.tolerance).all()
+    assert ((reconstruction - z0).abs().flatten(1).mean(1) < 20 * len(steps) * solver.tolerance).all()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_in_float32_an_image_of_the_embedded_model_does_not_depend_on_its_batch(embedded, guidance):
-    """The network's sums do, in their last digits; half precision has few enough of them for that to show."""
+def test_embedded_model_result_does_not_depend_on_batch(embedded, guidance):
+    """In float32; in half precision the last digits of the network's sums, which do depend on it, are visible."""
     model, prompts, z0 = embedded
-    inverter, steps = anderson_inverter(), model.schedule(5)
-    together = inverter.invert(z0, model.predictor(prompts, guidance), steps)
-    images = inverter.reconstruct(together, model.predictor(prompts, guidance), steps)
+    inverter = anderson_inverter()
+    steps = model.schedule(5)
+    batched = inverter.invert(z0, model.predictor(prompts, guidance), steps)
+    images = inverter.reconstruct(batched, model.predictor(prompts, guidance), steps)
     for i, prompt in enumerate(prompts):
         predictor = model.predictor([prompt], guidance)
         alone = inverter.invert(z0[i : i + 1], predictor, steps)
-        torch.testing.assert_close(together.seed[i], alone.seed[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(batched.seed[i], alone.seed[0], rtol=0, atol=1e-4)
         torch.testing.assert_close(images[i], inverter.reconstruct(alone, predictor, steps)[0], rtol=0, atol=1e-4)
-        assert torch.equal(together.nfe[:, i], alone.nfe[:, 0])
+        assert torch.equal(batched.nfe[:, i], alone.nfe[:, 0])

@@ -1,4 +1,4 @@
-"""Checked dataclasses: what they accept, and the sentence for what they do not."""
+"""Strict dataclasses: accepted values and the one-line errors for all others."""
 
 import dataclasses
 import math
@@ -11,7 +11,16 @@ import pytest
 from annotated_types import MinLen
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from rnri.validation import GuidanceScale, HalfOpenUnitInterval, NonEmptyStr, RandomSeed, dataclass, unique_items
+from rnri.validation import (
+    ConfigError,
+    GuidanceScale,
+    HalfOpenUnitInterval,
+    NonEmptyStr,
+    RandomSeed,
+    dataclass,
+    first_line,
+    unique_items,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class NonNegativeInt(Part):
+class Config(Part):
     start: Literal["plain", "fitted"] = "plain"
     counts: PositiveInt | Sequence[PositiveInt] | None = None
     names: Annotated[Sequence[NonEmptyStr], MinLen(1), unique_items] = ("a",)
@@ -41,88 +50,97 @@ class NonNegativeInt(Part):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "kwargs",
     [
         {"steps": 1}, {"rate": 0}, {"rate": 1}, {"counts": 3}, {"counts": [1, 2]}, {"counts": (1,)}, {"counts": None},
         {"names": ["a", "b"]}, {"parts": {"x": Part()}}, {"function": abs}, {"on": False}, {"share": 0.3},
         {"start": "fitted"}, {"seed": 2**32 - 1},
     ],
 )  # fmt: skip
-def test_what_an_annotation_allows_is_kept(given):
-    made = NonNegativeInt(**given)
-    ((name, value),) = given.items()
-    assert getattr(made, name) == value
+def test_valid_values_are_stored(kwargs):
+    config = Config(**kwargs)
+    ((name, value),) = kwargs.items()
+    assert getattr(config, name) == value
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("kwargs", "message"),
     [
-        ({"steps": 0}, "steps=0: give a whole number of at least 1."),
-        ({"steps": 2.0}, "steps=2.0: give a whole number of at least 1."),
-        ({"steps": "3"}, "steps='3': give a whole number of at least 1."),
-        ({"steps": True}, "steps=true: give a whole number of at least 1."),
-        ({"steps": None}, "steps=null: give a whole number of at least 1."),
-        ({"rate": math.nan}, "rate=nan: give a number of at least 0."),
-        ({"rate": math.inf}, "rate=inf: give a number of at least 0."),
-        ({"rate": -0.5}, "rate=-0.5: give a number of at least 0."),
-        ({"rate": "0.5"}, "rate='0.5': give a number of at least 0."),
-        ({"start": "middle"}, "start='middle': give plain or fitted."),
-        ({"counts": [1, 0]}, "counts=[1, 0]: give a whole number of at least 1, a list of whole numbers of at least "
-                             "1 or null."),
-        ({"names": []}, "names=[]: give a list of non-empty texts, none twice, at least one."),
-        ({"names": ["a", "a"]}, "names=['a', 'a']: give a list"),
-        ({"names": "ab"}, "names='ab': give a list"),
-        ({"names": ["a", ""]}, "names=['a', '']: give a list"),
-        ({"parts": {"x": 3}}, "parts.x=3: give Part."),
-        ({"function": 3}, "function=3: give a function or null."),
-        ({"on": 1}, "on=1: give true or false."),
-        ({"share": 0}, "share=0: give a number above 0 and of at most 1."),
-        ({"step": 0.0}, "step=0.0: give a number above 0."),
-        ({"guidance": 0.5}, "guidance=0.5: give a number of at least 1, which is off; Stable Diffusion's"),
-        ({"seed": -1}, "seed=-1: give a whole number of at least 0 and below 4294967296."),
+        ({"steps": 0}, "steps: Input should be greater than 0, got 0."),
+        ({"steps": 2.0}, "steps: Input should be a valid integer, got 2.0."),
+        ({"steps": "3"}, "steps: Input should be a valid integer, got '3'."),
+        ({"steps": True}, "steps: Input should be a valid integer, got True."),
+        ({"steps": None}, "steps: Input should be a valid integer, got None."),
+        ({"rate": math.nan}, "rate: Input should be a finite number, got nan."),
+        ({"rate": math.inf}, "rate: Input should be a finite number, got inf."),
+        ({"rate": -0.5}, "rate: Input should be greater than or equal to 0, got -0.5."),
+        ({"rate": "0.5"}, "rate: Input should be a valid number, got '0.5'."),
+        ({"start": "middle"}, "start: Input should be 'plain' or 'fitted', got 'middle'."),
+        ({"counts": [1, 0]}, "counts: Input should be a valid integer, or Input should be greater than 0, got [1, 0]."),
+        ({"names": []}, "names: Value should have at least 1 item"),
+        ({"names": ["a", "a"]}, "names: must not contain duplicates, got ['a', 'a']."),
+        ({"names": "ab"}, "names: 'str' instances are not allowed as a Sequence value, got 'ab'."),
+        ({"names": ["a", ""]}, "names.1: String should have at least 1 character, got ''."),
+        ({"parts": {"x": 3}}, "parts.x: Input should be an instance of Part, got 3."),
+        ({"function": 3}, "function: Input should be callable, got 3."),
+        ({"on": 1}, "on: Input should be a valid boolean, got 1."),
+        ({"share": 0}, "share: Input should be greater than 0, got 0."),
+        ({"step": 0.0}, "step: Input should be greater than 0, got 0.0."),
+        ({"guidance": 0.5}, "guidance: Input should be greater than or equal to 1, got 0.5."),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0, got -1."),
         ({"steps": 1, "rate": 2}, "rate=2.0 is above steps=1."),
     ],
 )  # fmt: skip
-def test_what_it_does_not_is_one_sentence(given, said):
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        NonNegativeInt(**given)
-    assert "\n" not in str(caught.value)
+def test_invalid_values_raise_one_line(kwargs, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Config(**kwargs)
+    assert "\n" not in str(error.value)
 
 
 def test_positional_arguments_are_named():
-    with pytest.raises(ValueError, match=re.escape("rate=-1: give a number of at least 0.")):
+    with pytest.raises(ConfigError, match="rate: Input should be greater than or equal to 0, got -1"):
         Part(2, -1)
 
 
 @pytest.mark.parametrize(
-    ("args", "given", "said"),
-    [((), {"stepz": 1}, "Part has no argument stepz: it takes steps, rate"), ((1, 1, 1), {}, "Part has no argument 2")],
+    ("args", "kwargs", "message"),
+    [
+        ((), {"stepz": 1}, "Part got an unexpected argument 'stepz'; its arguments are steps, rate."),
+        ((1, 1, 1), {}, "Part got an unexpected argument 2"),
+    ],
 )
-def test_unknown_arguments_are_refused_as_pythons_own(args, given, said):
-    with pytest.raises(TypeError, match=re.escape(said)):
-        Part(*args, **given)
+def test_unknown_arguments_raise_type_error(args, kwargs, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Part(*args, **kwargs)
 
 
-def test_a_missing_argument_is_refused_as_pythons_own():
+def test_missing_arguments_raise_type_error():
     @dataclass
-    class Needs:
+    class Required:
         steps: PositiveInt
 
-    with pytest.raises(TypeError, match="Needs needs steps"):
-        Needs()
+    with pytest.raises(TypeError, match="Required is missing the argument 'steps'"):
+        Required()
 
 
-def test_it_is_a_dataclass_like_any_other():
-    made = dataclasses.replace(NonNegativeInt(), steps=3)
-    assert made.steps == 3 and made == NonNegativeInt(3) and pickle.loads(pickle.dumps(made)) == made
+def test_replace_equality_pickle_and_frozen_fields():
+    config = dataclasses.replace(Config(), steps=3)
+    assert config.steps == 3
+    assert config == Config(3)
+    assert pickle.loads(pickle.dumps(config)) == config
     assert [field.name for field in dataclasses.fields(Part)] == ["steps", "rate"]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.steps = 4
-    with pytest.raises(ValueError, match="steps=0"):
-        dataclasses.replace(made, steps=0)
+        config.steps = 4
+    with pytest.raises(ConfigError, match="steps: Input should be greater than 0, got 0"):
+        dataclasses.replace(config, steps=0)
 
 
-def test_an_error_survives_the_way_between_processes():
-    with pytest.raises(ValueError) as caught:
+def test_config_errors_can_be_pickled():
+    with pytest.raises(ConfigError) as error:
         Part(0)
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+@pytest.mark.parametrize(("error", "line"), [(ValueError("\n one\ntwo"), "one"), (KeyError(), "KeyError")])
+def test_first_line_of_an_error(error, line):
+    assert first_line(error) == line

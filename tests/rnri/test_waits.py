@@ -1,4 +1,4 @@
-"""How often an inversion waits for its device: what it needs to know is carried over once an evaluation."""
+"""Synchronizations with the device: an inversion transfers to the CPU once per network evaluation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rnri.models.predictor import to_device
 from tests import devices
 from tests.problems import schedule
 
-LOOKS = ("aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::masked_select")
+SYNCHRONIZING = ("aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::masked_select")
+"""Operations whose result depends on the values of a device tensor."""
 
 
 @dataclass
-class Waits:
-    """What had to come from the device before the CPU could go on."""
+class Synchronizations:
+    """Number of transfers to the CPU, and names of synchronizing operations on device tensors."""
 
-    carried: int = 0
-    looked: list[str] = field(default_factory=list)
+    transfers: int = 0
+    operations: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -41,45 +42,53 @@ class Wavy:
 
 
 @pytest.fixture
-def waits(monkeypatch):
-    found = Waits()
-    carry, compute = devices._carried, devices._compute
+def synchronizations(monkeypatch):
+    log = Synchronizations()
+    transfer = devices.transfer
+    compute = devices.compute
 
-    def carried(tensor, device, dtype):
-        found.carried += device is not None and device.type == "cpu" and tensor.device.type != "cpu"
-        return carry(tensor, device, dtype)
+    def logged_transfer(tensor, device, dtype):
+        log.transfers += device is not None and device.type == "cpu" and tensor.device.type != "cpu"
+        return transfer(tensor, device, dtype)
 
-    def computed(operation, args, kwargs):
+    def logged_compute(operation, args, kwargs):
         name = operation.name().partition(".")[0]
-        there = any(isinstance(value, devices.OnDevice) for value in args if isinstance(value, Tensor))
-        masks = len(args) > 1 and name.startswith("aten::index") and isinstance(args[1], list | tuple)
-        if there and (name in LOOKS or (masks and any(i is not None and i.dtype == torch.bool for i in args[1]))):
-            found.looked.append(name)
+        on_device = any(isinstance(value, devices.FakeTensor) for value in args if isinstance(value, Tensor))
+        if on_device and (name in SYNCHRONIZING or has_boolean_index(name, args)):
+            log.operations.append(name)
         return compute(operation, args, kwargs)
 
-    monkeypatch.setattr(devices, "_carried", carried)
-    monkeypatch.setattr(devices, "_compute", computed)
-    return found
+    monkeypatch.setattr(devices, "transfer", logged_transfer)
+    monkeypatch.setattr(devices, "compute", logged_compute)
+    return log
+
+
+def has_boolean_index(name, args):
+    """Whether the operation indexes by a mask, whose number of true elements the CPU needs."""
+    if len(args) < 2 or not name.startswith("aten::index") or not isinstance(args[1], list | tuple):
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
 
 
 @pytest.mark.parametrize(
-    ("inverter", "most"),
+    ("inverter", "max_transfers"),
     [
         (ImplicitInverter(FixedPoint(3, 0)), 1),
         (ImplicitInverter(FixedPoint(3, 0), "fitted"), 1),
-        (ImplicitInverter(FixedPoint(4, 1e-3), "fitted"), 1),  # samples leave the batch at different times
-        (anderson_inverter(2), 2),  # the second carries a small system to the CPU, for this device has no float64
+        (ImplicitInverter(FixedPoint(4, 1e-3), "fitted"), 1),  # samples converge at different times
+        (anderson_inverter(2), 2),  # this device has no float64: a small system is solved on the CPU
         (anderson_inverter(4, 1e-3), 2),
     ],
-    ids=["plain", "fitted", "early", "ours", "ours early"],
+    ids=["plain", "fitted", "early", "anderson", "anderson early"],
 )
-def test_an_evaluation_waits_once(waits, inverter, most):
+def test_one_synchronization_per_evaluation(synchronizations, inverter, max_transfers):
     z0 = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    with devices.stand_in() as device:
+    with devices.fake_device() as device:
         predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
-        found = inverter.invert(z0.to(device), predictor, schedule(8))
-        seed = found.seed.cpu()
-    batches = found.nfe.max(1).values.sum().item()  # evaluations of the batch, whoever is still in it
-    assert waits.looked == [] and batches <= waits.carried - 1 <= most * batches
-    alone = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(8)).seed
-    torch.testing.assert_close(seed, alone.float(), atol=2e-3, rtol=0)
+        inversion = inverter.invert(z0.to(device), predictor, schedule(8))
+        seed = inversion.seed.cpu()
+    evaluations = inversion.nfe.max(1).values.sum().item()  # of the batch
+    assert synchronizations.operations == []
+    assert evaluations <= synchronizations.transfers - 1 <= max_transfers * evaluations
+    on_cpu = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(8)).seed
+    torch.testing.assert_close(seed, on_cpu.float(), atol=2e-3, rtol=0)

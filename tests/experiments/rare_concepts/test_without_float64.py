@@ -10,19 +10,19 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from nao import norm_penalty, path_seeds
 from rnri import ImplicitInverter, RNRIMeanSign, anderson_inverter
 from seedselect import SeedSelect
-from tests.devices import DEVICE, OnDevice, StandIn, stand_in
+from tests.devices import DEVICE, FakeTensor, FakeAccelerator, fake_device
 from tests.experiments.tiny_configs import NAO, PLAIN, SELECT, rare_concepts, run_to_end
 
 
 @pytest.fixture
 def device():
-    with stand_in() as fake:
+    with fake_device() as fake:
         yield fake
 
 
 def test_fake_device_rejects_float64_and_mixed_devices(device):
     there, here = torch.ones(2, 3, device=device), torch.ones(2, 3)
-    assert isinstance(there + 1, OnDevice) and not isinstance(there.cpu() + 1, OnDevice)
+    assert isinstance(there + 1, FakeTensor) and not isinstance(there.cpu() + 1, FakeTensor)
     for forbidden in (
         there.double,
         lambda: there.to(torch.float64),
@@ -43,7 +43,7 @@ def test_fake_device_rejects_float64_and_mixed_devices(device):
 
 
 def strategy() -> SingleDeviceStrategy:
-    return SingleDeviceStrategy(DEVICE, accelerator=StandIn())
+    return SingleDeviceStrategy(DEVICE, accelerator=FakeAccelerator())
 
 
 OURS = replace(NAO, guidance=3.0, inverter=anderson_inverter())
@@ -68,7 +68,7 @@ def images(task) -> dict[str, torch.Tensor]:
 
 def test_main_job_gives_the_same_images_as_on_the_cpu(tmp_path):
     expected = images(run_to_end(rare_concepts(tmp_path / "cpu", ARMS, **FEW)))
-    with stand_in():
+    with fake_device():
         task = rare_concepts(tmp_path / "there", ARMS, **FEW)
         run_to_end(task, accelerator="auto", strategy=strategy())
         assert task.networks.model.device == DEVICE and task.networks.numerics["device"] == DEVICE.type

@@ -1,4 +1,4 @@
-"""Each solver against its own definition, on one-step problems with answers computed by hand."""
+"""Each solver against its definition, on one-step problems with solutions computed by hand."""
 
 import numpy as np
 import pytest
@@ -21,20 +21,20 @@ from rnri import (
     RNRISign,
     SafeguardedAnderson,
 )
-from rnri.solvers.implicit import SampleCounts
+from rnri.solvers.implicit import EvaluationCounter, Prior
 from rnri.solvers.renoise import autocorrelation, gentle_regularizer, patch_divergence
 from tests.problems import NONLINEAR, function_predictor, wavy
 
 
 def problem(function, z_s, a=0.8, b=0.5):
-    """``z = a z_s + b function(z)`` for ``z_s [B,C,h,w]``."""
-    rows, counts = torch.arange(len(z_s)), SampleCounts.zeros(len(z_s))
-    levels = (0.5**0.5, 0.5**0.5, 0.5**0.5 / a, (1 - 0.5 / a**2) ** 0.5)
-    return ImplicitStep(function_predictor(function, len(z_s)), 1, a, b, z_s, rows, counts, z_s, levels)
+    """Return the equation ``z = a z_s + b function(z)`` for ``z_s [B,C,h,w]``."""
+    predictor = function_predictor(function, len(z_s))
+    prior = Prior(z_s, z_s, alpha=0.5**0.5, sigma=0.5**0.5, alpha_s=0.5**0.5 / a, sigma_s=(1 - 0.5 / a**2) ** 0.5)
+    return ImplicitStep(predictor, 1, a, b, z_s, prior, EvaluationCounter.zeros(len(z_s)))
 
 
 def two(x, y):
-    """One sample of two elements, ``[1,1,1,2]``."""
+    """Return one sample of two elements, ``[1,1,1,2]``."""
     return torch.tensor([x, y], dtype=torch.float64).view(1, 1, 1, 2)
 
 
@@ -46,42 +46,42 @@ def swapped(z, _):
 # With z_s = (1, -2), a = 0.8, b = 0.5:  f(x, y) = (0.8 + 0.2 y, -1.6 + 0.1 x).
 # At z = z_s:  f = (0.4, -1.5),  r = z - f = (0.6, -0.5),  ||r||_1 = 1.1.
 # Prior: mean (0.8, -1.6), variance 1 - 0.64 = 0.36;  z - mean = (0.2, -0.4):
-#   -sum log q = (0.04 + 0.16) / 0.72 = 5/18.   lam = 0.36:  F = 1.1 + 0.1 = 1.2.
-# dF/dx = sign(r_x) - sign(r_y) df_y/dx + lam 0.2 / 0.36 = 1 + 0.1 + 0.2 = 1.3
-# dF/dy = sign(r_y) - sign(r_x) df_x/dy - lam 0.4 / 0.36 = -1 - 0.2 - 0.4 = -1.6
+#   -sum log q = (0.04 + 0.16) / 0.72 = 5/18.   lambda = 0.36:  F = 1.1 + 0.1 = 1.2.
+# dF/dx = sign(r_x) - sign(r_y) df_y/dx + lambda 0.2 / 0.36 = 1 + 0.1 + 0.2 = 1.3
+# dF/dy = sign(r_y) - sign(r_x) df_x/dy - lambda 0.4 / 0.36 = -1 - 0.2 - 0.4 = -1.6
 Z_S = two(1.0, -2.0)
 LAM, F, G = 0.36, 1.2, two(1.3, -1.6)
 
 
 def one_step(solver):
-    """The iterate that ``solver`` makes of ``z_s``."""
+    """Return the iterate of ``solver`` after one step from ``z_s``."""
     return solver(problem(swapped, Z_S), Z_S).z
 
 
-def test_paper_by_hand():
+def test_rnri_paper_by_hand():
     expected = Z_S - F / (2 * (G + 0.01))
     stepped = one_step(RNRIPaper(iterations=1, prior_weight=LAM, eta=0.01, keep_best=False))
     torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-12)
 
 
-def test_paper_without_the_network_in_the_derivative_would_differ():
+def test_rnri_paper_differentiates_the_network():
     detached = torch.tensor([1.2, -1.4]).double().view_as(G)  # signs and prior only
     stepped = one_step(RNRIPaper(iterations=1, prior_weight=LAM, eta=0.01, keep_best=False))
     assert (stepped - (Z_S - F / (2 * (detached + 0.01)))).abs().min() > 0.02
 
 
-def test_mean_sign_by_hand():
+def test_rnri_mean_sign_by_hand():
     stepped = one_step(RNRIMeanSign(iterations=1, prior_weight=LAM, keep_best=False))
     torch.testing.assert_close(stepped, Z_S - 0.6 * two(1.0, -1.0), rtol=0, atol=1e-12)
 
 
-def test_minimum_norm_by_hand():
+def test_rnri_minimum_norm_by_hand():
     stepped = one_step(RNRIMinimumNorm(iterations=1, prior_weight=LAM, keep_best=False))
     torch.testing.assert_close(stepped, Z_S - F * G / (1.3**2 + 1.6**2), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [RNRIPaper, RNRIMeanSign, RNRIMinimumNorm])
-def test_without_prior_f_is_the_residual(kind):
+def test_zero_prior_weight_leaves_the_residual(kind):
     gradient = two(1.1, -1.2)
     steps = {
         RNRIPaper: 1.1 / (2 * (gradient + 1e-6)),
@@ -92,38 +92,38 @@ def test_without_prior_f_is_the_residual(kind):
     torch.testing.assert_close(stepped, Z_S - steps[kind], rtol=0, atol=1e-12)
 
 
-def test_f_and_d_are_by_sample():
+def test_rnri_steps_are_per_sample():
     z_s = torch.cat([Z_S, 3 * Z_S, -Z_S])
     for kind in (RNRIPaper, RNRIMeanSign, RNRIMinimumNorm):
         solver = kind(iterations=1, prior_weight=LAM, keep_best=False)
-        together = solver(problem(swapped, z_s), z_s).z
+        batched = solver(problem(swapped, z_s), z_s).z
         alone = torch.cat([solver(problem(swapped, z), z).z for z in z_s.split(1)])
-        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(batched, alone, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", [RNRIPaper(), RNRIMeanSign(), RNRIMinimumNorm(), FixedPoint(), Anderson()])
-def test_the_best_evaluated_iterate_is_returned(solver):
-    seen = []
+def test_best_evaluated_iterate_is_returned(solver):
+    evaluated = []
 
-    def watched(z, number):
-        seen.append(z.detach().clone())
+    def logged(z, number):
+        evaluated.append(z.detach().clone())
         return wavy(z, number)
 
     z_s = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    solution = solver(problem(watched, z_s, b=1.5), z_s)
-    values = [0.8 * z_s + 1.5 * wavy(z, torch.zeros(1, 1, 1, 1)) for z in seen]
-    residuals = torch.stack([(z - f).abs().mean() for z, f in zip(seen, values, strict=True)])
+    solution = solver(problem(logged, z_s, b=1.5), z_s)
+    values = [0.8 * z_s + 1.5 * wavy(z, torch.zeros(1, 1, 1, 1)) for z in evaluated]
+    residuals = torch.stack([(z - f).abs().mean() for z, f in zip(evaluated, values, strict=True)])
     best = int(residuals.argmin())
     assert solution.residual[0] == pytest.approx(residuals[best].item())
-    returned = seen[best] if solution.converged[0] else values[best]
-    torch.testing.assert_close(solution.z, returned)
-    assert solution.nfe[0] == len(seen)
+    expected = evaluated[best] if solution.converged[0] else values[best]
+    torch.testing.assert_close(solution.z, expected)
+    assert solution.nfe[0] == len(evaluated)
 
 
-def test_evaluations_and_backward_of_the_newton_variants():
+def test_forward_and_backward_counts_of_rnri():
     z_s = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for solver, backward in [
-        (RNRIPaper(3, tolerance=0), 2),  # the last evaluation makes no further iterate
+        (RNRIPaper(3, tolerance=0), 2),  # no step follows the last evaluation
         (RNRIPaper(3, tolerance=0, keep_best=False), 3),
         (RNRIMinimumNorm(3, tolerance=0), 2),
         (RNRISign(3, tolerance=0), 0),
@@ -147,13 +147,13 @@ def test_converged_samples_leave_the_batch():
     assert sizes == [3] * first + [2] * (8 - first)
 
 
-def test_solving_twice_counts_each_time_alone():
-    once = problem(wavy, torch.ones(1, 1, 1, 2, dtype=torch.float64))
+def test_each_solve_counts_from_zero():
+    equation = problem(wavy, torch.ones(1, 1, 1, 2, dtype=torch.float64))
     solver = FixedPoint(3, tolerance=0)
-    assert [solver(once, once.z_s).nfe.item() for _ in range(2)] == [3, 3]
+    assert [solver(equation, equation.z_s).nfe.item() for _ in range(2)] == [3, 3]
 
 
-def test_anderson_is_exact_on_a_linear_problem_in_n_steps():
+def test_anderson_is_exact_on_linear_problems():
     generator = torch.Generator().manual_seed(0)
     n = 4
     matrices = torch.randn(3, n, n, dtype=torch.float64, generator=generator)  # not contractive
@@ -171,7 +171,7 @@ def test_anderson_is_exact_on_a_linear_problem_in_n_steps():
 
 @pytest.mark.parametrize("solver", [Anderson, SafeguardedAnderson])
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_anderson_with_full_memory_is_gmres_on_a_linear_problem(solver, k):
+def test_anderson_with_full_memory_is_gmres(solver, k):
     """Walker & Ni 2011, Theorem 2.2: after k differences, Anderson's iterate is f of the k-th of GMRES."""
     generator = torch.Generator().manual_seed(3)
     n = 8
@@ -182,29 +182,31 @@ def test_anderson_with_full_memory_is_gmres_on_a_linear_problem(solver, k):
         return (z.flatten(1) @ matrix.T).view_as(z)
 
     options = {"growth": 100.0} if solver is SafeguardedAnderson else {"keep_best": False}
-    settings = solver(k + 1, tolerance=0, memory=k, regularization=1e-15, **options)
-    found = settings(problem(linear, z_s), z_s).z.flatten().numpy()
-    f = 0.5 * matrix.numpy(), 0.8 * z_s.flatten().numpy()  # f(z) = f[0] z + f[1]
-    krylov_dim, _ = scipy.sparse.linalg.gmres(
-        np.eye(n) - f[0], f[1], x0=z_s.flatten().numpy(), restart=k, maxiter=1, rtol=0, atol=0
+    anderson = solver(k + 1, tolerance=0, memory=k, regularization=1e-15, **options)
+    result = anderson(problem(linear, z_s), z_s).z.flatten().numpy()
+    slope = 0.5 * matrix.numpy()  # f(z) = slope z + offset
+    offset = 0.8 * z_s.flatten().numpy()
+    gmres, _ = scipy.sparse.linalg.gmres(
+        np.eye(n) - slope, offset, x0=z_s.flatten().numpy(), restart=k, maxiter=1, rtol=0, atol=0
     )
-    np.testing.assert_allclose(found, f[0] @ krylov_dim + f[1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(result, slope @ gmres + offset, rtol=0, atol=1e-9)
 
 
-def test_anderson_with_memory_one_by_the_secant():
+def test_anderson_with_one_difference_is_the_secant_method():
     z_s = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     equation = problem(wavy, z_s)
     z0 = z_s
     f0 = equation(z0)
     f1 = equation(f0)
-    dr, r1 = (f1 - f0) - (f0 - z0), f1 - f0
+    r1 = f1 - f0
+    dr = r1 - (f0 - z0)
     gamma = (dr * r1).sum() / (dr * dr).sum()
     expected = f1 - gamma * (f1 - f0)
     stepped = Anderson(2, tolerance=0, keep_best=False, memory=1)(equation, z_s).z
     torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-9)
 
 
-def test_anderson_agrees_with_scipy_on_the_root():
+def test_anderson_finds_the_root_of_scipy():
     z_s = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     equation = problem(wavy, z_s)
 
@@ -217,23 +219,23 @@ def test_anderson_agrees_with_scipy_on_the_root():
     np.testing.assert_allclose(solution.z.numpy().ravel(), root, atol=1e-9)
 
 
-def test_anderson_survives_equal_iterates():
+def test_anderson_handles_equal_iterates():
     constant = problem(lambda z, _: torch.zeros_like(z), torch.ones(1, 1, 1, 2, dtype=torch.float64), a=0.5)
     solution = Anderson(5, tolerance=0)(constant, constant.z_s)
     assert solution.converged.all() and torch.equal(solution.z, 0.5 * constant.z_s)
 
 
 @pytest.mark.parametrize("kind", [FixedPoint, Anderson, RNRIPaper, RNRISign, RNRIMinimumNorm])
-def test_a_step_that_changes_nothing_is_solved_at_once(kind):
-    """``a = 1, b = 0``: the prior has no width, the cleaner latent is the solution."""
-    still = problem(wavy, Z_S, a=1.0, b=0.0)
-    solution = kind()(still, Z_S)
+def test_empty_step_takes_one_evaluation(kind):
+    """``a = 1, b = 0``: the prior has no variance and the cleaner latent is the solution."""
+    empty = problem(wavy, Z_S, a=1.0, b=0.0)
+    solution = kind()(empty, Z_S)
     assert solution.converged.all() and torch.equal(solution.z, Z_S) and solution.nfe.tolist() == [1]
 
 
 @pytest.mark.parametrize("kind", [RNRIPaper, RNRIMinimumNorm])
-def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
-    """f(z) = z + 1 has no root: the residual is 1 everywhere, its derivative 0, and the step not finite."""
+def test_zero_derivative_returns_the_best_iterate(kind):
+    """f(z) = z + 1 has no root: the residual is 1 everywhere, its derivative is 0, and the step is not finite."""
     z_s = torch.ones(1, 1, 1, 2, dtype=torch.float64)
     shifted = problem(lambda z, _: (z - 0.8 * z_s + 1) / 0.5, z_s)
     options = {"eta": 0.0} if kind is RNRIPaper else {}
@@ -245,13 +247,13 @@ def test_a_vanishing_derivative_gives_back_the_best_finite(kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FixedPoint(0), "iterations=0"),
-        (lambda: FixedPoint(tolerance=-1), "tolerance=-1"),
-        (lambda: Anderson(memory=0), "memory=0"),
-        (lambda: RNRIPaper(prior_weight=-0.1), r"lam=-0\.1"),
+        (lambda: FixedPoint(0), "iterations: .* got 0"),
+        (lambda: FixedPoint(tolerance=-1), "tolerance: .* got -1"),
+        (lambda: Anderson(memory=0), "memory: .* got 0"),
+        (lambda: RNRIPaper(prior_weight=-0.1), r"prior_weight: .* got -0\.1"),
     ],
 )
-def test_bad_settings(make, message):
+def test_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -260,23 +262,22 @@ def test_bad_settings(make, message):
 ROOT = two((0.8 - 0.32) / 0.98, (0.08 - 1.6) / 0.98)
 
 
-def test_newton_krylov_is_exact_on_a_linear_problem():
+def test_newton_krylov_is_exact_on_linear_problems():
     solution = NewtonKrylov(iterations=4, tolerance=1e-12, krylov_dim=2)(problem(swapped, Z_S), Z_S)
     torch.testing.assert_close(solution.z, ROOT, rtol=0, atol=1e-12)
     assert solution.converged.all() and solution.nfe.tolist() == [4] and solution.backward.tolist() == [2]
 
 
-def test_newton_krylov_goes_half_way_where_it_got_worse():
+def test_newton_krylov_halves_failed_steps():
     z_s = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)  # Newton's step on z = 0.8 * 2 - 5 tanh z overshoots
-    seen = []
+    evaluated = []
 
     def steep(z, _):
-        seen.append(z.detach().clone())
+        evaluated.append(z.item())
         return -10 * torch.tanh(z)
 
     solution = NewtonKrylov(iterations=40, tolerance=1e-10, krylov_dim=1)(problem(steep, z_s), z_s)
     assert solution.converged.all()
-    evaluated = [z.item() for z in seen]
     assert abs(evaluated[3] - 1.6 + 5 * np.tanh(evaluated[3])) < 10
 
 
@@ -286,18 +287,19 @@ def test_newton_krylov_converges_quadratically():
         NewtonKrylov(iterations=1 + 19 * n, tolerance=0, krylov_dim=18)(problem(wavy, z_s, b=0.4), z_s).residual.max()
         for n in range(4)
     ]
-    assert (
-        residuals[1] < 0.2 * residuals[0] and residuals[2] < residuals[1] ** 1.5 and residuals[3] < residuals[2] ** 1.5
-    )
+    assert residuals[1] < 0.2 * residuals[0]
+    assert residuals[2] < residuals[1] ** 1.5
+    assert residuals[3] < residuals[2] ** 1.5
 
 
-def test_averaging_by_hand():
-    second = AveragedFixedPoint(iterations=2, tolerance=0, keep_best=False)(problem(swapped, Z_S), Z_S).z
-    f0, f1 = two(0.4, -1.5), two(0.8 - 0.3, -1.6 + 0.04)
-    torch.testing.assert_close(second, (f0 + f1) / 2, rtol=0, atol=1e-12)
+def test_averaged_fixed_point_by_hand():
+    averaged = AveragedFixedPoint(iterations=2, tolerance=0, keep_best=False)(problem(swapped, Z_S), Z_S).z
+    f0 = two(0.4, -1.5)
+    f1 = two(0.8 - 0.3, -1.6 + 0.04)
+    torch.testing.assert_close(averaged, (f0 + f1) / 2, rtol=0, atol=1e-12)
 
 
-def test_forward_step_halves_its_rate_when_it_stalls():
+def test_forward_step_halves_its_rate():
     z_s = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     flipping = problem(lambda z, _: -9 * z, z_s, a=1.0, b=0.5)  # z <- z - rate (5.5 z - 1): diverges at 0.5
     assert not ForwardStep(60, tolerance=1e-8, patience=None)(flipping, z_s).converged.any()
@@ -310,17 +312,17 @@ def test_gradient_descent_by_hand():
     torch.testing.assert_close(stepped, Z_S - 0.5 * two(0.65, -0.62), rtol=0, atol=1e-12)
 
 
-def test_safeguarded_anderson_is_anderson_where_all_goes_well():
+def test_safeguarded_anderson_equals_anderson_without_failures():
     z_s = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     plain = Anderson(6, tolerance=0, keep_best=False)(problem(wavy, z_s, b=0.3), z_s)
     safe = SafeguardedAnderson(6, tolerance=0, memory=3)(problem(wavy, z_s, b=0.3), z_s)
-    torch.testing.assert_close(safe.z, plain.z, rtol=0, atol=1e-8)  # differences from another iterate, the same span
+    torch.testing.assert_close(safe.z, plain.z, rtol=0, atol=1e-8)  # other differences with the same span
     torch.testing.assert_close(safe.residual, plain.residual, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("memory", [3, 4, 5, 10])
 @pytest.mark.parametrize("name", NONLINEAR)
-def test_the_safeguard_neither_cycles_nor_stalls_on_scipys_problems(name, memory):
+def test_safeguard_solves_scipys_nonlinear_problems(name, memory):
     function, start = NONLINEAR[name]
     z = torch.tensor(start, dtype=torch.float64).view(1, 1, 1, -1)
     equation = problem(lambda z, _: z - function(z.flatten()).view_as(z), torch.zeros_like(z), b=1.0)
@@ -328,30 +330,30 @@ def test_the_safeguard_neither_cycles_nor_stalls_on_scipys_problems(name, memory
     assert solution.converged.all() and function(solution.z.flatten()).abs().mean() <= 1e-8
 
 
-def test_where_there_is_no_root_the_steps_shrink():
-    """``|z - f(z)| = 1 + z^2 / 10``: the safeguard comes to rest at the minimum instead of cycling."""
+def test_safeguard_approaches_the_minimum_without_a_root():
+    """``|z - f(z)| = 1 + z^2 / 10``: the steps shrink towards the minimum instead of cycling."""
     z = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     rootless = problem(lambda z, _: z - 1 - 0.1 * z.square(), torch.zeros_like(z), b=1.0)
     solution = SafeguardedAnderson(60, 0)(rootless, z)
     assert not solution.converged.any() and solution.residual.item() < 1.01
 
 
-def test_safeguarded_anderson_returns_the_best_where_its_last_was_not():
+def test_safeguarded_anderson_returns_the_best_of_two():
     z_s = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
-    seen = []
+    evaluated = []
 
     def steep(z, _):
-        seen.append(z.detach().clone())
+        evaluated.append(z.detach().clone())
         return -4 * torch.tanh(z)
 
     solution = SafeguardedAnderson(2, tolerance=0)(problem(steep, z_s, b=1.0), z_s)
-    residuals = [(z - 1.6 + 4 * torch.tanh(z)).abs().item() for z in seen]
+    residuals = [(z - 1.6 + 4 * torch.tanh(z)).abs().item() for z in evaluated]
     best = int(np.argmin(residuals))
-    assert best == 0  # the second evaluation made it worse
-    torch.testing.assert_close(solution.z, 1.6 - 4 * torch.tanh(seen[best]))
+    assert best == 0  # the second residual is larger
+    torch.testing.assert_close(solution.z, 1.6 - 4 * torch.tanh(evaluated[best]))
 
 
-def test_the_safeguard_rescues_where_anderson_fails():
+def test_safeguard_converges_more_often_than_anderson():
     generator = torch.Generator().manual_seed(1)
     z_s = torch.randn(16, 2, 3, 3, dtype=torch.float64, generator=generator)
 
@@ -363,7 +365,7 @@ def test_the_safeguard_rescues_where_anderson_fails():
     assert safe.converged.sum() > plain.converged.sum()
 
 
-def test_renoise_regularization_moves_towards_white_noise():
+def test_renoise_regularization_whitens_noise():
     generator = torch.Generator().manual_seed(0)
     white = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=generator)
     reference = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=generator)
@@ -374,38 +376,40 @@ def test_renoise_regularization_moves_towards_white_noise():
     assert (autocorrelation(whiter) < 0.9 * autocorrelation(smooth)).all()
     nearer = gentle_regularizer(smooth, reference, ReNoise(rounds=4, correlation_weight=0), None)
     assert (patch_divergence(nearer, reference) < 0.99 * patch_divergence(smooth, reference)).all()
-    alone = gentle_regularizer(smooth[:1], reference[:1], ReNoise(rounds=4), None)
+    first = gentle_regularizer(smooth[:1], reference[:1], ReNoise(rounds=4), None)
     both = gentle_regularizer(smooth, reference, ReNoise(rounds=4), None)
-    torch.testing.assert_close(both[:1], alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(both[:1], first, rtol=0, atol=1e-12)
 
 
-def test_renoise_counts_its_reference():
+def test_renoise_counts_its_reference_evaluation():
     z_s = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     solution = ReNoise(iterations=5, rounds=2, clean_from=1, tolerance=0)(problem(wavy, z_s), z_s)
     assert solution.nfe.tolist() == [5, 5] and solution.backward.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("solver", [FixedPoint(), SafeguardedAnderson(), NewtonKrylov(krylov_dim=1), RNRIPaper()])
-def test_limits_are_by_sample(solver):
+def test_max_nfe_is_per_sample(solver):
     z_s = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    tight = type(solver)(tolerance=0)
-    together = tight(problem(wavy, z_s), z_s, torch.tensor([1, 5, 9]))
-    assert (together.nfe <= torch.tensor([1, 5, 9])).all() and together.nfe[0] == 1
-    for k, most in enumerate([1, 5, 9]):
-        alone = tight(problem(lambda z, n, k=k: wavy(z, n + k), z_s[k : k + 1]), z_s[k : k + 1], torch.tensor([most]))
-        torch.testing.assert_close(together.z[k], alone.z[0], rtol=1e-10, atol=1e-10)
+    solver = type(solver)(tolerance=0)
+    batched = solver(problem(wavy, z_s), z_s, torch.tensor([1, 5, 9]))
+    assert (batched.nfe <= torch.tensor([1, 5, 9])).all()
+    assert batched.nfe[0] == 1
+    for k, max_nfe in enumerate([1, 5, 9]):
+        equation = problem(lambda z, n, k=k: wavy(z, n + k), z_s[k : k + 1])
+        alone = solver(equation, z_s[k : k + 1], torch.tensor([max_nfe]))
+        torch.testing.assert_close(batched.z[k], alone.z[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SafeguardedAnderson(growth=0.5), "growth=0.5"),
-        (lambda: SafeguardedAnderson(damping=1), "damping=1"),
-        (lambda: NewtonKrylov(krylov_dim=0), "krylov_dim=0"),
-        (lambda: ForwardStep(rate=0), "rate=0"),
-        (lambda: ReNoise(keep_best=True), "keep_best"),
+        (lambda: SafeguardedAnderson(growth=0.5), "growth: .* got 0.5"),
+        (lambda: SafeguardedAnderson(damping=1), "damping: .* got 1"),
+        (lambda: NewtonKrylov(krylov_dim=0), "krylov_dim: .* got 0"),
+        (lambda: ForwardStep(rate=0), "rate: .* got 0"),
+        (lambda: ReNoise(keep_best=True), "keep_best: must be false"),
     ],
 )
-def test_bad_settings_of_the_other_solvers(make, message):
+def test_invalid_arguments_of_other_solvers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
