@@ -72,7 +72,7 @@ def check_images(paths: Sequence[Path], description: str) -> None:
     """Decodes every file once, on all cores; ValueError names the first unreadable one."""
     if not paths:
         return
-    progress = Progress(description, "image", every=10)
+    progress = Progress(description, "image", min_interval=10)
     progress.start(len(paths), 0, visible=rank_zero_only.rank == 0)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(check_image, paths):

@@ -112,7 +112,7 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
     if ignored:
         rank_zero_warn(
             f"ignored, because they are not images in the folder of a concept: {format_some(ignored)}. Convert "
-            " photographs in other formats, such as HEIC.",
+            "photographs in other formats, such as HEIC.",
             stacklevel=3,
         )
     return images

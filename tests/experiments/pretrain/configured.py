@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import train
+from experiments.runtime.setup import save_config, setup
 from tests.commands import composed
 
 DISTILLATION = ("task.prompts=[a camel]", "task.max_images=6", "task.accuracy_probe.samples=1")
@@ -25,12 +25,12 @@ def configured(name: str, folder: Path, *overrides: str, steps: int = 2) -> Dict
 def prepare(name: str, corpus: Path, folder: Path, *overrides: str, steps: int = 2) -> tuple[DictConfig, Any, Any]:
     """Configuration, task and trainer of a training on ``corpus``."""
     config = configured(name, folder, f"data.folder={corpus}", *overrides, steps=steps)
-    return config, *train.prepare(config)
+    return config, *setup(config)
 
 
 def pretrain(name: str, corpus: Path, folder: Path, *overrides: str, steps: int = 2) -> dict:
     """Runs a training and returns its results; the model is in ``folder/run/model``."""
     config, task, trainer = prepare(name, corpus, folder, *overrides, steps=steps)
-    train.save_config(config)
+    save_config(config)
     task.run(trainer)
     return json.loads((folder / "run" / "results.json").read_text())

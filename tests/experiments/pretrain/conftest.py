@@ -47,10 +47,10 @@ def base(tmp_path_factory, corpus):
         scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("base")
-    pipeline.save_preas_if_trained(folder)
+    pipeline.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def pipeline(base):
-    return StableDiffusionPipeline.from_preas_if_trained(base, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(base, safety_checker=None)

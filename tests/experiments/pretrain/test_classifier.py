@@ -9,9 +9,10 @@ import timm
 import torch
 from PIL import Image
 
-import train
+from experiments.config.errors import one_line
 from experiments.data.labeled import LabeledEmoji, LabeledFolders
 from experiments.evaluation.classifier import load_classifier
+from experiments.runtime.setup import save_config, setup
 from tests.experiments.pretrain.configured import configured
 
 TRAININGS = sorted(path.stem for path in Path("configs/experiment").glob("pretrain_*.yaml"))
@@ -39,17 +40,17 @@ def folders(root: Path) -> list[str]:
 
 def run(root: Path, *overrides: str) -> dict:
     config = configured("classifier", root, *folders(root), *overrides)
-    task, trainer = train.prepare(config)
-    train.save_config(config)
+    task, trainer = setup(config)
+    save_config(config)
     task.run(trainer)
     return json.loads((root / "run" / "results.json").read_text())
 
 
 def error_of(root: Path, *overrides: str) -> str:
     with pytest.raises(Exception) as caught:
-        train.prepare(configured("classifier", root, *folders(root), *overrides))
+        setup(configured("classifier", root, *folders(root), *overrides))
     assert not (root / "run").exists()
-    return train.explain(caught.value)
+    return one_line(caught.value)
 
 
 def test_classifier_of_user_folders(root):
@@ -162,14 +163,14 @@ def test_default_output_is_in_the_run_folder(training, tmp_path):
 def test_other_trainings_need_a_corpus(name, root):
     config = configured(name, root, "data=folder", f"data.references={root}", f"data.real={root}")
     with pytest.raises(ValueError, match="use data=emoji"):
-        train.prepare(config)
+        setup(config)
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "classifier", "clip", "denoiser"])
 def test_unwritable_output_fails_before_training(name, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"task\.output=.*file/model"):
-        train.prepare(configured(name, tmp_path, f"task.output={tmp_path}/file/model"))
+        setup(configured(name, tmp_path, f"task.output={tmp_path}/file/model"))
 
 
 @pytest.mark.parametrize(
@@ -183,4 +184,4 @@ def test_unwritable_output_fails_before_training(name, tmp_path):
 def test_invalid_initial_model_fails_before_training(name, key, message, tmp_path):
     for folder in (tmp_path / "none", Path("assets/models/clip").resolve()):
         with pytest.raises(ValueError, match=rf"{key}='{folder}' is not a folder of {message}"):
-            train.prepare(configured(name, tmp_path, f"{key}={folder}"))
+            setup(configured(name, tmp_path, f"{key}={folder}"))

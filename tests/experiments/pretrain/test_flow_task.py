@@ -21,9 +21,9 @@ def test_training_saves_a_complete_sd3_pipeline(corpus, base, tmp_path):
     result = pretrain("flow", corpus, tmp_path, f"task.model={base}", *DISTILLATION, f"task.teacher={base}", *TINY_FLOW)
     assert result["steps"] == 2
     assert [row["guidance"] for row in result["rows"]] == [6.0]
-    pipe = DiffusionPipeline.from_preas_if_trained(tmp_path / "run" / "model")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
     assert type(pipe).__name__ == "StableDiffusion3Pipeline"
-    without = DiffusionPipeline.from_preas_if_trained(tmp_path / "run" / "model", **WITHOUT_T5)
+    without = DiffusionPipeline.from_pretrained(tmp_path / "run" / "model", **WITHOUT_T5)
     first, second = (p.encode_prompt(["a camel"], None, None) for p in (pipe, without))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))  # the third encoder outputs zeros
     for part in ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer"):
@@ -55,7 +55,7 @@ def test_training_from_data_and_from_a_saved_model(corpus, base, tmp_path):
         steps=1,
     )
     first, second = (
-        DiffusionPipeline.from_preas_if_trained(p, **WITHOUT_T5) for p in (start, tmp_path / "second" / "run" / "model")
+        DiffusionPipeline.from_pretrained(p, **WITHOUT_T5) for p in (start, tmp_path / "second" / "run" / "model")
     )
     for a, b in zip(first.transformer.parameters(), second.transformer.parameters(), strict=True):
         assert torch.equal(a, b)

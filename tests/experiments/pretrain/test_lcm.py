@@ -94,9 +94,9 @@ def test_training_saves_a_lora_and_resumes(corpus, base, tmp_path):
     model = tmp_path / "run" / "model"
     assert any(tensor.any() for name, tensor in load_file(model / "pytorch_lora_weights.safetensors").items()
                if "lora_B" in name)  # fmt: skip
-    pipe = StableDiffusionPipeline.from_preas_if_trained(base, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     pipe.load_lora_weights(model)
-    pipe.scheduler = LCMScheduler.from_preas_if_trained(model)
+    pipe.scheduler = LCMScheduler.from_pretrained(model)
     images = pipe("a camel", num_inference_steps=2, guidance_scale=1.0, output_type="pt").images
     assert images.shape == (1, 3, 64, 64)
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
