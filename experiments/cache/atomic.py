@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the hashes that name them. It imports no PyTorch: counting starts in a moment."""
+"""Atomic file writes, and hashes of settings. Imports no PyTorch, so that counting starts quickly."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from uuid import uuid4
 
 
 class CannotWrite(OSError):
-    """A file or folder cannot be written; its text is one sentence for the user."""
+    """A file or folder cannot be written. The message is for the user."""
 
 
 class CannotRead(OSError):
-    """A file that was written is not there or damaged; its text is one sentence for the user."""
+    """A stored file is missing or damaged. The message is for the user."""
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` make a file and moves it to ``path`` when it is complete; other processes see all or nothing.
+    """Call ``write`` with a temporary file and move that file to ``path``, so that ``path`` is never incomplete.
 
-    As with ``open(path, "w")``, a new file's mode is the umask's, an old one keeps its mode, and a symbolic link is
-    written through. Missing folders are made.
+    As with ``open(path, "w")``, a new file's mode follows the umask, an existing file keeps its mode, and a symbolic
+    link is written through. Missing folders are created.
 
     Raises:
-        CannotWrite: no right to write, a full disk, or ``path`` is no regular file. Nothing is left behind.
+        CannotWrite: no permission, a full disk, or ``path`` is not a regular file. No temporary file remains.
     """
     target = Path(os.path.realpath(path))
     with _explained(path):
@@ -45,7 +45,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Finds before long work whether ``atomic_write`` could write ``path``. Raises CannotWrite as it would."""
+    """Raise CannotWrite if ``atomic_write`` could not write ``path``; to be called before long computations."""
     target = Path(os.path.realpath(path))
     with _explained(path):
         _require_regular_file(target)
@@ -54,8 +54,8 @@ def check_writable(path: str | Path) -> None:
 
 
 def _temporary_sibling(target: Path) -> Path:
-    """A new empty file in the target's folder, hidden, with its ending; the kernel gives it the umask's mode."""
-    # Shortened, because the file system may take no longer name than the target's.
+    """Create an empty hidden file with the target's suffix in the target's folder, with the umask's mode."""
+    # The stem is shortened, because the target's name may already have the maximum length.
     temporary = target.with_name(f".{target.stem[:32]}.{uuid4().hex[:16]}{target.suffix[:16]}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
@@ -63,7 +63,7 @@ def _temporary_sibling(target: Path) -> Path:
 
 def _require_regular_file(target: Path) -> None:
     if target.exists() and not target.is_file():
-        raise OSError(f"it is {'a folder' if target.is_dir() else 'no regular file'}")
+        raise OSError(f"it is {'a folder' if target.is_dir() else 'not a regular file'}")
 
 
 @contextmanager
@@ -74,9 +74,9 @@ def _explained(path: str | Path) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
         if isinstance(error, FileExistsError | NotADirectoryError):
             reason = "one of its folders is a file"
-        raise CannotWrite(f"{path} cannot be written ({reason}): make room or choose another place.") from error
+        raise CannotWrite(f"{path} cannot be written ({reason}): free some space or choose another path.") from error
 
 
 def digest(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON-able settings, the same for the same values in any order."""
+    """Return the SHA-256 of JSON-serializable settings; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

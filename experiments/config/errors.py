@@ -39,10 +39,10 @@ class ConfigErrors(ValueError):
     """Errors of a config, one line each."""
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return which of the ``known`` names are similar to ``name``, or all of them if none is."""
-    similar = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(known)}"
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return which of the ``names`` names are similar to ``name``, or all of them if none is."""
+    similar = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(names)}"
 
 
 def raise_hydra_errors() -> None:
@@ -111,6 +111,6 @@ def launcher_error(error: RuntimeError) -> str | None:
 
 
 def _unknown_key(key: str, siblings: list[str]) -> str:
-    known = [name for name in siblings if not name.startswith("_")]
-    choice = nearest(key.rpartition(".")[2], known)
+    names = [name for name in siblings if not name.startswith("_")]
+    choice = nearest(key.rpartition(".")[2], names)
     return f"{key}: unknown key; {choice}. To pass another argument of its class, write +{key}=..."

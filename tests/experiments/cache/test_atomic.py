@@ -1,4 +1,4 @@
-"""A file is whole or absent, has the mode that any other would have, and what stands in the way is said."""
+"""Atomic writes: a file is complete or absent, has the usual mode, and obstacles are reported."""
 
 import errno
 import os
@@ -27,12 +27,12 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_modes_of_new_files_and_folders_are_the_umasks(tmp_path, umask):
+def test_new_files_and_folders_follow_the_umask(tmp_path, umask):
     put(tmp_path / "folder" / "file.txt")
     assert mode(tmp_path / "folder" / "file.txt") == 0o640 and mode(tmp_path / "folder") == 0o750
 
 
-def test_a_file_written_again_keeps_its_mode(tmp_path, umask):
+def test_rewritten_file_keeps_its_mode(tmp_path, umask):
     path = tmp_path / "file.txt"
     path.write_text("old")
     path.chmod(0o664)
@@ -40,24 +40,24 @@ def test_a_file_written_again_keeps_its_mode(tmp_path, umask):
     assert (path.read_text(), mode(path)) == ("new", 0o664)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_links_are_written_through(tmp_path, there):
+@pytest.mark.parametrize("target_exists", [True, False])
+def test_symbolic_link_is_written_through(tmp_path, target_exists):
     target, link = tmp_path / "elsewhere" / "target.txt", tmp_path / "link.txt"
     link.symlink_to(target)
-    if there:
+    if target_exists:
         put(target, "old")
     put(link)
     assert link.is_symlink() and target.read_text() == "new"
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_the_ending_and_the_longest_names_are_kept(tmp_path):
+def test_temporary_file_has_suffix_and_allowed_length(tmp_path):
     seen = []
     atomic_write(tmp_path / f"{'x' * 247}.parquet", lambda temporary: seen.append(temporary) or temporary.touch())
     assert seen[0].suffix == ".parquet" and seen[0].name.startswith(".")
 
 
-def test_interrupted_write_leaves_nothing(tmp_path):
+def test_interrupted_write_leaves_no_file(tmp_path):
     def fail(path):
         path.write_text("half")
         raise KeyboardInterrupt
@@ -67,44 +67,47 @@ def test_interrupted_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_old_file_and_is_said(tmp_path):
+def test_full_disk_raises_and_preserves_old_file(tmp_path):
     def fail(path):
         path.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     put(tmp_path / "file.txt", "old")
-    with pytest.raises(CannotWrite, match=r"file\.txt cannot be written \(No space left on device\): make room"):
+    with pytest.raises(CannotWrite, match=r"file\.txt cannot be written \(No space left on device\): free some space"):
         atomic_write(tmp_path / "file.txt", fail)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch):
-    def refuse(path, flags, mode=0o777):
+def test_folder_without_permission_raises(tmp_path, monkeypatch):
+    def deny(path, flags, mode=0o777):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(os, "open", refuse)  # root may write everywhere
-    for attempt in (put, check_writable):
+    monkeypatch.setattr(os, "open", deny)  # chmod does not restrict root
+    for function in (put, check_writable):
         with pytest.raises(CannotWrite, match=r"file\.txt cannot be written \(Permission denied\)"):
-            attempt(tmp_path / "file.txt")
+            function(tmp_path / "file.txt")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_file_is_said(tmp_path):
+def test_target_that_is_no_regular_file_raises(tmp_path):
     put(tmp_path / "file")
     (tmp_path / "null").symlink_to(os.devnull)
-    places = {tmp_path: "it is a folder", tmp_path / "null": "it is no regular file",
-              tmp_path / "file" / "a.txt": "one of its folders is a file"}  # fmt: skip
-    for path, reason in places.items():
-        for attempt in (put, check_writable):
+    reasons = {
+        tmp_path: "it is a folder",
+        tmp_path / "null": "it is not a regular file",
+        tmp_path / "file" / "a.txt": "one of its folders is a file",
+    }
+    for path, reason in reasons.items():
+        for function in (put, check_writable):
             with pytest.raises(CannotWrite, match=rf"cannot be written \({reason}\)"):
-                attempt(path)
+                function(path)
 
 
-def test_checking_leaves_nothing(tmp_path):
+def test_check_writable_leaves_no_file(tmp_path):
     check_writable(tmp_path / "file.txt")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_counting_starts_without_pytorch():
+def test_counting_does_not_import_pytorch():
     code = "import sys, experiments.counting.count_captions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=120)
