@@ -1,60 +1,40 @@
-"""``invert(pipe, images, prompts)``: from a pipeline and pictures to seeds that the pipeline itself takes."""
+"""``invert(pipe, images, prompts)``: the seeds with which a diffusers pipeline regenerates images."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from rnri.inversion import ImplicitInverter, Inversion, Inverter, anderson_inverter, check_schedule
-from rnri.methods.round_trip_corrected import RoundTripCorrected
+from rnri.inversion import Inversion, Inverter, check_schedule
+from rnri.methods import METHODS
 from rnri.models.diffusion import LatentDiffusion
-from rnri.solvers.anderson import Anderson
-from rnri.solvers.gradient import ForwardStep, GradientDescent
-from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint
-from rnri.solvers.newton import RNRIMeanSign, RNRIMinimumNorm, RNRIPaper, RNRISign
-from rnri.solvers.newton_krylov import NewtonKrylov
-from rnri.solvers.renoise import ReNoise
 
-METHODS: dict[str, Callable[[], Inverter]] = {
-    "accelerated": anderson_inverter,
-    "ddim": lambda: ImplicitInverter(FixedPoint(iterations=1)),
-    "aidi": lambda: ImplicitInverter(FixedPoint()),
-    "aidi_a": lambda: ImplicitInverter(Anderson()),
-    "corrected": lambda: RoundTripCorrected(anderson_inverter(12)),
-    "aidi_e": lambda: ImplicitInverter(AveragedFixedPoint()),
-    "exact_dpm": lambda: ImplicitInverter(ForwardStep()),
-    "gradient_descent": lambda: ImplicitInverter(GradientDescent()),
-    "newton_krylov": lambda: ImplicitInverter(NewtonKrylov()),
-    "renoise": lambda: ImplicitInverter(ReNoise()),
-    "rnri_mean_sign": lambda: ImplicitInverter(RNRIMeanSign()),
-    "rnri_minimum_norm": lambda: ImplicitInverter(RNRIMinimumNorm()),
-    "rnri_paper": lambda: ImplicitInverter(RNRIPaper()),
-    "rnri_sign": lambda: ImplicitInverter(RNRISign()),
-}
-"""Methods whose seed alone gives the image back, with their default settings; others as objects."""
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 Images = Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor]
-StepCallback = Callable[[DiffusionPipeline, int, int | float, dict[str, Tensor]], Any]
+StepCallback = Callable[["DiffusionPipeline", int, int | float, dict[str, Tensor]], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineInversion(Inversion):
-    """An ``Inversion`` with what the pipeline needs to make the images again: ``pipe(**inversion.call)``.
+    """An ``Inversion`` with the arguments of the pipeline call that regenerates the images.
+
+    ``pipe(**inversion.pipe_kwargs)`` is that call.
 
     Attributes:
-        latents: what the pipeline takes as ``latents=``, in its network's dtype: ``[B,C,h,w]``, or FLUX's packed
-            ``[B,hw/4,4C]``.
-        prompts, negative_prompts: one an image.
-        steps, guidance: as given.
+        latents: the seeds as the pipeline's ``latents=`` argument, in its network's dtype: ``[B,C,h,w]``, or
+            ``[B,hw/4,4C]`` for FLUX.
+        prompts, negative_prompts: one per image.
+        steps, guidance: the arguments of ``invert``.
         image_size: ``(H, W)`` in pixels.
-        timesteps: ``[N]``, noisy to clean, at which the network ran.
+        timesteps: ``[N]``, the sampler's timesteps, noisy to clean.
     """
 
     latents: Tensor
@@ -66,16 +46,20 @@ class PipelineInversion(Inversion):
     timesteps: Tensor
 
     @property
-    def call(self) -> dict[str, Any]:
-        """The arguments of the pipeline call that gives the images back, once ``scheduler_for(pipe)`` is set."""
+    def pipe_kwargs(self) -> dict[str, Any]:
+        """Arguments of the pipeline call that regenerates the images with the scheduler of ``scheduler_for(pipe)``."""
         height, width = self.image_size
-        arguments = {
-            "prompt": list(self.prompts), "latents": self.latents, "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance, "height": height, "width": width,
-        }  # fmt: skip
+        pipe_kwargs = {
+            "prompt": list(self.prompts),
+            "latents": self.latents,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "height": height,
+            "width": width,
+        }
         if any(self.negative_prompts):
-            arguments["negative_prompt"] = list(self.negative_prompts)
-        return arguments
+            pipe_kwargs["negative_prompt"] = list(self.negative_prompts)
+        return pipe_kwargs
 
 
 def invert(
@@ -89,56 +73,58 @@ def invert(
     method: str | Inverter = "accelerated",
     callback_on_step_end: StepCallback | None = None,
 ) -> PipelineInversion:
-    """The seeds that make ``pipe`` generate ``images`` from ``prompts``.
+    """Return the seeds with which ``pipe`` generates ``images`` from ``prompts``.
 
     ::
 
         inversion = rnri.invert(pipe, image, "a photo of a cat", steps=4)
         pipe.scheduler = rnri.scheduler_for(pipe)
-        again = pipe(**inversion.call).images[0]
+        regenerated = pipe(**inversion.pipe_kwargs).images[0]
 
-    ``pipe`` is left as it was found - scheduler, processors, dtypes, modes, gradients - also after an exception, and
-    may be under CPU offload. The images of a call are inverted as one batch, each as if alone.
+    Scheduler, attention processors, dtypes, modes and gradients of ``pipe`` are unchanged afterwards, also after an
+    exception. ``pipe`` may use CPU offload. The images are inverted as one batch; a result does not depend on the rest
+    of the batch.
 
     Args:
-        pipe: a diffusers text-to-image pipeline of a known family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3, 3.5
-            or FLUX.1; with LoRAs and textual inversions as they are loaded.
-        images: a PIL image, a list of them, or float tensors ``[3,H,W]`` or ``[B,3,H,W]`` in [0, 1], all of one size,
-            which is that of the inversion. Transparent images are refused: their background is the user's to choose.
-        prompts: one an image, or one string for all.
-        steps: of the sampler.
-        guidance: classifier-free guidance; 1 is off. LCM and FLUX.1 dev have it as an input.
-        negative_prompt: one for all or one an image.
-        method: a name of ``METHODS``, or an ``Inverter`` whose seed alone gives the image back.
-        callback_on_step_end: called with ``(pipe, step, timestep, {"latents": latents})`` after each step of the walk,
-            the cleanest first; the latents are as ``PipelineInversion.latents``. What it returns is not used.
+        pipe: a diffusers text-to-image pipeline of a supported family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3,
+            3.5 or FLUX.1, with any loaded LoRAs and textual inversions.
+        images: a PIL image, a list of PIL images, or float tensors ``[3,H,W]`` or ``[B,3,H,W]`` in [0, 1], all of the
+            same size. Transparent images are rejected, because their background is undefined.
+        prompts: one per image, or one string for all images.
+        steps: number of steps of the sampler.
+        guidance: classifier-free guidance scale; 1 disables guidance. LCM and FLUX.1 dev take it as a network input.
+        negative_prompt: one per image, or one string for all images.
+        method: a name in ``METHODS``, or a seed-only ``Inverter``.
+        callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each inversion
+            step, cleanest first, with latents in the layout of ``PipelineInversion.latents``. Its result is ignored.
 
     Raises:
-        ValueError: one sentence for bad input, before any network runs.
+        ValueError: invalid arguments; raised before the network runs.
     """
-    pictures = as_images(images)
-    model = LatentDiffusion(pipe, image_size=tuple(pictures.shape[-2:]))
-    texts = _as_texts(prompts, len(pictures), "prompts")
-    negatives = _as_texts(negative_prompt, len(pictures), "negative_prompt")
-    _check_negatives(pipe, negatives)
-    inverter, schedule = _as_inverter(method), model.schedule(steps)
+    batch = as_images(images)
+    model = LatentDiffusion(pipe, image_size=tuple(batch.shape[-2:]))
+    prompts = _as_prompts(prompts, len(batch), "prompts")
+    negative_prompts = _as_prompts(negative_prompt, len(batch), "negative_prompt")
+    _check_negative_prompts(pipe, negative_prompts)
+    inverter = _as_inverter(method)
+    schedule = model.schedule(steps)
     check_schedule(inverter, schedule)
 
-    def tell(k: int, z: Tensor) -> None:
+    def on_step(k: int, z: Tensor) -> None:
         if callback_on_step_end is not None:
-            t = schedule.timestep(len(schedule) - 1 - k)
-            callback_on_step_end(pipe, k, t, {"latents": model.family.pack(z.to(model.dtype))})
+            timestep = schedule.timestep(len(schedule) - 1 - k)
+            callback_on_step_end(pipe, k, timestep, {"latents": model.family.pack(z.to(model.dtype))})
 
     try:
-        predictor = model.predictor(texts, guidance, list(negatives))
-        inversion = inverter.invert(model.encode(pictures), predictor, schedule, tell)
+        predictor = model.predictor(prompts, guidance, list(negative_prompts))
+        inversion = inverter.invert(model.encode(batch), predictor, schedule, on_step)
     finally:
-        pipe.maybe_free_model_hooks()  # under CPU offload, as the pipeline's own calls end
+        pipe.maybe_free_model_hooks()  # with CPU offload, as the pipeline does after a call
     return PipelineInversion(
         **{field.name: getattr(inversion, field.name) for field in dataclasses.fields(Inversion)},
         latents=model.family.pack(inversion.seed.to(model.dtype)),
-        prompts=tuple(texts),
-        negative_prompts=tuple(negatives),
+        prompts=tuple(prompts),
+        negative_prompts=tuple(negative_prompts),
         steps=int(steps),
         guidance=float(guidance),
         image_size=model.image_size,
@@ -147,70 +133,72 @@ def invert(
 
 
 def as_images(images: Images) -> Tensor:
-    """``[B,3,H,W]``, float32 in [0, 1], of what ``invert`` takes.
+    """Convert images, as ``invert`` takes them, to float32 ``[B,3,H,W]`` in [0, 1].
 
     Raises:
-        ValueError: one sentence for anything else, images of different sizes, or transparent ones.
+        ValueError: an unsupported type, images of different sizes, values outside [0, 1], or transparency.
     """
     if isinstance(images, Tensor):
         batch = images if images.ndim == 4 else images[None]
     elif isinstance(images, Image.Image):
-        batch = _of_pil(images)[None]
+        batch = _pil_to_tensor(images)[None]
     else:
-        each = [picture if isinstance(picture, Tensor) else _of_pil(picture) for picture in _as_list(images)]
-        sizes = {tuple(picture.shape) for picture in each}
-        if len(sizes) != 1:
-            raise ValueError(f"images have different shapes ({', '.join(map(str, sorted(sizes)))}): make them equal.")
-        batch = torch.stack(each)
+        tensors = [image if isinstance(image, Tensor) else _pil_to_tensor(image) for image in _as_list(images)]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"images: must have the same shape, got {', '.join(map(str, sorted(shapes)))}; resize or crop them."
+            )
+        batch = torch.stack(tensors)
     if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
-        raise ValueError(f"images of shape {tuple(batch.shape)}: give [3,H,W] or [B,3,H,W].")
+        raise ValueError(f"images: must have shape [3,H,W] or [B,3,H,W], got {tuple(batch.shape)}.")
     if not batch.is_floating_point() or not ((batch >= 0) & (batch <= 1)).all():
-        raise ValueError("images must be floating point with every value in [0, 1]: divide bytes by 255.")
+        raise ValueError("images: must be floating point with values in [0, 1]; divide uint8 images by 255.")
     return batch.float()
 
 
 def _as_list(images: object) -> list:
     if not isinstance(images, list | tuple) or not images:
-        raise ValueError(f"images={type(images).__name__}: give a PIL image, a tensor, or a list of one of them.")
+        raise ValueError(f"images: must be a PIL image, a tensor, or a list of either, got {type(images).__name__}.")
     return list(images)
 
 
-def _of_pil(image: Image.Image) -> Tensor:
-    """``[3,H,W]``, float32 in [0, 1]."""
+def _pil_to_tensor(image: Image.Image) -> Tensor:
+    """Convert a PIL image to float32 ``[3,H,W]`` in [0, 1]."""
     if not isinstance(image, Image.Image):
-        raise ValueError(f"images hold a {type(image).__name__}: give PIL images or tensors.")
+        raise ValueError(f"images: must be PIL images or tensors, got {type(image).__name__}.")
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-        raise ValueError("an image is transparent: paste it on the background that it is to have.")
+        raise ValueError("images: must not be transparent; paste the image on an opaque background.")
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
 
 
-def _as_texts(texts: str | Sequence[str], batch: int, name: str) -> list[str]:
-    """One text an image."""
-    found = [texts] * batch if isinstance(texts, str) else texts
-    if not isinstance(found, list | tuple) or len(found) != batch or not all(isinstance(t, str) for t in found):
-        raise ValueError(f"{name}={texts!r} must be a string, or a list of strings, one for each of the {batch} images")
-    return list(found)
+def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> list[str]:
+    """Return one prompt per image; ``name`` is the argument in the error message."""
+    values = [prompts] * batch_size if isinstance(prompts, str) else prompts
+    is_list = isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
+    if not is_list or len(values) != batch_size:
+        raise ValueError(f"{name}: must be a string or a list of {batch_size} strings, one per image, got {prompts!r}.")
+    return list(values)
 
 
-def _check_negatives(pipe: DiffusionPipeline, negatives: list[str]) -> None:
-    """ValueError where a call of the pipeline would read an empty negative prompt as another thing than none."""
-    if pipe.config.get("force_zeros_for_empty_prompt") and any(negatives) and not all(negatives):
+def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]) -> None:
+    """Raise ValueError if the pipeline would treat an empty negative prompt as a prompt of its own."""
+    if pipe.config.get("force_zeros_for_empty_prompt") and any(negative_prompts) and not all(negative_prompts):
         raise ValueError(
-            f"negative_prompt={negatives!r}: {type(pipe).__name__} reads an empty one beside others as a text of its "
-            "own; give every image a negative prompt, or none."
+            f"negative_prompt: must be given for every image or for none, got {negative_prompts!r}; "
+            f"{type(pipe).__name__} encodes an empty string as a prompt if another image has a negative prompt."
         )
 
 
 def _as_inverter(method: str | Inverter) -> Inverter:
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"method={method!r} is unknown: choose {', '.join(METHODS)}, or give an Inverter.")
+    choices = ", ".join(METHODS)
+    if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
     if not isinstance(method, Inverter):
-        raise ValueError(f"method={method!r} is neither a name nor an Inverter: choose {', '.join(METHODS)}.")
+        raise ValueError(f"method: must be one of {choices}, or an Inverter, got {method!r}.")
     if not method.seed_only:
         raise ValueError(
-            f"{type(method).__name__} needs more than a seed to give the image back, which a call cannot take: "
-            "use its own invert and reconstruct."
+            f"method: must be seed-only, got {type(method).__name__}, whose reconstruction needs more tensors than a "
+            "pipeline call takes; use its own invert and reconstruct."
         )
     return method

@@ -1,4 +1,4 @@
-"""Inversion as a block of diffusers' modular pipelines: from a picture to the latents that the next blocks denoise."""
+"""Inversion as a block of diffusers' modular pipelines: from an image to the latents that later blocks denoise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnri.api import PipelineInversion, invert
 
 
 class InvertStep(ModularPipelineBlocks):
-    """Inverts ``source_image`` and hands its seed on as ``latents``.
+    """Inverts ``source_image`` and outputs its seed as ``latents``.
 
     ::
 
@@ -22,7 +22,7 @@ class InvertStep(ModularPipelineBlocks):
         pipe = blocks.init_pipeline()
 
     Args:
-        pipeline: the classic pipeline of the same components, which says what family they are.
+        pipeline: the standard pipeline class with the same components, which determines the model family.
     """
 
     def __init__(self, pipeline: type[DiffusionPipeline]) -> None:
@@ -37,34 +37,45 @@ class InvertStep(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         return [
             InputParam("source_image", required=True, description="A PIL image, a list of them, or float tensors."),
-            InputParam("prompt", required=True, description="What the image shows; one an image, or one for all."),
-            InputParam("num_inference_steps", required=True, type_hint=int, description="Of inversion and sampling."),
-            InputParam("inversion_guidance", default=1.0, type_hint=float, description="1 is off."),
-            InputParam("inversion_method", default="accelerated", description="As rnri.api's method."),
+            InputParam("prompt", required=True, description="Prompt of the image; one per image, or one for all."),
+            InputParam("num_inference_steps", required=True, type_hint=int, description="Number of sampler steps."),
+            InputParam("inversion_guidance", default=1.0, type_hint=float, description="1 disables guidance."),
+            InputParam("inversion_method", default="accelerated", description="The method of rnri.invert."),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         return [
-            OutputParam("latents", type_hint=Tensor, description="The seeds, as the pipeline takes latents."),
-            OutputParam("height", type_hint=int, description="Of the image, in pixels."),
-            OutputParam("width", type_hint=int, description="Of the image, in pixels."),
-            OutputParam("inversion", type_hint=PipelineInversion, description="Residuals and evaluations by image."),
+            OutputParam("latents", type_hint=Tensor, description="The seeds, in the pipeline's layout of latents."),
+            OutputParam("height", type_hint=int, description="Height of the image in pixels."),
+            OutputParam("width", type_hint=int, description="Width of the image in pixels."),
+            OutputParam("inversion", type_hint=PipelineInversion, description="Seeds, residuals and evaluations."),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
-        """Errors are those of ``rnri.api``."""
+        """Invert the image of ``state``; errors are those of ``rnri.invert``."""
         block = self.get_block_state(state)
-        names = [name for name in inspect.signature(self.pipeline.__init__).parameters if name != "self"]
-        parts = {name: getattr(components, name) for name in names if hasattr(components, name)}
-        needed = {
-            name: None for name, parameter in inspect.signature(self.pipeline.__init__).parameters.items()
-            if name not in ("self", *parts) and parameter.default is inspect.Parameter.empty
-        }  # fmt: skip
         block.inversion = invert(
-            self.pipeline(**parts, **needed), block.source_image, block.prompt, steps=block.num_inference_steps,
-            guidance=block.inversion_guidance, method=block.inversion_method,
-        )  # fmt: skip
-        block.latents, (block.height, block.width) = block.inversion.latents, block.inversion.image_size
+            self._standard_pipeline(components),
+            block.source_image,
+            block.prompt,
+            steps=block.num_inference_steps,
+            guidance=block.inversion_guidance,
+            method=block.inversion_method,
+        )
+        block.latents = block.inversion.latents
+        block.height, block.width = block.inversion.image_size
         self.set_block_state(state, block)
         return components, state
+
+    def _standard_pipeline(self, components: Any) -> DiffusionPipeline:
+        """Return the standard pipeline of the modular pipeline's components; missing required components are None."""
+        arguments = {}
+        for name, parameter in inspect.signature(self.pipeline.__init__).parameters.items():
+            if name == "self":
+                continue
+            if hasattr(components, name):
+                arguments[name] = getattr(components, name)
+            elif parameter.default is inspect.Parameter.empty:
+                arguments[name] = None
+        return self.pipeline(**arguments)

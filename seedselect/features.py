@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from rnri.validation import Dtype, NonEmptyStr
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipFeatures:
@@ -53,6 +58,8 @@ class ClipFeatures:
         Raises:
             ValueError: ``path`` has no CLIP model, or it cannot be loaded.
         """
+        from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel  # takes seconds
+
         if local_files_only and not (Path(path) / "config.json").is_file():
             raise ValueError(
                 f"{path} has no CLIP model (config.json is missing): pass a folder written by save_pretrained."

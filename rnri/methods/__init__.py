@@ -1,28 +1,23 @@
-"""Inversion methods that are not implicit walks; each is an ``rnri.Inverter``."""
+"""Inversion methods, one idea per module. Importing this package registers all of them.
 
-from rnri.methods.bdia_belm import BDIA, OBELM
-from rnri.methods.direct_inversion import DirectInversion
-from rnri.methods.edict import EDICT
-from rnri.methods.edit_friendly_ddpm import EditFriendly, SDEdit
-from rnri.methods.flow_first_order import RFInversion, UniInv
-from rnri.methods.flow_second_order import FireFlow, Midpoint, RFSolver, SeedOnly
-from rnri.methods.ledits import LEditsPP
-from rnri.methods.null_text import NegativePrompt, NullText
+A new module of this package needs no entry here: it is imported, and the class of each method that it registers
+becomes a public name of ``rnri.methods``.
+"""
 
-__all__ = [
-    "BDIA",
-    "EDICT",
-    "OBELM",
-    "DirectInversion",
-    "EditFriendly",
-    "FireFlow",
-    "LEditsPP",
-    "Midpoint",
-    "NegativePrompt",
-    "NullText",
-    "RFInversion",
-    "RFSolver",
-    "SDEdit",
-    "SeedOnly",
-    "UniInv",
-]
+import importlib
+import pkgutil
+from typing import Any
+
+from rnri.methods.registry import ALL_METHODS, METHODS, Method, methods_table, public_classes, register_method
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+
+__all__ = ["ALL_METHODS", "METHODS", "Method", "methods_table", "register_method", *public_classes()]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return public_classes()[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

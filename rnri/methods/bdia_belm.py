@@ -1,4 +1,4 @@
-"""Exact two-step samplers, BDIA and O-BELM: each latent is linear in the two before it and one prediction."""
+"""BDIA and O-BELM: exact two-step samplers, whose latents are linear in two neighboring latents and one prediction."""
 
 from __future__ import annotations
 
@@ -9,69 +9,84 @@ import torch
 from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter
-from rnri.methods.common import check_chain, evenly, inversion
+from rnri.methods.common import check_chain, constant_counts, make_inversion
+from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, no_callback, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 Levels = list[tuple[float, float]]
-"""Noise levels as ``Schedule.scale_and_time`` gives them."""
+"""Noise levels as ``(scale, time)``, see ``Schedule.scale_and_time``."""
 
 
 @dataclass(frozen=True)
 class TwoStepSampler(Inverter):
-    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, ``j`` counting noise levels from clean (0).
+    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, where ``j`` counts noise levels from clean (0).
 
-    ``y`` is what the schedule's predictor returns. Solved for ``z_{j+1}``, the same equation inverts exactly, one
-    evaluation a step. The first inversion step, ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM
-    inversion step; whatever it gives, the sampler leads back to ``z_0``. The two noisiest latents are kept. Inverting
-    divides by ``c_far`` every step, which magnifies rounding, hence float64.
+    ``y`` is the prediction of the network. Solving the equation for ``z_{j+1}`` inverts the sampler exactly, with one
+    evaluation per step. The first inversion step, ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM
+    inversion step; the sampler returns to ``z_0`` for any value of ``z_1``. The two noisiest latents are stored: the
+    seed and ``aux["neighbor"]``. Inversion divides by ``c_far`` in every step, which magnifies rounding errors;
+    therefore it is computed in float64.
     """
 
     seed_only: ClassVar[bool] = False
 
+    @property
+    def nfe_per_step(self) -> float:
+        return 1.0
+
     @abstractmethod
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
-        """``(c_far, c_mid, c_y)`` from the levels ``j - 1``, ``j`` and ``j + 1``."""
+        """Return ``(c_far, c_mid, c_y)`` for the levels ``j - 1``, ``j`` and ``j + 1``."""
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """ValueError for a schedule whose steps do not join."""
+        """Raise ValueError unless every step ends where the next begins."""
         check_chain(schedule, type(self).__name__)
 
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """The seeds of ``z0 [B,C,h,w]``; ValueError for a schedule whose steps do not join."""
+        """Return the seeds of ``z0 [B,C,h,w]``; raise ValueError as ``check_schedule``."""
         self.check_schedule(schedule)
         z0 = to_state_dtype(z0)
         a, b = schedule.coefficients(len(schedule) - 1)
-        before, z = z0, a * z0 + b * predictor(z0, schedule.timestep(-1))
+        previous = z0
+        z = a * z0 + b * predictor(z0, schedule.timestep(-1))
         on_step(0, z)
         for j in range(1, len(schedule)):
-            far, mid, gain = self.coefficients(_levels(schedule, j))
-            noise = predictor(z, schedule.timestep(-j))
-            before, z = z, (before - mid * z - gain * noise) / far
+            c_far, c_mid, c_y = self.coefficients(_levels(schedule, j))
+            prediction = predictor(z, schedule.timestep(-j))
+            z_far = (previous - c_mid * z - c_y * prediction) / c_far
+            previous = z
+            z = z_far
             on_step(j, z)
-        return inversion(z, z0, evenly(1, schedule, len(z0)), exact=True, seed_only=False, aux={"perturb": before})
+        nfe = constant_counts(1, schedule, len(z0))
+        return make_inversion(z, z0, nfe, exact=True, seed_only=False, aux={"neighbor": previous})
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        far_z, z = inversion.seed, inversion.aux["perturb"]
+        """Return the clean latents ``[B,C,h,w]`` of this two-step sampler."""
+        z_far = inversion.seed
+        z = inversion.aux["neighbor"]
         for j in reversed(range(1, len(schedule))):
-            far, mid, gain = self.coefficients(_levels(schedule, j))
-            noise = predictor(z, schedule.timestep(-j))
-            far_z, z = z, far * far_z + mid * z + gain * noise
+            c_far, c_mid, c_y = self.coefficients(_levels(schedule, j))
+            prediction = predictor(z, schedule.timestep(-j))
+            z_clean = c_far * z_far + c_mid * z + c_y * prediction
+            z_far = z
+            z = z_clean
         return z
 
 
 def _levels(schedule: Schedule, j: int) -> Levels:
-    """The levels ``j - 1``, ``j``, ``j + 1``; level 0 is the clean end."""
+    """Return the levels ``j - 1``, ``j`` and ``j + 1``; level 0 is the clean end."""
     clean_first = [table.flip(0).tolist() for table in schedule.scale_and_time]
     return list(zip(*(table[j - 1 : j + 2] for table in clean_first), strict=True))
 
 
+@register_method("bdia", paper="BDIA, Zhang, Lewis & Kleijn 2023, arXiv 2307.10829")
 @dataclass(frozen=True)
 class BDIA(TwoStepSampler):
     """Bi-directional integration approximation (Zhang, Lewis & Kleijn 2023, arXiv 2307.10829).
@@ -79,31 +94,36 @@ class BDIA(TwoStepSampler):
     ``z_{j-1} = gamma (z_{j+1} - DDIM(z_j -> j+1)) + DDIM(z_j -> j-1)``.
 
     Attributes:
-        gamma: in (0, 1]. Inversion magnifies rounding by ``1 / gamma`` a step: 0.5 gives 10^15 at 50 steps.
+        gamma: in (0, 1]. Inversion magnifies rounding errors by ``1 / gamma`` per step: 0.5 gives 10^15 at 50 steps.
     """
 
     gamma: HalfOpenUnitInterval = 0.96
 
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
-        to_clean, to_noisy = _first_order(levels[1], levels[0]), _first_order(levels[1], levels[2])
-        mid, prediction = (c - self.gamma * n for c, n in zip(to_clean, to_noisy, strict=True))
-        return self.gamma, mid, prediction
+        to_clean = _first_order(levels[1], levels[0])
+        to_noisy = _first_order(levels[1], levels[2])
+        c_mid, c_y = (clean - self.gamma * noisy for clean, noisy in zip(to_clean, to_noisy, strict=True))
+        return self.gamma, c_mid, c_y
 
 
+@register_method("obelm", paper="O-BELM, Wang et al. 2024, arXiv 2410.07273")
 @dataclass(frozen=True)
 class OBELM(TwoStepSampler):
-    """O-BELM, of all such samplers the most accurate (Wang et al. 2024, arXiv 2410.07273): second order."""
+    """O-BELM, the second-order and most accurate sampler of this class (Wang et al. 2024, arXiv 2410.07273)."""
 
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
         scale, time = zip(*levels, strict=True)
-        h, h_far = time[1] - time[0], time[2] - time[1]
+        h = time[1] - time[0]
+        h_far = time[2] - time[1]
         square = (h / h_far) ** 2
-        far = square * scale[0] / scale[2]
-        mid = (1 - square) * scale[0] / scale[1]
-        return far, mid, -h * (h + h_far) / h_far * scale[0]
+        c_far = square * scale[0] / scale[2]
+        c_mid = (1 - square) * scale[0] / scale[1]
+        c_y = -h * (h + h_far) / h_far * scale[0]
+        return c_far, c_mid, c_y
 
 
-def _first_order(at: tuple[float, float], to: tuple[float, float]) -> tuple[float, float]:
-    """Factors of ``z`` and ``y`` in the step from the level ``at`` to the level ``to``, DDIM's or Euler's."""
-    (scale, time), (scale_to, time_to) = at, to
-    return scale_to / scale, scale_to * (time_to - time)
+def _first_order(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """Return the factors of ``z`` and ``y`` in the DDIM or Euler step from level ``start`` to level ``end``."""
+    scale_start, time_start = start
+    scale_end, time_end = end
+    return scale_end / scale_start, scale_end * (time_end - time_start)

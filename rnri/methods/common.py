@@ -1,4 +1,4 @@
-"""What the methods that solve no implicit equation share."""
+"""Helpers of the methods that solve no implicit equation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnri.models.schedule import Schedule
 from rnri.solvers.iterative import FixedPoint
 
 
-def inversion(
+def make_inversion(
     seed: Tensor,
     z0: Tensor,
     nfe: Tensor,
@@ -24,9 +24,13 @@ def inversion(
     aux: Mapping[str, Tensor] | None = None,
     backward: Tensor | None = None,
 ) -> Inversion:
-    """An ``Inversion`` without residuals; ``exact`` samples count as solved where they are finite.
+    """Return an ``Inversion`` without residuals.
 
-    ``nfe`` is int64 ``[N,B]``.
+    Args:
+        seed, z0: ``[B,C,h,w]``.
+        nfe, backward: network evaluations, int64 ``[N,B]``; no ``backward`` means zeros.
+        exact: whether the method is exact by construction; its finite samples then count as solved.
+        seed_only, aux: see ``Inversion``.
     """
     aux = aux or {}
     finite = torch.ones(len(seed), dtype=torch.bool)
@@ -44,29 +48,29 @@ def inversion(
     )
 
 
-def evenly(per_step: int, schedule: Schedule, batch: int) -> Tensor:
-    """``per_step`` evaluations at every step and for every sample, int64 ``[N,B]``."""
-    return torch.full((len(schedule), batch), per_step)
+def constant_counts(nfe_per_step: int, schedule: Schedule, batch_size: int) -> Tensor:
+    """Return ``nfe_per_step`` for every step and sample, int64 ``[N,B]``."""
+    return torch.full((len(schedule), batch_size), nfe_per_step)
 
 
 def ddim_path(
     z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback
 ) -> tuple[Inversion, list[Tensor]]:
-    """DDIM inversion and its latents, the clean one first (N + 1 of them)."""
+    """Return the DDIM inversion of ``z0`` and its N + 1 latents ``[B,C,h,w]``, the clean one first."""
     path: list[Tensor] = []
 
-    def follow(k: int, z: Tensor) -> None:
+    def record(k: int, z: Tensor) -> None:
         path.append(z)
         on_step(k, z)
 
-    found = ImplicitInverter(FixedPoint(iterations=1)).invert(z0, predictor, schedule, follow)
-    return found, [found.z0, *path]
+    result = ImplicitInverter(FixedPoint(iterations=1)).invert(z0, predictor, schedule, record)
+    return result, [result.z0, *path]
 
 
 def check_chain(schedule: Schedule, method: str) -> None:
-    """Raises ValueError unless every step ends at the noise level where the next begins."""
+    """Raise ValueError unless every step ends at the noise level where the next begins."""
     if not torch.equal(schedule.alpha_next[:-1], schedule.alpha[1:]):
         raise ValueError(
-            f"{method} joins neighboring steps, but on this schedule a step does not end where the next begins; "
+            f"{method} combines neighboring steps, but on this schedule a step does not end where the next begins; "
             "choose a number of steps that divides the scheduler's training timesteps."
         )

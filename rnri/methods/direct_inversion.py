@@ -1,4 +1,4 @@
-"""Direct inversion: what DDIM inversion gets wrong, stored and added back (Ju et al. 2024, arXiv 2310.01506)."""
+"""Direct inversion: stores the error of DDIM inversion in every step and adds it back while sampling."""
 
 from __future__ import annotations
 
@@ -9,35 +9,44 @@ import torch
 from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter
-from rnri.methods.common import ddim_path, inversion
+from rnri.methods.common import ddim_path, make_inversion
+from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, ddim_step, no_callback
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 
+@register_method("direct", paper="Direct inversion, Ju et al. 2024, arXiv 2310.01506")
 @dataclass(frozen=True)
 class DirectInversion(Inverter):
-    """DDIM inversion without guidance, and at each step the offset that brings the guided sampler back to it.
+    """Direct inversion (Ju et al. 2024, arXiv 2310.01506), exact by construction.
 
-    Exact by construction, at the price of one latent a step: ``aux["offsets"]`` is ``[B,N,C,h,w]``.
+    It is DDIM inversion without guidance, with one offset per step that moves the guided sampler back onto the
+    inversion's trajectory. The offsets are stored as ``aux["offsets"] [B,N,C,h,w]``.
     """
 
     seed_only: ClassVar[bool] = False
+
+    @property
+    def nfe_per_step(self) -> float:
+        return 2.0
 
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        found, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
+        """Return the DDIM seeds of ``z0 [B,C,h,w]`` and the offsets."""
+        ddim, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
         offsets = [
             clean - ddim_step(noisy, predictor, schedule, i) for i, (noisy, clean) in enumerate(pairwise(path[::-1]))
         ]
         aux = {"offsets": torch.stack(offsets, 1)}
-        return inversion(found.seed, found.z0, found.nfe + 1, exact=True, seed_only=False, aux=aux)
+        return make_inversion(ddim.seed, ddim.z0, ddim.nfe + 1, exact=True, seed_only=False, aux=aux)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]``: the sampler's, with the offset added in each step."""
         z = inversion.seed
         for i in range(len(schedule)):
             z = ddim_step(z, predictor, schedule, i) + inversion.aux["offsets"][:, i]

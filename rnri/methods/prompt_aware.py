@@ -1,4 +1,4 @@
-"""Prompt-aware adjustment of a latent before it is inverted (RNRI, arXiv 2312.12540, section 4.2)."""
+"""Prompt-aware adjustment of a latent before its inversion (RNRI, arXiv 2312.12540, section 4.2)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,32 @@ from rnri.validation import RandomSeed, dataclass
 
 @dataclass(frozen=True)
 class PromptAware(Inverter):
-    """Adjusts the latent to the prompt, and inverts what comes of it with ``inverter``.
+    """Adjusts the latent to the prompt and inverts the adjusted latent with ``inverter``.
 
-    The VAE's encoder knows no prompt, so its latent need not lie where the sampler ends under that prompt, and
-    at large guidance solvers then often stall (which does not show that there is no seed). The adjustment is
-    ``z0 <- h(z0)``, ``iterations`` times, where ``h`` adds noise for the ``steps`` cleanest steps of the schedule
-    and removes it with the sampler under the prompt. The adjusted latent is the reconstruction's target
-    (``Inversion.z0``); how far it lies from the given one is the method's price: with more ``steps`` more images
-    converge, to a latent farther away.
+    The VAE's encoder does not know the prompt, so its latent may lie where the sampler cannot end under that prompt,
+    and with strong guidance solvers then often stall (which does not prove that no seed exists). The adjustment is
+    ``z0 <- h(z0)``, repeated ``iterations`` times, where ``h`` adds noise for the ``steps`` cleanest steps of the
+    schedule and removes it with the sampler under the prompt. The adjusted latent is the target of the reconstruction
+    (``Inversion.z0``). Its distance to the original latent is the method's error: with more ``steps`` more images
+    converge, to a more distant latent.
 
-    The paper does not say how noise is added. ``inversion`` takes explicit DDIM inversion steps, so that ``h``
-    changes little that the sampler can already reach; ``random`` draws ``q(z_t | z_0)``, with the same noise
-    for every image.
+    The paper does not specify how noise is added. ``inversion`` takes explicit DDIM inversion steps, so that ``h``
+    hardly changes a latent that the sampler can already reach. ``random`` draws from ``q(z_t | z_0)``, with the same
+    noise for every image.
 
-    The adjusted latent is, by construction, what the sampler makes of a noisier one that is already known: its
-    first ``steps`` inversion steps are solved, exactly, and ``inverter`` goes on from there. These are the steps where
-    the implicit equation is hardest. With ``reuse=False`` it starts at the adjusted latent, as the paper tells it, and
-    solves them again. The evaluations of the adjustment are counted at the steps that it solves (without reuse, at
-    the first).
+    By construction the sampler generates the adjusted latent from a noisier latent that is already available: the
+    first ``steps`` inversion steps are solved exactly, and ``inverter`` continues from there. These steps have the most
+    difficult equations. With ``reuse=False`` the inversion starts at the adjusted latent, as in the paper, and solves
+    them again. The network evaluations of the adjustment are counted at the steps that it solves (without reuse, at the
+    first step).
+
+    Attributes:
+        inverter: inverts the adjusted latent.
+        steps: number of cleanest steps that ``h`` adds and removes noise for.
+        iterations: number of times that ``h`` is applied.
+        noising: how ``h`` adds noise.
+        reuse: continue from the adjustment's noisy latent instead of the adjusted latent.
+        seed: of the noise of ``random``.
     """
 
     inverter: Inverter
@@ -64,77 +72,83 @@ class PromptAware(Inverter):
         return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """ValueError where ``invert`` would raise it for a schedule."""
+        """Raise ValueError for a schedule, or an inverter with ``reuse``, that is not supported."""
         if self.reuse and not self.inverter.seed_only:
-            raise ValueError(f"{type(self.inverter).__name__} cannot start in mid-schedule; set reuse=False.")
+            raise ValueError(
+                f"{type(self.inverter).__name__} cannot start in the middle of a schedule; set reuse=False."
+            )
         if self.reuse and len(schedule) <= self.steps:
-            raise ValueError(f"steps={self.steps} must be fewer than the schedule's {len(schedule)}; or reuse=False.")
+            raise ValueError(
+                f"steps={self.steps} must be less than the schedule's {len(schedule)} steps; or set reuse=False."
+            )
         check_schedule(self.inverter, schedule.head(len(schedule) - self.steps) if self.reuse else schedule)
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """The seeds of the adjusted latents of ``z0 [B,C,h,w]``.
+        """Return the seeds of the adjusted latents of ``z0 [B,C,h,w]``.
 
         Raises:
-            ValueError: with ``reuse``, for an inverter that needs more than the seed, or a schedule of no more than
-                ``steps`` steps.
+            ValueError: with ``reuse``, for an inverter that is not seed-only or a schedule of at most ``steps`` steps.
         """
         self.check_schedule(schedule)
         path = self.adjust(z0, predictor, schedule)
-        each = self.iterations * (2 if self.noising == "inversion" else 1)
+        nfe_per_adjusted_step = self.iterations * (2 if self.noising == "inversion" else 1)
         if not self.reuse:
             inversion = self.inverter.invert(path[0], predictor, schedule, on_step)
             nfe = inversion.nfe.clone()
-            nfe[0] += each * (len(path) - 1)
+            nfe[0] += nfe_per_adjusted_step * (len(path) - 1)
             return replace(inversion, nfe=nfe)
         for k, z in enumerate(path[1:]):
             on_step(k, z)
-        rest = schedule.head(len(schedule) - self.steps)
-        inversion = self.inverter.invert(path[-1], predictor, rest, lambda k, z: on_step(k + self.steps, z))
+        noisy_steps = schedule.head(len(schedule) - self.steps)
+        inversion = self.inverter.invert(path[-1], predictor, noisy_steps, lambda k, z: on_step(k + self.steps, z))
         return replace(
             inversion,
             z0=path[0],
-            residuals=_above(inversion.residuals, self.steps, 0.0),
-            nfe=_above(inversion.nfe, self.steps, each),
-            backward=_above(inversion.backward, self.steps, 0),
-            solved=_above(inversion.solved, self.steps, True),
+            residuals=_prepend_rows(inversion.residuals, self.steps, 0.0),
+            nfe=_prepend_rows(inversion.nfe, self.steps, nfe_per_adjusted_step),
+            backward=_prepend_rows(inversion.backward, self.steps, 0),
+            solved=_prepend_rows(inversion.solved, self.steps, True),
         )
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]`` that ``inverter`` reconstructs."""
         return self.inverter.reconstruct(inversion, predictor, schedule)
 
     @torch.no_grad()
     def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-        """``h`` applied ``iterations`` times to ``z0 [B,C,h,w]``: the adjusted latent and those before it, float64.
+        """Return the sampler's latents, float64 ``[B,C,h,w]``, in the last application of ``h`` to ``z0 [B,C,h,w]``.
 
-        The noisiest is last; the sampler takes each to the one before.
+        The adjusted latent is first and the noisiest latent last; each sampling step leads to the preceding entry.
         """
-        end = schedule.tail(min(self.steps, len(schedule)))
+        clean_steps = schedule.tail(min(self.steps, len(schedule)))
         path = [to_state_dtype(z0)]
         for k in range(self.iterations):
-            found = [self._noisy(path[0], predictor, end, k)]
-            sample(found[0], predictor, end, on_step=lambda _, z, found=found: found.insert(0, z))
-            path = found
+            new_path = [self._add_noise(path[0], predictor, clean_steps, k)]
+            sample(new_path[0], predictor, clean_steps, on_step=lambda _, z, path=new_path: path.insert(0, z))
+            path = new_path
         return path
 
-    def _noisy(self, z: Tensor, predictor: NoisePredictor, end: Schedule, k: int) -> Tensor:
-        return self._invert(z, predictor, end) if self.noising == "inversion" else self._diffuse(z, end, k)
+    def _add_noise(self, z: Tensor, predictor: NoisePredictor, clean_steps: Schedule, k: int) -> Tensor:
+        if self.noising == "inversion":
+            return self._invert_explicitly(z, predictor, clean_steps)
+        return self._diffuse(z, clean_steps, k)
 
     @staticmethod
-    def _invert(z: Tensor, predictor: NoisePredictor, end: Schedule) -> Tensor:
-        for i in reversed(range(len(end))):
-            a, b = end.coefficients(i)
-            z = a * z + b * predictor(z, end.timestep(i))
+    def _invert_explicitly(z: Tensor, predictor: NoisePredictor, clean_steps: Schedule) -> Tensor:
+        for i in reversed(range(len(clean_steps))):
+            a, b = clean_steps.coefficients(i)
+            z = a * z + b * predictor(z, clean_steps.timestep(i))
         return z
 
-    def _diffuse(self, z: Tensor, end: Schedule, k: int) -> Tensor:
+    def _diffuse(self, z: Tensor, clean_steps: Schedule, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + k)
         noise = torch.randn(z.shape[1:], generator=generator, dtype=torch.float64).to(z)
-        alpha, sigma, *_ = end.alpha_sigma(0)
+        alpha, sigma, *_ = clean_steps.alpha_sigma(0)
         return alpha * z + sigma * noise
 
 
-def _above(table: Tensor, rows: int, value: float) -> Tensor:
-    """``table [N,B]`` under ``rows`` more of ``value``."""
+def _prepend_rows(table: Tensor, rows: int, value: float) -> Tensor:
+    """Return ``table [N,B]`` with ``rows`` rows of ``value`` in front of it."""
     return torch.cat([table.new_full((rows, table.shape[1]), value), table])

@@ -1,56 +1,57 @@
-"""Inversion that looks at what its seed makes, and corrects what it aims at."""
+"""Round-trip correction: inverts again towards a target that is shifted by the reconstruction error."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from annotated_types import Gt, Le
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter, check_schedule
+from rnri.methods.accelerated import anderson_inverter
+from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
-from rnri.validation import dataclass
+from rnri.validation import ConfigError, HalfOpenUnitInterval, dataclass
 
 
 @dataclass(frozen=True)
 class RoundTripCorrected(Inverter):
-    """Inverts, samples, and inverts again towards a target moved by a share of what was missing. Ours.
+    """Inverts, samples, and inverts again towards a target shifted by a fraction of the error. Our method.
 
-    With ``G`` the inversion and ``F`` the sampler, by sample::
+    With the inversion ``G`` and the sampler ``F``, for each sample::
 
         target <- target + damping (z_0 - F(G(target)))
 
-    from ``target = z_0``, ``rounds`` times; the seed whose sample is nearest to ``z_0`` is kept. Under strong guidance
-    the sampler magnifies what an inversion leaves of its residuals up to a thousandfold, and where a step has no root
-    near by more evaluations do not help; the same steps towards a target a little away often do. Half of what is
-    missing serves better than all of it, which overshoots.
+    It starts with ``target = z_0`` and repeats ``rounds`` times; each sample keeps the seed with the smallest error
+    ``z_0 - F(G(target))``. Under strong guidance the sampler magnifies the remaining residuals up to a thousandfold,
+    and more evaluations do not help in a step whose equation has no nearby solution. A slightly different target often
+    has one. A damping of 0.5 works better than 1, which overshoots.
 
-    A sample that is within ``tolerance`` costs nothing further. A round takes an inversion and one evaluation a step.
+    A sample with an error within ``tolerance`` uses no further evaluations. A round costs an inversion and one
+    evaluation per step.
 
     Attributes:
-        inverter: of seeds that alone lead back.
-        rounds: after the first inversion; 0 only measures it.
-        damping: in (0, 1].
-        tolerance: on the mean square of ``z_0 - F(G(target))``.
+        inverter: a seed-only method.
+        rounds: number of rounds after the first inversion; 0 only measures the error.
+        damping: fraction of the error by which the target is shifted, in (0, 1].
+        tolerance: of the mean square of ``z_0 - F(G(target))``.
     """
 
     inverter: Inverter
     rounds: NonNegativeInt = 2
-    damping: Annotated[float, Gt(0), Le(1)] = 0.5
+    damping: HalfOpenUnitInterval = 0.5
     tolerance: NonNegativeFloat = 1e-4
 
     seed_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.inverter.seed_only:
-            raise ValueError(
-                f"inverter={type(self.inverter).__name__} keeps more than a seed, and needs no correction: "
-                "take one whose seed alone leads back."
+            raise ConfigError(
+                "inverter", f"must be a seed-only method, got {type(self.inverter).__name__}; it needs no correction."
             )
 
     @property
@@ -68,70 +69,81 @@ class RoundTripCorrected(Inverter):
         return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """ValueError where ``invert`` would raise it for a schedule."""
+        """Raise ValueError if ``inverter`` does not support ``schedule``."""
         check_schedule(self.inverter, schedule)
 
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """The seeds of ``z0 [B,C,h,w]``; ``Inversion.z0`` are the targets that they were found for.
+        """Return the seeds of ``z0 [B,C,h,w]``; ``Inversion.z0`` are the shifted targets of these seeds.
 
-        Evaluations are those of all rounds, samplings included. ``on_step`` hears of the walk that was kept, at the
-        end.
+        The counts include the evaluations of all rounds and of sampling. ``on_step`` is called after all rounds, with
+        the trajectory of the returned seeds.
         """
         z0 = to_state_dtype(z0.detach())
-        found, path = _walk(self.inverter, z0, predictor, schedule)
-        missing = z0 - sample(found.seed, predictor, schedule)
-        found = replace(found, nfe=found.nfe + 1)
-        error, target = _mean_square(missing), z0 + self.damping * missing
+        best, best_path = _invert_with_path(self.inverter, z0, predictor, schedule)
+        deviation = z0 - sample(best.seed, predictor, schedule)
+        best = replace(best, nfe=best.nfe + 1)
+        best_error = _mean_square(deviation)
+        target = z0 + self.damping * deviation
         for _ in range(self.rounds):
-            # NaN, of a sample that is not finite, is never within a tolerance and never better
-            rows = ((error > self.tolerance) & error.isfinite()).nonzero().flatten()
+            # A sample that is not finite has the error NaN: no more evaluations are spent on it.
+            rows = ((best_error > self.tolerance) & best_error.isfinite()).nonzero().flatten()
             if not len(rows):
                 break
-            at, some = to_device(rows, z0.device), predictor.select(rows)
-            again, own_path = _walk(self.inverter, target[at], some, schedule)
-            left = z0[at] - sample(again.seed, some, schedule)
-            target[at] += self.damping * left
-            spent = found.nfe.clone(), found.backward.clone()
-            spent[0][:, rows] += again.nfe + 1
-            spent[1][:, rows] += again.backward
-            own_error = _mean_square(left)
-            better = own_error < error[rows]
-            found = _with_rows(found, rows[better], again, better)
-            found = replace(found, nfe=spent[0], backward=spent[1])
-            for z, own in zip(path, own_path, strict=True):
-                z[to_device(rows[better], z.device)] = own[to_device(better.nonzero().flatten(), z.device)]
-            error[rows] = torch.where(better, own_error, error[rows])
-        for k, z in enumerate(path):
+            device_rows = to_device(rows, z0.device)
+            selected = predictor.select(rows)
+            retry, path = _invert_with_path(self.inverter, target[device_rows], selected, schedule)
+            deviation = z0[device_rows] - sample(retry.seed, selected, schedule)
+            target[device_rows] += self.damping * deviation
+            nfe = best.nfe.clone()
+            nfe[:, rows] += retry.nfe + 1
+            backward = best.backward.clone()
+            backward[:, rows] += retry.backward
+            error = _mean_square(deviation)
+            better = error < best_error[rows]
+            best = replace(_replace_samples(best, rows[better], retry, better), nfe=nfe, backward=backward)
+            for best_z, z in zip(best_path, path, strict=True):
+                best_z[to_device(rows[better], best_z.device)] = z[to_device(better.nonzero().flatten(), z.device)]
+            best_error[rows] = torch.where(better, error, best_error[rows])
+        for k, z in enumerate(best_path):
             on_step(k, z)
-        return found
+        return best
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]`` that ``inverter`` reconstructs."""
         return self.inverter.reconstruct(inversion, predictor, schedule)
 
 
-def _walk(
+register_method("round_trip_corrected", lambda: RoundTripCorrected(anderson_inverter(12)), paper="ours")
+
+
+def _invert_with_path(
     inverter: Inverter, z0: Tensor, predictor: NoisePredictor, schedule: Schedule
 ) -> tuple[Inversion, list[Tensor]]:
-    """An inversion, and the latents after each of its steps."""
+    """Return an inversion and its latents ``[B,C,h,w]`` after each step."""
     path: list[Tensor] = []
-    found = inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z.clone()))
-    return found, path
+    inversion = inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z.clone()))
+    return inversion, path
 
 
-def _mean_square(missing: Tensor) -> Tensor:
-    """By sample, float64 ``[B]`` on the CPU."""
-    return missing.square().flatten(1).mean(1).cpu().double()
+def _mean_square(deviation: Tensor) -> Tensor:
+    """Return the mean square of each sample of ``deviation [B,C,h,w]``, float64 ``[B]`` on the CPU."""
+    return deviation.square().flatten(1).mean(1).cpu().double()
 
 
-def _with_rows(inversion: Inversion, rows: Tensor, other: Inversion, chosen: Tensor) -> Inversion:
-    """``inversion`` with the ``chosen`` samples (bool ``[b]``) of another in its ``rows``."""
-    which = chosen.nonzero().flatten()
-    seed, z0 = inversion.seed.clone(), inversion.z0.clone()
-    at, those = to_device(rows, seed.device), to_device(which, seed.device)
-    seed[at], z0[at] = other.seed[those], other.z0[those]
-    residuals, solved = inversion.residuals.clone(), inversion.solved.clone()
-    residuals[:, rows], solved[:, rows] = other.residuals[:, which], other.solved[:, which]
+def _replace_samples(inversion: Inversion, rows: Tensor, other: Inversion, mask: Tensor) -> Inversion:
+    """Return ``inversion`` with its samples ``rows`` replaced by the samples ``mask`` (bool ``[b]``) of ``other``."""
+    other_rows = mask.nonzero().flatten()
+    seed = inversion.seed.clone()
+    z0 = inversion.z0.clone()
+    residuals = inversion.residuals.clone()
+    solved = inversion.solved.clone()
+    target = to_device(rows, seed.device)
+    source = to_device(other_rows, seed.device)
+    seed[target] = other.seed[source]
+    z0[target] = other.z0[source]
+    residuals[:, rows] = other.residuals[:, other_rows]
+    solved[:, rows] = other.solved[:, other_rows]
     return replace(inversion, seed=seed, z0=z0, residuals=residuals, solved=solved)

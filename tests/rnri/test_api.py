@@ -1,4 +1,4 @@
-"""Invert, then a plain pipeline call returns the image: for every family."""
+"""``rnri.invert``: a standard pipeline call regenerates the image, for every family; invalid arguments."""
 
 import contextlib
 
@@ -43,8 +43,8 @@ PIPES = {
 }
 
 
-def made(name):
-    """A pipeline whose random network is calm enough for its steps to have inverses."""
+def small_outputs(name):
+    """Return a pipeline whose network has small outputs, so that its steps are invertible."""
     pipe = PIPES[name]()
     last = pipe.unet.conv_out if getattr(pipe, "unet", None) else pipe.transformer.proj_out
     with torch.no_grad():
@@ -53,47 +53,49 @@ def made(name):
     return pipe
 
 
-def pictures(height=16, width=16):
+def images(height=16, width=16):
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def latents_again(pipe, inversion):
-    """What a plain call of the pipeline ends at, with nothing but its scheduler set."""
-    found, pipe.scheduler = pipe.scheduler, rnri.scheduler_for(pipe)
+def regenerated_latents(pipe, inversion):
+    """Return the latents of a standard pipeline call with the scheduler of ``scheduler_for``."""
+    scheduler = pipe.scheduler
+    pipe.scheduler = rnri.scheduler_for(pipe)
     pipe.set_progress_bar_config(disable=True)
     try:
-        images = pipe(**inversion.call, output_type="latent").images
+        latents = pipe(**inversion.pipe_kwargs, output_type="latent").images
     finally:
-        pipe.scheduler = found
-    return rnri.LatentDiffusion(pipe).family.unpack(images, inversion.seed.shape[-2:])
+        pipe.scheduler = scheduler
+    return rnri.LatentDiffusion(pipe).family.unpack(latents, inversion.seed.shape[-2:])
 
 
-def check_again(pipe, inversion):
-    """The pipeline's call is our sampler to rounding, and gives the image's latents back."""
-    again, model = latents_again(pipe, inversion).double(), rnri.LatentDiffusion(pipe, image_size=inversion.image_size)
+def assert_regenerates(pipe, inversion):
+    """Assert that the pipeline call equals our sampler up to rounding and regenerates the latents of the image."""
+    regenerated = regenerated_latents(pipe, inversion).double()
+    model = rnri.LatentDiffusion(pipe, image_size=inversion.image_size)
     predictor = model.predictor(inversion.prompts, inversion.guidance, list(inversion.negative_prompts))
-    ours = model.sample(inversion.seed, predictor, model.schedule(inversion.steps))
-    torch.testing.assert_close(again, ours, rtol=0, atol=2e-4)
-    assert (again - inversion.z0).abs().max() < 0.02 * inversion.z0.abs().max()
+    expected = model.sample(inversion.seed, predictor, model.schedule(inversion.steps))
+    torch.testing.assert_close(regenerated, expected, rtol=0, atol=2e-4)
+    assert (regenerated - inversion.z0).abs().max() < 0.02 * inversion.z0.abs().max()
 
 
 @pytest.mark.parametrize("name", PIPES)
-def test_a_plain_call_of_the_pipeline_returns_the_image(name):
-    pipe = made(name)
-    inversion = rnri.invert(pipe, pictures(), PROMPTS, steps=3, method=rnri.anderson_inverter(8, 1e-9))
+def test_pipeline_call_regenerates_the_image(name):
+    pipe = small_outputs(name)
+    inversion = rnri.invert(pipe, images(), PROMPTS, steps=3, method=rnri.anderson_inverter(8, 1e-9))
     assert inversion.latents.dtype == torch.float32
-    check_again(pipe, inversion)
+    assert_regenerates(pipe, inversion)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux dev"])
-def test_no_square_and_guidance(name):
-    pipe, guidance = made(name), 2.0
+def test_non_square_images_with_guidance(name):
+    pipe, guidance = small_outputs(name), 2.0
     inversion = rnri.invert(
-        pipe, pictures(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.anderson_inverter(8, 1e-9),
+        pipe, images(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.anderson_inverter(8, 1e-9),
         negative_prompt="" if name == "flux dev" else ["fog", "rain"],
     )  # fmt: skip
     assert inversion.image_size == (16, 24)
-    check_again(pipe, inversion)
+    assert_regenerates(pipe, inversion)
 
 
 def state(pipe):
@@ -111,7 +113,7 @@ def state(pipe):
 
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux dev"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_pipe_is_left_as_found(name, fails):
+def test_pipe_is_unchanged(name, fails):
     pipe = PIPES[name]()
     network = pipe.components.get("unet") or pipe.components["transformer"]
     network.train()
@@ -123,9 +125,9 @@ def test_the_pipe_is_left_as_found(name, fails):
 
     if fails:
         with pytest.raises(KeyboardInterrupt):
-            rnri.invert(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
+            rnri.invert(pipe, images(), PROMPTS, steps=2, callback_on_step_end=callback)
     else:
-        rnri.invert(pipe, pictures(), PROMPTS, steps=2, callback_on_step_end=callback)
+        rnri.invert(pipe, images(), PROMPTS, steps=2, callback_on_step_end=callback)
     after = state(pipe)
     timesteps = before["scheduler"][2], after["scheduler"][2]
     assert torch.equal(*timesteps)
@@ -134,7 +136,7 @@ def test_the_pipe_is_left_as_found(name, fails):
 
 
 def test_pil_lists_and_tensors_are_the_same():
-    pipe, values = tiny_stable_diffusion(), (pictures() * 255).round().byte()
+    pipe, values = tiny_stable_diffusion(), (images() * 255).round().byte()
     pil = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in values]
     tensors = values.float() / 255
     seeds = [rnri.invert(pipe, images, PROMPTS, steps=2).seed for images in (pil, tensors, list(tensors), tuple(pil))]
@@ -144,58 +146,58 @@ def test_pil_lists_and_tensors_are_the_same():
     torch.testing.assert_close(one.seed, seeds[0][:1], rtol=0, atol=1e-4)
 
 
-def test_the_callback_sees_every_step_as_the_pipeline_would():
-    pipe, seen = tiny_flux(), []
-    inversion = rnri.invert(pipe, pictures(), PROMPTS, steps=3, callback_on_step_end=lambda *step: seen.append(step))
-    assert [k for _, k, _, _ in seen] == [0, 1, 2] and all(p is pipe for p, *_ in seen)
-    assert [t for _, _, t, _ in seen] == inversion.timesteps.flip(0).tolist()
-    assert torch.equal(seen[-1][3]["latents"], inversion.latents) and inversion.latents.shape == (2, 16, 16)
+def test_callback_is_called_after_every_step():
+    pipe, calls = tiny_flux(), []
+    inversion = rnri.invert(pipe, images(), PROMPTS, steps=3, callback_on_step_end=lambda *step: calls.append(step))
+    assert [k for _, k, _, _ in calls] == [0, 1, 2] and all(p is pipe for p, *_ in calls)
+    assert [t for _, _, t, _ in calls] == inversion.timesteps.flip(0).tolist()
+    assert torch.equal(calls[-1][3]["latents"], inversion.latents) and inversion.latents.shape == (2, 16, 16)
 
 
-def test_a_scheduler_of_ours_is_followed_as_its_source_is():
+def test_deterministic_scheduler_uses_its_source():
     pipe = PIPES["turbo"]()
-    expected = rnri.invert(pipe, pictures(), PROMPTS, steps=2).seed
+    expected = rnri.invert(pipe, images(), PROMPTS, steps=2).seed
     pipe.scheduler = rnri.scheduler_for(pipe)
-    assert torch.equal(rnri.invert(pipe, pictures(), PROMPTS, steps=2).seed, expected)
+    assert torch.equal(rnri.invert(pipe, images(), PROMPTS, steps=2).seed, expected)
     assert not isinstance(rnri.scheduler_for(pipe).source, rnri.DeterministicScheduler)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_offloaded_parts_go_back_as_after_a_call_of_the_pipeline(fails, monkeypatch):
+def test_frees_offload_hooks(fails, monkeypatch):
     pipe, freed = tiny_stable_diffusion(), []
     monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: freed.append(self))
     if fails:
         monkeypatch.setattr(pipe.vae, "encode", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
-        rnri.invert(pipe, pictures(), PROMPTS, steps=2)
+        rnri.invert(pipe, images(), PROMPTS, steps=2)
     assert freed == [pipe]
 
 
-def test_empty_negative_prompts_beside_others_have_no_plain_call_in_sdxl():
-    with pytest.raises(ValueError, match="give every image a negative prompt, or none"):
-        rnri.invert(tiny_stable_diffusion_xl(), pictures(), PROMPTS, steps=2, guidance=3, negative_prompt=["fog", ""])
+def test_sdxl_rejects_mixed_empty_negative_prompts():
+    with pytest.raises(ValueError, match="must be given for every image or for none"):
+        rnri.invert(tiny_stable_diffusion_xl(), images(), PROMPTS, steps=2, guidance=3, negative_prompt=["fog", ""])
 
 
 BAD = {
-    "sizes": (dict(images=[torch.rand(3, 16, 16), torch.rand(3, 16, 18)]), "different shapes"),
-    "bytes": (dict(images=torch.zeros(2, 3, 16, 16, dtype=torch.uint8)), "divide bytes by 255"),
+    "sizes": (dict(images=[torch.rand(3, 16, 16), torch.rand(3, 16, 18)]), "must have the same shape"),
+    "bytes": (dict(images=torch.zeros(2, 3, 16, 16, dtype=torch.uint8)), "divide uint8 images by 255"),
     "range": (dict(images=torch.full((2, 3, 16, 16), 2.0)), r"\[0, 1\]"),
     "side": (dict(images=torch.rand(2, 3, 15, 16)), "multiples of 2"),
-    "shape": (dict(images=torch.rand(2, 1, 16, 16)), "give \\[3,H,W\\]"),
+    "shape": (dict(images=torch.rand(2, 1, 16, 16)), "must have shape \\[3,H,W\\]"),
     "path": (dict(images="cat.png"), "PIL image"),
     "transparent": (dict(images=Image.new("RGBA", (16, 16)), prompts="a"), "transparent"),
-    "prompts": (dict(prompts=["one"]), "one for each of the 2 images"),
+    "prompts": (dict(prompts=["one"]), "prompts: must be a string or a list of 2 strings, one per image"),
     "negative": (dict(negative_prompt=["one"]), "negative_prompt"),
-    "method": (dict(method="newton"), "method='newton' is unknown: choose accelerated"),
-    "two latents": (dict(method=EDICT()), "needs more than a seed"),
+    "method": (dict(method="newton"), "method: must be one of accelerated, .*, got 'newton'"),
+    "not seed-only": (dict(method=EDICT()), "method: must be seed-only, got EDICT"),
     "steps": (dict(steps=0), "steps=0"),
     "guidance": (dict(guidance=0.5), "guidance=0.5"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
-def test_bad_input(change, message):
-    arguments = {"images": pictures(), "prompts": PROMPTS, "steps": 2} | change
-    with pytest.raises(ValueError, match=message) as caught:
+def test_invalid_arguments(change, message):
+    arguments = {"images": images(), "prompts": PROMPTS, "steps": 2} | change
+    with pytest.raises(ValueError, match=message) as error:
         rnri.invert(tiny_stable_diffusion(), **arguments)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

@@ -16,16 +16,17 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(("make", "blocks", "kind", "options"), FAMILIES.values(), ids=FAMILIES)
-def test_the_blocks_after_it_return_the_image(make, blocks, kind, options):
-    tiny, image = make(), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("factory", "blocks", "pipeline_class", "options"), FAMILIES.values(), ids=FAMILIES)
+def test_later_blocks_regenerate_the_image(factory, blocks, pipeline_class, options):
+    tiny = factory()
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for weight in tiny.transformer.proj_out.parameters():
             weight.mul_(0.05)
-    made = blocks()
-    made.sub_blocks.insert("invert", InvertStep(kind), 0)
-    pipe = made.init_pipeline()
+    pipeline_blocks = blocks()
+    pipeline_blocks.sub_blocks.insert("invert", InvertStep(pipeline_class), 0)
+    pipe = pipeline_blocks.init_pipeline()
     pipe.update_components(**{name: part for name, part in tiny.components.items() if name in pipe.component_names})
-    again = pipe(prompt=["a cat"], source_image=image, num_inference_steps=3, output="latents", **options)
+    latents = pipe(prompt=["a cat"], source_image=image, num_inference_steps=3, output="latents", **options)
     expected = rnri.invert(tiny, image, "a cat", steps=3)
-    torch.testing.assert_close(again.double(), expected.z0, rtol=0, atol=1e-3)
+    torch.testing.assert_close(latents.double(), expected.z0, rtol=0, atol=1e-3)

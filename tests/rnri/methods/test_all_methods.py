@@ -1,4 +1,4 @@
-"""Methods that are not implicit walks: exact where they claim to be, and honest where they do not."""
+"""Methods that solve no implicit equation: exactness, independence of the batch, counts and stored tensors."""
 
 import pytest
 import torch
@@ -61,8 +61,8 @@ def test_exact_methods_round_trip_through_a_network_with_guidance(model, method)
 
 
 @pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
-def test_an_image_alone_and_in_a_batch(exact_model, method):
-    """In float64: BDIA and O-BELM magnify rounding, and null-text's Adam that of gradients near zero."""
+def test_result_does_not_depend_on_the_batch(exact_model, method):
+    """In float64, because BDIA and O-BELM magnify rounding errors, as null-text's Adam does with tiny gradients."""
     z0, steps, prompts = latents(), exact_model.schedule(4), ["a cat", "dog", "x"]
     together = method.invert(z0, exact_model.predictor(prompts, 3.0), steps)
     images = method.reconstruct(together, exact_model.predictor(prompts, 3.0), steps)
@@ -76,8 +76,8 @@ def test_an_image_alone_and_in_a_batch(exact_model, method):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("method", ALL, ids=name)
-def test_every_dtype_of_the_network(method, dtype):
-    """The exact ones meet their image in any: both directions round alike."""
+def test_every_network_dtype(method, dtype):
+    """Exact methods reconstruct in every dtype, because both directions round equally."""
     model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
     z0, predictor, steps = latents(2), model.predictor(["a cat", "dog"], 3.0), model.schedule(4)
     inversion = method.invert(z0, predictor, steps)
@@ -88,13 +88,14 @@ def test_every_dtype_of_the_network(method, dtype):
 
 
 @pytest.mark.parametrize("method", ALL, ids=name)
-def test_counts_are_the_predictors(model, method):
-    predictor, walked = model.predictor(["a cat", "dog", "x"], 3.0), []
-    inversion = method.invert(latents(), predictor, model.schedule(4), lambda k, z: walked.append((k, z.shape)))
+def test_counts_equal_the_predictors_counts(model, method):
+    predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+    steps = []
+    inversion = method.invert(latents(), predictor, model.schedule(4), lambda k, z: steps.append((k, z.shape)))
     assert inversion.nfe.sum() == predictor.forward_evaluations
     assert inversion.backward.sum() == predictor.backward_evaluations
     assert inversion.nfe.shape == (4, 3)
-    assert walked == ([] if isinstance(method, SDEdit) else [(k, (3, *LATENT_SHAPE)) for k in range(4)])
+    assert steps == ([] if isinstance(method, SDEdit) else [(k, (3, *LATENT_SHAPE)) for k in range(4)])
 
 
 @pytest.mark.parametrize(
@@ -102,18 +103,18 @@ def test_counts_are_the_predictors(model, method):
     [(EDICT(), 1), (OBELM(), 1), (DirectInversion(), 6), (EditFriendly(), 6), (NegativePrompt(), 0), (SDEdit(), 0)],
     ids=name,
 )
-def test_what_must_be_stored(model, method, elements):
+def test_aux_bytes(model, method, elements):
     inversion = method.invert(latents(), model.predictor(["a", "b", "c"], 2.0), model.schedule(6))
     assert inversion.aux_bytes == elements * 8 * torch.Size(LATENT_SHAPE).numel()
 
 
 @pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
-def test_a_spoilt_sample_is_visible_and_alone(method):
-    def explosive(z, number):
+def test_nan_sample_is_unconverged_and_isolated(method):
+    def nan_in_second_sample(z, number):
         return torch.where(number == 1, torch.full_like(z, torch.nan), 0.3 * wavy(z, number))
 
     z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inversion = method.invert(z0, function_predictor(explosive, 3), schedule(5))
+    inversion = method.invert(z0, function_predictor(nan_in_second_sample, 3), schedule(5))
     solved = method in EXACT or method is ADJUSTED
     assert inversion.converged.tolist() == [solved, False, solved]
     rows = torch.tensor([0, 2])
@@ -123,15 +124,15 @@ def test_a_spoilt_sample_is_visible_and_alone(method):
 
 
 @pytest.mark.parametrize("method", [BDIA(), OBELM()], ids=name)
-def test_two_step_samplers_need_steps_that_join(method):
+def test_two_step_samplers_require_contiguous_steps(method):
     steps = Schedule.from_scheduler(scheduler(timestep_spacing="linspace"), 7)
     denoiser, z0 = gaussian(batch=1)
     with pytest.raises(ValueError, match="does not end where the next begins"):
         method.invert(z0, NoisePredictor(denoiser), steps)
 
 
-def test_obelm_is_more_accurate_than_bdia_than_ddim():
-    """Against the exact flow of Gaussian data, taken with very many DDIM steps."""
+def test_obelm_is_more_accurate_than_ddim():
+    """Compared with the exact flow of Gaussian data, computed with 500 DDIM steps."""
     denoiser, z0 = gaussian(batch=4)
     fine = denoiser.seed(z0, schedule(500))
     errors = {}
@@ -152,12 +153,12 @@ def test_negative_prompt_cancels_guidance(model):
     torch.testing.assert_close(canceled, expected)
     source = guided.with_negative(guided.denoiser.positive)
     inversion = method.invert(z0, guided, steps)
-    assert inversion.residual.isnan().all()  # it solves another equation than the guided one
+    assert inversion.residual.isnan().all()  # of the equation without guidance
     seed = inversion.seed
     torch.testing.assert_close(sample(seed, source, steps), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_null_text_improves_on_its_negative_prompt(model):
+def test_null_text_optimization_reduces_the_error(model):
     z0, steps = latents(), model.schedule(6)
     predictor = model.predictor(["a cat", "dog", "x"], 7.5)
     errors = []
@@ -177,14 +178,14 @@ def test_null_text_without_guidance_is_ddim(model):
     assert not inversion.aux and inversion.backward.sum() == 0
 
 
-def test_null_text_stops_by_sample(model):
+def test_null_text_stops_per_sample(model):
     predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(4)
     z0 = latents()
     easy = NullText(iterations=8, threshold=1e9).invert(z0, predictor, steps)
     assert (easy.nfe == 1 + 1 + 1 + 1).all() and (easy.backward == 1).all()
 
 
-def test_null_text_of_a_spoilt_sample_leaves_the_others_as_they_are(model):
+def test_null_text_isolates_nan_samples(model):
     z0, steps = latents(2), model.schedule(3)
     z0[1] = torch.nan
     method = NullText(iterations=2)
@@ -194,13 +195,13 @@ def test_null_text_of_a_spoilt_sample_leaves_the_others_as_they_are(model):
     torch.testing.assert_close(both.aux["negative"][:1], alone.aux["negative"], rtol=0, atol=1e-3)
 
 
-def test_the_negative_condition_needs_guidance(model):
+def test_negative_condition_requires_guidance(model):
     predictor = model.predictor(["a cat"])
     with pytest.raises(ValueError, match="guidance is off"):
         predictor.with_negative(Condition(torch.zeros(1, 16, 32)))
 
 
-def test_sdedit_is_the_sampler_on_part_of_the_schedule():
+def test_sdedit_samples_part_of_the_schedule():
     denoiser, z0 = gaussian(batch=2)
     steps, method = schedule(10), SDEdit(strength=0.3)
     inversion = method.invert(z0, NoisePredictor(denoiser), steps)
@@ -212,8 +213,8 @@ def test_sdedit_is_the_sampler_on_part_of_the_schedule():
     assert not inversion.converged.any()
 
 
-def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
-    """Against diffusers' DDIM scheduler with eta = 1, which is handed the maps as its noise."""
+def test_edit_friendly_maps_match_diffusers_ddpm():
+    """Diffusers' DDIM scheduler with eta = 1 reconstructs the latent if its noise is replaced by the maps."""
     denoiser, z0 = gaussian(batch=2)
     reference, steps = scheduler(), schedule(10)
     reference.set_timesteps(10)
@@ -227,7 +228,7 @@ def test_edit_friendly_noise_maps_are_those_of_the_ddpm_sampler():
 @pytest.mark.parametrize("noising", ["inversion", "random"])
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
+def test_prompt_aware_inverts_adjusted_latents(model, noising, reuse, iterations):
     z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(10)
     inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=3e-6), "fitted")
     method, path = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations), []
@@ -237,30 +238,31 @@ def test_adjusted_latents_are_inverted(model, noising, reuse, iterations):
     again = method.reconstruct(inversion, predictor, steps)
     assert inversion.converged.all()
     torch.testing.assert_close(again, inversion.z0, rtol=0, atol=2e-3)
-    assert (inversion.z0 - z0).abs().mean() > 1e-4  # it does adjust
+    assert (inversion.z0 - z0).abs().mean() > 1e-4  # the adjustment changes the latents
     torch.testing.assert_close(sample(path[4][1], predictor, steps.tail(5)), inversion.z0, rtol=0, atol=2e-3)
 
 
-def test_reuse_changes_the_work_not_the_latent(model):
+def test_reuse_saves_evaluations_with_the_same_latent(model):
     z0, steps = latents(), model.schedule(10)
-    inner, found = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-7), "fitted"), {}
+    inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-7), "fitted")
+    inversions = {}
     for reuse in (True, False):
         predictor = model.predictor(["a cat", "dog", "x"], 3.0)
-        found[reuse] = PromptAware(inner, reuse=reuse).invert(z0, predictor, steps)
-    torch.testing.assert_close(found[True].z0, found[False].z0)
-    torch.testing.assert_close(found[True].seed, found[False].seed, rtol=0, atol=1e-3)
-    assert (found[True].nfe.sum(0) < found[False].nfe.sum(0)).all()
+        inversions[reuse] = PromptAware(inner, reuse=reuse).invert(z0, predictor, steps)
+    torch.testing.assert_close(inversions[True].z0, inversions[False].z0)
+    torch.testing.assert_close(inversions[True].seed, inversions[False].seed, rtol=0, atol=1e-3)
+    assert (inversions[True].nfe.sum(0) < inversions[False].nfe.sum(0)).all()
 
 
-def test_reuse_needs_a_seed_and_steps_to_go_on(model):
+def test_reuse_requires_seed_only_and_enough_steps(model):
     predictor = model.predictor(["a cat", "dog", "x"])
-    with pytest.raises(ValueError, match="EDICT cannot start in mid-schedule"):
+    with pytest.raises(ValueError, match="EDICT cannot start in the middle of a schedule"):
         PromptAware(EDICT()).invert(latents(), predictor, model.schedule(4))
-    with pytest.raises(ValueError, match="steps=2 must be fewer"):
+    with pytest.raises(ValueError, match="steps=2 must be less"):
         PromptAware(ImplicitInverter(FixedPoint())).invert(latents(), predictor, model.schedule(2))
 
 
-def test_the_adjustment_is_the_identity_on_what_can_be_reached_exactly():
+def test_adjustment_keeps_reachable_latents():
     denoiser, z0 = gaussian(batch=2)
     predictor, steps = NoisePredictor(denoiser), schedule(500)
     adjusted = PromptAware(ImplicitInverter(FixedPoint(1)), steps=2).adjust(z0, predictor, steps)
@@ -268,16 +270,16 @@ def test_the_adjustment_is_the_identity_on_what_can_be_reached_exactly():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("factory", "message"),
     [
-        (lambda: EDICT(mix=0), "mix=0"),
-        (lambda: BDIA(gamma=1.5), "gamma=1.5"),
-        (lambda: SDEdit(strength=0), "strength=0"),
-        (lambda: NullText(iterations=0), "iterations=0"),
-        (lambda: PromptAware(ImplicitInverter(FixedPoint()), noising="none"), "noising='none'"),
-        (lambda: PromptAware(ImplicitInverter(FixedPoint()), steps=0), "steps=0"),
+        (lambda: EDICT(mix=0), "mix: .*, got 0"),
+        (lambda: BDIA(gamma=1.5), "gamma: .*, got 1.5"),
+        (lambda: SDEdit(strength=0), "strength: .*, got 0"),
+        (lambda: NullText(iterations=0), "iterations: .*, got 0"),
+        (lambda: PromptAware(ImplicitInverter(FixedPoint()), noising="none"), "noising: .*, got 'none'"),
+        (lambda: PromptAware(ImplicitInverter(FixedPoint()), steps=0), "steps: .*, got 0"),
     ],
 )
-def test_bad_settings(make, message):
+def test_invalid_settings(factory, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        factory()

@@ -1,15 +1,15 @@
-"""LEDITS++ against its definition and against diffusers' own pipeline."""
+"""LEDITS++ compared with its definition and with diffusers' pipeline."""
 
 from itertools import cycle
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
-from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as theirs
+from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as diffusers_module
 
 from rnri import LatentDiffusion, NoisePredictor, Schedule, alpha_bar_table
 from rnri.methods import EditFriendly, LEditsPP
-from rnri.methods.edit_friendly_ddpm import draw_noise
+from rnri.methods.noise_maps import draw_noise
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 from tests.problems import FunctionDenoiser, function_predictor, gaussian, schedule, scheduler, wavy
 
@@ -24,7 +24,7 @@ def latents(batch=3):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # linspace ends in a step that changes nothing: below
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # the last step of linspace adds no noise, see below
 def test_round_trip_on_gaussian_data(steps, spacing):
     denoiser, z0 = gaussian(batch=3)
     predictor, levels = NoisePredictor(denoiser), Schedule.from_scheduler(scheduler(timestep_spacing=spacing), steps)
@@ -32,7 +32,7 @@ def test_round_trip_on_gaussian_data(steps, spacing):
     assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     assert inversion.aux["maps"].shape == (3, steps, *z0.shape[1:])
     again = LEditsPP().reconstruct(inversion, predictor, levels)
-    torch.testing.assert_close(again, z0, rtol=0, atol=1e-6)  # diffusers' step passes through float32
+    torch.testing.assert_close(again, z0, rtol=0, atol=1e-6)  # diffusers computes the step in float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -46,8 +46,8 @@ def test_round_trip_through_a_network_with_guidance(dtype):
     torch.testing.assert_close(again.float(), latents(), rtol=0, atol=1e-4)
 
 
-def test_a_step_by_hand():
-    """Order two, sigma 2 -> 1 -> 1/2 with constant predictions: lambda = -log sigma, so h = h_0 = log 2 and r = 1."""
+def test_second_order_step_by_hand():
+    """Sigma 2 -> 1 -> 1/2 with constant predictions: lambda = -log sigma, so h = h_0 = log 2 and r = 1."""
     levels = torch.tensor([1 / 5, 1 / 2], dtype=torch.float64)
     steps = Schedule.diffusion(torch.tensor([9, 5]), levels, torch.tensor([1 / 2, 4 / 5], dtype=torch.float64))
     z0 = torch.ones(1, 2, 3, 3, dtype=torch.float64)
@@ -64,8 +64,8 @@ def test_a_step_by_hand():
 
 
 @pytest.mark.parametrize("final", ["sigma_min", "zero"])
-def test_seed_maps_and_samples_are_those_of_diffusers_pipeline(monkeypatch, final):
-    """Its inversion from our draws, and its sampler from its maps, both without a source prompt, hence unguided."""
+def test_matches_diffusers_without_source_prompt(monkeypatch, final):
+    """Diffusers inverts with our random draws and samples from its maps, both without guidance."""
     pipeline, inversion, predictor, steps = inverted_by_both(monkeypatch, final)
     assert_equal(inversion, pipeline)
     assert bool((inversion.aux["maps"][:, -1] == 0).all()) == (final == "zero")
@@ -73,7 +73,7 @@ def test_seed_maps_and_samples_are_those_of_diffusers_pipeline(monkeypatch, fina
     torch.testing.assert_close(again.float(), pipeline(output_type="latent").images, rtol=0, atol=1e-3)
 
 
-def test_with_a_source_prompt_it_is_diffusers_pipeline_with_the_embeddings_in_order(monkeypatch):
+def test_matches_diffusers_with_fixed_embedding_order(monkeypatch):
     pipeline, inversion, predictor, steps = inverted_by_both(monkeypatch, "sigma_min", "a cat")
     assert_equal(inversion, pipeline)
     z0 = LEditsPP().reconstruct(inversion, predictor, steps)
@@ -81,15 +81,15 @@ def test_with_a_source_prompt_it_is_diffusers_pipeline_with_the_embeddings_in_or
 
 
 def inverted_by_both(monkeypatch, final, prompt=""):
-    """diffusers' pipeline after it has inverted two images from our draws, and ours, with predictor and schedule."""
-    ours = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": 16}))  # the pipeline wants images of 32 pixels
+    """Return diffusers' pipeline after inverting two images with our draws; our inversion, predictor and schedule."""
+    ours = LatentDiffusion(tiny_stable_diffusion(unet={"sample_size": 16}))  # the pipeline requires images of 32 pixels
     pipeline = leditspp_pipeline(final)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     draws = list(draw_noise(ours.encode(images), 6, 0))  # the pipeline draws from clean to noisy
-    monkeypatch.setattr(theirs, "randn_tensor", lambda shape, **_: draws.pop().expand(shape))
+    monkeypatch.setattr(diffusers_module, "randn_tensor", lambda shape, **_: draws.pop().expand(shape))
     predictor = ours.predictor([prompt] * 2, 3.5 if prompt else 1.0)
     if prompt:
-        put_embeddings_in_order(monkeypatch, pipeline.unet, predictor.denoiser)
+        fix_embedding_order(monkeypatch, pipeline.unet, predictor.denoiser)
     pipeline.invert(images, source_prompt=prompt, source_guidance_scale=3.5, num_inversion_steps=6, skip=0)
 
     timesteps, table = pipeline.inversion_steps, alpha_bar_table(scheduler())
@@ -98,27 +98,32 @@ def inverted_by_both(monkeypatch, final, prompt=""):
     return pipeline, LEditsPP().invert(ours.encode(images), predictor, steps), predictor, steps
 
 
-def put_embeddings_in_order(monkeypatch, unet, denoiser):
-    """``invert`` calls the UNet for the empty prompt, then for the source's, at every step; whatever it passes to each
-    (diffusers 0.42.1 swaps the two), it gets the one that it means."""
-    forward, meant = unet.forward, cycle([denoiser.negative.text, denoiser.positive.text])
-    monkeypatch.setattr(unet, "forward", lambda z, timestep, **_: forward(z, timestep, next(meant)))
+def fix_embedding_order(monkeypatch, unet, denoiser):
+    """Pass the UNet the embedding of the empty prompt, then that of the source prompt, in every step of ``invert``.
+
+    Diffusers 0.42.1 swaps the two.
+    """
+    forward = unet.forward
+    embeddings = cycle([denoiser.negative.text, denoiser.positive.text])
+    monkeypatch.setattr(unet, "forward", lambda z, timestep, **_: forward(z, timestep, next(embeddings)))
 
 
 def assert_equal(inversion, pipeline):
     torch.testing.assert_close(inversion.seed.float(), pipeline.init_latents, rtol=1e-4, atol=1e-4)
     maps = inversion.aux["maps"].transpose(0, 1)  # [N,B,C,h,w]
-    torch.testing.assert_close(maps.float(), pipeline.zs, rtol=0, atol=2e-3)  # the last divides by 0.03
+    torch.testing.assert_close(maps.float(), pipeline.zs, rtol=0, atol=2e-3)  # the last map is divided by 0.03
 
 
 def leditspp_pipeline(final):
-    parts = tiny_stable_diffusion(unet={"sample_size": 16}).components
-    parts["scheduler"] = DPMSolverMultistepScheduler(
+    components = tiny_stable_diffusion(unet={"sample_size": 16}).components
+    components["scheduler"] = DPMSolverMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, lower_order_final=False,
         algorithm_type="sde-dpmsolver++", solver_order=2, final_sigmas_type=final,
     )  # fmt: skip
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
-    pipeline = LEditsPPPipelineStableDiffusion(**{name: parts[name] for name in names}, requires_safety_checker=False)
+    pipeline = LEditsPPPipelineStableDiffusion(
+        **{name: components[name] for name in names}, requires_safety_checker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -128,12 +133,12 @@ def leditspp_pipeline(final):
     "options",
     [
         {"set_alpha_to_one": True},
-        {"steps_offset": 0},  # the last step is from timestep 0 to the final alpha, which is that of timestep 0
+        {"steps_offset": 0},  # the last step starts at timestep 0, whose alpha equals the final alpha
         {"timestep_spacing": "linspace"},
     ],
     ids=str,
 )
-def test_a_last_step_without_noise_is_not_exact_and_says_so(method, options):
+def test_last_step_without_noise_is_unconverged(method, options):
     denoiser, z0 = gaussian(batch=2)
     steps = Schedule.from_scheduler(scheduler(**options), 10)
     inversion = method.invert(z0, NoisePredictor(denoiser), steps)
@@ -142,7 +147,7 @@ def test_a_last_step_without_noise_is_not_exact_and_says_so(method, options):
     assert 1e-4 < (again - z0).abs().mean() < 0.1  # the noise of the cleanest level remains
 
 
-def test_an_image_alone_and_in_a_batch(model):
+def test_result_does_not_depend_on_the_batch(model):
     z0, prompts, steps = latents(), ["a cat", "dog", "x"], model.schedule(4)
     together = LEditsPP().invert(z0, model.predictor(prompts, 3.0), steps)
     for i, prompt in enumerate(prompts):
@@ -151,12 +156,12 @@ def test_an_image_alone_and_in_a_batch(model):
         torch.testing.assert_close(together.aux["maps"][i], alone.aux["maps"][0], rtol=1e-3, atol=1e-3)
 
 
-def test_a_spoilt_sample_is_visible_and_alone():
-    def explosive(z, number):
+def test_nan_sample_is_unconverged_and_isolated():
+    def nan_in_second_sample(z, number):
         return torch.where(number == 1, torch.full_like(z, torch.nan), wavy(z, number))
 
     z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inversion = LEditsPP().invert(z0, function_predictor(explosive, 3), schedule(5))
+    inversion = LEditsPP().invert(z0, function_predictor(nan_in_second_sample, 3), schedule(5))
     assert inversion.converged.tolist() == [True, False, True]
     rows = torch.tensor([0, 2])
     alone = LEditsPP().invert(z0[rows], NoisePredictor(FunctionDenoiser(wavy, rows)), schedule(5))

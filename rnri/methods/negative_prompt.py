@@ -1,0 +1,48 @@
+"""Negative-prompt inversion: the source prompt as the negative prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.inversion import Inversion, Inverter
+from rnri.methods.common import ddim_path
+from rnri.methods.registry import register_method
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentCallback, no_callback, sample
+from rnri.models.schedule import Schedule
+from rnri.validation import dataclass
+
+
+@register_method("negative_prompt", paper="Negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807")
+@dataclass(frozen=True)
+class NegativePrompt(Inverter):
+    """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807).
+
+    The source prompt is also the negative prompt, so guidance cancels: the reconstruction is that of DDIM inversion
+    without guidance for any guidance scale. An edited prompt is guided away from the source prompt. Only the prompt has
+    to be stored.
+    """
+
+    seed_only: ClassVar[bool] = False
+
+    @property
+    def nfe_per_step(self) -> float:
+        return 1.0
+
+    @torch.no_grad()
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
+    ) -> Inversion:
+        """Return the DDIM seeds of ``z0 [B,C,h,w]`` without guidance."""
+        ddim, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
+        # The residuals are those of the equation without guidance, not of the given predictor's equation.
+        return replace(ddim, seed_only=False, residuals=torch.full_like(ddim.residuals, torch.nan))
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]``, sampled without guidance."""
+        return sample(inversion.seed, predictor.unguided(), schedule)

@@ -1,0 +1,97 @@
+"""Base class of the methods that store the noise of every step of a stochastic sampler."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.inversion import Inversion, Inverter
+from rnri.methods.common import constant_counts, make_inversion
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentCallback, no_callback, to_state_dtype
+from rnri.models.schedule import Schedule
+from rnri.validation import RandomSeed, dataclass
+
+Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
+"""Step ``i`` of a stochastic sampler: its mean ``[B,C,h,w]`` and standard deviation. Steps are called in order."""
+
+
+@dataclass(frozen=True)
+class NoiseMaps(Inverter):
+    """Draws independent latents at every noise level and stores the noise maps that lead the sampler through them.
+
+    The latents are ``z_t = alpha_t z_0 + sigma_t n_t``. The map of a step is the difference of the next latent and the
+    step's mean, in standard deviations. There is one map per step, ``aux["maps"] [B,N,C,h,w]``. The inversion is exact
+    by construction if every step adds noise. A step without noise (to a clean end at ``alpha = 1``, or between equal
+    levels) has a map of zeros, and the inversion is then not exact.
+
+    The random draws are the same for every image, so that in float32 a result does not depend on the batch.
+
+    Attributes:
+        seed: of the random draws.
+    """
+
+    seed: RandomSeed = 0
+
+    seed_only: ClassVar[bool] = False
+
+    @property
+    def nfe_per_step(self) -> float:
+        return 1.0
+
+    @abstractmethod
+    def sampler(self, schedule: Schedule) -> Step:
+        """Return the step function of a sampler that is about to take its first, noisiest step."""
+
+    def stores_map(self, i: int, schedule: Schedule) -> bool:
+        """Return whether the map of step ``i`` is stored; otherwise it is zero."""
+        return True
+
+    @torch.no_grad()
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
+    ) -> Inversion:
+        """Return the noisiest draw as the seed of ``z0 [B,C,h,w]``, with the maps that lead from it to ``z0``."""
+        z0 = to_state_dtype(z0)
+        noisy = diffused(z0, schedule, self.seed)
+        step = self.sampler(schedule)
+        maps = []
+        exact = True
+        for i, (z, target) in enumerate(pairwise([*noisy, z0])):
+            mean, deviation = step(z, predictor, i)
+            has_map = deviation > 0 and self.stores_map(i, schedule)
+            maps.append((target - mean) / deviation if has_map else torch.zeros_like(z0))
+            exact &= has_map
+        for k, z in enumerate(reversed(noisy)):
+            on_step(k, z)
+        nfe = constant_counts(1, schedule, len(z0))
+        aux = {"maps": torch.stack(maps, 1)}
+        return make_inversion(noisy[0], z0, nfe, exact=exact, seed_only=False, aux=aux)
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]`` of the stochastic sampler with the stored noise."""
+        z = inversion.seed
+        step = self.sampler(schedule)
+        for i in range(len(schedule)):
+            mean, deviation = step(z, predictor, i)
+            z = mean + deviation * inversion.aux["maps"][:, i]
+        return z
+
+
+def diffused(z0: Tensor, schedule: Schedule, seed: int) -> list[Tensor]:
+    """Return ``alpha z_0 + sigma n`` at every level of the schedule, noisiest first, with independent noise."""
+    draws = draw_noise(z0, len(schedule), seed)
+    levels = zip(schedule.alpha.tolist(), schedule.sigma.tolist(), draws, strict=True)
+    return [alpha * z0 + sigma * n for alpha, sigma, n in levels]
+
+
+def draw_noise(like: Tensor, count: int, seed: int) -> Tensor:
+    """Return standard normal noise ``[count,C,h,w]`` with the dtype and device of ``like [B,C,h,w]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *like.shape[1:], generator=generator, dtype=torch.float64).to(like)

@@ -1,0 +1,21 @@
+"""ReNoise: fixed-point iterations whose last iterates are averaged."""
+
+from __future__ import annotations
+
+from rnri.inversion import ImplicitInverter
+from rnri.methods.registry import register_method
+from rnri.solvers.renoise import ReNoise
+
+RENOISE = "ReNoise, Garibi et al. 2024, arXiv 2403.14602"
+
+
+@register_method("renoise", paper=RENOISE)
+def renoise() -> ImplicitInverter:
+    """ReNoise with the published averaging windows."""
+    return ImplicitInverter(ReNoise())
+
+
+@register_method("renoise_one_window", paper=f"variant of {RENOISE}")
+def renoise_one_window() -> ImplicitInverter:
+    """ReNoise without the second, shorter window for the cleanest steps."""
+    return ImplicitInverter(ReNoise(clean_below=0))

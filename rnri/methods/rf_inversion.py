@@ -1,0 +1,90 @@
+"""RF-Inversion: inversion and reconstruction that are steered towards noise and towards the clean latent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.inversion import Inversion
+from rnri.methods.explicit import ExplicitInverter
+from rnri.methods.noise_maps import draw_noise
+from rnri.methods.registry import register_method
+from rnri.models.midpoint import timestep_at_sigma
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import ddim_step
+from rnri.models.schedule import Schedule
+from rnri.validation import ConfigError, RandomSeed, UnitInterval, dataclass
+
+
+@register_method("rf_inversion", paper="RF-Inversion, Rout et al. 2024, arXiv 2410.10792", requires="flow")
+@dataclass(frozen=True)
+class RFInversion(ExplicitInverter):
+    """RF-Inversion (Rout et al. 2024, arXiv 2410.10792).
+
+    With the velocity ``v = n - x0``, noise ``y1`` and Euler steps evaluated at the latent where each begins::
+
+        inversion:       v + gamma ((y1 - z) / (1 - sigma) - v),   sigma increasing from 0
+        reconstruction:  v + eta   ((z - z_0) / sigma - v),        sigma decreasing; eta only from start to stop
+
+    As published, inversion uses the empty prompt without guidance, which is the negative condition of a guided
+    predictor. A predictor without guidance has no empty prompt and is used unchanged. The reconstruction is a sampler
+    of its own that needs ``z_0``, stored as ``aux["clean"]``; the method is not seed-only.
+
+    Attributes:
+        gamma: strength of the steering towards ``y1``; 0 is explicit Euler, 1 ends at ``y1``.
+        eta: strength of the steering towards ``z_0`` in the controlled steps of the reconstruction.
+        start, stop: the controlled steps, as fractions of the schedule from its noisy end; published: 7 of 28 steps.
+        seed: of ``y1``, which is the same for every image.
+    """
+
+    gamma: UnitInterval = 0.5
+    eta: UnitInterval = 0.9
+    start: UnitInterval = 0.0
+    stop: UnitInterval = 0.25
+    seed: RandomSeed = 0
+
+    title: ClassVar[str] = "RF-Inversion"
+
+    def __post_init__(self) -> None:
+        if self.start > self.stop:
+            raise ConfigError("start", f"must be <= stop={self.stop}, got {self.start}.")
+
+    def aux(self, z0: Tensor) -> dict[str, Tensor]:
+        return {"clean": z0}
+
+    def trajectory(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> Iterator[Tensor]:
+        z = z0
+        y1 = draw_noise(z0, 1, self.seed)[0]
+        unconditional = _unconditional(predictor)
+        for i in reversed(range(len(schedule))):
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
+            velocity = unconditional(z, timestep_at_sigma(schedule, i, sigma_next))
+            velocity = velocity + self.gamma * ((y1 - z) / (1 - sigma_next) - velocity)
+            z = z + (sigma - sigma_next) * velocity
+            yield z
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]`` of Euler's sampler, steered to ``z_0`` in the controlled steps."""
+        z = inversion.seed
+        clean = inversion.aux["clean"]
+        steps = len(schedule)
+        for i in range(steps):
+            _, sigma, _, sigma_next = schedule.alpha_sigma(i)
+            euler = ddim_step(z, predictor, schedule, i)
+            controlled = self.start * steps <= i < self.stop * steps
+            towards_clean = z + (sigma_next - sigma) / sigma * (z - clean)
+            z = euler + self.eta * (towards_clean - euler) if controlled else euler
+        return z
+
+
+def _unconditional(predictor: NoisePredictor) -> NoisePredictor:
+    """Return the predictor of the negative condition alone; ``predictor`` itself if guidance is off."""
+    negative = getattr(predictor.denoiser, "negative", None)
+    if negative is None:
+        return predictor
+    return replace(predictor, denoiser=replace(predictor.denoiser, positive=negative, negative=None, guidance=1.0))

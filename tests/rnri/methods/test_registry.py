@@ -1,0 +1,100 @@
+"""The register of methods agrees with the configs, the public names and the documentation."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import rnri
+from rnri import ImplicitInverter, Inverter
+from rnri.methods import ALL_METHODS, METHODS, methods_table
+from rnri.methods.registry import register_method, unregister_method
+
+CONFIGS = {path.stem: path for path in Path("configs/method").glob("*.yaml")}
+EDITORS = {"flow_edit", "pseudo_guidance"}
+"""Configs of editing methods, which have no inversion."""
+
+
+def structure(inverter: object) -> list[type]:
+    """Return the class of an inverter and the classes of its inner inverters and solver."""
+    inner = getattr(inverter, "inverter", None) or getattr(inverter, "solver", None)
+    return [type(inverter), *(structure(inner) if inner is not None else [])]
+
+
+def test_every_method_has_a_config_and_vice_versa():
+    assert set(ALL_METHODS) == set(CONFIGS) - EDITORS
+
+
+@pytest.mark.parametrize("name", sorted(ALL_METHODS))
+def test_config_builds_the_registered_method(name):
+    configured = instantiate(OmegaConf.load(CONFIGS[name]))
+    default = ALL_METHODS[name]()
+    assert structure(configured) == structure(default)
+    assert configured.seed_only == default.seed_only
+
+
+@pytest.mark.parametrize("name", sorted(ALL_METHODS))
+def test_every_method_states_its_cost(name):
+    inverter = ALL_METHODS[name]()
+    assert isinstance(inverter, Inverter)
+    assert type(inverter).nfe_per_step is not Inverter.nfe_per_step
+
+
+def test_methods_are_the_seed_only_methods():
+    assert {name for name, method in ALL_METHODS.items() if method().seed_only} == set(METHODS)
+    assert rnri.METHODS is METHODS
+
+
+def test_classes_of_methods_are_public():
+    classes = {type(method()) for method in ALL_METHODS.values()} - {ImplicitInverter}
+    for cls in classes:
+        assert cls.__name__ in rnri.methods.__all__
+        assert getattr(rnri.methods, cls.__name__) is cls
+
+
+def test_unknown_names_raise_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchMethod'"):
+        _ = rnri.methods.NoSuchMethod
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = rnri.no_such_name
+
+
+def test_documentation_has_the_generated_table():
+    assert methods_table() in Path("docs/reference/methods.md").read_text()
+
+
+def test_duplicate_names_are_rejected():
+    with pytest.raises(ValueError, match="method 'ddim' is already registered"):
+        register_method("ddim", ALL_METHODS["aidi"].factory, paper="none")
+
+
+def test_registered_method_is_accepted_until_unregistered():
+    register_method("toy", ALL_METHODS["ddim"].factory, paper="none")
+    try:
+        assert "toy" in METHODS
+        assert "| `toy` |" in methods_table()
+    finally:
+        unregister_method("toy")
+    assert "toy" not in METHODS
+
+
+def test_all_public_names_of_rnri_resolve():
+    source = Path(rnri.__file__).read_text()
+    type_checking = source.split("if TYPE_CHECKING:")[1].split("__all__")[0]
+    imported = re.findall(r"\w+", " ".join(re.findall(r"import \(?([\w\s,]+)", type_checking)))
+    assert sorted(name for name in imported if name != "from") == sorted(rnri.__all__)
+    assert all(getattr(rnri, name) is not None for name in rnri.__all__)
+    assert set(rnri.__all__) <= set(dir(rnri))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import rnri, nao, seedselect", "import rnri.validation, rnri.solvers, rnri.methods, rnri.inversion"],
+)
+def test_importing_the_packages_does_not_import_diffusers(statement):
+    check = f"import sys; {statement}; assert not {{'diffusers', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
