@@ -102,7 +102,8 @@ def invert(
         ValueError: invalid arguments; raised before the network runs.
     """
     batch = as_images(images)
-    model = LatentDiffusion(pipe, image_size=tuple(batch.shape[-2:]))
+    height, width = batch.shape[-2:]
+    model = LatentDiffusion(pipe, image_size=(height, width))
     prompts = _as_prompts(prompts, len(batch), "prompts")
     negative_prompts = _as_prompts(negative_prompt, len(batch), "negative_prompt")
     _check_negative_prompts(pipe, negative_prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -101,7 +101,7 @@ class NullText(Inverter):
         """Return the negative condition of step ``i`` and its forward and backward evaluations, int64 ``[B]``."""
         a, b = schedule.coefficients(i)
         t = schedule.timestep(i)
-        denoiser = predictor.denoiser
+        denoiser: Any = predictor.denoiser
         with torch.no_grad():
             positive = predictor.unguided()(z, t)
         dtype = negative.text.dtype
@@ -144,8 +144,9 @@ class NullText(Inverter):
         """Return the clean latents ``[B,C,h,w]``, sampled with the optimized negative embeddings."""
         if "negative" not in inversion.aux:
             return sample(inversion.seed, predictor, schedule)
+        denoiser: Any = predictor.denoiser
         z = inversion.seed
         for i in range(len(schedule)):
-            negative = replace(predictor.denoiser.negative, text=inversion.aux["negative"][:, i])
+            negative = replace(denoiser.negative, text=inversion.aux["negative"][:, i])
             z = ddim_step(z, predictor.with_negative(negative), schedule, i)
         return z

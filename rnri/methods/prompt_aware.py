@@ -125,9 +125,8 @@ class PromptAware(Inverter):
         clean_steps = schedule.tail(min(self.steps, len(schedule)))
         path = [to_state_dtype(z0)]
         for k in range(self.iterations):
-            new_path = [self._add_noise(path[0], predictor, clean_steps, k)]
-            sample(new_path[0], predictor, clean_steps, on_step=lambda _, z, path=new_path: path.insert(0, z))
-            path = new_path
+            noisy = self._add_noise(path[0], predictor, clean_steps, k)
+            path = _sampled_path(noisy, predictor, clean_steps)
         return path
 
     def _add_noise(self, z: Tensor, predictor: NoisePredictor, clean_steps: Schedule, k: int) -> Tensor:
@@ -147,6 +146,13 @@ class PromptAware(Inverter):
         noise = torch.randn(z.shape[1:], generator=generator, dtype=torch.float64).to(z)
         alpha, sigma, *_ = clean_steps.alpha_sigma(0)
         return alpha * z + sigma * noise
+
+
+def _sampled_path(noisy: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
+    """Return ``noisy [B,C,h,w]`` and the latents that are sampled from it, cleanest first."""
+    path = [noisy]
+    sample(noisy, predictor, schedule, on_step=lambda _, z: path.insert(0, z))
+    return path
 
 
 def _prepend_rows(table: Tensor, rows: int, value: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,7 +84,8 @@ class RFInversion(ExplicitInverter):
 
 def _unconditional(predictor: NoisePredictor) -> NoisePredictor:
     """Return the predictor of the negative condition alone; ``predictor`` itself if guidance is off."""
-    negative = getattr(predictor.denoiser, "negative", None)
+    denoiser: Any = predictor.denoiser
+    negative = getattr(denoiser, "negative", None)
     if negative is None:
         return predictor
-    return replace(predictor, denoiser=replace(predictor.denoiser, positive=negative, negative=None, guidance=1.0))
+    return replace(predictor, denoiser=replace(denoiser, positive=negative, negative=None, guidance=1.0))

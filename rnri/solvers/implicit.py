@@ -240,8 +240,10 @@ class Solution:
 class Solver(Protocol):
     """Solves ``z = f(z)`` for a batch, each sample independently of the others."""
 
-    tolerance: float
-    iterations: int
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def iterations(self) -> int: ...
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
