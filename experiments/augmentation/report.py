@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,8 +16,8 @@ from experiments.data.concepts import Concept
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.rare_concepts.report import image_figures
 from experiments.rare_concepts.scoring import ClassifiedImages, lost_samples, mean
+from experiments.reporting import figures as plots
 from experiments.reporting import tables
-from experiments.reporting.figures import error_bars
 from experiments.reporting.results import Report
 
 COLUMNS = {
@@ -154,9 +153,9 @@ def sample_rows(method: str, predictions: Predictions) -> list[dict]:
 
 def accuracy_figure(rows: Sequence[Mapping]) -> Figure:
     """Plot each method's accuracy with its interval; the dashed line is the accuracy with the references alone."""
-    figure, axis = plt.subplots(figsize=(6, 0.45 * len(rows) + 0.9))
+    figure, axis = plots.panel(6, 0.45 * len(rows) + 0.9)
     values = [100 * row["accuracy"] for row in rows]
-    axis.barh(range(len(rows)), values, xerr=error_bars(rows, "accuracy", 100), color="tab:blue")
+    axis.barh(range(len(rows)), values, xerr=plots.error_bars(rows, "accuracy", 100), color="tab:blue")
     axis.axvline(values[0], color="black", linestyle="--", linewidth=1)
     axis.set(
         yticks=range(len(rows)),

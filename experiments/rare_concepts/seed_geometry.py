@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from annotated_types import MinLen
 from lightning.pytorch.loggers import Logger
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -155,7 +154,7 @@ class SeedGeometryExperiment(ArmsExperiment):
 
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
     """Plot the norms along each path, or of each average: the mean over concepts and the middle 90 %."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    figure, axis = plots.panel(6.4, 3.4)
     for k, (name, all_norms) in enumerate(norms.items()):
         values = all_norms[all_norms.isfinite().all(1)]
         if not len(values):

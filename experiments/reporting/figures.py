@@ -59,6 +59,11 @@ def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
     return figure, [list(line) for line in axes]
 
 
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of a single panel, ``width`` x ``height`` inches."""
+    return plt.subplots(figsize=(width, height))
+
+
 def method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A color and a marker for each name, to be used in all panels of a figure."""
     unique = list(dict.fromkeys(names))
@@ -163,7 +168,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Bar plot of accuracy per bucket and method, with 95 % intervals."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     buckets = list(dict.fromkeys(row["bucket"] for row in rows))
-    figure, axis = plt.subplots(figsize=(1.6 + 1.5 * len(buckets), 3))
+    figure, axis = panel(1.6 + 1.5 * len(buckets), 3)
     width = 0.8 / len(methods)
     for m, method in enumerate(methods):
         row_of = {row["bucket"]: row for row in rows if row["method"] == method}
