@@ -12,12 +12,13 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from PIL import Image
 
-import train
 from experiments.augmentation.few_shot import FewShot, classify
 from experiments.augmentation.report import Predictions, accuracy_rows
+from experiments.config.errors import one_line
 from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
-from tests.commands import carried_out, composed, forked
+from experiments.runtime.setup import setup
+from tests.commands import composed, forked, run_in_process
 
 SMALL = [
     "experiment=augmentation", "data.concepts=3", "task.steps=3", "task.samples=2", "select.iterations=1",
@@ -80,7 +81,7 @@ def test_other_training_settings_reuse_the_images(run):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
     trainings = {path for path in before if "trainings" in path.parts}
     assert len(trainings) == len(METHODS) * 2
-    carried_out(*SMALL, f"run_dir={folder}", "task.few_shot.steps=4")
+    run_in_process(*SMALL, f"run_dir={folder}", "task.few_shot.steps=4")
     after = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
     assert before.items() <= after.items()
     assert len(after) == len(before) + len(trainings)
@@ -153,6 +154,6 @@ def test_accuracy_and_gain_are_means_over_images_and_trainings():
 )
 def test_prepare_rejects_bad_input_without_a_run_folder(overrides, message, tmp_path):
     with pytest.raises((ValueError, HydraException)) as error:
-        train.prepare(composed("experiment=augmentation", f"run_dir={tmp_path}/run", *overrides))
-    assert message in train.explain(error.value)
+        setup(composed("experiment=augmentation", f"run_dir={tmp_path}/run", *overrides))
+    assert message in one_line(error.value)
     assert not (tmp_path / "run").exists()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import train
 from experiments.data.captions import Captioned
 from experiments.data.images import Images
 from experiments.inversion.jobs import from_captions, mismatched
+from experiments.runtime.setup import setup
 from tests.commands import composed
 from tests.fakes import captions
 from tests.pipelines import tiny_stable_diffusion
@@ -43,7 +43,7 @@ def test_captioned_images_are_inverted_under_their_captions(tmp_path):
         "{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated],wrong_prompts:true}]",
         "task.figures=[]",
     ]  # fmt: skip
-    task, trainer = train.prepare(composed(*options))
+    task, trainer = setup(composed(*options))
     task.run(trainer)
     table = (tmp_path / "run" / "table.md").read_text()
     assert "converged" in table

@@ -2,7 +2,7 @@
 
 import pytest
 
-import train
+from experiments.runtime.setup import setup
 from tests.commands import composed
 
 
@@ -13,12 +13,13 @@ def setting(steps: int, method: str) -> str:
 
 def prepared(folder, *overrides):
     config = composed(f"run_dir={folder}", "trainer.accelerator=cpu", "task.images=1", *overrides)
-    return train.prepare(config)[0]
+    return setup(config)[0]
 
 
 def test_method_of_another_model_family_is_skipped_with_a_reason(tmp_path):
     task = prepared(tmp_path, "experiment=reconstruction", "model=emoji_flow")
-    assert list(task.skipped) == ["ledits"] and "noise alone" in task.skipped["ledits"]
+    assert list(task.skipped) == ["ledits"]
+    assert "pure noise" in task.skipped["ledits"]
     methods = {job.method for job in task.jobs}
     assert "ledits" not in methods and {"vae", "edict", "accelerated"} <= methods
     assert not prepared(tmp_path, "experiment=reconstruction").skipped

@@ -12,9 +12,10 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-import train
+from experiments.config.errors import one_line
 from experiments.inversion.jobs import VAE_BOUND, Setting
 from experiments.inversion.task import InversionExperiment
+from experiments.runtime.setup import setup
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
 from tests.commands import composed, forked
 from tests.experiments.evaluation.test_lpips import random_weights
@@ -149,7 +150,7 @@ def test_samples_have_every_image_of_every_method(run):
 def test_second_run_computes_nothing(run):
     folder, _ = run
     before = {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
-    task, trainer = train.prepare(OmegaConf.load(folder / "config.yaml"))
+    task, trainer = setup(OmegaConf.load(folder / "config.yaml"))
     first = rows(folder)
     task.run(trainer)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
@@ -230,6 +231,6 @@ def test_rejects_st_lpips_for_images_that_are_too_small(tmp_path):
 def test_prepare_rejects_bad_input_without_a_run_folder(overrides, message, tmp_path):
     config = composed("experiment=reconstruction", f"run_dir={tmp_path}/run", *overrides)
     with pytest.raises((ValueError, HydraException)) as error:
-        train.prepare(config)
-    assert message in train.explain(error.value)
+        setup(config)
+    assert message in one_line(error.value)
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from experiments.cache import atomic
 from experiments.cache.atomic import CannotWrite
-from experiments.config.errors import explain
+from experiments.config.errors import one_line
 from experiments.reporting.results import log_metrics
 from tests.experiments.tiny_configs import NAO, PLAIN, rare_concepts, run_to_end, tiny
 
@@ -70,12 +70,12 @@ def test_full_disk_keeps_finished_units(tmp_path, breaking):
     [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.ESTALE, "bring its disk back")],
 )
 def test_errors_of_libraries_name_the_file_and_a_remedy(number, remedy):
-    message = explain(OSError(number, os.strerror(number), "runs/a/metrics.csv"))
+    message = one_line(OSError(number, os.strerror(number), "runs/a/metrics.csv"))
     assert message.startswith(
         f"the file runs/a/metrics.csv cannot be used ({os.strerror(number)}): {remedy}, and run the "
     )
-    assert explain(OSError(number, os.strerror(number))).startswith("a file of run_dir cannot be used (")
-    assert explain(OSError("the disk is odd")) == "the disk is odd"
+    assert one_line(OSError(number, os.strerror(number))).startswith("a file of run_dir cannot be used (")
+    assert one_line(OSError("the disk is odd")) == "the disk is odd"
 
 
 def test_full_disk_of_a_logger_is_explained(tmp_path, monkeypatch):
@@ -93,4 +93,4 @@ def test_full_disk_of_a_logger_is_explained(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError, match="No space left") as caught:
         log_metrics([logger], [{"method": "plain", "bucket": "tail", "accuracy": 0.5}], ("method", "bucket"))
-    assert "metrics.csv cannot be used (No space left on device): make room" in explain(caught.value)
+    assert "metrics.csv cannot be used (No space left on device): make room" in one_line(caught.value)

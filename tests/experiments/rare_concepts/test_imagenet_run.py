@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runtime.run_lock import enter
-from tests.commands import begun, composed
+from experiments.runtime.run_lock import join_or_start_run
+from tests.commands import composed, start
 from tests.fakes import imagenet_count_table, imagenet_tables, timm_folder
 from tests.pipelines import tiny_stable_diffusion
 
@@ -41,7 +41,7 @@ def rows(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_two_runs_of_a_folder_give_the_results_of_one(data, tmp_path):
-    runs = [begun(*overrides(data, tmp_path / name)) for name in ("alone", "shared", "shared")]
+    runs = [start(*overrides(data, tmp_path / name)) for name in ("alone", "shared", "shared")]
     finished = [run() for run in runs]
     assert not any(run.returncode for run in finished), finished
     outputs = [(run.stdout, run.stderr) for run in finished]
@@ -60,12 +60,12 @@ def test_rejects_a_second_run_with_other_settings(data, tmp_path, monkeypatch):
     config, other, training = (
         composed(f"run_dir={tmp_path}/run", *more) for more in ([], ["seed=1"], ["experiment=pretrain_classifier"])
     )
-    first = enter(config, None, None)
+    first = join_or_start_run(config, None, None)
     for wrong, message in ((other, "works there with other settings"), (training, "trains there")):
         with pytest.raises(
             ValueError, match=rf"run_dir=.*: process {os.getpid()} on .* {message}: wait for its end, or"
         ):
-            enter(wrong, None, None)
+            join_or_start_run(wrong, None, None)
 
     class Task:
         is_reporter = None
@@ -74,7 +74,7 @@ def test_rejects_a_second_run_with_other_settings(data, tmp_path, monkeypatch):
         loggers = ("csv",)
 
     task, trainer = Task(), Trainer()
-    second = enter(config, task, trainer)
+    second = join_or_start_run(config, task, trainer)
     assert trainer.loggers == [] and not task.is_reporter()
     first.close()  # as if the first run had died before its report
     assert task.is_reporter()

@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file
 
-import train
+from experiments.config.errors import one_line
 from experiments.evaluation.classifier import Classifier, Preprocessing
+from experiments.runtime.setup import setup
 from tests.commands import composed
 from tests.pipelines import IMAGE_SIZE, LATENT_SHAPE, tiny_stable_diffusion
 
@@ -55,7 +56,7 @@ def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_main_job_on_a_stable_diffusion_checkpoint(files, checkpoint):
     """Images have the checkpoint's size, which need not be square."""
-    task, trainer = train.prepare(configured(files, checkpoint))
+    task, trainer = setup(configured(files, checkpoint))
     height, width = CHECKPOINTS[checkpoint][1]
     scale = IMAGE_SIZE // LATENT_SHAPE[1]
     assert task.context.concepts[0].references.shape == (2, 3, scale * height, scale * width)
@@ -85,8 +86,8 @@ def broken(path: Path) -> None:
 )
 def test_prepare_rejects_data_that_does_not_fit(files, overrides, message):
     with pytest.raises((ValueError, HydraException)) as caught:
-        train.prepare(configured(files, "square", *overrides))
-    assert message in train.explain(caught.value)
+        setup(configured(files, "square", *overrides))
+    assert message in one_line(caught.value)
     assert not (files / "run").exists()
 
 
@@ -94,7 +95,7 @@ def test_prepare_rejects_data_that_does_not_fit(files, overrides, message):
 def test_prepare_rejects_a_truncated_image(files, kind):
     broken(files / kind / "payphone" / "1.png")
     with pytest.raises(ValueError, match=rf"{kind}.payphone.1\.png cannot be read as an image"):
-        train.prepare(configured(files, "square"))
+        setup(configured(files, "square"))
     assert not (files / "run").exists()
 
 
@@ -105,7 +106,7 @@ def test_concepts_named_by_numbers_are_selected(files):
     (files / "counts.tsv").write_text("0\t3\n1\t5000000\n")
     network = timm.create_model("resnet10t", num_classes=2)
     Classifier(network, ["0", "1"], PREPROCESSING).save(files / "classifier", "resnet10t")
-    task, _ = train.prepare(configured(files, "square", "data.concepts=[1,0]"))
+    task, _ = setup(configured(files, "square", "data.concepts=[1,0]"))
     assert [concept.name for concept in task.context.concepts] == ["1", "0"]
 
 
@@ -114,5 +115,5 @@ def test_inversion_experiment_uses_the_checkpoints_size(files):
     data = [f"data.{name}={files / name}" for name in ("references", "real", "classifier")]
     data += ["data=folder", f"data.counts={files}/counts.tsv", "data.clip=assets/models/clip", "model=sd"]
     data += [f"model.path={files}/wide", "model.dtype=float32", "model.local_files_only=true"]
-    task, _ = train.prepare(composed(*options, *data))
+    task, _ = setup(composed(*options, *data))
     assert {tuple(image.image.shape) for job in task.jobs for image in job.images} == {(3, 16, 24)}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import train
 from benchmarks import inversion, seedselect
 from experiments.editing import make_benchmark
+from experiments.runtime.setup import setup
 from tests.commands import composed
 from tests.experiments.rare_concepts.test_lost_samples import OneBadSeed, totals
 from tests.experiments.tiny_configs import NAO, PLAIN, rare_concepts, run_to_end, tiny, trainer
@@ -63,10 +63,10 @@ def test_relative_paths_refer_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = composed("experiment=rare_concepts", "run_dir=mine", "trainer.accelerator=cpu")
     other = composed("experiment=rare_concepts", "run_dir=mine", "data.folder=corpus")
-    task, _ = train.prepare(config)
+    task, _ = setup(config)
     assert Path(task.run_dir).resolve() == tmp_path / "mine" and len(task.context.concepts) > 3
     with pytest.raises(ValueError, match=r"corpus/?\S* does not exist|corpus has no"):
-        train.prepare(other)
+        setup(other)
 
 
 @pytest.mark.parametrize("tool", [inversion, seedselect, make_benchmark])

@@ -11,10 +11,11 @@ import torch
 from hydra.errors import HydraException
 from safetensors.torch import load_file
 
-import train
+from experiments.config.errors import one_line
 from experiments.rare_concepts.scoring import classify_images
+from experiments.runtime.setup import setup
 from rnri import LatentDiffusion
-from tests.commands import carried_out, command, composed, forked
+from tests.commands import command, composed, forked, run_in_process
 from tests.experiments import tiny_configs as small
 from tools.inspect_wandb import records, summarize
 
@@ -158,7 +159,7 @@ def test_second_run_computes_nothing(run, classifier):
     folder, _ = run
     before = {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
     first = rows(folder)
-    carried_out("experiment=rare_concepts", f"run_dir={folder}", *SMALL, classifier)
+    run_in_process("experiment=rare_concepts", f"run_dir={folder}", *SMALL, classifier)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("units/**/*.safetensors")}
     assert rows(folder) == first
 
@@ -170,7 +171,7 @@ def test_damaged_unit_is_recomputed_to_the_same_images(run, classifier):
     start = unit.read_bytes()[:100]
     unit.unlink()  # the old file stays mapped in `images`
     unit.write_bytes(start)
-    carried_out("experiment=rare_concepts", f"run_dir={folder}", *SMALL, classifier)
+    run_in_process("experiment=rare_concepts", f"run_dir={folder}", *SMALL, classifier)
     difference = (load_file(unit)["images"].int() - images.int()).abs()
     assert difference.max() <= 1  # of 255: alone in its batch, sums are rounded differently
     assert torch.isfinite(load_file(unit)["seeds"]).all()
@@ -233,8 +234,8 @@ def test_two_processes_generate_the_same_images_as_one(run, classifier, tmp_path
 def test_prepare_rejects_bad_input_without_a_run_folder(overrides, message, tmp_path):
     config = composed("experiment=rare_concepts", f"run_dir={tmp_path}/run", *overrides)
     with pytest.raises((ValueError, HydraException)) as error:
-        train.prepare(config)
-    assert message in train.explain(error.value)
+        setup(config)
+    assert message in one_line(error.value)
     assert not (tmp_path / "run").exists()
 
 

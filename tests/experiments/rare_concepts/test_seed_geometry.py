@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.rare_concepts.seed_geometry import norm_figure
-from tests.commands import carried_out
+from tests.commands import run_in_process
 from tests.experiments import tiny_configs as small
 
 SMALL = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
@@ -24,7 +24,7 @@ REFERENCES = {"interpolation": 2, "centroids": 3}
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     classifier = small.tiny_emoji_classifier(folder / "classifier")
-    carried_out(f"experiment={request.param}", f"run_dir={folder}", *SMALL, classifier)
+    run_in_process(f"experiment={request.param}", f"run_dir={folder}", *SMALL, classifier)
     rows = json.loads((folder / "results.json").read_text())["rows"]
     totals = {(row["inversion"], row["method"]): row for row in rows if row["bucket"] == "total"}
     return request.param, folder, totals

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from nao import norm_penalty, path_seeds
 from rnri import ImplicitInverter, RNRIMeanSign, anderson_inverter
 from seedselect import SeedSelect
-from tests.devices import DEVICE, FakeTensor, FakeAccelerator, fake_device
+from tests.devices import DEVICE, FakeAccelerator, FakeTensor, fake_device
 from tests.experiments.tiny_configs import NAO, PLAIN, SELECT, rare_concepts, run_to_end
 
 
