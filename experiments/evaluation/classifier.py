@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     """A timm network with its labels and preprocessing. Inputs are ``[B, 3, H, W]`` in [0, 1], of any size.
 
     Attributes:
-        labels: one per logit, in canonical form (:func:`experiments.naming.canonical`).
+        labels: one per logit, in normalized form (:func:`experiments.naming.normalize_name`).
 
     Args:
         network: a timm model.
