@@ -89,7 +89,8 @@ def test_pipeline_call_regenerates_the_image(name):
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux dev"])
 def test_non_square_images_with_guidance(name):
-    pipe, guidance = small_outputs(name), 2.0
+    pipe = small_outputs(name)
+    guidance = 2.0
     inversion = rnri.invert(
         pipe, images(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.anderson_inverter(8, 1e-9),
         negative_prompt="" if name == "flux dev" else ["fog", "rain"],
@@ -136,7 +137,8 @@ def test_pipe_is_unchanged(name, fails):
 
 
 def test_pil_lists_and_tensors_are_the_same():
-    pipe, values = tiny_stable_diffusion(), (images() * 255).round().byte()
+    pipe = tiny_stable_diffusion()
+    values = (images() * 255).round().byte()
     pil = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in values]
     tensors = values.float() / 255
     seeds = [rnri.invert(pipe, images, PROMPTS, steps=2).seed for images in (pil, tensors, list(tensors), tuple(pil))]
@@ -147,7 +149,8 @@ def test_pil_lists_and_tensors_are_the_same():
 
 
 def test_callback_is_called_after_every_step():
-    pipe, calls = tiny_flux(), []
+    pipe = tiny_flux()
+    calls = []
     inversion = rnri.invert(pipe, images(), PROMPTS, steps=3, callback_on_step_end=lambda *step: calls.append(step))
     assert [k for _, k, _, _ in calls] == [0, 1, 2] and all(p is pipe for p, *_ in calls)
     assert [t for _, _, t, _ in calls] == inversion.timesteps.flip(0).tolist()
@@ -164,7 +167,8 @@ def test_deterministic_scheduler_uses_its_source():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_frees_offload_hooks(fails, monkeypatch):
-    pipe, freed = tiny_stable_diffusion(), []
+    pipe = tiny_stable_diffusion()
+    freed = []
     monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: freed.append(self))
     if fails:
         monkeypatch.setattr(pipe.vae, "encode", lambda _: 1 / 0)

@@ -48,22 +48,26 @@ def test_exact_methods_round_trip_on_gaussian_data(method, steps):
     predictor = NoisePredictor(denoiser)
     inversion = method.invert(z0, predictor, schedule(steps))
     assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
-    again = method.reconstruct(inversion, predictor, schedule(steps))
-    torch.testing.assert_close(again, z0, rtol=0, atol=1e-6 if method == BDIA(gamma=0.5) else 1e-9)
+    reconstruction = method.reconstruct(inversion, predictor, schedule(steps))
+    torch.testing.assert_close(reconstruction, z0, rtol=0, atol=1e-6 if method == BDIA(gamma=0.5) else 1e-9)
 
 
 @pytest.mark.parametrize("method", EXACT, ids=name)
 def test_exact_methods_round_trip_through_a_network_with_guidance(model, method):
-    z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(5)
+    z0 = latents()
+    predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+    steps = model.schedule(5)
     inversion = method.invert(z0, predictor, steps)
-    again = method.reconstruct(inversion, predictor, steps)
-    torch.testing.assert_close(again.float(), z0, rtol=0, atol=2e-4)  # the network is float32
+    reconstruction = method.reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(reconstruction.float(), z0, rtol=0, atol=2e-4)  # the network is float32
 
 
 @pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
 def test_result_does_not_depend_on_the_batch(exact_model, method):
     """In float64, because BDIA and O-BELM magnify rounding errors, as null-text's Adam does with tiny gradients."""
-    z0, steps, prompts = latents(), exact_model.schedule(4), ["a cat", "dog", "x"]
+    z0 = latents()
+    steps = exact_model.schedule(4)
+    prompts = ["a cat", "dog", "x"]
     together = method.invert(z0, exact_model.predictor(prompts, 3.0), steps)
     images = method.reconstruct(together, exact_model.predictor(prompts, 3.0), steps)
     for i, prompt in enumerate(prompts):
@@ -79,12 +83,14 @@ def test_result_does_not_depend_on_the_batch(exact_model, method):
 def test_every_network_dtype(method, dtype):
     """Exact methods reconstruct in every dtype, because both directions round equally."""
     model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
-    z0, predictor, steps = latents(2), model.predictor(["a cat", "dog"], 3.0), model.schedule(4)
+    z0 = latents(2)
+    predictor = model.predictor(["a cat", "dog"], 3.0)
+    steps = model.schedule(4)
     inversion = method.invert(z0, predictor, steps)
-    again = method.reconstruct(inversion, predictor, steps)
-    assert inversion.seed.dtype == again.dtype == torch.float64 and again.isfinite().all()
+    reconstruction = method.reconstruct(inversion, predictor, steps)
+    assert inversion.seed.dtype == reconstruction.dtype == torch.float64 and reconstruction.isfinite().all()
     if method in EXACT:
-        torch.testing.assert_close(again.float(), z0, rtol=0, atol=1e-4)
+        torch.testing.assert_close(reconstruction.float(), z0, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ALL, ids=name)
@@ -143,9 +149,11 @@ def test_obelm_is_more_accurate_than_ddim():
 
 
 def test_negative_prompt_cancels_guidance(model):
-    z0, steps = latents(), model.schedule(6)
+    z0 = latents()
+    steps = model.schedule(6)
     prompts = ["a cat", "dog", "x"]
-    guided, plain = model.predictor(prompts, 7.5), model.predictor(prompts)
+    guided = model.predictor(prompts, 7.5)
+    plain = model.predictor(prompts)
     method = NegativePrompt()
     canceled = method.reconstruct(method.invert(z0, guided, steps), guided, steps)
     ddim = ImplicitInverter(FixedPoint(1))
@@ -159,34 +167,39 @@ def test_negative_prompt_cancels_guidance(model):
 
 
 def test_null_text_optimization_reduces_the_error(model):
-    z0, steps = latents(), model.schedule(6)
+    z0 = latents()
+    steps = model.schedule(6)
     predictor = model.predictor(["a cat", "dog", "x"], 7.5)
     errors = []
     for iterations in (1, 10):
         method = NullText(iterations=iterations, threshold=0)
-        again = method.reconstruct(method.invert(z0, predictor, steps), predictor, steps)
-        errors.append((again - z0).square().flatten(1).mean(1))
+        reconstruction = method.reconstruct(method.invert(z0, predictor, steps), predictor, steps)
+        errors.append((reconstruction - z0).square().flatten(1).mean(1))
     plain = sample(method.invert(z0, predictor, steps).seed, predictor, steps)
     assert (errors[1] < errors[0]).all()
     assert (errors[1] < (plain - z0).square().flatten(1).mean(1)).all()
 
 
 def test_null_text_without_guidance_is_ddim(model):
-    z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"]), model.schedule(4)
+    z0 = latents()
+    predictor = model.predictor(["a cat", "dog", "x"])
+    steps = model.schedule(4)
     inversion = NullText().invert(z0, predictor, steps)
     assert torch.equal(inversion.seed, ImplicitInverter(FixedPoint(1)).invert(z0, predictor, steps).seed)
     assert not inversion.aux and inversion.backward.sum() == 0
 
 
 def test_null_text_stops_per_sample(model):
-    predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(4)
+    predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+    steps = model.schedule(4)
     z0 = latents()
     easy = NullText(iterations=8, threshold=1e9).invert(z0, predictor, steps)
     assert (easy.nfe == 1 + 1 + 1 + 1).all() and (easy.backward == 1).all()
 
 
 def test_null_text_isolates_nan_samples(model):
-    z0, steps = latents(2), model.schedule(3)
+    z0 = latents(2)
+    steps = model.schedule(3)
     z0[1] = torch.nan
     method = NullText(iterations=2)
     both = method.invert(z0, model.predictor(["a cat", "dog"], 3.0), steps)
@@ -203,20 +216,22 @@ def test_negative_condition_requires_guidance(model):
 
 def test_sdedit_samples_part_of_the_schedule():
     denoiser, z0 = gaussian(batch=2)
-    steps, method = schedule(10), SDEdit(strength=0.3)
+    steps = schedule(10)
+    method = SDEdit(strength=0.3)
     inversion = method.invert(z0, NoisePredictor(denoiser), steps)
     a = steps.alpha_bar[7].item()
     noise = (inversion.seed - a**0.5 * z0) / (1 - a) ** 0.5
     assert torch.allclose(noise[0], noise[1])  # the same for every image
-    again = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
-    torch.testing.assert_close(again, sample(inversion.seed, NoisePredictor(denoiser), steps.tail(3)))
+    reconstruction = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
+    torch.testing.assert_close(reconstruction, sample(inversion.seed, NoisePredictor(denoiser), steps.tail(3)))
     assert not inversion.converged.any()
 
 
 def test_edit_friendly_maps_match_diffusers_ddpm():
     """Diffusers' DDIM scheduler with eta = 1 reconstructs the latent if its noise is replaced by the maps."""
     denoiser, z0 = gaussian(batch=2)
-    reference, steps = scheduler(), schedule(10)
+    reference = scheduler()
+    steps = schedule(10)
     reference.set_timesteps(10)
     inversion = EditFriendly(keep_last_map=True).invert(z0, NoisePredictor(denoiser), steps)
     z = inversion.seed
@@ -229,21 +244,25 @@ def test_edit_friendly_maps_match_diffusers_ddpm():
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_prompt_aware_inverts_adjusted_latents(model, noising, reuse, iterations):
-    z0, predictor, steps = latents(), model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(10)
+    z0 = latents()
+    predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+    steps = model.schedule(10)
     inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=3e-6), "fitted")
-    method, path = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations), []
+    method = PromptAware(inner, noising=noising, reuse=reuse, iterations=iterations)
+    path = []
     inversion = method.invert(z0, predictor, steps, lambda k, z: path.append((k, z)))
     assert inversion.nfe.shape == (10, 3) and [k for k, _ in path] == list(range(10))
     assert inversion.nfe.sum() == predictor.forward_evaluations
-    again = method.reconstruct(inversion, predictor, steps)
+    reconstruction = method.reconstruct(inversion, predictor, steps)
     assert inversion.converged.all()
-    torch.testing.assert_close(again, inversion.z0, rtol=0, atol=2e-3)
+    torch.testing.assert_close(reconstruction, inversion.z0, rtol=0, atol=2e-3)
     assert (inversion.z0 - z0).abs().mean() > 1e-4  # the adjustment changes the latents
     torch.testing.assert_close(sample(path[4][1], predictor, steps.tail(5)), inversion.z0, rtol=0, atol=2e-3)
 
 
 def test_reuse_saves_evaluations_with_the_same_latent(model):
-    z0, steps = latents(), model.schedule(10)
+    z0 = latents()
+    steps = model.schedule(10)
     inner = ImplicitInverter(SafeguardedAnderson(40, tolerance=1e-7), "fitted")
     inversions = {}
     for reuse in (True, False):
@@ -264,7 +283,8 @@ def test_reuse_requires_seed_only_and_enough_steps(model):
 
 def test_adjustment_keeps_reachable_latents():
     denoiser, z0 = gaussian(batch=2)
-    predictor, steps = NoisePredictor(denoiser), schedule(500)
+    predictor = NoisePredictor(denoiser)
+    steps = schedule(500)
     adjusted = PromptAware(ImplicitInverter(FixedPoint(1)), steps=2).adjust(z0, predictor, steps)
     torch.testing.assert_close(adjusted[0], z0, rtol=0, atol=1e-3)
 

@@ -49,21 +49,23 @@ def test_uni_inv_by_hand():
 
 def test_rf_solver_by_hand():
     timesteps = []
-    method, (predictor, steps) = RFSolver(), two_steps(timesteps)
+    method = RFSolver()
+    predictor, steps = two_steps(timesteps)
     inversion = method.invert(scalar(1.0), predictor, steps)
-    # v = 1, middle 1.2, v = 1.4, z = 1.56; v = 1.96, middle 1.952, v = 2.552, z = 1.56 + 0.4 * 2.552
+    # v = 1, midpoint 1.2, v = 1.4, z = 1.56; v = 1.96, midpoint 1.952, v = 2.552, z = 1.56 + 0.4 * 2.552
     assert inversion.seed.item() == pytest.approx(2.5808, rel=1e-12)
     assert timesteps == pytest.approx([0, 200, 400, 600])
-    # down: v = 3.3808, middle 2.5808 - 0.2 * 3.3808 = 1.90464, v = 2.50464, z = 1.578944; ...
-    middle = 1.578944 - 0.2 * (1.578944 + 0.4)
-    assert method.reconstruct(inversion, predictor, steps).item() == pytest.approx(1.578944 - 0.4 * (middle + 0.2))
+    # down: v = 3.3808, midpoint 2.5808 - 0.2 * 3.3808 = 1.90464, v = 2.50464, z = 1.578944; ...
+    midpoint = 1.578944 - 0.2 * (1.578944 + 0.4)
+    assert method.reconstruct(inversion, predictor, steps).item() == pytest.approx(1.578944 - 0.4 * (midpoint + 0.2))
 
 
 def test_fireflow_by_hand():
     timesteps = []
-    method, (predictor, steps) = FireFlow(), two_steps(timesteps)
+    method = FireFlow()
+    predictor, steps = two_steps(timesteps)
     inversion = method.invert(scalar(1.0), predictor, steps)
-    # p = 1, middle 1.2, v = 1.4, z = 1.56; middle 1.56 + 0.2 * 1.4 = 1.84, v = 2.44, z = 1.56 + 0.4 * 2.44
+    # p = 1, midpoint 1.2, v = 1.4, z = 1.56; midpoint 1.56 + 0.2 * 1.4 = 1.84, v = 2.44, z = 1.56 + 0.4 * 2.44
     assert inversion.seed.item() == pytest.approx(2.536, rel=1e-12)
     assert timesteps == pytest.approx([0, 200, 600]) and inversion.nfe.tolist() == [[2], [1]]
     first = 2.536 - 0.2 * (2.536 + 0.8) + 0.6
@@ -76,7 +78,8 @@ def test_fireflow_by_hand():
 
 def test_rf_inversion_by_hand():
     timesteps = []
-    method, (predictor, steps) = RFInversion(gamma=0.5, eta=0.9, stop=0.5, seed=3), two_steps(timesteps)
+    method = RFInversion(gamma=0.5, eta=0.9, stop=0.5, seed=3)
+    predictor, steps = two_steps(timesteps)
     inversion = method.invert(scalar(1.0), predictor, steps)
     y1 = draw_noise(scalar(0.0), 1, 3).item()
     first = 1 + 0.4 * (0.5 * 1 + 0.5 * (y1 - 1))
@@ -90,7 +93,8 @@ def test_rf_inversion_by_hand():
 
 def test_rf_inversion_with_full_strength_reaches_its_targets():
     denoiser, z0 = velocity(batch=2)
-    steps, predictor = flow_schedule(7), NoisePredictor(denoiser)
+    steps = flow_schedule(7)
+    predictor = NoisePredictor(denoiser)
     inversion = RFInversion(gamma=1.0, eta=1.0, stop=1.0).invert(z0, predictor, steps)
     torch.testing.assert_close(inversion.seed, draw_noise(z0, 1, 0).expand_as(z0), rtol=0, atol=1e-12)
     reconstruction = RFInversion(gamma=1.0, eta=1.0, stop=1.0).reconstruct(inversion, predictor, steps)
@@ -103,7 +107,8 @@ def test_rf_inversion_uses_the_empty_prompt():
         from rnri.models.predictor import Condition
         from tests.rnri.methods.test_published_methods import Prompted
 
-        text, empty = Condition(torch.full((1,), 5.0).double()), Condition(torch.zeros(1).double())
+        text = Condition(torch.full((1,), 5.0).double())
+        empty = Condition(torch.zeros(1).double())
         denoiser = Prompted(1e-3, text, empty, 3.0) if guided else Prompted(1e-3, empty)
         predictor = NoisePredictor(denoiser)
         inversion = RFInversion().invert(scalar(1.0), predictor, flow_schedule(3)).seed
@@ -116,7 +121,8 @@ def test_rf_inversion_uses_the_empty_prompt():
 @pytest.mark.parametrize(("steps", "shift"), [(2, 1.0), (5, 1.0), (12, 3.0)])
 def test_closed_form_is_the_inverse_of_euler(steps, shift):
     denoiser, z0 = velocity(batch=2)
-    schedule, predictor = flow_schedule(steps, shift), NoisePredictor(denoiser)
+    schedule = flow_schedule(steps, shift)
+    predictor = NoisePredictor(denoiser)
     seed = denoiser.seed(z0, schedule)
     torch.testing.assert_close(sample(seed, predictor, schedule), z0, rtol=0, atol=1e-10)
     solver = SafeguardedAnderson(200, 1e-13)
@@ -145,7 +151,8 @@ def test_convergence_order_on_gaussian_data(inverter, expected):
 
 @pytest.mark.parametrize(("inverter", "expected"), list(zip(INVERTERS, [1, 1, 2, 2, 2], strict=True)), ids=LABELS)
 def test_convergence_order_on_nonlinear_velocity(inverter, expected):
-    predictor, z0 = function_predictor(wavy, 2), gaussian(batch=2)[1]
+    predictor = function_predictor(wavy, 2)
+    z0 = gaussian(batch=2)[1]
     exact = RFSolver().invert(z0, predictor, flow_schedule(1_000).tail(500)).seed
     assert order(inverter, predictor, z0, exact) == pytest.approx(expected, abs=0.3)
 
@@ -153,7 +160,8 @@ def test_convergence_order_on_nonlinear_velocity(inverter, expected):
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (4, 1.0), (9, 3.0)])
 def test_midpoint_inverse_is_exact(steps, shift):
     denoiser, z0 = velocity(batch=2)
-    schedule, predictor = flow_schedule(steps, shift), NoisePredictor(denoiser)
+    schedule = flow_schedule(steps, shift)
+    predictor = NoisePredictor(denoiser)
     inversion = EXACT.invert(z0, predictor, schedule)
     inversion_nfe = predictor.forward_evaluations
     reconstruction = EXACT.reconstruct(inversion, predictor, schedule)
@@ -164,7 +172,8 @@ def test_midpoint_inverse_is_exact(steps, shift):
 
 def test_midpoint_sampler_is_differentiable():
     denoiser, z0 = velocity(batch=2)
-    schedule, predictor = flow_schedule(3), NoisePredictor(denoiser)
+    schedule = flow_schedule(3)
+    predictor = NoisePredictor(denoiser)
     seed = z0.clone().requires_grad_()
     midpoint = MidpointPredictor.from_predictor(predictor, schedule)
     (gradient,) = torch.autograd.grad(sample(seed, midpoint, schedule).sum(), seed)
@@ -176,7 +185,9 @@ def test_midpoint_sampler_is_differentiable():
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_batch_independence_and_counts(method):
     denoiser, z0 = velocity(batch=3)
-    schedule, predictor, steps = flow_schedule(5, 3.0), NoisePredictor(denoiser), []
+    schedule = flow_schedule(5, 3.0)
+    predictor = NoisePredictor(denoiser)
+    steps = []
     together = method.invert(z0, predictor, schedule, lambda k, z: steps.append((k, z)))
     assert [k for k, _ in steps] == list(range(5)) and torch.equal(steps[-1][1], together.seed)
     assert together.nfe.sum().item() == predictor.forward_evaluations
@@ -198,7 +209,8 @@ def test_noise_schedules_are_rejected(method):
 
 def test_uni_inv_beats_ddim_on_noise_schedules():
     denoiser, z0 = gaussian(batch=2)
-    steps, predictor = schedule(20), NoisePredictor(denoiser)
+    steps = schedule(20)
+    predictor = NoisePredictor(denoiser)
     exact = denoiser.seed(z0, steps)
     errors = [
         (method.invert(z0, predictor, steps).seed - exact).norm()
@@ -225,7 +237,8 @@ def test_midpoint_seeds_have_a_more_typical_norm():
     denoiser = replace(denoiser, mean=0 * denoiser.mean, variance=0 * denoiser.variance + 0.05)
     z0 = 0.05**0.5 * torch.randn(z0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact = denoiser.flow(z0).norm()
-    euler, midpoint = denoiser.seed(z0, flow_schedule(8)), EXACT.invert(z0, NoisePredictor(denoiser), flow_schedule(8))
+    euler = denoiser.seed(z0, flow_schedule(8))
+    midpoint = EXACT.invert(z0, NoisePredictor(denoiser), flow_schedule(8))
     assert isinstance(denoiser, GaussianVelocity)
     assert (midpoint.seed.norm() / exact - 1).abs() < (euler.norm() / exact - 1).abs() / 3
 
@@ -233,7 +246,8 @@ def test_midpoint_seeds_have_a_more_typical_norm():
 @pytest.mark.parametrize("inverter", [RFSolver(), FireFlow(), EXACT], ids=["rf_solver", "fireflow", "midpoint"])
 def test_seed_only_uses_the_schedules_sampler(inverter):
     denoiser, z0 = velocity(batch=2)
-    predictor, steps = NoisePredictor(denoiser), flow_schedule(4)
+    predictor = NoisePredictor(denoiser)
+    steps = flow_schedule(4)
     expected = inverter.invert(z0, predictor, steps)
     inversion = SeedOnly(inverter).invert(z0, predictor, steps)
     assert torch.equal(inversion.seed, expected.seed)

@@ -27,23 +27,25 @@ def latents(batch=3):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])  # the last step of linspace adds no noise, see below
 def test_round_trip_on_gaussian_data(steps, spacing):
     denoiser, z0 = gaussian(batch=3)
-    predictor, levels = NoisePredictor(denoiser), Schedule.from_scheduler(scheduler(timestep_spacing=spacing), steps)
+    predictor = NoisePredictor(denoiser)
+    levels = Schedule.from_scheduler(scheduler(timestep_spacing=spacing), steps)
     inversion = LEditsPP().invert(z0, predictor, levels)
     assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     assert inversion.aux["maps"].shape == (3, steps, *z0.shape[1:])
-    again = LEditsPP().reconstruct(inversion, predictor, levels)
-    torch.testing.assert_close(again, z0, rtol=0, atol=1e-6)  # diffusers computes the step in float32
+    reconstruction = LEditsPP().reconstruct(inversion, predictor, levels)
+    torch.testing.assert_close(reconstruction, z0, rtol=0, atol=1e-6)  # diffusers computes the step in float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_round_trip_through_a_network_with_guidance(dtype):
     model = LatentDiffusion(tiny_stable_diffusion("v_prediction").to(dtype))
-    predictor, steps = model.predictor(["a cat", "dog", "x"], 3.0), model.schedule(6)
+    predictor = model.predictor(["a cat", "dog", "x"], 3.0)
+    steps = model.schedule(6)
     inversion = LEditsPP().invert(latents(), predictor, steps)
     assert inversion.seed.dtype == torch.float64 and inversion.nfe.sum() == predictor.forward_evaluations
     assert inversion.aux_bytes == 6 * 8 * torch.Size(LATENT_SHAPE).numel()
-    again = LEditsPP().reconstruct(inversion, predictor, steps)
-    torch.testing.assert_close(again.float(), latents(), rtol=0, atol=1e-4)
+    reconstruction = LEditsPP().reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(reconstruction.float(), latents(), rtol=0, atol=1e-4)
 
 
 def test_second_order_step_by_hand():
@@ -52,8 +54,10 @@ def test_second_order_step_by_hand():
     steps = Schedule.diffusion(torch.tensor([9, 5]), levels, torch.tensor([1 / 2, 4 / 5], dtype=torch.float64))
     z0 = torch.ones(1, 2, 3, 3, dtype=torch.float64)
     n_9, n_5 = draw_noise(z0, 2, 7)
-    first, second = 0.2**0.5 * z0 + 0.8**0.5 * n_9, 0.5**0.5 * (z0 + n_5)
-    clean_9, clean_5 = first / 0.2**0.5, second / 0.5**0.5  # with eps = 0
+    first = 0.2**0.5 * z0 + 0.8**0.5 * n_9
+    second = 0.5**0.5 * (z0 + n_5)
+    clean_9 = first / 0.2**0.5
+    clean_5 = second / 0.5**0.5  # with eps = 0
     # exp(-h) = 1/2, so with V = 1 - a: sqrt(V_s / V_t) / 2 of the sample, 3/4 sqrt(a_s) of the prediction,
     # sqrt(3/4 V_s) of the map.
     mean_5 = (0.5 / 0.8) ** 0.5 / 2 * first + 0.5**0.5 * 0.75 * clean_9
@@ -69,8 +73,8 @@ def test_matches_diffusers_without_source_prompt(monkeypatch, final):
     pipeline, inversion, predictor, steps = inverted_by_both(monkeypatch, final)
     assert_equal(inversion, pipeline)
     assert bool((inversion.aux["maps"][:, -1] == 0).all()) == (final == "zero")
-    again = LEditsPP().reconstruct(inversion, predictor, steps)
-    torch.testing.assert_close(again.float(), pipeline(output_type="latent").images, rtol=0, atol=1e-3)
+    reconstruction = LEditsPP().reconstruct(inversion, predictor, steps)
+    torch.testing.assert_close(reconstruction.float(), pipeline(output_type="latent").images, rtol=0, atol=1e-3)
 
 
 def test_matches_diffusers_with_fixed_embedding_order(monkeypatch):
@@ -92,7 +96,8 @@ def inverted_by_both(monkeypatch, final, prompt=""):
         fix_embedding_order(monkeypatch, pipeline.unet, predictor.denoiser)
     pipeline.invert(images, source_prompt=prompt, source_guidance_scale=3.5, num_inversion_steps=6, skip=0)
 
-    timesteps, table = pipeline.inversion_steps, alpha_bar_table(scheduler())
+    timesteps = pipeline.inversion_steps
+    table = alpha_bar_table(scheduler())
     last = table[:1] if final == "sigma_min" else table.new_ones(1)
     steps = Schedule.diffusion(timesteps, table[timesteps], torch.cat([table[timesteps[1:]], last]))
     return pipeline, LEditsPP().invert(ours.encode(images), predictor, steps), predictor, steps
@@ -142,13 +147,15 @@ def test_last_step_without_noise_is_unconverged(method, options):
     denoiser, z0 = gaussian(batch=2)
     steps = Schedule.from_scheduler(scheduler(**options), 10)
     inversion = method.invert(z0, NoisePredictor(denoiser), steps)
-    again = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
+    reconstruction = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
     assert not inversion.converged.any() and inversion.seed.isfinite().all()
-    assert 1e-4 < (again - z0).abs().mean() < 0.1  # the noise of the cleanest level remains
+    assert 1e-4 < (reconstruction - z0).abs().mean() < 0.1  # the noise of the cleanest level remains
 
 
 def test_result_does_not_depend_on_the_batch(model):
-    z0, prompts, steps = latents(), ["a cat", "dog", "x"], model.schedule(4)
+    z0 = latents()
+    prompts = ["a cat", "dog", "x"]
+    steps = model.schedule(4)
     together = LEditsPP().invert(z0, model.predictor(prompts, 3.0), steps)
     for i, prompt in enumerate(prompts):
         alone = LEditsPP().invert(z0[i : i + 1], model.predictor([prompt], 3.0), steps)

@@ -74,7 +74,8 @@ def test_edict_alternates_updates_and_mixes_x_first():
 @pytest.mark.parametrize("mix", [0.5, 0.93, 1.0])
 def test_edict_is_exact_for_any_number_of_steps(steps, mix):
     schedule = levels(*torch.linspace(0.3, 0.9, steps + 1).tolist(), timesteps=tuple(range(steps, 0, -1)))
-    method, z0 = EDICT(mix), torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    method = EDICT(mix)
+    z0 = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     predictor = NoisePredictor(Nonlinear())
     inversion = method.invert(z0, predictor, schedule)
     torch.testing.assert_close(method.reconstruct(inversion, predictor, schedule), z0, rtol=0, atol=1e-12)

@@ -1,6 +1,6 @@
 """The register of methods agrees with the configs, the public names and the documentation."""
 
-import re
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -83,10 +83,9 @@ def test_registered_method_is_accepted_until_unregistered():
 
 
 def test_all_public_names_of_rnri_resolve():
-    source = Path(rnri.__file__).read_text()
-    type_checking = source.split("if TYPE_CHECKING:")[1].split("__all__")[0]
-    imported = re.findall(r"\w+", " ".join(re.findall(r"import \(?([\w\s,]+)", type_checking)))
-    assert sorted(name for name in imported if name != "from") == sorted(rnri.__all__)
+    tree = ast.parse(Path(rnri.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module.startswith("rnri")]
+    assert sorted(alias.name for node in imports for alias in node.names) == sorted(rnri.__all__)
     assert all(getattr(rnri, name) is not None for name in rnri.__all__)
     assert set(rnri.__all__) <= set(dir(rnri))
 

@@ -29,7 +29,8 @@ def error(inversion, z0, predictor, steps):
 
 def test_every_round_reduces_the_error():
     denoiser, z0 = gaussian(4)
-    steps, predictor = schedule(10), NoisePredictor(denoiser)
+    steps = schedule(10)
+    predictor = NoisePredictor(denoiser)
     errors = [
         error(RoundTripCorrected(ROUGH, rounds, tolerance=0).invert(z0, predictor, steps), z0, predictor, steps)
         for rounds in (0, 1, 2, 8)
@@ -40,7 +41,8 @@ def test_every_round_reduces_the_error():
 
 
 def test_never_worse_than_the_first_inversion():
-    predictor, steps = function_predictor(lambda z, number: 8 * wavy(z, number), 3), schedule(6)
+    predictor = function_predictor(lambda z, number: 8 * wavy(z, number), 3)
+    steps = schedule(6)
     z0 = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     first = error(anderson_inverter(3).invert(z0, predictor, steps), z0, predictor, steps)
     best = [
@@ -53,16 +55,18 @@ def test_never_worse_than_the_first_inversion():
 
 def test_callback_gets_the_returned_trajectory():
     denoiser, z0 = gaussian(3)
-    steps, predictor, path = schedule(5), NoisePredictor(denoiser), []
+    steps = schedule(5)
+    predictor = NoisePredictor(denoiser)
+    path = []
     inversion = RoundTripCorrected(ROUGH, 3, tolerance=0).invert(z0, predictor, steps, lambda k, z: path.append((k, z)))
     assert [k for k, _ in path] == list(range(5))
     torch.testing.assert_close(path[-1][1], inversion.seed)
-    again = ROUGH.invert(inversion.z0, predictor, steps)  # z0 is the shifted target of the seed
-    torch.testing.assert_close(again.seed, inversion.seed)
-    torch.testing.assert_close(again.residuals, inversion.residuals)
+    repeated = ROUGH.invert(inversion.z0, predictor, steps)  # z0 is the shifted target of the seed
+    torch.testing.assert_close(repeated.seed, inversion.seed)
+    torch.testing.assert_close(repeated.residuals, inversion.residuals)
     latents = [z for _, z in path]
     measured = with_measured_residuals(inversion, latents, predictor, steps, 1e-4)
-    expected = with_measured_residuals(again, latents, predictor, steps, 1e-4)
+    expected = with_measured_residuals(repeated, latents, predictor, steps, 1e-4)
     torch.testing.assert_close(measured.residuals, expected.residuals)
     assert (inversion.nfe == 4 * 2).all()  # four inversions and four samplings with one evaluation per step
 
@@ -84,7 +88,8 @@ def test_samples_within_tolerance_stop():
 
 def test_nan_sample_is_isolated():
     denoiser, z0 = gaussian(3)
-    steps, with_nan = schedule(5), z0.clone()
+    steps = schedule(5)
+    with_nan = z0.clone()
     with_nan[1] = torch.nan
     inverter = RoundTripCorrected(ROUGH, 2, tolerance=0)
     inversion = inverter.invert(with_nan, NoisePredictor(denoiser), steps)
