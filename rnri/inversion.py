@@ -86,15 +86,17 @@ class Inversion:
 
 
 class Inverter(ABC):
-    """Base class of inversion methods; a subclass implements ``invert`` and ``reconstruct``.
+    """Base class of inversion methods; a subclass implements ``seed_only``, ``invert`` and ``reconstruct``."""
 
-    Attributes:
-        seed_only: whether ``Inversion.seed`` alone reconstructs the latent, without ``Inversion.aux``.
-        initial_guess: how each implicit step is initialized; None for methods that solve no implicit step.
-    """
+    @property
+    @abstractmethod
+    def seed_only(self) -> bool:
+        """Whether ``Inversion.seed`` alone, without ``Inversion.aux``, reconstructs the latent."""
 
-    seed_only: bool
-    initial_guess: str | None = None
+    @property
+    def initial_guess(self) -> str | None:
+        """How each implicit step is initialized; None for methods that solve no implicit step."""
+        return None
 
     @abstractmethod
     def invert(
@@ -229,7 +231,8 @@ class ImplicitInverter(Inverter):
 
     def with_nfe(self, nfe: int) -> ImplicitInverter:
         """Return a copy whose solver uses at most ``nfe`` forward evaluations per step."""
-        return replace(self, solver=replace(self.solver, iterations=nfe))
+        solver = replace(self.solver, iterations=nfe)  # type: ignore[type-var]
+        return replace(self, solver=solver)
 
     def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
         """Return the initial guess ``[B,C,h,w]`` of a step from the predictions of previous steps."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, overload
 
 import pydantic.dataclasses
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, ConfigDict, ValidationError
 
-Class = TypeVar("Class", bound=type)
+T = TypeVar("T")
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="forbid")
 """No str → number, no 2.0 → int, no bool → number; NaN and infinity are rejected."""
@@ -57,16 +56,31 @@ class ConfigError(ValueError):
         return f"{self.key}: {self.message}"
 
 
+@overload
 @dataclass_transform(field_specifiers=(dataclasses.field,))
-def dataclass(cls: Class | None = None, /, **options: bool) -> Class | Callable[[Class], Class]:
+def dataclass(cls: type[T], /) -> type[T]: ...
+
+
+@overload
+@dataclass_transform(field_specifiers=(dataclasses.field,))
+def dataclass(*, frozen: bool = False, kw_only: bool = False) -> Callable[[type[T]], type[T]]: ...
+
+
+def dataclass(
+    cls: type[T] | None = None, /, *, frozen: bool = False, kw_only: bool = False
+) -> type[T] | Callable[[type[T]], type[T]]:
     """Decorate a class as a strict ``pydantic.dataclasses.dataclass`` with one-line errors.
 
     An invalid field raises :class:`ConfigError` with the field, pydantic's message and the value. Errors of
     ``__post_init__`` are raised unchanged.
     """
     if cls is None:
-        return functools.partial(dataclass, **options)
-    validated = pydantic.dataclasses.dataclass(cls, config=STRICT, **options)
+        return functools.partial(_strict_dataclass, frozen=frozen, kw_only=kw_only)
+    return _strict_dataclass(cls, frozen=frozen, kw_only=kw_only)
+
+
+def _strict_dataclass(cls: type[T], *, frozen: bool, kw_only: bool) -> type[T]:
+    validated: Any = pydantic.dataclasses.dataclass(cls, config=STRICT, frozen=frozen, kw_only=kw_only)
     construct = validated.__init__
 
     @functools.wraps(construct)
@@ -87,8 +101,9 @@ def _one_line(error: ValidationError, cls: type) -> Exception:
         return details["ctx"]["error"]
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     first = details["loc"][0]
-    # Alternatives of a union have different locations, which end in pydantic's tags of the alternatives.
-    rest = commonprefix([entry["loc"] for entry in error.errors() if entry["loc"][0] == first])[1:]
+    locations = [entry["loc"] for entry in error.errors() if entry["loc"][0] == first]
+    # The alternatives of a union have one error each; their locations contain pydantic's names of the alternatives.
+    rest = locations[0][1:] if len(locations) == 1 else ()
     name = names[first] if isinstance(first, int) and first < len(names) else first
     if name not in names:
         return TypeError(f"{cls.__name__} got an unexpected argument {name!r}; its arguments are {', '.join(names)}.")
@@ -98,10 +113,13 @@ def _one_line(error: ValidationError, cls: type) -> Exception:
 
 
 def describe(error: ValidationError) -> str:
-    """Return pydantic's messages for the first invalid field, joined by "or" for a union, and the value."""
-    details = [entry for entry in error.errors() if entry["loc"][:1] == error.errors()[0]["loc"][:1]]
-    messages = dict.fromkeys(entry["msg"].removeprefix("Value error, ") for entry in details)
-    return f"{', or '.join(messages)}, got {details[0]['input']!r:.80}."
+    """Return pydantic's messages for the first invalid value, those of a union joined by "or", and the value."""
+    entries = error.errors()
+    value = entries[0]["input"]
+    same_value = [entry for entry in entries if entry["input"] is value or entry["input"] == value]
+    specific = [entry for entry in same_value if entry["type"] not in ("needs_python_object", "is_instance_of")]
+    messages = dict.fromkeys(entry["msg"].removeprefix("Value error, ") for entry in specific or same_value)
+    return f"{', or '.join(messages)}, got {value!r:.80}."
 
 
 def first_line(error: BaseException) -> str:
