@@ -133,7 +133,7 @@ def test_every_method_has_a_row_per_model_and_edit_method(run):
 
 def test_plan_counts_the_units_of_the_run(run):
     task, _ = run
-    stages = task.plan()
+    stages = task.plan(trainer())
     assert sum(stage.units for stage in stages) == sum(stage.done for stage in stages) == len(task.jobs)
     assert all(stage.cost.nfe == 0 and stage.size > 0 for stage in stages)
 
