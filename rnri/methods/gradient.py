@@ -13,7 +13,7 @@ def exact_dpm() -> ImplicitInverter:
     return ImplicitInverter(ForwardStep())
 
 
-@register_method("gradient_descent", paper="compared in RNRI, Samuel et al. 2023, arXiv 2312.12540")
+@register_method("gradient_descent", paper="–")
 def gradient_descent() -> ImplicitInverter:
     """Gradient descent on the squared residual, with derivatives of the network."""
     return ImplicitInverter(GradientDescent())
