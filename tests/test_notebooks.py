@@ -1,4 +1,4 @@
-"""Every notebook runs top to bottom on the embedded model, and is committed with what came out."""
+"""Every notebook runs from top to bottom on the bundled model and is committed with its outputs."""
 
 from pathlib import Path
 
@@ -27,5 +27,5 @@ def test_notebook_is_committed_with_outputs(path):
     assert path.stat().st_size < 600_000
 
 
-def test_there_are_notebooks():
+def test_all_notebooks_are_collected():
     assert [path.stem for path in NOTEBOOKS] == ["01_inversion", "02_seed_space", "03_rare_concepts"]
