@@ -117,21 +117,22 @@ class IterativeSolver(ABC):
         z = z_init
         state: State = ()
         while True:
+            # Evaluate f at the current iterate.
             rows = problem.counter.rows
             is_last = ~self.has_budget(problem.counter.nfe + 1, max_nfe[rows])
             differentiate = self.needs_grad and (steps_after_last or not bool(is_last.all()))
             iterate = Iterate(problem, *_evaluate(problem, z, differentiate), state)
 
+            # Record it, and stop samples that are solved, diverged or out of budget.
             residual = self._record(best, iterate.detach())
-
-            is_usable = best.has_finite(rows) if self.has_safeguard else residual.isfinite()
-            active = is_usable & (residual > self.tolerance)
+            active = (residual > self.tolerance) & self._is_usable(best, rows, residual)
             if not steps_after_last:
                 active &= ~is_last
             if not active.any():
                 break
 
-            if not self.needs_grad:  # an autograd graph is of the whole batch, which is reduced after the step
+            # Step. An autograd graph spans the batch, so that with gradients the batch is reduced after the step.
+            if not self.needs_grad:
                 iterate = iterate.select(active)
                 is_last = is_last[active]
                 residual = residual[active]
@@ -139,6 +140,8 @@ class IterativeSolver(ABC):
             z, state = self.step(iterate.relaxed())
             if not self.step_is_finite:
                 active &= z.flatten(1).isfinite().all(1).cpu()
+
+            # Return the step from a sample's last evaluation, and continue with the others.
             problem = iterate.problem
             if steps_after_last:
                 rows = problem.counter.rows
@@ -147,7 +150,6 @@ class IterativeSolver(ABC):
                 active &= ~is_last
             if not active.any():
                 break
-
             problem = _select_step(problem, active)
             z = _select_rows(z, active)
             state = tuple(_select_rows(tensor, active) for tensor in state)
@@ -157,6 +159,10 @@ class IterativeSolver(ABC):
         """Update ``best`` with ``iterate``; return its residuals on the CPU, float64 ``[b]``."""
         residual = mean_absolute(iterate.z - iterate.f)
         return best.update(iterate, residual, self.merit(iterate, residual))
+
+    def _is_usable(self, best: BestIterate, rows: Tensor, residual: Tensor) -> Tensor:
+        """Return whether a step can be computed from the last evaluation of each sample, bool ``[b]``."""
+        return best.has_finite(rows) if self.has_safeguard else residual.isfinite()
 
 
 def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
