@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra.utils import get_object
+
+from experiments.base import Task
+from tests.commands import composed
 
 PROJECT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((PROJECT / "configs" / "experiment").glob("*.yaml"))
 PAGE = PROJECT / "docs" / "guides" / "add_an_experiment.md"
 
 
@@ -54,3 +59,13 @@ def test_config_starts_with_its_description():
     package, description, *_ = config.splitlines()
     assert package == "# @package _global_"
     assert re.fullmatch(r"# [A-Z].*\.", description)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "configs" / "experiment").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_experiment_is_a_task_with_a_description(path):
+    package, description, *_ = path.read_text().splitlines()
+    assert package == "# @package _global_"
+    assert re.fullmatch(r"# [A-Z].*\.", description)
+    assert issubclass(get_object(composed(f"experiment={path.stem}").task._target_), Task)

@@ -29,7 +29,7 @@ BYTES_PER_GB = 1e9
 @rank_zero_only
 def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
     """Print units, network evaluations, disk space and memory; with ``plan=true`` also hours, timed on this device."""
-    stages = plan_stages(config, task, trainer)
+    stages = task.plan(trainer)
     print(f"Plan of {config.name}: nothing is computed or written. Evaluations are per image, and an upper bound.\n")
     print(table(stages))
     model = getattr(getattr(task, "networks", None), "model", None)
@@ -39,11 +39,6 @@ def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
     print(f"Weights: {weight_bytes(task.networks) / BYTES_PER_GB:.2f} GB.", flush=True)
     if config.plan is True:
         print(format_time_estimate(stages, model, task.prompts(), trainer.world_size))
-
-
-def plan_stages(config: DictConfig, task: Any, trainer: Trainer) -> list[StagePlan]:
-    """Return the stages of a task, or the steps of a training."""
-    return [training(config)] if is_training(config) else task.plan(trainer)
 
 
 def table(stages: Sequence[StagePlan]) -> str:
@@ -61,14 +56,6 @@ def table(stages: Sequence[StagePlan]) -> str:
         for s in [*stages, total]
     ]
     return markdown_table(rows, COLUMNS)
-
-
-def training(config: DictConfig) -> StagePlan:
-    """Return the plan of a training: a forward and a backward pass per step and image of the batch, on every device."""
-    steps = config.trainer.max_steps
-    batch = config.task.batch_size
-    cost = Cost(steps * batch, 0, steps * batch, 0)
-    return StagePlan(f"training, {steps:,} steps of {batch} images", steps, 0, cost)
 
 
 def training_size(task: Any) -> str:

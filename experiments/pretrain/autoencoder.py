@@ -18,7 +18,15 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from experiments.data.backgrounds import AUGMENTATIONS
 from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, check_corpus
-from experiments.pretrain.training import ImageDataModule, adamw, check_output, fit, load_pretrained, report
+from experiments.pretrain.training import (
+    ImageDataModule,
+    TrainingTask,
+    adamw,
+    check_output,
+    fit,
+    load_pretrained,
+    report,
+)
 from rnri.validation import NonEmptyStr, dataclass
 
 
@@ -61,7 +69,7 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 @dataclass
-class PretrainAutoencoder:
+class PretrainAutoencoder(TrainingTask):
     """The task of ``experiment=pretrain_autoencoder``; ``init_from`` continues from a saved VAE."""
 
     corpus: NonEmptyStr | None

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from experiments.data.augmentations import jitter
 from experiments.data.labeled import LabeledImages
 from experiments.evaluation.classifier import Classifier, Preprocessing
-from experiments.pretrain.training import ImageDataModule, adamw, check_output, final_loss, fit, report
+from experiments.pretrain.training import ImageDataModule, TrainingTask, adamw, check_output, final_loss, fit, report
 from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
 
 
@@ -78,7 +78,7 @@ class ConceptClassifier(LightningModule):
 
 
 @dataclass
-class PretrainClassifier:
+class PretrainClassifier(TrainingTask):
     """The task of ``experiment=pretrain_classifier``: a classifier in ``output`` and its accuracy on excluded groups.
 
     Args:

@@ -17,7 +17,7 @@ from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, check_corpus, read_table
 from experiments.pretrain.denoiser import MAX_TOKENS, build_tokenizer
-from experiments.pretrain.training import ImageDataModule, adamw, check_output, fit, report, save_fp16
+from experiments.pretrain.training import ImageDataModule, TrainingTask, adamw, check_output, fit, report, save_fp16
 from rnri.validation import NonEmptyStr, dataclass
 
 PROMPT = "a drawing of {phrase}"
@@ -85,7 +85,7 @@ def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
 
 
 @dataclass
-class PretrainClip:
+class PretrainClip(TrainingTask):
     """The task of ``experiment=pretrain_clip``."""
 
     corpus: NonEmptyStr | None

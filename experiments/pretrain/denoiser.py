@@ -24,6 +24,7 @@ from experiments.data.backgrounds import Augmentation
 from experiments.data.emoji import EmojiImages, check_corpus, read_table
 from experiments.pretrain.training import (
     ImageDataModule,
+    TrainingTask,
     Unregistered,
     adamw,
     check_output,
@@ -214,7 +215,7 @@ class DenoiserTraining(LightningModule):
 
 
 @dataclass
-class PretrainDenoiser:
+class PretrainDenoiser(TrainingTask):
     """The task of ``experiment=pretrain_denoiser``; ``init_from`` continues from a saved pipeline."""
 
     corpus: NonEmptyStr | None

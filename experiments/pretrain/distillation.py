@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from experiments.data.emoji import check_corpus
 from experiments.pretrain.denoiser import CaptionedLatents, Prompts
-from experiments.pretrain.training import ImageDataModule, check_output, load_pretrained
+from experiments.pretrain.training import ImageDataModule, TrainingTask, check_output, load_pretrained
 from experiments.pretrain.validation_accuracy import AccuracyProbe
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
@@ -82,7 +82,7 @@ class ReplayBuffer:
 
 
 @dataclass
-class DistillationTask:
+class DistillationTask(TrainingTask):
     """Settings and preparation of the trainings that start from a Stable Diffusion pipeline.
 
     Args:

@@ -22,8 +22,22 @@ from torchvision.utils import make_grid
 
 from experiments.cache.atomic import CannotWrite, check_writable
 from experiments.finite import to_bytes
+from experiments.planning.cost import Cost, StagePlan
 
 Model = TypeVar("Model")
+
+
+class TrainingTask:
+    """Base class of the trainings: their cost (:class:`experiments.base.Task`)."""
+
+    batch_size: int
+
+    def plan(self, trainer: Trainer) -> list[StagePlan]:
+        """Return one stage with a forward and a backward pass per step and image of the batch, on every device."""
+        steps = trainer.max_steps
+        images = steps * self.batch_size
+        name = f"training, {steps:,} steps of {self.batch_size} images"
+        return [StagePlan(name, steps, 0, Cost(images, 0, images, 0))]
 
 
 def adamw(
