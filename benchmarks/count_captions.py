@@ -149,9 +149,7 @@ def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--captions", type=int, default=1_000_000, help="synthetic captions (default: %(default)s)"
-    )
+    parser.add_argument("--captions", type=int, default=1_000_000, help="synthetic captions (default: %(default)s)")
     parser.add_argument("--file", type=Path, help="a Parquet file of captions to read instead")
     parser.add_argument("--column", default="caption")
     parser.add_argument("--repeats", type=int, default=3)

@@ -19,7 +19,7 @@ def test_different_names_stay_different(one, other):
     assert normalize_name(one) != normalize_name(other)
 
 
-def test_order_and_spelling_are_kept():
+def test_order_and_spelling_are_preserved():
     assert list(unique_names([f"{NFD} ", "camel"], "x").items()) == [("jalapeño", f"{NFD} "), ("camel", "camel")]
 
 
