@@ -1,4 +1,4 @@
-"""Keys of a config as on the command line: interpolations such as ``${select}`` are followed to the key they refer to."""
+"""Keys of a config as on the command line. Interpolations such as ``${select}`` are followed to their target."""
 
 from __future__ import annotations
 

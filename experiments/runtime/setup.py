@@ -65,8 +65,8 @@ def run(config: DictConfig) -> float | None:
 def setup(config: DictConfig) -> tuple[Task, Trainer]:
     """Validate a config and create its task and trainer. All errors of the input are raised before any long work.
 
-    The order matters: the W&B id is read from the run's folder, the trainer follows the launcher's topology, and the task
-    loads its networks last.
+    The order matters: the W&B id is read from the run's folder, the trainer follows the launcher's topology, and the
+    task loads its networks last.
 
     Raises:
         ValueError: one line with the key as on the command line, or the file.

@@ -1,6 +1,6 @@
 """Invalid values on the command line are reported in one line with their key, before any work."""
 
-# ruff: noqa: E501  # one entry per line
+# one entry per line
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Processes that a launcher started are followed, or said; none does all the work silently."""
+"""The trainer follows the processes of a launcher; other combinations raise an error."""
 
 import logging
 from datetime import timedelta
@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
 from experiments.runtime.distributed import (
-    COUNTS,
-    PATIENCE,
-    Launch,
+    PROCESS_GROUP_TIMEOUT,
+    WORLD_SIZE_VARS,
+    Launcher,
     apply_launcher_topology,
-    check_launch,
-    environments,
-    launch,
+    check_topology,
+    cluster_environments,
+    detect_launcher,
     set_process_group_timeout,
 )
-from experiments.runtime.loggers import check_account, resume, silence_tips
+from experiments.runtime.loggers import check_account, disable_lightning_tips, set_wandb_identity
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job",
@@ -35,14 +35,14 @@ SALLOC_STEP = SALLOC | {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0", "SLU
 PTY = ONE_NODE | {"SLURM_JOB_NAME": "bash", "SLURM_PTY_PORT": "42471"}
 IN_SALLOC = ONE_NODE | {"SLURM_JOB_NAME": "interactive"}
 IN_SALLOC_STEP = IN_SALLOC | {"SLURM_PTY_PORT": "36663"}
-PLACES = ("MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS_PER_NODE")
+RENDEZVOUS_VARS = ("MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS_PER_NODE")
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No launcher's variables, whatever starts the tests."""
-    for name in (*COUNTS, *TORCHRUN, *SRUN, *PLACES, "SLURM_PTY_PORT", "SLURM_TASK_PID"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is undone after the test
+    """Remove the variables of every launcher."""
+    for name in (*WORLD_SIZE_VARS, *TORCHRUN, *SRUN, *RENDEZVOUS_VARS, "SLURM_PTY_PORT", "SLURM_TASK_PID"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it after the test
         monkeypatch.delenv(name)
     return monkeypatch
 
@@ -60,89 +60,89 @@ def flags(**changes):
     ("environment", "expected"),
     [
         ({}, None),
-        (TORCHRUN, Launch("torchrun", 2, 2)),
+        (TORCHRUN, Launcher("torchrun", 2, 2)),
         (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, None),
-        (SRUN, Launch("srun", 2, 2)),
+        (SRUN, Launcher("srun", 2, 2)),
         (SRUN | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, None),
-        (SRUN | {"SLURM_JOB_NAME": "bash"}, Launch("srun", 2, 2)),  # srun bash script.sh
+        (SRUN | {"SLURM_JOB_NAME": "bash"}, Launcher("srun", 2, 2)),  # srun bash script.sh
         (SALLOC, None),
         (SALLOC_STEP, None),
-        (IN_SALLOC, Launch("srun", 2, 1)),
-        (IN_SALLOC_STEP, Launch("srun", 2, 1)),
-        (SRUN | TORCHRUN, Launch("torchrun", 2, 2)),  # torchrun inside a job
+        (IN_SALLOC, Launcher("srun", 2, 1)),
+        (IN_SALLOC_STEP, Launcher("srun", 2, 1)),
+        (SRUN | TORCHRUN, Launcher("torchrun", 2, 2)),  # torchrun inside a job
     ],
 )
-def test_launchers_are_known_by_their_variables(environment, expected):
-    assert launch(environment) == expected
+def test_launcher_is_detected_by_its_variables(environment, expected):
+    assert detect_launcher(environment) == expected
 
 
-def test_a_shell_that_srun_opened_is_alone_and_a_step_within_it_is_not(monkeypatch):
-    """Both have the shell's variables; the shell, process 7 here, has a terminal."""
+def test_shell_of_srun_is_one_process_but_its_steps_are_not(monkeypatch):
+    """Both have the variables of the shell; only the shell, process 7 here, has a terminal."""
     terminals = {"/proc/7/fd/0": "/dev/pts/3", "/proc/8/fd/0": "pipe:[123]"}
     monkeypatch.setattr("experiments.runtime.distributed.os.readlink", terminals.__getitem__)
-    assert launch(PTY | {"SLURM_TASK_PID": "7"}) is None
-    assert launch(PTY | {"SLURM_TASK_PID": "8", "SLURM_STEP_ID": "1"}) == Launch("srun", 2, 1)
+    assert detect_launcher(PTY | {"SLURM_TASK_PID": "7"}) is None
+    assert detect_launcher(PTY | {"SLURM_TASK_PID": "8", "SLURM_STEP_ID": "1"}) == Launcher("srun", 2, 1)
 
 
 @pytest.mark.parametrize(
     ("environment", "address"), [(ONE_NODE, "127.0.0.1"), (SRUN, "localhost"), (SRUN | {"MASTER_ADDR": "::1"}, "::1")]
 )
-def test_steps_of_a_job_meet_at_places_of_their_own(alone, environment, address):
+def test_steps_of_a_job_have_different_rendezvous(alone, environment, address):
     ports = set()
     for step in ("0", "1"):
-        for name in PLACES:
+        for name in RENDEZVOUS_VARS:
             alone.delenv(name, raising=False)
         start(alone, environment | {"SLURM_STEP_ID": step})
         apply_launcher_topology(flags())
-        (found,) = environments()
-        assert isinstance(found, SLURMEnvironment) and found.main_address == address
-        ports.add(found.main_port)
+        (cluster,) = cluster_environments()
+        assert isinstance(cluster, SLURMEnvironment) and cluster.main_address == address
+        ports.add(cluster.main_port)
     assert len(ports) == 2
 
 
-def test_a_first_node_without_an_address_is_said_at_once(alone):
+def test_unresolvable_first_node_raises(alone):
     start(alone, SRUN | {"SLURM_STEP_NODELIST": "no-such-node.invalid,other"})
     with pytest.raises(
-        ValueError, match=r"MASTER_ADDR=no-such-node\.invalid, the first node of .* has no address here"
+        ValueError, match=r"MASTER_ADDR=no-such-node\.invalid cannot be resolved \(by default the first node of"
     ):
         apply_launcher_topology(flags())
 
 
-def test_lightning_follows_a_step_whatever_the_job_is_called_and_however_many_tasks_it_asked_for(alone):
+def test_lightning_follows_srun_step_in_any_job(alone):
     start(alone, ONE_NODE | {"SLURM_JOB_NAME": "interactive", "SLURM_NTASKS_PER_NODE": "8", "SLURM_PROCID": "1"})
     options = flags(accelerator="cpu", logger=False)
     apply_launcher_topology(options)
     set_process_group_timeout()
-    trainer = Trainer(**options, plugins=environments())
-    check_launch(trainer)
-    found = trainer.strategy.cluster_environment
-    found.validate_settings(trainer.num_devices, trainer.num_nodes)
-    assert (trainer.world_size, found.global_rank(), found.auto_requeue) == (2, 1, False)
+    trainer = Trainer(**options, plugins=cluster_environments())
+    check_topology(trainer, "auto")
+    cluster = trainer.strategy.cluster_environment
+    cluster.validate_settings(trainer.num_devices, trainer.num_nodes)
+    assert (trainer.world_size, cluster.global_rank(), cluster.auto_requeue) == (2, 1, False)
 
 
-def test_lightning_starts_processes_itself_in_a_job_of_one_task(alone):
+def test_lightning_starts_processes_in_job_of_one_task(alone):
     start(alone, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "job"})
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, plugins=environments())
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, plugins=cluster_environments())
     assert not trainer.strategy.cluster_environment.creates_processes_externally
     assert trainer.world_size == 2
 
 
 @pytest.mark.parametrize("environment", [{}, TORCHRUN, SRUN | TORCHRUN])
-def test_elsewhere_lightning_chooses(alone, environment):
+def test_without_slurm_lightning_chooses_the_environment(alone, environment):
     start(alone, environment)
-    assert environments() == []
+    assert cluster_environments() == []
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, but srun did not start this process"),
-        (SRUN | {"SLURM_NTASKS": "3"}, "SLURM_NTASKS=3 on SLURM_NNODES=2"),
+        (SRUN | {"SLURM_NTASKS": "3"}, "SLURM_NTASKS=3 is not divisible by SLURM_NNODES=2"),
     ],
 )
-def test_slurms_tasks_without_srun_are_said(environment, said):
-    with pytest.raises(ValueError, match=said):
-        launch(environment)
+def test_slurm_tasks_without_srun_raise(environment, message):
+    with pytest.raises(ValueError, match=message):
+        detect_launcher(environment)
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
@@ -153,75 +153,79 @@ def test_default_flags_follow_the_launcher(alone, environment):
     assert dict(trainer) == {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
 
 
-def test_flags_that_are_given_stay(alone):
+def test_explicit_flags_are_preserved(alone):
     start(alone, TORCHRUN)
     trainer = flags(devices=4, strategy="ddp")
     apply_launcher_topology(trainer)
     assert trainer == flags(devices=4, strategy="ddp")
     with pytest.raises(ValueError, match=r"torchrun started 2 processes on each of 2 nodes, but trainer\.devices=1"):
-        check_launch(Trainer(accelerator="cpu", logger=False))
-    with pytest.raises(ValueError, match=r"torchrun started this process, and trainer\.strategy=ddp_spawn"):
+        check_topology(Trainer(accelerator="cpu", logger=False), "auto")
+    with pytest.raises(
+        ValueError, match=r"trainer\.strategy=ddp_spawn would start processes, but torchrun has already"
+    ):
         apply_launcher_topology(flags(devices=2, strategy="ddp_spawn"))
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
-def test_processes_of_other_launchers_do_not_work_side_by_side(alone, name):
+def test_unsupported_launchers_raise(alone, name):
     alone.setenv(name, "2")
-    with pytest.raises(ValueError, match=f"{name}=2, but each process would do all the work"):
+    with pytest.raises(ValueError, match=f"{name}=2, but each process would compute everything"):
         apply_launcher_topology(flags())
-    apply_launcher_topology(flags(devices=2, strategy="ddp"))  # as a process that Lightning started sees it
+    apply_launcher_topology(flags(devices=2, strategy="ddp"))  # as in a process that Lightning started
 
 
-def test_a_process_alone_stays_alone(alone):
+def test_single_process_keeps_default_flags(alone):
     trainer = flags()
     apply_launcher_topology(trainer)
     assert trainer == flags()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "auto"])
-def test_processes_wait_for_one_another_longer_than_loading_can_be_uneven(alone, strategy, monkeypatch):
+def test_process_group_timeout_is_an_hour_for_every_strategy(alone, strategy, monkeypatch):
     set_process_group_timeout()
     trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
     assert isinstance(trainer.strategy, DDPStrategy)
-    asked = {}
+    arguments = {}
     monkeypatch.setattr(
-        "lightning.pytorch.strategies.ddp._init_dist_connection", lambda *_, **given: asked.update(given)
+        "lightning.pytorch.strategies.ddp._init_dist_connection", lambda *_, **kwargs: arguments.update(kwargs)
     )
     monkeypatch.setattr(trainer.strategy, "set_world_ranks", lambda: None)
     trainer.strategy.setup_distributed()
-    assert asked["timeout"] == PATIENCE >= timedelta(hours=1)  # for units they wait by looking at the disk
+    assert arguments["timeout"] == PROCESS_GROUP_TIMEOUT >= timedelta(hours=1)
     assert trainer.strategy._get_process_group_backend() == "gloo"
     assert StrategyRegistry["ddp_spawn"]["init_params"]["start_method"] == "spawn"
 
 
-def test_lightnings_advertisement_is_silenced_and_nothing_else(caplog):
-    silence_tips()
-    silence_tips()
+def test_only_lightning_tips_are_disabled(caplog):
+    disable_lightning_tips()
+    disable_lightning_tips()
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addHandler(caplog.handler)
         Trainer(accelerator="cpu", logger=False)
         rank_zero_info("a real warning")
-    said = [record.getMessage() for record in caplog.records]
-    assert "a real warning" in said and not any("Tip" in text for text in said)
-    assert any("GPU available" in text for text in said)
+    message = [record.getMessage() for record in caplog.records]
+    assert "a real warning" in message and not any("Tip" in text for text in message)
+    assert any("GPU available" in text for text in message)
 
 
 WANDB = {"wandb": {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}}
 
 
-def test_an_account_is_asked_for_before_the_work(monkeypatch, tmp_path):
+def test_missing_wandb_account_raises(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     import wandb
 
-    wandb.teardown()  # forgets the environment that it read
-    with pytest.raises(ValueError, match=r"logger=wandb: there is no account on this machine: run `wandb login`, or"):
+    wandb.teardown()  # W&B has read the environment already
+    with pytest.raises(
+        ValueError, match=r"logger=wandb: no account is configured on this machine; run `wandb login`, or"
+    ):
         check_account(OmegaConf.create(WANDB))
 
 
-def test_no_account_is_needed_offline(monkeypatch):
+def test_offline_wandb_needs_no_account(monkeypatch):
     check_account(OmegaConf.create({"wandb": WANDB["wandb"] | {"offline": True}}))
     check_account(OmegaConf.create({}))
     check_account(None)
@@ -232,26 +236,28 @@ def test_no_account_is_needed_offline(monkeypatch):
     check_account(OmegaConf.create(WANDB))
 
 
-def wandb_of(**changes):
-    named = {"_target_": "lightning.pytorch.loggers.WandbLogger", "name": None, "job_type": None, "id": None}
+def wandb_config(**changes):
+    logger = {"_target_": "lightning.pytorch.loggers.WandbLogger", "name": None, "job_type": None, "id": None}
     arms = {f"an_arm_of_a_long_name_{k}": {} for k in range(5)}
-    given = {"name": "budget", "run_dir": "/nowhere", "logger": {"wandb": named}, "task": {"arms": arms}}
-    config = OmegaConf.create(given | changes)
-    resume(config)
+    default = {"name": "budget", "run_dir": "/nowhere", "logger": {"wandb": logger}, "task": {"arms": arms}}
+    config = OmegaConf.create(default | changes)
+    set_wandb_identity(config)
     return config.logger.wandb
 
 
-def test_a_run_is_named_by_its_experiment_and_in_a_sweep_by_its_values(monkeypatch, tmp_path):
+def test_wandb_name_is_the_experiment_or_the_sweep_values(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
-    assert wandb_of().name == "budget" and len(wandb_of().id) == 8
+    assert wandb_config().name == "budget" and len(wandb_config().id) == 8
     values = tmp_path / "config-abc.yaml"
-    save_config_file_from_dict(str(values), {"lam": {"value": 0.1}, "seed_init.typical": {"value": False}})  # agent's
+    save_config_file_from_dict(
+        str(values), {"lam": {"value": 0.1}, "seed_init.normalize": {"value": False}}
+    )  # file of the agent
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(values))
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert wandb_of().name == "lam=0.1,seed_init.typical=False" and wandb_of().id is None
+    assert wandb_config().name == "lam=0.1,seed_init.normalize=False" and wandb_config().id is None
 
 
-def test_the_kind_of_a_run_is_its_arms_as_far_as_they_fit():
-    assert wandb_of().job_type == "an_arm_of_a_long_name_0+an_arm_of_a_long_name_1+3 more"
-    assert wandb_of(task={"arms": {"plain": {}, "nao": {}}}).job_type == "plain+nao"
-    assert wandb_of(task={}).job_type == "budget"
+def test_wandb_job_type_lists_the_arms():
+    assert wandb_config().job_type == "an_arm_of_a_long_name_0+an_arm_of_a_long_name_1+3 more"
+    assert wandb_config(task={"arms": {"plain": {}, "nao": {}}}).job_type == "plain+nao"
+    assert wandb_config(task={}).job_type == "budget"

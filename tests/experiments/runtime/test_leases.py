@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, the dead leave nothing in the way."""
+"""Leases: at most one owner at a time, and those of dead processes are taken over."""
 
 import errno
 import os
@@ -12,102 +12,113 @@ import pytest
 
 from experiments.cache.atomic import CannotWrite
 from experiments.runtime import leases as module
-from experiments.runtime.leases import OWNER, LeaseManager
-from tools.chaos import of_units
+from experiments.runtime.leases import OWNER_FILE, LeaseManager
+from tools.chaos import stress_units
+
+
+def wait_until(condition, timeout: float = 60.0) -> None:
+    """Wait for a condition; fail after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture
 def two(tmp_path):
-    made = [LeaseManager(tmp_path / "claims") for _ in range(2)]
-    yield made
-    for claims in made:
-        claims.close()
+    managers = [LeaseManager(tmp_path / "leases") for _ in range(2)]
+    yield managers
+    for leases in managers:
+        leases.close()
 
 
-def elsewhere(claims: LeaseManager) -> LeaseManager:
-    """The same as seen from another machine, which knows no process of this one."""
-    object.__setattr__(claims, "me", module.Owner(claims.me.id, "other", "other machine", 1, ""))
-    return claims
+def on_another_machine(leases: LeaseManager) -> LeaseManager:
+    """Return the manager as another machine would have it, which cannot see the processes of this one."""
+    object.__setattr__(leases, "me", module.Owner(leases.me.id, "other", "other machine", 1, ""))
+    return leases
 
 
-def test_one_holds_a_claim_and_knows_it(two):
+def test_lease_has_one_owner(two):
     one, other = two
-    assert one.take("a", {"x": 1}) and one.take("a") and not other.take("a") and other.take("b")
-    assert other.holder("a") == (one.me, {"x": 1}) and other.holder("c") is None
+    assert one.acquire("a", {"x": 1}) and one.acquire("a") and not other.acquire("a") and other.acquire("b")
+    assert other.owner_of("a") == (one.me, {"x": 1}) and other.owner_of("c") is None
 
 
-def test_what_a_process_held_is_free_when_it_ends(two):
+def test_leases_are_free_after_close(two):
     one, other = two
-    assert one.take("a")
+    assert one.acquire("a")
     one.close()
     third = LeaseManager(other.root)
-    assert other.take("a") and not third.take("a")
+    assert other.acquire("a") and not third.acquire("a")
     other.finish()
-    assert other.root.exists()  # the third is at work
+    assert other.root.exists()  # the third is still active
     third.finish()
     assert not other.root.exists()
 
 
-def test_a_killed_process_of_this_machine_is_known_at_once(tmp_path):
-    code = f"from experiments.runtime.leases import Claims; import os; Claims({str(tmp_path)!r}).take('a'); os._exit(9)"
-    subprocess.run([sys.executable, "-c", code], check=False)
-    claims = LeaseManager(tmp_path)
-    assert (tmp_path / "a" / OWNER).is_file() and claims.take("a")
-    claims.close()
-
-
-def test_a_process_elsewhere_is_dead_after_a_silence(tmp_path):
-    far, near = (
-        elsewhere(LeaseManager(tmp_path, beat=0.05, silence=0.4)),
-        LeaseManager(tmp_path, beat=0.05, silence=0.4),
+def test_killed_process_of_this_machine_loses_its_leases_immediately(tmp_path):
+    code = (
+        "import os; from experiments.runtime.leases import LeaseManager; "
+        f"LeaseManager({str(tmp_path)!r}).acquire('a'); os._exit(9)"
     )
-    assert far.take("a")
-    time.sleep(0.6)
-    assert not near.take("a")  # it beats
+    subprocess.run([sys.executable, "-c", code], check=False)
+    leases = LeaseManager(tmp_path)
+    assert (tmp_path / "a" / OWNER_FILE).is_file() and leases.acquire("a")
+    leases.close()
+
+
+def test_remote_process_is_dead_after_the_lease_timeout(tmp_path):
+    far, near = (
+        on_another_machine(LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=0.8)),
+        LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=0.8),
+    )
+    assert far.acquire("a")
+    time.sleep(1.0)
+    assert not near.acquire("a")  # it sends heartbeats
     far._stop.set()
     far._thread.join()
-    time.sleep(0.5)
-    assert near.take("a") and not LeaseManager(tmp_path, silence=60).take("a")
+    wait_until(lambda: near.acquire("a"))
+    assert near.acquire("a") and not LeaseManager(tmp_path, lease_timeout=60).acquire("a")
     near.close()
 
 
-def test_many_processes_elsewhere_that_died_are_succeeded_in_turn(tmp_path):
-    for _ in range(3):  # a name has room for any number of them
-        far = elsewhere(LeaseManager(tmp_path, beat=60, silence=0.1))
-        assert far.take("a")
+def test_repeated_takeover_from_dead_remote_processes(tmp_path):
+    for _ in range(3):  # the length of a name does not grow
+        far = on_another_machine(LeaseManager(tmp_path, heartbeat_interval=60, lease_timeout=0.1))
+        assert far.acquire("a")
         far._stop.set()
         time.sleep(0.2)
-    near = LeaseManager(tmp_path, silence=0.1)
-    assert near.take("a") and len(list(tmp_path.glob("a~*"))) == 3
+    near = LeaseManager(tmp_path, lease_timeout=0.1)
+    assert near.acquire("a") and len(list(tmp_path.glob("a~*"))) == 3
     near.close()
 
 
-def test_a_claim_appears_with_its_owner_or_not_at_all(tmp_path, monkeypatch):
+def test_failed_acquisition_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(module.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    claims = LeaseManager(tmp_path)
-    with pytest.raises(CannotWrite, match=r"cannot be written \(No space left on device\): make room or choose"):
-        claims.take("a")
-    claims.close()
+    leases = LeaseManager(tmp_path)
+    with pytest.raises(CannotWrite, match=r"cannot be written \(No space left on device\): free some space or choose"):
+        leases.acquire("a")
+    leases.close()
     assert not (tmp_path / "a").exists() and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_folder_that_has_gone_is_said(tmp_path):
-    claims = LeaseManager(tmp_path / "run" / "claims")
+def test_missing_folder_raises(tmp_path):
+    leases = LeaseManager(tmp_path / "run" / "leases")
     (tmp_path / "run").write_text("")
     with pytest.raises(CannotWrite, match=r"cannot be written"):
-        claims.take("a")
+        leases.acquire("a")
 
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Every write and removal fails once it is called."""
+    """Return a function after whose call every write and removal fails."""
 
     def fail(number):
-        def refuse(*_, **__):
+        def exit_with_error(*_, **__):
             raise OSError(number, os.strerror(number))
 
         for name in ("write_text", "mkdir", "unlink"):
-            monkeypatch.setattr(module.Path, name, refuse)
+            monkeypatch.setattr(module.Path, name, exit_with_error)
 
     return fail
 
@@ -116,37 +127,40 @@ def broken(monkeypatch):
     ("number", "reason"),
     [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file"), (errno.ESTALE, "Stale file")],
 )
-def test_a_disk_that_breaks_in_the_middle_is_one_sentence_and_ends_do_not_hide_it(tmp_path, broken, number, reason):
-    claims = LeaseManager(tmp_path / "claims", beat=0.02)
-    assert claims.take("a")
+def test_disk_error_is_one_line_and_close_does_not_hide_it(tmp_path, broken, number, reason):
+    leases = LeaseManager(tmp_path / "leases", heartbeat_interval=0.02)
+    assert leases.acquire("a")
     broken(number)
-    time.sleep(0.2)
+    wait_until(lambda: leases._error is not None)
     with pytest.raises(CannotWrite) as caught:
-        claims.take("b")
+        leases.acquire("b")
     assert re.fullmatch(
-        rf"\S+ cannot be written \({reason}[^()]*\): make room or [^:]* finished units are kept\.", str(caught.value)
+        rf"\S+ cannot be written \({reason}[^()]*\): free some space or [^:]* finished units are kept\.",
+        str(caught.value),
     )
-    claims.close()
-    claims.finish()
+    leases.close()
+    leases.finish()
 
 
-def test_a_mount_that_has_gone_is_said_and_nothing_is_made_below_it(tmp_path, monkeypatch):
-    claims = LeaseManager(tmp_path / "run" / "claims", beat=60)
-    assert claims.take("a")
-    shutil.rmtree(tmp_path / "run")  # what is below the mount
-    with pytest.raises(CannotWrite, match=r"its disk is no longer there\): make room or choose another run_dir, and"):
-        claims.take("b")
+def test_lost_mount_raises_and_nothing_is_written_below_it(tmp_path, monkeypatch):
+    leases = LeaseManager(tmp_path / "run" / "leases", heartbeat_interval=60)
+    assert leases.acquire("a")
+    shutil.rmtree(tmp_path / "run")  # the folder of the mount
+    with pytest.raises(
+        CannotWrite, match=r"its disk is no longer there\): free some space or choose another run_dir, and"
+    ):
+        leases.acquire("b")
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(module, "_disk", lambda _: -1)  # and where that folder exists
+    monkeypatch.setattr(module, "_device_of", lambda _: -1)  # also if that folder exists
     with pytest.raises(CannotWrite, match=r"its disk is no longer there"):
-        claims.take("b")
+        leases.acquire("b")
     with pytest.raises(CannotWrite, match=r"its disk is no longer there"):
-        claims._touch()
-    claims.finish()
+        leases._beat()
+    leases.finish()
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_processes_killed_at_random_lose_nothing_and_do_nothing_twice(tmp_path):
-    summary = of_units(tmp_path, kills=6, processes=3, units=40, pause=0.1, seed=1)
-    assert summary.kills == 6 and summary.sound, summary
+def test_random_kills_neither_lose_nor_duplicate_units(tmp_path):
+    summary = stress_units(tmp_path, kills=6, processes=3, units=40, pause=0.1, seed=1)
+    assert summary.kills == 6 and summary.on_finished_elsewhere, summary
     assert len(list((tmp_path / "units").iterdir())) == 40

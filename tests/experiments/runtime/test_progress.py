@@ -1,4 +1,4 @@
-"""Progress as a log file holds it, as a terminal shows it, and what is said beforehand."""
+"""Progress in a log file and on a terminal, and the estimate before a run."""
 
 import io
 import re
@@ -6,11 +6,11 @@ import re
 import pytest
 
 from experiments.runtime import progress
-from experiments.runtime.progress import Progress, announce, said, timed
+from experiments.runtime.progress import Progress, format_duration, print_estimate, timed
 
 
 class Clock:
-    """Stands still until it is told to go on."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -29,19 +29,19 @@ def clock(monkeypatch):
 
 
 def log(monkeypatch) -> io.StringIO:
-    stream = io.StringIO()  # is no terminal
+    stream = io.StringIO()  # not a terminal
     monkeypatch.setattr("sys.stderr", stream)
     return stream
 
 
-def test_a_log_has_a_plain_line_a_unit(monkeypatch, clock):
+def test_log_has_one_line_per_unit(monkeypatch, clock):
     stream = log(monkeypatch)
     bar = Progress("seedselect")
     bar.start(5, 2, visible=True)
     for k in range(3):
-        bar.stage("inverting")
+        bar.set_stage("inverting")
         clock.now += 60
-        bar.stage(f"sampling {k}")
+        bar.set_stage(f"sampling {k}")
         bar.finish(1)
     bar.close()
     text = stream.getvalue()
@@ -53,22 +53,22 @@ def test_a_log_has_a_plain_line_a_unit(monkeypatch, clock):
     assert finished[-1].endswith("5/5 concepts, sampling 2")
 
 
-def test_a_long_unit_tells_of_its_stages(monkeypatch, clock):
+def test_long_unit_logs_its_stages(monkeypatch, clock):
     stream = log(monkeypatch)
     bar = Progress("plain", "batch")
     bar.start(1, 0, visible=True)
-    bar.stage("inverting, step 1")
+    bar.set_stage("inverting, step 1")
     assert stream.getvalue() == ""
     clock.now += 61
-    bar.stage("inverting, step 2")
-    bar.stage("inverting, step 3")
+    bar.set_stage("inverting, step 2")
+    bar.set_stage("inverting, step 3")
     assert stream.getvalue().count("\n") == 1
     assert "0/1 batches, inverting, step 2" in stream.getvalue()
 
 
-def test_lines_of_short_units_can_be_kept_apart(monkeypatch, clock):
+def test_min_interval_limits_the_lines(monkeypatch, clock):
     stream = log(monkeypatch)
-    bar = Progress("judging", every=10)
+    bar = Progress("classifying", min_interval=10)
     bar.start(100, 0, visible=True)
     for _ in range(100):
         clock.now += 1
@@ -78,19 +78,19 @@ def test_lines_of_short_units_can_be_kept_apart(monkeypatch, clock):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_process_that_is_not_to_be_seen_is_silent(monkeypatch, terminal):
+def test_invisible_progress_prints_nothing(monkeypatch, terminal):
     stream = log(monkeypatch)
     stream.isatty = lambda: terminal
     bar = Progress("plain")
-    bar.stage("before the start")
+    bar.set_stage("before the start")
     bar.start(2, 0, visible=False)
-    bar.stage("sampling")
+    bar.set_stage("sampling")
     bar.finish(2)
     bar.close()
     assert stream.getvalue() == ""
 
 
-def test_a_terminal_has_a_bar(monkeypatch):
+def test_terminal_shows_a_bar(monkeypatch):
     stream = log(monkeypatch)
     stream.isatty = lambda: True
     bar = Progress("plain")
@@ -105,11 +105,11 @@ def test_a_terminal_has_a_bar(monkeypatch):
     [(0.2, "about 1 s"), (59.4, "about 59 s"), (59.6, "about 1 min"), (3599, "about 1 h"), (3660, "about 1 h 1 min"),
      (36000, "about 10 h")],
 )  # fmt: skip
-def test_times_are_said_as_people_say_them(seconds, words):
-    assert said(seconds) == words
+def test_durations_are_rounded_to_readable_units(seconds, words):
+    assert format_duration(seconds) == words
 
 
-def test_a_call_is_timed_without_its_first_time(clock):
+def test_timing_excludes_the_first_call(clock):
     times = iter([100.0, 3.0, 2.0, 4.0])
 
     def call():
@@ -118,9 +118,9 @@ def test_a_call_is_timed_without_its_first_time(clock):
     assert timed(call) == 2.0
 
 
-def test_a_run_is_announced(capsys):
-    announce(24, 36_000, 1800, unit="concept", done=4)
-    announce(24, 0, 0.05, done=24)
+def test_estimate_is_printed(capsys):
+    print_estimate(24, 36_000, 1800, unit="concept", done=4)
+    print_estimate(24, 0, 0.05, done=24)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("To compute: 24 concepts, 4 of them on disk; 36,000 network evaluations, about 30 min")
     assert second == "Nothing to compute: all 24 units are on disk."

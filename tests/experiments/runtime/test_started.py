@@ -1,4 +1,4 @@
-"""Units shared among processes: what one that was started says in a sentence is said in that sentence."""
+"""An error of a child process is raised with its own type and message."""
 
 import traceback
 from types import SimpleNamespace
@@ -7,12 +7,12 @@ import pytest
 from torch.multiprocessing import ProcessRaisedException
 
 from experiments.cache.atomic import CannotWrite
-from experiments.reporting.finite import NonFiniteError
-from experiments.runtime.unit_queue import carry_out
+from experiments.finite import NonFiniteError
+from experiments.runtime.unit_queue import run_stages
 
 
 class Spawned:
-    """A trainer whose processes end with ``error``, as torch hands it on."""
+    """A trainer whose child processes fail with ``error``, which torch passes on as text."""
 
     world_size = 2
     strategy = SimpleNamespace(cluster_environment=SimpleNamespace(creates_processes_externally=False))
@@ -30,16 +30,16 @@ class Spawned:
 
 def unfinished():
     return None, SimpleNamespace(
-        finished=lambda: False, progress=SimpleNamespace(close=lambda: None), release=lambda: None
+        all_done=lambda: False, progress=SimpleNamespace(close=lambda: None), release=lambda: None
     )
 
 
 @pytest.mark.parametrize("error", [NonFiniteError("arm 'x': no image is finite."), CannotWrite("the disk is full.")])
-def test_a_sentence_of_a_started_process_is_that_of_the_run(error):
+def test_expected_error_of_child_keeps_type_and_message(error):
     with pytest.raises(type(error), match=f"^{error}$"):
-        carry_out(Spawned(error), unfinished())
+        run_stages(Spawned(error), unfinished())
 
 
-def test_any_other_error_keeps_its_traceback():
+def test_unexpected_error_of_child_keeps_traceback():
     with pytest.raises(ProcessRaisedException, match="in predict"):
-        carry_out(Spawned(KeyError("a fault of ours")), unfinished())
+        run_stages(Spawned(KeyError("a bug")), unfinished())
