@@ -1,4 +1,4 @@
-"""Every config composes, and what it names exists."""
+"""Every config composes, and its targets can be imported."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "sweep")  # those are W&B's
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "sweep")  # sweeps are files of W&B
 
 
 def options(group: str) -> list[str]:
@@ -17,7 +17,7 @@ def options(group: str) -> list[str]:
 
 
 def targets(node) -> list[str]:
-    """Every class and function that a config names."""
+    """Return the targets of a config, at any depth."""
     return _targets(OmegaConf.to_container(node))
 
 
@@ -32,14 +32,14 @@ def test_experiment_composes_and_its_targets_exist(experiment):
     config = composed(f"experiment={experiment}")
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert config.name == experiment
-    named = targets(config)
-    assert named
-    for target in named:
+    names = targets(config)
+    assert names
+    for target in names:
         assert callable(get_object(target)), target
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_option_of_a_group_composes(group):
+def test_every_group_option_composes(group):
     for option in options(group):
         if group not in ("model", "data", "logger", "trainer"):
             config = OmegaConf.load(CONFIGS / group / f"{option}.yaml")
@@ -49,10 +49,10 @@ def test_every_option_of_a_group_composes(group):
             assert callable(get_object(target)), target
 
 
-def test_an_arm_is_added_on_the_command_line():
+def test_arm_can_be_added_on_the_command_line():
     added = composed("+arm@task.arms.mine=seedselect", "+method@task.arms.mine.inverter=renoise").task.arms.mine
     assert added.inverter._target_.endswith("ImplicitInverter") and added.select._target_.endswith("SeedSelect")
 
 
-def test_the_main_job_is_the_default():
+def test_default_experiment_is_rare_concepts():
     assert composed().name == "rare_concepts"
