@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
-import train
+from experiments.runtime.setup import setup
 from experiments.reporting.sweep_report import filter_runs, plot_sweep, read_sweep
 from tests.commands import composed, forked
 from tests.experiments.inversion.test_task import ONE
@@ -129,7 +129,7 @@ def test_wandb_sweep_logs_its_metric_during_the_run(path, tmp_path):
         assert config.logger.wandb and len(overrides) == len(names)
     small = [*SMALL[config.name], f"run_dir={tmp_path}", "logger=csv", "trainer.accelerator=cpu"]
     config = composed(*fixed, *overrides, *small)
-    task, trainer = train.prepare(config)
+    task, trainer = setup(config)
     (task.run if config.name == "lam" else task.compute)(trainer)  # without the report, which needs real images
     logged = pd.read_csv(tmp_path / "metrics.csv")
     assert logged["step"].is_monotonic_increasing
