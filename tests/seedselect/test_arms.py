@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from experiments.cache.key import describe
+from experiments.cache.key import fingerprint_config
 from experiments.rare_concepts.arm import Arm, inverted_seeds
 from seedselect import BestOf, SeedSelect
 from tests.commands import composed
@@ -30,7 +30,7 @@ def test_option_gives_an_arm_with_a_unique_cache_key(group, option, package):
     arm = arms(f"{group}{package}={option}")["seedselect_rnri"]
     assert isinstance(arm.select, SeedSelect)
     others = [o for g, o, _ in OPTIONS if g == group and o != option]
-    assert all(describe(arms(f"{group}{package}={o}")["seedselect_rnri"]) != describe(arm) for o in others)
+    assert all(fingerprint_config(arms(f"{group}{package}={o}")["seedselect_rnri"]) != fingerprint_config(arm) for o in others)
 
 
 def test_table3_has_all_arms_and_their_cache_keys_differ():
@@ -40,7 +40,7 @@ def test_table3_has_all_arms_and_their_cache_keys_differ():
         "best_of_ours",
     }  # fmt: skip
     assert table3["seedselect_random"].inverter is None
-    descriptions = [describe(arm) for arm in table3.values()]
+    descriptions = [fingerprint_config(arm) for arm in table3.values()]
     assert all(a != b for k, a in enumerate(descriptions) for b in descriptions[:k])
 
 
