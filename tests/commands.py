@@ -1,4 +1,4 @@
-"""``python train.py``: as users start it, in a process that has imported everything already, and in this process."""
+"""Run ``python train.py`` in a new process, in a forked process that has imported everything, or in this process."""
 
 import multiprocessing
 import os
@@ -12,46 +12,50 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import train
+from experiments.runtime.loggers import finish_loggers, log_config
+from experiments.runtime.setup import setup
 
 CONFIGS = str(Path("configs").resolve())
 ENVIRONMENT = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-LONGEST = 600.0  # seconds
-IMPORTED = multiprocessing.get_context("forkserver")
-IMPORTED.set_forkserver_preload(["train"])
+TIMEOUT_S = 600.0
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["train", "experiments.runtime.setup", "tests.preload"])
 
 
 def command(*overrides: str) -> subprocess.CompletedProcess:
-    """The command, as it is typed."""
+    """Run the command in a new process."""
     return subprocess.run(
-        [sys.executable, "train.py", *overrides], capture_output=True, text=True, env=os.environ | ENVIRONMENT,
+        [sys.executable, "train.py", *overrides],
+        capture_output=True,
+        text=True,
+        env=os.environ | ENVIRONMENT,
         check=False,
-    )  # fmt: skip
+    )
 
 
-def begun(*overrides: str) -> Callable[[], subprocess.CompletedProcess]:
-    """Starts the command in a process of its own that is spared the ten seconds of imports; a call awaits its end."""
+def start(*overrides: str) -> Callable[[], subprocess.CompletedProcess]:
+    """Start the command in a forked process, which saves its imports; calling the result waits for its end."""
     folder = tempfile.TemporaryDirectory()
     files = [f"{folder.name}/{name}" for name in ("stdout", "stderr")]
-    process = IMPORTED.Process(target=_begin, args=(overrides, *files))
+    process = FORKSERVER.Process(target=_run, args=(overrides, *files))
     process.start()
 
-    def finished() -> subprocess.CompletedProcess:
+    def wait() -> subprocess.CompletedProcess:
         with folder:
-            process.join(LONGEST)
-            process.kill()  # does nothing to one that has ended
+            process.join(TIMEOUT_S)
+            process.kill()  # has no effect on a process that has ended
             process.join()
             return subprocess.CompletedProcess(overrides, process.exitcode, *(Path(file).read_text() for file in files))
 
-    return finished
+    return wait
 
 
 def forked(*overrides: str) -> subprocess.CompletedProcess:
-    """The command as :func:`begun`, to its end."""
-    return begun(*overrides)()
+    """Run the command in a forked process and wait for its end."""
+    return start(*overrides)()
 
 
-def _begin(overrides: tuple[str, ...], *files: str) -> None:
+def _run(overrides: tuple[str, ...], *files: str) -> None:
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.update(ENVIRONMENT)
@@ -60,17 +64,17 @@ def _begin(overrides: tuple[str, ...], *files: str) -> None:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The command's configuration."""
+    """Compose the command's config."""
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return compose("train", list(overrides))
 
 
-def carried_out(*overrides: str) -> None:
-    """The same in this process."""
+def run_in_process(*overrides: str) -> None:
+    """Run the command in this process."""
     config = composed(*overrides)
-    task, trainer = train.prepare(config)
-    train.note(trainer.loggers, config)
+    task, trainer = setup(config)
+    log_config(trainer.loggers, config)
     try:
         task.run(trainer)
     finally:
-        train.close(trainer.loggers)
+        finish_loggers(trainer.loggers)

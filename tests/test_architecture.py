@@ -1,8 +1,9 @@
-"""Imports run one way: read from the sources by ``ast``, so that nothing need be importable."""
+"""Imports go in one direction. They are read from the syntax trees, so that no module has to be imported."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -10,27 +11,31 @@ import pytest
 
 CORE = ("rnri", "nao", "seedselect")
 PACKAGES = (*CORE, "experiments")
-FORBIDDEN_TO_CORE = {*CORE, "experiments", "lightning", "hydra", "omegaconf", "wandb"}
-SHARED = {"rnri", "rnri.validation"}
-"""Validation of fields is shared by the three core packages; importing it loads no model code."""
-PAGE_IMPORTS = {"", "app", "cache", "config", "evaluation", "reporting", "runtime"}
+FORBIDDEN_IN_CORE = {*CORE, "experiments", "lightning", "hydra", "omegaconf", "wandb"}
+SHARED = "rnri.validation"
+"""The core packages share the validation of fields; importing it loads no model code."""
 EXPERIMENTS = ("augmentation", "editing", "inversion", "pretrain", "rare_concepts")
+ENTRY_POINT = "experiments.runtime.setup"
+"""Creates tasks, so it imports all layers; only ``train.py`` and tests import it."""
+APP_MAY_IMPORT = {"", "app", "cache", "config", "evaluation", "reporting", "runtime"}
 SOURCES = [path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))]
 
-FLOORS = {  # a folder or module imports from its own floor's folder and from lower floors
+LAYERS = {  # a folder or module imports from its own folder and from lower layers
     "rnri": [
         {"validation"},
         {"models"},
         {"solvers"},
         {"inversion"},
-        {"methods", "editing"},
+        {"methods"},
+        {"editing"},
         {"api"},
         {"diffusers_blocks"},
     ],
     "experiments": [
         {"naming", "imagenet_classes", "finite"},
-        {"cache", "evaluation"},
-        {"runtime", "reporting"},
+        {"config"},
+        {"cache", "evaluation", "reporting"},
+        {"runtime"},
         {"counting"},
         {"data"},
         {"planning", "base"},
@@ -38,81 +43,80 @@ FLOORS = {  # a folder or module imports from its own floor's folder and from lo
     ],
 }
 BUILT_ON = {("augmentation", "rare_concepts")}
-"""The experiments that may import another: the first from the second."""
+"""Experiments that may import another: the first imports the second."""
 
 
-def module(path: Path) -> str:
+def module_name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module(path) for path in SOURCES}
+MODULES = {module_name(path) for path in SOURCES}
 
 
-def imported(source: str, name: str = "") -> set[str]:
-    """What the module ``name`` imports, wherever that stands; of ``from a import b`` both ``a`` and ``a.b``."""
-    found: set[str] = set()
+def imports(source: str, name: str = "") -> set[str]:
+    """Return what the module ``name`` imports, at any depth; of ``from a import b`` both ``a`` and ``a.b``."""
+    result: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 base = ".".join([*name.split(".")[: -node.level], *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return found
+            result |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return result
 
 
-IMPORTS = {module(path): imported(path.read_text(), module(path)) for path in SOURCES}
+IMPORTS = {module_name(path): imports(path.read_text(), module_name(path)) for path in SOURCES}
 
 
 def top(name: str) -> str:
     return name.split(".")[0]
 
 
-def room(name: str) -> str:
-    """The folder or module below a package: ``experiments.data.emoji`` is in the room ``data``."""
+def folder(name: str) -> str:
+    """Return the folder or module below a package: ``data`` for ``experiments.data.emoji``."""
     return [*name.split("."), ""][1]
 
 
-def floor(name: str) -> int | None:
-    floors = FLOORS.get(top(name), [])
-    return next((k for k, rooms in enumerate(floors) if room(name) in rooms), None)
+def layer(name: str) -> int | None:
+    layers = LAYERS.get(top(name), [])
+    return next((k for k, folders in enumerate(layers) if folder(name) in folders), None)
 
 
-def broken(name: str, other: str) -> str | None:
-    """What is wrong with an import of ``other`` by the module ``name``; None if nothing is."""
-    if top(name) in CORE and top(other) in FORBIDDEN_TO_CORE - {top(name)} and other not in SHARED:
-        return "the core imports neither its other parts nor Lightning, Hydra or W&B, and what is below nothing of it"
-    if top(name) == top(other) == "experiments" and room(name) != "app" and room(other) == "app":
-        return "nothing imports the page"
-    if top(name) == top(other) == "experiments" and room(name) == "app" and room(other) not in PAGE_IMPORTS:
-        return "the page imports only results and metrics of the experiments"
-    if top(name) != top(other) or not room(name) or room(name) == room(other):
+def violation(name: str, other: str) -> str | None:
+    """Return which rule an import of ``other`` by the module ``name`` breaks, or None."""
+    if name == ENTRY_POINT:
         return None
-    here, there = floor(name), floor(other)
+    if top(name) in CORE and top(other) in FORBIDDEN_IN_CORE - {top(name)} and not f"{other}.".startswith(f"{SHARED}."):
+        return "a core package imports neither another one nor Lightning, Hydra or W&B"
+    if top(name) == top(other) == "experiments":
+        if folder(name) != "app" and folder(other) == "app":
+            return "no other module imports the web page"
+        if folder(name) == "app" and folder(other) not in APP_MAY_IMPORT:
+            return "the web page imports only results and metrics of the experiments"
+    if top(name) != top(other) or not folder(name) or folder(name) == folder(other):
+        return None
+    here, there = layer(name), layer(other)
     if here is None or there is None:
         return None
     if there > here:
-        return "arrows run from the higher floor to the lower"
-    if (
-        top(name) == "experiments"
-        and room(name) in EXPERIMENTS
-        and here == there
-        and (room(name), room(other)) not in BUILT_ON
-    ):
-        return "an experiment imports no other: what two need goes down a floor"
+        return "imports go from a higher to a lower layer"
+    experiments = top(name) == "experiments" and folder(name) in EXPERIMENTS
+    if experiments and here == there and (folder(name), folder(other)) not in BUILT_ON:
+        return "an experiment imports no other one"
     return None
 
 
 @pytest.mark.parametrize("name", sorted(IMPORTS))
-def test_imports_keep_to_the_floors(name):
-    wrong = {other: broken(name, other) for other in IMPORTS[name] if broken(name, other)}
-    assert not wrong
+def test_imports_respect_the_layers(name):
+    violations = {other: violation(name, other) for other in IMPORTS[name] if violation(name, other)}
+    assert not violations
 
 
-def test_there_are_no_circles():
-    edges = {name: {other for other in found if other in MODULES and other != name} for name, found in IMPORTS.items()}
-    for name in list(edges):  # importing a module runs its packages first, which hand on what is below them
+def test_no_circular_imports():
+    edges = {name: {other for other in used if other in MODULES and other != name} for name, used in IMPORTS.items()}
+    for name in list(edges):  # importing a module imports its packages first, which re-export their modules
         edges[name] -= {package for package in MODULES if name.startswith(f"{package}.")}
     try:
         list(TopologicalSorter(edges).static_order())
@@ -121,8 +125,18 @@ def test_there_are_no_circles():
 
 
 @pytest.mark.parametrize("package", sorted({path.parent for path in SOURCES}), ids=str)
-def test_every_folder_says_what_lives_there(package):
+def test_every_package_has_a_docstring(package):
     assert (ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or "").strip()
+
+
+def test_class_names_are_unique():
+    classes = [
+        node.name
+        for path in SOURCES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert [name for name, count in Counter(classes).items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
@@ -138,14 +152,14 @@ def test_every_folder_says_what_lives_there(package):
         ("experiments.counting.matcher", "experiments.data.emoji"),
         ("experiments.inversion.task", "experiments.rare_concepts.task"),
         ("experiments.rare_concepts.task", "experiments.augmentation.task"),
-        ("experiments.experiments.app.page", "experiments.data.emoji"),
+        ("experiments.app.page", "experiments.data.emoji"),
         ("experiments.base", "experiments.app.page"),
     ],
 )
-def test_forbidden_imports_are_seen(name, other):
-    assert broken(name, other)
+def test_forbidden_import_is_detected(name, other):
+    assert violation(name, other)
 
 
-def test_an_import_is_seen_wherever_it_stands():
+def test_nested_and_relative_imports_are_detected():
     source = "def f():\n    from experiments.data import emoji\n\nimport wandb.sdk\nfrom . import budget\n"
-    assert imported(source, "rnri.solvers.newton") >= {"experiments.data.emoji", "wandb.sdk", "rnri.solvers.budget"}
+    assert imports(source, "rnri.solvers.newton") >= {"experiments.data.emoji", "wandb.sdk", "rnri.solvers.budget"}
