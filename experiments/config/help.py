@@ -147,7 +147,7 @@ def file_comments(path: Path, package: str) -> dict[str, str]:
     comments: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for line in path.read_text().splitlines():
-        match = re.match(r"^( *)([\w.]+):(?:\s[^#]*)?(?:#\s*(.*))?$", line)
+        match = re.match(r"^( *)([\w.]+):(?:\s.*?)?(?:\s#\s+(.*))?$", line)
         if not match:
             continue
         indent, name, comment = len(match[1]), match[2], match[3]
