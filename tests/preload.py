@@ -2,5 +2,5 @@
 
 import experiments.inversion.task
 import experiments.rare_concepts  # noqa: F401
-import rnri.api  # noqa: F401
+import rnri.api
 import rnri.models.diffusion  # noqa: F401

@@ -54,9 +54,7 @@ def test_unregistered_pipeline_is_rejected_with_supported_models(page):
     class UnknownPipeline(DiffusionPipeline):
         pass
 
-    with pytest.raises(
-        ValueError, match=r"UnknownPipeline is not a supported .*: supported are .*Stable Diffusion 1"
-    ):
+    with pytest.raises(ValueError, match=r"UnknownPipeline is not a supported .*: supported are .*Stable Diffusion 1"):
         rnri.LatentDiffusion(UnknownPipeline())
 
 

@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 from tests.commands import composed
 
 CONFIGS = Path("configs").resolve()
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "sweep")  # sweeps are files of W&B
+GROUPS = sorted(
+    path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "sweep"
+)  # sweeps are files of W&B
 
 
 def options(group: str) -> list[str]:

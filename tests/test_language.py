@@ -23,6 +23,8 @@ NAMES = {
 }  # fmt: skip
 """Identifiers, whole or as a part between underscores, that do not say what they hold."""
 
+COUNTED = "evaluations?|NFE|bytes|seconds|latents?|images?|samples?|calls?|lines?"
+PER = "step|image|sample|concept|second|minute|run|unit|line|batch"
 PROSE = {
     r"\bbesides?\b": "in addition to, next to, also",
     r"\banew\b": "again",
@@ -31,7 +33,7 @@ PROSE = {
     r"\bwalk(s|ed|ing)?\b": "inversion loop, trajectory",
     r"\bjudg(e|es|ed|ing)\b": "evaluation classifier, evaluate",
     r"\bpictur(e|es|ed)\b": "image (data), figure (plot)",
-    r"\b(evaluations?|NFE|bytes|seconds|latents?|images?|samples?|calls?|lines?) an? (step|image|sample|concept|second|minute|run|unit|line|batch)\b": "per",
+    rf"\b({COUNTED}) an? ({PER})\b": "per",
     r"\bwhole number\b": "integer",
     r"\ba text\b(?!-| file| encoder)": "a string",
     r"\bof at least\b": ">=, at least",

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
-from experiments.runtime.setup import setup
 from experiments.reporting.sweep_report import filter_runs, plot_sweep, read_sweep
+from experiments.runtime.setup import setup
 from tests.commands import composed, forked
 from tests.experiments.inversion.test_task import ONE
 
