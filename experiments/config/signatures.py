@@ -79,7 +79,8 @@ def imported_signature(target: str) -> Signature | None:
 def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the type hints of a callable's parameters, without those that cannot be resolved."""
     if dataclasses.is_dataclass(function):
-        return typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(function, include_extras=True)
+        return {field.name: hints[field.name] for field in dataclasses.fields(function)}
     if inspect.isclass(function):
         function = function.__init__
     function = inspect.unwrap(getattr(function, "__func__", function))

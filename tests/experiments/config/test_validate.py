@@ -20,7 +20,7 @@ from experiments.config.help import print_help
 from experiments.config.paths import resolve
 from experiments.config.signatures import parameter_hints
 from experiments.config.validate import check, check_before_imports
-from experiments.runtime import setup as setup_module
+from experiments.runtime import setup as runtime_setup
 from experiments.runtime.setup import setup
 from tests.commands import composed
 
@@ -299,7 +299,7 @@ def test_type_hints_bound_every_number(target):
 
 
 def test_values_are_validated_before_instantiation(monkeypatch, tmp_path):
-    monkeypatch.setattr(setup_module, "instantiate", lambda *_, **__: pytest.fail("an object was created"))
+    monkeypatch.setattr(runtime_setup, "instantiate", lambda *_, **__: pytest.fail("an object was created"))
     with pytest.raises(ValueError, match=r"select\.iterations: Input should be a valid integer"):
         setup(composed("select.iterations=2.5", f"run_dir={tmp_path}/run"))
 
