@@ -16,7 +16,6 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from experiments.config.errors import composition_error, one_line
-from experiments.config.help import print_help
 from experiments.config.paths import resolve
 from experiments.config.signatures import parameter_hints
 from experiments.config.validate import check, check_before_imports
@@ -327,12 +326,3 @@ def test_invalid_value_is_reported_without_importing_torch(override):
 def test_help_and_composition_errors_do_not_import_torch(arguments):
     code = "import sys, train\ntry: train.command()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
-
-
-def test_help_describes_every_experiment_and_key(capsys):
-    print_help(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"  {path.stem} " in text for path in (CONFIGS / "experiment").glob("*.yaml"))
-    print_help(["experiment=lam", "--help"])
-    text = capsys.readouterr().out
-    assert "task.images=" in text and "seed=0" in text and "run_dir=" in text
