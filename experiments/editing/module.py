@@ -114,7 +114,14 @@ class EditingModule(LightningModule):
         if name not in ATTENTION_EDITS.values():
             return job.method.reconstruct(inversion, model.predictor(targets, guidance), schedule).float(), {}
         reconstruction, z = edit_latents(
-            model, job.method, inversion, sources, targets, schedule, job.model.attention, guidance
+            model,
+            job.method,
+            inversion,
+            schedule,
+            prompts=sources,
+            edited=targets,
+            edit_config=job.model.attention,
+            guidance=guidance,
         )
         return z.float(), {"latent_mse": (reconstruction.float() - z0).square().flatten(1).mean(1)}
 

@@ -27,9 +27,10 @@ def edit_latents(
     model: LatentDiffusion,
     inverter: Inverter,
     inversion: Inversion,
+    schedule: Schedule,
+    *,
     prompts: Sequence[str],
     edited: Sequence[str],
-    schedule: Schedule,
     edit_config: PromptToPrompt | Injection | None = None,
     guidance: float = 1.0,
 ) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,14 @@ def test_edit_of_a_seed_equals_pipeline(models, name, guidance):
     method = rnri.ImplicitInverter(rnri.FixedPoint(1))
     inversion, schedule, _ = invert(model, method, guidance)
     reconstructions, edited = edit_latents(
-        model, method, inversion, ["a cat", "a owl"], ["a dog", "a hat"], schedule, EDIT_CONFIGS[name], guidance
+        model,
+        method,
+        inversion,
+        schedule,
+        prompts=["a cat", "a owl"],
+        edited=["a dog", "a hat"],
+        edit_config=EDIT_CONFIGS[name],
+        guidance=guidance,
     )
     seeds = Seeds(("a cat", "a owl"), inversion.seed.float(), guidance, STEPS, model.image_size)
     expected = edit(model.pipeline, seeds, ["a dog", "a hat"], EDIT_CONFIGS[name], output_type="latent")
@@ -49,10 +56,14 @@ def test_methods_that_store_more_than_a_seed(models, method):
     model = models["sd"]
     processors = model.pipeline.unet.attn_processors
     inversion, schedule, z0 = invert(model, method)
-    reconstructions, edited = edit_latents(model, method, inversion, ["a cat", "a owl"], ["a dog", "a hat"], schedule)
+    reconstructions, edited = edit_latents(
+        model, method, inversion, schedule, prompts=["a cat", "a owl"], edited=["a dog", "a hat"]
+    )
     torch.testing.assert_close(reconstructions, z0.double(), atol=1e-4, rtol=1e-4)
     assert (edited - reconstructions).flatten(1).abs().amax(1).min() > 1e-3
-    _, unchanged = edit_latents(model, method, inversion, ["a cat", "a owl"], ["a cat", "a owl"], schedule)
+    _, unchanged = edit_latents(
+        model, method, inversion, schedule, prompts=["a cat", "a owl"], edited=["a cat", "a owl"]
+    )
     torch.testing.assert_close(unchanged, reconstructions, atol=1e-5, rtol=1e-5)
     assert model.pipeline.unet.attn_processors == processors
 
@@ -66,7 +77,15 @@ def test_invalid_input(models):
     method = rnri.ImplicitInverter(rnri.FixedPoint(1))
     inversion, schedule, _ = invert(model, method)
     with pytest.raises(ValueError, match="1 prompts and 2 edited prompts for 2 images"):
-        edit_latents(model, method, inversion, ["a cat"], ["a dog", "a hat"], schedule)
+        edit_latents(model, method, inversion, schedule, prompts=["a cat"], edited=["a dog", "a hat"])
     edit_config = PromptToPrompt(blend=["cat"])
     with pytest.raises(ValueError, match=r"blend=.* needs the latents after every step"):
-        edit_latents(model, method, inversion, ["a cat", "a owl"], ["a dog", "a hat"], schedule, edit_config)
+        edit_latents(
+            model,
+            method,
+            inversion,
+            schedule,
+            prompts=["a cat", "a owl"],
+            edited=["a dog", "a hat"],
+            edit_config=edit_config,
+        )
