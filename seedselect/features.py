@@ -20,15 +20,15 @@ OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipFeatures:
-    """Unit-length features ``[B,D]`` of any ``transformers`` CLIP model.
+    """Computes unit-length image and text features ``[B,D]`` with any ``transformers`` CLIP model.
 
-    Images are preprocessed as tensors, because image processors are not differentiable: bicubic resize of the shorter
-    side, center crop, normalization.
+    Images are preprocessed by differentiable tensor operations, because the image processors of ``transformers`` are
+    not differentiable. The operations are a bicubic resize of the shorter side, a center crop and a normalization.
 
     Args:
-        model: the CLIP model; it is frozen and put into evaluation mode.
-        tokenizer: its tokenizer.
-        mean, std: normalization of the three channels.
+        model: the CLIP model; its weights are frozen and it is put into evaluation mode.
+        tokenizer: the tokenizer of the CLIP model.
+        mean, std: mean and standard deviation of the three color channels, for the normalization of images.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class ClipFeatures:
         """Load a CLIP model from a local folder or the Hub.
 
         Raises:
-            ValueError: ``path`` has no CLIP model, or it cannot be loaded.
+            ValueError: ``path`` has no CLIP model, or the model cannot be loaded.
         """
-        from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel  # takes seconds
+        from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel  # this import takes seconds
 
         if local_files_only and not (Path(path) / "config.json").is_file():
             raise ValueError(
@@ -66,8 +66,8 @@ class ClipFeatures:
             )
         try:
             model_type = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
-            if model_type != "clip":  # transformers would load it as a CLIP with random weights
-                raise ValueError(f"model_type in config.json is {model_type!r}, must be 'clip'.")
+            if model_type != "clip":  # transformers would load this model as a CLIP model with random weights
+                raise ValueError(f"model_type in config.json must be 'clip', got {model_type!r}.")
             model = CLIPModel.from_pretrained(path, dtype=dtype, local_files_only=local_files_only)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
             processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
@@ -76,14 +76,14 @@ class ClipFeatures:
         return cls(model.to(device), tokenizer, processor.image_mean, processor.image_std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B,D]`` of ``images [B,3,H,W]`` in [0, 1]."""
+        """Return the unit-length features ``[B,D]`` of ``images [B,3,H,W]`` with values in [0, 1]."""
         pixels = (self._resize(images.float()) - self.mean) / self.std
         output = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
         return F.normalize(output.pooler_output.float(), dim=-1)
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Features ``[B,D]`` of B prompts, in the same space."""
+        """Return the unit-length features ``[B,D]`` of B prompts, in the same feature space as the image features."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"

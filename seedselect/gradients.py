@@ -1,6 +1,7 @@
 """Gradient transforms ``(gradient, seeds) -> gradient``, applied to each sample before the optimizer's update.
 
-All tensors are ``[B,C,h,w]``. Norms are computed in float64 on the CPU, because some devices have no float64.
+All tensors have the shape ``[B,C,h,w]``. Norms are computed in float64 on the CPU, because some devices do not support
+float64.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def _norm(values: Tensor) -> Tensor:
-    """Norm of each sample, float64 ``[B,1,1,1]``."""
+    """Return the Euclidean norm of each sample, float64 ``[B,1,1,1]``."""
     return values.detach().cpu().double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
@@ -21,13 +22,13 @@ def identity(gradient: Tensor, seeds: Tensor) -> Tensor:
 
 
 def clip_norm(gradient: Tensor, seeds: Tensor, max_norm: PositiveFloat = 0.1) -> Tensor:
-    """Clip the norm of each sample's gradient to ``max_norm`` (ReNO, Eyring et al. 2024, uses 0.1)."""
+    """Clip the norm of each sample's gradient to at most ``max_norm`` (ReNO, Eyring et al. 2024, uses 0.1)."""
     factor = (max_norm / _norm(gradient)).clamp_max(1)
     return gradient * factor.to(gradient.dtype).to(gradient.device)
 
 
 def project_to_tangent(gradient: Tensor, seeds: Tensor) -> Tensor:
-    """Remove the component along the seed, so that a small update preserves the seed's norm.
+    """Remove the gradient's component along the seed, so that a small update preserves the seed's norm.
 
     The gradient of a zero seed is returned unchanged.
     """
@@ -40,9 +41,10 @@ def project_to_tangent(gradient: Tensor, seeds: Tensor) -> Tensor:
 def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
     """Flatten the power spectrum of the gradient: every frequency band of every channel gets the same mean power.
 
-    The 2D frequencies of a channel are split into ``blocks`` rings of equal width. Each ring is scaled to the mean
-    power of the whole gradient, whose norm is preserved. Rings without power stay zero. This is gradient
-    preconditioning similar to arXiv 2602.08646.
+    The 2D frequencies of each channel are divided into ``blocks`` rings of equal width (the frequency bands). The
+    frequencies of each ring are scaled so that their mean power equals the mean power of the whole gradient. The norm
+    of the gradient does not change, and rings without power stay zero. This is gradient preconditioning similar to
+    arXiv 2602.08646.
     """
     values = gradient.detach().cpu().double()
     spectrum = torch.fft.fft2(values, norm="ortho")
@@ -65,7 +67,7 @@ def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
 
 
 def _rings(height: int, width: int, blocks: int) -> Tensor:
-    """Index of the ring of each 2D frequency, int64 ``[height,width]``; 0 is the ring of the lowest frequencies."""
+    """Return the ring index of each 2D frequency, int64 ``[height,width]``; ring 0 has the lowest frequencies."""
     rows = torch.fft.fftfreq(height, dtype=torch.float64)
     columns = torch.fft.fftfreq(width, dtype=torch.float64)
     radius = (rows[:, None].square() + columns.square()).sqrt()

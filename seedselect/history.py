@@ -1,4 +1,7 @@
-"""The result of an optimization of seeds, and the tracker that records it. Each sample stops on its own."""
+"""The result of a seed optimization, and the tracker that records the result during the optimization.
+
+The optimization of each sample stops independently of the other samples.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Selection:
-    """The best seed of each of B samples and the history of its optimization, over at most K iterations.
+    """The best seed of each of B samples and the history of the optimization, over at most K iterations.
 
     Attributes:
-        seed: the best seed ``[B,C,h,w]``; its loss is never above that of the initial seed.
+        seed: the seed with the smallest loss of each sample, ``[B,C,h,w]``; its loss is at most the initial loss.
         latent: the clean latent generated from ``seed``, ``[B,C,h,w]``.
         loss: loss of ``seed``, float64 ``[B]``.
         initial_loss: loss of the initial seed, float64 ``[B]``.
-        trace: loss after each update, float64 ``[K+1,B]``; row 0 is before any update, NaN after a sample has stopped.
-        iterations: number of updates, int64 ``[B]``.
-        converged: True where a sample stopped because its loss no longer fell, bool ``[B]``.
-        seconds: wall time until the sample stopped, float64 ``[B]``; active samples share the time of an iteration.
-        forwards: number of sampling runs, int64 ``[B]``.
-        backwards: number of sampling runs that were differentiated, int64 ``[B]``.
+        trace: loss after each update, float64 ``[K+1,B]``. Row 0 is the loss before the first update. Entries after
+            a sample has stopped are NaN.
+        iterations: number of updates of each sample's seed, int64 ``[B]``.
+        converged: True for each sample that stopped because its loss no longer decreased, bool ``[B]``.
+        seconds: wall time in seconds until each sample stopped, float64 ``[B]``. The time of an iteration is divided
+            equally among the samples that are still active.
+        forwards: number of sampling runs of each sample, int64 ``[B]``.
+        backwards: number of sampling runs of each sample through which the loss was differentiated, int64 ``[B]``.
     """
 
     seed: Tensor
@@ -38,7 +43,10 @@ class Selection:
     backwards: Tensor
 
     def merge(self, later: Selection) -> Selection:
-        """Merge with a ``later`` run that continued from these seeds: traces concatenated, times and counts summed."""
+        """Return the combined result of this run and a ``later`` run that started from the seeds of this run.
+
+        The traces are concatenated; times and counts are summed.
+        """
         return replace(
             later,
             initial_loss=self.initial_loss,
@@ -50,15 +58,16 @@ class Selection:
 
 
 class BestSeedTracker:
-    """Records losses, times and the best seed and latent of each sample.
+    """Records the losses, the times, and the best seed and its latent for each sample.
 
-    Seeds and latents stay on their device; everything else is on the CPU, because some devices have no float64.
+    Seeds and latents stay on their device. All other tensors are on the CPU, because some devices do not support
+    float64.
 
     Args:
         seeds: initial seeds ``[B,C,h,w]``.
         iterations: the maximum number of updates K.
-        patience, improvement: a sample has converged when its best loss fell by less than the fraction ``improvement``
-            over the last ``patience`` iterations; ``patience=0`` disables the check.
+        patience, improvement: a sample has converged when its best loss decreased by less than the fraction
+            ``improvement`` over the last ``patience`` iterations; ``patience=0`` disables this convergence check.
     """
 
     def __init__(self, seeds: Tensor, iterations: int, patience: int = 0, improvement: float = 0.0) -> None:
@@ -80,11 +89,11 @@ class BestSeedTracker:
     def record(
         self, k: int, rows: Tensor, seeds: Tensor, latent: Tensor, loss: Tensor, *, differentiated: bool = False
     ) -> Tensor:
-        """Record iteration ``k`` of the samples ``rows [b]``; return which of them continue, bool ``[b]``.
+        """Record iteration ``k`` of the samples ``rows [b]``; return which of these samples continue, bool ``[b]``.
 
         A sample stops when its loss is not finite or when it has converged.
         """
-        loss = loss.cpu().double()  # synchronizes with the device, so that the time includes its work
+        loss = loss.cpu().double()  # waits for the device, so that the measured time includes its work
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)
         self.last_time = now
@@ -105,7 +114,7 @@ class BestSeedTracker:
         return active
 
     def selection(self) -> Selection:
-        """The result so far. Its tensors are shared with the tracker, not copied."""
+        """Return the result so far. The tensors of the result are shared with the tracker, not copied."""
         return Selection(
             seed=self.seed,
             latent=self.latent,

@@ -18,11 +18,11 @@ def semantic_loss(
     """Return ``sum_k w_k (1 - cos(features(decode(z_k)), target))``, ``[B]``.
 
     Args:
-        latents: the last latents ``z_k`` of sampling, each ``[B,C,h,w]``, cleanest last.
+        latents: the latents ``z_k`` after the last sampling steps, each ``[B,C,h,w]``; the last entry is the cleanest.
         target: mean feature of the reference images, ``[B,D]``.
         weights: the weights ``w_k``, one per entry of ``latents``.
-        decode: maps latents to images.
-        features: maps images to unit-length features.
+        decode: function that maps latents to images.
+        features: function that maps images to unit-length features.
     """
     unit = target / target.norm(dim=-1, keepdim=True)
     losses = [w * (1 - (features(decode(z)) * unit).sum(-1)) for w, z in zip(weights, latents, strict=True)]
@@ -30,5 +30,5 @@ def semantic_loss(
 
 
 def appearance_loss(latent: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error between the clean latents and the mean latents of the references, ``[B]``."""
+    """Return the mean squared error between the clean latents and the mean latents of the reference images, ``[B]``."""
     return (latent - target).square().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""The optimization problem of SeedSelect: how a seed becomes an image, and what the image should resemble."""
+"""The optimization problem of SeedSelect: how an image is generated from a seed, and what it should resemble."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from functools import cached_property
 from torch import Tensor
 
 Trajectory = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""``(seeds [b,C,h,w], rows [b]) -> latents``: sample the batch rows ``rows`` and return the last latents, cleanest
-last."""
+"""``(seeds [b,C,h,w], rows [b]) -> latents``: sample the batch rows ``rows`` from ``seeds`` and return the latents
+after the last sampling steps; the last entry is the clean latent."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the image of each sample should resemble.
+    """The targets that the generated image of each sample should resemble.
 
     Attributes:
-        features: mean image feature of the references, ``[B,D]``.
-        latent: mean latent of the references, ``[B,C,h,w]``.
-        text: features of the prompts in the same space, ``[B,D]``; only needed by rewards that compare with text.
-        prompts: B prompts; only needed by rewards with a network of their own.
+        features: mean feature of each sample's reference images, ``[B,D]``.
+        latent: mean latent of each sample's reference images, ``[B,C,h,w]``.
+        text: features of the prompts in the feature space of the images, ``[B,D]``; only rewards that compare the
+            image with the prompt need them.
+        prompts: B prompts; only rewards that compute text features with a separate model need them.
     """
 
     features: Tensor
@@ -30,7 +31,7 @@ class Targets:
     prompts: Sequence[str] | None = None
 
     def select(self, rows: Tensor) -> Targets:
-        """The targets of the batch rows ``rows``, int64 ``[b]``."""
+        """Return the targets of the batch rows ``rows``, int64 ``[b]``."""
         return Targets(
             self.features[rows],
             self.latent[rows],
@@ -44,11 +45,11 @@ class Generation:
     """The result of sampling from B seeds. The images are decoded on first access and cached.
 
     Attributes:
-        seeds: ``[B,C,h,w]``.
-        latents: the last latents of the sampling trajectory, each ``[B,C,h,w]``, cleanest last.
+        seeds: the seeds ``[B,C,h,w]`` from which the latents were sampled.
+        latents: latents after the last sampling steps, each ``[B,C,h,w]``; the last entry is the clean latent.
         targets: targets of the B samples.
-        decode: maps latents to images in [0, 1].
-        features: maps images to unit-length features ``[B,D]``.
+        decode: function that maps latents to images with values in [0, 1].
+        features: function that maps images to unit-length features ``[B,D]``.
     """
 
     seeds: Tensor
@@ -59,18 +60,18 @@ class Generation:
 
     @cached_property
     def images(self) -> Tensor:
-        """Decoded images ``[B,3,H,W]`` of the clean latents."""
+        """The images ``[B,3,H,W]`` decoded from the clean latents."""
         return self.decode(self.latents[-1])
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that turns seeds into a loss, except the seeds.
+    """The functions and targets that are needed to compute the loss of seeds.
 
     Attributes:
-        trajectory: the sampler, see :data:`Trajectory`.
-        decode: maps latents ``[b,C,h,w]`` to images ``[b,3,H,W]`` in [0, 1].
-        features: maps images to unit-length features ``[b,D]``.
+        trajectory: function that samples from seeds, see :data:`Trajectory`.
+        decode: function that maps latents ``[b,C,h,w]`` to images ``[b,3,H,W]`` with values in [0, 1].
+        features: function that maps images to unit-length features ``[b,D]``.
         targets: targets of all B samples.
     """
 
@@ -80,7 +81,7 @@ class Problem:
     targets: Targets
 
     def generate(self, seeds: Tensor, rows: Tensor) -> Generation:
-        """Sample from ``seeds [b,C,h,w]``, which belong to the batch rows ``rows``, int64 ``[b]``."""
+        """Generate images from ``seeds [b,C,h,w]``, the seeds of the batch rows ``rows``, int64 ``[b]``."""
         rows = rows.to(seeds.device)
         latents = self.trajectory(seeds, rows)
         return Generation(seeds, latents, self.targets.select(rows), self.decode, self.features)

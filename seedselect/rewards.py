@@ -1,8 +1,8 @@
 """Rewards that a seed can be optimized for.
 
-A reward is any function that maps a :class:`~seedselect.problem.Generation` to one value per sample ``[B]``. Larger is
-better, and the reward must be differentiable with respect to the seeds. :class:`ImageReward`, :class:`LatentReward` and
-:class:`SeedReward` build a reward from a function of images, clean latents or seeds.
+A reward is any function that maps a :class:`~seedselect.problem.Generation` to one value per sample, ``[B]``. Larger
+values are better, and the reward must be differentiable with respect to the seeds. :class:`ImageReward`,
+:class:`LatentReward` and :class:`SeedReward` build a reward from a function of images, of clean latents, or of seeds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from seedselect.losses import appearance_loss, semantic_loss
 from seedselect.problem import Generation
 
 Reward = Callable[[Generation], Tensor]
-"""One value per sample, ``[B]``; larger is better."""
+"""A function that returns the reward of each sample, ``[B]``; larger values are better."""
 
 
 @dataclass(frozen=True)
 class ImageReward:
-    """The reward ``function(images)``, for images ``[B,3,H,W]`` in [0, 1]."""
+    """Reward that applies ``function`` to the generated images ``[B,3,H,W]`` with values in [0, 1]."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -35,7 +35,7 @@ class ImageReward:
 
 @dataclass(frozen=True)
 class LatentReward:
-    """The reward ``function(latents)``, for clean latents ``[B,C,h,w]``."""
+    """Reward that applies ``function`` to the generated clean latents ``[B,C,h,w]``."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class LatentReward:
 
 @dataclass(frozen=True)
 class SeedReward:
-    """The reward ``function(seeds)``, for seeds ``[B,C,h,w]``."""
+    """Reward that applies ``function`` to the seeds ``[B,C,h,w]``."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -55,7 +55,7 @@ class SeedReward:
 
 @dataclass(frozen=True)
 class Negated:
-    """Minus ``function``: turns a penalty into a reward.
+    """A function that returns ``-function(values)``, which turns a penalty into a reward.
 
     ``SeedReward(Negated(nao.norm_penalty))`` is the regularizer of ReNO (Eyring et al. 2024) up to a constant.
     """
@@ -67,19 +67,21 @@ class Negated:
 
 
 def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0,)) -> Tensor:
-    """Minus SeedSelect's semantic loss, over the last ``len(step_weights)`` latents, ``[B]``."""
+    """Return the negative semantic loss ``[B]`` of SeedSelect, computed from the last ``len(step_weights)`` latents."""
     latents = generation.latents[-len(step_weights) :]
     target = generation.targets.features
     return -semantic_loss(latents, target, step_weights, decode=generation.decode, features=generation.features)
 
 
 def appearance_reward(generation: Generation) -> Tensor:
-    """Minus SeedSelect's appearance loss, ``[B]``."""
+    """Return the negative appearance loss of SeedSelect, ``[B]``."""
     return -appearance_loss(generation.latents[-1], generation.targets.latent)
 
 
 def text_similarity(generation: Generation) -> Tensor:
-    """Cosine similarity in [-1, 1] of the image features and the prompt features, ``[B]``; uses no references.
+    """Return the cosine similarity in [-1, 1] of image features and prompt features, ``[B]``.
+
+    This reward needs no reference images.
 
     Raises:
         ValueError: ``Targets.text`` is missing.
@@ -98,9 +100,9 @@ class ClipReward:
     The model must be loadable as a CLIP model by ``transformers``. It is loaded on the first call.
 
     Args:
-        path: local folder or Hub id.
-        dtype: dtype of the weights.
-        local_files_only: do not download.
+        path: local folder or Hub id of the reward model.
+        dtype: dtype of the reward model's weights.
+        local_files_only: if True, load the reward model only from local files, without a download.
     """
 
     path: NonEmptyStr

@@ -1,6 +1,7 @@
-"""Gradient-free alternatives to SeedSelect with the same loss: best of N, and a local search.
+"""Gradient-free alternatives to SeedSelect that minimize the same loss: best of N, and a local search.
 
-Both are called like :class:`seedselect.select.SeedSelect`, so that all three can be compared at equal NFE.
+Both methods are called like :class:`seedselect.select.SeedSelect`, so that the three methods can be compared at an
+equal number of network evaluations (NFE).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from seedselect.select import OnIteration, SeedSelect, no_callback
 
 @dataclass(frozen=True)
 class BestOf:
-    """Choose the best of several seeds per sample, then optionally optimize it.
+    """Choose the best of several seeds per sample, then optionally optimize the chosen seed.
 
     Args:
-        loss: the SeedSelect whose loss ranks the seeds; its other settings are not used.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings are not used.
         candidates: number of seeds per sample.
-        refine: continues from the best seed; None to return it as it is.
+        refine: the ``SeedSelect`` object that optimizes the best seed; None returns the best seed unchanged.
     """
 
     loss: SeedSelect
@@ -34,17 +35,17 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last sampling steps in the semantic loss."""
+        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean latent."""
         return tuple(self.loss.step_weights)
 
     @property
     def call_counts(self) -> tuple[int, int]:
-        """Maximum number of forward and backward passes through sampling, per sample."""
+        """Maximum number of forward and backward passes through the sampler per sample."""
         forwards, backwards = self.refine.call_counts if self.refine else (0, 0)
         return self.candidates + forwards, backwards
 
     def with_steps(self, steps: int) -> BestOf:
-        """A copy for sampling with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        """Return a copy adapted to samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
         refine = self.refine.with_steps(steps) if self.refine else None
         return BestOf(self.loss.with_steps(steps), self.candidates, refine)
 
@@ -56,9 +57,9 @@ class BestOf:
         on_iteration: OnIteration = no_callback,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Selection:
-        """Choose among ``seeds [B N,C,h,w]``, where the N candidates of a sample are consecutive.
+        """Choose the best of N seeds per sample from ``seeds [B N,C,h,w]``; the N seeds of a sample are consecutive.
 
-        ``on_iteration(k, loss [B])`` is called after the evaluation of candidate k.
+        ``on_iteration(k, loss [B])`` is called after the losses of the k-th seed of every sample are computed.
         """
         groups = seeds.detach().unflatten(0, (-1, self.candidates))
         tracker = BestSeedTracker(groups[:, 0].clone(), self.candidates - 1)
@@ -72,14 +73,15 @@ class BestOf:
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """Zeroth-order search: in each round the seed moves to its best neighbor, if that is better.
+    """Zeroth-order search: each round replaces the seed by its best neighbor if that decreases the loss.
 
-    A neighbor of z is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with Gaussian noise e, rescaled to the norm of z.
+    A neighbor of the seed z is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with Gaussian noise e. The neighbor is
+    rescaled to the norm of z.
 
     Args:
-        loss: the SeedSelect whose loss ranks the seeds; its other settings are not used.
-        rounds: number of rounds.
-        neighbors: number of neighbors per round.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings are not used.
+        rounds: number of search rounds.
+        neighbors: number of neighbors that are evaluated per round.
         spread: weight of the noise in a neighbor, in (0, 1].
     """
 
@@ -91,16 +93,16 @@ class LocalSearch:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last sampling steps in the semantic loss."""
+        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean latent."""
         return tuple(self.loss.step_weights)
 
     @property
     def call_counts(self) -> tuple[int, int]:
-        """Number of forward and backward passes through sampling, per sample."""
+        """Number of forward and backward passes through the sampler per sample."""
         return 1 + self.rounds * self.neighbors, 0
 
     def with_steps(self, steps: int) -> LocalSearch:
-        """A copy for sampling with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        """Return a copy adapted to samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
         return LocalSearch(self.loss.with_steps(steps), self.rounds, self.neighbors, self.spread)
 
     def __call__(
@@ -111,9 +113,10 @@ class LocalSearch:
         noise: Callable[[int], Tensor],
         on_iteration: OnIteration = no_callback,
     ) -> Selection:
-        """Search around ``seeds [B,C,h,w]``; ``noise(k)`` returns the noise ``[B,C,h,w]`` of the k-th neighbor, k >= 1.
+        """Search around ``seeds [B,C,h,w]`` and return the best seed of each sample.
 
-        ``on_iteration(k, loss [B])`` is called after the evaluation of neighbor k (0: the seeds).
+        ``noise(k)`` returns the noise ``[B,C,h,w]`` of the k-th neighbor, k >= 1. ``on_iteration(k, loss [B])`` is
+        called after the loss of the k-th neighbor is computed; k = 0 stands for the initial seeds.
         """
         forwards, _ = self.call_counts
         tracker = BestSeedTracker(seeds.detach().clone(), forwards - 1)
@@ -127,7 +130,7 @@ class LocalSearch:
 
 
 def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
-    """Mix seeds ``[...,C,h,w]`` with ``noise`` by the weight ``spread`` in [0, 1]; the norms are preserved."""
+    """Mix seeds ``[...,C,h,w]`` with ``noise`` of weight ``spread`` in [0, 1]; the norm of each seed does not change."""
     z, e = seeds.cpu().double(), noise.cpu().double()
     norm = z.flatten(-3).norm(dim=-1)[..., None, None, None]
     mixed = (1 - spread**2) ** 0.5 * z + spread * norm * e / e.flatten(-3).norm(dim=-1)[..., None, None, None]
@@ -137,7 +140,7 @@ def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
 
 @torch.no_grad()
 def _evaluate(objective: SeedSelect, problem: Problem, seeds: Tensor, tracker: BestSeedTracker, k: int) -> Tensor:
-    """Record the k-th candidate of every sample, ``seeds [B,C,h,w]``, and return the losses ``[B]``."""
+    """Compute and record the losses ``[B]`` of ``seeds [B,C,h,w]``, the k-th candidates of all samples."""
     rows = torch.arange(len(seeds))
     generation = problem.generate(seeds, rows)
     loss = objective.compute_loss(generation)

@@ -1,6 +1,6 @@
 """SeedSelect: optimize seeds by gradient descent through sampling.
 
-Letters in shapes: B samples, b samples that are still active, K iterations, D features.
+Letters in tensor shapes: B samples, b samples whose optimization has not stopped, K iterations, D features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from seedselect.problem import Generation, Problem
 from seedselect.rewards import Reward, appearance_reward, semantic_reward
 
 OnIteration = Callable[[int, Tensor], None]
-"""``(iteration, loss [b])``: called after each iteration with the losses of the active samples."""
+"""Callback ``(iteration, loss [b])``, called after each iteration with the losses of the b active samples."""
 
 AUTHORS_OPTIMIZER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
 AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
@@ -36,14 +36,15 @@ def no_callback(iteration: int, loss: Tensor) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-    """State of an optimization after the loss of an iteration was computed.
+    """State of the seed optimization after the loss of one iteration was computed.
 
     Attributes:
-        number: index of the iteration; 0 is before any update.
+        number: index of the iteration; iteration 0 is before the first update.
         rows: batch indices of the active samples, int64 ``[b]``.
-        loss: their losses ``[b]``.
-        latent: the clean latents generated from their current seeds, ``[b,C,h,w]``.
-        selection: the best of all B samples so far. Its tensors are updated in place by later iterations.
+        loss: losses of the active samples, ``[b]``.
+        latent: clean latents generated from the current seeds of the active samples, ``[b,C,h,w]``.
+        selection: the best seeds of all B samples so far. Later iterations update the tensors of ``selection`` in
+            place.
     """
 
     number: int
@@ -60,23 +61,25 @@ def no_penalty(seeds: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SeedSelect:
-    """SeedSelect and its hyperparameters; the defaults are the authors'.
+    """The SeedSelect optimizer and its hyperparameters; the default values are those of the paper's authors.
 
     Args:
         iterations: maximum number of updates per sample.
-        optimizer: builds a ``torch.optim`` optimizer from a list of seeds. Each sample is a separate parameter, so that
-            samples do not influence one another.
-        schedule: builds the optimizer's learning-rate scheduler, which is stepped once per iteration.
-        semantic_weight, appearance_weight: weights of the two losses.
-        rewards: pairs ``(reward, weight)`` that replace the two losses (:mod:`seedselect.rewards`); the loss is minus
-            their weighted sum.
-        gradient: transforms the gradient before each update (:mod:`seedselect.gradients`).
-        step_weights: weights of the last sampling steps in the semantic loss, cleanest last.
+        optimizer: function that builds a ``torch.optim`` optimizer from a list of seeds. Each sample is a separate
+            parameter, so that samples do not influence one another.
+        schedule: function that builds the learning-rate scheduler of an optimizer; the scheduler is stepped once per
+            iteration.
+        semantic_weight, appearance_weight: weights of the semantic loss and of the appearance loss.
+        rewards: pairs ``(reward, weight)`` that replace the semantic and the appearance loss
+            (:mod:`seedselect.rewards`); the loss is the negative weighted sum of the rewards.
+        gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
+        step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
+            for the cleanest latent.
         norm: ``keep`` rescales the seed to its initial norm after each update, ``free`` does not.
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
         penalty_weight: weight of ``penalty`` in the loss.
-        patience, improvement: a sample has converged, and stops, when its best loss fell by less than the fraction
+        patience, improvement: the optimization of a sample stops when its best loss decreased by less than the fraction
             ``improvement`` over the last ``patience`` updates. ``patience=0`` runs all iterations.
     """
 
@@ -103,23 +106,27 @@ class SeedSelect:
 
     @property
     def call_counts(self) -> tuple[int, int]:
-        """Maximum number of forward and backward passes through sampling, per sample."""
+        """Maximum number of forward and backward passes through the sampler per sample."""
         return self.iterations + 1, self.iterations
 
     def with_steps(self, steps: int) -> SeedSelect:
-        """A copy for sampling with ``steps`` steps: only the last ``steps`` of the step weights are used.
+        """Return a copy adapted to samplers with ``steps`` steps, which has at most ``steps`` step weights.
 
-        They are scaled to the sum of all weights, so that the total weight of the semantic loss does not change.
+        If there are more step weights than ``steps``, only the last ``steps`` weights remain. The remaining weights are
+        scaled to the sum of all weights, so that the total weight of the semantic loss does not change.
 
         Raises:
-            ConfigError: the remaining weights are all zero.
+            ConfigError: the remaining step weights are all zero.
         """
         if steps >= len(self.step_weights):
             return self
         remaining = self.step_weights[-steps:]
         total = sum(self.step_weights)
         if sum(remaining) == 0:
-            raise ConfigError("step_weights", f"the last {steps} of {list(self.step_weights)} are all zero; raise one.")
+            raise ConfigError(
+                "step_weights",
+                f"the last {steps} weights of {list(self.step_weights)} are all zero; set one of them above 0.",
+            )
         return dataclasses.replace(self, step_weights=tuple(weight * total / sum(remaining) for weight in remaining))
 
     def __call__(
@@ -132,7 +139,8 @@ class SeedSelect:
     ) -> Selection:
         """Optimize ``seeds [B,C,h,w]`` and return the best seed of each sample.
 
-        ``noise`` is ignored; it is accepted so that :class:`seedselect.search.LocalSearch` can be called the same way.
+        ``noise`` is ignored. The parameter exists so that SeedSelect and :class:`seedselect.search.LocalSearch` are
+        called with the same arguments.
         """
         selection = self._tracker(seeds.detach()).selection()
         for iteration in self.iterate(seeds, problem):
@@ -141,7 +149,7 @@ class SeedSelect:
         return selection
 
     def iterate(self, seeds: Tensor, problem: Problem) -> Iterator[Iteration]:
-        """Optimize ``seeds [B,C,h,w]`` and yield after every iteration; stop iterating to stop the optimization."""
+        """Optimize ``seeds [B,C,h,w]`` and yield the state after every iteration; ``break`` ends the optimization."""
         z = seeds.detach().clone()
         if not len(z):
             return
@@ -175,7 +183,10 @@ class SeedSelect:
                 z[z_rows] *= (initial_norms[rows] / _norm(z[z_rows])).to(z.dtype).to(z.device)
 
     def compute_loss(self, generation: Generation) -> Tensor:
-        """Weighted sum of the two losses (or minus that of the rewards) plus the penalty, ``[B]``."""
+        """Return the loss ``[B]``: the negative weighted sum of the rewards plus the weighted penalty.
+
+        Without ``rewards`` these are the negative semantic and appearance losses.
+        """
         losses = [-(weight * reward(generation)) for reward, weight in self._rewards()]
         return sum([*losses[1:], self.penalty_weight * self.penalty(generation.seeds)], start=losses[0])
 
@@ -200,7 +211,7 @@ class SeedSelect:
 
 
 def _build(key: str, factory: Callable[[Any], Any], argument: Any) -> Any:
-    """Return ``factory(argument)``; raise ConfigError for ``key`` with the constructor's message."""
+    """Return ``factory(argument)``; convert an exception of ``factory`` to a ConfigError for the config key ``key``."""
     try:
         return factory(argument)
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -208,5 +219,5 @@ def _build(key: str, factory: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _norm(z: Tensor) -> Tensor:
-    """Norm of each sample, float64 ``[b,1,1,1]``, on the CPU because some devices have no float64."""
+    """Return the norm of each sample, float64 ``[b,1,1,1]``, on the CPU because some devices do not support float64."""
     return z.cpu().double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
