@@ -51,3 +51,10 @@ def test_command_prints_help_or_one_line_error(arguments, message):
     finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert message in finished.stdout + finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_console_script_runs_from_any_folder(tmp_path):
+    command = [sys.executable, "-c", "from experiments.cli import main; main()", "experiment=typo"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert finished.returncode == 1 and finished.stderr.startswith("error: experiment=typo does not exist")

@@ -1,0 +1,17 @@
+"""The command ``seed-exploration``: ``python train.py`` from any folder."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from experiments.config.project import PROJECT
+
+
+def main() -> None:
+    """Run ``train.py`` of the checkout in which this package is installed."""
+    script = PROJECT / "train.py"
+    if not script.is_file():
+        sys.exit("error: seed-exploration needs the configs and models of a checkout: run `pip install -e .` in it.")
+    sys.argv[0] = str(script)
+    runpy.run_path(str(script), run_name="__main__")
