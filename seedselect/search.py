@@ -35,7 +35,7 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean latent."""
+        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
         return tuple(self.loss.step_weights)
 
     @property
@@ -93,7 +93,7 @@ class LocalSearch:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean latent."""
+        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
         return tuple(self.loss.step_weights)
 
     @property
@@ -130,7 +130,7 @@ class LocalSearch:
 
 
 def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
-    """Mix seeds ``[...,C,h,w]`` with ``noise`` of weight ``spread`` in [0, 1]; the norm of each seed does not change."""
+    """Mix seeds ``[...,C,h,w]`` with ``noise`` of weight ``spread`` in [0, 1]; the seeds' norms do not change."""
     z, e = seeds.cpu().double(), noise.cpu().double()
     norm = z.flatten(-3).norm(dim=-1)[..., None, None, None]
     mixed = (1 - spread**2) ** 0.5 * z + spread * norm * e / e.flatten(-3).norm(dim=-1)[..., None, None, None]

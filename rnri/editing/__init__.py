@@ -1,4 +1,4 @@
-"""Edit an image by its prompt: change the attention of an inverted image while the pipeline samples it again."""
+"""Edit an image by changing its prompt: sample from its inverted seed and reuse the attention of the source image."""
 
 from rnri.editing.edit import EditResult, edit
 from rnri.editing.inversion_free import Editor, FlowEdit, PseudoGuidance

@@ -1,4 +1,4 @@
-"""``edit(pipe, inversion, prompt)``: a pipeline call whose attention processors reuse the source's attention."""
+"""The function ``edit``: calls a pipeline with attention processors that reuse the attention of the source image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PLAIN_PROCESSORS = (
     XFormersJointAttnProcessor,
     FluxAttnProcessor,
 )
-"""Processors of standard attention, which the editing processors can replace."""
+"""Attention processors that compute standard attention; the editing processors can replace them."""
 
 RESERVED_KWARGS = {
     "prompt": "prompt",
@@ -56,7 +56,7 @@ RESERVED_KWARGS = {
     "height": "inversion",
     "width": "inversion",
 }
-"""Arguments of the pipeline that ``edit`` sets, and the argument of ``edit`` that determines each."""
+"""Maps each pipeline argument that ``edit`` sets to the argument of ``edit`` that determines its value."""
 
 UNSUPPORTED_KWARGS = (
     "num_images_per_prompt",
@@ -71,7 +71,7 @@ Images = list[Image.Image] | Tensor | np.ndarray
 
 
 class Seeds(Protocol):
-    """What ``edit`` reads of an inversion, such as ``rnri.PipelineInversion``."""
+    """The attributes of an inversion (such as ``rnri.PipelineInversion``) that ``edit`` reads."""
 
     prompts: Sequence[str]
     latents: Tensor  # [B,...] in the layout of the pipeline's latents= argument
@@ -79,17 +79,18 @@ class Seeds(Protocol):
 
     @property
     def pipe_kwargs(self) -> dict[str, Any]:
-        """Arguments of the pipeline call that reproduces the images."""
+        """Keyword arguments of the pipeline call that reproduces the inverted images."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EditResult:
-    """Images of an edit, in the pipeline's ``output_type``.
+    """The images that ``edit`` returns, in the format of the pipeline's ``output_type``.
 
     Attributes:
-        images: the edits, in the order of the prompts.
-        reconstructions: the images of the source prompts in the same call, one per inverted image.
+        images: the edited images, in the order of the edited prompts.
+        reconstructions: the images that the same pipeline call generates with the source prompts, one per inverted
+            image.
     """
 
     images: Images
@@ -103,29 +104,30 @@ def edit(
     edit_config: PromptToPrompt | Injection | None = None,
     **pipeline_kwargs: Any,
 ) -> EditResult:
-    """Generate the inverted image with ``prompt``, otherwise unchanged.
+    """Edit an inverted image: generate it again with an edited ``prompt`` and preserve everything else in the image.
 
     ::
 
         inversion = rnri.invert(pipe, image, "a photo of a cat", steps=20)
         result = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
-    It is one call of ``pipe``, under ``rnri.scheduler_for``, with the source prompts and all edits in a batch; the
-    edits do not depend on each other. Scheduler, processors, modes and gradients of ``pipe`` are restored, also after
-    an exception.
+    The edit is one call of ``pipe`` with the scheduler of ``rnri.scheduler_for``. The batch of this call contains the
+    source prompts and all edited prompts; the edits do not depend on each other. The scheduler, the attention
+    processors, the training modes and the ``requires_grad`` flags of ``pipe`` are restored, also after an exception.
 
     Args:
         pipe: a text-to-image pipeline of a supported family.
-        inversion: of one image or several, from ``rnri.invert``.
-        prompt: for one image an edited prompt or a list of them; for several images a list with one of these per image.
-        edit_config: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX; None means the
-            default settings of the family.
+        inversion: inversion of one or several images, as returned by ``rnri.invert``.
+        prompt: for one image, an edited prompt or a list of edited prompts; for several images, a list that has an
+            edited prompt or a list of edited prompts for each image.
+        edit_config: settings of the edit: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX;
+            None means the default settings of the model family.
         pipeline_kwargs: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``.
 
     Raises:
-        ValueError: invalid input, before the network runs: words that the prompts do not contain, an ``edit_config``
-            that does not fit the network, IP-Adapters or custom attention processors, reserved or unsupported
-            arguments.
+        ValueError: ``edit_config`` names words that the prompts do not contain or does not fit the network; the
+            pipeline has an IP-Adapter or custom attention processors; or a pipeline argument is reserved or
+            unsupported. The error is raised before the network runs.
     """
     family = family_of(pipe)
     _check_kwargs(pipeline_kwargs)
@@ -159,7 +161,9 @@ def attention_control(
     *,
     image_size: tuple[int, int],
 ) -> AttentionControl:
-    """Return the attention control of ``edit_config`` (None: the family's default) for images ``(H, W)``.
+    """Return the attention control that applies ``edit_config`` to images of ``image_size`` ``(H, W)`` in pixels.
+
+    ``edit_config=None`` means the default settings of the model family.
 
     Raises:
         ValueError: ``edit_config`` does not fit the network, or names words that no prompt contains.
@@ -177,10 +181,10 @@ def attention_control(
 
 @contextmanager
 def attn_processor(network: nn.Module, processor: Any) -> Iterator[None]:
-    """Use ``processor`` in all attention layers of ``network`` inside the block; restore its processors on exit.
+    """Use ``processor`` in all attention layers of ``network`` inside the ``with`` block; restore the old ones on exit.
 
     Raises:
-        ValueError: a layer has a processor that computes more than standard attention.
+        ValueError: an attention layer has a processor that computes something other than standard attention.
     """
     processors = network.attn_processors
     custom = next((value for value in processors.values() if type(value) not in PLAIN_PROCESSORS), None)
@@ -198,7 +202,7 @@ def attn_processor(network: nn.Module, processor: Any) -> Iterator[None]:
 
 @contextmanager
 def _deterministic_eval(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Use the deterministic scheduler and evaluation mode inside the block, as during inversion."""
+    """Use the deterministic scheduler and evaluation mode of inversion inside the ``with`` block."""
     scheduler = pipe.scheduler
     try:
         pipe.scheduler = scheduler_for(pipe)
@@ -206,11 +210,11 @@ def _deterministic_eval(pipe: DiffusionPipeline) -> Iterator[None]:
             yield
     finally:
         pipe.scheduler = scheduler
-        pipe.maybe_free_model_hooks()  # with CPU offload, as the pipeline does after a call
+        pipe.maybe_free_model_hooks()  # frees memory under CPU offload, as the pipeline does after a call
 
 
 def _callback(state: EditState, control: AttentionControl, user_callback: Callable | None) -> Callable:
-    """Return the callback after each step: advance ``state``, blend latents, then call ``user_callback``."""
+    """Return the pipeline's step callback: it updates ``state``, blends the latents, and calls ``user_callback``."""
 
     def on_step_end(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state.step = step + 1
@@ -223,7 +227,7 @@ def _callback(state: EditState, control: AttentionControl, user_callback: Callab
 
 
 def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
-    """Return a list of edited prompts per image."""
+    """Return, for each image, the list of its edited prompts."""
     prompts_per_image = prompt if images > 1 else [prompt]
     if not isinstance(prompts_per_image, list | tuple) or len(prompts_per_image) != images:
         raise ValueError(

@@ -20,14 +20,14 @@ from rnri.validation import GuidanceScale, HalfOpenUnitInterval, RandomSeed, dat
 
 @runtime_checkable
 class Editor(Protocol):
-    """A method that transforms an image into its edit by the predictions for both prompts."""
+    """A method that transforms an image into its edit with the predictions for the source and for the edited prompt."""
 
     def guidances(self, guidance: float) -> tuple[float, float]:
-        """Return the guidance scales of the source's and of the edit's predictor, for the user's ``guidance``."""
+        """Return the guidance scales ``(source, edit)`` of the two predictors, given the user's ``guidance`` scale."""
         ...
 
     def edit(self, z0: Tensor, source: NoisePredictor, target: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the edited latents ``[B,C,h,w]`` of ``z0 [B,C,h,w]``."""
+        """Return the edited latents ``[B,C,h,w]`` of the clean latents ``z0 [B,C,h,w]``."""
         ...
 
 
@@ -35,20 +35,21 @@ class Editor(Protocol):
 class FlowEdit:
     """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE from the image to its edit.
 
-    With the velocities ``v`` of flow matching and fresh noise ``n`` in every step, starting at ``z = z_0``::
+    The edit ``z`` starts at the image's latent, ``z = z_0``. Every step draws new noise ``n`` and uses the velocities
+    ``v`` of flow matching for the source and the target prompt::
 
         z_src = (1 - sigma) z_0 + sigma n;    z_tar = z + z_src - z_0
         z <- z + (sigma_next - sigma) (v_target(z_tar) - v_source(z_src))
 
-    The algorithm's final ``n_min`` steps of plain sampling, 0 by default, are not implemented.
+    The paper's option to end with ``n_min`` steps of ordinary sampling (0 by default) is not implemented.
 
     Attributes:
-        share: share of the schedule's steps that are used, the cleanest ones; the paper uses 33 of 50 steps for
-            Stable Diffusion 3 and 24 of 28 for FLUX.
-        average: number of noise samples per step over which the difference of velocities is averaged.
-        source_guidance, target_guidance: guidance scales of the two prompts, instead of the user's; the paper uses 3.5
-            and 13.5 for Stable Diffusion 3, and 1.5 and 5.5 for FLUX.
-        seed: random seed of the noise, the same for every image.
+        share: fraction of the schedule's steps that the edit uses; these are the steps with the least noise. The paper
+            uses the last 33 of 50 steps for Stable Diffusion 3 and the last 24 of 28 steps for FLUX.
+        average: number of noise samples per step over which the difference of the two velocities is averaged.
+        source_guidance, target_guidance: guidance scales of the source prompt and of the edited prompt, which replace
+            the user's guidance scale; the paper uses 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5 for FLUX.
+        seed: random seed of the noise; every image gets the same noise.
     """
 
     share: HalfOpenUnitInterval = 0.66
@@ -66,7 +67,11 @@ class FlowEdit:
 
     @torch.no_grad()
     def edit(self, z0: Tensor, source: NoisePredictor, target: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the edits ``[B,C,h,w]`` of ``z0 [B,C,h,w]``; ValueError without a flow-matching schedule."""
+        """Return the edited latents ``[B,C,h,w]`` of the clean latents ``z0 [B,C,h,w]``.
+
+        Raises:
+            ValueError: ``schedule`` is not a flow-matching schedule.
+        """
         self.check_schedule(schedule)
         z = z0 = to_state_dtype(z0)
         steps = schedule.tail(max(1, round(self.share * len(schedule))))
@@ -84,19 +89,19 @@ class FlowEdit:
 
 @dataclass(frozen=True)
 class PseudoGuidance:
-    """TurboEdit's pseudo-guidance (Deutch et al. 2024, arXiv 2408.00735): scales the effect of the prompt on a step.
+    """Pseudo-guidance of TurboEdit (Deutch et al. 2024, arXiv 2408.00735): scales the prompt's effect on every step.
 
-    ``x_t`` are independent noisy samples of the image at every level, as in edit-friendly inversion, ``mu`` is the
-    mean of a DDPM step, and the edit ``z`` starts at the noisiest of them::
+    ``x_t`` are independent noisy samples of the image, one per noise level, as in edit-friendly inversion. ``mu`` is
+    the mean of a DDPM step. The edit ``z`` starts at the noisiest sample, and the step from ``x_t`` to ``x_s`` is::
 
         z <- x_s + w (mu(z, target) - mu(z, source)) + (mu(z, source) - mu(x_t, source))
 
-    ``w = 1`` is edit-friendly editing with all noise maps. With equal prompts the edit is the image, for every ``w``.
-    The paper's shift of the timesteps, which SDXL turbo's noise needs, and its clipping of the last map's norm are not
-    implemented.
+    ``w = 1`` equals edit-friendly editing with all noise maps. If both prompts are equal, the edit equals the image for
+    every ``w``. Two parts of the paper are not implemented: the shift of the timesteps for the noise of SDXL turbo, and
+    the clipping of the norm of the last noise map.
 
     Attributes:
-        scale: ``w``; the paper uses 1.5.
+        scale: the factor ``w`` of the prompt's effect; the paper uses 1.5.
         seed: random seed of the noise.
     """
 
@@ -108,7 +113,7 @@ class PseudoGuidance:
 
     @torch.no_grad()
     def edit(self, z0: Tensor, source: NoisePredictor, target: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the edits ``[B,C,h,w]`` of ``z0 [B,C,h,w]``."""
+        """Return the edited latents ``[B,C,h,w]`` of the clean latents ``z0 [B,C,h,w]``."""
         z0 = to_state_dtype(z0)
         noisy = diffused(z0, schedule, self.seed)
         ddpm_mean = EditFriendly().sampler(schedule)

@@ -1,4 +1,4 @@
-"""Attention edits inside the reconstruction of any inversion method, also those that store more than a seed."""
+"""Attention edits during the reconstruction of any inversion method, including methods that store more than a seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rnri.models.schedule import Schedule
 
 
 def edit_config_class(model: LatentDiffusion) -> type[PromptToPrompt] | type[Injection]:
-    """Return the class of the model's edit settings: ``PromptToPrompt`` for UNets, ``Injection`` for transformers."""
+    """Return the settings class of the model's edits: ``PromptToPrompt`` for UNets, ``Injection`` for transformers."""
     return model.family.attention_editor().config_class
 
 
@@ -34,22 +34,23 @@ def edit_latents(
     edit_config: PromptToPrompt | Injection | None = None,
     guidance: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(reconstructions, edits)``, clean latents ``[B,C,h,w]`` each, from one batch that contains both.
+    """Return ``(reconstructions, edits)``, each clean latents ``[B,C,h,w]``; both are computed in one batch.
 
-    It is ``rnri.editing.edit`` inside ``inverter.reconstruct`` instead of a pipeline call. It therefore applies to all
-    methods, also those with their own sampler and those that store noise maps, offsets or a second latent. The current
-    step follows from the timestep at which the network is called.
+    This function does the same as ``rnri.editing.edit``, but inside ``inverter.reconstruct`` instead of a pipeline
+    call. It therefore works for all inversion methods, including methods with their own sampler and methods that store
+    noise maps, offsets or a second latent. The index of the current step is computed from the timestep at which the
+    network is called.
 
     Args:
-        inversion: result of ``inverter`` for ``prompts``.
+        inversion: the inversion that ``inverter`` returned for the source prompts.
         prompts: source prompts, one per image.
         edited: edited prompts, one per image.
-        edit_config: None means the default settings of ``edit_config_class(model)``.
+        edit_config: settings of the edit; None means the default settings of ``edit_config_class(model)``.
         guidance: guidance scale of the reconstruction.
 
     Raises:
-        ValueError: the numbers of prompts and images differ; ``edit_config`` has a blend, which needs the latents
-            after every step; and as ``rnri.editing.edit``.
+        ValueError: the numbers of prompts and images differ; ``edit_config.blend`` is not empty, because a blend needs
+            the latents after every step; ``edit_config`` is invalid as described in ``rnri.editing.edit``.
     """
     images = len(inversion.seed)
     if not len(prompts) == len(edited) == images:
@@ -72,7 +73,7 @@ def edit_latents(
 
 @dataclass(frozen=True)
 class StepTrackingPredictor(NoisePredictor):
-    """A predictor that sets ``state.step`` to the step of the timestep at which it is called."""
+    """A predictor that, in each call, sets ``state.step`` to the index of the sampling step with the call's timestep."""
 
     state: EditState = field(kw_only=True)
     timesteps: Tensor = field(kw_only=True)  # [N]
@@ -83,7 +84,7 @@ class StepTrackingPredictor(NoisePredictor):
 
 
 def _duplicate_batch(inversion: Inversion) -> Inversion:
-    """Return an inversion with all samples twice: samples 0 to B-1, then again 0 to B-1."""
+    """Return an inversion of 2B samples: the B samples of ``inversion``, followed by the same B samples again."""
     by_row = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
     tables = ("residuals", "nfe", "backward", "solved")  # [N,B]
     by_column = {name: torch.cat([getattr(inversion, name)] * 2, dim=1) for name in tables}

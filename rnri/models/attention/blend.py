@@ -1,4 +1,4 @@
-"""Local blend: outside the region of chosen words an edit keeps the source's latents (Prompt-to-Prompt, section 3)."""
+"""Local blend: an edit changes the latents only in the image region of chosen words (Prompt-to-Prompt, section 3)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAP_SIDE = 16
-"""The paper dilates a region by one cell of a 16 x 16 map."""
+"""Side of the 16 x 16 attention map by one cell of which the Prompt-to-Prompt paper dilates a region."""
 
 
 class WordMaps:
-    """Attention of each row to its words, summed over layers and steps.
+    """Attention maps of each batch row: its attention to the chosen words, summed over layers and steps.
 
     Args:
-        words: ``[R,T]``, 1 for the tokens of the words.
-        size: ``(h, w)`` of the latents.
+        words: mask of the chosen words' tokens for R batch rows, ``[R,T]``; 1 for a token of a chosen word, otherwise
+            0.
+        size: height and width ``(h, w)`` of the latents.
     """
 
     def __init__(self, words: Tensor, size: tuple[int, int]) -> None:
@@ -24,13 +25,13 @@ class WordMaps:
         self.total: Tensor | None = None  # float32 [R,h,w]
 
     def add(self, attention: Tensor) -> None:
-        """Add one layer's ``attention [R,P]`` of any resolution."""
+        """Add the attention maps ``attention [R,P]`` of one layer with P pixels, resized to the latents' size."""
         maps = attention.float().unflatten(1, layer_size(attention.shape[1], self.size))[:, None]
         maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=False)[:, 0]
         self.total = maps if self.total is None else self.total + maps
 
     def region(self, threshold: float) -> Tensor:
-        """Return where a row's dilated map reaches ``threshold`` times its maximum, bool ``[R,h,w]``."""
+        """Return the mask of pixels whose dilated map is at least ``threshold`` times its maximum, bool ``[R,h,w]``."""
         if self.total is None:
             raise ValueError(
                 "the network has no cross-attention to words, so there is no region to blend in: leave `blend` empty."
@@ -41,7 +42,11 @@ class WordMaps:
 
 
 def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return ``(height, width)`` of a layer with ``pixels``: the latents' ``size`` halved repeatedly, rounded up."""
+    """Return ``(height, width)`` of a layer with ``pixels`` pixels: the latents' ``size`` halved (rounded up) repeatedly.
+
+    Raises:
+        ValueError: repeated halving does not lead to this number of pixels.
+    """
     height, width = size
     while height * width > pixels:
         height = -(-height // 2)
@@ -55,6 +60,6 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def blend_latents(latents: Tensor, region: Tensor, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return ``latents [R,C,h,w]`` whose edits equal their sources outside of the union of both regions."""
+    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the union of their two regions."""
     union = (region[edits] | region[sources])[:, None]
     return latents.index_copy(0, edits, torch.where(union, latents[edits], latents[sources]))

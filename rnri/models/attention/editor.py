@@ -1,4 +1,4 @@
-"""Interface between ``rnri.editing`` and the attention of one architecture."""
+"""Interface between ``rnri.editing`` and the attention layers of one architecture."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ def identity(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionControl:
-    """What changes during one call of a pipeline: the attention processor, and the latents after each step."""
+    """The attention processor of one pipeline call, and a function that changes the latents after each sampling step.
+
+    Attributes:
+        processor: diffusers attention processor for all attention layers of the network.
+        after_step: function that maps the latents after a sampling step to the latents of the next step.
+    """
 
     processor: Any
     after_step: Callable[[Tensor], Tensor] = identity
 
 
 class AttentionEditor(ABC):
-    """Creates the attention processors of edits; a family returns its editor from ``attention_editor()``."""
+    """Creates the attention processors of edits; ``Family.attention_editor()`` returns the editor of a model family."""
 
     config_class: ClassVar[type]
-    """Class of the edit's settings, constructible without arguments: ``PromptToPrompt`` or ``Injection``."""
+    """Class of the edit settings, ``PromptToPrompt`` or ``Injection``; all its arguments have defaults."""
 
     @abstractmethod
     def control(
         self, config: Any, state: EditState, prompts: Sequence[str], image_size: tuple[int, int]
     ) -> AttentionControl:
-        """Return the control of a batch of source and edited ``prompts``, for images ``(H, W)``.
+        """Return the attention control for a batch of source and edited ``prompts``; ``image_size`` is ``(H, W)``.
 
         Raises:
             ValueError: ``config`` names words that no prompt contains.

@@ -1,8 +1,9 @@
 """Attention injection in transformers whose text and image tokens share one softmax (Stable Diffusion 3, FLUX).
 
-There the attention to words cannot be replaced without changing the attention to the image. Instead, in the first
-steps, an edit uses the source's queries and keys, or values, at the image tokens, as is common in flow editing
-(RF-Solver-Edit, https://arxiv.org/abs/2411.04746; Stable Flow, https://arxiv.org/abs/2411.14430).
+In these transformers the attention to words cannot be replaced without changing the attention to the image. Instead,
+an edit uses the source's queries and keys, or the source's values, at the image tokens in the first sampling steps.
+Other editing methods for flow matching do the same (RF-Solver-Edit, https://arxiv.org/abs/2411.04746; Stable Flow,
+https://arxiv.org/abs/2411.14430).
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from rnri.validation import UnitInterval, dataclass
 
 @dataclass(frozen=True)
 class Injection:
-    """Which part of the source's attention an edit uses at the image tokens.
+    """Settings of attention injection: which part of the source's attention an edit uses at the image tokens.
 
     Attributes:
-        what: queries and keys (where each token attends to), or values (what it receives).
-        share: share of the sampler's steps, starting with the first.
+        what: ``queries_keys`` injects the source's queries and keys, which determine where each token attends to;
+            ``values`` injects the source's values, which determine what each token receives.
+        share: fraction of the sampling steps with injection, starting with the first step.
     """
 
     what: Literal["queries_keys", "values"] = "queries_keys"
@@ -35,12 +37,12 @@ class Injection:
 
 
 class InjectionProcessor:
-    """Common part of the attention processors of both transformers.
+    """Base class of the attention processors for the transformers of Stable Diffusion 3 and FLUX.
 
     Args:
-        state: shared by all layers.
-        injection: settings.
-        image_tokens: number of tokens of an image.
+        state: state of the edit, which all layers share.
+        injection: settings of the injection.
+        image_tokens: number of image tokens in the sequence of one sample.
     """
 
     def __init__(self, state: EditState, injection: Injection, image_tokens: int) -> None:
@@ -49,7 +51,10 @@ class InjectionProcessor:
         self.image_tokens = image_tokens
 
     def project(self, attn: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``[B,L,width]`` of tokens whose last ``image_tokens`` are the image's."""
+        """Return queries, keys and values ``[B,L,width]`` with the source's parts injected into the edits.
+
+        The last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
+        """
         query = attn.to_q(hidden_states)
         key = attn.to_k(hidden_states)
         value = attn.to_v(hidden_states)
@@ -67,7 +72,7 @@ class InjectionProcessor:
 
 
 class SD3InjectionProcessor(InjectionProcessor):
-    """A layer of Stable Diffusion 3's transformer; without edits it equals diffusers' ``JointAttnProcessor2_0``."""
+    """Attention processor for Stable Diffusion 3; without edits it equals diffusers' ``JointAttnProcessor2_0``."""
 
     def __call__(
         self,
@@ -106,7 +111,7 @@ class SD3InjectionProcessor(InjectionProcessor):
 
 
 class FluxInjectionProcessor(InjectionProcessor):
-    """A layer of FLUX's transformer; without edits it equals diffusers' ``FluxAttnProcessor``."""
+    """Attention processor for FLUX; without edits it equals diffusers' ``FluxAttnProcessor``."""
 
     def __call__(
         self,
@@ -146,11 +151,11 @@ class FluxInjectionProcessor(InjectionProcessor):
 
 
 class InjectionEditor(AttentionEditor):
-    """Attention injection by one architecture's processor.
+    """Attention editor that injects the source's attention with the processor class of one architecture.
 
     Args:
-        processor_class: processor of the architecture's attention layers.
-        pixels_per_token: side of the image patch that a token covers.
+        processor_class: class of the attention processor for the architecture's attention layers.
+        pixels_per_token: side, in pixels, of the image patch that one image token represents.
     """
 
     config_class: ClassVar = Injection

@@ -1,10 +1,11 @@
 """Prompt-to-Prompt's operators on attention maps (Hertz et al. 2022, https://arxiv.org/abs/2208.01626).
 
-They are linear in the attention map ``M``, so they can act on the values instead of on ``M``: ``(M W) V = M (W V)``
-and ``M diag(c) V = M (diag(c) V)``. The remaining operation is standard attention, for which fused kernels exist at
-any resolution; no map is materialized.
+The operators are linear in the attention map ``M``, so they can be applied to the values ``V`` instead of ``M``:
+``(M W) V = M (W V)`` and ``M diag(c) V = M (diag(c) V)``. The remaining operation is standard attention, which fused
+kernels compute at any resolution without storing the attention map.
 
-Shapes: B rows, H heads, P pixels (queries), S or T tokens (keys and values), D width of a head, E edits.
+Letters in tensor shapes: B batch rows, H heads, P pixels (queries), S or T tokens (keys and values), D width of a head,
+E edits.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch import Tensor
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return ``softmax(query key^T / sqrt(D)) value``, ``[B,H,P,D]``; ``mask [B,H,1 or P,S]`` is additive or bool."""
+    """Return ``softmax(query key^T / sqrt(D)) value [B,H,P,D]``; ``mask [B,H,1 or P,S]`` is additive or boolean."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
 
 
 def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return the row whose attention map each row uses, int64 ``[B]``: an edit its source's row, others their own."""
+    """Return, for each batch row, the row whose attention map it uses, int64 ``[B]``.
+
+    An edit uses the attention map of its source; every other row uses its own attention map.
+    """
     rows = torch.arange(batch_size, device=edits.device)
     return rows.index_copy(0, edits, sources)
 
@@ -28,7 +32,10 @@ def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
 def inject_attention_maps(
     query: Tensor, key: Tensor, value: Tensor, edits: Tensor, sources: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Return attention in which the rows ``edits`` use the maps of the rows ``sources`` and their own values."""
+    """Return the attention output ``[B,H,P,D]`` if the rows ``edits`` use the attention maps of the rows ``sources``.
+
+    Every row uses its own values.
+    """
     rows = source_rows(len(query), edits, sources)
     return attention(query[rows], key[rows], value, mask if mask is None else mask[rows])
 
@@ -45,17 +52,21 @@ def inject_cross_attention(
     weights: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return cross-attention in which an edit's map is ``(M_source W diag(a) + M_edit diag(1 - a)) diag(c)``.
+    """Return the output of cross-attention in which the attention maps of edits are changed by their source's map.
 
-    Replacement, refinement and reweighting are special cases with their own ``W``, ``a`` and ``c``. All other rows
-    are bit-identical to standard attention.
+    The map of an edit is ``(M_source W diag(a) + M_edit diag(1 - a)) diag(c)``. Replacement, refinement and reweighting
+    of the Prompt-to-Prompt paper are special cases with different ``W``, ``a`` and ``c``. The output of all other rows
+    is bit-identical to standard attention.
 
     Args:
-        query: ``[B,H,P,D]``; key, value: ``[B,H,T,D]``.
-        edits, sources: int64 ``[E]``, rows of the batch.
-        transfer: ``W``, ``[E,T,T]``; rows are tokens of the source, columns are tokens of the edit.
-        inherited: ``a`` in [0, 1], ``[E,T]``: the share of the source's map that a token uses.
-        weights: ``c``, ``[E,T]``.
+        query: queries ``[B,H,P,D]``.
+        key, value: keys and values ``[B,H,T,D]``.
+        edits, sources: batch rows of the edits and of their sources, int64 ``[E]``.
+        transfer: the matrices ``W``, ``[E,T,T]``; rows are tokens of the source, columns are tokens of the edit.
+        inherited: the vectors ``a`` in [0, 1], ``[E,T]``: the fraction of a token's attention that comes from the
+            source's map.
+        weights: the vectors ``c``, ``[E,T]``: the factor by which the attention to each token is multiplied.
+        mask: attention mask, additive or boolean; None means no mask.
     """
     edit_values = value[edits] * weights[:, None, :, None]  # [E,H,T,D]
     source_share = inherited[:, None, :, None]
@@ -67,9 +78,10 @@ def inject_cross_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return each pixel's attention to the tokens marked by ``words [B,T]``, ``[B,P]``, averaged over the heads.
+    """Return each pixel's total attention ``[B,P]`` to the tokens in the mask ``words [B,T]``, averaged over the heads.
 
-    It is the attention output for values that equal the marks, padded to the width of a head for fused kernels.
+    The function calls attention with the mask as the values. The mask is padded to the width of a head, so that fused
+    kernels can be used.
     """
     marks = torch.zeros_like(key)
     marks[..., 0] = words[:, None].to(key)

@@ -29,18 +29,23 @@ Weight = Annotated[float, Ge(-100), Le(100)]
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """How much of the source's attention an edit uses. Shares refer to the sampler's steps, starting with the first.
+    """Settings of Prompt-to-Prompt: in which sampling steps, and for which words, an edit uses the source's attention.
+
+    All fractions of steps are fractions of the number of sampling steps, starting with the first step.
 
     Attributes:
-        cross: share of the steps in which a token uses the cross-attention of its aligned source token.
-        self_attention: share of the steps in which edits use the source's self-attention maps.
-        substitutes: whether a word that replaces another word uses its attention, as equal words do (replacement),
-            or keeps its own (refinement).
-        weights: words of the edited prompt and the factors of their attention, in all steps (reweighting).
-        schedules: words of the edited prompt with their own share instead of ``cross``.
-        blend: words whose region may change, in the source or in the edit; empty means the whole image.
-        blend_from: share of the steps after which latents are blended.
-        blend_threshold: fraction of a word map's maximum above which a pixel belongs to the region.
+        cross: fraction of the steps in which a token of the edit uses the cross-attention of its aligned source token.
+        self_attention: fraction of the steps in which an edit uses the self-attention maps of its source.
+        substitutes: if True, a word that replaces a source word uses the attention of the source word, as unchanged
+            words do (replacement); if False, the new word uses its own attention (refinement).
+        weights: maps words of the edited prompt to the factor by which their attention is multiplied in all steps
+            (reweighting).
+        schedules: maps words of the edited prompt to the fraction of steps that replaces ``cross`` for these words.
+        blend: words of the source or the edited prompt; the edit may change only the image region of these words. Empty
+            means that the whole image may change.
+        blend_from: fraction of the steps without blending; after these steps the latents are blended.
+        blend_threshold: a pixel belongs to the region of a word if its attention is at least this fraction of the
+            maximum of the word's attention map.
     """
 
     cross: UnitInterval = 0.4
@@ -53,7 +58,7 @@ class PromptToPrompt:
     blend_threshold: OpenUnitInterval = 0.3
 
     def tables(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> AttentionTables:
-        """Return the tables of the edits ``pairs``, each a source prompt and an edited prompt.
+        """Return the attention tables of the edits ``pairs``; each pair is a source prompt and an edited prompt.
 
         Raises:
             ValueError: no edited prompt contains a word of ``weights`` or ``schedules``.
@@ -70,10 +75,10 @@ class PromptToPrompt:
         )
 
     def blend_tokens(self, pairs: Sequence[tuple[Prompt, Prompt]], prompts: Sequence[Prompt]) -> Tensor:
-        """Return which tokens of ``prompts`` belong to the words of the blend, ``[R,T]``.
+        """Return the mask ``[R,T]`` of the tokens of R ``prompts`` that belong to words in ``blend``: 1 or 0 per token.
 
         Raises:
-            ValueError: neither prompt of a pair contains a word of the blend.
+            ValueError: neither the source nor the edited prompt of a pair contains a word of ``blend``.
         """
         for word in self.blend:
             _check_word("blend", word, prompts)
@@ -93,7 +98,7 @@ def _check_word(option: str, word: str, prompts: Sequence[Prompt]) -> None:
 
 
 def _token_values(prompt: Prompt, words: Mapping[str, float], default: float) -> Tensor:
-    """Return one value per token, float64 ``[T]``: that of its word in ``words``, or ``default``."""
+    """Return one value per token, float64 ``[T]``: the value of the token's word in ``words``, or ``default``."""
     values = torch.full((prompt.length,), default, dtype=torch.float64)
     for word, value in words.items():
         if prompt.has(word):
@@ -102,7 +107,14 @@ def _token_values(prompt: Prompt, words: Mapping[str, float], default: float) ->
 
 
 class AttentionTables:
-    """Tables of the edits: ``transfer [E,T,T]``, and ``inherited``, ``shares``, ``weights`` ``[E,T]``, all float64."""
+    """Values per token that determine the cross-attention of E edits; all tables are float64.
+
+    Args:
+        transfer: fraction of each source token's attention that each token of the edit uses, ``[E,T,T]``.
+        inherited: 1 for tokens of the edit that use the source's attention, otherwise 0, ``[E,T]``.
+        shares: fraction of the sampling steps in which each token uses the source's attention, ``[E,T]``.
+        weights: factor by which the attention to each token is multiplied, ``[E,T]``.
+    """
 
     def __init__(self, transfer: Tensor, inherited: Tensor, shares: Tensor, weights: Tensor) -> None:
         self.transfer = transfer
@@ -113,9 +125,10 @@ class AttentionTables:
         self._cache: dict[str, Tensor] = {}
 
     def at_progress(self, progress: float, like: Tensor) -> dict[str, Tensor]:
-        """Return the tables of ``inject_cross_attention`` after a share of the steps; empty if they have no effect.
+        """Return the table arguments of ``inject_cross_attention`` after the fraction ``progress`` of the steps.
 
-        They are copied to the device and dtype of ``like`` once per step, not once per layer.
+        The result is empty if the tables do not change the attention. The tables are converted to the device and dtype
+        of ``like`` once per sampling step, not once per layer.
         """
         key = (progress, like.device, like.dtype)
         if self._cache_key != key:
@@ -128,13 +141,13 @@ class AttentionTables:
 
 
 class PromptToPromptProcessor:
-    """Attention of a UNet layer under Prompt-to-Prompt; without edits it equals diffusers' ``AttnProcessor2_0``.
+    """Attention processor of Prompt-to-Prompt for UNets; without edits it equals diffusers' ``AttnProcessor2_0``.
 
     Args:
-        state: shared by all layers.
-        tables: tables of the edits.
-        self_attention: share of the steps in which edits use their source's self-attention maps.
-        maps: accumulates the attention to the words of the blend; None without a blend.
+        state: state of the edit, which all layers share.
+        tables: attention tables of the edits.
+        self_attention: fraction of the steps in which edits use the self-attention maps of their source.
+        maps: sums the attention to the words of the blend; None without a blend.
     """
 
     def __init__(self, state: EditState, tables: AttentionTables, self_attention: float, maps: WordMaps | None) -> None:
@@ -210,7 +223,7 @@ class PromptToPromptProcessor:
 
 
 class PromptToPromptEditor(AttentionEditor):
-    """Prompt-to-Prompt in the cross- and self-attention layers of a pipeline's UNet."""
+    """Applies Prompt-to-Prompt to the cross-attention and self-attention layers of a pipeline's UNet."""
 
     config_class: ClassVar = PromptToPrompt
 
@@ -250,7 +263,7 @@ def _split_heads(attn: Attention, tokens: Tensor) -> Tensor:
 
 
 def _mask_per_head(attn: Attention, mask: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-    """Return the mask that the network passes to its layers as ``[B,heads,1 or P,S]``."""
+    """Return the attention ``mask`` of a UNet layer, reshaped to ``[B,heads,1 or P,S]``."""
     batch_size, length = encoder_hidden_states.shape[:2]
     mask = attn.prepare_attention_mask(mask, length, batch_size)
     return mask.view(batch_size, attn.heads, -1, mask.shape[-1])

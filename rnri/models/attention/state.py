@@ -1,4 +1,4 @@
-"""State that the attention processors of one edit share: which rows are edits, and the current step of the sampler."""
+"""State that the attention processors of one edit share: the batch rows of the edits, and the current sampling step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 
 class EditState:
-    """Source and edit rows of a batch, and the current step, which the sampler sets.
+    """The batch rows of the sources and the edits, and the index of the current sampling step, which the sampler sets.
 
     Args:
-        sources: for each prompt of the batch the row of its source; for a source its own row.
-        steps: returns the sampler's number of steps; called during sampling.
+        sources: for each prompt of the batch, the batch row of its source prompt; the source of a source prompt is the
+            prompt itself.
+        steps: function without arguments that returns the number of sampling steps; it is called during sampling.
     """
 
     def __init__(self, sources: Sequence[int], steps: Callable[[], int]) -> None:
@@ -27,20 +28,21 @@ class EditState:
 
     @property
     def progress(self) -> float:
-        """Share of the steps that are finished, in [0, 1)."""
+        """Fraction of the sampling steps that are finished, in [0, 1)."""
         return self.step / self._steps()
 
     def rows(self, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the rows of edits and of their sources in a call of the network, int64 ``[E]`` each.
+        """Return the batch rows of the edits and of their sources in a call of the network, each int64 ``[E]``.
 
-        Under classifier-free guidance the conditional rows are the second half; the unconditional ones are not edited.
+        Under classifier-free guidance the second half of the batch has the conditional rows. The unconditional rows are
+        not edited.
         """
         if batch_size not in (self.count, 2 * self.count):
             raise ValueError(
                 f"the network was called with {batch_size} rows for {self.count} prompts: editing needs a pipeline "
-                "that calls it with the rows of the prompts, or with as many unconditional rows before them."
+                "that calls the network with one row per prompt, or with one unconditional row per prompt before them."
             )
-        if (batch_size, device) not in self._rows_cache:  # copied once, not in every layer
+        if (batch_size, device) not in self._rows_cache:  # copied to the device once, not in every layer
             first_row = batch_size - self.count
             edits = (self.edits + first_row).to(device)
             sources = (self.sources + first_row).to(device)

@@ -1,4 +1,4 @@
-"""Alignment of the tokens of an edited prompt with those of its source prompt, by words."""
+"""Word-by-word alignment of the tokens of an edited prompt with the tokens of its source prompt."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Tokens = list[int]
 
 
 class Word(NamedTuple):
-    text: str  # casefolded
-    tokens: Tokens  # indices in the text encoder's input
+    text: str  # the word in lower case (str.casefold)
+    tokens: Tokens  # indices of the word's tokens in the text encoder's input
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Prompt:
     """A tokenized prompt, including special tokens and padding.
 
     Attributes:
-        text: the prompt.
-        spans: character range ``(start, end)`` in ``text`` for each token that is not special.
-        first: index of the first of these tokens; the tokens before it mark the beginning.
-        length: number of all tokens, including padding.
+        text: the prompt as a string.
+        spans: for each token that is not a special token, its character range ``(start, end)`` in ``text``.
+        first: index of the first token that is not a special token; only start tokens come before this index.
+        length: number of all tokens, including special tokens and padding.
     """
 
     text: str
@@ -40,7 +40,11 @@ class Prompt:
 
     @classmethod
     def tokenize(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-        """Tokenize ``text`` as for the text encoder; raise ValueError for a slow tokenizer, which has no offsets."""
+        """Tokenize ``text`` in the same way as the pipeline does for the text encoder.
+
+        Raises:
+            ValueError: ``tokenizer`` is a slow tokenizer, which provides no character offsets.
+        """
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} provides no character offsets, so words cannot be aligned: use the fast "
@@ -61,11 +65,11 @@ class Prompt:
 
     @property
     def end(self) -> int:
-        """Index of the end token; padding follows it."""
+        """Index of the end token; the padding tokens follow the end token."""
         return self.first + len(self.spans)
 
     def words(self) -> list[Word]:
-        """Return the words and punctuation marks that the text encoder reads; words that share a token are joined."""
+        """Return the words and punctuation marks that the text encoder reads; words that share a token are merged."""
         pieces = [piece.span() for piece in WORD.finditer(self.text)]
         words: list[tuple[int, int, Tokens]] = []
         for index, span in enumerate(self.spans, start=self.first):
@@ -83,10 +87,11 @@ class Prompt:
         return bool(self._occurrences(phrase))
 
     def tokens(self, phrase: str) -> Tokens:
-        """Return the indices of all tokens of a word or phrase, for all its occurrences in the prompt.
+        """Return the indices of all tokens of a word or phrase; the phrase may occur several times in the prompt.
 
         Raises:
-            ValueError: the phrase does not occur in the prompt, or only after the tokens that the encoder reads.
+            ValueError: the prompt does not contain the phrase, or contains it only after the tokens that the text
+                encoder reads.
         """
         occurrences = self._occurrences(phrase)
         if not occurrences:
@@ -116,11 +121,13 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which attention of the source's tokens each token of an edited prompt uses.
+    """Maps the attention to the S source tokens to the attention to the T tokens of an edited prompt.
 
     Attributes:
-        transfer: float64 ``[S,T]``; column ``t`` has the share of each source token's attention that token ``t`` uses.
-        inherited: float64 ``[T]``, 1 for a token that uses the source's attention, 0 for one that keeps its own.
+        transfer: float64 ``[S,T]``; entry ``(s, t)`` is the fraction of the attention to source token ``s`` that token
+            ``t`` of the edited prompt uses.
+        inherited: float64 ``[T]``; 1 for a token that uses the source's attention, 0 for a token that uses its own
+            attention.
     """
 
     transfer: Tensor  # [S,T]
@@ -128,15 +135,17 @@ class Alignment:
 
 
 def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignment:
-    """Align two prompts of one tokenizer word by word.
+    """Align the tokens of two prompts, encoded by the same tokenizer, word by word.
 
-    - Equal words, and the tokens of beginning and end, use the source's attention.
-    - A word that replaces another word uses its attention (replacement), or keeps its own without ``substitutes``
-      (refinement).
-    - Added words keep their own attention.
-    - If ``n`` tokens replace ``m`` others, each uses ``1/n`` of the sum of the ``m``, so the total is preserved.
-    - Padding tokens are aligned by index, because the encoder depends on it; additional padding of the source is
-      shared equally among the target's padding tokens.
+    - Words that occur in both prompts, the start token and the end token use the source's attention.
+    - A word that replaces a source word uses the attention of the source word if ``substitutes`` is true (replacement),
+      otherwise its own attention (refinement).
+    - Added words use their own attention.
+    - If ``n`` tokens replace ``m`` source tokens, each of the ``n`` tokens uses ``1/n`` of the sum of the attention to
+      the ``m`` source tokens, so the total attention does not change.
+    - Padding tokens are aligned by their index, because the text encoder's output depends on the index. If the source
+      has more padding tokens than the target, the attention to the additional ones is distributed equally among the
+      target's padding tokens.
     """
     transfer = torch.zeros(source.length, target.length, dtype=torch.float64)
     inherited = torch.zeros(target.length, dtype=torch.float64)
@@ -153,7 +162,7 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
 
 
 def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield pairs of token indices of source and target that correspond to each other, without padding."""
+    """Yield pairs ``(source_tokens, target_tokens)`` of corresponding token indices, without padding tokens."""
     for index in range(min(source.first, target.first)):
         yield [index], [index]
     if source.end < source.length and target.end < target.length:
@@ -169,7 +178,7 @@ def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iter
 
 
 def _align_words(source_words: list[Word], target_words: list[Word]) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield tokens word by word if there are equally many words, otherwise all tokens of both at once."""
+    """Yield one pair of token lists per word if the word counts are equal, otherwise one pair of all tokens."""
     if len(source_words) == len(target_words):
         for source_word, target_word in zip(source_words, target_words, strict=True):
             yield source_word.tokens, target_word.tokens
@@ -182,7 +191,7 @@ def _all_tokens(words: list[Word]) -> Tokens:
 
 
 def _align_padding(alignment: Alignment, source_start: int, target_start: int) -> None:
-    """Align the source's tokens from ``source_start`` and the target's from ``target_start``, which are padding."""
+    """Align the padding tokens: source tokens from ``source_start`` on and target tokens from ``target_start`` on."""
     source_length, target_length = alignment.transfer.shape
     if source_start >= source_length or target_start >= target_length:
         return
