@@ -1,4 +1,4 @@
-"""Images of rare concepts, and paths and centroids of seeds (Tables 2 and 3 of the NAO paper)."""
+"""Experiments of the NAO paper: images of rare concepts (Table 3), and paths and centroids of seeds (Table 2)."""
 
 from experiments.rare_concepts.arm import Arm, inverted_seeds
 from experiments.rare_concepts.inversion_stage import CachedSeeds, InversionStage

@@ -1,4 +1,4 @@
-"""One arm of a comparison: guidance, inversion, seed initialization and seed optimization."""
+"""An arm is one compared pipeline: its guidance, inversion, seed initialization and seed optimization."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Arm:
     """One of the compared pipelines that generate images of a concept.
 
     Args:
-        guidance: guidance scale of inversion, optimization and sampling; 1 is off.
-        inverter: inversion method for the reference images. Without one, seeds are drawn from the normal distribution.
-        seed_init: function of the references' seeds ``[G, R, C, h, w]`` and a number n that returns the initial seeds
-            ``[G, n, C, h, w]``.
-        select: optimizer of the initial seeds, or a search among more of them. Without one they are sampled directly.
-        gradient_steps: number of last sampling steps that the optimization differentiates through
-            (:func:`rnri.models.sampling.trajectory`); None: all.
+        guidance: guidance scale of inversion, optimization and sampling; 1 means no guidance.
+        inverter: inversion method for the reference images; None: seeds are drawn from the normal distribution.
+        seed_init: function that computes n initial seeds ``[G, n, C, h, w]`` for each of G concepts. Its arguments are
+            the seeds of the concepts' R reference images, ``[G, R, C, h, w]``, and n.
+        select: optimizer of the initial seeds, or a search among several seeds per image. None: the initial seeds are
+            sampled directly.
+        gradient_steps: number of sampling steps, counted from the last one, that the optimization backpropagates
+            through (:func:`rnri.models.sampling.trajectory`); None: all sampling steps.
     """
 
     guidance: GuidanceScale
@@ -55,24 +56,24 @@ class Arm:
         return min(self.gradient_steps or steps, steps)
 
     def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
-        """Return the network evaluations of each image, with a backward pass counted as two.
+        """Return the number of network evaluations of each image. A backward pass counts as two evaluations.
 
         Args:
-            forwards, backwards: how often each image was sampled and differentiated.
+            forwards, backwards: number of times that each image was sampled and backpropagated through.
         """
         per_row = steps * forwards + BACKWARD_COST * self._differentiated_steps(steps) * backwards
         return batch_multiplier(self.guidance) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
-        """Estimate the cost of one concept, inversion included, if no sample stops early."""
+        """Estimate the cost of one concept, including its inversion, if no optimization of a seed stops early."""
         inversion = references * steps * self.inverter.nfe_per_step if self.inverter is not None else 0.0
         return Cost(batch_multiplier(self.guidance) * inversion) + self.sampling_cost(steps, samples)
 
     def sampling_cost(self, steps: int, samples: int, *, gradient_checkpointing: bool = False) -> Cost:
-        """Return the cost of optimizing and sampling one concept's seeds, if no sample stops early."""
+        """Return the cost of optimizing and sampling the seeds of one concept, if no optimization stops early."""
         cost = Cost(steps, 1)
         if self.select is not None:
-            latents = len(self.select.step_weights)  # decoded per optimization step
+            latents = len(self.select.step_weights)  # number of decoded latents per iteration of the optimization
             forwards, backwards = self.select.call_counts
             derived = self._differentiated_steps(steps)
             recomputed = gradient_checkpointing * backwards
@@ -87,10 +88,10 @@ class Arm:
 
 
 def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
-    """Return the first ``count`` of the references' seeds ``[G, R, C, h, w]``: a ``seed_init`` without NAO.
+    """Return the seeds of the first ``count`` references from ``seeds [G, R, C, h, w]``: a ``seed_init`` without NAO.
 
     Raises:
-        ValueError: ``count`` is larger than the number of references.
+        ValueError: ``count`` is larger than the number R of references.
     """
     if count > seeds.shape[1]:
         raise ValueError(
@@ -103,7 +104,7 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
 def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
     """Return the references' seeds ``[G, R, C, h, w]``, followed by perturbed copies of them, ``[G, count, C, h, w]``.
 
-    A ``seed_init`` function; ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
+    This is a ``seed_init`` function. ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
     """
     references = seeds.shape[1]
     return torch.stack([_perturbed(seeds[:, k % references], k, references, spread) for k in range(count)], 1)
@@ -112,14 +113,14 @@ def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitIn
 def around_centroid(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
     """Return NAO's centroid of the seeds ``[G, R, C, h, w]``, followed by perturbed copies, ``[G, count, C, h, w]``.
 
-    A ``seed_init`` function; ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
+    This is a ``seed_init`` function. ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
     """
     centroid = centroid_seeds(seeds, 1)[:, 0]
     return torch.stack([_perturbed(centroid, k, 1, spread) for k in range(count)], 1)
 
 
 def _perturbed(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:
-    """Return ``seeds`` for ``k < exact``, and a copy with noise that depends on ``k`` alone otherwise."""
+    """Return ``seeds`` if ``k < exact``; otherwise return a copy with added noise that depends only on ``k``."""
     if k < exact:
         return seeds
     noise = torch.randn(seeds.shape[1:], generator=torch.Generator().manual_seed(k))

@@ -1,4 +1,4 @@
-"""What the experiments that compare arms share: their arguments, preparation, stages and evaluation."""
+"""Base class of the experiments that compare arms: arguments, preparation, stages and evaluation."""
 
 from __future__ import annotations
 
@@ -29,42 +29,45 @@ from seedselect import ClipFeatures
 
 
 class ExperimentStage(Protocol):
-    """One part of an experiment, whose results are cached unit by unit."""
+    """One part of an experiment. Its results are cached on disk unit by unit."""
 
     @property
     def num_units(self) -> int: ...
 
     def plan(self) -> list[StagePlan]:
-        """Return the cost of the units that are not on disk yet."""
+        """Return the cost of this stage's units that are not on disk yet."""
 
     def build(self, leases: Path) -> Stage:
-        """Return the Lightning module and data module that compute these units."""
+        """Return the Lightning module and data module that compute the units of this stage."""
 
 
 @dataclass(kw_only=True)
 class ArmsExperiment(ResumableRun, ABC):
     """Base class of the experiments that compare arms. A subclass implements :meth:`stages` and :meth:`report`.
 
-    A *unit* is one concept under one arm. It is on disk before the next one begins, so an interrupted run loses at most
-    the units in progress, and no finished unit is computed again.
+    A *unit* is the results of one concept under one arm. Each unit is written to disk before the next unit begins. An
+    interrupted run therefore loses at most the units in progress, and no finished unit is computed again.
 
     After :meth:`prepare`, ``context`` holds the inputs that all stages share and ``evaluator`` classifies the images.
 
     Args:
-        source: where concepts and images come from.
-        concepts, buckets: which concepts to use (:func:`experiments.data.concepts.select_concepts`).
-        model, clip: create the text-to-image model and CLIP, given ``device``.
-        classifier: evaluation classifier: a folder, a hub id or a timm name.
+        source: data set that the concepts and their images are read from.
+        concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
+        model, clip: functions of ``device`` that create the text-to-image model and CLIP.
+        classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
         arms: the compared arms by name, in the order of the table.
-        steps: sampling steps of inversion and generation; a seed is only valid for the schedule it was inverted with.
-        samples: generated images per concept.
-        references: reference images per concept.
-        concepts_per_batch: concepts that are computed together; changes speed and memory, not results.
-        gradient_checkpointing: recompute each sampling step in the backward pass. Slower by a third, but memory does
-            not grow with the number of steps.
-        inception: file with Inception's weights, whose features FID and KID use; None: the classifier's features.
-        seed: of the initial noise, the selection of concepts and the bootstrap.
-        run_dir: folder of all outputs.
+        steps: number of sampling steps of inversion and generation. A seed is only valid for the schedule that it was
+            inverted with.
+        samples: number of generated images per concept.
+        references: number of reference images per concept.
+        concepts_per_batch: number of concepts that are computed in one batch. It changes speed and memory, but no
+            results.
+        gradient_checkpointing: whether the backward pass recomputes each sampling step. This is slower by a third, but
+            the memory does not grow with the number of steps.
+        inception: file with the weights of the Inception network, whose features FID and KID use; None: FID and KID use
+            the features of the evaluation classifier.
+        seed: random seed of the initial noise, of the selection of concepts and of the bootstrap.
+        run_dir: folder that all outputs are written to.
     """
 
     source: ConceptSource
@@ -89,7 +92,7 @@ class ArmsExperiment(ResumableRun, ABC):
 
     @property
     def num_units(self) -> int:
-        """Number of units of all stages."""
+        """Total number of units of all stages."""
         return sum(stage.num_units for stage in self.stages())
 
     def prepare(self, trainer: Trainer) -> None:
@@ -122,29 +125,32 @@ class ArmsExperiment(ResumableRun, ABC):
         return [planned for stage in self.stages() for planned in stage.plan()]
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the missing units; then, in one process, evaluate all images and write the report."""
+        """Compute the missing units in all processes; then evaluate all images and write the report in one process."""
         self.compute(trainer)
         return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
 
     def compute(self, trainer: Trainer) -> None:
-        """Compute the units that are not on disk yet. On return the units of all processes are finished."""
+        """Compute the units that are not on disk yet. On return, all processes have finished their units."""
         ImageStage(self.context).announce(trainer.world_size)
         run_stages(trainer, *(stage.build(self.leases) for stage in self.stages()))
 
     @abstractmethod
     def stages(self) -> list[ExperimentStage]:
-        """Return the stages that compute units, in their order."""
+        """Return the stages of the experiment in the order in which they run."""
 
     @abstractmethod
     def report(self, loggers: Sequence[Logger]) -> float:
         """Evaluate the images, write the results, and return the value that a sweep optimizes."""
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, for the measurement of the model's speed."""
+        """Return the prompts of one batch, which are used to measure the speed of the model."""
         return ImageStage(self.context).prompts()
 
     def _with_step_weights(self, name: str, arm: Arm) -> Arm:
-        """Return ``arm`` with at most as many step weights as there are steps; print a line if that changes it."""
+        """Return ``arm`` with at most as many step weights of SeedSelect as there are sampling steps.
+
+        If this removes step weights, a line with the remaining weights is printed.
+        """
         if arm.select is None or len(arm.select.step_weights) <= self.steps:
             return arm
         select = arm.select.with_steps(self.steps)
@@ -161,7 +167,7 @@ class ArmsExperiment(ResumableRun, ABC):
             )
 
     def _check_arm(self, name: str) -> None:
-        """Raise ValueError if the arm's inverter does not support the schedule, or its ``seed_init`` these numbers."""
+        """Raise ValueError if the inverter does not support the schedule, or ``seed_init`` the numbers of seeds."""
         arm = self.context.arms[name]
         if arm.inverter is None or arm.seed_init is None:
             return

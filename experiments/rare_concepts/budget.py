@@ -1,4 +1,4 @@
-"""Equal budgets: are network evaluations better spent on SeedSelect or on choosing among more seeds?"""
+"""Comparison at equal budgets: does SeedSelect or a choice among more seeds make better use of network evaluations?"""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PANELS = {  # column: (label, scale)
     "pairwise": ("mean distance within a concept", 1.0),
 }
 NOTE = (
-    "NFE: network evaluations per image, including the image's part of the references' inversion. Guidance doubles "
-    "them; a backward pass counts as two.\n"
+    "NFE: network evaluations per image, including the image's share of the inversion of the references. Guidance "
+    "doubles the number of evaluations; a backward pass counts as two evaluations.\n"
 )
 IDENTITY = ("method", "budget")
 
 
 def method_and_budget(arm: str) -> dict[str, Any]:
-    """Split an arm's name ``METHOD_BUDGET`` into the columns that identify its row."""
+    """Split the name of an arm, ``METHOD_BUDGET``, into the two columns that identify the arm's row."""
     method, _, budget = arm.rpartition("_")
     return {"method": method, "budget": int(budget)}
 
 
 def total_row_key(arm: str, bucket: str) -> dict[str, Any] | None:
-    """Return the columns that identify an arm's row; the table has only totals."""
+    """Return the columns that identify an arm's row, or None for a single bucket: the table has only total rows."""
     return method_and_budget(arm) if bucket == "total" else None
 
 
@@ -49,7 +49,7 @@ def total_row_key(arm: str, bucket: str) -> dict[str, Any] | None:
 class BudgetExperiment(ArmsExperiment):
     """The task of ``experiment=budget``: one row per method and budget.
 
-    An arm is named ``METHOD_BUDGET``, for example ``nao_50``. Its actual cost is measured.
+    The name of an arm is ``METHOD_BUDGET``, for example ``nao_50``. The table has the measured cost of the arm.
     """
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class BudgetExperiment(ArmsExperiment):
         return [ImageStage(self.context, total_row_key, IDENTITY)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the last arm's accuracy."""
+        """Write the results; return the accuracy of the last arm."""
         arms = self.evaluator.arms()
         real = self.evaluator.real_features()
         ceiling = self.evaluator.classifier_ceiling()

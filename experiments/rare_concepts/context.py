@@ -1,4 +1,4 @@
-"""What the stages of one run share."""
+"""Inputs and settings that all stages of one run share."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class RunContext:
     Attributes:
         arms: the compared arms by name, in the order of the table.
         concepts: the selected concepts with their reference images.
-        networks: text-to-image model, CLIP and evaluation classifier.
-        run_dir: folder of results and cached units.
-        steps: sampling steps, for inversion and generation.
-        samples: generated images per concept.
-        references: reference images per concept.
-        concepts_per_batch: concepts that are computed together.
-        gradient_checkpointing: recompute each sampling step in the backward pass.
-        seed: seed of the initial noise.
+        networks: the text-to-image model, CLIP and the evaluation classifier.
+        run_dir: folder of the results and the cached units.
+        steps: number of sampling steps of inversion and generation.
+        samples: number of generated images per concept.
+        references: number of reference images per concept.
+        concepts_per_batch: number of concepts that are computed in one batch.
+        gradient_checkpointing: whether the backward pass recomputes each sampling step.
+        seed: random seed of the initial noise.
     """
 
     arms: Mapping[str, Arm]
@@ -50,7 +50,7 @@ class RunContext:
         return self.networks.model.schedule(self.steps)
 
     def settings(self) -> dict[str, Any]:
-        """Return the part of a unit's cache key that all arms share."""
+        """Return the settings that are in the cache key of every unit, whatever its arm."""
         return {
             **self.networks.cache_settings(self.seed),
             "clip": self.networks.clip_fingerprint,
@@ -60,12 +60,12 @@ class RunContext:
         }
 
     def units(self, arm: str) -> UnitStore:
-        """Return the store of an arm's finished units. Other settings have other units."""
+        """Return the store of an arm's finished units, which are separate for each combination of settings."""
         settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 
     def inversion_stage(self, arm: str) -> InversionStage | None:
-        """Return the stage that inverts the references of an arm, or None for arms without an inverter."""
+        """Return the stage that inverts the reference images of an arm, or None if the arm has no inverter."""
         inverter = self.arms[arm].inverter
         if inverter is None:
             return None

@@ -1,4 +1,4 @@
-"""Batches of concepts under one arm, with their references inverted after the transfer to the device."""
+"""Batches of concepts of one arm. Their reference images are inverted once the batch is on the device."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import CachedUnitDataModule
 
 Unit = tuple[str, Concept]
-"""An arm's name and a concept: the content of one file of results."""
+"""The name of an arm and a concept, which together identify one result file."""
 
 
 @dataclass
 class ConceptBatch:
-    """G concepts that are computed together under one arm.
+    """A batch of G concepts under one arm.
 
     Attributes:
-        references: reference images, ``float32 [G, R, 3, H, W]`` in [0, 1].
-        seeds: inversions of all G R references, or None if the arm has no inverter.
+        references: R reference images of each concept, ``float32 [G, R, 3, H, W]`` in [0, 1].
+        seeds: inversions of all ``G * R`` reference images, or None if the arm has no inverter.
     """
 
     arm: str
@@ -39,14 +39,14 @@ class ConceptBatch:
     seeds: CachedSeeds | None = None
 
     def has_finite_seeds(self) -> list[bool]:
-        """Return for each concept whether the seeds and latents of all its references are finite."""
+        """Return one value per concept: whether the seeds and latents of all its reference images are finite."""
         if self.seeds is None:
             return [True] * len(self.concepts)
         finite = is_finite(self.seeds.seed) & is_finite(self.seeds.z0)
         return finite.view(len(self.concepts), -1).all(1).tolist()
 
     def select(self, mask: Sequence[bool]) -> ConceptBatch:
-        """Return the batch of the concepts whose ``mask`` is true."""
+        """Return a batch with only the concepts whose entry in ``mask`` is true."""
         groups = torch.tensor(mask).nonzero().flatten()
         references_per_concept = self.references.shape[1]
         rows = torch.arange(len(self.concepts) * references_per_concept).view(len(self.concepts), -1)[groups].flatten()
@@ -58,11 +58,11 @@ class ConceptBatch:
         )
 
     def inversion_nfe(self, group: int) -> float:
-        """Network evaluations of the inversion of one concept's references."""
+        """Return the number of network evaluations of the inversion of all reference images of concept ``group``."""
         return self._sum_over_references(self.seeds.nfe, group) if self.seeds else 0.0
 
     def inversion_seconds(self, group: int) -> float:
-        """Wall time of the inversion of one concept's references."""
+        """Return the wall time in seconds of the inversion of all reference images of concept ``group``."""
         return self._sum_over_references(self.seeds.seconds, group) if self.seeds else 0.0
 
     def _sum_over_references(self, values: Tensor, group: int) -> float:
@@ -70,7 +70,7 @@ class ConceptBatch:
 
 
 class ConceptDataModule(CachedUnitDataModule):
-    """Batches of the concepts that have no finished unit yet, arm by arm."""
+    """Loads batches of the concepts that have no finished unit yet, one arm after the other."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class ConceptDataModule(CachedUnitDataModule):
         return ConceptBatch(arm, concepts, torch.stack(images).float() / 255)
 
     def on_start(self, units: list[Unit], pending: list[Unit]) -> None:
-        """Count the units of each arm. Each arm has its own progress bar, because their times differ too much."""
+        """Count the units of each arm. Each arm has its own progress bar, because arms differ in time per unit."""
         self._arm = None
         self._total = Counter(arm for arm, _ in units)
         self._pending = Counter(arm for arm, _ in pending)
@@ -121,7 +121,7 @@ class ConceptDataModule(CachedUnitDataModule):
         return replace(batch, references=batch.references.to(device))
 
     def on_after_batch_transfer(self, batch: ConceptBatch, _: int) -> ConceptBatch:
-        """Invert the references of the batch, or read their seeds from the cache."""
+        """Invert the reference images of the batch, or read their seeds from the cache."""
         if batch.arm != self._arm:
             self._start_progress(batch.arm)
         inversion = self.inversions[batch.arm]

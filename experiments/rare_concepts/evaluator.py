@@ -1,4 +1,4 @@
-"""Classification of all generated images once every unit is on disk."""
+"""Classification of all generated images after all units are written to disk."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceili
 from experiments.runtime.progress import LOG_INTERVAL_S, Progress
 from rnri.models.fingerprint import fingerprint
 
-REAL_IMAGES_PER_CONCEPT = 20  # held-out images per concept that set the threshold of a copy
+REAL_IMAGES_PER_CONCEPT = 20  # held-out real images per concept that define the distance threshold of a copy
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Classifies the images of a finished run.
+    """Classifies the generated images of a finished run.
 
     Attributes:
-        context: the run.
-        real: real images that FID and KID compare with, at the size of the generated ones.
-        labeled_real_images: real images of each concept that are not references, by the concept's name.
-        extractor: network of the features of FID and KID; None: the evaluation classifier.
+        context: inputs and settings of the run.
+        real: real images that FID and KID compare the generated images with, resized to the size of generated images.
+        labeled_real_images: real images of each concept, without its reference images, by the name of the concept.
+        extractor: network that computes the features for FID and KID; None: the evaluation classifier.
     """
 
     context: RunContext
@@ -40,7 +40,7 @@ class Evaluator:
     extractor: Inception | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
-        """Classify the images of every arm."""
+        """Classify the generated images of every arm; return the results by the name of the arm."""
         return {arm: self.classify_arm(arm) for arm in self.context.arms}
 
     def classify_arm(self, arm: str) -> ClassifiedImages:
@@ -76,11 +76,11 @@ class Evaluator:
         )
 
     def classifier_ceiling(self) -> dict[str, float]:
-        """Return the classifier's accuracy on the references, per bucket and in total."""
+        """Return the accuracy of the evaluation classifier on the reference images, per bucket and in total."""
         return classifier_ceiling(self.context.concepts, self.context.networks.classifier)
 
     def real_features(self) -> Tensor:
-        """Return the features of the real images, ``float64 [N, D]``; they are cached in the run folder."""
+        """Return the features of the N real images, ``float64 [N, D]``. The features are cached in the run folder."""
         store = SeedStore(self.context.run_dir / "real")
         key = self._real_key()
         cached = store.get(key)
@@ -95,7 +95,7 @@ class Evaluator:
         return cached["features"]
 
     def _detect_copies(self, concept: Concept, images: Tensor) -> CopyDetection | None:
-        """Compare the finite images of a concept with its references; None if there is no image."""
+        """Compare the finite images of a concept with its reference images; return None if no image is finite."""
         if not len(images):
             return None
         other_images = self.labeled_real_images.get(concept.name)
@@ -107,7 +107,7 @@ class Evaluator:
         return detect_copies(generated, real_vectors[: len(concept.references)], real_vectors)
 
     def _real_key(self) -> dict[str, Any]:
-        """Return the cache key of the real images' features."""
+        """Return the cache key for the features of the real images."""
         content = hashlib.sha256()
         for k in range(len(self.real)):
             content.update(self.real.file_stamp(k))

@@ -19,29 +19,31 @@ from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import Stage
 
-LATENT_BYTES = 4  # per element of a stored seed, float32
-INVERSION_BYTES = 8 + 4  # per element of a cached inversion: the seed in float64, the latents in float32
+LATENT_BYTES = 4  # bytes per element of a stored seed, which is float32
+INVERSION_BYTES = 8 + 4  # bytes per element of a cached inversion: float64 seed and float32 latents
 
 RowKey = Callable[[str, str], dict[str, Any] | None]
-"""Function of an arm and a bucket (or ``total``) that returns the columns identifying their row of the table.
+"""Function that returns the columns and values that identify one row of the table.
 
-None if the table has no such row.
+Its arguments are the name of an arm and a bucket, or ``total`` for all buckets. It returns None if the table has no row
+for them.
 """
 
 
 def method_and_bucket(arm: str, bucket: str) -> dict[str, Any]:
-    """Return the identifying columns of a table with one row per arm and bucket."""
+    """Return the columns that identify a row of a table with one row per arm and bucket."""
     return {"method": arm, "bucket": bucket}
 
 
 @dataclass(frozen=True)
 class ImageStage:
-    """Generates the images of every concept under every arm. A unit is one concept under one arm.
+    """Generates the images of every concept under every arm. A unit is the images of one concept under one arm.
 
     Attributes:
-        context: the run.
-        row_key: which row of the table a unit counts in, for the running means in the loggers.
-        identity: the columns of ``row_key``.
+        context: inputs and settings of the run.
+        row_key: function that returns the row of the table that a unit belongs to. The loggers show the running mean of
+            each row.
+        identity: names of the columns that ``row_key`` returns.
     """
 
     context: RunContext
@@ -53,7 +55,7 @@ class ImageStage:
         return len(self.context.arms) * len(self.context.concepts)
 
     def build(self, leases: Path) -> Stage:
-        """Return the Lightning module and data module that compute the units which are not on disk yet."""
+        """Return the Lightning module and data module that compute the units that are not on disk yet."""
         stores = {arm: self.context.units(arm) for arm in self.context.arms}
         progress = Progress("images")
         running_means = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
@@ -61,7 +63,7 @@ class ImageStage:
         return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
 
     def announce(self, processes: int) -> None:
-        """Print the number of units and an estimate of the time, from the time of a few network calls."""
+        """Print the number of units and an estimate of the run time, extrapolated from a few network calls."""
         context = self.context
         cost = Cost()
         done = 0
@@ -87,7 +89,7 @@ class ImageStage:
         return [concept.prompt for concept in concepts for _ in range(self.context.samples)]
 
     def plan(self) -> list[StagePlan]:
-        """Return the cost of each arm. An inversion that several arms share counts for the first of them."""
+        """Return the cost of each arm. An inversion that several arms share is counted only for the first of them."""
         planned: list[StagePlan] = []
         inverted: set[tuple[str, str]] = set()
         for name in self.context.arms:
@@ -98,7 +100,7 @@ class ImageStage:
         return planned
 
     def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[StagePlan]:
-        """Return the inversion of the concepts that are not in ``inverted`` yet, and add them to it."""
+        """Return the plan of the inversion of the concepts that are not in ``inverted``; add these concepts to it."""
         context, arm = self.context, self.context.arms[name]
         if arm.inverter is None:
             return []
@@ -128,9 +130,9 @@ class ImageStage:
         )
 
     def _accuracy_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Yield one row per sample of a finished unit and row of the table that it counts in.
+        """Yield the accuracy of each sample of a finished unit, once for each table row that the unit belongs to.
 
-        As in the table, a sample that is not finite is wrong.
+        A sample that is not finite counts as misclassified, as in the table.
         """
         arm, concept = unit
         tensors, record = self.context.units(arm).read(concept.key)

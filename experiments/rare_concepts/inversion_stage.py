@@ -20,15 +20,16 @@ from rnri import Inverter, LatentDiffusion, Schedule
 class CachedSeeds:
     """The inversions of B images.
 
-    ``z0`` and ``seed`` are on the device of the images, all other tensors on the CPU.
+    ``z0`` and ``seed`` are on the device of the images; all other tensors are on the CPU.
 
     Attributes:
         z0: ``float32 [B, C, h, w]``, VAE latents of the images.
-        seed: ``[B, C, h, w]``, float64 (float32 on MPS); not finite where the inversion failed.
-        residual: ``float64 [B]``, mean ``|z - f(z)|`` per element, maximum over the steps.
-        nfe: ``int64 [B]``, network evaluations of the inversion.
-        converged: ``bool [B]``.
-        seconds: ``float64 [B]``, wall time of the batch's inversion divided by its images, also for cached seeds.
+        seed: ``[B, C, h, w]``, inverted seeds in float64 (float32 on MPS); not finite where the inversion failed.
+        residual: ``float64 [B]``, the largest residual of an inversion step: the mean of ``|z - f(z)|`` over elements.
+        nfe: ``int64 [B]``, number of network evaluations of the inversion of each image.
+        converged: ``bool [B]``, whether the inversion of each image converged.
+        seconds: ``float64 [B]``, wall time of the inversion of a batch divided by the number of its images. For a seed
+            from the cache, this is the time that was measured when the seed was computed.
     """
 
     z0: Tensor
@@ -39,17 +40,18 @@ class CachedSeeds:
     seconds: Tensor
 
     def select(self, rows: Tensor) -> CachedSeeds:
-        """Return the inversions of the images with indices ``rows``, int64 ``[b]``."""
+        """Return the inversions of the b images whose indices are in ``rows``, ``int64 [b]``."""
         return CachedSeeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class InversionStage:
-    """Encodes and inverts images, except those whose seed is in ``store`` already.
+    """Encodes and inverts images. The seed of an image that is already in ``store`` is read from there.
 
     Attributes:
-        settings: description of ``inverter`` (:func:`experiments.cache.key.fingerprint_config`); part of the cache key.
-        numerics: precision and device (:func:`experiments.runtime.device.numerics`); part of the cache key.
+        settings: description of ``inverter`` (:func:`experiments.cache.key.fingerprint_config`), part of the cache key.
+        numerics: numerical settings, which are dtype and device (:func:`experiments.runtime.device.numerics`); part of
+            the cache key.
     """
 
     model: LatentDiffusion
@@ -70,9 +72,9 @@ class InversionStage:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], on_step: Callable[[int], None] = lambda k: None
     ) -> CachedSeeds:
-        """Return the seeds of ``images [B, 3, H, W]`` in [0, 1] under one prompt each.
+        """Return the inverted seeds of ``images [B, 3, H, W]`` in [0, 1]. Each image has its own prompt.
 
-        ``on_step(k)`` is called after each inversion step ``k``.
+        ``on_step(k)`` is called after inversion step ``k``.
         """
         keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         results = [self.store.get(key) for key in keys]
@@ -101,7 +103,7 @@ class InversionStage:
         }
 
     def _invert(self, images: Tensor, prompts: list[str], on_step: Callable[[int], None]) -> list[dict[str, Tensor]]:
-        """Return the tensors of :class:`CachedSeeds` for each image, on the CPU."""
+        """Invert ``images``; return one dictionary per image with the fields of :class:`CachedSeeds` on the CPU."""
         start = time.perf_counter()
         with torch.no_grad():
             z0 = self.model.encode(images)

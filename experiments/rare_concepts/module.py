@@ -22,15 +22,15 @@ from rnri.models.sampling import trajectory
 from seedselect import Problem, Selection, Targets, Trajectory
 
 Unit = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors and record of a concept under an arm."""
+"""Results of one concept under one arm: tensors, and a record that can be stored as JSON."""
 
 
 class RareConceptModule(LightningModule):
     """Initializes, optimizes and samples the seeds of a batch, and writes one unit per concept.
 
-    A unit holds ``images``, ``uint8 [m, 3, H, W]`` of the m finite samples; ``seeds``, ``float32 [n, C, h, w]`` of all
-    n samples, NaN where a sample is not finite; and a record with the times and one entry per sample. A sample that is
-    not finite does not affect the others.
+    A unit of n samples, of which m are finite, has three parts: ``images``, ``uint8 [m, 3, H, W]``, the finite samples;
+    ``seeds``, ``float32 [n, C, h, w]``, which are NaN for samples that are not finite; and a record with the times and
+    one entry per sample. A sample that is not finite does not change the other samples.
     """
 
     def __init__(self, context: RunContext, stores: Mapping[str, UnitStore], progress: Progress) -> None:
@@ -40,14 +40,15 @@ class RareConceptModule(LightningModule):
         self.progress = progress
 
     def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
-        """Write the units of a batch of concepts; return the concepts' names.
+        """Write the units of a batch of concepts; return the names of the concepts.
 
-        ``t_init`` is the time in seconds to a concept's initial seeds: inversion of its references and seed
-        initialization. ``t_opt`` is the mean over its samples of the seconds until SeedSelect's loss converged.
+        A record has two times in seconds. ``t_init`` is the time to compute the initial seeds of a concept: inversion
+        of its reference images and seed initialization. ``t_opt`` is the time until the loss of SeedSelect converged,
+        averaged over the samples of the concept.
 
         Raises:
-            NonFiniteError: no image of the batch is finite and no unit of the arm is finished. The checkpoint or its
-                precision is at fault, and all other concepts would fail too.
+            NonFiniteError: no image of the batch is finite, and the arm has no finished unit. The cause is then the
+                checkpoint or its precision, and all other concepts would fail too.
         """
         finite = batch.has_finite_seeds()
         computed = iter(self._generate(batch.select(finite)) if any(finite) else [])
@@ -61,11 +62,11 @@ class RareConceptModule(LightningModule):
         return [concept.name for concept in batch.concepts]
 
     def _generate(self, batch: ConceptBatch) -> list[Unit]:
-        """Return one unit per concept of the batch."""
+        """Generate the images of a batch; return one unit per concept."""
         arm = self.context.arms[batch.arm]
         samples = self.context.samples
         start = self._now()
-        seeds = self._initial_seeds(batch)  # [G n candidates, C, h, w]
+        seeds = self._initial_seeds(batch)  # [G * n * candidates, C, h, w]
         init_seconds = (self._now() - start) / len(batch.concepts)
         seeds, latents, records = self._optimize(seeds, batch) if arm.select else self._sample(seeds, batch)
         for k, record in enumerate(records):
@@ -81,7 +82,7 @@ class RareConceptModule(LightningModule):
         return units
 
     def _empty_unit(self, batch: ConceptBatch, group: int) -> Unit:
-        """Return the unit of a concept whose references have no finite seeds to start from."""
+        """Return the unit without images of a concept whose reference images have seeds that are not finite."""
         model, samples = self.context.networks.model, self.context.samples
         images = torch.empty(0, 3, *model.image_size, dtype=torch.uint8)
         seeds = torch.full((samples, *model.latent_shape), torch.nan)
@@ -97,7 +98,10 @@ class RareConceptModule(LightningModule):
         return time.perf_counter()
 
     def _initial_seeds(self, batch: ConceptBatch) -> Tensor:
-        """Return ``[G n candidates, C, h, w]``: candidate m of sample k is the concept's initial seed ``m n + k``."""
+        """Return the initial seeds ``[G * n * candidates, C, h, w]`` of G concepts with n samples each.
+
+        Candidate m of sample k is the initial seed ``m * n + k`` of the concept.
+        """
         arm = self.context.arms[batch.arm]
         count = self.context.samples * arm.candidates
         if batch.seeds is None or arm.seed_init is None:
@@ -109,7 +113,7 @@ class RareConceptModule(LightningModule):
         return seeds.unflatten(1, (arm.candidates, self.context.samples)).transpose(1, 2).flatten(0, 2)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
-        """Return seeds, latents and records without an optimization."""
+        """Sample ``seeds`` without optimization; return the seeds, the sampled latents, and one record per sample."""
         self.progress.set_stage("sampling")
         model = self.context.networks.model
         predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance)
@@ -122,7 +126,7 @@ class RareConceptModule(LightningModule):
         return self.context.arms[batch.arm].nfe(len(self.context.schedule), forwards, backwards).double().tolist()
 
     def _optimize(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
-        """Return the optimized seeds, their latents, and one record per sample."""
+        """Optimize ``seeds``; return the optimized seeds, the sampled latents, and one record per sample."""
         decode = self.context.networks.model.decode
         if self.context.gradient_checkpointing:
             decode = partial(checkpoint, decode, use_reentrant=False)
@@ -141,13 +145,13 @@ class RareConceptModule(LightningModule):
         return selection.seed, selection.latent, records
 
     def _neighbor_noise(self, batch: ConceptBatch, k: int) -> Tensor:
-        """Return the noise of the ``k``-th neighbor of each seed in a local search, ``[G n, C, h, w]``."""
+        """Return the noise ``[G * n, C, h, w]`` for the ``k``-th neighbor of each seed in a local search."""
         samples = range(self.context.samples)
         names = [f"{concept.name}/{sample}/{k}" for concept in batch.concepts for sample in samples]
         return self.context.networks.model.noise(names, self.context.seed)
 
     def _trajectory(self, batch: ConceptBatch) -> Trajectory:
-        """Return the function from seeds ``[b, C, h, w]`` and their indices to the latents of the last steps."""
+        """Return the function that maps seeds ``[b, C, h, w]`` and their indices to the latents of the last steps."""
         arm = self.context.arms[batch.arm]
         predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance)
 
@@ -164,7 +168,7 @@ class RareConceptModule(LightningModule):
         return last_latents
 
     def _targets(self, batch: ConceptBatch) -> Targets:
-        """Return each sample's targets: its references' mean CLIP feature and mean latent, and its prompt."""
+        """Return the targets of each sample: the references' mean CLIP feature and mean latent, and the prompt."""
         networks = self.context.networks
         references = batch.references.flatten(0, 1)
         with torch.no_grad():
@@ -185,7 +189,7 @@ class RareConceptModule(LightningModule):
 
 
 def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t_init: float) -> Unit:
-    """Return the unit of one concept from its n samples; ``records`` has one entry per sample."""
+    """Return the unit of one concept from its n samples. ``records`` has one entry per sample."""
     finite_images, finite = select_finite(images)
     seeds = seeds.float().cpu()
     seeds[~finite] = torch.nan
@@ -198,7 +202,7 @@ def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t
 
 
 def _records(selection: Selection) -> list[dict[str, Any]]:
-    """Return one dictionary per sample with what the optimization reports about it."""
+    """Return one dictionary per sample with the losses, iterations, convergence and seconds of its optimization."""
     names = ("initial_loss", "loss", "iterations", "converged", "seconds")
     columns = [getattr(selection, name).tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
@@ -208,6 +212,6 @@ def _no_image_message(batch: ConceptBatch, finite: Sequence[bool]) -> str:
     result = "image" if any(finite) else "inverted seed"
     names = ", ".join(repr(concept.name) for concept in batch.concepts)
     return (
-        f"arm {batch.arm!r}: no {result} of {names} is finite. The checkpoint's weights are damaged, or overflow in "
-        "their precision: try model.dtype=float32 and trainer.precision=32-true."
+        f"arm {batch.arm!r}: no {result} of {names} is finite. The checkpoint's weights are damaged, or they overflow "
+        "in their precision: try model.dtype=float32 and trainer.precision=32-true."
     )

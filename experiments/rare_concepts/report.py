@@ -1,4 +1,4 @@
-"""Table, figures and samples of the rare-concepts experiment."""
+"""Report of the rare-concepts experiment: table, figures and one row per sample."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACCURACY_COLUMNS = {
 }  # fmt: skip
 COUNT_COLUMNS = {"n": "n", "n_real": "real images", "extractor": "features"}
 PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
-MAX_CONCEPTS = 10  # in a figure of images
+MAX_CONCEPTS = 10  # maximum number of concepts in a figure of images
 
 
 def write_report(
@@ -51,15 +51,16 @@ def write_report(
     ceiling: Mapping[str, float] | None = None,
     step: int = 0,
 ) -> list[dict]:
-    """Write results, table, samples and figures to ``run_dir`` and the loggers; return the rows of the table.
+    """Write results, table, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        arms: classified images of each arm.
+        arms: classified images of each arm, by the name of the arm.
         real: features of the real images, ``float64 [N, D]``.
         settings: the settings that the results depend on.
-        seed: of the bootstrap.
-        ceiling: see :func:`~experiments.rare_concepts.scoring.classifier_ceiling`.
-        step: step of the loggers: the number of units.
+        seed: random seed of the bootstrap.
+        ceiling: accuracy of the classifier on the reference images by bucket
+            (:func:`~experiments.rare_concepts.scoring.classifier_ceiling`).
+        step: step at which the loggers record the results; it is the number of units.
     """
     rows: list[dict] = []
     for name, images in arms.items():
@@ -87,12 +88,12 @@ def write_report(
 
 
 def columns() -> dict[str, str]:
-    """Return the columns of the table and their heads."""
+    """Return the keys of the table's columns and the column headings."""
     return {"method": "method", **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(), **COUNT_COLUMNS}
 
 
 def _row_per_method(rows: Sequence[Mapping]) -> list[dict]:
-    """Return one row per method, with the accuracies of its buckets in percent with their intervals."""
+    """Return one row per method. It has the accuracy of each bucket in percent with its confidence interval."""
     lines: dict[str, dict] = {}
     for row in rows:
         line = lines.setdefault(row["method"], {"method": row["method"]})
@@ -103,13 +104,13 @@ def _row_per_method(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def percent_cells(row: Mapping) -> dict[str, float | None]:
-    """Return the values of a row that the table shows in percent."""
+    """Return the values of ``row`` that the table shows in percent, converted to percent."""
     ceiling = {} if row.get("ceiling") is None else {"ceiling": 100 * row["ceiling"]}
     return ceiling | RARE_CONCEPTS.scaled(row)
 
 
 def pair_table(pairs: Sequence[Mapping]) -> str:
-    """Return the differences over all concepts: one line per method, one column per baseline."""
+    """Return a table of the differences in total accuracy, with one line per method and one column per baseline."""
     lines: dict[str, dict] = {}
     for pair in pairs:
         if pair["bucket"] == "total":
@@ -120,7 +121,7 @@ def pair_table(pairs: Sequence[Mapping]) -> str:
 
 
 def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
-    """Return one row per method and concept, for the loggers that can filter tables."""
+    """Return one row per method and concept. Loggers that can filter tables show these rows."""
     rows = []
     for method, images in arms.items():
         samples = len(images.concepts) // len(images.t_init)
@@ -135,7 +136,7 @@ def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
 
 
 def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
-    """Return one row per sample."""
+    """Return one row per generated image (sample) of a method, with its prediction and times in seconds."""
     samples = len(images.concepts) // len(images.t_init)
     return [
         {
@@ -150,13 +151,13 @@ def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
 
 
 def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[], Figure]]:
-    """Return a function for each bucket that draws its :func:`side_by_side` figure, by the figure's path."""
+    """Return one function per bucket that draws its :func:`side_by_side` figure. The keys are paths of the figures."""
     buckets = dict.fromkeys(concept.bucket for images in arms.values() for concept in images.concepts)
     return {f"images/{bucket}": partial(side_by_side, arms, bucket) for bucket in buckets}
 
 
 def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
-    """Draw for each concept a reference and the first sample of every arm, with the classifier's prediction."""
+    """Draw a reference image and the first sample of every arm for each concept, with the classifier's prediction."""
     concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
     rows = []
     captions = []
@@ -169,7 +170,7 @@ def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
 
 
 def _caption(images: ClassifiedImages, name: str) -> str:
-    """Return the classifier's label for the first sample of a concept, and whether the sample is a copy."""
+    """Return a caption with the predicted label of the first sample of a concept, and whether the sample is a copy."""
     k = next(k for k, concept in enumerate(images.concepts) if concept.name == name)
     label = "right" if images.correct[k] else images.predictions[k] or ""
     return f"{label}, a copy" if images.copies[k] else label

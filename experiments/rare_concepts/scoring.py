@@ -1,4 +1,4 @@
-"""Accuracy, distances and diversity of the generated images, as rows of the table."""
+"""Metrics of the generated images: accuracy, distances to real images and diversity, as rows of the table."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from experiments.evaluation.metrics import bootstrap_interval
 from experiments.evaluation.registry import RARE_CONCEPTS
 from experiments.finite import NonFiniteError, is_finite
 
-MAX_LISTED_CONCEPTS = 5  # in the note on lost samples
+MAX_LISTED_CONCEPTS = 5  # maximum number of concepts that the note on samples that are not finite lists
 
 
 @dataclass(frozen=True)
 class ClassifiedImages:
-    """One arm's images of all concepts with the evaluation classifier's predictions.
+    """The generated images (samples) of all concepts under one arm, with the predictions of the evaluation classifier.
 
     There are n samples per concept, in the order of the concepts. A sample that is not finite has no image and no
-    prediction, which counts as a wrong one.
+    prediction, and counts as misclassified.
 
     Attributes:
-        units: store of the images.
-        features: ``float64 [M, D]``, of the finite samples.
-        predictions: one label per sample.
-        concepts: the concept of each sample.
-        t_init, t_opt: seconds, one per concept.
-        records: one per sample.
+        units: store that contains the images.
+        features: features of the M finite samples, ``float64 [M, D]``.
+        predictions: predicted label of each sample; None for a sample that is not finite.
+        concepts: concept of each sample.
+        t_init: time in seconds to compute the initial seeds of each concept.
+        t_opt: time in seconds of the seed optimization of each concept, averaged over its samples.
+        records: record of each sample, with its number of network evaluations and its loss.
         extractor: name of the network that computed ``features``.
-        copy_detections: one per concept; None for concepts without an image.
+        copy_detections: comparison of each concept's images with its reference images; None for a concept without a
+            finite image.
     """
 
     units: UnitStore
@@ -54,7 +56,7 @@ class ClassifiedImages:
     copy_detections: list[CopyDetection | None] = field(default_factory=list)
 
     def images(self, concept: Concept) -> list[Tensor | None]:
-        """Read the samples of a concept from disk, each ``uint8 [3, H, W]``, or None if it is not finite."""
+        """Read the samples of a concept from disk, ``uint8 [3, H, W]`` each. A sample that is not finite is None."""
         tensors, record = self.units.read(concept.key)
         images = iter(tensors["images"])
         return [next(images) if sample["finite"] else None for sample in record["samples"]]
@@ -66,7 +68,10 @@ class ClassifiedImages:
 
     @cached_property
     def copies(self) -> list[bool | None]:
-        """Whether each sample is a copy of a reference; None if it has no image or the concept no threshold."""
+        """Whether each sample is a copy of a reference image.
+
+        The value is None if the sample is not finite, or if its concept has no threshold for copies.
+        """
         if not self.copy_detections:
             return [None] * len(self.records)
         samples = len(self.records) // len(self.copy_detections)
@@ -79,13 +84,13 @@ class ClassifiedImages:
 
     @property
     def features_by_concept(self) -> list[Tensor]:
-        """Features of the finite samples of each concept that has any."""
+        """Features ``float64 [m, D]`` of the m finite samples of each concept that has a finite sample."""
         names = [c.name for c, record in zip(self.concepts, self.records, strict=True) if record["finite"]]
         return [self.features[[name == other for other in names]] for name in dict.fromkeys(names)]
 
     @cached_property
     def correct(self) -> list[bool]:
-        """Whether the classifier predicts the concept of each sample."""
+        """Whether the predicted label of each sample is the sample's concept."""
         return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
 
 
@@ -94,10 +99,10 @@ def classify_images(
 ) -> tuple[Tensor, list[str]]:
     """Return features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``.
 
-    Images are read in batches. The features are those of ``extractor``, or of the classifier if there is none.
+    The images are processed in batches. ``extractor`` computes the features; if it is None, the classifier does.
 
     Raises:
-        NonFiniteError: the classifier returns a value that is not finite.
+        NonFiniteError: an output of the classifier is not finite.
     """
     device = classifier.mean.device
     all_features: list[Tensor] = []
@@ -120,9 +125,10 @@ def classify_images(
 
 
 def classifier_ceiling(concepts: Sequence[Concept], classifier: Classifier) -> dict[str, float]:
-    """Return the classifier's accuracy on the reference images, per bucket and in total.
+    """Return the accuracy of the classifier on the reference images, per bucket and in total.
 
-    A perfect sampler would score this accuracy. It is too high for a classifier that was trained on the references.
+    A perfect generator of images would reach this accuracy. The accuracy is too high if the classifier was trained on
+    the reference images.
     """
     images = (torch.from_numpy(concept.references[k]) for concept in concepts for k in range(len(concept.references)))
     truth = [concept for concept in concepts for _ in range(len(concept.references))]
@@ -137,9 +143,9 @@ def classifier_ceiling(concepts: Sequence[Concept], classifier: Classifier) -> d
 def accuracy_rows(
     method: str, images: ClassifiedImages, seed: int, ceiling: Mapping[str, float] | None = None
 ) -> list[dict]:
-    """Return one row per bucket and one in total, with the accuracy and its 95 % interval.
+    """Return one row per bucket and one row for all images, with the accuracy and its 95 % confidence interval.
 
-    The bootstrap resamples whole concepts, because images of one concept tend to be right or wrong together.
+    The bootstrap resamples whole concepts, because the predictions for images of one concept are correlated.
     ``ceiling`` is the result of :func:`classifier_ceiling`.
     """
     table = []
@@ -154,9 +160,10 @@ def accuracy_rows(
 
 
 def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[dict]:
-    """Return the difference in accuracy of each arm to each arm before it, per bucket and in total.
+    """Return the difference in accuracy between each pair of arms, per bucket and in total.
 
-    The 95 % intervals resample the same concepts for both arms, so that a concept's difficulty does not widen them.
+    The baseline of a pair is the arm that comes first. The bootstrap of the 95 % confidence interval resamples the same
+    concepts for both arms, so that the varying difficulty of the concepts does not widen the interval.
     """
     table = []
     for (baseline, reference), (method, images) in combinations(arms.items(), 2):
@@ -169,22 +176,22 @@ def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[
 
 
 def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], seed: int) -> dict[str, float]:
-    """Return the mean of ``values`` under the key ``name``, and its interval under ``name_low`` and ``name_high``."""
+    """Return the mean of ``values`` as ``NAME``, and its 95 % confidence interval as ``NAME_low`` and ``NAME_high``."""
     low, high = bootstrap_interval(values, groups, seed=seed)
     return {name: mean(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def _rows_by_bucket(concepts: Sequence[Concept]) -> dict[str, list[int]]:
-    """Return the indices of each bucket's images, and of all images under ``total``."""
+    """Return the indices of the images of each bucket, and the indices of all images under the key ``total``."""
     present = {concept.bucket for concept in concepts}
     buckets = {b: [k for k, concept in enumerate(concepts) if concept.bucket == b] for b in BUCKETS if b in present}
     return buckets | {"total": list(range(len(concepts)))}
 
 
 def aggregate_metrics(images: ClassifiedImages, real: Tensor) -> dict[str, Any]:
-    """Return the metrics over all images of an arm (:data:`~experiments.evaluation.registry.RARE_CONCEPTS`).
+    """Compute the metrics in :data:`~experiments.evaluation.registry.RARE_CONCEPTS` over all images of an arm.
 
-    ``real`` are the features of real images, ``float64 [N, D]``.
+    ``real`` is the features of N real images, ``float64 [N, D]``.
     """
     generated = GeneratedSet(
         real=real,
@@ -200,7 +207,7 @@ def aggregate_metrics(images: ClassifiedImages, real: Tensor) -> dict[str, Any]:
 
 
 def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
-    """Return a note for each arm with samples that are not finite, to be printed below the table."""
+    """Return the text below the table: one note per arm that has samples that are not finite."""
     notes = []
     for name, images in arms.items():
         if images.lost:
@@ -216,6 +223,6 @@ def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """Return the mean of the values that are not None, or NaN if there are none."""
+    """Return the mean of the values that are not None, or NaN if all values are None."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else math.nan

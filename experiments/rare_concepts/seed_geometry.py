@@ -1,9 +1,10 @@
-"""Interpolation and centroids of seeds, Table 2 of the NAO paper: inversion methods times operations on seeds.
+"""Interpolation and centroids of seeds (Table 2 of the NAO paper): all inversion methods with all operations on seeds.
 
-Every cell of the table follows the same protocol. The references of a concept are inverted under its prompt. An
-operation turns their seeds into new ones: the inner points of a path between the first two seeds (interpolation), or
-the average of all (centroids). Each new seed is sampled with the same prompt, schedule and guidance as the inversion.
-The evaluation classifier labels the images, and FID and KID compare all images of a cell with the real ones.
+A cell of the table is one inversion method with one operation. All cells follow the same protocol. The reference images
+of a concept are inverted under the concept's prompt. The operation computes new seeds from the inverted seeds: the
+inner points of a path between the first two seeds (interpolation), or the average of all seeds (centroids). Each new
+seed is sampled with the same prompt, schedule and guidance as the inversion. The evaluation classifier labels the
+sampled images. FID and KID compare all images of a cell with real images.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, dataclass
 
 IDENTITY = ("inversion", "method", "bucket")
-MAX_FIGURES = 3  # concepts with a figure of their images
-MAX_FILE_NAME = 100  # characters
+MAX_FIGURES = 3  # number of concepts for which a figure with their images is drawn
+MAX_FILE_NAME = 100  # maximum length of a figure's file name, in characters
 
 
 def columns() -> dict[str, str]:
-    """Return the columns of the table and their heads."""
+    """Return the keys of the table's columns and the column headings."""
     first = {"inversion": "inversion", "method": "method"}
     return {**first, **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(GEOMETRY), "norm": "norm", **COUNT_COLUMNS}
 
 
 def cell_key(cells: Mapping[str, tuple[str, str]], arm: str, bucket: str) -> dict[str, Any]:
-    """Return the columns that identify the row of an arm and a bucket, given each arm's inversion and operation."""
+    """Return the columns that identify a row of the table. ``cells`` has the inversion and operation of each arm."""
     inversion, operation = cells[arm]
     return {"inversion": inversion, "method": operation, "bucket": bucket}
 
@@ -58,10 +59,11 @@ class SeedGeometryExperiment(ArmsExperiment):
     """The task of ``experiment=interpolation`` and ``experiment=centroids``.
 
     Args:
-        inversions: inversion methods by name.
-        operations: functions from a concept's inverted seeds to the seeds that are sampled, by name (:mod:`nao.seeds`).
+        inversions: the compared inversion methods by name.
+        operations: functions by name that compute the seeds to be sampled from a concept's inverted seeds
+            (:mod:`nao.seeds`).
         guidance: guidance scale of inversion and sampling.
-        paper: rows of the paper's table, printed below ours.
+        paper: rows of the paper's table, which are printed below the rows of this experiment.
     """
 
     arms: Mapping[str, Arm] = field(init=False)
@@ -74,7 +76,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         self.arms = {name: self._arm(*cell) for name, cell in self._cells().items()}
 
     def _cells(self) -> dict[str, tuple[str, str]]:
-        """Return the inversion and operation of each arm."""
+        """Return the inversion method and the operation of each arm, by the name of the arm."""
         return {
             f"{inversion}, {name}": (inversion, name) for inversion, name in product(self.inversions, self.operations)
         }
@@ -89,7 +91,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         return [ImageStage(self.context, partial(cell_key, self._cells()), IDENTITY)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the last cell's accuracy."""
+        """Write the results; return the accuracy of the last cell of the table."""
         arms = self.evaluator.arms()
         norms = {name: self._norms(name) for name in arms}
         rows, lines = self._rows(arms, norms)
@@ -129,16 +131,16 @@ class SeedGeometryExperiment(ArmsExperiment):
         return rows, lines
 
     def _norms(self, arm: str) -> Tensor:
-        """Return the norms of an arm's sampled seeds over the typical norm, ``float64 [concepts, samples]``.
+        """Return the norm of each sampled seed of an arm, divided by the typical norm, ``float64 [concepts, samples]``.
 
-        The norm of a sample that is not finite is NaN.
+        The value of a sample that is not finite is NaN.
         """
         units = self.context.units(arm)
         seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.context.concepts]).double()
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
 
     def _image_figure(self, arms: Mapping[str, ClassifiedImages], concept: Concept) -> Figure:
-        """Draw a concept's images: a row per path between its two ends, or a row per inversion for averages."""
+        """Draw the images of a concept: one row per path for interpolation, one row per inversion for centroids."""
         references = list(concept.references[: self.references])
         samples = {name: images.images(concept) for name, images in arms.items()}
         if self.samples > 1:
@@ -153,7 +155,7 @@ class SeedGeometryExperiment(ArmsExperiment):
 
 
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
-    """Plot the norms along each path, or of each average: the mean over concepts and the middle 90 %."""
+    """Plot the norm of the seeds of each arm: mean over the concepts, and range from the 5th to the 95th percentile."""
     figure, axis = plots.panel(6.4, 3.4)
     for k, (name, all_norms) in enumerate(norms.items()):
         values = all_norms[all_norms.isfinite().all(1)]
@@ -161,7 +163,7 @@ def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
             continue
         mean = values.mean(0).numpy()
         low, high = np.percentile(values.numpy(), [5, 95], axis=0)
-        below = mean - np.minimum(low, mean)  # a few outliers can move the mean out of the middle 90 %
+        below = mean - np.minimum(low, mean)  # outliers can move the mean out of the range of the percentiles
         above = np.maximum(high, mean) - mean
         offset = (k / len(norms) - 0.5) * 0.5
         points = np.arange(1, values.shape[1] + 1) + offset

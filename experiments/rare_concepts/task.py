@@ -1,4 +1,4 @@
-"""Rare concepts, Table 3 of the NAO paper: inversion -> NAO -> SeedSelect -> images -> evaluation classifier."""
+"""The rare-concepts experiment (Table 3 of the NAO paper): inversion, NAO, SeedSelect and evaluation classifier."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rnri.validation import dataclass
 
 @dataclass(kw_only=True)
 class RareConceptsExperiment(ArmsExperiment):
-    """The task of ``experiment=rare_concepts``: one row per arm and bucket."""
+    """The task of ``experiment=rare_concepts``. Its results have one row per arm and bucket."""
 
     def stages(self) -> list[ExperimentStage]:
         return [ImageStage(self.context)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the last arm's accuracy in the rarest of the selected buckets."""
+        """Write the results; return the accuracy of the last arm in the rarest of the selected buckets."""
         rows = write_report(
             self.context.run_dir,
             self.evaluator.arms(),
