@@ -22,38 +22,42 @@ from seedselect import ClipFeatures
 class Task(Protocol):
     """An experiment: the object that the key ``task`` of a configuration instantiates.
 
-    ``train.py`` calls :meth:`prepare`, and then :meth:`run`, or :meth:`plan` with ``plan=true``. The constructor only
-    checks and stores its arguments. ``docs/guides/add_an_experiment.md`` adds one.
+    ``train.py`` first calls :meth:`prepare`. Then it calls :meth:`run`, or :meth:`plan` if ``plan=true``. The
+    constructor only validates and stores its arguments. ``docs/guides/add_an_experiment.md`` shows how to add an
+    experiment.
     """
 
     def prepare(self, trainer: Trainer) -> None:
-        """Load data and networks, and check that they fit together. Nothing is written to the run folder.
+        """Load data and networks and check that they are compatible, without writing to the run folder.
 
         Raises:
-            ValueError: an argument is wrong; the message is one line that names the key or the file.
+            ValueError: an argument is invalid; the message is one line that names the config key or the file.
         """
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the stages of the run with their number of units, cost and disk space. Nothing is computed."""
+        """Return the stages of the run with their number of units, cost and disk space, without running them."""
 
     def run(self, trainer: Trainer) -> float | None:
-        """Compute what is not on disk yet and write the results.
+        """Compute the units that are not on disk yet, and write the results of the run.
 
-        Returns the value that a sweep over this experiment optimizes, if there is one.
+        Returns:
+            The value that a hyperparameter sweep over this experiment optimizes, or None if it optimizes none.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The networks of an experiment on concepts.
+    """The pretrained networks of an experiment on concepts.
 
-    A Lightning module must not register them as submodules: they are not trained and belong to no checkpoint.
+    A Lightning module must not register these networks as submodules, because they are not trained and must not be
+    saved in checkpoints.
 
     Attributes:
         model: the text-to-image model.
-        clip: the features of SeedSelect's semantic loss and of the CLIP score.
-        classifier: the evaluation classifier. It is never the network of ``clip``.
-        numerics: precision and device that results depend on (:func:`experiments.runtime.device.numerics`).
+        clip: the CLIP model that computes SeedSelect's semantic loss and the CLIP score.
+        classifier: the evaluation classifier. It is never the same network as ``clip``.
+        numerics: numerical settings (precision, device) on which results depend
+            (:func:`experiments.runtime.device.numerics`).
     """
 
     model: LatentDiffusion
@@ -63,12 +67,12 @@ class Networks:
 
     @cached_property
     def model_fingerprint(self) -> str:
-        """Fingerprint of the text-to-image model, which no experiment modifies."""
+        """Fingerprint of the weights and settings of the text-to-image model, which no experiment modifies."""
         return self.model.fingerprint
 
     @cached_property
     def clip_fingerprint(self) -> str:
-        """Fingerprint of CLIP's weights, preprocessing and vocabulary."""
+        """Fingerprint of the weights, the preprocessing and the tokenizer's vocabulary of CLIP."""
         clip = self.clip
         settings = {
             "mean": clip.mean.flatten().tolist(),
@@ -79,7 +83,7 @@ class Networks:
 
     @cached_property
     def classifier_fingerprint(self) -> str:
-        """Fingerprint of the evaluation classifier's weights, preprocessing and labels."""
+        """Fingerprint of the weights, the preprocessing and the labels of the evaluation classifier."""
         classifier = self.classifier
         settings = {
             "size": classifier.image_size,
@@ -97,18 +101,18 @@ class Networks:
         return fingerprint({"classifier": classifier}, settings)
 
     def cache_settings(self, seed: int) -> dict[str, Any]:
-        """Return the part of a unit's cache key that all experiments share."""
+        """Return the settings that are in the cache key of every unit, in all experiments."""
         return {"checkpoint": self.model_fingerprint, "numerics": dict(self.numerics), "seed": seed}
 
     def check_weights(self) -> None:
-        """Raise ValueError with the name of the first weight that is NaN or infinite."""
+        """Raise ValueError if a weight of a network is NaN or infinite; the message names the first such weight."""
         modules = {**self.model.pipeline.components, "clip": self.clip.model, "classifier": self.classifier}
         for name, module in modules.items():
             for key, weight in module.state_dict().items() if isinstance(module, nn.Module) else ():
                 if weight.is_floating_point() and not weight.isfinite().all():
                     raise ValueError(
                         f"the weight {key} of the {name} is not finite in {str(weight.dtype).removeprefix('torch.')}: "
-                        "replace the file, or load it in another precision."
+                        "replace the weight file, or load it in another precision."
                     )
 
 
@@ -120,15 +124,16 @@ def load_networks(
     clip: Callable[..., ClipFeatures],
     classifier: str,
 ) -> Networks:
-    """Load all networks on the trainer's device.
+    """Load the text-to-image model, CLIP and the evaluation classifier on the trainer's device.
 
     Args:
-        steps: numbers of sampling steps that the model has to support.
-        model, clip: create the text-to-image model and CLIP, given ``device``.
-        classifier: folder, hub id or timm name of the evaluation classifier.
+        steps: all numbers of sampling steps that the experiment uses; the scheduler of the model must support them.
+        model: function that loads the text-to-image model on its argument ``device``.
+        clip: function that loads CLIP on its argument ``device``.
+        classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier.
 
     Raises:
-        ValueError: a weight is not finite, or the model's scheduler does not support one of ``steps``.
+        ValueError: a weight is NaN or infinite, or the model's scheduler does not support one of ``steps``.
     """
     device = trainer.strategy.root_device
     evaluation_classifier = load_classifier(classifier, device)

@@ -1,4 +1,7 @@
-"""Atomic file writes, and hashes of settings. Imports no PyTorch, so that counting starts quickly."""
+"""Atomic file writes, and hashes of settings.
+
+This module does not import PyTorch, so that the command that counts captions starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,22 @@ from uuid import uuid4
 
 
 class CannotWrite(OSError):
-    """A file or folder cannot be written. The message is for the user."""
+    """A file or folder cannot be written. The error message is printed for the user."""
 
 
 class CannotRead(OSError):
-    """A stored file is missing or damaged. The message is for the user."""
+    """A stored file is missing or damaged. The error message is printed for the user."""
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` with a temporary file and move that file to ``path``, so that ``path`` is never incomplete.
+    """Write a file by calling ``write`` with a temporary path and renaming the temporary file to ``path``.
 
-    As with ``open(path, "w")``, a new file's mode follows the umask, an existing file keeps its mode, and a symbolic
-    link is written through. Missing folders are created.
+    ``path`` therefore never contains an incomplete file. As with ``open(path, "w")``, the permissions of a new file
+    follow the umask, and an existing file keeps its permissions. If ``path`` is a symbolic link, the target of the link
+    is replaced. Missing folders are created. The temporary file is deleted if writing fails.
 
     Raises:
-        CannotWrite: no permission, a full disk, or ``path`` is not a regular file. No temporary file remains.
+        CannotWrite: the permission is missing, the disk is full, or ``path`` is not a regular file.
     """
     target = Path(os.path.realpath(path))
     with _explained(path):
@@ -45,7 +49,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise CannotWrite if ``atomic_write`` could not write ``path``; to be called before long computations."""
+    """Raise CannotWrite if ``atomic_write`` could not write ``path``. Call this function before long computations."""
     target = Path(os.path.realpath(path))
     with _explained(path):
         _require_regular_file(target)
@@ -54,8 +58,8 @@ def check_writable(path: str | Path) -> None:
 
 
 def _temporary_sibling(target: Path) -> Path:
-    """Create an empty hidden file with the target's suffix in the target's folder, with the umask's mode."""
-    # The stem is shortened, because the target's name may already have the maximum length.
+    """Create an empty hidden file in the folder of ``target``, with the same suffix and default permissions."""
+    # The stem is shortened, because the name of ``target`` may already have the maximum length of a file name.
     temporary = target.with_name(f".{target.stem[:32]}.{uuid4().hex[:16]}{target.suffix[:16]}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
@@ -78,5 +82,5 @@ def _explained(path: str | Path) -> Iterator[None]:
 
 
 def digest(fields: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON-serializable settings; the order of keys does not matter."""
+    """Return the SHA-256 hash of JSON-serializable settings. The hash does not depend on the order of the keys."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Cache keys: the settings of an object as plain data, so that equal settings find stored results again."""
+"""Cache keys: the settings of an object as plain data. Results are stored and looked up by these settings."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from functools import partial, singledispatch
 from typing import Any
 
 PROJECT = ("rnri", "nao", "seedselect", "experiments")
-"""Packages whose classes and functions are named without their module, so that moving them keeps the cache."""
+"""Packages of this project. Cache keys name their classes without the module, so moving a class keeps its key."""
 
 
 def fingerprint_config(value: Any) -> Any:
-    """Return a JSON-serializable description of dataclasses, partial functions and containers, defaults included.
+    """Return a JSON-serializable description of a dataclass, partial function, function, container or plain value.
 
-    Two objects have the same description only if they compute the same, as long as the code does not change (see
-    :data:`experiments.cache.store.CACHE_VERSION`). A class or function of this project is described by its bare name,
-    or by its attribute ``cache_name``. ``tests/experiments/cache/test_key.py`` checks that these names are unique.
+    The description contains all settings, including defaults. Objects with the same description compute the same
+    result unless the code changes; then :data:`experiments.cache.store.CACHE_VERSION` has to be increased. A class or
+    function of this project is described by its name without the module, or by its attribute ``cache_name``.
+    ``tests/experiments/cache/test_key.py`` checks that these names are unique.
 
     Raises:
-        TypeError: an object whose settings are not visible, such as a lambda or a nested function.
+        TypeError: the settings of an object cannot be read, because it is, for example, a lambda or a nested function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: fingerprint_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -33,7 +34,7 @@ def fingerprint_config(value: Any) -> Any:
 
 
 def cache_name(target: Callable[..., Any]) -> str:
-    """Return the stable name of a class or function: without its module if it belongs to this project."""
+    """Return the name of a class or function in cache keys. Names of this project's packages omit the module."""
     if target.__module__.partition(".")[0] in PROJECT:
         return vars(target).get("cache_name", target.__qualname__)
     return f"{target.__module__}.{target.__qualname__}"

@@ -1,4 +1,4 @@
-"""Device and precision of a run."""
+"""Numerical settings (precision, device) of a run, and device synchronization."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def numerics(precision: str, device: torch.device) -> dict[str, str]:
-    """Return the properties of trainer and machine that change a network's output; they are part of every cache key.
+    """Return the numerical settings that change the output of a network. They are part of every cache key.
 
-    Rounding differs between kinds of device, and far more between precisions. It also differs between batches, but a
-    resumed run groups its units differently, so the batch is not part of a key.
+    Rounding errors differ between device types, and far more between precisions. They also differ between batches, but
+    the batch is not part of a cache key, because a resumed run may group its units into other batches.
     """
     properties = {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
     if device.type == "cuda":
@@ -18,6 +18,6 @@ def numerics(precision: str, device: torch.device) -> dict[str, str]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a time measured afterwards includes its work."""
+    """Wait until the GPU has finished all queued work, so that measured times include that work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Distributed runs: the trainer's topology follows the launcher (torchrun, srun)."""
+"""Distributed runs: the number of devices and nodes of the trainer is read from the launcher (torchrun or srun)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from omegaconf import DictConfig
 from experiments.config.run_dir import multirun
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
-"""How long ranks wait for each other in collective operations: after loading, and between stages.
+"""Timeout of collective operations, in which ranks wait for each other after loading and between stages.
 
-For units they wait without a limit, by polling the disk.
+While ranks wait for units that other ranks compute, they poll the disk without a timeout.
 """
 WORLD_SIZE_VARS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Environment variables in which launchers store the number of processes."""
+"""Environment variables in which launchers set the number of processes."""
 INTERACTIVE_JOB_NAMES = ("bash", "interactive")
-"""Slurm's names of the jobs of ``salloc`` and of ``srun --pty bash``."""
-FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm reserves step ids from here on, for example for the shell of salloc
-PORTS = range(15000, 32000)  # below the ephemeral ports
+"""Slurm job names of interactive shells, which ``salloc`` and ``srun --pty bash`` start."""
+FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm reserves job step ids from this value on, for example for the shell of salloc
+PORTS = range(15000, 32000)  # rendezvous ports, below the operating system's range of ephemeral ports
 CHILD_PROCESS_STRATEGIES = "spawn|fork|notebook"
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """Processes that a launcher started: ``devices`` on each of ``nodes``."""
+    """The launcher that started the processes of this run: ``devices`` processes on each of ``nodes`` nodes."""
 
     name: str
     devices: int
@@ -41,10 +41,11 @@ class Launcher:
 
 
 def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | None:
-    """Return the launcher that started this process together with others, or None.
+    """Return the launcher that started several processes of this run, or None if there is only this process.
 
     Raises:
-        ValueError: Slurm has several tasks but srun did not start them, or their number differs between nodes.
+        ValueError: the Slurm job has several tasks that srun did not start, or the number of tasks differs between
+            nodes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         world_size = int(environment["WORLD_SIZE"])
@@ -69,14 +70,14 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
 
 
 def _is_srun_task(environment: Mapping[str, str]) -> bool:
-    """Return whether srun started this process, as opposed to a command in an interactive shell.
+    """Return whether srun started this process, rather than a user in an interactive shell.
 
-    The job's name is not sufficient: ``srun`` within ``salloc`` also belongs to a job named ``interactive``.
+    The name of the Slurm job does not tell: a job named ``interactive`` may also contain processes started by srun.
     """
     step = environment.get("SLURM_STEP_ID")
     if step is None or int(step) >= FIRST_RESERVED_STEP:
         return False
-    # A step within such a shell inherits the shell's variables, but not its terminal.
+    # A process that srun starts from an interactive shell inherits the shell's variables, but not its terminal.
     return "SLURM_PTY_PORT" not in environment or not _has_terminal(environment.get("SLURM_TASK_PID", "self"))
 
 
@@ -88,11 +89,14 @@ def _has_terminal(process: str) -> bool:
 
 
 def apply_launcher_topology(trainer: DictConfig) -> None:
-    """Set devices, nodes and strategy to the launcher's if the config has the defaults (one process).
+    """Set the trainer's devices, nodes and strategy to those of the launcher, unless the config changes the defaults.
+
+    Args:
+        trainer: the config ``trainer``, which is modified in place. By default it specifies one process.
 
     Raises:
-        ValueError: several processes were started that the config does not account for, or each would start others, or
-            they cannot connect.
+        ValueError: an unknown launcher started several processes, or the strategy would start additional processes, or
+            the address at which the processes connect cannot be resolved.
     """
     launcher = detect_launcher()
     if launcher is not None and launcher.name == "srun":
@@ -101,7 +105,7 @@ def apply_launcher_topology(trainer: DictConfig) -> None:
         if launcher is not None and re.search(CHILD_PROCESS_STRATEGIES, str(trainer.strategy)):
             raise ValueError(
                 f"trainer.strategy={trainer.strategy} would start processes, but {launcher.name} has already started "
-                "them: omit it."
+                "them: omit trainer.strategy."
             )
         return
     if launcher is None:
@@ -117,18 +121,20 @@ def _check_no_unknown_launcher() -> None:
     if sizes and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE_JOB_NAMES:
         name, value = next(iter(sizes.items()))
         raise ValueError(
-            f"{name}={value}, but each process would compute everything: start them with torchrun or srun, or start "
-            "one process."
+            f"{name}={value}, but each process would compute the full run: start the processes with torchrun or srun, "
+            "or start only one process."
         )
 
 
 def set_rendezvous(launcher: Launcher) -> None:
-    """Set address and port at which srun's processes connect, unless the user set them.
+    """Set MASTER_ADDR and MASTER_PORT, at which the processes of srun connect, unless the user has set them.
 
-    Lightning would use the first node of the job and a port that depends on the job. A step may run on other nodes, two
-    steps of a job would share the port, and a single node may be unable to resolve its own name.
+    Lightning's defaults are the first node of the Slurm job and a port that depends only on the job. They fail in three
+    cases: the job step runs on other nodes of the job, two steps of a job run at the same time and use the same port,
+    or a node cannot resolve its own name.
     """
-    os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)  # Lightning compares it; it may be that of the job
+    # Lightning compares this variable with trainer.devices, but Slurm may have set it for the job instead of the step.
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)
     job = int(os.environ["SLURM_JOB_ID"])
     step = int(os.environ["SLURM_STEP_ID"])
     os.environ.setdefault("MASTER_PORT", str(PORTS[(job * 101 + step) % len(PORTS)]))
@@ -139,37 +145,38 @@ def set_rendezvous(launcher: Launcher) -> None:
     except OSError as error:
         raise ValueError(
             f"MASTER_ADDR={os.environ['MASTER_ADDR']} cannot be resolved (by default the first node of "
-            f"SLURM_STEP_NODELIST={nodes}): set it to a name or address of that node."
+            f"SLURM_STEP_NODELIST={nodes}): set MASTER_ADDR to a name or address of that node."
         ) from error
 
 
 def cluster_environments() -> list[ClusterEnvironment]:
-    """Return Lightning's plugin for a process in a Slurm job; an empty list elsewhere.
+    """Return Lightning's cluster plugin for a process in a Slurm job, or an empty list outside of Slurm.
 
-    Lightning decides by the name of the job and treats a job with one task as one process, regardless of
-    ``trainer.devices``. Lightning's requeueing is off: ``install_watchdogs`` requeues, and runs resume from disk.
+    Lightning would choose the plugin by the name of the Slurm job, and would run a job with one task in one process
+    regardless of ``trainer.devices``. Lightning's requeueing of the job is off, because ``install_watchdogs`` requeues
+    the job, and runs resume from disk.
     """
     if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
     if detect_launcher() is None:
         return [LightningEnvironment()]
-    with warnings.catch_warnings():  # Lightning does not recognize srun within salloc
+    with warnings.catch_warnings():  # Lightning would warn that srun is not used, because it misses srun within salloc
         warnings.simplefilter("ignore")
         return [SLURMEnvironment(auto_requeue=False)]
 
 
 def check_topology(trainer: Trainer, strategy: str) -> None:
-    """Raise ValueError if the trainer's processes contradict the launcher or Hydra's multirun.
+    """Raise ValueError if the number of processes of the trainer contradicts the launcher or Hydra's multirun.
 
     Args:
-        strategy: the config's ``trainer.strategy``.
+        strategy: value of the config key ``trainer.strategy``.
     """
     launcher = detect_launcher()
     if launcher is not None and (trainer.num_devices, trainer.num_nodes) != (launcher.devices, launcher.nodes):
         raise ValueError(
             f"{launcher.name} started {launcher.devices} processes on each of {launcher.nodes} nodes, but "
-            f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}: omit both and "
-            "trainer.strategy; they are set automatically."
+            f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}: omit trainer.devices, "
+            "trainer.num_nodes and trainer.strategy, which are set automatically."
         )
     if multirun() and trainer.world_size > 1 and launcher is None and not re.search(CHILD_PROCESS_STRATEGIES, strategy):
         raise ValueError(
@@ -179,10 +186,11 @@ def check_topology(trainer: Trainer, strategy: str) -> None:
 
 
 def set_process_group_timeout(units: bool = True) -> None:
-    """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of half an hour.
+    """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of PyTorch's default of half an hour.
 
-    Processes that share ``units`` use gloo, also on GPUs. They exchange no gradients, and gloo reports a dead peer at
-    once, while NCCL would wait.
+    Args:
+        units: whether the processes compute units instead of training. They then use the backend gloo, also on GPUs:
+            they exchange no gradients, and gloo reports a dead process at once, while NCCL would wait for it.
     """
     for name in StrategyRegistry.available_strategies():
         entry = StrategyRegistry[name]

@@ -1,8 +1,9 @@
-"""Leases on a shared file system: at most one process holds a lease, and a dead process holds none.
+"""Leases on a shared file system: at most one process holds a lease, and the lease of a dead process is free.
 
-A lease is a folder that is created under a temporary name and renamed, so it appears together with the id of its owner.
-If two processes rename at once, one of them fails. The lease of a dead owner is taken over by creating another lease,
-whose name is derived from both. There are no locks to clean up after a crash. This module does not import PyTorch.
+A lease is a folder that contains the id of its owner. A process creates the folder under a temporary name and then
+renames it, so that the lease never exists without its owner. If two processes rename at the same time, one of the
+renames fails. To take over the lease of a dead owner, a process creates a second lease, whose name is derived from the
+first lease and its owner. No lock has to be removed after a crash. This module does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Owner:
     """A process that holds leases.
 
     Attributes:
-        id: unique id of its :class:`LeaseManager`.
-        host: name of its machine.
-        pid_namespace: identifies the machine and container in which ``pid`` is valid.
-        start_time: start time of the process in kernel ticks.
+        id: unique id of the :class:`LeaseManager` of the process.
+        host: name of the machine on which the process runs.
+        pid_namespace: id of the machine and container in which the process id ``pid`` is valid.
+        pid: process id.
+        start_time: start time of the process, in kernel clock ticks since boot.
     """
 
     id: str
@@ -55,11 +57,11 @@ def _pid_namespace() -> str:
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return f"{sys.platform} {uuid4().hex}"  # without /proc, other processes are known by their heartbeats only
+        return f"{sys.platform} {uuid4().hex}"  # without /proc, only its heartbeat shows whether a process is alive
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process of this machine started, or None if it does not exist or is a zombie."""
+    """Return the start time of process ``pid`` in clock ticks, or None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -68,7 +70,10 @@ def _start_time(pid: int) -> str | None:
 
 
 def _takeover_name(name: str, current: str, owner: Owner) -> str:
-    """Return the lease that follows ``current``, whose ``owner`` is dead. Its length does not grow."""
+    """Return the name of the lease that takes over lease ``current`` of the dead ``owner``.
+
+    The length of the name does not grow with the number of takeovers.
+    """
     return f"{name}~{hashlib.sha256(f'{current} {owner.id}'.encode()).hexdigest()[:24]}"
 
 
@@ -80,11 +85,13 @@ def _device_of(folder: Path) -> int | None:
 
 
 class LeaseManager:
-    """Acquires leases below ``root`` for this process and reports who holds the others.
+    """Acquires leases in the folder ``root`` for this process, and reports the owners of the other leases.
+
+    While a process holds leases, a thread writes a heartbeat file, which shows that the process is alive.
 
     Args:
         root: folder that contains only leases and that every process of the run can access.
-        heartbeat_interval: seconds between two heartbeats.
+        heartbeat_interval: seconds between two heartbeats of this process.
         lease_timeout: seconds without a heartbeat after which a process on another machine counts as dead.
     """
 
@@ -105,13 +112,13 @@ class LeaseManager:
         self._device: int | None = None
 
     def acquire(self, name: str, note: Mapping[str, Any] | None = None) -> bool:
-        """Return whether this process holds ``name`` now: it was free, or all its owners are dead.
+        """Acquire the lease ``name`` if it is free or its owners are dead; return whether this process holds it now.
 
         Args:
-            note: stored with the lease.
+            note: JSON-serializable values that are stored with the lease.
 
         Raises:
-            CannotWrite: the folder cannot be written.
+            CannotWrite: the folder of the leases cannot be written.
         """
         if self._error is not None:
             raise CannotWrite(str(self._error)) from self._error
@@ -127,7 +134,7 @@ class LeaseManager:
         return self._create(lease, note)
 
     def owner_of(self, name: str) -> tuple[Owner, dict[str, Any]] | None:
-        """Return the living owner of ``name`` and the note of its lease, or None."""
+        """Return the owner of the lease ``name`` and the note of the lease, or None if no live process holds it."""
         lease = name
         while (content := self._read(lease)) is not None:
             owner, note = content
@@ -137,12 +144,15 @@ class LeaseManager:
         return None
 
     def is_alive(self, owner: Owner) -> bool:
-        """Return whether an owner is alive: by the kernel on the same machine, otherwise by its heartbeat."""
+        """Return whether the process ``owner`` is alive.
+
+        On the same machine this is read from ``/proc``; on another machine it depends on the last heartbeat.
+        """
         if owner.pid_namespace == self.me.pid_namespace:
             return _start_time(owner.pid) == owner.start_time and (self._heartbeats / owner.id).exists()
         try:
             last = (self._heartbeats / owner.id).stat().st_mtime
-            now = self._beat()  # both are times of the file system, because the clocks of machines differ
+            now = self._beat()  # a time of the file server, like `last`, because the clocks of machines differ
         except FileNotFoundError:
             return False
         return now - last < self.lease_timeout
@@ -153,14 +163,14 @@ class LeaseManager:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            with suppress(OSError):  # the disk may be gone, and with it the heartbeat
+            with suppress(OSError):  # the disk with the heartbeat file may no longer be mounted
                 (self._heartbeats / self.me.id).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Close, and delete all leases if no other process is alive."""
+        """Release the leases of this process, and delete the folder if no other process that uses it is alive."""
         try:
             others = self._others_alive()
-        except OSError:  # do not hide the error that ended the run
+        except OSError:  # ignored, so that it does not replace the error that ended the run
             others = True
         self.close()
         if not others:
@@ -191,16 +201,16 @@ class LeaseManager:
             try:
                 self._beat()
                 self._error = None
-            except OSError as error:  # raised by the next acquire
+            except OSError as error:  # the next call of acquire() raises the error
                 self._error = error
 
     def _beat(self) -> float:
-        """Write one heartbeat and return the time of the file system."""
+        """Write one heartbeat and return its modification time, which is set by the file server."""
         path = self._heartbeats / self.me.id
         self._check_device()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Write instead of touch: some servers set the time of a touch by the clock of the client.
+            # The file is written rather than touched, because some servers use the client's clock for a touched file.
             path.write_text(self.me.describe())
             status = path.stat()
         except OSError as error:
@@ -209,23 +219,23 @@ class LeaseManager:
         return status.st_mtime
 
     def _check_device(self) -> None:
-        """Raise CannotWrite if the folder is on another disk than before: its mount is gone."""
+        """Raise CannotWrite if the folder is on another disk than before, because its disk was unmounted."""
         if self._device is not None and _device_of(self.root.parent) != self._device:
-            raise CannotWrite(f"{self.root} cannot be written (its disk is no longer there): {REMEDY}.")
+            raise CannotWrite(f"{self.root} cannot be written (its disk is no longer mounted): {REMEDY}.")
 
     def _create(self, lease: str, note: Mapping[str, Any] | None) -> bool:
         temporary = self.root / f".{lease[:40]}.{self.me.id}.{uuid4().hex[:8]}"
         try:
             temporary.mkdir()
             (temporary / OWNER_FILE).write_text(json.dumps({"owner": vars(self.me), "note": dict(note or {})}))
-            os.rename(temporary, self.root / lease)  # fails if the lease exists, because it is not empty
+            os.rename(temporary, self.root / lease)  # fails if the lease exists, because its folder is not empty
             return True
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             owner = self._owner(lease)
             if owner is None:
                 raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
-            return owner.id == self.me.id  # the server may have renamed although its response was lost
+            return owner.id == self.me.id  # a file server may have renamed the folder although its response was lost
 
     def _owner(self, lease: str) -> Owner | None:
         content = self._read(lease)
@@ -237,5 +247,5 @@ class LeaseManager:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CannotWrite(f"{self.root / lease} cannot be read ({error.strerror}): check its disk.") from error
+            raise CannotWrite(f"{self.root / lease} cannot be read ({error.strerror}): check the disk.") from error
         return Owner(**content["owner"]), content["note"]

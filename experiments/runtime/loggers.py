@@ -1,4 +1,4 @@
-"""Loggers: the identity of a W&B run, its account, and Lightning's messages."""
+"""Loggers: id, name and job type of the W&B run, the W&B login, and filters for Lightning's messages."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from experiments.cache.atomic import atomic_write
 from experiments.config.run_dir import multirun
 
 WANDB_ID_FILE = "wandb_id"
-"""File of a run's folder with the id of its W&B run."""
-MAX_JOB_TYPE_CHARS = 64  # limit of W&B
+"""Name of the file in the run's folder that contains the id of the W&B run."""
+MAX_JOB_TYPE_CHARS = 64  # maximum length of a job type in W&B
 
 
 def _wandb_configs(loggers: DictConfig | None) -> list[DictConfig]:
@@ -29,9 +29,10 @@ def _wandb_configs(loggers: DictConfig | None) -> list[DictConfig]:
 
 
 def set_wandb_identity(config: DictConfig) -> None:
-    """Set id, name and job type of the W&B run where the config has none.
+    """Set the id, the name and the job type of the W&B run if they are null in the config.
 
-    The id is that of the folder's earlier W&B run, which is resumed. Under a sweep's agent, the agent sets the id.
+    If the run's folder contains the id of an earlier W&B run, that W&B run is resumed. In a W&B sweep, the agent of the
+    sweep sets the id.
     """
     for logger in _wandb_configs(config.logger):
         if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
@@ -45,17 +46,17 @@ def set_wandb_identity(config: DictConfig) -> None:
 
 
 def _run_name(config: DictConfig) -> str:
-    """Return the name of the experiment, or in a sweep the overrides of the run."""
+    """Return the name of the W&B run: the name of the experiment, or in a sweep the overrides of the run."""
     if multirun():
         return Path(config.run_dir).name
-    if "WANDB_SWEEP_PARAM_PATH" in os.environ:  # the agent's file with the values of this run
+    if "WANDB_SWEEP_PARAM_PATH" in os.environ:  # path of the file with the values that the sweep chose for this run
         parameters = OmegaConf.load(os.environ["WANDB_SWEEP_PARAM_PATH"])
         return ",".join(f"{key}={entry.value}" for key, entry in parameters.items() if key != "wandb_version")
     return str(config.name)
 
 
 def _job_type(arms: Sequence[str]) -> str:
-    """Return the names of the arms, or the first ones and the number of the others."""
+    """Return the W&B job type: the names of the arms, shortened to the first arms and the number of the others."""
     for k in range(len(arms), 0, -1):
         job_type = "+".join([*arms[:k], *([f"{len(arms) - k} more"] if k < len(arms) else [])])
         if len(job_type) <= MAX_JOB_TYPE_CHARS:
@@ -65,7 +66,7 @@ def _job_type(arms: Sequence[str]) -> str:
 
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
-    """Send the resolved config to W&B, and write the id of the W&B run to the run's folder."""
+    """Log the resolved config to W&B, and write the id of the W&B run to a file in the run's folder."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
@@ -75,14 +76,14 @@ def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
 
 
 def check_account(loggers: DictConfig | None) -> None:
-    """Raise ValueError if W&B is enabled but login fails."""
+    """Raise ValueError if the config has an online W&B logger but the login to W&B fails."""
     online = [logger for logger in _wandb_configs(loggers) if not logger.get("offline", False)]
     if online and rank_zero_only.rank == 0:
         _log_in()
 
 
 def _log_in() -> None:
-    import wandb  # importing it takes seconds
+    import wandb  # imported here because the import takes seconds
 
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
         return
@@ -97,7 +98,10 @@ def _log_in() -> None:
 
 
 def finish_loggers(loggers: Sequence[Logger]) -> None:
-    """Finish the W&B run, so that the next job of a multirun starts its own. An active exception marks it as failed."""
+    """Finish the W&B run, so that the next job of a Hydra multirun starts a new W&B run.
+
+    The W&B run is marked as failed if this function is called while an exception is handled.
+    """
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
@@ -105,7 +109,7 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
 
 
 def disable_lightning_tips() -> None:
-    """Disable Lightning's advertisements; other messages are kept."""
+    """Disable Lightning's messages that advertise other products. Lightning's other messages are still printed."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logger = logging.getLogger(name)
         if _is_not_tip not in logger.filters:
@@ -113,7 +117,7 @@ def disable_lightning_tips() -> None:
 
 
 def ignore_deleted_logs() -> None:
-    """Ignore Lightning's warning that it overwrites the CSV log: values of units are always logged again."""
+    """Ignore Lightning's warning that it overwrites the CSV log. A resumed run logs the values of all units again."""
     warnings.filterwarnings("ignore", message="Experiment logs directory")
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a line per unit in a log file, and an estimate before the run."""
+"""Progress of a run: a progress bar on a terminal, a line per unit in a log file, and an estimate of the duration."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-LOG_INTERVAL_S = 60.0  # between two lines of a log file within a long unit
+LOG_INTERVAL_S = 60.0  # minimum interval between two log lines about the same unit
 
 
 class Progress:
-    """Counts finished units and shows the stage of the current one. Silent until started.
+    """Counts the finished units of a run and shows the stage of the current unit. Prints nothing before ``start``.
 
-    On a terminal this is a bar. Otherwise it is a line on stderr per finished unit, with the time, the count, the stage
-    and the remaining time. A long unit has additional lines, at most one per minute.
+    If stderr is a terminal, the progress is a bar. Otherwise it is one line on stderr per finished unit, with the time,
+    the number of finished units, the current stage and the estimated remaining time. While a long unit is computed,
+    a line is printed at most once per minute.
 
     Args:
-        description: shown first.
-        unit: name of what is counted.
-        min_interval: in a log file, minimum seconds between two lines, for many short units. The last unit always has
-            a line.
+        description: text at the beginning of the bar and of each line.
+        unit: singular noun for what is counted, such as ``concept``.
+        min_interval: minimum number of seconds between two lines on stderr, to be used if there are many short units.
+            A line is always printed after the last unit.
     """
 
     def __init__(self, description: str, unit: str = "concept", min_interval: float = 0.0) -> None:
@@ -35,7 +36,7 @@ class Progress:
         self._log: _Log | None = None
 
     def start(self, total: int, done: int, visible: bool) -> None:
-        """Start with ``done`` of ``total`` units finished. If not ``visible``, stay silent."""
+        """Start showing the progress, with ``done`` of ``total`` units finished. Print nothing if not ``visible``."""
         if visible and not sys.stderr.isatty():
             self._log = _Log(self.description, self.unit, self.min_interval, total, done)
         else:
@@ -55,13 +56,13 @@ class Progress:
             self._log.set_stage(text)
 
     def finish(self, units: int) -> None:
-        """Count finished units."""
+        """Add ``units`` to the number of finished units."""
         self.bar.update(units)
         if self._log is not None:
             self._log.finish(units)
 
     def iterate(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield the items and count each as a unit."""
+        """Yield the items, and count one finished unit after each of them."""
         for item in items:
             yield item
             self.finish(1)
@@ -73,7 +74,7 @@ class Progress:
 
 
 class _Log:
-    """Progress lines without a terminal."""
+    """Progress as lines on stderr, for runs without a terminal."""
 
     def __init__(self, description: str, unit: str, min_interval: float, total: int, done: int) -> None:
         self.description = description
@@ -103,7 +104,7 @@ class _Log:
         print(line, file=sys.stderr, flush=True)
 
     def _remaining(self) -> str:
-        """Estimate the remaining time from the units that this run has finished."""
+        """Return the remaining time, estimated from the units that were finished since the start of this run."""
         finished = self.done - self.done_before
         missing = self.total - self.done
         if not finished or not missing:
@@ -116,7 +117,7 @@ def plural(unit: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a rounded duration: ``about 40 s``, ``about 12 min``, ``about 3 h 20 min``."""
+    """Format a duration as a rounded text, such as ``about 40 s``, ``about 12 min`` or ``about 3 h 20 min``."""
     if seconds < 59.5:
         return f"about {max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -127,7 +128,11 @@ def format_duration(seconds: float) -> str:
 
 
 def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repeats: int = 3) -> float:
-    """Return the minimum seconds of ``repeats`` calls after a warm-up; ``wait`` synchronizes with the device."""
+    """Return the duration in seconds of the fastest of ``repeats`` calls after a warm-up call.
+
+    Args:
+        wait: function that synchronizes with the device after each call.
+    """
     call()
     wait()
     times = []
@@ -141,13 +146,13 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
 @rank_zero_only
 def print_estimate(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
-    """Print what a run computes and its estimated duration.
+    """Print the number of units and network evaluations that a run computes, and the estimated duration.
 
     Args:
-        units: number of all units.
-        nfe: network evaluations of the units that are not on disk; a gradient counts as two more.
-        seconds: their estimated total duration.
-        unit: name of a unit.
+        units: number of all units, including the units on disk.
+        nfe: network evaluations of the units that are not on disk; a backward pass counts as two evaluations.
+        seconds: estimated duration of the units that are not on disk.
+        unit: singular noun for a unit, such as ``concept``.
         done: number of units on disk.
     """
     if done >= units:

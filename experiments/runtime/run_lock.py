@@ -1,4 +1,7 @@
-"""Several runs of one folder: they share its units and one of them reports, or the second is rejected."""
+"""Concurrent runs in the same folder.
+
+Runs with the same settings share the units, and one of them writes the report. A run with other settings is rejected.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,25 @@ from experiments.cache.atomic import digest
 from experiments.runtime.leases import LeaseManager
 
 KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan")
-"""Parts of the config that may differ between two runs that share units."""
+"""Top-level config keys that may differ between two runs that share units."""
 
 
 def is_training(config: DictConfig) -> bool:
-    """Return whether the experiment is a training, which is not divided into units."""
+    """Return whether the experiment trains a network. Training is not divided into units."""
     return OmegaConf.select(config, "trainer.max_steps") is not None
 
 
 def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseManager | None:
-    """Acquire the lease on the run's folder, on rank 0; the caller has to ``finish`` it. Other ranks get None.
+    """Acquire the lease on the run's folder on rank 0, or join the run that is active in this folder.
 
-    If another run with the same settings is active in the folder, this run joins it: without loggers, and writing the
-    report only if the other run dies.
+    A run that joins shares the units of the active run. It has no loggers, and it writes the report only if the active
+    run dies.
+
+    Returns:
+        The manager of the lease, on which the caller has to call ``finish``; None on ranks other than 0.
 
     Raises:
-        ValueError: the other run has different settings, or is a training.
+        ValueError: the run that is active in the folder has different settings, or it is a training.
     """
     if rank_zero_only.rank != 0:
         return None
@@ -40,18 +46,19 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
     if leases.acquire("run", {"settings": key}):
         return leases
     active = leases.owner_of("run")
-    if active is None:  # it has just ended
+    if active is None:  # the other run has ended since the lease was refused
         return join_or_start_run(config, task, trainer)
     owner, note = active
     if note.get("settings") != key or is_training(config):
         leases.close()
         reason = "is training" if is_training(config) else "has different settings"
         raise ValueError(
-            f"run_dir={config.run_dir} is in use: {owner.describe()} {reason}. Wait until it ends, or choose another "
-            "run_dir."
+            f"run_dir={config.run_dir} is in use: {owner.describe()} {reason}. Wait until that process ends, or choose "
+            "another run_dir."
         )
     print(
-        f"{owner.describe()} is already running in {config.run_dir}: this run shares its units, and that one reports.",
+        f"{owner.describe()} is already running in {config.run_dir}: this run shares its units, and the first run "
+        "writes the report.",
         flush=True,
     )
     trainer.loggers = []
@@ -60,7 +67,10 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
 
 
 def _take_over(leases: LeaseManager, results: Path) -> Callable[[], bool]:
-    """Return a function that tells whether the first run died before it wrote ``results``, so that this one reports."""
+    """Return a function that returns whether this run has to write the report.
+
+    This is the case if the first run has died before it wrote the file ``results``.
+    """
     start_time = time.time()
 
     def is_reporter() -> bool:

@@ -1,4 +1,7 @@
-"""Running means of the table's metrics, logged after every finished unit; sweeps use them to stop bad runs early."""
+"""Running means of metrics, logged after every finished unit.
+
+They have the same names as the metrics of the results table. Hyperparameter sweeps use them to stop bad runs early.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from experiments.reporting.results import metric_name
 
 
 def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
-    """Return the loggers that do not know the units on disk.
+    """Return the loggers to which the values of the units on disk have to be logged again.
 
-    The CSV file is written again in every run. A W&B run that is resumed has the values of the earlier run.
+    These are the CSV logger, whose file is overwritten when a run is resumed, and a W&B logger whose W&B run is new. A
+    resumed W&B run already contains the values of the earlier run.
     """
     return [
         logger
@@ -24,14 +28,15 @@ def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
 
 
 class RunningMeans:
-    """Means over the finished units, under the names of the final table's metrics.
+    """Means of metrics over the finished units, logged under the same names as the metrics of the results table.
 
-    The logged step is the number of finished units, including those on disk, so it continues when a run is resumed.
+    The logger step is the number of finished units. It includes the units on disk, so that the step continues to count
+    when a run is resumed.
 
     Args:
-        rows: returns the rows of a finished unit, one per image.
-        identity: columns that identify a row of the final table.
-        averaged: columns whose means are logged. None and missing values are skipped, as in the table.
+        rows: function that returns the rows of a finished unit, one row per image.
+        identity: columns that identify a row of the results table, such as the method and the number of steps.
+        averaged: columns whose means are logged. Values that are None or missing are skipped, as in the results table.
     """
 
     def __init__(
@@ -44,11 +49,11 @@ class RunningMeans:
         self._sums: dict[str, list[float]] = {}
 
     def log(self, loggers: Sequence[Logger], unit: Any, index: int, units_before: int = 0) -> None:
-        """Log the means that a finished unit changes, unless it has been counted.
+        """Add a finished unit to the means, and log the means that changed. A unit is only added once.
 
         Args:
-            index: index of the unit.
-            units_before: number of units in earlier stages.
+            index: index of the unit, which identifies it.
+            units_before: number of units in earlier stages of the run; it is added to the logger step.
         """
         if index in self.counted:
             return

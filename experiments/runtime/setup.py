@@ -1,4 +1,4 @@
-"""From a config to a task and a trainer that are ready to run."""
+"""Create the task and the trainer from a config, and run the experiment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,13 @@ from experiments.runtime.watchdog import install_watchdogs
 
 
 def run(config: DictConfig) -> float | None:
-    """Set up and run an experiment, or print its plan. Errors of input and disk end the program with one line."""
+    """Set up and run an experiment, or print its plan if ``plan=true``.
+
+    If the input is invalid or the disk fails, the program exits with a one-line error message.
+
+    Returns:
+        The value that a hyperparameter sweep optimizes, if the experiment has one.
+    """
     try:
         task, trainer = setup(config)
         if config.plan:
@@ -63,13 +69,13 @@ def run(config: DictConfig) -> float | None:
 
 
 def setup(config: DictConfig) -> tuple[Task, Trainer]:
-    """Validate a config and create its task and trainer. All errors of the input are raised before any long work.
+    """Validate a config, create its task and trainer, and load data and networks.
 
-    The order matters: the W&B id is read from the run's folder, the trainer follows the launcher's topology, and the
-    task loads its networks last.
+    The order of the calls matters. The run's folder has to be known before the W&B id is read from it, the launcher
+    has to be detected before the trainer is created, and loading networks comes last because it takes longest.
 
     Raises:
-        ValueError: one line with the key as on the command line, or the file.
+        ValueError: the config or a file is invalid. The message is one line that names the config key or the file.
     """
     check(config)
     config.run_dir = run_folder(config.run_dir)
@@ -102,7 +108,11 @@ def _create_trainer(config: DictConfig) -> Trainer:
 
 
 def instantiate_part(config: DictConfig, part: str, **kwargs: Any) -> Any:
-    """Instantiate ``config[part]``; raise ValueError with the constructor's message."""
+    """Instantiate the objects that ``config[part]`` describes.
+
+    Raises:
+        ValueError: a constructor failed; the message contains the config key and the constructor's message.
+    """
     try:
         return instantiate(config[part], **kwargs)
     except HydraException as error:

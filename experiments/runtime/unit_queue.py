@@ -1,4 +1,4 @@
-"""Units of work that several processes share: each finished unit is on disk, and none is computed twice."""
+"""Units of work that several processes share. Finished units are on disk, and no unit is computed twice."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import RunningMeans, loggers_without_history
 
 Stage = tuple[LightningModule, "UnitDataModule"]
-"""A module whose ``predict_step`` writes units, and the units."""
+"""A module whose ``predict_step`` computes units and writes them to disk, and the data module with these units."""
 
-POLL_INTERVAL_S = 0.5  # between two checks of what other processes have finished
+POLL_INTERVAL_S = 0.5  # time between two checks of which units other processes have finished
 PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished units are kept."
 CONNECTION_ERRORS = (
     "connection closed by peer",
@@ -37,43 +37,48 @@ CONNECTION_ERRORS = (
     "socket closed",
     "connection refused",
 )
-"""Parts of PyTorch's error messages when a peer has died."""
+"""Texts that occur in PyTorch's error message if another process of the process group has died."""
 
 
 class PeerDied(RuntimeError):
-    """Another process of the run has died. The message is for the user."""
+    """Another process of the run has died. The error message is printed for the user."""
 
 
 class Terminated(RuntimeError):
-    """A signal has ended the run. The message is for the user."""
+    """The run received SIGTERM. The error message is printed for the user."""
 
 
 class ResumableRun:
-    """Base class of tasks that compute units in a folder which several processes and runs may share."""
+    """Base class of experiments whose units are computed by several processes and runs that share one folder."""
 
     run_dir: str
 
     @property
     def leases(self) -> Path:
-        """Folder of the leases, shared by all runs of ``run_dir``."""
+        """Folder of the leases on units, which all runs in ``run_dir`` share."""
         return Path(self.run_dir) / "leases"
 
     def writes_report(self, trainer: Trainer) -> bool:
-        """Return whether this process writes the report: rank 0, unless another run of the folder writes it."""
+        """Return whether this process writes the report: it is rank 0, and no other run in the folder writes it."""
         is_reporter: Callable[[], bool] | None = vars(self).get("is_reporter")
         return trainer.is_global_zero and (is_reporter is None or is_reporter())
 
 
 class UnitDataModule(LightningDataModule):
-    """The units that are not on disk yet, as batches for ``predict_step``.
+    """A Lightning data module that provides the units that are not on disk yet as batches for ``predict_step``.
 
-    A process acquires the leases of a group of units, computes the group, and continues with the next. When none is
-    left it waits for the other processes and takes over the units of those that have died. Subclasses define which
-    units are on disk, the name of a unit's lease and, for units that are computed together, the groups and their batch.
+    A process acquires the leases of a group of units, computes the group, and continues with the next group. When no
+    group is left, the process waits until other processes have finished their units. If one of them dies, its units are
+    taken over. Subclasses define ``done`` and ``lease_name``, and also ``groups`` and ``load`` if several units are
+    computed in one batch.
 
     Args:
-        leases: folder of the leases; the same for all processes and runs. Default: in the trainer's folder.
-        running_means: logs means as units finish, on rank 0. None logs nothing before the report.
+        units: all units of the stage, including the units on disk.
+        progress: shows the number of finished units.
+        leases: folder of the leases, which must be the same for all processes and runs that share the units. Default:
+            the folder ``leases`` in the trainer's default root directory.
+        running_means: logs means of metrics on rank 0 whenever a unit is finished. None: no metrics are logged before
+            the report.
     """
 
     def __init__(
@@ -92,31 +97,40 @@ class UnitDataModule(LightningDataModule):
         self._batches: Generator[Any, None, None] | None = None
 
     def done(self, unit: Any) -> bool:
-        """Return whether the unit is on disk."""
+        """Return whether the result of ``unit`` is on disk."""
         raise NotImplementedError
 
     def lease_name(self, unit: Any) -> str:
-        """Return the name of the unit's lease: unique among all units of all runs of the folder."""
+        """Return the name of the lease on ``unit``, which must be unique among all units of all runs in the folder."""
         raise NotImplementedError
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
-        """Return ``units`` in groups that one step computes. Default: each unit by itself."""
+        """Split ``units`` into groups that are computed in one ``predict_step``. Default: one unit per group."""
         return [[unit] for unit in units]
 
     def load(self, units: list[Any]) -> Any:
-        """Return the batch of a group's units, after their leases have been acquired."""
+        """Return the batch for ``predict_step`` from the units of a group whose leases have been acquired."""
         return units[0]
 
     def on_start(self, units: list[Any], pending: list[Any]) -> None:
-        """Called in each process before its first unit, with all units and those that are not on disk."""
+        """Called in each process before its first unit.
+
+        Args:
+            units: all units.
+            pending: the units that are not on disk.
+        """
         self.progress.start(len(units), len(units) - len(pending), visible=self.trainer.is_global_zero)
 
     def on_finished_elsewhere(self, unit: Any) -> None:
-        """Called when another process has finished a unit."""
+        """Called when this process detects that another process has finished ``unit``."""
         self.progress.finish(1)
 
     def log(self, trainer: Trainer, indices: Iterable[int], loggers: Sequence[Logger] | None = None) -> None:
-        """Count finished units and log the means so far on rank 0, to all loggers or to ``loggers``."""
+        """Add the finished units with these indices to the running means, and log the means on rank 0.
+
+        Args:
+            loggers: loggers that receive the means; default: all loggers of the trainer.
+        """
         if self.running_means is not None and trainer.is_global_zero and trainer.loggers:
             for k in indices:
                 self.running_means.log(
@@ -134,13 +148,13 @@ class UnitDataModule(LightningDataModule):
         return batch
 
     def claim_batches(self) -> Iterator[Any]:
-        """Yield the batches whose leases this process acquires, until all units are on disk."""
+        """Yield a batch for each group of units whose leases this process acquires, until all units are on disk."""
         self.release()
         self._batches = self._iterate()
         return self._batches
 
     def release(self) -> None:
-        """Release all leases, also after an error in the middle of a loop."""
+        """Release all leases of this process. To be called also after an error has interrupted the prediction loop."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -163,9 +177,9 @@ class UnitQueue:
     """Iterates over the batches that this process computes.
 
     Args:
-        data: the units.
-        leases: acquires them.
-        missing: indices of the units that are not on disk.
+        data: data module with the units.
+        leases: manager with which this process acquires the leases on units.
+        missing: indices of the units that are not on disk; finished units are removed from this set.
     """
 
     def __init__(self, data: UnitDataModule, leases: LeaseManager, missing: set[int]) -> None:
@@ -176,7 +190,7 @@ class UnitQueue:
     def __iter__(self) -> Iterator[Any]:
         data = self.data
         indices = {id(unit): k for k, unit in enumerate(data.units)}
-        # Groups are formed from all units, so that a batch does not depend on what other processes have finished.
+        # Groups are formed from all units, so that the batches do not depend on which units are already finished.
         groups = [[indices[id(unit)] for unit in group] for group in data.groups(data.units)]
         while self.missing:
             for group in groups:
@@ -191,7 +205,7 @@ class UnitQueue:
                 time.sleep(POLL_INTERVAL_S)
 
     def _acquire(self, group: list[int]) -> list[int]:
-        """Acquire the missing units of a group; return their indices."""
+        """Acquire leases on the missing units of ``group``; return the indices of the units that were acquired."""
         data = self.data
         acquired: list[int] = []
         for k in group:
@@ -199,22 +213,22 @@ class UnitQueue:
                 continue
             unit = data.units[k]
             leased = not data.done(unit) and self.leases.acquire(data.lease_name(unit))
-            if data.done(unit):  # check again: its owner may have finished it before the lease was acquired
+            if data.done(unit):  # another process may have finished the unit just before the lease was acquired
                 self.missing.discard(k)
                 data.on_finished_elsewhere(unit)
                 data.log(data.trainer, [k])
             elif leased:
                 acquired.append(k)
             elif not acquired:
-                break  # another process has the first unit and is acquiring the rest of the group
+                break  # another process holds the first unit and is acquiring the remaining units of the group
         return acquired
 
 
 class CachedUnitDataModule(UnitDataModule):
-    """Units in several stores; subclasses define the ``address`` of a unit.
+    """A data module whose units are stored in several unit stores. Subclasses define the ``address`` of a unit.
 
     Args:
-        stores: by name.
+        stores: the unit stores by name.
     """
 
     def __init__(
@@ -229,7 +243,7 @@ class CachedUnitDataModule(UnitDataModule):
         self.stores = stores
 
     def address(self, unit: Any) -> tuple[str, str]:
-        """Return the name of a unit's store, and the unit's name in it."""
+        """Return the name of the store that contains ``unit``, and the name of the unit in that store."""
         raise NotImplementedError
 
     def done(self, unit: Any) -> bool:
@@ -242,9 +256,10 @@ class CachedUnitDataModule(UnitDataModule):
 
 
 class UnitLoader:
-    """A loader whose length is never reached, so that Lightning does not prefetch.
+    """A data loader that prevents Lightning from prefetching, because fetching a batch acquires its leases.
 
-    A batch is acquired only when it is about to be computed.
+    Lightning prefetches one batch only if the length of the loader is unknown. The stated length is larger than the
+    number of batches.
     """
 
     def __init__(self, data: UnitDataModule) -> None:
@@ -259,7 +274,10 @@ class UnitLoader:
 
 @contextmanager
 def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Raise :class:`Terminated` on SIGTERM. Lightning would only set a flag, which prediction loops do not check."""
+    """Context in which SIGTERM raises :class:`Terminated`.
+
+    Lightning's own handler of SIGTERM only sets a flag, which Lightning's prediction loop does not check.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
         if (launcher := trainer.strategy.launcher) is not None:
@@ -273,23 +291,24 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) == stop:  # otherwise Lightning has already restored its own
+        if signal.getsignal(signal.SIGTERM) == stop:  # otherwise Lightning has already restored its own handler
             signal.signal(signal.SIGTERM, previous)
 
 
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
-    """Compute all units that are not on disk, stage by stage; return in every process when all are finished.
+    """Compute all units that are not on disk, stage by stage. Every process returns when all units are finished.
 
-    If nothing is left to compute, no process is started. Processes of an external launcher cannot agree on that before
-    their first loop, so they always run every stage.
+    If all units are on disk, Lightning starts no processes. Processes that an external launcher has started always run
+    every stage, because they cannot communicate before the first prediction loop and might see different files.
 
     Raises:
-        PeerDied: another process has died that this one has to wait for.
+        PeerDied: this process had to wait for another process that has died.
     """
     for (_, earlier), (_, data) in pairwise(stages):
         data.units_before = earlier.units_before + len(earlier.units)
     computed = _compute(trainer, stages)
-    for _, data in stages:  # units that no loop of this process has counted: there was none, or a child process ran it
+    # Log the units that were not counted in this process: it ran no prediction loop, or only a child process ran one.
+    for _, data in stages:
         loggers = [
             logger
             for logger in loggers_without_history(trainer.loggers)
@@ -299,7 +318,7 @@ def run_stages(trainer: Trainer, *stages: Stage) -> None:
 
 
 def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
-    """Run the stages that are not finished; return whether there were any."""
+    """Run the stages that have units which are not on disk; return whether a stage was run."""
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
     if not launched and all(data.all_done() for _, data in stages):
@@ -328,7 +347,10 @@ def _is_connection_error(error: RuntimeError) -> bool:
 
 @contextmanager
 def reraise_child_error() -> Iterator[None]:
-    """Raise the error of a child process as its own type instead of as the text of a traceback (``ddp_spawn``)."""
+    """Context that re-raises an error of a child process with its original type and message.
+
+    With ``ddp_spawn``, PyTorch only passes on the traceback of the child process as text.
+    """
     try:
         yield
     except ProcessRaisedException as error:

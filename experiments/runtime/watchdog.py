@@ -1,4 +1,4 @@
-"""Watchdogs: a process exits when its parent has died, and a Slurm job is requeued before its time limit."""
+"""Watchdogs: a process exits when its parent process has died, and a Slurm job is requeued before its time limit."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from experiments.runtime.distributed import detect_launcher
 from experiments.runtime.unit_queue import PEER_DIED_MESSAGE
 
 ROOT_PID_ENV = "ROOT_PID_OF_THE_RUN"
-"""Environment variable by which processes that Lightning starts know the process that started them."""
+"""Environment variable with the process id of the process that started the run; Lightning's child processes read it."""
 POLL_INTERVAL_S = 1.0
 CONNECT_TIMEOUT_S = 60.0
 
 
 def install_watchdogs() -> None:
-    """Exit with a one-line error if the parent process dies, and requeue the Slurm job before its time limit.
+    """Make this process exit if its parent process dies, and requeue the Slurm job on SIGUSR1.
 
-    ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit. Lightning's own handler would first
-    save a checkpoint, for which all processes have to synchronize and which no run needs.
+    ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit of the job. Lightning's own handler of
+    SIGUSR1 is not used, because it saves a checkpoint first. Saving requires all processes to synchronize, and runs
+    resume without a checkpoint.
     """
     report_dead_children()
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -41,7 +42,10 @@ def install_watchdogs() -> None:
 
 
 def report_dead_children() -> None:
-    """Print an error when Lightning ends the run because a child process died; it logs this at level INFO only."""
+    """Print an error when Lightning ends the run because a child process died.
+
+    Lightning itself only logs a record of level INFO.
+    """
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
     if _is_child_death_record not in observer.filters:
         observer.addFilter(_is_child_death_record)
@@ -49,7 +53,7 @@ def report_dead_children() -> None:
 
 
 def _is_child_death_record(record: logging.LogRecord) -> bool:
-    """Filter of log records that prints an error for a dead child and drops other records of level INFO."""
+    """Log filter that prints an error if a record reports a dead child process, and drops records of level INFO."""
     if "Child process with PID" not in record.getMessage():
         return record.levelno > logging.INFO
     print(f"error: {PEER_DIED_MESSAGE}", file=sys.stderr, flush=True)
@@ -57,9 +61,9 @@ def _is_child_death_record(record: logging.LogRecord) -> bool:
 
 
 def exit_with_launcher_process() -> None:
-    """Exit if the process that launched this rank has died.
+    """Make this rank exit if the process that launched it dies.
 
-    Otherwise this rank would wait for it until the timeout of the process group.
+    Otherwise the rank would wait for the dead process until the timeout of the process group.
     """
     root = os.environ.setdefault(ROOT_PID_ENV, str(os.getpid()))
     if root == str(os.getpid()) or "LOCAL_RANK" not in os.environ:
@@ -71,7 +75,7 @@ def exit_with_launcher_process() -> None:
 def _check_torchrun() -> None:
     """Raise ValueError if torchrun died while this process started.
 
-    torchrun hosts the rendezvous store, so without it no rank can connect.
+    No rank can connect without torchrun, because torchrun hosts the rendezvous store.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -83,7 +87,7 @@ def _check_torchrun() -> None:
 
 
 def exit_when_parent_dies(parent: int) -> None:
-    """Start a thread that ends this process when its parent process has died."""
+    """Start a thread that ends this process when its parent process dies."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -95,7 +99,7 @@ def exit_when_parent_dies(parent: int) -> None:
 
 
 def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
-    """Signal handler: rank 0 requeues the job; Slurm then ends all processes."""
+    """Signal handler that requeues the Slurm job on rank 0. Slurm then terminates all processes of the job."""
     if rank_zero_only.rank != 0:
         return
     job = job_id(os.environ)
@@ -104,7 +108,7 @@ def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
         reason = process.stderr.strip() if process.returncode else ""
     except OSError as error:
         reason = str(error)
-    outcome = f"cannot be requeued ({reason}): submit it again" if reason else "is requeued"
+    outcome = f"cannot be requeued ({reason}): submit the job again" if reason else "is requeued"
     print(f"SIGUSR1: job {job} {outcome}; finished units are kept.", file=sys.stderr, flush=True)
 
 

@@ -50,7 +50,7 @@ def test_units_of_other_settings_are_separate(tmp_path):
     units.write("camel", {"images": torch.zeros(2)}, {"t": 1.5})
     assert units.done("camel") and not others.done("camel")
     assert units.read("camel")[1] == {"t": 1.5}
-    with pytest.raises(CannotRead, match=r"\(unit camel\) is missing or damaged: check its disk"):
+    with pytest.raises(CannotRead, match=r"\(unit camel\) is missing or damaged: check the disk"):
         others.read("camel")
 
 

@@ -167,7 +167,7 @@ def test_explicit_flags_are_preserved(alone):
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
 def test_unsupported_launchers_raise(alone, name):
     alone.setenv(name, "2")
-    with pytest.raises(ValueError, match=f"{name}=2, but each process would compute everything"):
+    with pytest.raises(ValueError, match=f"{name}=2, but each process would compute the full run"):
         apply_launcher_topology(flags())
     apply_launcher_topology(flags(devices=2, strategy="ddp"))  # as in a process that Lightning started
 

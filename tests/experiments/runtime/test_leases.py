@@ -146,13 +146,13 @@ def test_lost_mount_raises_and_nothing_is_written_below_it(tmp_path, monkeypatch
     leases = LeaseManager(tmp_path / "run" / "leases", heartbeat_interval=60)
     assert leases.acquire("a")
     shutil.rmtree(tmp_path / "run")  # the folder of the mount
-    with pytest.raises(CannotWrite, match=r"its disk is no longer there\): free some space or choose another"):
+    with pytest.raises(CannotWrite, match=r"its disk is no longer mounted\): free some space or choose another"):
         leases.acquire("b")
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(module, "_device_of", lambda _: -1)  # also if that folder exists
-    with pytest.raises(CannotWrite, match=r"its disk is no longer there"):
+    with pytest.raises(CannotWrite, match=r"its disk is no longer mounted"):
         leases.acquire("b")
-    with pytest.raises(CannotWrite, match=r"its disk is no longer there"):
+    with pytest.raises(CannotWrite, match=r"its disk is no longer mounted"):
         leases._beat()
     leases.finish()
     assert not list((tmp_path / "run").iterdir())

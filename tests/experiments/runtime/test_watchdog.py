@@ -45,7 +45,7 @@ def scontrol(folder, monkeypatch, code: str) -> None:
         ("exit 0", "SIGUSR1: job 17 is requeued; finished units are kept."),
         (
             "echo Invalid job id >&2; exit 1",
-            "job 17 cannot be requeued (Invalid job id): submit it again; finished",
+            "job 17 cannot be requeued (Invalid job id): submit the job again; finished",
         ),
     ],
 )
