@@ -1,4 +1,7 @@
-"""The classes of ImageNet-1k, as counts, data and evaluation name them. It imports nothing of this project."""
+"""The 1,000 classes of ImageNet-1k with the names that count tables, data sets and evaluation classifiers use.
+
+This module imports no other module of this project.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from functools import cache
 
 @dataclass(frozen=True)
 class ImageNetClass:
-    """A class of ImageNet-1k: its index, WordNet id, unique name and the synonyms of its synset."""
+    """A class of ImageNet-1k.
+
+    Attributes:
+        index: class index, 0 to 999.
+        wnid: WordNet id, such as ``n02012849``.
+        name: name that no other class has.
+        synonyms: all names of the class in WordNet; the first is the usual name and may be shared by two classes.
+    """
 
     index: int
     wnid: str
@@ -19,11 +29,11 @@ class ImageNetClass:
 
 @cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of their indices, as ``timm`` describes them.
+    """Return the 1,000 classes of ImageNet-1k in the order of their class indices, with the names listed in ``timm``.
 
-    A name that two classes share (crane, maillot) is made unique by the WordNet id: ``crane (n02012849)``.
+    If two classes share a name (crane, maillot), the WordNet id is appended: ``crane (n02012849)``.
     """
-    from timm.data import ImageNetInfo  # takes seconds, because it imports torch
+    from timm.data import ImageNetInfo  # imported here, because importing timm imports torch, which takes seconds
 
     info = ImageNetInfo("imagenet-1k")
     synonyms = [tuple(info.index_to_description(k).split(", ")) for k in range(info.num_classes())]

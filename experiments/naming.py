@@ -1,4 +1,7 @@
-"""Normalized form of the names of folders, counts, labels and concepts. It imports nothing of this project."""
+"""Normalizes names, so that image folders, count tables, labels and concepts can be matched by name.
+
+This module imports no other module of this project.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ from collections.abc import Iterable
 
 
 def normalize_name(name: str) -> str:
-    """Unicode NFC without leading and trailing whitespace; case is significant.
+    """Return ``name`` in Unicode normal form NFC without leading and trailing whitespace; case is preserved.
 
-    File systems and editors encode one name in several ways: macOS, for example, splits ``ñ`` into ``n`` and a tilde.
+    File systems and editors encode the same name in different ways: macOS, for example, splits ``ñ`` into ``n`` and a
+    combining tilde.
     """
     return unicodedata.normalize("NFC", name).strip()
 
 
 def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remove one") -> dict[str, str]:
-    """The names by their normalized form, in their order.
+    """Return a dict from normalized name to original name, in the order of ``names``.
 
     Args:
-        names: of one kind, such as the folders of one folder.
-        where: what contains them; the error message begins with it.
-        remedy: what to do about two equal names; the error message ends with it.
+        names: names that must differ, for example the names of the subfolders of one folder.
+        where: the file, folder or setting that contains the names; the error message begins with this text.
+        remedy: advice on how to resolve two equal names; the error message ends with this text.
 
     Raises:
         ValueError: two names have the same normalized form, or a name is blank.
@@ -29,7 +33,7 @@ def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remo
     for name in names:
         key = normalize_name(name)
         if not key:
-            raise ValueError(f"{where} contains an empty name: give it one or remove it.")
+            raise ValueError(f"{where} contains an empty name: replace or remove the empty name.")
         if key in unique:
             raise ValueError(f"{where} contains {_format_pair(unique[key], name)}: {remedy}.")
         unique[key] = name
@@ -39,5 +43,5 @@ def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remo
 def _format_pair(first: str, second: str) -> str:
     if first == second:
         return f"{first!r} twice"
-    # The two look alike, so the message shows their code points.
-    return f"{first!a} and {second!a}, which are one name except for whitespace or Unicode normalization"
+    # The two names look alike when printed, so the message escapes their non-ASCII characters.
+    return f"{first!a} and {second!a}, which are one name after Unicode and whitespace normalization"

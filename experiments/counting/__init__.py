@@ -1,4 +1,5 @@
-"""How many captions of a corpus mention each concept, and the frequency buckets that follow.
+"""Counts how many captions of a corpus mention each concept, and groups the concepts by this count (buckets).
 
-Import its modules directly: none imports PyTorch, and buckets are assigned without the matcher of captions.
+Import the modules of this package one by one: no module imports PyTorch, and ``buckets`` does not import the code that
+searches captions.
 """

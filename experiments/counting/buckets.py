@@ -1,4 +1,4 @@
-"""Frequency buckets: head, medium and tail concepts by their number of captions."""
+"""Frequency buckets: a concept is head, medium or tail, depending on the number of captions that mention it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ from collections.abc import Mapping, Sequence
 
 
 def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict[str, str]:
-    """``head`` above ``head`` mentions, ``tail`` below ``tail``, ``medium`` between (the paper: 1M and 10K)."""
+    """Return the bucket (``head``, ``medium`` or ``tail``) of each concept in ``counts``.
+
+    Args:
+        counts: number of captions that mention each concept.
+        head: a concept with more mentions than this number is in bucket ``head`` (1,000,000 in the RNRI paper).
+        tail: a concept with fewer mentions than this number is in bucket ``tail`` (10,000 in the RNRI paper).
+
+    Raises:
+        ValueError: not ``0 <= tail <= head``.
+    """
     if not 0 <= tail <= head:
-        raise ValueError(f"head={head} and tail={tail}: a rare concept has fewer mentions than a frequent one.")
+        raise ValueError(f"head={head} and tail={tail}: the two thresholds must satisfy 0 <= tail <= head.")
 
     def bucket(count: int) -> str:
         return "head" if count > head else "tail" if count < tail else "medium"
@@ -17,13 +26,18 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
 
 
 def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str, str]:
-    """The most frequent ``sizes[0]`` concepts are ``head``, the next ``medium``, the last ``tail``; ties by name.
+    """Return the bucket of each concept by its rank when concepts are sorted by decreasing count, then by name.
 
-    The paper's Table 3 has 235, 509 and 256 classes of ImageNet-1k. ValueError if the sizes do not add up.
+    The first ``sizes[0]`` concepts are in bucket ``head``, the next ``sizes[1]`` in ``medium``, and the last
+    ``sizes[2]`` in ``tail``. Table 3 of the RNRI paper divides ImageNet-1k into 235, 509 and 256 classes.
+
+    Raises:
+        ValueError: ``sizes`` are not three numbers >= 0 that add up to the number of concepts.
     """
     if len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != len(counts):
         raise ValueError(
-            f"ranks={list(sizes)} do not add up to the {len(counts):,} concepts: give the sizes of head, medium, tail."
+            f"ranks={list(sizes)} do not add up to the {len(counts):,} concepts: give the number of head, medium and "
+            "tail concepts."
         )
     labels = [bucket for bucket, size in zip(("head", "medium", "tail"), sizes, strict=True) for _ in range(size)]
     bucket_of = dict(zip(sorted(counts, key=lambda name: (-counts[name], name)), labels, strict=True))
@@ -33,7 +47,14 @@ def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str,
 def assign_buckets(
     counts: Mapping[str, int], bucket_by: str, *, head: int, tail: int, ranks: Sequence[int]
 ) -> dict[str, str]:
-    """Bucket of each concept by ``threshold`` (``head`` and ``tail``) or by ``rank`` (``ranks``)."""
+    """Return the bucket of each concept in ``counts``.
+
+    Args:
+        counts: number of captions that mention each concept.
+        bucket_by: ``threshold`` calls :func:`bucket_by_threshold`, ``rank`` calls :func:`bucket_by_rank`.
+        head, tail: thresholds in captions, used if ``bucket_by`` is ``threshold``.
+        ranks: number of head, medium and tail concepts, used if ``bucket_by`` is ``rank``.
+    """
     if bucket_by == "threshold":
         return bucket_by_threshold(counts, head, tail)
     if bucket_by == "rank":

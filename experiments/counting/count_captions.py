@@ -1,7 +1,9 @@
-"""Counts the captions of a corpus that mention each name: ``python -m experiments.counting.count_captions --help``.
+"""Counts, for each name in a list, the captions of a corpus that mention the name.
 
-Shards are Parquet files, local or remote (``s3://...``). The counts of each shard are cached in a folder next to the
-output, so an interrupted run resumes. A shard that is listed twice, or is a copy of another, counts once.
+Run ``python -m experiments.counting.count_captions --help`` for the options. The corpus consists of Parquet files
+(shards), local or remote (``s3://...``). The counts of each finished shard are cached in the folder ``OUTPUT.shards``,
+so that an interrupted run resumes. A shard that is listed twice, or has the same captions as another shard, is counted
+once.
 """
 
 from __future__ import annotations
@@ -25,12 +27,18 @@ from experiments.counting.names import read_names
 from experiments.counting.rows import check_tsv_cells, write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
 
-CACHE_VERSION = 3  # increase it when the definition of a mention changes: cached counts become invalid
+CACHE_VERSION = 3  # increase when the definition of a mention changes, so that old cached counts are ignored
 
 
 @dataclass(frozen=True)
 class CountQuery:
-    """The query of every shard: its caption column, the forms to search for and the number of concepts."""
+    """What is counted in every shard.
+
+    Attributes:
+        column: name of the Parquet column that contains the captions.
+        forms: spelling variants (singular, plural, with and without hyphens) of all names to search for.
+        concepts: number of concepts.
+    """
 
     column: str
     forms: Patterns
@@ -38,14 +46,17 @@ class CountQuery:
 
 
 class CachedCounts:
-    """Counts of finished shards, one file each; the file name depends on the shard and on the query."""
+    """Cache folder with one JSON file of counts per finished shard.
+
+    The file name is a hash of the identity of the shard (URL, size, version) and of the query.
+    """
 
     def __init__(self, folder: Path, query: CountQuery) -> None:
         self.folder = folder
         self._query = digest(asdict(query) | {"rules": CACHE_VERSION})
 
     def read(self, shard: Shard) -> ShardCounts | None:
-        """Counts of a shard, or None if they are missing or damaged."""
+        """Return the cached counts of ``shard``, or None if the cache file is missing or damaged."""
         try:
             record = json.loads(self._path(shard).read_text())
             return ShardCounts(**record["counts"] | {"counts": tuple(record["counts"]["counts"])})
@@ -69,9 +80,11 @@ def count_shards(
     cache: CachedCounts,
     engine: Callable[[], AbstractContextManager[Workers]],
 ) -> dict[Shard, ShardCounts]:
-    """Counts of all shards: read from the cache, or computed and cached.
+    """Return the counts of all shards; counts that are not in ``cache`` yet are computed and added to ``cache``.
 
-    ValueError if shards fail, after all others are done, with their number and the first error.
+    Raises:
+        ValueError: some shards failed. The error is raised after all other shards are finished; its message has the
+            number of failed shards and the first error.
     """
     done = {shard: counts for shard in shards if (counts := cache.read(shard))}
     remaining = [shard for shard in shards if shard not in done]
@@ -84,7 +97,7 @@ def count_shards(
                 _merge(futures, cache, done, errors, bar)
     if errors:
         raise ValueError(
-            f"{len(errors)} of {len(shards)} shards failed, run the command again to retry only these; "
+            f"{len(errors)} of {len(shards)} shards failed, run the command again to retry only the failed shards; "
             f"first error: {errors[0]}"
         )
     return done
@@ -97,7 +110,7 @@ def _merge(
     errors: list[str],
     bar: tqdm,
 ) -> None:
-    """Adds finished counts to ``done`` and to the cache, and the messages of failed shards to ``errors``."""
+    """Adds the counts of finished shards to ``done`` and ``cache``, and messages of failed shards to ``errors``."""
     for future in as_completed(futures):
         shard = futures[future]
         try:
@@ -106,7 +119,7 @@ def _merge(
             errors.append(str(error))
         except BrokenExecutor:
             errors.append(f"{shard.url}: a worker process died, often because memory ran out: use fewer workers.")
-        except Exception as error:  # any error of one worker must not discard the counts of other shards
+        except Exception as error:  # an error in one shard must not discard the counts of the other shards
             errors.append(f"{shard.url}: {error!r}")
         else:
             cache.write(shard, done[shard])
@@ -115,7 +128,12 @@ def _merge(
 
 
 def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCounts], dict[Shard, Shard]]:
-    """Counts of shards with different captions, sorted by URL, and each copy with the shard that it repeats."""
+    """Separate the shards that repeat the captions of another shard.
+
+    Returns:
+        the counts of the shards with distinct captions, sorted by URL, and a dict from each duplicate shard to the
+        shard with the same captions.
+    """
     first: dict[str, Shard] = {}
     copies: dict[Shard, Shard] = {}
     for shard in sorted(counts, key=lambda shard: shard.url):
@@ -126,7 +144,7 @@ def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardC
 
 
 def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> None:
-    """Writes names and counts without a header as ``.tsv``, ``.csv`` or ``.json``, in one atomic write."""
+    """Writes names and counts as ``.tsv``, ``.csv`` (both without a header) or ``.json``, atomically."""
     rows = list(zip(names, totals, strict=True))
     if path.suffix == ".json":
         _write_json(path, dict(rows))
@@ -135,7 +153,11 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts all shards and writes the totals and their provenance. ValueError if an option or file is invalid."""
+    """Counts all shards, and writes the total counts and the file ``OUTPUT.provenance.json``.
+
+    Raises:
+        ValueError: a command-line option or an input file is invalid.
+    """
     output = Path(options.output)
     if output.suffix not in (".tsv", ".csv", ".json"):
         raise ValueError(f"--output {output} must end in .tsv, .csv or .json.")
@@ -182,13 +204,13 @@ def _storage(text: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.count_captions", description=__doc__)
     parser.add_argument("shards", nargs="+", help="files, folders or patterns, local or URLs (s3://bucket/*.parquet)")
-    parser.add_argument("--names", required=True, help="file of names and synonyms, or imagenet1k")
-    parser.add_argument("--column", default="caption", help="column of captions (default: %(default)s)")
-    parser.add_argument("--output", required=True, help=".tsv, .csv or .json")
-    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
+    parser.add_argument("--names", required=True, help="file of names with synonyms, or imagenet1k")
+    parser.add_argument("--column", default="caption", help="Parquet column of captions (default: %(default)s)")
+    parser.add_argument("--output", required=True, help="file of counts to write: .tsv, .csv or .json")
+    parser.add_argument("--workers", type=int, default=1, help="number of worker processes (default: %(default)s)")
     parser.add_argument("--engine", choices=("processes", "dask"), default="processes")
     parser.add_argument("--scheduler", help="address of a Dask scheduler, such as tcp://host:8786")
-    parser.add_argument("--storage", default="{}", help="JSON options of the file system, such as '{\"anon\": true}'")
+    parser.add_argument("--storage", default="{}", help="fsspec options as JSON, such as '{\"anon\": true}'")
     try:
         run(parser.parse_args(arguments))
     except (ValueError, CannotWrite) as error:

@@ -1,6 +1,7 @@
-"""Executors that count shards: local processes or a Dask cluster.
+"""Executors that count shards in parallel: local processes or a Dask cluster.
 
-Each yields an ``Executor`` and a function that sends an argument shared by many calls to the workers once.
+The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. ``share(argument)``
+prepares an argument that many calls have in common; the Dask version sends the argument to each worker only once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Workers = tuple[Executor, Callable[[Any], Any]]
 
 @contextmanager
 def processes(workers: int) -> Iterator[Workers]:
-    """Local processes, spawned because forking a process that runs threads can hang."""
+    """Starts ``workers`` local processes with ``spawn``, because forking a process that runs threads can deadlock."""
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_exit_with_parent) as pool:
         try:
             yield pool, lambda argument: argument
@@ -28,7 +29,7 @@ def processes(workers: int) -> Iterator[Workers]:
 
 
 def _exit_with_parent() -> None:
-    """Exits a worker when its parent is killed; otherwise it would wait for work forever."""
+    """Ends a worker process when its parent process is killed; otherwise the worker would wait for work forever."""
 
     def watch() -> None:
         parent_process().join()
@@ -39,10 +40,12 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
-    """The Dask cluster at the address ``scheduler``, or a local one of ``workers`` processes.
+    """Connects to the Dask cluster at the address ``scheduler``, or starts a local cluster of ``workers`` processes.
 
-    The workers of a cluster need this package installed and must see the shards under the same names.
-    ValueError if Dask is not installed or the scheduler does not respond.
+    The workers of a remote cluster must have this package installed and must reach the shards under the same paths.
+
+    Raises:
+        ValueError: Dask is not installed, or the scheduler does not respond.
     """
     try:
         from dask.distributed import Client, LocalCluster
@@ -62,5 +65,5 @@ def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
 
 
 def _workers(client: Any) -> Workers:
-    # In a list, because Dask would send the elements of a tuple separately.
+    # The argument is wrapped in a list, because Dask would send the elements of a tuple separately.
     return client.get_executor(pure=False), lambda argument: client.scatter([argument], broadcast=True)[0]

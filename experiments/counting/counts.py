@@ -1,6 +1,7 @@
-"""Files with the number of captions that mention each concept.
+"""Reads files (count tables) with the number of captions that mention each concept.
 
-``python -m experiments.counting.counts FILE`` prints the source of the counts and the size of each bucket.
+``python -m experiments.counting.counts FILE`` prints the SHA-256 of the file, and the number of head, medium and tail
+concepts.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
 from experiments.counting.rows import read_rows
 from experiments.naming import unique_names
 
-HEAD, TAIL = 1_000_000, 10_000  # mentions in LAION-2B (RNRI, Table 3)
-RANKS = (235, 509, 256)  # sizes of head, medium and tail of ImageNet-1k (RNRI, Table 3)
+HEAD, TAIL = 1_000_000, 10_000  # head: more captions of LAION-2B; tail: fewer captions (RNRI paper, Table 3)
+RANKS = (235, 509, 256)  # number of head, medium and tail classes of ImageNet-1k (RNRI paper, Table 3)
 COUNT_HEADERS = ("count", "counts", "frequency", "freq", "mentions")
 
 
 @dataclass(frozen=True)
 class CountTable:
-    """Counts and their source.
+    """The counts of a file, and which file.
 
     Attributes:
-        counts: mentions by name (or class index, or WordNet id) in normalized form, in the order of the file.
-        path: the file as it was given.
-        sha256: of the file's bytes.
+        counts: number of captions per concept, in the order of the file; a key is a normalized name, a class index or a
+            WordNet id.
+        path: path of the file as the user gave it.
+        sha256: SHA-256 of the bytes of the file.
     """
 
     counts: dict[str, int]
@@ -39,14 +41,14 @@ class CountTable:
 
 
 def read_count_table(path: str | Path) -> CountTable:
-    """Reads names and counts.
+    """Reads the names and counts of a file.
 
     A ``.csv`` or ``.tsv`` file has two columns, name and count, with or without a header ``name,count``. A ``.json``
     file is an object that maps names to counts.
 
     Raises:
-        ValueError: the file is missing, has another suffix or layout, a count that is not an integer >= 0, or a
-            repeated name.
+        ValueError: the file is missing, has another suffix or layout, contains a count that is not an integer >= 0, or
+            repeats a name.
     """
     path = Path(path)
     readers = {".tsv": _read_table, ".csv": _read_table, ".json": _read_json}
@@ -73,7 +75,7 @@ def _read_table(path: Path) -> list[list[str]]:
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
     try:
-        # Pairs instead of a dict, which would hide a repeated name.
+        # JSON objects are parsed as lists of pairs, because a dict would hide a repeated name.
         rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
@@ -96,17 +98,17 @@ def _count(path: Path, name: str, value: Any) -> int:
 
 
 def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
-    """Number of concepts in each bucket, zeros included."""
+    """Return the number of concepts in each bucket, also for empty buckets; ``buckets`` maps concepts to buckets."""
     sizes = Counter(buckets.values())
     return {bucket: sizes[bucket] for bucket in ("head", "medium", "tail")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.counts", description=__doc__)
-    parser.add_argument("file")
-    parser.add_argument("--head", type=int, default=HEAD, help="head: more mentions than this (default: %(default)s)")
-    parser.add_argument("--tail", type=int, default=TAIL, help="tail: fewer mentions than this (default: %(default)s)")
-    parser.add_argument("--ranks", type=int, nargs=3, help="bucket sizes by rank instead, such as 235 509 256")
+    parser.add_argument("file", help="count table: .csv, .tsv or .json")
+    parser.add_argument("--head", type=int, default=HEAD, help="lower bound of head counts (default: %(default)s)")
+    parser.add_argument("--tail", type=int, default=TAIL, help="upper bound of tail counts (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, nargs=3, help="numbers of concepts: head, medium and tail, by rank")
     options = parser.parse_args(arguments)
     try:
         table = read_count_table(options.file)

@@ -1,4 +1,4 @@
-"""What counts as a mention of a concept in a caption."""
+"""Defines when a caption mentions a concept."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from experiments.counting.text import normalize
 
 
 def spellings(name: str) -> set[str]:
-    """Normalized spellings of a name: in singular and plural, with hyphens as spaces and with hyphens removed.
+    """Return the normalized spellings of ``name``: singular and plural, with hyphens as spaces and without hyphens.
 
-    ValueError if the name has neither letters nor digits.
+    Raises:
+        ValueError: ``name`` contains neither a letter nor a digit.
     """
     if not normalize(name).strip():
         raise ValueError(f"The name {name!r} has no letter or digit: captions are searched for words.")
@@ -22,15 +23,17 @@ def spellings(name: str) -> set[str]:
 
 
 def mentions(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The concepts that each spelling mentions.
+    """Return a dict from each spelling to the concepts that a caption with this spelling mentions.
 
-    A mention is the name or one of its synonyms as whole words, with its head noun in the singular or the plural,
-    regardless of case and hyphens. A name inside another name counts for both; a caption counts once per concept.
+    A caption mentions a concept if the caption contains the name of the concept or a synonym as whole words. The head
+    noun may be in the singular or the plural; case and hyphens are ignored. If one name contains another ("wine glass"
+    and "glass"), the caption mentions both concepts. A caption with several mentions of a concept is counted once.
 
     Args:
-        names: synonyms of each concept, the name itself among them.
+        names: dict from each concept to its names, that is, the name of the concept and its synonyms.
 
-    ValueError if a name has neither letters nor digits.
+    Raises:
+        ValueError: a name contains neither a letter nor a digit.
     """
     owners: dict[str, set[str]] = {}
     for concept, synonyms in names.items():

@@ -1,4 +1,4 @@
-"""Classes of ImageNet-1k by any of their names, and their counts from files."""
+"""Finds a class of ImageNet-1k by index, WordNet id or name, and reads the caption counts of the classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ __all__ = ["ImageNetClass", "imagenet_class", "imagenet_classes", "imagenet_coun
 
 
 def imagenet_class(name: str) -> ImageNetClass:
-    """The class with this index, WordNet id, name or synonym. ValueError if there is none or several."""
+    """Return the class whose index, WordNet id, name or synonym is ``name``.
+
+    Raises:
+        ValueError: no class or several classes match ``name``.
+    """
     keys = _imagenet_keys()
     indices = keys.get(name) or keys.get(normalize(name), set())
     if len(indices) != 1:
@@ -22,14 +26,15 @@ def imagenet_class(name: str) -> ImageNetClass:
 
 
 def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[int, int]:
-    """Counts by class index.
+    """Return a dict from class index to number of captions.
 
     Args:
-        table: its names are class indices, WordNet ids, or names or synonyms that belong to one class.
-        rows_are_indices: ignore the names; the 1,000 rows are in the order of the class indices.
+        table: count table; each name is a class index, a WordNet id, or a name or synonym of exactly one class.
+        rows_are_indices: if true, the names are ignored, and row k of the 1,000 rows is the count of class k.
 
     Raises:
-        ValueError: a name belongs to no class or to several, a class has two counts, or there are not 1,000 rows.
+        ValueError: a name matches no class or several classes, a class has two counts, or ``rows_are_indices`` is true
+            and the table does not have 1,000 rows.
     """
     classes = imagenet_classes()
     if rows_are_indices:
@@ -50,7 +55,11 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 
 @cache
 def _imagenet_keys() -> dict[str, set[int]]:
-    """Class indices by index, WordNet id and unique name, else by normalized first name, else by other synonyms."""
+    """Return a dict from key to the indices of the classes with this key.
+
+    Keys are class indices, WordNet ids, unique names, normalized first names and normalized synonyms. If a key is
+    ambiguous, an earlier kind of key in this list takes precedence.
+    """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}
     for c in classes:

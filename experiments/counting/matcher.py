@@ -1,8 +1,8 @@
-"""Counts mentions of many names in batches of captions; ``experiments.counting.frequency`` defines a mention.
+"""Counts the captions that mention each of many names; ``experiments.counting.frequency`` defines a mention.
 
-Most words of captions occur in no name. A batch is joined into one string, whose words are filtered by a hash table
-without a Python loop; then one Aho-Corasick automaton for all names reads the few remaining words. Hash collisions let
-extra words through but never drop a word of a mention, so the counts are exact.
+Most words of captions occur in no name. Therefore a batch of captions is joined into one string, and a hash table in
+NumPy removes the words that occur in no name. One Aho-Corasick automaton for all names then searches the remaining
+words. A hash collision can keep an unneeded word but never removes a word of a mention, so the counts are exact.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ import pyarrow.compute as pc
 from experiments.counting.frequency import mentions
 from experiments.counting.text import normalize
 
-# Each form with the indices of the concepts that it mentions.
+# Pairs of a spelling variant ("form") and the indices of the concepts that a caption with this spelling mentions.
 Patterns = tuple[tuple[str, tuple[int, ...]], ...]
 
 _SPACE, _BREAK = ord(" "), ord("\n")
-_SINGLE, _FOLLOWED, _PRECEDED = 1, 2, 4  # role of a word in a form: the only one, before another, after another
+# Bit flags for the roles of a word in spelling variants: the only word, followed by a word, preceded by a word.
+_SINGLE, _FOLLOWED, _PRECEDED = 1, 2, 4
 
-_CHUNK_SIZE = 4096  # captions whose arrays fit in the processor's caches
+_CHUNK_SIZE = 4096  # number of captions that are processed at once, so that the arrays fit into the CPU caches
 
-# Normalizes ASCII bytes and leaves the bytes of longer UTF-8 characters unchanged.
+# Translation table: lower-cases ASCII letters, replaces ASCII punctuation by spaces, keeps non-ASCII bytes.
 _LOWER = bytes(ord(chr(k).lower()) if chr(k).isalnum() else _SPACE for k in range(128)) + bytes(range(128, 256))
-# Masks of the first n of eight bytes, n from 0 to 8, in little-endian order.
+# Bit masks that keep the first n bytes of an 8-byte little-endian word, for n from 0 to 8.
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], "<u8")
 _HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], "<u8")
 
 
 def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
-    """All forms of all names, as ``BatchCounter`` takes them; concepts are numbered in their order."""
+    """Return all spelling variants of all names for ``BatchCounter``; concept k is the k-th key of ``names``."""
     index = {name: k for k, name in enumerate(names)}
     return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
 
 
 @dataclass(frozen=True)
 class _Words:
-    """The words of a batch.
+    """The words of a batch of captions.
 
     Attributes:
-        text: ``uint8 [T]``, normalized UTF-8 with spaces around words and eight padding bytes at the end.
-        starts, ends: ``int64 [W]``, where each word begins and ends.
-        captions: ``int64 [N]``, where each caption begins.
+        text: ``uint8 [T]``, normalized UTF-8 text with spaces around words and at least eight more spaces at the end.
+        starts, ends: ``int64 [W]``, byte offset in ``text`` of the begin and the end of each word.
+        captions: ``int64 [N]``, byte offset in ``text`` of the begin of each caption.
     """
 
     text: np.ndarray
@@ -57,7 +58,7 @@ class _Words:
     captions: np.ndarray
 
     def keys(self) -> np.ndarray:
-        """``uint64 [W]``: hash of each word's length and first eight bytes."""
+        """Return a hash of the length and the first eight bytes of each word, ``uint64 [W]``."""
         aligned = self.text.view("<u8")
         index = self.starts >> 3
         shift = ((self.starts & 7) << 3).view("<u8")
@@ -67,7 +68,7 @@ class _Words:
 
 
 def _find_words(text: bytes, captions: np.ndarray) -> _Words:
-    """Words of normalized text that begins with a space."""
+    """Return the words of normalized ``text``, which must begin with a space."""
     padded = np.frombuffer(text + b" " * (16 - len(text) % 8), np.uint8)
     inside = padded != _SPACE
     edges = np.flatnonzero(inside[1:] != inside[:-1])
@@ -75,7 +76,7 @@ def _find_words(text: bytes, captions: np.ndarray) -> _Words:
 
 
 def read_words(captions: pa.StringArray) -> _Words:
-    """Normalized words of captions without nulls."""
+    """Return the normalized words of ``captions``, which must not contain nulls."""
     joined = pa.LargeListArray.from_arrays(pa.array([0, len(captions)], pa.int64()), captions)
     text = b" " + pc.binary_join(joined, " ")[0].as_buffer().to_pybytes().translate(_LOWER) + b" "
     sizes = pc.binary_length(captions).to_numpy(zero_copy_only=False).astype(np.int64) + 1
@@ -83,14 +84,15 @@ def read_words(captions: pa.StringArray) -> _Words:
 
 
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Normalizes words that are not ASCII, and shifts the starts of the captions as the text grows or shrinks.
+    """Normalizes the words with non-ASCII characters, and adjusts the offsets of the captions to the new word lengths.
 
-    ASCII characters that are neither letters nor digits are already spaces. No normal form joins them with a neighbor
-    into a letter or digit, and marks that follow them are dropped, so words can be normalized one by one.
+    ASCII punctuation has been replaced by spaces before. Unicode normalization never merges such punctuation with a
+    neighbor into a letter or digit, and combining marks after punctuation are dropped. Therefore each word can be
+    normalized on its own.
     """
     pieces, bounds, growth = [], [], [0]
     done = 0
-    for first in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # first bytes of characters
+    for first in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # lead bytes of UTF-8
         if first >= done:
             start = text.rfind(b" ", done, first) + 1
             end = text.index(b" ", first)
@@ -109,10 +111,10 @@ def _fold_word(word: bytes) -> bytes:
 
 
 class BatchCounter:
-    """Counts captions that mention concepts, each caption once per concept.
+    """Counts the captions that mention each concept; a caption with several mentions of a concept is counted once.
 
     Args:
-        forms: forms to search for with their concepts, from ``patterns``.
+        forms: spelling variants to search for and the concepts of each variant, from :func:`patterns`.
         concepts: number of concepts.
     """
 
@@ -122,7 +124,7 @@ class BatchCounter:
         self._owner_counts = np.array([len(owners) for _, owners in forms], np.int64)
         self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         for k, (form, _) in enumerate(forms):
-            # The automaton reads characters, here one per UTF-8 byte, so that its positions are byte positions.
+            # The automaton searches str, so each UTF-8 byte becomes one Latin-1 character: positions are byte offsets.
             self._automaton.add_word(form.encode().decode("latin-1"), k)
         self._automaton.make_automaton()
         self._tabulate([form for form, _ in forms])
@@ -134,7 +136,7 @@ class BatchCounter:
         linked = form[1:] == form[:-1]
         before = np.append(linked, False)
         after = np.insert(linked, 0, False)
-        # With 64 cells per word, 1 to 2 % of other words pass.
+        # With 64 hash table cells per word of a name, only 1 to 2 % of the words that occur in no name pass the filter.
         self._shift = np.uint64(64 - max(12, (64 * len(keys)).bit_length()))
         size = 1 << (64 - int(self._shift))
         self._roles = np.zeros(size, np.uint8)
@@ -150,7 +152,7 @@ class BatchCounter:
         return self._cells(keys[first] * _HASH_MULTIPLIERS[2] + keys[first + 1])
 
     def count(self, captions: pa.StringArray) -> np.ndarray:
-        """Number of captions (strings, no nulls) that mention each concept, ``int64 [concepts]``."""
+        """Return the number of ``captions`` (no nulls) that mention each concept, ``int64 [concepts]``."""
         counts = np.zeros(self.concepts, np.int64)
         for start in range(0, len(captions), _CHUNK_SIZE):
             counts += self._count(captions[start : start + _CHUNK_SIZE])
@@ -165,7 +167,11 @@ class BatchCounter:
         return self._tally(caption[np.searchsorted(ends, matches[:, 0])], matches[:, 1])
 
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
-        """``bool [W]``: words that are a form, or part of one next to its neighbor in the form."""
+        """Return which words may belong to a mention, ``bool [W]``.
+
+        A word is kept if it is a one-word spelling variant, or if the word and an adjacent word are adjacent in a
+        spelling variant.
+        """
         roles = self._roles.take(self._cells(keys))
         keep = roles & _SINGLE != 0
         pairs = np.flatnonzero((roles[:-1] & _FOLLOWED != 0) & (roles[1:] & _PRECEDED != 0))
@@ -174,7 +180,10 @@ class BatchCounter:
         return keep
 
     def _tally(self, caption: np.ndarray, form: np.ndarray) -> np.ndarray:
-        """Number of distinct (caption, concept) pairs per concept, ``int64 [concepts]``."""
+        """Return the number of distinct captions per concept, ``int64 [concepts]``.
+
+        Match k is the spelling variant ``form[k]`` in the caption ``caption[k]``.
+        """
         repeats = self._owner_counts[form]
         first = (np.cumsum(self._owner_counts) - self._owner_counts)[form]
         owner = self._owners[np.repeat(first - np.cumsum(repeats) + repeats, repeats) + np.arange(repeats.sum())]
@@ -183,12 +192,18 @@ class BatchCounter:
 
 
 def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray) -> dict[str, int]:
-    """Number of captions (no nulls) that mention each concept by one of its names, zeros included."""
+    """Return the number of ``captions`` (no nulls) that mention each concept, zeros included.
+
+    ``names`` maps each concept to its names.
+    """
     return dict(zip(names, BatchCounter(patterns(names), len(names)).count(captions).tolist(), strict=True))
 
 
 def _excerpt(words: _Words, index: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
-    """Words at ``index`` as one string, and where each ends; a line break separates words that are not neighbors."""
+    """Return the words at ``index`` as one string, and the end offset of each word in this string.
+
+    A line break separates words that are not adjacent in the same caption.
+    """
     if not len(index):
         return "", index
     lengths = words.ends[index] - words.starts[index] + 1

@@ -1,4 +1,4 @@
-"""Files of names to count in captions, with their synonyms."""
+"""Reads the file of names and synonyms whose mentions in captions are counted."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ IMAGENET = "imagenet1k"
 
 
 def read_names(source: str) -> dict[str, tuple[str, ...]]:
-    """Name and synonyms of each concept, in the order of the file.
+    """Return a dict from the name of each concept to its name and synonyms, in the order of the file.
+
+    All names are normalized by :func:`experiments.naming.normalize_name`.
 
     Args:
-        source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or a file. A ``.txt``,
-            ``.tsv`` or ``.csv`` file has one concept per line: its name, then synonyms, separated by tabs (``.csv``:
-            commas). A ``.json`` file is an object that maps names to lists of synonyms.
+        source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or the path of a file. A line
+            of a ``.txt``, ``.tsv`` or ``.csv`` file has the name of one concept and then its synonyms, separated by
+            tabs (in ``.csv``: commas). A ``.json`` file is an object that maps names to lists of synonyms.
 
     Raises:
-        ValueError: the file is missing, empty, of another suffix or layout, or repeats a name. Names are compared and
-            returned in normalized form.
+        ValueError: the file is missing or empty, has another suffix or layout, or repeats a name.
     """
     if source == IMAGENET:
         return {c.name: c.synonyms for c in imagenet_classes()}
@@ -45,7 +46,7 @@ def _read_lines(path: Path) -> list[list[str]]:
 
 def _read_json(path: Path) -> list[list[str]]:
     try:
-        # Pairs instead of a dict, which would hide a repeated name.
+        # JSON objects are parsed as lists of pairs, because a dict would hide a repeated name.
         entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as names ({error}): save it as JSON in UTF-8.") from None

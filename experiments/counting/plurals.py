@@ -1,10 +1,10 @@
-"""Singular and plural forms of concept names: ``inflect``, with a table of exceptions.
+"""Returns the singular and plural forms of concept names, from the package ``inflect`` and tables of exceptions.
 
-The head noun is inflected: the last word, and the word before a preposition (house of cards, mother-in-law). A name in
-the singular gets its plurals, regular and irregular (Dobermans, Dobermen). A name in the plural gets its singular and
-the other plurals of that singular (cacti: cactus, cactuses). An unusual extra form does no harm, because captions do
-not contain it; the exceptions are words for which ``inflect`` misses a form, or whose wrong form is another word
-(news, new).
+Only the head noun of a name is inflected: the last word, and the word before a preposition (house of cards,
+mother-in-law). For a singular name, the regular and irregular plurals are added (Doberman: Dobermans, Dobermen). For a
+plural name, its singular and the other plurals of this singular are added (cacti: cactus, cactuses). A wrong plural
+such as Dobermen does no harm, because captions do not contain it. The tables contain words for which ``inflect`` misses
+a form, or returns a form that is a different word (news: new).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _words(text: str) -> frozenset[str]:
 
 _PREPOSITIONS = _words("at by de des du for from in of off on out over to under up with without")
 
-# Words without another number, or whose other number means something else.
+# Words with only one grammatical number, or whose singular or plural is a word with a different meaning.
 _INVARIABLE = _words(
     """
     acoustics aerobics athletics corps crossroads economics electronics ethics genetics gymnastics headquarters
@@ -31,13 +31,14 @@ _INVARIABLE = _words(
     tongs trousers tweezers underpants
     """
 )
-# The same for whole names only: the plural of wine glass is wine glasses, but glasses are not a glass.
+# Names that are not inflected as a whole, but as a part of other names: the singular of "wine glasses" is "wine glass",
+# but "glasses" (spectacles) is not the plural of "glass".
 _INVARIABLE_NAMES = frozenset(
     ("arms", "bars", "bathing trunks", "dark glasses", "field glasses", "glasses", "opera glasses", "parallel bars",
      "reading glasses", "safety glasses", "shades", "swimming trunks", "trunks")
 )  # fmt: skip
 
-# Singulars that look like plurals, and without the ending like another word.
+# Singulars that end like plurals and are a different word without this ending (gas: ga, mars: mar).
 _SINGULAR = _words(
     """
     alias ananas atlas bias canvas cerastes chaos charles christmas cosmos dallas gas gps gras hercules james jones lens
@@ -45,7 +46,7 @@ _SINGULAR = _words(
     carmen cyclamen omen ramen semen specimen yemen
     """
 )
-# Plurals in -us and -is; other words with these endings are singular.
+# Plurals that end in -us or -is; all other words with these endings are treated as singular.
 _PLURAL = _words(
     """
     bayous caribous emus gnus gurus menus tutus zebus
@@ -54,7 +55,7 @@ _PLURAL = _words(
     """
 )
 
-# Plurals that replace those of inflect.
+# Plurals by singular; they replace the plurals of the package inflect.
 _PLURALS = {
     "automaton": ("automatons", "automata"),
     "child": ("children",),
@@ -71,7 +72,7 @@ _PLURALS = {
     **{word: (f"{word}s",) for word in ("epoch", "monarch", "nudibranch", "patriarch")},
     **{f"{stem}us": (f"{stem}uses", f"{stem}i") for stem in ("abac", "croc", "gladiol", "octop", "papyr", "platyp")},
 }
-# Singulars whose irregular plural is recognized in a name.
+# Singulars whose irregular plurals are converted to the singular (cacti: cactus).
 _IRREGULAR = _words(
     """
     alumnus antenna aquarium axis bacterium beau bureau cactus cherub crisis criterion die fungus gateau genus goose
@@ -79,12 +80,12 @@ _IRREGULAR = _words(
     stimulus tableau vertex
     """
 )
-# Plurals of several singulars.
+# Plurals that belong to several singulars.
 _SINGULARS = {"axes": ("ax", "axe", "axis"), "bases": ("base", "basis"), "pickaxes": ("pickax", "pickaxe")}
 
 
 def number_variants(name: str) -> set[str]:
-    """The name in lower case, with its head noun as written, in the singular and in the plural; hyphens stay."""
+    """Return ``name`` in lower case with its head noun as written, in singular and in plural; hyphens are kept."""
     name = nfkc(name).strip()
     forms = {name.lower()}
     if name.lower() in _INVARIABLE_NAMES:
@@ -97,13 +98,13 @@ def number_variants(name: str) -> set[str]:
 
 
 def _head_nouns(words: list[re.Match]) -> list[re.Match]:
-    """The last word, and the word before the first preposition."""
+    """Return the last word of a name, and the word before the first preposition if there is one."""
     preposition = next((k for k, word in enumerate(words) if k and word[0].lower() in _PREPOSITIONS), 0)
     return words[-1:] + (words[preposition - 1 : preposition] if preposition else [])
 
 
 def _other_forms(head: str) -> set[str]:
-    """Other forms of a head noun, in lower case."""
+    """Return the other singular and plural forms of a head noun, in lower case."""
     word = head.lower()
     if word in _INVARIABLE or "'" in word or "’" in word:
         return set()
@@ -113,7 +114,7 @@ def _other_forms(head: str) -> set[str]:
 
 @cache
 def _inflect_engines():
-    import inflect  # takes seconds
+    import inflect  # imported here, because the import takes seconds
 
     modern, classical = inflect.engine(), inflect.engine()
     classical.classical(all=True)
@@ -122,10 +123,10 @@ def _inflect_engines():
 
 @cache
 def _plurals(word: str) -> frozenset[str]:
-    """Plurals of a singular."""
+    """Return the plurals of the singular noun ``word``."""
     if word in _PLURALS:
         return frozenset(_PLURALS[word])
-    # By their capital inflect knows nations: Germans, but firemen.
+    # The package inflect recognizes nationalities only by a capital letter: Germans, but firemen.
     capitalized = word.capitalize() if word.endswith("man") else word
     forms = {engine.plural_noun(capitalized).lower() for engine in _inflect_engines()}
     return frozenset(forms | {_regular_plural(word)})
@@ -143,13 +144,13 @@ def _irregular_singulars() -> dict[str, tuple[str, ...]]:
 
 
 def _singulars(word: str) -> set[str]:
-    """Singulars of a plural; empty for a word that is none."""
+    """Return the singulars of the plural noun ``word``; the set is empty if ``word`` is not a plural."""
     if word in _irregular_singulars():
         return set(_irregular_singulars()[word])
     if word in _SINGULAR or word.endswith("ss") or (word.endswith(("us", "is")) and word not in _PLURAL):
         return set()
     singular = _inflect_engines()[0].singular_noun(word) if word.endswith(("s", "men")) else False
     singulars = {singular} if singular else set()
-    if re.search("([^aeiou]i|[aeiou]ch)es$", word):  # cherry or cookie, peach or moustache
+    if re.search("([^aeiou]i|[aeiou]ch)es$", word):  # the singular may end in -e: cookies, moustaches
         singulars.add(word[:-1])
     return singulars - {word}

@@ -1,4 +1,4 @@
-"""Rows of text files: ``.csv`` with quotation marks, ``.txt`` and ``.tsv`` with tabs and no quoting."""
+"""Reads and writes text tables: ``.csv`` with commas and quoting, ``.txt`` and ``.tsv`` with tabs without quoting."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _TABS = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """Cells of each non-empty row of a UTF-8 file, with or without a byte order mark.
+    """Return the cells of each non-empty row of a UTF-8 file, with or without a byte order mark.
 
-    ``.csv`` separates cells by commas and may quote them. Other files separate them by tabs; there a quotation mark is
-    a character like any other.
+    In a ``.csv`` file, cells are separated by commas and may be quoted. In other files, cells are separated by tabs,
+    and a quotation mark is an ordinary character.
 
     Raises:
-        ValueError: a quotation mark of ``.csv`` is not closed or text follows a closed one, or the file is not UTF-8.
+        ValueError: the file is not UTF-8, or in a ``.csv`` file a quotation mark is not closed or is followed by text.
     """
     options = {"strict": True} if path.suffix.lower() == ".csv" else _TABS
     try:
@@ -32,14 +32,17 @@ def read_rows(path: Path) -> list[list[str]]:
 
 
 def check_tsv_cells(cells: Iterable[str]) -> None:
-    """ValueError if a cell contains a tab or line break, which ``.tsv`` cannot hold."""
+    """Raise a ValueError if a cell contains a tab or line break, which a ``.tsv`` file cannot represent."""
     for cell in cells:
         if set(cell) & set("\t\n\r"):
             raise ValueError(f"{cell!r} contains a tab or line break, which .tsv cannot hold: write .csv or .json.")
 
 
 def write_rows(path: Path, suffix: str, rows: Iterable[Sequence[object]]) -> None:
-    """Writes rows that ``read_rows`` reads back from a file with that suffix; see :func:`check_tsv_cells`."""
+    """Writes ``rows`` to ``path`` in the format of ``suffix`` (``.csv`` or ``.tsv``), as :func:`read_rows` reads it.
+
+    For ``.tsv``, call :func:`check_tsv_cells` before.
+    """
     options = {"quoting": csv.QUOTE_NONNUMERIC} if suffix.lower() == ".csv" else _TABS
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n", **options).writerows(rows)

@@ -1,4 +1,7 @@
-"""Parquet shards of captions, local or remote, and the counts of one shard. It does not import PyTorch."""
+"""Lists Parquet files of captions (shards), local or remote, and counts the mentions in one shard.
+
+This module does not import PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,21 @@ from fsspec.core import url_to_fs
 
 from experiments.counting.matcher import BatchCounter, Patterns
 
-BATCH_SIZE = 65_536  # captions
+BATCH_SIZE = 65_536  # number of captions that are read at once
 
-# Fields in which file systems report the version of a file.
+# Keys under which fsspec file systems report an ETag, a generation or a modification time of a file.
 _VERSION_FIELDS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file.
+    """A Parquet file of captions.
 
     Attributes:
-        url: with protocol and full path.
-        size: in bytes.
-        version: tag or modification time that the file system reports.
-        storage: JSON object of file system options.
+        url: URL of the file with protocol and full path.
+        size: file size in bytes.
+        version: ETag, generation or modification time that the file system reports.
+        storage: fsspec options of the file system as a JSON object.
     """
 
     url: str
@@ -43,18 +46,18 @@ class Shard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Key of cached counts: a replaced file with the same name has another identity."""
+        """Return URL, size and version as the key of cached counts; a file that replaces the shard has another key."""
         return {"url": self.url, "size": self.size, "version": self.version}
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """Counts of one shard.
+    """The caption counts of one shard.
 
     Attributes:
-        captions: number of captions, nulls excluded.
+        captions: number of captions, without null rows.
         nulls: number of rows without a caption.
-        content: SHA-256 of the captions in order; equal for a copy of the shard.
+        content: SHA-256 of the captions in order; two shards with the same captions have the same value.
         counts: number of captions that mention each concept.
     """
 
@@ -65,14 +68,15 @@ class ShardCounts:
 
 
 def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -> list[Shard]:
-    """Parquet files matched by paths, URLs, folders or patterns (``*``), each once, sorted by URL.
+    """Return the Parquet files that match ``urls``, without repetition, sorted by URL.
 
     Args:
-        urls: any that fsspec opens, such as ``shards/``, ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``.
-        storage: file system options, such as ``{"anon": True}`` for public S3 buckets.
+        urls: files, folders or patterns with ``*``, local or remote, as fsspec accepts them: ``shards/``,
+            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``.
+        storage: fsspec options of the file system, such as ``{"anon": True}`` for public S3 buckets.
 
     Raises:
-        ValueError: a URL matches no Parquet file, or the package of its file system is not installed.
+        ValueError: a URL matches no Parquet file, or the Python package for the protocol of a URL is not installed.
     """
     shards: dict[str, Shard] = {}
     for url in urls:
@@ -99,7 +103,7 @@ def _expand(url: str, storage: dict[str, Any]) -> Iterator[Shard]:
         infos = {name: _resolve_link(name, infos[name]) for name in names}
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename or url} is a broken link: repair or remove it.") from None
-    except Exception as error:  # each file system has its own errors
+    except Exception as error:  # each fsspec file system raises its own types of errors
         raise ValueError(f"{url} cannot be listed ({_first_line(error)}): check the URL and --storage.") from None
     for name, info in infos.items():
         if info["type"] != "directory":
@@ -108,10 +112,10 @@ def _expand(url: str, storage: dict[str, Any]) -> Iterator[Shard]:
 
 
 def _is_hidden(name: str, pattern: str) -> bool:
-    """True if a file matched by ``pattern`` (or a folder ending in ``/``) is hidden or temporary, as Spark names files.
+    """Return True if the file ``name``, which matches ``pattern``, is hidden or temporary by the conventions of Spark.
 
-    That is, a part of its path begins with ``.`` or ``_``, except for parts that ``pattern`` itself names and Hive
-    partitions (``_x=...``).
+    A file is hidden if a part of its path begins with ``.`` or ``_``. Exceptions are parts that ``pattern`` contains
+    literally and Hive partitions (``_x=...``). If ``pattern`` is a folder, it ends in ``/``.
     """
     parts = pattern.split("/")
     fixed = next((k for k, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
@@ -124,7 +128,11 @@ def _is_hidden(name: str, pattern: str) -> bool:
 
 
 def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """``info`` of the target of a local link, as in the hub's cache; FileNotFoundError if the link is broken."""
+    """Return ``info`` with type, size and time of the target if ``name`` is a symbolic link, as in the Hub cache.
+
+    Raises:
+        FileNotFoundError: the target of the link does not exist.
+    """
     if info["type"] in ("file", "directory") and not info.get("islink"):
         return info
     target = os.stat(name)
@@ -137,13 +145,16 @@ def _first_line(error: BaseException) -> str:
 
 
 def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> Iterator[pa.Array]:
-    """Only the caption column, in arrays of up to ``batch_size`` captions (nulls included), one row group at a time.
+    """Yield the captions of ``shard`` in arrays of up to ``batch_size`` rows, nulls included.
 
-    ValueError if the shard has no such column of strings or cannot be read.
+    Only the column of captions is read, one Parquet row group at a time.
+
+    Raises:
+        ValueError: the shard cannot be read, or ``column`` is missing or does not contain strings.
     """
     try:
         system, path = url_to_fs(shard.url, **json.loads(shard.storage))
-        # Arrow requests whole column chunks; another cache would also fetch neighboring bytes.
+        # The fsspec cache is off: Arrow reads whole column chunks, and the cache would read unneeded bytes around them.
         with system.open(path, "rb", cache_type="none") as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             _check_column(shard, parquet.schema_arrow, column)
             for group in range(parquet.num_row_groups):
@@ -155,7 +166,7 @@ def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> It
         ) from None
     except ValueError:
         raise
-    except Exception as error:  # errors of file systems, which cannot always be pickled by a worker
+    except Exception as error:  # converted, because a worker process cannot pickle every error of a file system
         raise ValueError(f"{shard.url} cannot be read ({error!r}): check --storage and the network.") from None
 
 
@@ -166,7 +177,7 @@ def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_null(kind)):  # a column of nulls has the type null
+    if not (is_text or pa.types.is_null(kind)):  # a column that contains only nulls has the type null
         raise ValueError(f"{shard.url} has {kind} in the column {column!r}: captions must be strings.")
 
 
@@ -176,7 +187,17 @@ def _counter(forms: Patterns, concepts: int) -> BatchCounter:
 
 
 def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> ShardCounts:
-    """Counts the captions of one shard on one core; ``forms`` as from ``patterns``. ValueError as ``read_captions``."""
+    """Return the counts of one shard, computed on one CPU core.
+
+    Args:
+        shard: Parquet file of captions.
+        column: name of the column of captions.
+        forms: spelling variants of all names, from :func:`experiments.counting.matcher.patterns`.
+        concepts: number of concepts.
+
+    Raises:
+        ValueError: the shard cannot be read, or ``column`` is missing or does not contain strings.
+    """
     pa.set_cpu_count(1)
     counter = _counter(forms, concepts)
     counts = np.zeros(concepts, np.int64)
@@ -192,7 +213,7 @@ def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> Sh
 
 
 def _update_hash(captions: pa.StringArray, content: hashlib._Hash) -> None:
-    """Adds the lengths and the bytes of the captions."""
+    """Adds the lengths and the bytes of the captions to the hash ``content``."""
     _, offsets, text = captions.buffers()
     if len(captions):
         bounds = np.frombuffer(offsets, np.int32)[captions.offset : captions.offset + len(captions) + 1]
