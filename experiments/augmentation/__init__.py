@@ -1,4 +1,4 @@
-"""Few-shot augmentation: classifiers trained with and without generated images."""
+"""Few-shot augmentation experiment: compares classifiers that are trained with and without generated images."""
 
 from experiments.augmentation.few_shot import FewShot
 from experiments.augmentation.task import AugmentationExperiment

@@ -1,4 +1,4 @@
-"""Classifiers trained on a few images per class."""
+"""Training of classifiers on a few images per class."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ class FewShot:
     The number of training steps does not depend on the number of images.
 
     Args:
-        network: creates a timm network, given ``num_classes``. Unless it loads weights, the classifier is trained from
-            scratch.
-        image_size: input side of the network in pixels.
-        steps, batch_size, learning_rate, weight_decay: of the training. Batches are drawn uniformly with replacement.
+        network: function of ``num_classes`` that creates a timm network. The classifier is trained from scratch, unless
+            this function loads pretrained weights.
+        image_size: height and width in pixels of the images that the network receives.
+        steps: number of training steps.
+        batch_size: number of images per training step, which are drawn uniformly with replacement.
+        learning_rate: initial learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     network: Callable[..., nn.Module]
@@ -41,10 +44,11 @@ class FewShot:
     def train(self, images: Tensor, labels: Tensor, names: list[str], *, seed: int, device: torch.device) -> Classifier:
         """Train on ``uint8`` images ``[N, 3, H, W]`` with label indices ``[N]``; return the classifier in eval mode.
 
-        ``seed`` determines initial weights, batches and augmentation. The global random state is not changed.
+        ``seed`` determines the initial weights, the batches and the augmentation of the images. The global random state
+        is not changed.
 
         Raises:
-            NonFiniteError: the training diverged.
+            NonFiniteError: the training diverged: a weight of the classifier is not finite.
         """
         images = images.to(device)
         labels = labels.to(device)
@@ -64,7 +68,8 @@ class FewShot:
                 schedule.step()
         if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
             raise NonFiniteError(
-                f"the few-shot training {seed} diverged: lower task.few_shot.learning_rate={self.learning_rate}."
+                f"the few-shot training with seed {seed} diverged: lower task.few_shot.learning_rate "
+                f"(now {self.learning_rate})."
             )
         return classifier.eval()
 
@@ -75,13 +80,13 @@ class FewShot:
 
 
 def _augment(images: Tensor) -> Tensor:
-    """Mirror each image with probability 1/2, move it and change its colors."""
+    """Mirror each image with probability 1/2, then apply a random affine map, color jitter and blur."""
     mirrored = (torch.rand(len(images)) < 0.5).to(images.device).view(-1, 1, 1, 1)
     return jitter(torch.where(mirrored, images.flip(-1), images))
 
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, device: torch.device, batch_size: int = 128) -> Tensor:
-    """Return the index of the predicted label of each ``uint8`` image ``[N, 3, H, W]``, ``int64 [N]``."""
+    """Return the index of the predicted label of each image, ``int64 [N]``. ``images`` is ``uint8 [N, 3, H, W]``."""
     predictions = [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
     return torch.cat(predictions)

@@ -1,4 +1,4 @@
-"""Table, figures and samples of the augmentation experiment."""
+"""Report of the augmentation experiment: table, figures and one row per prediction."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Predictions:
     """The predictions of a method's classifiers for the N held-out images.
 
     Attributes:
-        predictions: ``int64 [T, N]``, indices of concepts, one row per training.
-        truth: ``int64 [N]``.
-        concepts: by index.
-        seconds: one per training.
+        predictions: index of the predicted concept of each image in each of T trainings, ``int64 [T, N]``.
+        truth: index of the true concept of each image, ``int64 [N]``.
+        concepts: the concepts that the indices refer to.
+        seconds: wall time of each training in seconds.
     """
 
     predictions: Tensor
@@ -46,12 +46,12 @@ class Predictions:
 
     @property
     def correct(self) -> Tensor:
-        """``bool [T, N]``."""
+        """Whether each prediction is correct, ``bool [T, N]``."""
         return self.predictions == self.truth
 
     @property
     def accuracy_by_image(self) -> Tensor:
-        """Fraction of the trainings that classify each image correctly, ``float64 [N]``."""
+        """Fraction of the T trained classifiers that classify each image correctly, ``float64 [N]``."""
         return self.correct.double().mean(0)
 
 
@@ -66,15 +66,16 @@ def write_report(
     seed: int,
     step: int = 0,
 ) -> list[dict]:
-    """Write results, table, samples and figures to ``run_dir`` and the loggers; return the rows of the table.
+    """Write results, table, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        predictions: of each method's classifiers. Gains are relative to the first method.
-        images: classified generated images of each method that has any.
+        predictions: predictions of the classifiers of each method, by method. A gain is the difference in accuracy to
+            the first method.
+        images: generated images with the predictions of the evaluation classifier, by method.
         settings: the settings that the results depend on.
-        references: real training images per class.
-        seed: of the bootstrap.
-        step: step of the loggers: the number of units.
+        references: number of real training images per class.
+        seed: random seed of the bootstrap.
+        step: step at which the loggers record the results; it is the number of units.
     """
     rows = accuracy_rows(predictions, images, references, seed)
     table = tables.markdown_table([_table_line(row) for row in rows], COLUMNS)
@@ -95,10 +96,10 @@ def write_report(
 def accuracy_rows(
     predictions: Mapping[str, Predictions], images: Mapping[str, ClassifiedImages], references: int, seed: int
 ) -> list[dict]:
-    """Return one row per method with its accuracy and its gain over the first method, with 95 % intervals.
+    """Return one row per method with its accuracy and its gain over the first method, with 95 % confidence intervals.
 
-    An image counts by the fraction of the trainings that classify it correctly. The bootstrap resamples concepts, the
-    same ones for both methods of a gain, so that a concept's difficulty does not widen the interval.
+    The accuracy is averaged over images and trainings. The bootstrap resamples whole concepts. For a gain it resamples
+    the same concepts for both methods, so that the varying difficulty of the concepts does not widen the interval.
     """
     baseline = next(iter(predictions.values())).accuracy_by_image
     rows = []
@@ -124,7 +125,7 @@ def accuracy_rows(
 
 
 def _table_line(row: Mapping) -> dict:
-    """Return the row with its percentages and intervals formatted."""
+    """Return the row with its accuracies in percent and its confidence intervals formatted for the table."""
     has_images = "generated_accuracy" in row
     return {
         **row,
@@ -135,7 +136,7 @@ def _table_line(row: Mapping) -> dict:
 
 
 def sample_rows(method: str, predictions: Predictions) -> list[dict]:
-    """Return one row per held-out image and training."""
+    """Return one row per held-out image and training of a method, with the prediction of the trained classifier."""
     rows = []
     truth = predictions.truth.tolist()
     for training, labels in enumerate(predictions.predictions.tolist()):
@@ -152,7 +153,10 @@ def sample_rows(method: str, predictions: Predictions) -> list[dict]:
 
 
 def accuracy_figure(rows: Sequence[Mapping]) -> Figure:
-    """Plot each method's accuracy with its interval; the dashed line is the accuracy with the references alone."""
+    """Plot the accuracy of each method with its 95 % confidence interval.
+
+    The dashed line is the accuracy of the classifiers that were trained on the reference images only.
+    """
     figure, axis = plots.panel(6, 0.45 * len(rows) + 0.9)
     values = [100 * row["accuracy"] for row in rows]
     axis.barh(range(len(rows)), values, xerr=plots.error_bars(rows, "accuracy", 100), color="tab:blue")

@@ -1,9 +1,10 @@
 """Few-shot augmentation: do generated images of rare concepts improve a classifier trained on few real images?
 
-The protocol is the same for every method. A network is trained from scratch on ``k`` references per concept and the
-images that the method generated. It is tested on real images that neither it nor the text-to-image model has seen. The
-first row of the table has the references alone. Methods differ in their generated images only: number of steps, batch
-size and seeds of the training are equal.
+The protocol is the same for every method. A classifier is trained from scratch on ``k`` real reference images per
+concept and on the images that the method generated. The classifier is tested on real images on which neither the
+classifier nor the text-to-image model was trained. The first row of the table is a classifier that is trained on the
+reference images only. Methods differ only in their generated images: the number of training steps, the batch size and
+the random seeds of the training are the same.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ REFERENCES_ONLY = "references only"
 PREDICTION_BYTES = 8
 
 Training = tuple[str, int]
-"""A method and the index of one of its trainings."""
+"""The name of a method and the index of one of its trainings, which start at 0."""
 
 
 class TrainingJobs(CachedUnitDataModule):
-    """The trainings that are not on disk yet."""
+    """Loads the trainings whose predictions are not on disk yet."""
 
     def address(self, unit: Training) -> tuple[str, str]:
         method, index = unit
@@ -49,12 +50,12 @@ class TrainingJobs(CachedUnitDataModule):
 
 @plain_dataclass(frozen=True)
 class TrainingStage:
-    """Trains the few-shot classifiers on the finished images. A unit is one training.
+    """Trains the few-shot classifiers after all images are generated. A unit is the predictions of one classifier.
 
     Attributes:
-        context: the run.
-        few_shot: how classifiers are trained.
-        trainings: classifiers per method, with different seeds.
+        context: inputs and settings of the run.
+        few_shot: training procedure of a classifier.
+        trainings: number of classifiers that are trained per method, each with another random seed.
         test_images: held-out images, ``uint8 [N, 3, H, W]``.
         truth: index of the concept of each test image, ``int64 [N]``.
     """
@@ -75,10 +76,10 @@ class TrainingStage:
 
     def plan(self) -> list[StagePlan]:
         size = self.num_units * PREDICTION_BYTES * len(self.truth)
-        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the model's network
+        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # zero cost: no calls of the denoiser
 
     def build(self, leases: Path) -> Stage:
-        """Return the Lightning module and data module that compute the missing trainings."""
+        """Return the Lightning module and data module that run the trainings that are not on disk yet."""
         progress = Progress("few-shot training", "classifier")
         jobs = [(method, k) for method in self.methods for k in range(self.trainings)]
         stores = {method: self.units(method) for method in self.methods}
@@ -92,7 +93,10 @@ class TrainingStage:
         return classify(classifier, self.test_images, device)
 
     def _training_set(self, method: str) -> tuple[Tensor, Tensor]:
-        """Return images ``uint8 [M, 3, H, W]``, references first, and the index of the concept of each."""
+        """Return the M training images of a method, ``uint8 [M, 3, H, W]``, and the index of the concept of each image.
+
+        The real reference images come first, then the generated images.
+        """
         concepts = self.context.concepts
         images = [torch.from_numpy(concept.references[: self.context.references]) for concept in concepts]
         if method != REFERENCES_ONLY:
@@ -102,7 +106,7 @@ class TrainingStage:
         return torch.cat(images), torch.cat(labels)
 
     def units(self, method: str) -> UnitStore:
-        """Return the store of a method's trainings. They depend on all concepts, which are the classes."""
+        """Return the store of a method's trainings. Its key includes all concepts, because they are the classes."""
         settings = {
             "few_shot": fingerprint_config(self.few_shot),
             "numerics": dict(self.context.networks.numerics),
@@ -114,7 +118,7 @@ class TrainingStage:
         return UnitStore(self.context.run_dir / "trainings" / method.replace(" ", "_"), settings)
 
     def predictions(self, method: str) -> Predictions:
-        """Read the finished trainings of a method."""
+        """Read the predictions of all trained classifiers of a method from disk."""
         units = [self.units(method).read(str(k)) for k in range(self.trainings)]
         predictions = torch.stack([tensors["predictions"] for tensors, _ in units])
         seconds = [record["seconds"] for _, record in units]
@@ -122,7 +126,7 @@ class TrainingStage:
 
 
 class FewShotModule(LightningModule):
-    """Trains one classifier per step and writes its predictions for the held-out images."""
+    """Trains one classifier per predict step of the trainer, and writes its predictions for the held-out images."""
 
     def __init__(self, stage: TrainingStage, stores: Mapping[str, UnitStore], progress: Progress) -> None:
         super().__init__()
@@ -142,11 +146,12 @@ class FewShotModule(LightningModule):
 
 @dataclass(kw_only=True)
 class AugmentationExperiment(ArmsExperiment):
-    """The task of ``experiment=augmentation``: one row per method.
+    """The task of ``experiment=augmentation``. Its table has one row per method.
 
     Args:
-        few_shot: how classifiers are trained.
-        trainings: classifiers per method. They differ in initial weights, batches and augmentation of the images.
+        few_shot: training procedure of a classifier.
+        trainings: number of classifiers that are trained per method. The classifiers of a method differ in their
+            initial weights, batches and image augmentation.
     """
 
     few_shot: FewShot
@@ -156,14 +161,14 @@ class AugmentationExperiment(ArmsExperiment):
         super().prepare(trainer)
         concepts = self.context.concepts
         if len(concepts) < 2:
-            raise ValueError("data.concepts: a classifier needs at least 2 classes, got 1 concept; select more.")
+            raise ValueError("data.concepts: a classifier needs at least 2 concepts, got 1: select more concepts.")
         size = self.networks.model.image_size
         images = {name: images.resized(size) for name, images in self.evaluator.labeled_real_images.items()}
         missing = [concept.name for concept in concepts if concept.name not in images]
         if missing:
             raise ValueError(
-                f"{missing[0]!r} has no real image that is not a reference: add some under its name to the folder of "
-                "real images, or leave the concept out."
+                f"the concept {missing[0]!r} has no real image besides its reference images: add images of this name to "
+                "the folder of real images, or do not select the concept."
             )
         self._training_stage = TrainingStage(
             self.context,
@@ -177,7 +182,7 @@ class AugmentationExperiment(ArmsExperiment):
         return [ImageStage(self.context), self._training_stage]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the last method's accuracy."""
+        """Write the results; return the accuracy of the last method."""
         rows = write_report(
             self.context.run_dir,
             {method: self._training_stage.predictions(method) for method in self._training_stage.methods},

@@ -1,4 +1,4 @@
-"""Inversion methods side by side (Table 1 and Figures 3 to 7 of the RNRI paper)."""
+"""Experiments that compare inversion methods (Table 1 and Figures 3 to 7 of the RNRI paper)."""
 
 from experiments.inversion.jobs import InversionJob, Setting
 from experiments.inversion.task import InversionExperiment

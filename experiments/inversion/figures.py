@@ -1,4 +1,4 @@
-"""Figures of an inversion experiment, each from the rows of its table and its samples."""
+"""Figures of an inversion experiment. A figure is drawn from the rows of the table and the metrics of each image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Group the rows that the curves show by steps and guidance, most steps first.
+    """Select the rows that the curves show, and group them by steps and guidance. The group with most steps is first.
 
-    These are the rows of real images under their own prompts, with at least one network evaluation. Decoder inversion
-    is excluded, because the VAE's bound does not apply to its latents.
+    The selected rows are those of real images under their own prompts, with at least one network evaluation per step.
+    Rows with decoder inversion are excluded, because their latents are not those of the VAE's encoder.
     """
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0)):
@@ -34,17 +34,17 @@ def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def is_edited(row: Mapping[str, Any]) -> bool:
-    """Return whether the row is of images sampled under an edited prompt."""
+    """Return whether ``row`` has the results of images that were sampled under an edited prompt."""
     return row["prompts"] not in ("right", "wrong")
 
 
 def is_vae_bound(row: Mapping[str, Any]) -> bool:
-    """Return whether the row is of images that were only encoded and decoded."""
+    """Return whether ``row`` has the results of images that the VAE only encoded and decoded, without inversion."""
     return row["steps"] is None
 
 
 def _curves(axis: Axes, rows: Rows, column: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Plot the finite values of ``column`` against the network evaluations per step, one curve per method."""
+    """Plot the finite values of ``column`` against the number of network evaluations per step, one curve per method."""
     for method in dict.fromkeys(row["method"] for row in rows):
         method_rows = [row for row in rows if row["method"] == method]
         plots.line(axis, method_rows, "nfe_per_step", column, label=method, **styles[method])
@@ -57,7 +57,10 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
 
 
 def nfe(rows: Rows, _: Rows) -> Figure:
-    """Plot PSNR against network evaluations (Fig. 3a), with the VAE's bound dashed, and the latent MSE below."""
+    """Plot PSNR (Fig. 3a) and, below it, the latent MSE against network evaluations per step.
+
+    A dashed line shows the PSNR of the VAE, which is the upper bound of every method.
+    """
     settings = by_setting(rows)
     figure, axes = plots.panels(len(settings), rows=2)
     styles = _styles(rows)
@@ -73,9 +76,9 @@ def nfe(rows: Rows, _: Rows) -> Figure:
 
 
 def residuals(rows: Rows, _: Rows) -> Figure:
-    """Plot the mean residual over images and steps against network evaluations (Fig. 3b).
+    """Plot the residual, averaged over images and steps, against network evaluations per step (Fig. 3b).
 
-    If some settings vary the number of evaluations, only those are shown.
+    If the rows of some settings differ in the number of network evaluations, only these settings are shown.
     """
     settings = by_setting(rows)
     varying = {title: group for title, group in settings.items() if len({row["nfe"] for row in group}) > 1}
@@ -89,7 +92,7 @@ def residuals(rows: Rows, _: Rows) -> Figure:
 
 
 def detection(_: Rows, samples: Rows) -> Figure:
-    """Plot histograms of the residuals of images under their own and under wrong prompts, one panel per method."""
+    """Plot histograms of the mean residual of images under their own prompts and under wrong prompts, per method."""
     methods = list(dict.fromkeys(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan))))
     figure, (axes,) = plots.panels(len(methods))
     for method, axis in zip(methods, axes, strict=True):
@@ -103,7 +106,10 @@ def detection(_: Rows, samples: Rows) -> Figure:
 
 
 def editing(rows: Rows, _: Rows) -> Figure:
-    """Plot the CLIP score with the edited prompt against the perceptual distance to the image (Fig. 6)."""
+    """Plot the CLIP score of edited images with the edited prompt against the distance to the source image.
+
+    The distance is the perceptual distance. This is Figure 6 of the RNRI paper.
+    """
     unedited = {row["prompts"]: row for row in rows if is_vae_bound(row)}
     edited = [row for row in rows if is_edited(row) and not is_vae_bound(row)]
     settings: dict[tuple, list[Mapping[str, Any]]] = {}
@@ -134,7 +140,10 @@ FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
 
 
 def images_to_save(**images: Tensor) -> dict[str, Tensor]:
-    """Return the finite images of each batch ``[B, 3, H, W]`` as bytes, and under ``NAME_finite`` which of B are."""
+    """Convert the finite images of each batch ``[B, 3, H, W]`` to uint8.
+
+    For a batch ``NAME``, the entry ``NAME_finite`` of the result, ``bool [B]``, tells which of the B images are finite.
+    """
     tensors = {}
     for name, batch in images.items():
         tensors[name], tensors[f"{name}_finite"] = select_finite(batch)
@@ -142,13 +151,16 @@ def images_to_save(**images: Tensor) -> dict[str, Tensor]:
 
 
 def _load_images(tensors: Mapping[str, Tensor], name: str) -> list[Tensor | None]:
-    """Return the images that :func:`images_to_save` stored under ``name``; None for those that are not finite."""
+    """Return the images that :func:`images_to_save` stored as ``name``. An image that is not finite is None."""
     images = iter(tensors[name])
     return [next(images) if finite else None for finite in tensors[f"{name}_finite"]]
 
 
 def image_figures(results: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
-    """Return a function for each setting that draws its images and their reconstructions, by the figure's file name."""
+    """Return one function per setting that draws the images and their reconstructions by each method.
+
+    The keys are file names of the figures.
+    """
     settings: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in results:
         if not job.first or job.inverter is None or not _has_figure(job.setting):

@@ -1,4 +1,4 @@
-"""The units of an inversion experiment: one method under one setting on a batch of images."""
+"""Jobs of an inversion experiment. A job applies one method under one setting to a batch of images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from rnri import Inverter
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 VAE_BOUND = "vae"
-"""Name of the method that only encodes and decodes: an upper bound of what an inversion can reconstruct."""
+"""Name of the method that only encodes and decodes an image. Its PSNR is an upper bound for the inversion methods."""
 
-RESIDUAL_NFE_PER_STEP = 2  # reconstruction and measurement of the residual
+RESIDUAL_NFE_PER_STEP = 2  # network evaluations per step for the reconstruction (1) and for the residual (1)
 
 
 Edit = Annotated[
@@ -40,17 +40,18 @@ class Setting:
     """The conditions under which methods are compared.
 
     Args:
-        steps, guidance: sampling steps and guidance scale of inversion and reconstruction.
-        nfe: network evaluations per step, for the methods that support a choice (those with a solver); None keeps each
-            method's own number. A list stands for one setting per number.
-        methods: names of methods; None: all.
-        wrong_prompts: invert each image with the prompt of another concept.
-        edit: two strings. The seed is sampled under the prompt in which the second replaces the first, so the result is
-            an edited image, which is compared with that prompt.
-        generated: instead of real images, invert images that the model generates from their prompts under this setting.
-            Only then the distance to the true latent is known.
-        decoder_iterations: iterations of decoder inversion before any method; 0 uses the encoder's latent.
-        images: maximum number of images, or the exact number if they are generated; None: as many as the experiment.
+        steps, guidance: number of sampling steps and guidance scale of inversion and reconstruction.
+        nfe: number of network evaluations per step. Only methods with a solver support it. None: each method uses the
+            number in its own config. A list of numbers stands for one setting per number.
+        methods: names of the methods that are run under this setting; None: all methods.
+        wrong_prompts: whether each image is inverted with the prompt of another concept.
+        edit: a part of the prompts and the string that replaces it. The seed is sampled under the edited prompt, and
+            the CLIP score of the sampled image is computed with this prompt.
+        generated: whether to invert images that the model generates from the prompts under this setting, instead of
+            real images. The distance to the true latents can be measured for generated images only.
+        decoder_iterations: number of iterations of decoder inversion, which computes the latent of an image before the
+            inversion method runs; 0: the latent is the output of the VAE's encoder.
+        images: maximum number of real images, or exact number of generated images; None: the experiment's number.
     """
 
     steps: PositiveInt
@@ -69,22 +70,25 @@ class Setting:
 
     @property
     def prompts(self) -> str:
-        """``right``, ``wrong``, or the edit."""
+        """Kind of the prompts: ``right`` (the image's own), ``wrong`` (another concept's), or the edit as ``A -> B``."""
         if self.edit:
             return " -> ".join(self.edit)
         return "wrong" if self.wrong_prompts else "right"
 
     def target(self, prompt: str) -> str:
-        """Return the prompt under which the seed of an image with this ``prompt`` is sampled."""
+        """Return the prompt under which the seed of an image is sampled. ``prompt`` is the prompt of its inversion."""
         return prompt.replace(*self.edit) if self.edit else prompt
 
     def each(self) -> list[Setting]:
-        """Return one setting for each number of network evaluations."""
+        """Return one setting for each number of network evaluations in ``nfe``."""
         counts = self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
         return [replace(self, nfe=count) for count in counts]
 
     def vae_bound(self) -> Setting:
-        """Return the setting of :data:`VAE_BOUND` for the same images; it takes no sampling steps of its own."""
+        """Return the setting of :data:`VAE_BOUND` for the same images.
+
+        Its steps and guidance matter only for generated images, because the VAE takes no sampling steps.
+        """
         generation = {"steps": self.steps, "guidance": self.guidance} if self.generated else {"steps": 1}
         return Setting(
             **generation,
@@ -98,7 +102,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
-    """An image and its prompt: the image ``images[index]``, which a setting with ``generated`` ignores."""
+    """The image ``images[index]`` and its prompt. A setting with ``generated`` uses only the prompt."""
 
     name: str
     concept: str
@@ -120,11 +124,11 @@ class ImagePrompt:
 
 @dataclasses.dataclass(frozen=True)
 class InversionJob:
-    """A unit: one method under one setting on a batch of images.
+    """One method under one setting on a batch of images. The results of a job are one unit.
 
     Attributes:
-        inverter: None for :data:`VAE_BOUND`.
-        first: whether this is the first batch of its method and setting, whose images are shown.
+        inverter: inversion method; None for :data:`VAE_BOUND`.
+        first: whether this is the first batch of its method and setting. Figures show the images of first batches only.
     """
 
     method: str
@@ -139,14 +143,14 @@ class InversionJob:
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the job: inversion, residuals, reconstruction and :attr:`method_cost`."""
+        """Estimated cost of the job, which includes inversion, residuals, reconstruction and :attr:`method_cost`."""
         nfe_per_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + RESIDUAL_NFE_PER_STEP
         inversion = Cost(batch_multiplier(self.setting.guidance) * self.setting.steps * nfe_per_step)
         return (inversion + self.method_cost).times(len(self.images))
 
     @property
     def method_cost(self) -> Cost:
-        """Cost per image without the inversion: generation, decoder inversion and decoding."""
+        """Cost per image without the inversion, which is the cost of generation, decoder inversion and decoding."""
         setting = self.setting
         generation = batch_multiplier(setting.guidance) * setting.steps * setting.generated
         decodings = 1 + setting.generated + setting.decoder_iterations
@@ -158,10 +162,12 @@ class InversionJob:
 
 
 def from_concepts(concepts: Sequence[Concept], count: int, generator: torch.Generator) -> list[ImagePrompt]:
-    """Return ``count`` references of ``concepts`` in random order; every concept comes once before any comes twice.
+    """Return ``count`` reference images of ``concepts`` in random order.
+
+    The first image of every concept comes before the second image of any concept.
 
     Raises:
-        ValueError: ``count`` is below 1 or above the number of references, or an image cannot be read.
+        ValueError: ``count`` is below 1 or above the number of reference images, or an image cannot be read.
     """
     max_references = max(len(concept.references) for concept in concepts)
     order = [concepts[k] for k in torch.randperm(len(concepts), generator=generator).tolist()]
@@ -172,10 +178,10 @@ def from_concepts(concepts: Sequence[Concept], count: int, generator: torch.Gene
 
 
 def from_captions(pairs: Captioned, count: int, generator: torch.Generator) -> list[ImagePrompt]:
-    """Return ``count`` of the captioned images in random order; the caption of an image is its prompt.
+    """Return ``count`` of the captioned images in random order. The caption of an image is its prompt.
 
     Raises:
-        ValueError: there are fewer images.
+        ValueError: there are fewer than ``count`` images.
     """
     if count > len(pairs):
         raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose a number in that range.")
@@ -184,13 +190,16 @@ def from_captions(pairs: Captioned, count: int, generator: torch.Generator) -> l
 
 
 def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
-    """Return ``count`` images to be generated from the prompts of ``images`` in turn; each has its own noise."""
+    """Return ``count`` images that the model is to generate.
+
+    The prompts of ``images`` are used in turn. Each generated image starts from its own noise.
+    """
     prompts = [images[k % len(images)] for k in range(count)]
     return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(prompts)]
 
 
 def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
-    """Return each image with the prompt of the next image of another concept."""
+    """Return the images, each with the prompt of the next image in the list that shows another concept."""
     result = []
     for k, image in enumerate(images):
         others = (images[(k + step) % len(images)] for step in range(1, len(images)))
@@ -204,10 +213,13 @@ def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
 def jobs(
     methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[ImagePrompt], batch_size: int
 ) -> list[InversionJob]:
-    """Return every method under every setting that names it, and :data:`VAE_BOUND` once per set of images.
+    """Return the jobs of every method under every setting that includes it, and of :data:`VAE_BOUND`.
+
+    There is one set of jobs of :data:`VAE_BOUND` per set of images, which several settings may share.
 
     Raises:
-        ValueError: a setting names an unknown method, or sets ``nfe`` for a method with a fixed number.
+        ValueError: a setting names an unknown method, or sets ``nfe`` for a method whose number of network evaluations
+            is fixed.
     """
     all_jobs: list[InversionJob] = []
     for setting in (single for each in settings for single in each.each()):
@@ -220,7 +232,7 @@ def jobs(
 
 
 def _batches(setting: Setting, images: Sequence[ImagePrompt], size: int) -> list[Sequence[ImagePrompt]]:
-    """Return the images and prompts of a setting in batches."""
+    """Return the images and prompts of a setting, split into batches of at most ``size`` images."""
     selected = images[: setting.images]
     if setting.generated:
         selected = generated_images(images, setting.images or len(images))
@@ -241,7 +253,7 @@ def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
     for image in images:
         if setting.edit and setting.edit[0] not in image.prompt:
             raise ValueError(
-                f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not contain the first string."
+                f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not contain the first of the two strings."
             )
 
 
@@ -254,16 +266,16 @@ def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> In
     try:
         return methods[name].with_nfe(nfe)
     except ValueError as error:
-        raise ValueError(f"nfe={nfe} of the method {name!r}: {error} Leave out nfe, or the method.") from error
+        raise ValueError(f"nfe={nfe} of the method {name!r}: {error} Remove nfe or the method.") from error
 
 
 class InversionJobData(CachedUnitDataModule):
-    """The jobs that have no finished unit yet."""
+    """Loads the jobs that have no finished unit yet."""
 
     def address(self, unit: InversionJob) -> tuple[str, str]:
         return unit_name(unit), unit.key
 
 
 def unit_name(job: InversionJob) -> str:
-    """Return the name of a job's unit store: its method and setting."""
+    """Return the name of the store for the units of a job, which consists of its method and setting."""
     return f"{job.method}\n{job.setting}"

@@ -1,4 +1,4 @@
-"""The Lightning module that inverts, reconstructs and measures."""
+"""The Lightning module that inverts and reconstructs images and measures the results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from experiments.runtime.device import synchronize
 from experiments.runtime.progress import Progress
 from rnri import DecoderInversion, with_measured_residuals
 
-MAX_SAVED_IMAGES = 8  # per method and setting
-MAX_CACHED_BATCHES = 32  # latents that are shared by methods; bounds the memory
+MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per method and setting
+MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are kept in memory for other methods
 SOLVED_TOLERANCE = 1e-4
-"""A step whose residual is at most this is solved: the criterion of the RNRI paper (appendix G)."""
+"""A step is solved if its residual is at most this value, as in the RNRI paper (appendix G)."""
 
 
 class InversionModule(LightningModule):
-    """Inverts and reconstructs a batch of images, measures the result, and writes the unit."""
+    """Inverts and reconstructs the images of a job, computes the metrics, and writes them as a unit."""
 
     def __init__(
         self,
@@ -49,12 +49,14 @@ class InversionModule(LightningModule):
         self._cache: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
 
     def predict_step(self, job: InversionJob, _: int) -> str:
-        """Write the unit of a job; return the job's label.
+        """Write the unit of a job; return the label of the job.
 
-        An image that is not finite, or whose latent is not, is measured as NaN, counted, and not shown.
+        If an image or its latent is not finite, the metrics of the image are NaN. The image is counted in the column
+        ``not_finite``, and figures do not show it.
 
         Raises:
-            NonFiniteError: the VAE reconstructs none of the first images finitely, so no method can.
+            NonFiniteError: the VAE reconstructs none of the images of the first batch without NaN or infinite values,
+                so no method can.
         """
         self.progress.set_stage(job.label)
         prompts = [image.prompt for image in job.images]
@@ -73,7 +75,7 @@ class InversionModule(LightningModule):
         if job.inverter is None and not finite.any() and store.empty():
             raise NonFiniteError(
                 f"the VAE returns no finite image of {', '.join(repr(image.name) for image in job.images)}: its "
-                "weights are damaged, or overflow in their precision; try model.dtype=float32 and "
+                "weights are damaged, or they overflow in their precision; try model.dtype=float32 and "
                 "trainer.precision=32-true."
             )
         columns["not_finite"] = (~finite).double()
@@ -92,7 +94,8 @@ class InversionModule(LightningModule):
     def _images_and_latents(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return images ``[B,3,H,W]`` in [0, 1], their latents, and the true latents of generated images.
 
-        Latents are cached for the other methods, because sampling and decoder inversion cost as much as an inversion.
+        The latents are cached, so that other methods can use the latents of the same images. Computing them by sampling
+        and decoder inversion costs as much as one inversion.
         """
         model, setting = self.networks.model, job.setting
         source = (setting.steps, setting.guidance) if setting.generated else None
@@ -113,7 +116,7 @@ class InversionModule(LightningModule):
         return images, z0, true_latents
 
     def _generate(self, job: InversionJob, prompts: list[str]) -> Tensor | None:
-        """Return the latents ``[B,C,h,w]`` that the model generates from the prompts, if the setting asks for them."""
+        """Generate latents ``[B,C,h,w]`` from the prompts; return None if the setting uses real images."""
         if not job.setting.generated:
             return None
         model = self.networks.model
@@ -127,8 +130,8 @@ class InversionModule(LightningModule):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Invert ``z0`` under ``prompts`` and sample the seeds under ``targets``.
 
-        Returns the inverted latents (methods may adjust ``z0``), the sampled latents, and one value per image of each
-        measurement of the inversion.
+        Returns the latents that were inverted (which differ from ``z0`` for methods that adjust it), the sampled
+        latents, and a dictionary of measurements with one value per image.
         """
         model, setting = self.networks.model, job.setting
         schedule = model.schedule(setting.steps)
@@ -155,7 +158,7 @@ class InversionModule(LightningModule):
         return inversion.z0, z, columns
 
     def _image_metrics(self, images: Tensor, reconstructions: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Return metrics between images and reconstructions ``[B,3,H,W]``, each ``[B]``."""
+        """Compute the metrics between images and reconstructions, both ``[B,3,H,W]``; each metric is a tensor ``[B]``."""
         clip, classifier = self.networks.clip, self.networks.classifier
         return INVERSION.compute(ReconstructionBatch(reconstructions, images, prompts, clip, classifier, self.lpips))
 
@@ -165,5 +168,5 @@ class InversionModule(LightningModule):
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the Euclidean distance of each pair of latents, float64 ``[B]`` on the CPU."""
+    """Return the Euclidean distance between the latents of each pair, ``float64 [B]`` on the CPU."""
     return (a.cpu().double() - b.cpu().double()).flatten(1).norm(dim=1)

@@ -1,4 +1,4 @@
-"""Tables, samples and figures of an inversion experiment."""
+"""Report of an inversion experiment: tables, figures and one row of metrics per image."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from experiments.reporting.tables import markdown_table
 
 Rows = Sequence[Mapping[str, Any]]
 FinishedUnit = tuple[InversionJob, Mapping[str, Tensor], Mapping[str, Any]]
-"""A job, the tensors and the record of its unit."""
+"""A job, and the tensors and the record of its finished unit."""
 
 IDENTITY = ("method", "steps", "guidance", "nfe", "prompts", "generated")
-"""Columns that tell the rows of the table apart."""
+"""Columns whose values together identify a row of the table."""
 
 MAX_RESIDUAL = 0.1
-"""An inversion diverged if the residual of any step exceeds this (in standard deviations of a latent)."""
+"""An inversion diverged if the residual of any step exceeds this value, in standard deviations of a latent."""
 
 SETTING = {"method": "method", "steps": "steps", "guidance": "guidance"}
 COUNT = {"n": "n"}
@@ -36,7 +36,7 @@ DETECTION = {"method": "method", "score": "score", "auc": "ROC AUC ↑", "n": "i
 
 
 def main_columns() -> dict[str, str]:
-    """Columns of the table of reconstructions."""
+    """Return the keys and headings of the columns in the table of reconstructions."""
     first = {"method": "method", "initial_guess": "initial guess", "steps": "steps", "guidance": "guidance"}
     return first | {"images": "images", "prompts": "prompts"} | INVERSION.columns() | COUNT
 
@@ -53,13 +53,15 @@ def write_report(
     classifier: str = "classifier",
     skipped: Mapping[str, str] | None = None,
 ) -> list[dict]:
-    """Write all results into ``run_dir`` and the loggers; returns the rows of the table.
+    """Write all results to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        figures: names in ``FIGURES``.
-        paper: rows of published results, printed below ours.
+        figures: names of the figures to draw, which are keys of ``FIGURES``.
+        paper: rows of published results, which are printed below the rows of this experiment.
+        settings: the settings that the results depend on.
+        seed: random seed of the bootstrap.
         classifier: name of the network whose features define the perceptual distance.
-        skipped: reasons why methods have no row, by method.
+        skipped: methods that were not run, each with the reason.
     """
     samples = with_vae_gaps([row for job, _, record in units for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
@@ -91,7 +93,7 @@ def write_report(
 
 
 def sample_rows(job: InversionJob, records: Sequence[Mapping[str, float]]) -> list[dict]:
-    """One row per image: its conditions and its metrics."""
+    """Return one row per image of a job, with method, setting, prompt and metrics of the image."""
     setting = job.setting
     conditions = {
         "method": _method_name(job),
@@ -119,9 +121,9 @@ def _diverged(record: Mapping[str, float]) -> bool:
 
 
 def with_vae_gaps(samples: Rows) -> list[dict[str, Any]]:
-    """``samples`` with ``vae_gap``: by how many dB each PSNR is below the VAE bound of the same image.
+    """Add ``vae_gap`` to the rows: the PSNR of the VAE's reconstruction of the image minus the PSNR of the row, in dB.
 
-    The VAE's samples come first, once per image.
+    The rows of the VAE itself come first, one per image.
     """
     bounds = {_image_key(sample): sample for sample in samples if is_vae_bound(sample)}
     others = [sample for sample in samples if not is_vae_bound(sample)]
@@ -134,7 +136,7 @@ def _image_key(sample: Mapping[str, Any]) -> tuple:
 
 
 def _image_source(setting: Setting) -> str:
-    """Where a setting's images and latents come from, for the column ``images``."""
+    """Return the value of the column ``images``: whether the images of a setting are real or generated."""
     source = f"generated, {setting.steps} steps, guidance {setting.guidance:g}" if setting.generated else "real"
     return f"{source}, decoder inversion" if setting.decoder_iterations else source
 
@@ -144,7 +146,7 @@ def _method_name(job: InversionJob) -> str:
 
 
 def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Samples by table row, that is by their values of ``IDENTITY``."""
+    """Group the rows of images by table row. The keys are tuples of the values of the ``IDENTITY`` columns."""
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
         rows.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
@@ -152,16 +154,17 @@ def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """A row of the table: the metrics aggregated over images (:data:`~experiments.evaluation.registry.INVERSION`)."""
+    """Aggregate the metrics of images to a table row (:data:`~experiments.evaluation.registry.INVERSION`)."""
     first = samples[0]
     row = {name: first[name] for name in ("initial_guess", "images", *IDENTITY)}
     return row | INVERSION.summarize(samples, seed) | {"n": len(samples)}
 
 
 def rank_agreement(samples: Rows) -> dict[str, float | int]:
-    """Spearman's rank correlation of the perceptual distance and ST-LPIPS, over images and over means of table rows.
+    """Compute Spearman's rank correlation between the perceptual distance and ST-LPIPS.
 
-    Empty without ST-LPIPS or with fewer than three rows.
+    It is computed over all images, and over the means of the table rows. The result is empty if there is no ST-LPIPS or
+    the table has fewer than three rows.
     """
     names = ("perceptual", "st_lpips")
     finite = [s for s in samples if math.isfinite(s["perceptual"]) and math.isfinite(s.get("st_lpips", math.nan))]
@@ -179,7 +182,7 @@ def rank_agreement(samples: Rows) -> dict[str, float | int]:
 
 
 def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> str:
-    """The note below the table on its perceptual distances."""
+    """Return the note below the table that describes the perceptual distance and its agreement with ST-LPIPS."""
     line = f"Perceptual distance: features of {classifier}, without learned weights."
     if agreement:
         line += (
@@ -190,9 +193,10 @@ def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> s
 
 
 def detection(samples: Rows) -> list[dict[str, Any]]:
-    """ROC AUC of scores that distinguish images with a wrong prompt from images with their own prompt.
+    """Compute the ROC AUC of scores for the detection of images that were inverted with a wrong prompt.
 
-    The scores are a method's maximum residual, mean residual and latent MSE; for the VAE, the CLIP score.
+    The scores are the maximum residual, the mean residual and the latent MSE of each method. The baseline is the CLIP
+    score of the VAE's reconstructions.
     """
     by_row = groups(samples)
     rows = []

@@ -1,4 +1,4 @@
-"""Inversion methods side by side: how well they reconstruct, what they cost, when they converge."""
+"""Comparison of inversion methods in reconstruction quality, cost and convergence."""
 
 from __future__ import annotations
 
@@ -45,31 +45,32 @@ from rnri.models.fingerprint import fingerprint
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-RECORD_BYTES = 700  # per image in a unit
-SAFE_STEP_COUNT = 50  # a method that rejects this many steps does not support the model at all
+RECORD_BYTES = 700  # bytes per image in the record of a unit
+SAFE_STEP_COUNT = 50  # a method that rejects a schedule with this many steps does not support the model
 
 
 @dataclass(kw_only=True)
 class InversionExperiment(ResumableRun):
-    """The task of the experiments on inversion, which differ in methods and settings only.
+    """The task of all experiments on inversion. The experiments differ only in their methods and settings.
 
-    A *unit* is one method under one setting on a batch of images. It is on disk before the next one begins.
+    A *unit* is the results of one method under one setting on a batch of images. Each unit is written to disk before
+    the next unit begins.
 
     Args:
-        source: where images and prompts come from.
-        concepts, buckets: which concepts to use (:func:`experiments.data.concepts.select_concepts`).
-        model, clip: create the text-to-image model and CLIP, given ``device``.
-        classifier: evaluation classifier: a folder, a hub id or a timm name.
+        source: data set that the images and prompts are read from.
+        concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
+        model, clip: functions of ``device`` that create the text-to-image model and CLIP.
+        classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
         methods: the compared methods by name.
-        settings: the conditions under which they are compared.
+        settings: the conditions under which the methods are compared.
         images: number of images.
-        batch_size: images that are computed together; changes speed and memory, not results.
-        figures: names of figures to draw (:data:`experiments.inversion.figures.FIGURES`).
-        paper: rows of the paper's table, printed below ours.
-        stlpips: file with the weights of a second perceptual distance (:mod:`experiments.evaluation.lpips`); None: the
-            table has only the one of the classifier.
-        seed: of the selection of images, the initial noise and the bootstrap.
-        run_dir: folder of all outputs.
+        batch_size: number of images that are computed in one batch.
+        figures: names of the figures to draw (:data:`experiments.inversion.figures.FIGURES`).
+        paper: rows of the paper's table, which are printed below the rows of this experiment.
+        stlpips: file with the weights of ST-LPIPS, a second perceptual distance (:mod:`experiments.evaluation.lpips`);
+            None: the only perceptual distance is the one from the classifier's features.
+        seed: random seed of the selection of images, of the initial noise and of the bootstrap.
+        run_dir: folder that all outputs are written to.
     """
 
     source: ConceptSource
@@ -111,7 +112,10 @@ class InversionExperiment(ResumableRun):
             self._check_steps(job)
 
     def _image_selection(self) -> Callable[[tuple[int, int], torch.Generator], list[ImagePrompt]]:
-        """Check the source, and return the function of size and generator that selects the images."""
+        """Check the data source, and return a function that selects the images.
+
+        Its arguments are the image size ``(H, W)`` and a random generator.
+        """
         if isinstance(self.source, CaptionedImages):
             pairs = self.source.captioned()
 
@@ -134,13 +138,13 @@ class InversionExperiment(ResumableRun):
         side = min(self.networks.model.image_size)
         if side < MIN_SIDE:
             raise ValueError(
-                f"metrics.stlpips needs images with sides >= {MIN_SIDE} pixels, and this model generates {side}: "
-                "leave it out, or choose another model."
+                f"metrics.stlpips needs images with sides >= {MIN_SIDE} pixels, but this model generates images with sides "
+                f"of {side} pixels: set metrics.stlpips=null, or choose another model."
             )
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 
     def _unsupported_methods(self, all_jobs: Sequence[InversionJob]) -> dict[str, str]:
-        """Return the methods that do not support the model with any number of steps, and why."""
+        """Return the methods that do not support the model with any number of steps, each with the reason."""
         reasons = {}
         for job in {job.method: job for job in all_jobs if job.inverter is not None}.values():
             steps = max(job.setting.steps, SAFE_STEP_COUNT)
@@ -158,7 +162,10 @@ class InversionExperiment(ResumableRun):
             raise ValueError(f"task.methods.{job.method} in a setting of {job.setting.steps} steps: {error}") from error
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the missing units; then, in one process, write the report. Returns the last method's mean PSNR."""
+        """Compute the missing units in all processes, then write the report in one process.
+
+        Returns the mean PSNR in dB of the last row.
+        """
         units = self.units()
         progress = Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
@@ -188,7 +195,7 @@ class InversionExperiment(ResumableRun):
         return [self._plan_method(units[name], group) for name, group in by_store.items()]
 
     def _plan_method(self, store: UnitStore, group: Sequence[InversionJob]) -> StagePlan:
-        """Return the cost of one method under one setting."""
+        """Return the planned cost of one method under one setting."""
         model, job = self.networks.model, group[0]
         pending = [other for other in group if not store.done(other.key)]
         per_image = job.method_cost
@@ -203,11 +210,11 @@ class InversionExperiment(ResumableRun):
         return StagePlan(_stage_name(job), len(group), len(group) - len(pending), per_image.times(pending_images), size)
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, for the measurement of the model's speed."""
+        """Return the prompts of one batch, which are used to measure the speed of the model."""
         return [image.prompt for image in self.jobs[0].images]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the skipped methods, the number of units, and an estimate of the time."""
+        """Print the skipped methods, the number of units, and the estimated time of the run."""
         for method, reason in self.skipped.items():
             print(f"Skipped: {method}. {reason}", flush=True)
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
@@ -222,7 +229,7 @@ class InversionExperiment(ResumableRun):
         )
 
     def units(self) -> dict[str, UnitStore]:
-        """Return the stores of finished units, by :func:`experiments.inversion.jobs.unit_name`."""
+        """Return the stores of the units. The keys are from :func:`experiments.inversion.jobs.unit_name`."""
         shared = self.dependencies()
         return {
             unit_name(job): UnitStore(
@@ -233,7 +240,7 @@ class InversionExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings that every unit depends on, including the networks of the metrics."""
+        """Return the settings that every unit depends on, including the fingerprints of the metrics' networks."""
         lpips = {} if self.lpips is None else {"stlpips": fingerprint({"stlpips": self.lpips}, {})}
         return {
             **self.networks.cache_settings(self.seed),
@@ -245,18 +252,21 @@ class InversionExperiment(ResumableRun):
 
 
 def _unit_rows(units: Mapping[str, UnitStore], job: InversionJob) -> list[dict[str, Any]]:
-    """Return the sample rows of a finished unit."""
+    """Return the rows of a finished unit, one per image."""
     return sample_rows(job, units[unit_name(job)].record(job.key)["rows"])
 
 
 def _read_unit(units: Mapping[str, UnitStore], job: InversionJob) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and record of a finished unit; the images only of first batches, which the figures show."""
+    """Return the tensors and the record of a finished unit.
+
+    The tensors are empty unless the job is the first batch of its method and setting, because figures show no others.
+    """
     tensors, record = units[unit_name(job)].read(job.key)
     return (tensors if job.first else {}), record
 
 
 def _stage_name(job: InversionJob) -> str:
-    """Return the name of a method and its setting in a plan."""
+    """Return the name that a plan shows for a method and its setting."""
     setting = job.setting
     parts = [job.method if job.inverter is None else job.label]
     if setting.nfe is not None:

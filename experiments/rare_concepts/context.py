@@ -50,7 +50,7 @@ class RunContext:
         return self.networks.model.schedule(self.steps)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that are in the cache key of every unit, whatever its arm."""
+        """Return the settings that the cache keys of all units have in common, for every arm."""
         return {
             **self.networks.cache_settings(self.seed),
             "clip": self.networks.clip_fingerprint,
