@@ -1,6 +1,7 @@
-"""Image to seed: inversion of deterministic text-to-image diffusion models.
+"""Inversion of deterministic text-to-image diffusion models: from an image to the seed that generates it.
 
-Names are imported at first use, so that ``import rnri`` does not import diffusers and transformers.
+The public names of this package are imported when they are first used, so that ``import rnri`` does not import
+diffusers and transformers.
 """
 
 import importlib
@@ -110,7 +111,7 @@ _MODULES = {
         "Solver",
     ),
 }
-"""Public names by the module below ``rnri`` that defines them."""
+"""Maps each module (relative to ``rnri``) to the public names that are imported from it."""
 
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

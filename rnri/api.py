@@ -1,4 +1,4 @@
-"""``invert(pipe, images, prompts)``: the seeds with which a diffusers pipeline regenerates images."""
+"""``invert(pipe, images, prompts)`` computes the seeds with which a diffusers pipeline regenerates images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ StepCallback = Callable[["DiffusionPipeline", int, int | float, dict[str, Tensor
 class PipelineInversion(Inversion):
     """An ``Inversion`` with the arguments of the pipeline call that regenerates the images.
 
-    ``pipe(**inversion.pipe_kwargs)`` is that call.
+    ``pipe(**inversion.pipe_kwargs)`` regenerates the images.
 
     Attributes:
-        latents: the seeds as the pipeline's ``latents=`` argument, in its network's dtype: ``[B,C,h,w]``, or
-            ``[B,hw/4,4C]`` for FLUX.
-        prompts, negative_prompts: one per image.
-        steps, guidance: the arguments of ``invert``.
-        image_size: ``(H, W)`` in pixels.
-        timesteps: ``[N]``, the sampler's timesteps, noisy to clean.
+        latents: the seeds in the layout of the pipeline's ``latents=`` argument and in the dtype of the network:
+            ``[B,C,h,w]``, or ``[B,hw/4,4C]`` for FLUX.
+        prompts: one prompt per image.
+        negative_prompts: one negative prompt per image.
+        steps: the number of sampler steps that was passed to ``invert``.
+        guidance: the guidance scale that was passed to ``invert``.
+        image_size: height and width of the images in pixels.
+        timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
     """
 
     latents: Tensor
@@ -47,7 +49,10 @@ class PipelineInversion(Inversion):
 
     @property
     def pipe_kwargs(self) -> dict[str, Any]:
-        """Arguments of the pipeline call that regenerates the images with the scheduler of ``scheduler_for(pipe)``."""
+        """Keyword arguments of the pipeline call that regenerates the images.
+
+        The pipeline must use the scheduler ``scheduler_for(pipe)``.
+        """
         height, width = self.image_size
         pipe_kwargs = {
             "prompt": list(self.prompts),
@@ -81,25 +86,27 @@ def invert(
         pipe.scheduler = rnri.scheduler_for(pipe)
         regenerated = pipe(**inversion.pipe_kwargs).images[0]
 
-    Scheduler, attention processors, dtypes, modes and gradients of ``pipe`` are unchanged afterwards, also after an
-    exception. ``pipe`` may use CPU offload. The images are inverted as one batch; a result does not depend on the rest
-    of the batch.
+    ``invert`` restores the scheduler, the attention processors, the dtypes, the training modes and the gradients of
+    ``pipe``, also after an exception. ``pipe`` may use CPU offload. The images are inverted as one batch; the seed of
+    an image does not depend on the other images of the batch.
 
     Args:
         pipe: a diffusers text-to-image pipeline of a supported family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3,
             3.5 or FLUX.1, with any loaded LoRAs and textual inversions.
-        images: a PIL image, a list of PIL images, or float tensors ``[3,H,W]`` or ``[B,3,H,W]`` in [0, 1], all of the
-            same size. Transparent images are rejected, because their background is undefined.
-        prompts: one per image, or one string for all images.
-        steps: number of steps of the sampler.
-        guidance: classifier-free guidance scale; 1 disables guidance. LCM and FLUX.1 dev take it as a network input.
-        negative_prompt: one per image, or one string for all images.
-        method: a name in ``METHODS``, or a seed-only ``Inverter``.
+        images: a PIL image, a list of PIL images, or float tensors ``[3,H,W]`` or ``[B,3,H,W]`` in [0, 1]. All images
+            must have the same size. Transparent images are rejected, because their background is undefined.
+        prompts: a list with one prompt per image, or one string for all images.
+        steps: number of sampler steps.
+        guidance: classifier-free guidance scale; 1 disables guidance. For LCM and FLUX.1 dev the scale is an input of
+            the network.
+        negative_prompt: a list with one negative prompt per image, or one string for all images.
+        method: name of a method in ``METHODS``, or a seed-only ``Inverter``.
         callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each inversion
-            step, cleanest first, with latents in the layout of ``PipelineInversion.latents``. Its result is ignored.
+            step, from clean to noisy. The latents have the layout of ``PipelineInversion.latents``. The return value of
+            the callback is ignored.
 
     Raises:
-        ValueError: invalid arguments; raised before the network runs.
+        ValueError: an argument is invalid; the error is raised before the network runs.
     """
     batch = as_images(images)
     height, width = batch.shape[-2:]
@@ -120,7 +127,7 @@ def invert(
         predictor = model.predictor(prompts, guidance, list(negative_prompts))
         inversion = inverter.invert(model.encode(batch), predictor, schedule, on_step)
     finally:
-        pipe.maybe_free_model_hooks()  # with CPU offload, as the pipeline does after a call
+        pipe.maybe_free_model_hooks()  # moves the models back to the CPU if the pipeline uses CPU offload
     return PipelineInversion(
         **{field.name: getattr(inversion, field.name) for field in dataclasses.fields(Inversion)},
         latents=model.family.pack(inversion.seed.to(model.dtype)),
@@ -134,10 +141,10 @@ def invert(
 
 
 def as_images(images: Images) -> Tensor:
-    """Convert images, as ``invert`` takes them, to float32 ``[B,3,H,W]`` in [0, 1].
+    """Convert the ``images`` argument of ``invert`` to a float32 tensor ``[B,3,H,W]`` in [0, 1].
 
     Raises:
-        ValueError: an unsupported type, images of different sizes, values outside [0, 1], or transparency.
+        ValueError: the images have an unsupported type, different sizes, values outside [0, 1], or are transparent.
     """
     if isinstance(images, Tensor):
         batch = images if images.ndim == 4 else images[None]
@@ -174,7 +181,16 @@ def _pil_to_tensor(image: Image.Image) -> Tensor:
 
 
 def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> list[str]:
-    """Return one prompt per image; ``name`` is the argument in the error message."""
+    """Return a list with one prompt per image.
+
+    Args:
+        prompts: a list with one prompt per image, or one string for all images.
+        batch_size: number of images.
+        name: name of the argument in the error message.
+
+    Raises:
+        ValueError: the number of prompts differs from the number of images, or a prompt is not a string.
+    """
     values = [prompts] * batch_size if isinstance(prompts, str) else prompts
     is_list = isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
     if not is_list or len(values) != batch_size:
@@ -183,7 +199,11 @@ def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> lis
 
 
 def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]) -> None:
-    """Raise ValueError if the pipeline would treat an empty negative prompt as a prompt of its own."""
+    """Raise ValueError if the pipeline does not support that only some images of a batch have a negative prompt.
+
+    Without any negative prompt, some pipelines (SDXL) use zeros as the negative embedding. If at least one image has a
+    negative prompt, these pipelines encode the empty strings of the other images instead.
+    """
     if pipe.config.get("force_zeros_for_empty_prompt") and any(negative_prompts) and not all(negative_prompts):
         raise ValueError(
             f"negative_prompt: must be given for every image or for none, got {negative_prompts!r}; "

@@ -1,4 +1,4 @@
-"""Inversion as a block of diffusers' modular pipelines: from an image to the latents that later blocks denoise."""
+"""A block for diffusers' modular pipelines that inverts an image to the seed from which the later blocks sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnri.api import PipelineInversion, invert
 
 
 class InvertStep(ModularPipelineBlocks):
-    """Inverts ``source_image`` and outputs its seed as ``latents``.
+    """Inverts the block input ``source_image`` and outputs the seed as ``latents``.
 
     ::
 
@@ -22,7 +22,8 @@ class InvertStep(ModularPipelineBlocks):
         pipe = blocks.init_pipeline()
 
     Args:
-        pipeline: the standard pipeline class with the same components, which determines the model family.
+        pipeline: the standard pipeline class that has the same components as the modular pipeline; it determines the
+            model family.
     """
 
     def __init__(self, pipeline: type[DiffusionPipeline]) -> None:
@@ -31,29 +32,35 @@ class InvertStep(ModularPipelineBlocks):
 
     @property
     def description(self) -> str:
-        return "Inverts an image and its prompt to the latents that generate it (RNRI, arXiv 2312.12540)"
+        return "Computes the initial latents from which the pipeline regenerates an image (RNRI, arXiv 2312.12540)"
 
     @property
     def inputs(self) -> list[InputParam]:
         return [
-            InputParam("source_image", required=True, description="A PIL image, a list of them, or float tensors."),
-            InputParam("prompt", required=True, description="Prompt of the image; one per image, or one for all."),
+            InputParam(
+                "source_image", required=True, description="A PIL image, a list of PIL images, or float tensors."
+            ),
+            InputParam("prompt", required=True, description="One prompt per image, or one prompt for all images."),
             InputParam("num_inference_steps", required=True, type_hint=int, description="Number of sampler steps."),
-            InputParam("inversion_guidance", default=1.0, type_hint=float, description="1 disables guidance."),
-            InputParam("inversion_method", default="accelerated", description="The method of rnri.invert."),
+            InputParam(
+                "inversion_guidance", default=1.0, type_hint=float, description="Guidance scale; 1 disables guidance."
+            ),
+            InputParam("inversion_method", default="accelerated", description="Inversion method of rnri.invert."),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         return [
-            OutputParam("latents", type_hint=Tensor, description="The seeds, in the pipeline's layout of latents."),
+            OutputParam("latents", type_hint=Tensor, description="The seeds, in the layout of the pipeline's latents."),
             OutputParam("height", type_hint=int, description="Height of the image in pixels."),
             OutputParam("width", type_hint=int, description="Width of the image in pixels."),
-            OutputParam("inversion", type_hint=PipelineInversion, description="Seeds, residuals and evaluations."),
+            OutputParam(
+                "inversion", type_hint=PipelineInversion, description="Seeds, residuals and network evaluations."
+            ),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
-        """Invert the image of ``state``; errors are those of ``rnri.invert``."""
+        """Invert the images in ``state`` and store the outputs in ``state``; raises the errors of ``rnri.invert``."""
         block = self.get_block_state(state)
         block.inversion = invert(
             self._standard_pipeline(components),
@@ -69,7 +76,10 @@ class InvertStep(ModularPipelineBlocks):
         return components, state
 
     def _standard_pipeline(self, components: Any) -> DiffusionPipeline:
-        """Return the standard pipeline of the modular pipeline's components; missing required components are None."""
+        """Return a standard pipeline with the components of the modular pipeline.
+
+        Components that the standard pipeline requires but the modular pipeline lacks are None.
+        """
         arguments = {}
         for name, parameter in inspect.signature(self.pipeline.__init__).parameters.items():
             if name == "self":

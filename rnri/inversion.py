@@ -25,25 +25,26 @@ from rnri.solvers.secants import Secants
 from rnri.validation import ConfigError, dataclass
 
 NFE_PER_BACKWARD = 2
-"""Network evaluations that a backward pass counts as."""
+"""Number of network evaluations that have the cost of one backward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inversion:
     """The seed of each image, with the residuals and the cost of the inversion.
 
-    Row ``k`` of a table is inversion step ``k``, the cleanest first; tables are on the CPU. Evaluations before the
-    first step are counted in row 0.
+    Row ``k`` of the tensors ``[N,B]`` belongs to inversion step ``k``; step 0 is the cleanest. These tensors are on the
+    CPU. Network evaluations before the first inversion step are counted in row 0.
 
     Attributes:
-        seed: ``[B,C,h,w]``, float64 (float32 on MPS).
-        z0: ``[B,C,h,w]``, the clean latents that were inverted: the input, unless the method adjusts it.
+        seed: ``[B,C,h,w]``, the seeds, float64 (float32 on MPS).
+        z0: ``[B,C,h,w]``, the clean latents that were inverted. They equal the input unless the method adjusts it.
         residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in ``Solution.residual``. NaN for
-            methods that do not solve this equation, and for steps without an evaluation.
-        nfe: int64 ``[N,B]``, network evaluations.
-        backward: int64 ``[N,B]``, backward passes.
-        solved: bool ``[N,B]``, whether the step converged, or is inverted exactly by construction.
-        seed_only: whether ``seed`` alone, with the same predictor and schedule, reconstructs the image.
+            methods that do not solve ``z = f(z)``, and for inversion steps without a network evaluation.
+        nfe: int64 ``[N,B]``, number of network evaluations.
+        backward: int64 ``[N,B]``, number of backward passes.
+        solved: bool ``[N,B]``, whether the inversion step converged, or is exact by construction.
+        seed_only: whether ``seed``, without ``aux``, is sufficient to reconstruct the image with the same predictor and
+            schedule.
         aux: further tensors that the method needs for reconstruction; the first dimension of each is the batch.
     """
 
@@ -58,7 +59,7 @@ class Inversion:
 
     @classmethod
     def from_solutions(cls, z0: Tensor, seed: Tensor, solutions: Sequence[Solution]) -> Inversion:
-        """Return the inversion of ``z0`` with one implicit solution per step, the cleanest first."""
+        """Return the inversion of ``z0`` from the solutions of all inversion steps, the cleanest first."""
         return cls(
             seed=seed,
             z0=z0,
@@ -70,18 +71,18 @@ class Inversion:
 
     @property
     def converged(self) -> Tensor:
-        """Whether every step of a sample converged, bool ``[B]``."""
+        """Whether every inversion step of a sample converged, bool ``[B]``."""
         return self.solved.all(0)
 
     @property
     def residual(self) -> Tensor:
-        """Maximum residual of each sample over its steps, ``[B]``; NaN if no step has one."""
+        """Maximum residual of each sample over its inversion steps, ``[B]``; NaN for a sample without any residual."""
         largest = self.residuals.nan_to_num(nan=-1.0, posinf=torch.inf).max(0).values
         return torch.where(largest < 0, torch.nan, largest)
 
     @property
     def aux_bytes(self) -> int:
-        """Bytes per image of ``aux``."""
+        """Size of the auxiliary tensors ``aux`` in bytes per image."""
         return sum(tensor.nbytes for tensor in self.aux.values()) // len(self.seed)
 
 
@@ -91,11 +92,11 @@ class Inverter(ABC):
     @property
     @abstractmethod
     def seed_only(self) -> bool:
-        """Whether ``Inversion.seed`` alone, without ``Inversion.aux``, reconstructs the latent."""
+        """Whether ``Inversion.seed``, without ``Inversion.aux``, is sufficient to reconstruct the latent."""
 
     @property
     def initial_guess(self) -> str | None:
-        """How each implicit step is initialized; None for methods that solve no implicit step."""
+        """Name of the solver's initial guess; None for methods that do not solve the implicit step equation."""
         return None
 
     @abstractmethod
@@ -104,7 +105,8 @@ class Inverter(ABC):
     ) -> Inversion:
         """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
 
-        ``on_step(k, z)`` is called after each inversion step ``k`` (0 is the cleanest) with its latents ``[B,C,h,w]``.
+        After each inversion step ``k`` (0 is the cleanest), ``on_step(k, z)`` is called with the latents
+        ``z [B,C,h,w]`` at the noisier end of this step.
         """
 
     @abstractmethod
@@ -116,9 +118,10 @@ class Inverter(ABC):
 
     @property
     def nfe_per_step(self) -> float:
-        """Estimated network evaluations per image and step; a backward pass counts as two.
+        """Estimated number of network evaluations per image and step; a backward pass counts as two evaluations.
 
-        The default of 2 suits most explicit methods. Implicit methods return an upper bound.
+        Subclasses whose number of evaluations per step is not 2 override this property. Methods that solve the implicit
+        step equation return an upper bound.
         """
         return 2.0
 
@@ -126,13 +129,17 @@ class Inverter(ABC):
         """Return a copy that uses at most ``nfe`` forward network evaluations per step.
 
         Raises:
-            ValueError: the method's number of evaluations is fixed (the default).
+            ValueError: the method has a fixed number of evaluations per step. A subclass that does not override this
+                method always raises this error.
         """
         raise ValueError(f"{type(self).__name__} has a fixed number of network evaluations per step.")
 
 
 def check_schedule(method: object, schedule: Schedule) -> None:
-    """Raise ValueError if ``method``, an inverter or an editor, does not support ``schedule``; nothing is computed."""
+    """Raise ValueError if ``method``, an inverter or an editor, does not support ``schedule``.
+
+    The check does not evaluate the network.
+    """
     check = getattr(method, "check_schedule", None)
     if check is not None:
         check(schedule)
@@ -140,37 +147,42 @@ def check_schedule(method: object, schedule: Schedule) -> None:
 
 @dataclass(frozen=True)
 class ImplicitInverter(Inverter):
-    """Inverts the sampler by solving ``z_t = A z_s + B y(z_t, t)`` at every step, from clean to noisy.
+    """Inverts the sampler by solving ``z_t = A z_s + B y(z_t, t)`` for ``z_t`` in every inversion step.
 
-    The equation is exactly the sampler's step, so that a converged inversion reconstructs its latent. Latents are
-    float64; the network runs in its own dtype.
+    The inversion steps run from clean to noisy. The equation is exactly the sampler's step, so that the sampler
+    reconstructs the latent from the seed of a converged inversion. Latents are float64; the network runs in its own
+    dtype.
 
-    On a zero-terminal-SNR schedule the equation of the noisiest step is nearly ``z = z`` (A is about 1e-6). Its
-    residual is then small for every seed and not informative.
+    On a zero-terminal-SNR schedule, the equation of the noisiest inversion step is nearly ``z = z`` (``A`` is about
+    1e-6). The residual of this step is therefore small for every seed and not informative.
 
     Attributes:
-        solver: solves each step.
-        initial_guess: where the solver starts. ``plain`` is the cleaner latent ``z_s`` (RNRI, Eq. 8). ``extrapolated``
-            is ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions of the last two steps; the second step
-            uses ``eps_0`` and the first starts at ``z_s``. Predictions are recovered from solutions without an
-            evaluation. ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))`` with the ``beta`` in
-            [0, 1.5] that would have been best one step before, per sample, and 1/2 at the third step. With large steps
-            or strong guidance, ``extrapolated`` overshoots.
-        allocation: how the evaluations, ``solver.iterations`` per step on average, are distributed over the steps.
-            ``uniform``: every step has at most ``solver.iterations``; unused evaluations are saved. ``by_difficulty``:
-            in proportion to the expected difficulty (:mod:`rnri.solvers.budget`); evaluations that a sample does not
-            use because it converges early are available to its later steps. A step without evaluations keeps its
-            extrapolated guess as the solution. With a fitted ``beta`` of 0, or a plain guess, a step has at least one
-            evaluation while the budget lasts.
-        parameterization: the prediction in which the equation is iterated (:mod:`rnri.solvers.parameterization`);
-            residual and tolerance are the same for all. With two evaluations per step ``native`` measures best on
-            UNets, consistency models and flow matching. ``relaxed`` is better on UNets with one evaluation per step,
-            and slightly better on all of them with five.
-        extra_evaluations: evaluations of the whole inversion in addition to ``solver.iterations`` per step. It allows
-            comparisons at equal NFE with methods that use one more per inversion, such as Uni-Inv.
+        solver: solves the equation of each inversion step.
+        initial_guess: the latent at which the solver starts in inversion step ``k``. ``plain`` is the latent ``z_s`` at
+            the cleaner end of the step (RNRI, Eq. 8). ``extrapolated`` is ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with
+            the noise predictions of the last two inversion steps. ``fitted`` is
+            ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. Its ``beta`` in [0, 1.5] is, for each sample, the
+            factor that would have been best in the previous inversion step; in the third step it is 1/2. For both
+            extrapolations, the first step starts at ``z_s`` and the second step uses ``eps_0`` alone. Computing the
+            noise predictions from the solutions of previous steps needs no network evaluation. With large steps or
+            strong guidance, ``extrapolated`` overshoots.
+        allocation: how the network evaluations, ``solver.iterations`` per step on average, are distributed over the
+            inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations, and evaluations
+            that a sample does not use are saved. With ``by_difficulty``, the number of evaluations is proportional to
+            the expected difficulty of the step (:mod:`rnri.solvers.budget`), and evaluations that a sample does not use
+            are available to its later steps. A step without evaluations uses its extrapolated guess as the solution.
+            With a plain guess, or if the fitted ``beta`` is 0, a step has at least one evaluation as long as
+            evaluations remain.
+        parameterization: the prediction in which the solver iterates (:mod:`rnri.solvers.parameterization`). Residual
+            and tolerance do not depend on the parameterization. With two evaluations per step, ``native`` has the
+            smallest measured reconstruction error on UNets, consistency models and flow matching. ``relaxed`` has a
+            smaller error on UNets with one evaluation per step, and a slightly smaller error on all models with five.
+        extra_evaluations: number of network evaluations of the whole inversion in addition to ``solver.iterations`` per
+            step. An extra evaluation makes the NFE equal to those of methods such as Uni-Inv, which use N + 1
+            evaluations for N steps.
 
     Raises:
-        ConfigError: ``extra_evaluations`` with a uniform allocation.
+        ConfigError: ``extra_evaluations`` is not 0 with a uniform allocation.
     """
 
     solver: Solver
@@ -191,7 +203,10 @@ class ImplicitInverter(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; a sample that is not finite stays so and does not converge."""
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+
+        A sample that contains infinity or NaN has a seed that is not finite, and does not converge.
+        """
         z0 = to_state_dtype(z0.detach())
         z = z0
         history = PredictionHistory()
@@ -219,31 +234,31 @@ class ImplicitInverter(Inverter):
         return Inversion.from_solutions(z0, z, solutions)
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Sample from the seed."""
+        """Return the clean latents ``[B,C,h,w]`` that the schedule's sampler generates from the seeds."""
         with torch.no_grad():
             return sample(inversion.seed, predictor, schedule)
 
     @property
     def nfe_per_step(self) -> float:
-        """Upper bound of the solver's network evaluations per step; a backward pass counts as two."""
+        """Maximum number of the solver's network evaluations per step; a backward pass counts as two evaluations."""
         needs_grad = getattr(self.solver, "needs_grad", False)
         return self.solver.iterations * (1 + NFE_PER_BACKWARD * needs_grad)
 
     def with_nfe(self, nfe: int) -> ImplicitInverter:
-        """Return a copy whose solver uses at most ``nfe`` forward evaluations per step."""
+        """Return a copy whose solver uses at most ``nfe`` forward network evaluations per step."""
         solver = replace(self.solver, iterations=nfe)  # type: ignore[type-var]
         return replace(self, solver=solver)
 
     def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
-        """Return the initial guess ``[B,C,h,w]`` of a step from the predictions of previous steps."""
+        """Return the initial guess ``[B,C,h,w]`` of an inversion step from the predictions of previous steps."""
         if self.initial_guess == "plain" or not history:
             return problem.z_s
         return problem.a * problem.z_s + problem.b * history.extrapolate(fitted=self.initial_guess == "fitted")
 
     def _can_skip(self, history: PredictionHistory, batch_size: int) -> Tensor:
-        """Return which samples' guesses are usable without an evaluation, bool ``[B]``: truly extrapolated ones.
+        """Return a mask of the samples whose guess may be the solution without a network evaluation, bool ``[B]``.
 
-        With a fitted ``beta`` of 0 the guess only repeats the last prediction.
+        The guess must be extrapolated. With a fitted ``beta`` of 0 the guess only repeats the last prediction.
         """
         if self.initial_guess == "plain" or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)
@@ -266,9 +281,9 @@ class ImplicitInverter(Inverter):
 
 
 def _solve_within(max_nfe: Tensor, solver: Solver, problem: ImplicitStep, guess: Tensor) -> Solution:
-    """Solve ``problem`` for the samples with ``max_nfe [B]`` above 0.
+    """Solve ``problem`` for the samples whose maximum number of evaluations ``max_nfe [B]`` is above 0.
 
-    The other samples keep their ``guess`` as the solution, not converged and with residual NaN.
+    For samples with ``max_nfe`` 0, the solution is ``guess``, marked as not converged and with residual NaN.
     """
     if max_nfe.all():
         return solver(problem, guess, max_nfe)
@@ -290,15 +305,19 @@ def _solve_within(max_nfe: Tensor, solver: Solver, problem: ImplicitStep, guess:
 def with_measured_residuals(
     inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, tolerance: float
 ) -> Inversion:
-    """Return ``inversion`` with the residuals of exactly the latents that it returned, and ``solved`` from them.
+    """Return ``inversion`` with the residuals of the latents in ``path``, and with ``solved`` updated accordingly.
 
-    Latents that the method did not evaluate are evaluated here. The predictor counts these evaluations, while
-    ``Inversion.nfe`` does not. It accepts inversions of every method: a method that does not solve this equation keeps
-    its NaN, and a diverged step its ``inf``.
+    ``Inversion.residuals`` may belong to an iterate before the returned latent. Therefore this function evaluates the
+    network at the latents of all inversion steps that are not marked as solved. The predictor counts these evaluations,
+    but ``Inversion.nfe`` does not include them. Inversions of every method are accepted. The residuals of methods that
+    do not solve ``z = f(z)`` remain NaN, and the residuals of diverged steps remain ``inf``.
 
     Args:
+        inversion: the inversion whose residuals are measured.
         path: the latents ``[B,C,h,w]`` after each inversion step, the cleanest first, as passed to ``on_step``.
-        tolerance: maximum residual of a solved step, for residuals that are measured here.
+        predictor: the predictor of the inversion.
+        schedule: the schedule of the inversion.
+        tolerance: inversion steps with a measured residual of at most this value are marked as solved.
     """
     if inversion.residuals.isnan().all():
         return inversion

@@ -1,4 +1,4 @@
-"""Strict validation of dataclass fields by pydantic, with one-line errors, and the types that fields share."""
+"""Strict validation of dataclass fields by pydantic, with error messages of one line, and common field types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pydantic import AfterValidator, ConfigDict, ValidationError
 T = TypeVar("T")
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="forbid")
-"""No str → number, no 2.0 → int, no bool → number; NaN and infinity are rejected."""
+"""Pydantic configuration of all validated dataclasses.
+
+Values are not converted: a string or a bool is not a number, and 2.0 is not an int. NaN and infinity are rejected.
+"""
 
 UnitInterval = Annotated[float, Ge(0), Le(1)]
 HalfOpenUnitInterval = Annotated[float, Gt(0), Le(1)]
@@ -22,7 +25,7 @@ OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 IntAtLeast2 = Annotated[int, Ge(2)]
 NonEmptyStr = Annotated[str, MinLen(1)]
 RandomSeed = Annotated[int, Ge(0), Lt(2**32)]
-"""Seed of a random generator; NumPy accepts no larger one."""
+"""Seed of a random generator, below 2^32 because NumPy does not accept larger seeds."""
 GuidanceScale = Annotated[float, Ge(1)]
 """Classifier-free guidance scale; 1 disables guidance."""
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
@@ -36,15 +39,15 @@ def _reject_duplicates(values: Sequence[Any]) -> Sequence[Any]:
 
 
 unique_items = AfterValidator(_reject_duplicates)
-"""Annotation of a sequence whose items must differ."""
+"""Annotation of a sequence field that must not contain duplicates."""
 
 
 class ConfigError(ValueError):
-    """An invalid value.
+    """Error of an invalid field or config value.
 
     Attributes:
-        key: name of the value, relative to the object that rejects it.
-        message: the rule and the value.
+        key: dotted name of the invalid field, relative to the object that raises the error.
+        message: the rule that the value violates, and the value.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -69,10 +72,10 @@ def dataclass(*, frozen: bool = False, kw_only: bool = False) -> Callable[[type[
 def dataclass(
     cls: type[T] | None = None, /, *, frozen: bool = False, kw_only: bool = False
 ) -> type[T] | Callable[[type[T]], type[T]]:
-    """Decorate a class as a strict ``pydantic.dataclasses.dataclass`` with one-line errors.
+    """Decorate a class as a strict ``pydantic.dataclasses.dataclass`` with error messages of one line.
 
-    An invalid field raises :class:`ConfigError` with the field, pydantic's message and the value. Errors of
-    ``__post_init__`` are raised unchanged.
+    An invalid field raises :class:`ConfigError` with the field's name, pydantic's message and the value. Errors that
+    ``__post_init__`` raises are not changed.
     """
     if cls is None:
         return functools.partial(_strict_dataclass, frozen=frozen, kw_only=kw_only)
@@ -95,14 +98,15 @@ def _strict_dataclass(cls: type[T], *, frozen: bool, kw_only: bool) -> type[T]:
 
 
 def _one_line(error: ValidationError, cls: type) -> Exception:
-    """Return the exception to raise for ``error``: of one line, with the name of the field of ``cls``."""
+    """Convert ``error`` to an exception with a message of one line that names the invalid field of ``cls``."""
     details = error.errors()[0]
     if not details["loc"]:  # raised by __post_init__
         return details["ctx"]["error"]
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     first = details["loc"][0]
     locations = [entry["loc"] for entry in error.errors() if entry["loc"][0] == first]
-    # The alternatives of a union have one error each; their locations contain pydantic's names of the alternatives.
+    # A field whose type is a union has one error per member of the union. The location of each error contains
+    # pydantic's name of the member, which the message must not show.
     rest = locations[0][1:] if len(locations) == 1 else ()
     name = names[first] if isinstance(first, int) and first < len(names) else first
     if name not in names:
@@ -113,7 +117,10 @@ def _one_line(error: ValidationError, cls: type) -> Exception:
 
 
 def describe(error: ValidationError) -> str:
-    """Return pydantic's messages for the first invalid value, those of a union joined by "or", and the value."""
+    """Return pydantic's message for the first invalid value, and the value.
+
+    For a field whose type is a union, the messages of all members of the union are joined by "or".
+    """
     entries = error.errors()
     value = entries[0]["input"]
     same_value = [entry for entry in entries if entry["input"] is value or entry["input"] == value]
@@ -123,5 +130,5 @@ def describe(error: ValidationError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if it has none."""
+    """Return the first line of the message of ``error``, or the name of the error's type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

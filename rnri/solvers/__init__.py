@@ -1,4 +1,4 @@
-"""Solvers of the implicit equation ``z = f(z)`` of one inversion step. They know neither prompts nor schedules."""
+"""Solvers of the implicit equation ``z = f(z)`` of one inversion step. Solvers do not access prompts or schedules."""
 
 from rnri.solvers.anderson import Anderson, SafeguardedAnderson
 from rnri.solvers.gradient import ForwardStep, GradientDescent

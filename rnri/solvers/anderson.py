@@ -1,4 +1,7 @@
-"""Anderson acceleration of the implicit equation, plain and safeguarded; every sample is accelerated on its own."""
+"""Anderson acceleration of the fixed-point iteration for ``z = f(z)``, without and with a safeguard.
+
+Each sample of a batch has its own least-squares problem.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,36 @@ from rnri.solvers.secants import Secants
 from rnri.validation import OpenUnitInterval, dataclass
 
 DERIVATIVE_DRIFT = 6.0
-"""Measured change of the network's derivative from one step to the next, per unit of ``B``."""
+"""Change of the derivative of the network's prediction from one inversion step to the next, per unit of ``B``.
+
+The value is measured.
+"""
 LONG_STEP = 0.9
-"""``B`` above which a noise prediction's older differences mislead; measured."""
+"""Value of ``B`` above which an inversion step with noise prediction uses at most ``LONG_STEP_MEMORY`` differences.
+
+The value is measured.
+"""
 LONG_STEP_MEMORY = 2
-"""Maximum number of differences in such a step."""
+"""Maximum number of differences in an inversion step with ``B`` above ``LONG_STEP``."""
 RETRIES = 3
-"""Failures without a new best iterate before the safeguard changes its direction; measured on tests.problems."""
+"""Number of failures without a new best iterate after which the safeguard switches between its two directions.
+
+The value was measured on the equations of ``tests.problems``.
+"""
 
 
 @dataclass(frozen=True)
 class Anderson(IterativeSolver):
     """Anderson acceleration of the fixed-point iteration (AIDI-A; Walker & Ni 2011, type II).
 
-    The next iterate is ``f_k - dF gamma``, where ``gamma`` is the least-squares solution of ``dR gamma = r_k`` over the
-    last ``memory`` differences of values and residuals.
+    The next iterate is ``f_k - dF gamma``, where ``gamma`` is the least-squares solution of ``dR gamma = r_k``. The
+    columns of ``dF`` and ``dR`` are the last ``memory`` differences of the values ``f(z)`` and of the residuals
+    ``f(z) - z``.
 
     Attributes:
-        memory: maximum number of differences, 1 or more.
-        regularization: Tikhonov weight relative to the squared norm of each difference; keeps the least-squares problem
-            solvable when differences are parallel or as small as the network's rounding error.
+        memory: maximum number of differences in the least-squares problem, 1 or more.
+        regularization: Tikhonov weight of the least-squares problem, relative to the squared norm of each difference.
+            It keeps the problem solvable when differences are parallel or as small as the network's rounding error.
     """
 
     memory: PositiveInt = 3
@@ -55,36 +68,43 @@ class Anderson(IterativeSolver):
 
 @dataclass(frozen=True)
 class SafeguardedAnderson(IterativeSolver):
-    """Anderson acceleration that returns to the best iterate when it fails; the solver of the default inverter.
+    """Anderson acceleration that restarts from the best iterate after a failure; the solver of the default inverter.
 
-    A sample fails if the norm of its residual exceeds ``growth`` times its best so far, if ``f`` is not finite, or if
-    ``patience`` consecutive evaluations brought no new best. The next iterate is then ``z + damping^j (a - z)``, where
-    ``z`` is the best iterate, ``j`` the number of failures since ``z`` was evaluated, and ``a`` is one of
+    An iteration of a sample fails in one of three cases: the residual norm exceeds ``growth`` times the smallest
+    residual norm so far, ``f(z)`` is not finite, or ``patience`` consecutive evaluations found no new best iterate.
+    After a failure the next iterate is ``z + damping^j (a - z)``, where ``z`` is the best iterate, ``j`` is the number
+    of failures since ``z`` was evaluated, and ``a`` is one of two points:
 
-    - ``f(z)``, with all differences discarded. Damping makes a map contractive whose derivative has eigenvalues below
-      -1, as with strong guidance.
-    - Anderson's iterate from ``z``, with the failed iterates among the differences. As the steps shrink, the
-      least-squares problem becomes GMRES on the derivative at ``z``, which also handles eigenvalues above 1.
+    - ``f(z)``, with all differences discarded. The damping makes the iteration converge if the derivative of ``f`` has
+      eigenvalues below -1, as with strong guidance.
+    - Anderson's iterate from ``z``, with the failed iterates among the differences. As the updates shrink, the
+      least-squares problem becomes GMRES on the derivative of ``f`` at ``z``, which also handles eigenvalues above 1.
 
-    After three failures without a new best the solver changes from one to the other. The steps shrink until there is a
-    new best, which rules out cycles. Damped steps as a safeguard: Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+    After three failures without a new best iterate the solver switches to the other choice of ``a``. The updates shrink
+    until a new best iterate is found, which rules out cycles. Damped updates as a safeguard of Anderson acceleration
+    are due to Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
 
-    A stalled residual does not prove that there is no root: a few differences may not span Newton's step.
+    A residual that stops decreasing does not prove that the equation has no root: a few differences may not span the
+    direction of Newton's step.
 
-    In an inversion, differences from previous steps (``carried`` at most) fill the part of ``memory`` that the step's
-    own differences leave, so that already the second iterate is better than ``f(z)``. This helps with images whose map
-    has eigenvalues near -1: the fixed point alternates there, and the sampler amplifies the remaining residual. In a
-    step of nearly the full noise range only the last two differences are used, because older ones mislead.
+    The least-squares problem of an inversion step may also contain up to ``carried`` differences from previous
+    inversion steps, while the current inversion step has fewer than ``memory`` differences. With these differences the
+    second iterate is already better than ``f(z)``. They help with images for which the derivative of ``f`` has
+    eigenvalues near -1: the fixed-point iteration alternates there, and the sampler amplifies the remaining residual.
+    An inversion step that spans nearly the full noise range uses only the last two differences, because older
+    differences are inaccurate there.
 
-    If the last evaluated iterate is the best, the next iterate is returned, unevaluated, instead of ``f(z)``.
+    If the last evaluated iterate is the best one, the solver returns the next iterate, which was not evaluated, instead
+    of ``f(z)``.
 
     Attributes:
-        memory: maximum number of differences, 1 or more.
-        regularization: as in :class:`Anderson`.
-        growth: 1 or more; 1 accepts no increase.
-        damping: in (0, 1).
-        patience: evaluations, 1 or more.
-        carried: maximum number of differences from previous steps; 0 solves each step on its own.
+        memory: maximum number of differences in the least-squares problem, 1 or more.
+        regularization: Tikhonov weight of the least-squares problem, as in :class:`Anderson`.
+        growth: maximum ratio of the residual norm to the smallest residual norm so far, 1 or more. With 1 every
+            increase is a failure.
+        damping: factor, in (0, 1), by which each failure shortens the next update.
+        patience: number of consecutive evaluations without a new best iterate that counts as a failure, 1 or more.
+        carried: maximum number of differences from previous inversion steps; 0 uses none.
     """
 
     memory: PositiveInt = 4
@@ -141,8 +161,8 @@ class SafeguardedAnderson(IterativeSolver):
         )
 
     def _update_failures(self, state: SafeguardState, norm: Tensor, improved: Tensor) -> tuple[Tensor, SafeguardState]:
-        """Return which samples failed, bool ``[b]``, and the state with updated counts."""
-        grown = ~(norm <= self.growth * state.best_norm)  # true for NaN
+        """Return a mask of the samples whose iteration failed, bool ``[b]``, and the state with updated counts."""
+        grown = ~(norm <= self.growth * state.best_norm)  # also True if the norm is NaN
         stalled = torch.where(improved, 0.0, state.stalled + 1)
         failed = grown | (stalled >= self.patience)
         failures = torch.where(improved, 0.0, state.failures + failed)
@@ -153,11 +173,15 @@ class SafeguardedAnderson(IterativeSolver):
     def _carried(
         self, problem: ImplicitStep, num_current: int, discard: Tensor | None = None
     ) -> tuple[Secants | None, float]:
-        """Return differences of ``f`` from previous steps, and the expected error of their derivative.
+        """Return differences of ``f`` from previous inversion steps, and the expected error of their derivative.
 
-        The derivative of ``y`` drifts in proportion to the length of the step, which ``B`` measures; in that of ``f``
-        the drift is multiplied by ``B`` again. ``num_current`` differences of this step take precedence. Samples with
-        ``discard`` (bool ``[b,1,1]``) get zeros.
+        From one inversion step to the next, the derivative of the prediction ``y`` changes in proportion to ``B``. The
+        derivative of ``f`` contains the factor ``B``, so that its change is proportional to ``B^2``.
+
+        Args:
+            problem: the equation of the current inversion step.
+            num_current: number of differences of the current inversion step, which have priority in ``memory``.
+            discard: samples whose differences are set to zero, bool ``[b,1,1]``.
         """
         count = min(self.carried, self._max_memory(problem) - num_current)
         if problem.recorder is None or count <= 0:
@@ -179,13 +203,13 @@ class SafeguardState(NamedTuple):
     """State of :class:`SafeguardedAnderson` between iterations.
 
     Attributes:
-        fs, rs: ``[b,m,d]``, values ``f(z)`` and residuals ``f(z) - z`` of the last iterates.
-        best_index: int64 ``[b]``, index of the best iterate among them.
-        best_norm: ``[b]``, norm of its residual.
-        failures: ``[b]``, failures since the best iterate was evaluated.
-        stalled: ``[b]``, consecutive evaluations without a new best.
-        keeps_differences: bool ``[b]``, whether a failed step keeps its differences (Anderson's iterate) or discards
-            them (``f(z)``).
+        fs, rs: ``[b,m,d]``, values ``f(z)`` and residuals ``f(z) - z`` of the last ``m`` iterates.
+        best_index: int64 ``[b]``, index in ``fs`` and ``rs`` of the iterate with the smallest residual norm.
+        best_norm: ``[b]``, residual norm of the best iterate.
+        failures: ``[b]``, number of failures since the best iterate was evaluated.
+        stalled: ``[b]``, number of consecutive evaluations without a new best iterate.
+        keeps_differences: bool ``[b]``. After a failure, True keeps the differences and continues with Anderson's
+            iterate; False discards the differences and continues with ``f(z)``.
     """
 
     fs: Tensor
@@ -198,12 +222,13 @@ class SafeguardState(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Differences that Anderson's method combines.
+    """Differences of iterates, from which Anderson's method computes the next iterate.
 
     Attributes:
-        df, dr: ``[b,m,d]``, differences of values and of residuals.
-        carried: differences of ``f`` (as ``dy``) from previous steps, of norm 1 in ``z``.
-        drift: expected error of the derivative in ``carried``; its square is their Tikhonov weight.
+        df, dr: ``[b,m,d]``, differences of the values ``f(z)`` and of the residuals ``f(z) - z``.
+        carried: differences from previous inversion steps; ``dy`` holds differences of ``f``, and ``dz`` has norm 1.
+        drift: expected error of the derivative that ``carried`` represents; the Tikhonov weight of ``carried`` is
+            ``drift^2``.
     """
 
     df: Tensor
@@ -216,8 +241,8 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
     """Return Anderson's iterate ``f - df gamma``, ``[b,d]``, of the value ``f [b,d]`` and residual ``r [b,d]``."""
     df, dr, carried, drift = differences
     norm = dr.norm(dim=2, keepdim=True)
-    norm = torch.where(norm > 0, norm, 1.0)  # equal iterates: a difference of 0 has the weight 0
-    dr = dr / norm  # of norm 1, so that the regularization acts on short and long differences alike
+    norm = torch.where(norm > 0, norm, 1.0)  # two equal iterates have the difference 0, which must not be divided by 0
+    dr = dr / norm  # differences of norm 1, so that the regularization is the same for short and long differences
     df = df / norm
     num_current = dr.shape[1]
     if carried is not None:
@@ -228,7 +253,8 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
     ridge = torch.full(dr.shape[:2], regularization, dtype=torch.float64, device=gram.device)
     ridge[:, num_current:] = drift**2
     ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
-    # solve_ex leaves a singular sample non-finite instead of raising for the batch; that sample's next iterate is f.
+    # torch.linalg.solve would raise an error for the whole batch if the matrix of one sample is singular. solve_ex
+    # returns non-finite values for this sample instead, and the next iterate of the sample is f.
     gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
     return f - (gamma.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * df).sum(1)
 
@@ -238,8 +264,8 @@ def _append(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Append ``f`` and ``r`` ``[b,d]`` to the last iterates; return ``fs``, ``rs`` and the new ``best_index``.
 
-    Beyond ``memory`` differences the oldest iterate that is not the best is removed. An iterate that is not finite is
-    replaced by the best one, a difference of 0.
+    If there are more than ``memory`` differences, the oldest iterate that is not the best iterate is removed. An
+    iterate that is not finite is replaced by the best iterate.
     """
     finite = r.isfinite().all(1)
     f = torch.where(finite[:, None], f, _gather(state.fs, state.best_index)[:, 0])
@@ -248,7 +274,7 @@ def _append(
     rs = torch.cat([state.rs, r[:, None]], 1)
     length = fs.shape[1]
     best_index = torch.where(improved, length - 1, state.best_index)
-    if length <= min(memory, f.shape[1]) + 1:  # more differences than elements are redundant
+    if length <= min(memory, f.shape[1]) + 1:  # at most d differences, because more are linearly dependent
         return fs, rs, best_index
     removed = torch.where(finite, (best_index == 0).long(), length - 1)
     remaining = torch.arange(length - 1, device=best_index.device).expand(len(best_index), -1)
@@ -258,7 +284,7 @@ def _append(
 
 
 def _to_float64(matrix: Tensor) -> Tensor:
-    """Return ``matrix`` in float64, on the CPU if its device has no float64 (MPS)."""
+    """Return ``matrix`` in float64. A matrix on MPS is moved to the CPU, because MPS does not support float64."""
     return matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
 
 

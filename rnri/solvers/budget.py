@@ -1,15 +1,18 @@
-"""Allocation of an inversion's network evaluations (NFE) to its steps.
+"""Allocation of the network evaluations (NFE) of an inversion to its inversion steps.
 
 Near the root, each evaluation of the fixed-point iteration multiplies the error by the derivative of ``f``. For
 Gaussian latents of variance ``v`` the derivative of the optimal noise prediction is ``sigma / (alpha^2 v + sigma^2)``,
-and that of the optimal velocity ``(sigma - alpha v) / (alpha^2 v + sigma^2)``. For noise, the derivative of ``f`` is
+and the derivative of the optimal velocity is ``(sigma - alpha v) / (alpha^2 v + sigma^2)``. With noise prediction, the
+derivative of ``f`` is
 
     rho = B sigma / (alpha^2 v + sigma^2),
 
-so that a step needs evaluations in proportion to ``1 / log(1 / rho)``. Fine detail, of small ``v``, converges last; for
-``v -> 0``, rho tends to ``1 - psi_s / psi_t``. On Stable Diffusion's schedule one step near the clean end is several
-times as hard as any other, for any number of steps, and the cleanest step is easy. With flow matching and many steps
-all steps are equally hard: a uniform allocation measured up to forty times better there.
+and the number of evaluations that an inversion step needs is proportional to ``1 / log(1 / rho)``. Fine image detail,
+which has a small variance ``v``, converges last. For ``v -> 0``, rho tends to ``1 - psi_s / psi_t`` with
+``psi = sigma / alpha``. On Stable Diffusion's schedule, one inversion step near the clean end needs several times as
+many evaluations as any other, for any number of steps, while the cleanest step needs few. With flow matching and many
+steps, all inversion steps need equally many evaluations: the reconstruction error of a uniform allocation is up to
+forty times smaller there (measured).
 """
 
 from __future__ import annotations
@@ -23,20 +26,28 @@ from torch import Tensor
 from rnri.models.schedule import Schedule
 
 DETAIL_VARIANCE = 0.02
-"""``v`` of fine detail, for latents of unit variance."""
+"""Variance ``v`` of fine image detail, for latents of unit variance."""
 FEW_STEPS_THRESHOLD = 9
-"""With fewer steps every step has an evaluation: extrapolated noise does not replace it; measured."""
+"""A schedule with fewer steps has at least one evaluation per inversion step; measured.
+
+Extrapolated noise predictions are too inaccurate with so few steps to replace an evaluation.
+"""
 FEW_STEPS_VARIANCE = 0.1
-"""``v`` with few steps, where errors of the noisier steps, which the sampler amplifies, matter more than detail."""
+"""Variance ``v`` that is assumed for schedules with fewer than ``FEW_STEPS_THRESHOLD`` steps.
+
+It is larger than ``DETAIL_VARIANCE``, because with few steps the errors of the noisier steps, which the sampler
+amplifies, matter more than fine detail.
+"""
 VERY_FEW_STEPS_THRESHOLD = 4
-"""With fewer steps ``v`` is increased further; measured."""
+"""With fewer steps than this threshold, the assumed variance ``v`` is increased further; measured."""
 MIN_RHO = 0.01
+"""Lower bound of rho, for inversion steps that hardly change the latent."""
 MAX_RHO = 0.97
-"""Bounds of rho, for steps that change almost nothing or almost everything."""
+"""Upper bound of rho, for inversion steps that replace almost the whole latent by noise."""
 
 
 def difficulty(schedule: Schedule) -> Tensor:
-    """Return the relative number of evaluations that each step needs, float64 ``[N]``, the cleanest step first."""
+    """Return the relative number of evaluations that each inversion step needs, float64 ``[N]``, cleanest first."""
     num_steps = len(schedule)
     few_steps = num_steps < FEW_STEPS_THRESHOLD
     if schedule.predicts == "flow" and not few_steps:
@@ -48,17 +59,18 @@ def difficulty(schedule: Schedule) -> Tensor:
 
 @dataclass
 class NfeBudget:
-    """The network evaluations of an inversion per sample, allocated step by step.
+    """Number of network evaluations that each sample may still use, allocated to one inversion step after the other.
 
-    A step gets a share of the remaining evaluations in proportion to its difficulty, with few steps after one
-    evaluation for each. Shares are real numbers and allocations integers: a step's rounding error is passed to the
-    next, so that the total is kept. Evaluations that a sample does not use return to all later steps.
+    Each inversion step has ``min_per_step`` evaluations and a share of the remaining ones that is proportional to its
+    difficulty. Shares are real numbers, and allocations are rounded to integers. The rounding error of an inversion
+    step is added to the next inversion step, which preserves the total. Evaluations that a sample does not use in an
+    inversion step become available to all later inversion steps.
 
     Attributes:
-        difficulty: float64 ``[N]``, of :func:`difficulty`.
-        min_per_step: evaluations that every step has: 1 with few steps, else 0.
-        unassigned: float64 ``[B]``, evaluations not yet assigned to a step.
-        unspent: float64 ``[B]``, evaluations assigned to the steps so far and not used.
+        difficulty: float64 ``[N]``, the relative number of evaluations of each inversion step, see :func:`difficulty`.
+        min_per_step: minimum number of evaluations per inversion step: 1 for schedules of few steps, otherwise 0.
+        unassigned: float64 ``[B]``, number of evaluations that are not yet assigned to an inversion step.
+        unspent: float64 ``[B]``, number of evaluations that were assigned to the inversion steps so far but not used.
     """
 
     difficulty: Tensor
@@ -70,7 +82,7 @@ class NfeBudget:
     def from_schedule(
         cls, schedule: Schedule, nfe_per_step: int, batch_size: int, extra_evaluations: int = 0
     ) -> NfeBudget:
-        """Return a budget of ``nfe_per_step`` on average plus ``extra_evaluations`` in total for each sample."""
+        """Return a budget with ``nfe_per_step * N + extra_evaluations`` evaluations for each sample."""
         total = float(nfe_per_step * len(schedule) + extra_evaluations)
         unassigned = torch.full((batch_size,), total, dtype=torch.float64)
         min_per_step = int(len(schedule) < FEW_STEPS_THRESHOLD)
@@ -79,8 +91,12 @@ class NfeBudget:
     def allocate(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:
         """Return the maximum number of evaluations of each sample at inversion step ``k``, int64 ``[B]``.
 
-        It is at least 1 while evaluations remain, except for samples that ``may_skip`` (bool ``[B]``) a step whose
-        share rounds to 0; ``may_skip`` is called for such steps only.
+        The maximum is at least 1 while evaluations remain, except for samples that may skip this inversion step.
+
+        Args:
+            k: index of the inversion step; 0 is the cleanest.
+            may_skip: returns a mask of the samples whose guess is usable without an evaluation, bool ``[B]``. It is
+                called only if the allocation of a sample rounds to 0.
         """
         difficulty = self.difficulty[k:]
         remaining = (self.unassigned + self.unspent + 0.5).floor().long()
@@ -95,7 +111,7 @@ class NfeBudget:
         return max_nfe.minimum(remaining)
 
     def consume(self, max_nfe: Tensor, nfe: Tensor) -> None:
-        """Subtract the evaluations ``nfe [B]`` that a step used of its allocation ``max_nfe [B]``."""
+        """Subtract the ``nfe [B]`` evaluations that an inversion step used of its allocation ``max_nfe [B]``."""
         self.unspent = self.unspent - nfe
         returned = torch.where(nfe < max_nfe, self.unspent, 0.0)
         self.unassigned = self.unassigned + returned

@@ -1,4 +1,4 @@
-"""Extrapolation of the noise prediction from previous inversion steps, for the initial guess of the next one."""
+"""Extrapolation of the network's predictions in previous inversion steps; gives the next step's initial guess."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from rnri.models.predictor import to_device
 from rnri.solvers.implicit import ImplicitStep, Solution
 
 DEFAULT_BETA = 0.5
-"""``beta`` of the fitted extrapolation before there are three predictions to fit it to."""
+"""Factor ``beta`` of the fitted extrapolation while there are fewer than three predictions to fit it to."""
 MAX_BETA = 1.5
+"""Upper bound of the fitted factor ``beta``."""
 
 
 @dataclass(frozen=True)
 class PredictionHistory:
-    """The predictions of the last three inversion steps, each ``[B,C,h,w]``, the oldest first.
+    """The network's predictions in the last three inversion steps, each ``[B,C,h,w]``, the oldest first.
 
     The next prediction is extrapolated as ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``.
     """
@@ -28,9 +29,10 @@ class PredictionHistory:
         return len(self.predictions)
 
     def append(self, problem: ImplicitStep, solution: Solution) -> PredictionHistory:
-        """Return the history with the prediction at the ``solution`` of ``problem``; unchanged if ``B = 0``.
+        """Return this history with the prediction at the ``solution`` of ``problem`` appended.
 
-        A sample without a finite evaluation keeps its last prediction.
+        If the coefficient ``B`` of the equation is 0, the history is returned unchanged. A sample without a finite
+        evaluation repeats its last prediction.
         """
         if problem.b == 0:
             return self
@@ -42,16 +44,21 @@ class PredictionHistory:
         return PredictionHistory((*self.predictions[-2:], prediction))
 
     def extrapolate(self, fitted: bool) -> Tensor:
-        """Return the extrapolated prediction of the next step, ``[B,C,h,w]``; the history must not be empty."""
+        """Return the extrapolated prediction of the next inversion step, ``[B,C,h,w]``.
+
+        The history must contain at least one prediction.
+        """
         last = self.predictions[-1]
         if len(self) == 1:
             return last
         return last + self.beta(fitted).view(-1, 1, 1, 1) * (last - self.predictions[-2])
 
     def beta(self, fitted: bool) -> Tensor:
-        """Return the factor ``beta [B]`` of the last change; it needs at least two predictions.
+        """Return the factor ``beta [B]`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``.
 
-        It is 1, or if ``fitted`` the factor that would have been best one step before, in [0, 1.5].
+        Without ``fitted``, ``beta`` is 1. With ``fitted``, it is the least-squares factor that would have extrapolated
+        ``eps_{k-1}`` from the two predictions before it, clamped to [0, 1.5]. The history must contain at least two
+        predictions.
         """
         last = self.predictions[-1]
         if not fitted:

@@ -1,4 +1,4 @@
-"""Gradient-like baselines for the implicit equation."""
+"""Gradient descent and ExactDPM's forward step method: baseline solvers of the implicit equation ``z = f(z)``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from rnri.validation import dataclass
 class ForwardStep(IterativeSolver):
     """The forward step method of ExactDPM, ``z <- z - rho (z_s(z) - z_s)`` (Hong et al. 2024, arXiv 2311.18387).
 
-    ``z_s(z)`` is the sampler's step from ``z``. As ``z_s(z) - z_s = (z - f(z)) / A``, this is a damped fixed-point
-    iteration without derivatives. (RNRI's paper calls it gradient descent.) As in the authors' code it starts at
-    ``f(z_s)``, which uses the first evaluation; ``from_f=False`` starts at ``z_s``. The published defaults are 500
-    iterations, 20 of them warm-up, patience 20, and the last iterate as the result. The authors stop the batch as a
-    whole; here each sample stops on its own.
+    ``z_s(z)`` is the result of the sampler's step from ``z``. Because ``z_s(z) - z_s = (z - f(z)) / A``, the method is
+    a damped fixed-point iteration without derivatives. (The RNRI paper calls this method gradient descent.) As in the
+    authors' code, the iteration starts at ``f(z_s)``, which takes the first evaluation; with ``from_f=False`` the
+    iteration starts at ``z_s``. The published defaults are 500 iterations, of which 20 are warm-up iterations, patience
+    20, and the last iterate as the result. The authors' code stops all samples of a batch together; here each sample
+    stops independently.
 
     Attributes:
-        rate: rho.
-        warmup: iterations over which the rate grows linearly to ``rate``.
-        patience: iterations without a smaller residual after which a sample's rate is halved; None: never.
-        from_f: whether the first step is to ``f(z)``, undamped.
+        rate: step size, ``rho`` in the formula.
+        warmup: number of iterations in which the step size grows linearly to ``rate``.
+        patience: number of iterations without a smaller residual after which the step size of a sample is halved; None
+            never halves the step size.
+        from_f: whether the first iteration moves to ``f(z)`` without damping.
     """
 
     rate: PositiveFloat = 0.5
@@ -55,9 +57,13 @@ class ForwardStep(IterativeSolver):
 
 @dataclass(frozen=True)
 class GradientDescent(IterativeSolver):
-    """``z <- z - rho grad 1/2 ||z - f(z)||^2``, with the gradient through the network.
+    """Gradient descent on the squared residual: ``z <- z - rate * grad 1/2 ||z - f(z)||^2``.
 
-    It needs one backward pass for every forward evaluation except the last.
+    The gradient is computed by backpropagation through the network. Every forward evaluation except the last needs one
+    backward pass.
+
+    Attributes:
+        rate: step size of the gradient descent.
     """
 
     rate: PositiveFloat = 0.5

@@ -15,12 +15,13 @@ from rnri.solvers.secants import SecantRecorder, Secants
 
 @dataclass(frozen=True)
 class EvaluationCounter:
-    """Counts the evaluations of ``f`` and of its derivative per sample.
+    """Counts, for each sample, the evaluations of ``f`` and of the derivative of ``f``.
 
     Attributes:
-        forward: int64 ``[B]``, evaluations of ``f``, of the full batch.
-        backward: int64 ``[B]``, evaluations of its derivative.
-        rows: int64 ``[b]``, the samples of the full batch that are counted; ``select`` shares the counts.
+        forward: int64 ``[B]``, number of evaluations of ``f`` for each sample of the full batch.
+        backward: int64 ``[B]``, number of evaluations of the derivative of ``f`` for each sample of the full batch.
+        rows: int64 ``[b]``, indices in the full batch of the samples that this counter counts. Counters returned by
+            ``select`` update the same tensors ``forward`` and ``backward``.
     """
 
     forward: Tensor
@@ -33,12 +34,12 @@ class EvaluationCounter:
         return cls(forward, torch.zeros_like(forward), torch.arange(batch_size))
 
     def select(self, rows: Tensor) -> EvaluationCounter:
-        """Return a counter of the samples ``rows`` (indices into ``self.rows``) that updates the same counts."""
+        """Return a counter for the samples ``rows`` (indices into ``self.rows``) that updates the same tensors."""
         return replace(self, rows=self.rows[rows.cpu()])
 
     @property
     def nfe(self) -> Tensor:
-        """Evaluations of ``f`` so far, int64 ``[b]``."""
+        """Number of evaluations of ``f`` so far for the samples ``rows``, int64 ``[b]``."""
         return self.forward[self.rows]
 
     def add_forward(self) -> None:
@@ -50,13 +51,13 @@ class EvaluationCounter:
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian distributions of the noisy latent ``z_t`` given a cleaner one.
+    """Gaussian distributions ``q(z_t | z_s)`` and ``q(z_t | z_0)`` of the noisy latent ``z_t`` given a cleaner latent.
 
     Attributes:
-        z_s: the cleaner latent of this step, ``[B,C,h,w]``.
-        z_0: the clean latent, ``[B,C,h,w]``; needed by ``marginal_mean`` only.
-        alpha, sigma: signal and noise level of ``z_t``.
-        alpha_s, sigma_s: signal and noise level of ``z_s``.
+        z_s: the latent at the cleaner end of the step, ``[B,C,h,w]``.
+        z_0: the clean latent, ``[B,C,h,w]``; only ``marginal_mean`` needs it.
+        alpha, sigma: signal level and noise level of ``z_t``.
+        alpha_s, sigma_s: signal level and noise level of ``z_s``.
     """
 
     z_s: Tensor
@@ -73,36 +74,50 @@ class Prior:
 
     @property
     def mean(self) -> Tensor:
-        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s)``: ``(alpha_t / alpha_s) z_s``, ``sqrt(1 - beta) z_s`` in Eq. 1."""
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s)``: ``(alpha_t / alpha_s) z_s``.
+
+        The RNRI paper writes this mean as ``sqrt(1 - beta) z_s`` (Eq. 1).
+        """
         return self._signal_ratio * self.z_s
 
     @property
     def variance(self) -> float:
-        """Variance of ``q(z_t | z_s)``, ``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``.
+        """Variance of ``q(z_t | z_s)``: ``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``.
 
-        It is ``beta`` in RNRI, Eq. 1, for this schedule's step, which may span several training steps.
+        The RNRI paper calls this variance ``beta`` (Eq. 1). Here ``beta`` belongs to a step of the sampler's schedule,
+        which may span several training timesteps.
         """
         return self.sigma**2 - (self._signal_ratio * self.sigma_s) ** 2
 
     @property
     def marginal_mean(self) -> Tensor:
-        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(alpha_t z_0, sigma_t^2 I)``; ValueError without ``z_0``."""
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(alpha_t z_0, sigma_t^2 I)``.
+
+        Raises:
+            ValueError: ``z_0`` is None.
+        """
         if self.z_0 is None:
             raise ValueError("the prior q(z_t | z_0) needs the clean latent: pass z_0 to ImplicitStep.from_schedule.")
         return self.alpha * self.z_0
 
     @property
     def marginal_variance(self) -> float:
-        """Variance of ``q(z_t | z_0)``, ``sigma_t^2``."""
+        """Variance of ``q(z_t | z_0)``: ``sigma_t^2``."""
         return self.sigma**2
 
     def noise(self, z: Tensor) -> Tensor:
-        """Return the noise ``n [B,C,h,w]`` for which ``z`` and ``z_s`` are ``alpha x_0 + sigma n`` with one ``x_0``."""
+        """Return the noise ``n [B,C,h,w]`` that explains both latents with a common clean latent ``x_0``.
+
+        The noise solves ``z = alpha x_0 + sigma n`` and ``z_s = alpha_s x_0 + sigma_s n``.
+        """
         return (z - self.mean) / self.noise_gain
 
     @property
     def noise_gain(self) -> float:
-        """The factor ``g`` in ``z_t = mean + g n``, ``sigma_t - (alpha_t / alpha_s) sigma_s``; 0 for an empty step."""
+        """The factor ``g = sigma_t - (alpha_t / alpha_s) sigma_s`` in ``z_t = mean + g n``, see :meth:`noise`.
+
+        The factor is 0 if both ends of the step have the same noise level.
+        """
         return self.sigma - self._signal_ratio * self.sigma_s
 
     @property
@@ -114,19 +129,19 @@ class Prior:
 class ImplicitStep:
     """The equation ``z = f(z)`` with ``f(z) = A z_s + B y(z, t)`` for a batch (RNRI, arXiv 2312.12540, Eq. 3).
 
-    ``y`` is the predictor's output: the noise, as in the paper, or the velocity of flow matching. The equation counts
-    its own evaluations per sample. ``select`` returns the equation of a part of the batch.
+    ``y`` is the predictor's output: the noise, as in the paper, or the velocity of flow matching. Each call counts one
+    network evaluation per sample in ``counter``. ``select`` returns the equation of a subset of the batch.
 
     Attributes:
-        predictor: the network's prediction for these samples.
-        timestep: the timestep of the noisier end of the step, ``t``.
+        predictor: computes ``y``: the network with the prompts and the guidance of these samples.
+        timestep: the timestep ``t`` at the noisier end of the step.
         a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
-        z_s: the cleaner latent, ``[B,C,h,w]``.
-        prior: distributions of ``z_t``, used by solvers with a prior.
-        counter: evaluations of this equation.
-        predicts: the parameterization of ``y``.
-        relaxation: factor of an iteration's step, see :mod:`rnri.solvers.parameterization`.
-        recorder: records secants for the next step; None if the solver uses none.
+        z_s: the latent at the cleaner end of the step, ``[B,C,h,w]``.
+        prior: distributions of ``z_t``, for solvers with a prior.
+        counter: counts the evaluations of ``f``.
+        predicts: whether ``y`` is noise (``epsilon``) or velocity (``flow``).
+        relaxation: factor of the update of the fixed-point iteration, see :mod:`rnri.solvers.parameterization`.
+        recorder: records secants for the next inversion step; None if the solver does not use secants.
     """
 
     predictor: NoisePredictor
@@ -146,7 +161,7 @@ class ImplicitStep:
     ) -> ImplicitStep:
         """Return the equation of the latent that sampling step ``i`` maps to ``z_s [B,C,h,w]``.
 
-        ``z_0 [B,C,h,w]`` is the clean latent of the inversion; only priors ``q(z_t | z_0)`` need it.
+        ``z_0 [B,C,h,w]`` is the clean latent of the inversion; only solvers with the prior ``q(z_t | z_0)`` need it.
         """
         a, b = schedule.coefficients(i)
         return cls(
@@ -164,7 +179,7 @@ class ImplicitStep:
         return len(self.z_s)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return ``f(z)``, ``[B,C,h,w]``; one network evaluation per sample, differentiable in ``z``."""
+        """Return ``f(z)``, ``[B,C,h,w]``, differentiable in ``z``. Costs one network evaluation per sample."""
         self.counter.add_forward()
         prediction = self.predictor(z, self.timestep)
         if prediction.requires_grad:
@@ -179,14 +194,17 @@ class ImplicitStep:
     def jvp(self, z: Tensor, direction: Tensor) -> Tensor:
         """Return the derivative of ``relaxed(z, f(z))`` at ``z`` along ``direction``, ``[B,C,h,w]``.
 
-        It counts as one forward and one backward evaluation per sample.
+        The call counts as one forward and one backward evaluation per sample.
         """
         self.counter.add_forward()
         self.counter.add_backward()
         return self.relaxed(direction, self.b * self.predictor.jvp(z, self.timestep, direction)[1])
 
     def select(self, rows: Tensor) -> ImplicitStep:
-        """Return the equation of the samples ``rows`` (int64 ``[b]``, indices into this batch); counts are shared."""
+        """Return the equation of the samples ``rows`` (int64 ``[b]``, indices into this batch).
+
+        The returned equation counts its evaluations in the same tensors as this one.
+        """
         return replace(
             self,
             predictor=self.predictor.select(rows),
@@ -197,19 +215,22 @@ class ImplicitStep:
         )
 
     def with_secants(self, secants: Secants) -> ImplicitStep:
-        """Return the same equation with the secants of previous steps; it records its own evaluations."""
+        """Return the same equation with a recorder that starts from the secants of previous inversion steps."""
         return replace(self, recorder=SecantRecorder.start(secants))
 
     def with_zero_counts(self) -> ImplicitStep:
-        """Return the same equation with a new counter."""
+        """Return the same equation with a new counter, which starts at 0."""
         return replace(self, counter=EvaluationCounter.zeros(len(self)))
 
     def relaxed(self, z: Tensor, f: Tensor) -> Tensor:
-        """Return the relaxed value ``z + relaxation (f - z)`` of ``f = f(z)``, ``[B,C,h,w]``."""
+        """Return the relaxed value ``z + relaxation * (f - z)``, ``[B,C,h,w]``, for ``f = f(z)``."""
         return f if self.relaxation == 1 else z + self.relaxation * (f - z)
 
     def prediction(self, f: Tensor) -> Tensor:
-        """Return the prediction ``y`` of a value ``f = f(z)``, without a network evaluation; ``b`` must not be 0."""
+        """Return the prediction ``y(z)``, ``[B,C,h,w]``, from the value ``f = f(z)`` without a network evaluation.
+
+        The coefficient ``b`` must not be 0.
+        """
         return (f - self.a * self.z_s) / self.b
 
 
@@ -218,14 +239,14 @@ class Solution:
     """The result of a solver for a batch of implicit equations.
 
     Attributes:
-        z: ``[B,C,h,w]``. If ``converged``, the best evaluated iterate. Otherwise the solver's next iterate, in most
-            solvers ``f(z_k)`` of the best evaluated iterate ``z_k``, which itself was not evaluated.
-        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. If
-            ``converged``, ``z = z_k`` and this is the residual of ``z``. ``inf`` if no evaluation was finite.
-        nfe: int64 ``[B]``, network evaluations.
-        backward: int64 ``[B]``, backward passes.
-        converged: bool ``[B]``, whether ``z`` itself was evaluated and its residual is within the tolerance.
-        value: ``[B,C,h,w]``, ``f(z_k)`` of the best evaluated iterate.
+        z: ``[B,C,h,w]``, the solution. For a converged sample it is the best evaluated iterate ``z_k``. Otherwise it is
+            the solver's next iterate, in most solvers ``f(z_k)``, at which ``f`` was not evaluated.
+        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. For a
+            converged sample this is the residual of the solution ``z``. ``inf`` if no evaluation was finite.
+        nfe: int64 ``[B]``, number of network evaluations of each sample.
+        backward: int64 ``[B]``, number of backward passes of each sample.
+        converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual of ``z`` is within the tolerance.
+        value: ``[B,C,h,w]``, the value ``f(z_k)`` at the best evaluated iterate ``z_k``.
     """
 
     z: Tensor
@@ -248,7 +269,8 @@ class Solver(Protocol):
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
-        ``max_nfe`` (int64 ``[B]``, 1 or more) limits the network evaluations of each sample; None: ``iterations``.
+        ``max_nfe`` (int64 ``[B]``, 1 or more) is the maximum number of network evaluations of each sample. With None
+        the maximum is ``iterations``.
         """
         ...
 

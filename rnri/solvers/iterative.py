@@ -1,9 +1,9 @@
 """The iteration that all solvers of the implicit equation ``z = f(z)`` share.
 
-A solver implements its step only. ``IterativeSolver`` implements the loop, the best iterate, the tolerance and the
-handling of samples that converge or diverge. All of it is per sample: no sample changes another sample's result. The
-network itself may depend on the batch size in its last digits: by 1e-5 of a seed in float32, and by as much as other
-rounding in half precision (2e-3 in bfloat16, 4e-4 in float16).
+A solver only implements ``step``, which computes the next iterate. ``IterativeSolver`` implements the loop, selects the
+best iterate, and stops samples that reach the tolerance or diverge. Each sample is solved independently of the other
+samples of its batch. Only the network's rounding errors depend on the batch size: the relative difference of seeds is
+1e-5 in float32, 2e-3 in bfloat16 and 4e-4 in float16.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rnri.solvers.implicit import ImplicitStep, Solution, mean_absolute
 from rnri.validation import dataclass
 
 State = tuple[Tensor, ...]
-"""Tensors that a solver keeps between iterations; the first dimension of each is the batch."""
+"""Tensors that a solver keeps between iterations; the first dimension of each tensor is the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Iterate:
 
     Attributes:
         problem: the equation of these samples.
-        z: ``[b,C,h,w]``.
-        f: ``[b,C,h,w]``, ``f(z)``; attached to ``z`` for solvers with ``needs_grad``.
-        state: what the solver's last step returned; empty at the first.
+        z: ``[b,C,h,w]``, the iterate.
+        f: ``[b,C,h,w]``, the value ``f(z)``; part of an autograd graph with ``z`` for solvers with ``needs_grad``.
+        state: the state that the previous call of ``step`` returned; empty in the first iteration.
     """
 
     problem: ImplicitStep
@@ -44,7 +44,7 @@ class Iterate:
         return dataclasses.replace(self, z=self.z.detach(), f=self.f.detach())
 
     def relaxed(self) -> Iterate:
-        """Return the same iterate with the relaxed value of ``f(z)``."""
+        """Return the same iterate with the relaxed value ``z + relaxation * (f - z)`` instead of ``f``."""
         return dataclasses.replace(self, f=self.problem.relaxed(self.z, self.f))
 
     def select(self, mask: Tensor) -> Iterate:
@@ -61,17 +61,20 @@ class Iterate:
 class IterativeSolver(ABC):
     """A solver with one network evaluation per iteration; ``step`` computes the next iterate.
 
-    A sample leaves the batch when its residual is within ``tolerance`` or its ``f(z)`` is not finite, and uses no
-    further evaluations. A sample whose ``f(z)`` is not finite has diverged: its best evaluated iterate (``z_init`` if
-    there is none) is returned, not converged and with residual ``inf``. Solvers with ``has_safeguard`` continue from
-    the best iterate instead; their samples diverge only if the last evaluation was not finite.
+    A sample is removed from the batch, and uses no further evaluations, as soon as its residual is at most
+    ``tolerance`` or its ``f(z)`` is not finite. A sample whose ``f(z)`` is not finite has diverged: the solver returns
+    the best evaluated iterate of this sample (``z_init`` if no evaluation was finite), marked as not converged and with
+    residual ``inf``. Solvers with ``has_safeguard`` continue such a sample from its best iterate; with these solvers a
+    sample diverges only if its last evaluation was not finite.
 
     Attributes:
-        iterations: maximum number of network evaluations, 1 or more.
-        tolerance: on the mean ``|z - f(z)|`` of a sample; within it the evaluated ``z`` itself is returned. 0 stops
-            early at an exact root only. The default is the paper's criterion (appendix G).
-        keep_best: return ``f(z_k)`` of the evaluated iterate with the smallest residual. False returns the last
-            iterate of ``step``, which is not evaluated, with the residual of the iterate before it.
+        iterations: maximum number of network evaluations per sample, 1 or more.
+        tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample. The
+            solver returns the evaluated ``z`` of a converged sample. With 0 only an exact root ends the iteration
+            early. The default is the stopping criterion of the RNRI paper (appendix G).
+        keep_best: True returns ``f(z_k)`` for the evaluated iterate ``z_k`` with the smallest residual. False returns
+            the last iterate that ``step`` computed, at which ``f`` is not evaluated, with the residual of the
+            iterate before it.
     """
 
     iterations: PositiveInt = 5
@@ -81,11 +84,17 @@ class IterativeSolver(ABC):
     needs_grad: ClassVar[bool] = False
     """Whether ``step`` differentiates ``f`` by autograd."""
     returns_step: ClassVar[bool] = False
-    """Whether, with ``keep_best``, a step from the last evaluated iterate is returned if that iterate is the best."""
+    """Whether the solver with ``keep_best`` returns the iterate after the last evaluated one if the latter is the best.
+
+    If False, the solver returns ``f(z_k)`` for the best iterate ``z_k`` in this case, too.
+    """
     has_safeguard: ClassVar[bool] = False
-    """Whether ``step`` recovers from an ``f(z)`` that is not finite, once a sample had a finite evaluation."""
+    """Whether ``step`` can continue a sample whose ``f(z)`` is not finite, from an earlier finite evaluation."""
     step_is_finite: ClassVar[bool] = False
-    """Whether ``step`` maps finite values to finite values; then no check is needed, which would synchronize."""
+    """Whether finite inputs of ``step`` always give a finite iterate.
+
+    If True, the iterate is not checked, which saves a synchronization of the GPU with the CPU.
+    """
 
     @abstractmethod
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
@@ -96,17 +105,18 @@ class IterativeSolver(ABC):
         return residual
 
     def final_iterate(self, z: Tensor, state: State) -> Tensor:
-        """Return the result ``[b,C,h,w]`` of a solver that ends after a step with the iterate ``z`` and ``state``."""
+        """Return the solver's result ``[b,C,h,w]`` after the last call of ``step``, which returned ``z`` and ``state``."""
         return z
 
     def has_budget(self, nfe: Tensor, max_nfe: Tensor) -> Tensor:
-        """Return whether another iteration fits after ``nfe [b]`` evaluations, bool ``[b]``."""
+        """Return whether each sample may do another iteration after ``nfe [b]`` network evaluations, bool ``[b]``."""
         return nfe + 1 <= max_nfe
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
-        ``max_nfe`` (int64 ``[B]``) replaces ``iterations`` for each sample.
+        ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
+        ``iterations``.
         """
         if max_nfe is None:
             max_nfe = torch.full((len(z_init),), self.iterations)
@@ -123,7 +133,7 @@ class IterativeSolver(ABC):
             differentiate = self.needs_grad and (steps_after_last or not bool(is_last.all()))
             iterate = Iterate(problem, *_evaluate(problem, z, differentiate), state)
 
-            # Record it, and stop samples that are solved, diverged or out of budget.
+            # Record the iterate, and stop samples that have converged, diverged or used all of their evaluations.
             residual = self._record(best, iterate.detach())
             active = (residual > self.tolerance) & self._is_usable(best, rows, residual)
             if not steps_after_last:
@@ -131,7 +141,8 @@ class IterativeSolver(ABC):
             if not active.any():
                 break
 
-            # Step. An autograd graph spans the batch, so that with gradients the batch is reduced after the step.
+            # Compute the next iterate. With gradients, stopped samples are removed only after the step, because the
+            # autograd graph spans the whole batch.
             if not self.needs_grad:
                 iterate = iterate.select(active)
                 is_last = is_last[active]
@@ -141,7 +152,7 @@ class IterativeSolver(ABC):
             if not self.step_is_finite:
                 active &= z.flatten(1).isfinite().all(1).cpu()
 
-            # Return the step from a sample's last evaluation, and continue with the others.
+            # Store the result of samples after their last evaluation, and continue with the other samples.
             problem = iterate.problem
             if steps_after_last:
                 rows = problem.counter.rows
@@ -156,17 +167,17 @@ class IterativeSolver(ABC):
         return best.solution(self.tolerance, counter.forward, counter.backward)
 
     def _record(self, best: BestIterate, iterate: Iterate) -> Tensor:
-        """Update ``best`` with ``iterate``; return its residuals on the CPU, float64 ``[b]``."""
+        """Update ``best`` with ``iterate``; return the residuals of ``iterate`` on the CPU, float64 ``[b]``."""
         residual = mean_absolute(iterate.z - iterate.f)
         return best.update(iterate, residual, self.merit(iterate, residual))
 
     def _is_usable(self, best: BestIterate, rows: Tensor, residual: Tensor) -> Tensor:
-        """Return whether a step can be computed from the last evaluation of each sample, bool ``[b]``."""
+        """Return whether ``step`` can continue each sample after its last evaluation, bool ``[b]``."""
         return best.has_finite(rows) if self.has_safeguard else residual.isfinite()
 
 
 def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
-    """Return ``z`` and ``f(z)``, attached to each other if ``differentiate``."""
+    """Return ``z`` and ``f(z)``; with ``differentiate``, ``f(z)`` is differentiable with respect to ``z``."""
     if differentiate and torch.is_inference_mode_enabled():
         raise RuntimeError(
             "this solver differentiates the network, which torch.inference_mode forbids; use torch.no_grad "
@@ -186,14 +197,14 @@ def _select_rows(tensor: Tensor, mask: Tensor) -> Tensor:
 
 
 class BestIterate:
-    """The best (or, without ``keep_best``, the latest) finite iterate of every sample, and the result for it.
+    """The best finite iterate of every sample, or the latest finite iterate without ``keep_best``.
 
     Attributes:
-        z, f: ``[B,C,h,w]``, the iterate and its ``f(z)``.
-        result: ``[B,C,h,w]``, what is returned for samples that do not converge.
-        residual: float64 ``[B]`` on the CPU, ``inf`` before the first finite evaluation.
-        merit: float64 ``[B]`` on the CPU, of ``IterativeSolver.merit``.
-        diverged: bool ``[B]``, whether the last evaluation was not finite.
+        z, f: ``[B,C,h,w]``, the best iterate ``z`` and the value ``f(z)``.
+        result: ``[B,C,h,w]``, the latents that the solver returns for samples that do not converge.
+        residual: float64 ``[B]`` on the CPU, residual of the best iterate; ``inf`` before the first finite evaluation.
+        merit: float64 ``[B]`` on the CPU, value of ``IterativeSolver.merit`` at the best iterate.
+        diverged: bool ``[B]``, whether the last evaluation of a sample was not finite.
     """
 
     def __init__(self, z_init: Tensor, keep_best: bool) -> None:
@@ -206,12 +217,13 @@ class BestIterate:
         self.diverged = torch.zeros(len(z_init), dtype=torch.bool)
 
     def update(self, iterate: Iterate, residual: Tensor, merit: Tensor) -> Tensor:
-        """Keep ``iterate`` for the samples that it improves.
+        """Replace the best iterate of the samples for which ``iterate`` has a smaller merit.
 
-        Returns the residuals on the CPU, float64 ``[b]``, ``inf`` where they are not finite.
+        Returns:
+            The residuals on the CPU, float64 ``[b]``; residuals that are not finite are replaced by ``inf``.
         """
         rows = iterate.problem.counter.rows
-        # One transfer for both: the only synchronization of an evaluation.
+        # Residual and merit are transferred to the CPU together: the only GPU synchronization per evaluation.
         residual, merit = torch.stack([residual, merit.to(residual)]).cpu().double()
         residual = residual.nan_to_num(nan=torch.inf, posinf=torch.inf)
         finite = residual.isfinite()
@@ -222,7 +234,7 @@ class BestIterate:
         scatter_rows_(self.f, rows, accepted, iterate.f)
         scatter_rows_(self.result, rows, accepted, iterate.relaxed().f)
         self.diverged[rows] = ~finite
-        if not finite.all():  # the result of these samples may be the point at which f is not finite
+        if not finite.all():  # f may be not finite at the stored result of these samples, so return z instead
             diverged = to_device(rows[~finite], self.z.device)
             self.result[diverged] = self.z[diverged]
         return residual
@@ -232,11 +244,11 @@ class BestIterate:
         return self.residual[rows].isfinite()
 
     def is_best(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """Return whether the last iterate, with ``residual [b]``, is the one that is kept, bool ``[b]``."""
+        """Return whether the last iterate, with ``residual [b]``, is the best iterate of each sample, bool ``[b]``."""
         return residual <= self.residual[rows]
 
     def finalize(self, rows: Tensor, mask: Tensor, z: Tensor) -> None:
-        """Set the result of the samples ``rows`` with ``mask`` (bool ``[b]``) to ``z [b,C,h,w]``."""
+        """Set the result of those samples ``rows [b]`` for which ``mask`` (bool ``[b]``) is True to ``z [b,C,h,w]``."""
         scatter_rows_(self.result, rows, mask, z)
 
     def solution(self, tolerance: float, nfe: Tensor, backward: Tensor) -> Solution:
@@ -247,7 +259,14 @@ class BestIterate:
 
 
 def scatter_rows_(table: Tensor, rows: Tensor, mask: Tensor, values: Tensor) -> None:
-    """Write ``values [b,...]`` with ``mask`` (bool ``[b]``) into the ``rows [b]`` of ``table [B,...]``, in place."""
+    """Set ``table[rows[mask]] = values[mask]`` in place.
+
+    Args:
+        table: ``[B,...]``.
+        rows: int64 ``[b]``, indices into ``table``.
+        mask: bool ``[b]``, the rows that are written.
+        values: ``[b,...]``, the new rows of ``table``.
+    """
     if mask.all() and len(rows) == len(table):
         table.copy_(values)
     elif mask.any():
@@ -271,7 +290,7 @@ class FixedPoint(IterativeSolver):
 class AveragedFixedPoint(IterativeSolver):
     """``z <- (f(z_k) + f(z_{k-1})) / 2``, the "empirical" acceleration of AIDI (AIDI-E, Pan et al. 2023).
 
-    It damps error components of alternating sign and halves the convergence rate of the others.
+    The mean damps error components whose sign alternates, and halves the convergence rate of all other components.
     """
 
     step_is_finite: ClassVar[bool] = True

@@ -1,14 +1,19 @@
-"""Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five named variants.
+"""Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five variants.
 
-All except ``GNRI`` and ``RNRISign``, which use another prior, seek a root of a scalar function per sample,
+Every variant searches a root of a scalar function F of each sample. ``RNRIPaper``, ``RNRIMeanSign`` and
+``RNRIMinimumNorm`` use the function of the paper,
 
     F(z) = ||z - f(z)||_1 - lambda * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
-with ``beta = 1 - a_t / a_s`` of the schedule's step. The density is the unnormalized one,
-``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``: only then is the paper's remark true that F vanishes if and only if the
-residual is zero and every q_j is 1. (The normalized log-density is positive for small beta, and F would vanish at wrong
-points.) Both terms are non-negative and vanish together only if the prior's mean solves the equation, so that in
-general F has no root: few iterations and the choice of the best iterate are part of the method.
+where ``beta = 1 - a_t / a_s`` belongs to a step of the sampler's schedule. ``GNRI`` and ``RNRISign`` use another prior.
+
+The density ``q_j`` is not normalized: ``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``. Only without normalization is
+the paper's remark correct that F is zero if and only if the residual is zero and every ``q_j`` is 1. (For small
+``beta`` the normalized log-density is positive, and F would be zero at points that do not solve the equation.)
+
+Both terms of F are non-negative. Both are zero only if the mean of the prior solves the equation ``z = f(z)``, so that
+F has no root in general. Therefore the small number of iterations and the selection of the best iterate are part of the
+method.
 """
 
 from __future__ import annotations
@@ -25,26 +30,33 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class RegularizedNewton(IterativeSolver):
-    """Base class of the variants.
+    """Base class of the RNRI solvers.
 
     Attributes:
-        prior_weight: weight of the prior in F, the paper's lambda.
+        prior_weight: weight of the prior in F, ``lambda`` in the paper.
     """
 
     iterations: PositiveInt = 2
     prior_weight: NonNegativeFloat = 0.1
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return F of Eq. 7, ``[b]``; differentiable in ``iterate.z``, and through ``iterate.f`` if attached."""
+        """Return F of Eq. 7, ``[b]``.
+
+        F is differentiable in ``iterate.z``. The gradient includes the network's derivative only if ``iterate.f`` is
+        part of an autograd graph with ``iterate.z``.
+        """
         distance = _distance(iterate)
         prior = iterate.problem.prior
-        if prior.variance == 0:  # an empty step: f is constant, and z_s is the solution
+        if prior.variance == 0:  # both ends of the step have the same noise level: f is constant and z_s solves it
             return distance
         deviation = (iterate.z - prior.mean).square().flatten(1).sum(1)
         return distance + self.prior_weight * deviation / (2 * prior.variance)
 
     def objective_and_gradient(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
-        """Return F ``[b,1,1,1]`` and ``g = dF/dz [b,C,h,w]`` by autograd through the network: one backward pass."""
+        """Return F ``[b,1,1,1]`` and its gradient ``g = dF/dz [b,C,h,w]``.
+
+        The gradient is computed by autograd and costs one backward pass through the network.
+        """
         with torch.enable_grad():
             value = self.objective(iterate)
             (gradient,) = torch.autograd.grad(value.sum(), iterate.z)
@@ -52,25 +64,28 @@ class RegularizedNewton(IterativeSolver):
 
 
 def _distance(iterate: Iterate) -> Tensor:
-    """Return ``||z - f(z)||_1``, ``[b]``."""
+    """Return the L1 norm ``||z - f(z)||_1`` of each sample, ``[b]``."""
     return (iterate.z - iterate.f).abs().flatten(1).sum(1)
 
 
 def _marginal_deviation(iterate: Iterate, z: Tensor) -> Tensor:
-    """Return ``||z - alpha_t z_0||^2 / (2 sigma_t^2)``, ``[b]``, of a latent ``z [b,C,h,w]``."""
+    """Return ``||z - alpha_t z_0||^2 / (2 sigma_t^2)``, ``[b]``, for the latents ``z [b,C,h,w]``."""
     prior = iterate.problem.prior
     return (z - prior.marginal_mean).square().flatten(1).sum(1) / (2 * prior.marginal_variance)
 
 
 @dataclass(frozen=True)
 class RNRIPaper(RegularizedNewton):
-    """Eq. 8: ``z_i <- z_i - F / (d (g_i + eta))``, every component with its own derivative.
+    """RNRI as printed in the paper (Eq. 8): ``z_i <- z_i - F / (d (g_i + eta))`` with ``g_i = dF/dz_i``.
 
-    ``eta`` is added to the signed derivative, as the paper writes it: a component with ``g_i`` near ``-eta`` takes a
-    huge step, as does one with ``g_i`` near 0. ``keep_best`` (the default) guards against that; ``keep_best=False`` is
-    the paper's rule to the letter. With ``keep_best`` the last evaluation needs no derivative, so that K iterations
-    use K forward and K - 1 backward evaluations. ``prior_weight=0`` is the naive Newton-Raphson method of section 4.
-    The paper gives no value for ``eta``.
+    As in the paper, ``eta`` is added to the signed derivative. A component with ``g_i`` near ``-eta`` therefore changes
+    by a very large amount. With ``keep_best=True``, the default, the solver returns ``f(z_k)`` of the best iterate
+    ``z_k``, which limits the effect of such updates. ``keep_best=False`` returns the last iterate, exactly as in the
+    paper. With ``keep_best=True`` the last evaluation needs no derivative, so that K iterations use K forward and K - 1
+    backward evaluations. ``prior_weight=0`` gives the naive Newton-Raphson method of section 4 of the paper.
+
+    Attributes:
+        eta: term added to the derivative in the denominator; the paper does not specify its value.
     """
 
     eta: NonNegativeFloat = 1e-6
@@ -85,45 +100,47 @@ class RNRIPaper(RegularizedNewton):
 
 @dataclass(frozen=True)
 class GNRI(RNRIPaper):
-    """Guided Newton-Raphson inversion, the later version of the paper (GNRI, ICLR 2025): Eq. 8 with a prior of ``z_0``.
+    """Guided Newton-Raphson inversion (GNRI, ICLR 2025), the later version of the RNRI paper.
 
-    The prior of F is centered at the mean of ``z_t`` given the clean latent, not given ``z_s``::
+    GNRI uses the update of Eq. 8. The prior in F is ``q(z_t | z_0)``, given the clean latent ``z_0``, instead of ``q(z_t | z_s)``::
 
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
-    It holds for noise and velocity predictions, and uses as many evaluations as :class:`RNRIPaper`.
+    This F is defined for noise and velocity predictions. GNRI uses as many evaluations as :class:`RNRIPaper`.
     """
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return F, ``[b]``; differentiable in ``iterate.z``, and through ``iterate.f`` if attached."""
+        """Return GNRI's F, ``[b]``, differentiable in ``iterate.z``."""
         return _distance(iterate) + self.prior_weight * _marginal_deviation(iterate, iterate.z)
 
 
 @dataclass(frozen=True)
 class RNRISign(RegularizedNewton):
-    """``z <- z - (F / d) sign(z - f(z))``: the rule of the authors' published code.
+    """RNRI as computed by the authors' published code: ``z <- z - (F / d) sign(z - f(z))``.
 
-    That code runs the network without gradients, so that the derivative of the L1 norm is the residual's sign and the
-    prior enters only the value of F: all components take the same step, without a backward pass. As in that code,
+    The published code evaluates the network without gradients. The derivative of the L1 norm is then the sign of the
+    residual, and the prior only changes the value of F. Therefore all components change by the same absolute amount,
+    and no backward pass is needed. As in the published code,
 
-    - ``d`` is fixed at 64 * 64 * 4, the size of a latent of 512 x 512 pixels. Relative to the latent's own size, the
-      step is too short on smaller latents and too long on larger ones.
-    - The prior is centered at the clean latent, ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, not at Eq. 1's z_s,
-      and evaluated at ``f(z)``. (The code uses Euler's variance-exploding coordinates, with mean ``z_0`` and standard
-      deviation sigma; this is the same density.) It hardly depends on ``z`` and keeps F above zero.
-    - The result is ``f(z_k)`` of the iterate with the smallest mean of F.
+    - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
+      therefore too small for smaller latents and too large for larger latents.
+    - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent, instead of ``q(z_t | z_s)``
+      of Eq. 1, and is evaluated at ``f(z)``. (The published code uses the variance-exploding coordinates of diffusers'
+      Euler scheduler, in which the same density has mean ``z_0`` and standard deviation sigma.) This prior hardly
+      depends on ``z`` and keeps F above zero.
+    - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
 
-    Unlike in the code, F is per sample, not summed over the batch. :class:`RNRIMeanSign` is this rule with the latent's
-    own ``d`` and the paper's prior.
+    Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
+    is the variant with the latent's own number of elements as ``d`` and with the paper's prior.
 
     Attributes:
-        d: the divisor; the default is the authors'.
+        d: divisor of F, in elements; the default is the value of the published code.
     """
 
     d: PositiveInt = 64 * 64 * 4
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return the published F, ``[b]``: the L1 norm, and the prior of the clean latent at ``f(z)``."""
+        """Return F of the published code, ``[b]``: the L1 norm of the residual plus the weighted prior at ``f(z)``."""
         return _distance(iterate) + self.prior_weight * _marginal_deviation(iterate, iterate.f)
 
     def merit(self, iterate: Iterate, residual: Tensor) -> Tensor:
@@ -136,9 +153,10 @@ class RNRISign(RegularizedNewton):
 
 @dataclass(frozen=True)
 class RNRIMeanSign(RegularizedNewton):
-    """``z <- z - mean(F) sign(z - f(z))``: :class:`RNRISign` with the latent's own ``d`` and F of Eq. 7.
+    """Variant of :class:`RNRISign`: ``z <- z - (F / d) sign(z - f(z))`` with F of Eq. 7 and d elements of the latent.
 
-    This project's variant. On latents of 64 * 64 * 4 elements it differs from the published rule in the prior only.
+    This variant is ours. For latents of 64 * 64 * 4 elements it differs from the authors' published code only in the
+    prior.
     """
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
@@ -148,9 +166,11 @@ class RNRIMeanSign(RegularizedNewton):
 
 @dataclass(frozen=True)
 class RNRIMinimumNorm(RegularizedNewton):
-    """``z <- z - F g / ||g||^2``: the shortest of all steps that solve the linearized equation ``F = 0``.
+    """Variant of RNRI with the update ``z <- z - F g / ||g||^2``, where ``g = dF/dz``.
 
-    The step of Eq. 8 is another of them, and unbounded. It needs one backward pass for every evaluation but the last.
+    This update is the shortest of all updates that solve the linearized equation ``F = 0``. The update of Eq. 8 solves
+    the linearized equation, too, but its length is not bounded. Every evaluation except the last needs one backward
+    pass.
     """
 
     needs_grad: ClassVar[bool] = True

@@ -15,18 +15,19 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class NewtonKrylov(IterativeSolver):
-    """Newton-GMRES: ``z <- z + s`` with ``(I - J) s ~ f(z) - z``, ``J = df/dz`` (Knoll & Keyes 2004).
+    """Newton-GMRES: ``z <- z + s``, where ``s`` solves ``(I - J) s = f(z) - z`` approximately (Knoll & Keyes 2004).
 
-    RNRI (arXiv 2312.12540, section 4) calls the vector equation infeasible because J is d x d. Only products of J with
-    vectors are needed, and forward-mode differentiation computes each in about the time of two evaluations. A product
-    counts as one forward and one backward evaluation; ``iterations`` limits the forward ones, including those of
-    products.
+    ``J = df/dz`` is the Jacobian matrix. The RNRI paper (arXiv 2312.12540, section 4) calls Newton's method on the
+    vector equation infeasible, because ``J`` has d x d elements. However, GMRES only needs products of ``J`` with
+    vectors, and forward-mode differentiation computes each product in about the time of two network evaluations. A
+    product counts as one forward and one backward evaluation. ``iterations`` is the maximum number of forward
+    evaluations, including the forward evaluations of the products.
 
-    If a step increased a sample's residual, or led to an ``f(z)`` that is not finite, half of the step from the best
-    iterate is tried next.
+    If a Newton step increased the residual of a sample, or led to an ``f(z)`` that is not finite, the solver next tries
+    half of this Newton step from the best iterate.
 
     Attributes:
-        krylov_dim: dimension of the Krylov space, the number of products per Newton step, 1 or more.
+        krylov_dim: dimension of the Krylov space, which is the number of products per Newton step, 1 or more.
     """
 
     krylov_dim: PositiveInt = 3
@@ -49,10 +50,10 @@ class NewtonKrylov(IterativeSolver):
             problem = iterate.problem.select(accepted)
             z[accepted] = iterate.z[accepted]
             s[accepted] = self._newton_step(problem, iterate.z[accepted], iterate.f[accepted])
-        return z + s, (z, s, torch.fmin(residual, best_residual))  # fmin ignores the NaN of an f that is not finite
+        return z + s, (z, s, torch.fmin(residual, best_residual))  # fmin ignores NaN, the residual of a non-finite f
 
     def _newton_step(self, problem: ImplicitStep, z: Tensor, f: Tensor) -> Tensor:
-        """Return the step ``s [b,C,h,w]``: GMRES from zero with ``krylov_dim`` steps of Arnoldi's method per sample."""
+        """Return the Newton step ``s [b,C,h,w]``, computed by ``krylov_dim`` iterations of GMRES for each sample."""
         r = (f - z).flatten(1)  # [b,d]
         norm = r.norm(dim=1)
         basis = [_divide(r, norm)]
@@ -66,11 +67,11 @@ class NewtonKrylov(IterativeSolver):
             basis.append(_divide(v, hessenberg[:, j + 1, j]))
         target = torch.zeros_like(hessenberg[:, :, :1])
         target[:, 0, 0] = norm
-        # The pseudo-inverse also solves a Krylov space that Arnoldi's method has exhausted.
+        # The pseudo-inverse also handles a Krylov space whose dimension is less than krylov_dim.
         y = torch.linalg.pinv(hessenberg) @ target  # [b,k,1]
         return torch.einsum("bkd,bk->bd", torch.stack(basis[:-1], 1), y.squeeze(2)).view_as(z)
 
 
 def _divide(v: Tensor, norm: Tensor) -> Tensor:
-    """Return ``v [b,d]`` divided by ``norm [b]``; 0 where the norm is 0."""
+    """Return ``v [b,d]`` divided by ``norm [b]``. Samples whose norm is 0 get the result 0."""
     return torch.where(norm[:, None] > 0, v / norm[:, None], torch.zeros_like(v))

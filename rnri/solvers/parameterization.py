@@ -1,12 +1,13 @@
-"""Parameterization of the fixed-point iteration: which of the network's predictions an iteration keeps constant.
+"""Parameterization of the fixed-point iteration: which prediction is kept constant from one iterate to the next.
 
-Noise, flow velocity and clean latent are equivalent at the root of a step's equation, but not before it. Iterating in
-one of them is
+The network's prediction can be converted to noise, to the velocity of flow matching or to the clean latent. All three
+give the same root of the step equation ``z = f(z)``, but different iterates before the root. The iteration in any of
+the three parameterizations is
 
-    z <- z + relaxation (f(z) - z)
+    z <- z + relaxation * (f(z) - z)
 
-with ``f`` of the network's own prediction and a number ``relaxation`` per step. Root, residual and tolerance are those
-of ``f`` in every parameterization.
+where ``f`` uses the network's own prediction, and ``relaxation`` is one number for each step of the sampler. Residual
+and tolerance refer to ``f`` in every parameterization.
 """
 
 from __future__ import annotations
@@ -16,25 +17,36 @@ from typing import Literal
 from rnri.models.schedule import Schedule
 
 Parameterization = Literal["native", "epsilon", "flow", "sample", "relaxed"]
-"""``native`` is the network's own prediction, ``epsilon`` the noise ``n``, ``flow`` the velocity ``n - x_0``, and
-``sample`` the clean latent ``x_0``. ``relaxed`` lies between ``native`` and the constant that contracts best."""
+"""The prediction in which the fixed-point iteration is computed.
+
+``native`` is the network's own prediction, ``epsilon`` is the noise ``n``, ``flow`` is the velocity ``n - x_0``, and
+``sample`` is the clean latent ``x_0``. ``relaxed`` uses a relaxation factor between 1, the factor of ``native``, and
+the factor with the fastest convergence for Gaussian data.
+"""
 
 MAX_VARIANCE = 10.0
-"""Largest variance of a latent's components that ``relaxed`` assumes."""
+"""Largest variance of a latent's components that the relaxation factor of ``relaxed`` assumes."""
 TOWARDS_BEST = 0.3
-"""Fraction of the way from ``native`` to the best constant for Gaussian data; networks diverge beyond; measured."""
+"""Weight, in [0, 1], of the optimal relaxation factor for Gaussian data in the relaxation factor of ``relaxed``.
+
+0 gives ``native`` and 1 gives the optimal factor. With larger weights than 0.3 the iteration of real networks diverges
+(measured).
+"""
 
 
 def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i: int) -> float:
-    """Return the relaxation of sampling step ``i``; 1 is the native iteration.
+    """Return the relaxation factor of sampling step ``i``; 1 is the iteration in the network's own prediction.
 
-    The equation in one parameterization is ``z_t = (l_t / l_s) z_s + ...``, where the level ``l`` is alpha for
-    ``epsilon``, sigma for ``sample`` and alpha + sigma for ``flow``. The relaxation is that factor over the ``A`` of
-    ``Schedule.coefficients``. ``relaxed`` goes ``TOWARDS_BEST`` of the way to the constant that contracts best if the
-    network is optimal for Gaussian data of variances between 0 and ``MAX_VARIANCE``.
+    The step equation in a parameterization is ``z_t = (l_t / l_s) z_s + ...``, where the level ``l`` is alpha for
+    ``epsilon``, sigma for ``sample`` and alpha + sigma for ``flow``. The relaxation factor is ``(l_t / l_s) / A`` with
+    the coefficient ``A`` of ``Schedule.coefficients``.
 
-    The relaxation is 1, too, where a parameterization cannot be iterated: ``epsilon`` without signal (it would never
-    move), ``sample`` without noise (it is known), and ``relaxed`` in the only step of a one-step flow schedule.
+    The relaxation factor of ``relaxed`` is ``1 + TOWARDS_BEST * (best - 1)``. Here ``best`` is the factor with the
+    fastest convergence if the network is optimal for Gaussian data with variances between 0 and ``MAX_VARIANCE``.
+
+    The relaxation factor is also 1 in three cases in which the parameterization has no usable iteration: ``epsilon`` in
+    a step with an end without signal, ``sample`` in a step with an end without noise, and ``relaxed`` in the only step
+    of a flow-matching schedule with one step.
     """
     if parameterization in ("native", schedule.predicts):
         return 1.0

@@ -15,41 +15,50 @@ from rnri.solvers.implicit import ImplicitStep, Solution
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
 from rnri.validation import ConfigError, RandomSeed, dataclass
 
-PATCH_SIZE = 4
-MAX_GRADIENT = 100.0
-MIN_VARIANCE = 1e-6
-SHIFTS_PER_ROUND = 5
+PATCH_SIZE = 4  # side of the patches of the KL divergence, in latent pixels
+MAX_GRADIENT = 100.0  # gradients are clipped to this absolute value
+MIN_VARIANCE = 1e-6  # added to the variances of patches, so that no division by zero occurs
+SHIFTS_PER_ROUND = 5  # number of gradient steps on the correlation loss per round, each with new random shifts
 
 
 @dataclass(frozen=True)
 class ReNoise(IterativeSolver):
-    """``z <- A z_s + B eps(z)``, with the result ``A z_s + B mean_k eps(z_k)`` (Garibi et al. 2024, arXiv 2403.14602).
+    """ReNoise (Garibi et al. 2024, arXiv 2403.14602): a fixed-point iteration that returns a mean of its predictions.
 
-    The iteration continues from its last value (Algorithm 1); the mean, over a window of evaluations, is the result
-    only. If the window is not reached, the last value is returned. As in the authors' code the cleanest steps, below
-    ``clean_below``, have their own window and number of evaluations. The defaults are the authors' for Stable
-    Diffusion: 9 renoising iterations after the first evaluation, averaged over the 8th and 9th; 5 below t = 250,
-    averaged over the first five.
+    The iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result is ``A z_s + B mean_k eps(z_k)``.
+    The mean is computed over a window of evaluations and does not influence the iteration. If the iteration ends before
+    the window starts, the last iterate is returned. As in the authors' code, the cleanest inversion steps, with
+    timesteps below ``clean_below``, have their own window and their own number of evaluations.
 
-    With ``rounds`` above 0 the noise predictions are moved towards white noise: those from the start of the window on
-    before they give the next iterate, and their mean at the end (Parmar et al. 2023, arXiv 2302.03027). The authors use
-    4 rounds. These gradients do not pass through the network. The reference is the prediction at a sample of
-    ``q(z_t | z_0)``, one more evaluation per step. Its noise is the same for every image, so that in float32 a result
-    does not depend on the batch.
+    The defaults are the authors' settings for Stable Diffusion. For t >= 250, there are 9 renoising iterations after
+    the first evaluation, and the result is the mean of the last two predictions. For t < 250, there are 5 renoising
+    iterations after the first evaluation, and the result is the mean of the first five predictions.
 
-    The returned latent is a mean that was never evaluated. Unless an iterate is within ``tolerance`` before,
-    ``residual`` is that of the last evaluated iterate.
+    With ``rounds`` above 0, the noise predictions are regularized towards white noise (Parmar et al. 2023, arXiv
+    2302.03027). The regularization applies to each prediction from the start of the window on, and to the mean of the
+    predictions. The authors use 4 rounds. The regularization's gradients do not require backpropagation through the
+    network. The reference of the KL divergence is the network's prediction at a random sample of ``q(z_t | z_0)``,
+    which costs one more evaluation per inversion step. The noise of this sample is the same for every image, so that
+    the result in float32 does not depend on the other images of the batch.
+
+    The network is not evaluated at the returned mean. If no iterate reaches ``tolerance``, ``Solution.residual`` is
+    the residual of the last iterate that was evaluated.
 
     Attributes:
-        iterations: network evaluations, including the first and the reference's.
-        average_from, average_to: first (from 0) and end (excluded) of the averaged evaluations; None: to the last.
-        clean_below: timestep below which the next three attributes apply.
-        clean_iterations, clean_from, clean_to: ``iterations``, ``average_from`` and ``average_to`` of those steps.
-        rounds: of the regularization; 0 disables it.
-        regularizer: ``published`` (:func:`published_regularizer`), or ``gentle`` (:func:`gentle_regularizer`), which
-            measures better: an eighth of the KL weight, and shifts that leave the noise's norm unchanged.
-        kl_weight, correlation_weight: of the regularizer's two losses.
-        seed: of the reference's noise and of the random shifts.
+        iterations: maximum number of network evaluations per inversion step, including the first evaluation and the
+            evaluation for the reference.
+        average_from: index (from 0) of the first averaged evaluation.
+        average_to: index after the last averaged evaluation; None averages to the last evaluation.
+        clean_below: inversion steps with a timestep below this value use the next three attributes.
+        clean_iterations: value of ``iterations`` for timesteps below ``clean_below``.
+        clean_from: value of ``average_from`` for timesteps below ``clean_below``.
+        clean_to: value of ``average_to`` for timesteps below ``clean_below``.
+        rounds: number of rounds of the regularization; 0 disables the regularization.
+        regularizer: ``published`` (:func:`published_regularizer`) or ``gentle`` (:func:`gentle_regularizer`). The
+            measured reconstruction error of ``gentle`` is smaller.
+        kl_weight: weight of the KL divergence in the regularization.
+        correlation_weight: weight of the autocorrelation in the regularization.
+        seed: random seed of the reference's noise and of the random shifts.
     """
 
     iterations: PositiveInt = 10
@@ -82,7 +91,10 @@ class ReNoise(IterativeSolver):
         return super().__call__(problem, z_init, max_nfe)
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
-        """Return the next iterate and a state that ends with the result so far, see :meth:`final_iterate`."""
+        """Return the next iterate ``[b,C,h,w]`` and the state.
+
+        The last tensor of the state is the result if the iteration ends here, see :meth:`final_iterate`.
+        """
         problem = iterate.problem
         k, total, count, reference = self._unpack_state(iterate)
         start, end = self._window(problem)
@@ -102,7 +114,7 @@ class ReNoise(IterativeSolver):
         return state[-1]
 
     def _window(self, problem: ImplicitStep) -> tuple[int, int | None]:
-        """Return the first and the end (excluded) of the evaluations that are averaged."""
+        """Return the index of the first averaged evaluation and the index after the last one (None: no end)."""
         if problem.timestep < self.clean_below:
             return self.clean_from, self.clean_to
         return self.average_from, self.average_to
@@ -111,7 +123,11 @@ class ReNoise(IterativeSolver):
         return self.rounds > 0 and problem.prior.noise_gain != 0
 
     def _unpack_state(self, iterate: Iterate) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Return the number of previous evaluations, the window's sum and count, and the reference prediction."""
+        """Return the state as four values.
+
+        The values are the number of previous evaluations, the sum and the number of the predictions that are averaged,
+        and the reference prediction.
+        """
         if iterate.state:
             k, total, count, reference, _ = iterate.state
             return int(k.flatten()[0]), total, count, reference
@@ -122,13 +138,13 @@ class ReNoise(IterativeSolver):
         return 0, total, count, torch.zeros_like(iterate.f)
 
     def _regularize(self, z: Tensor, problem: ImplicitStep, reference: Tensor, generator: torch.Generator) -> Tensor:
-        """Return ``z [b,C,h,w]`` with its noise regularized."""
+        """Return ``z [b,C,h,w]`` after the regularization of the noise that it contains."""
         prior = problem.prior
         noise = REGULARIZERS[self.regularizer](prior.noise(z), reference, self, generator)
         return prior.mean + prior.noise_gain * noise
 
     def _reference(self, problem: ImplicitStep) -> Tensor:
-        """Return the noise ``[b,C,h,w]`` predicted at a sample of ``q(z_t | z_0)``."""
+        """Return the noise ``[b,C,h,w]`` that the network predicts at a random sample of ``q(z_t | z_0)``."""
         prior = problem.prior
         noise = _fixed_noise(tuple(problem.z_s.shape[1:]), self.seed).to(problem.z_s)
         return prior.noise(problem(prior.marginal_mean + prior.marginal_variance**0.5 * noise))
@@ -140,9 +156,11 @@ def _fixed_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def published_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, generator: torch.Generator) -> Tensor:
-    """Return ``noise [B,C,h,w]`` after the authors' rounds: a step on the divergence, then one per random shift.
+    """Return ``noise [B,C,h,w]`` after the regularization of the authors' published code.
 
-    The gradient of the divergence is clipped at 100 before it is weighted.
+    Each round takes one gradient step on the KL divergence, and then five gradient steps on the correlation loss, each
+    with new random shifts. The gradient of the divergence is clipped to [-100, 100] before it is multiplied by
+    ``kl_weight``.
     """
     for _ in range(weights.rounds):
         gradient = _gradient(lambda x: published_divergence(x, reference), noise)
@@ -154,9 +172,11 @@ def published_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, ge
 
 
 def gentle_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, _generator: torch.Generator) -> Tensor:
-    """Return ``noise [B,C,h,w]`` after rounds of this project's variant, which has no random shifts.
+    """Return ``noise [B,C,h,w]`` after this project's variant of the regularization, which has no random shifts.
 
-    A round is one step on both losses; the divergence is halved and averaged over channels, and no shift is zero.
+    Each round takes one gradient step on the weighted sum of KL divergence and autocorrelation. Unlike in the published
+    code, the divergence is halved and averaged over the channels. No shift of the autocorrelation is zero, so that the
+    regularization does not shrink the norm of the noise.
     """
 
     def loss(x: Tensor) -> Tensor:
@@ -175,7 +195,7 @@ REGULARIZERS: dict[str, Callable[[Tensor, Tensor, ReNoise, torch.Generator], Ten
 
 
 def _gradient(loss: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
-    """Return the gradient of ``loss``, summed over samples, at ``noise``."""
+    """Return the gradient of ``loss(noise).sum()`` with respect to ``noise``, in the shape of ``noise``."""
     with torch.enable_grad():
         x = noise.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(x).sum(), x)
@@ -183,7 +203,11 @@ def _gradient(loss: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
 
 
 def published_divergence(noise: Tensor, reference: Tensor) -> Tensor:
-    """Return twice the KL divergence of Gaussians fitted to each 4 x 4 patch of both, summed over all, ``[B]``."""
+    """Return twice the KL divergence from ``noise`` to ``reference``, summed over all 4 x 4 patches, ``[B]``.
+
+    The divergence of a patch is the KL divergence between two Gaussians: one is fitted to the patch of ``noise``, the
+    other to the same patch of ``reference``.
+    """
     mean, variance = _unbiased_patch_moments(noise)
     mean_r, variance_r = _unbiased_patch_moments(reference)
     variance = variance + MIN_VARIANCE
@@ -193,16 +217,17 @@ def published_divergence(noise: Tensor, reference: Tensor) -> Tensor:
 
 
 def _unbiased_patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance of each patch, ``[B,C,h/4,w/4]``."""
+    """Return the mean and the unbiased variance of each 4 x 4 patch of ``x [B,C,h,w]``, both ``[B,C,h/4,w/4]``."""
     patches = x.unfold(2, PATCH_SIZE, PATCH_SIZE).unfold(3, PATCH_SIZE, PATCH_SIZE).flatten(4)
     return patches.mean(4), patches.var(4)
 
 
 def published_correlation(noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the squared mean product of channels and their shifted copies, summed over a pyramid, ``[B]``.
+    """Return the correlation loss of the authors' published code for ``noise [B,C,h,w]``, ``[B]``.
 
-    Each channel and level has its own random shift of less than half the side. A shift may be zero; it then measures
-    the norm of the noise, which its gradient shrinks.
+    The loss is the squared mean of the product of a channel and its shifted copy, summed over channels, the two axes
+    and the levels of an image pyramid. Each channel and level has its own random shift of less than half the height. A
+    shift may be zero. The loss is then the squared mean square of the noise, and its gradient shrinks the noise.
     """
     total = noise.new_zeros(len(noise))
     for channel in noise.split(1, 1):
@@ -219,7 +244,7 @@ def published_correlation(noise: Tensor, generator: torch.Generator) -> Tensor:
 def patch_divergence(noise: Tensor, reference: Tensor) -> Tensor:
     """Return the KL divergence of Gaussians fitted to each 4 x 4 patch of ``noise`` and of ``reference``, ``[B]``.
 
-    It is summed over patches and averaged over channels.
+    The divergence is summed over patches and averaged over channels.
     """
     mean, variance = _patch_moments(noise)
     mean_r, variance_r = _patch_moments(reference)
@@ -228,13 +253,17 @@ def patch_divergence(noise: Tensor, reference: Tensor) -> Tensor:
 
 
 def _patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each patch, ``[B,C,h/4,w/4]``."""
+    """Return the mean and the biased variance of each 4 x 4 patch of ``x [B,C,h,w]``, both ``[B,C,h/4,w/4]``."""
     mean = F.avg_pool2d(x, PATCH_SIZE)
     return mean, (F.avg_pool2d(x.square(), PATCH_SIZE) - mean.square()).clamp(min=1e-8)
 
 
 def autocorrelation(noise: Tensor) -> Tensor:
-    """Return the squared mean product of ``noise`` and its copies shifted by powers of two, over a pyramid, ``[B]``."""
+    """Return the autocorrelation loss of ``noise [B,C,h,w]``, ``[B]``.
+
+    The loss is the squared mean of the product of the noise and its copy shifted by a power of two, summed over all
+    such shifts, the two axes and the levels of an image pyramid.
+    """
     total = noise.new_zeros(len(noise))
     while min(noise.shape[-2:]) >= 8:
         shift = 1
@@ -242,5 +271,5 @@ def autocorrelation(noise: Tensor) -> Tensor:
             for axis in (2, 3):
                 total = total + (noise * noise.roll(shift, axis)).mean((1, 2, 3)).square()
             shift *= 2
-        noise = 2 * F.avg_pool2d(noise, 2)  # white noise keeps unit variance
+        noise = 2 * F.avg_pool2d(noise, 2)  # the factor 2 keeps the variance of white noise at 1
     return total

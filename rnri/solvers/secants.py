@@ -1,7 +1,8 @@
-"""Secants: directional derivatives of the network that an inversion obtains from its evaluations at no extra cost.
+"""Secants: directional derivatives of the network, computed from evaluations that the inversion makes anyway.
 
-Two evaluations ``y(z)`` and ``y(z')`` of one step give the derivative of ``y`` along ``z - z'``. The derivative changes
-little from one step to the next, so that the next step's solver can use it before its second evaluation.
+Two evaluations ``y(z)`` and ``y(z')`` in the same inversion step approximate the derivative of ``y`` along ``z - z'``.
+The derivative changes little from one inversion step to the next. The solver of the next inversion step can therefore
+use it already after its first evaluation.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from rnri.models.predictor import to_device
 
 @dataclass(frozen=True)
 class Secants:
-    """The last ``m`` differences of latents and of predictions per sample, the newest last; 0 where there is none.
+    """The last ``m`` differences of latents and of predictions of each sample, the newest last.
+
+    Before ``m`` differences are recorded, the first entries are zero.
 
     Attributes:
-        dz: ``[B,m,d]``, differences of latents, of norm 1.
-        dy: ``[B,m,d]``, the derivative of the prediction along ``dz``.
+        dz: ``[B,m,d]``, differences of latents, divided by their norm.
+        dy: ``[B,m,d]``, differences of predictions, divided by the norm of the difference of latents.
     """
 
     dz: Tensor
@@ -28,25 +31,27 @@ class Secants:
 
     @classmethod
     def zeros(cls, z: Tensor, count: int) -> Secants:
-        """Return ``count`` empty differences for each sample of ``z [B,C,h,w]``."""
+        """Return secants with ``count`` differences of zero for each sample of ``z [B,C,h,w]``."""
         zero = z.new_zeros(len(z), count, z[0].numel())
         return cls(zero, zero)
 
     def select(self, rows: Tensor) -> Secants:
-        """Return the differences of the samples ``rows``."""
+        """Return the secants of the samples ``rows``."""
         rows = to_device(rows, self.dz.device)
         return Secants(self.dz[rows], self.dy[rows])
 
 
 @dataclass(frozen=True)
 class SecantRecorder:
-    """Builds :class:`Secants` from consecutive evaluations of one step.
+    """Computes :class:`Secants` from consecutive evaluations in one inversion step.
 
     Attributes:
-        previous: differences of the steps before, of the samples ``rows``.
-        secants: differences including this step's, of the full batch; updated in place.
-        last_z, last_y: the last evaluated latent and its prediction, ``[B,d]``, of the full batch; NaN at first.
-        rows: int64 ``[b]``, the samples of the full batch that are recorded; ``select`` shares the tables.
+        previous: secants of the previous inversion steps, for the samples ``rows``.
+        secants: secants of the previous and the current inversion step, for the full batch; updated in place.
+        last_z, last_y: ``[B,d]``, the last evaluated latents and their predictions, for the full batch; NaN before the
+            first evaluation.
+        rows: int64 ``[b]``, indices in the full batch of the samples that are recorded. Recorders returned by
+            ``select`` update the same tensors.
     """
 
     previous: Secants
@@ -57,17 +62,20 @@ class SecantRecorder:
 
     @classmethod
     def start(cls, previous: Secants) -> SecantRecorder:
-        """Return a recorder for a new step that continues from the differences ``previous``."""
+        """Return a recorder for a new inversion step, starting with the secants ``previous``."""
         last_z = previous.dz.new_full((len(previous.dz), previous.dz.shape[2]), torch.nan)
         secants = Secants(previous.dz.clone(), previous.dy.clone())
         return cls(previous, secants, last_z, last_z.clone(), torch.arange(len(last_z)))
 
     def select(self, rows: Tensor) -> SecantRecorder:
-        """Return a recorder of the samples ``rows`` (indices into ``self.rows``) that updates the same tables."""
+        """Return a recorder for the samples ``rows`` (indices into ``self.rows``) that updates the same tensors."""
         return replace(self, previous=self.previous.select(rows), rows=self.rows[rows.cpu()])
 
     def record(self, z: Tensor, y: Tensor) -> None:
-        """Record the evaluation ``y = y(z)``, both ``[b,C,h,w]``; zero or non-finite differences are skipped."""
+        """Record the evaluation ``y = y(z)``, with ``z`` and ``y`` of shape ``[b,C,h,w]``.
+
+        Differences that are zero or not finite are not recorded.
+        """
         z = z.flatten(1)
         y = y.flatten(1)
         rows = slice(None) if len(self.rows) == len(self.last_z) else to_device(self.rows, z.device)
