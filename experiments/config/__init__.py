@@ -1,1 +1,4 @@
-"""From the command line to a valid config: validation, errors, help, the run's folder. Imports no PyTorch."""
+"""Command line and configs: validation, error messages, help, and the run's folder.
+
+No module of this package imports PyTorch when it is imported, so that errors and help are printed quickly.
+"""

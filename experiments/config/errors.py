@@ -1,4 +1,4 @@
-"""Errors of Hydra, OmegaConf and the operating system as one line that names the key as on the command line."""
+"""One-line messages for errors of Hydra, OmegaConf and the operating system, which name the config key or the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from experiments.config.paths import join, resolve
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user asked Hydra for full error messages."""
+"""Whether to print tracebacks: the user has set Hydra's environment variable HYDRA_FULL_ERROR=1."""
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -32,33 +32,36 @@ REMEDIES = {
     errno.EIO: "restore its disk",
     errno.ENOTCONN: "restore its disk",
 }
-"""What to do when a library could not write a file."""
+"""Advice to the user for each error code of the operating system that can occur while a file is written."""
 
 
 class ConfigErrors(ValueError):
-    """Errors of a config, one line each."""
+    """The errors of a config. The message has one line per error."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return which of the ``names`` names are similar to ``name``, or all of them if none is."""
+    """Format the names in ``names`` that are similar to ``name``, or all names if none is similar."""
     similar = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(names)}"
 
 
 def raise_hydra_errors() -> None:
-    """Make Hydra raise composition errors instead of printing them and exiting."""
+    """Make Hydra raise the errors of config composition, which Hydra otherwise prints before it exits."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """End the program with an error message, after the traceback if the user asked for it."""
+    """Exit the program with an error message. The traceback is printed first if ``HYDRA_FULL_ERROR=1``."""
     if SHOW_TRACEBACK:
         traceback.print_exc()
     sys.exit("\n".join(f"error: {line}" for line in message.splitlines()))
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line (a line per :class:`ConfigErrors`), with a remedy for disk errors."""
+    """Return the message of an error on one line. Disk errors include a remedy.
+
+    The message of :class:`ConfigErrors` keeps one line per error.
+    """
     if isinstance(error, OSError) and error.errno in REMEDIES:
         file = f"the file {error.filename}" if error.filename else "a file of run_dir"
         return (
@@ -70,7 +73,10 @@ def one_line(error: BaseException) -> str:
 
 
 def instantiation_error(error: InstantiationException, config: DictConfig, part: str) -> str:
-    """Return what a class or function below ``config[part]`` raised, with the key."""
+    """Return the message of an error that occurred while Hydra instantiated ``config[part]``.
+
+    The message starts with the config key of the object whose constructor failed.
+    """
     from rnri.validation import ConfigError  # imports PyTorch
 
     match = FULL_KEY.search(str(error))
@@ -86,7 +92,7 @@ def instantiation_error(error: InstantiationException, config: DictConfig, part:
 
 
 def composition_error(error: Exception) -> str:
-    """Return why the command line and the configs do not compose."""
+    """Return the message of an error that occurred while Hydra composed the config from the command line."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and option.startswith("submitit"):
@@ -103,7 +109,7 @@ def composition_error(error: Exception) -> str:
 
 
 def launcher_error(error: RuntimeError) -> str | None:
-    """Return why submitit cannot start jobs; None for an error of another library."""
+    """Return a message if submitit, which submits Slurm jobs, raised ``error``; None if another library raised it."""
     file = traceback.extract_tb(error.__traceback__)[-1].filename
     if type(error) is not RuntimeError or "submitit" not in Path(file).parts:
         return None

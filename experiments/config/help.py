@@ -1,4 +1,7 @@
-"""``python train.py --help``: the experiments and how to override them; with ``experiment=NAME``, the keys it takes."""
+"""The output of ``python train.py --help``: the experiments, and how to override their configs.
+
+With ``experiment=NAME``, the output is the list of config keys of that experiment.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from experiments.config.signatures import source_signature
 CONFIGS = PROJECT / "configs"
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 COMPONENT_GROUPS = ("method", "arm")
-"""Groups whose configs are shown as one line instead of with all their keys."""
+"""Config groups whose configs are printed as one line each, without their keys."""
 DESCRIPTION = """\
 Invert images to the seeds of diffusion models, interpolate seeds, and optimize them for rare concepts.
 
@@ -51,7 +54,7 @@ def print_help(arguments: Sequence[str]) -> None:
 
 
 def general_help() -> str:
-    """Return what the program does, the experiments with a sentence each, the groups and how to override."""
+    """Return the general help text: usage, experiments, config groups, and the syntax of overrides."""
     experiments = {path.stem: header_comment(path) for path in sorted((CONFIGS / "experiment").glob("*.yaml"))}
     groups = {
         folder.name: ", ".join(path.stem for path in sorted(folder.glob("*.yaml")))
@@ -73,7 +76,11 @@ def general_help() -> str:
 
 
 def experiment_help(overrides: Sequence[str]) -> str:
-    """Return the keys of an experiment with their values and a sentence each, from config comments and docstrings."""
+    """Return the help text of an experiment: its config keys with their values and descriptions.
+
+    A description is the comment after the key in the config file, or else the first sentence about the argument in the
+    docstring of its class.
+    """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -99,7 +106,13 @@ def experiment_help(overrides: Sequence[str]) -> str:
 def _keys(
     node: DictConfig, path: str, comments: Mapping[str, str], components: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield key, value and description of every entry at or below ``path``."""
+    """Yield the key, the value and the description of every config entry below the key ``path``.
+
+    Args:
+        node: config node at ``path``.
+        comments: comments in the config files by key.
+        components: one-line descriptions of the configs of ``COMPONENT_GROUPS`` by key.
+    """
     arguments = docstring_arguments(str(node._get_node("_target_"))) if "_target_" in node else {}
     for name in node:
         if name in HYDRA_KEYS:
@@ -125,7 +138,7 @@ def _format(value: object) -> str:
 
 
 def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
-    """Return the comments behind the keys of the chosen configs, by full key."""
+    """Return the comments that follow the keys of all selected config files, by full key."""
     comments = file_comments(CONFIGS / "train.yaml", "")
     for group, package, option in _chosen(choices):
         path = CONFIGS / group / f"{option}.yaml"
@@ -135,7 +148,7 @@ def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
 
 
 def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield group, package and option of the chosen configs."""
+    """Yield the group, the package (key prefix) and the name of each config that Hydra has selected."""
     for name, option in choices.items():
         group, _, package = name.partition("@")
         if option is not None:
@@ -143,7 +156,11 @@ def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 
 def file_comments(path: Path, package: str) -> dict[str, str]:
-    """Return the comments behind the keys of one config file, by full key."""
+    """Return the comments that follow the keys of one config file, by full key.
+
+    Args:
+        package: prefix of the keys of this file in the full config.
+    """
     comments: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for line in path.read_text().splitlines():
@@ -160,7 +177,7 @@ def file_comments(path: Path, package: str) -> dict[str, str]:
 
 
 def header_comment(path: Path) -> str:
-    """Return the first comment of a config file, which describes it."""
+    """Return the comment at the top of a config file, which describes the config."""
     lines = []
     for line in path.read_text().splitlines():
         if line.startswith("# @package"):
@@ -172,13 +189,13 @@ def header_comment(path: Path) -> str:
 
 
 def docstring_arguments(target: str) -> dict[str, str]:
-    """Return the first sentence of the docstring about each parameter of a target."""
+    """Return the first sentence of the docstring about each parameter of the class or function ``target``."""
     signature = source_signature(target)
     return {name: parameter.doc for name, parameter in signature.parameters.items()} if signature else {}
 
 
 def _columns(entries: Mapping[str, str]) -> list[str]:
-    """Return names and texts in two columns, wrapped to the terminal."""
+    """Format names and texts as the lines of two columns, wrapped to the width of the terminal."""
     indent = max(map(len, entries)) + 4
     lines = []
     for name, text in entries.items():

@@ -1,4 +1,7 @@
-"""Keys of a config as on the command line. Interpolations such as ``${select}`` are followed to their target."""
+"""Dotted config keys (``task.steps``), as they are written on the command line.
+
+An interpolation such as ``${select}`` is resolved to the key that it refers to.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ def join(key: str, name: object) -> str:
 
 
 def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
-    """Return the key that defines the value of ``key``, and its node, or None if there is none.
+    """Return the key under which the value of ``key`` is defined after following interpolations, and its config node.
 
     If ``task.arms.x.select`` is ``${select}``, then ``task.arms.x.select.patience`` resolves to ``select.patience``.
+    The node is None if ``key`` does not exist in the config.
 
     Raises:
         ValueError: an interpolation refers to a key that does not exist.
@@ -43,14 +47,17 @@ def _interpolation(node: Node) -> re.Match[str] | None:
 
 
 def child(node: Container, name: str) -> Node | None:
-    """Return an entry of a mapping or list without following interpolations, or None."""
+    """Return the entry ``name`` of a mapping or list without following interpolations, or None if it does not exist."""
     if isinstance(node, ListConfig):
         return node._get_node(int(name)) if name.isdigit() and int(name) < len(node) else None
     return node._get_node(name) if name in node._content else None
 
 
 def keys(node: Node | None) -> list[str]:
-    """Return the keys of a mapping or the indices of a list; an empty list for other nodes and for interpolations."""
+    """Return the keys of a mapping node or the indices of a list node, as strings.
+
+    The result is empty for other nodes and for interpolations.
+    """
     if not isinstance(node, Container) or node._is_none() or node._is_missing() or node._is_interpolation():
         return []
     return [str(name) for name in (range(len(node)) if isinstance(node, ListConfig) else node._content)]

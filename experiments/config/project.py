@@ -1,4 +1,7 @@
-"""Paths of the project's own data and models, from any working directory: ``${project:assets/emoji}`` in a config."""
+"""Absolute paths of data and models in this repository.
+
+A config refers to them independently of the working directory, for example as ``${project:assets/emoji}``.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def project_path(path: str) -> str:
-    """Return the absolute path of a file or folder of the project."""
+    """Return the absolute path of a file or folder whose ``path`` is relative to the root of this repository."""
     return str(PROJECT / path)
 
 
 def register() -> None:
-    """Register the resolver ``${project:...}`` with OmegaConf."""
+    """Register the OmegaConf resolver ``${project:PATH}``, which returns ``project_path(PATH)``."""
     OmegaConf.register_new_resolver("project", project_path, replace=True)

@@ -1,4 +1,4 @@
-"""The folder of a run; the jobs of a sweep have a folder each."""
+"""The folder of a run. Each job of a sweep has a separate folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-MAX_NAME_BYTES = 200  # most file systems allow 255
+MAX_NAME_BYTES = 200  # maximum length of a folder name; most file systems allow 255
 NOT_IN_NAME = ("experiment", "run_dir", "logger", "logger.wandb.offline")
-"""Keys that are left out of a job's name if they are equal in all jobs."""
+"""Config keys that are omitted from the folder name of a job if all jobs of the sweep have the same value."""
 UNSAFE_CHARS = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
 
 
@@ -28,7 +28,11 @@ def multirun() -> bool:
 
 
 def run_folder(run_dir: str) -> str:
-    """Return the folder of this run: in a sweep a folder below ``run_dir``, named by its overrides or its W&B id."""
+    """Return the folder of this run.
+
+    It is ``run_dir``, or in a sweep a subfolder of ``run_dir`` for each job. The subfolder is named after the job's
+    overrides in a Hydra sweep, and after the id of the W&B run in a W&B sweep.
+    """
     if multirun():
         hydra = HydraConfig.get()
         return str(Path(run_dir) / job_folder(list(hydra.overrides.task), sweep_jobs(sys.argv[1:]), hydra.job.num))
@@ -38,8 +42,11 @@ def run_folder(run_dir: str) -> str:
 
 
 def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of Hydra's sweep, in order; an empty list if ``arguments`` are of no sweep."""
-    try:  # a launcher that starts processes gives them another command line
+    """Return the overrides of each job of a Hydra sweep, in order.
+
+    The result is empty if the command-line ``arguments`` cannot be parsed as those of a sweep.
+    """
+    try:  # parsing fails in a process that a Hydra launcher has started with another command line
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_known_args(arguments)[0].overrides)
         return BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:
@@ -47,12 +54,15 @@ def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def job_folder(overrides: Sequence[str], jobs: Sequence[Sequence[str]], index: int) -> str:
-    """Return a folder name for a job, different from those of the other jobs.
+    """Return the folder name of a job of a sweep. Every job of the sweep has a different name.
 
-    The name consists of the job's overrides. If a file system would not accept it, it is shortened and ends in a hash.
+    The name consists of the job's overrides. If it contains characters that are unsafe in file names, is too long, or
+    is not unique, it is shortened and a hash is appended.
 
     Args:
-        overrides: of this job, the ``index``-th of ``jobs``.
+        overrides: overrides of this job.
+        jobs: overrides of every job of the sweep.
+        index: index of this job in ``jobs``.
     """
     common = set.intersection(*map(set, jobs)) if jobs else set()
     shown = [text for text in overrides if not (text in common and text.partition("=")[0] in NOT_IN_NAME)]
@@ -66,7 +76,7 @@ def job_folder(overrides: Sequence[str], jobs: Sequence[Sequence[str]], index: i
 
 
 def check_writable(run_dir: str) -> None:
-    """Raise ValueError if the run's folder cannot be created or written."""
+    """Raise ValueError if the folder ``run_dir`` cannot be created or is not writable."""
     path = Path(run_dir)
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():

@@ -1,6 +1,7 @@
-"""Parameters of the classes and functions that configs name, read from their source files without importing them.
+"""Signatures of the classes and functions that configs refer to by ``_target_``.
 
-Importing them would import PyTorch, which takes several seconds. :func:`imported_signature` is the exact, slow variant.
+:func:`source_signature` reads a signature from the source file without importing it, because the import would also
+import PyTorch, which takes several seconds. :func:`imported_signature` imports the class or function and is exact.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 MISSING = object()
-"""Hint or default that is not known."""
+"""Placeholder for a type hint or a default value that does not exist or cannot be determined."""
 IMPORTABLE = ("annotated_types", "collections", "datetime", "pathlib", "pydantic", "typing")
-"""Packages whose types are imported, because that is fast."""
+"""Packages from which types are imported while a signature is read from source, because importing them is fast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Parameter:
     """A parameter of a signature.
 
     Attributes:
-        required: whether it has no default.
-        default: its default; ``MISSING`` if there is none or its value is not known.
-        hint: its type; ``MISSING`` if it has none or the type is not known.
-        doc: what the docstring says about it, one sentence.
+        required: True if the parameter has no default value.
+        default: default value; ``MISSING`` if there is none or it cannot be determined.
+        hint: type hint; ``MISSING`` if there is none or it cannot be determined.
+        doc: first sentence about the parameter in the docstring; empty if there is none.
     """
 
     required: bool
@@ -46,7 +47,13 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The keyword parameters of a class or function; ``accepts_any`` if it also takes ``**kwargs``."""
+    """The keyword parameters of a class or function.
+
+    Attributes:
+        name: name of the class or function in error messages.
+        parameters: the parameters by name.
+        accepts_any: True if the class or function takes ``**kwargs``.
+    """
 
     name: str
     parameters: Mapping[str, Parameter]
@@ -54,10 +61,12 @@ class Signature:
 
 
 def imported_signature(target: str) -> Signature | None:
-    """Import ``target`` and return its signature, or None if it cannot be inspected (some C functions).
+    """Import the class or function ``target`` and return its signature.
+
+    The result is None if Python cannot determine the signature, as for some functions written in C.
 
     Raises:
-        ImportError, AttributeError, ValueError: it cannot be imported.
+        ImportError, AttributeError, ValueError: ``target`` cannot be imported.
     """
     import pkgutil
 
@@ -77,7 +86,7 @@ def imported_signature(target: str) -> Signature | None:
 
 
 def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type hints of a callable's parameters, without those that cannot be resolved."""
+    """Return the type hints of a callable's parameters by name. Hints that cannot be resolved are omitted."""
     if dataclasses.is_dataclass(function):
         hints = typing.get_type_hints(function, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(function)}
@@ -88,7 +97,7 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = {}
     for name, hint in getattr(function, "__annotations__", {}).items():
         single = types.SimpleNamespace(__annotations__={name: hint})
-        try:  # one by one, because some libraries import types only under TYPE_CHECKING
+        try:  # hints are resolved one by one, because some of them may refer to types imported under TYPE_CHECKING
             hints |= typing.get_type_hints(single, namespace, include_extras=True)
         except (NameError, TypeError, AttributeError):
             continue
@@ -98,7 +107,10 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 @functools.cache
 def source_signature(target: str) -> Signature | None:
-    """Return the signature of ``target`` from its source file, or None if it is not found there."""
+    """Return the signature of the class or function ``target``, read from its source file without importing it.
+
+    The result is None if the definition cannot be located in a source file.
+    """
     definition = find_definition(target)
     if definition is None:
         return None
@@ -111,7 +123,13 @@ def source_signature(target: str) -> Signature | None:
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """A class or function in a source file."""
+    """The definition of a class or function in a source file.
+
+    Attributes:
+        module: dotted name of the module that contains the definition.
+        node: syntax tree of the definition.
+        is_method: True if the definition is inside a class.
+    """
 
     module: str
     node: ast.ClassDef | ast.FunctionDef
@@ -119,7 +137,10 @@ class Definition:
 
 
 def find_definition(target: str) -> Definition | None:
-    """Return the definition of a dotted name, following imports of one module from another."""
+    """Return the definition of the dotted name ``target``, or None if it cannot be located.
+
+    If the module only imports the name, the definition is read from the module that defines the name.
+    """
     parts = target.split(".")
     for k in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:k])
@@ -146,7 +167,7 @@ def _find_in_module(module: str, names: list[str], depth: int = 0) -> Definition
 
 @functools.cache
 def _module_file(module: str) -> Path | None:
-    """Return the source file of a module without importing it."""
+    """Return the source file of a module without importing the module, or None if there is no source file."""
     top, *rest = module.split(".")
     spec = find_spec(top)
     if spec is None:
@@ -163,7 +184,7 @@ def _module_file(module: str) -> Path | None:
 
 @functools.cache
 def _module_names(module: str) -> dict[str, ast.stmt]:
-    """Return the statement that defines each global name of a module."""
+    """Return the global names of a module, each with the statement that defines or imports it."""
     file = _module_file(module)
     if file is None:
         return {}
@@ -198,7 +219,11 @@ def _absolute_module(module: str, node: ast.ImportFrom) -> str:
 
 
 def _class_signature(name: str, definition: Definition) -> Signature | None:
-    """Return the parameters of a dataclass's fields, or of ``__init__`` of a class or its nearest base class."""
+    """Return the signature of a class from the fields of a dataclass, or else from ``__init__``.
+
+    If the class does not define ``__init__``, the method of the nearest base class is used. The result is None if no
+    ``__init__`` is defined, or if a base class of a dataclass cannot be located.
+    """
     if not _is_dataclass(definition.node):
         for owner in _with_bases(definition):
             if init := next((m for m in owner.node.body if getattr(m, "name", "") == "__init__"), None):
@@ -275,20 +300,23 @@ def _parameter(module: str, hint: str, default: ast.expr | None, required: bool,
         try:
             value = ast.literal_eval(default)
         except ValueError:
-            hint = ""  # a value that equals the default is valid, and the default is not known
+            hint = ""  # no check: a value equal to the default would be valid regardless of its type
     return Parameter(required, value, _evaluate(module, hint) if hint else MISSING, doc)
 
 
 def _evaluate(module: str, hint: str) -> Any:
-    """Return the type that ``hint`` means in ``module``, or ``MISSING`` if that requires an import."""
+    """Return the type that the annotation ``hint`` denotes in ``module``.
+
+    The result is ``MISSING`` if the annotation cannot be evaluated without importing other modules.
+    """
     try:
-        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # our installed sources
-    except Exception:  # any expression that is not one of simple types
+        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # safe: hints are from installed sources
+    except Exception:  # an annotation can be any expression, so that evaluating it can raise any error
         return MISSING
 
 
 class _Names(dict):
-    """Global names of a module, evaluated on access if that needs no import of the module."""
+    """Namespace of a module's global names, which are evaluated on access without importing the module."""
 
     def __init__(self, module: str) -> None:
         super().__init__()
@@ -313,7 +341,10 @@ class _Names(dict):
 
 @functools.cache
 def validation_names() -> dict[str, Any]:
-    """Return the names of ``rnri.validation`` without importing the package, whose ``__init__`` imports PyTorch."""
+    """Return the global names of the module ``rnri.validation`` without importing the package ``rnri``.
+
+    The ``__init__`` of the package imports PyTorch.
+    """
     if "rnri.validation" in sys.modules:
         return vars(sys.modules["rnri.validation"])
     file = _module_file("rnri.validation")
@@ -321,7 +352,7 @@ def validation_names() -> dict[str, Any]:
 
 
 def _argument_docs(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
-    """Return the first sentence about each parameter in the section ``Args`` or ``Attributes`` of a docstring."""
+    """Return the first sentence about each parameter in the sections ``Args`` and ``Attributes`` of a docstring."""
     docs: dict[str, list[str]] = {}
     section, names = False, []
     for line in (ast.get_docstring(node) or "").splitlines():

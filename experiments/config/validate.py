@@ -1,4 +1,7 @@
-"""Validation of a config against the signatures of the classes and functions that it names, before any is called."""
+"""Validation of a config before its objects are instantiated.
+
+Keys and values are compared with the signatures of the classes and functions that the config refers to by ``_target_``.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,24 @@ from experiments.config.paths import join, keys, resolve
 from experiments.config.signatures import MISSING, Signature, imported_signature, source_signature, validation_names
 
 INSTANTIATED = ("trainer", "logger", "task")
-"""Parts of a config that describe objects."""
+"""Top-level config keys whose values describe objects, which Hydra instantiates."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_before_imports(config: DictConfig) -> None:
-    """Check keys and plain values against the source files of what the config names; imports none of it.
+    """Check keys and plain values of a config against signatures that are read from source files without imports.
 
     Raises:
-        ConfigErrors: one line per missing value, unknown key or invalid value.
+        ConfigErrors: a value is missing or invalid, or a key is unknown; the message has one line per error.
     """
     _check(config, source_signature)
 
 
 def check(config: DictConfig) -> None:
-    """Check all keys and values against the signatures of what the config names.
+    """Check all keys and values of a config against the signatures of the imported classes and functions.
 
     Raises:
-        ConfigErrors: one line per missing value, unknown key or invalid value.
+        ConfigErrors: a value is missing or invalid, or a key is unknown; the message has one line per error.
     """
     _check(config, imported_signature)
 
@@ -56,14 +59,14 @@ def _check(config: DictConfig, signature_of: Callable[[str], Signature | None]) 
 
 
 def _top_level_hints() -> dict[str, Any]:
-    """Return the types of the values that ``train.py`` uses itself."""
+    """Return the types of the top-level config values that are not passed to a class or function."""
     names = validation_names()
     text = names["NonEmptyStr"]
     return {"name": text, "seed": names["RandomSeed"], "run_dir": text, "plan": bool | Literal["counts"]}
 
 
 def _missing(root: DictConfig, key: str) -> list[str]:
-    """Return the keys at or below ``key`` whose value is ``???``."""
+    """Return ``key`` or the keys below ``key`` whose value is ``???``, Hydra's mark for a value that must be set."""
     path, node = resolve(root, key)
     if node is None or node._is_none():
         return []
@@ -86,7 +89,10 @@ def _node_errors(root: DictConfig, key: str, signature_of: Callable[[str], Signa
 def _target_errors(
     root: DictConfig, key: str, node: DictConfig, signature_of: Callable[[str], Signature | None]
 ) -> list[str]:
-    """Return the errors of one object: its class, unknown and missing arguments, and values of the wrong type."""
+    """Return the errors of the object that the config describes at ``key``.
+
+    An error is a class that cannot be imported, an unknown or missing argument, or a value of the wrong type.
+    """
     try:
         signature = signature_of(node._target_)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -119,20 +125,23 @@ def _target_errors(
 
 
 def _is_instantiated(root: DictConfig, key: str) -> bool:
-    """Return whether ``key`` or a key below it describes an object, which validates its own arguments."""
+    """Return whether ``key`` or a key below ``key`` describes an object. The arguments of objects are checked apart."""
     path, node = resolve(root, key)
     return "_target_" in keys(node) or any(_is_instantiated(root, join(path, name)) for name in keys(node))
 
 
 def _plain_value(node: Node) -> Any:
-    """Return the value of a node as plain Python, with references resolved."""
+    """Return the value of a config node as a plain Python object, with interpolations resolved."""
     if isinstance(node, DictConfig | ListConfig):
         return OmegaConf.to_container(node, resolve=True)
     return (node._dereference_node() if node._is_interpolation() else node)._value()
 
 
 def _value_error(key: str, value: Any, hint: Any) -> str | None:
-    """Return pydantic's message if a value of a config does not match ``hint``; None if it matches or has no schema."""
+    """Return an error message if a config value does not match the type ``hint``, or None.
+
+    Types for which pydantic has no schema are not checked.
+    """
     names = validation_names()
     try:
         adapter = TypeAdapter(hint, config=names["STRICT"])
@@ -141,7 +150,8 @@ def _value_error(key: str, value: Any, hint: Any) -> str | None:
     except PydanticUserError:  # the hint is a class with its own pydantic configuration
         adapter = TypeAdapter(hint)
     try:
-        adapter.validate_json(json.dumps(value, default=str), strict=True)  # JSON: a list is valid for a tuple
+        # Validate as JSON, because pydantic's strict mode then accepts a list for a tuple.
+        adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         return f"{key}: {names['describe'](error)}"
     return None

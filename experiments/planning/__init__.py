@@ -1,1 +1,1 @@
-"""Estimates of what a run costs, before it starts."""
+"""Estimates of the network evaluations, the duration, the disk space and the memory of a run before it starts."""

@@ -1,4 +1,4 @@
-"""Cost of a run in network evaluations and decodings, estimated before it starts."""
+"""Cost of a run in network evaluations and decodings of latents, computed before the run starts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from experiments.runtime.progress import print_estimate, timed
 from rnri import Inverter, LatentDiffusion, Schedule, with_measured_residuals
 from rnri.models.predictor import Condition, NoisePredictor
 
-BACKWARD_COST = 2  # network evaluations that a gradient costs in addition
+BACKWARD_COST = 2  # cost of a backward pass, in forward evaluations of the same network
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Number of network evaluations and decodings of single images, and how many of them are differentiated.
+    """Numbers of network evaluations and decodings. A batch of n images counts n times.
 
-    With guidance, the negative prompt's evaluation counts separately.
+    With classifier-free guidance, the evaluations of the prompt and of the negative prompt are both counted.
+
+    Attributes:
+        forward: forward evaluations of the denoising network.
+        decodings: forward evaluations of the decoder.
+        backward: backward passes through the denoising network.
+        decodings_backward: backward passes through the decoder.
     """
 
     forward: float = 0.0
@@ -32,12 +38,12 @@ class Cost:
 
     @property
     def nfe(self) -> float:
-        """Network evaluations; a gradient counts as two more."""
+        """Number of network evaluations, where a backward pass counts as two evaluations."""
         return self.forward + BACKWARD_COST * self.backward
 
     @property
     def decoded(self) -> float:
-        """Decodings; a gradient counts as two more."""
+        """Number of decodings, where a backward pass through the decoder counts as two decodings."""
         return self.decodings + BACKWARD_COST * self.decodings_backward
 
     def __add__(self, other: Cost) -> Cost:
@@ -52,10 +58,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of a run: number of units, how many are on disk, and the cost of the others.
+    """Cost of a stage of a run.
 
     Attributes:
-        size: bytes on disk of all units.
+        stage: name of the stage.
+        units: number of all units.
+        done: number of units that are already on disk.
+        cost: cost of the units that are not on disk.
+        size: disk space of all units, in bytes.
     """
 
     stage: str
@@ -66,15 +76,24 @@ class StagePlan:
 
 
 def batch_multiplier(guidance: float) -> int:
-    """Return the rows per image in the network's batch: two with guidance, for the negative prompt."""
+    """Return the number of rows per image in the batch of the network.
+
+    It is 2 with classifier-free guidance, which also evaluates the negative prompt, and else 1.
+    """
     return 1 if guidance == 1 else 2
 
 
 @dataclass(frozen=True)
 class NeverConverging:
-    """A denoiser for counting: no equation of its predictions has a solution, so no method stops early.
+    """A trivial denoiser with which the maximum number of network evaluations of a method is counted.
 
-    ``rows`` collects the number of rows of each call.
+    Iterations with its predictions do not converge, so that no method stops early.
+
+    Attributes:
+        rows: list to which each call appends the number of rows of its batch.
+        guidance: guidance scale.
+        positive: condition of the prompt.
+        negative: condition of the negative prompt; None without classifier-free guidance.
     """
 
     rows: list[int]
@@ -98,11 +117,14 @@ class NeverConverging:
 def inversion_cost(
     inverter: Inverter, schedule: Schedule, guidance: float, channels: int, *, all_steps: bool = False
 ) -> Cost:
-    """Return the cost of inverting one image if the method never stops early, by running it on a trivial denoiser.
+    """Return the maximum cost of inverting one image, counted by running the method with a trivial denoiser.
 
     Args:
-        channels: of the latents.
-        all_steps: include the reconstruction and the measurement of every residual.
+        inverter: inversion method.
+        schedule: sampling schedule.
+        guidance: guidance scale.
+        channels: number of channels of the latents.
+        all_steps: also count the reconstruction of the image and the measurement of the residual of every step.
     """
     key = json.dumps([fingerprint_config(inverter), schedule.timesteps.tolist(), guidance, channels, all_steps])
     if key not in _COSTS:
@@ -132,18 +154,25 @@ def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: in
 def print_cost_estimate(
     cost: Cost, units: int, done: int, unit: str, *, model: LatentDiffusion, prompts: Sequence[str], processes: int
 ) -> None:
-    """Print what is computed and its estimated duration, from the time of a few network calls on noise.
+    """Print the number of units and network evaluations of a run, and its duration estimated from a few timed calls.
 
     Args:
-        cost: of the units that are not ``done``.
-        prompts: of a batch like those of the run.
+        cost: total cost of the units that are not on disk.
+        units: number of all units.
+        done: number of units on disk.
+        unit: singular noun for a unit, such as ``concept``.
+        model: the model whose calls are timed.
+        prompts: prompts of the timed batch, which should be as large as the batches of the run.
         processes: number of processes that share the units.
     """
     print_estimate(units, cost.nfe, estimate_seconds(cost, model, prompts) / processes, unit=unit, done=done)
 
 
 def estimate_seconds(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
-    """Return the estimated duration of ``cost``, from a few calls on noise in a batch of ``prompts``."""
+    """Return the estimated duration of ``cost`` in seconds on one device.
+
+    The network and the decoder are timed on noise, in a batch with these ``prompts``.
+    """
     if not cost.forward:
         return 0.0
     predictor = model.predictor(prompts)

@@ -1,4 +1,4 @@
-"""``plan=true``: print the cost of a run, stage by stage, without running it."""
+"""The output of ``plan=true``: the cost of each stage of a run, without running it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ BYTES_PER_GB = 1e9
 
 @rank_zero_only
 def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
-    """Print units, network evaluations, disk space and memory; with ``plan=true`` also hours, timed on this device."""
+    """Print the numbers of units and network evaluations, the disk space and the size of the weights.
+
+    With ``plan=true``, network calls are also timed on this device to estimate the duration. With ``plan=counts``,
+    nothing is timed.
+    """
     stages = task.plan(trainer)
-    print(f"Plan of {config.name}: nothing is computed or written. Evaluations are per image, and an upper bound.\n")
+    print(
+        f"Plan of {config.name}: nothing is computed or written. The numbers of network evaluations are upper bounds; "
+        "a batch of n images counts as n evaluations.\n"
+    )
     print(table(stages))
     model = getattr(getattr(task, "networks", None), "model", None)
     if model is None:
@@ -42,7 +49,7 @@ def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
 
 
 def table(stages: Sequence[StagePlan]) -> str:
-    """Return the stages and their total as a Markdown table."""
+    """Return a Markdown table with a row per stage and a row with the total."""
     total = StagePlan(
         "total",
         sum(s.units for s in stages),
@@ -59,19 +66,19 @@ def table(stages: Sequence[StagePlan]) -> str:
 
 
 def training_size(task: Any) -> str:
-    """Describe the size of a training."""
+    """Describe the size of the trained networks and their checkpoints."""
     modules = [part for part in vars(task).values() if isinstance(part, nn.Module)]
     modules += list(getattr(getattr(task, "pipeline", None), "components", {}).values())
     size = sum(_bytes(module) for module in modules if isinstance(module, nn.Module))
     weights = f"Weights: {size / BYTES_PER_GB:.2f} GB. " if size else ""
     return (
-        f"{weights}A checkpoint stores the trained weights four times: the weights, their moving average, and AdamW's "
-        "two moments. To measure the duration, run trainer.max_steps=20 run_dir=trial."
+        f"{weights}A checkpoint takes four times the size of the trained weights: the weights, their moving average, "
+        "and AdamW's two moments. To measure the duration, run with trainer.max_steps=20 run_dir=trial."
     )
 
 
 def weight_bytes(networks: Any) -> float:
-    """Return the bytes of the weights of all networks."""
+    """Return the total size of the weights of all networks, in bytes."""
     modules = [*networks.model.pipeline.components.values(), networks.clip.model, networks.classifier]
     return sum(_bytes(module) for module in modules if isinstance(module, nn.Module))
 
@@ -83,7 +90,10 @@ def _bytes(module: nn.Module) -> int:
 def format_time_estimate(
     stages: Sequence[StagePlan], model: LatentDiffusion, prompts: Sequence[str], devices: int
 ) -> str:
-    """Return the duration on ``devices`` like this one and on 8 and 64, and the peak memory of a timed batch."""
+    """Describe the estimated duration of a run and the peak memory of a timed batch.
+
+    The duration is given for 1, ``devices``, 8 and 64 devices of the same type as this device.
+    """
     cost = sum((stage.cost for stage in stages), Cost())
     times = seconds_per_image(model, prompts, stages)
     seconds = sum(getattr(cost, name) * time for name, time in times.items())
@@ -105,7 +115,10 @@ def format_time_estimate(
 
 
 def seconds_per_image(model: LatentDiffusion, prompts: Sequence[str], stages: Sequence[StagePlan]) -> dict[str, float]:
-    """Time the kinds of passes that the stages use, by the field names of :class:`Cost`."""
+    """Return the measured seconds per image of each type of evaluation that the stages use.
+
+    The keys are field names of :class:`Cost`, such as ``forward`` and ``decodings_backward``.
+    """
     predictor = model.predictor(prompts)
     t = model.schedule(1).timestep(0)
     noise = model.noise(range(len(prompts)), 0)
@@ -130,6 +143,6 @@ def seconds_per_image(model: LatentDiffusion, prompts: Sequence[str], stages: Se
 
     times = {name: time(forward, name) for name in functions if name in used}
     for gradient, name in gradients.items():
-        if gradient in used:  # the forward pass is counted separately
+        if gradient in used:  # subtract the time of the forward pass, which Cost counts separately
             times[gradient] = max(0.0, time(forward_and_backward, name) - times.get(name, 0.0))
     return times
