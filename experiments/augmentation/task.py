@@ -167,8 +167,8 @@ class AugmentationExperiment(ArmsExperiment):
         missing = [concept.name for concept in concepts if concept.name not in images]
         if missing:
             raise ValueError(
-                f"the concept {missing[0]!r} has no real image besides its reference images: add images of this name to "
-                "the folder of real images, or do not select the concept."
+                f"the concept {missing[0]!r} has no real image that is not a reference image: add images of this name "
+                "to the folder of real images, or do not select the concept."
             )
         self._training_stage = TrainingStage(
             self.context,

@@ -1,4 +1,4 @@
-"""Editing experiment: benchmarks in PIE-Bench's format, edits by many methods, and their metrics."""
+"""Editing experiment: reads a benchmark in PIE-Bench's format, edits its images with many methods, computes metrics."""
 
 from experiments.editing.benchmark import BenchmarkEdit, read_benchmark
 

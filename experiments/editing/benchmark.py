@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from experiments.naming import normalize_name
 from rnri.validation import first_line
 
-SIDE = 512  # pixels of a mask, for images of any size
+SIDE = 512  # height and width of a mask in pixels, for images of any size
 MAPPING = "mapping_file.json"
 IMAGES = "annotation_images"
 KINDS = (
@@ -42,12 +42,13 @@ class BenchmarkEdit:
     Attributes:
         key: name of the edit in the mapping file.
         image: file of the source image.
-        source, target: prompts of the source image and of the edited image, without brackets.
-        kind: index in ``KINDS``.
-        words: the word that is replaced and its replacement; empty if the benchmark does not name them.
-        mask: bool ``[512,512]``, True where the image is to be edited.
-        target_image: file of the ground truth; None if unknown.
-        concept: what the edited image should show; None if unknown.
+        source, target: prompts of the source image and of the edited image, without PIE-Bench's square brackets.
+        instruction: the edit as an instruction in words.
+        kind: index of the kind of edit in ``KINDS``.
+        words: the word that is replaced and its replacement; empty if the benchmark does not contain them.
+        mask: ``bool [512,512]``, True for pixels that the edit should change.
+        target_image: file of the ground truth, which is the correct edited image; None if there is none.
+        concept: name of the concept that the edited image should show; None if unknown.
     """
 
     key: str
@@ -63,43 +64,49 @@ class BenchmarkEdit:
 
     @property
     def expected_label(self) -> str | None:
-        """Class, in canonical form, that an edit to another object should show; None for other edits."""
+        """Normalized label of the object that the edited image should show; None if the edit does not change the object."""
         if KINDS[self.kind] != "change object" or self.concept is None:
             return None
         return normalize_name(self.concept)
 
     @property
     def has_background_target(self) -> bool:
-        """Whether this is an edit to another background with a ground truth."""
+        """Whether the edit changes the background and has a ground-truth image."""
         return KINDS[self.kind] == "change background" and self.target_image is not None
 
     def load_image(self, size: tuple[int, int], *, target: bool = False) -> Tensor:
-        """The source image, or with ``target`` the ground truth, resized to ``size``: ``[3,H,W]`` in [0, 1]."""
+        """Load the source image, or the ground-truth image if ``target`` is true.
+
+        The image is resized to ``size`` (H, W) and returned as ``float32 [3,H,W]`` in [0, 1].
+        """
         path = self.target_image if target else self.image
         if path is None:
-            raise ValueError(f"the benchmark has no ground truth for edit {self.key}.")
+            raise ValueError(f"the benchmark has no ground-truth image for the edit {self.key}.")
         with Image.open(path) as image:
             array = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)
         return torch.from_numpy(array / 255).permute(2, 0, 1)
 
     def resized_mask(self, size: tuple[int, int]) -> Tensor:
-        """``mask`` resized to ``(H, W)``, bool. A pixel is True if at least half of its area is."""
+        """Return ``mask`` resized to ``size`` (H, W). A pixel is True if at least half of its area is True."""
         mask = torch.from_numpy(self.mask).float()[None, None]
         return F.interpolate(mask, size, mode="area")[0, 0] >= 0.5
 
 
 def encode_mask(mask: np.ndarray) -> list[int]:
-    """Run-length encoding of ``mask [512,512]`` in row order: start, length, start, length, ..."""
+    """Return the run-length encoding of ``mask [512,512]``: start, length, start, length, ... of runs of True pixels.
+
+    Pixels are numbered row by row from 0.
+    """
     flat = np.concatenate([[0], np.asarray(mask, dtype=bool).ravel(), [0]]).astype(np.int8)
     starts, ends = (np.flatnonzero(np.diff(flat) == sign) for sign in (1, -1))
     return [int(number) for pair in zip(starts, ends - starts, strict=True) for number in pair]
 
 
 def decode_mask(runs: Sequence[int]) -> np.ndarray:
-    """Decode a mask to bool ``[512,512]``. As in PIE-Bench's code, the outermost pixels are always True.
+    """Decode a run-length encoded mask to ``bool [512,512]``. As in PIE-Bench's code, the border pixels become True.
 
     Raises:
-        ValueError: an odd number of entries, or a run outside the image.
+        ValueError: ``runs`` has an odd number of entries, or a run is outside the mask.
     """
     pairs = np.asarray(runs, dtype=np.int64).reshape(-1) if len(runs) else np.zeros(0, dtype=np.int64)
     if len(pairs) % 2 or (pairs < 0).any() or (pairs[::2] + pairs[1::2] > SIDE * SIDE).any():
@@ -113,10 +120,10 @@ def decode_mask(runs: Sequence[int]) -> np.ndarray:
 
 
 def read_benchmark(folder: str | Path) -> list[BenchmarkEdit]:
-    """Read the edits of a folder in PIE-Bench's format.
+    """Read all edits of a benchmark folder in PIE-Bench's format.
 
     Raises:
-        ValueError: the folder is not a benchmark; the message names the file, the edit and the field.
+        ValueError: the folder is not a valid benchmark. The message names the invalid file, edit and field.
     """
     path = Path(folder) / MAPPING
     if not path.is_file():
@@ -136,7 +143,7 @@ def read_benchmark(folder: str | Path) -> list[BenchmarkEdit]:
 def _read_edit(path: Path, key: str, entry: dict[str, Any]) -> BenchmarkEdit:
     missing = [name for name in KEYS if not isinstance(entry, dict) or name not in entry]
     if missing:
-        raise ValueError(f"edit {key} of {path} has no {missing[0]}: copy the file again.")
+        raise ValueError(f"edit {key} of {path} has no field {missing[0]}: copy the file again.")
     if str(entry["editing_type_id"]) not in map(str, range(len(KINDS))):
         raise ValueError(f"edit {key} of {path}: editing_type_id must be in 0 to 9, got {entry['editing_type_id']!r}.")
     try:

@@ -1,4 +1,4 @@
-"""Units of the editing experiment: one method of one model on a batch of edits."""
+"""Jobs of the editing experiment. A job applies one method with one model to a batch of edits."""
 
 from __future__ import annotations
 
@@ -22,26 +22,31 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 
 SOURCE_IMAGE = "source image"
 GROUND_TRUTH = "ground truth"
-"""Reference methods of the tables, which compute nothing."""
+"""Reference methods of the tables: the unedited source image and the ground-truth image of the benchmark."""
 
 PROMPT_SWAP = "prompt_swap"
 NATIVE = "native"
 NONE = "none"
 ATTENTION_EDITS = {PromptToPrompt: "p2p", Injection: "injection"}
-"""Edit methods. ``prompt_swap`` samples the inverted seed under the target prompt; the attention edits do the same with
-the source's attention; ``native`` is a method's own editing procedure; ``none`` is for images that are not edited."""
+"""Attention edits: the class of the edit and the name of its edit method.
+
+An edit method is how an edited image is generated. ``prompt_swap`` samples the inverted seed under the target prompt.
+An attention edit (``p2p``, ``injection``) also uses attention of the source image. ``native`` is the editing procedure
+of a method itself. ``none`` is for the reference methods, whose images are not edited.
+"""
 
 Method = Inverter | Editor
 
 
 @dataclasses.dataclass(frozen=True)
 class EditingModel:
-    """A model with its settings for editing.
+    """A text-to-image model and its settings for editing.
 
     Attributes:
-        name: name of its checkpoint.
-        steps, guidance: of inversion and sampling.
-        attention: how attention is edited in its network.
+        name: name of the model in the results.
+        model: the text-to-image model.
+        steps, guidance: number of steps and guidance scale of inversion and sampling.
+        attention: the attention edit for the model's network.
     """
 
     name: str
@@ -53,9 +58,9 @@ class EditingModel:
 
 @dataclasses.dataclass(frozen=True)
 class EditJob:
-    """A unit of work: one method of one model on a batch of edits, with each of ``edit_methods``.
+    """One method with one model and each of ``edit_methods`` on a batch of edits. The results of a job are one unit.
 
-    ``method`` and ``model`` are None for the reference methods.
+    ``method`` and ``model`` are None for the reference methods (source image and ground truth).
     """
 
     name: str
@@ -66,7 +71,7 @@ class EditJob:
 
     @property
     def key(self) -> str:
-        """Key of the batch: a hash of its edits."""
+        """Key of the batch of edits: a hash of its prompts, masks and images."""
         return hashlib.sha256("\n".join(map(edit_key, self.edits)).encode()).hexdigest()
 
     @property
@@ -75,12 +80,12 @@ class EditJob:
 
     @property
     def folder_key(self) -> str:
-        """Key of the result folder: jobs with equal keys share cached units."""
+        """Key of the folder that the unit is written to. Jobs that differ only in their edits have the same key."""
         return f"{self.name}\n{'' if self.model is None else self.model.name}\n{self.edit_methods}"
 
     @property
     def cost(self) -> Cost:
-        """Approximate cost of the inversion and all edit methods; attention edits also sample the source."""
+        """Estimated cost of the inversion and all edit methods. An attention edit also samples the source image."""
         if self.model is None or self.method is None:
             return Cost()
         sampling = sum(2 if name in ATTENTION_EDITS.values() else 1 for name in self.edit_methods)
@@ -89,7 +94,7 @@ class EditJob:
         return Cost(nfe_per_step * self.model.steps, 1 + len(self.edit_methods)).times(len(self.edits))
 
     def batch(self, images: Tensor, originals: Tensor, networks: EditingNetworks, min_psnr: float) -> EditBatch:
-        """What the metrics of the edited ``images [B,3,H,W]`` are computed from."""
+        """Return the inputs of the metrics for the edited ``images [B,3,H,W]``."""
         size = tuple(images.shape[-2:])
         return EditBatch(
             images=images,
@@ -104,30 +109,34 @@ class EditJob:
 
 
 def edit_key(edit: BenchmarkEdit) -> str:
-    """Identifies an edit by its prompts, mask and the content of its files."""
+    """Return a text that identifies an edit by its prompts, its mask and the content of its image files."""
     files = [path.read_bytes() for path in (edit.image, edit.target_image) if path is not None]
     parts = [edit.source.encode(), edit.target.encode(), str(edit.concept).encode(), edit.mask.tobytes(), *files]
     return "\n".join([edit.key, *(hashlib.sha256(part).hexdigest() for part in parts)])
 
 
 def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
-    """Last part of the LoRA's or the checkpoint's path in a partial model constructor.
+    """Return the last part of the path of a model's LoRA, or of its checkpoint if it has no LoRA.
+
+    The path is an argument of the partial function ``create``.
 
     Raises:
-        ValueError: the constructor has no path.
+        ValueError: ``create`` has no argument with a path.
     """
     arguments = create.keywords if isinstance(create, partial) else {}
     path = arguments.get("lora") or arguments.get("path")
     if not path:
-        raise ValueError("task.model: has no path to take its name from; set model.path, or give models by name.")
+        raise ValueError(
+            "task.model: has no path to take its name from: set model.path, or a mapping of names to models."
+        )
     return Path(path).name
 
 
 def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
-    """Number of steps of the model ``name``.
+    """Return the number of steps of the model ``name``. ``steps`` is one number for all models, or one per model name.
 
     Raises:
-        ValueError: ``steps`` has no entry for it.
+        ValueError: ``steps`` has no entry for the model.
     """
     if isinstance(steps, int):
         return steps
@@ -137,10 +146,10 @@ def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
 
 
 def select_edits(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | None) -> list[BenchmarkEdit]:
-    """The first ``count`` edits (None: all) of the ``kinds``, taken from each kind in turn.
+    """Return ``count`` edits of the given ``kinds`` (None: all edits), taken from each kind in turn.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than ``count`` edits, or none.
     """
     by_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
     interleaved = [edit for turn in zip_longest(*by_kind) for edit in turn if edit is not None]
@@ -160,11 +169,16 @@ def make_jobs(
     *,
     batch_size: int,
 ) -> tuple[list[EditJob], list[dict[str, str]]]:
-    """Jobs of all methods on all models, and the combinations left out because a model's schedule does not fit.
+    """Return the jobs of all methods with all models, and the combinations of method and model that are left out.
+
+    A combination is left out if the method does not support the model's schedule.
 
     Args:
-        methods: inverters whose seeds are edited by prompt swap and by attention.
-        extra_methods: editors, and inverters that are only sampled under the target prompt.
+        models: the models that every method is run with.
+        methods: inverters. Their seeds are edited by prompt swap and by an attention edit.
+        extra_methods: editors, and inverters whose seeds are edited by prompt swap only.
+        edits: the edits of the benchmark.
+        batch_size: number of edits per job.
     """
     batches = [edits[k : k + batch_size] for k in range(0, len(edits), batch_size)]
     jobs = [EditJob(name, None, (NONE,), None, batch) for name in (SOURCE_IMAGE, GROUND_TRUTH) for batch in batches]
@@ -184,7 +198,7 @@ def make_jobs(
 
 
 class EditJobDataModule(CachedUnitDataModule):
-    """The jobs without a finished unit."""
+    """Loads the jobs that have no finished unit yet."""
 
     def address(self, unit: EditJob) -> tuple[str, str]:
         return unit.folder_key, unit.key

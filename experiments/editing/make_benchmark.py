@@ -1,6 +1,6 @@
 """Create an editing benchmark with ground truth in PIE-Bench's format, from the project's corpus of drawings.
 
-Usage: ``python -m experiments.editing.make_benchmark FOLDER``. Every run writes the same files.
+Usage: ``python -m experiments.editing.make_benchmark FOLDER``. Every call of the command writes the same files.
 """
 
 from __future__ import annotations
@@ -22,31 +22,37 @@ from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, encode_m
 
 PROMPT = "a drawing of {phrase} in {style} style on a {background} background"
 COUNTS = {"concept": 120, "background": 100, "style": 100, "added": 50, "removed": 50}
-MASK_MARGIN = 3  # pixels by which resizing spreads a drawing
-MIN_BACKGROUND = 0.05  # minimum fraction of pixels outside the mask
+MASK_MARGIN = 3  # pixels by which a mask is widened, because resizing blurs the edges of a drawing
+MIN_BACKGROUND = 0.05  # minimum fraction of the pixels that are outside the mask
 HEAD = 1000
 TAIL = 42
-"""Caption counts that bound the buckets, as in configs/data/emoji.yaml."""
+"""Caption counts that separate the buckets head, medium and tail, as in configs/data/emoji.yaml."""
 
-SOURCE_SPLITS = ("reference", "fid")  # drawings on which the model was not trained
+SOURCE_SPLITS = ("reference", "fid")  # splits of the corpus on which the text-to-image model was not trained
 
 
 @dataclass(frozen=True)
 class EditImage:
-    """One image of an edit: a drawing (a row of the corpus) on a background."""
+    """The source or target image of an edit: a drawing on a background. ``row`` is the drawing's row in the corpus."""
 
     row: dict
     augmentation: Augmentation
 
     def prompt(self, marked: str = "") -> str:
-        """The image's prompt; ``marked`` puts phrase, style or background in brackets."""
+        """Return the prompt of the image. The part named ``marked`` (phrase, style, background) is put in brackets."""
         words = {"phrase": self.row["phrase"], "style": self.row["style"], "background": self.augmentation.background}
         return PROMPT.format(**words | ({marked: f"[{words[marked]}]"} if marked else {}))
 
 
 @dataclass(frozen=True)
 class PlannedEdit:
-    """An edit of one image into another. ``changed`` is the part of the prompt that differs."""
+    """An edit that changes ``source`` to ``target``.
+
+    Attributes:
+        name: kind of the edit, a key of ``COUNTS``.
+        changed: the part of the prompt that the edit changes: phrase, style or background.
+        source, target: the two images.
+    """
 
     name: str
     changed: str
@@ -66,7 +72,7 @@ class PlannedEdit:
 
 
 def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Iterator[PlannedEdit]:
-    """Randomly drawn edits of the drawings of ``concepts``, ``COUNTS`` of each kind.
+    """Yield random edits of drawings of ``concepts``. ``COUNTS`` has the number of edits of each kind.
 
     Raises:
         ValueError: the corpus has too few drawings.
@@ -91,7 +97,7 @@ def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Itera
 
 
 def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.random.Generator) -> PlannedEdit | None:
-    """A random edit of ``source``, or None if the corpus has no drawing for its target."""
+    """Return a random edit of ``source`` of kind ``name``, or None if the corpus has no suitable target drawing."""
     row = source.row
     if name == "background":
         others = [color for color in BACKGROUNDS if color != source.augmentation.background]
@@ -110,14 +116,21 @@ def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.rando
 
 
 def _has_target_style(name: str, style: str, other: str) -> bool:
-    """Whether ``other`` is another designer's style, or ``style`` with a word ``added`` or ``removed``."""
+    """Return whether the style ``other`` is a possible target of an edit of kind ``name`` of an image in ``style``.
+
+    For ``style``, ``other`` must be the style of another designer. For ``added`` and ``removed``, ``other`` must be
+    ``style`` with a word added or removed.
+    """
     added = other.endswith(f" {style}")
     removed = style.endswith(f" {other}")
     return {"style": style != other and not added and not removed, "added": added, "removed": removed}[name]
 
 
 def mask_of(drawings: EmojiImages, edit: PlannedEdit) -> np.ndarray:
-    """Where the images of an edit may differ, from the drawings' alpha channels: bool ``[H,W]``."""
+    """Return the mask ``bool [H,W]`` of the pixels in which source and target image of an edit may differ.
+
+    The mask is computed from the alpha channels of the drawings.
+    """
     source, target = (_alpha(drawings.images[e.row["image_id"]], e.augmentation) for e in (edit.source, edit.target))
     mask = source < 255 if edit.changed == "background" else (source > 0) | (target > 0)
     widened = Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * MASK_MARGIN + 1))
@@ -125,7 +138,10 @@ def mask_of(drawings: EmojiImages, edit: PlannedEdit) -> np.ndarray:
 
 
 def _alpha(drawing: Image.Image, augmentation: Augmentation) -> np.ndarray:
-    """Alpha channel of a drawing placed as by :func:`experiments.data.backgrounds.composite`: uint8 ``[H,W]``."""
+    """Return the alpha channel ``uint8 [H,W]`` of a drawing after augmentation.
+
+    The drawing is placed in the image as by :func:`experiments.data.backgrounds.composite`.
+    """
     alpha = drawing.getchannel("A")
     if augmentation.mirrored:
         alpha = alpha.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -137,7 +153,7 @@ def _alpha(drawing: Image.Image, augmentation: Augmentation) -> np.ndarray:
 
 
 def write(folder: Path, corpus: str | Path) -> int:
-    """Write the benchmark into ``folder``; returns its number of edits.
+    """Write the benchmark to ``folder``; return its number of edits.
 
     Raises:
         ValueError: ``folder`` is not empty, or ``corpus`` is incomplete.
@@ -160,7 +176,7 @@ def write(folder: Path, corpus: str | Path) -> int:
 
 
 def _write_edit(folder: Path, key: str, edit: PlannedEdit, drawings: EmojiImages) -> dict:
-    """Write the images of an edit; returns its entry in the mapping file."""
+    """Write the two images of an edit; return the edit's entry in the mapping file."""
     for edit_image, name in ((edit.source, f"{edit.name}/{key}.png"), (edit.target, f"{edit.name}/{key}_target.png")):
         path = folder / IMAGES / name
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Lightning module of the editing experiment: inverts, edits and evaluates a batch, and times the networks."""
+"""The Lightning module that inverts and edits images, computes the metrics, and measures the time of the networks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from experiments.runtime.progress import Progress
 from rnri import Inversion, LatentDiffusion
 from rnri.editing import Editor, edit_latents
 
-MAX_SAVED_IMAGES = 8  # per method and edit method
+MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per unit and edit method
 EditOutput = tuple[str, Tensor, dict[str, Tensor]]
-"""An edit method, its images ``[B,3,H,W]``, and measurements ``[B]`` by column."""
+"""The name of an edit method, its edited images ``[B,3,H,W]``, and its measurements ``[B]`` by column name."""
 
 
 class EditingModule(LightningModule):
     """Edits a batch of images with each edit method of a job, computes the metrics, and writes the unit.
 
     Args:
-        units: stores by the jobs' ``folder_key``.
-        size: ``(H, W)`` of the images of jobs without a model.
-        min_psnr: background PSNR in dB from which the background counts as preserved.
+        networks: the networks that compute the metrics.
+        units: stores of the units, by ``folder_key`` of the jobs.
+        progress: progress bar.
+        size: image size ``(H, W)`` in jobs without a model.
+        min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class EditingModule(LightningModule):
 
     @torch.no_grad()
     def predict_step(self, job: EditJob, _: int) -> str:
-        """Write the unit of a job; returns its label."""
+        """Write the unit of a job; return the label of the job."""
         self.progress.set_stage(job.label)
         size = self.size if job.model is None else job.model.model.image_size
         originals = torch.stack([edit.load_image(size) for edit in job.edits]).to(self.device)
@@ -76,7 +78,10 @@ class EditingModule(LightningModule):
         yield NONE, torch.stack(images).to(self.device), {}
 
     def _edits(self, job: EditJob, originals: Tensor) -> Iterator[EditOutput]:
-        """Images of each edit method. All share one inversion, whose time counts for each of them."""
+        """Yield the edited images of each edit method.
+
+        All edit methods use the same inversion. The time of each edit method includes the time of the inversion.
+        """
         model = job.model.model
         self._warm_up(job.model, originals)
         with NetworkTimer(model, self.device) as inversion_timer:
@@ -101,7 +106,10 @@ class EditingModule(LightningModule):
     def _edit(
         self, name: str, job: EditJob, z0: Tensor, inversion: Inversion | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Edited latents, and for attention edits the MSE of the reconstructed source latents."""
+        """Return the edited latents and a dictionary of measurements.
+
+        For attention edits, the dictionary has the MSE between reconstructed and encoded latents of the source images.
+        """
         model = job.model.model
         guidance = job.model.guidance
         schedule = model.schedule(job.model.steps)
@@ -126,7 +134,7 @@ class EditingModule(LightningModule):
         return z.float(), {"latent_mse": (reconstruction.float() - z0).square().flatten(1).mean(1)}
 
     def _warm_up(self, editing_model: EditingModel, originals: Tensor) -> None:
-        """Call each network once, so that no method's time includes the overhead of first calls."""
+        """Call each network of a model once, so that measured times do not include the overhead of the first call."""
         if editing_model.name not in self._warm_models:
             model = editing_model.model
             z = model.encode(originals)
@@ -137,11 +145,11 @@ class EditingModule(LightningModule):
 
 
 class NetworkTimer:
-    """Context manager that measures how long a model's networks run: the denoiser, text encoders and VAE.
+    """Context manager that measures the run time of a model's networks, which are denoiser, text encoders and VAE.
 
     Attributes:
-        network_seconds: time within calls of the networks.
-        total_seconds: time within the context, set on exit.
+        network_seconds: time in seconds that was spent in calls of the networks.
+        total_seconds: time in seconds between entering and leaving the context.
     """
 
     def __init__(self, model: LatentDiffusion, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Tables, samples and figures of the editing experiment."""
+"""Report of the editing experiment: tables, figures and one row of metrics per edited image."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from experiments.reporting.results import Report
 from experiments.reporting.tables import markdown_table
 
 FinishedUnit = tuple[EditJob, Mapping[str, Tensor], Mapping[str, Any]]
-"""A job, the tensors and the record of its unit."""
+"""A job, and the tensors and the record of its finished unit."""
 Rows = Sequence[Mapping[str, Any]]
 
 IDENTITY = ("method", "edit", "model")
-"""Columns that tell the rows of the table apart."""
+"""Columns whose values together identify a row of the table."""
 PAIR_COLUMNS = {
     "model": "model", "edit": "edit", "method": "method", "baseline": "baseline", "score": "score",
     "difference": "difference", "low": "from", "high": "to", "n": "n",
@@ -37,7 +37,7 @@ REFERENCE_MARKERS = {SOURCE_IMAGE: "*", GROUND_TRUTH: "P"}
 
 
 def columns() -> dict[str, str]:
-    """Columns of the table and their heads."""
+    """Return the keys of the table's columns and the column headings."""
     first = {"model": "model", "method": "method", "edit": "edit"}
     last = {"overhead": "time / network time", "speedup": "speedup", "n": "n"}
     return {**first, **EDITING.columns(), **last}
@@ -54,13 +54,14 @@ def write_report(
     loggers: Sequence[Logger],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Write all results into ``run_dir`` and the loggers; returns the rows of the table.
+    """Write all results to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        baseline: method with which the others are compared.
+        baseline: method that every other method is compared with, edit by edit.
         networks: name and SHA-256 of each network.
-        left_out: combinations of model and method without a row, with reasons.
-        seed: of the bootstrap.
+        left_out: combinations of model and method that were not run, each with the reason.
+        settings: the settings that the results depend on.
+        seed: random seed of the bootstrap.
     """
     samples = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
     rows = with_speedups([summary(group, seed) for group in group_samples(samples).values()])
@@ -81,7 +82,7 @@ def write_report(
 
 
 def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """One row per edit and edit method: its conditions and its metrics."""
+    """Return one row per edit and edit method of a job, with method, model, prompts and metrics."""
     return [
         {
             "method": job.name,
@@ -100,7 +101,7 @@ def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any
 
 
 def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Samples by table row, that is by their values of ``IDENTITY``."""
+    """Group sample rows by table row. The keys are tuples of the values of the ``IDENTITY`` columns."""
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
         rows.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
@@ -108,7 +109,7 @@ def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """A row of the table: metrics aggregated over edits. As in PIE-Bench, edits without a value are left out."""
+    """Aggregate the metrics of edits to a table row. As in PIE-Bench, the mean of a metric ignores NaN values."""
     first = samples[0]
     row = {name: first[name] for name in (*IDENTITY, "steps")}
     row |= EDITING.summarize(samples, seed, skip_nan=True)
@@ -119,9 +120,9 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 
 
 def with_speedups(rows: Rows) -> list[dict[str, Any]]:
-    """``rows`` with ``speedup``: time of the same method and edit on the model with the most steps, over a row's time.
+    """Add ``speedup`` to the rows: the time of the method with the slowest model, divided by the time of the row.
 
-    Prompt-to-prompt and injection count as the same edit.
+    Both times are for the same edit method. The slowest model is the model with the most steps. Prompt-to-prompt and injection count as the same edit method.
     """
 
     def key(row: Mapping[str, Any]) -> tuple:
@@ -136,9 +137,10 @@ def with_speedups(rows: Rows) -> list[dict[str, Any]]:
 
 
 def paired_differences(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
-    """Mean difference of each method to ``baseline`` on the same edits, with 95 % intervals, per metric.
+    """Compute the mean difference of each method to ``baseline`` on the same edits, with 95 % confidence intervals.
 
-    Methods are compared within a model and an edit method. A native edit is compared with the baseline's prompt swap.
+    There is one row per metric. Methods are compared with the same model and the same edit method. Only a native edit
+    is compared with another edit method, which is the prompt swap of the baseline.
     """
     by_row = group_samples(samples)
     pairs = []
@@ -163,7 +165,7 @@ def _mean_and_interval(values: Sequence[float], seed: int) -> dict[str, float]:
 
 
 def clip_against_lpips(rows: Rows) -> Figure:
-    """CLIP score of the target prompt against LPIPS to the source image (Fig. 6), one panel per model."""
+    """Plot the CLIP score with the target prompt against LPIPS to the source image (Fig. 6), one panel per model."""
     references = [row for row in rows if row["model"] == NONE]
     edits = [row for row in rows if row["model"] != NONE]
     models = list(dict.fromkeys(row["model"] for row in edits))
@@ -187,7 +189,10 @@ def _draw_edit(axis: Axes, row: Mapping[str, Any], color: Any) -> None:
 
 
 def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figure]]:
-    """Grids of the first edits (Fig. 7) by file name, one per model and edit method."""
+    """Return functions that draw the first edits by all methods (Fig. 7), one figure per model and edit method.
+
+    The keys are file names of the figures.
+    """
     references = {job.name: (job, _load_images(tensors, NONE)) for job, tensors, _ in reversed(units) if not job.model}
     job, source_images = references[SOURCE_IMAGE]
     ground_truth = references[GROUND_TRUTH][1]
@@ -205,6 +210,6 @@ def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figur
 
 
 def _load_images(tensors: Mapping[str, Tensor], edit_method: str) -> list[Tensor | None]:
-    """Stored images of an edit method; None for those that are not finite."""
+    """Return the saved images of an edit method. An image that is not finite is None."""
     images = iter(tensors[edit_method])
     return [next(images) if finite else None for finite in tensors[f"{edit_method}_finite"]]

@@ -1,7 +1,7 @@
-"""Editing experiment: edits by every inversion method and edit method on several models, their quality and time.
+"""Editing experiment: measures quality and time of the edits by all inversion and edit methods with several models.
 
-A *unit* is one method of one model on a batch of edits, with each of its edit methods. It is written to disk before the
-next one begins.
+A *unit* is the results of one method with one model on a batch of edits, for each of the method's edit methods. Each
+unit is written to disk before the next unit begins.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-BYTES_PER_RECORD = 700  # of one edit in a unit
+BYTES_PER_RECORD = 700  # bytes that the metrics of one edited image take in a unit
 
 
 @dataclass(kw_only=True)
@@ -63,25 +63,31 @@ class EditingExperiment(ResumableRun):
     """The task of ``experiment=editing``.
 
     Args:
-        model: constructor of a model, given ``device``; or several by name, each of which edits.
-        steps: of inversion and sampling, one number or one per model name.
-        guidance: of inversion and sampling.
-        methods: inverters, whose seeds are sampled under the target prompt, with and without the source's attention.
-        extra_methods: editors that need no inversion, and inverters that are only sampled under the target prompt.
-        prompt_to_prompt, injection: attention edits of UNets and of transformers.
-        benchmark: a folder in PIE-Bench's format; None creates one from ``corpus`` in ``run_dir``.
+        model: function of ``device`` that creates a text-to-image model, or a mapping from names to such functions. The
+            edits are made with every model.
+        steps: number of steps of inversion and sampling: one number for all models, or one number per model name.
+        guidance: guidance scale of inversion and sampling.
+        methods: inverters by name. Their seeds are sampled under the target prompt, once without and once with
+            attention of the source image.
+        extra_methods: editors that need no inversion, and inverters whose seeds are sampled under the target prompt
+            without attention of the source image, by name.
+        prompt_to_prompt: attention edit for models with a U-Net.
+        injection: attention edit for models with a transformer.
+        benchmark: folder of a benchmark in PIE-Bench's format; None: a benchmark is created from ``corpus`` in
+            ``run_dir``.
         corpus: folder of the corpus of drawings.
-        kinds: kinds of edits, of ``experiments.editing.benchmark.KINDS``.
-        count: number of edits, taken from the kinds in turn; None takes all.
-        batch_size: edits computed together; it affects speed and memory, not results.
-        clip: constructor of the CLIP model of the CLIP score.
-        classifier: the evaluation classifier, which decides if an object was edited.
-        dino: a DINO ViT for the structure distance; None uses the classifier's features.
-        lpips: SqueezeNet's weights for LPIPS; None uses the classifier's features without learned weights.
-        min_psnr: background PSNR in dB from which the background counts as preserved.
-        baseline: the method with which the others are compared, edit by edit.
-        seed: of the bootstrap.
-        run_dir: output folder.
+        kinds: kinds of edits to select (``experiments.editing.benchmark.KINDS``).
+        count: number of edits to select, taken from each kind in turn; None: all edits.
+        batch_size: number of edits that are computed in one batch. It changes speed and memory, but no results.
+        clip: function of ``device`` that creates the CLIP model for the CLIP score.
+        classifier: evaluation classifier, which decides whether the edited image shows the new object.
+        dino: DINO ViT for the structure distance; None: the structure distance uses the classifier's features.
+        lpips: file with the weights of SqueezeNet for LPIPS; None: the distance uses the classifier's features without
+            learned weights.
+        min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
+        baseline: name of the method that every other method is compared with, edit by edit.
+        seed: random seed of the bootstrap.
+        run_dir: folder that all outputs are written to.
     """
 
     model: Callable[..., LatentDiffusion] | Annotated[Mapping[str, Callable[..., LatentDiffusion]], MinLen(1)]
@@ -120,7 +126,7 @@ class EditingExperiment(ResumableRun):
             raise ValueError("task.methods and task.extra_methods are both empty: give at least one method.")
 
     def prepare(self, trainer: Trainer) -> None:
-        """Load the benchmark and all networks.
+        """Load the benchmark and all networks, and create the jobs.
 
         Raises:
             ValueError: the benchmark, a network or a setting is invalid.
@@ -135,7 +141,7 @@ class EditingExperiment(ResumableRun):
         )
 
     def _benchmark_folder(self) -> Path:
-        """The benchmark's folder, which is created if none is given."""
+        """Return the folder of the benchmark. If ``benchmark`` is None, a benchmark is created in ``run_dir``."""
         if self.benchmark is not None:
             return Path(self.benchmark)
         folder = Path(self.run_dir) / "benchmark"
@@ -180,7 +186,10 @@ class EditingExperiment(ResumableRun):
         }
 
     def run(self, trainer: Trainer) -> float:
-        """Compute missing units; then one process writes the report. Returns the last row's CLIP score."""
+        """Compute the missing units in all processes, then write the report in one process.
+
+        Returns the CLIP score of the last row.
+        """
         units = self.units()
         progress = Progress("edits", unit="batch")
         self._announce(units, trainer.world_size)
@@ -204,7 +213,7 @@ class EditingExperiment(ResumableRun):
         return rows[-1]["clip_score"]
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Units, cost and disk space of each method on each model."""
+        """Return the number of units, the cost and the disk space of each method with each model."""
         units = self.units()
         by_label: dict[str, list[EditJob]] = {}
         for job in self.jobs:
@@ -222,12 +231,12 @@ class EditingExperiment(ResumableRun):
 
     @staticmethod
     def _sample_rows(units: Mapping[str, UnitStore], job: EditJob) -> list[dict[str, Any]]:
-        """Sample rows of a finished unit, with None for values that are NaN."""
+        """Return the sample rows of a finished unit. Values that are NaN are replaced by None."""
         rows = sample_rows(job, units[job.folder_key].record(job.key)["rows"])
         return [{**row, **{name: None for name in EDITING.live if math.isnan(row[name])}} for row in rows]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the combinations that are left out, and the number of units with their estimated time."""
+        """Print the combinations of method and model that are left out, the number of units, and the estimated time."""
         for each in self.left_out:
             print(f"Left out on {each['model']}: {each['method']}. {each['reason']}", flush=True)
         pending = [job for job in self.jobs if not units[job.folder_key].done(job.key)]
@@ -240,7 +249,7 @@ class EditingExperiment(ResumableRun):
         print_estimate(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
 
     def units(self) -> dict[str, UnitStore]:
-        """Stores of units by ``EditJob.folder_key``. Other settings have other units."""
+        """Return the stores of the units by ``EditJob.folder_key``. Runs with other settings use other stores."""
         return {
             job.folder_key: UnitStore(
                 Path(self.run_dir) / "units" / job.name.replace(" ", "_"),
@@ -252,7 +261,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def _model_settings(self, model: EditingModel | None) -> dict[str, Any]:
-        """Settings of a model that its units depend on."""
+        """Return the settings of a model that the units of the model depend on."""
         if model is None:
             return {"size": list(self.models[0].model.image_size)}
         return {
@@ -263,7 +272,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Settings that all units depend on. Units store metrics of whole batches, so the batch size is one of them."""
+        """Return the settings that all units depend on. The batch size is one of them, because a unit is a batch."""
         networks = {name: self.hashes[name]["sha256"] for name in ("clip", "classifier", "lpips", "structure")}
         return {"numerics": self.numerics, "batch_size": self.batch_size, "min_psnr": self.min_psnr, **networks}
 
@@ -274,6 +283,6 @@ def _check_labels(edits: Sequence[BenchmarkEdit], classifier: Classifier) -> Non
     for edit in edits:
         if edit.expected_label is not None and edit.expected_label not in labels:
             raise ValueError(
-                f"task.classifier: has no label {edit.concept!r}, which edit {edit.key} should show; use a classifier "
-                "of the benchmark's concepts."
+                f"task.classifier: has no label {edit.concept!r}, which the edit {edit.key} should show: use a "
+                "classifier that was trained on the benchmark's concepts."
             )

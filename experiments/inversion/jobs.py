@@ -70,7 +70,7 @@ class Setting:
 
     @property
     def prompts(self) -> str:
-        """Kind of the prompts: ``right`` (the image's own), ``wrong`` (another concept's), or the edit as ``A -> B``."""
+        """Kind of the prompts: ``right`` (the image's own), ``wrong`` (another concept's), or the edit ``A -> B``."""
         if self.edit:
             return " -> ".join(self.edit)
         return "wrong" if self.wrong_prompts else "right"

@@ -158,7 +158,7 @@ class InversionModule(LightningModule):
         return inversion.z0, z, columns
 
     def _image_metrics(self, images: Tensor, reconstructions: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Compute the metrics between images and reconstructions, both ``[B,3,H,W]``; each metric is a tensor ``[B]``."""
+        """Compute metrics between images and reconstructions ``[B,3,H,W]``. Each metric has one value per image."""
         clip, classifier = self.networks.clip, self.networks.classifier
         return INVERSION.compute(ReconstructionBatch(reconstructions, images, prompts, clip, classifier, self.lpips))
 

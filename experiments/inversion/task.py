@@ -138,8 +138,8 @@ class InversionExperiment(ResumableRun):
         side = min(self.networks.model.image_size)
         if side < MIN_SIDE:
             raise ValueError(
-                f"metrics.stlpips needs images with sides >= {MIN_SIDE} pixels, but this model generates images with sides "
-                f"of {side} pixels: set metrics.stlpips=null, or choose another model."
+                f"metrics.stlpips needs images with sides >= {MIN_SIDE} pixels, but this model generates images "
+                f"with sides of {side} pixels: set metrics.stlpips=null, or choose another model."
             )
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 

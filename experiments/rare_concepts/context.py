@@ -60,7 +60,7 @@ class RunContext:
         }
 
     def units(self, arm: str) -> UnitStore:
-        """Return the store of an arm's finished units, which are separate for each combination of settings."""
+        """Return the store of an arm's finished units. Runs with other settings use another store."""
         settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 

@@ -109,14 +109,14 @@ def test_pie_bench_entries_are_read(tmp_path):
     assert (edit.source, edit.target, edit.words) == ("a round cake", "a square cake", ("cake", "cake"))
     assert edit.target_image is None and edit.concept is None
     assert edit.load_image((8, 4)).shape == (3, 8, 4)
-    with pytest.raises(ValueError, match="has no ground truth for edit 000000000000"):
+    with pytest.raises(ValueError, match="has no ground-truth image for the edit 000000000000"):
         edit.load_image((8, 4), target=True)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mask": None}, "has no mask"),
+        ({"mask": None}, "has no field mask"),
         ({"mask": [0]}, "invalid mask"),
         ({"mask": [SIDE * SIDE - 1, 2]}, "invalid mask"),
         ({"mask": ["a", "b"]}, "invalid mask"),
