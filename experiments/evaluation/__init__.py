@@ -1,4 +1,7 @@
-"""Evaluation of images: networks, metrics, and the register of metrics. It imports no experiment."""
+"""Evaluation of images: networks that score images, metrics, and the registries of metrics of all experiments.
+
+This package does not import code of the experiments.
+"""
 
 from experiments.evaluation.classifier import Classifier, Preprocessing, load_classifier
 from experiments.evaluation.diversity import detect_copies, perceptual_vectors, precision_recall, vendi_score

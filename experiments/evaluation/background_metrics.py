@@ -1,7 +1,7 @@
-"""How well an edit preserves the background: by PIE-Bench's own definition, and averaged over the background only.
+"""Metrics of how well an edit preserves the background: PIE-Bench's definitions and corrected definitions.
 
-PIE-Bench's code multiplies both images by ``1 - mask`` and averages over all pixels. Masked pixels then count as
-perfectly preserved, so a larger mask gives a better score. The corrected metrics average over background pixels only.
+PIE-Bench's code multiplies both images by ``1 - mask`` and averages the error over all pixels. The masked pixels then
+have no error, so that a larger mask gives a better score. The corrected metrics average over background pixels only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 @dataclass(frozen=True)
 class BackgroundScores:
-    """Background metrics per image, float64 ``[B]``; NaN for an image without background.
+    """Background metrics of each image, float64 ``[B]``. They are NaN for an image without background pixels.
 
-    PSNR is in dB, MSE is that of images in [0, 1]. ``original_*`` follow PIE-Bench's definition.
+    Attributes:
+        psnr: PSNR over the background pixels, in dB.
+        mse: mean squared error over the background pixels of images in [0, 1].
+        ssim: SSIM averaged over the background pixels.
+        original_psnr: PSNR as defined by PIE-Bench, in dB.
+        original_mse: mean squared error as defined by PIE-Bench.
+        original_ssim: SSIM as defined by PIE-Bench.
     """
 
     psnr: Tensor
@@ -29,14 +35,15 @@ class BackgroundScores:
 
 
 def background_scores(images: Tensor, originals: Tensor, masks: Tensor) -> BackgroundScores:
-    """Background metrics of ``images`` edited from ``originals``.
+    """Compute the background metrics of edited images.
 
-    PSNR of equal backgrounds is infinite. The corrected SSIM averages the SSIM map of the full images over the
-    background, so edited pixels still affect background pixels within one SSIM window.
+    The PSNR of two equal backgrounds is infinite. The corrected SSIM is the SSIM map of the full images, averaged over
+    the background pixels. Edited pixels therefore affect the SSIM of background pixels in the same SSIM window.
 
     Args:
-        images, originals: ``[B,3,H,W]`` in [0, 1].
-        masks: bool ``[B,H,W]``, True where the image is to be edited.
+        images: edited images ``[B,3,H,W]`` in [0, 1].
+        originals: source images ``[B,3,H,W]`` in [0, 1].
+        masks: bool ``[B,H,W]``, True in the region that is to be edited.
     """
     background = (~masks)[:, None].to(images.device)
     images = images.double()

@@ -1,4 +1,7 @@
-"""Evaluation classifier: a timm network with labels. It names concepts and provides the features of FID and KID."""
+"""Evaluation classifier: a timm network with labels.
+
+Its predictions tell whether an image shows the intended concept, and its features are used for FID and KID.
+"""
 
 from __future__ import annotations
 
@@ -32,23 +35,23 @@ from rnri.validation import NonEmptyStr, first_line
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-REMEDY = "point data.classifier at a folder made by `python train.py experiment=pretrain_classifier`"
+REMEDY = "set data.classifier to a folder created by `python train.py experiment=pretrain_classifier`"
 
 
 class Classifier(nn.Module):
-    """A timm network with its labels and preprocessing. Inputs are ``[B, 3, H, W]`` in [0, 1], of any size.
+    """A timm network with labels and preprocessing. Its inputs are images ``[B, 3, H, W]`` in [0, 1] of any size.
 
     Attributes:
-        labels: one per logit, in normalized form (:func:`experiments.naming.normalize_name`).
+        labels: class names normalized by :func:`experiments.naming.normalize_name`, one per logit.
 
     Args:
         network: a timm model.
-        labels: class names, one per output of the network.
-        preprocessing: how images are resized, cropped and normalized.
-        title: name of the classifier in tables.
+        labels: class names, one per logit of the network.
+        preprocessing: settings for resizing, cropping and normalizing images.
+        title: name of the classifier in the results tables.
 
     Raises:
-        ValueError: a label is empty or a duplicate, or the number of labels is not the number of outputs.
+        ValueError: a label is empty, two labels are equal, or the number of labels differs from the number of logits.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Classifier(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the network's input, in pixels."""
+        """Height and width of the network's input, in pixels."""
         return self.preprocessing.image_size
 
     @property
@@ -74,7 +77,7 @@ class Classifier(nn.Module):
         return getattr(self.network, "head_hidden_size", None) or self.network.num_features
 
     def _resized_shape(self, shape: torch.Size) -> tuple[int, int]:
-        """``(H, W)`` to which an image is resized before the center crop."""
+        """Return the ``(height, width)`` in pixels to which an image is resized before the center crop."""
         crop = self.preprocessing.crop
         side = self.image_size if crop is None else math.floor(self.image_size / crop)
         if crop is None or self.preprocessing.squash:
@@ -92,25 +95,32 @@ class Classifier(nn.Module):
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, labels]``."""
+        """Return the logits ``[B, number of labels]`` of images ``[B, 3, H, W]`` in [0, 1]."""
         return self.network(self._preprocess(images))
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Penultimate features ``[B, num_features]`` and logits ``[B, labels]`` from one forward pass."""
+        """Return the inputs of the last linear layer and the logits of images ``[B, 3, H, W]`` in [0, 1].
+
+        Returns:
+            Features ``[B, num_features]`` and logits ``[B, number of labels]`` of the same forward pass.
+        """
         maps = self.network.forward_features(self._preprocess(images))
         return self.network.forward_head(maps, pre_logits=True), self.network.forward_head(maps)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps ``[B, C, h, w]`` of the network's stages."""
+        """Return the feature maps ``[B, C, h, w]`` at the end of each stage of the network."""
         return self.network.forward_intermediates(self._preprocess(images), intermediates_only=True)
 
     def save(self, folder: str | Path, architecture: str) -> None:
-        """Write float16 weights and the config needed to rebuild the classifier into ``folder``.
+        """Write the weights in float16 and a config file into ``folder``. :func:`load_classifier` reads both files.
 
-        A tensor that overflows float16 keeps its dtype.
+        A weight tensor with values outside the range of float16 is saved in its own dtype.
+
+        Args:
+            architecture: name of the timm model.
 
         Raises:
-            ValueError: weights are not finite.
+            ValueError: a weight is NaN or infinite.
         """
         state = self.network.state_dict()
         _check_finite(state, "this classifier")
@@ -127,14 +137,22 @@ class Classifier(nn.Module):
 
 
 def _to_half(tensor: Tensor) -> Tensor:
-    """``tensor`` in float16, or unchanged if it is not of floats or would overflow."""
+    """Convert a floating-point tensor to float16, unless a value would overflow. Other tensors are unchanged."""
     half = tensor.half() if tensor.is_floating_point() else tensor
     return half if half.isfinite().all() else tensor
 
 
 @rnri.validation.dataclass(frozen=True)
 class ClassifierConfig:
-    """Content of a classifier's ``config.json``."""
+    """Content of the ``config.json`` in the folder of a classifier.
+
+    Attributes:
+        architecture: name of the timm model.
+        image_size: height and width of the network's input, in pixels.
+        mean: mean of each color channel, which is subtracted from images in [0, 1].
+        std: standard deviation of each color channel, by which images are divided.
+        labels: class names, one per logit of the network.
+    """
 
     architecture: NonEmptyStr
     image_size: PositiveInt
@@ -144,15 +162,15 @@ class ClassifierConfig:
 
 
 def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """Load a classifier in float32 and evaluation mode.
+    """Load a classifier in float32, in evaluation mode and without gradients of its weights.
 
     Args:
         source: a folder written by :meth:`Classifier.save` or by timm, a Hugging Face Hub id (``timm/NAME``), or a
-            timm model name. The last two are downloaded unless cached.
+            timm model name. Models with a Hub id or a timm name are downloaded unless they are cached.
 
     Raises:
-        ValueError: a file is missing, damaged or of another kind, a label is duplicated, or the weights do not fit the
-            architecture and the labels.
+        ValueError: a file is missing, damaged or not of a classifier, two labels are equal, or the shapes of the
+            weights do not match the architecture and the number of labels.
     """
     if is_timm_source(source):
         network, title = load_timm_network(str(source))
@@ -211,21 +229,29 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _check_finite(state: Mapping[str, Tensor], owner: object) -> None:
     name = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
     if name is not None:
-        raise ValueError(f"{owner} has weights that are not finite, in {name}: the training diverged, train it again.")
+        raise ValueError(
+            f"{owner} has weights that are not finite, in {name}: the training diverged, train the classifier again."
+        )
 
 
 def _check_fit(
     folder: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: ClassifierConfig
 ) -> None:
-    """Raise ValueError for the first tensor in which a weight file and the network differ."""
+    """Raise ValueError if the names or shapes of the weights in a file differ from the weights of the network.
+
+    Args:
+        folder: folder of the classifier.
+        state: weights in the file.
+        expected: weights of the network that is built from ``config``.
+    """
     differing = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
     differing += [name for name in state if name not in expected]
     if differing:
         name = differing[0]
         raise ValueError(
             f"{folder / WEIGHTS} does not fit {CONFIG}: {name} is {_shape_of(state, name)} in the file and "
-            f"{_shape_of(expected, name)} in {config.architecture} with {len(config.labels)} labels; use both files of "
-            "the same training."
+            f"{_shape_of(expected, name)} in {config.architecture} with {len(config.labels)} labels; use two files "
+            "that were saved together."
         )
 
 

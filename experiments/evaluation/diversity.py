@@ -1,4 +1,4 @@
-"""Copies of references, diversity within a concept, and precision and recall of generated sets."""
+"""Detection of copied references, diversity of the images of a concept, and precision and recall of image sets."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch.nn import functional as F
 from experiments.evaluation.classifier import Classifier
 
 COPY_QUANTILE = 0.05
-"""An image is a copy if it is closer to a reference than this quantile of the distances among real images."""
+"""Quantile of the distances between real images that is the threshold for copies.
+
+A generated image counts as a copy of a reference if their distance is below this threshold.
+"""
 NUM_NEIGHBORS = 5
-"""Of precision, recall, density and coverage, as their authors recommend."""
+"""Default number of neighbors k in precision, recall, density and coverage, which the authors of density recommend."""
 
 
 @dataclass(frozen=True)
 class CopyDetection:
-    """Perceptual distances of one concept's generated images.
+    """Perceptual distances of the ``n`` generated images of one concept.
 
     Attributes:
-        nearest: distance of each image to its nearest reference, ``float64 [n]``.
-        threshold: 5th percentile of the distances among the concept's real images; None with fewer than two.
-        pairwise: mean distance between two generated images; None with fewer than two.
+        nearest: distance of each generated image to its nearest reference, ``float64 [n]``.
+        threshold: 5th percentile of the distances between the concept's real images; None if there are fewer than two
+            real images.
+        pairwise: mean distance between two generated images; None if there are fewer than two generated images.
     """
 
     nearest: Tensor
@@ -32,15 +36,16 @@ class CopyDetection:
 
     @property
     def copies(self) -> list[bool] | None:
-        """Whether each image is closer to a reference than ``threshold``; None without a threshold."""
+        """Whether each generated image is closer to a reference than ``threshold``; None if ``threshold`` is None."""
         return None if self.threshold is None else (self.nearest < self.threshold).tolist()
 
 
 @torch.no_grad()
 def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Vectors ``float32 [N, E]`` of images ``uint8 [N, 3, H, W]``.
+    """Return perceptual vectors ``float32 [N, E]`` of images ``uint8 [N, 3, H, W]``.
 
-    Their squared distance is :func:`~experiments.evaluation.metrics.perceptual_distance`.
+    The squared Euclidean distance of two vectors is the
+    :func:`~experiments.evaluation.metrics.perceptual_distance` of the images.
     """
     vectors = []
     device = classifier.mean.device
@@ -52,12 +57,12 @@ def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int =
 
 
 def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetection:
-    """Copies among a concept's generated images, from perceptual vectors.
+    """Compute the perceptual distances with which copies among the generated images of a concept are detected.
 
     Args:
-        images: of the generated images, ``[n, E]``.
-        references: of the references, ``[R, E]``.
-        real: of all real images of the concept, references included, ``[M, E]``.
+        images: perceptual vectors of the generated images, ``[n, E]``.
+        references: perceptual vectors of the references, ``[R, E]``.
+        real: perceptual vectors of all real images of the concept, including the references, ``[M, E]``.
     """
     real_distances = _pairwise_distances(real)
     image_distances = _pairwise_distances(images)
@@ -69,44 +74,54 @@ def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetec
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances ``float64 [n, m]``. The rounding error is far below the distance of any two images."""
+    """Return the squared distances ``float64 [n, m]`` between the rows of ``a [n, E]`` and ``b [m, E]``.
+
+    The rounding error of the formula is far below the distance of any two different images.
+    """
     a = a.double()
     b = b.double()
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
 
 
 def _pairwise_distances(vectors: Tensor) -> Tensor:
-    """Squared distances of all pairs: ``float64 [n (n - 1) / 2]``."""
+    """Return the squared distances of all pairs of rows of ``vectors [n, E]``: ``float64 [n (n - 1) / 2]``."""
     rows, columns = torch.triu_indices(len(vectors), len(vectors), 1)
     return _distances(vectors, vectors)[rows, columns]
 
 
 def vendi_score(features: Tensor) -> float:
-    """Vendi score (Friedman and Dieng 2023) of ``features [n, D]``: the effective number of different images, 1 to n.
+    """Return the Vendi score (Friedman and Dieng 2023) of the image features ``features [n, D]``.
 
-    It is the exponential of the entropy of the eigenvalues of ``K / n``, where K holds the cosine similarities.
+    The score is the effective number of different images, from 1 to n. It is computed as the exponential of the entropy
+    of the eigenvalues of ``K / n``, where K is the matrix of the cosine similarities of the features.
 
     Raises:
         ValueError: ``features`` is empty.
     """
     if not len(features):
-        raise ValueError("a Vendi score needs at least one image.")
+        raise ValueError("the Vendi score requires at least one image.")
     unit = F.normalize(features.double(), dim=1)
     eigenvalues = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp_min(0)
     return torch.special.entr(eigenvalues).sum().exp().item()
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGHBORS) -> dict[str, float | None]:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of features ``[N, D]``.
+    """Return precision and recall (Kynkäänniemi et al. 2019), and density and coverage (Naeem et al. 2020).
 
-    Each point has a ball that reaches to its k-th nearest neighbor in the same set.
+    The four metrics are defined by balls around the feature vectors. The radius of the ball around a vector is the
+    distance to its k-th nearest neighbor in the same set, where k is ``neighbors``.
 
-    - precision: fraction of generated points inside a real ball
-    - recall: fraction of real points inside a generated ball
-    - density: mean number of real balls around a generated point, divided by k
-    - coverage: fraction of real balls that contain a generated point
+    - precision: fraction of generated vectors that are inside the ball of a real vector
+    - recall: fraction of real vectors that are inside the ball of a generated vector
+    - density: mean number of balls of real vectors that contain a generated vector, divided by k
+    - coverage: fraction of real vectors whose ball contains a generated vector
 
-    All are None if a set has at most ``neighbors`` points.
+    All four values are None if one of the sets has at most k vectors.
+
+    Args:
+        real: features of real images, ``[M, D]``.
+        generated: features of generated images, ``[N, D]``.
+        neighbors: number of neighbors k.
     """
     if min(len(real), len(generated)) <= neighbors:
         return dict.fromkeys(("precision", "recall", "density", "coverage"))
@@ -123,7 +138,6 @@ def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGH
 
 
 def _knn_radius(points: Tensor, neighbors: int) -> Tensor:
-    """Distance of each point to its k-th nearest neighbor: ``float64 [N]``."""
-    return (
-        torch.cdist(points.double(), points.double()).kthvalue(neighbors + 1, dim=1).values
-    )  # the nearest is the point itself
+    """Return the distance of each point ``[N, D]`` to its k-th nearest neighbor: ``float64 [N]``."""
+    distances = torch.cdist(points.double(), points.double())
+    return distances.kthvalue(neighbors + 1, dim=1).values  # + 1, because the smallest distance is to the point itself

@@ -1,4 +1,4 @@
-"""Metrics of edited images, computed from batches."""
+"""A batch of edited images, from which the metrics of the editing experiment are computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from seedselect import ClipFeatures
 
 @dataclass(frozen=True)
 class EditingNetworks:
-    """The networks with which edits are evaluated."""
+    """The networks with which edited images are evaluated.
+
+    Attributes:
+        clip: CLIP model for the CLIP score.
+        classifier: evaluation classifier, which recognizes the object in an edited image.
+        lpips: perceptual distance between two images.
+        structure: distance between the structures of two images.
+    """
 
     clip: ClipFeatures
     classifier: Classifier
@@ -28,15 +35,20 @@ class EditingNetworks:
 
 @dataclass(frozen=True, eq=False)
 class EditBatch:
-    """Edited images and what their metrics depend on. Metrics of a non-finite image are NaN, its success is 0.
+    """Edited images, and the data and networks with which their metrics are computed.
+
+    If an edited image has NaN or infinite pixels, its ``edit_applied``, ``background_preserved`` and ``success`` are 0
+    and its other metrics are NaN.
 
     Attributes:
-        images, originals: edited and source images, ``[B,3,H,W]`` in [0, 1].
-        masks: bool ``[B,H,W]``, True where the image is to be edited.
-        prompts: target prompts.
-        labels: class that an edit to another object should show; None for other edits.
-        targets: ground truth ``[3,H,W]`` of an edit to another background; None for other edits.
-        min_psnr: background PSNR in dB from which the background counts as preserved.
+        images: edited images, ``[B,3,H,W]`` in [0, 1].
+        originals: source images, ``[B,3,H,W]`` in [0, 1].
+        masks: bool ``[B,H,W]``, True in the region that is to be edited.
+        prompts: target prompts, one per image.
+        labels: for an edit that replaces the object, the label of the new object; None for other edits.
+        targets: for an edit that replaces the background, the ground-truth image ``[3,H,W]``; None for other edits.
+        networks: networks that compute the metrics.
+        min_psnr: minimum background PSNR in dB at which the background counts as preserved.
     """
 
     images: Tensor
@@ -54,11 +66,11 @@ class EditBatch:
 
     @cached_property
     def background_mask(self) -> Tensor:
-        """Bool ``[B,1,H,W]``."""
+        """Mask of the background, bool ``[B,1,H,W]``, True outside of the region that is to be edited."""
         return (~self.masks)[:, None]
 
     def clip_score(self, images: Tensor) -> Tensor:
-        """Cosine similarity ``[B]`` of ``images`` and the target prompts in CLIP."""
+        """Return the cosine similarity ``[B]`` of the CLIP features of ``images`` and of the target prompts."""
         return (self._text * self.networks.clip(images)).sum(1)
 
     @cached_property
@@ -71,24 +83,27 @@ class EditBatch:
 
     @cached_property
     def background_preserved(self) -> Tensor:
-        """1 or 0, float64 ``[B]``; NaN for an image without background."""
+        """1 if the background of an image is preserved, else 0: float64 ``[B]``; NaN without background pixels."""
         preserved = (self.background.psnr >= self.min_psnr).double()
         no_background = self.background.psnr.isnan() & is_finite(self.images).to(self.images.device)
         return torch.where(no_background, torch.nan, preserved)
 
     @cached_property
     def success(self) -> Tensor:
-        """1 if the edit is applied and the background preserved, else 0; NaN if the first is unknown."""
+        """1 if the edit is applied and the background is preserved, else 0: float64 ``[B]``.
+
+        NaN for edits for which no criterion tells whether they are applied.
+        """
         preserved = (self.background.psnr >= self.min_psnr).double()
         return torch.where(self.edit_applied.isnan(), torch.nan, self.edit_applied * preserved)
 
 
 def edits_applied(batch: EditBatch) -> Tensor:
-    """Whether each edit is applied, 1 or 0, float64 ``[B]``; NaN for edits without a criterion.
+    """Return 1 for each edit that is applied and else 0: float64 ``[B]``, NaN for edits without a criterion.
 
-    An edit to another object is applied if the classifier predicts that object. An edit to another background is
-    applied if the mean color of the edited region is closer to the ground truth's than to the source image's. A
-    non-finite image counts as not applied.
+    An edit that replaces the object is applied if the classifier predicts the new object. An edit that replaces the
+    background is applied if the mean color of the edited region is closer to the mean color of this region in the
+    ground truth than in the source image. An edit whose image has NaN or infinite pixels counts as not applied.
     """
     finite = is_finite(batch.images).to(batch.images.device)
     predictions = batch.networks.classifier(batch.images.nan_to_num()).argmax(1).tolist()

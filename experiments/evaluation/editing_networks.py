@@ -1,4 +1,8 @@
-"""Networks that score edits: PIE-Bench's own, loaded from a path, or substitutes by the classifier's features."""
+"""Networks that score edited images.
+
+They are either the networks of PIE-Bench, loaded from files of the user, or substitutes that use the features of the
+evaluation classifier.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,19 @@ from experiments.evaluation import Classifier, perceptual_distance
 from rnri.models.fingerprint import fingerprint as fingerprint_weights
 from rnri.validation import first_line
 
-DINO_IMAGE_SIZE = 224  # pixels
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
-MIN_POSITIONS = 64  # of the feature map from which structure is computed
+DINO_IMAGE_SIZE = 224  # height and width of the input of DINO, in pixels
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the color channels
+MIN_POSITIONS = 64  # minimum number of positions (h * w) of the feature map for the structure distance
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance between images ``[B,3,H,W]`` in [0, 1], which returns ``[B]``.
+    """A distance ``[B]`` between two batches of images ``[B,3,H,W]`` in [0, 1].
 
     Attributes:
-        name: name of its network in tables.
-        fingerprint: SHA-256 of its weights.
-        function: computes the distance.
+        name: name of the network of this distance in the results tables.
+        fingerprint: SHA-256 hash of the weights of the network.
+        function: function that computes the distances of two batches of images.
     """
 
     name: str
@@ -41,7 +45,11 @@ class Distance:
 
 
 def structure_distance(tokens: Tensor, originals: Tensor) -> Tensor:
-    """Mean squared difference ``[B]`` of the cosine self-similarities of ``tokens`` and ``originals`` ``[B,N,D]``."""
+    """Return the structure distance ``[B]`` of images and their originals from tokens ``[B,N,D]``.
+
+    It is the mean squared difference of the self-similarity matrices of ``tokens`` and ``originals``, which contain the
+    cosine similarity of each pair of tokens of an image.
+    """
     return (_self_similarity(tokens) - _self_similarity(originals)).square().mean((1, 2))
 
 
@@ -51,13 +59,15 @@ def _self_similarity(tokens: Tensor) -> Tensor:
 
 
 def dino_structure(path: str, device: str | torch.device) -> Distance:
-    """PIE-Bench's structure distance, from the keys of the last layer of a DINO ViT at 224 pixels (published: ViT-B/8).
+    """Load PIE-Bench's structure distance, computed from the attention keys of the last layer of a DINO ViT.
+
+    Images are resized to 224 x 224 pixels. PIE-Bench's published results use the DINO ViT-B/8.
 
     Args:
         path: a folder or Hugging Face Hub id for transformers' ``ViTModel``, such as ``facebook/dino-vitb8``.
 
     Raises:
-        ValueError: the model cannot be loaded, or has no projection to keys.
+        ValueError: the model cannot be loaded, or has no layer that computes attention keys.
     """
     try:
         network = ViTModel.from_pretrained(path, add_pooling_layer=False).eval().requires_grad_(False).to(device)
@@ -82,10 +92,10 @@ def dino_structure(path: str, device: str | torch.device) -> Distance:
 
 
 def _last_keys(network: nn.Module, path: str) -> nn.Module:
-    """The key projection of the last attention layer."""
+    """Return the layer that computes the attention keys in the last attention block of ``network``."""
     projections = [part for name, part in network.named_modules() if name.rpartition(".")[2] in ("key", "k_proj")]
     if not projections:
-        raise ValueError(f"task.dino: the network of {path} has no projection to keys; use a DINO ViT.")
+        raise ValueError(f"task.dino: the network of {path} has no layer for attention keys; use a DINO ViT.")
     return projections[-1]
 
 
@@ -98,7 +108,10 @@ def _normalize(images: Tensor) -> Tensor:
 
 
 def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
-    """Structure distance of the classifier's deepest feature map with at least ``MIN_POSITIONS`` positions."""
+    """Return a structure distance that is computed from a feature map of the evaluation classifier.
+
+    The feature map is the deepest one with at least ``MIN_POSITIONS`` positions; each position is a token.
+    """
 
     def tokens(images: Tensor) -> Tensor:
         large_maps = [maps for maps in classifier.feature_maps(images) if maps[0, 0].numel() >= MIN_POSITIONS]
@@ -112,22 +125,27 @@ def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
 
 
 def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
-    """PIE-Bench's LPIPS: SqueezeNet 1.1 with the ImageNet weights in ``path`` and the learned heads of torchmetrics.
+    """Load PIE-Bench's LPIPS, a SqueezeNet 1.1 with ImageNet weights and learned weights of its channels.
+
+    The weights of the channels are included in torchmetrics.
 
     Args:
-        path: torchvision's file (``squeezenet1_1-*.pth``), or the same tensors as safetensors.
+        path: torchvision's weight file (``squeezenet1_1-*.pth``), or a safetensors file with the same tensors.
 
     Raises:
-        ValueError: the file is missing, or holds another network.
+        ValueError: the file is missing, or contains the weights of another network.
     """
     network = _LPIPS(net="squeeze", pnet_rand=True, use_dropout=True).eval()
     backbone = network.net
-    expected = backbone.state_dict()  # slices.K.N.rest, which torchvision calls features.N.rest
+    expected = backbone.state_dict()  # torchmetrics calls a weight slices.K.N.rest, torchvision features.N.rest
     names = {name: f"features.{name.split('.', 2)[2]}" for name in expected}
     weights = _read_weights(path)
     for name, file_name in names.items():
         if file_name not in weights or weights[file_name].shape != expected[name].shape:
-            raise ValueError(f"task.lpips: {path} is not SqueezeNet 1.1; {file_name} is missing or of another shape.")
+            raise ValueError(
+                f"task.lpips: {path} does not contain the weights of SqueezeNet 1.1: {file_name} is missing or has "
+                "another shape."
+            )
     backbone.load_state_dict({name: weights[file_name] for name, file_name in names.items()})
     network = network.requires_grad_(False).to(device)
     return Distance(
@@ -147,7 +165,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
 
 
 def classifier_perceptual(classifier: Classifier, fingerprint: str) -> Distance:
-    """LPIPS without learned weights on the classifier's features (:func:`perceptual_distance`)."""
+    """Return LPIPS without learned weights, computed from the classifier's features (:func:`perceptual_distance`)."""
     return Distance(
         "classifier features, without learned weights",
         fingerprint,

@@ -1,4 +1,4 @@
-"""What the metrics of a set of generated images are computed from."""
+"""Features and measurements of a set of generated images, from which its metrics are computed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from experiments.evaluation.metrics import frechet_distance, kernel_distance
 
 @dataclass(frozen=True, eq=False)
 class GeneratedSet:
-    """Generated images of all concepts, by their features.
+    """Features and measurements of the generated images of all concepts.
 
     Attributes:
         real: features of real images, float64 ``[M, D]``.
-        features: of the finite generated images, float64 ``[N, D]``.
-        features_by_concept: the same, one tensor per concept.
-        copies: per sample, whether it copies a reference; None if unknown.
-        copy_detections: one per concept; None without images.
-        records: measured values, one mapping per sample.
-        t_init, t_opt: seconds of seed initialization and optimization, one per concept.
+        features: features of the generated images without NaN or infinity, float64 ``[N, D]``.
+        features_by_concept: the rows of ``features`` that belong to each concept, one tensor per concept.
+        copies: for each generated image, whether it copies a reference; None if this is unknown.
+        copy_detections: perceptual distances of each concept's images; None for a concept without images.
+        records: measured values of each generated image.
+        t_init: duration of the seed initialization of each concept, in seconds.
+        t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
     """
 
     real: Tensor
@@ -44,8 +45,11 @@ class GeneratedSet:
 
     @cached_property
     def feature_distances(self) -> dict[str, float | None]:
-        """FID and KID. None if a sample is not finite, a set has fewer than two images, or features are not finite; the
-        last gives a warning."""
+        """FID and KID between the real and the generated images.
+
+        Both are None if a generated image is NaN or infinite, or if there are fewer than two real or generated images.
+        If features are NaN or infinite, both are None and a warning is given.
+        """
         if self.num_not_finite or min(len(self.real), len(self.features)) < 2:
             return {"fid": None, "kid": None}
         try:
@@ -57,36 +61,36 @@ class GeneratedSet:
 
     @cached_property
     def coverage(self) -> dict[str, float | None]:
-        """Precision, recall, density and coverage."""
+        """Precision, recall, density and coverage of the generated images (:func:`precision_recall`)."""
         return precision_recall(self.real, self.features)
 
     @property
     def nearest_distances(self) -> list[float]:
-        """Distance of each image to its nearest reference."""
+        """Perceptual distance of each generated image to its nearest reference."""
         return [value for each in self.copy_detections if each is not None for value in each.nearest.tolist()]
 
     @property
     def pairwise_distances(self) -> list[float | None]:
-        """Mean distance between two images of each concept."""
+        """Mean perceptual distance between two generated images of the same concept, one value per concept."""
         return [each.pairwise for each in self.copy_detections if each is not None]
 
     @property
     def vendi_scores(self) -> list[float]:
-        """One per concept."""
+        """Vendi score of the generated images of each concept."""
         return [vendi_score(features) for features in self.features_by_concept]
 
     def recorded(self, name: str) -> list[float]:
-        """Recorded values of the samples that have them."""
+        """Return the values of the measurement ``name`` of all generated images for which it was recorded."""
         return [record[name] for record in self.records if name in record]
 
 
 def mean_available(values: Iterable[float | None]) -> float:
-    """Mean of the values that are not None; NaN without any."""
+    """Return the mean of the values that are not None, or NaN if all values are None."""
     available = [value for value in values if value is not None]
     return sum(available) / len(available) if available else math.nan
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are not None; None without any."""
+    """Return the mean of the values that are not None, or None if all values are None or the mean is NaN."""
     mean = mean_available(values)
     return None if math.isnan(mean) else mean

@@ -1,4 +1,4 @@
-"""Inception-v3 features for FID as published, by torchmetrics, with weights from a local file."""
+"""Inception-v3 features for the published definition of FID: torchmetrics' network with weights from a local file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEATURES = 2048
 
 
 class Inception(nn.Module):
-    """Maps images ``uint8 [B, 3, H, W]`` of any size to the pool features ``float64 [B, 2048]`` of FID."""
+    """Maps images ``uint8 [B, 3, H, W]`` of any size to the pooled Inception-v3 features ``float64 [B, 2048]``."""
 
     num_features = FEATURES
     title = NAME
@@ -30,26 +30,26 @@ class Inception(nn.Module):
         features = self.network(images)
         if not is_finite(features).all():
             raise NonFiniteError(
-                "the features of Inception-v3 are not finite: the weight file is damaged, use another one."
+                "the features of Inception-v3 are not finite: the weight file is damaged, use another file."
             )
         return features.double()
 
 
 def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Inception:
-    """Inception-v3 with the weights in ``path``, torch-fidelity's ``pt_inception-2015-12-05-*.pth``.
+    """Load Inception-v3 with the weights in the file ``path``, torch-fidelity's ``pt_inception-2015-12-05-*.pth``.
 
     Raises:
-        ValueError: the file is missing, or holds weights of another network.
+        ValueError: the file is missing, or contains the weights of another network.
     """
     if not Path(path).is_file():
         raise ValueError(
-            f"metrics.inception: file not found, got {path}; give torch-fidelity's "
-            "pt_inception-2015-12-05-6726825d.pth, or omit it to use the classifier's features."
+            f"metrics.inception: file not found, got {path}; use torch-fidelity's "
+            "pt_inception-2015-12-05-6726825d.pth, or omit metrics.inception to use the classifier's features."
         )
     try:
         network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
     except (RuntimeError, OSError, KeyError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(
-            f"metrics.inception: {path} does not hold the weights of FID's Inception-v3 ({first_line(error)})."
+            f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 ({first_line(error)})."
         ) from None
     return Inception(network.requires_grad_(False).to(device))

@@ -1,9 +1,9 @@
 """ST-LPIPS: LPIPS with the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 2022), with their published weights.
 
-The weights are not part of this project. They come with the package ``stlpips-pytorch`` 0.0.2 (BSD-2), as
-``weights/vST0.0/alex_shift_tolerant.pth``; the network here follows the names and shapes in that file. Its five layers
-are compared as in LPIPS (Zhang et al. 2018): squared differences of unit-length channel vectors under learned weights,
-averaged over positions and summed over layers.
+The weights are not part of this project. They are the file ``weights/vST0.0/alex_shift_tolerant.pth`` in the package
+``stlpips-pytorch`` 0.0.2 (license BSD-2). The network in this module has the same names and shapes of weights. The distance is
+computed from five layers as in LPIPS (Zhang et al. 2018). In each layer, channel vectors are normalized to unit length,
+and their squared differences are weighted by learned weights and averaged over positions. The layers are summed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ CONVOLUTIONS = {  # name in the file: (output channels, input channels, kernel s
     "slice4.11": (256, 384, 3, 1),
     "slice5.13": (256, 256, 3, 1),
 }
-MIN_SIDE = 32  # pixels
-POOLED_LAYERS = (1, 2)  # layers whose inputs are max-pooled and downsampled
+MIN_SIDE = 32  # minimum height and width of images, in pixels
+POOLED_LAYERS = (1, 2)  # indices of the layers whose inputs are max-pooled and downsampled
 REMEDY = "unpack stlpips-pytorch 0.0.2 and use its weights/vST0.0/alex_shift_tolerant.pth"
 
 
 def blur_and_downsample(maps: Tensor) -> Tensor:
-    """Feature maps ``[B, C, h, w]`` under a 3 x 3 binomial filter with stride 2 and reflection padding of 2."""
+    """Blur feature maps ``[B, C, h, w]`` with a 3 x 3 binomial filter, with stride 2 and reflection padding of 2."""
     weights = maps.new_tensor([0.25, 0.5, 0.25])
     filters = torch.outer(weights, weights).expand(maps.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(maps, (2, 2, 2, 2), mode="reflect"), filters, stride=2, groups=maps.shape[1])
 
 
 class ShiftTolerantLpips(nn.Module):
-    """ST-LPIPS of images ``[B, 3, H, W]`` in [0, 1] with sides >= ``MIN_SIDE`` pixels."""
+    """ST-LPIPS distance of images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class ShiftTolerantLpips(nn.Module):
         self.register_buffer("scale", torch.ones(1, 3, 1, 1))
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps ``[B, C, h, w]`` of the five layers."""
+        """Return the feature maps ``[B, C, h, w]`` of the five layers for images ``[B, 3, H, W]`` in [0, 1]."""
         x = (2 * images - 1 - self.shift) / self.scale
         maps = []
         for k, convolution in enumerate(self.convolutions):
@@ -62,7 +62,7 @@ class ShiftTolerantLpips(nn.Module):
         return maps
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Distances ``[B]``, 0 for equal images."""
+        """Return the ST-LPIPS distances ``[B]`` of ``images`` and ``targets``; 0 for equal images."""
         layers = zip(self.feature_maps(images), self.feature_maps(targets), self.weights, strict=True)
         return sum(_layer_distance(a, b, weight) for a, b, weight in layers)
 
@@ -73,10 +73,10 @@ def _layer_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTolerantLpips:
-    """ST-LPIPS with the weights in ``path``, in evaluation mode.
+    """Load ST-LPIPS with the weights in the file ``path``, in evaluation mode.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds another network.
+        ValueError: the file is missing or damaged, or contains the weights of another network.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -88,7 +88,11 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTol
 
 
 def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The weights of a file under the names of ``network``."""
+    """Return the weights ``state`` of the file ``path`` with the names and shapes that ``network`` uses.
+
+    Raises:
+        ValueError: the file lacks a weight of ``network``, or the weight has another number of elements.
+    """
     names = {"shift": "scaling_layer.shift", "scale": "scaling_layer.scale"}
     for k, layer in enumerate(CONVOLUTIONS):
         names |= {f"convolutions.{k}.{kind}": f"net.{layer}.{kind}" for kind in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""What a metric is: how it is computed, aggregated, labeled and logged; and registers that hold them in order."""
+"""Definition of a metric (how it is computed, aggregated, labeled and logged), and the registry of metrics."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ def mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured quantity of an experiment.
+    """A metric of an experiment: how its values are computed, aggregated and shown.
 
     Attributes:
-        name: column in ``samples.parquet`` and ``results.json``, and the last part of the logger key.
+        name: name of the column in ``samples.parquet`` and ``results.json``, and last part of the logger key.
         label: column head in ``table.md``.
-        function: computes the metric from a batch; None if the experiment records the value itself.
-        unit: follows the label in the column head.
-        better: which direction is better, shown as an arrow in the column head.
-        aggregate: turns the values of a table row's samples into one value.
-        statistics: further columns by suffix: a label and a function as ``aggregate``.
-        interval: compute a 95 % bootstrap interval of the mean (columns ``NAME_low`` and ``NAME_high``).
-        show_interval: print the interval in the table.
-        live: log the running mean after every unit.
-        scale: factor in tables, such as 100 for percentages.
-        tables: names of the tables that have a column for it.
-        optional: omit the metric if ``function`` returns None; otherwise None is reported as a missing value.
+        function: function that computes the values of the metric from a batch; None if the experiment records the
+            values itself.
+        unit: unit of the values, such as ``dB``, which is appended to the label in the column head.
+        better: whether higher or lower values are better, shown as an arrow in the column head.
+        aggregate: function that aggregates the values of all images of a table row into one value.
+        statistics: additional columns: for each suffix of the column name, a column head and a function that
+            aggregates the values.
+        interval: compute a 95 % bootstrap confidence interval of the mean (columns ``NAME_low`` and ``NAME_high``).
+        show_interval: print the confidence interval of the mean in the results table.
+        live: log the running mean of the metric after every finished unit.
+        scale: factor by which values are multiplied in tables, such as 100 for percentages.
+        tables: names of the tables that have a column for the metric.
+        optional: omit the metric if ``function`` returns None. Otherwise a result of None is a missing value.
     """
 
     name: str
@@ -55,12 +57,12 @@ class Metric:
 
     @property
     def head(self) -> str:
-        """Column head: label, unit, and an arrow towards better values."""
+        """Column head in tables: the label, the unit, and an arrow in the direction of better values."""
         return ", ".join(filter(None, (self.label, self.unit))) + ARROWS[self.better]
 
     @property
     def columns(self) -> dict[str, str]:
-        """Keys of table rows and their column heads."""
+        """Column heads of the metric and its statistics, by the keys of the table rows."""
         columns = {self.name: self.head}
         columns |= {f"{self.name}_{suffix}": label for suffix, (label, _) in self.statistics.items()}
         if self.show_interval:
@@ -68,7 +70,13 @@ class Metric:
         return columns
 
     def summarize(self, values: Sequence[float], seed: int) -> dict[str, float]:
-        """Aggregate the values of a row's samples; NaN without values."""
+        """Aggregate the values of all images of a table row into the columns of this metric.
+
+        The columns are NaN if ``values`` is empty. The confidence interval is NaN if a value is NaN or infinite.
+
+        Args:
+            seed: random seed of the bootstrap.
+        """
         row = {self.name: self.aggregate(values) if values else math.nan}
         row |= {f"{self.name}_{suffix}": function(values) for suffix, (_, function) in self.statistics.items()}
         if self.interval:
@@ -79,7 +87,7 @@ class Metric:
 
 
 class MetricRegister:
-    """Metrics of an experiment. Their order is the order of columns."""
+    """Registry of the metrics of an experiment, in the order of the table columns."""
 
     def __init__(self, *metrics: Metric) -> None:
         self._metrics = {metric.name: metric for metric in metrics}
@@ -88,16 +96,17 @@ class MetricRegister:
         return iter(self._metrics.values())
 
     def register(self, metric: Metric, *, after: str | None = None) -> None:
-        """Add a metric, at the end or ``after`` another one.
+        """Add a metric at the end of the registry, or after the metric with the name ``after``.
 
         Raises:
-            ValueError: the name is taken, or no metric is called ``after``.
+            ValueError: a metric with the same name is registered already, or no metric has the name ``after``.
         """
         if metric.name in self._metrics:
             raise ValueError(f"metric {metric.name!r} is registered already.")
         if after is not None and after not in self._metrics:
             raise ValueError(
-                f"after: must be a registered metric, got {after!r}; there are {', '.join(self._metrics)}."
+                f"after: must be the name of a registered metric, got {after!r}; choose from "
+                f"{', '.join(self._metrics)}."
             )
         metrics = list(self)
         position = len(metrics) if after is None else list(self._metrics).index(after) + 1
@@ -105,20 +114,25 @@ class MetricRegister:
         self._metrics = {each.name: each for each in metrics}
 
     def unregister(self, name: str) -> None:
-        """Remove a metric; KeyError if there is none of this name."""
+        """Remove the metric with this name from the registry.
+
+        Raises:
+            KeyError: no metric has this name.
+        """
         del self._metrics[name]
 
     def compute(self, batch: Any) -> dict[str, Any]:
-        """Values of all metrics that have a function, by name."""
+        """Compute all metrics that have a function from ``batch``; return their values by the names of the metrics."""
         values = {metric.name: metric.function(batch) for metric in self if metric.function is not None}
         return {name: v for name, v in values.items() if v is not None or not self._metrics[name].optional}
 
     def summarize(self, samples: Sequence[Mapping[str, Any]], seed: int, *, skip_nan: bool = False) -> dict[str, float]:
-        """Aggregate samples into one table row. Metrics that no sample has are omitted.
+        """Aggregate the values of several images into one table row. Metrics without any value are omitted.
 
         Args:
-            seed: of the bootstrap.
-            skip_nan: leave samples whose value is NaN out; otherwise their mean is NaN.
+            samples: values of each image, by the names of the metrics.
+            seed: random seed of the bootstrap.
+            skip_nan: ignore values that are NaN. Otherwise the mean of values with a NaN is NaN.
         """
         row: dict[str, float] = {}
         for metric in self:
@@ -128,11 +142,11 @@ class MetricRegister:
         return row
 
     def columns(self, table: str = MAIN) -> dict[str, str]:
-        """Column heads of a table, by key of its rows."""
+        """Return the column heads of a table, by the keys of its rows."""
         return {key: head for metric in self if table in metric.tables for key, head in metric.columns.items()}
 
     def scaled(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of ``row`` whose metric has a scale, scaled for display."""
+        """Return the values of ``row`` that are scaled for display, such as percentages, multiplied by their scale."""
         scales = {metric.name: metric.scale for metric in self if metric.scale != 1 and metric.name in row}
         return {name: None if row[name] is None else scale * row[name] for name, scale in scales.items()}
 

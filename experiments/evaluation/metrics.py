@@ -1,4 +1,4 @@
-"""Metrics: confidence intervals, Fréchet and kernel distances of features, image similarity, ROC AUC."""
+"""Functions that compute metrics: bootstrap intervals, FID and KID, PSNR and SSIM, perceptual distance, ROC AUC."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 MAX_INDICES_PER_CHUNK = 1_000_000
-"""Group indices that a bootstrap draws at once. All draws of 100,000 groups together would take gigabytes."""
+"""Maximum number of group indices that a bootstrap draws at once, which limits its memory.
+
+All draws for 100,000 groups together would take gigabytes.
+"""
 
 
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int, draws: int = 2_000
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval ``(low, high)`` of the mean of ``values``.
+    """Return the 95 % percentile bootstrap interval ``(low, high)`` of the mean of ``values``.
 
-    With ``groups``, one per value, the bootstrap resamples whole groups: use it when values within a group are
-    correlated. If all values are equal, the interval is that single value.
+    If all values are equal, both bounds are equal to this value.
+
+    Args:
+        groups: group of each value. The bootstrap then resamples groups instead of values, which is necessary if the
+            values within a group are correlated.
+        seed: random seed.
+        draws: number of bootstrap samples.
 
     Raises:
         ValueError: ``values`` is empty.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
-        raise ValueError("a bootstrap interval needs at least one value.")
+        raise ValueError("a bootstrap interval requires at least one value.")
     names, index = np.unique(groups if groups is not None else np.arange(len(values)), return_inverse=True)
     sums = np.bincount(index, values)
     counts = np.bincount(index)
@@ -45,11 +53,11 @@ def bootstrap_interval(
 
 
 _SINGLE_PROCESS = {"distributed_available_fn": lambda: False}
-"""One process holds all features. Without this option, torchmetrics would wait for the other ranks."""
+"""Options of torchmetrics if one process computes a metric. Otherwise torchmetrics would wait for the other ranks."""
 
 
 class _PrecomputedFeatures(nn.Module):
-    """A feature extractor for torchmetrics whose inputs are the features themselves."""
+    """A feature extractor for torchmetrics that returns its inputs, which are already features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -60,13 +68,14 @@ class _PrecomputedFeatures(nn.Module):
 
 
 MAX_FEATURE = 1e30
-"""Above this magnitude, products of covariances overflow and LAPACK crashes the process."""
+"""Maximum magnitude of a feature. Above it, products of covariances overflow and LAPACK crashes the process."""
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance of two sets of features ``[N, D]``, at least 0; it is FID for Inception features.
+    """Return the Fréchet distance of two sets of features ``[N, D]``. With Inception-v3 features, it is FID.
 
-    Computed in float64. With fewer samples than features the covariance is singular: compare only sets of equal size.
+    The distance is at least 0 and is computed in float64. If there are fewer samples than features, the covariance is
+    singular and the distance depends on the number of samples, so that only sets of equal size can be compared.
 
     Raises:
         ValueError: a set has fewer than two samples, or contains NaN, infinity or magnitudes above 1e30.
@@ -81,12 +90,19 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
-    """Kernel Inception distance (KID): mean squared MMD with a cubic kernel over 50 subsets of features ``[N, D]``.
+    """Return the kernel Inception distance (KID) of two sets of features ``[N, D]``.
 
-    The estimate is unbiased, so it may be negative for similar sets. Clamping it to 0 would add a bias.
+    KID is the squared maximum mean discrepancy (MMD) with a cubic kernel, averaged over 50 random subsets. The estimate
+    is unbiased, so that it can be negative for similar sets. It is not clamped to 0, because this would add a bias.
+
+    Args:
+        real: features of real images, ``[M, D]``.
+        generated: features of generated images, ``[N, D]``.
+        subset: maximum number of samples in a random subset.
+        seed: random seed of the subsets.
 
     Raises:
-        ValueError: as :func:`frechet_distance`.
+        ValueError: a set has fewer than two samples, or contains NaN, infinity or magnitudes above 1e30.
     """
     _check_features(real, generated)
     subset = min(subset, len(real), len(generated))
@@ -97,7 +113,7 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
         )
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global generator
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets with the global random generator
         torch.manual_seed(seed)
         return metric.compute()[0].item()
 
@@ -105,8 +121,8 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
 def _check_features(real: Tensor, generated: Tensor) -> None:
     for name, features in (("real", real), ("generated", generated)):
         if len(features) < 2:
-            raise ValueError(f"a feature distance needs at least two {name} images, got {len(features)}.")
-        bad = ~(features.abs() <= MAX_FEATURE).all(1)  # also True for NaN
+            raise ValueError(f"FID and KID require at least two {name} images, got {len(features)}.")
+        bad = ~(features.abs() <= MAX_FEATURE).all(1)  # True also if a feature is NaN
         if bad.any():
             raise ValueError(
                 f"the features of {int(bad.sum())} of {len(features)} {name} images are not finite, first at index "
@@ -115,21 +131,22 @@ def _check_features(real: Tensor, generated: Tensor) -> None:
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """PSNR of each image ``[B, 3, H, W]`` in [0, 1]: ``[B]``, in dB."""
+    """Return the PSNR ``[B]`` in dB of ``images`` and ``targets``, which are ``[B, 3, H, W]`` in [0, 1]."""
     return peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """Structural similarity (SSIM) of each image ``[B, 3, H, W]`` in [0, 1]: ``[B]``, at most 1."""
+    """Return the structural similarity (SSIM) ``[B]`` of ``images`` and ``targets [B, 3, H, W]`` in [0, 1]."""
     return structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none").view(-1)
 
 
 def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Perceptual distance of images ``[B, 3, H, W]`` in ``classifier.feature_maps``: ``[B]``, 0 for equal images.
+    """Return the perceptual distance ``[B]`` of ``images`` and ``targets [B, 3, H, W]``; 0 for equal images.
 
-    It is LPIPS (Zhang et al. 2018) without learned weights: the squared distance of unit-length channel vectors,
-    averaged over positions, then over layers. The network is not that of LPIPS, so values of the two are comparable in
-    rank, not in size.
+    The distance is computed from the feature maps of ``classifier``. It is LPIPS (Zhang et al. 2018) without learned
+    weights. Channel vectors are normalized to unit length, and their squared distances are averaged over positions and
+    then over layers. LPIPS uses another network, so that the two distances rank images similarly, but their values
+    cannot be compared.
     """
     layers = zip(classifier.feature_maps(images), classifier.feature_maps(targets), strict=True)
     distances = [(F.normalize(a) - F.normalize(b)).square().sum(1).mean((1, 2)) for a, b in layers]
@@ -137,9 +154,12 @@ def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) 
 
 
 def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Area under the ROC curve: the probability that a positive scores above a negative; ties count one half."""
+    """Return the area under the ROC curve from the scores of positive and negative examples.
+
+    It is the probability that a positive example has a higher score than a negative example. A tie counts as one half.
+    """
     if not len(positives) or not len(negatives):
-        raise ValueError("ROC AUC needs at least one positive and one negative.")
+        raise ValueError("ROC AUC requires at least one positive and one negative example.")
     scores = np.asarray(positives, dtype=np.float64)
     thresholds = np.sort(np.asarray(negatives, dtype=np.float64))
     below = np.searchsorted(thresholds, scores, side="left")

@@ -1,7 +1,6 @@
-"""Every metric, one entry each, by experiment. The order of entries is the order of columns.
+"""The registries of metrics, one for each type of experiment. The order of the metrics is the order of table columns.
 
-An entry decides the column head, aggregation, interval, logger key and position of a metric in all outputs of its
-experiment. `docs/guides/add_a_metric.md` shows how to add one.
+The entry of a metric defines its column head, its aggregation, its confidence interval, its logger key and its tables. `docs/guides/add_a_metric.md` shows how to add a metric.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from experiments.evaluation.metric import MAIN, Metric, MetricRegister, mean
 from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
 
 EDITED = "edited"
-"""Table of images sampled under an edited prompt."""
+"""Name of the table with the metrics of images that were sampled with an edited prompt."""
 LATENTS = "latents"
-"""Table of distances between latents of generated images."""
+"""Name of the table with the distances between latents of generated images."""
 BUDGET = "budget"
 GEOMETRY = "seed_geometry"
 
@@ -27,22 +26,22 @@ def _nan_as_infinite(values: Sequence[float]) -> np.ndarray:
 
 
 def median(values: Sequence[float]) -> float:
-    """Median, where NaN counts as infinite: a few diverged samples do not change it."""
+    """Return the median of ``values``. NaN counts as infinity, so that a few diverged samples hardly affect it."""
     return float(np.median(_nan_as_infinite(values)))
 
 
 def percentile_95(values: Sequence[float]) -> float:
-    """Smallest value that at least 95 % of the values do not exceed; NaN counts as infinite."""
+    """Return the 95th percentile of ``values``: the smallest value that 95 % do not exceed. NaN counts as infinity."""
     return float(np.percentile(_nan_as_infinite(values), 95, method="inverted_cdf"))
 
 
 def maximum(values: Sequence[float]) -> float:
-    """Largest value; NaN counts as infinite."""
+    """Return the largest of ``values``. NaN counts as infinity."""
     return float(_nan_as_infinite(values).max())
 
 
 def count(values: Sequence[float]) -> int:
-    """Number of samples for which the metric is 1."""
+    """Return the number of samples for which a metric with values 0 and 1 is 1."""
     return int(sum(values))
 
 
@@ -75,7 +74,11 @@ INVERSION = MetricRegister(
     Metric("distance_reconstructed", "reconstructed", better="lower", tables=(LATENTS,)),
     Metric("not_finite", "non-finite images", better="lower", aggregate=count, tables=()),
 )  # fmt: skip
-"""From :class:`~experiments.evaluation.reconstruction_metrics.ReconstructionBatch` and the inversion's own records."""
+"""Metrics of inversion methods.
+
+They are computed from a :class:`~experiments.evaluation.reconstruction_metrics.ReconstructionBatch`, or recorded by the
+inversion experiment if they have no function.
+"""
 
 EDITING = MetricRegister(
     Metric("clip_score", "CLIP score", lambda b: b.clip_score(b.images), better="higher", interval=True,
@@ -102,7 +105,11 @@ EDITING = MetricRegister(
     Metric("seconds_networks", "network time per edit", unit="s", better="lower", tables=()),
     Metric("not_finite", "non-finite images", better="lower", aggregate=count, tables=()),
 )  # fmt: skip
-"""From :class:`~experiments.evaluation.editing_metrics.EditBatch` and the editing module's own records."""
+"""Metrics of editing methods.
+
+They are computed from an :class:`~experiments.evaluation.editing_metrics.EditBatch`, or recorded by the editing
+experiment if they have no function.
+"""
 
 RARE_CONCEPTS = MetricRegister(
     Metric("fid", "FID", lambda s: s.feature_distances["fid"], better="lower",
@@ -127,6 +134,9 @@ RARE_CONCEPTS = MetricRegister(
     Metric("converged", "converged", lambda s: mean_or_none(s.recorded("converged")), better="higher", tables=(),
            optional=True),
 )  # fmt: skip
-"""From :class:`~experiments.evaluation.generation_metrics.GeneratedSet`."""
+"""Metrics of generated images of concepts.
+
+They are computed from a :class:`~experiments.evaluation.generation_metrics.GeneratedSet`.
+"""
 
 __all__ = ["EDITING", "INVERSION", "RARE_CONCEPTS", "Metric", "MetricRegister", "mean"]

@@ -1,4 +1,4 @@
-"""Classifiers published or saved by timm: any timm network, from the Hugging Face Hub or a folder, with its labels."""
+"""Pretrained classifiers of timm from the Hugging Face Hub or from a folder, with their labels and preprocessing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from rnri.validation import first_line
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a classifier resizes, crops and normalizes images.
+    """Settings with which a classifier resizes, crops and normalizes images.
 
     Attributes:
-        image_size: side of the network's input, in pixels.
-        mean, std: per channel.
-        crop: side of the center crop as a fraction of the resized image's side; None squeezes the full image to the
-            input size.
-        squash: squeeze the image to a square before the crop, instead of keeping its aspect ratio.
-        interpolation: ``bicubic`` or ``bilinear``.
+        image_size: height and width of the network's input, in pixels.
+        mean: mean of each color channel, which is subtracted from images in [0, 1].
+        std: standard deviation of each color channel, by which images are divided.
+        crop: size of the center crop as a fraction of the resized image; None resizes the full image to the input size
+            without a crop, ignoring its aspect ratio.
+        squash: resize the image to a square before the crop, ignoring its aspect ratio.
+        interpolation: interpolation mode of resizing, ``bicubic`` or ``bilinear``.
     """
 
     image_size: int
@@ -40,32 +41,39 @@ class Preprocessing:
 
 
 def load_timm_network(source: str) -> tuple[nn.Module, str]:
-    """timm's pretrained network, and its architecture's name.
+    """Load a pretrained timm network; return the network and the name of its architecture.
 
     Args:
         source: a folder saved by timm, ``owner/name`` on the Hugging Face Hub, or a timm model name such as
             ``resnet50.a1_in1k``.
 
     Raises:
-        ValueError: the model cannot be loaded, or is not a classifier.
+        ValueError: timm cannot load the model, or the model is not a classifier.
     """
     is_folder = Path(source).is_dir()
     address = f"local-dir:{source}" if is_folder else f"hf-hub:{source}" if "/" in source else source
     try:
         network = timm.create_model(address, pretrained=True)
     except Exception as error:  # raised by the hub client, json, safetensors or timm
-        remedy = "save it again with timm" if is_folder else "download its files and give their folder"
+        remedy = "save the model again with timm" if is_folder else "download its files and use their folder"
         raise ValueError(f"data.classifier: timm cannot load {source} ({first_line(error)}); {remedy}.") from None
     if not getattr(network, "num_classes", 0):
-        raise ValueError(f"data.classifier: {source} has no labels, only features; use a classifier.")
+        raise ValueError(f"data.classifier: {source} has only features and no class logits; use a classifier.")
     return network, network.pretrained_cfg.get("architecture") or Path(source).name
 
 
 def class_labels(network: nn.Module, source: str) -> list[str]:
-    """Labels of the network's outputs: the names in its config, or ImageNet's classes by index.
+    """Return the label of each logit of a timm network.
 
-    The 1,000 classes of ImageNet-1k always have their names of
-    :func:`experiments.imagenet_classes.imagenet_classes`, also among the 21,841 classes of ImageNet-21k.
+    The labels are the label names in the network's config, or else the names of the ImageNet classes. The 1,000 classes
+    of ImageNet-1k are always named as in :func:`experiments.imagenet_classes.imagenet_classes`, also in networks with
+    the 21,841 classes of ImageNet-21k.
+
+    Args:
+        source: folder or name of the network, for the error message.
+
+    Raises:
+        ValueError: the config has no label names, and the number of logits is not that of a known set of classes.
     """
     config = network.pretrained_cfg
     count = network.num_classes
@@ -88,7 +96,10 @@ def class_labels(network: nn.Module, source: str) -> list[str]:
 
 
 def _custom_names(config: Mapping[str, Any]) -> list[str]:
-    """``label_names`` of a timm config; empty if they are absent or just the ImageNet-1k ids in order."""
+    """Return the ``label_names`` of a timm config.
+
+    The result is empty if the config has no label names, or if they are the WordNet ids of ImageNet-1k in order.
+    """
     names = [str(name) for name in config.get("label_names") or ()]
     return [] if names == [c.wnid for c in imagenet_classes()] else names
 
@@ -98,22 +109,27 @@ def _description(config: Mapping[str, Any], name: str) -> str:
 
 
 def deduplicate_labels(labels: list[str], ids: list[str]) -> list[str]:
-    """``labels`` in canonical form, with the id appended to duplicates; ImageNet-1k classes keep their names."""
-    forms = [normalize_name(label) for label in labels]
+    """Return normalized labels without duplicates.
+
+    The id of a class is appended to its label if several classes have this label, except to labels of ImageNet-1k.
+    """
+    names = [normalize_name(label) for label in labels]
     imagenet_ids = {c.wnid for c in imagenet_classes()}
-    counts = Counter(forms)
+    counts = Counter(names)
     return [
-        f"{form} ({label_id})" if counts[form] > 1 and label_id not in imagenet_ids else form
-        for form, label_id in zip(forms, ids, strict=True)
+        f"{name} ({label_id})" if counts[name] > 1 and label_id not in imagenet_ids else name
+        for name, label_id in zip(names, ids, strict=True)
     ]
 
 
 def timm_preprocessing(network: nn.Module) -> Preprocessing:
-    """The preprocessing with which timm evaluated the network."""
+    """Return the preprocessing settings with which timm evaluated the network."""
     config = resolve_data_config(pretrained_cfg=dict(network.pretrained_cfg), model=network)
     _, height, width = config["input_size"]
     if height != width:
-        raise ValueError(f"data.classifier: input must be square, got {height} x {width} pixels.")
+        raise ValueError(
+            f"data.classifier: the input of the network must be square, got {height} x {width} pixels; use another one."
+        )
     return Preprocessing(
         image_size=height,
         mean=list(config["mean"]),
@@ -125,7 +141,7 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
 
 
 def is_timm_source(source: str | Path) -> bool:
-    """Whether timm loads ``source``: a folder saved by timm, a Hugging Face Hub id, or a timm model name."""
+    """Return whether timm can load ``source``: a folder saved by timm, a Hugging Face Hub id, or a timm model name."""
     path = Path(source)
     if not path.is_dir():
         parts = str(source).removeprefix("hf-hub:").split("/")

@@ -130,7 +130,7 @@ def test_weights_of_another_network_are_rejected(folder):
 
 def test_missing_files_and_folders_are_reported(folder):
     (folder / "model.safetensors").unlink()
-    assert "has no model.safetensors: point data.classifier at" in loading_error(folder)
+    assert "has no model.safetensors: set data.classifier to" in loading_error(folder)
     assert "nowhere has no config.json" in loading_error(folder / "nowhere")
     assert "config.json has no config.json" in loading_error(folder / "config.json")
 

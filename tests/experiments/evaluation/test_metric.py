@@ -28,7 +28,7 @@ def test_new_metric_is_inserted_after_another(register):
     assert list(register.columns()) == ["psnr", "mse", "mse_low", "mse_high", "share"]
     with pytest.raises(ValueError, match="'mse' is registered already"):
         register.register(Metric("mse", "MSE"))
-    with pytest.raises(ValueError, match="after: must be a registered metric, got 'x'"):
+    with pytest.raises(ValueError, match="after: must be the name of a registered metric, got 'x'"):
         register.register(Metric("other", "other"), after="x")
 
 

@@ -134,5 +134,5 @@ def test_invalid_inception_files_are_rejected(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"none")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     for name in ("bad.pth", "other.pth"):
-        with pytest.raises(ValueError, match=r"does not hold the weights of FID's Inception-v3"):
+        with pytest.raises(ValueError, match=r"does not contain the weights of FID's Inception-v3"):
             load_inception(tmp_path / name)
