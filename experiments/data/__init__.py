@@ -1,4 +1,5 @@
-"""Sources of concepts, images and captions, and the embedded corpus. It imports no experiment and no network.
+"""Data sources: concepts, images and captions from folders, ImageNet, COCO or the emoji corpus in ``assets/emoji``.
 
-Import its modules directly, so that a run with one source does not load the others.
+This package imports no experiment and no neural network. Import the modules of this package one by one, so that a run
+with one data source does not load the code of the others.
 """

@@ -1,4 +1,4 @@
-"""Random augmentations that preserve the concept of an image, drawn independently for each image of a batch."""
+"""Random augmentations that do not change the class of an image, drawn independently for each image of a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
-    """Applies random affine maps, color jitter and blur to images ``[B, 3, H, W]`` in [0, 1]."""
+    """Applies random affine maps, color jitter and Gaussian blur to ``images [B, 3, H, W]`` in [0, 1].
+
+    Args:
+        images: batch of images.
+        color: strength of the color jitter, see :func:`color_jitter`.
+        blur: fraction of the images that are blurred.
+    """
     images = color_jitter(random_affine(images), color)
     blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
     selected = (torch.rand(len(images), 1, 1, 1) < blur).to(images)
@@ -19,7 +25,7 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Rotates by up to 20 degrees, scales, shears and translates each image; ``[B, 3, H, W]``."""
+    """Rotates each image by up to 20 degrees, and scales, shears and translates the image; ``[B, 3, H, W]``."""
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
@@ -37,7 +43,10 @@ def random_affine(images: Tensor) -> Tensor:
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:
-    """Applies a random color matrix near the identity, brightness and contrast; one image in ten becomes gray."""
+    """Changes colors, contrast and brightness of images ``[B, 3, H, W]`` at random; one image in ten becomes gray.
+
+    Colors are multiplied by a random 3 x 3 matrix near the identity. With ``strength`` 0, only the gray images change.
+    """
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5
     gray = (torch.rand(rows, 1, 1) < 0.1).float()

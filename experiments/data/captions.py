@@ -1,4 +1,4 @@
-"""Captioned images: COCO captions with a folder of images, or a table of images and captions."""
+"""Data source of captioned images: COCO captions with a folder of images, or a table of images and captions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ TABLES = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".jsonl":
 
 @plain_dataclass(frozen=True)
 class Captioned:
-    """Images with one caption and one unique name each."""
+    """Images, each with one caption and a unique name.
+
+    Attributes:
+        names: name of each image.
+        captions: caption of each image.
+        images: the images, in the order of ``names``.
+    """
 
     names: Sequence[str]
     captions: Sequence[str]
@@ -36,17 +42,19 @@ class Captioned:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """A source of captioned images for experiments that invert images; it has no concepts.
+    """A data source of captioned images, for experiments that invert images; this source has no concepts.
 
-    The first caption of an image is its prompt. Images are read when they are indexed.
+    If an image has several captions, the first caption is the prompt of the image. An image file is read each time the
+    image is indexed.
 
     Args:
-        captions: COCO's caption JSON, or a table with an image and a caption per row: ``.csv``, ``.tsv``, ``.jsonl``
-            with image files below ``images``, or ``.parquet`` with the images inside, as ``datasets`` writes them.
-        images: folder of the image files; None if they are in the table.
-        size: in pixels, a side or ``(H, W)``; None is the size of the model.
-        image, caption: column names of a table.
-        caption_contains: only images whose caption contains this string.
+        captions: JSON file of COCO captions, or a table with one image and one caption per row. A ``.csv``, ``.tsv`` or
+            ``.jsonl`` table has the names of image files in the folder ``images``; a ``.parquet`` table contains the
+            images themselves, in the format of the package ``datasets``.
+        images: folder of the image files; None if ``captions`` is a ``.parquet`` table.
+        size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
+        image, caption: names of the image column and of the caption column of a table.
+        caption_contains: string; only images whose caption contains this string are used. None uses all images.
     """
 
     captions: NonEmptyStr
@@ -72,7 +80,11 @@ class CaptionedImages:
         return {}
 
     def captioned(self) -> Captioned:
-        """Every image that has a caption, in the order of the file; ValueError if the data is invalid."""
+        """Return every image that has a caption, in the order of the file.
+
+        Raises:
+            ValueError: a file or setting is invalid, or no image has a caption that contains ``caption_contains``.
+        """
         path = Path(self.captions)
         if not path.is_file():
             raise ValueError(f"data.captions={self.captions} is not a file: give COCO's JSON or a table of captions.")
@@ -109,7 +121,11 @@ class CaptionedImages:
             raise ValueError(f"{path} cannot be read as a table ({error}): correct it.") from None
         for column in (self.image, self.caption):
             if column not in table.columns:
-                raise ValueError(f"{path} has no column {column!r} (it has {', '.join(map(str, table.columns))}).")
+                columns = ", ".join(map(str, table.columns))
+                raise ValueError(
+                    f"{path} has no column {column!r} (its columns: {columns}): set data.source.image and "
+                    "data.source.caption to names of columns."
+                )
         for name, caption in zip(table[self.image], table[self.caption], strict=True):
             yield str(name), _first(caption)
 
@@ -131,7 +147,10 @@ class CaptionedImages:
 
 
 def _coco(path: Path) -> Iterator[tuple[str, str]]:
-    """File name and first caption (the one with the lowest id) of each image of COCO, in the order of the images."""
+    """Yield file name and first caption of each COCO image, in the order of the images.
+
+    The first caption of an image is the caption with the lowest annotation id.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -151,7 +170,7 @@ def _coco(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _first(caption: Any) -> str:
-    """A caption, or the first of several, without leading and trailing whitespace."""
+    """Return ``caption``, or its first element if ``caption`` is a list, without leading and trailing whitespace."""
     if isinstance(caption, list | tuple | np.ndarray | pa.Array):
         caption = caption[0] if len(caption) else ""
     return "" if caption is None else str(caption).strip()
@@ -162,7 +181,7 @@ def _read(root: Path, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _identity(root: Path, name: str) -> str:
-    """Name and size of an image file: identifies it without reading it."""
+    """Return name and size in bytes of an image file, which identify the image without reading the file."""
     try:
         return f"{name}\n{(root / name).stat().st_size}"
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Concepts: classes of images with a prompt, reference images and their frequency in the training corpus."""
+"""Concepts: classes of images, each with a prompt, reference images and its frequency in the training captions."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ ConceptSelection = Annotated[
     PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
     Field(description="a number of concepts per bucket, all, or a list of unique names"),
 ]
-"""Which concepts, as :func:`choose` reads it; whole numbers in a list are names."""
+"""Value of the setting ``data.concepts``, see :func:`select_concepts`; integers in a list are names of concepts."""
 
 MAX_EAGER_CHECKS = 10_000
-"""Number of reference images that are decoded in advance even if no unit uses them; it takes seconds."""
+"""Maximum number of reference images that are decoded before a run to find damaged files, even if the run does not
+use them; decoding so many images takes seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Concept:
     """One class of images.
 
     Attributes:
-        name: its label in the classifier.
-        prompt: of the model.
-        frequency: number of captions of the training corpus that mention it.
+        name: name of the concept, equal to its label in the evaluation classifier.
+        prompt: prompt that asks the diffusion model for the concept.
+        frequency: number of captions of the training corpus that mention the concept.
         bucket: ``head``, ``medium`` or ``tail``.
-        references: real images that the model has not seen, read when they are indexed.
+        references: real images of the concept that the diffusion model was not trained on; an image file is read each
+            time the image is indexed.
     """
 
     name: str
@@ -61,9 +63,10 @@ class Concept:
 
     @cached_property
     def key(self) -> str:
-        """Cache key: name, prompt and a hash of the reference images.
+        """Return the cache key of the concept: name, prompt and a hash of the reference images.
 
-        Images without an identity are read one at a time, once.
+        The hash uses the identity of an image (see :class:`~experiments.data.images.Images`), or its pixels if the
+        image has no identity. The key is computed once.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
@@ -71,44 +74,59 @@ class Concept:
         return f"{self.name}\n{self.prompt}\n{content.hexdigest()}"
 
     def resized(self, size: tuple[int, int]) -> Concept:
-        """The concept with references of ``(H, W)`` pixels; ValueError if they have another fixed size."""
+        """Return the concept with reference images of ``size`` = ``(H, W)`` pixels.
+
+        Raises:
+            ValueError: the reference images have another fixed size.
+        """
         return replace(self, references=self.references.resized(size))
 
 
 @runtime_checkable
 class ConceptSource(Protocol):
-    """Source of concepts and of the real images for FID.
+    """A data source of concepts and of real images for FID and KID.
 
-    All images are read when they are indexed. Images without a fixed size get one from
-    :meth:`~experiments.data.images.Images.resized`.
+    An image file is read each time the image is indexed. Images without a fixed size must be given a size by
+    :meth:`~experiments.data.images.Images.resized` before.
     """
 
     def concepts(self) -> list[Concept]:
-        """Every concept with all its reference images; ValueError if the data is invalid."""
+        """Return every concept with all its reference images.
+
+        Raises:
+            ValueError: the data on disk or a setting of the source is invalid.
+        """
         ...
 
     def real_images(self) -> Images:
-        """Images for FID and KID, disjoint from all references; ValueError if there are none or one is unreadable."""
+        """Return the real images for FID and KID, which contain no reference image.
+
+        Raises:
+            ValueError: there are no real images, or an image cannot be read.
+        """
         ...
 
     def labeled_real_images(self) -> dict[str, Images]:
-        """The real images by the name of their concept, if it is labeled; checked as in :meth:`real_images`."""
+        """Return the real images of each concept by its name; real images without a label are omitted."""
         ...
 
 
 @dataclass(frozen=True)
 class EmojiConcepts:
-    """The embedded corpus as a source of concepts.
+    """The emoji corpus as a data source of concepts.
 
-    Frequencies are the caption counts of ``concepts.csv``. References are drawings of the ``reference`` split, real
-    images for FID those of the ``fid`` split; both are on ``background``, which the prompt names.
+    Frequencies of concepts are the caption counts in ``concepts.csv``. Reference images are the drawings of the split
+    ``reference``, and real images for FID are the drawings of the split ``fid``, all on a background of one color.
 
     Args:
-        folder: of the corpus.
-        prompt: with ``{phrase}`` for the concept with its article and ``{background}``.
-        head, tail: a concept with more captions than ``head`` is frequent, with fewer than ``tail`` rare.
-        bucket_by: ``threshold`` (``head`` and ``tail``) or ``rank`` (bucket sizes in ``ranks``).
-        ranks: sizes of head, medium and tail; they add up to the number of concepts.
+        folder: folder of the corpus.
+        prompt: prompt template with the fields ``{phrase}`` (name of the concept with its article) and, optionally,
+            ``{background}``.
+        background: name of the background color of all images, a key of ``experiments.data.backgrounds.BACKGROUNDS``.
+        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``, a concept that fewer than
+            ``tail`` captions mention is in bucket ``tail``.
+        bucket_by: ``threshold`` assigns buckets by ``head`` and ``tail``, ``rank`` by ``ranks``.
+        ranks: number of head, medium and tail concepts; the three numbers add up to the number of concepts.
     """
 
     folder: NonEmptyStr
@@ -174,13 +192,17 @@ def _render(drawings: EmojiImages, augmentation: Augmentation, image_id: int, _:
 
 
 def check_template(key: str, template: str, required: str, *optional: str) -> None:
-    """ValueError unless the prompt template has the field ``required`` and no others except ``optional``.
+    """Raise a ValueError if a prompt template lacks the field ``required`` or has a field that is not allowed.
 
-    ``key`` is the name of the template in the message.
+    Args:
+        key: config key of the template, for the error message.
+        template: prompt template in the syntax of ``str.format``.
+        required: field that the template must contain.
+        optional: fields that the template may contain.
     """
     try:
         parsed = [parts for _, *parts in Formatter().parse(template) if parts[0] is not None]
-    except ValueError:  # an unmatched brace
+    except ValueError:  # the template has an unmatched brace
         parsed = []
     names = [name for name, *_ in parsed]
     if (
@@ -195,13 +217,13 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
 
 
 def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
-    """The concepts with only their first ``count`` references; None keeps all.
+    """Return the concepts with only their first ``count`` reference images; None keeps all reference images.
 
-    Image files are decoded once, so that damaged ones are found before any work: these references, and others up to
-    ``MAX_EAGER_CHECKS`` in total.
+    The kept reference images are decoded once, so that damaged files are found before the run starts. Further reference
+    images are decoded too, up to about ``MAX_EAGER_CHECKS`` images in total.
 
     Raises:
-        ValueError: a concept has fewer references, or a file cannot be read.
+        ValueError: a concept has fewer than ``count`` reference images, or an image file cannot be read.
     """
     for concept in concepts:
         if count is not None and len(concept.references) < count:
@@ -217,17 +239,19 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
 def select_concepts(
     concepts: Sequence[Concept], selection: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
-    """Selects the concepts of an experiment and prints their number per bucket.
+    """Selects the concepts of an experiment, and prints the number of selected concepts per bucket.
 
     Args:
-        selection: a number of concepts per bucket, ``"all"``, or names. A number samples uniformly within each bucket;
-            a larger number extends the sample of a smaller one. Names are selected from all buckets; integers in a
-            list are names.
-        buckets: to select from.
-        seed: of the sample.
+        concepts: all concepts of the data source.
+        selection: a number of concepts per bucket, ``"all"``, or a list of names. With a number, concepts are drawn
+            uniformly from each bucket; with the same ``seed``, a larger number adds concepts to those of a smaller
+            number. Names are looked up in all buckets; integers in the list are names too.
+        buckets: buckets to select from, unless ``selection`` is a list of names.
+        seed: integer that initializes the random draw.
 
     Raises:
-        ValueError: an unknown or repeated name or bucket, a number below 1, an invalid selection, or an empty one.
+        ValueError: a name or a bucket is unknown or repeated, ``selection`` is less than 1 or has an invalid type, or
+            no concept is selected.
     """
     _check_buckets(buckets)
     selected = _select(concepts, selection, buckets, seed)
@@ -267,7 +291,7 @@ def _select(
 
 
 def _parse_selection(selection: Any) -> list[str]:
-    """Normalized names of a list (in which YAML parses ``[0, 1]`` as integers) or of a single name."""
+    """Return the normalized names of a list or of a single name; integers, as YAML reads ``[0, 1]``, become names."""
     names = [selection] if isinstance(selection, str) else selection
     if not isinstance(names, Sequence) or not names:
         raise ValueError(f"data.concepts={selection!r}: give a number per bucket, 'all', or a list of names.")

@@ -1,7 +1,8 @@
-"""Counts the captions of the embedded corpus that mention each concept: the column ``captions`` of ``concepts.csv``.
+"""Counts the captions of the emoji corpus that mention each concept, and writes the counts to ``concepts.csv``.
 
-``python -m experiments.data.count_emoji [FOLDER]`` writes ``concepts.csv`` of a built corpus (default:
-``assets/emoji``). The builder does the same; experiments read the column and never search captions.
+``python -m experiments.data.count_emoji [FOLDER]`` writes ``concepts.csv`` in the folder of a corpus (default:
+``assets/emoji``). ``experiments.data.build_emoji`` calls the same function. Experiments read the counts from
+``concepts.csv`` and do not search captions themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ COLUMNS = ("emoji", "unicode_name", "name", "phrase", "captions")
 
 
 def count_captions(folder: Path) -> list[dict[str, str | int]]:
-    """One row per concept of the corpus in ``folder``, with the columns of ``concepts.csv``."""
+    """Return the rows of ``concepts.csv`` for the corpus in ``folder``, one row per concept."""
     images = read_table(folder / "drawings-reference.parquet").remove_columns("image")
     concepts = {row["concept_id"]: row for row in images}
     captions = read_table(folder / "captions.parquet").data.column("caption").combine_chunks()
@@ -32,7 +33,7 @@ def count_captions(folder: Path) -> list[dict[str, str | int]]:
 
 
 def write_concepts(folder: Path) -> None:
-    """Counts the captions in ``folder`` and writes its ``concepts.csv``."""
+    """Counts the captions of the corpus in ``folder`` and writes ``folder/concepts.csv``."""
     rows = count_captions(folder)
 
     def write(path: Path) -> None:

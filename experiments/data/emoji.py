@@ -1,4 +1,4 @@
-"""The embedded corpus on disk: emoji drawings, captions, and the images that they make."""
+"""Reads the emoji corpus from disk: drawings, captions, and images of drawings on backgrounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ CONCEPTS = "concepts.csv"
 
 
 def read_table(path: str | Path) -> datasets.Dataset:
-    """A Parquet file as a ``datasets`` table in memory (``load_dataset`` would copy it into the user's cache)."""
+    """Return a Parquet file as an in-memory table of the package ``datasets``.
+
+    ``datasets.load_dataset`` is not used, because this function would copy the file into the cache of the user.
+
+    Raises:
+        ValueError: the file is missing or cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: point data.folder at a corpus (see assets/emoji/README.md).")
@@ -33,7 +39,7 @@ def read_table(path: str | Path) -> datasets.Dataset:
 
 
 def read_caption_counts(folder: str | Path) -> dict[str, int]:
-    """Number of captions that mention each concept, from the column ``captions`` of ``concepts.csv``."""
+    """Return the number of captions that mention each concept, from the column ``captions`` of ``concepts.csv``."""
     path = Path(folder) / CONCEPTS
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -46,7 +52,7 @@ def read_caption_counts(folder: str | Path) -> dict[str, int]:
 
 
 def check_corpus(folder: str | Path | None) -> None:
-    """ValueError unless ``folder`` contains a complete corpus; ``data=folder`` has None in its place."""
+    """Raise a ValueError if ``folder`` does not contain all files of a corpus, or is None (as with ``data=folder``)."""
     if folder is None:
         raise ValueError("this training needs a corpus of drawings with captions, not folders: use data=emoji.")
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
@@ -57,11 +63,11 @@ def check_corpus(folder: str | Path | None) -> None:
 
 
 class EmojiImages:
-    """Drawings of some splits in memory.
+    """The drawings of some splits of the emoji corpus, in memory.
 
     Attributes:
-        rows: of the tables, without the image.
-        images: RGBA drawings by ``image_id``.
+        rows: table rows of the drawings, without the image.
+        images: dict from ``image_id`` to the RGBA drawing.
     """
 
     def __init__(self, folder: str | Path, splits: Sequence[str]) -> None:
@@ -75,23 +81,26 @@ class EmojiImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(H, W)`` of all drawings in pixels; they are square."""
+        """Return ``(H, W)`` in pixels; all drawings are square and have the same size."""
         width, height = next(iter(self.images.values())).size
         return height, width
 
     def subset(self, rows: Sequence[dict]) -> EmojiImages:
-        """The drawings of some of the rows; images are shared, not copied."""
+        """Return the drawings of the given rows; the images are shared with this object, not copied."""
         part = copy(self)
         part.rows = list(rows)
         return part
 
     def render(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
-        """The drawing on its background as ``uint8 [3, H, W]``."""
+        """Return the drawing ``image_id`` on the background of ``augmentation``, ``uint8 [3, H, W]``."""
         return to_array(composite(self.images[image_id], augmentation))
 
 
 class AugmentedEmojiImages(Dataset):
-    """Every drawing under the first ``augmentations`` seeds: ``(image [3, H, W] in [0, 1], concept_id)``."""
+    """Every drawing with each of the augmentation seeds ``0, ..., augmentations - 1``.
+
+    An item is a pair ``(image, concept_id)`` with ``image [3, H, W]`` in [0, 1].
+    """
 
     def __init__(self, drawings: EmojiImages, augmentations: int = AUGMENTATIONS) -> None:
         self.drawings = drawings

@@ -1,4 +1,4 @@
-"""User-provided images: one folder per concept, and a file of concept frequencies in the training corpus."""
+"""Data source of user-provided images: one folder of images per concept, and a count table of concept frequencies."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ from rnri.validation import NonEmptyStr, dataclass
 
 @dataclass(frozen=True)
 class FolderConcepts:
-    """Concepts from ``references/NAME/*``, with real images for FID from ``real/*`` and ``real/NAME/*``.
+    """Concepts with reference images in ``references/NAME/*`` and real images for FID in ``real/*`` or ``real/NAME/*``.
 
-    An image is any file that Pillow reads; the first frame or page of files with several. Images are read when they are
-    indexed.
+    An image is any file that Pillow reads; if a file has several frames or pages, the first is used. An image file is
+    read each time the image is indexed.
 
     Args:
-        references: folder with one folder per concept, named after its label in the classifier.
-        real: folder with one folder per concept, or images; disjoint from the references.
-        counts: file of corpus frequencies by name.
-        prompt: with ``{name}``.
-        size: in pixels, a side or ``(H, W)``; None is the size of the model.
-        head, tail: as for the embedded corpus; the paper uses 1,000,000 and 10,000 mentions in LAION-2B.
-        bucket_by, ranks: as for the embedded corpus, among all concepts in ``counts``.
-        classes: ``folders`` if ``counts`` and folders have the same names; ``imagenet1k`` if both name ImageNet
-            classes by index, WordNet id or name; ``imagenet1k_rows`` if the 1,000 rows of ``counts`` are in
-            the order of the class indices and their names are ignored. With ImageNet classes, prompts use the first
-            name of the class.
+        references: folder with one subfolder of images per concept; the name of the subfolder is the label of the
+            concept in the evaluation classifier.
+        real: folder of real images, or of one subfolder of real images per concept; no image may be in ``references``.
+        counts: count table with the number of training captions per concept name.
+        prompt: prompt template with the field ``{name}``.
+        size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
+        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``, a concept that fewer than
+            ``tail`` captions mention is in bucket ``tail``. The RNRI paper uses 1,000,000 and 10,000 captions of
+            LAION-2B.
+        bucket_by: ``threshold`` assigns buckets by ``head`` and ``tail``, ``rank`` by ``ranks``.
+        ranks: number of head, medium and tail concepts; the three numbers add up to the number of concepts in
+            ``counts``.
+        classes: ``folders`` if ``counts`` and the subfolders have the same names; ``imagenet1k`` if both name ImageNet
+            classes by index, WordNet id or name; ``imagenet1k_rows`` if row k of the 1,000 rows of ``counts`` is the
+            count of class k (names are ignored). With ImageNet classes, the prompt has the first name of the class.
     """
 
     references: NonEmptyStr
@@ -75,7 +79,7 @@ class FolderConcepts:
         ]
 
     def _counts(self) -> Mapping[str, int]:
-        """Counts by normalized name, or by WordNet id for ImageNet classes."""
+        """Return a dict from normalized name (for ImageNet classes: WordNet id) to number of captions."""
         table = read_count_table(self.counts)
         if self.classes == "folders":
             return table.counts
@@ -83,7 +87,7 @@ class FolderConcepts:
         return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
 
     def _keys(self, folders: Mapping[str, Path], counts: Mapping[str, int]) -> dict[str, str]:
-        """Key in ``counts`` of each folder."""
+        """Return a dict from the name of each folder to its key in ``counts``."""
         keys: dict[str, str] = {}
         for name in folders:
             key = name if self.classes == "folders" else imagenet_class(name).wnid

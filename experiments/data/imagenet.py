@@ -1,4 +1,4 @@
-"""ImageNet-1k: Parquet files as on the Hugging Face Hub, or folders of images named by WordNet ids."""
+"""Data source ImageNet-1k: Parquet files as on the Hugging Face Hub, or one folder of images per WordNet id."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from experiments.data.splits import FolderSplit, Split, TableSplit
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass, unique_items
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
-"""Possible folder names of each split."""
+"""Folder names that a split of a local copy of ImageNet may have."""
 
 
 @dataclass(frozen=True)
 class ImageNetConcepts:
-    """The classes of ImageNet-1k. Images are read when a unit needs them; the index takes 16 bytes per image.
+    """The classes of ImageNet-1k as concepts.
 
-    References are images of the training split, in the order of a hash keyed with ``shuffle_seed``; real images for FID
-    are those of the validation split, read one at a time.
+    Reference images are images of the training split, in a pseudo-random order that ``shuffle_seed`` determines. Real
+    images for FID are images of the validation split. An image file is read each time the image is indexed; the index
+    in memory takes 16 bytes per image.
 
     Args:
-        path: a local copy, or a Hub id whose files are read remotely. A copy has Parquet files with the columns
-            ``image`` and ``label`` (class indices, WordNet ids or names), or folders ``train/WNID/*`` and
-            ``val/WNID/*`` or ``val/*``.
-        counts: file of corpus frequencies by class index, WordNet id or name.
-        prompt: with ``{name}``, the first name of the class.
-        size: in pixels, a side or ``(H, W)``; None is the size of the model.
-        head, tail, bucket_by, ranks: as for :class:`~experiments.data.folder.FolderConcepts`.
-        classes: to use, by index, WordNet id or name; None is all.
-        rows_are_indices: the 1,000 rows of ``counts`` are in the order of the class indices; names are ignored.
-        real: maximum number of validation images for FID and KID; None is all.
-        shuffle_seed: key of the hash that orders the images of a class.
+        path: folder of a local copy of ImageNet-1k, or an id on the Hugging Face Hub, whose files are read remotely. A
+            copy has Parquet files with the columns ``image`` and ``label`` (class indices, WordNet ids or names), or
+            image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``).
+        counts: count table with the number of training captions per class index, WordNet id or class name.
+        prompt: prompt template with the field ``{name}``, which is replaced by the first name of the class.
+        size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
+        head, tail, bucket_by, ranks: how buckets are assigned, see :class:`~experiments.data.folder.FolderConcepts`.
+        classes: indices, WordNet ids or names of the classes to use; None uses all classes.
+        rows_are_indices: if true, row k of the 1,000 rows of ``counts`` is the count of class k; names are ignored.
+        real: maximum number of validation images for FID and KID; None uses all validation images.
+        shuffle_seed: integer that determines the pseudo-random order of the images of a class.
     """
 
     path: NonEmptyStr
@@ -133,7 +134,7 @@ class ImageNetConcepts:
 
 
 def _is_image_folder(folder: Path) -> bool:
-    """True for a folder whose first visible entry is not a Parquet file."""
+    """Return True if ``folder`` exists and its first entry that is not hidden is not a Parquet file."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:

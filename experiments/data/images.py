@@ -1,4 +1,4 @@
-"""Image files as arrays: any format that Pillow opens, checked before use and read on demand."""
+"""Reads image files of any format that Pillow opens as arrays, and checks them before a run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from PIL import Image, ImageOps
 from experiments.data.backgrounds import to_array
 from experiments.runtime.progress import Progress
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-WHITE_IS_ZERO, SIGNED = 0, 2  # their values
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tag numbers
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of the TIFF tags PHOTOMETRIC and SAMPLE_FORMAT
 
 
 class UnreadableImage(ValueError):
-    """An image cannot be read; the message names it in one line."""
+    """An image cannot be read; the error message is one line and names the image."""
 
 
 def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """``(H, W)`` in pixels of ``data.source.size``: a side, ``[height, width]``, or None. ValueError otherwise."""
+    """Return the setting ``data.source.size`` as ``(H, W)`` in pixels; None stays None.
+
+    Raises:
+        ValueError: ``size`` is not a positive integer, a list ``[height, width]`` of positive integers, or None.
+    """
     if size is None:
         return None
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
@@ -39,19 +43,22 @@ def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None
 
 
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Reads an image as ``uint8 [3, H, W]``: rotated by EXIF, on white, resized and center-cropped to ``size``.
+    """Reads an image file as an array ``uint8 [3, H, W]``.
 
-    The first frame or page is read. Gray levels of more than 8 bits are scaled to 8.
+    The image is rotated by its EXIF orientation, composited onto white, and resized and center-cropped to ``size`` =
+    ``(H, W)``. If the file has several frames or pages, the first is read. Gray levels of more than 8 bits are scaled
+    to 8 bits.
 
     Raises:
-        UnreadableImage: the file cannot be read, is a decompression bomb, or has an unknown white level.
+        UnreadableImage: the file cannot be read, has too many pixels (decompression bomb), or has gray levels whose
+            maximum (white) cannot be determined.
     """
     with _open(path) as file:
         return _fit(file, size)
 
 
 def read_bytes(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-    """As :func:`read_image` for the bytes of a file; error messages call it ``name``."""
+    """Reads an image like :func:`read_image`, but from the bytes of a file; error messages call the image ``name``."""
     with _image_errors(name), Image.open(BytesIO(data)) as file:
         return _fit(file, size)
 
@@ -62,14 +69,22 @@ def _fit(file: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def check_image(path: Path) -> None:
-    """UnreadableImage, as in :func:`read_image`, unless the whole file can be decoded; pixels are discarded."""
+    """Decodes an image file and discards the pixels.
+
+    Raises:
+        UnreadableImage: :func:`read_image` could not read the file.
+    """
     with _open(path) as file:
-        file.draft(None, (1, 1))  # JPEG: still reads every byte, but decodes at 1/8 resolution
+        file.draft(None, (1, 1))  # a JPEG file is read completely, but decoded at 1/8 resolution
         _on_white(file)
 
 
 def check_images(paths: Sequence[Path], description: str) -> None:
-    """Decodes every file once, on all cores; ValueError names the first unreadable one."""
+    """Decodes every image file once, on all CPU cores, and shows a progress bar with the text ``description``.
+
+    Raises:
+        UnreadableImage: a file cannot be read; the message names the first such file.
+    """
     if not paths:
         return
     progress = Progress(description, "image", min_interval=10)
@@ -82,7 +97,7 @@ def check_images(paths: Sequence[Path], description: str) -> None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """Opens an image lazily; errors in the block, also while decoding, are raised as UnreadableImage."""
+    """Opens an image without decoding it; any error in the ``with`` block is raised as UnreadableImage."""
     with _image_errors(path):
         if path.exists() and not path.is_file():
             raise OSError("it is not a regular file")  # reading a pipe would block forever
@@ -92,17 +107,17 @@ def _open(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _image_errors(name: object) -> Iterator[None]:
-    """Raises any error in the block as UnreadableImage with the name of the image."""
+    """Raises any error in the ``with`` block as UnreadableImage with the name of the image."""
     try:
         yield
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{name} is too large ({error}): reduce or remove it.") from None
-    except Exception as error:  # decoders raise many types for damaged files, such as struct.error
+    except Exception as error:  # for damaged files, decoders raise many types of errors, such as struct.error
         raise UnreadableImage(f"{name} cannot be read as an image ({error}): replace or remove it.") from None
 
 
 def _on_white(file: Image.Image) -> Image.Image:
-    """RGB image rotated by EXIF; transparent pixels become white."""
+    """Return an RGB image that is rotated by its EXIF orientation and composited onto white."""
     levels = _levels(file)
     inverted = _tag(file, PHOTOMETRIC) == WHITE_IS_ZERO
     image = ImageOps.exif_transpose(file)
@@ -115,9 +130,10 @@ def _on_white(file: Image.Image) -> Image.Image:
 
 
 def _levels(file: Image.Image) -> int | None:
-    """Number of levels of a mode with more than 8 bits, 1 for floats; None for modes that Pillow converts correctly.
+    """Return the number of gray levels of an image with more than 8 bits per pixel, or 1 if its pixels are floats.
 
-    Pillow clips gray levels above 255. Its 32-bit integer mode is treated as 16-bit values.
+    Return None if Pillow converts the image mode to 8 bits correctly. For other modes, Pillow would clip gray levels
+    above 255. The 32-bit integer mode of Pillow is assumed to contain 16-bit values.
     """
     if file.mode.startswith("I;16"):
         return 2 ** _tag(file, BITS_PER_SAMPLE, 16)
@@ -127,20 +143,24 @@ def _levels(file: Image.Image) -> int | None:
 
 
 def _tag(file: Image.Image, number: int, default: int | None = None) -> int | None:
-    """Tag of a TIFF file (the first value if there is one per channel); ``default`` for other formats."""
+    """Return the value of TIFF tag ``number`` (the first value if there is one value per channel).
+
+    Return ``default`` if the file is not a TIFF file or has no such tag.
+    """
     value = getattr(file, "tag_v2", {}).get(number, default)
     return value[0] if isinstance(value, tuple) else value
 
 
 def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
-    """Converts integers below ``levels`` or floats in [0, 1] to mode ``L``, or ``LA`` if one value is transparent.
+    """Converts a gray image to 8 bits: mode ``L``, or ``LA`` if the file declares one gray level as transparent.
 
-    Integers keep their highest eight bits, as in Pillow's conversion of 16-bit colors.
+    Pixels are integers below ``levels``, or floats in [0, 1] if ``levels`` is 1. Integers keep their highest eight
+    bits, as in Pillow's conversion of 16-bit colors. ``inverted`` means that white is zero.
     """
     values = np.asarray(image)
     low = float(values.min())
     high = float(values.max())
-    # 8-bit levels stored in 32 bits would silently become black.
+    # An image with 8-bit gray levels stored as 32-bit integers would silently become black.
     ambiguous = image.mode == "I" and levels == 2**16 and 0 < high < 256
     if not 0 <= low <= high <= max(levels - 1, 1) or ambiguous:
         raise ValueError(
@@ -156,16 +176,18 @@ def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
 
 @dataclass(frozen=True)
 class Images(Sequence):
-    """Images that are read each time they are indexed.
+    """A sequence of images; an image file is read each time the image is indexed.
 
-    An index gives ``uint8 [3, H, W]``, a slice ``uint8 [N, 3, H, W]``; further indices apply to that array.
+    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. Further indices
+    (``images[k, 0]``) are applied to this array.
 
     Args:
-        items: one per image, such as a path.
-        read: maps an item and ``(H, W)`` to ``uint8 [3, H, W]``.
-        size: ``(H, W)`` in pixels; None until :meth:`resized` sets it.
-        advice: remedy in the error message for another size.
-        identity: maps an item to a string that identifies it without reading its pixels; None reads them.
+        items: one item per image that tells ``read`` which image to read, such as a path.
+        read: function from an item and ``(H, W)`` to an array ``uint8 [3, H, W]``.
+        size: ``(H, W)`` in pixels; if None, :meth:`resized` must be called before an image is read.
+        advice: advice at the end of the error message if :meth:`resized` is called with a size other than ``size``.
+        identity: function from an item to a string that identifies the image without reading it; with None, cache keys
+            are computed from the pixels.
     """
 
     items: Sequence[Any]
@@ -179,7 +201,7 @@ class Images(Sequence):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """``(N, 3, H, W)``; ValueError if the size is not set."""
+        """Return ``(N, 3, H, W)``; raise a ValueError if the size is None."""
         return (len(self), 3, *self._require_size())
 
     def __getitem__(self, index: int | slice | tuple) -> np.ndarray:
@@ -193,13 +215,19 @@ class Images(Sequence):
         return self.read(self.items[index], size)
 
     def content_bytes(self, index: int) -> bytes:
-        """Content of an image for cache keys: its identity and size if there is an identity, else its pixels."""
+        """Return bytes that identify image ``index`` in cache keys.
+
+        These are the identity and the size of the image, or its pixels if ``identity`` is None.
+        """
         if self.identity is None:
             return self[index].tobytes()
         return f"{self.identity(self.items[index])}\n{self._require_size()}\n".encode()
 
     def file_stamp(self, index: int) -> bytes:
-        """Identifies an image on this machine; for a file by path, size and modification time, without reading it."""
+        """Return bytes that identify image ``index`` on this machine.
+
+        For an image file, these are path, file size, modification time and image size; the file is not read.
+        """
         item = self.items[index]
         if not isinstance(item, Path):
             return self.content_bytes(index)
@@ -213,11 +241,15 @@ class Images(Sequence):
 
     @property
     def files(self) -> list[Path]:
-        """Paths of the images that are files."""
+        """Return the paths of those images whose items are paths."""
         return [item for item in self.items if isinstance(item, Path)]
 
     def resized(self, size: tuple[int, int]) -> Images:
-        """The same images at ``(H, W)`` pixels; ValueError if they have another fixed size."""
+        """Return the same images with ``size`` = ``(H, W)`` pixels.
+
+        Raises:
+            ValueError: the images have another fixed size.
+        """
         if self.size is not None and tuple(self.size) != tuple(size):
             fixed, requested = (f"{height} x {width}" for height, width in (self.size, size))
             raise ValueError(
@@ -226,5 +258,5 @@ class Images(Sequence):
         return replace(self, size=tuple(size))
 
     def head(self, count: int | None) -> Images:
-        """The first ``count`` images, not read yet; None keeps all."""
+        """Return the first ``count`` images without reading them; None keeps all images."""
         return replace(self, items=self.items[:count])

@@ -1,4 +1,4 @@
-"""Labeled images in groups that a training may exclude: the training data of an evaluation classifier."""
+"""Training data of an evaluation classifier: labeled images in groups; some groups can be held out of the training."""
 
 from __future__ import annotations
 
@@ -19,44 +19,54 @@ from experiments.data.scan import image_files, list_folder, named_folders
 from rnri.validation import NonEmptyStr, dataclass
 
 LabeledDataset = Dataset[tuple[Tensor, int]]
-"""Pairs of an image ``float32 [3, H, W]`` in [0, 1] and the index of its label."""
+"""A dataset whose items are pairs of an image ``float32 [3, H, W]`` in [0, 1] and the index of its label."""
 
 
 @runtime_checkable
 class LabeledImages(Protocol):
-    """Training images of a classifier. Call :meth:`prepare` first."""
+    """Labeled training images of a classifier. :meth:`prepare` must be called before the other methods.
+
+    Attributes:
+        labels: names of the classes.
+        groups: names of the groups into which the images are divided.
+        workers: number of processes that read images; 0 reads images in the main process.
+    """
 
     labels: list[str]
     groups: list[str]
     workers: int
 
     def prepare(self, image_size: int) -> None:
-        """Reads labels and groups; images without a size get ``image_size``. ValueError if the data is invalid."""
+        """Reads the labels and groups; images without a fixed size are resized to ``image_size`` pixels (side).
+
+        Raises:
+            ValueError: the data on disk is invalid.
+        """
         ...
 
     def missing_labels(self, groups: Sequence[str]) -> list[str]:
-        """Labels without an image in these groups."""
+        """Return the labels that no image of ``groups`` has."""
         ...
 
     def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
-        """Images of some groups; with ``augment``, for training, also in variants that preserve the label."""
+        """Return the images of ``groups``; with ``augment``, also augmented versions of each image, for training."""
         ...
 
 
 @dataclass
 class LabeledEmoji:
-    """Every drawing of the embedded corpus.
+    """Labeled images from the emoji corpus: all drawings of all splits.
 
     Args:
-        folder: of the corpus.
-        group_by: ``designer`` or ``split`` (corpus, reference, fid).
+        folder: folder of the corpus.
+        group_by: column that defines the groups, ``designer`` or ``split`` (corpus, reference, fid).
     """
 
     folder: NonEmptyStr
     group_by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
-    workers: NonNegativeInt = field(init=False, default=0)  # images are in memory
+    workers: NonNegativeInt = field(init=False, default=0)  # 0, because the images are in memory
 
     def prepare(self, image_size: int) -> None:
         check_corpus(self.folder)
@@ -78,13 +88,14 @@ class LabeledEmoji:
 
 @dataclass
 class LabeledFolders:
-    """User-provided folders of images, ``FOLDER/LABEL/*``; each ``FOLDER`` is a group.
+    """Labeled images from user-provided folders with image files ``FOLDER/LABEL/*``; each ``FOLDER`` is a group.
 
     Args:
-        folders: by name of the group. Images outside the inner folders have no label and are ignored.
-        size: in pixels, a side or ``(H, W)``; None is the size of the classifier. Give the size of the checkpoint if it
-            is not square, because the classifier sees uncropped images.
-        workers: number of processes that read images.
+        folders: dict from group name to folder. Images that are directly in ``FOLDER`` have no label and are ignored.
+        size: image size in pixels, one number for square images or ``(H, W)``; None is the input size of the
+            classifier. If the images of the diffusion model are not square, give their size, because the classifier
+            gets them without cropping.
+        workers: number of processes that read images; 0 reads images in the main process.
     """
 
     folders: Mapping[str, NonEmptyStr]
@@ -129,7 +140,7 @@ class LabeledFolders:
 
 
 class FolderDataset(Dataset):
-    """Images and their labels; with ``mirrored``, each image is repeated with a horizontal flip."""
+    """Images with their labels; with ``mirrored``, the dataset also contains the horizontal flip of each image."""
 
     def __init__(self, images: Images, labels: Sequence[int], mirrored: bool) -> None:
         self.images, self.labels, self.mirrored = images, labels, mirrored

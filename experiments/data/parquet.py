@@ -1,4 +1,4 @@
-"""Images in Parquet files as ``datasets`` stores them, local or on the Hub, read one row at a time."""
+"""Reads images from Parquet files in the format of the package ``datasets``, local or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from experiments.data.images import UnreadableImage, read_bytes
 
 MAX_OPEN_FILES = 16
-MAX_CACHED_ROW_GROUPS = 2  # rows that are read in order come from memory
+MAX_CACHED_ROW_GROUPS = 2  # if rows are read in order, each row group is read from disk only once
 
 
 class Rows(Sequence):
-    """Rows of several files as pairs ``(file, row)``; eight bytes per row."""
+    """A sequence of pairs ``(file index, row index)`` that takes eight bytes per pair."""
 
     def __init__(self, files: np.ndarray, rows: np.ndarray) -> None:
         self._files, self._rows = files, rows
@@ -39,14 +39,15 @@ class Rows(Sequence):
 
 
 def data_files(path: str, split: str) -> tuple[str, ...]:
-    """Addresses of the Parquet files of a split, in order.
+    """Return the paths or URLs of the Parquet files of a split, in order.
 
     Args:
-        path: a folder with ``data/SPLIT-*.parquet`` or similar, or a Hub id at its current revision.
-        split: such as ``train``.
+        path: folder with files such as ``data/SPLIT-*.parquet``, or id of a data set on the Hugging Face Hub, whose
+            current revision is used.
+        split: name of the split, such as ``train``.
 
     Raises:
-        ValueError: no such folder, data set or split, or it does not consist of Parquet files.
+        ValueError: the folder, data set or split does not exist, or its files are not Parquet files.
     """
     try:
         splits = datasets.load_dataset_builder(path).config.data_files or {}
@@ -67,11 +68,12 @@ def data_files(path: str, split: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A table of images in Parquet files. It reads one column of all rows, or the image of one row.
+    """A table of images in Parquet files. Its methods read one column of all rows, or the image of one row.
 
     Args:
-        files: addresses for fsspec.
-        image: column of images as ``datasets`` writes them, ``{bytes, path}``.
+        files: paths or URLs that fsspec opens.
+        image: name of the image column; its values have the fields ``bytes`` and ``path``, as in the package
+            ``datasets``.
     """
 
     files: tuple[str, ...]
@@ -88,7 +90,11 @@ class ImageTable:
                 )
 
     def column(self, name: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
-        """Yields a column with the number of its file, file by file; ValueError if a file has no such column."""
+        """Yield pairs of file index and the column ``name`` of this file.
+
+        Raises:
+            ValueError: a file has no column ``name``, or the column cannot be read.
+        """
         for number, file in enumerate(self.files):
             try:
                 yield number, _open(file).read(columns=[name], use_threads=False).column(name)
@@ -96,7 +102,10 @@ class ImageTable:
                 raise ValueError(f"{file} has no readable column {name!r} ({error}): give another copy.") from None
 
     def names(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields the names of the images, file by file; an unnamed image gets the name ``FILE:ROW``."""
+        """Yield pairs of file index and the names of the images in this file.
+
+        An image whose field ``path`` is empty gets the name ``FILE:ROW``.
+        """
         for number, file in enumerate(self.files):
             paths: list[str | None] = [None] * _open(file).metadata.num_rows
             if "path" in {field.name for field in _open(file).schema_arrow.field(self.image).type}:
@@ -105,12 +114,20 @@ class ImageTable:
             yield number, [path or f"{PurePosixPath(file).name}:{row}" for row, path in enumerate(paths)]
 
     def identity(self, item: tuple[int, int]) -> str:
-        """Identifies an image without reading it, by name and size of the file and the row."""
+        """Return name and size of the Parquet file and the row index, which identify an image without reading it."""
         file, row = self.files[item[0]], item[1]
         return f"{PurePosixPath(file).name}\n{_file_size(file)}\n{row}"
 
     def read(self, item: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-        """The image of a row as ``uint8 [3, H, W]``; UnreadableImage if it cannot be read."""
+        """Return the image of one row as an array ``uint8 [3, H, W]``.
+
+        Args:
+            item: pair of file index and row index.
+            size: ``(H, W)`` in pixels.
+
+        Raises:
+            UnreadableImage: the row cannot be read, has no image, or its image cannot be decoded.
+        """
         file, row = self.files[item[0]], item[1]
         try:
             offsets = _row_group_offsets(file)
@@ -127,7 +144,7 @@ class ImageTable:
 def _open(file: str) -> pq.ParquetFile:
     try:
         source = fsspec.open(file, "rb").open() if "://" in file else file
-        return pq.ParquetFile(source, pre_buffer=False)  # the reader would not release the buffers
+        return pq.ParquetFile(source, pre_buffer=False)  # with pre_buffer, the memory would not be released
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as a table ({error}): replace it.") from None
 
@@ -140,7 +157,7 @@ def _file_size(file: str) -> int:
 
 @lru_cache(MAX_OPEN_FILES)
 def _row_group_offsets(file: str) -> np.ndarray:
-    """First row of each row group."""
+    """Return the index of the first row of each row group."""
     metadata = _open(file).metadata
     rows = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
     return np.cumsum([0, *rows[:-1]])
@@ -148,14 +165,14 @@ def _row_group_offsets(file: str) -> np.ndarray:
 
 @lru_cache(MAX_CACHED_ROW_GROUPS)
 def _row_group(file: str, group: int, image: str) -> pa.ChunkedArray:
-    # Without threads: Arrow threads that read Python file objects are not safe.
+    # use_threads=False, because reading Python file objects from Arrow threads is not safe.
     return _open(file).read_row_group(group, columns=[image], use_threads=False).column(image)
 
 
 def shuffle_key(seed: int, name: Any) -> int:
-    """64-bit sort key that gives images a random but reproducible order.
+    """Return a 64-bit hash of ``name``; sorting images by this hash gives a pseudo-random, reproducible order.
 
-    It depends only on ``seed`` and the file name of the image, not on its folder or table.
+    The hash depends only on ``seed`` and on the file name without folder and suffix.
     """
     stem = Path(str(name)).stem
     return int.from_bytes(hashlib.blake2b(stem.encode(), key=str(seed).encode(), digest_size=8).digest(), "big")

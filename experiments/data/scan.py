@@ -1,4 +1,4 @@
-"""Finds images and concepts in user folders; one warning names the entries that are neither."""
+"""Finds image files and folders of concepts in user-provided folders; a warning lists the files that are ignored."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from experiments.naming import unique_names
 
 OS_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
-NON_RASTER_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow recognizes but cannot decode them
-MAX_NAMED = 3  # entries in a message
+NON_RASTER_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognizes but cannot decode
+MAX_NAMED = 3  # maximum number of files that a message lists
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Entries of a folder sorted by name: folders, images and other files.
+    """The subfolders, images and other files of a folder, each sorted by name.
 
-    Hidden files and files that operating systems create are in none of them.
+    Hidden files and files that operating systems create are omitted.
     """
 
     folders: list[Path]
@@ -32,7 +32,7 @@ class Listing:
 
 @cache
 def _formats() -> tuple[frozenset[str], tuple[str, ...]]:
-    """Suffixes and formats of images that Pillow reads."""
+    """Return the file suffixes and the names of the image formats that Pillow reads."""
     Image.init()
     formats = tuple(name for name in Image.OPEN if name not in NON_RASTER_FORMATS)
     suffixes = (suffix for suffix, name in Image.registered_extensions().items() if name in formats)
@@ -40,10 +40,13 @@ def _formats() -> tuple[frozenset[str], tuple[str, ...]]:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Lists ``folder``. An image has the suffix of an image format, readable or not, or is recognized by Pillow.
+    """Return the subfolders, images and other files of ``folder``.
+
+    A file is an image if it has the suffix of an image format (even if the file is damaged), or if Pillow recognizes
+    its content.
 
     Raises:
-        ValueError: the folder is missing, not a folder, or not readable.
+        ValueError: ``folder`` does not exist, is not a folder, or cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give a folder of images.")
@@ -75,14 +78,15 @@ def _is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # recognized but damaged or huge: reading it reports the error
+    except Exception:  # the image is damaged or too large; the error is reported when the image is read
         return True
 
 
 def named_folders(folder: Path) -> dict[str, Path]:
-    """The folders in ``folder`` by normalized name, sorted by name.
+    """Return a dict from normalized name to path of each subfolder of ``folder``, sorted by name.
 
-    ValueError if two have the same normalized name.
+    Raises:
+        ValueError: two subfolders have the same normalized name.
     """
     folders = list_folder(folder).folders
     names = unique_names((path.name for path in folders), f"the folder {folder}", "rename or merge them")
@@ -90,14 +94,14 @@ def named_folders(folder: Path) -> dict[str, Path]:
 
 
 def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[list[Path]]:
-    """Images of each folder sorted by name. One warning names ignored entries.
+    """Return the image files of each folder, sorted by name. One warning lists all ignored files and subfolders.
 
     Args:
-        folders: of images; other files and folders in them are ignored.
-        loose: further ignored entries, for the warning.
+        folders: folders of images; other files and subfolders in these folders are ignored.
+        loose: paths outside ``folders`` that the warning lists as ignored too.
 
     Raises:
-        ValueError: a folder is missing or has no image.
+        ValueError: a folder is missing or contains no image.
     """
     images: list[list[Path]] = []
     ignored = list(loose)
@@ -119,6 +123,6 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
 
 
 def format_some(paths: Sequence[Path]) -> str:
-    """The first paths with their folders, and the number of the others."""
+    """Return the first three paths as ``FOLDER/NAME`` and the number of the remaining paths, for a message."""
     more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
     return ", ".join(f"{path.parent.name}/{path.name}" for path in paths[:MAX_NAMED]) + more

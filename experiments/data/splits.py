@@ -1,4 +1,4 @@
-"""A split of ImageNet on disk, by class and in a seeded random order; images are read on demand."""
+"""Finds the images of a split of ImageNet by class, in a pseudo-random order that an integer seed determines."""
 
 from __future__ import annotations
 
@@ -15,35 +15,47 @@ from experiments.counting.imagenet_counts import imagenet_class, imagenet_classe
 from experiments.data.images import UnreadableImage, read_image
 from experiments.data.parquet import ImageTable, Rows, shuffle_key
 
-COPY = re.compile(r"_n\d{8}$")  # names on the Hub repeat the WordNet id: n01440764_10026_n01440764.JPEG
+COPY = re.compile(r"_n\d{8}$")  # file names on the Hub end with the WordNet id: n01440764_10026_n01440764.JPEG
 
 
 class Split(Protocol):
-    """The images of a split; an item identifies an image without holding its pixels."""
+    """The images of a split (training or validation). An *item* tells the method ``read`` which image to read."""
 
     def classes(self) -> list[int]:
-        """Indices of the classes that have images."""
+        """Return the indices of the classes that have images in this split."""
         ...
 
     def of_class(self, index: int) -> Sequence[Any]:
-        """Items of a class in the order of their keyed hashes."""
+        """Return the items of class ``index``, sorted by :func:`~experiments.data.parquet.shuffle_key`."""
         ...
 
     def sample(self, count: int | None) -> Sequence[Any]:
-        """The first ``count`` items by their keyed hashes (None: all), sorted for fast reading."""
+        """Return a pseudo-random sample of ``count`` items of all classes, sorted by location for fast reading.
+
+        The sample consists of the items with the smallest :func:`~experiments.data.parquet.shuffle_key`. None returns
+        all items.
+        """
         ...
 
     def identity(self, item: Any) -> str:
-        """Identifies an image without reading it."""
+        """Return a string that identifies the image of ``item``, without reading the image."""
         ...
 
     def read(self, item: Any, size: tuple[int, int]) -> np.ndarray:
-        """``uint8 [3, H, W]``."""
+        """Return the image of ``item`` as an array ``uint8 [3, H, W]`` with ``size`` = ``(H, W)``."""
         ...
 
 
 class _ByClass:
-    """Row ranges of classes in arrays that are sorted by class, then by hash."""
+    """Finds the images of a class in an array of all images.
+
+    Args:
+        labels: class index of each image, ``int [N]``.
+        keys: shuffle key of each image, ``uint64 [N]``.
+
+    Attributes:
+        order: image indices sorted by class, then by shuffle key; ``order[rows(c)]`` are the images of class c.
+    """
 
     def __init__(self, labels: np.ndarray, keys: np.ndarray) -> None:
         self.order = np.lexsort((keys, labels))
@@ -61,7 +73,7 @@ class _ByClass:
 
 
 class TableSplit:
-    """A split in Parquet files; the index holds row and class of each image."""
+    """A split that is stored in Parquet files; file, row and class of each image are kept in memory."""
 
     def __init__(self, files: Sequence[str], seed: int) -> None:
         self.table = ImageTable(tuple(files))
@@ -91,12 +103,16 @@ class TableSplit:
 
 
 def _shuffle_keys(seed: int, names: Sequence[str]) -> np.ndarray:
-    """Shuffle keys of image names, ``uint64 [N]``."""
+    """Return the shuffle key of each image name, ``uint64 [N]``."""
     return np.fromiter((shuffle_key(seed, COPY.sub("", Path(name).stem)) for name in names), np.uint64)
 
 
 def _class_indices(file: str, column: pa.ChunkedArray) -> np.ndarray:
-    """Class indices ``int16 [N]`` of a column of indices, WordNet ids or names; ValueError for an unknown class."""
+    """Return the class indices ``int16 [N]`` of a Parquet column of class indices, WordNet ids or class names.
+
+    Raises:
+        ValueError: a value of the column is not a class of ImageNet-1k; the message names ``file``.
+    """
     if pa.types.is_integer(column.type):
         labels = column.to_numpy()
         wrong = (labels < 0) | (labels >= len(imagenet_classes()))
@@ -115,7 +131,7 @@ def _class_indices(file: str, column: pa.ChunkedArray) -> np.ndarray:
 
 
 class FolderSplit:
-    """A split in folders of images, one per class; the index holds the file names."""
+    """A split that is stored as one folder of images per class; the file names are kept in memory."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.seed = root, seed
@@ -159,7 +175,7 @@ class FolderSplit:
         return Subset(parts, np.array(index, dtype=np.int32).reshape(-1, 2))
 
     def _file_names(self, index: int) -> np.ndarray:
-        """File names of a class in the order of their hashes."""
+        """Return the file names of class ``index``, sorted by shuffle key."""
         if index not in self._names:
             with os.scandir(self.root / self._folders[index]) as entries:
                 names = [e.name for e in entries if not e.name.startswith(".") and e.is_file()]
@@ -186,7 +202,10 @@ class FolderSplit:
 
 
 class Files(Sequence):
-    """Files of one folder as pairs ``(folder, name)``; each takes the bytes of the longest name."""
+    """The files of one folder as a sequence of pairs ``(folder, file name)``.
+
+    The names are one NumPy array of bytes, so that each takes only as much memory as the longest name.
+    """
 
     def __init__(self, folder: str, names: np.ndarray) -> None:
         self.folder, self.names = folder, names
@@ -201,7 +220,12 @@ class Files(Sequence):
 
 
 class Subset(Sequence):
-    """Some files of several folders; ``index`` has folder and position of each, ``int32 [N, 2]``."""
+    """A subset of the files of several folders.
+
+    Args:
+        parts: the files of each folder.
+        index: for each file of the subset, its index in ``parts`` and its index in that folder, ``int32 [N, 2]``.
+    """
 
     def __init__(self, parts: Sequence[Files], index: np.ndarray) -> None:
         self.parts, self.index = parts, index

@@ -40,7 +40,7 @@ def test_tables_of_images_and_captions(coco, tmp_path, suffix):
         table.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
     pairs = of_coco(coco, captions=str(path), image="file", caption="text").captioned()
     assert list(pairs.captions) == ["a dog on a lawn", "a cat"] and len(pairs.images) == 2
-    with pytest.raises(ValueError, match=r"has no column 'image' \(it has file, text\)"):
+    with pytest.raises(ValueError, match=r"has no column 'image' \(its columns: file, text\): set data.source.image"):
         of_coco(coco, captions=str(path)).captioned()
 
 
