@@ -1,1 +1,1 @@
-"""Training of the embedded models, one module per model; nothing else imports it."""
+"""Trains the small emoji models in ``assets/models``, one module per model; no other package imports this package."""

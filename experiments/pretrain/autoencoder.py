@@ -1,4 +1,4 @@
-"""Trains the VAE of the embedded models: 64 x 64 images to 4 x 16 x 16 latents."""
+"""Trains the VAE of the emoji models: images of 64 x 64 pixels, latents of shape 4 x 16 x 16."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ from rnri.validation import NonEmptyStr, dataclass
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical differences of neighboring pixels."""
+    """Return the horizontal and the vertical differences between neighboring pixels."""
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
 class Autoencoder(LightningModule):
-    """L1, squared and edge errors plus a weak KL term; images in [-1, 1]."""
+    """Training of the VAE with the loss L1 + 5 MSE + 0.5 edge error + ``kl_weight`` KL, for images in [-1, 1].
+
+    The edge error is the L1 error of the differences between neighboring pixels.
+    """
 
     def __init__(self, vae: AutoencoderKL, lr: float, steps: int, kl_weight: float) -> None:
         super().__init__()
@@ -62,7 +65,10 @@ class Autoencoder(LightningModule):
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """PSNR in dB of each image ``[B, 3, H, W]`` in [0, 1] after a round trip through the latent mean: ``[B]``."""
+    """Return the PSNR in dB between each image and its reconstruction from the latent mean, ``[B]``.
+
+    ``images [B, 3, H, W]`` are in [0, 1].
+    """
     output = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample.float()
     output = (output / 2 + 0.5).clamp(0, 1)
     return peak_signal_noise_ratio(output, images, data_range=1.0, dim=(1, 2, 3), reduction="none")
@@ -70,7 +76,17 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @dataclass
 class PretrainAutoencoder(TrainingTask):
-    """The task of ``experiment=pretrain_autoencoder``; ``init_from`` continues from a saved VAE."""
+    """The task of ``experiment=pretrain_autoencoder``: trains the VAE and measures its PSNR on unseen drawings.
+
+    Args:
+        corpus: folder of the emoji corpus.
+        output: folder of the trained VAE.
+        batch_size: number of images per training step.
+        lr: learning rate.
+        kl_weight: weight of the KL term in the loss.
+        channels: number of channels of each resolution level of encoder and decoder.
+        init_from: folder of a saved VAE from which the training starts; None starts from random weights.
+    """
 
     corpus: NonEmptyStr | None
     output: NonEmptyStr
@@ -108,7 +124,11 @@ class PretrainAutoencoder(TrainingTask):
         )
 
     def save(self, vae: AutoencoderKL, train: AugmentedEmojiImages, unseen: AugmentedEmojiImages) -> dict[str, float]:
-        """Sets the scaling factor to 1 / std of the training latents, saves the VAE and returns its metrics."""
+        """Sets the scaling factor of the VAE to 1 / std of the training latents, and saves the VAE.
+
+        Returns:
+            the mean PSNR in dB on ``unseen``, the scaling factor, and the number of images in ``unseen``.
+        """
         sample = DataLoader(Subset(train, range(0, len(train), AUGMENTATIONS + 1)), 64)
         with torch.no_grad():
             latents = torch.cat([vae.encode(images * 2 - 1).latent_dist.mean for images, _ in sample])

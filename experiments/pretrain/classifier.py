@@ -1,4 +1,4 @@
-"""Trains an evaluation classifier and measures its accuracy on excluded groups of images."""
+"""Trains an evaluation classifier, and measures its accuracy on groups of images that were held out of the training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
 
 
 class ConceptClassifier(LightningModule):
-    """Cross-entropy with label smoothing and mix-up, for balanced classes.
+    """Training of the classifier by cross-entropy with label smoothing and mix-up; classes must be balanced.
 
-    The learning rate of the head is ``lr``, of the other layers ``body_lr``; modules in ``frozen`` are not trained.
+    Args:
+        classifier: the classifier to train.
+        lr: learning rate of the head (last layer).
+        steps: number of training steps.
+        body_lr: learning rate of all other layers; None is ``lr``.
+        frozen: names of modules that are not trained.
     """
 
     def __init__(
@@ -37,20 +42,20 @@ class ConceptClassifier(LightningModule):
         self.steps = steps
         self.body_lr = body_lr or lr
         for part in self._frozen():
-            part.requires_grad_(False).eval()  # Lightning does not change the mode of modules
+            part.requires_grad_(False).eval()  # Lightning keeps the mode (train or eval) of modules
 
     def _frozen(self) -> list[nn.Module]:
         return [self.classifier.network.get_submodule(name) for name in self.frozen]
 
     def train(self, mode: bool = True) -> ConceptClassifier:
-        """Sets the mode of all modules except frozen ones, which keep their batch statistics."""
+        """Sets the mode (train or eval) of all modules except the frozen ones, which keep their batch statistics."""
         super().train(mode)
         for part in self._frozen():
             part.eval()
         return self
 
     def on_train_start(self) -> None:
-        if self.global_step:  # a resumed training draws other augmentations
+        if self.global_step:  # a resumed training must not repeat the augmentations of its start
             torch.manual_seed(torch.initial_seed() + self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -79,20 +84,21 @@ class ConceptClassifier(LightningModule):
 
 @dataclass
 class PretrainClassifier(TrainingTask):
-    """The task of ``experiment=pretrain_classifier``: a classifier in ``output`` and its accuracy on excluded groups.
+    """The task of ``experiment=pretrain_classifier``: trains a classifier and measures its accuracy on held-out groups.
 
     Args:
-        images: labeled training images.
-        output: folder of the classifier, for ``data.classifier``.
+        images: labeled images in groups.
+        output: folder of the trained classifier; experiments use the classifier with ``data.classifier=FOLDER``.
         architecture: name of a timm model.
-        pretrained: start from timm's pretrained weights.
-        init_from: ``.pth`` file of weights to start from, with the tensors of the network in order; those of the head
-            are ignored.
-        frozen: names of modules that are not trained.
-        image_size: side of the input of the network, in pixels.
-        batch_size, lr: of the training.
+        pretrained: if true, the training starts from the pretrained weights of timm.
+        image_size: side in pixels of the square input images of the network.
+        batch_size: number of images per training step.
+        lr: learning rate of the head (last layer).
+        init_from: ``.pth`` file with the initial weights; its tensors have the same order as the tensors of the
+            network. The tensors of the head are ignored. None does not load a file.
+        frozen: names of modules of the network that are not trained.
         body_lr: learning rate of all layers except the head; None is ``lr``.
-        excluded: groups of ``images`` held out of the training; the accuracy on each is reported.
+        excluded: groups of ``images`` that are held out of the training; the accuracy on each group is reported.
     """
 
     images: LabeledImages
@@ -108,7 +114,11 @@ class PretrainClassifier(TrainingTask):
     excluded: Annotated[Sequence[NonEmptyStr], unique_items] = ()
 
     def prepare(self, trainer: Trainer) -> None:
-        """Reads the images and builds the network; ValueError if one is invalid."""
+        """Reads the images and builds the network.
+
+        Raises:
+            ValueError: the images or a setting are invalid, or the network cannot be created.
+        """
         self.images.prepare(self.image_size)
         self.trained_groups = [group for group in self.images.groups if group not in self.excluded]
         unknown = [group for group in self.excluded if group not in self.images.groups]
@@ -132,7 +142,7 @@ class PretrainClassifier(TrainingTask):
             )
             with torch.no_grad():
                 network.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
-        except Exception as error:  # errors of timm and of downloads
+        except Exception as error:  # timm and the download of weights raise many types of errors
             raise ValueError(
                 f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
                 f"task.image_size={self.image_size} cannot be created by timm ({error}): choose others."
@@ -140,7 +150,7 @@ class PretrainClassifier(TrainingTask):
         if self.init_from is not None:
             load_in_order(network, self.init_from)
         usual = timm.data.resolve_model_data_config(network)
-        network = network.to(memory_format=torch.channels_last)  # faster on CPUs; saved tensors are contiguous
+        network = network.to(memory_format=torch.channels_last)  # faster on CPUs; the saved file has contiguous tensors
         preprocessing = Preprocessing(self.image_size, usual["mean"], usual["std"])
         return Classifier(network.train(), self.images.labels, preprocessing)
 
@@ -166,16 +176,16 @@ class PretrainClassifier(TrainingTask):
 
 
 def load_in_order(network: nn.Module, path: str) -> None:
-    """Loads the tensors of a file into ``network`` in order, except those of its head.
+    """Copies the tensors of the file ``path`` into ``network`` in their order, except the tensors of the head.
 
-    Names are ignored, because libraries name the parts of a network differently.
+    The names of the tensors are ignored, because different libraries name the layers of the same network differently.
 
     Raises:
-        ValueError: the file cannot be read, or its tensors do not match the network.
+        ValueError: the file cannot be read, or the number or shapes of its tensors do not match the network.
     """
     try:
         tensors = list(torch.load(path, weights_only=True, map_location="cpu").values())
-    except Exception as error:  # of pickle and of zip archives
+    except Exception as error:  # pickle and zipfile raise many types of errors
         reason = first_line(error)
         raise ValueError(f"task.init_from={path!r} cannot be read as weights ({reason}): give a .pth file.") from None
     expected = network.state_dict()
@@ -196,7 +206,10 @@ def load_in_order(network: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def accuracies(classifier: Classifier, unseen: Mapping[str, Dataset]) -> dict[str, float]:
-    """Fraction of correctly classified images, by group and of all."""
+    """Return the fraction of correctly classified images in each group and in all groups together (``accuracy``).
+
+    The entry ``n`` is the number of images.
+    """
     correct = {
         group: torch.cat([classifier(x).argmax(-1) == y for x, y in DataLoader(images, 64)]).float()
         for group, images in unseen.items()

@@ -1,4 +1,4 @@
-"""Trains the small CLIP of SeedSelect's semantic loss; no evaluation metric uses it."""
+"""Trains the small CLIP model for the semantic loss of SeedSelect; no evaluation metric uses this model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ PROMPT = "a drawing of {phrase}"
 
 
 class CaptionedEmojiImages(Dataset):
-    """Images of the corpus split with matching captions: ``(image, tokens [L], concept_id)``."""
+    """Images of the drawings in split ``corpus`` with random matching captions.
+
+    An item is ``(image [3, H, W] in [0, 1], token ids [L] of the caption, concept_id)``.
+    """
 
     def __init__(self, drawings: EmojiImages, tokenizer: CLIPTokenizer) -> None:
         self.images = AugmentedEmojiImages(drawings)
@@ -43,13 +46,20 @@ class CaptionedEmojiImages(Dataset):
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids, ``[B, MAX_TOKENS]``."""
+    """Return the token ids of ``captions``, padded or truncated to ``[B, MAX_TOKENS]``."""
     options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True, "return_tensors": "pt"}
     return tokenizer(captions, **options).input_ids
 
 
 class ContrastiveModel(LightningModule):
-    """CLIP's symmetric loss; samples of the same concept are not negatives of each other."""
+    """Training with the symmetric contrastive loss of CLIP, without negative pairs of the same concept.
+
+    Args:
+        clip: the model to train.
+        prompts: token ids of one prompt per concept, ``[P, L]``, for the zero-shot accuracy.
+        lr: learning rate.
+        steps: number of training steps.
+    """
 
     def __init__(self, clip: CLIPModel, prompts: Tensor, lr: float, steps: int) -> None:
         super().__init__()
@@ -79,14 +89,30 @@ class ContrastiveModel(LightningModule):
 
 @torch.no_grad()
 def zero_shot(clip: CLIPModel, images: Tensor, prompts: Tensor) -> Tensor:
-    """Index ``[B]`` of the best matching prompt per image; ``images`` in [0, 1], ``prompts`` token ids ``[P, L]``."""
+    """Return the index of the prompt with the highest CLIP similarity to each image, ``[B]``.
+
+    Args:
+        clip: CLIP model.
+        images: ``[B, 3, H, W]`` in [0, 1].
+        prompts: token ids of the prompts, ``[P, L]``.
+    """
     pixels = normalize(images, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     return clip(input_ids=prompts, pixel_values=pixels).logits_per_image.argmax(-1)
 
 
 @dataclass
 class PretrainClip(TrainingTask):
-    """The task of ``experiment=pretrain_clip``."""
+    """The task of ``experiment=pretrain_clip``: trains a CLIP model and measures its zero-shot accuracy.
+
+    Args:
+        corpus: folder of the emoji corpus.
+        output: folder of the trained model.
+        batch_size: number of pairs of image and caption per training step.
+        lr: learning rate.
+        width: dimension of the hidden states of both encoders and of the joint embedding.
+        layers: number of layers of the image encoder; the text encoder has two layers.
+        patch_size: side of an image patch in pixels.
+    """
 
     corpus: NonEmptyStr | None
     output: NonEmptyStr

@@ -1,4 +1,4 @@
-"""Trains the text encoder and the U-Net of the embedded text-to-image model in the latents of a trained VAE."""
+"""Trains the text encoder and the U-Net of the emoji diffusion model, in the latent space of a trained VAE."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ from experiments.pretrain.training import (
 )
 from rnri.validation import NonEmptyStr, RandomSeed, UnitInterval, dataclass
 
-MAX_TOKENS = 24  # per caption, with start and end token; the corpus needs at most 19
-SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
+MAX_TOKENS = 24  # number of tokens per caption with start and end token; the longest caption of the corpus has 19
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0  # sampling steps and guidance scale of the sample images during training
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer trained on ``captions`` until each of their words is one token.
+    """Return a CLIP tokenizer that is trained on ``captions`` until every word of the captions is one token.
 
-    The same captions give the same ids, as a resumed training requires. The library breaks ties randomly in the ids of
-    letters and in the order of merges, but the resulting words are always the same and get the first ids here.
+    The same captions always give the same token ids; a resumed training depends on this. The tokenizers library breaks
+    ties between letters and between merges at random. The words that result are always the same, and this function
+    gives the first ids to the words in alphabetical order.
     """
-    size = 4_000  # more than the number of merges to learn
+    size = 4_000  # maximum vocabulary size, which is more than the captions need
     trained = CLIPTokenizer().train_new_from_iterator(sorted(set(captions)), size, show_progress=False)
     learned = json.loads(trained.backend_tokenizer.to_str())["model"]
     special = [trained.bos_token, trained.eos_token]
@@ -60,7 +61,7 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion."""
+    """Return a DDIM scheduler with the noise schedule of Stable Diffusion."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -88,7 +89,10 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
 
 
 def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -> UNet2DConditionModel:
-    """A U-Net with cross-attention except at the top level, where it would triple the cost of a step."""
+    """Return a U-Net with cross-attention at all resolutions except the highest.
+
+    Cross-attention at the highest resolution would triple the time of a training step.
+    """
     attention_levels = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
@@ -104,13 +108,16 @@ def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -
 
 
 class CaptionedLatents(Dataset):
-    """The caption corpus as ``(latent [4, h, w], tokens [L])``; each distinct image is encoded once.
+    """The caption corpus as a dataset of pairs ``(latent [4, h, w], token ids [L])``.
+
+    Each distinct image is encoded by the VAE once.
 
     Args:
-        corpus: folder of the corpus.
-        vae, tokenizer: of the model to train.
-        cache: file of the latents, written if it does not exist.
-        max_images: number of images to use with all their captions, a fixed random subset; None is all.
+        corpus: folder of the emoji corpus.
+        vae, tokenizer: VAE and tokenizer of the model to train.
+        cache: file in which the latents are stored; if the file exists, the latents are read from it.
+        max_images: size of a fixed random subset of the images, which are used with all their captions; None uses all
+            images.
     """
 
     def __init__(
@@ -155,7 +162,7 @@ class CaptionedLatents(Dataset):
 
 
 class Prompts(Dataset):
-    """Prompts of the sample grids."""
+    """The prompts from which sample images are generated during the training, as a dataset."""
 
     def __init__(self, prompts: list[str]) -> None:
         self.prompts = prompts
@@ -168,7 +175,17 @@ class Prompts(Dataset):
 
 
 class DenoiserTraining(LightningModule):
-    """Noise prediction with min-SNR weights (Hang et al. 2023, gamma = 5), which converges several times faster."""
+    """Training of noise prediction with min-SNR loss weights (Hang et al. 2023, gamma = 5).
+
+    With these weights, the training converges several times faster than with equal weights.
+
+    Args:
+        pipeline: the pipeline whose U-Net and text encoder are trained.
+        lr: learning rate.
+        steps: number of training steps.
+        decay_from: fraction of the training steps after which the learning rate decays linearly to zero.
+        drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
+    """
 
     def __init__(
         self, pipeline: StableDiffusionPipeline, lr: float, steps: int, *, decay_from: float, drop_caption: float
@@ -216,13 +233,29 @@ class DenoiserTraining(LightningModule):
 
 @dataclass
 class PretrainDenoiser(TrainingTask):
-    """The task of ``experiment=pretrain_denoiser``; ``init_from`` continues from a saved pipeline."""
+    """The task of ``experiment=pretrain_denoiser``: trains the text encoder and the U-Net of a small Stable Diffusion.
+
+    Args:
+        corpus: folder of the emoji corpus.
+        vae: folder of the trained VAE.
+        output: folder of the trained pipeline.
+        batch_size: number of pairs of image and caption per training step.
+        lr: learning rate; 0 keeps the weights.
+        decay_from: fraction of the training steps after which the learning rate decays linearly to zero.
+        drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
+        channels: number of channels of each resolution level of the U-Net.
+        text_width: dimension of the hidden states of the text encoder.
+        text_layers: number of layers of the text encoder.
+        prompts: prompts from which sample images are generated during the training.
+        init_from: folder of a saved pipeline from which the training starts; None starts from random weights.
+        seed: integer that determines the order of the training data.
+    """
 
     corpus: NonEmptyStr | None
     vae: NonEmptyStr
     output: NonEmptyStr
     batch_size: PositiveInt
-    lr: NonNegativeFloat  # 0 keeps the weights
+    lr: NonNegativeFloat
     decay_from: UnitInterval
     drop_caption: UnitInterval
     channels: Annotated[Sequence[PositiveInt], MinLen(1)]
@@ -266,7 +299,7 @@ class PretrainDenoiser(TrainingTask):
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """Saves the pipeline in float16."""
+    """Saves the pipeline to ``folder`` with float16 weights."""
     pipeline.save_pretrained(folder)
     for name in ("unet", "text_encoder", "vae"):
         save_fp16(getattr(pipeline, name), Path(folder) / name)

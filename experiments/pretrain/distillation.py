@@ -1,4 +1,4 @@
-"""Shared by the trainings with a teacher: encoded captions, a replay buffer of targets, and common settings."""
+"""Code that both distillations share: encoded captions, a replay buffer of training targets, and common settings."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from experiments.pretrain.validation_accuracy import AccuracyProbe
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 Encode = Callable[[list[str]], Sequence[Tensor]]
-"""Maps captions to tensors with one row per caption."""
+"""A text encoder: a function from captions to one or more tensors, each with one row per caption."""
 
 UNCONDITIONAL_INDEX = 0  # index of the empty caption
 
 
 class EncodedCaptions(Dataset):
-    """The caption corpus as ``(latent [4, h, w], caption index)``.
+    """The caption corpus as a dataset of pairs ``(latent [4, h, w], caption index)``.
 
     Attributes:
-        texts: distinct captions by index; the empty one has ``UNCONDITIONAL_INDEX``.
+        texts: the distinct captions; ``texts[UNCONDITIONAL_INDEX]`` is the empty caption.
     """
 
     def __init__(self, data: CaptionedLatents) -> None:
@@ -41,7 +41,7 @@ class EncodedCaptions(Dataset):
 
     @torch.no_grad()
     def encode(self, encoder: Encode, batch_size: int = 256) -> list[Tensor]:
-        """Outputs of ``encoder`` for all distinct captions, by index."""
+        """Return the outputs of ``encoder`` for all distinct captions; row k belongs to ``texts[k]``."""
         parts = [encoder(self.texts[k : k + batch_size]) for k in range(0, len(self.texts), batch_size)]
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
@@ -54,16 +54,18 @@ class EncodedCaptions(Dataset):
 
 @torch.no_grad()
 def text_states(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    """Text conditioning of the pipeline's U-Net, ``[B, L, D]``."""
+    """Return the hidden states of the text encoder for ``captions``, ``[B, L, D]``, which condition the U-Net."""
     tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return pipeline.text_encoder.eval()(tokens)[0]
 
 
 class ReplayBuffer:
-    """The latest targets; training steps sample from them, because a target costs evaluations of the teacher.
+    """A buffer of the most recent training targets, from which each training step draws a random batch.
+
+    Targets are used several times, because computing a target requires evaluations of the teacher network.
 
     Args:
-        capacity: maximum number of rows; the oldest are dropped.
+        capacity: maximum number of targets; the oldest targets are dropped.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -71,31 +73,33 @@ class ReplayBuffer:
         self.rows: list[Tensor] = []
 
     def add(self, *rows: Tensor) -> None:
-        """Appends tensors with one row per sample; every call has the same number of tensors."""
+        """Appends tensors with one row per target; every call must have the same number of tensors."""
         joined = [torch.cat(pair) for pair in zip(self.rows, rows, strict=True)] if self.rows else rows
         self.rows = [tensor[-self.capacity :] for tensor in joined]
 
     def sample(self, count: int) -> list[Tensor]:
-        """``count`` random rows of each tensor, without replacement."""
+        """Return ``count`` random targets, drawn without replacement: the same rows of every tensor."""
         index = torch.randperm(len(self.rows[0]))[:count]
         return [tensor[index] for tensor in self.rows]
 
 
 @dataclass
 class DistillationTask(TrainingTask):
-    """Settings and preparation of the trainings that start from a Stable Diffusion pipeline.
+    """Settings that the distillations of a Stable Diffusion pipeline share.
 
     Args:
-        corpus: folder of the caption corpus.
+        corpus: folder of the emoji corpus.
         model: folder of the Stable Diffusion pipeline.
         output: folder of the trained model.
-        max_images: number of images of the corpus to encode before the training; None is all.
-        batch_size, lr: of the training.
-        reuse: average number of steps that use a target.
-        prompts: of the sample grids.
-        accuracy_probe: evaluates samples at the end; None skips it.
-        probe_guidance: guidance scales of these samples.
-        init_from: folder of a saved model to continue from; None starts a new one.
+        max_images: number of images of the corpus that are used for the training; None uses all images.
+        batch_size: number of training targets per training step.
+        lr: learning rate; 0 keeps the weights.
+        reuse: average number of training steps that use the same training target.
+        prompts: prompts from which sample images are generated during the training.
+        accuracy_probe: measures the accuracy of an evaluation classifier on images that the trained model generates;
+            None skips the measurement.
+        probe_guidance: guidance scales of the images for ``accuracy_probe``.
+        init_from: folder of a saved model from which the training starts; None starts a new model.
     """
 
     corpus: NonEmptyStr | None
@@ -103,7 +107,7 @@ class DistillationTask(TrainingTask):
     output: NonEmptyStr
     max_images: PositiveInt | None
     batch_size: PositiveInt
-    lr: NonNegativeFloat  # 0 keeps the weights
+    lr: NonNegativeFloat
     reuse: PositiveInt
     prompts: Annotated[Sequence[NonEmptyStr], MinLen(1)]
     accuracy_probe: AccuracyProbe | None
@@ -111,13 +115,20 @@ class DistillationTask(TrainingTask):
     init_from: NonEmptyStr | None
 
     def load_model(self) -> StableDiffusionPipeline:
-        """Checks the folders and loads ``model``; ValueError if one is invalid."""
+        """Checks the folders ``corpus`` and ``output``, and returns the pipeline in the folder ``model``.
+
+        Raises:
+            ValueError: one of the three folders is invalid.
+        """
         check_corpus(self.corpus)
         check_output(self.output)
         return load_pretrained(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
 
     def encode_corpus(self, pipeline: object, trainer: Trainer) -> EncodedCaptions:
-        """The captioned latents of the VAE of ``pipeline``, cached in the run folder."""
+        """Return the captioned images of the corpus as latents of the VAE of ``pipeline``.
+
+        The latents are cached in the run folder.
+        """
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         latents = CaptionedLatents(
             self.corpus, pipeline.vae.eval(), pipeline.tokenizer, cache=cache, max_images=self.max_images

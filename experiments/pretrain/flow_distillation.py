@@ -1,4 +1,4 @@
-"""Training targets of the flow-matching model: the velocities of a noise-predicting teacher, or of the data."""
+"""Training targets of the flow-matching model: velocities from a noise-predicting teacher network, or from the data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from torch.nn import functional as F
 from experiments.pretrain.distillation import text_states
 
 Targets = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-"""Maps clean latents, noise levels and caption indices to ``(x, sigma, velocity, features)``."""
+"""A function from clean latents, noise levels and caption indices to training targets.
+
+A training target is ``(x, sigma, velocity, features)``: the noisy latent, its noise level, the velocity to be
+predicted, and the features of the teacher.
+"""
 
 
 class OutputHook:
-    """Records the latest output of a layer; ``take`` releases it, because a stored graph prevents copying the layer."""
+    """Records the latest output of ``layer``; :meth:`take` returns the output and releases it.
+
+    The output must be released, because a module that holds an autograd graph cannot be copied.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         layer.register_forward_hook(self._record)
@@ -34,14 +41,18 @@ class OutputHook:
 
 
 def feature_tokens(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The feature map ``[B, C, h, w]`` of a layer as layer-normalized tokens ``[B, h w, C]``."""
+    """Return the feature map ``[B, C, h, w]`` of a layer as tokens ``[B, h w, C]`` after layer normalization."""
     features = output[0] if isinstance(output, tuple) else output
     return F.layer_norm(features.flatten(2).transpose(1, 2), features.shape[1:2])
 
 
 @torch.no_grad()
 def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transformer: SD3Transformer2DModel) -> int:
-    """Number of channels of a U-Net layer; ValueError unless its feature map has one position per token."""
+    """Return the number of channels of the U-Net layer ``hint_layer``.
+
+    Raises:
+        ValueError: the layer does not exist, or its feature map does not have one position per transformer token.
+    """
     unet = pipeline.unet.eval()
     config = transformer.config
     try:
@@ -57,27 +68,30 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
     tokens = (config.sample_size // config.patch_size) ** 2
     if positions != tokens:
         raise ValueError(
-            f"task.hint_layer={hint_layer!r} has {positions} positions, the transformer {tokens} tokens: "
-            "give another layer."
+            f"task.hint_layer={hint_layer!r} has {positions} positions, but the transformer has {tokens} tokens: "
+            "give a layer with one position per token."
         )
     return channels
 
 
 class VelocityTeacher:
-    """Velocities of a noise-predicting model at the same signal-to-noise ratio, without guidance.
+    """Computes velocities of rectified flow from a noise-predicting teacher, without guidance.
 
-    ``x = (1 - sigma) x0 + sigma n`` divided by ``sqrt((1 - sigma)^2 + sigma^2)`` is a latent ``z`` of
-    variance-preserving diffusion at the timestep with ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise
-    prediction gives ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)`` and the velocity of rectified flow,
-    ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. Its mean is that of the data target ``n - x0``, without the variance.
+    The noisy latent of rectified flow, ``x = (1 - sigma) x0 + sigma n``, is divided by
+    ``sqrt((1 - sigma)^2 + sigma^2)``. The result is a latent ``z`` of variance-preserving diffusion with the same
+    signal-to-noise ratio, at the timestep with ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise
+    prediction ``eps`` of the teacher gives the clean latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``, and
+    the clean latent gives the velocity ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. This velocity is the conditional
+    mean of the usual training target ``n - x0``, so the velocity has less variance than the usual target.
 
-    Noise levels beyond the last timestep add noise to a latent of the last timestep, whose ``E[x0 | z]`` has the
-    correct mean given ``x``.
+    If ``sigma`` is greater than at the last timestep of the teacher, noise is added to a latent ``z`` of the last
+    timestep. Given ``x``, the mean of ``E[x0 | z]`` is then still ``E[x0 | x]``.
 
     Args:
-        pipeline: the teacher.
-        states: text states of every caption, ``[captions, L, D]``.
-        hint_layer: U-Net layer whose features are returned too, one position per token.
+        pipeline: pipeline of the teacher.
+        states: hidden states of the text encoder for every caption, ``[captions, L, D]``.
+        hint_layer: name of the U-Net layer whose features are part of the targets; the layer has one position per
+            token of the transformer.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, states: Tensor, hint_layer: str) -> None:
@@ -91,9 +105,10 @@ class VelocityTeacher:
 
     @torch.no_grad()
     def __call__(self, z0: Tensor, sigma: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``(x, sigma, velocity, features [B, tokens, C])`` for latents ``z0``.
+        """Return the targets ``(x, sigma, velocity, features [B, tokens, C])`` for clean latents ``z0``.
 
-        ``sigma [B]`` is rounded down to the sigma of a timestep.
+        The returned ``sigma [B]`` is rounded down to the noise level of a timestep of the teacher, unless it is greater
+        than at the last timestep.
         """
         t = (torch.searchsorted(self.sigma, sigma.double(), right=True) - 1).clamp(min=0)
         beyond = sigma.double() > self.sigma[-1]
@@ -101,7 +116,7 @@ class VelocityTeacher:
         alpha, level = (values[t].view(-1, 1, 1, 1).float() for values in (self.alpha, self.noise_level))
         z = alpha * z0 + level * torch.randn_like(z0)
         clean = (z - level * self.unet(z, t, self.states[captions]).sample.float()) / alpha
-        # x = (1 - sigma) x0 + sigma n from z, with the missing noise added.
+        # Rescale z and add the missing noise, so that x = (1 - sigma) x0 + sigma n.
         sigma = sigma.view(-1, 1, 1, 1)
         scale = (1 - sigma) / self.alpha[t].view(-1, 1, 1, 1)
         missing = (sigma**2 - (scale * self.noise_level[t].view(-1, 1, 1, 1)) ** 2).clamp(min=0).sqrt()
@@ -110,7 +125,10 @@ class VelocityTeacher:
 
 
 def data_targets(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(x, sigma, n - z0, no features)``: the target of rectified flow (Liu et al. 2023, arXiv 2209.03003)."""
+    """Return the usual targets of rectified flow, ``(x, sigma, n - z0)``, without features of a teacher.
+
+    Source: Liu et al. 2023, arXiv 2209.03003.
+    """
     noise = torch.randn_like(z0)
     level = sigma.view(-1, 1, 1, 1)
     return (1 - level) * z0 + level * noise, sigma, noise - z0, torch.empty(len(z0), 0)

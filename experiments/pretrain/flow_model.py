@@ -1,4 +1,4 @@
-"""The embedded flow-matching model, a small Stable Diffusion 3: building, evaluation, sampling and saving."""
+"""Builds, evaluates and saves the emoji flow-matching model, a small Stable Diffusion 3, and samples from the model."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ from experiments.pretrain.training import (
     save_fp16,
 )
 
-TIMESTEPS = 1000  # the transformer's timestep input is sigma times this
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers requires explicit nulls
-T5_TOKENS = 256  # zero embeddings that SD3's pipeline appends in place of a missing T5
+TIMESTEPS = 1000  # the timestep input of the transformer is TIMESTEPS * sigma
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers requires an explicit None for each
+T5_TOKENS = 256  # number of zero embeddings that the SD3 pipeline appends if it has no T5
 
 
 def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithProjection:
-    """The first ``layers`` layers of ``start``, padded with layers without effect; the projection is the identity.
+    """Return a text encoder with ``layers`` layers and the weights of ``start``; its projection is the identity.
 
-    SD3 reads the hidden states before the last layer and the pooled states after it. An extra layer outputs its input,
-    so that with one layer more than ``start`` these are the states of the last layer of ``start``.
+    If ``layers`` is greater than the number of layers of ``start``, each additional layer returns its input unchanged.
+
+    SD3 uses the hidden states before the last layer of a text encoder, and the pooled states after the last layer. With
+    one layer more than ``start``, SD3 therefore uses the hidden states after the last layer of ``start``.
     """
     config = type(start.config).from_dict(start.config.to_dict() | {"num_hidden_layers": layers})
     encoder = CLIPTextModelWithProjection(config)
@@ -47,7 +49,7 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
     shared = {name: tensor for name, tensor in start.state_dict().items() if name in inner.state_dict()}
     with torch.no_grad():
         for name in inner.load_state_dict(shared, strict=False).missing_keys:
-            if "out_proj" in name or "fc2" in name:  # the outputs of both residual branches
+            if "out_proj" in name or "fc2" in name:  # output layers of both residual branches
                 inner.get_parameter(name).zero_()
         nn.init.eye_(encoder.text_projection.weight)
     return encoder.eval()
@@ -56,7 +58,16 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
 def build_transformer(
     vae: nn.Module, *, text_width: int, pooled_width: int, width: int, layers: int, heads: int
 ) -> SD3Transformer2DModel:
-    """A transformer whose modulations and output are initialized to zero (adaLN-Zero, Peebles and Xie 2023)."""
+    """Return a new transformer; its modulation and output layers are zero (adaLN-Zero, Peebles and Xie 2023).
+
+    Args:
+        vae: VAE whose latents the transformer denoises.
+        text_width: dimension of the hidden states of the text encoders.
+        pooled_width: dimension of the pooled states of the text encoders.
+        width: dimension of the hidden states of the transformer.
+        layers: number of transformer blocks.
+        heads: number of attention heads.
+    """
     side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     transformer = SD3Transformer2DModel(
         sample_size=side,
@@ -83,9 +94,10 @@ def build_transformer(
 
 @torch.no_grad()
 def standardize(layer: nn.Linear, inputs: Tensor) -> None:
-    """Folds the standardization of each feature of ``inputs [..., D]`` into the weights of ``layer``.
+    """Changes the weights of ``layer``, so that the layer standardizes its input features (zero mean, unit variance).
 
-    Some features of CLIP's states before the final norm are hundreds of times larger than others.
+    Mean and standard deviation of each feature are computed from ``inputs [..., D]``. The hidden states of CLIP before
+    the final layer norm need this, because some features are hundreds of times larger than others.
     """
     features = inputs.flatten(0, -2)
     mean = features.mean(0)
@@ -95,10 +107,11 @@ def standardize(layer: nn.Linear, inputs: Tensor) -> None:
 
 
 class MergedPaddingAttention:
-    """SD3's joint attention with an additive mask over its keys.
+    """The joint attention of SD3 with an additive attention mask over the keys.
 
-    The zero tokens that replace a missing T5 stay equal, because the context has no positional embedding. In the
-    softmax n equal tokens are one token whose logit is increased by log n. A training step then costs a quarter.
+    With this mask, one token replaces the n zero tokens that stand for a missing T5. The zero tokens are equal in every
+    layer, because text tokens have no positional embedding. In the softmax, n equal tokens have the same effect as one
+    token whose logit is increased by log n. A training step with one merged token takes a quarter of the time.
     """
 
     def __call__(
@@ -119,13 +132,13 @@ class MergedPaddingAttention:
 
 
 def split_heads(x: Tensor, count: int) -> Tensor:
-    """Reshapes ``[B, L, D]`` to ``[B, heads, L, D / heads]``."""
+    """Return ``x [B, L, D]`` split into ``count`` attention heads, ``[B, count, L, D / count]``."""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
 @contextmanager
 def attention_processor(transformer: SD3Transformer2DModel, processor: object) -> Iterator[None]:
-    """Sets an attention processor for the duration of the block."""
+    """Sets the attention processor of ``transformer`` for the duration of the ``with`` block."""
     original = transformer.attn_processors
     transformer.set_attn_processor(processor)
     try:
@@ -135,19 +148,28 @@ def attention_processor(transformer: SD3Transformer2DModel, processor: object) -
 
 
 class Velocity:
-    """The transformer as the pipeline evaluates it, with one merged token for all zero tokens.
+    """Predicts velocities with the transformer; one merged token replaces all zero tokens of the missing T5.
+
+    The outputs are equal to those of the transformer in the SD3 pipeline.
 
     Args:
-        transformer: with :class:`MergedPaddingAttention` as attention processor.
-        states: CLIP states of every caption, ``[captions, L, D]``.
-        pooled: pooled CLIP states of every caption, ``[captions, P]``.
+        transformer: transformer whose attention processor is :class:`MergedPaddingAttention`.
+        states: hidden states of the CLIP text encoders for every caption, ``[captions, L, D]``.
+        pooled: pooled states of the CLIP text encoders for every caption, ``[captions, P]``.
     """
 
     def __init__(self, transformer: SD3Transformer2DModel, states: Tensor, pooled: Tensor) -> None:
         self.transformer, self.states, self.pooled = transformer, states, pooled
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor, zeros: Tensor) -> Tensor:
-        """Velocity ``[B, 4, h, w]`` at ``sigma [B]``; ``zeros [B]`` zero tokens follow those of the caption."""
+        """Return the predicted velocity, ``[B, 4, h, w]``.
+
+        Args:
+            x: noisy latents, ``[B, 4, h, w]``.
+            sigma: noise level of each latent, ``[B]``.
+            captions: caption index of each latent, ``[B]``.
+            zeros: number of zero tokens after the tokens of each caption, ``[B]``.
+        """
         text = F.pad(self.states[captions], (0, 0, 0, 1))
         size = self.transformer.config.patch_size
         keys = x.shape[-2] * x.shape[-1] // size**2 + text.shape[1]
@@ -159,7 +181,7 @@ class Velocity:
 
 
 def latent_shape(pipeline: StableDiffusion3Pipeline) -> tuple[int, int, int]:
-    """``(C, h, w)`` of the latents."""
+    """Return the shape ``(C, h, w)`` of the latents of ``pipeline``."""
     config = pipeline.transformer.config
     return config.in_channels, config.sample_size, config.sample_size
 
@@ -168,9 +190,16 @@ def latent_shape(pipeline: StableDiffusion3Pipeline) -> tuple[int, int, int]:
 def sample_images(
     pipeline: StableDiffusion3Pipeline, prompts: list[str], seeds: Tensor, *, steps: int, guidance: float
 ) -> Tensor:
-    """Images ``[B, 3, H, W]`` in [0, 1], equal to those of the pipeline.
+    """Return images ``[B, 3, H, W]`` in [0, 1] that are equal to the images that ``pipeline`` generates.
 
-    The attention processor must be :class:`MergedPaddingAttention`.
+    The attention processor of the transformer must be :class:`MergedPaddingAttention`.
+
+    Args:
+        pipeline: the flow-matching model.
+        prompts: one prompt per image.
+        seeds: initial noise latents, ``[B, C, h, w]``.
+        steps: number of sampling steps.
+        guidance: guidance scale.
     """
     states, pooled = clip_states(pipeline, ["", *prompts])
     velocity = Velocity(pipeline.transformer, states, pooled)
@@ -190,13 +219,16 @@ def sample_images(
 
 @torch.no_grad()
 def clip_states(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """CLIP states ``[B, L, D]`` of the pipeline without zero tokens, and pooled states ``[B, P]``."""
+    """Return the hidden states ``[B, L, D]`` and the pooled states ``[B, P]`` of the CLIP text encoders.
+
+    The hidden states do not include the zero tokens of the missing T5.
+    """
     encoded = pipeline.encode_prompt(captions, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
     return encoded[0], encoded[2]
 
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
-    """Saves the pipeline in float16 with a third text encoder that outputs zeros."""
+    """Saves the pipeline to ``folder`` with float16 weights, and with a third text encoder that outputs zeros."""
     pipeline = StableDiffusion3Pipeline(**pipeline.components | zero_t5_embeddings(pipeline.transformer.config))
     pipeline.save_pretrained(folder)
     for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
@@ -204,9 +236,10 @@ def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> Non
 
 
 def zero_t5_embeddings(transformer: FrozenDict) -> dict[str, object]:
-    """A one-unit T5 that outputs the zeros of SD3's pipeline without T5, and its tokenizer.
+    """Return a T5 with one unit whose output is zero, and its tokenizer, as components of an SD3 pipeline.
 
-    By default ``DiffusionPipeline.from_pretrained`` requires all three text encoders in a Stable Diffusion 3 folder.
+    An SD3 pipeline without T5 uses zero embeddings in place of the T5 outputs, so this T5 has the same effect. It is
+    needed because ``DiffusionPipeline.from_pretrained`` by default requires all three text encoders.
     """
     tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in "\u2581" + ascii_lowercase)]
     width = transformer.joint_attention_dim

@@ -1,4 +1,4 @@
-"""Trains the embedded flow-matching model: a Stable Diffusion 3 transformer in the latents of the embedded VAE."""
+"""Trains the emoji flow-matching model: a small Stable Diffusion 3 transformer in the latent space of the emoji VAE."""
 
 from __future__ import annotations
 
@@ -45,16 +45,24 @@ from experiments.pretrain.training import (
 )
 from rnri.validation import NonEmptyStr, UnitInterval, dataclass
 
-SAMPLE_STEPS = 20
-SAMPLE_GUIDANCE = 6.0
-FEATURE_LOSS_WEIGHT = 0.5
+SAMPLE_STEPS = 20  # number of sampling steps of sample images
+SAMPLE_GUIDANCE = 6.0  # guidance scale of the sample images during training
+FEATURE_LOSS_WEIGHT = 0.5  # weight of the feature loss relative to the velocity loss
 
 
 class FlowTraining(LightningModule):
-    """Rectified flow: squared error of the velocity at logit-normal noise levels.
+    """Training of rectified flow by the mean squared error of the predicted velocity, at logit-normal noise levels.
 
-    With a teacher, a linear readout of the second-to-last block also learns the teacher's features at the same position
-    (hints, Romero et al. 2015, arXiv 1412.6550), a target with many more numbers per token than the velocity.
+    With a teacher, a feature loss is added: a linear layer predicts the features of the teacher at the same position
+    from the output of the second-to-last transformer block (hints, Romero et al. 2015, arXiv 1412.6550). The features
+    have many more values per token than the velocity.
+
+    Args:
+        pipeline: the pipeline whose transformer is trained.
+        velocity: predicts velocities with this transformer.
+        targets: computes the training targets.
+        channels: number of channels of the features of the teacher; 0 trains without the feature loss.
+        settings: settings of the task.
     """
 
     def __init__(
@@ -106,16 +114,21 @@ class FlowTraining(LightningModule):
 
 @dataclass
 class PretrainFlow(DistillationTask):
-    """The task of ``experiment=pretrain_flow``; ``model`` provides VAE, tokenizer and text encoder.
+    """The task of ``experiment=pretrain_flow``: trains a small Stable Diffusion 3 transformer.
+
+    VAE, tokenizer and text encoder are taken from the pipeline in the folder ``model``.
 
     Args:
-        teacher: folder of the pipeline that computes the targets; None takes them from the data.
-        hint_layer: layer of the teacher whose features are matched too.
-        decay_from: fraction of the training after which the learning rate decays.
-        drop_caption: fraction of empty captions.
-        logit_mean, logit_std: of the logit-normal distribution of sigma.
-        width, layers, heads: of the transformer.
-        shift: of the noise levels of the sampler.
+        teacher: folder of the Stable Diffusion pipeline (teacher) that computes the target velocities; None uses the
+            usual targets of rectified flow.
+        hint_layer: name of the U-Net layer of the teacher whose features the feature loss compares.
+        decay_from: fraction of the training steps after which the learning rate decays linearly to zero.
+        drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
+        logit_mean, logit_std: mean and standard deviation of the logit of the noise level sigma in the training.
+        width: dimension of the hidden states of the transformer; a multiple of ``heads``.
+        layers: number of transformer blocks.
+        heads: number of attention heads.
+        shift: parameter ``shift`` of the noise levels of the sampler (``FlowMatchEulerDiscreteScheduler``).
     """
 
     teacher: NonEmptyStr | None
@@ -131,7 +144,7 @@ class PretrainFlow(DistillationTask):
 
     def prepare(self, trainer: Trainer) -> None:
         if self.width % self.heads:
-            raise ValueError(f"task.width={self.width} must be a multiple of task.heads={self.heads}: change one.")
+            raise ValueError(f"task.width={self.width} must be a multiple of task.heads={self.heads}: change either.")
         self.pipeline = self.build(self.load_model())
         self.teacher_pipeline = None
         if self.teacher:
@@ -162,7 +175,7 @@ class PretrainFlow(DistillationTask):
         report(trainer, {"steps": trainer.global_step, **final_loss(trainer), "rows": rows})
 
     def rows(self) -> list[dict]:
-        """Accuracy of samples at each guidance scale."""
+        """Return one table row per guidance scale: the accuracy of the evaluation classifier on generated images."""
         if not self.accuracy_probe:
             return []
         self.pipeline.transformer.eval()
@@ -175,13 +188,16 @@ class PretrainFlow(DistillationTask):
         return self.accuracy_probe.row(sampler, latent_shape(self.pipeline), steps=SAMPLE_STEPS, guidance=guidance)
 
     def build(self, source: StableDiffusionPipeline) -> StableDiffusion3Pipeline:
-        """The pipeline to train: a saved one, or a new transformer with the other components of ``source``."""
+        """Return the pipeline to train, which is loaded from ``init_from`` or built.
+
+        A new pipeline has a new transformer; its VAE, tokenizer and text encoders are taken from ``source``.
+        """
         if self.init_from:
             return load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from, **WITHOUT_T5)
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size
-        source.vae.register_to_config(shift_factor=0.0)  # SD3's pipeline adds it
+        source.vae.register_to_config(shift_factor=0.0)  # the SD3 pipeline adds this value to latents
         return StableDiffusion3Pipeline(
             transformer=build_transformer(
                 source.vae,

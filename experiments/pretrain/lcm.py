@@ -1,4 +1,4 @@
-"""Distills the embedded model to few steps: a latent consistency model as a LoRA of its U-Net."""
+"""Distills the emoji diffusion model to a few sampling steps: a latent consistency model as a LoRA of its U-Net."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from rnri.models.sampling import sample
 from rnri.models.schedule import Schedule
 from rnri.validation import GuidanceScale, UnitInterval, dataclass
 
-SAMPLER_STEPS = (1, 2, 4, 8)  # numbers of steps of the samplers whose timesteps are drawn more often
-GRID_STEPS = 2  # sampling steps of the sample grids
-PROBE_STEPS = (1, 2, 4)
-DDIM_GUIDANCE = 3.0  # of the base model in the comparison
-SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # of the boundary scalings, as in diffusers' LCMScheduler
-PSEUDO_HUBER_C = 1e-3  # error at which the pseudo-Huber loss changes from squared to absolute
+SAMPLER_STEPS = (1, 2, 4, 8)  # the training draws the timesteps of samplers with these numbers of steps more often
+GRID_STEPS = 2  # number of sampling steps of the sample images during training
+PROBE_STEPS = (1, 2, 4)  # numbers of sampling steps at which the accuracy is measured
+DDIM_GUIDANCE = 3.0  # guidance scale of the base model when its accuracy is measured
+SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # parameters of the boundary scalings, as in the LCMScheduler of diffusers
+PSEUDO_HUBER_C = 1e-3  # below this error the pseudo-Huber loss is about quadratic, above it about linear
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps latents ``[B, 4, h, w]``, timesteps ``[B]`` and text states ``[B, L, D]`` to the noise prediction."""
+"""A function from latents ``[B, 4, h, w]``, timesteps ``[B]`` and text states ``[B, L, D]`` to predicted noise."""
 
 
 class DDIMTeacher:
-    """Guided DDIM steps of the frozen base model.
+    """The teacher of the distillation: DDIM steps of the frozen base model with classifier-free guidance.
 
     Args:
-        network: U-Net without a LoRA.
-        alpha_bar: float64, by timestep.
+        network: U-Net of the base model, without the LoRA.
+        alpha_bar: cumulative product of alphas by timestep, float64 ``[T]``.
         empty: text states of the empty caption, ``[1, L, D]``.
         stride: number of timesteps per DDIM step.
-        strides: number of DDIM steps from a noisy latent to the latent of its target.
-        guidance: range from which the guidance scale of each sample is drawn.
+        strides: number of DDIM steps from a noisy latent to the latent at which the target is evaluated.
+        guidance: lowest and highest guidance scale; the scale of each sample is drawn uniformly from this range.
     """
 
     def __init__(
@@ -68,7 +68,13 @@ class DDIMTeacher:
 
     @torch.no_grad()
     def denoise(self, z: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """``(z_s, s)`` after ``strides`` DDIM steps from ``z [B, 4, h, w]`` at ``t [B]``, stopping at timestep 0."""
+        """Return the latents and timesteps ``(z_s, s)`` after ``strides`` DDIM steps; the steps end at timestep 0.
+
+        Args:
+            z: noisy latents, ``[B, 4, h, w]``.
+            t: timesteps of the noisy latents, ``[B]``.
+            text: text states, ``[B, L, D]``.
+        """
         low, high = self.guidance
         guidance = low + (high - low) * torch.rand(len(z), 1, 1, 1)
         for _ in range(self.strides):
@@ -82,7 +88,10 @@ class DDIMTeacher:
 
 
 def guided(network: Network, z: Tensor, t: Tensor, text: Tensor, *, empty: Tensor, guidance: Tensor | float) -> Tensor:
-    """Noise prediction with classifier-free guidance; a scale of exactly 1.0 takes one evaluation instead of two."""
+    """Return the predicted noise with classifier-free guidance.
+
+    For a guidance scale of exactly 1.0 (a float), the network is evaluated once instead of twice.
+    """
     if isinstance(guidance, float) and guidance == 1:
         return network(z, t, text)
     both = network(torch.cat([z, z]), torch.cat([t, t]), torch.cat([empty.expand_as(text), text]))
@@ -91,19 +100,22 @@ def guided(network: Network, z: Tensor, t: Tensor, text: Tensor, *, empty: Tenso
 
 
 def alpha_sigma(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise level at timesteps ``t [B]``, each ``[B, 1, 1, 1]`` in float32."""
+    """Return ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` at timesteps ``t [B]``, each float32 ``[B, 1, 1, 1]``."""
     a = alpha_bar[t].view(-1, 1, 1, 1)
     return a.sqrt().float(), (1 - a).sqrt().float()
 
 
 def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
-    """``(c_skip, c_out)`` at ``t [B]``, each ``[B, 1, 1, 1]``: at t = 0 the consistency function is the identity."""
+    """Return ``(c_skip, c_out)`` at timesteps ``t [B]``, each ``[B, 1, 1, 1]``.
+
+    With these factors, the consistency function is the identity at t = 0.
+    """
     scaled = t.view(-1, 1, 1, 1) * TIME_SCALING
     return SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
 
 
 def build_lcm_scheduler(pipeline: StableDiffusionPipeline) -> LCMScheduler:
-    """An LCMScheduler with the noise levels of the pipeline's scheduler."""
+    """Return an LCMScheduler with the same noise levels as the scheduler of ``pipeline``."""
     config = pipeline.scheduler.config
     return LCMScheduler(
         num_train_timesteps=config.num_train_timesteps,
@@ -118,10 +130,11 @@ def build_lcm_scheduler(pipeline: StableDiffusionPipeline) -> LCMScheduler:
 
 
 def timestep_distribution(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
-    """Timesteps of the grid of few-step samplers, and their probabilities.
+    """Return the timesteps at which the student is trained, and their probabilities.
 
-    Half of the mass is uniform on the grid, half on the timesteps of samplers with 1, 2, 4 and 8 steps in proportion to
-    their use: other timesteps matter only through their targets.
+    The timesteps are the grid from which an LCM scheduler chooses. Half of the probability mass is uniform on the grid.
+    The other half is on the timesteps that samplers with 1, 2, 4 and 8 steps use, in proportion to the number of these
+    samplers that use a timestep. Errors at other timesteps affect these samplers only through the training targets.
     """
     spacing = scheduler.config.num_train_timesteps // scheduler.config.original_inference_steps
     grid = torch.arange(spacing, scheduler.config.num_train_timesteps + 1, spacing) - 1
@@ -133,11 +146,20 @@ def timestep_distribution(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
 
 
 class ConsistencyDistillation(LightningModule):
-    """Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378) of a LoRA (arXiv 2311.05556).
+    """Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378) with a LoRA (arXiv 2311.05556) as student.
 
-    The student's estimate of the clean latent at ``t`` is regressed onto the estimate of its moving average at
-    ``s < t``, where guided DDIM steps of the teacher lead; at ``s = 0`` it is that latent. The teacher takes several
-    DDIM steps, so that few targets lie between noise and the clean latent, and each target is used for several steps.
+    The teacher moves a noisy latent from timestep ``t`` to a timestep ``s < t`` by several guided DDIM steps. The
+    training target is the clean latent that the moving average of the student predicts from the latent at ``s``. The
+    loss compares this target with the clean latent that the student predicts from the latent at ``t``. At ``s = 0``, the
+    target is the latent at ``s`` itself. Because the teacher takes several DDIM steps per target, a chain of only a few
+    targets leads from noise to a clean latent. The latents that the teacher computes are used in several training steps.
+
+    Args:
+        student: the LoRA to train.
+        teacher: computes the latents at ``s``.
+        states: text states of every caption, ``[captions, L, D]``.
+        pipeline: the base model.
+        settings: settings of the task.
     """
 
     def __init__(
@@ -176,7 +198,7 @@ class ConsistencyDistillation(LightningModule):
         return loss
 
     def clean(self, student: LowRank, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Consistency function: the estimate of ``student`` of the clean latent from ``z`` at ``t``."""
+        """Return the clean latent that ``student`` predicts from ``z`` at timesteps ``t`` (consistency function)."""
         noise = student.run(student.weights(), z, t, text)
         alpha, sigma = alpha_sigma(self.teacher.alpha_bar, t)
         skip, out = boundary_scalings(t)
@@ -198,7 +220,7 @@ class ConsistencyDistillation(LightningModule):
 
 
 def latent_shape(pipeline: StableDiffusionPipeline) -> tuple[int, int, int]:
-    """``(C, h, w)`` of the latents."""
+    """Return the shape ``(C, h, w)`` of the latents of ``pipeline``."""
     config = pipeline.unet.config
     return config.in_channels, config.sample_size, config.sample_size
 
@@ -213,7 +235,16 @@ def sample_images(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """Images ``[B, 3, H, W]`` in [0, 1] from deterministic DDIM steps at the timesteps of the LCM scheduler."""
+    """Return images ``[B, 3, H, W]`` in [0, 1], sampled by deterministic DDIM steps at the timesteps of LCMScheduler.
+
+    Args:
+        pipeline: provides text encoder, VAE and scheduler.
+        network: predicts the noise.
+        prompts: one prompt per image.
+        seeds: initial noise latents, ``[B, 4, h, w]``.
+        steps: number of sampling steps.
+        guidance: guidance scale.
+    """
     schedule = Schedule.from_scheduler(build_lcm_scheduler(pipeline), steps)
     text = text_states(pipeline, prompts)
     empty = text_states(pipeline, [""])
@@ -227,15 +258,16 @@ def sample_images(
 
 @dataclass
 class PretrainLcm(DistillationTask):
-    """The task of ``experiment=pretrain_lcm``; ``model`` must predict noise.
+    """The task of ``experiment=pretrain_lcm``: distills the pipeline in the folder ``model`` into an LCM-LoRA.
 
-    ``output`` gets the LoRA and the config of its LCMScheduler.
+    The U-Net of ``model`` must predict noise. The LoRA and the config of its LCMScheduler are saved to ``output``.
 
     Args:
-        rank: of the LoRA.
-        stride, strides: timesteps per DDIM step of the teacher, and number of DDIM steps per target.
-        guidance: range of the guidance scale of the teacher.
-        target_decay: of the moving average that computes the targets.
+        rank: rank of the LoRA.
+        stride: number of timesteps per DDIM step of the teacher.
+        strides: number of DDIM steps of the teacher per training target.
+        guidance: lowest and highest guidance scale of the teacher.
+        target_decay: decay of the exponential moving average of the student that predicts the targets.
     """
 
     rank: PositiveInt
@@ -259,7 +291,7 @@ class PretrainLcm(DistillationTask):
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
         for part in (pipeline.unet, pipeline.vae):
-            part.eval().to(memory_format=torch.channels_last)  # a quarter less time per step on a CPU
+            part.eval().to(memory_format=torch.channels_last)  # saves 25 % of the time of a training step on a CPU
         data = self.encode_corpus(pipeline, trainer)
         (states,) = data.encode(lambda captions: (text_states(pipeline, captions),))
         teacher = DDIMTeacher(
@@ -280,7 +312,10 @@ class PretrainLcm(DistillationTask):
 
     @torch.no_grad()
     def rows(self) -> list[dict]:
-        """Accuracy of samples of the LoRA and of the base model with few deterministic steps."""
+        """Return the accuracy of the evaluation classifier on images from the LoRA and from the base model.
+
+        There is one table row per model, guidance scale and number of sampling steps.
+        """
         if not self.accuracy_probe:
             return []
         student = partial(self.student.run, self.student.weights())
@@ -301,6 +336,6 @@ class PretrainLcm(DistillationTask):
 
 
 def save_lora(student: LowRank, pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """Saves a LoRA for ``pipeline.load_lora_weights(folder)``, and its scheduler."""
+    """Saves the LoRA in the format of ``pipeline.load_lora_weights(folder)``, and the config of its LCMScheduler."""
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=student.peft_state_dict())
     build_lcm_scheduler(pipeline).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Low-rank updates of a frozen network, merged into its weights for training and saved as a LoRA."""
+"""Low-rank updates (LoRA) of the weights of a frozen network; the training adds the updates to the weights."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-EXCLUDED_LAYERS = ("conv_in", "conv_out")  # one side has four channels: an update is not of low rank
+EXCLUDED_LAYERS = ("conv_in", "conv_out")  # they have only four input or output channels
 
 
 class LowRank(nn.Module):
-    """``W + B A`` for every linear and convolutional weight ``W`` of a network except its first and last layer.
+    """LoRA: replaces the weight ``W`` of linear and convolutional layers by ``W + B A`` with trainable ``A`` and ``B``.
 
-    LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum is formed once per step, which is
-    cheaper for a batch of images than separate layers ``A`` and ``B``, and the modules of the network stay unchanged.
-    The network is not trained and not part of the state of this module.
+    All linear and convolutional layers of the network are updated, except the first and the last. The method is LoRA
+    (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum ``W + B A`` is computed once per training
+    step; for a batch of images this is cheaper than separate layers ``A`` and ``B``. The network itself is neither
+    changed nor part of the state dict of this module.
 
     Args:
         network: the frozen network.
-        rank: of the updates, at most the number of channels of a layer.
+        rank: rank of the updates; it is limited to the smaller dimension of the weight matrix of a layer.
     """
 
     def __init__(self, network: nn.Module, rank: int) -> None:
@@ -43,7 +44,7 @@ class LowRank(nn.Module):
         self.frozen = _Frozen(network)
 
     def weights(self) -> dict[str, Tensor]:
-        """The updated weights by their names in the network."""
+        """Return the updated weights ``W + B A``; keys are the names of the weights in the network."""
         layers = zip(self.layers, self.down, self.up, strict=True)
         return {f"{name}.weight": self._base(name) + _product(up, down) for name, down, up in layers}
 
@@ -51,16 +52,16 @@ class LowRank(nn.Module):
         return self.frozen.network.get_submodule(layer).weight
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-        """Output of the network with ``weights``, ``[B, C, h, w]`` in float32."""
+        """Return the output of the network when its weights are replaced by ``weights``, float32 ``[B, C, h, w]``."""
         return functional_call(self.frozen.network, dict(weights), inputs, {"return_dict": False})[0].float()
 
     @torch.no_grad()
     def update_average(self, other: LowRank, decay: float) -> None:
-        """Updates this module as an exponential moving average of ``other``."""
+        """Updates the parameters of this module as an exponential moving average of the parameters of ``other``."""
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
 
     def peft_state_dict(self) -> dict[str, Tensor]:
-        """State for ``StableDiffusionPipeline.save_lora_weights``, in float16."""
+        """Return the float16 state dict for ``StableDiffusionPipeline.save_lora_weights``."""
         state = {}
         for name, down, up in zip(self.layers, self.down, self.up, strict=True):
             kernel = (1, 1) * (down.dim() == 4)
@@ -70,7 +71,11 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
-        """Loads a LoRA saved from :meth:`peft_state_dict`; ValueError if a weight is missing or has another shape."""
+        """Loads the LoRA in ``folder``, which was saved from :meth:`peft_state_dict`.
+
+        Raises:
+            ValueError: the file cannot be read, or a weight is missing or has another shape.
+        """
         try:
             state = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
             for name, down, up in zip(self.layers, self.down, self.up, strict=True):
@@ -78,12 +83,15 @@ class LowRank(nn.Module):
                 up.copy_(state[f"unet.{name}.lora_B.weight"].flatten(1))
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give another."
+                f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give the folder of such a LoRA."
             ) from None
 
 
 class _Frozen:
-    """Hides the network from the state and the parameters of a module."""
+    """Wraps the frozen network, so that its weights are not parameters of the module that holds the wrapper.
+
+    A deep copy of the wrapper shares the network.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)

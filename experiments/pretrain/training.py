@@ -1,4 +1,4 @@
-"""Shared by all trainings: optimizer and learning-rate schedule, data module, checkpoints, and saving in float16."""
+"""Code that all trainings share: optimizer and learning-rate schedule, data loading, checkpoints, and saving models."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Model = TypeVar("Model")
 
 
 class TrainingTask:
-    """Base class of the trainings: their cost (:class:`experiments.base.Task`)."""
+    """Base class of all training tasks; it estimates the cost of a training (see :class:`experiments.base.Task`)."""
 
     batch_size: int
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return one stage with a forward and a backward pass per step and image of the batch, on every device."""
+        """Return the cost of the training: one stage with a forward and a backward pass per image of every batch."""
         steps = trainer.max_steps
         images = steps * self.batch_size
         name = f"training, {steps:,} steps of {self.batch_size} images"
@@ -49,9 +49,18 @@ def adamw(
     decay_from: float,
     weight_decay: float = 0.01,
 ) -> dict:
-    """AdamW with warm-up, a plateau and a linear decay to zero that starts at the fraction ``decay_from`` of ``steps``.
+    """Return an AdamW optimizer and a learning-rate schedule, as Lightning expects them.
 
-    ``module`` may be a list of parameter groups. Because of the plateau, a training can be extended from a checkpoint.
+    The learning rate increases linearly during the warm-up, is constant, and then decays linearly to zero. Because of
+    the constant phase, a training can be extended from a checkpoint of that phase.
+
+    Args:
+        module: module to train, or a list of parameter groups.
+        lr: maximum learning rate.
+        steps: total number of training steps.
+        warmup: number of training steps of the warm-up.
+        decay_from: fraction of ``steps`` after which the decay starts.
+        weight_decay: weight decay of AdamW.
     """
 
     def factor(step: int) -> float:
@@ -67,9 +76,14 @@ def adamw(
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders of a training and a validation set; a training set smaller than ``batch_size`` is one batch.
+    """Data loaders of a training set and a validation set.
 
-    ``workers`` processes read the images; 0 is fastest for images in memory.
+    Args:
+        train: training set.
+        validation: validation set; None trains without validation.
+        batch_size: number of samples per batch; a smaller training set is one batch.
+        seed: integer that determines the order of the training samples.
+        workers: number of processes that read samples; 0 is fastest if the samples are in memory.
     """
 
     def __init__(
@@ -81,7 +95,7 @@ class ImageDataModule(LightningDataModule):
         self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        step = self.trainer.global_step if self.trainer else 0  # a resumed training sees other batches
+        step = self.trainer.global_step if self.trainer else 0  # a resumed training gets other batches
         generator = torch.Generator().manual_seed(self.seed + step)
         batch_size = min(self.batch_size, len(self.train))
         return DataLoader(
@@ -93,27 +107,27 @@ class ImageDataModule(LightningDataModule):
 
 
 def fastest_precision() -> str:
-    """Lightning's precision: bfloat16 autocast if the hardware supports it natively, else float32.
+    """Return the ``precision`` setting of Lightning: bfloat16 autocast if the hardware supports bfloat16, else float32.
 
-    A CPU without native support emulates bfloat16, several times slower than float32.
+    A CPU without bfloat16 instructions emulates bfloat16, which is several times slower than float32.
     """
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older PyTorch
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch lacks it
         native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if native else "32-true"
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
-    """Trains, resuming from the last checkpoint in the run folder if there is one."""
+    """Trains ``module``; if the run folder contains a checkpoint, the training resumes from the last checkpoint."""
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     last = Path(str(checkpoint.dirpath)) / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=False)
 
 
 def check_output(folder: str | Path) -> None:
-    """ValueError, before the training starts, unless ``folder`` is writable."""
+    """Raise a ValueError if the output folder ``folder`` is not writable; called before the training starts."""
     try:
         check_writable(Path(folder) / "config.json")
     except CannotWrite as error:
@@ -121,36 +135,54 @@ def check_output(folder: str | Path) -> None:
 
 
 def load_pretrained(model: type[Model], key: str, folder: str, **options: Any) -> Model:
-    """Loads a diffusers model from ``folder``, the value of the config key ``key``; ValueError if that fails."""
+    """Return the diffusers model in ``folder``.
+
+    Args:
+        model: class of the model or pipeline.
+        key: config key whose value is ``folder``, for the error message.
+        folder: folder of the saved model.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: the model cannot be loaded.
+    """
     try:
         return model.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # of safetensors, of JSON and of diffusers
+    except Exception as error:  # diffusers, safetensors and json raise many types of errors
         reason = " ".join(str(error).split())
-        raise ValueError(f"{key}={folder!r} is not a folder of {model.__name__} ({reason}): give one.") from None
+        raise ValueError(
+            f"{key}={folder!r} is not a folder of {model.__name__} ({reason}): give a folder with a saved "
+            f"{model.__name__}."
+        ) from None
 
 
 def final_loss(trainer: Trainer) -> dict[str, float]:
-    """The loss of the last step; empty if a finished training was run again."""
+    """Return the loss of the last training step, as ``{"loss": value}``.
+
+    The dict is empty if the training was already finished, so that no training step ran.
+    """
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
 
 @dataclass(frozen=True)
 class Unregistered:
-    """Wraps a pipeline so that a Lightning module does not register it, which would add it to checkpoints."""
+    """Wraps a pipeline that is an attribute of a Lightning module, so that checkpoints do not contain the pipeline."""
 
     value: DiffusionPipeline
 
 
 def sample_seeds(count: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal seeds ``[count, *shape]``; seed k depends only on k."""
+    """Return initial noise latents, ``[count, *shape]``; latent k depends only on k and ``shape``."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(count)])
 
 
 def save_grid(images: Tensor, trainer: Trainer) -> None:
-    """Saves ``images [B, 3, H, W]`` in [0, 1] as one grid in ``samples`` of the run folder, named by the step.
+    """Saves ``images [B, 3, H, W]`` in [0, 1] as one grid, ``samples/stepNNNNNN.png`` in the run folder.
+
+    The number in the file name is the training step.
 
     Raises:
-        NonFiniteError: they contain NaN or infinity.
+        NonFiniteError: ``images`` contain NaN or infinity.
     """
     folder = Path(trainer.default_root_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,16 +191,17 @@ def save_grid(images: Tensor, trainer: Trainer) -> None:
 
 
 def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
-    """Prints the results of a training and writes them to ``results.json`` in the run folder."""
+    """Prints the results of a training, and writes the results to ``results.json`` in the run folder."""
     print(json.dumps(results))
     if trainer.is_global_zero:
         (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def save_fp16(model: nn.Module, folder: str | Path) -> None:
-    """``save_pretrained`` with float16 weights and a config that loads them as float32.
+    """Saves ``model`` to ``folder`` with float16 weights, and with a config from which it loads as float32.
 
-    By default transformers loads the dtype in its config and diffusers float32; a pipeline would mix the two.
+    By default, transformers loads a model with the dtype in its config, and diffusers loads a model as float32. If the
+    config had the dtype float16, a pipeline would mix both dtypes.
     """
     deepcopy(model).half().save_pretrained(folder)
     config = Path(folder) / "config.json"

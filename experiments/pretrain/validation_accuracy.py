@@ -1,4 +1,4 @@
-"""Accuracy of an evaluation classifier on samples of a trained model."""
+"""Measures the accuracy of an evaluation classifier on images that a trained model generates."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from experiments.evaluation.metrics import bootstrap_interval
 from rnri.validation import NonEmptyStr, dataclass
 
 Sampler = Callable[[list[str], Tensor], Tensor]
-"""Maps prompts and seeds ``[B, 4, h, w]`` to images ``[B, 3, H, W]`` in [0, 1]."""
+"""A function from prompts and seeds ``[B, 4, h, w]`` to generated images ``[B, 3, H, W]`` in [0, 1]."""
 
 
 @dataclass
 class AccuracyProbe:
-    """Classifies samples of all concepts.
+    """Measures how many generated images of all concepts an evaluation classifier recognizes.
 
     Args:
-        source: of the concepts and their prompts.
+        source: data source of the concepts and their prompts.
         classifier: folder of the evaluation classifier.
-        samples: number per concept; sample k of a concept has the same seed for every sampler.
+        samples: number of images per concept; image k of a concept has the same seed for every sampler.
     """
 
     source: ConceptSource
@@ -32,15 +32,21 @@ class AccuracyProbe:
     samples: PositiveInt
 
     def prepare(self) -> None:
-        """Loads classifier and concepts; ValueError if one is invalid."""
+        """Loads the classifier and the concepts; raises a ValueError if the classifier or the data is invalid."""
         self.network = load_classifier(self.classifier)
         self.concepts: list[Concept] = [concept for concept in self.source.concepts() for _ in range(self.samples)]
 
     @torch.no_grad()
     def row(self, sampler: Sampler, shape: tuple[int, ...], batch_size: int = 64, **labels: object) -> dict:
-        """Accuracy in % by bucket with 95 % intervals (bootstrap over concepts), after the columns ``labels``.
+        """Return one row of a results table: the accuracy in % in each bucket, with a 95 % confidence interval.
 
-        ``shape`` is the shape of a seed.
+        The confidence interval is computed by bootstrap over concepts.
+
+        Args:
+            sampler: generates images.
+            shape: shape of one seed, ``(C, h, w)``.
+            batch_size: number of images that are generated at once.
+            labels: further columns, which precede the accuracies.
         """
         correct: list[float] = []
         for start in range(0, len(self.concepts), batch_size):
