@@ -73,7 +73,7 @@ def edit_latents(
 
 @dataclass(frozen=True)
 class StepTrackingPredictor(NoisePredictor):
-    """A predictor that, in each call, sets ``state.step`` to the index of the sampling step with the call's timestep."""
+    """A predictor that, in each call, sets ``state.step`` to the index of the sampling step of timestep ``t``."""
 
     state: EditState = field(kw_only=True)
     timesteps: Tensor = field(kw_only=True)  # [N]

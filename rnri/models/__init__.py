@@ -1,4 +1,5 @@
-"""Models: checkpoints as functions of tensors, their schedules, and deterministic sampling. No inversion.
+"""Models: loading of checkpoints, encoding, decoding, prediction, schedules, and deterministic sampling.
 
-Import the submodules directly; only some of them import diffusers and transformers.
+This package does not contain inversion methods. Import its submodules directly; only some submodules import diffusers
+and transformers.
 """

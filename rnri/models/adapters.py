@@ -1,4 +1,4 @@
-"""Changes to a pipeline right after it is loaded: another scheduler of diffusers, a LoRA."""
+"""Changes to a pipeline right after loading: replace its scheduler, or fuse a LoRA into its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnri.validation import first_line
 
 
 def check_scheduler_name(name: str | None) -> None:
-    """Raise ValueError unless ``name`` is None or a scheduler class of diffusers."""
+    """Raise ValueError unless ``name`` is None or the name of a scheduler class of diffusers."""
     if name is None:
         return
     scheduler_class = getattr(diffusers, name, None)
@@ -22,23 +22,23 @@ def check_scheduler_name(name: str | None) -> None:
 
 
 def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
-    """Set ``pipeline.scheduler`` to ``NAME.from_config(pipeline.scheduler.config)``."""
+    """Set ``pipeline.scheduler`` to a scheduler of the class ``name``, created from the old scheduler's config."""
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
 
 
 def check_lora(path: str | Path | None) -> None:
-    """Raise ValueError if a LoRA is requested and ``peft`` is not installed."""
+    """Raise ValueError if ``path`` is not None and the package ``peft``, which loads LoRAs, is not installed."""
     if path is not None and find_spec("peft") is None:
         raise ValueError(f"lora={str(path)!r} needs the package peft: pip install peft.")
 
 
 def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only: bool) -> None:
-    """Load a LoRA by ``pipeline.load_lora_weights(path)`` and fuse it into the weights.
+    """Load a LoRA by ``pipeline.load_lora_weights(path)`` and fuse it into the pipeline's weights.
 
-    An unfused LoRA would make each call of a small network more than 1.5 times as slow.
+    Without fusing, each call of a small network would take more than 1.5 times as long.
 
     Raises:
-        ValueError: the LoRA cannot be found or read, or matches no layer of the pipeline.
+        ValueError: the LoRA cannot be found, cannot be read, or has no weights for a layer of the pipeline.
     """
     modules_before = _count_modules(pipeline)
     try:
@@ -52,5 +52,5 @@ def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only
 
 
 def _count_modules(pipeline: DiffusionPipeline) -> int:
-    """Return the number of modules of all networks, which adapters increase."""
+    """Return the total number of modules in the pipeline's networks; adapters add modules."""
     return sum(len(list(value.modules())) for value in pipeline.components.values() if hasattr(value, "modules"))

@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline, with checks of the folder before the weights are read."""
+"""Load a diffusers pipeline; its folder is checked before the weights are read."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 def load_pipeline(
     path: str | Path, *, dtype: torch.dtype | str, local_files_only: bool, variant: str | None, revision: str | None
 ) -> DiffusionPipeline:
-    """Load the pipeline at a local folder or hub id, without its safety checker.
+    """Load the pipeline from a local folder or a hub id, without its safety checker.
 
     Raises:
-        ValueError: ``dtype`` is unknown, a folder does not exist or lacks a component, a hub id cannot be reached, no
-            family is registered for the pipeline, or weights cannot be read or do not fit their config.
+        ValueError: ``dtype`` is unknown; the folder does not exist or lacks a component; the hub id cannot be reached;
+            no model family is registered for the pipeline; or a component's weights cannot be read or do not fit the
+            component's config.
     """
     source = str(path)
     dtype = _as_dtype(dtype)
@@ -73,16 +74,17 @@ def _load_index(source: str, local_files_only: bool, revision: str | None) -> di
 
 
 def _omitted_components(index: Mapping[str, object]) -> dict[str, object]:
-    """Return ``{name: None}`` of the components that are not loaded.
+    """Return ``{name: None}`` for the components that are not loaded.
 
-    diffusers needs them as arguments even if the index marks them as absent, such as SD3's T5.
+    diffusers must receive these components as arguments even if ``model_index.json`` marks them as absent, for example
+    the T5 text encoder of Stable Diffusion 3.
     """
     absent = [name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0] is None]
     return {name: None for name in index if name in (*IGNORED_COMPONENTS, *absent)}
 
 
 def _download(source: str, omitted: Mapping[str, object], **options: object) -> Path:
-    """Return the local folder of a hub id, downloaded without the components that are ``omitted``."""
+    """Download the checkpoint of a hub id without the components ``omitted``; return its local folder."""
     try:
         return Path(DiffusionPipeline.download(source, **omitted, **options))
     except Exception as error:  # the hub's client raises errors of various types
@@ -95,7 +97,7 @@ def _download(source: str, omitted: Mapping[str, object], **options: object) -> 
 def _load_networks(
     folder: Path, index: Mapping[str, object], variant: str | None, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
-    """Load each network separately, in evaluation mode, to see which of its weights are missing or unknown."""
+    """Load each network separately, to check for missing and unknown weights; return the networks by name."""
     networks = {}
     for name in component_names(index):
         library, class_name = index[name]
@@ -118,7 +120,7 @@ def _load_networks(
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a dtype given by name; diffusers would use float32 for an unknown name."""
+    """Return the ``torch.dtype`` of a name such as "float16"; diffusers would use float32 for an unknown name."""
     result = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if result not in DTYPES:
         names = ", ".join(str(supported).removeprefix("torch.") for supported in DTYPES)

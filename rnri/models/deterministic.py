@@ -1,4 +1,4 @@
-"""A diffusers scheduler whose steps are those of inversion, so that a pipeline call reproduces an inverted image."""
+"""A diffusers scheduler with the steps that inversion inverts, so that a pipeline call reproduces an inverted image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from rnri.models.unet import to_noise
 
 
 class DeterministicScheduler(SchedulerMixin, ConfigMixin):
-    """``Schedule.from_scheduler`` of another scheduler as a diffusers scheduler: exactly the steps that are inverted.
+    """A diffusers scheduler whose steps are the steps of ``Schedule.from_scheduler(source, ...)``, which are inverted.
 
-    It has no step counter, does not scale latents or model inputs, and computes a step in float64. Its config is that
-    of the other scheduler.
+    This scheduler has no step counter, does not scale latents or model inputs, and computes each step in float64. Its
+    config equals the config of ``source``.
 
     Args:
-        source: a scheduler that ``Schedule.from_scheduler`` supports, except flow matching; it is copied.
+        source: a diffusion scheduler that ``Schedule.from_scheduler`` supports. It is copied. Flow-matching schedulers
+            are not allowed.
     """
 
     order = 1
@@ -43,7 +44,10 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         original_inference_steps: int | None = None,
     ) -> None:
-        """Set the steps; ``original_inference_steps``, which LCM's pipeline passes, must equal the config's value."""
+        """Set the number of sampling steps and compute the timesteps.
+
+        LCM's pipeline also passes ``original_inference_steps``; it must equal the value in the scheduler's config.
+        """
         config_value = self.config.get("original_inference_steps")
         if original_inference_steps not in (None, config_value):
             raise ValueError(
@@ -60,7 +64,10 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
-        """Return the latent after ``timestep`` in the dtype of ``sample [B,C,h,w]``; a tuple also contains ``x0``."""
+        """Return the latent after the step at ``timestep``, in the dtype of ``sample [B,C,h,w]``.
+
+        ``return_dict=False`` returns a tuple of this latent and the estimate of the clean latent.
+        """
         i = int((self.schedule.timesteps == int(timestep)).nonzero())
         z = to_state_dtype(sample)
         prediction_type = self.config.get("prediction_type", "epsilon")
@@ -74,9 +81,9 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
 def scheduler_for(pipe: DiffusionPipeline) -> SchedulerMixin:
     """Return the deterministic scheduler with which ``pipe`` reproduces inverted images.
 
-    Set it by ``pipe.scheduler = rnri.scheduler_for(pipe)``; ``pipe`` itself is not changed. For flow matching it is a
-    copy of the pipeline's scheduler, which is deterministic already. Otherwise it is a ``DeterministicScheduler``,
-    without the noise or higher order of the pipeline's scheduler.
+    This function does not change ``pipe``; use ``pipe.scheduler = rnri.scheduler_for(pipe)``. For flow matching the
+    function returns a copy of the pipeline's scheduler, which is already deterministic. For diffusion it returns a
+    ``DeterministicScheduler``, whose steps are first-order and add no noise.
 
     Raises:
         ValueError: the pipeline or its scheduler is not supported.

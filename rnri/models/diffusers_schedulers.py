@@ -1,7 +1,7 @@
-"""Read a diffusers scheduler: its table of noise levels, its timesteps, and where each of its steps ends.
+"""Read from a diffusers scheduler its table of noise levels, its timesteps, and the noise level after each step.
 
-Nothing is recomputed from a scheduler's config. A copy of the scheduler computes its own timesteps; schedulers whose
-steps deterministic DDIM or Euler cannot reproduce are rejected.
+The values are not recomputed from the scheduler's config: a copy of the scheduler computes them. A scheduler is
+rejected if deterministic DDIM or Euler steps cannot reproduce its steps.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from rnri.models.fingerprint import tensor_digest
 from rnri.validation import first_line
 
 ALPHA_BAR_FLOOR = 2.0**-40
-"""Replaces ``alpha_bar = 0`` at the end of a zero-terminal-SNR table, where eps does not determine ``z_s``.
+"""Value that replaces ``alpha_bar = 0`` at the last timestep of a zero-terminal-SNR schedule.
 
-It keeps the step finite; with a float64 state it changes a sample by about 1e-6 of its scale.
+For ``alpha_bar = 0`` a DDIM step would divide by zero. With latents in float64 the replacement changes a sample by a
+relative amount of about 1e-6.
 """
 
 FIXED_STRIDE_SCHEDULERS = (
@@ -52,26 +53,27 @@ FIXED_STRIDE_SCHEDULERS = (
     DDPMScheduler,
     PNDMScheduler,
 )
-"""Schedulers whose steps end a fixed number of timesteps below their start, not at the next entry of the list."""
+"""Schedulers whose steps reduce the timestep by a fixed amount instead of going to the next timestep of the list."""
 
 CONSISTENCY_SCHEDULERS = (LCMScheduler, TCDScheduler)
 
 
 def base_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Return the scheduler that a ``DeterministicScheduler`` was made from; any other scheduler itself."""
+    """Return the ``source`` of a ``DeterministicScheduler``; return any other scheduler unchanged."""
     return getattr(scheduler, "source", scheduler)
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Return whether this is a flow-matching scheduler; only the deterministic Euler scheduler is supported."""
+    """Return True for every flow-matching scheduler, including schedulers that are not supported."""
     return type(scheduler).__name__.startswith("FlowMatch")
 
 
 def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
     """Return the cumulative alphas of all training timesteps, float64 ``[num_train_timesteps]`` in (0, 1].
 
-    They are the scheduler's own float32 values, including any rescaling and shift, converted to float64. A zero at
-    the end (zero terminal SNR, Lin et al. 2024, https://arxiv.org/abs/2305.08891) becomes ``ALPHA_BAR_FLOOR``.
+    The values are the scheduler's float32 values, including any rescaling and shift, converted to float64. A zero at
+    the last timestep (zero terminal SNR, Lin et al. 2024, https://arxiv.org/abs/2305.08891) is replaced by
+    ``ALPHA_BAR_FLOOR``.
 
     Raises:
         ValueError: the scheduler has no table of betas (for example, a flow-matching scheduler).
@@ -87,14 +89,14 @@ def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
 
 
 def max_steps(scheduler: SchedulerMixin) -> int:
-    """Return the largest number of steps that the scheduler supports."""
+    """Return the largest number of sampling steps that the diffusion scheduler supports."""
     if isinstance(scheduler, CONSISTENCY_SCHEDULERS):
         return scheduler.config.original_inference_steps
     return len(alpha_bar_table(scheduler))
 
 
 def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
-    """Return everything that determines a scheduler's steps: its class, its config, and digests of its tables."""
+    """Return all settings that determine a scheduler's steps: its class, its config, and hashes of its tables."""
     source = base_scheduler(scheduler)
     config = {key: value for key, value in source.config.items() if not key.startswith("_")}
     tables = {name: getattr(source, name, None) for name in ("alphas_cumprod", "final_alpha_cumprod")}
@@ -103,11 +105,11 @@ def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Reject a diffusion scheduler that is unsupported for every number of steps.
+    """Raise ValueError if a diffusion scheduler is not supported for any number of steps.
 
     Raises:
-        ValueError: the scheduler has no betas or clips the latent at every step, or the network predicts noise and
-            the timesteps start without any signal.
+        ValueError: the scheduler has no betas; the scheduler clips the latent at every step; or the network predicts
+            noise and the latent at the first timestep is pure noise.
     """
     scheduler = base_scheduler(scheduler)
     table = alpha_bar_table(scheduler)
@@ -115,16 +117,16 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     try:
         _, timesteps = _set_timesteps(scheduler, min(4, max_steps(scheduler)))
     except ValueError:
-        return  # diffusion_steps repeats this check for the requested number of steps
+        return  # diffusion_steps raises the error for the number of steps that the user requests
     first_timestep = timesteps.max().long().clamp(0, len(table) - 1)
     check_signal(scheduler.config, table, first_timestep.view(1))
 
 
 def diffusion_steps(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(timesteps, alpha_bar, alpha_bar_next)``, each ``[N]``, of :meth:`Schedule.diffusion`.
+    """Return ``(timesteps, alpha_bar, alpha_bar_next)``, each ``[N]``, the arguments of :meth:`Schedule.diffusion`.
 
     Raises:
-        ValueError: as ``Schedule.from_scheduler``.
+        ValueError: the scheduler or the number of steps is not supported, see ``Schedule.from_scheduler``.
     """
     scheduler = base_scheduler(scheduler)
     table = alpha_bar_table(scheduler)
@@ -135,7 +137,7 @@ def diffusion_steps(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tens
     check_signal(scheduler.config, table, timesteps[:1])
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         next_timesteps = timesteps - len(table) // int(steps)
-        final_alpha_bar = float(getattr(configured, "final_alpha_cumprod", 1.0))  # DDPM has none and ends without noise
+        final_alpha_bar = float(getattr(configured, "final_alpha_cumprod", 1.0))  # DDPM has none: its end is noise-free
     elif isinstance(scheduler, TCDScheduler):
         next_timesteps = _next_entries(timesteps)
         final_alpha_bar = float(table[0])
@@ -157,12 +159,12 @@ def flow_steps(
     sigmas: Sequence[float] | None = None,
     mu: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(timesteps [N], sigmas [N+1])``, float64, of :meth:`Schedule.flow`.
+    """Return ``(timesteps [N], sigmas [N+1])``, float64, the arguments of :meth:`Schedule.flow`.
 
-    They are the float32 values that a copy of the scheduler computes for ``steps`` steps, converted to float64.
+    A copy of the scheduler computes the values for ``steps`` steps in float32; they are then converted to float64.
 
     Raises:
-        ValueError: as ``Schedule.from_scheduler``.
+        ValueError: the scheduler or the number of steps is not supported, see ``Schedule.from_scheduler``.
     """
     check_flow_scheduler(scheduler)
     check_steps(steps, scheduler.config.num_train_timesteps)
@@ -178,7 +180,7 @@ def flow_steps(
 
 
 def _set_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixin, Tensor]:
-    """Return a copy of ``scheduler`` set to ``steps`` steps, and its timesteps (float64)."""
+    """Return a copy of ``scheduler`` after ``set_timesteps(steps)``, and the timesteps of the copy, float64 ``[N]``."""
     supported = isinstance(scheduler, (*FIXED_STRIDE_SCHEDULERS, *CONSISTENCY_SCHEDULERS))
     if not supported and not isinstance(getattr(scheduler, "sigmas", None), Tensor):
         raise ValueError(not_ddim_message(scheduler, "it has no list of sigmas"))
@@ -197,7 +199,7 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixi
 
 
 def _integer_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor, steps: int) -> Tensor:
-    """Return the timesteps as int64 ``[N]``, after checking that they are descending indices of ``table``."""
+    """Return ``timesteps`` as int64 ``[N]``; raise ValueError unless they are descending indices of ``table``."""
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         # For some step counts, such as 61, rounding appends a spurious -1 to diffusers' trailing spacing.
         timesteps = timesteps[timesteps >= 0]

@@ -1,4 +1,4 @@
-"""A diffusers text-to-image pipeline as functions of tensors: encode, decode, predict, sample."""
+"""``LatentDiffusion``: encode, decode, predict and sample with a diffusers text-to-image pipeline."""
 
 from __future__ import annotations
 
@@ -35,29 +35,31 @@ from rnri.models.schedule import Schedule
 from rnri.validation import Dtype, GuidanceScale, NonEmptyStr
 
 IGNORED_CONFIG_KEYS = ("requires_safety_checker", "requires_aesthetics_score")
-"""Keys of a pipeline's config that do not change what is computed here."""
+"""Keys of a pipeline's config that do not change the results of ``LatentDiffusion``."""
 
 
 class LatentDiffusion:
-    """A model from any diffusers pipeline of a supported architecture.
+    """A text-to-image model with tensor inputs and outputs, created from a diffusers pipeline.
 
-    Supported are Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3 and 3.5, FLUX.1, and registered families. The pipeline
-    remains usable: modes, gradients, dtypes and scheduler are restored after every call. Images are ``[B,3,H,W]`` in
-    [0, 1]; latents ``z [B,C,h,w]`` are scaled as the network was trained, to about unit variance.
+    Supported models are Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3 and 3.5, FLUX.1, and all registered model
+    families. The pipeline remains usable: its training modes, ``requires_grad`` flags, dtypes and scheduler are
+    restored after every call. Images are ``[B,3,H,W]`` with values in [0, 1]. Latents ``z [B,C,h,w]`` are scaled to
+    about unit variance, as in the training of the network.
 
-    A seed and ``pipe(latents=seed)`` give the same image for DDIM and flow-matching schedulers (FLUX takes the seed
-    packed). The samplers of other pipelines differ: Euler by a factor of 0.9977 at trailing timesteps, PNDM by up to
-    7 % at few steps, LCM by the noise that it adds between steps; ``rnri.scheduler_for`` returns a scheduler that does
-    not differ.
+    ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
+    flow matching (FLUX's pipeline takes the packed seed). Other schedulers generate a different image: Euler scales
+    latents by 0.9977 for trailing timesteps, PNDM differs by up to 7 % for few steps, and LCM adds noise between steps.
+    With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image.
 
     Args:
-        pipeline: a diffusers pipeline, also with CPU offload.
-        default_guidance: guidance scale of plain samples, 1 for turbo and LCM checkpoints; None means the family's.
-        image_size: ``(H, W)`` in pixels; None means the checkpoint's default.
+        pipeline: a diffusers pipeline; CPU offload is supported.
+        default_guidance: guidance scale for sampling when the user sets none; it should be 1 for turbo and LCM
+            checkpoints. None means the default of the model family.
+        image_size: height and width ``(H, W)`` of images in pixels; None means the checkpoint's default.
 
     Raises:
-        ValueError: the pipeline or its scheduler is not supported, its components do not fit together, or the size is
-            not a multiple of the latent patch size.
+        ValueError: the pipeline or its scheduler is not supported, its components do not fit together, or
+            ``image_size`` is not a multiple of the side of a latent patch in pixels.
     """
 
     def __init__(
@@ -94,19 +96,22 @@ class LatentDiffusion:
         """Load a local folder written by ``save_pretrained``, or a hub id ``owner/name``.
 
         Args:
+            path: local folder or hub id.
             device: device of the networks.
-            dtype: dtype of the networks; "auto" means float16 on a GPU, and float32 on a CPU, where float16 is slower,
-                and on MPS, where it can overflow.
-            local_files_only: do not download anything.
-            variant, revision: as in diffusers.
-            default_guidance: guidance scale of plain samples; None means the family's.
-            lora: folder, file or hub id of a LoRA, which is fused into the weights; needs ``peft``.
-            scheduler: name of a scheduler class of diffusers, created from the checkpoint's scheduler config, such as
-                "LCMScheduler" for an LCM-LoRA.
+            dtype: dtype of the networks. "auto" means float16 on a GPU and float32 on a CPU or on MPS; float16 is
+                slower on a CPU and can overflow on MPS.
+            local_files_only: if True, use only local files, without downloads.
+            variant, revision: arguments of the same names of diffusers' ``from_pretrained``.
+            default_guidance: guidance scale for sampling when the user sets none; None means the default of the model
+                family.
+            lora: folder, file or hub id of a LoRA, which is fused into the weights; loading a LoRA needs the package
+                ``peft``.
+            scheduler: name of a scheduler class of diffusers that replaces the checkpoint's scheduler, such as
+                "LCMScheduler" for an LCM-LoRA. The new scheduler is created from the checkpoint's scheduler config.
 
         Raises:
-            ValueError: an argument is invalid, a folder does not exist or lacks a component, a hub id cannot be
-                reached, the pipeline is not supported, or the LoRA cannot be loaded.
+            ValueError: an argument is invalid, the checkpoint folder does not exist or lacks a component, the hub id
+                cannot be reached, the pipeline is not supported, or the LoRA cannot be loaded.
         """
         check_scheduler_name(scheduler)
         check_lora(lora)
@@ -120,45 +125,50 @@ class LatentDiffusion:
         if lora is not None:
             load_lora(pipeline, lora, local_files_only=local_files_only)
         model = cls(pipeline.to(device), default_guidance)
-        for network in components(model.pipeline).values():  # saves changing the modes in every call
+        for network in components(model.pipeline).values():  # otherwise every call would have to change the modes
             network.eval().requires_grad_(False)
         return model
 
     @property
     def device(self) -> torch.device:
-        """Device on which the networks run; with CPU offload their weights may be elsewhere."""
+        """Device on which the networks run; with CPU offload the weights may be on another device."""
         return torch.device(self.pipeline._execution_device)
 
     @property
     def alpha_bar(self) -> Tensor:
-        """Cumulative alphas, float64 ``[num_train_timesteps]``; ValueError for flow matching."""
+        """Cumulative alphas of the training timesteps, float64 ``[num_train_timesteps]``.
+
+        Raises:
+            ValueError: the model is a flow-matching model.
+        """
         return alpha_bar_table(self.pipeline.scheduler)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the predicting network."""
+        """Dtype of the network that predicts noise or velocity."""
         return self.family.network.dtype
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(C, h, w)``."""
+        """Shape ``(C, h, w)`` of the latent of one image."""
         if self._image_size is None:
             return self.family.channels, *self.family.latent_size
         return self.family.channels, *(side // self.family.pixels_per_latent for side in self._image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """``(H, W)`` in pixels."""
+        """Height and width ``(H, W)`` of images in pixels."""
         _, height, width = self.latent_shape
         return height * self.family.pixels_per_latent, width * self.family.pixels_per_latent
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of weights and configuration, independent of the checkpoint's location.
+        """Hexadecimal SHA-256 hash of the model's weights and settings, independent of the checkpoint's location.
 
-        It includes active adapters with their scales, tokenizers, the scheduler with its tables, attention processors
-        and hooks, but no unused components. Weights of another dtype have another fingerprint. All weights are read at
-        every access, because a weight can change unnoticed: cache the value while the model does not change.
+        The hash includes active adapters and their scales, tokenizers, the scheduler and its tables, attention
+        processors and hooks, but no unused components. The same weights in a different dtype have a different
+        fingerprint. Every access reads all weights, because a weight can change without notice. Cache the value as long
+        as the model does not change.
         """
         networks = {name: value for name, value in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
@@ -168,12 +178,12 @@ class LatentDiffusion:
         return fingerprint(networks, settings | _pipeline_settings(self.pipeline))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents ``[B,C,h,w]``, float32: the posterior mean for ``images [B,3,H,W]`` in [0, 1].
+        """Return the latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` with values in [0, 1].
 
-        Differentiable.
+        The latents are the mean of the VAE's posterior distribution. The function is differentiable.
 
         Raises:
-            ValueError: wrong shape or size, or values outside [0, 1].
+            ValueError: ``images`` has a wrong shape or size, or values outside [0, 1].
         """
         check_images(images, self.image_size)
         vae = self._vae
@@ -183,10 +193,13 @@ class LatentDiffusion:
         return (latents - mean) / std
 
     def decode(self, z0: Tensor, *, clamp: bool = True) -> Tensor:
-        """Return images ``[B,3,H,W]``, float32, of latents ``[B,C,h,w]``; differentiable.
+        """Return the images ``[B,3,H,W]``, float32, of the clean latents ``z0 [B,C,h,w]``.
 
-        ``clamp=True``, as in diffusers, clamps values to [0, 1], where the gradient of clamped values is 0.
-        ``clamp=False`` keeps values slightly outside, for losses that need gradients at saturated pixels.
+        The function is differentiable with respect to ``z0``.
+
+        ``clamp=True`` clamps pixel values to [0, 1], as diffusers does; the gradient of clamped values is 0.
+        ``clamp=False`` returns values that can be slightly outside of [0, 1], for losses that need gradients at
+        saturated pixels.
         """
         vae = self._vae
         mean, std = self.family.latent_statistics(z0)
@@ -197,15 +210,15 @@ class LatentDiffusion:
     def predictor(
         self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str | Sequence[str] = ""
     ) -> NoisePredictor:
-        """Return the predictor of noise or velocity for a batch of ``prompts``, with counts starting at 0.
+        """Return the predictor of noise or velocity for a batch of ``prompts``; its evaluation counts start at 0.
 
-        ``guidance=1`` is the conditional prediction alone. Above 1 it is classifier-free guidance away from
-        ``negative_prompt``, one string for all samples or a list with one per sample. Networks distilled with
-        guidance as an input (LCM, FLUX.1 dev) get it as that input instead.
+        ``guidance=1`` disables guidance. A larger value is the scale of classifier-free guidance. Networks that take
+        the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input instead. ``negative_prompt``
+        is one negative prompt for all samples, or a list with one negative prompt per sample.
 
         Raises:
             ValueError: ``guidance`` is below 1 or not finite, ``prompts`` is empty or a single string, or the number
-                of negative prompts differs.
+                of negative prompts differs from the number of prompts.
         """
         guidance = as_guidance(guidance)
         check_prompts(prompts)
@@ -213,7 +226,11 @@ class LatentDiffusion:
         return NoisePredictor(self.family.denoiser(list(prompts), guidance, negatives, self.image_size))
 
     def schedule(self, steps: int) -> Schedule:
-        """Return the checkpoint's schedule with ``steps`` steps; ValueError if it does not support that number."""
+        """Return the checkpoint's schedule with ``steps`` steps.
+
+        Raises:
+            ValueError: the checkpoint's scheduler does not support this number of steps.
+        """
         return self.family.schedule(steps, self.latent_shape[1:])
 
     def sample(
@@ -225,7 +242,7 @@ class LatentDiffusion:
         checkpoint: bool = False,
         on_step: LatentCallback = no_callback,
     ) -> Tensor:
-        """Return the clean latent of ``seed``; see :func:`rnri.models.sampling.sample`."""
+        """Return the clean latent sampled from ``seed``; see :func:`rnri.models.sampling.sample`."""
         return sample(seed, predictor, schedule, checkpoint=checkpoint, on_step=on_step)
 
     def trajectory(
@@ -244,13 +261,14 @@ class LatentDiffusion:
     def noise(self, sample_ids: Sequence[int | str], seed: int) -> Tensor:
         """Return standard normal seeds ``[B,C,h,w]``, float32, one per sample id.
 
-        Each seed depends only on ``seed`` and its id, not on the batch, the device or the number of processes.
+        Each row depends only on the random seed ``seed`` and on the row's sample id, not on the batch, the device or
+        the number of processes.
         """
         return noise_for_samples(sample_ids, seed, self.latent_shape).to(self.device)
 
     @property
     def _vae(self) -> nn.Module:
-        """The VAE, or its float32 copy if it overflows in float16, as SDXL's does."""
+        """The pipeline's VAE; a float32 copy of the VAE if it would overflow in float16, such as SDXL's VAE."""
         vae = self.pipeline.vae
         if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
             return vae
@@ -258,7 +276,7 @@ class LatentDiffusion:
 
 
 def _pipeline_settings(pipeline: DiffusionPipeline) -> dict[str, object]:
-    """Return the values in the pipeline's config that are not components, such as ``force_zeros_for_empty_prompt``."""
+    """Return the pipeline's config entries that are not components, such as ``force_zeros_for_empty_prompt``."""
     settings = {name: value for name, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
     return {
         name: value for name, value in settings.items() if name not in IGNORED_CONFIG_KEYS and not name.startswith("_")

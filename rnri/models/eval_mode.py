@@ -1,4 +1,4 @@
-"""Run a pipeline's networks in evaluation mode without changing them for the user."""
+"""Run a pipeline's networks in evaluation mode and restore their training mode afterwards."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 @contextmanager
 def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
-    """Put ``modules`` in evaluation mode and disable gradients of their weights inside the block.
+    """Put ``modules`` in evaluation mode and disable gradients of their weights inside the ``with`` block.
 
-    Modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients to the inputs still
-    flow. A backward pass that recomputes the forward pass must enter the block again. The modules are scanned on every
-    entry, so changes that the user makes between two entries are respected.
+    Training modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients with respect to
+    the inputs are still computed. A backward pass that recomputes the forward pass must enter the ``with`` block again.
+    The modes and flags are read on every entry, so changes that the user makes between two entries are preserved.
     """
     submodules = _submodules(modules)
     training = [module for module in submodules if module.training]
     weights = [w for module in submodules for w in module._parameters.values() if w is not None and w.requires_grad]
     try:
         for module in training:
-            module.training = False  # train() would also change the submodules
+            module.training = False  # module.train(False) would also change the submodules
         for weight in weights:
             weight.requires_grad = False  # forward-mode differentiation rejects requires_grad_()
         yield
@@ -33,10 +33,10 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
 
 
 def _submodules(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
-    """Return ``modules`` and all their submodules; a shared submodule may appear twice.
+    """Return ``modules`` and all their submodules; a submodule with two parents may appear twice.
 
-    ``nn.Module.modules()`` builds a name for each submodule and is ten times slower, which matters because this runs
-    at every network evaluation.
+    ``nn.Module.modules()`` also builds the name of each submodule and is ten times slower. The speed matters because
+    this function is called in every network evaluation.
     """
     result = list(modules)
     for module in result:  # the list grows during the loop

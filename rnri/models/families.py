@@ -1,16 +1,16 @@
-"""Find the family of a pipeline. Importing this module registers the built-in families."""
+"""Find the model family of a pipeline. Importing this module registers the built-in model families."""
 
 from __future__ import annotations
 
 from diffusers import DiffusionPipeline
 
-from rnri.models import flux, sd3, unet  # noqa: F401 - they register their families
+from rnri.models import flux, sd3, unet  # noqa: F401 - these modules register their families
 from rnri.models.checks.components import check_required_components
 from rnri.models.family import Family, registered_families, registered_family, supported_models
 
 
 def family_of(pipeline: DiffusionPipeline) -> Family:
-    """Return the family of a pipeline in memory.
+    """Return the model family of a pipeline that is already loaded.
 
     Raises:
         ValueError: no family is registered for the pipeline's class, or the pipeline lacks a required component.

@@ -1,4 +1,4 @@
-"""Interface of a model family, the pipelines of one architecture, and the register of all families."""
+"""Interface of a model family (the pipelines of one architecture), and the registry of all model families."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ if TYPE_CHECKING:
 FamilyClass = TypeVar("FamilyClass", bound="type[Family]")
 
 _FAMILIES: dict[type[DiffusionPipeline], type[Family]] = {}
-"""Registered families by pipeline class."""
+"""Registry: maps each supported pipeline class to its model family."""
 
 
 class Family(ABC):
-    """Everything that depends on the architecture: the network, its conditions, its latents and its schedule.
+    """Base class of model families; a family implements everything that depends on the model's architecture.
 
-    Latents are ``[B,C,h,w]`` everywhere except in the pipeline's ``latents=`` argument, whose layout is that of
-    ``pack``. Subclasses are registered by :func:`register_family`.
+    A family defines the network, its conditions, its latents and its schedule. Latents have the shape ``[B,C,h,w]``
+    everywhere except in the ``latents=`` argument of the pipeline, which takes the output of ``pack``. The decorator
+    :func:`register_family` registers subclasses.
 
     Args:
-        pipeline: an instance of one of ``pipelines``; it is not modified.
+        pipeline: an instance of a class in ``pipelines``; the pipeline is not modified.
     """
 
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
-    """Supported pipeline classes."""
+    """Pipeline classes that the family supports."""
     network_name: ClassVar[str]
-    """Name of the component that predicts noise or velocity."""
+    """Name of the pipeline component that predicts noise or velocity, such as ``unet``."""
     supported: ClassVar[str]
-    """Names of the supported models, for error messages."""
+    """Names of the models that the family supports, for error messages."""
     patch: ClassVar[int] = 1
-    """Height and width of latents are multiples of it."""
+    """Height and width of the latents must be multiples of ``patch``."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
 
     @classmethod
     def required_components(cls, pipeline_class: type[DiffusionPipeline]) -> tuple[str, ...]:
-        """Return the names of the components that a pipeline of this class must have."""
+        """Return the names of the components that a pipeline of the class ``pipeline_class`` must have."""
         return (cls.network_name, "vae", "text_encoder", "tokenizer", "scheduler")
 
     @property
@@ -60,7 +61,11 @@ class Family(ABC):
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Default ``(h, w)`` of the latents; ValueError if the config has none."""
+        """Default height and width ``(h, w)`` of the latents.
+
+        Raises:
+            ValueError: the network's config has no ``sample_size``.
+        """
         size = self.network.config.get("sample_size")
         if size is None:
             raise ValueError(
@@ -71,7 +76,7 @@ class Family(ABC):
 
     @property
     def pixels_per_latent(self) -> int:
-        """Side of the image patch that one element of the latents represents, in pixels."""
+        """Side, in pixels, of the image patch that one spatial element of the latents represents."""
         return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
 
     @property
@@ -81,24 +86,27 @@ class Family(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ValueError for a pipeline that cannot be inverted."""
+        """Raise ValueError if images cannot be inverted with the pipeline."""
 
     @abstractmethod
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> GuidedDenoiser:
-        """Return the denoiser for ``prompts`` and images ``(H, W)``.
+        """Return the denoiser for a batch of ``prompts`` and images of ``image_size`` ``(H, W)`` in pixels.
 
         Raises:
-            ValueError: guidance or negative prompts have no effect on the network.
+            ValueError: ``guidance`` or ``negatives`` (the negative prompts) would have no effect on the network.
         """
 
     @abstractmethod
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the schedule that the pipeline itself uses for latents ``(h, w)``."""
+        """Return the schedule that the pipeline uses for latents of size ``(h, w)`` and ``steps`` sampling steps."""
 
     def latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Return ``(mean, std)``, so that the VAE's latent is ``std z + mean``, on the device of ``latents``."""
+        """Return ``(mean, std)``, on the device of ``latents``.
+
+        A latent ``z`` of the network corresponds to the VAE's latent ``std z + mean``.
+        """
         config = self.pipeline.vae.config
         mean = config.get("latents_mean")
         std = config.get("latents_std")
@@ -109,15 +117,15 @@ class Family(ABC):
         return mean, std / config.scaling_factor
 
     def pack(self, latents: Tensor) -> Tensor:
-        """Convert ``[B,C,h,w]`` to the layout of the pipeline's ``latents=`` argument."""
+        """Convert ``latents [B,C,h,w]`` to the layout of the pipeline's ``latents=`` argument."""
         return latents
 
     def unpack(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
-        """Convert the layout of the pipeline's ``latents=`` argument to ``[B,C,h,w]``."""
+        """Convert ``latents`` from the layout of the pipeline's ``latents=`` argument to ``[B,C,h,w]``."""
         return latents
 
     def attention_editor(self) -> AttentionEditor:
-        """Return the editor of the network's attention, for ``rnri.editing``."""
+        """Return the attention editor with which ``rnri.editing`` edits images of this model family."""
         raise ValueError(
             f"{type(self).__name__} has no attention editor, so {type(self.pipeline).__name__} cannot edit images by "
             "attention."
@@ -125,10 +133,10 @@ class Family(ABC):
 
 
 def register_family(family: FamilyClass) -> FamilyClass:
-    """Class decorator: make a family known to ``family_of``, and thereby to ``rnri.invert``.
+    """Class decorator that registers a model family, so that ``family_of`` and ``rnri.invert`` can use it.
 
     Raises:
-        ValueError: another family has registered one of its pipeline classes.
+        ValueError: a pipeline class of ``family`` is already registered by another family.
     """
     for pipeline_class in family.pipelines:
         registered = _FAMILIES.get(pipeline_class)
@@ -139,22 +147,22 @@ def register_family(family: FamilyClass) -> FamilyClass:
 
 
 def registered_families() -> list[type[Family]]:
-    """Return all registered families, in the order of their registration."""
+    """Return all registered model families, in the order of their registration."""
     return list(dict.fromkeys(_FAMILIES.values()))
 
 
 def registered_family(pipeline_class: type[DiffusionPipeline]) -> type[Family] | None:
-    """Return the family of a pipeline class or of its nearest base class; None if there is none."""
+    """Return the model family registered for a pipeline class or its nearest base class; None without such a family."""
     return next((_FAMILIES[base] for base in pipeline_class.__mro__ if base in _FAMILIES), None)
 
 
 def supported_models() -> str:
-    """Return the names of all supported models, for error messages."""
+    """Return the names of all supported models as one string, for error messages."""
     return "; ".join(family.supported for family in registered_families())
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return ``(height, width)`` of a size that is one side or both."""
+    """Return ``size`` as ``(height, width)``; an integer is the side of a square."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

@@ -1,4 +1,4 @@
-"""Fingerprint of a checkpoint: a hash that depends on everything that changes its output, but not on its location."""
+"""Fingerprint of a checkpoint: a hash of everything that changes the model's output, not of the file location."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 FREE_U = ("b1", "b2", "s1", "s2")
 TILING_FLAGS = ("use_tiling",)
 EQUIVALENT_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FusedAttnProcessor2_0")
-"""Attention processors with equal results, which do not change the fingerprint."""
+"""Attention processors that compute the same result; the choice among them does not change the fingerprint."""
 OFFLOAD_HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "lazy_leafs", "layer_execution_tracker")
-"""Hooks of diffusers that move weights between devices and do not change the output."""
+"""Names of diffusers hooks that move weights between devices and do not change the model's output."""
 OFFLOAD_PREFIX = "accelerate."
-"""Module prefix of accelerate's hooks, which move weights between devices."""
+"""Prefix of the Python modules that define accelerate's hooks, which move weights between devices."""
 
 
 def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]) -> str:
-    """Return the hexadecimal SHA-256 of weights (values and dtype), network configs, runtime flags and ``settings``."""
+    """Return the hexadecimal SHA-256 hash of weights, dtypes, network configs, runtime flags and ``settings``."""
     digest = hashlib.sha256()
     for name, module in sorted(modules.items()):
         digest.update(f"{name} {_canonical_json(_config(module))}".encode())
@@ -32,15 +32,16 @@ def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return the hexadecimal SHA-256 of dtype, shape and values."""
+    """Return the hexadecimal SHA-256 hash of the tensor's dtype, shape and values."""
     return hashlib.sha256(_tensor_bytes(tensor)).hexdigest()
 
 
 def runtime_flags(module: nn.Module) -> dict[str, object]:
-    """Return what changes a network's output without being a weight.
+    """Return the settings of a network in memory that change its output and are neither weights nor config.
 
-    These are adapters, FreeU, attention processors, hooks and tiling. The attributes are those of ``peft`` layers and
-    of diffusers' attention processors and blocks, read without importing either library.
+    These settings are adapters, FreeU, attention processors, hooks and tiling. They are read from attributes of
+    ``peft`` layers, of diffusers' attention processors and of diffusers' blocks, without importing ``peft`` or
+    diffusers.
     """
     flags: dict[str, object] = {}
     for name, submodule in module.named_modules():
@@ -66,14 +67,14 @@ def _config(module: nn.Module) -> dict[str, object]:
 
 
 def _canonical_json(settings: Mapping[str, object]) -> str:
-    """Return JSON without keys that only record where, or by which library version, a config was written."""
+    """Return ``settings`` as sorted JSON, without private keys, the dtype and the transformers version."""
     ignored = ("transformers_version", "dtype")
     settings = {key: value for key, value in settings.items() if not key.startswith("_") and key not in ignored}
     return json.dumps(settings, sort_keys=True, default=str)
 
 
 def _processor(processor: object) -> object:
-    """Return an attention processor's class and attributes; None for the standard computation."""
+    """Return the class and attributes of an attention processor; None if it computes standard attention."""
     attributes = _attributes(processor)
     if type(processor).__name__ in EQUIVALENT_PROCESSORS and not attributes:
         return None
@@ -81,7 +82,7 @@ def _processor(processor: object) -> object:
 
 
 def _attributes(instance: object) -> dict[str, object]:
-    """Return the public attributes of an object that are numbers, strings, tensors or containers of them."""
+    """Return the public attributes of ``instance`` that are numbers, strings, tensors, or lists or dicts of these."""
     attributes = getattr(instance, "__dict__", {})
     values = {key: _to_json(value) for key, value in attributes.items() if not key.startswith("_")}
     return {key: value for key, value in values.items() if value is not None and key != "training"}
@@ -100,7 +101,7 @@ def _to_json(value: object) -> object:
 
 
 def _hooks(module: nn.Module) -> list[object]:
-    """Return the forward hooks of a module and diffusers' hooks, except those that only move weights."""
+    """Return the module's forward hooks and diffusers hooks, except hooks that only move weights between devices."""
     forward_hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     names = [_qualified_name(hook) for hook in forward_hooks]
     hooks: list[object] = [name for name in names if not name.startswith(OFFLOAD_PREFIX)]
@@ -114,13 +115,13 @@ def _hooks(module: nn.Module) -> list[object]:
 
 
 def _qualified_name(instance: object) -> str:
-    """Return the module and qualified name of a function, or of an object's class."""
+    """Return ``module.qualname`` of a function or, for any other object, of the object's class."""
     definition = instance if hasattr(instance, "__qualname__") else type(instance)
     return f"{definition.__module__}.{definition.__qualname__}"
 
 
 def _adapters(module: nn.Module) -> dict[str, object]:
-    """Return the active adapters of one layer with their scales."""
+    """Return the active and merged adapters (LoRAs) of one layer and the scales of the active ones."""
     if not hasattr(module, "active_adapters") or not hasattr(module, "scaling"):
         return {}
     active = [] if getattr(module, "disable_adapters", False) else list(module.active_adapters)

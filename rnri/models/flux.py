@@ -1,4 +1,4 @@
-"""FLUX.1 dev and schnell: a flow-matching transformer over packed latents, with guidance as an input of the network."""
+"""FLUX.1 dev and schnell: a flow-matching transformer on packed latents; dev takes the guidance scale as an input."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 
 TIMESTEP_SCALE = 1_000
-"""The pipeline divides timesteps by it, independently of the scheduler's config."""
+"""Constant by which FLUX's pipeline divides timesteps, independent of the scheduler's config."""
 
 
 @dataclass(frozen=True)
 class FluxDenoiser(GuidedDenoiser):
-    """A ``FluxTransformer2DModel`` as a ``Denoiser`` that returns the velocity ``n - x0``.
+    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``FluxTransformer2DModel``.
 
     Attributes:
-        transformer: the network.
-        text_ids: positions of the text tokens, ``[L,3]``.
-        image_ids: positions of the image tokens, ``[hw/4,3]``.
-        embedded_guidance: guidance input of the network; None for a network distilled without it (schnell).
+        transformer: the ``FluxTransformer2DModel``.
+        text_ids: position ids of the text tokens, ``[L,3]``.
+        image_ids: position ids of the image tokens, ``[hw/4,3]``.
+        embedded_guidance: guidance scale that the network takes as an input; None for networks without this input
+            (schnell).
     """
 
     transformer: nn.Module
@@ -50,7 +51,7 @@ class FluxDenoiser(GuidedDenoiser):
         guidance = None
         if self.embedded_guidance is not None:
             guidance = torch.full((len(z),), self.embedded_guidance, dtype=torch.float32, device=z.device)
-        # As the pipeline does: cast to the network's dtype first, then divide. In half precision the order matters.
+        # Cast to the network's dtype first, then divide, as the pipeline does. In half precision the order matters.
         timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(
@@ -67,14 +68,14 @@ class FluxDenoiser(GuidedDenoiser):
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Convert ``latents [B,C,h,w]`` to tokens ``[B,hw/4,4C]`` of 2 x 2 patches."""
+    """Convert ``latents [B,C,h,w]`` to tokens ``[B,hw/4,4C]``; each token is a patch of 2 x 2 latent elements."""
     batch_size, channels, height, width = latents.shape
     patches = latents.reshape(batch_size, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(batch_size, (height // 2) * (width // 2), 4 * channels)
 
 
 def unpack(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Convert ``tokens [B,hw/4,4C]`` to latents ``[B,C,h,w]``; ``size`` is ``(h, w)``."""
+    """Convert ``tokens [B,hw/4,4C]`` to latents ``[B,C,h,w]``; ``size`` is ``(h, w)`` of the latents."""
     height, width = size
     batch_size, _, channels = tokens.shape
     patches = tokens.reshape(batch_size, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
@@ -83,7 +84,7 @@ def unpack(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 @register_family
 class FluxFamily(Family):
-    """``FluxPipeline``."""
+    """Model family of ``FluxPipeline`` (FLUX.1 dev and schnell)."""
 
     pipelines: ClassVar = (FluxPipeline,)
     network_name: ClassVar = "transformer"
@@ -137,7 +138,7 @@ class FluxFamily(Family):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> FluxDenoiser:
-        """Return the pipeline's prediction; ``guidance`` is the network's input (dev) and must be 1 for schnell."""
+        """Return the denoiser; ``guidance`` is an input of the network for FLUX.1 dev and must be 1 for schnell."""
         check_no_negative_prompts(negatives, "FLUX")
         if guidance != 1 and not self._embeds_guidance:
             raise ValueError(
@@ -160,7 +161,7 @@ class FluxFamily(Family):
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return sigmas from 1 to ``1 / steps``, as the pipeline passes them, shifted by the number of image tokens."""
+        """Return the pipeline's schedule: sigmas from 1 to ``1 / steps``, shifted by the number of image tokens."""
         config = self.pipeline.scheduler.config
         check_steps(steps, config.num_train_timesteps)
         height, width = latent_size

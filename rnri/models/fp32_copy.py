@@ -8,14 +8,18 @@ import torch
 from torch import nn
 
 RUNTIME_OPTIONS = ("use_slicing", "use_tiling")
-"""Attributes of a diffusers autoencoder that are neither weights nor configuration; tile sizes start with ``tile_``."""
+"""Attributes of a diffusers autoencoder that are neither weights nor config and are copied to the float32 copy.
+
+Attributes whose names start with ``tile_`` (the tile sizes) are copied, too.
+"""
 
 
 class Float32Copy:
-    """A float32 copy of a diffusers network, refreshed when the network changes.
+    """Stores a float32 copy of a diffusers network and creates a new copy when the network has changed.
 
-    Detected changes are another network, a replaced weight, and in-place writes that PyTorch versions, such as those
-    of ``load_state_dict`` and optimizers. Writes through ``weight.data`` are not detected.
+    The class detects a different network, a replaced weight, and in-place changes that PyTorch counts in
+    ``tensor._version``, such as changes by ``load_state_dict`` and by optimizers. It does not detect changes through
+    ``weight.data``.
     """
 
     def __init__(self) -> None:
@@ -23,7 +27,7 @@ class Float32Copy:
         self._copy: nn.Module | None = None
 
     def get(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Return the copy of ``network`` on ``device``, in evaluation mode and without gradients to its weights.
+        """Return the float32 copy of ``network`` on ``device``, in evaluation mode and with frozen weights.
 
         Raises:
             ValueError: the weights are offloaded to the meta device and cannot be read.

@@ -1,4 +1,4 @@
-"""The explicit midpoint rule, a second-order sampler of flow matching, as a predictor for first-order samplers."""
+"""A predictor that turns first-order flow-matching samplers into the second-order explicit midpoint rule."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from rnri.models.schedule import Schedule
 
 @dataclass(frozen=True)
 class MidpointPredictor(NoisePredictor):
-    """A velocity that turns an Euler step into a midpoint step; each call costs two network evaluations.
+    """Predicts the velocity with which an Euler step equals a midpoint step; each call needs two network evaluations.
 
-    Step ``i`` from ``sigma_t`` to ``sigma_s``, with ``h = sigma_s - sigma_t``::
+    For step ``i`` from ``sigma_t`` to ``sigma_s``, with ``h = sigma_s - sigma_t``, the prediction ``y`` and the step
+    are::
 
         y(z) = v(z + h/2 v(z, sigma_t), sigma_t + h/2);    z_s = z + h y(z)
 
-    Therefore ``sample(seed, MidpointPredictor(...), schedule)`` is the midpoint sampler, including its gradients, and
-    ``ImplicitStep`` with this predictor is the equation of the exact inverse of a midpoint step. The evaluation
-    counts are shared with the wrapped predictor.
+    Therefore ``sample(seed, MidpointPredictor(...), schedule)`` is the midpoint sampler and computes its gradients.
+    ``ImplicitStep`` with this predictor is the equation that the exact inverse of a midpoint step solves. This
+    predictor and the predictor that it wraps share their evaluation counts.
 
     Attributes:
-        schedule: the flow-matching schedule; the predictor may only be called at its timesteps.
+        schedule: the flow-matching schedule; the predictor may be called only at the timesteps of this schedule.
     """
 
     schedule: Schedule = field(kw_only=True)
 
     @classmethod
     def from_predictor(cls, predictor: NoisePredictor, schedule: Schedule) -> MidpointPredictor:
-        """Wrap ``predictor``; raise ValueError unless ``schedule`` is a flow-matching schedule."""
+        """Return a midpoint predictor that wraps ``predictor``.
+
+        Raises:
+            ValueError: ``schedule`` is not a flow-matching schedule.
+        """
         require_flow_matching(schedule, "the midpoint rule")
         return cls(predictor.denoiser, predictor.nfe, schedule=schedule)
 
@@ -43,21 +48,22 @@ class MidpointPredictor(NoisePredictor):
 
 
 def timestep_at_sigma(schedule: Schedule, i: int, sigma: float) -> float:
-    """Return the network's timestep at noise level ``sigma`` within step ``i`` of a flow-matching schedule.
+    """Return the network's timestep for the noise level ``sigma`` within step ``i`` of a flow-matching schedule.
 
-    Timesteps of flow matching are proportional to sigma for any shift and may be any real number.
+    The timesteps of flow matching are real numbers that are proportional to sigma, for any shift of the schedule.
     """
     return schedule.timestep(i) * sigma / float(schedule.sigma[i])
 
 
 def require_flow_matching(schedule: Schedule, method: str) -> None:
-    """Raise ValueError unless ``schedule`` is a flow-matching schedule, for methods that evaluate between timesteps.
+    """Raise ValueError unless ``schedule`` is a flow-matching schedule.
 
-    A network that takes only integer timesteps could be evaluated only near the middle of a step, which would reduce
-    the method to first order.
+    The check is for methods that evaluate the network between two timesteps of the schedule. A network that takes only
+    integer timesteps cannot be evaluated exactly at the midpoint of a step, which would reduce the method to first
+    order.
     """
     if schedule.predicts != "flow":
         raise ValueError(
-            f"{method} needs a flow-matching model, whose network takes any real timestep; this one predicts noise at "
-            "integer timesteps: choose another method, such as accelerated."
+            f"{method} needs a flow-matching model, whose network takes any real timestep; this model predicts noise "
+            "at integer timesteps: choose another method, such as accelerated."
         )

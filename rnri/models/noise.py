@@ -1,4 +1,4 @@
-"""Reproducible seeds: one random generator per sample."""
+"""Reproducible seeds: the noise of each sample is drawn from its own random generator."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 def noise_for_samples(sample_ids: Sequence[int | str], seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal noise ``[B, *shape]``, float32 on the CPU, one row per sample id.
+    """Return standard normal noise ``[B, *shape]``, float32 on the CPU, with one row per sample id.
 
-    Each row depends only on ``seed`` and the string of its id, not on the batch or the number of processes.
+    Each row depends only on ``seed`` and on the row's sample id as a string, not on the batch or the number of
+    processes.
     """
     return torch.stack([_noise(sample_id, seed, shape) for sample_id in sample_ids])
 

@@ -1,4 +1,4 @@
-"""The prediction ``y(z, t)``, noise or velocity: one interface for every network that counts its evaluations."""
+"""The prediction ``y(z, t)`` of noise or velocity: one interface for all networks, which also counts evaluations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass
 class Evaluations:
-    """Network evaluations of a predictor and of all its selections.
+    """Counts of the network evaluations of a predictor and of all predictors that its ``select`` method returns.
 
-    ``forward`` and ``backward`` count samples, ``calls`` counts batches. Classifier-free guidance processes two rows
-    per sample, but a sample counts once. A recomputation under gradient checkpointing counts as an evaluation.
+    ``forward`` and ``backward`` count samples; ``calls`` counts batches. Classifier-free guidance processes two rows
+    per sample, but the sample counts only once. A recomputation under gradient checkpointing counts as an evaluation.
     """
 
     forward: int = 0
@@ -26,35 +26,36 @@ class Evaluations:
 
 
 class Denoiser(Protocol):
-    """The prediction for a fixed batch of prompts; wrapped by ``NoisePredictor``."""
+    """Function that predicts noise or velocity for a fixed batch of prompts; ``NoisePredictor`` wraps it."""
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
-        """Return the noise or velocity for ``z [B,C,h,w]`` at timestep ``t``, as ``Schedule.predicts`` says.
+        """Return the predicted noise or velocity for ``z [B,C,h,w]`` at timestep ``t``.
 
-        The result has the shape and dtype of ``z`` and is differentiable with respect to ``z``.
+        ``Schedule.predicts`` of the same model tells which of the two is predicted. The result has the shape and dtype
+        of ``z`` and is differentiable with respect to ``z``.
         """
         ...
 
     def select(self, rows: Tensor) -> Denoiser:
-        """Return the denoiser of the batch rows ``rows`` (int64 ``[b]``)."""
+        """Return the denoiser for only the batch rows ``rows`` (int64 ``[b]``)."""
         ...
 
     def unguided(self) -> Denoiser:
-        """Return the conditional prediction alone; the denoiser itself if guidance is off."""
+        """Return the denoiser without classifier-free guidance; it is equal to this one if guidance is off."""
         ...
 
 
 @dataclass(frozen=True)
 class NoisePredictor:
-    """A callable ``(z [B,C,h,w], t) -> y`` with the shape and dtype of ``z`` that counts network evaluations.
+    """A callable ``(z [B,C,h,w], t) -> y`` that predicts noise or velocity and counts network evaluations.
 
-    ``y`` is the noise, or the velocity ``n - x0`` of flow matching, as ``Schedule.predicts`` of the same model says.
-    Prompts, guidance and conversions are inside ``denoiser``. The counts are shared with all predictors that
-    ``select`` returns:
+    ``y`` has the shape and dtype of ``z``. It is the noise or, for flow matching, the velocity ``n - x0``;
+    ``Schedule.predicts`` of the same model tells which. ``denoiser`` applies the prompts, the guidance and all
+    conversions. This predictor and all predictors that ``select`` returns share three counts:
 
-    - ``forward_evaluations``: samples that went through the network;
-    - ``backward_evaluations``: samples whose gradient went back through the network, counted when it is computed;
-    - ``calls``: batches.
+    - ``forward_evaluations``: number of samples that the network has processed;
+    - ``backward_evaluations``: number of samples for which a gradient was computed through the network;
+    - ``calls``: number of batches that the network has processed.
     """
 
     denoiser: Denoiser
@@ -75,28 +76,28 @@ class NoisePredictor:
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        It counts as one forward and one backward evaluation per sample, which is about its cost.
+        A call counts as one forward and one backward evaluation per sample; its cost is about the same.
         """
         self._count_backward(len(z))
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation
             return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))
 
     def unguided(self) -> NoisePredictor:
-        """Return the conditional prediction alone, with shared counts; an equal predictor if guidance is off."""
+        """Return the predictor without classifier-free guidance; both predictors share their evaluation counts."""
         return replace(self, denoiser=self.denoiser.unguided())
 
     def with_negative(self, negative: Condition) -> NoisePredictor:
-        """Return the predictor with ``negative [B,...]`` as its negative condition, with shared counts.
+        """Return the predictor with the negative condition ``negative``; both predictors share their evaluation counts.
 
         Raises:
-            ValueError: guidance is off, or the denoiser is not conditioned on text.
+            ValueError: guidance is off, or the denoiser has no text condition.
         """
         if getattr(self.denoiser, "negative", None) is None:
             raise ValueError("guidance is off, so there is no negative condition to replace; set guidance above 1.")
         return replace(self, denoiser=replace(self.denoiser, negative=negative))
 
     def select(self, rows: Tensor) -> NoisePredictor:
-        """Return the predictor of the batch rows ``rows`` (int64 ``[b]``), with shared counts."""
+        """Return the predictor for the batch rows ``rows`` (int64 ``[b]``); both predictors share their counts."""
         return replace(self, denoiser=self.denoiser.select(rows))
 
     @property
@@ -113,13 +114,18 @@ class NoisePredictor:
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU ``table`` to ``device`` without synchronizing with it."""
+    """Copy a small CPU tensor ``table`` to ``device`` without waiting for the device."""
     return table.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a network receives from the prompts: ``text [B,L,D]`` and additional inputs (each ``[B,...]``)."""
+    """The network inputs that are computed from the prompts.
+
+    Attributes:
+        text: text embeddings ``[B,L,D]``.
+        added: additional inputs by name, each ``[B,...]``, such as pooled text embeddings.
+    """
 
     text: Tensor  # [B,L,D]
     added: Mapping[str, Tensor] = field(default_factory=dict)
@@ -132,7 +138,7 @@ class Condition:
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
-        """Return this condition in the rows where ``mask`` (bool ``[B]``) is true, and ``other`` elsewhere."""
+        """Return this condition with the rows replaced by ``other`` where ``mask`` (bool ``[B]``) is False."""
 
         def select(value: Tensor, alternative: Tensor) -> Tensor:
             row_mask = to_device(mask, value.device).view(-1, *[1] * (value.ndim - 1))
@@ -142,21 +148,22 @@ class Condition:
         return Condition(select(self.text, other.text), added)
 
     def cat(self, other: Condition) -> Condition:
-        """Return the rows of this condition followed by those of ``other``."""
+        """Return the rows of this condition followed by the rows of ``other``."""
         added = {name: torch.cat([value, other.added[name]]) for name, value in self.added.items()}
         return Condition(torch.cat([self.text, other.text]), added)
 
 
 @dataclass(frozen=True)
 class GuidedDenoiser(ABC):
-    """Base class of denoisers around a network: classifier-free guidance and row selection.
+    """Base class of denoisers that adds classifier-free guidance and the selection of batch rows to a network.
 
-    The network runs in its own dtype; guidance and conversions run in the dtype of ``z``.
+    The network runs in its own dtype; guidance and conversions are computed in the dtype of the latents ``z``.
 
     Attributes:
-        positive: the condition of the prompts.
-        negative: the condition that guidance leads away from; None if guidance is off, then a sample is one row.
-        guidance: ``y = y_negative + guidance (y_positive - y_negative)`` (Ho & Salimans 2022).
+        positive: the condition computed from the prompts.
+        negative: the condition computed from the negative prompts; None if guidance is off.
+        guidance: guidance scale; the guided prediction is ``y = y_negative + guidance (y_positive - y_negative)``
+            (Ho & Salimans 2022). A scale of 1 turns guidance off.
     """
 
     _: KW_ONLY
@@ -172,10 +179,10 @@ class GuidedDenoiser(ABC):
 
     @abstractmethod
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        """Return the network's output ``[B,C,h,w]`` in the dtype of ``z``, one row per row of ``condition``."""
+        """Return the network's output in the dtype of ``z``; ``z`` and ``condition`` have the same number of rows."""
 
     def to_prediction(self, output: Tensor, z: Tensor, t: float) -> Tensor:
-        """Convert the network's ``output`` at ``(z, t)`` to the noise or velocity that the schedule expects."""
+        """Convert the network's ``output`` for ``z`` and ``t`` to the noise or velocity that the schedule expects."""
         return output
 
     def __call__(self, z: Tensor, t: float) -> Tensor:

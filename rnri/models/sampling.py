@@ -1,4 +1,4 @@
-"""Deterministic first-order sampling (DDIM, flow matching) from noisy to clean, with gradients to the seed."""
+"""Deterministic first-order sampling (DDIM, flow matching), differentiable with respect to the seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnri.models.predictor import NoisePredictor
 from rnri.models.schedule import Schedule
 
 LatentCallback = Callable[[int, Tensor], None]
-"""A function that is called with the index of a step and the latent ``[B,C,h,w]`` after it."""
+"""Callback ``(step_index, latent)``, called after each step with the latent ``[B,C,h,w]`` after that step."""
 
 
 def no_callback(_step: int, _latent: object) -> None:
@@ -19,14 +19,15 @@ def no_callback(_step: int, _latent: object) -> None:
 
 
 def to_state_dtype(z: Tensor) -> Tensor:
-    """Convert ``z`` to float64, the dtype of latents during sampling and inversion (float32 on MPS)."""
+    """Convert ``z`` to float64 (float32 on MPS), the dtype of latents during sampling and inversion."""
     return z.float() if z.device.type == "mps" else z.double()
 
 
 def ddim_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """Return ``z_s = (z_t - B y(z_t, t)) / A``: step ``i`` of DDIM (RNRI, arXiv 2312.12540, Eq. 2) or of Euler.
+    """Return the latent after step ``i`` of DDIM (RNRI, arXiv 2312.12540, Eq. 2) or of flow matching's Euler sampler.
 
-    ``y`` is the noise or the velocity, as ``schedule.predicts`` says.
+    The step computes ``z_s = (z_t - B y(z_t, t)) / A``, where ``y`` is the predicted noise or velocity, depending on
+    ``schedule.predicts``.
     """
     a, b = schedule.coefficients(i)
     return (z - b * predictor(z, schedule.timestep(i))) / a
@@ -40,11 +41,11 @@ def sample(
     checkpoint: bool = False,
     on_step: LatentCallback = no_callback,
 ) -> Tensor:
-    """Return the clean latent ``z0 [B,C,h,w]`` of ``seed [B,C,h,w]``, in the dtype of ``seed``.
+    """Return the clean latent ``z0 [B,C,h,w]`` sampled from ``seed [B,C,h,w]``, in the dtype of ``seed``.
 
-    The state is float64 for any dtype of seed and network. The result is differentiable if ``seed`` requires a
-    gradient. ``checkpoint=True`` recomputes each step in the backward pass: memory then grows by one latent per step
-    instead of one set of network activations.
+    Latents between steps are float64 for any dtype of the seed and the network. The result is differentiable if
+    ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in the backward pass, so that sampling stores
+    one latent per step instead of all network activations.
     """
     return trajectory(seed, predictor, schedule, keep_last=1, checkpoint=checkpoint, on_step=on_step)[0]
 
@@ -59,15 +60,18 @@ def trajectory(
     gradient_steps: int | None = None,
     on_step: LatentCallback = no_callback,
 ) -> list[Tensor]:
-    """Return the latents after the last ``keep_last`` steps, the cleanest last; other arguments as in ``sample``.
+    """Return the latents after the last ``keep_last`` steps; the last entry is the clean latent.
+
+    The arguments that are not described here have the same meaning as in ``sample``.
 
     Args:
-        gradient_steps: how many of the last steps are differentiated through the network; None means all. In the
-            steps before them the prediction counts as a constant, so the gradient only passes through the linear part
-            of the sampler (``dz_s/dz_t = 1/A``). This takes neither time nor memory and leaves the latents unchanged.
+        gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In the
+            earlier steps the prediction is a constant for the gradient, which therefore passes only through the linear
+            part of the sampler (``dz_s/dz_t = 1/A``). The gradient of the earlier steps needs almost no time or memory.
+            The value of ``gradient_steps`` does not change the latents.
 
     Raises:
-        ValueError: ``keep_last`` is not in 1 to ``len(schedule)``, or ``gradient_steps`` is below 1.
+        ValueError: ``keep_last`` is not between 1 and ``len(schedule)``, or ``gradient_steps`` is below 1.
     """
     if not 1 <= keep_last <= len(schedule):
         raise ValueError(f"keep_last={keep_last}: must be from 1 to {len(schedule)}, the number of steps.")
@@ -90,7 +94,7 @@ def trajectory(
 
 
 def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """Return ``ddim_step`` with the prediction as a constant of differentiation."""
+    """Return the result of ``ddim_step``, with the prediction as a constant for the gradient."""
     a, b = schedule.coefficients(i)
     with torch.no_grad():
         noise = b * predictor(z, schedule.timestep(i))
@@ -100,8 +104,8 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
 class _Recompute(torch.autograd.Function):
     """Gradient checkpointing of ``ddim_step``: saves only ``z`` and recomputes the step in the backward pass.
 
-    ``torch.utils.checkpoint`` does not replace it. Its default variant intercepts every saved tensor, which takes a
-    fifth of a small network's time; its reentrant variant does not support ``torch.autograd.grad``.
+    ``torch.utils.checkpoint`` is not suitable here. Its default variant intercepts every saved tensor, which takes a
+    fifth of the running time of a small network. Its reentrant variant does not support ``torch.autograd.grad``.
     """
 
     @staticmethod

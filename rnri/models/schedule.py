@@ -1,4 +1,4 @@
-"""Signal and noise levels of a deterministic first-order sampler."""
+"""The schedule of a deterministic first-order sampler: its timesteps and its signal and noise levels."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 Prediction = Literal["epsilon", "flow"]
-"""What a predictor returns: the noise ``n``, or the velocity ``n - x0``, of the latent ``alpha x0 + sigma n``."""
+"""What a predictor returns for a latent ``alpha x0 + sigma n``: noise ``n`` (epsilon) or velocity ``n - x0`` (flow)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The steps of a deterministic first-order sampler, from noisy to clean.
+    """The steps of a deterministic first-order sampler, ordered from noisy to clean.
 
-    A latent is ``z = alpha x0 + sigma n``. Step ``i`` runs the network at ``timesteps[i]`` on ``z_t`` (with levels
-    ``alpha[i]``, ``sigma[i]``), which gives estimates of ``x0`` and ``n``, and recombines them at the levels
-    ``alpha_next[i]``, ``sigma_next[i]``. Both DDIM (``alpha^2 + sigma^2 = 1``) and the Euler steps of flow matching
-    (``alpha + sigma = 1``) have this form.
+    A latent is ``z = alpha x0 + sigma n`` with clean latent ``x0``, noise ``n``, signal level ``alpha`` and noise level
+    ``sigma``. Step ``i`` evaluates the network at ``timesteps[i]`` on a latent with the levels ``alpha[i]``,
+    ``sigma[i]`` and obtains estimates of ``x0`` and ``n``. The latent after the step combines these estimates with the
+    levels ``alpha_next[i]``, ``sigma_next[i]``. The steps of DDIM (``alpha^2 + sigma^2 = 1``) and the Euler steps of
+    flow matching (``alpha + sigma = 1``) are special cases.
 
-    A step ends where the checkpoint's sampler ends it, which is not always where the next step begins: DDIM and PNDM
-    step to the timestep ``t - num_train_timesteps // steps``. The two differ for ``linspace`` spacing and, if
-    ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing. Inversion stays exact, because it
-    inverts the same step; the list of timesteps only determines the timestep that the network receives.
+    The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
+    ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. It differs for ``linspace``
+    spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing. Inversion is still
+    exact, because it inverts the same step. The list of timesteps only determines which timestep the network receives.
 
     Attributes:
-        timesteps: ``[N]``, descending: int64, or float64 for flow matching.
-        alpha, sigma: float64 ``[N]``, signal and noise levels before each step.
-        alpha_next, sigma_next: float64 ``[N]``, levels after each step.
-        predicts: what the predictor of this schedule returns.
+        timesteps: descending timesteps that the network receives, ``[N]``; int64, or float64 for flow matching.
+        alpha, sigma: signal and noise levels before each step, float64 ``[N]``.
+        alpha_next, sigma_next: signal and noise levels after each step, float64 ``[N]``.
+        predicts: what a predictor for this schedule returns, see :data:`Prediction`.
     """
 
     timesteps: Tensor  # [N]
@@ -62,7 +63,7 @@ class Schedule:
 
     @classmethod
     def diffusion(cls, timesteps: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Schedule:
-        """Return DDIM steps from the cumulative alphas (``alpha^2``) before and after each step, float64 ``[N]``."""
+        """Return a DDIM schedule from the cumulative alphas ``alpha^2`` before and after each step, float64 ``[N]``."""
         return cls(
             timesteps=timesteps,
             alpha=alpha_bar.sqrt(),
@@ -73,7 +74,7 @@ class Schedule:
 
     @classmethod
     def flow(cls, timesteps: Tensor, sigmas: Tensor) -> Schedule:
-        """Return flow matching's Euler steps over ``sigmas`` (float64 ``[N+1]``) at ``timesteps`` (float64 ``[N]``)."""
+        """Return the flow-matching schedule of ``timesteps`` (float64 ``[N]``) and ``sigmas`` (float64 ``[N+1]``)."""
         sigma = sigmas[:-1]
         sigma_next = sigmas[1:]
         return cls(timesteps, 1 - sigma, sigma, 1 - sigma_next, sigma_next, predicts="flow")
@@ -82,25 +83,28 @@ class Schedule:
     def from_scheduler(
         cls, scheduler: SchedulerMixin, steps: int, *, sigmas: Sequence[float] | None = None, mu: float | None = None
     ) -> Schedule:
-        """Return the ``steps``-step deterministic sampler on a diffusers scheduler's own timesteps and noise levels.
+        """Return the deterministic schedule with the timesteps and noise levels of a diffusers scheduler.
 
-        ``scheduler`` is not modified; a copy of it computes its timesteps. DDIM, DDPM and PNDM keep their integer
-        division of timesteps and their final alpha. Schedulers over sigmas (Euler, DPM, UniPC, LMS, ...) step to the
-        next entry of their list and end at their last sigma, which turns few-step turbo checkpoints into
-        deterministic DDIM on trailing timesteps. LCM and TCD step along their list, too. Noise between steps and
-        higher orders of a scheduler are left out. ``FlowMatchEulerDiscreteScheduler`` provides its shifted sigmas.
+        ``scheduler`` is not modified; a copy of the scheduler computes the timesteps. A step of DDIM, DDPM or PNDM
+        reduces the timestep by ``num_train_timesteps // steps``, and the last step ends at the scheduler's final alpha.
+        A step of a scheduler with sigmas (Euler, DPM, UniPC, LMS, ...) goes to the next sigma of the scheduler's list,
+        so a few-step turbo checkpoint becomes deterministic DDIM with trailing timesteps. A step of LCM or TCD goes to
+        the next timestep of the list. The schedule contains neither noise that the scheduler adds between steps nor
+        steps of a higher order. A ``FlowMatchEulerDiscreteScheduler`` provides its shifted sigmas.
 
         Args:
-            sigmas: flow matching only: sigmas before the shift, as FLUX's pipeline passes them; None means the
-                scheduler's own.
-            mu: the shift of a flow-matching scheduler whose shift depends on the image size.
+            scheduler: a diffusers scheduler for diffusion or flow matching.
+            steps: number of sampling steps.
+            sigmas: only for flow matching: the sigmas before the shift, as FLUX's pipeline passes them; None means the
+                sigmas of the scheduler.
+            mu: shift parameter for a flow-matching scheduler whose shift depends on the image size.
 
         Raises:
             ValueError: ``steps`` is not an integer from 1 to the scheduler's maximum; the scheduler has no betas, has
-                fractional or repeated timesteps (Heun, KDPM2), has noise levels other than its training schedule's
+                fractional or repeated timesteps (Heun, KDPM2), has noise levels that differ from the training schedule
                 (Karras sigmas, flow sigmas), clips the latent, or adds noise in flow matching; the network predicts
-                noise at a timestep without signal (zero terminal SNR); ``mu`` is missing, or ``mu`` or ``sigmas`` have
-                no effect.
+                noise at a timestep at which the latent is pure noise (zero terminal SNR); ``mu`` is missing; or ``mu``
+                or ``sigmas`` would have no effect.
         """
         from rnri.models.diffusers_schedulers import diffusion_steps, flow_steps, is_flow  # imports diffusers
 
@@ -114,10 +118,11 @@ class Schedule:
 
     @property
     def scale_and_time(self) -> tuple[Tensor, Tensor]:
-        """``(c, tau)``, float64 ``[N+1]`` each: the scale and time before every step and after the last one.
+        """The scales ``c`` and times ``tau`` before every step and after the last step, each float64 ``[N+1]``.
 
-        In these variables every step is an Euler step, ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``. For noise,
-        ``c = alpha`` and ``tau = sigma / alpha``; for velocity, ``c = alpha + sigma`` and ``tau = sigma / c``.
+        With these variables every step is an Euler step, ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``. If the
+        predictor returns noise, ``c = alpha`` and ``tau = sigma / alpha``. If it returns the velocity,
+        ``c = alpha + sigma`` and ``tau = sigma / c``.
         """
         alpha = torch.cat([self.alpha, self.alpha_next[-1:]])
         sigma = torch.cat([self.sigma, self.sigma_next[-1:]])
@@ -126,12 +131,12 @@ class Schedule:
 
     @property
     def alpha_bar(self) -> Tensor:
-        """``alpha^2``, float64 ``[N]``: the cumulative alpha of a diffusion schedule."""
+        """The cumulative alphas ``alpha^2`` of a diffusion schedule before each step, float64 ``[N]``."""
         return self.alpha.square()
 
     @property
     def alpha_bar_next(self) -> Tensor:
-        """``alpha_next^2``, float64 ``[N]``."""
+        """The cumulative alphas ``alpha_next^2`` of a diffusion schedule after each step, float64 ``[N]``."""
         return self.alpha_next.square()
 
     def timestep(self, i: int) -> int | float:
@@ -139,11 +144,13 @@ class Schedule:
         return self.timesteps[i].item()
 
     def coefficients(self, i: int) -> tuple[float, float]:
-        """Return ``(A, B)`` of step ``i``: ``z_s = (z_t - B y) / A`` and, implicitly, ``z_t = A z_s + B y(z_t)``.
+        """Return the coefficients ``(A, B)`` of step ``i``.
 
-        For noise ``y = eps``: ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540,
-        Eq. 2 and 3). For a velocity ``y = n - x0``: ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)``, which is 1 for
-        flow matching, and ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``, its ``sigma_t - sigma_s``.
+        The step is ``z_s = (z_t - B y(z_t)) / A``; its inverse is the implicit equation ``z_t = A z_s + B y(z_t)``. If
+        the predictor returns noise, ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540,
+        Eq. 2 and 3). If the predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
+        ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching, where ``alpha + sigma = 1``,
+        these are ``A = 1`` and ``B = sigma_t - sigma_s``.
         """
         alpha, sigma, alpha_next, sigma_next = self.alpha_sigma(i)
         if self.predicts == "epsilon":
@@ -153,23 +160,24 @@ class Schedule:
         return (alpha + sigma) / total, (alpha_next * sigma - alpha * sigma_next) / total
 
     def derivative(self, i: int, variance: float) -> float:
-        """Return the derivative of step ``i``'s ``f(z) = A z_s + B y(z)`` for Gaussian data of a given ``variance``.
+        """Return the derivative of step ``i``'s ``f(z) = A z_s + B y(z)`` for Gaussian data with variance ``variance``.
 
-        ``y`` is the optimal prediction. Its own derivative is ``sigma / (alpha^2 v + sigma^2)`` for noise and
-        ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` for velocity, where ``v`` is ``variance``.
+        ``y`` is the optimal prediction for this data. With ``v = variance``, the derivative of ``y`` is
+        ``sigma / (alpha^2 v + sigma^2)`` for noise and ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` for velocity.
         """
         alpha, sigma, *_ = self.alpha_sigma(i)
         slope = sigma if self.predicts == "epsilon" else sigma - alpha * variance
         return self.coefficients(i)[1] * slope / (alpha**2 * variance + sigma**2)
 
     def alpha_sigma(self, i: int) -> tuple[float, float, float, float]:
-        """Return ``(alpha_t, sigma_t, alpha_s, sigma_s)`` of step ``i``."""
+        """Return ``(alpha_t, sigma_t, alpha_s, sigma_s)``: the signal and noise levels before and after step ``i``."""
         return tuple(float(table[i]) for table in (self.alpha, self.sigma, self.alpha_next, self.sigma_next))
 
     def clean_and_noise(self, i: int, z: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return the estimates ``(x0, n)``, each ``[B,C,h,w]``, from a ``prediction`` at ``z`` before step ``i``.
 
-        A noise prediction determines ``x0`` only if ``alpha > 0``, which every schedule of noise guarantees.
+        A noise prediction determines ``x0`` only if ``alpha > 0``; every schedule with ``predicts="epsilon"`` ensures
+        this.
         """
         alpha, sigma = self.alpha_sigma(i)[:2]
         if self.predicts == "epsilon":
@@ -177,13 +185,13 @@ class Schedule:
         return (z - sigma * prediction) / (alpha + sigma), (z + alpha * prediction) / (alpha + sigma)
 
     def tail(self, k: int) -> Schedule:
-        """Return the ``k`` cleanest steps, for partial inversion; ``k`` is from 1 to ``len(self)``."""
+        """Return the schedule of the ``k`` cleanest steps, for partial inversion; 1 <= ``k`` <= ``len(self)``."""
         if not 1 <= k <= len(self):
             raise ValueError(f"tail({k}): k must be from 1 to {len(self)}, the number of steps.")
         return self._slice(slice(len(self) - k, None))
 
     def head(self, k: int) -> Schedule:
-        """Return the ``k`` noisiest steps; ``k`` is from 1 to ``len(self)``."""
+        """Return the schedule of the ``k`` noisiest steps; 1 <= ``k`` <= ``len(self)``."""
         if not 1 <= k <= len(self):
             raise ValueError(f"head({k}): k must be from 1 to {len(self)}, the number of steps.")
         return self._slice(slice(k))

@@ -22,7 +22,7 @@ from rnri.models.schedule import Schedule
 
 @dataclass(frozen=True)
 class SD3Denoiser(GuidedDenoiser):
-    """An ``SD3Transformer2DModel`` as a ``Denoiser`` that returns the velocity ``n - x0``."""
+    """``Denoiser`` that returns the velocity ``n - x0`` predicted by an ``SD3Transformer2DModel``."""
 
     transformer: nn.Module
 
@@ -45,7 +45,7 @@ class SD3Denoiser(GuidedDenoiser):
 
 @register_family
 class SD3Family(Family):
-    """``StableDiffusion3Pipeline``, with or without its third text encoder (T5)."""
+    """Model family of ``StableDiffusion3Pipeline``, with or without the third text encoder (T5)."""
 
     pipelines: ClassVar = (StableDiffusion3Pipeline,)
     network_name: ClassVar = "transformer"
@@ -69,10 +69,10 @@ class SD3Family(Family):
         check_flow_scheduler(self.pipeline.scheduler)
 
     def _check_text_embeddings(self) -> None:
-        """Check the widths of the text embeddings.
+        """Raise ValueError unless the text encoders' embeddings have the widths that the transformer expects.
 
-        T5's states are as wide as the joint attention; CLIP's are padded to that width; the pooled projections of
-        both CLIP encoders are concatenated.
+        The hidden states of T5 must be as wide as the joint attention. The hidden states of CLIP are padded to that
+        width. The pooled projections of both CLIP text encoders are concatenated.
         """
         config = self.network.config
         clip_configs = [self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config]
@@ -108,7 +108,7 @@ class SD3Family(Family):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> SD3Denoiser:
-        """Return the pipeline's prediction: classifier-free guidance if ``guidance`` is above 1."""
+        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1, as in the pipeline."""
         guided = guidance > 1
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, negative_text, pooled, negative_pooled = self.pipeline.encode_prompt(
@@ -127,7 +127,7 @@ class SD3Family(Family):
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the scheduler's own sigmas, shifted by the number of image tokens if the shift is dynamic."""
+        """Return the schedule of the scheduler's sigmas; a dynamic shift depends on the number of image tokens."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):
             return Schedule.from_scheduler(self.pipeline.scheduler, steps)

@@ -1,4 +1,4 @@
-"""UNet family: Stable Diffusion 1.x, 2.x and XL, turbo and LCM checkpoints."""
+"""Model family of UNets: checkpoints of Stable Diffusion 1.x, 2.x and XL, turbo and LCM."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True)
 class UNetDenoiser(GuidedDenoiser):
-    """A diffusers UNet as a ``Denoiser`` that returns noise.
+    """``Denoiser`` that returns the noise predicted by a diffusers UNet.
 
     Attributes:
-        unet: a ``UNet2DConditionModel``.
-        prediction_type: what it predicts: ``epsilon``, ``v_prediction`` (Salimans & Ho 2022) or ``sample``.
-        alpha_bar: float64 ``[num_train_timesteps]``.
-        guidance_embedding: ``[1,D]`` for networks distilled with guidance as an input (LCM), otherwise None.
+        unet: the ``UNet2DConditionModel``.
+        prediction_type: what the UNet predicts: ``epsilon``, ``v_prediction`` (Salimans & Ho 2022) or ``sample``.
+        alpha_bar: cumulative alphas of the training timesteps, float64 ``[num_train_timesteps]``.
+        guidance_embedding: embedding of the guidance scale, ``[1,D]``, for networks that take the guidance scale as an
+            input (LCM); otherwise None.
     """
 
     unet: nn.Module
@@ -58,7 +59,7 @@ class UNetDenoiser(GuidedDenoiser):
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         embedding = self.guidance_embedding
-        # Created on the device: diffusers would copy a Python number there, which synchronizes.
+        # The timestep is created on the device, because diffusers would copy a Python number and wait for the device.
         timestep = torch.full((1,), t, dtype=torch.int64 if isinstance(t, int) else z.dtype, device=z.device)
         with eval_no_grad(self.unet):
             output = self.unet(
@@ -76,7 +77,11 @@ class UNetDenoiser(GuidedDenoiser):
 
 
 def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
-    """Convert a network's ``output`` at ``z`` to noise; ``alpha_bar`` is in (0, 1)."""
+    """Convert a network's ``output`` for the latents ``z`` to noise.
+
+    ``alpha_bar`` in (0, 1) is the cumulative alpha of the timestep; ``prediction_type`` tells what the network
+    predicts.
+    """
     alpha = alpha_bar**0.5
     sigma = (1 - alpha_bar) ** 0.5
     if prediction_type == "epsilon":
@@ -88,7 +93,7 @@ def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) 
 
 @register_family
 class UNetFamily(Family):
-    """Pipelines with a ``UNet2DConditionModel``; their schedules are deterministic DDIM."""
+    """Model family of the pipelines with a ``UNet2DConditionModel``; all schedules are deterministic DDIM."""
 
     pipelines: ClassVar = (StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline)
     network_name: ClassVar = "unet"
@@ -100,7 +105,7 @@ class UNetFamily(Family):
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Default ``(h, w)`` of the UNet; if it has no ``sample_size``, that of the VAE's images."""
+        """Default latent size ``(h, w)``: the UNet's ``sample_size`` or, if it is not set, the VAE's image size."""
         image_size = self.pipeline.vae.config.sample_size
         if self.network.config.sample_size is None and image_size is not None:
             height, width = as_pair(image_size)
@@ -113,7 +118,7 @@ class UNetFamily(Family):
 
     @property
     def _guidance_embedding_dim(self) -> int | None:
-        """Width of the guidance embedding of distilled networks (LCM), otherwise None."""
+        """Width of the guidance embedding if the network takes the guidance scale as an input (LCM), otherwise None."""
         return self.network.config.get("time_cond_proj_dim")
 
     @classmethod
@@ -130,21 +135,21 @@ class UNetFamily(Family):
         check_scheduler(self.pipeline.scheduler)
 
     def _check_text_embeddings(self) -> None:
-        """Check that the UNet's cross-attention is as wide as the concatenated states of the text encoders."""
+        """Raise ValueError unless the UNet's cross-attention is as wide as the concatenated text embeddings."""
         config = self.network.config
         encoders = [getattr(self.pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
         width = sum(encoder.config.hidden_size for encoder in encoders if encoder is not None)
         field = "cross_attention_dim" if config.get("encoder_hid_dim") is None else "encoder_hid_dim"
         values = [config[field]] if isinstance(config[field], int) else config[field]
         for expected in values:
-            if isinstance(expected, int):  # otherwise the widths of the layers of one level
+            if isinstance(expected, int):  # a list has the widths of the layers of one UNet level
                 source = "the hidden size (the sum if there are two)"
                 check_embedding_dim("unet", field, expected=expected, actual=width, source=source)
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> UNetDenoiser:
-        """Return the pipeline's prediction; networks distilled with guidance as an input (LCM) get it as that input."""
+        """Return the denoiser; a network that takes the guidance scale as an input (LCM) receives ``guidance``."""
         embedding_dim = self._guidance_embedding_dim
         if embedding_dim is not None:
             check_no_negative_prompts(negatives, "LCM")
@@ -170,10 +175,11 @@ class UNetFamily(Family):
     def _conditions(
         self, prompts: list[str], guided: bool, negatives: list[str], image_size: tuple[int, int]
     ) -> tuple[Condition, Condition | None]:
-        """Return the condition of the prompts and, if ``guided``, the negative condition, as the pipeline encodes them.
+        """Return the pipeline's encodings of the prompts and, if ``guided``, of the negative prompts ``negatives``.
 
-        SDXL's default negative condition is zeros instead of the encoding of "". The pipeline returns the default
-        only for ``negative_prompt=None``, so a batch with some empty negative prompts is encoded twice.
+        SDXL's default negative condition is all zeros instead of the encoding of "". The pipeline returns this default
+        only for ``negative_prompt=None``. Therefore a batch in which only some negative prompts are empty is encoded
+        twice.
         """
         negative_prompt = negatives if guided and any(negatives) else None
         with eval_no_grad(*components(self.pipeline).values()):
@@ -198,7 +204,10 @@ class UNetFamily(Family):
     def _added_conditions(
         self, pooled: tuple[Tensor, Tensor | None], batch_size: int, image_size: tuple[int, int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-        """Return SDXL's pooled text and sizes; original and target size are the image's size, without a crop."""
+        """Return SDXL's additional inputs (pooled text and sizes) for the prompts and for the negative prompts.
+
+        The original size and the target size are ``image_size``; the crop offset is zero.
+        """
         sizes = self.pipeline._get_add_time_ids(
             image_size,
             (0, 0),

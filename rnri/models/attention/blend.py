@@ -42,7 +42,9 @@ class WordMaps:
 
 
 def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return ``(height, width)`` of a layer with ``pixels`` pixels: the latents' ``size`` halved (rounded up) repeatedly.
+    """Return ``(height, width)`` of a layer with ``pixels`` pixels: the latents' ``size`` after repeated halving.
+
+    Each halving rounds up.
 
     Raises:
         ValueError: repeated halving does not lead to this number of pixels.
