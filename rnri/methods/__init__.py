@@ -1,7 +1,7 @@
-"""Inversion methods, one idea per module. Importing this package registers all of them.
+"""Inversion methods. Importing this package imports all of its modules, which register their methods.
 
-A new module of this package needs no entry here: it is imported, and the class of each method that it registers
-becomes a public name of ``rnri.methods``.
+A new module of this package is imported automatically. The class of each method that the module registers becomes a
+public name of ``rnri.methods``.
 """
 
 import importlib

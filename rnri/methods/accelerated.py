@@ -1,4 +1,4 @@
-"""Accelerated inversion, the default method: safeguarded Anderson acceleration with extrapolated initial guesses."""
+"""The default inversion method ``accelerated``: safeguarded Anderson acceleration with extrapolated initial guesses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ def anderson_inverter(
     parameterization: Parameterization = "native",
     extra_evaluations: NonNegativeInt = 0,
 ) -> ImplicitInverter:
-    """Return the default inverter, the best method of ``experiment=reconstruction``.
+    """Return the default inverter, which has the smallest reconstruction error in ``experiment=reconstruction``.
 
-    It uses safeguarded Anderson acceleration from the ``fitted`` initial guess and allocates the network evaluations to
-    the steps by their difficulty. Samples leave the batch when their residual reaches ``tolerance``. The default
-    tolerance is smaller than the RNRI paper's 1e-4 (appendix G), because sampling under strong guidance magnifies the
-    remaining residual up to a thousandfold.
+    The solver is safeguarded Anderson acceleration, starting from the ``fitted`` initial guess. The network evaluations
+    are allocated to the inversion steps in proportion to the difficulty of each step. A sample is removed from the
+    batch as soon as its residual is at most ``tolerance``. The default tolerance is smaller than the 1e-4 of the RNRI
+    paper (appendix G), because the sampler magnifies the remaining residual up to a thousandfold under strong guidance.
 
     Args:
-        nfe_per_step: mean network evaluations per step.
-        tolerance: of the residual.
-        parameterization: the predicted variable in which the equation is iterated.
-        extra_evaluations: network evaluations of the whole trajectory in addition to ``nfe_per_step`` per step.
+        nfe_per_step: mean number of network evaluations per inversion step.
+        tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample.
+        parameterization: the predicted variable in which the solver iterates.
+        extra_evaluations: number of network evaluations of the whole inversion in addition to ``nfe_per_step`` per
+            step.
     """
     return ImplicitInverter(
         SafeguardedAnderson(nfe_per_step, tolerance),

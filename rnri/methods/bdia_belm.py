@@ -1,4 +1,7 @@
-"""BDIA and O-BELM: exact two-step samplers, whose latents are linear in two neighboring latents and one prediction."""
+"""BDIA and O-BELM: two-step samplers that can be inverted exactly.
+
+Each latent of such a sampler is a linear combination of the two previous latents and one network prediction.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,19 @@ from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 Levels = list[tuple[float, float]]
-"""Noise levels as ``(scale, time)``, see ``Schedule.scale_and_time``."""
+"""List of noise levels, each a tuple ``(scale, time)`` of ``Schedule.scale_and_time``."""
 
 
 @dataclass(frozen=True)
 class TwoStepSampler(Inverter):
-    """``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``, where ``j`` counts noise levels from clean (0).
+    """Base class of samplers with the step ``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``.
 
-    ``y`` is the prediction of the network. Solving the equation for ``z_{j+1}`` inverts the sampler exactly, with one
-    evaluation per step. The first inversion step, ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM
-    inversion step; the sampler returns to ``z_0`` for any value of ``z_1``. The two noisiest latents are stored: the
-    seed and ``aux["neighbor"]``. Inversion divides by ``c_far`` in every step, which magnifies rounding errors;
-    therefore it is computed in float64.
+    ``j`` is the index of the noise level, 0 at the clean end, and ``y`` is the prediction of the network. Solving the
+    equation for ``z_{j+1}`` inverts the sampler exactly, with one network evaluation per step. The first inversion
+    step, from ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM inversion step. The sampler returns to
+    ``z_0`` for any value of ``z_1``. The two noisiest latents are stored: the seed and ``aux["neighbor"]``. Every
+    inversion step divides by ``c_far``, which magnifies rounding errors; therefore the inversion is computed in
+    float64.
     """
 
     seed_only: ClassVar[bool] = False
@@ -39,17 +43,21 @@ class TwoStepSampler(Inverter):
 
     @abstractmethod
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
-        """Return ``(c_far, c_mid, c_y)`` for the levels ``j - 1``, ``j`` and ``j + 1``."""
+        """Return the coefficients ``(c_far, c_mid, c_y)`` for the noise levels ``j - 1``, ``j`` and ``j + 1``."""
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError unless every step ends where the next begins."""
+        """Raise ValueError unless every step of ``schedule`` ends at the noise level where the next step begins."""
         check_chain(schedule, type(self).__name__)
 
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; raise ValueError as ``check_schedule``."""
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+
+        Raises:
+            ValueError: ``check_schedule`` rejects the schedule.
+        """
         self.check_schedule(schedule)
         z0 = to_state_dtype(z0)
         a, b = schedule.coefficients(len(schedule) - 1)
@@ -68,7 +76,7 @@ class TwoStepSampler(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of this two-step sampler."""
+        """Return the clean latents ``[B,C,h,w]`` that this two-step sampler generates from the stored latents."""
         z_far = inversion.seed
         z = inversion.aux["neighbor"]
         for j in reversed(range(1, len(schedule))):
@@ -81,7 +89,7 @@ class TwoStepSampler(Inverter):
 
 
 def _levels(schedule: Schedule, j: int) -> Levels:
-    """Return the levels ``j - 1``, ``j`` and ``j + 1``; level 0 is the clean end."""
+    """Return the noise levels ``j - 1``, ``j`` and ``j + 1`` of ``schedule``; level 0 is the clean end."""
     clean_first = [table.flip(0).tolist() for table in schedule.scale_and_time]
     return list(zip(*(table[j - 1 : j + 2] for table in clean_first), strict=True))
 
@@ -91,10 +99,12 @@ def _levels(schedule: Schedule, j: int) -> Levels:
 class BDIA(TwoStepSampler):
     """Bi-directional integration approximation (Zhang, Lewis & Kleijn 2023, arXiv 2307.10829).
 
-    ``z_{j-1} = gamma (z_{j+1} - DDIM(z_j -> j+1)) + DDIM(z_j -> j-1)``.
+    The sampler is ``z_{j-1} = gamma (z_{j+1} - DDIM(z_j -> j+1)) + DDIM(z_j -> j-1)``, where ``DDIM(z_j -> k)`` is the
+    DDIM step from ``z_j`` to noise level ``k``.
 
     Attributes:
-        gamma: in (0, 1]. Inversion magnifies rounding errors by ``1 / gamma`` per step: 0.5 gives 10^15 at 50 steps.
+        gamma: weight of the latent before the last one, in (0, 1]. Every inversion step magnifies rounding errors by
+            ``1 / gamma``; with 0.5 and 50 steps the total factor is 10^15.
     """
 
     gamma: HalfOpenUnitInterval = 0.96
@@ -109,7 +119,10 @@ class BDIA(TwoStepSampler):
 @register_method("obelm", paper="O-BELM, Wang et al. 2024, arXiv 2410.07273")
 @dataclass(frozen=True)
 class OBELM(TwoStepSampler):
-    """O-BELM, the second-order and most accurate sampler of this class (Wang et al. 2024, arXiv 2410.07273)."""
+    """O-BELM (Wang et al. 2024, arXiv 2410.07273): the two-step sampler with the smallest discretization error.
+
+    The sampler is second-order accurate.
+    """
 
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
         scale, time = zip(*levels, strict=True)
@@ -123,7 +136,7 @@ class OBELM(TwoStepSampler):
 
 
 def _first_order(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
-    """Return the factors of ``z`` and ``y`` in the DDIM or Euler step from level ``start`` to level ``end``."""
+    """Return the factors of ``z`` and ``y`` in the DDIM or Euler step from noise level ``start`` to ``end``."""
     scale_start, time_start = start
     scale_end, time_end = end
     return scale_end / scale_start, scale_end * (time_end - time_start)

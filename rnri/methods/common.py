@@ -1,4 +1,4 @@
-"""Helpers of the methods that solve no implicit equation."""
+"""Functions that are shared by the inversion methods that do not solve the implicit step equation."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ def make_inversion(
     aux: Mapping[str, Tensor] | None = None,
     backward: Tensor | None = None,
 ) -> Inversion:
-    """Return an ``Inversion`` without residuals.
+    """Return an ``Inversion`` whose residuals are NaN.
 
     Args:
-        seed, z0: ``[B,C,h,w]``.
-        nfe, backward: network evaluations, int64 ``[N,B]``; no ``backward`` means zeros.
-        exact: whether the method is exact by construction; its finite samples then count as solved.
-        seed_only, aux: see ``Inversion``.
+        seed: the seeds ``[B,C,h,w]``.
+        z0: the clean latents ``[B,C,h,w]`` that were inverted.
+        nfe: number of network evaluations, int64 ``[N,B]``.
+        exact: whether the method is exact by construction. If True, all samples whose seed and auxiliary tensors are
+            finite are marked as solved.
+        seed_only: value of ``Inversion.seed_only``.
+        aux: tensors of ``Inversion.aux``; None for no tensors.
+        backward: number of backward passes, int64 ``[N,B]``; None for zeros.
     """
     aux = aux or {}
     finite = torch.ones(len(seed), dtype=torch.bool)
@@ -49,14 +53,14 @@ def make_inversion(
 
 
 def constant_counts(nfe_per_step: int, schedule: Schedule, batch_size: int) -> Tensor:
-    """Return ``nfe_per_step`` for every step and sample, int64 ``[N,B]``."""
+    """Return a tensor int64 ``[N,B]`` that contains ``nfe_per_step`` for every inversion step and sample."""
     return torch.full((len(schedule), batch_size), nfe_per_step)
 
 
 def ddim_path(
     z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback
 ) -> tuple[Inversion, list[Tensor]]:
-    """Return the DDIM inversion of ``z0`` and its N + 1 latents ``[B,C,h,w]``, the clean one first."""
+    """Return the DDIM inversion of ``z0`` and a list of its N + 1 latents ``[B,C,h,w]``, from clean to noisy."""
     path: list[Tensor] = []
 
     def record(k: int, z: Tensor) -> None:
@@ -68,9 +72,10 @@ def ddim_path(
 
 
 def check_chain(schedule: Schedule, method: str) -> None:
-    """Raise ValueError unless every step ends at the noise level where the next begins."""
+    """Raise ValueError unless every step of ``schedule`` ends at the noise level where the next step begins."""
     if not torch.equal(schedule.alpha_next[:-1], schedule.alpha[1:]):
         raise ValueError(
-            f"{method} combines neighboring steps, but on this schedule a step does not end where the next begins; "
-            "choose a number of steps that divides the scheduler's training timesteps."
+            f"{method} combines neighboring sampler steps, but this schedule has a step that does not end at the noise "
+            "level where the next step begins; choose a number of steps that divides the number of training timesteps "
+            "of the scheduler."
         )

@@ -1,4 +1,4 @@
-"""Decoder inversion: latents that decode to the image more accurately than those of the VAE's encoder."""
+"""Decoder inversion: optimizes the latent so that the VAE's decoder reproduces the image more accurately."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 class DecoderInversion:
     """Minimizes ``||D(z) - x||^2`` with Adam, starting from ``z = E(x)`` (Hong et al. 2024, arXiv 2311.18387).
 
-    It lowers the VAE bound, the error that encoding and decoding add to every inversion. The learning rate rises
-    linearly over ``warmup`` iterations and then decays as a cosine. Each image keeps its best latent, so none gets
-    worse than its encoding. It is applied before an inversion method and is not a method of its own.
+    ``E`` is the encoder and ``D`` the decoder of the VAE. Decoder inversion reduces the VAE bound, which is the error
+    that encoding and decoding add to every inversion. The learning rate rises linearly over ``warmup`` iterations and
+    then decays like a cosine to 0. For each image the latent with the smallest loss is returned, so that the
+    reconstruction of no image is worse than with the encoder's latent. Decoder inversion computes the latent that an
+    inversion method then inverts; it does not compute a seed itself.
 
     Attributes:
-        iterations: of Adam; 0 returns the encoder's latents.
-        learning_rate: maximum; latents have about unit variance.
-        warmup: iterations in which the learning rate rises.
+        iterations: number of Adam iterations; 0 returns the encoder's latents.
+        learning_rate: maximum learning rate, for latents of about unit variance.
+        warmup: number of iterations in which the learning rate rises to its maximum.
     """
 
     iterations: NonNegativeInt = 100

@@ -1,4 +1,4 @@
-"""Direct inversion: stores the error of DDIM inversion in every step and adds it back while sampling."""
+"""Direct inversion: stores the error of DDIM inversion for every step, and corrects this error in the sampler."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from rnri.validation import dataclass
 @register_method("direct", paper="Direct inversion, Ju et al. 2024, arXiv 2310.01506")
 @dataclass(frozen=True)
 class DirectInversion(Inverter):
-    """Direct inversion (Ju et al. 2024, arXiv 2310.01506), exact by construction.
+    """Direct inversion (Ju et al. 2024, arXiv 2310.01506), which is exact by construction.
 
-    It is DDIM inversion without guidance, with one offset per step that moves the guided sampler back onto the
-    inversion's trajectory. The offsets are stored as ``aux["offsets"] [B,N,C,h,w]``.
+    The inversion is DDIM inversion without guidance. In each step, the sampler with guidance deviates from the
+    trajectory of the inversion. The reconstruction adds a stored offset in each step, which moves the latent back onto
+    this trajectory. The offsets are stored as ``aux["offsets"] [B,N,C,h,w]``.
     """
 
     seed_only: ClassVar[bool] = False
@@ -36,7 +37,7 @@ class DirectInversion(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the DDIM seeds of ``z0 [B,C,h,w]`` and the offsets."""
+        """Return the seeds of DDIM inversion of ``z0 [B,C,h,w]``, and the offsets in ``Inversion.aux``."""
         ddim, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
         offsets = [
             clean - ddim_step(noisy, predictor, schedule, i) for i, (noisy, clean) in enumerate(pairwise(path[::-1]))
@@ -46,7 +47,7 @@ class DirectInversion(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]``: the sampler's, with the offset added in each step."""
+        """Return the clean latents ``[B,C,h,w]`` of the sampler, with the stored offset added after each step."""
         z = inversion.seed
         for i in range(len(schedule)):
             z = ddim_step(z, predictor, schedule, i) + inversion.aux["offsets"][:, i]

@@ -19,22 +19,24 @@ from rnri.validation import HalfOpenUnitInterval, dataclass
 @register_method("edict", paper="EDICT, Wallace et al. 2023, arXiv 2211.12446")
 @dataclass(frozen=True)
 class EDICT(Inverter):
-    """EDICT (Wallace et al. 2023, arXiv 2211.12446): a sampler of pairs ``(x, y)`` with algebraically invertible steps.
+    """EDICT (Wallace et al. 2023, arXiv 2211.12446): a sampler of two coupled latents ``x`` and ``y``.
 
-    With ``a = 1 / A`` and ``b = -B / A`` of the DDIM step::
+    A step of the sampler consists of four equations, each of which can be solved for its input::
 
         x' = a x + b eps(y);  y' = a y + b eps(x');  x = p x' + (1 - p) y';  y = p y' + (1 - p) x
 
-    As in the authors' code, every second step from the noisy end updates ``y`` before ``x``, and the mixing of the
-    last two equations always begins with ``x``. The order depends on the step's index in the schedule, which is the
-    same in both directions, so any number of steps can be inverted. (Diffusers' community pipeline counts from the
-    start of each direction and inverts only even numbers of steps.)
+    Here ``a = 1 / A`` and ``b = -B / A`` with the coefficients ``A`` and ``B`` of the DDIM step. As in the authors'
+    code, every second step, counted from the noisy end, updates ``y`` before ``x``. The last two equations, the mixing,
+    always begin with ``x``. The order of the updates depends on the index of the step in the schedule, which is the
+    same in sampling and inversion, so that any number of steps can be inverted. (Diffusers' community pipeline of EDICT
+    starts counting at the first sampling step and at the first inversion step, so that only an even number of steps can
+    be inverted.)
 
-    Inverting the mixing divides by ``p`` twice per step (0.93^-100 is about 1,400 at 50 steps), therefore it is
-    computed in float64. The second latent is stored as ``aux["partner"]``.
+    Inverting the mixing divides by ``p`` twice per step, which magnifies rounding errors (0.93^-100 is about 1,400 for
+    50 steps). Therefore the inversion is computed in float64. The final ``y`` is stored as ``aux["partner"]``.
 
     Attributes:
-        mix: p, in (0, 1]. With 1 nothing is mixed, and the two latents drift apart.
+        mix: the weight ``p`` of the mixing, in (0, 1]. With 1 the two latents are not mixed, and they drift apart.
     """
 
     mix: HalfOpenUnitInterval = 0.93
@@ -49,7 +51,7 @@ class EDICT(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; both latents of a pair start as ``z0``."""
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``; both coupled latents start at ``z0``."""
         z0 = to_state_dtype(z0)
         p = self.mix
         x = y = z0
@@ -68,7 +70,7 @@ class EDICT(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of EDICT's sampler."""
+        """Return the clean latents ``[B,C,h,w]`` that EDICT's sampler generates."""
         p = self.mix
         x = inversion.seed
         y = inversion.aux["partner"]
@@ -84,6 +86,9 @@ class EDICT(Inverter):
 
 
 def _update_order(i: int) -> list[tuple[int, int]]:
-    """Return the two updates of step ``i``: the indices in ``(x, y)`` of the updated latent and the network's input."""
+    """Return the two updates of step ``i`` in their order.
+
+    Each update is a tuple of two indices in ``(x, y)``: the latent that is updated, and the input of the network.
+    """
     x_first = [(0, 1), (1, 0)]
     return x_first[::-1] if i % 2 else x_first

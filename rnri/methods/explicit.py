@@ -1,4 +1,4 @@
-"""Base class of explicit inversion methods: one pass from the clean latent to the seed, without solving equations."""
+"""Base class of explicit inversion methods, which compute every inversion step by a formula instead of a solver."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class ExplicitInverter(Inverter):
-    """Base class of explicit methods; a subclass implements ``trajectory``, the latents after each step.
+    """Base class of explicit inversion methods; a subclass implements ``trajectory``.
 
-    By default the method needs flow matching, is not seed-only and reconstructs with the schedule's own sampler.
+    By default the method supports only flow-matching models, is not seed-only, and reconstructs with the schedule's own
+    sampler (Euler or DDIM).
 
     Attributes:
-        title: the method's name in error messages.
-        needs_flow: whether ``check_schedule`` rejects models without flow matching.
-        step_nfe: network evaluations per inversion step.
-        start_nfe: network evaluations before the first step.
+        title: name of the method in error messages.
+        needs_flow: whether ``check_schedule`` rejects schedules that are not flow-matching schedules.
+        step_nfe: number of network evaluations per inversion step.
+        start_nfe: number of network evaluations before the first inversion step.
     """
 
     title: ClassVar[str]
@@ -39,15 +40,15 @@ class ExplicitInverter(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Network evaluations per step, without those before the first step."""
+        """Number of network evaluations per step, without the evaluations before the first inversion step."""
         return float(self.step_nfe)
 
     @abstractmethod
     def trajectory(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> Iterator[Tensor]:
-        """Yield the latents ``[B,C,h,w]`` after each inversion step, cleanest first."""
+        """Yield the latents ``[B,C,h,w]`` after each inversion step, from clean to noisy."""
 
     def aux(self, z0: Tensor) -> dict[str, Tensor]:
-        """Return what reconstruction needs in addition to the seed."""
+        """Return the tensors that reconstruction needs in addition to the seed."""
         return {}
 
     def check_schedule(self, schedule: Schedule) -> None:
@@ -59,7 +60,11 @@ class ExplicitInverter(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; raise ValueError as ``check_schedule``."""
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+
+        Raises:
+            ValueError: ``check_schedule`` rejects the schedule.
+        """
         self.check_schedule(schedule)
         z = z0 = to_state_dtype(z0)
         for k, z in enumerate(self.trajectory(z0, predictor, schedule)):
@@ -70,5 +75,5 @@ class ExplicitInverter(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the schedule's own sampler, Euler or DDIM."""
+        """Return the clean latents ``[B,C,h,w]`` that the schedule's own sampler, Euler or DDIM, generates."""
         return sample(inversion.seed, predictor, schedule)

@@ -1,4 +1,4 @@
-"""FireFlow: the midpoint rule that reuses the previous step's midpoint velocity."""
+"""FireFlow: the midpoint rule with one evaluation per step, which reuses the midpoint velocity of the previous step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from rnri.validation import dataclass
 @register_method("fireflow", paper="FireFlow, Deng et al. 2024, arXiv 2412.07517", requires="flow")
 @dataclass(frozen=True)
 class FireFlow(ExplicitInverter):
-    """FireFlow (Deng et al. 2024, arXiv 2412.07517).
+    """FireFlow (Deng et al. 2024, arXiv 2412.07517), an inversion method and a sampler for flow matching.
 
-    In both directions, with the change ``h`` of sigma and the midpoint velocity ``p`` of the previous step::
+    Inversion and reconstruction use the same step::
 
         v = v(z + h/2 p, sigma + h/2);    z <- z + h v;    p <- v
 
-    At either end ``p`` is initialized with the velocity there, so N steps use N + 1 evaluations. Reconstruction uses
-    the same rule; a pipeline's own Euler sampler does not regenerate the image.
+    Here ``h`` is the change of sigma in the step, and ``p`` is the midpoint velocity of the previous step. Before the
+    first step, ``p`` is the velocity at the initial latent, so that N steps use N + 1 evaluations. The pipeline's own
+    Euler sampler does not regenerate the image from FireFlow's seed.
     """
 
     title: ClassVar[str] = "FireFlow"
@@ -46,7 +47,7 @@ class FireFlow(ExplicitInverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of FireFlow's sampler."""
+        """Return the clean latents ``[B,C,h,w]`` that FireFlow's sampler generates."""
         z = inversion.seed
         velocity = predictor(z, schedule.timestep(0))
         for i in range(len(schedule)):

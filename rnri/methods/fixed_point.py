@@ -1,4 +1,4 @@
-"""DDIM inversion and AIDI: fixed-point iterations of the implicit step equation."""
+"""DDIM inversion and AIDI: inversion methods that solve the step equation by fixed-point iterations."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ AIDI = "AIDI, Pan et al. 2023, arXiv 2309.04907"
 
 @register_method("ddim", paper="Song et al. 2021, arXiv 2010.02502")
 def ddim() -> ImplicitInverter:
-    """DDIM inversion: one fixed-point iteration per step."""
+    """Return DDIM inversion: one fixed-point iteration per inversion step."""
     return ImplicitInverter(FixedPoint(iterations=1))
 
 
 @register_method("aidi", paper=AIDI)
 def aidi() -> ImplicitInverter:
-    """AIDI: several fixed-point iterations per step."""
+    """Return AIDI: several fixed-point iterations per inversion step."""
     return ImplicitInverter(FixedPoint())
 
 
 @register_method("aidi_a", paper=AIDI)
 def aidi_a() -> ImplicitInverter:
-    """AIDI with Anderson acceleration."""
+    """Return AIDI with Anderson acceleration."""
     return ImplicitInverter(Anderson())
 
 
 @register_method("aidi_e", paper=AIDI)
 def aidi_e() -> ImplicitInverter:
-    """AIDI with its empirical acceleration, the mean of the last two iterates."""
+    """Return AIDI with its "empirical" acceleration, which averages the last two values ``f(z)``."""
     return ImplicitInverter(AveragedFixedPoint())

@@ -1,4 +1,4 @@
-"""Inversion by gradient descent on the residual, and ExactDPM's descent without derivatives of the network."""
+"""Inversion by gradient descent on the squared residual, and by ExactDPM's forward step method."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rnri.solvers.gradient import ForwardStep, GradientDescent
 
 @register_method("exact_dpm", paper="ExactDPM, Hong et al. 2024, arXiv 2311.18387")
 def exact_dpm() -> ImplicitInverter:
-    """ExactDPM's forward step method."""
+    """Return ExactDPM's forward step method, which needs no derivatives of the network."""
     return ImplicitInverter(ForwardStep())
 
 
 @register_method("gradient_descent", paper="–")
 def gradient_descent() -> ImplicitInverter:
-    """Gradient descent on the squared residual, with derivatives of the network."""
+    """Return gradient descent on the squared residual, with derivatives of the network."""
     return ImplicitInverter(GradientDescent())

@@ -1,4 +1,4 @@
-"""LEDITS++ inversion: noise maps of a second-order stochastic sampler."""
+"""LEDITS++ inversion: stores one noise map for each step of a second-order stochastic sampler."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ if TYPE_CHECKING:
 class LEditsPP(NoiseMaps):
     """LEDITS++ inversion (Brack et al. 2024, arXiv 2311.16711): ``EditFriendly`` with second-order SDE-DPM-Solver++.
 
-    The steps are those of diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels. As
-    in the inversion of diffusers' ``LEditsPPPipelineStableDiffusion``, the first step is first-order and all others are
-    second-order. That pipeline samples its last step first-order (below 15 steps, or with a clean end) and without the
-    source's guidance, so it does not reproduce its image in general. Here both directions take the same steps, and the
-    inversion is exact by construction, except for a clean end at ``alpha = 1``, where the last step is first-order and
-    adds no noise.
+    The sampler is diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels. As in the
+    inversion of diffusers' ``LEditsPPPipelineStableDiffusion``, the first step is first-order and all other steps are
+    second-order. When diffusers' pipeline samples, its last step is first-order with fewer than 15 steps or with a
+    clean end, and it does not use the guidance of the source prompt. Therefore diffusers' pipeline does not reproduce
+    the image in general. Here sampling and inversion use the same steps, and the inversion is exact by construction.
+    The only exception is a schedule with a clean end at ``alpha = 1``: its last step is first-order and adds no noise.
 
-    Without a source prompt, seed and maps equal the pipeline's. With one, diffusers up to 0.42.1 swaps the embeddings
-    of the prompt and the empty prompt (``invert`` unpacks ``encode_prompt`` in the wrong order) and guides away from
-    the source; here guidance leads towards it, as in the paper. The published ``skip`` of the noisiest steps is
-    ``schedule.tail``.
+    Without a source prompt, the seed and the noise maps equal those of diffusers' pipeline. With a source prompt,
+    diffusers up to 0.42.1 swaps the embeddings of the prompt and the empty prompt (``invert`` unpacks
+    ``encode_prompt`` in the wrong order), so that guidance leads away from the source prompt. Here guidance leads
+    towards the source prompt, as in the paper. To skip the noisiest steps, like the parameter ``skip`` of the published
+    method, pass ``schedule.tail``.
     """
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError for a schedule that begins with pure noise, whose log signal-to-noise ratio is infinite."""
         if schedule.alpha[0] == 0:
             raise ValueError(
-                "LEDITS++ steps in the logarithm of the signal-to-noise ratio, which is infinite for this schedule: it "
-                "begins with pure noise (sigma = 1, as in flow matching). Choose another method."
+                "LEDITS++ needs a finite logarithm of the signal-to-noise ratio, which is infinite for this schedule, "
+                "because the schedule begins with pure noise (alpha = 0, as in flow matching). Choose another method."
             )
 
     def sampler(self, schedule: Schedule) -> Step:
@@ -51,10 +52,10 @@ class LEditsPP(NoiseMaps):
 
 
 def _solver(schedule: Schedule) -> DPMSolverMultistepScheduler:
-    """Return SDE-DPM-Solver++(2M) before its first step, with the schedule's noise levels in float64."""
-    from diffusers import DPMSolverMultistepScheduler  # imported here because it takes seconds
+    """Return diffusers' SDE-DPM-Solver++(2M) before its first step, with the schedule's noise levels in float64."""
+    from diffusers import DPMSolverMultistepScheduler  # imported here because importing diffusers takes seconds
 
-    clean_end = float(schedule.sigma_next[-1]) == 0  # the second-order formula is then infinite
+    clean_end = float(schedule.sigma_next[-1]) == 0  # the second-order formula is infinite at sigma = 0
     solver = DPMSolverMultistepScheduler(
         algorithm_type="sde-dpmsolver++",
         solver_order=2,
@@ -64,7 +65,7 @@ def _solver(schedule: Schedule) -> DPMSolverMultistepScheduler:
     )
     solver.set_timesteps(timesteps=schedule.timesteps.tolist())
     alpha, sigma = _levels(schedule)
-    solver.sigmas = sigma / alpha  # replaces the levels of the solver's default betas
+    solver.sigmas = sigma / alpha  # replaces the noise levels of the solver's default betas
     solver.set_begin_index(0)
     return solver
 
@@ -72,18 +73,19 @@ def _solver(schedule: Schedule) -> DPMSolverMultistepScheduler:
 def _step(
     solver: DPMSolverMultistepScheduler, z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int
 ) -> tuple[Tensor, float]:
-    """Return mean ``[B,C,h,w]`` and standard deviation of step ``i``, which must be the solver's next step."""
+    """Return mean ``[B,C,h,w]`` and standard deviation of sampling step ``i``, which must be the solver's next step."""
     t = schedule.timestep(i)
     sigma, sigma_next = solver.sigmas[i : i + 2].tolist()
     clean, _ = schedule.clean_and_noise(i, z, predictor(z, t))
-    norm, norm_next = torch.hypot(*_levels(schedule))[i : i + 2].tolist()  # 1 except for flow matching
+    # sqrt(alpha^2 + sigma^2), which is 1 except for flow matching
+    norm, norm_next = torch.hypot(*_levels(schedule))[i : i + 2].tolist()
     mean = solver.step(clean, t, z / norm, variance_noise=torch.zeros_like(z)).prev_sample
     deviation = sigma_next / math.sqrt(1 + sigma_next**2) * math.sqrt(1 - (sigma_next / sigma) ** 2)
     return norm_next * mean, norm_next * deviation
 
 
 def _levels(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma before every step and after the last, ``[N+1]`` each."""
+    """Return alpha ``[N+1]`` and sigma ``[N+1]``: the noise levels before every step and after the last step."""
     alpha = torch.cat([schedule.alpha, schedule.alpha_next[-1:]])
     sigma = torch.cat([schedule.sigma, schedule.sigma_next[-1:]])
     return alpha, sigma

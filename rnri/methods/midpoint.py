@@ -21,19 +21,19 @@ from rnri.validation import dataclass
 @register_method("midpoint", paper="ours", requires="flow")
 @dataclass(frozen=True)
 class Midpoint(Inverter):
-    """Solves the implicit equation of the midpoint sampler with an ``ImplicitInverter``. Our method.
+    """Our method: solves the step equation of the midpoint sampler with an ``ImplicitInverter``.
 
     The equation is ``z_t = z_s + (sigma_t - sigma_s) y(z_t)`` with the midpoint velocity ``y`` of
-    ``MidpointPredictor``. Every solver, initial guess and NFE allocation applies; each of the solver's evaluations
-    costs two network evaluations and is counted as two. The sampler is second-order, so seeds have a typical norm even
-    with few steps, and the inverse is exact once the equation is solved.
+    ``MidpointPredictor``. Every solver, initial guess and NFE allocation of ``ImplicitInverter`` can be used. Each
+    evaluation of ``y`` costs two network evaluations, and is counted as two. The midpoint sampler is second-order, so
+    that seeds have a typical norm even with few steps. The inversion is exact if the equations are solved exactly.
 
-    Reconstruction needs the midpoint sampler; a pipeline's own Euler sampler does not regenerate the image.
-    ``Inversion.residuals`` refer to the Euler sampler's equation and are NaN; ``solved`` marks the steps that met the
-    solver's tolerance.
+    Reconstruction needs the midpoint sampler; the pipeline's own Euler sampler does not regenerate the image from the
+    seed. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the Euler sampler.
+    ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
 
     Attributes:
-        inverter: solves the equation; the ``iterations`` of its solver are evaluations of ``y``.
+        inverter: solves the equation. The ``iterations`` of its solver are the maximum number of evaluations of ``y``.
     """
 
     inverter: ImplicitInverter = field(default_factory=anderson_inverter)
@@ -42,11 +42,15 @@ class Midpoint(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Twice that of ``inverter``: each evaluation of ``y`` is two of the network."""
+        """Twice the ``nfe_per_step`` of ``inverter``: each evaluation of ``y`` needs two network evaluations."""
         return 2 * self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> Midpoint:
-        """Return a copy that uses at most ``nfe`` network evaluations per step; ValueError for an odd number."""
+        """Return a copy that uses at most ``nfe`` network evaluations per step.
+
+        Raises:
+            ValueError: ``nfe`` is odd.
+        """
         if nfe % 2:
             raise ValueError(f"Midpoint needs an even number of network evaluations per step, got {nfe}.")
         return replace(self, inverter=self.inverter.with_nfe(nfe // 2))
@@ -58,7 +62,11 @@ class Midpoint(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; raise ValueError as ``check_schedule``."""
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+
+        Raises:
+            ValueError: ``check_schedule`` rejects the schedule.
+        """
         midpoint = MidpointPredictor.from_predictor(predictor, schedule)
         inversion = self.inverter.invert(z0, midpoint, schedule, on_step)
         return replace(
@@ -71,5 +79,5 @@ class Midpoint(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the midpoint sampler."""
+        """Return the clean latents ``[B,C,h,w]`` that the midpoint sampler generates."""
         return sample(inversion.seed, MidpointPredictor.from_predictor(predictor, schedule), schedule)

@@ -1,4 +1,4 @@
-"""Negative-prompt inversion: the source prompt as the negative prompt."""
+"""Negative-prompt inversion: DDIM inversion that uses the source prompt as the negative prompt."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rnri.validation import dataclass
 class NegativePrompt(Inverter):
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807).
 
-    The source prompt is also the negative prompt, so guidance cancels: the reconstruction is that of DDIM inversion
-    without guidance for any guidance scale. An edited prompt is guided away from the source prompt. Only the prompt has
-    to be stored.
+    The source prompt is also the negative prompt, so that the guidance cancels out. For any guidance scale, the
+    reconstruction equals the reconstruction of DDIM inversion without guidance. When the prompt is edited, the image is
+    guided away from the source prompt. Only the source prompt has to be stored in addition to the seed.
     """
 
     seed_only: ClassVar[bool] = False
@@ -37,12 +37,12 @@ class NegativePrompt(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the DDIM seeds of ``z0 [B,C,h,w]`` without guidance."""
+        """Return the seeds of DDIM inversion of ``z0 [B,C,h,w]`` without guidance."""
         ddim, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
-        # The residuals are those of the equation without guidance, not of the given predictor's equation.
+        # The residuals are replaced by NaN, because they belong to the step equation without guidance.
         return replace(ddim, seed_only=False, residuals=torch.full_like(ddim.residuals, torch.nan))
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]``, sampled without guidance."""
+        """Return the clean latents ``[B,C,h,w]`` that are sampled without guidance."""
         return sample(inversion.seed, predictor.unguided(), schedule)

@@ -1,4 +1,4 @@
-"""Base class of the methods that store the noise of every step of a stochastic sampler."""
+"""Base class of the inversion methods that store the noise of every step of a stochastic sampler."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ from rnri.models.schedule import Schedule
 from rnri.validation import RandomSeed, dataclass
 
 Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
-"""Step ``i`` of a stochastic sampler: its mean ``[B,C,h,w]`` and standard deviation. Steps are called in order."""
+"""Function ``(z, predictor, i)`` that computes step ``i`` of a stochastic sampler.
+
+The function returns the mean ``[B,C,h,w]`` and the standard deviation of the next latent. It must be called for all
+steps in order, from noisy to clean.
+"""
 
 
 @dataclass(frozen=True)
 class NoiseMaps(Inverter):
-    """Draws independent latents at every noise level and stores the noise maps that lead the sampler through them.
+    """Draws a noisy latent at every noise level and stores the noise maps with which the sampler generates them.
 
-    The latents are ``z_t = alpha_t z_0 + sigma_t n_t``. The map of a step is the difference of the next latent and the
-    step's mean, in standard deviations. There is one map per step, ``aux["maps"] [B,N,C,h,w]``. The inversion is exact
-    by construction if every step adds noise. A step without noise (to a clean end at ``alpha = 1``, or between equal
-    levels) has a map of zeros, and the inversion is then not exact.
+    The noisy latents are ``z_t = alpha_t z_0 + sigma_t n_t`` with independent noise ``n_t``. The noise map of a step is
+    ``(z_s - mean) / deviation``, where ``mean`` and ``deviation`` belong to the sampler's step from ``z_t`` to ``z_s``.
+    There is one noise map per step; the maps are stored as ``aux["maps"] [B,N,C,h,w]``. The inversion is exact by
+    construction if every step adds noise. A step adds no noise if it leads to a clean end at ``alpha = 1`` or if both
+    of its ends have the same noise level. The noise map of such a step is zero, and the inversion is not exact.
 
-    The random draws are the same for every image, so that in float32 a result does not depend on the batch.
+    The random noise is the same for every image, so that the result in float32 does not depend on the other images of
+    the batch.
 
     Attributes:
-        seed: of the random draws.
+        seed: random seed of the noise.
     """
 
     seed: RandomSeed = 0
@@ -46,17 +52,17 @@ class NoiseMaps(Inverter):
 
     @abstractmethod
     def sampler(self, schedule: Schedule) -> Step:
-        """Return the step function of a sampler that is about to take its first, noisiest step."""
+        """Return the step function of a new sampler; its first call must be for step 0, the noisiest step."""
 
     def stores_map(self, i: int, schedule: Schedule) -> bool:
-        """Return whether the map of step ``i`` is stored; otherwise it is zero."""
+        """Return whether the noise map of step ``i`` is stored. If not, the noise map is zero."""
         return True
 
     @torch.no_grad()
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the noisiest draw as the seed of ``z0 [B,C,h,w]``, with the maps that lead from it to ``z0``."""
+        """Return the inversion of ``z0 [B,C,h,w]``: the noisiest latent as the seed, and the noise maps in ``aux``."""
         z0 = to_state_dtype(z0)
         noisy = diffused(z0, schedule, self.seed)
         step = self.sampler(schedule)
@@ -75,7 +81,7 @@ class NoiseMaps(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the stochastic sampler with the stored noise."""
+        """Return the clean latents ``[B,C,h,w]`` that the stochastic sampler generates with the stored noise maps."""
         z = inversion.seed
         step = self.sampler(schedule)
         for i in range(len(schedule)):
@@ -85,7 +91,10 @@ class NoiseMaps(Inverter):
 
 
 def diffused(z0: Tensor, schedule: Schedule, seed: int) -> list[Tensor]:
-    """Return ``alpha z_0 + sigma n`` at every level of the schedule, noisiest first, with independent noise."""
+    """Return noisy latents ``alpha z_0 + sigma n`` at the noise level before every step, from noisy to clean.
+
+    The noise ``n`` of each noise level is independent.
+    """
     draws = draw_noise(z0, len(schedule), seed)
     levels = zip(schedule.alpha.tolist(), schedule.sigma.tolist(), draws, strict=True)
     return [alpha * z0 + sigma * n for alpha, sigma, n in levels]

@@ -18,10 +18,13 @@ from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 MAX_STEPS = 100
-"""The published learning rate falls to 0 in this number of steps."""
+"""Number of sampler steps after which the published learning rate is 0."""
 
 FIXED_NFE_PER_STEP = 3
-"""Evaluations per step outside the optimization: DDIM inversion, the prompt's prediction, the guided sampler."""
+"""Number of network evaluations per step outside the optimization.
+
+The three evaluations are one for DDIM inversion, one for the prediction with the prompt, and one for the sampler.
+"""
 
 
 @register_method("null_text", paper="Null-text inversion, Mokady et al. 2023, arXiv 2211.09794")
@@ -29,23 +32,24 @@ FIXED_NFE_PER_STEP = 3
 class NullText(Inverter):
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
 
-    The latents of DDIM inversion without guidance are the pivots. Then, from noisy to clean, the negative embedding of
-    each step is optimized until the guided sampler meets the next pivot. The embeddings are stored as
-    ``aux["negative"] [B,N,L,D]``. As in the authors' code, Adam's learning rate is ``learning_rate (1 - j / 100)`` at
-    the ``j``-th step from the noisy end, each step starts with the embedding of the previous step, and the optimization
-    of an image stops after the update whose loss was below ``threshold (1 + 2 j)``. The learning rate falls to 0 in 100
-    steps.
+    First, DDIM inversion without guidance gives a trajectory of latents. Then, from noisy to clean, the negative
+    embedding of each sampler step is optimized, so that the sampler with guidance reaches the next latent of this
+    trajectory. The embeddings are stored as ``aux["negative"] [B,N,L,D]``. As in the authors' code, the learning rate
+    of Adam at the ``j``-th sampler step, counted from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``. The
+    optimization of a step starts with the embedding of the previous step. The optimization of an image stops after the
+    first update whose loss is below ``threshold * (1 + 2 j)``.
 
-    The authors use 50 steps. Rescaling ``j`` on shorter schedules, so that learning rate and threshold reach the same
-    values, is worse: latent MSE of eight images on the embedded model at guidance 7.5, as published and rescaled: 0.20
-    and 0.22 in 4 steps, 0.036 and 0.057 in 10, 1.2e-3 and 2.1e-3 in 20.
+    The authors use 50 steps. With fewer steps, ``j`` could be rescaled, so that learning rate and threshold reach the
+    same final values as with 50 steps. Rescaling increases the reconstruction error. At guidance 7.5, measured with
+    eight images and the small model ``emoji`` that ships with the repository, the latent MSE without and with rescaling
+    is 0.20 and 0.22 for 4 steps, 0.036 and 0.057 for 10 steps, and 1.2e-3 and 2.1e-3 for 20 steps.
 
-    Without guidance there is no negative embedding, and the method is DDIM inversion.
+    Without guidance there is no negative embedding, and the method equals DDIM inversion.
 
     Attributes:
-        iterations: maximum number of Adam's updates per step of the sampler.
-        learning_rate: of the noisiest step.
-        threshold: loss at which the optimization of the noisiest step stops.
+        iterations: maximum number of Adam updates per sampler step.
+        learning_rate: learning rate of Adam at the noisiest sampler step.
+        threshold: loss below which the optimization of the noisiest sampler step stops.
     """
 
     iterations: PositiveInt = 10
@@ -56,24 +60,24 @@ class NullText(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Upper bound of the network evaluations per step with guidance, with a backward pass counted as two."""
+        """Maximum number of network evaluations per step with guidance; a backward pass counts as two evaluations."""
         return float(FIXED_NFE_PER_STEP + self.iterations * (1 + NFE_PER_BACKWARD))
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the DDIM seeds of ``z0 [B,C,h,w]`` and the optimized embeddings.
+        """Return the seeds of DDIM inversion of ``z0 [B,C,h,w]``, and the optimized embeddings in ``Inversion.aux``.
 
-        It computes gradients of the network, so it cannot run under ``torch.inference_mode``.
+        This method computes gradients of the network, so that it cannot run under ``torch.inference_mode``.
 
         Raises:
-            ValueError: guidance with a schedule of more than 100 steps.
+            ValueError: guidance is used with a schedule of more than 100 steps.
         """
         negative = getattr(predictor.denoiser, "negative", None)
         if negative is not None and len(schedule) > MAX_STEPS:
             raise ValueError(
-                f"null-text inversion with {len(schedule)} steps: its learning rate falls to 0 in {MAX_STEPS} steps; "
-                f"use at most {MAX_STEPS}."
+                f"null-text inversion supports at most {MAX_STEPS} steps, because its learning rate is 0 after "
+                f"{MAX_STEPS} steps, got {len(schedule)}; use fewer steps."
             )
         with torch.no_grad():
             ddim, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
@@ -94,18 +98,22 @@ class NullText(Inverter):
         aux = {"negative": torch.stack(embeddings, 1)}
         return make_inversion(ddim.seed, ddim.z0, nfe, backward=backward, exact=False, seed_only=False, aux=aux)
 
-    @torch.enable_grad()  # Lightning's loops disable gradients
+    @torch.enable_grad()  # gradients are disabled in Lightning's validation, test and predict loops
     def _fit(
         self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
     ) -> tuple[Condition, Tensor, Tensor]:
-        """Return the negative condition of step ``i`` and its forward and backward evaluations, int64 ``[B]``."""
+        """Return the optimized negative condition of step ``i``, and the numbers of evaluations.
+
+        The numbers are the forward evaluations and the backward passes of each sample, both int64 ``[B]``.
+        """
         a, b = schedule.coefficients(i)
         t = schedule.timestep(i)
         denoiser: Any = predictor.denoiser
         with torch.no_grad():
             positive = predictor.unguided()(z, t)
         dtype = negative.text.dtype
-        # In half precision Adam's epsilon and squared gradients underflow to zero, and its update is 0 / 0.
+        # Adam runs in float32 or float64: in half precision its epsilon and squared gradients underflow to zero, and
+        # the update is 0 / 0.
         text = negative.text.detach().to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
         optimizer = torch.optim.Adam([text], lr=self.learning_rate * (1 - i / MAX_STEPS))
         forward = torch.ones(len(z), dtype=torch.int64)
@@ -130,7 +138,10 @@ class NullText(Inverter):
 
     @staticmethod
     def _update_rows(optimizer: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:
-        """Update the embeddings ``rows``; restore the others, which Adam's momentum would move too."""
+        """Update only the embeddings of the samples ``rows`` by one step of ``optimizer``; return the embeddings.
+
+        The embeddings of the other samples are restored after the step, because Adam's momentum changes them too.
+        """
         before = text.detach().clone()
         optimizer.step()
         inactive = torch.ones(len(text), dtype=torch.bool)
@@ -141,7 +152,7 @@ class NullText(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]``, sampled with the optimized negative embeddings."""
+        """Return the clean latents ``[B,C,h,w]`` that are sampled with the optimized negative embeddings."""
         if "negative" not in inversion.aux:
             return sample(inversion.seed, predictor, schedule)
         denoiser: Any = predictor.denoiser

@@ -1,4 +1,4 @@
-"""Prompt-aware adjustment of a latent before its inversion (RNRI, arXiv 2312.12540, section 4.2)."""
+"""Prompt-aware adjustment of the clean latent before its inversion (RNRI, arXiv 2312.12540, section 4.2)."""
 
 from __future__ import annotations
 
@@ -18,32 +18,37 @@ from rnri.validation import RandomSeed, dataclass
 
 @dataclass(frozen=True)
 class PromptAware(Inverter):
-    """Adjusts the latent to the prompt and inverts the adjusted latent with ``inverter``.
+    """Adjusts the clean latent to the prompt, and inverts the adjusted latent with ``inverter``.
 
-    The VAE's encoder does not know the prompt, so its latent may lie where the sampler cannot end under that prompt,
-    and with strong guidance solvers then often stall (which does not prove that no seed exists). The adjustment is
-    ``z0 <- h(z0)``, repeated ``iterations`` times, where ``h`` adds noise for the ``steps`` cleanest steps of the
-    schedule and removes it with the sampler under the prompt. The adjusted latent is the target of the reconstruction
-    (``Inversion.z0``). Its distance to the original latent is the method's error: with more ``steps`` more images
-    converge, to a more distant latent.
+    The VAE's encoder does not depend on the prompt. The sampler may therefore be unable to generate the encoder's
+    latent with this prompt. With strong guidance, the residual of the solver then often stops decreasing, which does
+    not prove that no seed exists.
 
-    The paper does not specify how noise is added. ``inversion`` takes explicit DDIM inversion steps, so that ``h``
-    hardly changes a latent that the sampler can already reach. ``random`` draws from ``q(z_t | z_0)``, with the same
-    noise for every image.
+    The adjustment applies a function ``h`` to the latent ``iterations`` times. The function ``h`` adds noise for the
+    ``steps`` cleanest steps of the schedule, and then removes the noise by sampling these steps with the prompt. The
+    adjusted latent is the target of the reconstruction (``Inversion.z0``). The distance between the adjusted and the
+    original latent is the error of this method. With more ``steps`` the inversion converges for more images, but the
+    distance is larger.
 
-    By construction the sampler generates the adjusted latent from a noisier latent that is already available: the
-    first ``steps`` inversion steps are solved exactly, and ``inverter`` continues from there. These steps have the most
-    difficult equations. With ``reuse=False`` the inversion starts at the adjusted latent, as in the paper, and solves
-    them again. The network evaluations of the adjustment are counted at the steps that it solves (without reuse, at the
-    first step).
+    The paper does not specify how noise is added. With ``noising="inversion"``, noise is added by explicit DDIM
+    inversion steps, so that ``h`` hardly changes a latent that the sampler can already generate. With
+    ``noising="random"``, the noisy latent is a random sample of ``q(z_t | z_0)``, with the same noise for every image.
+
+    The sampler generates the adjusted latent from the noisy latent of the last application of ``h``. With
+    ``reuse=True``, the ``steps`` cleanest inversion steps are therefore already solved exactly, and ``inverter``
+    continues from this noisy latent. The equations of the cleanest steps are the most difficult ones. With
+    ``reuse=False``, the inversion starts at the adjusted latent, as in the paper, and solves all steps. The network
+    evaluations of the adjustment are counted in the rows of the ``steps`` cleanest steps, or in row 0 with
+    ``reuse=False``.
 
     Attributes:
         inverter: inverts the adjusted latent.
-        steps: number of cleanest steps that ``h`` adds and removes noise for.
+        steps: number of cleanest steps of the schedule for which ``h`` adds and removes noise.
         iterations: number of times that ``h`` is applied.
-        noising: how ``h`` adds noise.
-        reuse: continue from the adjustment's noisy latent instead of the adjusted latent.
-        seed: of the noise of ``random``.
+        noising: how ``h`` adds noise: by DDIM inversion steps (``inversion``) or by sampling noise (``random``).
+        reuse: whether the inversion continues from the noisy latent of the adjustment instead of starting at the
+            adjusted latent.
+        seed: random seed of the noise with ``noising="random"``.
     """
 
     inverter: Inverter
@@ -59,12 +64,12 @@ class PromptAware(Inverter):
 
     @property
     def initial_guess(self) -> str | None:
-        """The initial guess of ``inverter``."""
+        """Name of the initial guess of ``inverter``."""
         return self.inverter.initial_guess
 
     @property
     def nfe_per_step(self) -> float:
-        """That of ``inverter``; the adjustment is not included."""
+        """The ``nfe_per_step`` of ``inverter``, without the network evaluations of the adjustment."""
         return self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> PromptAware:
@@ -72,24 +77,29 @@ class PromptAware(Inverter):
         return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError for a schedule, or an inverter with ``reuse``, that is not supported."""
+        """Raise ValueError if ``schedule`` is not supported.
+
+        With ``reuse``, also raise ValueError if ``inverter`` is not seed-only or the schedule has at most ``steps``
+        steps.
+        """
         if self.reuse and not self.inverter.seed_only:
             raise ValueError(
                 f"{type(self.inverter).__name__} cannot start in the middle of a schedule; set reuse=False."
             )
         if self.reuse and len(schedule) <= self.steps:
             raise ValueError(
-                f"steps={self.steps} must be less than the schedule's {len(schedule)} steps; or set reuse=False."
+                f"steps: must be less than the number of schedule steps {len(schedule)} with reuse=True, got "
+                f"{self.steps}; or set reuse=False."
             )
         check_schedule(self.inverter, schedule.head(len(schedule) - self.steps) if self.reuse else schedule)
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the adjusted latents of ``z0 [B,C,h,w]``.
+        """Adjust the clean latents ``z0 [B,C,h,w]`` and return the seeds of the adjusted latents.
 
         Raises:
-            ValueError: with ``reuse``, for an inverter that is not seed-only or a schedule of at most ``steps`` steps.
+            ValueError: ``check_schedule`` rejects the schedule.
         """
         self.check_schedule(schedule)
         path = self.adjust(z0, predictor, schedule)
@@ -113,14 +123,15 @@ class PromptAware(Inverter):
         )
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that ``inverter`` reconstructs."""
+        """Return the clean latents ``[B,C,h,w]`` that ``inverter`` reconstructs from ``inversion``."""
         return self.inverter.reconstruct(inversion, predictor, schedule)
 
     @torch.no_grad()
     def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-        """Return the sampler's latents, float64 ``[B,C,h,w]``, in the last application of ``h`` to ``z0 [B,C,h,w]``.
+        """Return the latents that the sampler generates in the last application of ``h`` to ``z0 [B,C,h,w]``.
 
-        The adjusted latent is first and the noisiest latent last; each sampling step leads to the preceding entry.
+        The list contains float64 latents ``[B,C,h,w]`` from clean to noisy: the first entry is the adjusted latent, and
+        the last entry is the noisy latent from which the sampler starts.
         """
         clean_steps = schedule.tail(min(self.steps, len(schedule)))
         path = [to_state_dtype(z0)]
@@ -149,12 +160,12 @@ class PromptAware(Inverter):
 
 
 def _sampled_path(noisy: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-    """Return ``noisy [B,C,h,w]`` and the latents that are sampled from it, cleanest first."""
+    """Return ``noisy [B,C,h,w]`` and all latents that are sampled from ``noisy``, in the order from clean to noisy."""
     path = [noisy]
     sample(noisy, predictor, schedule, on_step=lambda _, z: path.insert(0, z))
     return path
 
 
 def _prepend_rows(table: Tensor, rows: int, value: float) -> Tensor:
-    """Return ``table [N,B]`` with ``rows`` rows of ``value`` in front of it."""
+    """Return ``table [N,B]`` with additional rows of ``value`` at the start, ``[rows + N,B]``."""
     return torch.cat([table.new_full((rows, table.shape[1]), value), table])

@@ -1,7 +1,8 @@
-"""Register of inversion methods: names, factories, papers and requirements.
+"""Registry of the inversion methods: the name, factory, paper and supported models of each method.
 
-A module of ``rnri.methods`` registers its methods when it is imported, and ``rnri.methods`` imports all of its modules.
-``METHODS``, the public names of ``rnri.methods`` and the table of the documentation derive from this register.
+Each module of ``rnri.methods`` registers its methods when it is imported, and ``rnri.methods`` imports all of its
+modules. ``METHODS``, the public names of ``rnri.methods`` and the methods table of the documentation are computed from
+this registry.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from rnri.inversion import ImplicitInverter, Inverter
 
 Requirement = Literal["any", "flow", "noise"]
 MODELS: dict[Requirement, str] = {"any": "all", "flow": "flow matching", "noise": "noise prediction"}
-"""Names of the requirements in the documentation's table."""
+"""Maps each requirement to its text in the column "models" of the methods table."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method; calling it returns an inverter with the default settings.
+    """A registered inversion method; calling a ``Method`` returns an inverter with the default settings.
 
     Attributes:
-        name: the method's name in ``rnri.invert(method=...)`` and of its file in ``configs/method``.
-        factory: returns the inverter; often the inverter's class.
-        paper: authors, year and arXiv identifier; ``ours`` for unpublished methods.
-        requires: the models that the method supports: ``any``, only ``flow`` matching, or only ``noise`` prediction.
+        name: name of the method in ``rnri.invert(method=...)``, and of the method's config file in ``configs/method``.
+        factory: function without arguments that returns the inverter; often the class of the inverter.
+        paper: authors, year and arXiv identifier of the paper; ``ours`` for unpublished methods.
+        requires: models that the method supports: ``any``, ``flow`` (only flow matching) or ``noise`` (only noise
+            prediction).
     """
 
     name: str
@@ -39,16 +41,16 @@ class Method:
 
 
 ALL_METHODS: dict[str, Method] = {}
-"""Every registered method by name."""
+"""Maps the name of every registered method to the method."""
 
 METHODS: dict[str, Method] = {}
-"""The seed-only methods by name, which ``rnri.invert`` accepts as ``method=``."""
+"""Maps the name of every seed-only method to the method; ``rnri.invert`` accepts these names as ``method=``."""
 
 
 def register_method(
     name: str, factory: Callable[[], Inverter] | None = None, *, paper: str, requires: Requirement = "any"
 ) -> Any:
-    """Register a method; also usable as a decorator of its class or factory function.
+    """Register an inversion method. Can also be used as a decorator of the method's class or factory function.
 
     ::
 
@@ -57,15 +59,16 @@ def register_method(
 
     Args:
         name: unique name of the method.
-        factory: returns an inverter with the default settings; None returns a decorator.
-        paper: authors, year and arXiv identifier; ``ours`` for unpublished methods.
-        requires: the models that the method supports.
+        factory: function without arguments that returns an inverter with the default settings. With None,
+            ``register_method`` returns a decorator.
+        paper: authors, year and arXiv identifier of the paper; ``ours`` for unpublished methods.
+        requires: models that the method supports, see :class:`Method`.
 
     Returns:
         ``factory``, unchanged.
 
     Raises:
-        ValueError: the name is already registered.
+        ValueError: a method with this name is already registered.
     """
     if factory is None:
         return functools.partial(register_method, name, paper=paper, requires=requires)
@@ -79,19 +82,19 @@ def register_method(
 
 
 def unregister_method(name: str) -> None:
-    """Remove a method from the register, for tests and interactive sessions."""
+    """Remove a method from the registry, for tests and interactive sessions."""
     del ALL_METHODS[name]
     METHODS.pop(name, None)
 
 
 def public_classes() -> dict[str, type[Inverter]]:
-    """Classes of the registered inverters by name, without the classes of ``rnri.inversion``."""
+    """Return the classes of all registered methods by class name, except ``ImplicitInverter``."""
     classes = {type(method()) for method in ALL_METHODS.values()} - {ImplicitInverter}
     return {cls.__name__: cls for cls in sorted(classes, key=lambda cls: cls.__name__)}
 
 
 def methods_table() -> str:
-    """Markdown table of all registered methods, one row per method, sorted by name."""
+    """Return a Markdown table of all registered methods, with one row per method, sorted by name."""
     lines = [
         "| method | class | paper | seed-only | NFE per step | models |",
         "|---|---|---|---|---|---|",
@@ -113,7 +116,7 @@ def methods_table() -> str:
 
 
 def _class_label(inverter: Inverter) -> str:
-    """Class of an inverter, followed by its solver's or inner inverter's class."""
+    """Return the class name of ``inverter``, followed by the class name of its solver or inner inverter in brackets."""
     inner = getattr(inverter, "solver", None) or getattr(inverter, "inverter", None)
     if inner is None:
         return type(inverter).__name__

@@ -1,4 +1,4 @@
-"""ReNoise: fixed-point iterations whose last iterates are averaged."""
+"""Inversion by ReNoise: fixed-point iterations whose predictions are averaged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ RENOISE = "ReNoise, Garibi et al. 2024, arXiv 2403.14602"
 
 @register_method("renoise", paper=RENOISE)
 def renoise() -> ImplicitInverter:
-    """ReNoise with the published averaging windows."""
+    """Return ReNoise with the published averaging windows."""
     return ImplicitInverter(ReNoise())
 
 
 @register_method("renoise_one_window", paper=f"variant of {RENOISE}")
 def renoise_one_window() -> ImplicitInverter:
-    """ReNoise without the second, shorter window for the cleanest steps."""
+    """Return ReNoise without the separate averaging window for the cleanest inversion steps."""
     return ImplicitInverter(ReNoise(clean_below=0))

@@ -1,4 +1,4 @@
-"""RF-Inversion: inversion and reconstruction that are steered towards noise and towards the clean latent."""
+"""RF-Inversion: the inversion is steered towards a noise sample, and the reconstruction towards the clean latent."""
 
 from __future__ import annotations
 
@@ -25,20 +25,24 @@ from rnri.validation import ConfigError, RandomSeed, UnitInterval, dataclass
 class RFInversion(ExplicitInverter):
     """RF-Inversion (Rout et al. 2024, arXiv 2410.10792).
 
-    With the velocity ``v = n - x0``, noise ``y1`` and Euler steps evaluated at the latent where each begins::
+    Inversion and reconstruction are explicit Euler steps with the velocities::
 
         inversion:       v + gamma ((y1 - z) / (1 - sigma) - v),   sigma increasing from 0
         reconstruction:  v + eta   ((z - z_0) / sigma - v),        sigma decreasing; eta only from start to stop
 
-    As published, inversion uses the empty prompt without guidance, which is the negative condition of a guided
-    predictor. A predictor without guidance has no empty prompt and is used unchanged. The reconstruction is a sampler
-    of its own that needs ``z_0``, stored as ``aux["clean"]``; the method is not seed-only.
+    Here ``v = n - x0`` is the velocity that the network predicts, and ``y1`` is a noise sample. As published, the
+    inversion uses the empty prompt without guidance; a predictor with guidance provides this prompt as its negative
+    condition. A predictor without guidance has no empty prompt and is used unchanged. The reconstruction needs ``z_0``,
+    which is stored as ``aux["clean"]``. Therefore the method is not seed-only.
 
     Attributes:
-        gamma: strength of the steering towards ``y1``; 0 is explicit Euler, 1 ends at ``y1``.
-        eta: strength of the steering towards ``z_0`` in the controlled steps of the reconstruction.
-        start, stop: the controlled steps, as fractions of the schedule from its noisy end; published: 7 of 28 steps.
-        seed: of ``y1``, which is the same for every image.
+        gamma: strength of the steering towards ``y1`` in the inversion. 0 is the explicit Euler method; with 1 the
+            inversion ends at ``y1``.
+        eta: strength of the steering towards ``z_0`` in the steered steps of the reconstruction.
+        start: first steered step of the reconstruction, as a fraction of the schedule from its noisy end.
+        stop: end of the steered steps, as a fraction of the schedule from its noisy end. The paper steers 7 of 28
+            steps.
+        seed: random seed of ``y1``, which is the same for every image.
     """
 
     gamma: UnitInterval = 0.5
@@ -69,7 +73,7 @@ class RFInversion(ExplicitInverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of Euler's sampler, steered to ``z_0`` in the controlled steps."""
+        """Return the clean latents ``[B,C,h,w]`` of the Euler sampler, steered towards ``z_0`` from start to stop."""
         z = inversion.seed
         clean = inversion.aux["clean"]
         steps = len(schedule)
@@ -83,7 +87,7 @@ class RFInversion(ExplicitInverter):
 
 
 def _unconditional(predictor: NoisePredictor) -> NoisePredictor:
-    """Return the predictor of the negative condition alone; ``predictor`` itself if guidance is off."""
+    """Return a predictor that uses only the negative condition; ``predictor`` itself if guidance is disabled."""
     denoiser: Any = predictor.denoiser
     negative = getattr(denoiser, "negative", None)
     if negative is None:

@@ -1,4 +1,4 @@
-"""RF-Solver: the explicit midpoint rule in both directions."""
+"""RF-Solver: the explicit midpoint rule for inversion and for sampling."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from rnri.validation import dataclass
 @register_method("rf_solver", paper="RF-Solver, Wang et al. 2024, arXiv 2411.04746", requires="flow")
 @dataclass(frozen=True)
 class RFSolver(ExplicitInverter):
-    """RF-Solver (Wang et al. 2024, arXiv 2411.04746), two evaluations per step.
+    """RF-Solver (Wang et al. 2024, arXiv 2411.04746), with two network evaluations per step.
 
-    In both directions, with the change ``h`` of sigma: ``z <- z + h v(z + h/2 v(z, sigma), sigma + h/2)``. The paper
-    writes it as a Taylor step whose derivative is a difference over half a step, which is the same. Reconstruction
-    needs the midpoint sampler; a pipeline's own Euler sampler does not regenerate the image.
+    Inversion and reconstruction use the same step ``z <- z + h v(z + h/2 v(z, sigma), sigma + h/2)``, where ``h`` is
+    the change of sigma. The paper writes this step as a second-order Taylor expansion, whose derivative is a finite
+    difference over half a step; both formulas are equal. Reconstruction needs the midpoint sampler; the pipeline's own
+    Euler sampler does not regenerate the image from the seed.
     """
 
     title: ClassVar[str] = "RF-Solver"
@@ -42,5 +43,5 @@ class RFSolver(ExplicitInverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the midpoint sampler."""
+        """Return the clean latents ``[B,C,h,w]`` that the midpoint sampler generates."""
         return sample(inversion.seed, MidpointPredictor.from_predictor(predictor, schedule), schedule)

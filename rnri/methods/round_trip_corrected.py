@@ -1,4 +1,4 @@
-"""Round-trip correction: inverts again towards a target that is shifted by the reconstruction error."""
+"""Round-trip correction: repeats the inversion with a target that is shifted by the reconstruction error."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from rnri.validation import ConfigError, HalfOpenUnitInterval, dataclass
 
 @dataclass(frozen=True)
 class RoundTripCorrected(Inverter):
-    """Inverts, samples, and inverts again towards a target shifted by a fraction of the error. Our method.
+    """Our method: inverts, samples, shifts the target by a fraction of the error, and inverts again.
 
-    With the inversion ``G`` and the sampler ``F``, for each sample::
+    The target of each sample is updated by::
 
-        target <- target + damping (z_0 - F(G(target)))
+        target <- target + damping * (z_0 - F(G(target)))
 
-    It starts with ``target = z_0`` and repeats ``rounds`` times; each sample keeps the seed with the smallest error
-    ``z_0 - F(G(target))``. Under strong guidance the sampler magnifies the remaining residuals up to a thousandfold,
-    and more evaluations do not help in a step whose equation has no nearby solution. A slightly different target often
-    has one. A damping of 0.5 works better than 1, which overshoots.
+    Here ``G`` is the inversion by ``inverter`` and ``F`` is the sampler. The first target is ``z_0``, and the update is
+    repeated ``rounds`` times. The result is, for each sample, the seed with the smallest error ``z_0 - F(G(target))``.
+    Under strong guidance the sampler magnifies the remaining residuals up to a thousandfold. More network evaluations
+    do not help if the equation of an inversion step has no solution nearby. For a slightly different target, such a
+    solution often exists. A damping of 1 overshoots; the reconstruction error is smaller with 0.5.
 
-    A sample with an error within ``tolerance`` uses no further evaluations. A round costs an inversion and one
-    evaluation per step.
+    A sample whose error is at most ``tolerance`` uses no further network evaluations. A round costs one inversion and,
+    for the sampler, one network evaluation per step.
 
     Attributes:
-        inverter: a seed-only method.
-        rounds: number of rounds after the first inversion; 0 only measures the error.
+        inverter: a seed-only inversion method.
+        rounds: number of rounds after the first inversion; with 0 the seed is not corrected and only its error is
+            measured.
         damping: fraction of the error by which the target is shifted, in (0, 1].
-        tolerance: of the mean square of ``z_0 - F(G(target))``.
+        tolerance: mean square of ``z_0 - F(G(target))`` at or below which a sample is not corrected further.
     """
 
     inverter: Inverter
@@ -51,21 +53,22 @@ class RoundTripCorrected(Inverter):
     def __post_init__(self) -> None:
         if not self.inverter.seed_only:
             raise ConfigError(
-                "inverter", f"must be a seed-only method, got {type(self.inverter).__name__}; it needs no correction."
+                "inverter",
+                f"must be a seed-only method, got {type(self.inverter).__name__}, whose seed cannot be corrected.",
             )
 
     @property
     def initial_guess(self) -> str | None:
-        """The initial guess of ``inverter``."""
+        """Name of the initial guess of ``inverter``."""
         return self.inverter.initial_guess
 
     @property
     def nfe_per_step(self) -> float:
-        """Network evaluations of all inversions and samplings, per step."""
+        """Maximum number of network evaluations per step, including all rounds and the sampling in each round."""
         return (1 + self.rounds) * (self.inverter.nfe_per_step + 1)
 
     def with_nfe(self, nfe: int) -> RoundTripCorrected:
-        """Return a copy each of whose inversions uses at most ``nfe`` network evaluations per step."""
+        """Return a copy in which every inversion uses at most ``nfe`` network evaluations per step."""
         return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
@@ -76,10 +79,10 @@ class RoundTripCorrected(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; ``Inversion.z0`` are the shifted targets of these seeds.
+        """Return the seeds of ``z0 [B,C,h,w]``. ``Inversion.z0`` contains the shifted targets of the returned seeds.
 
-        The counts include the evaluations of all rounds and of sampling. ``on_step`` is called after all rounds, with
-        the trajectory of the returned seeds.
+        ``Inversion.nfe`` includes the network evaluations of all rounds and of the sampler. ``on_step`` is called after
+        the last round, with the latents of the trajectories that end at the returned seeds.
         """
         z0 = to_state_dtype(z0.detach())
         best, best_path = _invert_with_path(self.inverter, z0, predictor, schedule)
@@ -88,7 +91,7 @@ class RoundTripCorrected(Inverter):
         best_error = _mean_square(deviation)
         target = z0 + self.damping * deviation
         for _ in range(self.rounds):
-            # A sample that is not finite has the error NaN: no more evaluations are spent on it.
+            # The error of a sample that is not finite is NaN. Such a sample is not inverted again.
             rows = ((best_error > self.tolerance) & best_error.isfinite()).nonzero().flatten()
             if not len(rows):
                 break
@@ -112,7 +115,7 @@ class RoundTripCorrected(Inverter):
         return best
 
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that ``inverter`` reconstructs."""
+        """Return the clean latents ``[B,C,h,w]`` that ``inverter`` reconstructs from ``inversion``."""
         return self.inverter.reconstruct(inversion, predictor, schedule)
 
 
@@ -122,7 +125,7 @@ register_method("round_trip_corrected", lambda: RoundTripCorrected(anderson_inve
 def _invert_with_path(
     inverter: Inverter, z0: Tensor, predictor: NoisePredictor, schedule: Schedule
 ) -> tuple[Inversion, list[Tensor]]:
-    """Return an inversion and its latents ``[B,C,h,w]`` after each step."""
+    """Return the inversion of ``z0`` and a list of the latents ``[B,C,h,w]`` after each inversion step."""
     path: list[Tensor] = []
     inversion = inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z.clone()))
     return inversion, path
@@ -134,7 +137,10 @@ def _mean_square(deviation: Tensor) -> Tensor:
 
 
 def _replace_samples(inversion: Inversion, rows: Tensor, other: Inversion, mask: Tensor) -> Inversion:
-    """Return ``inversion`` with its samples ``rows`` replaced by the samples ``mask`` (bool ``[b]``) of ``other``."""
+    """Return a copy of ``inversion`` in which the samples ``rows`` are replaced by samples of ``other``.
+
+    ``mask`` (bool ``[b]``) selects the samples of ``other``.
+    """
     other_rows = mask.nonzero().flatten()
     seed = inversion.seed.clone()
     z0 = inversion.z0.clone()

@@ -1,4 +1,4 @@
-"""SDEdit: adds noise and samples again, without any inversion."""
+"""SDEdit: adds random noise to the latent and samples from the noisy latent, without any inversion."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 @register_method("sdedit", paper="SDEdit, Meng et al. 2022, arXiv 2108.01073")
 @dataclass(frozen=True)
 class SDEdit(Inverter):
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073): noise up to a part of the schedule, then the plain sampler.
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise and samples the cleanest steps of the schedule.
 
-    It needs no network evaluation and returns a similar image, less similar with larger ``strength``. It is the
-    baseline without an inversion.
+    ``invert`` only adds noise, which needs no network evaluation. The image that is sampled from the noisy latent is
+    similar to the input image; the similarity decreases with larger ``strength``. SDEdit is the baseline without an
+    inversion.
 
     Attributes:
-        strength: fraction of the schedule's steps in (0, 1], rounded to the nearest step, at least one. Diffusers'
-            image-to-image pipelines round down instead.
-        seed: of the noise, which is the same for every image.
+        strength: fraction, in (0, 1], of the schedule's steps that are sampled. The number of steps is rounded to the
+            nearest integer and is at least 1; diffusers' image-to-image pipelines round down instead.
+        seed: random seed of the noise, which is the same for every image.
     """
 
     strength: HalfOpenUnitInterval = 0.8
@@ -44,14 +45,14 @@ class SDEdit(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the noised latents of ``z0 [B,C,h,w]`` as seeds; ``on_step`` is not called."""
+        """Return an inversion whose seeds are ``z0 [B,C,h,w]`` with added noise; ``on_step`` is not called."""
         z0 = to_state_dtype(z0)
         seed = diffused(z0, self._sampled_steps(schedule).head(1), self.seed)[0]
         return make_inversion(seed, z0, constant_counts(0, schedule, len(z0)), exact=False, seed_only=False)
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that are sampled in the cleanest part of the schedule."""
+        """Return the clean latents ``[B,C,h,w]`` that are sampled from the noisy latents."""
         return sample(inversion.seed, predictor, self._sampled_steps(schedule))
 
     def _sampled_steps(self, schedule: Schedule) -> Schedule:

@@ -1,4 +1,4 @@
-"""Seeds of a second-order sampler, used with the schedule's own first-order sampler."""
+"""Wrapper that uses the seeds of a second-order sampler with the schedule's own first-order sampler."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class SeedOnly(Inverter):
-    """The seeds of ``inverter``, reconstructed with the schedule's own sampler.
+    """Computes the seeds with ``inverter``, and reconstructs with the schedule's own sampler.
 
-    The seed of a second-order sampler does not regenerate the image with Euler's sampler. It is closer to the seed of
-    the exact trajectory, though, and may be a better initial seed for NAO and SeedSelect, which need only a seed.
+    The Euler sampler does not regenerate the image from the seed of a second-order sampler. However, the seed of a
+    second-order sampler is closer to the seed of the exact ODE trajectory. It may therefore be a better initial seed
+    for NAO and SeedSelect, which need only a seed.
 
     Attributes:
-        inverter: a method that stores only the seed.
+        inverter: an inversion method that stores no tensors in addition to the seed.
     """
 
     inverter: Inverter
@@ -35,7 +36,7 @@ class SeedOnly(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """That of ``inverter``."""
+        """The ``nfe_per_step`` of ``inverter``."""
         return self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> SeedOnly:
@@ -49,10 +50,10 @@ class SeedOnly(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``, with every step marked as not solved.
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``, with every inversion step marked as not solved.
 
         Raises:
-            ValueError: ``inverter`` stores more than the seed.
+            ValueError: ``inverter`` stores tensors in addition to the seed.
         """
         inversion = self.inverter.invert(z0, predictor, schedule, on_step)
         if inversion.aux:
@@ -64,7 +65,7 @@ class SeedOnly(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the schedule's own sampler."""
+        """Return the clean latents ``[B,C,h,w]`` that the schedule's own sampler generates."""
         return sample(inversion.seed, predictor, schedule)
 
 

@@ -19,14 +19,15 @@ from rnri.validation import dataclass
 class UniInv(ExplicitInverter):
     """Uni-Inv (Jiao et al. 2025, UniEdit-Flow, arXiv 2504.13109).
 
-    From the clean end, with the prediction ``y`` of the previous step::
+    The inversion steps run from clean to noisy. Each inversion step computes::
 
         guess = A z_s + B y;    y <- y(guess, t);    z_t = A z_s + B y
 
-    Before the first step ``y`` is the prediction at ``z_0`` and timestep 0, so N steps use N + 1 evaluations. In flow
-    matching ``A = 1`` and ``B = sigma_t - sigma_s``, as published; ``Schedule.coefficients`` extend the method to DDIM.
-    The sampler is the schedule's own (Euler or DDIM), so the method is seed-only. Its error is that of one explicit
-    evaluation per step.
+    In the first equation, ``y`` is the network's prediction in the previous inversion step. Before the first step,
+    ``y`` is the prediction at ``z_0`` and timestep 0, so that N steps use N + 1 evaluations. For flow matching,
+    ``A = 1`` and ``B = sigma_t - sigma_s`` as in the paper. With the ``A`` and ``B`` of ``Schedule.coefficients``, the
+    method also applies to DDIM. Reconstruction uses the schedule's own sampler (Euler or DDIM), so that the method is
+    seed-only. The inversion is not exact, because each step equation is solved with only one evaluation.
     """
 
     title: ClassVar[str] = "Uni-Inv"

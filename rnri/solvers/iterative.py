@@ -105,7 +105,7 @@ class IterativeSolver(ABC):
         return residual
 
     def final_iterate(self, z: Tensor, state: State) -> Tensor:
-        """Return the solver's result ``[b,C,h,w]`` after the last call of ``step``, which returned ``z`` and ``state``."""
+        """Return the solver's result ``[b,C,h,w]`` from the iterate ``z`` and the ``state`` of the last ``step``."""
         return z
 
     def has_budget(self, nfe: Tensor, max_nfe: Tensor) -> Tensor:

@@ -102,7 +102,8 @@ class RNRIPaper(RegularizedNewton):
 class GNRI(RNRIPaper):
     """Guided Newton-Raphson inversion (GNRI, ICLR 2025), the later version of the RNRI paper.
 
-    GNRI uses the update of Eq. 8. The prior in F is ``q(z_t | z_0)``, given the clean latent ``z_0``, instead of ``q(z_t | z_s)``::
+    GNRI uses the update of Eq. 8. The prior in F is ``q(z_t | z_0)``, given the clean latent ``z_0``, instead of
+    ``q(z_t | z_s)``::
 
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
