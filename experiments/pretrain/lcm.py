@@ -150,9 +150,10 @@ class ConsistencyDistillation(LightningModule):
 
     The teacher moves a noisy latent from timestep ``t`` to a timestep ``s < t`` by several guided DDIM steps. The
     training target is the clean latent that the moving average of the student predicts from the latent at ``s``. The
-    loss compares this target with the clean latent that the student predicts from the latent at ``t``. At ``s = 0``, the
-    target is the latent at ``s`` itself. Because the teacher takes several DDIM steps per target, a chain of only a few
-    targets leads from noise to a clean latent. The latents that the teacher computes are used in several training steps.
+    loss compares this target with the clean latent that the student predicts from the latent at ``t``. At ``s = 0``,
+    the target is the latent at ``s`` itself. Because the teacher takes several DDIM steps per target, a chain of only a
+    few targets leads from noise to a clean latent. The latents that the teacher computes are used in several training
+    steps.
 
     Args:
         student: the LoRA to train.
