@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +32,8 @@ def folder(tmp_path_factory):
     (folder / "brightness.py").write_text(task)
     (folder / "configs" / "experiment").mkdir(parents=True)
     (folder / "configs" / "experiment" / "brightness.yaml").write_text(config)
-    environment = os.environ | {"PROJECT": str(PROJECT)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the environment may not be active
+    environment = os.environ | {"PROJECT": str(PROJECT), "PATH": path}
     finished = subprocess.run(
         ["sh", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
