@@ -125,7 +125,7 @@ class SeedSelect:
         if sum(remaining) == 0:
             raise ConfigError(
                 "step_weights",
-                f"the last {steps} weights of {list(self.step_weights)} are all zero; set one of them above 0.",
+                f"the last {steps} of the weights {list(self.step_weights)} are all zero; set one of them above 0.",
             )
         return dataclasses.replace(self, step_weights=tuple(weight * total / sum(remaining) for weight in remaining))
 

@@ -174,7 +174,7 @@ def attention_control(
     if not isinstance(edit_config, editor.config_class):
         raise ValueError(
             f"edit_config={type(edit_config).__name__} does not apply to the {family.network_name} of "
-            f"{type(family.pipeline).__name__}: give {editor.config_class.__name__}, or leave it out."
+            f"{type(family.pipeline).__name__}: give {editor.config_class.__name__}, or leave edit_config out."
         )
     return editor.control(edit_config, state, prompts, image_size)
 
@@ -244,6 +244,6 @@ def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
 def _check_kwargs(pipeline_kwargs: dict[str, Any]) -> None:
     for name in pipeline_kwargs:
         if name in RESERVED_KWARGS:
-            raise ValueError(f"{name} is determined by `{RESERVED_KWARGS[name]}`: leave it out.")
+            raise ValueError(f"{name} is determined by `{RESERVED_KWARGS[name]}`: leave {name} out.")
         if name in UNSUPPORTED_KWARGS:
-            raise ValueError(f"{name} would change the rows or words that an edit aligns: leave it out.")
+            raise ValueError(f"{name} would change the rows or words that an edit aligns: leave {name} out.")

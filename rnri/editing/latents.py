@@ -59,7 +59,8 @@ def edit_latents(
         )
     if isinstance(edit_config, PromptToPrompt) and edit_config.blend:
         raise ValueError(
-            f"blend={list(edit_config.blend)} needs the latents after every step: leave it empty, or use edit."
+            f"blend={list(edit_config.blend)} needs the latents after every step: leave blend empty, or use "
+            "rnri.editing.edit."
         )
     texts = [*prompts, *edited]
     state = EditState([*range(images)] * 2, steps=lambda: len(schedule))

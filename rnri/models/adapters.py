@@ -46,7 +46,9 @@ def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only
     except Exception as error:  # damaged files raise errors of various types
         raise ValueError(f"lora {str(path)!r} could not be loaded: {first_line(error)}") from error
     if _count_modules(pipeline) == modules_before:
-        raise ValueError(f"lora {str(path)!r} fits no layer of this checkpoint: it belongs to another architecture.")
+        raise ValueError(
+            f"lora {str(path)!r} fits no layer of this checkpoint: the LoRA is for a different architecture."
+        )
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 

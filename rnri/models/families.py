@@ -18,7 +18,9 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     family = registered_family(type(pipeline))
     if family is None:
         similar = _similar_pipeline(pipeline)
-        remedy = f"create one from its components, such as {similar}(**pipe.components)" if similar else ""
+        remedy = (
+            f"create a supported pipeline from its components, such as {similar}(**pipe.components)" if similar else ""
+        )
         raise ValueError(
             f"{type(pipeline).__name__} is not a supported text-to-image pipeline: "
             f"{remedy or f'supported are {supported_models()}'}."

@@ -142,8 +142,8 @@ class FluxFamily(Family):
         check_no_negative_prompts(negatives, "FLUX")
         if guidance != 1 and not self._embeds_guidance:
             raise ValueError(
-                f"guidance={guidance:g} has no effect on a transformer distilled without it (FLUX.1 schnell): set it "
-                "to 1."
+                f"guidance={guidance:g} has no effect on a transformer without a guidance input (FLUX.1 schnell): "
+                "set guidance to 1."
             )
         device = torch.device(self.pipeline._execution_device)
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):

@@ -46,8 +46,8 @@ class Float32Copy:
 def _to_float32(network: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(
-            "the VAE overflows in float16, and an offloaded VAE cannot be copied to float32: load it in float32, or "
-            "use enable_model_cpu_offload."
+            "the VAE overflows in float16, and an offloaded VAE cannot be copied to float32: load the VAE in float32, "
+            "or use enable_model_cpu_offload."
         )
     result = type(network).from_config(network.config)
     result.load_state_dict(weights)

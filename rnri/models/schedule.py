@@ -149,8 +149,8 @@ class Schedule:
         The step is ``z_s = (z_t - B y(z_t)) / A``; its inverse is the implicit equation ``z_t = A z_s + B y(z_t)``. If
         the predictor returns noise, ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540,
         Eq. 2 and 3). If the predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
-        ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching, where ``alpha + sigma = 1``,
-        these are ``A = 1`` and ``B = sigma_t - sigma_s``.
+        ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching
+        (``alpha + sigma = 1``) these are ``A = 1`` and ``B = sigma_t - sigma_s``.
         """
         alpha, sigma, alpha_next, sigma_next = self.alpha_sigma(i)
         if self.predicts == "epsilon":

@@ -64,7 +64,7 @@ class SD3Family(Family):
         return 7.0
 
     def check(self) -> None:
-        check_latent_channels(self.pipeline, self.channels, "take both from one checkpoint")
+        check_latent_channels(self.pipeline, self.channels, "take the transformer and the VAE from one checkpoint")
         self._check_text_embeddings()
         check_flow_scheduler(self.pipeline.scheduler)
 

@@ -343,5 +343,5 @@ def test_few_steps_use_the_last_weights_rescaled(steps, expected):
 
 
 def test_remaining_weights_that_are_all_zero_are_rejected():
-    with pytest.raises(ValueError, match=r"step_weights: the last 1 of \[1.0, 0.0\] are all zero"):
+    with pytest.raises(ValueError, match=r"step_weights: the last 1 of the weights \[1.0, 0.0\] are all zero"):
         SeedSelect(step_weights=(1.0, 0.0)).with_steps(1)

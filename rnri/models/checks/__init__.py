@@ -1,1 +1,1 @@
-"""Checks that reject broken or unsupported checkpoints, pipelines and inputs early, one module per subject."""
+"""Checks that reject broken or unsupported checkpoints, pipelines and inputs before a network runs."""

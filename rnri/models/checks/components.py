@@ -1,4 +1,4 @@
-"""Checks that the components of a pipeline in memory exist and fit together."""
+"""Checks that all components of a loaded pipeline exist and fit together."""
 
 from __future__ import annotations
 
@@ -12,34 +12,45 @@ UNET_INPUTS = {
     "class_embed_type": ((None,), "a class or noise level"),
     "num_class_embeds": ((None,), "a class or noise level"),
 }
-"""Config fields of additional UNet inputs: the values that need only text, and what other values require."""
+"""Config fields that define additional inputs of a UNet.
+
+The value for each field is ``(values, requirement)``: a UNet with one of ``values`` needs no input except text, and a
+UNet with any other value needs the additional input ``requirement``.
+"""
 
 
 def check_required_components(pipeline: DiffusionPipeline, names: Sequence[str]) -> None:
-    """Raise ValueError unless the pipeline has all components ``names`` and a supported VAE."""
+    """Raise ValueError unless the pipeline has all components in ``names`` and a supported VAE."""
     pipeline_name = type(pipeline).__name__
     missing = [name for name in names if getattr(pipeline, name, None) is None]
     if missing:
-        raise ValueError(f"{pipeline_name} lacks its {' and '.join(missing)}: load it with all its components.")
+        raise ValueError(
+            f"{pipeline_name} lacks its {' and '.join(missing)}: load the pipeline with all its components."
+        )
     vae = pipeline.vae
     if isinstance(vae, AutoencoderTiny) or "latent_channels" not in getattr(vae, "config", {}):
         raise ValueError(
-            f"the vae is {type(vae).__name__}, which has no posterior mean: use the checkpoint's own AutoencoderKL."
+            f"the VAE is {type(vae).__name__}, which has no posterior mean: use the checkpoint's AutoencoderKL."
         )
 
 
 def check_latent_channels(pipeline: DiffusionPipeline, channels: int, remedy: str) -> None:
-    """Raise ValueError unless the transformer takes as many ``channels`` as the VAE's latents have."""
+    """Raise ValueError unless the transformer takes as many channels as the VAE's latents have.
+
+    Args:
+        channels: number of latent channels that the transformer takes.
+        remedy: end of the error message.
+    """
     latent_channels = pipeline.vae.config.latent_channels
     if channels != latent_channels:
         raise ValueError(
             f"the transformer of {type(pipeline).__name__} takes {channels} channels, but the VAE's latents have "
-            f"{latent_channels}: {remedy}."
+            f"{latent_channels} channels: {remedy}."
         )
 
 
 def check_unet_inputs(unet: Mapping[str, object], vae: Mapping[str, object], supported: str) -> None:
-    """Raise ValueError for a UNet config with inputs other than a latent, a timestep and text."""
+    """Raise ValueError if the config of a UNet requires inputs other than a latent, a timestep and text."""
     channels = unet.get("in_channels")
     latent_channels = vae.get("latent_channels")
     if channels != latent_channels:
@@ -63,9 +74,9 @@ def check_unet_inputs(unet: Mapping[str, object], vae: Mapping[str, object], sup
 
 
 def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None:
-    """Raise ValueError unless SDXL's size conditioning (six sizes and the pooled text) fits the UNet.
+    """Raise ValueError unless the UNet takes SDXL's additional inputs: six sizes and the pooled text embedding.
 
-    The UNet of SDXL's refiner takes five sizes and an aesthetics score instead.
+    The UNet of SDXL's refiner takes five values (four sizes and an aesthetics score) instead of six sizes.
     """
     config = pipeline.unet.config
     text_encoder = getattr(pipeline, "text_encoder_2", None)
@@ -87,15 +98,17 @@ def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None
 
 
 def check_embedding_dim(network_name: str, field: str, *, expected: int, actual: int, source: str) -> None:
-    """Raise ValueError unless the text embeddings are as wide as the network's config ``field`` expects.
+    """Raise ValueError unless the text embeddings have the width that the network's config expects.
 
     Args:
-        expected: value of ``field``.
+        network_name: name of the network's component, for the error message.
+        field: name of the field in the network's config that defines the expected width.
+        expected: value of the config field ``field``.
         actual: width of the text embeddings.
-        source: which width of the text encoders this is, for the message.
+        source: description of the text encoders' width ``actual``, for the error message.
     """
     if expected != actual:
         raise ValueError(
             f"{field}={expected} in the config.json of the {network_name}, but {source} of the pipeline's text "
-            f"encoders is {actual}: the components do not fit together, take all of them from one checkpoint."
+            f"encoders is {actual}: the components do not fit together: take all components from one checkpoint."
         )

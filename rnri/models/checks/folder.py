@@ -22,16 +22,16 @@ VOCABULARY_FILES = (
     ("tokenizer.model",),
     ("vocab.txt",),
 )
-"""Files of a tokenizer; any one group is sufficient."""
+"""Groups of vocabulary files; a tokenizer needs all files of one of these groups."""
 
 
 def is_local(source: str) -> bool:
-    """Return False if ``source`` is a hub id ``owner/name``; an existing path, or any other name, is a folder."""
+    """Return whether ``source`` is a local path: it exists, or it does not have the form ``owner/name`` of a hub id."""
     return Path(source).exists() or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is None
 
 
 def component_names(index: Mapping[str, object]) -> list[str]:
-    """Return the components in the content of ``model_index.json`` that are loaded."""
+    """Return the names of the components that are loaded; ``index`` is the content of ``model_index.json``."""
     names = [
         name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0] is not None
     ]
@@ -39,12 +39,15 @@ def component_names(index: Mapping[str, object]) -> list[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError unless ``folder`` has the form that ``save_pretrained`` writes, with a readable index."""
+    """Raise ValueError unless ``folder`` is a pipeline folder written by ``save_pretrained``.
+
+    The folder must contain a ``model_index.json`` that can be read.
+    """
     if folder.is_file():
         raise ValueError(
             f"checkpoint {str(folder)!r} is a single file: convert it to a folder once with diffusers' "
             "StableDiffusionPipeline.from_single_file(FILE, config=FOLDER_OR_HUB_ID_OF_THE_SAME_ARCHITECTURE)"
-            ".save_pretrained(FOLDER), or StableDiffusionXLPipeline's, and use that folder."
+            ".save_pretrained(FOLDER), or for SDXL with StableDiffusionXLPipeline.from_single_file, and use that folder."
         )
     if not folder.exists() and folder.suffix.lower() in SINGLE_FILE_SUFFIXES:
         raise ValueError(f"checkpoint file {str(folder)!r} does not exist.")
@@ -61,7 +64,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_components(folder: Path, index: Mapping[str, object], variant: str | None) -> None:
-    """Raise ValueError with the name of the first component, or file of a component, that ``folder`` lacks."""
+    """Raise ValueError if ``folder`` lacks a component or a file of a component; the error names the first one."""
     names = component_names(index)
     for name in names:
         if not (folder / name).is_dir():
@@ -84,7 +87,7 @@ def check_components(folder: Path, index: Mapping[str, object], variant: str | N
 
 
 def available_variant(folder: Path, name: str, variant: str | None) -> str | None:
-    """Return ``variant``, or None if a component has only weights without a variant, as diffusers does."""
+    """Return ``variant`` if the component ``name`` has weights of this variant; otherwise None, as diffusers does."""
     return variant if variant in _variants(folder / name) else None
 
 
@@ -93,7 +96,7 @@ def _check_tokenizer(folder: Path, name: str) -> None:
     if not any(all((component / file).is_file() for file in files) for files in VOCABULARY_FILES):
         raise ValueError(
             f"checkpoint folder {str(folder)!r} lacks the vocabulary of its component {name!r}: tokenizer.json, or "
-            "vocab.json and merges.txt; without it all prompts would have the same tokens."
+            "vocab.json and merges.txt; without a vocabulary all prompts would have the same tokens."
         )
     for file in component.glob("*.json"):
         _read_json(file)
@@ -109,14 +112,14 @@ def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not valid JSON ({first_line(error)}); download it again.") from None
+        raise ValueError(f"{path} is not valid JSON ({first_line(error)}); download the file again.") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} does not contain a JSON object; download it again.")
+        raise ValueError(f"{path} does not contain a JSON object; download the file again.")
     return content
 
 
 def _variants(component: Path) -> set[str | None]:
-    """Return the variants of a component's weights; None stands for weights without a variant."""
+    """Return the names of the variants of a component's weight files; None stands for files without a variant."""
     pattern = rf"(?:{'|'.join(WEIGHT_STEMS)})(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:{'|'.join(WEIGHT_SUFFIXES)})"
     matches = [re.fullmatch(pattern, path.name) for path in component.iterdir()]
     return {match.group(1) for match in matches if match}
@@ -139,7 +142,11 @@ def _check_weights(folder: Path, name: str, variant: str | None) -> None:
 
 
 def _weight_files(folder: Path, name: str, variant: str | None) -> list[Path]:
-    """Return the weight files of a component; raise ValueError if a shard or the index of the shards is missing."""
+    """Return the weight files of a component.
+
+    Raises:
+        ValueError: a weight file of several (a shard) or the index of these files is missing.
+    """
     component = folder / name
     infix = f".{variant}" if variant else ""
     single_files = [component / f"{stem}{infix}.{suffix}" for stem in WEIGHT_STEMS for suffix in WEIGHT_SUFFIXES]
@@ -153,13 +160,13 @@ def _weight_files(folder: Path, name: str, variant: str | None) -> list[Path]:
         index_name = f"{re.sub(SHARD_NUMBER, '.', shard.replace(infix, ''))}.index{infix}.json"
         raise ValueError(
             f"checkpoint folder {str(folder)!r} has the weights of its component {name!r} in several files ({shard}), "
-            f"but lacks their index {index_name}: download it."
+            f"but lacks the index {index_name} of these files: download the index."
         )
     files = [component / str(file) for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise ValueError(
             f"checkpoint folder {str(folder)!r} lacks {missing[0].name} of its component {name!r} ({len(missing)} "
-            f"missing files), which {index.name} lists: download it."
+            f"missing files), which {index.name} lists: download the missing files."
         )
     return files

@@ -1,4 +1,4 @@
-"""Checks of what a model is called with: images, image sizes, prompts and guidance."""
+"""Checks of a model's inputs: images, image sizes, prompts and guidance scales."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_images(images: Tensor, image_size: tuple[int, int]) -> None:
-    """Raise ValueError unless ``images`` is floating point ``[B,3,H,W]`` in [0, 1], with ``image_size = (H, W)``."""
+    """Raise ValueError unless ``images`` is a float tensor ``[B,3,H,W]`` in [0, 1] with ``image_size = (H, W)``."""
     expected = (3, *image_size)
     if images.ndim != 4 or images.shape[1:] != expected:
         raise ValueError(
@@ -22,7 +22,7 @@ def check_images(images: Tensor, image_size: tuple[int, int]) -> None:
 
 
 def check_image_size(image_size: tuple[int, int], multiple: int) -> None:
-    """Raise ValueError unless ``image_size`` is ``(height, width)``, both positive multiples of ``multiple``."""
+    """Raise ValueError unless ``image_size`` is ``(height, width)`` with two positive multiples of ``multiple``."""
     valid = len(image_size) == 2 and all(
         isinstance(side, int) and side >= multiple and side % multiple == 0 for side in image_size
     )
@@ -45,7 +45,11 @@ def as_guidance(guidance: float) -> float:
 
 
 def as_negative_prompts(negative_prompt: str | Sequence[str], batch_size: int) -> list[str]:
-    """Return one negative prompt per sample; raise ValueError for another number or type."""
+    """Return a list with one negative prompt per sample.
+
+    Raises:
+        ValueError: ``negative_prompt`` is neither a string nor a list of ``batch_size`` strings.
+    """
     if isinstance(negative_prompt, str):
         return [negative_prompt] * batch_size
     is_list = isinstance(negative_prompt, list | tuple) and len(negative_prompt) == batch_size
@@ -58,8 +62,9 @@ def as_negative_prompts(negative_prompt: str | Sequence[str], batch_size: int) -
 
 
 def check_no_negative_prompts(negative_prompts: Sequence[str], network: str) -> None:
-    """Raise ValueError for negative prompts if the network takes guidance as an input."""
+    """Raise ValueError unless all negative prompts are empty, for networks that take the guidance scale as an input."""
     if any(negative_prompts):
         raise ValueError(
-            f"negative_prompt has no effect on a network with embedded guidance ({network}); leave it empty."
+            f"negative_prompt has no effect on a network that takes the guidance scale as an input ({network}): "
+            "leave negative_prompt empty."
         )

@@ -1,4 +1,4 @@
-"""Check of ``model_index.json``, which names a pipeline's class and components."""
+"""Check of ``model_index.json``, the file that lists the class and the components of a pipeline."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from rnri.models.family import registered_families, supported_models
 
 
 def check_model_index(source: str, index: Mapping[str, object]) -> None:
-    """Raise ValueError unless ``index`` describes a pipeline of a registered family with all required components.
+    """Raise ValueError unless ``index`` lists a pipeline of a registered model family with all required components.
 
     Args:
-        source: the checkpoint's folder or hub id, for the message.
+        source: folder or hub id of the checkpoint, for the error message.
+        index: content of the checkpoint's ``model_index.json``.
     """
     names = component_names(index)
     class_name = str(index.get("_class_name"))

@@ -1,4 +1,4 @@
-"""The check that every pipeline passes before it is used."""
+"""The check of a pipeline before ``LatentDiffusion`` uses the pipeline."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from rnri.models.family import Family
 
 
 def check_pipeline(family: Family) -> None:
-    """Reject a pipeline that cannot be inverted.
+    """Raise ValueError if images cannot be inverted with the pipeline of ``family``.
 
     Args:
-        family: the family of the pipeline, from ``family_of(pipeline)``, which has checked that the required
-            components exist.
+        family: the model family object of the pipeline, from ``family_of(pipeline)``; that function already checks
+            that all required components exist.
 
     Raises:
-        ValueError: components do not fit together, the scheduler is not supported, or a tokenizer is incomplete.
+        ValueError: the pipeline's components do not fit together, its scheduler is not supported, or a tokenizer is
+            incomplete.
     """
     family.check()
     check_tokenizers(family.pipeline)

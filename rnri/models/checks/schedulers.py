@@ -1,4 +1,4 @@
-"""Reject schedulers, and numbers of steps, that deterministic first-order sampling cannot reproduce."""
+"""Checks that deterministic first-order sampling can reproduce the steps of a scheduler."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 MIN_ALPHA_BAR = 1e-6
-"""Below it an epsilon prediction does not determine the image: dividing by ``sqrt(alpha_bar)`` amplifies its error
-1,000-fold."""
+"""Smallest ``alpha_bar`` for which a noise (epsilon) prediction determines the clean latent.
+
+At this value the division by ``sqrt(alpha_bar)`` multiplies the error of the prediction by 1,000.
+"""
 
 SIGMA_TOLERANCE = 1e-4
-"""Relative tolerance of noise levels; schedulers interpolate them in float32."""
+"""Relative tolerance for comparing noise levels, because schedulers interpolate noise levels in float32."""
 
 CUSTOM_SIGMA_OPTIONS = (
     "use_karras_sigmas",
@@ -26,7 +28,7 @@ CUSTOM_SIGMA_OPTIONS = (
     "use_flow_sigmas",
     "use_dynamic_shifting",
 )
-"""Options that replace the noise levels of the training schedule."""
+"""Options of a scheduler's config that replace the noise levels of the training schedule by other noise levels."""
 
 
 def check_steps(steps: int, max_steps: int) -> None:
@@ -36,34 +38,37 @@ def check_steps(steps: int, max_steps: int) -> None:
 
 
 def check_flow_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raise ValueError for a flow-matching scheduler that does not take deterministic Euler steps."""
+    """Raise ValueError if the steps of a flow-matching scheduler are not deterministic Euler steps."""
     name = type(scheduler).__name__
     if type(scheduler) is not FlowMatchEulerDiscreteScheduler:
         raise ValueError(
-            f"{name} does not take Euler steps of flow matching, which are the steps that are inverted: use "
+            f"{name} does not use Euler steps of flow matching, and inversion supports only these steps: use "
             "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)."
         )
     if scheduler.config.get("stochastic_sampling"):
         raise ValueError(
-            f"stochastic_sampling is on in the config of {name}: noise added at every step cannot be inverted; set it "
-            "to false in scheduler_config.json."
+            f"stochastic_sampling is on in the config of {name}: noise added at every step cannot be inverted; set "
+            "stochastic_sampling to false in scheduler_config.json."
         )
 
 
 def check_mu(scheduler: FlowMatchEulerDiscreteScheduler, mu: float | None) -> None:
-    """Raise ValueError unless ``mu`` is passed exactly if the scheduler's shift depends on the image size."""
+    """Raise ValueError if ``mu`` is missing or has no effect.
+
+    ``mu`` is needed only if the scheduler's shift depends on the image size.
+    """
     dynamic = bool(scheduler.config.use_dynamic_shifting)
     if dynamic and mu is None:
         raise ValueError(
-            "the scheduler's shift depends on the image size (use_dynamic_shifting): give mu, as the pipeline's "
-            "calculate_shift computes it from the number of image tokens."
+            "the scheduler's shift depends on the image size (use_dynamic_shifting): pass mu, which the pipeline's "
+            "calculate_shift computes from the number of image tokens."
         )
     if not dynamic and mu is not None:
         raise ValueError("mu has no effect on a scheduler without use_dynamic_shifting: leave it out.")
 
 
 def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> None:
-    """Raise ValueError unless the noise levels ``sigmas [N+1]`` descend from at most 1."""
+    """Raise ValueError unless the noise levels ``sigmas [N+1]`` descend strictly and start at 1 or less."""
     if not ((sigmas[1:] < sigmas[:-1]).all() and sigmas[0] <= 1):
         first_sigmas = ", ".join(f"{sigma:.4g}" for sigma in sigmas[:4].tolist())
         raise ValueError(
@@ -72,7 +77,7 @@ def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> 
 
 
 def check_clipping(scheduler: SchedulerMixin) -> None:
-    """Raise ValueError if the scheduler clips the latent at every step."""
+    """Raise ValueError if the scheduler clips the latent at every step, because clipping cannot be inverted."""
     if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):
         raise ValueError(
             f"clip_sample or thresholding is on in the config of {type(scheduler).__name__}: clipping the latent at "
@@ -81,7 +86,7 @@ def check_clipping(scheduler: SchedulerMixin) -> None:
 
 
 def check_signal(config: Mapping[str, object], table: Tensor, timesteps: Tensor) -> None:
-    """Raise ValueError if an epsilon-predicting network would run on pure noise at one of ``timesteps [N]``."""
+    """Raise ValueError if the network predicts noise and the latent is pure noise at one of ``timesteps [N]``."""
     without_signal = table[timesteps] < MIN_ALPHA_BAR
     if config.get("prediction_type", "epsilon") != "epsilon" or not without_signal.any():
         return
@@ -104,7 +109,7 @@ def check_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor,
     if (timesteps != timesteps.round()).any():
         fraction = float(timesteps[timesteps != timesteps.round()][0])
         remedy = _custom_sigma_remedy(scheduler) or "set timestep_spacing to 'leading' or 'trailing', or "
-        reason = f"with {steps} steps it runs the network at fractional timesteps ({fraction:.6g})"
+        reason = f"with {steps} steps the scheduler runs the network at fractional timesteps ({fraction:.6g})"
         raise ValueError(not_ddim_message(scheduler, reason, remedy))
     if not (timesteps[1:] < timesteps[:-1]).all():
         first_timesteps = ", ".join(f"{int(t)}" for t in timesteps[:4])
@@ -119,17 +124,20 @@ def check_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor,
 
 
 def check_sigmas(scheduler: SchedulerMixin, table: Tensor, timesteps: Tensor) -> None:
-    """Raise ValueError unless the scheduler's noise levels are those of ``table`` at its timesteps."""
+    """Raise ValueError unless the scheduler's noise levels at ``timesteps`` equal the noise levels of ``table``.
+
+    ``table`` has the cumulative alphas of the training schedule.
+    """
     expected = (1 / table[timesteps] - 1).sqrt()
     sigmas = scheduler.sigmas.detach().cpu().double()
     comparable = len(sigmas) == len(expected) + 1 and math.isfinite(sigmas[-1])
     if not comparable or not torch.allclose(sigmas[:-1], expected, rtol=SIGMA_TOLERANCE, atol=0):
-        reason = "its noise levels are not those of its training schedule"
+        reason = "its noise levels differ from the noise levels of its training schedule"
         raise ValueError(not_ddim_message(scheduler, reason, _custom_sigma_remedy(scheduler)))
 
 
 def not_ddim_message(scheduler: SchedulerMixin, reason: str, remedy: str = "") -> str:
-    """Return the error message for a scheduler whose steps deterministic DDIM cannot reproduce."""
+    """Return the error message for a scheduler with steps that deterministic DDIM cannot reproduce."""
     return (
         f"{type(scheduler).__name__} is not supported, because inversion needs the steps of deterministic DDIM: "
         f"{reason}; {remedy}use DDIMScheduler.from_config(pipe.scheduler.config)."

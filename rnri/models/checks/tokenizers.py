@@ -1,4 +1,4 @@
-"""Checks that a tokenizer is complete and fits its text encoder, and its settings for the fingerprint."""
+"""Checks that each tokenizer of a pipeline is complete and fits its text encoder; settings for the fingerprint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 MAX_PADDING_ROWS = 127
-"""Rows that an embedding may have in addition to the vocabulary, because it is padded to a multiple of 128."""
+"""Largest number of padding rows of an embedding, which is often padded to a multiple of 128 rows."""
 
 MAX_SHARE_WITHOUT_MERGE = 0.01
-"""Share of a vocabulary's tokens that no merge may produce."""
+"""Largest allowed fraction of a vocabulary's tokens that no merge of the tokenizer produces."""
 
 CALL_STATE = ("truncation", "padding")
-"""Settings of a tokenizer's backend that each call changes."""
+"""Settings in a tokenizer's backend that depend on the previous call; the fingerprint ignores them."""
 
 
 def check_tokenizers(pipeline: DiffusionPipeline) -> None:
@@ -29,9 +29,9 @@ def check_tokenizers(pipeline: DiffusionPipeline) -> None:
 
 
 def limit_prompt_lengths(pipeline: DiffusionPipeline) -> None:
-    """Limit each tokenizer's ``model_max_length`` to the number of positions of its text encoder.
+    """Limit each tokenizer's ``model_max_length`` to the maximum number of tokens of its text encoder.
 
-    A tokenizer whose config has no ``model_max_length`` pads to 1e30 tokens. Prompts that fit are unchanged.
+    Without this limit, a tokenizer whose config has no ``model_max_length`` would pad prompts to 1e30 tokens.
     """
     for name, tokenizer in _tokenizers(pipeline).items():
         positions = _positions(_text_encoder(pipeline, name))
@@ -42,7 +42,7 @@ def limit_prompt_lengths(pipeline: DiffusionPipeline) -> None:
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
-    """Return everything that determines the tokens of a prompt, without state of previous calls."""
+    """Return all settings of a tokenizer that determine the tokens of a prompt, for the fingerprint."""
     has_backend = getattr(tokenizer, "backend_tokenizer", None) is not None
     words = _backend_content(tokenizer) if has_backend else sorted(tokenizer.get_vocab().items())
     names = ("model_max_length", "padding_side", "truncation_side")
@@ -70,20 +70,20 @@ def _backend_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
 
 
 def _check_vocabulary_size(name: str, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module) -> None:
-    """Raise ValueError unless the text encoder has one embedding per token, up to padding rows."""
+    """Raise ValueError unless the text encoder has one embedding per token of the vocabulary, plus padding rows."""
     vocabulary = tokenizer.get_vocab()
     embeddings = encoder.get_input_embeddings().num_embeddings
     max_token = max(vocabulary.values())
     if max_token >= embeddings:
         raise ValueError(
-            f"the pipeline's {name} has tokens up to {max_token}, but its text encoder has {embeddings} embeddings: "
-            "they do not belong together."
+            f"the pipeline's {name} has token ids up to {max_token}, but its text encoder has {embeddings} embeddings: "
+            "tokenizer and text encoder do not belong together."
         )
     if embeddings - len(vocabulary) > min(MAX_PADDING_ROWS, 0.1 * embeddings):
         raise ValueError(
             f"the vocabulary of the pipeline's {name} has {len(vocabulary)} entries, but its text encoder has "
             f"{embeddings} embeddings: tokenizer.json, or vocab.json, is incomplete or of another checkpoint; "
-            "download its files again."
+            "download the tokenizer's files again."
         )
 
 
@@ -98,7 +98,7 @@ def _check_length(name: str, tokenizer: PreTrainedTokenizerBase, encoder: nn.Mod
 
 
 def _check_merges(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if a byte-pair tokenizer has longer tokens that no merge produces."""
+    """Raise ValueError if the merges of a byte-pair tokenizer do not produce at least 99 % of its vocabulary."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return
     content = _backend_content(tokenizer)
@@ -115,6 +115,6 @@ def _check_merges(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if len(unreachable) > MAX_SHARE_WITHOUT_MERGE * len(model["vocab"]):
         raise ValueError(
             f"the pipeline's {name} has merges for only {len(long_tokens) - len(unreachable)} of the "
-            f"{len(long_tokens)} longer tokens of its vocabulary, and none for {unreachable[-1]!r}: merges.txt, or the "
-            "merges in tokenizer.json, are incomplete; download its files again."
+            f"{len(long_tokens)} longer tokens of its vocabulary, and no merge for {unreachable[-1]!r}: merges.txt, or "
+            "the merges in tokenizer.json, are incomplete; download the tokenizer's files again."
         )
