@@ -1,6 +1,7 @@
 """The web page: an interactive demo of ``rnri``, ``nao`` and ``seedselect``, and a blind comparison of finished runs.
 
-Modules without Gradio compute; :mod:`experiments.app.page` and the ``*_tab`` modules define the layout and the event
-handlers. The package may import the cache, config, evaluation, reporting and runtime of the experiments. Nothing
-imports the package.
+The layout and the event handlers are in :mod:`experiments.app.page` and in the ``*_tab`` modules, which use Gradio. The
+computations are in modules that do not import Gradio. This package may import ``experiments.cache``,
+``experiments.config``, ``experiments.evaluation``, ``experiments.reporting`` and ``experiments.runtime``. No other
+package imports this package.
 """

@@ -1,4 +1,4 @@
-"""Start the web page: ``python -m experiments.app [key=value ...]``, with the keys of ``configs/app.yaml``."""
+"""Start the web page: ``python -m experiments.app [key=value ...]``. The keys are described in ``configs/app.yaml``."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.project import project_path
 
-if TYPE_CHECKING:  # imported after the command line was checked, because PyTorch takes seconds to import
+if TYPE_CHECKING:  # imported only after the command line is checked, because importing PyTorch takes seconds
     from experiments.app.context import AppContext
     from experiments.app.settings import Settings
 
 INSTANTIATED = ("model", "method", "select")
-"""Keys of objects that Hydra instantiates; the others are fields of ``Settings``."""
+"""Keys whose values are objects that Hydra instantiates. All other keys are fields of ``Settings``."""
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
-    """Compose ``configs/app.yaml`` with command-line ``overrides``.
+    """Compose the config ``configs/app.yaml`` with the ``overrides`` from the command line.
 
     Raises:
-        ValueError: an unknown key or an invalid override.
+        ValueError: an override has a key that is not in the config.
     """
     with initialize_config_dir(project_path("configs"), version_base="1.3"):
         keys = list(compose("app"))
@@ -45,16 +45,16 @@ def compose_config(overrides: list[str]) -> DictConfig:
 
 
 def check_run(folder: str | None) -> None:
-    """Raise ValueError if ``folder`` is not a finished run; needs no other package."""
+    """Raise ValueError if ``folder`` is not the folder of a finished run. This check imports no slow package."""
     if folder is None:
         return
     for name in ("results.json", "samples.parquet"):
         if not (Path(folder) / name).is_file():
-            raise ValueError(f"run: {folder} is not a finished run ({name} is missing); give the run_dir of one.")
+            raise ValueError(f"run: {folder} is not a finished run ({name} is missing): give another folder.")
 
 
 def parse_settings(config: DictConfig) -> Settings:
-    """Validate the plain keys of the config; raise ConfigError that names an invalid key."""
+    """Validate the keys of the config that are fields of ``Settings``; raise ConfigError if a value is invalid."""
     from experiments.app.settings import Settings
 
     values = OmegaConf.to_container(config, resolve=True)
@@ -62,10 +62,10 @@ def parse_settings(config: DictConfig) -> Settings:
 
 
 def build_context(config: DictConfig) -> AppContext:
-    """Load the networks and settings that all visitors share.
+    """Load the networks and settings that all visitors of the page share.
 
     Raises:
-        ValueError: an invalid setting; the message names its key.
+        ValueError: a setting is invalid. The message names the key of the setting.
     """
     settings = parse_settings(config)
 
@@ -102,7 +102,7 @@ def main() -> None:
     check_run(config.run)
     settings = parse_settings(config)
     context = build_context(config)
-    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # uploads are deleted when the page is closed
+    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # uploads are deleted when the server stops
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         from experiments.app.compare_tab import open_session
@@ -116,8 +116,8 @@ def main() -> None:
 
 
 def command() -> None:
-    """Run :func:`main`; exit with a one-line message on expected errors."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
+    """Run :func:`main`. If an expected error occurs, print it in one line and exit."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     try:
         main()
     except ModuleNotFoundError as error:
@@ -129,7 +129,7 @@ def command() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message in one line; for errors of Hydra, the message of the underlying error."""
+    """Return the message of ``error`` in one line. For an error of Hydra, it is the message of the error's cause."""
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The tab Compare: a blind rating of the images of a finished run."""
+"""The tab Compare: visitors rate the images of a finished run without seeing which method made an image."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ document.addEventListener("keydown", event => {
   if (button && button.offsetParent && !button.disabled) button.click();
 });
 </script>"""
-"""The keys 1, 2, 3 and 0 press the answer buttons while these are visible."""
+"""Script for keyboard shortcuts: the keys 1, 2, 3 and 0 press the answer buttons while the buttons are visible."""
 MAX_METHODS = 3
 NO_RUN = "To rate images, start the page with `run=FOLDER`, the folder of a finished run with several methods."
 
 
 @dataclass(frozen=True)
 class RatingSession:
-    """A finished run to rate.
+    """A finished run whose images visitors rate.
 
     Args:
         run: folder of the run.
-        items: its items.
-        methods: the two or three compared methods; raters do not see their names.
-        ratings: folder with the files of all raters.
+        items: the items of the run. Raters compare the images of an item.
+        methods: the two or three compared methods. Raters do not see the names of the methods.
+        ratings: folder with one file of ratings per rater.
     """
 
     run: str
@@ -48,10 +48,10 @@ class RatingSession:
 
 
 def open_session(run: str, methods: list[str] | None, ratings: str) -> RatingSession:
-    """Read the run in the folder ``run``; the default for ``methods`` is its first three.
+    """Read the run in the folder ``run``. By default, the first three methods of the run are compared.
 
     Raises:
-        ValueError: ``run`` is not a finished run, or has not all ``methods``.
+        ValueError: ``run`` is not a finished run, or a method in ``methods`` is not part of the run.
     """
     items = read_run(run)
     available = methods_of(items)
@@ -59,12 +59,12 @@ def open_session(run: str, methods: list[str] | None, ratings: str) -> RatingSes
     unknown = [name for name in selected if name not in available]
     if unknown:
         raise ValueError(f"methods: the run has no {unknown[0]!r}; choose from {', '.join(available)}.")
-    build_questions(items, selected, "test")  # raises if there is nothing to compare
+    build_questions(items, selected, "test")  # raises ValueError if the methods have no item in common
     return RatingSession(run, items, selected, Path(ratings))
 
 
 def compare_tab(session: RatingSession | None, folder: Path) -> None:
-    """Lay out the tab. The table for download is written to ``folder``."""
+    """Create the components of the tab. The ratings for download are written to ``folder``."""
     if session is None:
         gr.Markdown(NO_RUN, elem_id="compare-none")
         return
@@ -107,13 +107,13 @@ def _start(session: RatingSession, rater: str) -> tuple:
 
 def _answer(session: RatingSession, answer: int, remaining: list[Question], rater: str) -> tuple:
     if not remaining:
-        raise ValueError("there is no image to rate; enter your name and start.")
+        raise ValueError("there is no image to rate: enter your name and press Start or continue.")
     Ratings(session.ratings, session.run, rater).add(remaining[0], answer)
     return _show_question(session, remaining[1:], rater)
 
 
 def _show_question(session: RatingSession, remaining: list[Question], rater: str) -> tuple:
-    """Updates of the tab for the first of the ``remaining`` questions, or for the end."""
+    """Return the updates that show the first of the ``remaining`` questions, or that all questions are answered."""
     num_methods = len(session.methods)
     total = len(build_questions(session.items, session.methods, rater))
     if not remaining:

@@ -1,4 +1,4 @@
-"""What all visitors share: the networks, the sampling settings, and a lock so that one request runs at a time."""
+"""State that all visitors of the page share: networks, settings, and a lock that runs one request at a time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
 DISTILLED_GUIDANCE_MAX = 2.0
-"""Models with a default guidance scale below this are taken to be distilled for few steps."""
+"""A model is assumed to be distilled for few steps if its default guidance scale is less than this value."""
 
 
 @dataclass(frozen=True)
 class AppContext:
-    """A model and the settings of the page.
+    """The model and the settings of the page.
 
     Args:
         model: the diffusion model.
         steps, guidance: number of steps and guidance scale of inversion and sampling.
-        method: inversion method; it must be seed-only.
-        load_clip: loads the CLIP features of SeedSelect; called when they are first needed.
-        select: SeedSelect of the tab Rare concept.
-        gradient_steps: number of last sampling steps that SeedSelect differentiates.
-        examples_from: folder or table of example images, or None.
-        limits: upload limits.
+        method: inversion method, which must be seed-only.
+        load_clip: function that loads the CLIP model of SeedSelect. It is called when the model is needed first.
+        select: SeedSelect with the settings of the tab Rare concept.
+        gradient_steps: number of sampling steps, counted from the last one, that SeedSelect backpropagates through.
+        examples_from: folder or table of example images; None: no examples.
+        limits: maximum size of uploaded images.
+        lock: lock that is held while a network runs.
 
     Raises:
         ValueError: ``method`` is not seed-only.
@@ -52,37 +53,39 @@ class AppContext:
     def __post_init__(self) -> None:
         if not self.method.seed_only:
             name = type(self.method).__name__
-            raise ValueError(f"method: {name} stores more than the seed; choose a seed-only method.")
+            raise ValueError(
+                f"method: {name} stores more than the seed: choose a seed-only method, such as accelerated_8."
+            )
         self.model.schedule(self.steps)
         self.model.pipeline.set_progress_bar_config(disable=True)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the checkpoint, computed once."""
+        """Fingerprint of the model's checkpoint, which is computed only once."""
         return self.model.fingerprint
 
     @cached_property
     def clip(self) -> ClipFeatures:
-        """CLIP features, loaded on first use."""
+        """The CLIP model of SeedSelect, which is loaded on first use."""
         return self.load_clip()
 
     @cached_property
     def examples(self) -> list[Example]:
-        """Example images in the image size of the model."""
+        """The example images, resized to the image size of the model."""
         return read_examples(self.examples_from, self.model.image_size, self.limits)
 
     def read_image(self, path: str | Path) -> Image.Image:
-        """Read an uploaded image in the image size of the model; ValueError if it is not acceptable."""
+        """Read an uploaded image and resize it to the image size of the model; raise ValueError if it is invalid."""
         return read_image(path, self.model.image_size, self.limits)
 
 
 def default_steps(default_guidance: float) -> int:
-    """Default number of sampling steps, from the default guidance scale of a model."""
+    """Return the default number of sampling steps of a model with this default guidance scale."""
     return DISTILLED_STEPS if default_guidance < DISTILLED_GUIDANCE_MAX else DEFAULT_STEPS
 
 
 def resolve_device(name: str) -> str:
-    """Resolve ``auto`` to ``cuda`` if available, else ``cpu``."""
+    """Return the device ``name``. ``auto`` stands for ``cuda`` if a GPU is available, and for ``cpu`` otherwise."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"

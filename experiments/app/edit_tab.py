@@ -1,4 +1,4 @@
-"""The tab Edit: invert an image once, then edit it by changing its prompt."""
+"""The tab Edit: invert an image once, then edit the image by changing its prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from experiments.app.widgets import (
 
 
 def edit_tab(context: AppContext, folder: Path) -> None:
-    """Lay out the tab. Seeds for download are written to ``folder``."""
+    """Create the components of the tab. Seed files for download are written to ``folder``."""
     image, seed = gr.State(None), gr.State(None)
     with gr.Row():
         with gr.Column():
@@ -68,7 +68,7 @@ def edit_tab(context: AppContext, folder: Path) -> None:
 
 
 def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
-    """The components of the edit settings ``names``, by name."""
+    """Create one component for each edit setting in ``names``; return the components by name."""
     slider = partial(
         gr.Slider, 0.0, 1.0, step=0.05, buttons=[], info="fraction of steps with the attention of the source image"
     )
@@ -98,7 +98,7 @@ def _invert(
     context: AppContext, folder: Path, image: Image.Image | None, prompt: str, progress: gr.Progress = PROGRESS
 ) -> tuple:
     if image is None:
-        raise ValueError("there is no image yet; upload one or choose an example.")
+        raise ValueError("there is no image yet: upload an image or choose an example.")
     start = time.perf_counter()
 
     def show_progress(done: int, steps: int) -> None:
@@ -114,7 +114,7 @@ def _load_seed(context: AppContext, folder: Path, path: str) -> tuple:
 
 
 def _reset(seed: Seed, status: str, folder: Path) -> tuple:
-    """Updates of the tab for a new seed: seed, status, summary, download button, prompt to edit."""
+    """Return the updates of the tab for a new seed: seed, status, summary, download button and prompt."""
     download = enable_download(write_seed(seed, folder))
     return seed, status_html(status), seed.summary, download, gr.update(value=seed.prompt, interactive=True)
 
@@ -122,9 +122,10 @@ def _reset(seed: Seed, status: str, folder: Path) -> tuple:
 def _render(
     context: AppContext, names: tuple[str, ...], rendered: tuple | None, seed: Seed | None, target: str, *values: Any
 ) -> tuple:
-    """Render the reconstruction and the edit, unless ``rendered``, the key of the current images, is up to date.
+    """Generate the reconstruction and the edited image, unless the displayed images are up to date.
 
-    Invalid input is reported below the images, which stay.
+    ``rendered`` is the key of the displayed images: seed, prompt and edit settings. If an input is invalid, an error
+    message is shown below the displayed images, and the images do not change.
     """
     if seed is None:
         return gr.skip(), "", None

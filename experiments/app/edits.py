@@ -1,4 +1,4 @@
-"""Invert an image once and edit it repeatedly: the computations of the tab Edit."""
+"""Computations of the tab Edit: invert an image once, and edit it repeatedly."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed and everything needed to generate its image; ``rnri.editing.edit`` accepts it as an inversion.
+    """A seed and everything that is needed to generate its image. ``rnri.editing.edit`` accepts it as an inversion.
 
     Attributes:
-        latents: ``[1,...]`` on the CPU, in the layout of the pipeline's ``latents`` argument.
+        latents: values of the seed, ``[1,...]`` on the CPU, in the layout of the pipeline's argument ``latents``.
         prompt: prompt of the inversion.
         steps, guidance: number of steps and guidance scale of sampling.
-        image_size: height and width in pixels.
-        fingerprint: fingerprint of the checkpoint.
+        image_size: height and width of the image in pixels.
+        fingerprint: fingerprint of the model's checkpoint.
         scheduler: class name of the pipeline's scheduler.
     """
 
@@ -47,12 +47,12 @@ class Seed:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompt, as a batch of one."""
+        """The prompt as a batch with one element."""
         return (self.prompt,)
 
     @property
     def pipe_kwargs(self) -> dict[str, Any]:
-        """Arguments that make the pipeline generate the image, as ``rnri.PipelineInversion.pipe_kwargs``."""
+        """Arguments with which the pipeline generates the image of the seed, as in ``rnri.PipelineInversion``."""
         height, width = self.image_size
         return {
             "prompt": [self.prompt],
@@ -65,18 +65,18 @@ class Seed:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the shape and the float32 values."""
+        """SHA-256 hash of the shape and the float32 values of the seed."""
         values = self.latents.float().contiguous()
         return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
 
     @property
     def norm(self) -> float:
-        """Euclidean norm."""
+        """Euclidean norm of the seed."""
         return float(self.latents.double().norm())
 
     @property
     def summary(self) -> str:
-        """Digest, norm and shape in one line, for display."""
+        """Digest, norm and shape of the seed in one line, which the page displays."""
         shape = " x ".join(map(str, self.latents.shape[1:]))
         typical = math.sqrt(self.latents[0].numel() - 1)
         return f"seed {self.digest[:16]}, norm {self.norm:.2f} (typical {typical:.2f}), shape {shape}"
@@ -84,23 +84,23 @@ class Seed:
 
 @dataclass(frozen=True)
 class InversionResult:
-    """A seed and a one-line summary of the convergence of its inversion."""
+    """The seed of an inverted image, and a one-line summary of the convergence of the inversion."""
 
     seed: Seed
     summary: str
 
 
 def no_progress(done: int, steps: int) -> None:
-    """Do nothing."""
+    """Do nothing: the default progress callback of :func:`invert_image`."""
 
 
 def invert_image(
     context: AppContext, image: Image.Image, prompt: str, *, on_step: Callable[[int, int], Any] = no_progress
 ) -> InversionResult:
-    """Invert ``image`` under ``prompt``; ``on_step(done, steps)`` is called after each step.
+    """Invert ``image`` under ``prompt``. ``on_step(done, steps)`` is called after each inversion step.
 
     Raises:
-        ValueError: an empty prompt, a seed that is not finite, or an error of ``rnri.invert``.
+        ValueError: the prompt is empty, the seed is not finite, or ``rnri.invert`` raised an error.
     """
     _check_prompt(prompt)
     with context.lock:
@@ -114,13 +114,13 @@ def invert_image(
             callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, context.steps),
         )
     if not inversion.latents.isfinite().all():
-        raise ValueError("the seed is not finite; start the page with model.dtype=float32.")
+        raise ValueError("the seed is not finite: start the page with model.dtype=float32.")
     seed = make_seed(context, inversion.latents.cpu(), inversion.prompts[0])
     return InversionResult(seed, convergence_summary(inversion))
 
 
 def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:
-    """A :class:`Seed` of ``latents`` with the sampling settings of the page."""
+    """Create a :class:`Seed` from ``latents`` with the sampling settings of the page."""
     return Seed(
         latents=latents,
         prompt=prompt,
@@ -133,7 +133,7 @@ def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:
 
 
 def convergence_summary(inversion: rnri.PipelineInversion) -> str:
-    """Residual, convergence and NFE of the inversion of one image, in one line."""
+    """Describe convergence, largest residual and network evaluations of the inversion of one image in one line."""
     solved, steps = int(inversion.solved.sum()), len(inversion.solved)
     residual, nfe = float(inversion.residual[0]), int(inversion.nfe.sum())
     if inversion.converged.all():
@@ -146,7 +146,7 @@ def convergence_summary(inversion: rnri.PipelineInversion) -> str:
 
 
 def edit_controls(family: Family) -> tuple[str, ...]:
-    """Names of the edit settings that apply to models of ``family``."""
+    """Return the names of the edit settings that the page offers for models of ``family``."""
     if isinstance(family, UNetFamily):
         return ("cross", "self_attention", "weights", "blend")
     return ("share",)
@@ -155,7 +155,7 @@ def edit_controls(family: Family) -> tuple[str, ...]:
 def edit_config(
     family: Family, *, cross: float, self_attention: float, weights: str, blend: str, share: float
 ) -> PromptToPrompt | Injection:
-    """Convert the values of the edit controls to an edit for models of ``family``."""
+    """Create the attention edit for models of ``family`` from the values of the edit settings."""
     if isinstance(family, UNetFamily):
         return PromptToPrompt(
             cross=cross, self_attention=self_attention, weights=parse_weights(weights), blend=parse_words(blend)
@@ -164,10 +164,10 @@ def edit_config(
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Parse ``"red=2, dog=0.5"`` to a weight per word.
+    """Parse word weights such as ``"red=2, dog=0.5"`` to a dictionary from words to weights.
 
     Raises:
-        ValueError: the text has another format.
+        ValueError: ``text`` does not have this format.
     """
     weights = {}
     for part in filter(None, map(str.strip, text.split(","))):
@@ -177,13 +177,13 @@ def parse_weights(text: str) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"word weights: {part!r} is invalid; write them as red=2, dog=0.5.")
+            raise ValueError(f"word weights: {part!r} is invalid: write word weights as red=2, dog=0.5.")
         weights[match["word"].strip()] = number
     return weights
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Parse ``"camel, llama"`` to words."""
+    """Split words that are separated by commas, such as ``"camel, llama"``."""
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
@@ -197,7 +197,7 @@ def edit_image(
         The reconstruction and the edited image.
 
     Raises:
-        ValueError: an empty prompt, or an error of ``rnri.editing.edit``.
+        ValueError: the prompt is empty, or ``rnri.editing.edit`` raised an error.
     """
     _check_prompt(prompt)
     with context.lock:
@@ -209,4 +209,4 @@ def edit_image(
 
 def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
-        raise ValueError("the prompt is empty; describe the image.")
+        raise ValueError("the prompt is empty: describe the image.")

@@ -1,4 +1,4 @@
-"""Errors as one-line messages on the page; unexpected errors are logged on the server as well."""
+"""Shows errors as one-line messages on the page. Unexpected errors are also logged on the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def error_message(error: BaseException) -> str:
-    """The message of an expected error (ValueError, OSError) in one line; only the type of an unexpected one."""
+    """Return the message of an expected error (ValueError, OSError) in one line.
+
+    For an unexpected error, the message contains only the type of the error.
+    """
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split()) or type(error).__name__
     return f"Internal error on the server ({type(error).__name__}); see the terminal for details."
@@ -25,19 +28,19 @@ def error_message(error: BaseException) -> str:
 
 @contextmanager
 def error_context() -> Iterator[None]:
-    """Convert every exception to ``gr.Error``, which the page displays."""
+    """Convert every exception in the context to ``gr.Error``, which the page displays."""
     try:
         yield
     except gr.Error:
         raise
-    except Exception as error:  # a failing handler must not break the page
+    except Exception as error:  # an error in an event handler must not break the page
         if not isinstance(error, ValueError | OSError):
             log.exception("unexpected error in an event handler")
         raise gr.Error(html.escape(error_message(error)), print_exception=False) from error
 
 
 def catch_errors(handler: Handler) -> Handler:
-    """Decorate an event handler, or a generator of updates, so that its errors are displayed on the page."""
+    """Decorate an event handler, so that the page displays its errors. The handler may be a function or a generator."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -56,5 +59,5 @@ def catch_errors(handler: Handler) -> Handler:
 
 
 def status_html(text: str, kind: str = "status") -> str:
-    """A line of text as HTML; ``kind`` is the CSS class, ``status`` or ``error``."""
+    """Return a line of text as an HTML paragraph. ``kind`` is its CSS class, which is ``status`` or ``error``."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""

@@ -1,4 +1,4 @@
-"""The page: its tabs, its style, and its server."""
+"""The web page: its tabs, its CSS, and the server."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MOBILE_CSS = """<style>
   .gradio-container [role=tab] { padding: 0 8px !important; font-size: 14px !important; }
 }
 </style>"""
-"""Part of the HTML head, because Gradio drops media queries from its ``css`` argument."""
+"""CSS for small screens, in the head of the page, because Gradio removes media queries from its argument ``css``."""
 DESCRIPTION = "Invert images to seeds of a diffusion model, then edit, interpolate, average and optimize them."
 CLEANUP_INTERVAL_S, MAX_FILE_AGE_S = 600, 3600
-"""Uploads and generated images older than the maximum age are deleted at this interval."""
+"""Every ``CLEANUP_INTERVAL_S`` seconds, Gradio deletes uploads and generated images older than ``MAX_FILE_AGE_S``."""
 
 
 def build(context: AppContext, folder: Path, session: RatingSession | None = None) -> gr.Blocks:
-    """Build the page; files for download are written to ``folder``, and ``session`` is a run to rate."""
+    """Create the page. Files for download are written to ``folder``. ``session`` has the run to rate, or is None."""
     with gr.Blocks(
         title="Seed exploration", analytics_enabled=False, delete_cache=(CLEANUP_INTERVAL_S, MAX_FILE_AGE_S)
     ) as page:
@@ -64,7 +64,8 @@ def serve(page: gr.Blocks, *, host: str, port: int, max_upload_bytes: int) -> No
     Raises:
         OSError: the port is in use.
     """
-    # Gradio reports a too large file only as "Error", so its limit is set above ours, which gives the reason
+    # Gradio reports a file that is too large only as "Error". Its limit is higher than the limit of the page, so that
+    # the page can report the reason.
     page.launch(
         server_name=host,
         server_port=port,

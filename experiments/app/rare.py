@@ -1,4 +1,4 @@
-"""SeedSelect with intermediate results: the computations of the tab Rare concept."""
+"""Computations of the tab Rare concept: SeedSelect with the results of every iteration."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MAX_REFERENCES = 5
 
 @dataclass(frozen=True)
 class SelectionProgress:
-    """State after one iteration of SeedSelect.
+    """Result of one iteration of SeedSelect.
 
     Attributes:
-        iteration: index of the iteration; 0 is before any update.
+        iteration: index of the iteration. Iteration 0 evaluates the initial seed.
         iterations: maximum number of iterations.
-        loss, best_loss: loss of this iteration, and the lowest so far.
-        image, best_image: image of the current seed, and of the best seed.
-        seed: the best seed.
+        loss, best_loss: loss of this iteration, and the lowest loss so far.
+        image, best_image: image of the current seed, and image of the seed with the lowest loss.
+        seed: the seed with the lowest loss.
     """
 
     iteration: int
@@ -44,17 +44,18 @@ class SelectionProgress:
 def iterate_seedselect(
     context: AppContext, prompt: str, references: Sequence[Image.Image]
 ) -> Iterator[SelectionProgress]:
-    """Optimize a seed, starting from the NAO centroid of the references' seeds; stop iterating to stop.
+    """Optimize a seed with SeedSelect, starting from the NAO centroid of the seeds of the reference images.
 
-    The model is locked only while an iteration is computed.
+    One result is yielded per iteration. The optimization ends when the caller stops iterating. The model is locked only
+    while an iteration is computed.
 
     Raises:
-        ValueError: an empty prompt, a wrong number of references, or seeds that are not finite.
+        ValueError: the prompt is empty, the number of reference images is not allowed, or a seed is not finite.
     """
     if not prompt.strip():
-        raise ValueError("the prompt is empty; name the concept, such as: a photo of a spotted quokka.")
+        raise ValueError("the prompt is empty: name the concept, for example: a photo of a spotted quokka.")
     if not 1 <= len(references) <= MAX_REFERENCES:
-        raise ValueError(f"{len(references)} references: choose one to {MAX_REFERENCES} images of the concept.")
+        raise ValueError(f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} images of the concept.")
     with context.lock:
         iterations = _iterations(context, prompt, references)
     while True:
@@ -101,7 +102,7 @@ def _iterations(context: AppContext, prompt: str, references: Sequence[Image.Ima
 def _initial_seed_and_targets(
     context: AppContext, prompt: str, references: Sequence[Image.Image]
 ) -> tuple[Tensor, Targets]:
-    """The NAO centroid ``[1,C,h,w]`` of the references' seeds, and the targets of SeedSelect."""
+    """Return the NAO centroid ``[1,C,h,w]`` of the seeds of the reference images, and the targets of SeedSelect."""
     model = context.model
     inversion = rnri.invert(
         model.pipeline,
@@ -112,7 +113,7 @@ def _initial_seed_and_targets(
         method=context.method,
     )
     if not inversion.seed.isfinite().all():
-        raise ValueError("the references' seeds are not finite; start the page with model.dtype=float32.")
+        raise ValueError("the seeds of the reference images are not finite: start the page with model.dtype=float32.")
     initial = nao.centroid(inversion.seed.float()).point[None].to(model.device)
     with torch.no_grad():
         features = context.clip(as_images(list(references)).to(model.device))

@@ -1,4 +1,4 @@
-"""The tab Rare concept: run SeedSelect and show every iteration."""
+"""The tab Rare concept: run SeedSelect and show the result of every iteration."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, enable_download, ima
 
 @dataclass
 class RunState:
-    """A visitor's state, shared by the handlers of both buttons: False asks the optimization to stop.
+    """Whether the optimization of a visitor should continue. The handlers of both buttons share this state.
 
-    Gradio's ``cancels`` is not used, because it shows "Error" on every output if it interrupts an iteration.
+    The optimization stops when ``active`` is False. The option ``cancels`` of Gradio is not used, because every output
+    would show "Error" if an iteration were interrupted.
     """
 
     active: bool = False
 
 
 def rare_tab(context: AppContext, folder: Path) -> None:
-    """Lay out the tab. Seeds for download are written to ``folder``."""
+    """Create the components of the tab. Seed files for download are written to ``folder``."""
     with gr.Row():
         with gr.Column():
             references, prompts = image_list_input(context, "rare", MAX_REFERENCES)
@@ -58,7 +59,7 @@ def rare_tab(context: AppContext, folder: Path) -> None:
 
 
 def _buttons(is_running: bool) -> tuple[gr.Button, gr.Button]:
-    """Updates of the buttons Optimize and Stop."""
+    """Return the updates that enable or disable the buttons Optimize and Stop."""
     return gr.Button(interactive=not is_running), gr.Button(interactive=is_running)
 
 

@@ -1,4 +1,4 @@
-"""Blind comparison of the images of a finished run: which images are shown, in which order, and the raters' answers."""
+"""Blind comparison of the images of a finished run: selection and order of the images, and answers of the raters."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ from experiments.cache.atomic import atomic_write
 from experiments.reporting.human_ratings import TIE
 
 RESULT_TENSORS = ("edited", "reconstructions", "images")
-"""Tensors of a unit that can be compared; the first that exists. Next to another one, ``images`` are the inputs."""
+"""Names of the tensors that can have the results of a unit. The first one that the unit contains is compared.
+
+If the results are in another tensor than ``images``, then ``images`` has the input images.
+"""
 RATER_NAME = re.compile(r"[\w .@-]{1,60}")
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A reference to an image on disk: a row of a tensor in the file of a unit."""
+    """An image on disk. It is the entry ``row`` of the tensor named ``tensor`` in the file of a unit."""
 
     file: Path
     tensor: str
     row: int
 
     def read(self) -> Image.Image:
-        """Read the image."""
+        """Read the image from disk."""
         with safe_open(self.file, framework="pt") as unit:
             return uint8_to_pil(unit.get_slice(self.tensor)[self.row])
 
@@ -44,10 +47,10 @@ class Item:
     """The images of several methods for the same prompt and input.
 
     Attributes:
-        name: unique name.
-        prompt: the prompt; may be empty.
-        images: image of each method.
-        input: input image of the methods, if the run stored it.
+        name: unique name of the item.
+        prompt: prompt of the images, which may be empty.
+        images: image of each method, by the name of the method.
+        input: input image of the methods; None if the run did not save it.
     """
 
     name: str
@@ -58,13 +61,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Question:
-    """An item as shown to a rater; ``order`` has the methods from left to right."""
+    """An item that is shown to a rater. ``order`` has the methods of the images from left to right."""
 
     item: Item
     order: tuple[str, ...]
 
     def images(self) -> list[Image.Image]:
-        """Read the images, from left to right."""
+        """Read the images of the item from disk, in the order from left to right."""
         return [self.item.images[method].read() for method in self.order]
 
 
@@ -72,12 +75,14 @@ def read_run(folder: str | Path) -> list[Item]:
     """Read the items of a finished run for which at least two methods have an image.
 
     Raises:
-        ValueError: ``folder`` is not a finished run, or its units have no images to compare.
+        ValueError: ``folder`` is not the folder of a finished run, or no item has images of two methods.
     """
     folder = Path(folder)
     for name in ("results.json", "samples.parquet"):
         if not (folder / name).is_file():
-            raise ValueError(f"run: {folder} is not a finished run ({name} is missing); give the run_dir of one.")
+            raise ValueError(
+                f"run: {folder} is not a finished run ({name} is missing): give the run_dir of a finished run."
+            )
     items: dict[str, Item] = {}
     for method, files in _unit_files(folder / "units").items():
         for file in files:
@@ -91,7 +96,7 @@ def read_run(folder: str | Path) -> list[Item]:
 
 
 def _unit_files(units: Path) -> dict[str, list[Path]]:
-    """Unit files by method; a method with several cache keys gives one entry per key."""
+    """Return the files of all units by method. A method that ran with several settings has one entry per cache key."""
     files = {}
     for method in sorted(path for path in units.glob("*") if path.is_dir()):
         folders = sorted(path for path in method.iterdir() if any(path.glob("*.safetensors")))
@@ -102,7 +107,7 @@ def _unit_files(units: Path) -> dict[str, list[Path]]:
 
 
 def _read_unit(file: Path) -> list[tuple[str, str, ImageRef, ImageRef | None]]:
-    """Name, prompt, result and input of each finite image of a unit."""
+    """Return item name, prompt, result image and input image of each finite image of a unit."""
     try:
         with safe_open(file, framework="pt") as unit:
             metadata = unit.metadata() or {}
@@ -112,7 +117,7 @@ def _read_unit(file: Path) -> list[tuple[str, str, ImageRef, ImageRef | None]]:
             mask = f"{tensor}_finite"
             finite = unit.get_tensor(mask).tolist() if mask in names else [True] * count
     except SafetensorError:
-        return []  # the run is being recomputed and this file is incomplete
+        return []  # the file is incomplete, because the run is being computed again
     if tensor is None:
         return []
     unit_name = metadata.get("unit", file.stem)
@@ -133,24 +138,27 @@ def _read_unit(file: Path) -> list[tuple[str, str, ImageRef, ImageRef | None]]:
 
 
 def _sample_records(metadata: dict[str, str]) -> list[dict]:
-    """The records of the samples of a unit; units that store them omit images that are not finite."""
+    """Return the records of the samples of a unit. Units with such records contain only the images that are finite."""
     record = json.loads(metadata.get("record", "{}"))
     return record.get("samples", []) if isinstance(record, dict) else []
 
 
 def methods_of(items: Sequence[Item]) -> list[str]:
-    """Sorted names of all methods."""
+    """Return the sorted names of all methods that have an image in ``items``."""
     return sorted({method for item in items for method in item.images})
 
 
 def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -> list[Question]:
-    """All items that have an image of every method, in an order and with sides that are random per rater.
+    """Return one question for each item that has an image of every method.
+
+    The order of the questions and the positions of the methods are random. They depend on the name of the rater only.
 
     Raises:
-        ValueError: fewer than two or more than three methods, no common item, or an invalid name of a rater.
+        ValueError: there are fewer than two or more than three methods, the methods have no item in common, or the name
+            of the rater is invalid.
     """
     if not 2 <= len(methods) <= 3:
-        raise ValueError(f"methods: must be two or three, got {len(methods)}.")
+        raise ValueError(f"methods: must be two or three methods, got {len(methods)}.")
     key = hashlib.sha256("\n".join([validate_rater(rater), *sorted(methods)]).encode()).digest()
     random = np.random.default_rng(list(key))
     common = [item for item in items if all(method in item.images for method in methods)]
@@ -161,7 +169,7 @@ def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -
 
 
 def validate_rater(name: str) -> str:
-    """Return the stripped name of a rater; raise ValueError if it is empty or cannot be a file name."""
+    """Return the name of a rater without surrounding spaces; raise ValueError if it cannot be part of a file name."""
     if not RATER_NAME.fullmatch(name.strip()) or not name.strip(" ."):
         raise ValueError("enter your name: up to 60 letters, digits, spaces, dots, dashes or @.")
     return name.strip()
@@ -169,10 +177,10 @@ def validate_rater(name: str) -> str:
 
 @dataclass(frozen=True)
 class Ratings:
-    """The file of one rater for one run. Every answer is written to disk immediately.
+    """The file with the answers of one rater for one run. Every answer is written to disk immediately.
 
     Args:
-        folder: folder with the files of all raters.
+        folder: folder that contains the files of all raters.
         run: folder of the run.
         rater: name of the rater.
     """
@@ -183,26 +191,26 @@ class Ratings:
 
     @property
     def path(self) -> Path:
-        """Path of the file."""
+        """Path of the file with the answers of the rater."""
         run = hashlib.sha256(str(Path(self.run).resolve()).encode()).hexdigest()[:8]
         return self.folder / f"{validate_rater(self.rater)}-{run}.parquet"
 
     def table(self) -> pd.DataFrame:
-        """One row per answer."""
+        """Return a table with one row per answer of the rater."""
         if not self.path.is_file():
             return pd.DataFrame({"rater": [], "item": [], "shown": [], "choice": [], "run": [], "time": []})
         return pd.read_parquet(self.path)
 
     def unanswered(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions that have no answer yet."""
+        """Return the questions that the rater has not answered yet."""
         done = {(row.item, tuple(sorted(row.shown))) for row in self.table().itertuples()}
         return [question for question in questions if (question.item.name, tuple(sorted(question.order))) not in done]
 
     def add(self, question: Question, answer: int) -> None:
-        """Store an answer: 1, 2 or 3 for the image from the left, or 0 for a tie.
+        """Write the answer to a question to disk: the position of the better image (1 is leftmost), or 0 for a tie.
 
         Raises:
-            ValueError: another number.
+            ValueError: ``answer`` is not the position of an image.
         """
         if not 0 <= answer <= len(question.order):
             raise ValueError(f"answer: must be 1 to {len(question.order)}, or 0 for a tie, got {answer}.")

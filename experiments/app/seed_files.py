@@ -1,4 +1,4 @@
-"""Seed files: safetensors with the metadata that is needed to generate the image again."""
+"""Seed files: safetensors files with a seed and the metadata that is needed to generate its image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = "seed-exploration 1"
 
 
 def write_seed(seed: Seed, folder: str | Path) -> Path:
-    """Write ``seed`` to a file in ``folder`` that is named after its digest; return the path."""
+    """Write ``seed`` to a file in ``folder`` and return the path. The file name contains the digest of the seed."""
     path = Path(folder) / f"seed-{seed.digest[:16]}.safetensors"
     metadata = {
         "format": FORMAT,
@@ -32,10 +32,11 @@ def write_seed(seed: Seed, folder: str | Path) -> Path:
 
 
 def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:
-    """Read a file of :func:`write_seed`; ``name`` replaces the file name in error messages.
+    """Read a seed from a file that :func:`write_seed` wrote. Error messages show ``name`` instead of the file name.
 
     Raises:
-        ValueError: not a seed file, a seed of another checkpoint or shape, or values that are not finite.
+        ValueError: the file is not a seed file, the seed is from another checkpoint or has another shape than the seeds
+            of the page's model, or a value is not finite.
     """
     path = Path(path)
     name = name or path.name
@@ -61,7 +62,7 @@ def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:
 
 
 def _check(seed: Seed, context: AppContext, name: str) -> None:
-    """Raise ValueError if ``seed`` does not fit the model of the page."""
+    """Raise ValueError if the model of the page cannot generate an image from ``seed``."""
     if seed.fingerprint != context.fingerprint:
         raise ValueError(
             f"{name} is a seed of another model ({seed.fingerprint[:12]}, not {context.fingerprint[:12]}); "

@@ -1,4 +1,4 @@
-"""Paths between seeds and averages of seeds, with their images: the computations of the tab Seeds."""
+"""Computations of the tab Seeds: paths between two seeds, averages of several seeds, and the images of both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.app.uploads import to_pil
 from nao.norm import seed_norm
 
 NUM_POINTS = 9
-"""Points per path, both ends included."""
+"""Number of points on a path, including both ends."""
 MAX_IMAGES = 8
 
 
@@ -27,9 +27,9 @@ class SeedPaths:
 
     Attributes:
         images: images of the points of NAO's path from the first seed to the second.
-        norms: norms of the points of each path, by the path's name; NAO's is the first.
-        typical_norm: the most likely norm of a Gaussian seed.
-        averages: name, norm and image of each average.
+        norms: norms of the points of each path, by the name of the path. The first path is NAO's path.
+        typical_norm: the most likely norm of a seed from the normal distribution.
+        averages: name, norm and image of each average of all seeds.
     """
 
     images: list[Image.Image]
@@ -42,10 +42,10 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
     """Return the seeds ``[n,C,h,w]`` of ``images`` under ``prompts``, on the CPU.
 
     Raises:
-        ValueError: a wrong number of images, seeds that are not finite, or an error of ``rnri.invert``.
+        ValueError: the number of images is not allowed, a seed is not finite, or ``rnri.invert`` raised an error.
     """
     if not 2 <= len(images) <= MAX_IMAGES:
-        raise ValueError(f"{len(images)} images: choose two to {MAX_IMAGES}.")
+        raise ValueError(f"got {len(images)} images: choose 2 to {MAX_IMAGES} images.")
     with context.lock:
         inversion = rnri.invert(
             context.model.pipeline,
@@ -56,24 +56,32 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
             method=context.method,
         )
     if not inversion.seed.isfinite().all():
-        raise ValueError("the seeds are not finite; start the page with model.dtype=float32.")
+        raise ValueError("the seeds are not finite: start the page with model.dtype=float32.")
     return inversion.seed.float().cpu()
 
 
 def broadcast_prompts(text: str, count: int) -> list[str]:
-    """Split ``text`` into ``count`` prompts, one per line; a single line is used for all images.
+    """Split ``text`` into ``count`` prompts, one per line. A single line is the prompt of all images.
 
     Raises:
-        ValueError: another number of lines.
+        ValueError: the number of lines is neither 1 nor ``count``.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) not in (1, count):
-        raise ValueError(f"{len(lines)} prompts for {count} images: write one line per image, or one for all.")
+        raise ValueError(
+            f"{len(lines)} prompts for {count} images: write one line per image, or one line for all images."
+        )
     return lines * count if len(lines) == 1 else lines
 
 
 def explore(context: AppContext, seeds: Tensor, prompt: str) -> SeedPaths:
-    """Compute the paths between the first two ``seeds [n,C,h,w]`` and the averages of all, with images."""
+    """Compute paths between the first two of n seeds and averages of all seeds, and generate their images.
+
+    Args:
+        context: the model and the settings of the page.
+        seeds: ``[n,C,h,w]``.
+        prompt: prompt of all generated images.
+    """
     a, b = seeds[0], seeds[1]
     paths = {
         "NAO": nao.interpolate(a, b, NUM_POINTS).points,
@@ -108,7 +116,7 @@ def sample_images(context: AppContext, seeds: Tensor, prompt: str) -> list[Image
 
 
 def norm_figure(paths: SeedPaths, index: int) -> Figure:
-    """Plot the norms along the paths, with a marker at point ``index`` of NAO's path."""
+    """Plot the norm of the seed at each point of the paths. A marker shows the point ``index`` of NAO's path."""
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axis = figure.subplots()
     for (name, norms), style in zip(paths.norms.items(), ("-", ":", "--"), strict=True):

@@ -1,4 +1,4 @@
-"""The tab Seeds: interpolate between the seeds of two images, and average the seeds of several."""
+"""The tab Seeds: interpolate between the seeds of two images, and average the seeds of several images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, image_list_input
 
 
 def seeds_tab(context: AppContext) -> None:
-    """Lay out the tab."""
+    """Create the components of the tab."""
     paths = gr.State(None)
     with gr.Row():
         with gr.Column():
@@ -57,7 +57,7 @@ def seeds_tab(context: AppContext) -> None:
 
 def _compute(context: AppContext, images: list[Image.Image], text: str) -> tuple:
     if not text.strip():
-        raise ValueError("the prompt is empty; describe the images.")
+        raise ValueError("the prompt is empty: describe the images.")
     prompts = broadcast_prompts(text, len(images))
     paths = explore(context, invert_images(context, images, prompts), prompts[0])
     status = f"Path from the first image to the second, with the prompt: {prompts[0]}"

@@ -1,4 +1,4 @@
-"""Uploaded images: validated, converted to the image size of the model; and example images."""
+"""Uploaded images and example images: they are checked and converted to the image size of the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MIN_DISPLAY_SIZE = 384
-"""Smaller images are enlarged to at least this many pixels per side for display."""
+"""Images that are smaller than this many pixels per side are enlarged when the page displays them."""
 MAX_EXAMPLES = 12
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Maximum file size in bytes and maximum number of pixels of an upload."""
+    """Maximum file size in bytes and maximum number of pixels of an uploaded image."""
 
     max_bytes: int
     max_pixels: int
@@ -37,15 +37,15 @@ class Example:
 def read_image(
     source: str | Path | bytes, size: tuple[int, int], limits: UploadLimits, *, name: str = ""
 ) -> Image.Image:
-    """Read an image and fit it to ``size`` (H, W), see :func:`fit_image`.
+    """Read an image and convert it to ``size`` (H, W) with :func:`fit_image`.
 
-    The limits are checked on the file size and header, before the pixels are decoded.
+    The limits are compared with the file size and with the header of the file, before the pixels are decoded.
 
     Args:
-        source: path or content of the file.
-        size: height and width in pixels.
-        limits: upload limits.
-        name: file name for error messages; default: the name of ``source``.
+        source: path of the file, or its content.
+        size: height and width of the result in pixels.
+        limits: maximum file size and number of pixels.
+        name: file name that error messages show; default: the name of ``source``.
 
     Raises:
         ValueError: the file is empty, too large, damaged or not an image.
@@ -55,20 +55,20 @@ def read_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             image = Image.open(io.BytesIO(data))
-    except Exception as error:  # image readers raise many types for damaged files
-        raise ValueError(f"{name} is not a readable image; choose a PNG, JPEG or WebP file.") from error
+    except Exception as error:  # PIL raises many types of exceptions for damaged files
+        raise ValueError(f"{name} is not a readable image: choose a PNG, JPEG or WebP file.") from error
     if image.width * image.height > limits.max_pixels:
         raise ValueError(
-            f"{name} has {image.width} x {image.height} pixels; at most {limits.max_pixels:,} are allowed. Resize it."
+            f"{name} has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed: resize it."
         )
     try:
         return fit_image(image, size)
     except Exception as error:
-        raise ValueError(f"{name} is damaged and cannot be decoded; save it again.") from error
+        raise ValueError(f"{name} is damaged and cannot be decoded: save it again.") from error
 
 
 def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[bytes, str]:
-    """Content and name of a file that is neither empty nor larger than ``max_bytes``."""
+    """Return content and name of a file; raise ValueError if the file is empty or larger than ``max_bytes``."""
     if isinstance(source, bytes):
         data = source
         length = len(source)
@@ -79,14 +79,17 @@ def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[
         name = name or path.name
         data = path.read_bytes() if length <= max_bytes else b""
     if length > max_bytes:
-        raise ValueError(f"{name} has {length / 1e6:.1f} MB; at most {max_bytes / 1e6:g} MB are allowed. Resize it.")
+        raise ValueError(f"{name} has {length / 1e6:.1f} MB, at most {max_bytes / 1e6:g} MB are allowed: resize it.")
     if not length:
-        raise ValueError(f"{name} is empty; choose another file.")
+        raise ValueError(f"{name} is empty: choose another file.")
     return data, name
 
 
 def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Convert to RGB of ``size`` (H, W): EXIF orientation applied, white background, center crop."""
+    """Convert an image to RGB and to ``size`` (H, W).
+
+    The EXIF orientation is applied, transparent pixels become white, and the image is cropped at the center.
+    """
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -97,29 +100,30 @@ def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """Enlarge by an integer factor to at least ``MIN_DISPLAY_SIZE`` pixels per side, for display."""
+    """Enlarge an image for display by the smallest integer factor that gives ``MIN_DISPLAY_SIZE`` pixels per side."""
     factor = -(-MIN_DISPLAY_SIZE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """PIL images of a float tensor ``[B,3,H,W]`` in [0, 1]."""
+    """Convert a float tensor ``[B,3,H,W]`` in [0, 1] to B PIL images."""
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in pixels]
 
 
 def uint8_to_pil(pixels: Tensor | np.ndarray) -> Image.Image:
-    """A PIL image of a uint8 tensor ``[3,H,W]``."""
+    """Convert a uint8 tensor ``[3,H,W]`` to a PIL image."""
     return Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(pixels), 0, -1)))
 
 
 def read_examples(source: str | Path | None, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
     """Read example images from a folder, or from a table such as ``assets/emoji/drawings-*.parquet``.
 
-    The prompt of an image in a folder is read from the text file with the same name, if there is one.
+    The prompt of an image in a folder is read from the text file with the same name. The prompt is empty if there is no
+    such file.
 
     Raises:
-        ValueError: ``source`` has no images.
+        ValueError: ``source`` is neither a folder with images nor a table.
     """
     if source is None:
         return []
@@ -127,10 +131,15 @@ def read_examples(source: str | Path | None, size: tuple[int, int], limits: Uplo
     if path.is_file() and path.suffix == ".parquet":
         return _read_drawings(path, size, limits)
     if not path.is_dir():
-        raise ValueError(f"examples: {source} must be a folder of images or a table of drawings; use null for none.")
+        raise ValueError(
+            f"examples: {source} must be a folder of images, a table of drawings, or null for no examples."
+        )
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:MAX_EXAMPLES]
     if not files:
-        raise ValueError(f"examples: {source} has no images ({', '.join(IMAGE_SUFFIXES)}); use null for none.")
+        raise ValueError(
+            f"examples: {source} has no images ({', '.join(IMAGE_SUFFIXES)}): use another folder, or null for no "
+            "examples."
+        )
     return [Example(read_image(file, size, limits), _read_prompt(file.with_suffix(".txt"))) for file in files]
 
 
@@ -139,7 +148,7 @@ def _read_prompt(path: Path) -> str:
 
 
 def _read_drawings(path: Path, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
-    """One drawing per concept, for concepts that are evenly spaced in the table."""
+    """Read one drawing per concept, for at most ``MAX_EXAMPLES`` concepts that are evenly spaced in the table."""
     table = pd.read_parquet(path, columns=["image", "concept", "phrase"]).drop_duplicates("concept")
     selected = table.iloc[:: max(1, len(table) // MAX_EXAMPLES)].head(MAX_EXAMPLES)
     return [

@@ -1,4 +1,4 @@
-"""Components that several tabs share, and the event options that serialize access to the model."""
+"""Components that several tabs use, and options of events, for example to run one event with the model at a time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from experiments.app.messages import catch_errors
 from experiments.app.uploads import enlarge
 
 EXCLUSIVE = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Options of events that run a network: one at a time, over all visitors."""
+"""Options of events that run a network. Only one such event of all visitors runs at a time."""
 NO_PROGRESS = {"show_progress": "hidden"}
 LATEST_ONLY = {"trigger_mode": "always_last", **EXCLUSIVE, **NO_PROGRESS}
-"""Options of events that can arrive faster than they are processed: intermediate ones are dropped."""
+"""Options of events that can arrive faster than they are processed. Only the latest waiting event is processed."""
 PROGRESS = gr.Progress()
-"""Default argument that Gradio replaces by a progress bar for each call."""
+"""Default argument of event handlers. In each call, Gradio replaces it by the progress bar of that call."""
 
 
 def upload_box(elem_id: str, *, multiple: bool = False) -> gr.File:
-    """A file input for one image, or several."""
+    """Create a file input for one image, or for several images if ``multiple`` is true."""
     return gr.File(
         label="Upload images" if multiple else "Upload an image",
         file_types=["image"],
@@ -34,7 +34,7 @@ def upload_box(elem_id: str, *, multiple: bool = False) -> gr.File:
 
 
 def example_gallery(context: AppContext, label: str = "Or choose an example") -> gr.Gallery:
-    """A gallery of the example images; hidden if there are none."""
+    """Create a gallery of the example images. The gallery is hidden if there are no example images."""
     return gr.Gallery(
         [(example.image, None) for example in context.examples],
         label=label,
@@ -50,7 +50,7 @@ def example_gallery(context: AppContext, label: str = "Or choose an example") ->
 
 
 def connect_examples(examples: gr.Gallery, context: AppContext, outputs: list[Any]) -> None:
-    """On a click, write the example's image, its enlarged image and its prompt to ``outputs``."""
+    """Make a click on an example write its image, its enlarged image and its prompt to ``outputs``."""
 
     def choose(event: gr.SelectData) -> tuple[Image.Image, Image.Image, str]:
         example = context.examples[event.index]
@@ -60,7 +60,7 @@ def connect_examples(examples: gr.Gallery, context: AppContext, outputs: list[An
 
 
 def image_list_input(context: AppContext, prefix: str, max_images: int) -> tuple[gr.State, gr.Textbox]:
-    """Components to collect up to ``max_images`` images and their prompts.
+    """Create components that collect up to ``max_images`` images and their prompts.
 
     Returns:
         The state with the list of images, and the text box with one prompt per line.
@@ -88,7 +88,7 @@ def image_list_input(context: AppContext, prefix: str, max_images: int) -> tuple
     def add(current: list[Image.Image], new: Sequence[Image.Image], text: str) -> tuple:
         count = len(current) + len(new)
         if count > max_images:
-            raise ValueError(f"{count} images: at most {max_images} are allowed. Start over.")
+            raise ValueError(f"got {count} images: at most {max_images} images are allowed; press Start over.")
         combined = [*current, *new]
         return combined, [enlarge(image) for image in combined], text
 
@@ -107,5 +107,5 @@ def image_list_input(context: AppContext, prefix: str, max_images: int) -> tuple
 
 
 def enable_download(path: Path) -> dict[str, Any]:
-    """Update of a download button: enabled, for the file ``path``."""
+    """Return the update that enables a download button for the file ``path``."""
     return gr.update(value=str(path), interactive=True)

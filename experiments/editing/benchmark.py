@@ -64,7 +64,7 @@ class BenchmarkEdit:
 
     @property
     def expected_label(self) -> str | None:
-        """Normalized label of the object that the edited image should show; None if the edit does not change the object."""
+        """Normalized label of the object that the edited image should show; None if the edit changes no object."""
         if KINDS[self.kind] != "change object" or self.concept is None:
             return None
         return normalize_name(self.concept)

@@ -109,7 +109,7 @@ class EditJob:
 
 
 def edit_key(edit: BenchmarkEdit) -> str:
-    """Return a text that identifies an edit by its prompts, its mask and the content of its image files."""
+    """Return a string that identifies an edit by its prompts, its mask and the content of its image files."""
     files = [path.read_bytes() for path in (edit.image, edit.target_image) if path is not None]
     parts = [edit.source.encode(), edit.target.encode(), str(edit.concept).encode(), edit.mask.tobytes(), *files]
     return "\n".join([edit.key, *(hashlib.sha256(part).hexdigest() for part in parts)])

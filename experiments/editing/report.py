@@ -122,7 +122,8 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 def with_speedups(rows: Rows) -> list[dict[str, Any]]:
     """Add ``speedup`` to the rows: the time of the method with the slowest model, divided by the time of the row.
 
-    Both times are for the same edit method. The slowest model is the model with the most steps. Prompt-to-prompt and injection count as the same edit method.
+    Both times are for the same edit method; Prompt-to-prompt and injection count as one. The slowest model is the model
+    with the most steps.
     """
 
     def key(row: Mapping[str, Any]) -> tuple:

@@ -167,10 +167,10 @@ def test_prompts_are_one_per_image_or_one_for_all():
 
 def test_number_of_images_is_limited(context):
     one = [context.examples[0].image]
-    with pytest.raises(ValueError, match="two to 8"):
+    with pytest.raises(ValueError, match="2 to 8"):
         invert_images(context, one, [CAMEL])
     for references in ([], one * 6):
-        with pytest.raises(ValueError, match="one to 5"):
+        with pytest.raises(ValueError, match="1 to 5"):
             next(iterate_seedselect(context, CAMEL, references))
 
 
