@@ -1,4 +1,4 @@
-"""NAO: norm-guided paths between seeds and centroids of seeds (Samuel et al. 2023)."""
+"""NAO: norm-guided paths between seeds, and norm-guided centroids of seeds (Samuel et al. 2023)."""
 
 from nao.baselines import lerp, mean, normalized_lerp, normalized_mean, slerp, spherical_mean
 from nao.norm import log_density, norm_penalty, project, relative_log_density, typical_norm

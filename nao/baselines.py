@@ -1,8 +1,8 @@
 """Standard interpolations and averages of seeds, as baselines for NAO.
 
-Interpolations take two seeds ``a`` and ``b`` ``[C,h,w]`` and ``num_points`` = K, both ends included, and return
-``[K,C,h,w]``. Averages take ``seeds [n,C,h,w]`` and return ``[C,h,w]``. They compute in float64 on the CPU and return
-the dtype and device of the input.
+Interpolations take two seeds ``a`` and ``b``, both ``[C,h,w]``, and return ``num_points`` points ``[K,C,h,w]``,
+including both seeds. Averages take seeds ``[n,C,h,w]`` and return one seed ``[C,h,w]``. All functions compute in
+float64 on the CPU, and convert the result to the dtype and device of the input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nao.norm import check_norms, project
 
 def _fractions(num_points: int) -> Tensor:
     if num_points < 2:
-        raise ValueError(f"num_points={num_points}: must be >= 2, both ends included.")
+        raise ValueError(f"num_points={num_points}: must be >= 2, because both ends of the path are included.")
     return torch.linspace(0, 1, num_points, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
@@ -29,16 +29,16 @@ def _cast_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 def lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation. The norms in the middle are too small."""
+    """Linear interpolation. In the middle of the path, the norms are smaller than the norms of typical seeds."""
     s = _fractions(num_points)
     return _cast_like((1 - s) * _to_float64(a) + s * _to_float64(b), a)
 
 
 def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Spherical linear interpolation of the directions, with linear interpolation of the norms.
+    """Spherical linear interpolation of the directions of the seeds, and linear interpolation of their norms.
 
     Raises:
-        ValueError: a zero seed, or opposite seeds, whose great circle is not unique.
+        ValueError: a seed is zero, or the seeds are opposite, so that the great circle between them is not unique.
     """
     norms = check_norms(torch.stack([a, b]))
     u, v = _to_float64(a) / norms[0], _to_float64(b) / norms[1]
@@ -58,30 +58,32 @@ def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def normalized_lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation with all points, including the ends, rescaled to the typical norm."""
+    """Linear interpolation. All points, including both ends, are rescaled to the typical norm."""
     return project(lerp(a, b, num_points))
 
 
 def mean(seeds: Tensor) -> Tensor:
-    """Arithmetic mean. Its norm decreases with the number of seeds."""
+    """Arithmetic mean of the seeds. The norm of the mean decreases with the number of seeds."""
     return _cast_like(_to_float64(seeds).mean(0), seeds)
 
 
 def normalized_mean(seeds: Tensor) -> Tensor:
-    """Arithmetic mean rescaled to the typical norm."""
+    """Arithmetic mean of the seeds, rescaled to the typical norm."""
     return _cast_like(project(mean(_to_float64(seeds))), seeds)
 
 
 def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-12) -> Tensor:
-    """Fréchet mean of the directions on the unit sphere (Karcher's iteration), with the mean of the norms.
+    """Fréchet mean of the seeds' directions on the unit sphere, rescaled to the mean of the seeds' norms.
+
+    The Fréchet mean is computed by Karcher's iteration.
 
     Args:
-        seeds: ``[n,C,h,w]``.
+        seeds: the seeds ``[n,C,h,w]``.
         iterations: maximum number of iterations.
-        tolerance: length of an update, in radians, below which the iteration stops.
+        tolerance: the iteration stops when an update is shorter than this angle in radians.
 
     Raises:
-        ValueError: a zero seed, or seeds whose directions cancel out.
+        ValueError: a seed is zero, or the mean of the directions is zero.
     """
     norms = check_norms(seeds)
     units = _to_float64(seeds).flatten(1) / norms[:, None]
@@ -90,7 +92,7 @@ def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonN
         raise ValueError("the seeds cancel out, so their spherical mean is not unique; leave one of them out.")
     center = center / center.norm()
     for _ in range(iterations):
-        # logarithm map of the seeds at the center, its mean, and the exponential map of that
+        # Apply the logarithm map at the center to all seeds, average the tangents, apply the exponential map.
         cosines = (units @ center).clamp(-1, 1)
         angles = torch.acos(cosines)
         tangents = units - cosines[:, None] * center

@@ -1,19 +1,20 @@
-"""The NAO centroid of seeds in the continuous limit of NAO's energy, by Newton's method on n + 1 numbers.
+"""The NAO centroid of n seeds for continuous paths, computed by Newton's method with n + 1 unknowns.
 
-The centroid minimizes the sum of the energies of the paths to all seeds, plus ``log chi_d(mode) - log chi_d(norm)`` of
-its own norm. The energy of a path depends only on the norms of its ends and the angle between them. The centroid is
-therefore parameterized by ``n`` weights of the unit seeds (its direction) and by ``t = log(norm / mode)``, and computed
-from the cosines ``gram [G,n,n]`` of the seeds alone. The d components are never used.
+The centroid minimizes the sum of the energies of the paths to all seeds, plus ``log chi_d(mode) - log chi_d(norm)`` for
+the norm of the centroid. The energy of a path depends only on the norms of its two ends and on the angle between them.
+Therefore the unknowns are ``n`` weights of the unit seeds (the direction of the centroid) and ``t = log(norm / mode)``.
+The computation needs only the norms and the cosines ``gram [G,n,n]`` of the seeds, not their d components.
 
-Derivatives are exact: the gradient of a path's energy with respect to its end is Clairaut's momentum in the transverse
-direction and ``end_slope`` in the radial direction; its norm is ``cosh(alpha)`` (see :mod:`nao.geodesic`).
+Derivatives are exact. The gradient of a path's energy with respect to its end has two parts: Clairaut's momentum in the
+transverse direction and ``end_slope`` in the radial direction. The norm of this gradient is ``cosh(alpha)`` (see
+:mod:`nao.geodesic`).
 
 The centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid if the gradient of
 the paths to all other seeds is not larger than the sum of the gradient norms of the paths to itself and to the seeds
 that coincide with it (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This is the
 optimality (KKT) condition at a kink.
 
-All tensors are float64. G problems are solved at once; each stops on its own.
+All tensors are float64. G problems are solved in one batch; the iteration of each problem stops independently.
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ from nao.norm import typical_norm
 from nao.radial_metric import RadialMetric, radial_cost
 
 MAX_ITERATIONS = 60
-GRAD_TOL = 1e-8  # gradient at which a centroid has converged, relative to the gradient of one path
-COINCIDENCE_TOL = 1e-7  # radians and log norms; the resolution of float64 cosines
-CLUSTER_TOL = 1e-5  # same units; seeds this close may not be resolved numerically
-SEED_GRAD_TOL = 1e-6  # KKT violation of a seed below which the minimum is indistinguishable from the seed
-MIN_DAMPING = 1e-6  # relative to the gradient of one path, like SMALL_DAMPING
+# A centroid has converged if its KKT violation, relative to the gradient of one path, is at most GRAD_TOL.
+GRAD_TOL = 1e-8
+# Two points coincide if both their angle in radians and their difference in t are at most COINCIDENCE_TOL. The value is
+# the resolution of float64 cosines.
+COINCIDENCE_TOL = 1e-7
+# Seeds that are closer than CLUSTER_TOL (in radians and in t) may not be distinguishable numerically.
+CLUSTER_TOL = 1e-5
+# If the KKT violation of a seed is at most SEED_GRAD_TOL, the minimum is numerically indistinguishable from the seed.
+SEED_GRAD_TOL = 1e-6
+# Damping of Newton's method, relative to the gradient of one path.
+MIN_DAMPING = 1e-6
 SMALL_DAMPING = 1e-3
-ENERGY_RTOL = 1e-9  # accuracy of the quadrature for norms far from the mode
+# Relative accuracy of the path energies, which is limited by the quadrature for norms far from the mode.
+ENERGY_RTOL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,14 @@ class Center:
     """Candidate centroids of G problems with n seeds.
 
     Attributes:
-        weights: the direction as weights of the unit seeds, ``[G,n]``.
-        t: ``log(norm / mode)``, ``[G]``.
-        paths: geodesics from the seeds to the candidate, ``[G,n]``.
-        energy: objective, ``[G]``.
-        kkt_violation: violation of the optimality condition, relative to the gradient of one path, ``[G]``: the norm of
-            the gradient minus the number of seeds that coincide with the candidate. Negative at a seed that satisfies
-            the condition strictly.
-        converged: bool ``[G]``.
+        weights: ``[G,n]``, the direction of the candidate as weights of the unit seeds.
+        t: ``[G]``, ``log(norm / mode)`` of the candidate.
+        paths: geodesics ``[G,n]`` from the seeds to the candidate.
+        energy: ``[G]``, the objective that the centroid minimizes.
+        kkt_violation: ``[G]``, violation of the optimality (KKT) condition: the norm of the gradient, relative to the
+            gradient of one path, minus the number of seeds that coincide with the candidate. A negative value means
+            that the candidate is a seed that satisfies the condition strictly.
+        converged: bool ``[G]``, whether the candidate and its paths satisfy the tolerances.
     """
 
     weights: Tensor
@@ -61,18 +69,20 @@ class Center:
 
 
 def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
-    """Centroids of seeds with cosines ``gram [G,n,n]`` and log norms ``t [G,n]``.
+    """Compute the centroids of seeds with the cosines ``gram [G,n,n]`` and with ``t = log(norm / mode) [G,n]``.
 
-    The search starts from the mean direction, and again from the cheapest seed if that is cheaper than the result. If
-    the minimum is not unique (for two seeds every point of their path is one), the one nearest to the mean direction is
-    returned. If the minimum is at a seed, where the energy has a kink, exactly that seed is returned.
+    The search starts at the mean direction of the seeds. If the seed with the lowest energy has a lower energy than the
+    result, the search is repeated from this seed. If the minimum is not unique, the minimum that is nearest to the mean
+    direction is returned; for two seeds, every point of the path between them is a minimum. If the minimum is at a
+    seed, where the energy has a kink, exactly this seed is returned.
     """
     problem = _Problem(metric, gram, t)
     lower_bounds, order = problem.seed_lower_bounds().sort(1)
     initial = problem.initial_guess()
     seed = problem.evaluate_seed(order[:, 0])
-    # With two seeds the ends of the path are slightly cheaper than its middle, because their norms can be more likely
-    # than the waist's. The threshold below is larger than this difference, so the middle is returned.
+    # With two seeds, the energy can be slightly lower at the ends of the path than in the middle, because the norms of
+    # the seeds can be more likely than the norm of the waist. The margin in the threshold below is larger than this
+    # difference, so that the middle of the path is returned.
     is_optimal = (seed.kkt_violation < -1 / typical_norm(metric.d)) & (seed.energy <= initial.energy)
     best = _where(is_optimal, seed, _descend(problem, initial, is_optimal))
     threshold = best.energy - 2 * problem.norm_cost(torch.full_like(best.t, metric.waist))
@@ -86,7 +96,10 @@ def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
 
 
 def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
-    """Minimize from ``initial`` by damped Newton steps; problems that are ``done``, bool ``[G]``, are not changed."""
+    """Minimize the energy by damped Newton steps, starting at ``initial``; return the best candidates.
+
+    Problems with ``done`` (bool ``[G]``) are not changed.
+    """
     best = initial
     damping = torch.full_like(initial.t, MIN_DAMPING)
     done = done | (best.kkt_violation <= GRAD_TOL)
@@ -94,7 +107,7 @@ def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
         if done.all():
             break
         trial, step_size = problem.newton_step(best, damping)
-        # where two energies are equal up to the quadrature error, compare the gradients
+        # If two energies are equal up to the quadrature error, compare the KKT violations instead.
         is_equal = trial.energy <= best.energy + ENERGY_RTOL * best.energy.abs()
         is_better = (trial.energy < best.energy) | (is_equal & (trial.kkt_violation < best.kkt_violation))
         is_stationary = (step_size <= COINCIDENCE_TOL) & (damping <= SMALL_DAMPING)
@@ -113,7 +126,8 @@ def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
 def angles(gram: Tensor, weights: Tensor) -> Tensor:
     """Angles ``[G,n]`` in radians between the unit seeds and the unit directions ``weights [G,n]``.
 
-    Computed from the norms of the difference and the sum, which is accurate for small angles.
+    The angles are computed from the norms of the difference and of the sum of two unit vectors, which is accurate for
+    small angles.
     """
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
     difference, total = (identity + sign * weights[:, None] for sign in (-1, 1))
@@ -123,7 +137,7 @@ def angles(gram: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Problem:
-    """The objective and its derivatives, for G problems with n seeds."""
+    """The energy that the centroid minimizes, and the derivatives of this energy, for G problems with n seeds."""
 
     def __init__(self, metric: RadialMetric, gram: Tensor, t: Tensor) -> None:
         self.metric, self.gram, self.seeds = metric, gram, t
@@ -133,20 +147,24 @@ class _Problem:
         self.identity = torch.eye(t.shape[1], dtype=t.dtype)
 
     def initial_guess(self) -> Center:
-        """The mean direction, at the mean log norm or at the waist, depending on the energy."""
+        """The candidate in the mean direction of the seeds, at their mean ``t`` or at the waist.
+
+        Of the two, the candidate with the lower energy is returned.
+        """
         weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.evaluate(weights, self.seeds.mean(1))
         at_waist = self.evaluate(weights, torch.full_like(mean.t, self.metric.waist))
         return _where(at_waist.energy < mean.energy, at_waist, mean)
 
     def evaluate_seed(self, index: Tensor) -> Center:
-        """The candidate at seed ``index``, int64 ``[G]``."""
+        """The candidate that equals the seed with the given ``index``, int64 ``[G]``."""
         return self.evaluate(self.identity[index], self.seeds.gather(1, index[:, None])[:, 0])
 
     def seed_lower_bounds(self) -> Tensor:
-        """Lower bounds ``[G,n]`` of the objective at each seed.
+        """Lower bounds ``[G,n]`` of the energy of each seed as the centroid.
 
-        A path costs at least its angle along the waist, and at least the radial line between the two norms.
+        The energy of a path is at least the cost of its angle along the waist, and at least the cost of the radial line
+        between the norms of its ends.
         """
         along_waist = self.gram.clamp(-1, 1).acos() * self.metric.waist_cost
         radial = radial_cost(self.seeds.exp(), self.metric.d)
@@ -154,16 +172,19 @@ class _Problem:
         return path_bounds.sum(2) + self.norm_cost(self.seeds)
 
     def norm_cost(self, t: Tensor) -> Tensor:
-        """``log chi_d(mode) - log chi_d(norm)`` at ``t``, in nats."""
+        """``log chi_d(mode) - log chi_d(norm)`` for the norm with ``t = log(norm / mode)``, in nats."""
         return (self.metric.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
     def normalize(self, weights: Tensor) -> Tensor:
-        """Scale ``weights [G,n]`` to a unit direction."""
+        """Rescale ``weights [G,n]`` so that they represent unit vectors."""
         squares = (weights[:, None] @ self.gram @ weights[..., None])[:, 0]
         return weights / squares.clamp_min(1e-300).sqrt()
 
     def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
-        """The candidate with unit direction ``weights [G,n]`` and log norm ``t [G]``."""
+        """The candidate with the unit direction ``weights [G,n]`` and with ``t = log(norm / mode) [G]``.
+
+        ``warm_start`` are the geodesics of a similar candidate, from which the solver of the geodesics starts.
+        """
         angle = angles(self.gram, weights)
         paths = solve_geodesics(self.metric, self.alpha, self.metric.alpha(t)[:, None], angle, warm_start=warm_start)
         energy = paths.energy.sum(1) + self.norm_cost(t)
@@ -171,27 +192,30 @@ class _Problem:
         return replace(center, kkt_violation=self.kkt_violation(center))
 
     def kkt_violation(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """``Center.kkt_violation`` if the seeds within ``radius`` of the candidate are taken to coincide with it."""
+        """``Center.kkt_violation``, where all seeds within ``radius`` of the candidate count as coincident with it."""
         is_separated = self.is_separated(center, radius)
         transverse, radial = self.negative_gradient(center, self.tangents(center), is_separated)
         return torch.hypot(self.length(transverse), radial) / center.paths.b[:, 0].cosh() - (~is_separated).sum(1)
 
     def is_separated(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """True for seeds that do not coincide with the candidate, bool ``[G,n]``."""
+        """Mask of the seeds that do not coincide with the candidate, bool ``[G,n]``."""
         return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
     def tangents(self, center: Center) -> Tensor:
-        """Unit tangent vectors at the candidate towards each seed, as weights ``[G,n,n]``; 0 for parallel seeds."""
+        """Unit tangent vectors at the candidate towards each seed, as weights of the unit seeds ``[G,n,n]``.
+
+        The tangent vector is 0 for a seed with the same direction as the candidate.
+        """
         cosine = center.paths.angle.cos()[..., None]
         sine = center.paths.angle.sin()[..., None]
         is_defined = center.paths.angle[..., None] > COINCIDENCE_TOL
         return torch.where(is_defined, (self.identity - cosine * center.weights[:, None]) / sine, 0.0)
 
     def negative_gradient(self, center: Center, tangents: Tensor, is_separated: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the gradient over the separated seeds, in units of ``metric.waist_cost``.
+        """Negative gradient of the energy without the paths to coincident seeds, in units of ``metric.waist_cost``.
 
         Returns:
-            The transverse part as weights ``[G,n]`` and the radial part ``[G]``.
+            The transverse part as weights of the unit seeds ``[G,n]``, and the radial part ``[G]``.
         """
         paths = center.paths
         transverse = (tangents.mT @ torch.where(is_separated, paths.momentum, 0.0)[..., None])[..., 0]
@@ -199,11 +223,11 @@ class _Problem:
         return transverse, -torch.where(is_separated, paths.end_slope, 0.0).sum(1) - norm_gradient
 
     def length(self, weights: Tensor) -> Tensor:
-        """Norm ``[G]`` of the vectors ``weights [G,n]``."""
+        """Norms ``[G]`` of the vectors that ``weights [G,n]`` represent."""
         return (weights[:, None] @ self.gram @ weights[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
     def newton_step(self, current: Center, damping: Tensor) -> tuple[Center, Tensor]:
-        """The candidate after a damped Newton step, and the size of the step ``[G]``."""
+        """The candidate after one damped Newton step from ``current``, and the length of the Newton step ``[G]``."""
         paths, n = current.paths, self.identity.shape[0]
         is_separated = self.is_separated(current)
         tangents = self.tangents(current)
@@ -228,7 +252,7 @@ class _Problem:
 
 
 def _where(condition: Tensor, one: Center, other: Center) -> Center:
-    """Problem by problem, ``one`` where ``condition``, bool ``[G]``, is True, else ``other``."""
+    """Select, for each problem, ``one`` if ``condition`` (bool ``[G]``) is True and ``other`` if not."""
 
     def pick(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(condition.view(-1, *[1] * (x.ndim - 1)), x, y)

@@ -1,21 +1,25 @@
-"""The cheapest path between two seeds in the continuous limit of NAO's energy.
+"""The continuous path of minimum NAO energy between two seeds.
 
-The energy of a path is the integral of ``-log chi_d(norm)`` over its length. By symmetry the cheapest path lies in the
-plane of its ends. There it is a geodesic of the metric in :mod:`nao.radial_metric`, whose symbols are used here, and
-obeys Clairaut's relation (do Carmo, "Differential Geometry of Curves and Surfaces", section 4-4):
-``f^2 dangle/ds = momentum`` is constant, where ``s`` is the energy along the path.
+The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path. By symmetry, the path of
+minimum energy lies in the plane that contains the origin and both seeds. In this plane the path is a geodesic of the
+metric in :mod:`nao.radial_metric`, whose symbols are also used in this module. The path satisfies Clairaut's relation
+(do Carmo, "Differential Geometry of Curves and Surfaces", section 4-4): ``f^2 dangle/ds = momentum`` is constant along
+the path, where ``s`` is the energy from the start of the path.
 
-Let ``a`` and ``b`` be the heights (``alpha``) of the ends. With a parameter ``y`` from 0 to the *extent* ``Y`` that
-satisfies ``dangle = momentum * slope / cosh(alpha) dy``, where ``slope = dt/dalpha``, Clairaut's relation gives
+Let ``a`` and ``b`` be the heights (``alpha``) of the two ends. The path is parameterized by ``y``, from 0 to the
+*extent* ``Y``, such that ``dangle = momentum * slope / cosh(alpha) dy`` with ``slope = dt/dalpha``. Clairaut's relation
+then gives
 
     sinh(alpha(y)) = (sinh(a) sinh(Y - y) + sinh(b) sinh(y)) / sinh(Y).
 
-Only ``Y`` is unknown. It is determined by the angle between the ends and is found by Newton's method.
+The only unknown is ``Y``. It is determined by the angle between the ends, and is computed by Newton's method.
 
-Far from its ends a path runs along the waist, which it approaches like ``exp(-y)``. Over pi/2 radians at d = 16,384
-this is a factor of exp(-375), so exponentials are written in terms of the distance to the nearer end.
+Far from its ends a path is close to the waist; the distance to the waist decreases like ``exp(-y)``. For d = 16,384
+this factor is exp(-375) over pi/2 radians. Therefore exponentials are written in terms of the distance to the nearer
+end, so that they do not overflow.
 
-All tensors are float64 and all operations elementwise: the solution of a path does not depend on the rest of the batch.
+All tensors are float64 and all operations are elementwise: the solution of a path does not depend on the other paths of
+the batch.
 """
 
 from __future__ import annotations
@@ -29,32 +33,34 @@ from torch import Tensor
 
 from nao.radial_metric import RadialMetric
 
-PANELS, NODES = 12, 10  # composite Gauss-Legendre rule of a boundary layer, where a path goes from its end to the waist
-BOUNDARY_LAYER = 26.0  # length of a layer in y beyond the height of its end; exp(-26) is neglected
-MIN_ANGLE_RAD = 1e-9  # smaller angles are replaced by this one
-SHORT_TURN = 0.3  # angle / slope below which a path does not come close to the waist
+# Number of panels, and of nodes per panel, of the Gauss-Legendre quadrature in a boundary layer. A boundary layer is
+# the part of a path between one end and the waist.
+PANELS, NODES = 12, 10
+BOUNDARY_LAYER = 26.0  # length in y of a boundary layer minus the height of its end; exp(-26) is negligible
+MIN_ANGLE_RAD = 1e-9  # smaller angles between the ends are replaced by this value
+SHORT_TURN = 0.3  # a path with a smaller ratio angle / slope does not come close to the waist
 MAX_NEWTON_STEPS = 60
-RELATIVE_DIFFERENCE = 1e-6  # step size of finite differences
-ANGLE_RTOL = 1e-11
+RELATIVE_DIFFERENCE = 1e-6  # relative step size of finite differences
+ANGLE_RTOL = 1e-11  # relative tolerance of the angle between the ends
 
 
 @dataclass(frozen=True)
 class Geodesics:
-    """Geodesics, batched over ``[...]``.
+    """Solved geodesics; every tensor has the batch shape ``[...]``.
 
-    Momentum, slopes and their derivatives are in units of ``metric.waist_cost``.
+    ``momentum``, ``end_slope`` and their derivatives are in units of ``metric.waist_cost``.
 
     Attributes:
-        metric: the metric.
-        a, b: heights of the ends.
+        metric: metric of seed space.
+        a, b: heights ``alpha`` of the two ends.
         angle: angle between the ends, in radians.
-        w: the solved unknown, with ``extent^2 = (a - b)^2 + w^2``.
+        w: the unknown of Newton's method, which satisfies ``extent^2 = (a - b)^2 + w^2``.
         momentum: derivative of the energy with respect to ``angle``.
         stiffness: derivative of ``momentum`` with respect to ``angle``; 0 for paths along the waist.
         coupling: derivative of ``momentum`` with respect to ``t`` of end b.
         radial_stiffness: derivative of ``end_slope`` with respect to ``t`` of end b.
         energy: energy of the path, in nats times units of length.
-        converged: True where Newton's method reached the tolerance.
+        converged: bool ``[...]``, whether Newton's method reached the tolerance ``ANGLE_RTOL``.
     """
 
     metric: RadialMetric
@@ -71,19 +77,23 @@ class Geodesics:
 
     @property
     def extent(self) -> Tensor:
-        """``Y``, the range of the parameter y."""
+        """The extent ``Y``, the value of the parameter ``y`` at end b."""
         return torch.hypot(self.a - self.b, self.w)
 
     @property
     def end_slope(self) -> Tensor:
-        """Derivative of the energy with respect to ``t`` of end b; ``momentum^2 + end_slope^2 = cosh(b)^2``."""
+        """Derivative of the energy with respect to ``t`` of end b.
+
+        It satisfies ``momentum^2 + end_slope^2 = cosh(b)^2``.
+        """
         return _end_slope(self.a, self.b, self.extent)
 
     def sample(self, fractions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample points at ``fractions [...,K]`` of the length.
+        """Compute the points of each path at ``fractions [...,K]`` of the path's length.
 
         Returns:
-            ``t [...,K]``, the angle from end a ``[...,K]``, and the lengths ``[...]`` in units of the mode.
+            ``t [...,K]`` of the points, the angles ``[...,K]`` in radians between end a and the points, and the lengths
+            ``[...]`` of the paths in units of the mode.
         """
         quadrature = _Quadrature(self.metric, self.a, self.b, self.extent)
         radius = self.metric.t(quadrature.alpha).exp()
@@ -105,16 +115,16 @@ class Geodesics:
 def solve_geodesics(
     metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor, *, warm_start: Geodesics | None = None
 ) -> Geodesics:
-    """Solve for the cheapest paths between ends at heights ``a`` and ``b``, ``angle`` radians apart.
+    """Compute the paths of minimum energy between ends with the heights ``a`` and ``b`` and the given ``angle``.
 
-    Newton's method, safeguarded by a bracket, in ``w = sqrt(Y^2 - (a - b)^2)``, of which the angle is an almost linear
-    function. All inputs are broadcast to ``[...]``.
+    The unknown is ``w = sqrt(Y^2 - (a - b)^2)``, because the angle is an almost linear function of ``w``. The solver is
+    Newton's method, safeguarded by a bracket of the root. All inputs are broadcast to ``[...]``.
 
     Args:
-        metric: the metric.
-        a, b: heights of the ends.
+        metric: metric of seed space.
+        a, b: heights ``alpha`` of the two ends.
         angle: angle between the ends in radians.
-        warm_start: solved geodesics between similar ends; they give the initial guess.
+        warm_start: solved geodesics between similar ends, from which the initial guess is computed.
     """
     a, b, angle = torch.broadcast_tensors(a, b, angle.clamp_min(MIN_ANGLE_RAD))
     w = _initial_guess(metric, a, b, angle)
@@ -140,7 +150,7 @@ def solve_geodesics(
     quadrature = _Quadrature(metric, a, b, extent)
     energy = metric.waist_cost * quadrature.integrate(quadrature.cosh * quadrature.slope)
     stiffness = (momenta[1] - momentum) / (RELATIVE_DIFFERENCE * w * derivative)
-    # finite differences in the height of end b, at a constant angle
+    # Compute finite differences with respect to the height of end b, at a constant angle.
     rise = RELATIVE_DIFFERENCE * extent.clamp_max(1)
     risen_momentum, risen_angle = _momentum_and_angle(metric, a, b + rise, w)
     angle_change = risen_angle - angles[0]
@@ -164,27 +174,33 @@ def solve_geodesics(
 
 
 def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
-    """``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)``, written without overflow."""
+    """Return ``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)``, computed without overflow for a large extent ``Y``."""
     denominator = -torch.expm1(-2 * extent)
     return (b.sinh() * (2 - denominator) - 2 * a.sinh() * (-extent).exp()) / denominator
 
 
 def _initial_guess(metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:
-    """``w`` if ``dt/dalpha`` were constant: the space is then the hyperbolic plane, where y is the arc length."""
+    """Return the exact ``w`` for a metric with constant ``dt/dalpha``, as the initial guess of Newton's method.
+
+    Such a metric is the metric of the hyperbolic plane, in which ``y`` is the arc length.
+    """
     local = angle / metric.slope((a + b) / 2)
     turn = torch.where(local < SHORT_TURN, local, angle / metric.waist_slope)
     capped = turn.clamp_max(40.0)
     transverse = a.cosh() * b.cosh() * torch.sinh(capped / 2).square()
     extent = 2 * torch.asinh((torch.sinh((a - b) / 2).square() + transverse).sqrt()) + turn - capped
-    # the difference extent^2 - (a - b)^2 loses its digits where the path is nearly radial; use the turn as a minimum
+    # The difference extent^2 - (a - b)^2 loses precision for nearly radial paths; use the turn as a lower bound of w.
     return torch.maximum((extent.square() - (a - b).square()).clamp_min(0).sqrt(), turn.clamp_max(SHORT_TURN))
 
 
 def _momentum_and_angle(metric: RadialMetric, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Momentum, in units of the waist's, and angle of the paths with parameter ``w``."""
+    """Return the momentum and the angle in radians of the paths for given values of the unknown ``w``.
+
+    The momentum is in units of ``metric.waist_cost``.
+    """
     difference, total, extent = (a - b).abs(), a + b, torch.hypot(a - b, w)
     quadrature = _Quadrature(metric, a, b, extent)
-    # momentum^2 is a product of four factors; the first is 0 for a radial path
+    # The square of the momentum is a product of four factors; the first factor is 0 for a radial path.
     radial = torch.expm1(-w.square() / (extent + difference)) * torch.expm1(-extent - difference)
     product = radial * (1 + (total - extent).exp()) * (1 + (-total - extent).exp())
     momentum = product.sqrt() / -torch.expm1(-2 * extent)
@@ -192,18 +208,19 @@ def _momentum_and_angle(metric: RadialMetric, a: Tensor, b: Tensor, w: Tensor) -
 
 
 def _sinh_height(a: Tensor, b: Tensor, extent: Tensor, *, from_a: Tensor, from_b: Tensor) -> Tensor:
-    """``sinh(alpha)`` at the distances ``from_a`` and ``from_b`` in y from the two ends."""
+    """Return ``sinh(alpha)`` at the points with the distances ``from_a`` and ``from_b`` in ``y`` from the two ends."""
     near_a, near_b, full = (torch.expm1(-y) for y in (from_a, from_b, extent))
-    # with x = expm1(-from_a) and x' = expm1(-from_b): (1 + x) x' (2 + x') = exp(-from_a) (exp(-2 from_b) - 1)
+    # For x = expm1(-from_a) and x' = expm1(-from_b), (1 + x) x' (2 + x') equals exp(-from_a) (exp(-2 from_b) - 1).
     left = a.sinh() * (1 + near_a) * near_b * (2 + near_b)
     right = b.sinh() * (1 + near_b) * near_a * (2 + near_a)
     return (left + right) / (full * (2 + full))
 
 
 class _Quadrature:
-    """Quadrature over y for each path, with the heights at its nodes, ``[..., 2 PANELS NODES + 1]``.
+    """Quadrature over ``y`` for each path, and the heights ``[..., 2 PANELS NODES + 1]`` at the nodes.
 
-    A path consists of a boundary layer at each end and the waist between them, which has a single node.
+    A path consists of a boundary layer at each end and of the waist between the two layers. The waist has a single
+    node.
     """
 
     def __init__(self, metric: RadialMetric, a: Tensor, b: Tensor, extent: Tensor) -> None:
@@ -223,11 +240,14 @@ class _Quadrature:
         self.slope = metric.slope(self.alpha)
 
     def integrate(self, values: Tensor) -> Tensor:
-        """Integral over the whole path, ``[...]``."""
+        """Integral ``[...]`` over the whole path of a function with the given ``values`` at the nodes."""
         return (self.weights * values).sum(-1)
 
     def cumulate(self, values: Tensor) -> Tensor:
-        """Integral from end a to every knot: end a (zero), the nodes, end b."""
+        """Integrals from end a to every knot, for a function with the given ``values`` at the nodes.
+
+        The knots are end a, where the integral is zero, the nodes, and end b.
+        """
         left, middle, right = values.tensor_split([PANELS * NODES, PANELS * NODES + 1], -1)
         half_waist = middle * (self.extent - 2 * self.layer) / 2
         before = self._cumulate_layer(left, self.stretch)
@@ -236,21 +256,21 @@ class _Quadrature:
         return torch.cat([torch.zeros_like(half_waist), before[..., :-1], center, center + half_waist + after], -1)
 
     def _cumulate_layer(self, values: Tensor, stretch: Tensor) -> Tensor:
-        """Integral from the start of a layer to each of its nodes, and over the whole layer as the last entry."""
+        """Integrals from the start of a boundary layer to each of its nodes, and over the whole layer (last entry)."""
         panels = (self.layer * stretch * values).unflatten(-1, (PANELS, NODES))
-        parts = panels @ self.rule.T  # to each node of the panel, and over the whole panel
+        parts = panels @ self.rule.T  # integrals to each node of a panel, and over the whole panel
         panel_ends = parts[..., -1].cumsum(-1)
         panel_starts = torch.cat([torch.zeros_like(panel_ends[..., :1]), panel_ends[..., :-1]], -1)
         return torch.cat([(parts[..., :-1] + panel_starts[..., None]).flatten(-2), panel_ends[..., -1:]], -1)
 
     def extend_to_knots(self, values: Tensor) -> Tensor:
-        """Values at the nodes, and at the two ends that of the nearest node (0.004 panels away)."""
+        """Values at all knots: at an end, the value is the value at the nearest node (0.004 panels away)."""
         return torch.cat([values[..., :1], values, values[..., -1:]], -1)
 
 
 @lru_cache(maxsize=1)
 def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Quadrature rule of a boundary layer on [0, 1], with nodes that are dense at 0.
+    """Compute the quadrature rule of a boundary layer on [0, 1], with nodes that are dense near 0.
 
     Returns:
         The nodes, the weights, the length of the panel at each node (all ``[PANELS * NODES]``), and the matrix
@@ -267,7 +287,10 @@ def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor, *, slopes: Tensor) -> Tensor:
-    """Evaluate the cubic Hermite spline with values ``ys`` and ``slopes`` at ``xs [...,M]``, at ``x [...,K]``."""
+    """Evaluate a cubic Hermite spline at ``x [...,K]``.
+
+    The spline has the values ``ys [...,M]`` and the derivatives ``slopes [...,M]`` at the knots ``xs [...,M]``.
+    """
     index = torch.searchsorted(xs.contiguous(), x.contiguous(), right=True).clamp(1, xs.shape[-1] - 1)
     x0, x1 = xs.gather(-1, index - 1), xs.gather(-1, index)
     y0, y1 = ys.gather(-1, index - 1), ys.gather(-1, index)

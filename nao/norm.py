@@ -1,15 +1,16 @@
 """The norm of a seed: a standard Gaussian of `d` components has a chi-distributed norm with `d` degrees of freedom.
 
-NAO's path energy multiplies length by `-log chi_d(norm)`. The additive constant of the log-density is therefore the
-cost of a unit of length at the typical norm and must not be dropped: length would be free. The density of chi_d never
-exceeds 0.80 (d = 1) and its peak tends to 1/sqrt(pi) = 0.564 from above, so the cost is positive for every `d`: 0.5 at
-d = 2, 0.571 at d = 64, 0.572 for d >= 256.
+In NAO's path energy, a unit of length costs `-log chi_d(norm)`, where chi_d is the density of the chi distribution. The
+additive constant of this log-density is the cost of a unit of length at the typical norm. Without the constant, length
+at the typical norm would cost nothing. The cost is positive for every `d`, because the density never exceeds 0.80
+(d = 1) and its maximum decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is
+0.5 for d = 2, 0.571 for d = 64 and 0.572 for d >= 256.
 
-Evaluated directly, terms near 8e4 cancel to -0.57 at d = 16,384. Here the part that depends on the norm is written
-relative to the mode, and the constant is computed once, in double precision.
+Direct evaluation of the log-density loses precision: for d = 16,384, terms near 8e4 add up to -0.57. Therefore the part
+that depends on the norm is computed relative to the mode, and the constant part is computed separately in float64.
 
-Shapes: seeds [..., C, h, w]; norms [...]; `d` = C*h*w. Norms and densities are float64 on the CPU, because some devices
-(MPS) have no float64. Seeds stay on their device.
+Seeds have the shape [..., C, h, w], norms have the shape [...], and `d` = C*h*w. Norms and densities are float64 on the
+CPU, because some devices (MPS) do not support float64. Seeds stay on their device.
 """
 
 from __future__ import annotations
@@ -21,49 +22,51 @@ from torch import Tensor
 
 
 def typical_norm(d: int) -> float:
-    """Return the mode of the norm of a standard Gaussian seed of `d` components, sqrt(d - 1)."""
+    """Return the most likely norm of a standard Gaussian seed of `d` components, sqrt(d - 1)."""
     if d < 2:
-        raise ValueError(f"d={d}: must be >= 2 components, so that the norm has a positive mode.")
+        raise ValueError(f"d={d}: a seed must have >= 2 components, so that its typical norm is positive.")
     return math.sqrt(d - 1)
 
 
 def peak_log_density(d: int) -> float:
-    """Return log chi_d at its mode, the constant term of `log_density`. It is negative for every d."""
+    """Return log chi_d at its mode, which is the constant term of `log_density` and is negative for every d."""
     mode = typical_norm(d)
     return (1 - d / 2) * math.log(2) - math.lgamma(d / 2) + (d - 1) * math.log(mode) - mode**2 / 2
 
 
 def relative_log_density(norm: Tensor, d: int) -> Tensor:
-    """Return log chi_d(norm) - log chi_d(mode) in float64: 0 at the mode, negative elsewhere, -inf at zero.
+    """Return log chi_d(norm) - log chi_d(mode) in float64, which is 0 at the mode, negative elsewhere, and -inf at 0.
 
-    With x = norm/mode - 1 it is (d-1) (log(1+x) - x - x^2/2), which is accurate near the mode.
+    The value is computed as (d-1) (log(1+x) - x - x^2/2) with x = norm/mode - 1, which is accurate near the mode.
     """
     x = norm.cpu().double() / typical_norm(d) - 1
     return (d - 1) * (torch.log1p(x) - x - x.square() / 2)
 
 
 def log_density(norm: Tensor, d: int) -> Tensor:
-    """Return the normalized log-density log chi_d(norm) in float64, as used in NAO's energy."""
+    """Return the log-density log chi_d(norm) of the chi distribution in float64, as used in NAO's energy."""
     return relative_log_density(norm, d) + peak_log_density(d)
 
 
 def seed_norm(seeds: Tensor) -> Tensor:
-    """Return the float64 Euclidean norm of each seed [..., C, h, w] -> [...]."""
+    """Return the Euclidean norms [...] of the seeds [..., C, h, w], in float64 on the CPU."""
     return seeds.cpu().double().flatten(-3).norm(dim=-1)
 
 
 def norm_penalty(seeds: Tensor) -> Tensor:
-    """Return log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w] -> [B], in nats; 0 at the typical norm.
+    """Return the penalty log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w], in nats, [B].
 
-    Differentiable, in the dtype and on the device of the seeds. SeedSelect can use it as a penalty.
+    The penalty is 0 at the typical norm and positive elsewhere. The penalty is differentiable, and has the dtype and
+    device of the seeds. SeedSelect can add this penalty to its loss.
     """
     return -relative_log_density(seed_norm(seeds), seeds[0].numel()).to(seeds.dtype).to(seeds.device)
 
 
 def project(seeds: Tensor, norm: float | None = None) -> Tensor:
-    """Return the seeds [..., C, h, w] rescaled to `norm` (default: the typical norm), in their dtype.
+    """Return the seeds [..., C, h, w] rescaled to `norm`, in their dtype; None rescales to the typical norm.
 
-    Raises ValueError if a seed is zero or not finite.
+    Raises:
+        ValueError: a seed is zero or not finite.
     """
     lengths = check_norms(seeds)
     target = typical_norm(math.prod(seeds.shape[-3:])) if norm is None else norm

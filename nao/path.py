@@ -1,17 +1,18 @@
 """Norm-guided paths and centroids of seeds (NAO; Samuel et al. 2023, "Norm-guided latent space exploration").
 
-The energy of a path is the integral of ``-log chi_d(norm)`` over its length: length is cheap where seeds of that norm
-are likely. The cheapest path lies in the plane of its ends, and the cheapest centroid in the span of its seeds. Both
-therefore depend only on the norms and cosines of the seeds. :mod:`nao.geodesic` and :mod:`nao.frechet_mean` solve for
-them exactly, many problems at once, in float64 on the CPU. The points of a path are evenly spaced by length. The
-polyline of the paper is in :mod:`nao.polyline`.
+The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path, where chi_d is the density of
+the chi distribution. A unit of length costs less at norms that are likely for Gaussian seeds. The path of minimum
+energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy lies in the span of
+the seeds. Both therefore depend only on the norms and cosines of the seeds. :mod:`nao.geodesic` and
+:mod:`nao.frechet_mean` compute paths and centroids up to rounding errors, for a batch of problems, in float64 on the
+CPU. The points of a path are evenly spaced along its length. :mod:`nao.polyline` implements the polyline of the paper.
 
-Norms below 0.35 or above 10 typical norms are outside the tables of :mod:`nao.radial_metric`. Such a seed is connected
-to the nearest tabulated norm by a straight radial segment. Its cost and length count, but no points lie on it except
-the seed itself.
+Norms below 0.35 or above 10 typical norms are outside the tables of :mod:`nao.radial_metric`. A seed with such a norm
+is connected to the nearest norm in the tables by a straight radial segment. The cost and the length of this segment are
+included in the path's energy and length. No points of the path lie on this segment, except the seed itself.
 
-Letters in shapes: d components of a seed, n seeds, K points per path, G problems. Any leading dimensions are batched,
-and the problems of a batch are independent.
+Letters in shapes: d is the number of components of a seed, n the number of seeds, K the number of points per path, and
+G the number of problems. Any leading dimensions are batch dimensions, and the problems of a batch are independent.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from nao.norm import check_norms, project, seed_norm, typical_norm
 from nao.radial_metric import MAX_NORM_RATIO, MIN_NORM_RATIO, radial_cost, radial_metric
 from rnri.validation import IntAtLeast2
 
-MIN_ANGLE_TO_OPPOSITE_RAD = 1e-6  # two seeds this close to opposite have no unique path
-MIN_MEAN_NORM = 1e-7  # norm of the mean of the unit seeds below which the seeds cancel out
+MIN_ANGLE_TO_OPPOSITE_RAD = 1e-6  # two seeds whose angle is within this distance of pi have no unique path
+MIN_MEAN_NORM = 1e-7  # if the mean of the unit seeds has a smaller norm, the centroid is not unique
 
 
 @dataclass(frozen=True)
 class Path:
-    """A path between two seeds.
+    """A path of minimum NAO energy between two seeds.
 
     Attributes:
-        points: ``[...,K,C,h,w]``; the first and the last are the input seeds.
-        energy: energy of the continuous path, independent of K, float64 ``[...]``.
-        length: length of the continuous path, float64 ``[...]``.
-        converged: bool ``[...]``.
+        points: ``[...,K,C,h,w]``, points of the path; the first and the last point are the input seeds.
+        energy: float64 ``[...]``, energy of the continuous path, which does not depend on K.
+        length: float64 ``[...]``, Euclidean length of the continuous path.
+        converged: bool ``[...]``, whether the solver of the path reached its tolerance.
     """
 
     points: Tensor
@@ -51,20 +52,20 @@ class Path:
 
     @property
     def norms(self) -> Tensor:
-        """Norms of the points, float64 ``[...,K]``."""
+        """Norms of the points of the path, float64 ``[...,K]``."""
         return seed_norm(self.points)
 
 
 @dataclass(frozen=True)
 class Centroid:
-    """The centroid of n seeds.
+    """The NAO centroid of n seeds.
 
     Attributes:
-        point: ``[...,C,h,w]``.
-        paths: points of the paths from each seed to the centroid, ``[...,n,K,C,h,w]``.
-        energy: sum of the energies of the paths, plus the cost of the centroid's norm, float64 ``[...]``.
-        lengths: lengths of the paths, float64 ``[...,n]``.
-        converged: bool ``[...]``.
+        point: ``[...,C,h,w]``, the centroid.
+        paths: ``[...,n,K,C,h,w]``, points of the paths from each seed to the centroid.
+        energy: float64 ``[...]``, sum of the energies of the paths, plus the cost of the centroid's norm.
+        lengths: float64 ``[...,n]``, Euclidean lengths of the paths.
+        converged: bool ``[...]``, whether the solver of the centroid reached its tolerance.
     """
 
     point: Tensor
@@ -75,15 +76,15 @@ class Centroid:
 
 
 def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize: bool = False) -> Path:
-    """Return the NAO path from seeds ``a`` to seeds ``b``, both ``[...,C,h,w]``.
+    """Return the NAO path from seed ``a`` to seed ``b``.
 
     Args:
-        a, b: the seeds.
-        num_points: number of points K, both ends included.
-        normalize: rescale both ends to the typical norm first. Inverted seeds often have another norm.
+        a, b: the two seeds, both ``[...,C,h,w]``.
+        num_points: number of points K of the path, including both ends.
+        normalize: whether both seeds are first rescaled to the typical norm. Inverted seeds often have another norm.
 
     Raises:
-        ValueError: a zero seed, opposite seeds, or fewer than 2 points.
+        ValueError: a seed is zero, the seeds are opposite, or ``num_points`` is less than 2.
     """
     subspace = _Subspace(torch.stack([a, b], -4), normalize)
     ends = torch.eye(2, dtype=torch.float64).expand(len(subspace.t), 2, 2)
@@ -105,18 +106,20 @@ def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize
 
 
 def centroid(seeds: Tensor, num_points: IntAtLeast2 = 8, *, normalize: bool = False) -> Centroid:
-    """Return the NAO centroid of ``seeds [...,n,C,h,w]``.
+    """Return the NAO centroid of seeds.
 
-    It minimizes the sum of the energies of the paths from all seeds, plus the cost of its own norm (see
-    :mod:`nao.frechet_mean`). Between two seeds every point of their path is a minimum; the one halfway is returned.
+    The centroid minimizes the sum of the energies of the paths from all seeds to the centroid, plus the cost of the
+    centroid's norm (see :mod:`nao.frechet_mean`). For two seeds every point of the path between them is a minimum; the
+    point in the middle of the path is returned.
 
     Args:
-        seeds: the seeds.
-        num_points: number of points K of each path, both ends included.
-        normalize: rescale the seeds to the typical norm first.
+        seeds: the seeds ``[...,n,C,h,w]``.
+        num_points: number of points K of each path, including both ends.
+        normalize: whether the seeds are first rescaled to the typical norm.
 
     Raises:
-        ValueError: no seed, a zero seed, seeds that cancel out, or fewer than 2 points.
+        ValueError: there is no seed, a seed is zero, the mean of the seeds' directions is zero, or ``num_points`` is
+            less than 2.
     """
     subspace = _Subspace(seeds, normalize)
     center = subspace.solve_mean()
@@ -137,19 +140,20 @@ def centroid(seeds: Tensor, num_points: IntAtLeast2 = 8, *, normalize: bool = Fa
 def centroid_seeds(
     seeds: Tensor, count: PositiveInt, *, num_points: IntAtLeast2 = 8, normalize: bool = False
 ) -> Tensor:
-    """Return the centroid and points around it, ``[G,count,C,h,w]``, from the references ``[G,n,C,h,w]`` of G concepts.
+    """Return the centroid of each concept and points on the paths to the centroid, ``[G,count,C,h,w]``.
 
-    The first seed is the centroid. The others lie on the paths from the references to the centroid, evenly spaced, and
-    alternate between the paths. With a single reference the path may have zero length; all seeds are then equal.
+    The first seed of each concept is the centroid. The other seeds lie on the paths from the inverted seeds of the
+    references to the centroid. They are evenly spaced and alternate between the paths. With a single reference the
+    path may have zero length, and all returned seeds are then equal.
 
     Args:
-        seeds: inverted seeds of the references.
-        count: number of seeds per concept.
-        num_points: number of points per path; increased if there are too few for ``count`` seeds.
-        normalize: rescale the references to the typical norm first.
+        seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
+        count: number of returned seeds per concept.
+        num_points: number of points per path; increased if the paths have fewer points than ``count`` seeds need.
+        normalize: whether the inverted seeds are first rescaled to the typical norm.
 
     Raises:
-        ValueError: a count below 1, or see :func:`centroid`.
+        ValueError: ``count`` is less than 1, or an argument is invalid for :func:`centroid`.
     """
     if count < 1:
         raise ValueError(f"count={count}: must be >= 1; the first seed is the centroid.")
@@ -157,7 +161,7 @@ def centroid_seeds(
     center = subspace.solve_mean()
     points_per_path = -(-(count - 1) // seeds.shape[1])
     last = max(num_points, points_per_path + 2) - 1
-    # from the centroid outwards
+    # The fractions run from the centroid to the references.
     fractions = 1 - torch.arange(1, points_per_path + 1, dtype=torch.float64) / (points_per_path + 1)
     weights, _ = subspace.geodesic_to_seeds(center, (fractions * last).round() / last)
     others = weights.transpose(1, 2).flatten(1, 2)[:, : count - 1]
@@ -165,19 +169,19 @@ def centroid_seeds(
 
 
 def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) -> Tensor:
-    """Return ``count`` inner points of the paths from the references ``[G,n,C,h,w]`` to their centroid.
+    """Return ``count`` inner points of the paths from inverted seeds to their centroid, ``[G,count,C,h,w]``.
 
-    The result is ``[G,count,C,h,w]``: path after path, each from its reference to the centroid. The points are divided
-    among the paths as evenly as possible. With two references the two paths form the path between them, of which the
-    authors' demo optimizes 96 points with SeedSelect.
+    The points are sorted by path, and within a path from the inverted seed to the centroid. Every path has the same
+    number of points, or one more. With two references, the two paths together form the path between the two inverted
+    seeds. The authors' demo optimizes 96 points of this path with SeedSelect.
 
     Args:
-        seeds: inverted seeds of the references of G concepts.
-        count: number of seeds per concept.
-        normalize: rescale the references to the typical norm first.
+        seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
+        count: number of returned seeds per concept.
+        normalize: whether the inverted seeds are first rescaled to the typical norm.
 
     Raises:
-        ValueError: a count below 1, or see :func:`centroid`.
+        ValueError: ``count`` is less than 1, or an argument is invalid for :func:`centroid`.
     """
     if count < 1:
         raise ValueError(f"count={count}: must be >= 1.")
@@ -191,13 +195,14 @@ def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) ->
 
 
 class _Subspace:
-    """The span of the n seeds of each of G problems, with vectors represented as weights of the unit seeds.
+    """The linear span of the n seeds of each of G problems. Vectors in the span are weights of the unit seeds.
 
     Attributes:
-        seeds: the seeds with flattened batch dimensions, ``[G,n,C,h,w]``.
-        gram: cosines of the seeds, float64 ``[G,n,n]`` on the CPU.
-        t: ``log(norm / mode)`` of the seeds, clamped to the tables, ``[G,n]``.
-        radial_length, radial_cost: length and cost of the radial segments beyond the tables, ``[G,n]``.
+        seeds: ``[G,n,C,h,w]``, the seeds with flattened batch dimensions.
+        gram: float64 ``[G,n,n]`` on the CPU, cosines of the angles between the seeds.
+        t: ``[G,n]``, ``log(norm / mode)`` of the seeds, clamped to the range of the tables.
+        radial_length: ``[G,n]``, lengths of the radial segments outside the range of the tables.
+        radial_cost: ``[G,n]``, costs of the radial segments outside the range of the tables.
     """
 
     def __init__(self, seeds: Tensor, normalize: bool) -> None:
@@ -227,11 +232,15 @@ class _Subspace:
         return solve_mean(self.metric, self.gram, self.t)
 
     def embed(self, center: Center) -> Tensor:
-        """The centroid as weights of the unit seeds, ``[G,n]``."""
+        """Return the centroid, including its norm, as weights of the unit seeds, ``[G,n]``."""
         return center.weights * (typical_norm(self.metric.d) * center.t.exp())[:, None]
 
     def geodesic_to_seeds(self, center: Center, fractions: Tensor) -> tuple[Tensor, Tensor]:
-        """Points of the paths from the seeds to the centroid, at ``fractions [...,K]`` of their lengths.
+        """Compute points of the paths from the seeds to the centroid.
+
+        Args:
+            center: the centroid and its geodesics.
+            fractions: positions of the points as fractions ``[...,K]`` of the path length, 0 at the seed.
 
         Returns:
             The points as weights of the unit seeds ``[G,n,K,n]``, and the lengths of the paths ``[G,n]``.
@@ -240,7 +249,7 @@ class _Subspace:
         return _sample(center.paths, fractions, start=unit_seeds, end=center.weights[:, None])
 
     def to_ambient(self, weights: Tensor) -> Tensor:
-        """Seeds ``[G,...,C,h,w]`` from the weights of the unit seeds ``[G,...,n]``."""
+        """Convert weights of the unit seeds ``[G,...,n]`` to seeds ``[G,...,C,h,w]``."""
         scaled = weights / self.norms.view(len(weights), *[1] * (weights.ndim - 2), -1)
         rows = scaled.flatten(1, -2) if weights.ndim > 2 else scaled[:, None]
         seeds = (rows @ self.flat).to(self.seeds.dtype).to(self.seeds.device)
@@ -252,12 +261,12 @@ class _Subspace:
 
 
 def _sample(paths: Geodesics, fractions: Tensor, *, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample points at ``fractions [...,K]`` of the length of each path.
+    """Compute points of each geodesic at the given fractions of its length.
 
     Args:
-        paths: geodesics ``[...]``.
-        fractions: fractions of the length, in [0, 1].
-        start, end: directions of the ends as weights of the unit seeds, ``[...,n]``.
+        paths: geodesics with the batch shape ``[...]``.
+        fractions: positions of the points as fractions ``[...,K]`` of the path length, in [0, 1].
+        start, end: directions of the two ends as weights of the unit seeds, ``[...,n]``.
 
     Returns:
         The points as weights of the unit seeds ``[...,K,n]``, and the lengths of the paths ``[...]``.
@@ -274,5 +283,5 @@ def _sample(paths: Geodesics, fractions: Tensor, *, start: Tensor, end: Tensor) 
 
 def _even_fractions(num_points: int) -> Tensor:
     if num_points < 2:
-        raise ValueError(f"num_points={num_points}: must be >= 2, both ends included.")
+        raise ValueError(f"num_points={num_points}: must be >= 2, because both ends of the path are included.")
     return torch.linspace(0, 1, num_points, dtype=torch.float64)

@@ -1,8 +1,9 @@
-"""NAO as published: a path is a polyline of K points, optimized by gradient descent in all d dimensions.
+"""NAO as published: a path is a polyline of K points, whose energy is minimized over all d components of each point.
 
-The energy evaluates the density of each segment only at its midpoint. With few points the cheapest polyline therefore
-zigzags: the midpoints have the typical norm, the points do not. With many points it converges to the energy of
-:mod:`nao.geodesic`. The tests and the benchmark use it as the reference implementation.
+The energy evaluates the density of the norm only at the midpoint of each segment. With few points, the polyline of
+minimum energy therefore zigzags: the midpoints have the typical norm, but the points do not. With many points, the
+energy of the polyline converges to the energy of the continuous path in :mod:`nao.geodesic`. The tests and the
+benchmark use this module as the reference implementation.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ SPACING_WEIGHT = 1.0  # lambda in the paper
 
 
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
-    """Energy ``[...]`` of polylines ``points [...,K,m]``, including a penalty on segments longer than ``spacing``.
+    """Energy ``[...]`` of polylines, including a penalty on segments that are longer than ``spacing``.
 
     Args:
-        points: float64; m may be smaller than ``d`` if the points lie in a subspace.
+        points: points of the polylines, float64 ``[...,K,m]``. The dimension m may be smaller than ``d`` if the points
+            are given by coordinates in a subspace.
         d: number of components of a seed.
-        spacing: maximum segment length without a penalty, ``[...]``.
+        spacing: maximum length of a segment without a penalty, ``[...]``.
     """
     segments = points.diff(dim=-2)
-    # 1e-24 keeps the derivative of the square root finite where neighboring points coincide
+    # 1e-24 keeps the derivative of the square root finite if two neighboring points coincide
     lengths = (segments.square().sum(-1) + 1e-24).sqrt()
     midpoints = (points[..., 1:, :] + points[..., :-1, :]) / 2
     cost = -log_density((midpoints.square().sum(-1) + 1e-24).sqrt(), d)
@@ -35,23 +37,26 @@ def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
 
 
 def spacing_bound(paths: Tensor) -> Tensor:
-    """Twice the mean segment length of polylines ``[...,K,m]``: the maximum segment length in the paper, ``[...]``."""
+    """Maximum segment length without a penalty ``[...]`` for polylines ``[...,K,m]``: twice their mean segment length.
+
+    The factor of 2 is the value in the paper.
+    """
     return 2 * paths.diff(dim=-2).norm(dim=-1).mean(-1)
 
 
 def descend_path(
     a: Tensor, b: Tensor, num_points: int, iterations: int = 300, *, history: int = 10
 ) -> tuple[Tensor, float]:
-    """Optimize the polyline from seed ``a`` to seed ``b``, starting from slerp.
+    """Optimize the polyline from seed ``a`` to seed ``b``, starting from spherical linear interpolation.
 
     Args:
-        a, b: seeds ``[C,h,w]``.
-        num_points: number of points K, both ends included.
+        a, b: the two seeds ``[C,h,w]`` at the ends of the polyline.
+        num_points: number of points K, including both ends.
         iterations: maximum number of L-BFGS iterations.
         history: history size of L-BFGS.
 
     Returns:
-        The points, float64 ``[K,C,h,w]``, and their energy.
+        The points of the polyline, float64 ``[K,C,h,w]``, and the energy of the polyline.
     """
     initial = slerp(a.cpu().double(), b.cpu().double(), num_points).flatten(1)
     spacing = spacing_bound(initial)
@@ -66,12 +71,19 @@ def descend_path(
 def descend_centroid(
     seeds: Tensor, num_points: int, iterations: int = 300, *, history: int = 10
 ) -> tuple[Tensor, float]:
-    """Optimize the centroid of ``seeds [n,C,h,w]`` and the polylines to it, starting from the spherical mean.
+    """Optimize the centroid of seeds together with the polylines from the seeds to the centroid.
 
-    The other arguments are those of :func:`descend_path`.
+    The optimization starts at the spherical mean of the seeds.
+
+    Args:
+        seeds: the seeds ``[n,C,h,w]``.
+        num_points: number of points K of each polyline, including both ends.
+        iterations: maximum number of L-BFGS iterations.
+        history: history size of L-BFGS.
 
     Returns:
-        The centroid, float64 ``[C,h,w]``, and its energy.
+        The centroid, float64 ``[C,h,w]``, and the energy: the sum of the energies of the polylines plus the cost of the
+        centroid's norm.
     """
     x = seeds.cpu().double()
     d = seeds[0].numel()
@@ -91,7 +103,10 @@ def descend_centroid(
 def _minimize(
     energy: Callable[..., Tensor], initial: list[Tensor], iterations: int, history: int
 ) -> tuple[float, list[Tensor]]:
-    """Minimize by L-BFGS over several tensors; return the initial values if the result is not better."""
+    """Minimize ``energy`` over several tensors by L-BFGS; return the minimum energy and the tensors.
+
+    If the optimization increases the energy, the initial energy and tensors are returned.
+    """
     variables = [value.clone().requires_grad_() for value in initial]
     with torch.enable_grad():
         before = energy(*variables).item()

@@ -1,17 +1,18 @@
-"""The metric of seed space whose geodesics are the NAO paths: what a unit of length costs at each norm.
+"""The metric of seed space whose geodesics are the NAO paths. The metric gives the cost of a unit of length per norm.
 
-Write a seed as a direction and a norm. A path costs ``-log chi_d(norm)`` nats per unit of length, so the metric is
-rotationally symmetric and the paths between two seeds live on a surface of revolution. Symbols:
+A unit of length of a path costs ``-log chi_d(norm)`` nats, where chi_d is the density of the chi distribution. This
+cost depends only on the norm of a seed, not on its direction. Therefore the metric is rotationally symmetric, and the
+path between two seeds is a geodesic on a surface of revolution. Symbols:
 
 - ``d``: number of components of a seed; the *mode* is the most likely norm, ``sqrt(d - 1)``.
 - ``t = log(norm / mode)``: the radial coordinate. A unit of length costs
   ``c(t) = -log chi_d = c0 + (d - 1) (expm1(2t)/2 - t)`` with ``c0 = -log chi_d(mode)``.
-- ``f(t) = norm * c(t)``: cost per radian of a circle about the origin, and per unit of ``t`` of a radial line. The line
-  element of the metric is ``f(t) sqrt(dt^2 + dangle^2)``.
-- The *waist* is the circle with the smallest ``f``, just below the mode. ``waist`` is its ``t`` and ``waist_cost`` its
-  ``f``.
+- ``f(t) = norm * c(t)``: the cost per radian along a circle around the origin, and the cost per unit of ``t`` along a
+  radial line. The line element of the metric is ``f(t) sqrt(dt^2 + dangle^2)``.
+- *waist*: the circle with the smallest ``f``, whose norm is slightly less than the mode. ``waist`` is the value of
+  ``t`` on this circle, and ``waist_cost`` is the value of ``f``.
 - ``alpha``: the signed height above the waist, defined by ``f(t) = waist_cost * cosh(alpha)``. In this coordinate every
-  shortest path has a closed form (:mod:`nao.geodesic`).
+  path of minimum energy has a closed form (:mod:`nao.geodesic`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from torch import Tensor
 
 from nao.norm import peak_log_density, typical_norm
 
-MIN_NORM_RATIO = 0.35  # of the mode; below 0.26 circles become cheaper again, towards the origin
+# Range of the tables in norm / mode. For ratios below 0.26, f decreases towards the origin.
+MIN_NORM_RATIO = 0.35
 MAX_NORM_RATIO = 10.0
-MIN_COMPONENTS = 16
-TABLE_STEP = 1 / 64  # spacing of the tables in alpha; their cubics are then accurate to ten digits
-BISECTIONS = 60
+MIN_COMPONENTS = 16  # minimum number of components of a seed
+TABLE_STEP = 1 / 64  # spacing of the tables in alpha; with this spacing the cubics are accurate to ten digits
+BISECTIONS = 60  # number of bisections that invert alpha(t)
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class RadialMetric:
     """The metric for seeds of ``d`` components, tabulated over ``alpha``.
 
     Attributes:
-        d: number of components.
-        waist: ``t`` at the waist.
-        waist_cost: cost per radian at the waist.
+        d: number of components of a seed.
+        waist: value of ``t`` at the waist.
+        waist_cost: cost per radian along the waist, in nats times units of length.
         first_index: ``alpha`` of the first table row, in units of ``TABLE_STEP``.
-        slopes: coefficients ``[M,4]`` of piecewise cubics for ``dt/dalpha``.
-        heights: coefficients ``[M,4]`` of piecewise cubics for ``t``.
+        slopes: coefficients ``[M,4]`` of the piecewise cubic function ``dt/dalpha`` of ``alpha``.
+        heights: coefficients ``[M,4]`` of the piecewise cubic function ``t`` of ``alpha``.
     """
 
     d: int
@@ -54,22 +56,25 @@ class RadialMetric:
 
     @property
     def waist_slope(self) -> float:
-        """``dt/dalpha`` at the waist. A path approaches the waist by a factor e per this many radians."""
+        """Value of ``dt/dalpha`` at the waist.
+
+        Over an angle of ``waist_slope`` radians, the distance of a path to the waist decreases by a factor of e.
+        """
         return self.slopes[-self.first_index, 0].item()
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Signed height above the waist at ``t = log(norm / mode)``."""
+        """Signed height ``alpha`` above the waist for ``t = log(norm / mode)``."""
         log_ratio = log_cost_ratio(t - self.waist, self.waist, self.d)
-        # alpha = arcosh(exp(log_ratio)); expm1 preserves the digits for small values
+        # Compute alpha = arcosh(exp(log_ratio)); expm1 preserves the precision for small values of log_ratio.
         ratio_minus_1 = torch.expm1(log_ratio.clamp_min(0))
         return torch.sign(t - self.waist) * torch.log1p(ratio_minus_1 + (ratio_minus_1 * (ratio_minus_1 + 2)).sqrt())
 
     def slope(self, alpha: Tensor) -> Tensor:
-        """``dt/dalpha``."""
+        """Derivative ``dt/dalpha`` at the height ``alpha``."""
         return self._cubic(alpha, self.slopes)
 
     def t(self, alpha: Tensor) -> Tensor:
-        """The inverse of :meth:`alpha`."""
+        """Value of ``t = log(norm / mode)`` at the height ``alpha``; the inverse of :meth:`alpha`."""
         return self._cubic(alpha, self.heights)
 
     def _cubic(self, alpha: Tensor, table: Tensor) -> Tensor:
@@ -81,28 +86,31 @@ class RadialMetric:
 
 
 def log_cost_ratio(u: Tensor, waist: float, d: int) -> Tensor:
-    """``log f(waist + u) - log f(waist)``, without the cancellation of the direct difference."""
+    """Return ``log f(waist + u) - log f(waist)``, computed without the cancellation of the direct difference."""
     c = unit_cost(torch.tensor(waist, dtype=torch.float64), d)
     return u + torch.log1p((d - 1) * (math.exp(2 * waist) * torch.expm1(2 * u) / 2 - u) / c)
 
 
 def unit_cost(t: Tensor, d: int) -> Tensor:
-    """``c(t) = -log chi_d`` at ``t = log(norm / mode)``, in nats per unit of length."""
+    """Return the cost ``c(t) = -log chi_d(norm)`` for ``t = log(norm / mode)``, in nats per unit of length."""
     return -peak_log_density(d) + (d - 1) * (torch.expm1(2 * t) / 2 - t)
 
 
 def radial_cost(ratio: Tensor, d: int) -> Tensor:
-    """Cost of the straight line from the origin to the norm ``ratio * mode``: the integral of :func:`unit_cost`."""
+    """Return the cost of a radial line from the origin to the norm ``ratio * mode``.
+
+    The cost is the integral of :func:`unit_cost` over the norm.
+    """
     integral = (d - 1) * (ratio.pow(3) / 6 + ratio / 2 - ratio * ratio.log())
     return typical_norm(d) * (integral - peak_log_density(d) * ratio)
 
 
 @lru_cache(maxsize=8)
 def radial_metric(d: int) -> RadialMetric:
-    """Build the tables for ``d`` components; cached.
+    """Compute the metric and its tables for seeds of ``d`` components; the result is cached.
 
     Raises:
-        ValueError: fewer than 16 components. The density of the norm is then too broad for a waist.
+        ValueError: ``d`` is less than 16. The density of the norm is then so broad that no waist exists.
     """
     if d < MIN_COMPONENTS:
         raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components.")
@@ -118,7 +126,7 @@ def radial_metric(d: int) -> RadialMetric:
 
 
 def _waist(d: int) -> float:
-    """``t`` with ``f'(t) = 0``, by Newton's method from its limit for large d."""
+    """Return ``t`` at the waist, where ``f'(t) = 0``, by Newton's method from the limit of the waist for large d."""
     c0 = -peak_log_density(d)
     t = -c0 / (2 * (d - 1))
     for _ in range(20):
@@ -127,7 +135,10 @@ def _waist(d: int) -> float:
 
 
 def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``t``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha``, which contain 0. By bisection."""
+    """Return ``t``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha``, one of which must be 0.
+
+    ``t`` is computed by bisection.
+    """
     d, waist = metric.d, metric.waist
     at_waist = torch.full_like(alpha, waist)
     low = torch.where(alpha < 0, math.log(MIN_NORM_RATIO) - 0.05, at_waist)
@@ -140,12 +151,12 @@ def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor
     t = torch.where(alpha == 0, at_waist, (low + high) / 2)
     square_norm = (d - 1) * torch.exp(2 * t)
     cost = unit_cost(t, d)
-    # first and second derivative of log f with respect to t; d(log cosh(alpha)) = tanh(alpha) dalpha
+    # Compute the first and second derivative of log f with respect to t; d(log cosh(alpha)) = tanh(alpha) dalpha.
     first = (d - 1) * (1.5 * math.exp(2 * waist) * torch.expm1(2 * (t - waist)) - (t - waist)) / cost
     second = 2 * square_norm / cost - ((d - 1) * torch.expm1(2 * t) / cost).square()
     slope = alpha.tanh() / first
     curvature = (1 / alpha.cosh().square() - slope.square() * second) / first
-    # at the waist both are 0/0; their limits follow from the Taylor series of log f, with its third derivative
+    # At the waist, slope and curvature are 0/0. Their limits follow from the second and third derivative of log f.
     third = (10 * square_norm / cost - 2)[alpha == 0]
     slope[alpha == 0] = second[alpha == 0].rsqrt()
     curvature[alpha == 0] = -third / (3 * second[alpha == 0].square())
@@ -153,9 +164,9 @@ def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _hermite(value: Tensor, slope: Tensor) -> Tensor:
-    """Coefficients ``[M-1,4]`` of the cubics through values and slopes ``[M]`` on the table's grid.
+    """Return the coefficients ``[M-1,4]`` of the Hermite cubics for values ``[M]`` and slopes ``[M]`` on the grid.
 
-    The argument of a cubic is the fraction of the grid interval, in [0, 1].
+    The argument of each cubic is the position within the grid interval as a fraction in [0, 1].
     """
     left, right = TABLE_STEP * slope[:-1], TABLE_STEP * slope[1:]
     rise = value.diff()

@@ -1,4 +1,4 @@
-"""Seeds to sample from, given groups of inverted seeds ``[G,n,C,h,w]``, one group per concept."""
+"""New seeds from groups of inverted seeds ``[G,n,C,h,w]``, one group per concept."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ def seeds_between(seeds: Tensor, count: PositiveInt, *, path: Callable[[Tensor, 
     """Return ``count`` inner points of the path between the first two seeds of each group, ``[G,count,C,h,w]``.
 
     Args:
-        seeds: ``[G,n,C,h,w]`` with n >= 2.
+        seeds: groups of inverted seeds, ``[G,n,C,h,w]`` with n >= 2.
         count: number of points per group.
-        path: ``(a, b, num_points) -> [num_points,C,h,w]`` or a ``Path``, both ends included: ``lerp``, ``interpolate``.
+        path: function ``(a, b, num_points)`` that returns a ``Path`` or points ``[num_points,C,h,w]``, including both
+            ends, for example ``lerp`` or ``interpolate``.
 
     Raises:
-        ValueError: ``count`` below 1, groups of a single seed, or an error of ``path``.
+        ValueError: ``count`` is less than 1, a group contains only one seed, or ``path`` raises a ValueError.
     """
     if count < 1:
-        raise ValueError(f"count={count}: must be >= 1, the number of points between two seeds.")
+        raise ValueError(f"count={count}: the number of points between two seeds must be >= 1.")
     if seeds.shape[1] < 2:
-        raise ValueError("a path needs two seeds per group; invert at least two reference images.")
+        raise ValueError("a path needs at least two seeds per group; invert at least two reference images per concept.")
     return torch.stack([_points(path(group[0], group[1], count + 2))[1:-1] for group in seeds])
 
 
 def average_seeds(seeds: Tensor, count: PositiveInt, *, average: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the average of each group, ``[G,1,C,h,w]``.
+    """Return the average of the seeds of each group, ``[G,1,C,h,w]``.
 
     Args:
-        seeds: ``[G,n,C,h,w]``.
-        count: must be 1; a group has a single average.
-        average: ``[n,C,h,w] -> [C,h,w]``: ``mean``, ``spherical_mean``.
+        seeds: groups of inverted seeds, ``[G,n,C,h,w]``.
+        count: number of seeds per group; must be 1, because a group has a single average.
+        average: function that maps seeds ``[n,C,h,w]`` to their average ``[C,h,w]``, for example ``mean`` or
+            ``spherical_mean``.
 
     Raises:
         ValueError: ``count`` is not 1.
