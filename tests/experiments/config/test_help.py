@@ -25,7 +25,7 @@ def test_every_experiment_has_a_description(experiment):
 
 def test_experiment_help_describes_keys_from_comments_and_docstrings():
     text = experiment_help(["experiment=rare_concepts", "task.steps=7"])
-    assert "task.steps=7\n    sampling steps" in text  # a comment of the config
+    assert "task.steps=7\n    number of sampling steps" in text  # a comment of the config
     assert "select.iterations=3\n    " in text  # the docstring of SeedSelect
 
 
