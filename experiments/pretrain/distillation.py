@@ -21,7 +21,7 @@ from experiments.pretrain.validation_accuracy import AccuracyProbe
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 Encode = Callable[[list[str]], Sequence[Tensor]]
-"""A text encoder: a function from captions to one or more tensors, each with one row per caption."""
+"""A text encoder, that is, a function from captions to one or more tensors, each with one row per caption."""
 
 UNCONDITIONAL_INDEX = 0  # index of the empty caption
 

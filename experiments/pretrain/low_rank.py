@@ -83,8 +83,8 @@ class LowRank(nn.Module):
                 up.copy_(state[f"unet.{name}.lora_B.weight"].flatten(1))
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give the folder "
-                "of such a LoRA."
+                f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give the "
+                "folder of such a LoRA."
             ) from None
 
 
