@@ -1,4 +1,4 @@
-"""The optimization problem of SeedSelect: how an image is generated from a seed, and what it should resemble."""
+"""The optimization problem of SeedSelect: how an image is generated from a seed, and the targets of the image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Targets:
     Attributes:
         features: mean feature of each sample's reference images, ``[B,D]``.
         latent: mean latent of each sample's reference images, ``[B,C,h,w]``.
-        text: features of the prompts in the feature space of the images, ``[B,D]``; only rewards that compare the
-            image with the prompt need them.
-        prompts: B prompts; only rewards that compute text features with a separate model need them.
+        text: features of the prompts in the feature space of the images, ``[B,D]``; used only by rewards that compare
+            the image with the prompt.
+        prompts: B prompts; used only by rewards that compute text features with a separate model.
     """
 
     features: Tensor

@@ -97,7 +97,7 @@ def text_similarity(generation: Generation) -> Tensor:
 class ClipReward:
     """Cosine similarity of images and prompts under a separate CLIP-like reward model, such as PickScore or HPSv2.
 
-    The model must be loadable as a CLIP model by ``transformers``. It is loaded on the first call.
+    The model must be loadable as a CLIP model by ``transformers``. The model is loaded on the first call.
 
     Args:
         path: local folder or Hub id of the reward model.

@@ -73,7 +73,7 @@ class BestOf:
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """Zeroth-order search: each round replaces the seed by its best neighbor if that decreases the loss.
+    """Zeroth-order search: each round replaces the seed by its best neighbor if this neighbor has a smaller loss.
 
     A neighbor of the seed z is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with Gaussian noise e. The neighbor is
     rescaled to the norm of z.

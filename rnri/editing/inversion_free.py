@@ -20,7 +20,7 @@ from rnri.validation import GuidanceScale, HalfOpenUnitInterval, RandomSeed, dat
 
 @runtime_checkable
 class Editor(Protocol):
-    """A method that transforms an image into its edit with the predictions for the source and for the edited prompt."""
+    """A method that turns an image into an edited image, with predictions for the source and for the edited prompt."""
 
     def guidances(self, guidance: float) -> tuple[float, float]:
         """Return the guidance scales ``(source, edit)`` of the two predictors, given the user's ``guidance`` scale."""
@@ -33,7 +33,7 @@ class Editor(Protocol):
 
 @dataclass(frozen=True)
 class FlowEdit:
-    """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE from the image to its edit.
+    """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE from the image to the edited image.
 
     The edit ``z`` starts at the image's latent, ``z = z_0``. Every step draws new noise ``n`` and uses the velocities
     ``v`` of flow matching for the source and the target prompt::

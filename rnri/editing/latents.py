@@ -37,9 +37,9 @@ def edit_latents(
     """Return ``(reconstructions, edits)``, each clean latents ``[B,C,h,w]``; both are computed in one batch.
 
     This function does the same as ``rnri.editing.edit``, but inside ``inverter.reconstruct`` instead of a pipeline
-    call. It therefore works for all inversion methods, including methods with their own sampler and methods that store
-    noise maps, offsets or a second latent. The index of the current step is computed from the timestep at which the
-    network is called.
+    call. The function therefore works for all inversion methods, including methods with their own sampler and methods
+    that store noise maps, offsets or a second latent. The index of the current step is computed from the timestep at
+    which the network is called.
 
     Args:
         inversion: the inversion that ``inverter`` returned for the source prompts.

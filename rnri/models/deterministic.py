@@ -24,8 +24,8 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     config equals the config of ``source``.
 
     Args:
-        source: a diffusion scheduler that ``Schedule.from_scheduler`` supports. It is copied. Flow-matching schedulers
-            are not allowed.
+        source: a diffusion scheduler that ``Schedule.from_scheduler`` supports, except flow-matching schedulers;
+            ``source`` is copied.
     """
 
     order = 1
@@ -82,8 +82,8 @@ def scheduler_for(pipe: DiffusionPipeline) -> SchedulerMixin:
     """Return the deterministic scheduler with which ``pipe`` reproduces inverted images.
 
     This function does not change ``pipe``; use ``pipe.scheduler = rnri.scheduler_for(pipe)``. For flow matching the
-    function returns a copy of the pipeline's scheduler, which is already deterministic. For diffusion it returns a
-    ``DeterministicScheduler``, whose steps are first-order and add no noise.
+    function returns a copy of the pipeline's scheduler, which is already deterministic. For diffusion the function
+    returns a ``DeterministicScheduler``, whose steps are first-order and add no noise.
 
     Raises:
         ValueError: the pipeline or its scheduler is not supported.

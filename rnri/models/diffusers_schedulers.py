@@ -199,7 +199,7 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixi
 
 
 def _integer_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor, steps: int) -> Tensor:
-    """Return ``timesteps`` as int64 ``[N]``; raise ValueError unless they are descending indices of ``table``."""
+    """Return ``timesteps`` as int64 ``[N]``; raise ValueError unless the values are descending indices of ``table``."""
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         # For some step counts, such as 61, rounding appends a spurious -1 to diffusers' trailing spacing.
         timesteps = timesteps[timesteps >= 0]

@@ -53,8 +53,8 @@ class LatentDiffusion:
 
     Args:
         pipeline: a diffusers pipeline; CPU offload is supported.
-        default_guidance: guidance scale for sampling when the user sets none; it should be 1 for turbo and LCM
-            checkpoints. None means the default of the model family.
+        default_guidance: guidance scale for sampling when the user sets no scale; the value should be 1 for turbo and
+            LCM checkpoints. None means the default of the model family.
         image_size: height and width ``(H, W)`` of images in pixels; None means the checkpoint's default.
 
     Raises:
@@ -102,8 +102,8 @@ class LatentDiffusion:
                 slower on a CPU and can overflow on MPS.
             local_files_only: if True, use only local files, without downloads.
             variant, revision: arguments of the same names of diffusers' ``from_pretrained``.
-            default_guidance: guidance scale for sampling when the user sets none; None means the default of the model
-                family.
+            default_guidance: guidance scale for sampling when the user sets no scale; None means the default of the
+                model family.
             lora: folder, file or hub id of a LoRA, which is fused into the weights; loading a LoRA needs the package
                 ``peft``.
             scheduler: name of a scheduler class of diffusers that replaces the checkpoint's scheduler, such as

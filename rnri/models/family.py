@@ -152,7 +152,7 @@ def registered_families() -> list[type[Family]]:
 
 
 def registered_family(pipeline_class: type[DiffusionPipeline]) -> type[Family] | None:
-    """Return the model family registered for a pipeline class or its nearest base class; None without such a family."""
+    """Return the model family registered for a pipeline class or its nearest base class, or None."""
     return next((_FAMILIES[base] for base in pipeline_class.__mro__ if base in _FAMILIES), None)
 
 

@@ -37,9 +37,9 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def runtime_flags(module: nn.Module) -> dict[str, object]:
-    """Return the settings of a network in memory that change its output and are neither weights nor config.
+    """Return the settings of a loaded network that change the network's output but are neither weights nor config.
 
-    These settings are adapters, FreeU, attention processors, hooks and tiling. They are read from attributes of
+    These settings are adapters, FreeU, attention processors, hooks and tiling. The settings are read from attributes of
     ``peft`` layers, of diffusers' attention processors and of diffusers' blocks, without importing ``peft`` or
     diffusers.
     """
@@ -74,7 +74,7 @@ def _canonical_json(settings: Mapping[str, object]) -> str:
 
 
 def _processor(processor: object) -> object:
-    """Return the class and attributes of an attention processor; None if it computes standard attention."""
+    """Return the class and attributes of an attention processor; None if the processor computes standard attention."""
     attributes = _attributes(processor)
     if type(processor).__name__ in EQUIVALENT_PROCESSORS and not attributes:
         return None

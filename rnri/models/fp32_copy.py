@@ -18,8 +18,8 @@ class Float32Copy:
     """Stores a float32 copy of a diffusers network and creates a new copy when the network has changed.
 
     The class detects a different network, a replaced weight, and in-place changes that PyTorch counts in
-    ``tensor._version``, such as changes by ``load_state_dict`` and by optimizers. It does not detect changes through
-    ``weight.data``.
+    ``tensor._version``, such as changes by ``load_state_dict`` and by optimizers. Changes through ``weight.data`` are
+    not detected.
     """
 
     def __init__(self) -> None:

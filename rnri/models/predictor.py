@@ -31,8 +31,8 @@ class Denoiser(Protocol):
     def __call__(self, z: Tensor, t: float) -> Tensor:
         """Return the predicted noise or velocity for ``z [B,C,h,w]`` at timestep ``t``.
 
-        ``Schedule.predicts`` of the same model tells which of the two is predicted. The result has the shape and dtype
-        of ``z`` and is differentiable with respect to ``z``.
+        The prediction is the velocity if ``Schedule.predicts`` of the model is "flow", otherwise noise. The result has
+        the shape and dtype of ``z`` and is differentiable with respect to ``z``.
         """
         ...
 
@@ -41,7 +41,7 @@ class Denoiser(Protocol):
         ...
 
     def unguided(self) -> Denoiser:
-        """Return the denoiser without classifier-free guidance; it is equal to this one if guidance is off."""
+        """Return the denoiser without classifier-free guidance, which predicts from the prompts alone."""
         ...
 
 
@@ -49,8 +49,8 @@ class Denoiser(Protocol):
 class NoisePredictor:
     """A callable ``(z [B,C,h,w], t) -> y`` that predicts noise or velocity and counts network evaluations.
 
-    ``y`` has the shape and dtype of ``z``. It is the noise or, for flow matching, the velocity ``n - x0``;
-    ``Schedule.predicts`` of the same model tells which. ``denoiser`` applies the prompts, the guidance and all
+    ``y`` has the shape and dtype of ``z``. ``y`` is the velocity ``n - x0`` if the model's
+    ``Schedule.predicts`` is "flow", otherwise the noise. ``denoiser`` applies the prompts, the guidance and all
     conversions. This predictor and all predictors that ``select`` returns share three counts:
 
     - ``forward_evaluations``: number of samples that the network has processed;
@@ -76,7 +76,7 @@ class NoisePredictor:
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        A call counts as one forward and one backward evaluation per sample; its cost is about the same.
+        A call counts as one forward and one backward evaluation per sample, because a call takes about as long as both.
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation

@@ -27,9 +27,10 @@ class Schedule:
     flow matching (``alpha + sigma = 1``) are special cases.
 
     The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
-    ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. It differs for ``linspace``
-    spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing. Inversion is still
-    exact, because it inverts the same step. The list of timesteps only determines which timestep the network receives.
+    ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. The two timesteps differ
+    for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing.
+    Inversion is still exact, because inversion uses the same levels. The list of timesteps only determines which
+    timestep the network receives.
 
     Attributes:
         timesteps: descending timesteps that the network receives, ``[N]``; int64, or float64 for flow matching.
@@ -121,7 +122,7 @@ class Schedule:
         """The scales ``c`` and times ``tau`` before every step and after the last step, each float64 ``[N+1]``.
 
         With these variables every step is an Euler step, ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``. If the
-        predictor returns noise, ``c = alpha`` and ``tau = sigma / alpha``. If it returns the velocity,
+        predictor returns noise, ``c = alpha`` and ``tau = sigma / alpha``. If the predictor returns the velocity,
         ``c = alpha + sigma`` and ``tau = sigma / c``.
         """
         alpha = torch.cat([self.alpha, self.alpha_next[-1:]])

@@ -28,7 +28,7 @@ class SD3Denoiser(GuidedDenoiser):
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Dtype of the network; cached, because diffusers iterates over all weights to return it."""
+        """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
         return self.transformer.dtype
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:

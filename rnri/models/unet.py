@@ -54,7 +54,7 @@ class UNetDenoiser(GuidedDenoiser):
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Dtype of the network; cached, because diffusers iterates over all weights to return it."""
+        """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
         return self.unet.dtype
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
@@ -105,7 +105,7 @@ class UNetFamily(Family):
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Default latent size ``(h, w)``: the UNet's ``sample_size`` or, if it is not set, the VAE's image size."""
+        """Default latent size ``(h, w)``: the UNet's ``sample_size`` or, if the UNet has none, the VAE's image size."""
         image_size = self.pipeline.vae.config.sample_size
         if self.network.config.sample_size is None and image_size is not None:
             height, width = as_pair(image_size)

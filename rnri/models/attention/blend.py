@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAP_SIDE = 16
-"""Side of the 16 x 16 attention map by one cell of which the Prompt-to-Prompt paper dilates a region."""
+"""Side of the 16 x 16 attention maps in the Prompt-to-Prompt paper, which dilates a region by one cell of this map."""
 
 
 class WordMaps:
-    """Attention maps of each batch row: its attention to the chosen words, summed over layers and steps.
+    """Maps of the attention to the chosen words, one map per batch row, summed over layers and sampling steps.
 
     Args:
         words: mask of the chosen words' tokens for R batch rows, ``[R,T]``; 1 for a token of a chosen word, otherwise
@@ -62,6 +62,6 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def blend_latents(latents: Tensor, region: Tensor, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the union of their two regions."""
+    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the two regions of edit and source."""
     union = (region[edits] | region[sources])[:, None]
     return latents.index_copy(0, edits, torch.where(union, latents[edits], latents[sources]))

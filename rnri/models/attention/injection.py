@@ -72,7 +72,10 @@ class InjectionProcessor:
 
 
 class SD3InjectionProcessor(InjectionProcessor):
-    """Attention processor for Stable Diffusion 3; without edits it equals diffusers' ``JointAttnProcessor2_0``."""
+    """Attention processor for Stable Diffusion 3.
+
+    Without edits the output is the same as the output of diffusers' ``JointAttnProcessor2_0``.
+    """
 
     def __call__(
         self,
@@ -111,7 +114,10 @@ class SD3InjectionProcessor(InjectionProcessor):
 
 
 class FluxInjectionProcessor(InjectionProcessor):
-    """Attention processor for FLUX; without edits it equals diffusers' ``FluxAttnProcessor``."""
+    """Attention processor for FLUX.
+
+    Without edits the output is the same as the output of diffusers' ``FluxAttnProcessor``.
+    """
 
     def __call__(
         self,

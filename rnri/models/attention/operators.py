@@ -21,7 +21,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 
 def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return, for each batch row, the row whose attention map it uses, int64 ``[B]``.
+    """Return for each batch row the index of the row whose attention map is used, int64 ``[B]``.
 
     An edit uses the attention map of its source; every other row uses its own attention map.
     """

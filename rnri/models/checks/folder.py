@@ -26,7 +26,7 @@ VOCABULARY_FILES = (
 
 
 def is_local(source: str) -> bool:
-    """Return whether ``source`` is a local path: it exists, or it does not have the form ``owner/name`` of a hub id."""
+    """Return True if the path ``source`` exists or if ``source`` does not have the form ``owner/name`` of a hub id."""
     return Path(source).exists() or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is None
 
 
@@ -47,7 +47,7 @@ def check_folder(folder: Path) -> None:
         raise ValueError(
             f"checkpoint {str(folder)!r} is a single file: convert it to a folder once with diffusers' "
             "StableDiffusionPipeline.from_single_file(FILE, config=FOLDER_OR_HUB_ID_OF_THE_SAME_ARCHITECTURE)"
-            ".save_pretrained(FOLDER), or for SDXL with StableDiffusionXLPipeline.from_single_file, and use that folder."
+            ".save_pretrained(FOLDER), or for SDXL StableDiffusionXLPipeline.from_single_file, and use that folder."
         )
     if not folder.exists() and folder.suffix.lower() in SINGLE_FILE_SUFFIXES:
         raise ValueError(f"checkpoint file {str(folder)!r} does not exist.")
@@ -87,7 +87,7 @@ def check_components(folder: Path, index: Mapping[str, object], variant: str | N
 
 
 def available_variant(folder: Path, name: str, variant: str | None) -> str | None:
-    """Return ``variant`` if the component ``name`` has weights of this variant; otherwise None, as diffusers does."""
+    """Return ``variant`` if the component ``name`` has weights of this variant, otherwise None."""
     return variant if variant in _variants(folder / name) else None
 
 

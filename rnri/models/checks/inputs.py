@@ -37,7 +37,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def as_guidance(guidance: float) -> float:
-    """Return ``guidance`` as a float; raise ValueError unless it is a finite number >= 1."""
+    """Return ``guidance`` as a float; raise ValueError unless ``guidance`` is a finite number >= 1."""
     is_number = isinstance(guidance, Real) and not isinstance(guidance, bool)
     if not is_number or not math.isfinite(guidance) or guidance < 1:
         raise ValueError(f"guidance={guidance!r}: must be a finite number >= 1; 1 disables guidance.")

@@ -1,4 +1,4 @@
-"""Checks that each tokenizer of a pipeline is complete and fits its text encoder; settings for the fingerprint."""
+"""Checks that each tokenizer of a pipeline is complete and fits its text encoder, and the tokenizers' settings."""
 
 from __future__ import annotations
 
