@@ -177,8 +177,8 @@ class Schedule:
     def clean_and_noise(self, i: int, z: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return the estimates ``(x0, n)``, each ``[B,C,h,w]``, from a ``prediction`` at ``z`` before step ``i``.
 
-        A noise prediction determines ``x0`` only if ``alpha > 0``; every schedule with ``predicts="epsilon"`` ensures
-        this.
+        A noise prediction determines ``x0`` only if ``alpha > 0``, which is true for every schedule of a noise
+        predictor.
         """
         alpha, sigma = self.alpha_sigma(i)[:2]
         if self.predicts == "epsilon":
