@@ -1,4 +1,4 @@
-"""Run an experiment: ``python train.py experiment=NAME [key=value ...]``. Without arguments it runs the main job."""
+"""Run an experiment: ``python train.py experiment=NAME [key=value ...]``. The default experiment is rare_concepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from experiments.config.validate import check_before_imports
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
-    """Validate the config, then import PyTorch and run the experiment."""
+    """Validate the config, import PyTorch, and run the experiment.
+
+    Returns:
+        The value that a hyperparameter sweep optimizes, if the experiment has one.
+    """
     try:
         check_before_imports(config)
     except (ValueError, OmegaConfBaseException) as error:
@@ -27,7 +31,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """Entry point of the command line: errors of composition are printed on one line."""
+    """Entry point of the command line. Errors of Hydra's config composition are printed on one line."""
     raise_hydra_errors()
     try:
         if "--help" in sys.argv or "-h" in sys.argv:

@@ -1,7 +1,9 @@
-"""Captions per second on one core: the batch counter, a plain automaton, Polars and DuckDB on the same file and names.
+"""Measure how many captions per second are searched for concept names on one CPU core.
 
-``python -m benchmarks.count_captions`` writes synthetic captions and counts the names and synonyms of ImageNet-1k in
-them; ``--file SHARD --column TEXT`` reads a real file. Polars and DuckDB are skipped if they are not installed.
+The project's batch counter is compared with an Aho-Corasick automaton in Python, Polars and DuckDB, all on the same
+captions and names. ``python -m benchmarks.count_captions`` counts the names and synonyms of the ImageNet-1k classes in
+synthetic captions. ``--file FILE --column NAME`` reads the captions from a column of a Parquet file instead. Polars and
+DuckDB are skipped if they are not installed.
 """
 
 from __future__ import annotations
@@ -30,14 +32,18 @@ from experiments.counting.shards import count_shard, list_shards
 from experiments.counting.text import normalize
 
 LAION_2B = 2_300_000_000
-MENTIONS_PER_CAPTION = 0.24  # of ImageNet classes in LAION-2B, by public counts
+MENTIONS_PER_CAPTION = 0.24  # mean number of ImageNet classes per caption of LAION-2B, from public counts
 ACCENTED = ("café", "Été", "naïve", "Zoë", "№ 5", "München", "Malmö", "piñata")
 
 Counting = Callable[[], dict[str, int]]
 
 
 def synthetic_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
-    """Captions like those of web images: word frequencies of WordNet glosses, some names, case and punctuation."""
+    """Return ``n`` synthetic captions that resemble captions of images on the web.
+
+    The word frequencies are those of the definitions in WordNet. Some captions contain one of ``names``, words with
+    accents, capital letters or punctuation.
+    """
     from timm.data import ImageNetInfo
 
     rng = np.random.default_rng(seed)
@@ -69,7 +75,7 @@ def batched(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Co
 
 
 def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """The same Aho-Corasick automaton over every caption, normalized in Python."""
+    """Normalize each caption in Python and search it with an Aho-Corasick automaton."""
     matcher = ahocorasick.Automaton()
     for form, concepts in mentions(names).items():
         matcher.add_word(form, concepts)
@@ -85,7 +91,7 @@ def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> 
 
 
 def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """One Aho-Corasick automaton in Rust over the normalized column."""
+    """Normalize the column of captions in Polars and search it with the Aho-Corasick automaton of Polars."""
     pl = import_module("polars")
     forms = mentions(names)
     owners = pl.LazyFrame(
@@ -120,7 +126,10 @@ GROUP BY name
 
 
 def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """A hash join of caption words with the first words of forms, then a comparison of the following words."""
+    """Join the words of the captions with the first words of all spellings of the concept names in DuckDB.
+
+    A hash join finds the first word of a spelling, and the remaining words are compared afterwards.
+    """
     database = import_module("duckdb").connect()
     database.execute("SET threads = 1")
     database.execute("CREATE TABLE forms (form TEXT, first_word TEXT, length INT, name TEXT)")
@@ -138,7 +147,10 @@ METHODS = {"batched": batched, "automaton": automaton, "polars": polars, "duckdb
 
 
 def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
-    """Counts, and the minimum CPU time in seconds (all threads together) of ``repeats`` runs."""
+    """Run a counter ``repeats`` times; return its counts and the minimum CPU time of a run in seconds.
+
+    The CPU time is the sum over all threads.
+    """
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -149,11 +161,13 @@ def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--captions", type=int, default=1_000_000, help="synthetic captions (default: %(default)s)")
-    parser.add_argument("--file", type=Path, help="a Parquet file of captions to read instead")
-    parser.add_argument("--column", default="caption")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--captions", type=int, default=1_000_000, help="number of synthetic captions (default: %(default)s)"
+    )
+    parser.add_argument("--file", type=Path, help="Parquet file of captions to read instead of synthetic captions")
+    parser.add_argument("--column", default="caption", help="column of the captions (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed runs (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="counters to measure")
     options = parser.parse_args()
     pa.set_cpu_count(1)
     names = {c.name: c.synonyms for c in imagenet_classes()}
@@ -167,7 +181,9 @@ def main() -> None:
 def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], repeats: int) -> None:
     captions = pq.read_table(path, columns=[column])[column].drop_null()
     size = sum(chunk.nbytes for chunk in captions.chunks)
-    print(f"{len(captions):,} captions of {size / len(captions):.0f} bytes, {len(mentions(names)):,} forms")
+    print(
+        f"{len(captions):,} captions of {size / len(captions):.0f} bytes, {len(mentions(names)):,} spellings of names"
+    )
     expected = BatchCounter(patterns(names), len(names)).count(captions.combine_chunks()).tolist()
     print("| counter | captions/s | LAION-2B on one core | mentions | names with other counts |")
     print("|---|---|---|---|---|")

@@ -1,9 +1,15 @@
-"""Check the accuracy and measure the speed of inversion on a device: ``python -m benchmarks.gpu``.
+"""Check the accuracy and measure the speed of inversion on a GPU or another device: ``python -m benchmarks.gpu``.
 
-Prints for each bundled model, precision and batch size: the latent MSE of a reconstruction on the device and on the CPU
-in float32, device synchronizations per step, seconds of an inversion, and their ratio to the time of its bare network
-calls (see :mod:`benchmarks.inversion`). ``--compile`` compiles the network. The exit status is 1 if an error on the
-device is too large, or if there is no such device.
+For each model that ships with the repository, each precision and each batch size, the output contains:
+
+- ``error``: latent MSE of a reconstruction on the device;
+- ``on CPU``: latent MSE of the same reconstruction on the CPU in float32;
+- ``syncs/step``: number of device synchronizations per step of the inversion;
+- ``seconds``: duration of an inversion;
+- ``ratio``: ratio of this duration to the duration of the network calls alone (see :mod:`benchmarks.inversion`).
+
+``--compile`` compiles the network. The exit status is 1 if the latent MSE on the device is too large, or if the device
+does not exist.
 
     python -m benchmarks.gpu --models emoji emoji_lcm emoji_flow --batches 1 8 --dtypes float32 bfloat16 --compile
 """
@@ -23,21 +29,26 @@ from rnri import Inversion, LatentDiffusion, anderson_inverter
 
 STEPS = {"emoji": 10, "emoji_lcm": 4, "emoji_flow": 10}
 PROMPT = "a drawing of a camel"
-MAX_ERROR_RATIO = 10.0  # to the error on the CPU, in addition to rounding
+MAX_ERROR_RATIO = 10.0  # maximum ratio of the latent MSE on the device, minus the rounding error, to the one on the CPU
 ROUNDING_MSE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 1e-2}
-"""Latent MSE due to rounding: an inversion cannot reduce its residual below the rounding error."""
+"""Latent MSE due to rounding errors in each precision. The residual of an inversion cannot fall below it."""
 
 
 @dataclass(frozen=True)
 class RoundTripResult:
-    """Latent MSE of a reconstruction, and device synchronizations per step; None if they cannot be counted."""
+    """Result of a reconstruction.
+
+    Attributes:
+        error: latent MSE.
+        syncs_per_step: device synchronizations per step of the inversion; None on devices other than CUDA.
+    """
 
     error: float
     syncs_per_step: float | None
 
 
 def round_trip(model: LatentDiffusion, steps: int, batch: int) -> RoundTripResult:
-    """Sample latents, invert them, and sample again."""
+    """Sample latents, invert them to seeds, and sample again from these seeds."""
     schedule, predictor = model.schedule(steps), model.predictor([PROMPT] * batch)
     with torch.no_grad():
         z0 = model.sample(model.noise(range(batch), seed=0), predictor, schedule)
@@ -48,7 +59,7 @@ def round_trip(model: LatentDiffusion, steps: int, batch: int) -> RoundTripResul
 
 
 def _count_syncs(device: torch.device, work: Callable[[], Inversion]) -> tuple[Inversion, int | None]:
-    """Run ``work`` and count device synchronizations; None on devices other than CUDA."""
+    """Run ``work``; return its result and the number of device synchronizations, which is None without CUDA."""
     if device.type != "cuda":
         return work(), None
     torch.cuda.set_sync_debug_mode("warn")
@@ -62,7 +73,7 @@ def _count_syncs(device: torch.device, work: Callable[[], Inversion]) -> tuple[I
 
 
 def compile_network(model: LatentDiffusion) -> LatentDiffusion:
-    """Compile the network of the model in place."""
+    """Compile the denoising network of ``model`` in place with ``torch.compile``; return ``model``."""
     for name in ("unet", "transformer"):
         network = getattr(model.pipeline, name, None)
         if network is not None:
@@ -71,7 +82,7 @@ def compile_network(model: LatentDiffusion) -> LatentDiffusion:
 
 
 def missing_device_message(device: str) -> str | None:
-    """A message if the device is not available, else None."""
+    """Return an error message if PyTorch cannot use the device, else None."""
     kind = torch.device(device).type
     is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if is_available.get(kind):

@@ -1,17 +1,19 @@
-"""Overhead of inversion methods over their network calls: ``python -m benchmarks.inversion``.
+"""Measure the overhead of inversion methods over their network calls: ``python -m benchmarks.inversion``.
 
-Measures for each method, batch size and number of steps:
+A bare call is a call of the network by the benchmark itself, outside of the inversion method. For each method, batch
+size and number of steps, the output contains:
 
-- ``nfe`` and ``backward``: forward and backward network evaluations per step and sample;
-- ``seconds`` of the inversion;
-- ``ratio`` of this time to that of ``nfe`` bare forward calls of the network on the full batch;
-- ``of calls``: the same ratio, for bare calls with the batch sizes of the actual calls, which shrink when samples
-  converge;
-- ``MiB``: peak memory above that of the loaded model.
+- ``nfe`` and ``backward``: number of forward and backward network evaluations per step and sample;
+- ``seconds``: duration of the inversion;
+- ``ratio``: ratio of the duration of the inversion to the duration of ``nfe`` bare calls per step on the full batch;
+- ``of calls``: ratio of the duration of the inversion to the duration of bare calls with the batch sizes of the actual
+  calls, which shrink when samples converge;
+- ``MiB``: peak memory during the inversion minus the memory of the loaded model.
 
-Backward passes count in the time of the method but not in that of the bare calls. Every network call of the inversion
-is preceded by a bare one with the same batch size, whose time is subtracted, so that both are measured under the same
-load. Every case runs in a new process.
+Backward passes are included in the duration of the inversion, but bare calls have no backward pass. A bare call of the
+same batch size precedes each network call of the inversion, so that both are measured under the same load of the
+machine. The duration of the bare calls is subtracted from the duration of the inversion. Each combination of method,
+batch size and number of steps runs in a new process.
 
     python -m benchmarks.inversion --methods accelerated aidi --batches 1 8 64 --steps 4 50
     python -m benchmarks.inversion --model emoji_lcm --methods accelerated --batches 1 8 --steps 4
@@ -45,7 +47,17 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement; ``model`` is an argument of :func:`load`."""
+    """Settings of one measurement.
+
+    Attributes:
+        method: name of a file in configs/method.
+        batch: batch size.
+        steps: number of sampling steps.
+        guidance: guidance scale.
+        model: name of a model for :func:`load`.
+        device: PyTorch device.
+        dtype: name of the PyTorch dtype of the weights.
+    """
 
     method: str
     batch: int
@@ -58,13 +70,13 @@ class Case:
 
 @dataclass(frozen=True)
 class BareCallTimer:
-    """A denoiser that times a bare call with the same batch size before every call.
+    """A denoiser that times one bare network call with the same batch size before each call.
 
     Attributes:
-        denoiser: the denoiser.
+        denoiser: the denoiser that is called.
         latents: inputs of the bare calls, ``[B,C,h,w]``.
-        calls: batch size and seconds of each bare call.
-        overheads: seconds spent on bare calls, including the warm-up call for each new batch size.
+        calls: batch size and duration in seconds of each bare call.
+        overheads: duration in seconds of the bare calls before each call, including the warm-up call.
     """
 
     denoiser: Denoiser
@@ -95,18 +107,24 @@ class BareCallTimer:
 
 
 def load_method(name: str) -> Inverter:
-    """Instantiate ``configs/method/NAME.yaml``."""
+    """Instantiate the inversion method that is configured in ``configs/method/NAME.yaml``."""
     return instantiate(OmegaConf.load(METHODS / f"{name}.yaml"))
 
 
 def seed_only_methods() -> list[str]:
-    """Names of the seed-only inversion methods in configs/method."""
+    """Return the names of the seed-only methods in configs/method, which reconstruct an image from its seed alone."""
     names = sorted(path.stem for path in METHODS.glob("*.yaml"))
     return [name for name in names if getattr(load_method(name), "seed_only", False)]
 
 
 def load(name: str, device: str, dtype: str) -> LatentDiffusion:
-    """Load a model: the name of a file in configs/model, such as emoji_lcm, or a checkpoint's folder or Hub id."""
+    """Load a model.
+
+    Args:
+        name: name of a file in configs/model, such as ``emoji_lcm``, or the folder or Hugging Face Hub id of a model.
+        device: PyTorch device.
+        dtype: name of the PyTorch dtype of the weights.
+    """
     if not (CONFIGS / "model" / f"{name}.yaml").is_file():
         return LatentDiffusion.from_pretrained(
             name, device=device, dtype=getattr(torch, dtype), local_files_only=Path(name).exists()
@@ -116,7 +134,11 @@ def load(name: str, device: str, dtype: str) -> LatentDiffusion:
 
 
 def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float]:
-    """Time one inversion of sampled latents, after a warm-up. ``model`` avoids loading the case's model again."""
+    """Measure one inversion of sampled latents after a warm-up.
+
+    Args:
+        model: the loaded model of ``case``. Default: the model is loaded.
+    """
     model = model or load(case.model, case.device, case.dtype)
     before = _peak(model.device)
     inverter = load_method(case.method)
@@ -148,7 +170,7 @@ def _now(device: torch.device) -> float:
 
 
 def _peak(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU allocator, or of this process."""
+    """Return the peak memory of the GPU, or of this process if the device is a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -161,7 +183,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 64))
     parser.add_argument("--steps", nargs="+", type=int, default=(4, 50))
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--model", default="emoji", help="name in configs/model, or a checkpoint's folder or Hub id")
+    parser.add_argument("--model", default="emoji", help="name in configs/model, or folder or Hub id of a model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Time of a NAO centroid: ``python -m benchmarks.nao``.
+"""Measure the duration of computing a centroid of seeds with NAO: ``python -m benchmarks.nao``.
 
-Prints for each number of seeds, number of components and batch size: milliseconds per centroid (median wall and CPU
-time), including the points of all paths; and ``ratio``, how many times longer the published procedure takes, which is
-gradient descent of K points per path in all d dimensions.
+For each number of seeds, number of components per seed and batch size, the output contains the median wall time and CPU
+time per centroid in milliseconds, including the points of all paths. ``ratio`` is the CPU time of the published
+procedure divided by the CPU time of this project. The published procedure optimizes K points per path by gradient
+descent in all d dimensions.
 
     python -m benchmarks.nao --seeds 5 --sizes 16384 --batches 1 32
 """
@@ -22,7 +23,10 @@ from nao.polyline import descend_centroid
 
 
 def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median wall and CPU milliseconds of a call, after a warm-up call if ``repeats`` is above 1."""
+    """Return the median wall time and CPU time of ``repeats`` calls, in milliseconds.
+
+    If ``repeats`` is above 1, a warm-up call precedes the timed calls.
+    """
     if repeats > 1:
         call()
     wall, cpu = [], []
@@ -35,7 +39,14 @@ def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 
 def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterations: int) -> dict[str, float]:
-    """Time centroids of ``n`` seeds with ``d`` components; ``iterations=0`` skips the published procedure."""
+    """Measure the duration of centroids of ``n`` seeds with ``d`` components.
+
+    Args:
+        batch: number of centroids that are computed in one call.
+        num_points: number of points per path.
+        repeats: number of timed calls.
+        iterations: maximum number of iterations of the published procedure; 0 skips the published procedure.
+    """
     side = math.isqrt(d // 4)
     seeds = torch.randn(batch, n, 4, side, side, generator=torch.Generator().manual_seed(0))
     wall, cpu = time_call(lambda: centroid(seeds, num_points), repeats)
@@ -50,12 +61,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=(2, 3, 5, 10))
     parser.add_argument(
-        "--sizes", nargs="+", type=int, default=(1024, 16_384, 65_536), help="components per seed; 4 times a square"
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=(1024, 16_384, 65_536),
+        help="numbers of components per seed; each must be 4 times a square number",
     )
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 32))
-    parser.add_argument("--num-points", type=int, default=8, help="points per path")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--iterations", type=int, default=300, help="maximum for the published procedure; 0: skip it")
+    parser.add_argument("--num-points", type=int, default=8, help="number of points per path")
+    parser.add_argument("--repeats", type=int, default=9, help="number of timed calls")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        default=300,
+        help="maximum number of iterations of the published procedure; 0 skips the published procedure",
+    )
     options = parser.parse_args()
     print(f"{'seeds':>5s} {'size':>6s} {'batch':>5s} {'wall ms':>8s} {'CPU ms':>8s} {'ratio':>7s}")
     for n in options.seeds:

@@ -1,12 +1,13 @@
-"""Overhead and memory of SeedSelect: ``python -m benchmarks.seedselect``.
+"""Measure the overhead and the memory of SeedSelect: ``python -m benchmarks.seedselect``.
 
-Prints for each gradient mode, batch size and number of steps: seconds per iteration, ``ratio`` of this time to that of
-the bare network calls, and peak memory of the tensors that an iteration allocates.
+For each gradient mode, batch size and number of steps, the output contains the duration of an iteration in seconds, the
+``ratio`` of this duration to the duration of the bare network calls, and the peak memory of the tensors that an
+iteration allocates.
 
-The bare calls are the same networks on the same batch, with a backward pass where the iteration has one: the UNet once
-per step, twice where gradient checkpointing recomputes a step; the decoder and CLIP once per latent in the loss. They
-are timed immediately before and after the iterations, in CPU time on a CPU. Memory is reported by the allocator on a
-GPU; on a CPU temporary buffers inside kernels are not counted.
+The bare network calls are the calls of one iteration, executed without SeedSelect: the UNet once per sampling step, or
+twice if gradient checkpointing recomputes the step, and the decoder and CLIP once per latent in the loss. They have a
+backward pass where the iteration has one. The bare calls are timed immediately before and after the iterations. On a
+CPU, durations are CPU times, and the memory does not include temporary buffers inside PyTorch's operators.
 
     python -m benchmarks.seedselect --modes full checkpoint last5 --batches 1 8 --steps 10 20 50
 """
@@ -36,7 +37,11 @@ MEBIBYTE = 2**20
 
 
 class TensorMemory(TorchDispatchMode):
-    """Context that measures ``peak``: the maximum total bytes of live tensors that were created inside."""
+    """Context that measures the peak memory of the tensors that are created inside the context.
+
+    Attributes:
+        peak: maximum total size of the tensors that existed at the same time, in bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +73,16 @@ class TensorMemory(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement; ``mode`` is ``full``, ``checkpoint``, or ``lastK`` for a gradient through the last K steps."""
+    """Settings of one measurement.
+
+    Attributes:
+        mode: ``full`` for the gradient through all sampling steps, ``checkpoint`` for the same gradient with gradient
+            checkpointing, or ``lastK`` for the gradient through the last K sampling steps, such as ``last5``.
+        batch: batch size.
+        steps: number of sampling steps.
+        guidance: guidance scale.
+        iterations: number of iterations of SeedSelect.
+    """
 
     mode: str
     batch: int
@@ -82,7 +96,7 @@ class Case:
 
 
 class Bench:
-    """The networks and inputs of a case."""
+    """The networks and the inputs with which a case is measured."""
 
     def __init__(self, model: LatentDiffusion, clip: ClipFeatures, case: Case) -> None:
         self.model, self.clip, self.case = model, clip, case
@@ -94,7 +108,7 @@ class Bench:
             self.targets = Targets(clip(model.decode(z0)), z0)
 
     def select(self, iterations: int) -> Selection:
-        """Run SeedSelect for ``iterations`` updates."""
+        """Run SeedSelect for ``iterations`` iterations."""
         problem = Problem(self._last_latents, self.model.decode, self.clip, self.targets)
         return SeedSelect(iterations=iterations)(self.seeds, problem)
 
@@ -109,7 +123,10 @@ class Bench:
         )
 
     def time_bare_calls(self) -> dict[str, float]:
-        """Seconds of the UNet, and of decoder and CLIP: forward, and forward with backward ("both")."""
+        """Return the durations of bare calls in seconds: of the UNet ("unet"), and of the decoder and CLIP ("loss").
+
+        Each network is timed without ("forward") and with a backward pass ("both").
+        """
         t, z = self.schedule.timestep(len(self.schedule) // 2), self.seeds.double()
         networks = {"unet": lambda x: self.predictor(x, t), "loss": lambda x: self.clip(self.model.decode(x))}
         seconds = {}
@@ -127,12 +144,21 @@ class Bench:
         return statistics.median(times)
 
     def now(self) -> float:
-        """Wall time on a GPU; on a CPU the CPU time of this process, which depends less on other processes."""
+        """Return the current time in seconds: the wall time on a GPU, or the CPU time of this process on a CPU.
+
+        CPU time depends less on the load by other processes.
+        """
         synchronize(self.model.device)
         return time.process_time() if self.model.device.type == "cpu" else time.perf_counter()
 
     def bare_seconds(self, bare: dict[str, float], iterations: int) -> float:
-        """Seconds of the bare calls of ``iterations`` updates and of the evaluation after the last update."""
+        """Return the duration in seconds of the bare calls that correspond to a run of SeedSelect.
+
+        The run consists of ``iterations`` iterations and of the evaluation of the loss after the last iteration.
+
+        Args:
+            bare: durations of single bare calls from :meth:`time_bare_calls`.
+        """
         steps = self.case.steps
         backward = min(steps, self.case.gradient_steps or steps)
         recomputed = steps if self.case.mode == "checkpoint" else 0
@@ -144,7 +170,7 @@ class Bench:
         return iterations * update + steps * bare["unet forward"] + 3 * bare["loss forward"]
 
     def memory(self) -> float:
-        """Peak bytes of the tensors that one update allocates."""
+        """Return the peak memory in bytes of the tensors that one iteration of SeedSelect allocates."""
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
             before = torch.cuda.memory_allocated(self.model.device)
@@ -166,7 +192,7 @@ def _both(network: Callable[[Tensor], Tensor], z: Tensor) -> None:
 
 
 def measure(case: Case, model: LatentDiffusion, clip: ClipFeatures) -> dict[str, float]:
-    """Time the iterations after a warm-up, between two measurements of the bare calls."""
+    """Measure the memory and the duration of SeedSelect. The bare calls are timed before and after SeedSelect."""
     bench = Bench(model, clip, case)
     memory = bench.memory()
     before = bench.time_bare_calls()

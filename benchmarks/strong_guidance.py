@@ -1,9 +1,10 @@
-"""Inversion under strong guidance, and remedies that were tried: ``python -m benchmarks.strong_guidance``.
+"""Measure variants of inversion with a large guidance scale: ``python -m benchmarks.strong_guidance``.
 
-Measures the tables of docs/results/inversion.md: more network evaluations, homotopy in the guidance scale, several
-initial guesses, a stricter safeguard, uniform allocation of the evaluations, longer memory, optimizing the seed with
-Adam, and round-trip corrections. Prints for each candidate: PSNR, the percentage of images below 20 dB, the latent MSE
-(mean, median, maximum), network evaluations per step, and the percentage of steps solved to a residual of 1e-6.
+The results are in the tables of docs/results/inversion.md. The variants (candidates) are: more network evaluations,
+homotopy in the guidance scale, several initial guesses, a stricter safeguard of the solver, the same number of network
+evaluations in all steps, a longer memory of the solver, optimizing the seed with Adam, and round-trip corrections. For
+each candidate, the output contains the PSNR, the percentage of images with a PSNR below 20 dB, the latent MSE (mean,
+median and maximum), the network evaluations per step, and the percentage of steps with a residual of at most 1e-6.
 
     python -m benchmarks.strong_guidance --drawings 128 --device cuda
     python -m benchmarks.strong_guidance --drawings 2 --steps 4 --candidates nfe homotopy
@@ -41,21 +42,23 @@ from rnri.solvers.implicit import ImplicitStep
 
 TOLERANCE = 1e-6
 Result = tuple[Tensor, float, float]
-"""Seeds ``[B,C,h,w]``, network evaluations per step, and the fraction of steps that are solved."""
+"""Seeds ``[B,C,h,w]``, the number of network evaluations per step, and the fraction of solved steps."""
 Candidate = tuple[str, Callable[[], Result]]
-"""Name of a candidate, and the function that runs it."""
+"""Name of a candidate, and the function that inverts all images with this candidate."""
 
 
 @dataclass(frozen=True)
 class GuidanceLadder:
-    """A solver that solves a step at rising guidance scales, each starting from the previous solution.
+    """A solver that solves the equation of a step at increasing guidance scales (homotopy).
+
+    The solution at one guidance scale is the initial guess at the next guidance scale.
 
     Attributes:
-        predictors: the predictors of the guidance scales; the last is the sampler's.
+        predictors: one predictor for each guidance scale. The last predictor has the guidance scale of the sampler.
         iterations: maximum number of network evaluations per guidance scale.
-        tolerance: residual at which a step is solved.
-        restarts: also solve the last guidance scale from the initial guess and from ``z_s``, and return the solution
-            with the smallest residual.
+        tolerance: residual at which the equation of a step counts as solved.
+        restarts: at the last guidance scale, also solve the equation from the initial guess and from ``z_s``, and
+            return the solution with the smallest residual.
     """
 
     predictors: Sequence[NoisePredictor]
@@ -79,7 +82,7 @@ class GuidanceLadder:
 
 
 def select_better(one: Solution, other: Solution) -> Solution:
-    """Per sample, the solution with the smaller residual; ``nfe`` and ``backward`` are those of ``one``."""
+    """Return the solution with the smaller residual for each sample; the NFE are copied from ``one``."""
     is_better = other.residual < one.residual
     mask = is_better.to(one.z.device).view(-1, 1, 1, 1)
     return replace(
@@ -93,15 +96,15 @@ def select_better(one: Solution, other: Solution) -> Solution:
 
 @dataclass(frozen=True)
 class Setup:
-    """Drawings to invert under strong guidance.
+    """The model and the images (drawings) that are inverted with a large guidance scale.
 
     Attributes:
-        model: the model.
-        images: ``[B,3,H,W]`` in [0, 1].
-        z0: their latents ``[B,C,h,w]``.
-        prompts: their prompts.
+        model: text-to-image model.
+        images: images ``[B,3,H,W]`` in [0, 1].
+        z0: latents ``[B,C,h,w]`` of the images.
+        prompts: prompts of the images.
         schedule: sampling schedule.
-        guidance: guidance scale.
+        guidance: guidance scale of the sampler.
     """
 
     model: LatentDiffusion
@@ -113,7 +116,7 @@ class Setup:
 
     @classmethod
     def load(cls, device: str, drawings: int, steps: int, guidance: float) -> Setup:
-        """Load the model and the first drawings of the guidance experiment."""
+        """Load the model, and the first ``drawings`` images of ``experiment=guidance``."""
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             source = instantiate(compose("train", ["experiment=guidance"]).data.source)
         concepts = select_concepts(source.concepts(), "all", ["head", "medium", "tail"], 0)
@@ -126,16 +129,26 @@ class Setup:
         return cls(model, images, z0, prompts, model.schedule(steps), guidance)
 
     def predictor(self, guidance: float | None = None) -> NoisePredictor:
-        """The predictor at a guidance scale; default: that of the setup."""
+        """Return the predictor with a guidance scale. The default is the guidance scale of the sampler."""
         return self.model.predictor(self.prompts, guidance or self.guidance)
 
     def invert(self, inverter: Inverter) -> Result:
-        """Invert all drawings."""
+        """Invert all images with ``inverter``."""
         inversion = inverter.invert(self.z0, self.predictor(), self.schedule)
         return inversion.seed, inversion.nfe.double().mean().item(), inversion.solved.double().mean().item()
 
     def optimize(self, nfe: int, iterations: int) -> Result:
-        """Optimize the seeds with Adam through the sampler, starting from an inversion; return the best seeds."""
+        """Optimize the seeds with Adam to minimize the latent MSE of the sampled images.
+
+        The gradient is computed through all sampling steps.
+
+        Args:
+            nfe: network evaluations per step of the inversion that initializes the seeds.
+            iterations: number of iterations of Adam.
+
+        Returns:
+            The seeds with the smallest latent MSE over all iterations.
+        """
         seed, nfe_per_step, solved = self.invert(anderson_inverter(nfe))
         x = seed.float().requires_grad_(True)
         adam = torch.optim.Adam([x], lr=0.01)
@@ -150,12 +163,13 @@ class Setup:
             adam.zero_grad()
             losses.sum().backward()
             adam.step()
-        # per iteration and step: two forward evaluations due to gradient checkpointing, and a backward pass counts two
+        # An iteration costs 4 NFE per step: 2 forward evaluations due to gradient checkpointing, and 2 for the backward
+        # pass.
         return best, nfe_per_step + 4 * iterations, solved
 
     @torch.no_grad()
     def format_row(self, name: str, seed: Tensor, nfe: float, solved: float) -> str:
-        """Sample from the seeds and format the errors as a row of the table."""
+        """Sample images from the seeds of a candidate, and format their errors as a row of the output."""
         z = self.model.sample(seed, self.predictor(), self.schedule)
         error = (z.double() - self.z0.double()).square().flatten(1).mean(1).cpu()
         decibels = psnr(self.model.decode(z.float()), self.images).cpu()
@@ -170,7 +184,7 @@ GROUPS = ("nfe", "homotopy", "starts", "growth", "allocation", "memory", "newton
 
 
 def candidates(setup: Setup) -> dict[str, Iterator[Candidate]]:
-    """The candidates of each group in ``GROUPS``."""
+    """Return the candidates of each group in ``GROUPS``, by the name of the group."""
 
     def inversion(name: str, inverter: Inverter) -> Candidate:
         return name, partial(setup.invert, inverter)

@@ -1,1 +1,1 @@
-"""Tools for developers. The packages do not import them."""
+"""Tools for developers of this project. The packages of the project do not import the tools."""

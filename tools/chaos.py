@@ -1,15 +1,16 @@
-"""Kill processes of a run at random and check its results: ``python -m tools.chaos --kills 20 --processes 3``.
+"""Kill random processes of a run and check its results: ``python -m tools.chaos --kills 20 --processes 3``.
 
-Three tests share the command line:
+The option on the command line selects one of three tests:
 
-- By default, processes that share units are killed with SIGKILL and replaced, again and again. A unit only writes a
-  line, so this tests the leases alone.
-- ``--command`` does the same with the main job on a tiny random model.
-- ``--ddp torchrun`` and ``--ddp lightning`` run the main job by ``train.py`` with ranks of one launcher. One process is
-  killed, the others have to exit with an error message, and the same command is run again.
+- By default, several processes share units, and random processes are repeatedly killed with SIGKILL and replaced. A
+  unit only writes a line to a file, so that this test covers only the leases.
+- ``--command`` repeats the default test with the experiment rare_concepts on a tiny random model.
+- ``--ddp torchrun`` and ``--ddp lightning`` run ``train.py`` with the same experiment and several ranks. One process is
+  killed, the other processes have to exit with an error message, and the same command is run again.
 
-The summary counts kills, missing units and units that were written twice, and compares the results with those of a run
-in a single process. The exit status is 0 if all of them agree.
+The printed summary contains the number of kills, of missing units and of units that were written twice, and whether the
+results are equal to the results of a run in a single process. The exit status is 0 if no unit is missing or was written
+twice and the results are equal.
 """
 
 from __future__ import annotations
@@ -37,16 +38,26 @@ LEASE_TIMEOUT_S = 2.0
 EXIT_TIMEOUT_S = 60.0
 RUN_ID_ENV = "CHAOS_RUN_ID"
 EXIT_MESSAGES = (
-    "error: another process of this run has died",  # ours
-    "Signal 9 (SIGKILL) received by PID",  # torchrun's
-    "error: stopped by SIGTERM",  # ours
+    "error: another process of this run has died",  # printed by this project
+    "Signal 9 (SIGKILL) received by PID",  # printed by torchrun
+    "error: stopped by SIGTERM",  # printed by this project
 )
-"""The output of processes that exit because another one was killed contains one of these."""
+"""Error messages, of which a process must print one when it exits because another process was killed."""
 
 
 @dataclass
 class Summary:
-    """Result of a test whose processes share units."""
+    """Result of a test with several independent processes that share units.
+
+    Attributes:
+        kills: number of processes that were killed.
+        processes: number of processes that ran at the same time.
+        seconds: duration of the test.
+        units: number of units.
+        missing: number of units that no process has written.
+        duplicates: number of units that were written again although they were on disk.
+        results_equal: whether the results are equal to the results of a single process.
+    """
 
     kills: int
     processes: int
@@ -57,7 +68,7 @@ class Summary:
     results_equal: bool
 
     @property
-    def on_finished_elsewhere(self) -> bool:
+    def passed(self) -> bool:
         return not self.missing and not self.duplicates and self.results_equal
 
 
@@ -66,7 +77,15 @@ def unit_content(name: str) -> str:
 
 
 def run_worker(folder: Path, units: int, pause: float) -> None:
-    """Acquire, write and journal units until all of them exist. Imports no PyTorch, so it starts quickly."""
+    """Acquire and write units until all units exist, and append the name of each written unit to a journal file.
+
+    This function does not import PyTorch, so that a process starts quickly.
+
+    Args:
+        folder: folder of the units, the leases and the journal.
+        units: number of units.
+        pause: maximum duration of a unit, in seconds.
+    """
     from experiments.cache.atomic import atomic_write
     from experiments.runtime.leases import LeaseManager
 
@@ -87,20 +106,20 @@ def run_worker(folder: Path, units: int, pause: float) -> None:
 
 
 def append_to_journal(folder: Path, name: str) -> None:
-    """Append a line to the journal; one this short is a single atomic write."""
+    """Append the name of a unit to the journal file. A line this short is written atomically."""
     with open(folder / "journal", "a", buffering=1) as journal:
         journal.write(f"{name}\n")
 
 
 def run_main_job(folder: Path) -> None:
-    """Run the main job on colored squares: leases, Lightning's loop, units and report."""
+    """Run the experiment rare_concepts on images of colored squares, including Lightning's loop and the report."""
     from tests.experiments import tiny_configs
 
     tiny_configs.run_to_end(squares(str(folder / "run")))
 
 
 def squares(run_dir: str) -> RareConceptsExperiment:
-    """The task of ``tests/configs/experiment/squares.yaml``; it journals the units that it writes."""
+    """Create the experiment of ``tests/configs/experiment/squares.yaml``, which appends units to the journal."""
     import torch
 
     from tests.experiments import tiny_configs
@@ -113,7 +132,7 @@ def squares(run_dir: str) -> RareConceptsExperiment:
 
 
 def _journal_units(folder: Path) -> None:
-    """Make ``UnitStore.write`` append to the journal."""
+    """Make ``UnitStore.write`` append the name of each written unit to the journal file in ``folder``."""
     from experiments.cache.store import UnitStore
 
     write = UnitStore.write
@@ -126,13 +145,20 @@ def _journal_units(folder: Path) -> None:
 
 
 def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tuple[float, float], seed: int) -> float:
-    """Keep ``processes`` processes running, and kill and replace a random one ``kills`` times; returns the seconds.
+    """Run ``command`` in several processes, and kill and replace a random process ``kills`` times.
 
     Args:
+        command: command line of each process.
+        kills: number of processes that are killed.
+        processes: number of processes that run at the same time.
         wait: minimum and maximum time between two kills, in seconds.
+        seed: random seed of the times and of the choice of processes.
+
+    Returns:
+        The duration in seconds until all processes have finished.
 
     Raises:
-        RuntimeError: a process that was not killed failed.
+        RuntimeError: a process that was not killed exited with an error.
     """
     generator = random.Random(seed)
     started = time.monotonic()
@@ -153,12 +179,12 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
     for process in running:
         _, errors = process.communicate(timeout=600)
         if process.returncode:
-            raise RuntimeError(f"a process that was not killed failed:\n{errors[-2000:]}")
+            raise RuntimeError(f"a process that was not killed exited with an error:\n{errors[-2000:]}")
     return time.monotonic() - started
 
 
 def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause: float, seed: int) -> Summary:
-    """Kill processes whose units only write a line."""
+    """Run the default test: kill processes that share units, where a unit only writes a line to a file."""
     (folder / "units").mkdir(parents=True)
     command = [sys.executable, "-m", "tools.chaos", "--work", str(folder), "--units", str(units), "--pause", str(pause)]
     seconds = kill_and_replace(command, kills, processes, wait=(0.15, 0.5), seed=seed)
@@ -177,7 +203,10 @@ def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause:
 
 
 def stress_main_job(folder: Path, kills: int, processes: int, *, seed: int) -> Summary:
-    """Kill processes of the main job, and compare its results with those of a single process in another folder."""
+    """Run the test of ``--command``: kill processes that share the units of the experiment rare_concepts.
+
+    The results are compared with the results of a single process that runs the experiment in another folder.
+    """
     single = folder / "single"
     killed = folder / "killed"
     for each in (single, killed):
@@ -200,15 +229,18 @@ def stress_main_job(folder: Path, kills: int, processes: int, *, seed: int) -> S
 
 @dataclass
 class DdpSummary:
-    """Result of a test with ranks of one launcher.
+    """Result of a test with several ranks that were started by one launcher.
 
     Attributes:
-        finished: runs that finished.
-        single_process_seconds: duration of the run in a single process.
-        slowest_exit: longest time between a kill and the exit of the last process, in seconds.
-        hanging: processes that did not exit.
-        silent: outputs without an error message.
-        different: differences between results and those of a single process.
+        launcher: ``torchrun`` or ``lightning``.
+        processes: number of ranks.
+        kills: number of processes that were killed.
+        finished: number of runs that finished.
+        single_process_seconds: duration of the same run in a single process, in seconds.
+        slowest_exit: longest time between a kill and the exit of the last process of the run, in seconds.
+        hanging: descriptions of the processes that did not exit after a kill.
+        silent: outputs of runs that exited without an error message.
+        different: descriptions of the differences to the results of a single process.
     """
 
     launcher: str
@@ -222,12 +254,18 @@ class DdpSummary:
     different: list[str] = field(default_factory=list)
 
     @property
-    def on_finished_elsewhere(self) -> bool:
+    def passed(self) -> bool:
         return not self.hanging and not self.silent and not self.different
 
 
 def train_command(folder: Path, launcher: str, processes: int) -> list[str]:
-    """The main job on squares by ``train.py``: in a single process (``launcher=""``), or with ranks of a launcher."""
+    """Return the command that runs ``train.py`` on images of colored squares.
+
+    Args:
+        folder: parent folder of the run's folder.
+        launcher: ``torchrun`` or ``lightning`` for several ranks; an empty string for a single process.
+        processes: number of ranks.
+    """
     job = ["train.py", "--config-dir", "tests/configs", "experiment=squares", f"run_dir={folder / 'run'}"]
     if launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *job]
@@ -237,11 +275,11 @@ def train_command(folder: Path, launcher: str, processes: int) -> list[str]:
 
 
 def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_wait: float, seed: int) -> DdpSummary:
-    """Kill one process of a run and start the run again, repeatedly.
+    """Run the test of ``--ddp``: repeatedly kill one process of a run with several ranks and start the run again.
 
-    Every other kill is at a random time of at most ``max_wait`` seconds, which is mostly while programs load. The other
-    kills are while units are computed. The results of a finished run are compared with those of a single process, and
-    the next run starts in a new folder.
+    Every second kill is at a random time of at most ``max_wait`` seconds after the start, which is mostly while modules
+    and networks are loaded. The other kills are while units are computed. When a run has finished, its results are
+    compared with the results of a single process, and the next run starts in a new folder.
     """
     generator = random.Random(seed)
     summary = DdpSummary(launcher, processes)
@@ -253,7 +291,7 @@ def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_w
         seconds = generator.uniform(1, max_wait)
         units = 0
         if summary.kills >= kills:
-            seconds = 600.0  # the run finishes before
+            seconds = 600.0  # the run finishes before this time, so that no process is killed
         elif summary.kills % 2:
             seconds = generator.uniform(0, 2)
             units = len(_journal(run_folder)) + generator.randrange(1, 4)
@@ -272,7 +310,10 @@ def _journal(folder: Path) -> list[str]:
 
 
 def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: random.Random, summary: DdpSummary) -> bool:
-    """Kill a random process ``seconds`` after ``units`` units were written; returns whether the run finished anyway."""
+    """Kill a random process ``seconds`` after ``units`` units were written; return whether the run still finished.
+
+    The kill, the time until all processes have exited, and errors are added to ``summary``.
+    """
     while tree.root.poll() is None and len(_journal(tree.folder)) < units:
         time.sleep(0.1)
     victim, num_others = _kill_random_process(tree, seconds, generator)
@@ -283,7 +324,7 @@ def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: rando
     summary.slowest_exit = max(summary.slowest_exit, exit_seconds)
     output = tree.read_output()
     status = tree.root.returncode
-    # Ranks that torchrun started continue without it and may finish the run.
+    # If torchrun itself was killed, its ranks continue and may finish the run.
     finished = status == 0 or (victim == "torchrun" and (tree.folder / "run" / "results.json").is_file())
     should_report = num_others or not victim
     if not finished and should_report and not any(message in output for message in EXIT_MESSAGES):
@@ -298,9 +339,9 @@ def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: rando
 
 
 def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Random) -> tuple[str, int]:
-    """Kill a random process after ``seconds``; returns its role and the number of others.
+    """Kill a random process after ``seconds``; return the role of this process and the number of other processes.
 
-    Returns ``("", 0)`` if the run ended before.
+    The result is ``("", 0)`` if the run ended before a process was killed.
     """
     try:
         tree.root.wait(seconds)
@@ -313,9 +354,9 @@ def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Ra
 
 
 def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
-    """Wait until all processes have exited, and kill those that hang.
+    """Wait until all processes of the run have exited, and kill the processes that are still running at the timeout.
 
-    The timeout includes the duration of a full run, because the other ranks may continue.
+    The timeout includes the duration of a full run, because other ranks may finish the run after one was killed.
     """
     timeout = EXIT_TIMEOUT_S + summary.single_process_seconds
     deadline = time.monotonic() + timeout
@@ -329,15 +370,15 @@ def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
 
 @dataclass(frozen=True)
 class ProcessTree:
-    """A command and all processes that it starts, also in other sessions.
+    """The process of a command and all processes that it starts, also in other sessions.
 
-    They are found by an environment variable that they inherit.
+    These processes are identified by an environment variable that they inherit.
 
     Attributes:
         root: process of the command.
-        run_id: value of ``RUN_ID_ENV``.
-        folder: folder of the run.
-        output: file of the command's standard output and error.
+        run_id: value of the environment variable ``RUN_ID_ENV`` in all processes of the command.
+        folder: parent folder of the run's folder; it contains the journal file.
+        output: file with the standard output and the standard error of the command.
     """
 
     root: subprocess.Popen
@@ -353,7 +394,7 @@ class ProcessTree:
         return cls(root, run_id, folder, output)
 
     def processes(self) -> dict[int, str]:
-        """Roles of the running processes, by process id."""
+        """Return the role (``torchrun`` or ``rank N``) of each running process of the command, by process id."""
         self.root.poll()
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         return {pid: role for pid in pids if (role := _role(pid, self.run_id))}
@@ -364,7 +405,10 @@ class ProcessTree:
 
 
 def _role(pid: int, run_id: str) -> str:
-    """``torchrun`` or ``rank N`` for a running process of the run; empty for any other."""
+    """Return the role of a process: ``torchrun`` or ``rank N``.
+
+    The role is empty if the process is not running or does not belong to the run with the id ``run_id``.
+    """
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -378,7 +422,14 @@ def _role(pid: int, run_id: str) -> str:
 
 
 def _differences(folder: Path, single: Path) -> list[str]:
-    """Differences of a run to one of a single process: units missing or written twice, other results."""
+    """Return descriptions of the differences between a run and a run in a single process.
+
+    A difference is a unit that is missing or was written twice, or a different result.
+
+    Args:
+        folder: parent folder of the run's folder.
+        single: parent folder of the folder of the run in a single process.
+    """
     units = sorted(_journal(folder))
     expected = sorted(_journal(single))
     differences = [] if units == expected else [f"{folder.name}: units are {units}, expected {expected}"]
@@ -386,7 +437,7 @@ def _differences(folder: Path, single: Path) -> list[str]:
 
 
 def result_rows(folder: Path) -> list[dict]:
-    """Rows of a run's results without measured times."""
+    """Return the rows of the ``results.json`` of a run, without measured durations."""
     rows = json.loads((folder / "run" / "results.json").read_text())["rows"]
     return [{name: value for name, value in row.items() if name not in ("t_init", "t_opt")} for row in rows]
 
@@ -395,14 +446,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=3)
-    parser.add_argument("--units", type=int, default=200, help="number of units of the default test")
-    parser.add_argument("--pause", type=float, default=0.1, help="maximum time of a unit, seconds")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", action="store_true", help="test the main job")
-    parser.add_argument("--ddp", choices=["torchrun", "lightning"], help="test the main job with ranks of a launcher")
-    parser.add_argument("--longest", type=float, default=60.0, help="maximum time before a kill with --ddp, seconds")
+    parser.add_argument("--kills", type=int, default=20, help="number of processes to kill")
+    parser.add_argument("--processes", type=int, default=3, help="number of processes that run at the same time")
+    parser.add_argument("--units", type=int, default=200, help="number of units in the default test")
+    parser.add_argument("--pause", type=float, default=0.1, help="maximum seconds per unit in the default test")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--command", action="store_true", help="test independent processes of rare_concepts")
+    parser.add_argument("--ddp", choices=["torchrun", "lightning"], help="test ranks that this launcher starts")
+    parser.add_argument("--longest", type=float, default=60.0, help="with --ddp: maximum seconds before a kill")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--main-job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -413,7 +464,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         summary = _run_test(Path(folder), options)
     print(json.dumps(asdict(summary)))
-    sys.exit(not summary.on_finished_elsewhere)
+    sys.exit(not summary.passed)
 
 
 def _run_test(folder: Path, options: argparse.Namespace) -> Summary | DdpSummary:

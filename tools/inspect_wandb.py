@@ -1,7 +1,7 @@
-"""Print what a W&B run contains, from its local files and without a server: ``python -m tools.inspect_wandb RUN``.
+"""Print the content of a W&B run from its local files, without a server: ``python -m tools.inspect_wandb RUN``.
 
-``RUN`` is a run's folder, such as ``runs/rare_concepts``. If the run was started several times, each start has its own
-section.
+``RUN`` is the folder of a run, such as ``runs/rare_concepts``. If the run was interrupted and resumed, the output has
+one section for each start of the run.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from wandb.proto import wandb_internal_pb2
 BLOCK_SIZE = 32768
 FILE_HEADER_SIZE = 7
 CHUNK_HEADER = struct.Struct("<IHB")
-"""W&B writes LevelDB logs: blocks of chunks, each with checksum, length and type, after a file header."""
+"""Header of a chunk: checksum, length and type.
+
+A ``.wandb`` file is a LevelDB log, which consists of a file header and of blocks of chunks. A record is stored in one
+or several chunks.
+"""
 FULL = 1
 LAST = 4
-"""Chunk types that complete a record."""
+"""Types of the chunks that end a record."""
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Records of a ``.wandb`` file as W&B's protobuf messages; an incomplete record at its end is skipped.
+    """Yield the records of a ``.wandb`` file as W&B's protobuf messages, without an incomplete record at the end.
 
     Raises:
-        ValueError: it is not a ``.wandb`` file.
+        ValueError: ``path`` is not a ``.wandb`` file.
     """
     content = path.read_bytes()
     if not content.startswith(b":W&B"):
-        raise ValueError(f"{path} is not a W&B file: give the folder of a run with logger=wandb.")
+        raise ValueError(f"{path} is not a W&B file: use the folder of a run with logger=wandb.")
     position = FILE_HEADER_SIZE
     chunks = b""
     while position + CHUNK_HEADER.size <= len(content):
@@ -53,7 +57,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def summarize(path: Path) -> str:
-    """Summary of a ``.wandb`` file: the run, its state, config keys, metrics, tables and images."""
+    """Summarize a ``.wandb`` file: the W&B run, its state, config keys, metrics, tables and images."""
     header: list[str] = []
     config: list[str] = []
     metrics: dict[str, list[Any]] = {}
@@ -64,7 +68,7 @@ def summarize(path: Path) -> str:
         if record_type == "run":
             run = record.run
             header.append(f"run {run.run_id}: {run.display_name}, group {run.run_group}, job type {run.job_type}")
-            config += _config_keys(run.config)  # values set by a sweep
+            config += _config_keys(run.config)  # config keys whose values a W&B sweep has chosen
         elif record_type == "config":
             config += _config_keys(record.config)
         elif record_type == "history":
@@ -91,7 +95,10 @@ def _config_keys(config: Any) -> list[str]:
 
 
 def _history_row(history: Any) -> dict[str, Any]:
-    """One logged step: metrics by name; tables and images are mappings of their properties."""
+    """Return the values that were logged in one step, by name.
+
+    The value of a metric is a number. The value of a table or image is a mapping of its properties.
+    """
     row: dict[str, Any] = {}
     for item in history.item:
         name, *inner = item.nested_key or [item.key]
@@ -110,7 +117,7 @@ def _metric_lines(metrics: dict[str, list[Any]]) -> Iterator[str]:
 
 
 def _media_lines(files: Path, media: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """One line per table, then one per image."""
+    """Yield one line of text per table, followed by one line per image."""
     last = {name: entries[-1] for name, entries in sorted(media.items())}
     for name, entry in last.items():
         if entry["_type"] == "table-file":
@@ -132,8 +139,8 @@ def main() -> None:
         print("\n\n".join(map(summarize, paths)), flush=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lets Python's exit flush without error
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python can then flush stdout when it exits
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """ST-LPIPS: LPIPS with the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 2022), with their published weights.
 
 The weights are not part of this project. They are the file ``weights/vST0.0/alex_shift_tolerant.pth`` in the package
-``stlpips-pytorch`` 0.0.2 (license BSD-2). The network in this module has the same names and shapes of weights. The distance is
-computed from five layers as in LPIPS (Zhang et al. 2018). In each layer, channel vectors are normalized to unit length,
-and their squared differences are weighted by learned weights and averaged over positions. The layers are summed.
+``stlpips-pytorch`` 0.0.2 (license BSD-2). The network in this module has the same names and shapes of weights.
+
+The distance is computed from five layers as in LPIPS (Zhang et al. 2018). In each layer, channel vectors are normalized
+to unit length, and their squared differences are weighted by learned weights and averaged over positions. The distance
+is the sum over the layers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The registries of metrics, one for each type of experiment. The order of the metrics is the order of table columns.
 
-The entry of a metric defines its column head, its aggregation, its confidence interval, its logger key and its tables. `docs/guides/add_a_metric.md` shows how to add a metric.
+The entry of a metric defines its column head, its aggregation, its confidence interval, its logger key and its tables.
+`docs/guides/add_a_metric.md` shows how to add a metric.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Plotting: one style and shared helpers for the figures of all experiments.
+"""Plotting with matplotlib: the style and the shared functions for the figures of all experiments.
 
-The helpers create panels, draw error bars, image grids and legends, and save figures.
+The functions create panels (subplots), draw error bars, image grids and legends, and save figures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use(os.environ.get("MPLBACKEND", "Agg"))  # notebooks set MPLBACKEND
+matplotlib.use(os.environ.get("MPLBACKEND", "Agg"))  # notebooks set MPLBACKEND to show figures inline
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -31,7 +31,7 @@ from matplotlib.ticker import (
 from experiments.cache.atomic import CannotWrite, atomic_write
 
 STYLE = {
-    "text.parse_math": False,  # names are plain text, even if they contain dollar signs
+    "text.parse_math": False,  # names that contain dollar signs are not typeset as formulas
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.2,
@@ -40,17 +40,17 @@ STYLE = {
 }
 matplotlib.rcParams.update(STYLE)
 
-PANEL_SIZE = (4.6, 3.2)  # inches
-CELL_SIZE = 1.25  # inches, of an image in a grid
+PANEL_SIZE = (4.6, 3.2)  # width and height of a panel, in inches
+CELL_SIZE = 1.25  # width and height of an image in a grid, in inches
 DPI = 110
 MARKERS = "osD^vP*"
 
 
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of ``rows`` x ``columns`` panels, and its axes, row by row.
+    """Create a figure with ``rows`` x ``columns`` panels; return the figure and the axes of each row of panels.
 
     Raises:
-        ValueError: there are no panels.
+        ValueError: ``columns`` is 0.
     """
     if not columns:
         raise ValueError("there are no rows to plot")
@@ -60,12 +60,12 @@ def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
 
 
 def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of a single panel, ``width`` x ``height`` inches."""
+    """Create a figure with a single panel of ``width`` x ``height`` inches."""
     return plt.subplots(figsize=(width, height))
 
 
 def method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A color and a marker for each name, to be used in all panels of a figure."""
+    """Return the color and the marker of each method name, so that all panels of a figure use the same ones."""
     unique = list(dict.fromkeys(names))
     colors = plt.get_cmap("tab10" if len(unique) <= 10 else "tab20").colors
     return {
@@ -74,27 +74,40 @@ def method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def error_lengths(row: Mapping[str, Any], name: str, scale: float = 1.0) -> tuple[float, float]:
-    """Lengths of a value's error bar below and above it, from the columns ``NAME_low`` and ``NAME_high``.
+    """Return the lengths of the error bar below and above the value in column ``name`` of ``row``.
 
-    Clamped to 0, which rounding may cross.
+    The ends of the error bar are the columns ``NAME_low`` and ``NAME_high``. Lengths that are negative because of
+    rounding errors are set to 0.
+
+    Args:
+        scale: factor by which the value and the ends are multiplied.
     """
     value, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
     return max(0.0, value - low), max(0.0, high - value)
 
 
 def error_bars(rows: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0) -> np.ndarray:
-    """Error lengths ``[2, rows]`` for matplotlib's ``yerr`` and ``xerr``."""
+    """Return the lengths of error bars as an array ``[2, number of rows]`` for matplotlib's ``yerr`` and ``xerr``."""
     return np.array([error_lengths(row, name, scale) for row in rows]).T
 
 
 def point(axis: Axes, row: Mapping[str, Any], x: str, y: str, **style: Any) -> None:
-    """A point of ``row`` at its columns ``x`` and ``y``, with the interval of ``y``; nothing if ``y`` is missing."""
+    """Plot ``row`` as a point with an error bar in the direction of y, unless the value of ``y`` is missing.
+
+    Args:
+        x: name of the column with the x coordinate.
+        y: name of the column with the y coordinate.
+        **style: keyword arguments of matplotlib, such as the color and the marker.
+    """
     if row.get(y) is not None and np.isfinite(row[y]):
         axis.errorbar(row[x], row[y], error_bars([row], y), linestyle="none", elinewidth=1, capsize=0, **style)
 
 
 def line(axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, *, scale: float = 1.0, **style: Any) -> None:
-    """A curve of ``scale * y`` through ``rows``, sorted by column ``x``; rows without a finite ``y`` are left out."""
+    """Plot column ``y`` of ``rows``, multiplied by ``scale``, as a curve over column ``x``.
+
+    Rows in which ``y`` is missing, NaN or infinite are omitted.
+    """
     points = sorted((row[x], scale * row[y]) for row in rows if row.get(y) is not None and np.isfinite(row[y]))
     if points:
         axis.plot(*zip(*points, strict=True), **style)
@@ -103,14 +116,14 @@ def line(axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, *, scale
 def interval_band(
     axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, *, scale: float = 1.0, **style: Any
 ) -> None:
-    """A pale band between the columns ``Y_low`` and ``Y_high`` of ``rows``, sorted by column ``x``."""
+    """Fill the area between the columns ``Y_low`` and ``Y_high`` of ``rows``, over column ``x``, with a pale color."""
     points = sorted((row[x], scale * row[f"{y}_low"], scale * row[f"{y}_high"]) for row in rows)
     if points:
         axis.fill_between(*zip(*points, strict=True), alpha=0.07, linewidth=0, **style)
 
 
 def log_axis_with_plain_numbers(axis: Axes) -> None:
-    """Make the x axis logarithmic, with ticks at 1, 2 and 5 times powers of ten."""
+    """Make the x axis logarithmic, with tick labels at 1, 2 and 5 times the powers of ten."""
     axis.set_xscale("log")
     axis.xaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter(), minor_locator=NullLocator()
@@ -118,7 +131,7 @@ def log_axis_with_plain_numbers(axis: Axes) -> None:
 
 
 def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend right of the panels, without duplicates."""
+    """Add one legend for all panels to the right of them. Each label is shown once."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(0.99, 0.5))
     figure.tight_layout()
@@ -130,12 +143,14 @@ def image_grid(
     title: str,
     captions: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """A grid of images with row labels and column heads.
+    """Create a figure with a grid of images, row labels and column heads.
 
     Args:
-        rows: label and images ``uint8 [3, H, W]`` (arrays or tensors) of each row; None for a non-finite image.
-        columns: heads, one per image of a row.
-        captions: texts below the images, row by row.
+        rows: for each row of the grid, its label and its images ``uint8 [3, H, W]`` (arrays or tensors). If an image is
+            None, the words "not finite" are shown in its place.
+        columns: heads of the columns.
+        title: title of the figure.
+        captions: for each row of the grid, the texts below its images.
     """
     height = CELL_SIZE * len(rows) + 0.5
     figure, axes = plt.subplots(
@@ -165,7 +180,7 @@ def _draw_image(axis: Axes, image: Any) -> None:
 
 
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bar plot of accuracy per bucket and method, with 95 % intervals."""
+    """Create a bar plot of the accuracy of each method in each frequency bucket, with 95 % confidence intervals."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     buckets = list(dict.fromkeys(row["bucket"] for row in rows))
     figure, axis = panel(1.6 + 1.5 * len(buckets), 3)
@@ -182,12 +197,15 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> dict[str, Path]:
-    """Draw and save figures as ``run_dir / NAME.png``; returns the files by their names in the loggers.
+    """Draw figures and save them as ``run_dir / NAME.png``; return the files by the names of the figures in loggers.
 
-    A figure that fails gives a warning, and the others are still saved.
+    If a figure cannot be drawn, a warning is given, and the other figures are saved.
+
+    Args:
+        figures: functions that draw a figure, by the name of the figure.
 
     Raises:
-        CannotWrite: a file cannot be written.
+        CannotWrite: a file of a figure cannot be written.
     """
     files = {}
     for name, draw in figures.items():
@@ -203,9 +221,9 @@ def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> 
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Save ``figure`` as PNG and close it."""
+    """Save ``figure`` as a PNG file and close the figure."""
     for axis in (each for axes in figure.axes for each in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):  # would print its dollar signs
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):  # STYLE would print its dollar signs
             axis.set(major_formatter=LogFormatter(), minor_formatter=NullFormatter())
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))
     plt.close(figure)

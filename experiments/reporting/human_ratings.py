@@ -1,7 +1,8 @@
 """Win rates of methods from human ratings: ``python -m experiments.reporting.human_ratings FILE [FILE ...]``.
 
-A file, or a folder of files, has one row per rating, as exported by the tab Compare of the web page. Its columns are
-``rater``, ``item``, ``shown`` (the methods on the page, from left to right) and ``choice`` (one of them, or ``tie``).
+``FILE`` is a Parquet file of ratings that the tab Compare of the web page has exported, or a folder of such files. A
+file has one row per rating, with the columns ``rater``, ``item``, ``shown`` (the compared methods, in the order from
+left to right on the page) and ``choice`` (the preferred method, or ``tie``).
 """
 
 from __future__ import annotations
@@ -25,38 +26,41 @@ HEADS = {"method": "method", "win_rate_text": "win rate, %", "ties": "ties", "n"
 
 
 def read_ratings(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """All ratings of files, and of folders of files.
+    """Return the ratings in all ``paths``, which are Parquet files of ratings or folders of such files.
 
     Raises:
-        ValueError: there are no ratings, or a file is not a table of ratings.
+        ValueError: the files contain no ratings, or a file is not a valid table of ratings.
     """
     files = [sorted(path.glob("*.parquet")) if path.is_dir() else [path] for path in map(Path, paths)]
     tables = [_read_file(file) for each in files for file in each]
     if not any(map(len, tables)):
-        raise ValueError(f"{', '.join(map(str, paths))}: no ratings; give files exported by the page.")
+        raise ValueError(f"{', '.join(map(str, paths))}: no ratings; use files exported by the web page.")
     return pd.concat(tables, ignore_index=True)
 
 
 def _read_file(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
-    except Exception as error:  # pandas passes on its engine's errors
-        raise ValueError(f"{file} cannot be read as Parquet: give a file exported by the page.") from error
+    except Exception as error:  # the Parquet library under pandas raises errors of many types
+        raise ValueError(f"{file} cannot be read as Parquet: use a file exported by the web page.") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"{file} has no column {missing[0]}; a table of ratings has {', '.join(COLUMNS)}.")
     table = table.assign(shown=[tuple(shown) for shown in table["shown"]])
     for row in table.itertuples():
         if row.choice != TIE and row.choice not in row.shown:
-            raise ValueError(f"{file}: row {row.Index} chooses {row.choice!r}, which was not shown; remove the row.")
+            raise ValueError(
+                f"{file}: the choice in row {row.Index} is {row.choice!r}, which was not shown; remove the row."
+            )
     return table
 
 
 def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
-    """One row per method, best first: the fraction of its ratings in which it was preferred.
+    """Return the win rate of each method: the fraction of the ratings of the method in which it was preferred.
 
-    A tie counts in equal parts for all methods shown. The 95 % intervals are from a bootstrap over items, because
-    ratings of the same item are correlated.
+    The result has one row per method, sorted from the highest to the lowest win rate. A tie between n methods counts as
+    1/n win for each of them. The 95 % confidence intervals are computed by a bootstrap over items, because ratings of
+    the same item are correlated.
     """
     rows = []
     for method in sorted({method for shown in ratings["shown"] for method in shown}):
@@ -70,10 +74,10 @@ def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def agreement(ratings: pd.DataFrame) -> float | None:
-    """Krippendorff's alpha of the choices as nominal data: 1 is full agreement, 0 is agreement by chance.
+    """Return the agreement between raters, measured by Krippendorff's alpha for nominal data.
 
-    None if alpha is undefined: no item has two raters, or all choices are equal. See Krippendorff 2011, "Computing
-    Krippendorff's alpha-reliability".
+    Alpha is 1 for full agreement and 0 for agreement by chance. The result is None if alpha is undefined, because no
+    item has two raters or all choices are equal. See Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
     """
     totals = Counter()
     disagreement = 0.0
@@ -90,7 +94,7 @@ def agreement(ratings: pd.DataFrame) -> float | None:
 
 
 def preference_table(ratings: pd.DataFrame) -> str:
-    """Win rates as a Markdown table, and a line on the agreement between raters."""
+    """Return the win rates of all methods as a Markdown table, followed by the agreement between raters."""
     rows = [row | {"win_rate_text": percent(row, "win_rate")} for row in win_rates(ratings)]
     alpha = agreement(ratings)
     text = "undefined (no item has two raters, or all choices are equal)" if alpha is None else f"{alpha:.2f}"

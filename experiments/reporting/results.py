@@ -1,4 +1,4 @@
-"""Result files of a run (``results.json``, ``table.md``, ``samples.parquet``, figures), and the same in its loggers."""
+"""Result files of a run (``results.json``, ``table.md``, ``samples.parquet``, figures), and their upload to loggers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmet
 
 @dataclass(kw_only=True)
 class Report:
-    """Everything that a finished run reports.
+    """The results of a finished run: tables, measured values of the images, and figures.
 
     Attributes:
-        rows: rows of the main table, by column.
-        settings: settings of the run, for ``results.json``.
-        samples: one row per image.
-        table: Markdown text of ``table.md``, also printed.
-        figures: functions that draw figures, by path below the run's folder, without extension.
-        identity: columns that tell rows apart; they form the logger keys.
-        extra_sections: further top-level entries of ``results.json``.
-        extra_tables: further tables for W&B, by name.
+        rows: rows of the main results table; each row maps column names to values.
+        settings: settings of the run, which are written to ``results.json``.
+        samples: measured values of each image, one row per image.
+        table: Markdown text of ``table.md``, which is also printed.
+        figures: functions that draw a figure, by the path of the figure in the run's folder, without file extension.
+        identity: columns whose values identify a row of the main table. The logger keys contain these values.
+        extra_sections: additional top-level entries of ``results.json``.
+        extra_tables: additional tables that are logged to W&B, by name.
     """
 
     rows: Rows
@@ -51,10 +51,11 @@ class Report:
     extra_tables: Mapping[str, Rows] = field(default_factory=dict)
 
     def write(self, run_dir: str | Path, loggers: Sequence[Logger], step: int = 0) -> None:
-        """Write all files into ``run_dir``, print the table, and log metrics, tables and figures.
+        """Write all result files into ``run_dir``, print the table, and log metrics, tables and figures.
 
         Args:
-            step: logger step of the metrics: the number of units if running means were logged before.
+            step: logger step of the metrics. If running means have been logged, it must be the number of units, which
+                is the last step of the running means.
         """
         run_dir = Path(run_dir)
         write_results(run_dir, self.rows, self.settings, **self.extra_sections)
@@ -67,7 +68,7 @@ class Report:
 
 
 def write_results(run_dir: str | Path, rows: Rows, settings: Mapping[str, Any], **extra_sections: Any) -> None:
-    """Write ``results.json``: the rows, ``extra_sections``, the settings, the command line and package versions."""
+    """Write ``results.json`` with the rows, ``extra_sections``, the settings, the command line and package versions."""
     content = {
         "rows": rows,
         **extra_sections,
@@ -80,12 +81,15 @@ def write_results(run_dir: str | Path, rows: Rows, settings: Mapping[str, Any], 
 
 
 def write_samples(run_dir: str | Path, samples: Rows) -> None:
-    """Write ``samples.parquet``: one row per image."""
+    """Write ``samples.parquet``, which contains the measured values of each image, one row per image."""
     atomic_write(Path(run_dir) / "samples.parquet", pd.DataFrame(samples).to_parquet)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of ``PACKAGES``, and this project's Git commit; ``unknown`` if not available."""
+    """Return the versions of Python and of ``PACKAGES``, and the Git commit of this project.
+
+    A version or commit that cannot be determined is ``unknown``.
+    """
     packages = {name: _package_version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **packages, "commit": _commit()}
 
@@ -107,7 +111,10 @@ def _commit() -> str:
 
 
 def _to_builtin(value: Any) -> Any:
-    """``value`` in JSON's types: NumPy and PyTorch scalars become Python's, NaN and infinity become null."""
+    """Convert ``value`` to types that JSON can represent.
+
+    NumPy and PyTorch scalars are converted to Python numbers, and NaN and infinity to None (``null``).
+    """
     if isinstance(value, Mapping):
         return {name: _to_builtin(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -118,10 +125,11 @@ def _to_builtin(value: Any) -> Any:
 
 
 def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
-    """Logger key of a row's metric, such as ``rnri/steps_50/guidance_7_5/right/psnr``.
+    """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/right/psnr``.
 
-    Strings stand as they are, numbers after their column's name; true is the column's name, false and None are
-    omitted. Dots become underscores, because W&B treats them as nesting.
+    The key joins the values of the ``identity`` columns and the name of the metric. Strings are used unchanged, numbers
+    are preceded by the column name, True is replaced by the column name, and False and None are omitted. Dots are
+    replaced by underscores, because W&B interprets dots as nested keys.
     """
     parts = (_key_part(column, row[column]) for column in identity)
     return "/".join([*filter(None, parts), name]).replace(".", "_")
@@ -136,7 +144,7 @@ def _key_part(column: str, value: Any) -> str:
 
 
 def log_metrics(loggers: Sequence[Logger], rows: Rows, identity: Sequence[str], step: int = 0) -> None:
-    """Log all numbers of ``rows`` to all loggers; :func:`metric_name` forms the keys from ``identity``."""
+    """Log all numbers in ``rows`` to all loggers, with the keys of :func:`metric_name`."""
     metrics = {
         metric_name(row, identity, name): value
         for row in rows
@@ -149,7 +157,12 @@ def log_metrics(loggers: Sequence[Logger], rows: Rows, identity: Sequence[str], 
 
 
 def log_media(loggers: Sequence[Logger], tables: Mapping[str, Rows], figures: Mapping[str, Path]) -> None:
-    """Log tables and figure files, by name, to W&B."""
+    """Log tables and image files of figures to W&B.
+
+    Args:
+        tables: rows of each table, by the name of the table.
+        figures: file of each figure, by the name of the figure.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             for name, rows in tables.items():

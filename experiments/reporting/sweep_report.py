@@ -1,8 +1,9 @@
-"""Table and figure of a sweep: ``python -m experiments.reporting.sweep_report RUNS --keys lam``.
+"""Create the table and the figure of a sweep: ``python -m experiments.reporting.sweep_report RUNS --keys lam``.
 
-``RUNS`` contains one folder per run with ``results.json`` and ``config.yaml``, as left by Hydra's multirun and by W&B
-sweeps. ``--keys`` are config keys that differ between runs. The first one is the x axis, and each value of the others
-has its own curve (``--keys select.optimizer.lr select.semantic_weight``). ``--where`` filters rows, for example
+``RUNS`` is the folder of the sweep. It contains one folder per run with the files ``results.json`` and ``config.yaml``,
+which Hydra's multirun and W&B sweeps create. ``--keys`` are the config keys that differ between the runs. The first key
+is the x axis of the figure, and each value of the other keys is plotted as a separate curve, for example with
+``--keys select.optimizer.lr select.semantic_weight``. ``--where`` filters the rows of the results, for example
 ``--where "bucket == 'tail' and method != 'plain'"``.
 """
 
@@ -29,12 +30,14 @@ IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompts", "generate
 
 
 def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
-    """Rows of all finished runs below ``folder``, with the run's values of ``keys``, sorted by them.
+    """Return the result rows of all finished runs in ``folder``, sorted by the values of the config keys ``keys``.
 
-    Runs whose files cannot be read are reported on standard error and left out.
+    The table has a column for each of ``keys``, with its value in the config of the run. A run whose files cannot be
+    read is omitted and reported on standard error.
 
     Raises:
-        ValueError: there is no finished run, or a run's config has none or several values for one of the keys.
+        ValueError: ``folder`` contains no finished run, or one of ``keys`` does not have exactly one value in the
+            config of a run.
     """
     rows: list[dict[str, Any]] = []
     paths = sorted(folder.rglob("results.json"))
@@ -42,55 +45,65 @@ def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
         try:
             config, run_rows = _read_run(path)
         except _UnreadableRunError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"run omitted: {error}", file=sys.stderr)
             continue
         values = {key: _config_value(path.parent / "config.yaml", config, key) for key in keys}
         rows += [values | row for row in run_rows]
     if not paths:
-        raise ValueError(f"{folder} contains no results.json: give the folder of a sweep with finished runs.")
+        raise ValueError(f"{folder} contains no results.json: use the folder of a sweep with finished runs.")
     if not rows:
-        raise ValueError(f"none of the {len(paths)} results.json below {folder} can be read: run the sweep again.")
+        raise ValueError(f"none of the {len(paths)} files results.json in {folder} can be read: run the sweep again.")
     return pd.DataFrame(rows).sort_values(list(keys), kind="stable")
 
 
 class _UnreadableRunError(Exception):
-    """A file of a run cannot be read; the message is one line."""
+    """A result file of a run cannot be read; the error message has one line."""
 
 
 def _read_run(path: Path) -> tuple[DictConfig, list[dict[str, Any]]]:
-    """A run's config, and the rows of its ``results.json``."""
+    """Return the config of a run and the rows of its ``results.json``.
+
+    Args:
+        path: path of the ``results.json``.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _UnreadableRunError(f"{path} cannot be read as JSON ({first_line(error)}): run it again.") from None
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise _UnreadableRunError(f"{path} contains no rows of results: run it again.")
+        raise _UnreadableRunError(f"{path} contains no rows of results: start the run again.")
     config_path = path.parent / "config.yaml"
     try:
         config = OmegaConf.load(config_path)
     except (OSError, ValueError, YAMLError) as error:
-        raise _UnreadableRunError(f"{config_path} cannot be read ({first_line(error)}): run it again.") from None
+        raise _UnreadableRunError(f"{config_path} cannot be read ({first_line(error)}): start the run again.") from None
     if not isinstance(config, DictConfig) or not config:
-        raise _UnreadableRunError(f"{config_path} contains no keys: run it again.")
+        raise _UnreadableRunError(f"{config_path} contains no keys: start the run again.")
     return config, rows
 
 
 def _config_value(path: Path, config: DictConfig, key: str) -> object:
-    """The value of ``key`` in a run's config."""
+    """Return the value of ``key`` in the config of a run.
+
+    Args:
+        path: path of the config file, for error messages.
+    """
     value = OmegaConf.select(config, key)
     if value is None:
         raise ValueError(f"{path} has no key {key!r}: use a key that the sweep changed.")
     if isinstance(value, DictConfig):
-        raise ValueError(f"{path} has several keys below {key!r}: use one of {', '.join(map(str, value))}.")
+        raise ValueError(
+            f"--keys: {key!r} has several subkeys in {path}; append one of {', '.join(map(str, value))} to the key."
+        )
     return str(value) if isinstance(value, ListConfig) else value
 
 
 def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    """Rows that fulfill the condition ``where``; all rows if it is None.
+    """Return the rows of ``table`` that satisfy the condition ``where`` in pandas' query syntax, or all rows if None.
 
     Raises:
-        ValueError: the condition is invalid, or no row fulfills it.
+        ValueError: the condition is invalid, or no row satisfies the condition.
     """
     if where is None:
         return table
@@ -99,14 +112,14 @@ def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     except Exception as error:  # pandas raises many types
         raise ValueError(f"--where {where!r}: {error}; the columns are {', '.join(table.columns)}.") from error
     if rows.empty:
-        raise ValueError(f"--where {where!r}: fulfilled by none of the {len(table)} rows.")
+        raise ValueError(f"--where {where!r}: none of the {len(table)} rows satisfies the condition.")
     return rows
 
 
 def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:
-    """Plot ``values`` against the first of ``keys``, one panel each.
+    """Plot the columns ``values`` over the first of ``keys``, with one panel per column.
 
-    Each combination of the other keys and of the columns that tell rows apart has its own curve.
+    A panel has one curve for each combination of the values of the other keys and of the columns in ``IDENTITY``.
     """
     key, *others = keys
     figure, (axes,) = plots.panels(len(values))
@@ -125,7 +138,7 @@ def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) 
 
 
 def _groups(table: pd.DataFrame, others: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Rows of each curve, by its label in the legend."""
+    """Return the rows of each curve of the figure, by the label of the curve in the legend."""
     identity = [name for name in (*IDENTITY, *others) if name in table and table[name].nunique() > 1]
     if not identity:
         return {"": table}
@@ -136,12 +149,12 @@ def _groups(table: pd.DataFrame, others: Sequence[str]) -> dict[str, pd.DataFram
 
 
 def _label(name: str, value: object, keys: Sequence[str]) -> str:
-    """A value in the legend; values of config keys have the key's name in front."""
+    """Format a value for the legend. A value of a config key is preceded by the last part of the key."""
     return f"{name.rpartition('.')[2]} {value}" if name in keys else str(value)
 
 
 def _use_log_scale_if_wide(axis: Axes, values: pd.Series) -> None:
-    """Make the x axis logarithmic if the largest of nonnegative values is above 20 times their median."""
+    """Make the x axis logarithmic if no value is negative and the largest value is above 20 times the median."""
     if not pd.api.types.is_numeric_dtype(values) or (values < 0).any():
         return
     if values.max() > 20 * max(values.median(), 1e-12):
@@ -150,7 +163,7 @@ def _use_log_scale_if_wide(axis: Axes, values: pd.Series) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="folder of the sweep's runs")
+    parser.add_argument("runs", type=Path, help="folder of the sweep, which contains one folder per run")
     parser.add_argument("--keys", nargs="+", required=True, help="config keys that differ between the runs")
     parser.add_argument("--values", nargs="+", default=["psnr", "residual"], help="columns of the results to plot")
     parser.add_argument("--where", help="condition on the columns of the results, in pandas' query syntax")

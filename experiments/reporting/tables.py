@@ -1,4 +1,4 @@
-"""Markdown tables and the text of their cells."""
+"""Functions that format Markdown tables and the values in their cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ DASH = "–"
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Rows as a Markdown table. ``columns`` maps keys of rows to column heads; a missing value is a dash."""
+    """Format rows as a Markdown table, in which a missing value is shown as a dash.
+
+    Args:
+        rows: values of each row, by key.
+        columns: column heads of the table, by the keys of the rows.
+    """
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -27,16 +32,22 @@ def _is_missing(value: Any) -> bool:
 
 
 def percent(row: Mapping[str, Any], name: str) -> str:
-    """A proportion in percent with its interval, such as ``85.1 (80–90)``; a dash if missing."""
+    """Format a proportion in percent with its confidence interval, such as ``85.1 (80–90)``.
+
+    A missing value is shown as a dash.
+    """
     if _is_missing(row.get(name)):
         return DASH
     return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.0f}–{100 * row[f'{name}_high']:.0f})"
 
 
 def percentage_points(row: Mapping[str, Any], name: str, digits: int = 0) -> str:
-    """A difference of proportions in percentage points with its interval, such as ``+3.2 (+1 to +5)``.
+    """Format a difference of proportions in percentage points with its confidence interval: ``+3.2 (+1 to +5)``.
 
-    ``digits`` are those of the interval. A missing value is a dash.
+    A missing value is shown as a dash.
+
+    Args:
+        digits: number of decimal places of the confidence interval.
     """
     if _is_missing(row.get(name)):
         return DASH

@@ -61,7 +61,7 @@ def test_command_prints_the_table(tmp_path, monkeypatch, capsys):
         (None, "no ratings"),
         (b"no table", "cannot be read as Parquet"),
         (pd.DataFrame({"rater": ["a"]}), "has no column item"),
-        (ratings(("a", "i", ["x", "y"], "z")), "chooses 'z'"),
+        (ratings(("a", "i", ["x", "y"], "z")), "choice in row 0 is 'z'"),
     ],
 )
 def test_invalid_files_are_rejected(content, message, tmp_path, monkeypatch):

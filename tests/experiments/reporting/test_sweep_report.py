@@ -96,12 +96,12 @@ def test_damaged_run_is_left_out_with_a_message(tmp_path, capsys, file, content,
 def test_sweep_of_only_damaged_runs_is_rejected(tmp_path):
     for file in write_sweep(tmp_path).rglob("results.json"):
         file.write_text("")
-    with pytest.raises(ValueError, match=r"none of the 4 results\.json"):
+    with pytest.raises(ValueError, match=r"none of the 4 files results\.json"):
         read_sweep(tmp_path, ["select.lr"])
 
 
 def test_key_of_a_config_group_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match="several keys below 'select': use one of lr, weight"):
+    with pytest.raises(ValueError, match="'select' has several subkeys in .*; append one of lr, weight to the key"):
         read_sweep(write_sweep(tmp_path), ["select"])
 
 
