@@ -35,7 +35,7 @@ def test_idle_process_waits_for_the_other(tmp_path):
     owl = rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy)
     owl.prepare(trainer())
     missing = next(c for c in owl.context.concepts if c.name == "owl")
-    gone = [path for path in before if path.stem in owl.units("plain", owl.arms["plain"]).lease_name(missing.key)]
+    gone = [path for path in before if path.stem in owl.context.units("plain").lease_name(missing.key)]
     assert len(gone) == 1
     gone[0].unlink()
     task = run_to_end(
