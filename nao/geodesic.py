@@ -283,7 +283,12 @@ def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rule = integrals @ np.linalg.inv(legendre.legvander(x, NODES - 1)) / 2
     s = (np.arange(PANELS)[:, None] + (x + 1) / 2).ravel() / PANELS
     weights = np.tile(w / 2, PANELS) / PANELS
-    return tuple(torch.from_numpy(array) for array in (s**2, 2 * s * weights, 2 * s / PANELS, rule))
+    return (
+        torch.from_numpy(s**2),
+        torch.from_numpy(2 * s * weights),
+        torch.from_numpy(2 * s / PANELS),
+        torch.from_numpy(rule),
+    )
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor, *, slopes: Tensor) -> Tensor:

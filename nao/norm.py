@@ -79,7 +79,7 @@ def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
     norms = seed_norm(seeds)
     is_invalid = ~(torch.isfinite(norms) & (norms > 0))
     if is_invalid.any():
-        index = is_invalid.flatten().nonzero()[0].item()
+        index = int(is_invalid.flatten().nonzero()[0].item())
         value = norms.flatten()[index].item()
         raise ValueError(
             f"{name}: seed {index} has norm {value:g}, so it has no direction; remove it or invert its image again"

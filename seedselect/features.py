@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rnri.validation import Dtype, NonEmptyStr
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel
+    from transformers import CLIPModel, PreTrainedTokenizerBase
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,7 +34,7 @@ class ClipFeatures:
     def __init__(
         self,
         model: CLIPModel,
-        tokenizer: object,
+        tokenizer: PreTrainedTokenizerBase,
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
     ) -> None:

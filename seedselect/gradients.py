@@ -48,7 +48,7 @@ def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
     """
     values = gradient.detach().cpu().double()
     spectrum = torch.fft.fft2(values, norm="ortho")
-    ring_of_frequency = _rings(*values.shape[-2:], blocks)
+    ring_of_frequency = _rings(values.shape[-2], values.shape[-1], blocks)
     power = spectrum.abs().square()
     mean_power = power.mean((1, 2, 3))[:, None]
     whitened = torch.zeros_like(spectrum)

@@ -118,5 +118,5 @@ class ClipReward:
 
 
 @cache
-def _load_clip(path: str, dtype: str, local_files_only: bool, device: str) -> ClipFeatures:
+def _load_clip(path: str, dtype: Dtype, local_files_only: bool, device: str) -> ClipFeatures:
     return ClipFeatures.from_pretrained(path, device=device, dtype=dtype, local_files_only=local_files_only)

@@ -54,6 +54,9 @@ class Classifier(nn.Module):
         ValueError: a label is empty, two labels are equal, or the number of labels differs from the number of logits.
     """
 
+    mean: Tensor  # [1,3,1,1]
+    std: Tensor  # [1,3,1,1]
+
     def __init__(
         self, network: nn.Module, labels: Sequence[str], preprocessing: Preprocessing, *, title: str = "classifier"
     ) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -21,7 +21,7 @@ from diffusers.models.attention_processor import (
 )
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnri.models.attention.editor import AttentionControl
 from rnri.models.attention.injection import Injection
@@ -180,7 +180,7 @@ def attention_control(
 
 
 @contextmanager
-def attn_processor(network: nn.Module, processor: Any) -> Iterator[None]:
+def attn_processor(network: ModelMixin, processor: Any) -> Iterator[None]:
     """Use ``processor`` in all attention layers of ``network`` inside the ``with`` block; restore the old ones on exit.
 
     Raises:

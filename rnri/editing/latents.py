@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,8 +87,8 @@ class StepTrackingPredictor(NoisePredictor):
 
 def _duplicate_batch(inversion: Inversion) -> Inversion:
     """Return an inversion of 2B samples: the B samples of ``inversion``, followed by the same B samples again."""
-    by_row = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
+    by_row: dict[str, Any] = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
     tables = ("residuals", "nfe", "backward", "solved")  # [N,B]
-    by_column = {name: torch.cat([getattr(inversion, name)] * 2, dim=1) for name in tables}
+    by_column: dict[str, Any] = {name: torch.cat([getattr(inversion, name)] * 2, dim=1) for name in tables}
     aux = {name: torch.cat([values] * 2) for name, values in inversion.aux.items()}
     return replace(inversion, **by_row, **by_column, aux=aux)

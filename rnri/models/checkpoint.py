@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -95,7 +96,7 @@ def _download(source: str, omitted: Mapping[str, object], **options: object) -> 
 
 
 def _load_networks(
-    folder: Path, index: Mapping[str, object], variant: str | None, dtype: torch.dtype
+    folder: Path, index: Mapping[str, Any], variant: str | None, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
     """Load each network separately, to check for missing and unknown weights; return the networks by name."""
     networks = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -68,12 +69,13 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
 
         ``return_dict=False`` returns a tuple of this latent and the estimate of the clean latent.
         """
-        i = int((self.schedule.timesteps == int(timestep)).nonzero())
+        schedule = cast(Schedule, self.schedule)  # pipelines call set_timesteps first
+        i = int((schedule.timesteps == int(timestep)).nonzero())
         z = to_state_dtype(sample)
         prediction_type = self.config.get("prediction_type", "epsilon")
         noise = to_noise(to_state_dtype(model_output), z, float(self.table[int(timestep)]), prediction_type)
-        a, b = self.schedule.coefficients(i)
-        clean = self.schedule.clean_and_noise(i, z, noise)[0].to(sample.dtype)
+        a, b = schedule.coefficients(i)
+        clean = schedule.clean_and_noise(i, z, noise)[0].to(sample.dtype)
         prev_sample = ((z - b * noise) / a).to(sample.dtype)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample, clean)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
 
 from rnri.models.adapters import check_lora, check_scheduler_name, load_lora, set_scheduler
 from rnri.models.checkpoint import load_pipeline
@@ -153,7 +153,8 @@ class LatentDiffusion:
         """Shape ``(C, h, w)`` of the latent of one image."""
         if self._image_size is None:
             return self.family.channels, *self.family.latent_size
-        return self.family.channels, *(side // self.family.pixels_per_latent for side in self._image_size)
+        height, width = (side // self.family.pixels_per_latent for side in self._image_size)
+        return self.family.channels, height, width
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -267,7 +268,7 @@ class LatentDiffusion:
         return noise_for_samples(sample_ids, seed, self.latent_shape).to(self.device)
 
     @property
-    def _vae(self) -> nn.Module:
+    def _vae(self) -> ModelMixin:
         """The pipeline's VAE; a float32 copy of the VAE if it would overflow in float16, such as SDXL's VAE."""
         vae = self.pipeline.vae
         if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):

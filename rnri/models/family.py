@@ -12,7 +12,7 @@ from rnri.models.predictor import GuidedDenoiser
 from rnri.models.schedule import Schedule
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
 
     from rnri.models.attention.editor import AttentionEditor
 
@@ -39,8 +39,6 @@ class Family(ABC):
     """Name of the pipeline component that predicts noise or velocity, such as ``unet``."""
     supported: ClassVar[str]
     """Names of the models that the family supports, for error messages."""
-    patch: ClassVar[int] = 1
-    """Height and width of the latents must be multiples of ``patch``."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -51,8 +49,13 @@ class Family(ABC):
         return (cls.network_name, "vae", "text_encoder", "tokenizer", "scheduler")
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> ModelMixin:
         return getattr(self.pipeline, self.network_name)
+
+    @property
+    def patch(self) -> int:
+        """Height and width of the latents must be multiples of ``patch``."""
+        return 1
 
     @property
     @abstractmethod
@@ -163,7 +166,8 @@ def supported_models() -> str:
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return ``size`` as ``(height, width)``; an integer is the side of a square."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def components(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ def _qualified_name(instance: object) -> str:
     return f"{definition.__module__}.{definition.__qualname__}"
 
 
-def _adapters(module: nn.Module) -> dict[str, object]:
+def _adapters(module: Any) -> dict[str, object]:
     """Return the active and merged adapters (LoRAs) of one layer and the scales of the active ones."""
     if not hasattr(module, "active_adapters") or not hasattr(module, "scaling"):
         return {}

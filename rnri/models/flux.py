@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, ModelMixin
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnri.models.attention.injection import FluxInjectionProcessor, InjectionEditor
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
@@ -37,7 +37,7 @@ class FluxDenoiser(GuidedDenoiser):
             (schnell).
     """
 
-    transformer: nn.Module
+    transformer: ModelMixin
     text_ids: Tensor  # [L,3]
     image_ids: Tensor  # [hw/4,3]
     embedded_guidance: float | None = None
@@ -64,7 +64,7 @@ class FluxDenoiser(GuidedDenoiser):
                 img_ids=self.image_ids,
                 return_dict=False,
             )[0]
-        return unpack(output, z.shape[-2:]).to(z.dtype)
+        return unpack(output, (z.shape[-2], z.shape[-1])).to(z.dtype)
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class FluxFamily(Family):
                 config.get("base_shift", 0.5),
                 config.get("max_shift", 1.15),
             )
-        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps).tolist()
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, sigmas=sigmas, mu=mu)
 
     def pack(self, latents: Tensor) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 RUNTIME_OPTIONS = ("use_slicing", "use_tiling")
 """Attributes of a diffusers autoencoder that are neither weights nor config and are copied to the float32 copy.
@@ -24,9 +27,9 @@ class Float32Copy:
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
-        self._copy: nn.Module | None = None
+        self._copy: ModelMixin | None = None
 
-    def get(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def get(self, network: ModelMixin, device: torch.device) -> ModelMixin:
         """Return the float32 copy of ``network`` on ``device``, in evaluation mode and with frozen weights.
 
         Raises:
@@ -43,7 +46,7 @@ class Float32Copy:
         return self._copy
 
 
-def _to_float32(network: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+def _to_float32(network: ModelMixin, weights: dict[str, torch.Tensor]) -> ModelMixin:
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(
             "the VAE overflows in float16, and an offloaded VAE cannot be copied to float32: load the VAE in float32, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class NoisePredictor:
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation
-            return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))
+            return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))[:2]  # has_aux would add a third
 
     def unguided(self) -> NoisePredictor:
         """Return the predictor without classifier-free guidance; both predictors share their evaluation counts."""
@@ -92,9 +92,10 @@ class NoisePredictor:
         Raises:
             ValueError: guidance is off, or the denoiser has no text condition.
         """
-        if getattr(self.denoiser, "negative", None) is None:
+        denoiser: Any = self.denoiser  # the protocol has no negative condition
+        if getattr(denoiser, "negative", None) is None:
             raise ValueError("guidance is off, so there is no negative condition to replace; set guidance above 1.")
-        return replace(self, denoiser=replace(self.denoiser, negative=negative))
+        return replace(self, denoiser=replace(denoiser, negative=negative))
 
     def select(self, rows: Tensor) -> NoisePredictor:
         """Return the predictor for the batch rows ``rows`` (int64 ``[b]``); both predictors share their counts."""

@@ -172,7 +172,7 @@ class Schedule:
 
     def alpha_sigma(self, i: int) -> tuple[float, float, float, float]:
         """Return ``(alpha_t, sigma_t, alpha_s, sigma_s)``: the signal and noise levels before and after step ``i``."""
-        return tuple(float(table[i]) for table in (self.alpha, self.sigma, self.alpha_next, self.sigma_next))
+        return float(self.alpha[i]), float(self.sigma[i]), float(self.alpha_next[i]), float(self.sigma_next[i])
 
     def clean_and_noise(self, i: int, z: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return the estimates ``(x0, n)``, each ``[B,C,h,w]``, from a ``prediction`` at ``z`` before step ``i``.
@@ -198,5 +198,5 @@ class Schedule:
         return self._slice(slice(k))
 
     def _slice(self, steps: slice) -> Schedule:
-        tables = [getattr(self, field.name)[steps] for field in fields(self) if field.name != "predicts"]
-        return Schedule(*tables, predicts=self.predicts)
+        tables = {field.name: getattr(self, field.name)[steps] for field in fields(self) if field.name != "predicts"}
+        return Schedule(**tables, predicts=self.predicts)

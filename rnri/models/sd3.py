@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnri.models.attention.injection import InjectionEditor, SD3InjectionProcessor
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
@@ -24,7 +24,7 @@ from rnri.models.schedule import Schedule
 class SD3Denoiser(GuidedDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by an ``SD3Transformer2DModel``."""
 
-    transformer: nn.Module
+    transformer: ModelMixin
 
     @cached_property
     def dtype(self) -> torch.dtype:

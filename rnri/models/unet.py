@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from diffusers import (
     DiffusionPipeline,
     LatentConsistencyModelPipeline,
+    ModelMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnri.models.attention.prompt_to_prompt import PromptToPromptEditor
 from rnri.models.checks.components import check_embedding_dim, check_size_conditioning, check_unet_inputs
@@ -39,7 +40,7 @@ class UNetDenoiser(GuidedDenoiser):
             input (LCM); otherwise None.
     """
 
-    unet: nn.Module
+    unet: ModelMixin
     prediction_type: str
     alpha_bar: Tensor  # [num_train_timesteps]
     guidance_embedding: Tensor | None = None  # [1,D]
@@ -73,7 +74,8 @@ class UNetDenoiser(GuidedDenoiser):
         return output.to(z.dtype)
 
     def to_prediction(self, output: Tensor, z: Tensor, t: float) -> Tensor:
-        return to_noise(output, z, float(self.alpha_bar[t]), self.prediction_type)
+        timestep = cast(int, t)  # schedules of UNets have integer timesteps
+        return to_noise(output, z, float(self.alpha_bar[timestep]), self.prediction_type)
 
 
 def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
@@ -190,33 +192,38 @@ class UNetFamily(Family):
                 do_classifier_free_guidance=guided,
                 negative_prompt=negative_prompt,
             )
-        added = {}
-        negative_added = {}
+        added: dict[str, Tensor] = {}
+        negative_added: dict[str, Tensor] = {}
         if len(encoded) > 2:
             added, negative_added = self._added_conditions(encoded[2:], len(prompts), image_size)
         negative = Condition(encoded[1], negative_added) if guided else None
         if negative_prompt and not all(negative_prompt):
             has_text = torch.tensor([bool(text) for text in negative_prompt])
             default = self._conditions(prompts, guided, [""] * len(prompts), image_size)[1]
+            assert negative is not None and default is not None  # negative_prompt is only set if guided
             negative = negative.where(has_text, default)
         return Condition(encoded[0], added), negative
 
     def _added_conditions(
         self, pooled: tuple[Tensor, Tensor | None], batch_size: int, image_size: tuple[int, int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return SDXL's additional inputs (pooled text and sizes) for the prompts and for the negative prompts.
 
         The original size and the target size are ``image_size``; the crop offset is zero.
+
+        The second result is empty if guidance is off.
         """
+        text, negative_text = pooled
         sizes = self.pipeline._get_add_time_ids(
             image_size,
             (0, 0),
             image_size,
-            dtype=pooled[0].dtype,
+            dtype=text.dtype,
             text_encoder_projection_dim=self.pipeline.text_encoder_2.config.projection_dim,
         )
-        sizes = sizes.to(pooled[0].device).repeat(batch_size, 1)  # [B,6]
-        return {"text_embeds": pooled[0], "time_ids": sizes}, {"text_embeds": pooled[1], "time_ids": sizes}
+        sizes = sizes.to(text.device).repeat(batch_size, 1)  # [B,6]
+        negative = {} if negative_text is None else {"text_embeds": negative_text, "time_ids": sizes}
+        return {"text_embeds": text, "time_ids": sizes}, negative
 
     def _guidance_embedding(self, guidance: float, dim: int) -> Tensor:
         embedding = self.pipeline.get_guidance_scale_embedding(torch.tensor([guidance - 1]), embedding_dim=dim)

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
-from torch import Tensor, nn
+from diffusers.models.transformers.transformer_flux import FluxAttention
+from torch import Tensor
 
 from rnri.models.attention.editor import AttentionControl, AttentionEditor
 from rnri.models.attention.operators import attention, source_rows
@@ -50,7 +51,7 @@ class InjectionProcessor:
         self.injection = injection
         self.image_tokens = image_tokens
 
-    def project(self, attn: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, attn: Attention | FluxAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values ``[B,L,width]`` with the source's parts injected into the edits.
 
         The last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
@@ -121,7 +122,7 @@ class FluxInjectionProcessor(InjectionProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: FluxAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

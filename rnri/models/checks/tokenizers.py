@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from diffusers import DiffusionPipeline
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_PADDING_ROWS = 127
 """Largest number of padding rows of an embedding, which is often padded to a multiple of 128 rows."""
@@ -55,21 +55,21 @@ def _tokenizers(pipeline: DiffusionPipeline) -> dict[str, PreTrainedTokenizerBas
     return {name: value for name, value in components if name.startswith("tokenizer") and value is not None}
 
 
-def _text_encoder(pipeline: DiffusionPipeline, tokenizer_name: str) -> nn.Module | None:
+def _text_encoder(pipeline: DiffusionPipeline, tokenizer_name: str) -> PreTrainedModel | None:
     return getattr(pipeline, tokenizer_name.replace("tokenizer", "text_encoder"), None)
 
 
-def _positions(encoder: nn.Module | None) -> int | None:
+def _positions(encoder: PreTrainedModel | None) -> int | None:
     """Return the maximum number of tokens of a text encoder; None if there is no maximum, as for T5."""
     return getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
 
 
-def _backend_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+def _backend_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in content.items() if key not in CALL_STATE}
 
 
-def _check_vocabulary_size(name: str, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module) -> None:
+def _check_vocabulary_size(name: str, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel) -> None:
     """Raise ValueError unless the text encoder has one embedding per token of the vocabulary, plus padding rows."""
     vocabulary = tokenizer.get_vocab()
     embeddings = encoder.get_input_embeddings().num_embeddings
@@ -87,7 +87,7 @@ def _check_vocabulary_size(name: str, tokenizer: PreTrainedTokenizerBase, encode
         )
 
 
-def _check_length(name: str, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module) -> None:
+def _check_length(name: str, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel) -> None:
     positions = _positions(encoder)
     if positions is not None and tokenizer.model_max_length > positions:
         raise ValueError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 OTHER_CLIP_WEIGHTS = ("position_ids", "vision_model.", "logit_scale", "_projection")
 """Parts of the names of CLIP weights that a text encoder's file may contain although the text encoder ignores them."""
 
 
-def check_loading_info(component: str, class_name: str, loading_info: Mapping[str, Iterable[object]]) -> None:
+def check_loading_info(component: str, class_name: str, loading_info: Mapping[str, Collection[object]]) -> None:
     """Raise ValueError if weights of a component are missing, are unknown, or have a wrong shape.
 
     Args:

@@ -306,7 +306,9 @@ def test_squeeze_lpips_matches_torchvision_features(tmp_path):
         layer = ((unit[0] - unit[1]).square() * heads["lin0.model.1.weight"]).sum(1).mean()
     assert 0 < layer <= distance(images[:1], images[1:]) + 1e-6
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"weights of SqueezeNet 1.1: features.0.weight is missing or has another shape"):
+    with pytest.raises(
+        ValueError, match=r"weights of SqueezeNet 1.1: features.0.weight is missing or has another shape"
+    ):
         squeeze_lpips(str(tmp_path / "other.pth"), "cpu")
     with pytest.raises(ValueError, match=r"task.lpips: .* cannot be read"):
         squeeze_lpips(str(tmp_path / "none.pth"), "cpu")

@@ -101,7 +101,7 @@ def test_sweep_of_only_damaged_runs_is_rejected(tmp_path):
 
 
 def test_key_of_a_config_group_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match="'select' has several subkeys in .*; append one of lr, weight to the key"):
+    with pytest.raises(ValueError, match=r"'select' has several subkeys in .*; append one of lr, weight to the key"):
         read_sweep(write_sweep(tmp_path), ["select"])
 
 
