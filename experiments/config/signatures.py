@@ -241,6 +241,8 @@ def _class_signature(name: str, definition: Definition) -> Signature | None:
     for owner in reversed(list(_with_bases(definition))):
         if _is_dataclass(owner.node):
             parameters |= _fields(owner)
+            for name in _fields_without_init(owner.node):
+                parameters.pop(name, None)  # the subclass computes a field that its base class takes as an argument
     return Signature(name, parameters)
 
 
@@ -263,6 +265,13 @@ def _with_bases(definition: Definition) -> Iterator[Definition]:
     for base in _bases(definition):
         if base is not None and isinstance(base.node, ast.ClassDef):
             yield from _with_bases(base)
+
+
+def _fields_without_init(node: ast.ClassDef) -> list[str]:
+    """Return the fields of a dataclass that its ``__init__`` does not take."""
+    statements = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
+    computed = [s for s in statements if s.value is not None and "init=False" in ast.unparse(s.value)]
+    return [statement.target.id for statement in computed if isinstance(statement.target, ast.Name)]
 
 
 def _fields(definition: Definition) -> dict[str, Parameter]:

@@ -116,7 +116,7 @@ class IconSet:
         """Return the icon name of an emoji in this icon set, or None if the set lacks the emoji.
 
         Args:
-            code: Unicode code points of the emoji, see :func:`code_points`.
+            code: Unicode code points of the emoji, see ``code_points``.
             names: names of the emoji in other icon sets, used if this set does not list code points.
         """
         if self.names_by_code:

@@ -65,7 +65,7 @@ class InversionExperiment(ResumableRun):
         settings: the conditions under which the methods are compared.
         images: number of images.
         batch_size: number of images that are computed in one batch.
-        figures: names of the figures to draw (:data:`experiments.inversion.figures.FIGURES`).
+        figures: names of the figures to draw (``FIGURES`` in :mod:`experiments.inversion.figures`).
         paper: rows of the paper's table, which are printed below the rows of this experiment.
         stlpips: file with the weights of ST-LPIPS, a second perceptual distance (:mod:`experiments.evaluation.lpips`);
             None: the only perceptual distance is the one from the classifier's features.

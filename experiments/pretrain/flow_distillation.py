@@ -23,7 +23,7 @@ predicted, and the features of the teacher.
 
 
 class OutputHook:
-    """Records the latest output of ``layer``; :meth:`take` returns the output and releases it.
+    """Records the latest output of ``layer``; ``take`` returns the output and releases it.
 
     The output must be released, because a module that holds an autograd graph cannot be copied.
     """

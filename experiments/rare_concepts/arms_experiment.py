@@ -43,12 +43,12 @@ class ExperimentStage(Protocol):
 
 @dataclass(kw_only=True)
 class ArmsExperiment(ResumableRun, ABC):
-    """Base class of the experiments that compare arms. A subclass implements :meth:`stages` and :meth:`report`.
+    """Base class of the experiments that compare arms. A subclass implements ``stages`` and ``report``.
 
     A *unit* is the results of one concept under one arm. Each unit is written to disk before the next unit begins. An
     interrupted run therefore loses at most the units in progress, and no finished unit is computed again.
 
-    After :meth:`prepare`, ``context`` holds the inputs that all stages share and ``evaluator`` classifies the images.
+    After ``prepare``, ``context`` holds the inputs that all stages share and ``evaluator`` classifies the images.
 
     Args:
         source: data set that the concepts and their images are read from.

@@ -133,7 +133,7 @@ def test_nan_sample_is_unconverged_and_isolated(method):
 def test_two_step_samplers_require_contiguous_steps(method):
     steps = Schedule.from_scheduler(scheduler(timestep_spacing="linspace"), 7)
     denoiser, z0 = gaussian(batch=1)
-    with pytest.raises(ValueError, match="does not end where the next begins"):
+    with pytest.raises(ValueError, match="a step that does not end at the noise level where the next step begins"):
         method.invert(z0, NoisePredictor(denoiser), steps)
 
 
