@@ -107,5 +107,5 @@ def test_error_names_a_seed_without_a_direction(value):
 
 @pytest.mark.parametrize("d", [1, 0])
 def test_too_few_components_raise_an_error(d):
-    with pytest.raises(ValueError, match=f"d={d}: must be >= 2"):
+    with pytest.raises(ValueError, match=f"d={d}: a seed must have >= 2 components"):
         typical_norm(d)
