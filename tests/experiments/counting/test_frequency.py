@@ -58,7 +58,7 @@ def test_nested_names_and_synonyms():
 def test_thresholds_are_strict():
     buckets = bucket_by_threshold({"a": 1001, "b": 1000, "c": 42, "d": 41}, head=1000, tail=42)
     assert buckets == {"a": "head", "b": "medium", "c": "medium", "d": "tail"}
-    with pytest.raises(ValueError, match="fewer mentions"):
+    with pytest.raises(ValueError, match="must satisfy 0 <= tail <= head"):
         bucket_by_threshold({}, head=1, tail=2)
 
 
