@@ -210,7 +210,7 @@ def test_st_lpips_is_reported_with_its_rank_correlation(tmp_path):
 
 def test_rejects_st_lpips_for_images_that_are_too_small(tmp_path):
     methods = {"a": ImplicitInverter(FixedPoint(1))}
-    with pytest.raises(ValueError, match="sides >= 32 pixels, and this model generates 16"):
+    with pytest.raises(ValueError, match="sides >= 32 pixels, but this model generates images with sides of 16"):
         run_to_end(experiment(tmp_path, methods=methods, stlpips="weights.pth"))
 
 
