@@ -55,7 +55,7 @@ def test_full_disk_keeps_finished_units(tmp_path, breaking):
         before = written(tmp_path, "units", "seeds")
         breaking[:] = [path]
         with pytest.raises(
-            CannotWrite, match=rf"run/{path}\S* cannot be written \(No space left on device\): make room"
+            CannotWrite, match=rf"run/{path}\S* cannot be written \(No space left on device\): (free|make)"
         ):
             job(tmp_path)
         assert before.items() <= written(tmp_path, "units", "seeds").items()
@@ -67,14 +67,14 @@ def test_full_disk_keeps_finished_units(tmp_path, breaking):
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.ESTALE, "bring its disk back")],
+    [(errno.ENOSPC, "free some space"), (errno.EROFS, "make it writable"), (errno.ESTALE, "restore its disk")],
 )
 def test_errors_of_libraries_name_the_file_and_a_remedy(number, remedy):
     message = one_line(OSError(number, os.strerror(number), "runs/a/metrics.csv"))
     assert message.startswith(
-        f"the file runs/a/metrics.csv cannot be used ({os.strerror(number)}): {remedy}, and run the "
+        f"the file runs/a/metrics.csv cannot be written ({os.strerror(number)}): {remedy} and run the "
     )
-    assert one_line(OSError(number, os.strerror(number))).startswith("a file of run_dir cannot be used (")
+    assert one_line(OSError(number, os.strerror(number))).startswith("a file of run_dir cannot be written (")
     assert one_line(OSError("the disk is odd")) == "the disk is odd"
 
 
@@ -93,4 +93,4 @@ def test_full_disk_of_a_logger_is_explained(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError, match="No space left") as caught:
         log_metrics([logger], [{"method": "plain", "bucket": "tail", "accuracy": 0.5}], ("method", "bucket"))
-    assert "metrics.csv cannot be used (No space left on device): make room" in one_line(caught.value)
+    assert "metrics.csv cannot be written (No space left on device): free some space" in one_line(caught.value)
