@@ -61,9 +61,10 @@ def test_rejects_a_second_run_with_other_settings(data, tmp_path, monkeypatch):
         composed(f"run_dir={tmp_path}/run", *more) for more in ([], ["seed=1"], ["experiment=pretrain_classifier"])
     )
     first = join_or_start_run(config, None, None)
-    for wrong, message in ((other, "works there with other settings"), (training, "trains there")):
+    for wrong, message in ((other, "has different settings"), (training, "is training")):
         with pytest.raises(
-            ValueError, match=rf"run_dir=.*: process {os.getpid()} on .* {message}: wait for its end, or"
+            ValueError,
+            match=rf"run_dir=.* is in use: process {os.getpid()} on .* {message}\. Wait until that process ends, or",
         ):
             join_or_start_run(wrong, None, None)
 
