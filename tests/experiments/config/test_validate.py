@@ -180,7 +180,7 @@ VALUES = [  # overrides, and the start of the error message
     ("task.steps=2000", "steps=2000: must be an integer from 1 to 1000, the scheduler's maximum."),
     (
         "experiment=interpolation|task.references=1",
-        "task.steps=20 task.references=1 task.samples=5 in the arm 'ddim, lerp': a path needs two s",
+        "task.steps=20 task.references=1 task.samples=5 in the arm 'ddim, lerp': a path needs at least two s",
     ),
     (
         "experiment=centroids|task.samples=2",
