@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor
 
 from rnri.models.attention.editor import AttentionControl, AttentionEditor
-from rnri.models.attention.operators import attention, source_rows
+from rnri.models.attention.operators import attention, source_rows, split_heads
 from rnri.models.attention.state import EditState
 from rnri.validation import UnitInterval, dataclass
 
@@ -86,16 +86,16 @@ class SD3InjectionProcessor(InjectionProcessor):
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         image_tokens = hidden_states.shape[1]
-        query, key, value = (_split_heads(attn, tokens) for tokens in self.project(attn, hidden_states))
+        query, key, value = (split_heads(attn.heads, tokens) for tokens in self.project(attn, hidden_states))
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
         if encoder_hidden_states is not None:
-            text_query = _split_heads(attn, attn.add_q_proj(encoder_hidden_states))
-            text_key = _split_heads(attn, attn.add_k_proj(encoder_hidden_states))
-            text_value = _split_heads(attn, attn.add_v_proj(encoder_hidden_states))
+            text_query = split_heads(attn.heads, attn.add_q_proj(encoder_hidden_states))
+            text_key = split_heads(attn.heads, attn.add_k_proj(encoder_hidden_states))
+            text_value = split_heads(attn.heads, attn.add_v_proj(encoder_hidden_states))
             if attn.norm_added_q is not None:
                 text_query = attn.norm_added_q(text_query)
             if attn.norm_added_k is not None:
@@ -128,17 +128,17 @@ class FluxInjectionProcessor(InjectionProcessor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        def split_heads(tokens: Tensor) -> Tensor:
+        def unflatten_heads(tokens: Tensor) -> Tensor:
             return tokens.unflatten(-1, (-1, attn.head_dim))
 
-        query, key, value = (split_heads(tokens) for tokens in self.project(attn, hidden_states))
+        query, key, value = (unflatten_heads(tokens) for tokens in self.project(attn, hidden_states))
         query = attn.norm_q(query)
         key = attn.norm_k(key)
 
         if encoder_hidden_states is not None:
-            text_query = attn.norm_added_q(split_heads(attn.add_q_proj(encoder_hidden_states)))
-            text_key = attn.norm_added_k(split_heads(attn.add_k_proj(encoder_hidden_states)))
-            text_value = split_heads(attn.add_v_proj(encoder_hidden_states))
+            text_query = attn.norm_added_q(unflatten_heads(attn.add_q_proj(encoder_hidden_states)))
+            text_key = attn.norm_added_k(unflatten_heads(attn.add_k_proj(encoder_hidden_states)))
+            text_value = unflatten_heads(attn.add_v_proj(encoder_hidden_states))
             query = torch.cat([text_query, query], dim=1)
             key = torch.cat([text_key, key], dim=1)
             value = torch.cat([text_value, value], dim=1)
@@ -177,8 +177,3 @@ class InjectionEditor(AttentionEditor):
         height, width = image_size
         image_tokens = (height // self.pixels_per_token) * (width // self.pixels_per_token)
         return AttentionControl(self.processor_class(state, config, image_tokens))
-
-
-def _split_heads(attn: Attention, tokens: Tensor) -> Tensor:
-    """Reshape ``tokens [B,L,heads*D]`` to ``[B,heads,L,D]``."""
-    return tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)

@@ -15,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def split_heads(heads: int, tokens: Tensor) -> Tensor:
+    """Reshape ``tokens [B,L,heads*D]`` to ``[B,heads,L,D]``."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return ``softmax(query key^T / sqrt(D)) value [B,H,P,D]``; ``mask [B,H,1 or P,S]`` is additive or boolean."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)

@@ -19,6 +19,7 @@ from rnri.models.attention.operators import (
     attention_weights,
     inject_attention_maps,
     inject_cross_attention,
+    split_heads,
 )
 from rnri.models.attention.state import EditState
 from rnri.models.attention.token_alignment import Prompt, align
@@ -182,9 +183,9 @@ class PromptToPromptProcessor:
         if attention_mask is not None:
             attention_mask = _mask_per_head(attn, attention_mask, encoder_hidden_states)
 
-        query = _split_heads(attn, attn.to_q(hidden_states))
-        key = _split_heads(attn, attn.to_k(encoder_hidden_states))
-        value = _split_heads(attn, attn.to_v(encoder_hidden_states))
+        query = split_heads(attn.heads, attn.to_q(hidden_states))
+        key = split_heads(attn.heads, attn.to_k(encoder_hidden_states))
+        value = split_heads(attn.heads, attn.to_v(encoder_hidden_states))
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
@@ -255,11 +256,6 @@ class PromptToPromptEditor(AttentionEditor):
             return blend_latents(latents, region, *state.rows(len(latents), latents.device))
 
         return AttentionControl(PromptToPromptProcessor(state, tables, config.self_attention, maps), blend)
-
-
-def _split_heads(attn: Attention, tokens: Tensor) -> Tensor:
-    """Reshape ``tokens [B,L,heads*D]`` to ``[B,heads,L,D]``."""
-    return tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
 def _mask_per_head(attn: Attention, mask: Tensor, encoder_hidden_states: Tensor) -> Tensor:
