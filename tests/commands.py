@@ -19,7 +19,9 @@ CONFIGS = str(Path("configs").resolve())
 ENVIRONMENT = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 TIMEOUT_S = 600.0
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["train", "experiments.runtime.setup", "tests.preload"])
+FORKSERVER.set_forkserver_preload(
+    ["train", "experiments.runtime.setup", "experiments.inversion.task", "experiments.rare_concepts", "rnri.api"]
+)
 
 
 def command(*overrides: str) -> subprocess.CompletedProcess:
