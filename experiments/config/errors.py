@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.paths import join, resolve
+from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -77,8 +78,6 @@ def instantiation_error(error: InstantiationException, config: DictConfig, part:
 
     The message starts with the config key of the object whose constructor failed.
     """
-    from rnri.validation import ConfigError  # imports PyTorch
-
     match = FULL_KEY.search(str(error))
     key = match[1] if match and (match[1] == part or match[1].startswith(f"{part}.")) else part
     path, _ = resolve(config, key)

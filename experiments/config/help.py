@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config.paths import join
 from experiments.config.project import PROJECT
 from experiments.config.signatures import source_signature
+from experiments.config.validate import HYDRA_KEYS
 
 CONFIGS = PROJECT / "configs"
-HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 COMPONENT_GROUPS = ("method", "arm")
 """Config groups whose configs are printed as one line each, without their keys."""
 DESCRIPTION = """\

@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
-import runpy
 import sys
 import types
 import typing
@@ -24,7 +24,7 @@ from typing import Any
 
 MISSING = object()
 """Placeholder for a type hint or a default value that does not exist or cannot be determined."""
-IMPORTABLE = ("annotated_types", "collections", "datetime", "pathlib", "pydantic", "typing")
+IMPORTABLE = ("annotated_types", "collections", "datetime", "pathlib", "pydantic", "rnri.validation", "typing")
 """Packages from which types are imported while a signature is read from source, because importing them is fast."""
 
 
@@ -68,8 +68,6 @@ def imported_signature(target: str) -> Signature | None:
     Raises:
         ImportError, AttributeError, ValueError: ``target`` cannot be imported.
     """
-    import pkgutil
-
     function = pkgutil.resolve_name(target)
     try:
         parameters = inspect.signature(function).parameters
@@ -237,13 +235,11 @@ def _class_signature(name: str, definition: Definition) -> Signature | None:
         return None
     if any(base is None for base in _bases(definition)):
         return None
-    parameters: dict[str, Parameter] = {}
+    fields: dict[str, Parameter | None] = {}
     for owner in reversed(list(_with_bases(definition))):
         if _is_dataclass(owner.node):
-            parameters |= _fields(owner)
-            for name in _fields_without_init(owner.node):
-                parameters.pop(name, None)  # the subclass computes a field that its base class takes as an argument
-    return Signature(name, parameters)
+            fields |= _fields(owner)
+    return Signature(name, {key: parameter for key, parameter in fields.items() if parameter is not None})
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
@@ -267,24 +263,21 @@ def _with_bases(definition: Definition) -> Iterator[Definition]:
             yield from _with_bases(base)
 
 
-def _fields_without_init(node: ast.ClassDef) -> list[str]:
-    """Return the fields of a dataclass that its ``__init__`` does not take."""
-    statements = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
-    computed = [s for s in statements if s.value is not None and "init=False" in ast.unparse(s.value)]
-    return [statement.target.id for statement in computed if isinstance(statement.target, ast.Name)]
-
-
-def _fields(definition: Definition) -> dict[str, Parameter]:
+def _fields(definition: Definition) -> dict[str, Parameter | None]:
+    """Return the fields of a dataclass; None for a field that is not an argument (``init=False``)."""
     docs = _argument_docs(definition.node)
-    fields = {}
+    fields: dict[str, Parameter | None] = {}
     for node in definition.node.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         hint = ast.unparse(node.annotation)
-        if "ClassVar" in hint or (node.value is not None and "init=False" in ast.unparse(node.value)):
+        if "ClassVar" in hint:
             continue
         name = node.target.id
-        fields[name] = _parameter(definition.module, hint, node.value, node.value is None, docs.get(name, ""))
+        if node.value is not None and "init=False" in ast.unparse(node.value):
+            fields[name] = None
+        else:
+            fields[name] = _parameter(definition.module, hint, node.value, node.value is None, docs.get(name, ""))
     return fields
 
 
@@ -338,26 +331,12 @@ class _Names(dict):
         if isinstance(node, ast.ImportFrom):
             source = _absolute_module(self.module, node)
             original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
-            if source == "rnri.validation":
-                return validation_names()[original]
-            if source.partition(".")[0] in IMPORTABLE:
+            if source in IMPORTABLE or source.partition(".")[0] in IMPORTABLE:
                 return getattr(importlib.import_module(source), original)
             return _Names(source)[original]
         if node is None and hasattr(builtins, name):
             return getattr(builtins, name)
         raise NameError(name)
-
-
-@functools.cache
-def validation_names() -> dict[str, Any]:
-    """Return the global names of the module ``rnri.validation`` without importing the package ``rnri``.
-
-    The ``__init__`` of the package imports PyTorch.
-    """
-    if "rnri.validation" in sys.modules:
-        return vars(sys.modules["rnri.validation"])
-    file = _module_file("rnri.validation")
-    return runpy.run_path(str(file))
 
 
 def _argument_docs(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:

@@ -17,10 +17,13 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from experiments.config.errors import ConfigErrors, nearest, one_line
 from experiments.config.paths import join, keys, resolve
-from experiments.config.signatures import MISSING, Signature, imported_signature, source_signature, validation_names
+from experiments.config.signatures import MISSING, Signature, imported_signature, source_signature
+from rnri.validation import STRICT, NonEmptyStr, RandomSeed, describe
 
 INSTANTIATED = ("trainer", "logger", "task")
 """Top-level config keys whose values describe objects, which Hydra instantiates."""
+TOP_LEVEL_TYPES = {"name": NonEmptyStr, "seed": RandomSeed, "run_dir": NonEmptyStr, "plan": bool | Literal["counts"]}
+"""Types of the top-level config values that are not passed to a class or function."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -43,26 +46,18 @@ def check(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig, signature_of: Callable[[str], Signature | None]) -> None:
-    hints = _top_level_hints()
-    missing = list(dict.fromkeys(key for part in (*hints, *INSTANTIATED) for key in _missing(config, part)))
+    missing = list(dict.fromkeys(key for part in (*TOP_LEVEL_TYPES, *INSTANTIATED) for key in _missing(config, part)))
     if missing:
         raise ConfigErrors("\n".join(f"{key}: has no value; set {key}=..." for key in missing))
     for part in ("trainer", "task"):
         if "_target_" not in keys(resolve(config, part)[1]):
             raise ConfigErrors(f"{part}._target_: has no value; choose an experiment that defines {part}.")
-    errors = [_value_error(name, OmegaConf.select(config, name), hint) for name, hint in hints.items()]
+    errors = [_value_error(name, OmegaConf.select(config, name), hint) for name, hint in TOP_LEVEL_TYPES.items()]
     for part in INSTANTIATED:
         errors += _node_errors(config, part, signature_of)
     errors = list(dict.fromkeys(error for error in errors if error))
     if errors:
         raise ConfigErrors("\n".join(errors))
-
-
-def _top_level_hints() -> dict[str, Any]:
-    """Return the types of the top-level config values that are not passed to a class or function."""
-    names = validation_names()
-    text = names["NonEmptyStr"]
-    return {"name": text, "seed": names["RandomSeed"], "run_dir": text, "plan": bool | Literal["counts"]}
 
 
 def _missing(root: DictConfig, key: str) -> list[str]:
@@ -96,7 +91,7 @@ def _target_errors(
     try:
         signature = signature_of(node._target_)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        message = one_line(error).partition("\n")[0]
+        message = one_line(error)
         return [f"{join(key, '_target_')}: {node._target_} cannot be imported ({message})."]
     if signature is None:
         return []
@@ -142,9 +137,8 @@ def _value_error(key: str, value: Any, hint: Any) -> str | None:
 
     Types for which pydantic has no schema are not checked.
     """
-    names = validation_names()
     try:
-        adapter = TypeAdapter(hint, config=names["STRICT"])
+        adapter = TypeAdapter(hint, config=STRICT)
     except PydanticSchemaGenerationError:
         return None
     except PydanticUserError:  # the hint is a class with its own pydantic configuration
@@ -153,5 +147,5 @@ def _value_error(key: str, value: Any, hint: Any) -> str | None:
         # Validate as JSON, because pydantic's strict mode then accepts a list for a tuple.
         adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        return f"{key}: {names['describe'](error)}"
+        return f"{key}: {describe(error)}"
     return None
