@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 from torch import Tensor
 
+from rnri.images import to_rgba
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.methods import METHODS
 from rnri.models.diffusion import LatentDiffusion
@@ -94,7 +96,8 @@ def invert(
         pipe: a diffusers text-to-image pipeline of a supported family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3,
             3.5 or FLUX.1, with any loaded LoRAs and textual inversions.
         images: a PIL image, a list of PIL images, or float tensors ``[3,H,W]`` or ``[B,3,H,W]`` in [0, 1]. All images
-            must have the same size. Transparent images are rejected, because their background is undefined.
+            must have the same size. PIL images are converted by :func:`rnri.images.to_rgba`; transparent images are
+            rejected, because their background is undefined.
         prompts: a list with one prompt per image, or one string for all images.
         steps: number of sampler steps.
         guidance: classifier-free guidance scale; 1 disables guidance. For LCM and FLUX.1 dev the scale is an input of
@@ -108,6 +111,7 @@ def invert(
     Raises:
         ValueError: an argument is invalid; the error is raised before the network runs.
     """
+    _check_callback(callback_on_step_end)
     batch = as_images(images)
     height, width = batch.shape[-2:]
     model = LatentDiffusion(pipe, image_size=(height, width))
@@ -140,11 +144,23 @@ def invert(
     )
 
 
+def _check_callback(callback: StepCallback | None) -> None:
+    """Raise ValueError if ``callback`` is a ``PipelineCallback`` of diffusers that changes the embeddings of prompts."""
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        missing = [name for name in callback.tensor_inputs if name != "latents"]
+        if missing:
+            raise ValueError(
+                f"callback_on_step_end: must need latents only, got {type(callback).__name__}, which needs "
+                f"{', '.join(missing)}; inversion has a fixed guidance scale."
+            )
+
+
 def as_images(images: Images) -> Tensor:
     """Convert the ``images`` argument of ``invert`` to a float32 tensor ``[B,3,H,W]`` in [0, 1].
 
     Raises:
-        ValueError: the images have an unsupported type, different sizes, values outside [0, 1], or are transparent.
+        ValueError: the images have an unsupported type, different sizes, values outside [0, 1], gray levels whose
+            maximum is unknown, or are transparent or damaged.
     """
     if isinstance(images, Tensor):
         batch = images if images.ndim == 4 else images[None]
@@ -175,9 +191,13 @@ def _pil_to_tensor(image: Image.Image) -> Tensor:
     """Convert a PIL image to float32 ``[3,H,W]`` in [0, 1]."""
     if not isinstance(image, Image.Image):
         raise ValueError(f"images: must be PIL images or tensors, got {type(image).__name__}.")
-    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+    try:
+        pixels = np.asarray(to_rgba(image))
+    except Exception as error:  # for damaged files, decoders raise many types of errors
+        raise ValueError(f"images: a PIL image of mode {image.mode} cannot be converted ({error}).") from None
+    if pixels[..., 3].min() < 255:
         raise ValueError("images: must not be transparent; paste the image on an opaque background.")
-    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
+    return torch.from_numpy(pixels[..., :3].astype(np.float32) / 255).permute(2, 0, 1)
 
 
 def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> list[str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from rnri.images import fit
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MIN_DISPLAY_SIZE = 384
@@ -37,7 +39,7 @@ class Example:
 def read_image(
     source: str | Path | bytes, size: tuple[int, int], limits: UploadLimits, *, name: str = ""
 ) -> Image.Image:
-    """Read an image and convert it to ``size`` (H, W) with :func:`fit_image`.
+    """Read an image and convert it to ``size`` (H, W) with :func:`rnri.images.fit`.
 
     The limits are compared with the file size and with the header of the file, before the pixels are decoded.
 
@@ -48,7 +50,7 @@ def read_image(
         name: file name that error messages show; default: the name of ``source``.
 
     Raises:
-        ValueError: the file is empty, too large, damaged or not an image.
+        ValueError: the file is empty, too large, damaged, not an image, or has gray levels whose maximum is unknown.
     """
     data, name = _read_bytes(source, name, limits.max_bytes)
     try:
@@ -62,9 +64,9 @@ def read_image(
             f"{name} has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed: resize it."
         )
     try:
-        return fit_image(image, size)
+        return fit(image, size)
     except Exception as error:
-        raise ValueError(f"{name} is damaged and cannot be decoded: save it again.") from error
+        raise ValueError(f"{name} cannot be decoded ({error}): save it again as an 8-bit image.") from error
 
 
 def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[bytes, str]:
@@ -85,20 +87,6 @@ def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[
     return data, name
 
 
-def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Convert an image to RGB and to ``size`` (H, W).
-
-    The EXIF orientation is applied, transparent pixels become white, and the image is cropped at the center.
-    """
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    height, width = size
-    return ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-
-
 def enlarge(image: Image.Image) -> Image.Image:
     """Enlarge an image for display by the smallest integer factor that gives ``MIN_DISPLAY_SIZE`` pixels per side."""
     factor = -(-MIN_DISPLAY_SIZE // min(image.size))
@@ -106,7 +94,16 @@ def enlarge(image: Image.Image) -> Image.Image:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Convert a float tensor ``[B,3,H,W]`` in [0, 1] to B PIL images."""
+    """Convert a float tensor ``[B,3,H,W]`` in [0, 1] to B PIL images.
+
+    Raises:
+        ValueError: an image is not finite.
+    """
+    finite = images.detach().isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(images)} images are not finite: start the page with model.dtype=float32."
+        )
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in pixels]
 
@@ -119,8 +116,20 @@ def uint8_to_pil(pixels: Tensor | np.ndarray) -> Image.Image:
 def read_examples(source: str | Path | None, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
     """Read example images from a folder, or from a table such as ``assets/emoji/drawings-*.parquet``.
 
-    The prompt of an image in a folder is read from the text file with the same name. The prompt is empty if there is no
-    such file.
+    The prompt of an image in a folder is the text file with the same name, as one line. The prompt is empty if there is
+    no such file.
+
+    Raises:
+        ValueError: ``source`` is neither a folder with images nor a table.
+    """
+    files = example_files(source)
+    if [file.suffix for file in files] == [".parquet"]:
+        return _read_drawings(files[0], size, limits)
+    return [Example(read_image(file, size, limits), _read_prompt(file.with_suffix(".txt"))) for file in files]
+
+
+def example_files(source: str | Path | None) -> list[Path]:
+    """Return the files that :func:`read_examples` reads: one table, or at most ``MAX_EXAMPLES`` images.
 
     Raises:
         ValueError: ``source`` is neither a folder with images nor a table.
@@ -129,7 +138,7 @@ def read_examples(source: str | Path | None, size: tuple[int, int], limits: Uplo
         return []
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
-        return _read_drawings(path, size, limits)
+        return [path]
     if not path.is_dir():
         raise ValueError(
             f"examples: {source} must be a folder of images, a table of drawings, or null for no examples."
@@ -140,11 +149,11 @@ def read_examples(source: str | Path | None, size: tuple[int, int], limits: Uplo
             f"examples: {source} has no images ({', '.join(IMAGE_SUFFIXES)}): use another folder, or null for no "
             "examples."
         )
-    return [Example(read_image(file, size, limits), _read_prompt(file.with_suffix(".txt"))) for file in files]
+    return files
 
 
 def _read_prompt(path: Path) -> str:
-    return path.read_text().strip() if path.is_file() else ""
+    return " ".join(path.read_text(encoding="utf-8-sig").split()) if path.is_file() else ""
 
 
 def _read_drawings(path: Path, size: tuple[int, int], limits: UploadLimits) -> list[Example]:

@@ -57,18 +57,31 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 def _imagenet_keys() -> dict[str, set[int]]:
     """Return a dict from key to the indices of the classes with this key.
 
-    Keys are class indices, WordNet ids, unique names, normalized first names and normalized synonyms. If a key is
-    ambiguous, an earlier kind of key in this list takes precedence.
+    Keys are class indices, WordNet ids, unique names, normalized first names, normalized synonyms, and all names of a
+    class in one string, as in the list of the Hugging Face Hub ("tench, Tinca tinca"). If a key is ambiguous, an
+    earlier kind of key takes precedence.
     """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}
     for c in classes:
         for key in (str(c.index), c.wnid, c.name):
             keys[key] = {c.index}
-    for rank in (slice(0, 1), slice(1, None)):
+    for names_of in (_first_name, _other_names, _joined_names):
         level: dict[str, set[int]] = {}
         for c in classes:
-            for synonym in c.synonyms[rank]:
-                level.setdefault(normalize(synonym), set()).add(c.index)
+            for name in names_of(c):
+                level.setdefault(normalize(name), set()).add(c.index)
         keys = level | keys
     return keys
+
+
+def _first_name(cls: ImageNetClass) -> tuple[str, ...]:
+    return cls.synonyms[:1]
+
+
+def _other_names(cls: ImageNetClass) -> tuple[str, ...]:
+    return cls.synonyms[1:]
+
+
+def _joined_names(cls: ImageNetClass) -> tuple[str, ...]:
+    return (", ".join(cls.synonyms),)

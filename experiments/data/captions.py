@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 from pydantic import PositiveInt
 
+from experiments.counting.rows import read_rows
 from experiments.data.concepts import Concept
 from experiments.data.images import Images, UnreadableImage, height_and_width, read_image
 from experiments.data.parquet import ImageTable, Rows
 from rnri.validation import NonEmptyStr, dataclass
-
-TABLES = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".jsonl": partial(pd.read_json, lines=True)}
+from rnri.words import find_phrase
 
 
 @plain_dataclass(frozen=True)
@@ -44,8 +42,9 @@ class Captioned:
 class CaptionedImages:
     """A data source of captioned images, for experiments that invert images; this source has no concepts.
 
-    If an image has several captions, the first caption is the prompt of the image. An image file is read each time the
-    image is indexed.
+    The prompt of an image is its first caption that is not blank; an image without such a caption is left out. Captions
+    and file names are read as the file has them: the texts ``NA`` and ``007`` are neither missing nor numbers. An image
+    file is read each time the image is indexed.
 
     Args:
         captions: JSON file of COCO captions, or a table with one image and one caption per row. A ``.csv``, ``.tsv`` or
@@ -54,7 +53,8 @@ class CaptionedImages:
         images: folder of the image files; None if ``captions`` is a ``.parquet`` table.
         size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
         image, caption: names of the image column and of the caption column of a table.
-        caption_contains: string; only images whose caption contains this string are used. None uses all images.
+        caption_contains: word or phrase; only images whose caption contains it as whole words are used, see
+            :func:`rnri.words.find_phrase`. None uses all images.
     """
 
     captions: NonEmptyStr
@@ -98,48 +98,42 @@ class CaptionedImages:
         if self.images is None:
             raise ValueError(f"data.images has no value: give the folder with the image files of {path}.")
         root = Path(self.images)
-        pairs: dict[str, str] = {}
         if not root.is_dir():
             raise ValueError(f"data.images={self.images} is not a folder: give the folder with the images of {path}.")
         rows = _coco(path) if path.suffix.lower() == ".json" else self._table(path)
+        first: dict[str, str] = {}
         for name, caption in rows:
-            if name not in pairs and self._selects(caption):
-                pairs[name] = caption
+            if caption:
+                first.setdefault(name, caption)
+        pairs = {name: caption for name, caption in first.items() if self._selects(caption)}
         names = list(pairs)
         return Captioned(
             names, list(pairs.values()), self._images(names, partial(_read, root), partial(_identity, root))
         )
 
     def _table(self, path: Path) -> Iterator[tuple[str, str]]:
-        if path.suffix.lower() not in TABLES:
+        """Yield file name and caption of each row of a table."""
+        readers = {".csv": _read_columns, ".tsv": _read_columns, ".jsonl": _read_json_lines}
+        if path.suffix.lower() not in readers:
             raise ValueError(
                 f"{path} ends in {path.suffix!r}: captions are read from .json, .csv, .tsv, .jsonl, .parquet."
             )
-        try:
-            table = TABLES[path.suffix.lower()](path)
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read as a table ({error}): correct it.") from None
-        for column in (self.image, self.caption):
-            if column not in table.columns:
-                columns = ", ".join(map(str, table.columns))
-                raise ValueError(
-                    f"{path} has no column {column!r} (its columns: {columns}): set data.source.image and "
-                    "data.source.caption to names of columns."
-                )
-        for name, caption in zip(table[self.image], table[self.caption], strict=True):
-            yield str(name), _first(caption)
+        for place, (name, caption) in readers[path.suffix.lower()](path, self.image, self.caption):
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{path}: the column {self.image!r} has {name!r} in {place}: give a file name.")
+            yield name, _first(caption, f"{path}: {place}")
 
     def _in_parquet(self, path: Path) -> Captioned:
         table = ImageTable((str(path),), self.image)
-        ((_, column),) = table.column(self.caption)
-        captions = [_first(value) for value in column.to_pylist()]
+        ((_, column),) = table.column(self.caption, "data.source.caption")
+        captions = [_first(value, f"{path}: row {row}") for row, value in enumerate(column.to_pylist())]
         index = [k for k, caption in enumerate(captions) if caption and self._selects(caption)]
         rows = Rows(np.zeros(len(index), np.int32), np.array(index, np.int32))
         images = self._images(rows, table.read, table.identity)
         return Captioned([str(k) for k in index], [captions[k] for k in index], images)
 
     def _selects(self, caption: str) -> bool:
-        return self.caption_contains is None or self.caption_contains in caption
+        return self.caption_contains is None or bool(find_phrase(self.caption_contains, caption))
 
     def _images(self, items: Sequence[Any], read: Any, identity: Any) -> Images:
         advice = "set data.source.size to null to follow the checkpoint"
@@ -147,33 +141,85 @@ class CaptionedImages:
 
 
 def _coco(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield file name and first caption of each COCO image, in the order of the images.
+    """Yield file name and caption of each COCO annotation.
 
-    The first caption of an image is the caption with the lowest annotation id.
+    The captions are sorted by image, in the order of the images, and by annotation id.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files = {image["id"]: image["file_name"] for image in content["images"]}
-        first: dict[int, tuple[int, str]] = {}
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        captions: dict[Any, list[tuple[int, str]]] = {}
         for annotation in content["annotations"]:
-            candidate = annotation["id"], annotation["caption"]
-            key = annotation["image_id"]
-            first[key] = min(first.get(key, candidate), candidate)
+            key = annotation["id"]
+            caption = _first(annotation["caption"], f"annotation {key}")
+            captions.setdefault(annotation["image_id"], []).append((key, caption))
+        for image in content["images"]:
+            if not isinstance(image["file_name"], str):
+                raise ValueError(f"image {image['id']} has the file_name {image['file_name']!r}")
+            for _, caption in sorted(captions.get(image["id"], [])):
+                yield image["file_name"], caption
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a file of COCO captions ({type(error).__name__}: {error}): it needs images with id and "
             "file_name, and annotations with id, image_id and caption."
         ) from None
-    for key, name in files.items():
-        if key in first:
-            yield name, _first(first[key][1])
 
 
-def _first(caption: Any) -> str:
-    """Return ``caption``, or its first element if ``caption`` is a list, without leading and trailing whitespace."""
-    if isinstance(caption, list | tuple | np.ndarray | pa.Array):
-        caption = caption[0] if len(caption) else ""
-    return "" if caption is None else str(caption).strip()
+def _read_columns(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the number and the cells of two columns of each row of a ``.csv`` or ``.tsv`` table with a header."""
+    header, *rows = read_rows(path) or [[]]
+    positions = [_position(path, header, column) for column in columns]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise ValueError(
+                f"{path} has {len(row)} cells in row {number} and {len(header)} in its header: quote cells that "
+                "contain the separator (.csv), or save the table as .jsonl."
+            )
+        yield f"row {number}", [row[k] for k in positions]
+
+
+def _position(path: Path, header: Sequence[str], column: str) -> int:
+    if header.count(column) != 1:
+        reason = "two columns" if column in header else "no column"
+        raise ValueError(
+            f"{path} has {reason} {column!r} (its columns: {', '.join(header)}): set data.source.image and "
+            "data.source.caption to names of columns."
+        )
+    return header.index(column)
+
+
+def _read_json_lines(path: Path, *columns: str) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the number and two fields of each line of a ``.jsonl`` table; a field that a line lacks is None."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        rows = [(number, json.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a table ({error}): correct it.") from None
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} has {row!r:.60} in line {number}: give one JSON object per line.")
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    for column in columns:
+        _position(path, list(names), column)
+    for number, row in rows:
+        yield f"line {number}", [row.get(column) for column in columns]
+
+
+def _first(captions: Any, place: str) -> str:
+    """Return the first caption that is not blank, without leading and trailing whitespace; "" if there is none.
+
+    Args:
+        captions: a caption, a list of captions, or None.
+        place: file and row of the captions, for the error message.
+
+    Raises:
+        ValueError: a caption is neither a string nor None.
+    """
+    for caption in captions if isinstance(captions, list) else [captions]:
+        if not isinstance(caption, str | None):
+            raise ValueError(f"{place} has the caption {caption!r:.60}: a caption must be a string.")
+        if caption and caption.strip():
+            return caption.strip()
+    return ""
 
 
 def _read(root: Path, name: str, size: tuple[int, int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from experiments.data.backgrounds import AUGMENTATIONS, Augmentation, composite, to_array
+from rnri.images import to_rgba
 
 CONCEPTS = "concepts.csv"
 
@@ -73,7 +74,7 @@ class EmojiImages:
     def __init__(self, folder: str | Path, splits: Sequence[str]) -> None:
         tables = [read_table(Path(folder) / f"drawings-{split}.parquet") for split in splits]
         self.rows = [row for table in tables for row in table]
-        self.images: dict[int, Image.Image] = {row["image_id"]: row.pop("image").convert("RGBA") for row in self.rows}
+        self.images: dict[int, Image.Image] = {row["image_id"]: to_rgba(row.pop("image")) for row in self.rows}
 
     @property
     def image_ids(self) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
+from datasets import ClassLabel
 from pydantic import NonNegativeInt, PositiveInt
 
 from experiments.counting.buckets import assign_buckets
@@ -35,13 +36,16 @@ class ImageNetConcepts:
     Args:
         path: folder of a local copy of ImageNet-1k, or an id on the Hugging Face Hub, whose files are read remotely. A
             copy has Parquet files with the columns ``image`` and ``label`` (class indices, WordNet ids or names), or
-            image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``).
+            image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``). If the Parquet files or the
+            dataset card declare the names of the class indices (``datasets.ClassLabel``), the names determine the
+            classes. Files that are not images are ignored with a warning.
         counts: count table with the number of training captions per class index, WordNet id or class name.
         prompt: prompt template with the field ``{name}``, which is replaced by the first name of the class.
         size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
         head, tail, bucket_by, ranks: how buckets are assigned, see :class:`~experiments.data.folder.FolderConcepts`.
         classes: indices, WordNet ids or names of the classes to use; None uses all classes.
         rows_are_indices: if true, row k of the 1,000 rows of ``counts`` is the count of class k; names are ignored.
+        image, label: names of the image column and of the label column of Parquet files.
         real: maximum number of validation images for FID and KID; None uses all validation images.
         shuffle_seed: integer that determines the pseudo-random order of the images of a class.
     """
@@ -56,6 +60,8 @@ class ImageNetConcepts:
     ranks: Sequence[NonNegativeInt] = ()
     classes: Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items] | None = None
     rows_are_indices: bool = False
+    image: NonEmptyStr = "image"
+    label: NonEmptyStr = "label"
     real: PositiveInt | None = None
     shuffle_seed: RandomSeed = 0
 
@@ -80,15 +86,16 @@ class ImageNetConcepts:
                 raise ValueError(f"{self.path} has no training images of {cls.name} ({cls.wnid}): exclude this class.")
             if cls.index not in counts:
                 raise ValueError(f"{self.counts} has no count for {cls.name} ({cls.wnid}): add it.")
+        references = train.of_classes([cls.index for cls in selected])
         return [
             Concept(
                 name=cls.name,
                 prompt=self.prompt.format(name=cls.synonyms[0]),
                 frequency=counts[cls.index],
                 bucket=buckets[cls.wnid],
-                references=self._images(train, train.of_class(cls.index)),
+                references=self._images(train, items),
             )
-            for cls in selected
+            for cls, items in zip(selected, references, strict=True)
         ]
 
     def real_images(self) -> Images:
@@ -97,7 +104,9 @@ class ImageNetConcepts:
 
     def labeled_real_images(self) -> dict[str, Images]:
         split = self._split("validation")
-        return {imagenet_classes()[index].name: self._images(split, split.of_class(index)) for index in split.classes()}
+        indices = split.classes()
+        images = [self._images(split, items) for items in split.of_classes(indices)]
+        return dict(zip((imagenet_classes()[index].name for index in indices), images, strict=True))
 
     def _selected_classes(self) -> list[ImageNetClass] | None:
         if self.classes is None:
@@ -125,7 +134,15 @@ class ImageNetConcepts:
             if folders:
                 self._splits[name] = FolderSplit(folders[0], self.shuffle_seed)
             else:
-                self._splits[name] = TableSplit(data_files(self.path, name), self.shuffle_seed)
+                files, features = data_files(self.path, name)
+                declared = (features or {}).get(self.label)
+                self._splits[name] = TableSplit(
+                    files,
+                    self.shuffle_seed,
+                    image=self.image,
+                    label=self.label,
+                    names=declared.names if isinstance(declared, ClassLabel) else None,
+                )
         return self._splits[name]
 
     def _images(self, split: Split, items: Sequence[Any]) -> Images:
@@ -134,9 +151,8 @@ class ImageNetConcepts:
 
 
 def _is_image_folder(folder: Path) -> bool:
-    """Return True if ``folder`` exists and its first entry that is not hidden is not a Parquet file."""
+    """Return True if ``folder`` exists and contains no Parquet file, but other files or folders that are not hidden."""
     if not folder.is_dir():
         return False
-    with os.scandir(folder) as entries:
-        first = next((entry for entry in entries if not entry.name.startswith(".")), None)
-    return first is not None and not first.name.endswith(".parquet")
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    return bool(names) and not any(name.endswith(".parquet") for name in names)

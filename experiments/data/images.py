@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image, ImageOps
+from PIL import Image
 
 from experiments.data.backgrounds import to_array
 from experiments.runtime.progress import Progress
-
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tag numbers
-WHITE_IS_ZERO, SIGNED = 0, 2  # values of the TIFF tags PHOTOMETRIC and SAMPLE_FORMAT
+from rnri.images import fit, on_white
 
 
 class UnreadableImage(ValueError):
@@ -45,27 +43,27 @@ def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Reads an image file as an array ``uint8 [3, H, W]``.
 
-    The image is rotated by its EXIF orientation, composited onto white, and resized and center-cropped to ``size`` =
-    ``(H, W)``. If the file has several frames or pages, the first is read. Gray levels of more than 8 bits are scaled
-    to 8 bits.
+    The image is converted by :func:`rnri.images.on_white`, and resized and center-cropped to ``size`` = ``(H, W)``. If
+    the file has several frames or pages, the first is read.
 
     Raises:
         UnreadableImage: the file cannot be read, has too many pixels (decompression bomb), or has gray levels whose
             maximum (white) cannot be determined.
     """
     with _open(path) as file:
-        return _fit(file, size)
+        return to_array(fit(file, size))
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Reads an image file like :func:`read_image`, but at its own size and as an RGB image."""
+    with _open(path) as file:
+        return on_white(file)
 
 
 def read_bytes(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
     """Reads an image like :func:`read_image`, but from the bytes of a file; error messages call the image ``name``."""
     with _image_errors(name), Image.open(BytesIO(data)) as file:
-        return _fit(file, size)
-
-
-def _fit(file: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    return to_array(ImageOps.fit(_on_white(file), (width, height), Image.Resampling.LANCZOS))
+        return to_array(fit(file, size))
 
 
 def check_image(path: Path) -> None:
@@ -76,7 +74,7 @@ def check_image(path: Path) -> None:
     """
     with _open(path) as file:
         file.draft(None, (1, 1))  # a JPEG file is read completely, but decoded at 1/8 resolution
-        _on_white(file)
+        on_white(file)
 
 
 def check_images(paths: Sequence[Path], description: str) -> None:
@@ -114,64 +112,6 @@ def _image_errors(name: object) -> Iterator[None]:
         raise UnreadableImage(f"{name} is too large ({error}): reduce or remove it.") from None
     except Exception as error:  # for damaged files, decoders raise many types of errors, such as struct.error
         raise UnreadableImage(f"{name} cannot be read as an image ({error}): replace or remove it.") from None
-
-
-def _on_white(file: Image.Image) -> Image.Image:
-    """Return an RGB image that is rotated by its EXIF orientation and composited onto white."""
-    levels = _levels(file)
-    inverted = _tag(file, PHOTOMETRIC) == WHITE_IS_ZERO
-    image = ImageOps.exif_transpose(file)
-    if levels is not None:
-        image = _eight_bits(image, levels, inverted)
-    image = image.convert("RGBA")
-    flat = Image.new("RGBA", image.size, "white")
-    flat.alpha_composite(image)
-    return flat.convert("RGB")
-
-
-def _levels(file: Image.Image) -> int | None:
-    """Return the number of gray levels of an image with more than 8 bits per pixel, or 1 if its pixels are floats.
-
-    Return None if Pillow converts the image mode to 8 bits correctly. For other modes, Pillow would clip gray levels
-    above 255. The 32-bit integer mode of Pillow is assumed to contain 16-bit values.
-    """
-    if file.mode.startswith("I;16"):
-        return 2 ** _tag(file, BITS_PER_SAMPLE, 16)
-    if file.mode == "I":
-        return 2**15 if (_tag(file, BITS_PER_SAMPLE), _tag(file, SAMPLE_FORMAT)) == (16, SIGNED) else 2**16
-    return 1 if file.mode == "F" else None
-
-
-def _tag(file: Image.Image, number: int, default: int | None = None) -> int | None:
-    """Return the value of TIFF tag ``number`` (the first value if there is one value per channel).
-
-    Return ``default`` if the file is not a TIFF file or has no such tag.
-    """
-    value = getattr(file, "tag_v2", {}).get(number, default)
-    return value[0] if isinstance(value, tuple) else value
-
-
-def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
-    """Converts a gray image to 8 bits: mode ``L``, or ``LA`` if the file declares one gray level as transparent.
-
-    Pixels are integers below ``levels``, or floats in [0, 1] if ``levels`` is 1. Integers keep their highest eight
-    bits, as in Pillow's conversion of 16-bit colors. ``inverted`` means that white is zero.
-    """
-    values = np.asarray(image)
-    low = float(values.min())
-    high = float(values.max())
-    # An image with 8-bit gray levels stored as 32-bit integers would silently become black.
-    ambiguous = image.mode == "I" and levels == 2**16 and 0 < high < 256
-    if not 0 <= low <= high <= max(levels - 1, 1) or ambiguous:
-        raise ValueError(
-            f"its levels range from {low:g} to {high:g} and its white level is unknown; save it as 8-bit or 16-bit"
-        )
-    gray = np.rint(255 * values) if levels == 1 else values.astype(np.int64) * 256 // levels
-    gray = Image.fromarray((255 - gray if inverted else gray).astype(np.uint8))
-    clear = image.info.get("transparency")
-    if clear is None:
-        return gray
-    return Image.merge("LA", (gray, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
 
 
 @dataclass(frozen=True)

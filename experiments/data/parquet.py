@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,8 +39,8 @@ class Rows(Sequence):
         return int(self._files[index]), int(self._rows[index])
 
 
-def data_files(path: str, split: str) -> tuple[str, ...]:
-    """Return the paths or URLs of the Parquet files of a split, in order.
+def data_files(path: str, split: str) -> tuple[tuple[str, ...], datasets.Features | None]:
+    """Return the paths or URLs of the Parquet files of a split, in order, and the features of the dataset card.
 
     Args:
         path: folder with files such as ``data/SPLIT-*.parquet``, or id of a data set on the Hugging Face Hub, whose
@@ -50,20 +51,21 @@ def data_files(path: str, split: str) -> tuple[str, ...]:
         ValueError: the folder, data set or split does not exist, or its files are not Parquet files.
     """
     try:
-        splits = datasets.load_dataset_builder(path).config.data_files or {}
+        builder = datasets.load_dataset_builder(path)
     except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"data.path={path} cannot be opened ({reason}): give a local copy, or a Hub id that you can access "
             "(`hf auth login`)."
         ) from None
+    splits = builder.config.data_files or {}
     files = tuple(map(str, splits.get(split, ())))
     if not files or any(PurePosixPath(file).suffix != ".parquet" for file in files):
         content = f"the splits {', '.join(map(str, splits))}" if files == () and splits else "other files"
         raise ValueError(
             f"data.path={path} has no Parquet files of the split {split}, only {content}: give another copy."
         )
-    return files
+    return files, builder.info.features
 
 
 @dataclass(frozen=True)
@@ -74,32 +76,56 @@ class ImageTable:
         files: paths or URLs that fsspec opens.
         image: name of the image column; its values have the fields ``bytes`` and ``path``, as in the package
             ``datasets``.
+
+    Raises:
+        ValueError: a file has no such image column.
     """
 
     files: tuple[str, ...]
     image: str = "image"
 
     def __post_init__(self) -> None:
-        for file in self.files[:1]:
+        for file in self.files:
             schema = _open(file).schema_arrow
             kind = schema.field(self.image).type if self.image in schema.names else None
             if not (pa.types.is_struct(kind) if kind else False) or "bytes" not in {field.name for field in kind}:
                 raise ValueError(
                     f"{file} has no column {self.image!r} of images as `datasets` writes them, only "
-                    f"{', '.join(schema.names)}: set the name of the column."
+                    f"{', '.join(schema.names)}: set data.source.image to the name of the column."
                 )
 
-    def column(self, name: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    def column(self, name: str, setting: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
         """Yield pairs of file index and the column ``name`` of this file.
+
+        Args:
+            name: name of the column.
+            setting: config key of the name of the column, for the error message.
 
         Raises:
             ValueError: a file has no column ``name``, or the column cannot be read.
         """
         for number, file in enumerate(self.files):
+            columns = _open(file).schema_arrow.names
+            if name not in columns:
+                raise ValueError(
+                    f"{file} has no column {name!r} (its columns: {', '.join(columns)}): set {setting} to the name of "
+                    "a column."
+                )
             try:
                 yield number, _open(file).read(columns=[name], use_threads=False).column(name)
-            except (KeyError, pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"{file} has no readable column {name!r} ({error}): give another copy.") from None
+
+    def class_names(self, column: str) -> Iterator[list[str] | None]:
+        """Yield, for each file, the names of the integers in ``column``, as ``datasets.ClassLabel`` declares them.
+
+        The declaration is in the metadata of the file's schema. A file without these names gives None.
+        """
+        for file in self.files:
+            metadata = (_open(file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+            features = (json.loads(metadata).get("info") or {}).get("features") or {}
+            label = datasets.Features.from_dict({column: features[column]})[column] if column in features else None
+            yield label.names if isinstance(label, datasets.ClassLabel) else None
 
     def names(self) -> Iterator[tuple[int, list[str]]]:
         """Yield pairs of file index and the names of the images in this file.

@@ -103,23 +103,34 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
     Raises:
         ValueError: a folder is missing or contains no image.
     """
-    images: list[list[Path]] = []
-    ignored = list(loose)
-    for folder in folders:
-        listing = list_folder(folder)
-        others = [*listing.folders, *listing.others]
+    listings = image_listings(folders)
+    warn_ignored([*loose, *(path for listing in listings for path in (*listing.folders, *listing.others))])
+    return [listing.images for listing in listings]
+
+
+def image_listings(folders: Iterable[Path]) -> list[Listing]:
+    """Return the listing of each folder.
+
+    Raises:
+        ValueError: a folder is missing or contains no image.
+    """
+    listings = [(folder, list_folder(folder)) for folder in folders]
+    for folder, listing in listings:
         if not listing.images:
+            others = [*listing.folders, *listing.others]
             content = f", only {format_some(others)}" if others else ""
             raise ValueError(f"{folder} contains no images that Pillow reads{content}: add some or remove the folder.")
-        images.append(listing.images)
-        ignored += others
-    if ignored:
+    return [listing for _, listing in listings]
+
+
+def warn_ignored(paths: Sequence[Path]) -> None:
+    """Warn that ``paths`` are ignored because they are not images of a concept; no warning if there are none."""
+    if paths:
         rank_zero_warn(
-            f"ignored, because they are not images in the folder of a concept: {format_some(ignored)}. Convert "
+            f"ignored, because they are not images in the folder of a concept: {format_some(paths)}. Convert "
             "photographs in other formats, such as HEIC.",
             stacklevel=3,
         )
-    return images
 
 
 def format_some(paths: Sequence[Path]) -> str:

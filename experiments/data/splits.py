@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes
 from experiments.data.images import UnreadableImage, read_image
 from experiments.data.parquet import ImageTable, Rows, shuffle_key
+from experiments.data.scan import image_listings, list_folder, warn_ignored
 
 COPY = re.compile(r"_n\d{8}$")  # file names on the Hub end with the WordNet id: n01440764_10026_n01440764.JPEG
 
@@ -25,8 +26,8 @@ class Split(Protocol):
         """Return the indices of the classes that have images in this split."""
         ...
 
-    def of_class(self, index: int) -> Sequence[Any]:
-        """Return the items of class ``index``, sorted by :func:`~experiments.data.parquet.shuffle_key`."""
+    def of_classes(self, indices: Sequence[int]) -> list[Sequence[Any]]:
+        """Return the items of each class, sorted by :func:`~experiments.data.parquet.shuffle_key`."""
         ...
 
     def sample(self, count: int | None) -> Sequence[Any]:
@@ -73,12 +74,34 @@ class _ByClass:
 
 
 class TableSplit:
-    """A split that is stored in Parquet files; file, row and class of each image are kept in memory."""
+    """A split that is stored in Parquet files; file, row and class of each image are kept in memory.
 
-    def __init__(self, files: Sequence[str], seed: int) -> None:
-        self.table = ImageTable(tuple(files))
-        columns = self.table.column("label")
-        labels = [_class_indices(file, column) for (_, column), file in zip(columns, files, strict=True)]
+    Args:
+        files: paths or URLs of the files.
+        seed: integer that determines the pseudo-random order of the images.
+        image, label: names of the image column and of the label column.
+        names: names of the integer labels, for files whose schema declares no names; with None, the integers are class
+            indices of ImageNet-1k.
+
+    Raises:
+        ValueError: a file has no such columns, or a row has no label or a label that is no class of ImageNet-1k.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        seed: int,
+        *,
+        image: str = "image",
+        label: str = "label",
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.table = ImageTable(tuple(files), image)
+        columns = self.table.column(label, "data.source.label")
+        labels = [
+            _class_indices(files[number], column, declared or names)
+            for (number, column), declared in zip(columns, self.table.class_names(label), strict=True)
+        ]
         self._keys = np.concatenate([_shuffle_keys(seed, names) for _, names in self.table.names()])
         self._files = np.repeat(np.arange(len(files), dtype=np.int32), [len(part) for part in labels])
         self._rows = np.concatenate([np.arange(len(part), dtype=np.int32) for part in labels])
@@ -87,9 +110,9 @@ class TableSplit:
     def classes(self) -> list[int]:
         return self._by_class.classes()
 
-    def of_class(self, index: int) -> Rows:
-        rows = self._by_class.order[self._by_class.rows(index)]
-        return Rows(self._files[rows], self._rows[rows])
+    def of_classes(self, indices: Sequence[int]) -> list[Sequence[tuple[int, int]]]:
+        rows = [self._by_class.order[self._by_class.rows(index)] for index in indices]
+        return [Rows(self._files[each], self._rows[each]) for each in rows]
 
     def sample(self, count: int | None) -> Rows:
         rows = np.sort(np.argsort(self._keys, kind="stable")[:count])
@@ -107,42 +130,86 @@ def _shuffle_keys(seed: int, names: Sequence[str]) -> np.ndarray:
     return np.fromiter((shuffle_key(seed, COPY.sub("", Path(name).stem)) for name in names), np.uint64)
 
 
-def _class_indices(file: str, column: pa.ChunkedArray) -> np.ndarray:
-    """Return the class indices ``int16 [N]`` of a Parquet column of class indices, WordNet ids or class names.
+def _class_indices(file: str, column: pa.ChunkedArray, names: Sequence[str] | None) -> np.ndarray:
+    """Return the class indices ``int16 [N]`` of a Parquet column of integers, WordNet ids or class names.
+
+    Args:
+        file: path of the file, for error messages.
+        column: the labels of all rows.
+        names: names of the classes that the integers stand for; with None, the integers are class indices.
 
     Raises:
-        ValueError: a value of the column is not a class of ImageNet-1k; the message names ``file``.
+        ValueError: a row has no label, or a label is not a class of ImageNet-1k; the message names file and row.
     """
-    if pa.types.is_integer(column.type):
-        labels = column.to_numpy()
-        wrong = (labels < 0) | (labels >= len(imagenet_classes()))
-        if wrong.any():
-            raise ValueError(
-                f"{file} has the label {labels[wrong][0]} in row {int(wrong.argmax())}: ImageNet-1k has the classes "
-                "0 to 999, and splits without labels cannot be used."
-            )
-        return labels.astype(np.int16)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     encoded = column.combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy()
+    if (codes < 0).any():
+        raise ValueError(
+            f"{file} has no label in row {int((codes < 0).argmax())}: label or remove the row; splits without labels "
+            "cannot be used."
+        )
+    in_order = names is not None and _in_class_order(names)
+    indices = np.empty(len(encoded.dictionary), np.int16)
+    for code, label in enumerate(encoded.dictionary.to_pylist()):
+        try:
+            indices[code] = _class_index(label, None if in_order else names)
+        except ValueError as error:
+            row = int((codes == code).argmax())
+            raise ValueError(f"{file} has the label {label!r} in row {row}: {error}") from None
+    return indices[codes]
+
+
+def _class_index(label: object, names: Sequence[str] | None) -> int:
+    if isinstance(label, str):
+        return imagenet_class(label).index
+    if not isinstance(label, int) or isinstance(label, bool):
+        raise ValueError("labels must be integers or strings.")
+    if names is None:
+        if not 0 <= label < len(imagenet_classes()):
+            raise ValueError("ImageNet-1k has the classes 0 to 999, and splits without labels cannot be used.")
+        return label
+    if not 0 <= label < len(names):
+        raise ValueError(f"the file declares names for the labels 0 to {len(names) - 1} only.")
+    return imagenet_class(names[label]).index
+
+
+def _in_class_order(names: Sequence[str]) -> bool:
+    """Return whether ``names`` are the names of all 1,000 classes in the order of their indices.
+
+    A few names in the list of the Hugging Face Hub belong to two classes (maillot) or to none (crane2), so that not all
+    names can be looked up. More than half of the names must be unique names of the class at their position, and none
+    may be the unique name of another class.
+    """
+    found = [_unique_index(name) for name in names]
+    own = sum(index == position for position, index in enumerate(found))
+    return len(names) == len(imagenet_classes()) == own + found.count(None) and own > found.count(None)
+
+
+def _unique_index(name: str) -> int | None:
     try:
-        indices = np.array([imagenet_class(str(name)).index for name in encoded.dictionary.to_pylist()], np.int16)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    return indices[encoded.indices.to_numpy(zero_copy_only=False)]
+        return imagenet_class(name).index
+    except ValueError:
+        return None
 
 
 class FolderSplit:
-    """A split that is stored as one folder of images per class; the file names are kept in memory."""
+    """A split that is stored as one folder of images per class; the file names are kept in memory.
+
+    Files that are not images are ignored, see :func:`~experiments.data.scan.list_folder`; warnings list them.
+    """
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.seed = root, seed
-        with os.scandir(root) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        folders = [entry.name for entry in visible if entry.is_dir()]
-        self._folders: Mapping[int, str] = self._classes(folders)
-        loose = [entry.name for entry in visible if not entry.is_dir()]
-        self._loose = np.array([os.fsencode(name) for name in loose], dtype=np.bytes_) if not folders else None
-        if not folders and not loose:
-            raise ValueError(f"{root} is empty: it needs one folder of images per class, named by its WordNet id.")
+        listing = list_folder(root)
+        self._folders: Mapping[int, str] = self._classes([folder.name for folder in listing.folders])
+        self._loose = None if listing.folders else _encoded(path.name for path in listing.images)
+        if not listing.folders and not listing.images:
+            raise ValueError(
+                f"{root} contains no images: it needs one folder of images per class, named by its WordNet id."
+            )
+        warn_ignored([*listing.images, *listing.others] if listing.folders else listing.others)
         self._names: dict[int, np.ndarray] = {}
 
     def _classes(self, folders: Sequence[str]) -> dict[int, str]:
@@ -161,31 +228,25 @@ class FolderSplit:
     def classes(self) -> list[int]:
         return list(self._folders)
 
-    def of_class(self, index: int) -> Sequence[tuple[str, str]]:
-        return Files(self._folders[index], self._file_names(index))
+    def of_classes(self, indices: Sequence[int]) -> list[Sequence[tuple[str, str]]]:
+        ignored: list[Path] = []
+        for index in indices:
+            if index not in self._names:
+                (listing,) = image_listings([self.root / self._folders[index]])
+                names = [path.name for path in listing.images]
+                names.sort(key=lambda name: (shuffle_key(self.seed, name), name))
+                self._names[index] = _encoded(names)
+                ignored += [*listing.folders, *listing.others]
+        warn_ignored(ignored)
+        return [Files(self._folders[index], self._names[index]) for index in indices]
 
     def sample(self, count: int | None) -> Sequence[tuple[str, str]]:
-        parts = [Files(name, self._file_names(index)) for index, name in self._folders.items()]
-        if self._loose is not None:
-            parts = [Files("", self._loose)]
+        parts = self.of_classes(self.classes()) if self._loose is None else [Files("", self._loose)]
         index = [(part, k) for part, files in enumerate(parts) for k in range(len(files))]
         if count is not None and count < len(index):
             keys = [shuffle_key(self.seed, parts[part][k][1]) for part, k in index]
             index = [index[k] for k in sorted(np.argsort(keys, kind="stable")[:count])]
         return Subset(parts, np.array(index, dtype=np.int32).reshape(-1, 2))
-
-    def _file_names(self, index: int) -> np.ndarray:
-        """Return the file names of class ``index``, sorted by shuffle key."""
-        if index not in self._names:
-            with os.scandir(self.root / self._folders[index]) as entries:
-                names = [e.name for e in entries if not e.name.startswith(".") and e.is_file()]
-            if not names:
-                raise ValueError(
-                    f"{self.root / self._folders[index]} contains no images: add some or remove the folder."
-                )
-            names.sort(key=lambda name: (shuffle_key(self.seed, name), name))
-            self._names[index] = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
-        return self._names[index]
 
     def identity(self, item: tuple[str, str]) -> str:
         path = self._path(item)
@@ -199,6 +260,10 @@ class FolderSplit:
 
     def _path(self, item: tuple[str, str]) -> Path:
         return self.root.joinpath(*item)
+
+
+def _encoded(names: Iterable[str]) -> np.ndarray:
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 class Files(Sequence):

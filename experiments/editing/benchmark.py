@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.data.images import read_rgb
 from experiments.naming import normalize_name
 from rnri.validation import first_line
 
@@ -24,15 +25,8 @@ KINDS = (
     "random", "change object", "add object", "delete object", "change attribute content", "change attribute pose",
     "change attribute color", "change attribute material", "change background", "change style",
 )  # fmt: skip
-KEYS = (
-    "image_path",
-    "original_prompt",
-    "editing_prompt",
-    "editing_instruction",
-    "editing_type_id",
-    "blended_word",
-    "mask",
-)
+TEXTS = ("image_path", "original_prompt", "editing_prompt", "editing_instruction", "blended_word")
+OPTIONAL_TEXTS = ("target_image_path", "target_concept")
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,7 @@ class BenchmarkEdit:
         path = self.target_image if target else self.image
         if path is None:
             raise ValueError(f"the benchmark has no ground-truth image for the edit {self.key}.")
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)
+        array = np.array(read_rgb(path).resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)
         return torch.from_numpy(array / 255).permute(2, 0, 1)
 
     def resized_mask(self, size: tuple[int, int]) -> Tensor:
@@ -106,8 +99,11 @@ def decode_mask(runs: Sequence[int]) -> np.ndarray:
     """Decode a run-length encoded mask to ``bool [512,512]``. As in PIE-Bench's code, the border pixels become True.
 
     Raises:
-        ValueError: ``runs`` has an odd number of entries, or a run is outside the mask.
+        ValueError: ``runs`` has an odd number of entries or entries that are not integers, or a run is outside the
+            mask.
     """
+    if not isinstance(runs, list) or any(type(entry) is not int for entry in runs):
+        raise ValueError("must be a list of integers")
     pairs = np.asarray(runs, dtype=np.int64).reshape(-1) if len(runs) else np.zeros(0, dtype=np.int64)
     if len(pairs) % 2 or (pairs < 0).any() or (pairs[::2] + pairs[1::2] > SIDE * SIDE).any():
         raise ValueError(f"must be pairs of start and length within {SIDE} x {SIDE} pixels")
@@ -132,7 +128,7 @@ def read_benchmark(folder: str | Path) -> list[BenchmarkEdit]:
             "`python -m experiments.editing.make_benchmark`."
         )
     try:
-        mapping = json.loads(path.read_text())
+        mapping = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({first_line(error)}): copy it again.") from None
     if not isinstance(mapping, dict) or not mapping:
@@ -141,14 +137,18 @@ def read_benchmark(folder: str | Path) -> list[BenchmarkEdit]:
 
 
 def _read_edit(path: Path, key: str, entry: dict[str, Any]) -> BenchmarkEdit:
-    missing = [name for name in KEYS if not isinstance(entry, dict) or name not in entry]
+    missing = [name for name in (*TEXTS, "editing_type_id", "mask") if not isinstance(entry, dict) or name not in entry]
     if missing:
         raise ValueError(f"edit {key} of {path} has no field {missing[0]}: copy the file again.")
+    for name in (*TEXTS, *OPTIONAL_TEXTS):
+        value = entry.get(name)
+        if not isinstance(value, str) and not (name in OPTIONAL_TEXTS and value is None):
+            raise ValueError(f"edit {key} of {path}: {name} must be a string, got {value!r:.60}; copy the file again.")
     if str(entry["editing_type_id"]) not in map(str, range(len(KINDS))):
         raise ValueError(f"edit {key} of {path}: editing_type_id must be in 0 to 9, got {entry['editing_type_id']!r}.")
     try:
         mask = decode_mask(entry["mask"])
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"edit {key} of {path}: invalid mask ({first_line(error)}).") from None
     target = entry.get("target_image_path")
     return BenchmarkEdit(

@@ -101,6 +101,7 @@ class EditJob:
             originals=originals,
             masks=torch.stack([edit.resized_mask(size) for edit in self.edits]).to(images.device),
             prompts=[edit.target for edit in self.edits],
+            source_prompts=[edit.source for edit in self.edits],
             labels=[edit.expected_label for edit in self.edits],
             targets=[edit.load_image(size, target=True) if edit.has_background_target else None for edit in self.edits],
             networks=networks,
@@ -171,7 +172,8 @@ def make_jobs(
 ) -> tuple[list[EditJob], list[dict[str, str]]]:
     """Return the jobs of all methods with all models, and the combinations of method and model that are left out.
 
-    A combination is left out if the method does not support the model's schedule.
+    A combination is left out if the method does not support the model's schedule. The ground truth is left out if an
+    edit has no ground-truth image, as in PIE-Bench.
 
     Args:
         models: the models that every method is run with.
@@ -181,8 +183,14 @@ def make_jobs(
         batch_size: number of edits per job.
     """
     batches = [edits[k : k + batch_size] for k in range(0, len(edits), batch_size)]
-    jobs = [EditJob(name, None, (NONE,), None, batch) for name in (SOURCE_IMAGE, GROUND_TRUTH) for batch in batches]
+    references = [SOURCE_IMAGE]
     left_out = []
+    if all(edit.target_image for edit in edits):
+        references.append(GROUND_TRUTH)
+    else:
+        reason = "The benchmark does not have the correct image of every edit."
+        left_out.append({"model": NONE, "method": GROUND_TRUTH, "reason": reason})
+    jobs = [EditJob(name, None, (NONE,), None, batch) for name in references for batch in batches]
     for model in models:
         edit_methods = (PROMPT_SWAP, ATTENTION_EDITS[edit_config_class(model.model)])
         entries = [(name, method, edit_methods) for name, method in methods.items()]

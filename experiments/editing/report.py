@@ -196,13 +196,13 @@ def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figur
     """
     references = {job.name: (job, _load_images(tensors, NONE)) for job, tensors, _ in reversed(units) if not job.model}
     job, source_images = references[SOURCE_IMAGE]
-    ground_truth = references[GROUND_TRUTH][1]
+    reference_images = {name: references[name][1] for name in REFERENCE_MARKERS if name in references}
     heads = [" > ".join(edit.words) or edit.instruction for edit in job.edits[: len(source_images)]]
     grids: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in units:
         for edit_method in job.edit_methods if job.model is not None else ():
             name = f"{job.model.name}_{edit_method}"
-            grid = grids.setdefault(name, {SOURCE_IMAGE: source_images, GROUND_TRUTH: ground_truth})
+            grid = grids.setdefault(name, dict(reference_images))
             grid.setdefault(job.name, _load_images(tensors, edit_method))
     return {
         f"images/fig7_{name}": partial(plots.image_grid, list(grid.items()), heads, name.replace("_", " "))

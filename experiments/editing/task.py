@@ -23,9 +23,11 @@ from pydantic import PositiveFloat, PositiveInt
 from experiments.base import Networks
 from experiments.cache.key import fingerprint_config
 from experiments.cache.store import UnitStore
+from experiments.data.images import check_images
 from experiments.editing import make_benchmark
 from experiments.editing.benchmark import KINDS, BenchmarkEdit, read_benchmark
 from experiments.editing.jobs import (
+    NONE,
     EditingModel,
     EditJob,
     EditJobDataModule,
@@ -132,6 +134,8 @@ class EditingExperiment(ResumableRun):
             ValueError: the benchmark, a network or a setting is invalid.
         """
         edits = select_edits(read_benchmark(self._benchmark_folder()), self.kinds, self.count)
+        files = [file for edit in edits for file in (edit.image, edit.target_image) if file is not None]
+        check_images(files, "checking images of the benchmark")
         device = trainer.strategy.root_device
         self.numerics = numerics(trainer.precision, device)
         self._load(device)
@@ -139,6 +143,11 @@ class EditingExperiment(ResumableRun):
         self.jobs, self.left_out = make_jobs(
             self.models, self.methods, self.extra_methods, edits, batch_size=self.batch_size
         )
+        if all(job.model is None for job in self.jobs):
+            first = next(each for each in self.left_out if each["model"] != NONE)
+            raise ValueError(
+                f"task.methods: no method supports any model; {first['method']} on {first['model']}: {first['reason']}"
+            )
 
     def _benchmark_folder(self) -> Path:
         """Return the folder of the benchmark. If ``benchmark`` is None, a benchmark is created in ``run_dir``."""
@@ -177,6 +186,11 @@ class EditingExperiment(ResumableRun):
             )
             for name, each in networks.items()
         ]
+        for each in self.models:
+            try:
+                each.model.schedule(each.steps)
+            except ValueError as error:
+                raise ValueError(f"task.steps: the model {each.name}: {error}") from None
         self.hashes = {name: {"name": name, "sha256": each.model_fingerprint} for name, each in networks.items()}
         self.hashes |= {
             "clip": {"name": "CLIP", "sha256": shared.clip_fingerprint},
@@ -238,7 +252,8 @@ class EditingExperiment(ResumableRun):
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
         """Print the combinations of method and model that are left out, the number of units, and the estimated time."""
         for each in self.left_out:
-            print(f"Left out on {each['model']}: {each['method']}. {each['reason']}", flush=True)
+            where = "" if each["model"] == NONE else f" on {each['model']}"
+            print(f"Left out{where}: {each['method']}. {each['reason']}", flush=True)
         pending = [job for job in self.jobs if not units[job.folder_key].done(job.key)]
         costs = [sum((job.cost for job in pending if job.model is model), Cost()) for model in self.models]
         prompts = [edit.source for edit in self.jobs[0].edits]

@@ -23,6 +23,7 @@ from experiments.planning.cost import Cost, batch_multiplier
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
+from rnri.words import find_phrase, replace_phrase
 
 VAE_BOUND = "vae"
 """Name of the method that only encodes and decodes an image. Its PSNR is an upper bound for the inversion methods."""
@@ -31,7 +32,9 @@ RESIDUAL_NFE_PER_STEP = 2  # network evaluations per step for the reconstruction
 
 
 Edit = Annotated[
-    Sequence[NonEmptyStr], Len(2, 2), Field(description="two strings: a part of the prompts and its replacement")
+    Sequence[NonEmptyStr],
+    Len(2, 2),
+    Field(description="two strings: a word or phrase of the prompts and its replacement"),
 ]
 
 
@@ -45,8 +48,9 @@ class Setting:
             number in its own config. A list of numbers stands for one setting per number.
         methods: names of the methods that are run under this setting; None: all methods.
         wrong_prompts: whether each image is inverted with the prompt of another concept.
-        edit: a part of the prompts and the string that replaces it. The seed is sampled under the edited prompt, and
-            the CLIP score of the sampled image is computed with this prompt.
+        edit: a word or phrase of the prompts and the string that replaces it, see
+            :func:`rnri.words.replace_phrase`. The seed is sampled under the edited prompt, and the CLIP score of the
+            sampled image is computed with this prompt.
         generated: whether to invert images that the model generates from the prompts under this setting, instead of
             real images. The distance to the true latents can be measured for generated images only.
         decoder_iterations: number of iterations of decoder inversion, which computes the latent of an image before the
@@ -77,7 +81,7 @@ class Setting:
 
     def target(self, prompt: str) -> str:
         """Return the prompt under which the seed of an image is sampled. ``prompt`` is the prompt of its inversion."""
-        return prompt.replace(*self.edit) if self.edit else prompt
+        return replace_phrase(*self.edit, prompt) if self.edit else prompt
 
     def each(self) -> list[Setting]:
         """Return one setting for each number of network evaluations in ``nfe``."""
@@ -251,9 +255,10 @@ def _batch_jobs(
 
 def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
     for image in images:
-        if setting.edit and setting.edit[0] not in image.prompt:
+        if setting.edit and not find_phrase(setting.edit[0], image.prompt):
             raise ValueError(
-                f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not contain the first of the two strings."
+                f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not contain {setting.edit[0]!r} as whole "
+                "words; select other images, such as with data.caption_contains."
             )
 
 

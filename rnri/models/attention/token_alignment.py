@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-WORD = re.compile(r"\w+|[^\w\s]")
+from rnri.words import find_phrase
+
+WORD = r"\w+|[^\w\s]"
 
 Tokens = list[int]
 
@@ -31,12 +33,15 @@ class Prompt:
         spans: for each token that is not a special token, its character range ``(start, end)`` in ``text``.
         first: index of the first token that is not a special token; only start tokens come before this index.
         length: number of all tokens, including special tokens and padding.
+        vectors: maps each word of ``text`` that a textual inversion encodes with several vectors to the text of all
+            its tokens, such as ``"<cat>"`` to ``"<cat> <cat>_1 <cat>_2"``. The tokens count as one word.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     first: int
     length: int
+    vectors: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def tokenize(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
@@ -61,7 +66,13 @@ class Prompt:
         )
         tokens = [k for k, special in enumerate(encoded["special_tokens_mask"]) if not special]
         first = tokens[0] if tokens else len(tokenizer("")["input_ids"]) - 1
-        return cls(text, tuple(encoded["offset_mapping"][k] for k in tokens), first, length)
+        spans = tuple(encoded["offset_mapping"][k] for k in tokens)
+        names = tokenizer.convert_ids_to_tokens([encoded["input_ids"][k] for k in tokens])
+        vectors: dict[str, str] = {}
+        for start, last in _multi_vector_words(names, tokenizer.added_tokens_encoder):
+            word = text[slice(*spans[start])]
+            vectors.setdefault(word, text[spans[start][0] : spans[last][1]])
+        return cls(text, spans, first, length, vectors)
 
     @property
     def end(self) -> int:
@@ -70,7 +81,8 @@ class Prompt:
 
     def words(self) -> list[Word]:
         """Return the words and punctuation marks that the text encoder reads; words that share a token are merged."""
-        pieces = [piece.span() for piece in WORD.finditer(self.text)]
+        pattern = "|".join([*map(re.escape, self.vectors.values()), WORD])
+        pieces = [piece.span() for piece in re.finditer(pattern, self.text)]
         words: list[tuple[int, int, Tokens]] = []
         for index, span in enumerate(self.spans, start=self.first):
             overlapping = [piece for piece in pieces if _overlap(piece, span)] or [span]
@@ -109,10 +121,28 @@ class Prompt:
         return tokens
 
     def _occurrences(self, phrase: str) -> list[tuple[int, int]]:
-        if not phrase.strip():
-            return []
-        pattern = r"\s+".join(re.escape(word) for word in phrase.split())
-        return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", self.text, re.IGNORECASE)]
+        for word, all_tokens in self.vectors.items():
+            first_token = rf"{re.escape(word)}(?!\w|\s+{re.escape(word)}_1)"
+            phrase = re.sub(first_token, lambda _, text=all_tokens: text, phrase, flags=re.IGNORECASE)
+        return find_phrase(phrase, self.text)
+
+
+def _multi_vector_words(names: Sequence[str], added: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yield the positions of the first and the last token of each word with several vectors.
+
+    A textual inversion of n vectors adds the tokens ``<cat>``, ``<cat>_1``, ..., ``<cat>_{n-1}`` to the tokenizer.
+
+    Args:
+        names: the tokens of a prompt.
+        added: the tokens that were added to the vocabulary.
+    """
+    start = 0
+    for k in range(1, len(names) + 1):
+        if k < len(names) and names[k] in added and names[k] == f"{names[start]}_{k - start}":
+            continue
+        if k - start > 1:
+            yield start, k - 1
+        start = k
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -143,9 +173,8 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
     - Added words use their own attention.
     - If ``n`` tokens replace ``m`` source tokens, each of the ``n`` tokens uses ``1/n`` of the sum of the attention to
       the ``m`` source tokens, so the total attention does not change.
-    - Padding tokens are aligned by their index, because the text encoder's output depends on the index. If the source
-      has more padding tokens than the target, the attention to the additional ones is distributed equally among the
-      target's padding tokens.
+    - A padding token of the target uses the attention of the source token with the same index, as in the authors'
+      code, because the text encoder's output depends on the index. Other padding tokens of the source are dropped.
     """
     transfer = torch.zeros(source.length, target.length, dtype=torch.float64)
     inherited = torch.zeros(target.length, dtype=torch.float64)
@@ -156,9 +185,10 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
             shares = torch.full((len(source_tokens), 1), 1 / len(target_tokens))
         transfer[torch.tensor(source_tokens)[:, None], torch.tensor(target_tokens)] = shares.double()
         inherited[target_tokens] = 1
-    alignment = Alignment(transfer, inherited)
-    _align_padding(alignment, source.end + 1, target.end + 1)
-    return alignment
+    padding = torch.arange(target.length)[target.end + 1 :]
+    transfer[padding, padding] = 1
+    inherited[padding] = 1
+    return Alignment(transfer, inherited)
 
 
 def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iterator[tuple[Tokens, Tokens]]:
@@ -188,14 +218,3 @@ def _align_words(source_words: list[Word], target_words: list[Word]) -> Iterator
 
 def _all_tokens(words: list[Word]) -> Tokens:
     return [token for word in words for token in word.tokens]
-
-
-def _align_padding(alignment: Alignment, source_start: int, target_start: int) -> None:
-    """Align the padding tokens: source tokens from ``source_start`` on and target tokens from ``target_start`` on."""
-    source_length, target_length = alignment.transfer.shape
-    if source_start >= source_length or target_start >= target_length:
-        return
-    alignment.inherited[target_start:] = 1
-    common = range(max(source_start, target_start), target_length)
-    alignment.transfer[common, common] = 1
-    alignment.transfer[source_start:target_start, target_start:] = 1 / (target_length - target_start)

@@ -1,21 +1,26 @@
 """The computations of the web page, without Gradio."""
 
 import io
+import socket
 from dataclasses import replace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import experiments.app.context
-from experiments.app.__main__ import build_context, check_run, compose_config, parse_settings
+from experiments.app import edit_tab
+from experiments.app.__main__ import build_context, check_port, check_run, compose_config, parse_settings
+from experiments.app.context import default_steps, resolve_device
 from experiments.app.edits import edit_config, edit_controls, edit_image, invert_image, parse_weights
 from experiments.app.rare import iterate_seedselect
 from experiments.app.ratings import Ratings, build_questions, methods_of, read_run, validate_rater
 from experiments.app.seed_files import read_seed, write_seed
-from experiments.app.seeds import NUM_POINTS, broadcast_prompts, explore, invert_images, norm_figure
-from experiments.app.uploads import UploadLimits, enlarge, fit_image, read_examples, read_image
+from experiments.app.seeds import NUM_POINTS, add_prompt_lines, broadcast_prompts, explore, invert_images, norm_figure
+from experiments.app.uploads import UploadLimits, enlarge, read_examples, read_image
+from experiments.app.widgets import image_list_input
+from rnri import LatentDiffusion
 from rnri.editing import Injection, PromptToPrompt
 from tests.experiments.app.runs import finished_run
 
@@ -52,7 +57,7 @@ def inverted(context):
         (b"this is not an image", "is not a readable image"),
         (png(Image.new("RGB", (200, 100))), "20,?000|200 x 100 pixels"),
         (b"x" * 1_000_001, "at most 1 MB"),
-        (png(Image.effect_noise((90, 90), 50))[:3000], "damaged"),
+        (png(Image.effect_noise((90, 90), 50))[:3000], "cannot be decoded"),
     ],
 )
 def test_invalid_uploads_raise_an_error_with_the_file_name(data, message, tmp_path):
@@ -64,8 +69,8 @@ def test_invalid_uploads_raise_an_error_with_the_file_name(data, message, tmp_pa
 
 
 def test_images_are_fitted_upright_on_a_white_background():
-    clear = Image.new("RGBA", (30, 60), (255, 0, 0, 0))
-    assert np.asarray(fit_image(clear, (16, 8))).min() == 255 and fit_image(clear, (16, 8)).size == (8, 16)
+    clear = read_image(png(Image.new("RGBA", (30, 60), (255, 0, 0, 0))), (16, 8), LIMITS)
+    assert np.asarray(clear).min() == 255 and clear.size == (8, 16)
     rotated = Image.new("RGB", (40, 20), "blue")
     rotated.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
@@ -79,7 +84,7 @@ def test_images_are_fitted_upright_on_a_white_background():
 
 def test_examples_are_read_from_a_folder_with_prompts(tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a red square\n")
+    (tmp_path / "a.txt").write_text("a red\n square\n")
     result = read_examples(tmp_path, (16, 16), LIMITS)
     assert [(example.prompt, example.image.size) for example in result] == [("a red square", (16, 16))]
     assert read_examples(None, (16, 16), LIMITS) == []
@@ -160,9 +165,60 @@ def test_images_of_the_path_and_the_averages_are_generated(context):
 
 
 def test_prompts_are_one_per_image_or_one_for_all():
-    assert broadcast_prompts(" a \n\n b ", 2) == ["a", "b"] and broadcast_prompts("a", 3) == ["a"] * 3
-    with pytest.raises(ValueError, match="2 prompts for 3 images"):
-        broadcast_prompts("a\nb", 3)
+    assert broadcast_prompts(" a \n b \n\n", 2) == ["a", "b"] and broadcast_prompts("a", 3) == ["a"] * 3
+    for text, count, message in (
+        ("a\nb", 3, "2 prompts for 3 images: write one line per image"),
+        ("a\nb\nc", 2, "3 prompts for 2 images: "),
+        ("\na", 2, r"1 prompt for 2 images \(line 1 is empty\): "),
+        ("a\n", 2, r"1 prompt for 2 images \(line 2 is empty\): "),
+        ("a\n\nb", 2, r"2 prompts for 2 images \(line 2 is empty\): "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            broadcast_prompts(text, count)
+
+
+def test_prompt_stays_in_the_line_of_its_image():
+    text = add_prompt_lines("", 0, [""])  # an image is uploaded
+    text = add_prompt_lines(text, 1, ["a fox"])  # an example is chosen
+    assert text == "\na fox"
+    with pytest.raises(ValueError, match="line 1 is empty"):
+        broadcast_prompts(text, 2)
+    assert add_prompt_lines(text, 2, ["", ""]) == "\na fox\n\n"
+    assert add_prompt_lines("a fox", 1, [""]) == "a fox\n"  # the uploaded image does not get the prompt of the example
+    assert add_prompt_lines("my dog", 0, [""]) == "my dog"  # written before the image is uploaded
+    assert add_prompt_lines("my dog\nmy cat", 1, ["a fox"]) == "my dog\na fox\nmy cat"
+
+
+def test_components_keep_each_prompt_with_its_image(context, tmp_path):
+    path = tmp_path / "mine.png"
+    Image.new("RGB", (20, 20), "red").save(path)
+    fox = context.examples[5]
+    selected = gr.SelectData(None, {"index": 5, "value": None})
+
+    def handlers(prompt_per_image):
+        with gr.Blocks() as page:
+            image_list_input(context, "x", 4, prompt_per_image=prompt_per_image)
+        return [function.fn for function in page.fns.values()]
+
+    upload, choose, *_ = handlers(prompt_per_image=True)
+    images, _, text = upload([], [str(path)], "")
+    images, _, text = choose(images, text, selected)
+    assert len(images) == 2 and text == f"\n{fox.prompt}"
+    upload, choose, *_ = handlers(prompt_per_image=False)
+    images, _, text = upload([], [str(path)], "")
+    assert choose(images, text, selected)[2] == ""  # the uploaded image does not get the prompt of the example
+    images, _, text = choose([], "", selected)
+    assert upload(images, [str(path)], text)[2] == text == fox.prompt
+    assert choose([], "mine", selected)[2] == "mine"
+
+
+def test_uploaded_image_does_not_get_the_prompt_of_an_example(context, inverted, tmp_path):
+    path = tmp_path / "mine.png"
+    Image.new("RGB", (20, 20), "red").save(path)
+    assert edit_tab._upload(context, path, context.examples[5].prompt)[2] == ""
+    assert edit_tab._upload(context, path, "my dog")[2] == "my dog"
+    *_, prompt, image, shown = edit_tab._load_seed(context, tmp_path, write_seed(inverted.seed, tmp_path))
+    assert prompt == inverted.seed.prompt and image is None and shown is None
 
 
 def test_number_of_images_is_limited(context):
@@ -172,6 +228,8 @@ def test_number_of_images_is_limited(context):
     for references in ([], one * 6):
         with pytest.raises(ValueError, match="1 to 5"):
             next(iterate_seedselect(context, CAMEL, references))
+    with pytest.raises(ValueError, match="must be one line"):
+        next(iterate_seedselect(context, f"{CAMEL}\na fox", one))
 
 
 def test_seedselect_yields_iterations_and_can_be_stopped(context):
@@ -195,7 +253,40 @@ def test_invalid_settings_raise_an_error_that_names_the_key():
             parse_settings(compose_config([override]))
     with pytest.raises(ValueError, match=r"^prot: no such key in configs/app\.yaml; did you mean port\?"):
         compose_config(["prot=7861"])
-    assert experiments.app.context.default_steps(1) < experiments.app.context.default_steps(7.5)
+    assert default_steps(1) < default_steps(7.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device=quantum", r"^device: must be auto or a device of this machine, such as cpu or cuda:0, got 'quantum'"),
+        ("device=cuda:99", r"^device: .*got 'cuda:99'"),
+        ("device=meta", r"^device: .*got 'meta'"),
+        ("clip=/nowhere", "^clip: /nowhere has no CLIP model"),
+        ("examples=/nowhere", "^examples: /nowhere must be a folder"),
+        ("method=edict", "^method: EDICT stores more than the seed"),
+    ],
+)
+def test_errors_are_raised_before_the_model_is_loaded(override, message, monkeypatch):
+    monkeypatch.setattr(LatentDiffusion, "from_pretrained", lambda *_, **__: pytest.fail("the model is loaded"))
+    config = compose_config([override])
+    with pytest.raises(ValueError, match=message) as caught:
+        build_context(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_device_auto_is_a_device_of_this_machine():
+    assert resolve_device(resolve_device("auto")) in ("cpu", "cuda") and resolve_device("cpu") == "cpu"
+
+
+def test_port_in_use_is_rejected():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"^port: cannot listen on 127\.0\.0\.1:{port} .*port={port + 1}"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+    with pytest.raises(ValueError, match=r"^port: cannot listen on host\.invalid"):
+        check_port("host.invalid", 7860)
 
 
 def test_run_is_read_without_lost_samples(tmp_path):

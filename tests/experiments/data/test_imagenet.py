@@ -7,6 +7,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -134,20 +135,141 @@ def test_invalid_settings_give_one_line_errors(root, changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_labels_may_be_strings_but_not_hidden(root, tmp_path):
+IMAGENETTE = ["tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck",
+              "gas pump", "golf ball", "parachute"]  # fmt: skip
+CLASSES_OF_IMAGENETTE = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+HUB_NAMES = [", ".join(c.synonyms) for c in imagenet_classes()]
+HUB_NAMES[517] = "crane2"  # because the names of a ClassLabel must differ
+
+
+def write_table(path: Path, labels, names=None, column="label") -> str:
+    """Write a Parquet file with one image per label; with ``names``, a ClassLabel is declared as `datasets` does."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table({"image": pa.array([{"bytes": jpeg_image(0, 0), "path": None}] * len(labels), kind)})
+    table = table.append_column(column, labels if isinstance(labels, pa.Array) else pa.array(labels))
+    if names is not None:
+        features = datasets.Features({"image": datasets.Image(), column: datasets.ClassLabel(names=names)})
+        table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return str(path)
+
+
+def labels_of(split: TableSplit) -> list[int]:
+    """The class of each row."""
+    rows = {row: index for index in split.classes() for _, row in split.of_classes([index])[0]}
+    return [rows[k] for k in range(len(rows))]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        (list(range(10)), IMAGENETTE, CLASSES_OF_IMAGENETTE),
+        ([9, 0], IMAGENETTE, [701, 0]),
+        (pa.array([2, 1], pa.uint8()).dictionary_encode(), IMAGENETTE, [482, 217]),
+        ([0, 1], ["n03394916", "great_white_shark"], [566, 2]),
+        ([0, 134, 517, 638, 639, 999], HUB_NAMES, [0, 134, 517, 638, 639, 999]),
+        ([0, 1], list(reversed(HUB_NAMES)), [999, 998]),
+        ([207, 5], None, [207, 5]),
+        (["n01440764", "golden retriever"], None, [0, 207]),
+        (pa.array(["tench", "golf ball", "tench"]).dictionary_encode(), None, [0, 574, 0]),
+        (["207", "tench, Tinca tinca"], None, [207, 0]),
+    ],
+)
+def test_declared_names_determine_the_classes(tmp_path, labels, names, expected):
+    path = write_table(tmp_path / "a.parquet", labels, names)
+    assert labels_of(TableSplit([path], 0)) == expected
+    if names is not None:
+        assert labels_of(TableSplit([write_table(tmp_path / "b.parquet", labels)], 0, names=names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([207, None, None, 5], None, "has no label in row 1"),
+        (["tench", None], None, "has no label in row 1"),
+        ([207.0, float("nan")], None, r"has the label 207\.0 in row 0: labels must be integers or strings"),
+        ([True, False], None, "has the label True in row 0"),
+        ([0, -1], None, "has the label -1 in row 1: ImageNet-1k has the classes 0 to 999"),
+        ([0, 1000], None, "has the label 1000 in row 1"),
+        ([0, -1], IMAGENETTE, "has the label -1 in row 1: the file declares names for the labels 0 to 9 only"),
+        ([0, 10], IMAGENETTE, "has the label 10 in row 1"),
+        ([0, None], IMAGENETTE, "has no label in row 1"),
+        ([0, 1], ["tench", "unicorn"], "has the label 1 in row 1: 'unicorn' is not a class of ImageNet-1k"),
+        ([0, 1], ["tench", "crane"], r"'crane' names the classes \[134, 517\]"),
+        (["tench", "unicorn"], None, "has the label 'unicorn' in row 1: 'unicorn' is not a class"),
+    ],
+)
+def test_labels_that_are_no_classes_are_errors(tmp_path, labels, names, message):
+    path = write_table(tmp_path / "a.parquet", labels, names)
+    with pytest.raises(ValueError, match=rf"a\.parquet {message}" if "'crane'" not in message else message):
+        TableSplit([path], 0)
+
+
+def test_names_of_the_dataset_card_determine_the_classes(root, tmp_path):
+    """A file without metadata, and the features in README.md, as the Hub writes them."""
+    for split in ("train", "validation"):
+        write_table(tmp_path / "data" / f"{split}-00000-of-00001.parquet", pa.array([1, 0]), column="class")
+    names = "\n".join(f"          '{k}': {name}" for k, name in enumerate(["golf ball", "parachute"]))
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: class\n    dtype:\n"
+        f"      class_label:\n        names:\n{names}\n---\n"
+    )
+    shutil.copy(root / "counts.tsv", tmp_path)
+    concepts = source(tmp_path, ".", label="class").concepts()
+    assert [c.name for c in concepts] == ["golf ball", "parachute"]
+    with pytest.raises(ValueError, match=r"no column 'label' \(its columns: image, class\): set data\.source\.label"):
+        source(tmp_path, ".").concepts()
+
+
+def test_every_file_needs_an_image_column(root, tmp_path):
     first = root / "tables" / "data" / "train-00000-of-00002.parquet"
-    table = pq.read_table(first)
-    wnids = [imagenet_classes()[k].wnid for k in table.column("label").to_pylist()]
-    pq.write_table(table.set_column(1, "label", pa.array(wnids)), tmp_path / "text.parquet")
-    split = TableSplit([str(tmp_path / "text.parquet")], 0)
-    assert split.classes() == list(CLASSES)
-    hidden = pa.array([-1] * len(wnids), pa.int64())
-    pq.write_table(table.set_column(1, "label", hidden), tmp_path / "hidden.parquet")
-    with pytest.raises(ValueError, match=r"hidden\.parquet has the label -1 in row 0: ImageNet-1k has the classes"):
-        TableSplit([str(tmp_path / "hidden.parquet")], 0)
-    pq.write_table(table.drop_columns(["image"]), tmp_path / "bare.parquet")
-    with pytest.raises(ValueError, match=r"bare\.parquet has no column 'image' of images"):
-        TableSplit([str(tmp_path / "bare.parquet")], 0)
+    pq.write_table(pq.read_table(first).drop_columns(["image"]), tmp_path / "bare.parquet")
+    with pytest.raises(ValueError, match=r"bare\.parquet has no column 'image' of images .*: set data\.source\.image"):
+        TableSplit([str(first), str(tmp_path / "bare.parquet")], 0)
+
+
+def test_files_that_are_no_images_are_ignored_with_a_warning(root, tmp_path):
+    shutil.copytree(root / "folders", tmp_path / "folders")
+    shutil.copy(root / "counts.tsv", tmp_path)
+    tench = tmp_path / "folders" / "train" / "n01440764"
+    (tmp_path / "folders" / "train" / "LICENSE").write_text("text")
+    for name in ("desktop.ini", "Thumbs.db", ".hidden", "n01440764_boxes.txt", "a.xml"):
+        (tench / name).write_bytes(b"other")
+        (tmp_path / "folders" / "val" / "n01440764" / name).write_bytes(b"other")
+    (tench / "folder").mkdir()
+    with pytest.warns(UserWarning) as caught:
+        tables, folders = source(root).concepts(), source(tmp_path, "folders").concepts()
+    warnings = [str(w.message) for w in caught if "ignored" in str(w.message)]
+    assert len(warnings) == 2 and "train/LICENSE" in warnings[0] and "n01440764/n01440764_boxes.txt" in warnings[1]
+    assert [len(c.references) for c in folders] == [len(c.references) for c in tables]
+    assert folders[0].resized((8, 8)).references[:].shape == (6, 3, 8, 8)
+    with pytest.warns(UserWarning, match=r"ignored.*n01440764/a\.xml, n01440764/n01440764_boxes\.txt\."):
+        assert len(source(tmp_path, "folders").real_images()) == 12
+    with pytest.warns(UserWarning, match="ignored"):
+        assert len(source(tmp_path, "folders").labeled_real_images()["tench"]) == 3
+
+
+def test_flat_validation_folder_ignores_other_files(root, tmp_path):
+    flat = tmp_path / "folders" / "val"
+    flat.mkdir(parents=True)
+    for path in (root / "folders" / "val").rglob("*.JPEG"):
+        shutil.copy(path, flat)
+    (flat / "ILSVRC2012_validation_ground_truth.txt").write_text("490\n")
+    shutil.copy(root / "counts.tsv", tmp_path)
+    with pytest.warns(UserWarning, match="val/ILSVRC2012_validation_ground_truth.txt"):
+        real = source(tmp_path, "folders").real_images().resized((8, 8))
+    assert real[:].shape == (12, 3, 8, 8)
+
+
+def test_folders_without_images_are_errors(tmp_path):
+    tench = tmp_path / "train" / "n01440764"
+    tench.mkdir(parents=True)
+    (tench / "boxes.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"n01440764 contains no images that Pillow reads, only n01440764/boxes\.txt"):
+        FolderSplit(tmp_path / "train", 0).of_classes([0])
+    with pytest.raises(ValueError, match="n01440764 contains no images: it needs one folder of images per class"):
+        FolderSplit(tench, 0)
 
 
 def test_damaged_image_is_named(root, tmp_path):
@@ -156,7 +278,7 @@ def test_damaged_image_is_named(root, tmp_path):
     pq.write_table(pa.table({"image": pa.array([data], kind), "label": [0]}), tmp_path / "bad.parquet")
     split = TableSplit([str(tmp_path / "bad.parquet")], 0)
     with pytest.raises(UnreadableImage, match=r"row 0 of .*bad\.parquet cannot be read as an image"):
-        split.read(split.of_class(0)[0], (8, 8))
+        split.read(split.of_classes([0])[0][0], (8, 8))
 
 
 def test_remote_tables_are_read_through_fsspec(root):
@@ -170,7 +292,7 @@ def test_remote_tables_are_read_through_fsspec(root):
     local = TableSplit(list(map(str, files)), 0)
     remote = TableSplit([f"memory://imagenet/{f.name}" for f in files], 0)
     for index in CLASSES:
-        for one, two in zip(local.of_class(index), remote.of_class(index), strict=True):
+        for one, two in zip(*local.of_classes([index]), *remote.of_classes([index]), strict=True):
             assert local.identity(one) == remote.identity(two)
             np.testing.assert_array_equal(local.read(one, (8, 8)), remote.read(two, (8, 8)))
 

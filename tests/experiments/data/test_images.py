@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data.images import Images, check_image, check_images, height_and_width, read_image
+from experiments.app import uploads
+from experiments.data.images import Images, check_image, check_images, height_and_width, read_bytes, read_image
+from experiments.editing.benchmark import BenchmarkEdit
+from rnri.api import as_images
 
 SQUARE = (4, 4)
 
@@ -125,6 +128,73 @@ def test_exif_rotation_is_applied(tmp_path, kind):
     exif[274] = 6  # rotated by 90 degrees
     Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
     assert read_image(tmp_path / "x.png", (8, 4))[0, :, 0].tolist() == [255] + [0] * 7
+
+
+def picture(mode: str) -> Image.Image:
+    """A smooth 12 x 10 image of a mode of Pillow."""
+    ramp = np.linspace(0.1, 0.9, 120).reshape(10, 12)
+    if mode in ("I;16", "I"):
+        return Image.fromarray((ramp * 65535).astype("<u2" if mode == "I;16" else "<i4"))
+    if mode == "F":
+        return Image.fromarray(ramp.astype("<f4"))
+    rgb = Image.fromarray((np.stack([ramp, ramp.T.reshape(10, 12), 1 - ramp], -1) * 255).astype(np.uint8))
+    return rgb.quantize(16) if mode == "P" else rgb.convert(mode)
+
+
+def readings(path: Path) -> dict[str, np.ndarray]:
+    """The pixels ``uint8 [3, 10, 12]`` of an image file by every reader of the project."""
+    edit = BenchmarkEdit("0", path, "", "", "", 0, (), np.zeros(0))
+    with Image.open(path) as file:
+        inverted = as_images(file)[0]
+    limits = uploads.UploadLimits(10**6, 10**6)
+    return {
+        "bytes": read_bytes(path.read_bytes(), "x", (10, 12)),
+        "rnri.invert": (inverted * 255).round().byte().numpy(),
+        "page": np.asarray(uploads.read_image(path, (10, 12), limits)).transpose(2, 0, 1),
+        "benchmark": (edit.load_image((10, 12)) * 255).round().byte().numpy(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("I;16", "png"), ("I;16", "tiff"), ("I", "tiff"), ("F", "tiff"), ("P", "png"), ("P", "gif"), ("1", "png"),
+     ("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "jpg"), ("LAB", "tiff"), ("L", "png"), ("RGB", "webp")],
+)  # fmt: skip
+def test_every_reader_gives_the_same_pixels(tmp_path, mode, ending):
+    path = tmp_path / f"x.{ending}"
+    exif = Image.Exif()
+    picture(mode).save(path, exif=exif)
+    expected = read_image(path, (10, 12))
+    assert expected.max() - expected.min() > 100
+    for name, pixels in readings(path).items():
+        np.testing.assert_array_equal(pixels, expected, name)
+
+
+def test_every_reader_turns_photographs_and_reads_the_first_frame(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # rotated by 90 degrees
+    turned = picture("RGB").transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "turned.png", exif=exif)
+    picture("RGB").save(tmp_path / "frames.png", save_all=True, append_images=[Image.new("RGB", (12, 10))])
+    for name in ("turned.png", "frames.png"):
+        expected = np.asarray(picture("RGB")).transpose(2, 0, 1)
+        for pixels in (read_image(tmp_path / name, (10, 12)), *readings(tmp_path / name).values()):
+            np.testing.assert_array_equal(pixels, expected, name)
+
+
+def test_every_reader_refuses_unknown_white_levels(tmp_path):
+    path = tmp_path / "x.tiff"
+    Image.fromarray(np.full((10, 12), 200, "<i4")).save(path)
+    edit = BenchmarkEdit("0", path, "", "", "", 0, (), np.zeros(0))
+    limits = uploads.UploadLimits(10**6, 10**6)
+    for read in (
+        lambda: read_image(path, (10, 12)),
+        lambda: as_images(Image.open(path)),
+        lambda: uploads.read_image(path, (10, 12), limits),
+        lambda: edit.load_image((10, 12)),
+    ):
+        with pytest.raises(ValueError, match="its levels range from 200 to 200 and its white level is unknown"):
+            read()
 
 
 def broken(folder: Path) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.editing import make_benchmark, read_benchmark
-from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, decode_mask, encode_mask
+from experiments.editing import make_benchmark
+from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, decode_mask, encode_mask, read_benchmark
 
 SIZE = (64, 64)
 SMALL = {"concept": 4, "background": 4, "style": 4, "added": 2, "removed": 2}
@@ -119,7 +119,20 @@ def test_pie_bench_entries_are_read(tmp_path):
         ({"mask": None}, "has no field mask"),
         ({"mask": [0]}, "invalid mask"),
         ({"mask": [SIDE * SIDE - 1, 2]}, "invalid mask"),
-        ({"mask": ["a", "b"]}, "invalid mask"),
+        ({"mask": ["a", "b"]}, r"invalid mask \(must be a list of integers\)"),
+        ({"mask": [0.0, 5.5]}, "invalid mask"),
+        ({"mask": [[0, 5]]}, "invalid mask"),
+        ({"mask": [0, True]}, "invalid mask"),
+        ({"mask": "0 5"}, "invalid mask"),
+        ({"original_prompt": 5}, "original_prompt must be a string, got 5"),
+        ({"editing_prompt": ["a"]}, r"editing_prompt must be a string, got \['a'\]"),
+        ({"editing_instruction": 5}, "editing_instruction must be a string, got 5"),
+        ({"blended_word": []}, r"blended_word must be a string, got \[\]"),
+        ({"image_path": 5}, "image_path must be a string, got 5"),
+        ({"target_image_path": 5}, "target_image_path must be a string, got 5"),
+        ({"target_concept": 5}, "target_concept must be a string, got 5"),
+        ({"editing_type_id": None}, "has no field editing_type_id"),
+        ({"editing_type_id": 1.0}, "editing_type_id must be in 0 to 9, got 1.0"),
         ({"editing_type_id": "10"}, "editing_type_id must be in 0 to 9, got '10'"),
         ({"image_path": "0_random/2.jpg"}, "2.jpg does not exist"),
     ],

@@ -1,5 +1,7 @@
 """Jobs of an inversion experiment: methods x settings x batches of images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,14 @@ def test_edit_replaces_a_part_of_the_sampling_prompt_only():
 def test_rejects_an_edit_that_no_prompt_contains():
     with pytest.raises(ValueError, match=r"edit=\['photo', 'sketch'\]: the prompt 'a (cat|dog|owl)' does not contain"):
         jobs(EDICT_ONLY, [Setting(4, edit=["photo", "sketch"])], images(), 8)
+
+
+def test_an_edit_replaces_whole_words_only():
+    setting = Setting(4, edit=["cat", "dog"])
+    assert setting.target("A Cat.") == "A dog."
+    cathedral = [replace(images(1)[0], prompt="a cathedral at night")]
+    with pytest.raises(ValueError, match="the prompt 'a cathedral at night' does not contain 'cat' as whole words"):
+        jobs(EDICT_ONLY, [setting], cathedral, 8)
 
 
 @pytest.mark.parametrize("edit", ["photo", ["photo"], ["photo", ""]])
