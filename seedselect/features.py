@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnri.validation import Dtype, NonEmptyStr
+from rnri.loading import check_merges, check_model_type, check_vocabulary, load_network, load_tokenizer
+from rnri.validation import Dtype, NonEmptyStr, first_line
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TITLE = "a CLIP model"
+UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # weights of CLIP that the features do not depend on
 
 
 class ClipFeatures:
@@ -56,23 +59,32 @@ class ClipFeatures:
         """Load a CLIP model from a local folder or the Hub.
 
         Raises:
-            ValueError: ``path`` has no CLIP model, or the model cannot be loaded.
+            ValueError: ``path`` has no CLIP model; a weight is missing, unknown or of a wrong shape; or the tokenizer
+                is incomplete.
         """
-        from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel  # this import takes seconds
+        from transformers import CLIPImageProcessor, CLIPModel  # this import takes seconds
 
         if local_files_only and not (Path(path) / "config.json").is_file():
             raise ValueError(
                 f"{path} has no CLIP model (config.json is missing): pass a folder written by save_pretrained."
             )
+        check_model_type(path, TITLE, "clip", local_files_only=local_files_only)
+        tokenizer = load_tokenizer(path, local_files_only=local_files_only)
         try:
-            model_type = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
-            if model_type != "clip":  # transformers would load this model as a CLIP model with random weights
-                raise ValueError(f"model_type in config.json must be 'clip', got {model_type!r}.")
-            model = CLIPModel.from_pretrained(path, dtype=dtype, local_files_only=local_files_only)
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
             processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot load a CLIP model from {path}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # damaged files raise errors of various types
+            raise ValueError(f"cannot load {TITLE} from {path}: {first_line(error)}") from error
+        model = load_network(
+            CLIPModel,
+            path,
+            title=TITLE,
+            model_type="clip",
+            harmless=UNUSED_WEIGHTS,
+            dtype=dtype,
+            local_files_only=local_files_only,
+        )
+        check_vocabulary(f"the tokenizer of {path}", tokenizer, model.config.text_config.vocab_size)
+        check_merges(f"the tokenizer of {path}", tokenizer)
         return cls(model.to(device), tokenizer, processor.image_mean, processor.image_std)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _LPIPS
+from torchvision.transforms.v2.functional import normalize, resize
 from transformers import ViTModel
 
-from experiments.evaluation import Classifier, perceptual_distance
+from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.metrics import perceptual_distance
+from rnri.loading import load_network, read_weights
 from rnri.models.fingerprint import fingerprint as fingerprint_weights
-from rnri.validation import first_line
 
 DINO_IMAGE_SIZE = 224  # height and width of the input of DINO, in pixels
+MAX_PIE_BENCH_SIDE = 480  # maximum length of the longer side of an image in PIE-Bench's structure distance, in pixels
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the color channels
 MIN_POSITIONS = 64  # minimum number of positions (h * w) of the feature map for the structure distance
 
@@ -34,11 +37,13 @@ class Distance:
         name: name of the network of this distance in the results tables.
         fingerprint: SHA-256 hash of the weights of the network.
         function: function that computes the distances of two batches of images.
+        original: the distance as defined by PIE-Bench's code, if ``function`` is a corrected definition; else None.
     """
 
     name: str
     fingerprint: str
     function: Callable[[Tensor, Tensor], Tensor]
+    original: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor:
         return self.function(images, originals)
@@ -59,35 +64,51 @@ def _self_similarity(tokens: Tensor) -> Tensor:
 
 
 def dino_structure(path: str, device: str | torch.device) -> Distance:
-    """Load PIE-Bench's structure distance, computed from the attention keys of the last layer of a DINO ViT.
+    """Load the structure distance, computed from the attention keys of the last layer of a DINO ViT.
 
-    Images are resized to 224 x 224 pixels. PIE-Bench's published results use the DINO ViT-B/8.
+    The distance itself gives the network images as DINO was trained on: in [0, 1], normalized with the mean and the
+    standard deviation of ImageNet, and resized to 224 x 224 pixels with bicubic interpolation. Its attribute
+    ``original`` is the distance as in PIE-Bench's published results, which use the DINO ViT-B/8: PIE-Bench's code
+    normalizes images in [0, 255], and resizes their shorter side to 224 pixels with bilinear interpolation.
 
     Args:
         path: a folder or Hugging Face Hub id for transformers' ``ViTModel``, such as ``facebook/dino-vitb8``.
 
     Raises:
-        ValueError: the model cannot be loaded, or has no layer that computes attention keys.
+        ValueError: the model cannot be loaded, is not a ViT (DINOv2 is not), lacks weights, or has no layer that
+            computes attention keys.
     """
     try:
-        network = ViTModel.from_pretrained(path, add_pooling_layer=False).eval().requires_grad_(False).to(device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"task.dino: cannot load a DINO ViT from {path} ({first_line(error)}).") from error
+        network = load_network(
+            ViTModel,
+            path,
+            title="a DINO ViT",
+            model_type="vit",
+            harmless=("position_ids", "pooler."),
+            add_pooling_layer=False,
+        )
+    except ValueError as error:
+        raise ValueError(f"task.dino: {error}") from error
+    network = network.eval().requires_grad_(False).to(device)
     keys = _last_keys(network, path)
 
-    def tokens(images: Tensor) -> Tensor:
+    def tokens(pixels: Tensor) -> Tensor:
         outputs: list[Tensor] = []
         handle = keys.register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
-            network(pixel_values=_normalize(images), interpolate_pos_encoding=True)
+            network(pixel_values=pixels, interpolate_pos_encoding=True)
         finally:
             handle.remove()
         return outputs[0]
 
+    def distance(preprocess: Callable[[Tensor], Tensor], images: Tensor, originals: Tensor) -> Tensor:
+        return structure_distance(tokens(preprocess(images)), tokens(preprocess(originals)))
+
     return Distance(
         f"DINO ({path})",
         fingerprint_weights({"dino": network}, {}),
-        lambda images, originals: structure_distance(tokens(images), tokens(originals)),
+        partial(distance, dino_input),
+        partial(distance, pie_bench_input),
     )
 
 
@@ -99,12 +120,23 @@ def _last_keys(network: nn.Module, path: str) -> nn.Module:
     return projections[-1]
 
 
-def _normalize(images: Tensor) -> Tensor:
+def dino_input(images: Tensor) -> Tensor:
+    """Return the input of a DINO ViT for ``images [B,3,H,W]`` in [0, 1]: 224 x 224 pixels, normalized."""
     images = F.interpolate(images.float(), (DINO_IMAGE_SIZE, DINO_IMAGE_SIZE), mode="bicubic", antialias=True).clamp(
         0, 1
     )
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
     return (images - mean) / std
+
+
+def pie_bench_input(images: Tensor) -> Tensor:
+    """Return the input of the DINO ViT in PIE-Bench's code for ``images [B,3,H,W]`` in [0, 1].
+
+    PIE-Bench's code does not divide pixel values in [0, 255] by 255 before it normalizes them. Gray with the value 128
+    becomes (128 - 0.485) / 0.229 = 556.8 in the red channel, instead of 0.074.
+    """
+    pixels = resize(255 * images.float(), [DINO_IMAGE_SIZE], max_size=MAX_PIE_BENCH_SIDE)
+    return normalize(pixels, *map(list, IMAGENET))
 
 
 def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
@@ -139,7 +171,10 @@ def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
     backbone = network.net
     expected = backbone.state_dict()  # torchmetrics calls a weight slices.K.N.rest, torchvision features.N.rest
     names = {name: f"features.{name.split('.', 2)[2]}" for name in expected}
-    weights = _read_weights(path)
+    try:
+        weights = read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"task.lpips: {error}; use torchvision's squeezenet1_1-*.pth.") from error
     for name, file_name in names.items():
         if file_name not in weights or weights[file_name].shape != expected[name].shape:
             raise ValueError(
@@ -153,15 +188,6 @@ def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
         fingerprint_weights({"lpips": network}, {}),
         lambda images, originals: network(images.float(), originals.float(), normalize=True).view(-1),
     )
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # raised by safetensors, pickle or zipfile
-        raise ValueError(f"task.lpips: {path} cannot be read ({first_line(error)}).") from error
 
 
 def classifier_perceptual(classifier: Classifier, fingerprint: str) -> Distance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from experiments.finite import NonFiniteError, is_finite
+from rnri.loading import read_weights
 from rnri.validation import first_line
 
 NAME = "Inception-v3"
@@ -47,8 +47,9 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
             "pt_inception-2015-12-05-6726825d.pth, or omit metrics.inception to use the classifier's features."
         )
     try:
+        read_weights(path)
         network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
-    except (RuntimeError, OSError, KeyError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 ({first_line(error)})."
         ) from None

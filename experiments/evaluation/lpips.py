@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnri.validation import first_line
+from rnri.loading import read_weights
 
 CONVOLUTIONS = {  # name in the file: (output channels, input channels, kernel size, padding)
     "slice1.0": (64, 3, 11, 2),
@@ -81,9 +81,9 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTol
         ValueError: the file is missing or damaged, or contains the weights of another network.
     """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # raised by the file system, pickle or zipfile
-        raise ValueError(f"{path} cannot be read as weights ({first_line(error)}): {REMEDY}.") from None
+        state = read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {REMEDY}.") from None
     network = ShiftTolerantLpips()
     network.load_state_dict(_rename_weights(path, state, network))
     return network.eval().requires_grad_(False).to(device)
@@ -93,7 +93,7 @@ def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.M
     """Return the weights ``state`` of the file ``path`` with the names and shapes that ``network`` uses.
 
     Raises:
-        ValueError: the file lacks a weight of ``network``, or the weight has another number of elements.
+        ValueError: the file lacks a weight of ``network``, or the weight has another shape.
     """
     names = {"shift": "scaling_layer.shift", "scale": "scaling_layer.scale"}
     for k, layer in enumerate(CONVOLUTIONS):
@@ -102,6 +102,7 @@ def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.M
     expected = network.state_dict()
     for name, tensor in expected.items():
         stored = state.get(names[name])
-        if stored is None or stored.numel() != tensor.numel():
-            raise ValueError(f"{path} has no {names[name]} with {tensor.numel()} elements: {REMEDY}.")
+        shape = (1, len(tensor), 1, 1) if name.startswith("weights.") else tuple(tensor.shape)
+        if stored is None or tuple(stored.shape) != shape:
+            raise ValueError(f"{path} has no {names[name]} of shape {list(shape)}: {REMEDY}.")
     return {name: state[names[name]].reshape(tensor.shape) for name, tensor in expected.items()}

@@ -18,7 +18,8 @@ from experiments.data.augmentations import jitter
 from experiments.data.labeled import LabeledImages
 from experiments.evaluation.classifier import Classifier, Preprocessing
 from experiments.pretrain.training import ImageDataModule, TrainingTask, adamw, check_output, final_loss, fit, report
-from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
+from rnri.loading import read_weights
+from rnri.validation import NonEmptyStr, dataclass, unique_items
 
 
 class ConceptClassifier(LightningModule):
@@ -184,10 +185,9 @@ def load_in_order(network: nn.Module, path: str) -> None:
         ValueError: the file cannot be read, or the number or shapes of its tensors do not match the network.
     """
     try:
-        tensors = list(torch.load(path, weights_only=True, map_location="cpu").values())
-    except Exception as error:  # pickle and zipfile raise many types of errors
-        reason = first_line(error)
-        raise ValueError(f"task.init_from={path!r} cannot be read as weights ({reason}): give a .pth file.") from None
+        tensors = list(read_weights(path).values())
+    except ValueError as error:
+        raise ValueError(f"task.init_from: {error}: give a .pth file.") from None
     expected = network.state_dict()
     head = {id(p) for p in network.get_classifier().parameters()}
     in_head = {name for name, p in network.named_parameters() if id(p) in head}

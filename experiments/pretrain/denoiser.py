@@ -283,7 +283,7 @@ class PretrainDenoiser(TrainingTask):
 
     def build(self) -> StableDiffusionPipeline:
         if self.init_from:
-            return load_pretrained(StableDiffusionPipeline, "task.init_from", self.init_from, safety_checker=None)
+            return load_pretrained(StableDiffusionPipeline, "task.init_from", self.init_from)
         vae = load_pretrained(AutoencoderKL, "task.vae", self.vae)
         tokenizer = build_tokenizer(list(read_table(Path(self.corpus) / "captions.parquet")["caption"]))
         return StableDiffusionPipeline(

@@ -122,7 +122,7 @@ class DistillationTask(TrainingTask):
         """
         check_corpus(self.corpus)
         check_output(self.output)
-        return load_pretrained(StableDiffusionPipeline, "task.model", self.model, safety_checker=None)
+        return load_pretrained(StableDiffusionPipeline, "task.model", self.model)
 
     def encode_corpus(self, pipeline: object, trainer: Trainer) -> EncodedCaptions:
         """Return the captioned images of the corpus as latents of the VAE of ``pipeline``.

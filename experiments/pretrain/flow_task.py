@@ -148,7 +148,7 @@ class PretrainFlow(DistillationTask):
         self.pipeline = self.build(self.load_model())
         self.teacher_pipeline = None
         if self.teacher:
-            teacher = load_pretrained(StableDiffusionPipeline, "task.teacher", self.teacher, safety_checker=None)
+            teacher = load_pretrained(StableDiffusionPipeline, "task.teacher", self.teacher)
             self.channels = hint_channels(teacher, self.hint_layer, self.pipeline.transformer)
             self.teacher_pipeline = teacher
         if self.accuracy_probe:
@@ -193,7 +193,7 @@ class PretrainFlow(DistillationTask):
         A new pipeline has a new transformer; its VAE, tokenizer and text encoders are taken from ``source``.
         """
         if self.init_from:
-            return load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from, **WITHOUT_T5)
+            return load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from)
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size

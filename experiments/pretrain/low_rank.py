@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from rnri.loading import read_weights
 
 EXCLUDED_LAYERS = ("conv_in", "conv_out")  # they have only four input or output channels
 
@@ -77,15 +77,23 @@ class LowRank(nn.Module):
             ValueError: the file cannot be read, or a weight is missing or has another shape.
         """
         try:
-            state = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
+            state = read_weights(Path(folder) / LORA_WEIGHT_NAME_SAFE)
             for name, down, up in zip(self.layers, self.down, self.up, strict=True):
-                down.copy_(state[f"unet.{name}.lora_A.weight"])
-                up.copy_(state[f"unet.{name}.lora_B.weight"].flatten(1))
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+                _copy(down, state.pop(f"unet.{name}.lora_A.weight"))
+                _copy(up, state.pop(f"unet.{name}.lora_B.weight").flatten(1))
+            if state:
+                raise ValueError(f"{next(iter(state))} has no place in this model")
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give the "
                 "folder of such a LoRA."
             ) from None
+
+
+def _copy(target: Tensor, values: Tensor) -> None:
+    if target.shape != values.shape:  # Tensor.copy_ would broadcast
+        raise ValueError(f"got a weight of shape {list(values.shape)} instead of {list(target.shape)}")
+    target.copy_(values)
 
 
 class _Frozen:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -23,6 +22,9 @@ from torchvision.utils import make_grid
 from experiments.cache.atomic import CannotWrite, check_writable
 from experiments.finite import to_bytes
 from experiments.planning.cost import Cost, StagePlan
+from experiments.runtime.training_state import last_checkpoint, log_earlier_values
+from rnri.loading import check_loading_info
+from rnri.models.checkpoint import load_pipeline
 
 Model = TypeVar("Model")
 
@@ -121,9 +123,10 @@ def fastest_precision() -> str:
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
     """Trains ``module``; if the run folder contains a checkpoint, the training resumes from the last checkpoint."""
-    checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
-    last = Path(str(checkpoint.dirpath)) / "last.ckpt"
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=False)
+    checkpoint = last_checkpoint(trainer)
+    if checkpoint is not None:
+        log_earlier_values(trainer, checkpoint)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
 
 
 def check_output(folder: str | Path) -> None:
@@ -134,26 +137,36 @@ def check_output(folder: str | Path) -> None:
         raise ValueError(f"task.output={str(folder)!r}: {error}") from None
 
 
-def load_pretrained(model: type[Model], key: str, folder: str, **options: Any) -> Model:
-    """Return the diffusers model in ``folder``.
+def load_pretrained(model: type[Model], key: str, folder: str) -> Model:
+    """Return the diffusers model or pipeline in ``folder``, in float32; a pipeline has no safety checker.
 
     Args:
         model: class of the model or pipeline.
         key: config key whose value is ``folder``, for the error message.
         folder: folder of the saved model.
-        options: further arguments of ``from_pretrained``.
 
     Raises:
-        ValueError: the model cannot be loaded.
+        ValueError: the model cannot be loaded, or ``folder`` lacks one of its weights.
     """
     try:
-        return model.from_pretrained(folder, local_files_only=True, **options)
+        return _load_pretrained(model, folder)
     except Exception as error:  # diffusers, safetensors and json raise many types of errors
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{key}={folder!r} is not a folder of {model.__name__} ({reason}): give a folder with a saved "
             f"{model.__name__}."
         ) from None
+
+
+def _load_pretrained(model: type[Any], folder: str) -> Any:
+    if issubclass(model, DiffusionPipeline):
+        pipeline = load_pipeline(folder, dtype=torch.float32, local_files_only=True, variant=None, revision=None)
+        if not isinstance(pipeline, model):
+            raise ValueError(f"it is a folder of {type(pipeline).__name__}")
+        return pipeline
+    network, loading_info = model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    check_loading_info("the weights", model.__name__, loading_info)
+    return network
 
 
 def final_loss(trainer: Trainer) -> dict[str, float]:

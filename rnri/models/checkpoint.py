@@ -12,6 +12,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from rnri.loading import check_loading_info
 from rnri.models import families  # noqa: F401 - registers the families
 from rnri.models.checks.folder import (
     IGNORED_COMPONENTS,
@@ -23,10 +24,12 @@ from rnri.models.checks.folder import (
 )
 from rnri.models.checks.model_index import check_model_index
 from rnri.models.checks.tokenizers import limit_prompt_lengths
-from rnri.models.checks.weights import check_loading_info
 from rnri.validation import first_line
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+OTHER_CLIP_WEIGHTS = ("position_ids", "vision_model.", "logit_scale", "_projection")
+"""Parts of the names of CLIP weights that a text encoder's file may contain although the text encoder ignores them."""
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
@@ -115,7 +118,7 @@ def _load_networks(
             )
         except Exception as error:  # damaged files raise errors of various types
             raise ValueError(f"component {name!r}: {first_line(error)}") from error
-        check_loading_info(name, class_name, loading_info)
+        check_loading_info(f"the weights of the component {name!r}", class_name, loading_info, extra=OTHER_CLIP_WEIGHTS)
         networks[name] = network.eval()
     return networks
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rnri.loading import check_vocabulary_files
 from rnri.validation import first_line
 
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -16,14 +17,6 @@ WEIGHT_STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 WEIGHT_SUFFIXES = ("safetensors", "bin")
 SHARD_NUMBER = r"-\d+-of-\d+\."
 LFS_POINTER_PREFIX = b"version https://git-lfs"
-VOCABULARY_FILES = (
-    ("tokenizer.json",),
-    ("vocab.json", "merges.txt"),
-    ("spiece.model",),
-    ("tokenizer.model",),
-    ("vocab.txt",),
-)
-"""Groups of vocabulary files; a tokenizer needs all files of one of these groups."""
 
 
 def is_local(source: str) -> bool:
@@ -94,11 +87,7 @@ def available_variant(folder: Path, name: str, variant: str | None) -> str | Non
 
 def _check_tokenizer(folder: Path, name: str) -> None:
     component = folder / name
-    if not any(all((component / file).is_file() for file in files) for files in VOCABULARY_FILES):
-        raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks the vocabulary of its component {name!r}: tokenizer.json, or "
-            "vocab.json and merges.txt; without a vocabulary all prompts would have the same tokens."
-        )
+    check_vocabulary_files(component, f"checkpoint folder {str(folder)!r}", f"its component {name!r}")
     for file in component.glob("*.json"):
         _read_json(file)
 

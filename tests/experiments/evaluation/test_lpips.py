@@ -71,3 +71,7 @@ def test_invalid_files_are_rejected(file, tmp_path):
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"has no net\.slice3\.9\.weight"):
         load_lpips(tmp_path / "other.pth")
+    state["net.slice3.9.weight"] = torch.zeros(192, 384, 3, 3)  # as many elements in another order
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"has no net\.slice3\.9\.weight of shape \[384, 192, 3, 3\]"):
+        load_lpips(tmp_path / "other.pth")

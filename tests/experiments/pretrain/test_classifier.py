@@ -1,17 +1,21 @@
 """Evaluation classifiers of user folders, and the output folders of all trainings."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from experiments.config.errors import one_line
 from experiments.data.labeled import LabeledEmoji, LabeledFolders
 from experiments.evaluation.classifier import load_classifier
+from experiments.pretrain.training import load_pretrained
 from experiments.runtime.setup import save_config, setup
 from tests.experiments.pretrain.configured import configured
 
@@ -185,3 +189,18 @@ def test_invalid_initial_model_fails_before_training(name, key, message, tmp_pat
     for folder in (tmp_path / "none", Path("assets/models/clip").resolve()):
         with pytest.raises(ValueError, match=rf"{key}='{folder}' is not a folder of {message}"):
             setup(configured(name, tmp_path, f"{key}={folder}"))
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "file"), [(AutoencoderKL, "vae", "."), (StableDiffusionPipeline, ".", "unet")]
+)
+def test_initial_model_without_a_weight_is_an_error(model, part, file, tmp_path):
+    """diffusers would fill the missing weight with random numbers."""
+    folder = shutil.copytree(Path("assets/models/emoji") / part, tmp_path / "start")
+    assert load_pretrained(model, "task.init_from", str(folder)).dtype == torch.float32
+    path = folder / file / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    missing = sorted(state)[3]
+    save_file({name: weight for name, weight in state.items() if name != missing}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"task.init_from='{folder}' .*do not contain {missing} \(1 such weights\)"):
+        load_pretrained(model, "task.init_from", str(folder))

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors.torch import load_file, save_file
 
 from experiments.pretrain.distillation import text_states
 from experiments.pretrain.lcm import save_lora
@@ -37,5 +39,12 @@ def test_lora_of_another_rank_is_an_error(pipeline, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match=r"task\.init_from='.*' is not a folder of a LoRA of this model and rank"):
         LowRank(pipeline.unet, 3).load(str(tmp_path))
+    path = tmp_path / LORA_WEIGHT_NAME_SAFE
+    state = load_file(path)
+    first_name = next(iter(state))
+    for change in ({first_name: state[first_name][:1]}, {"unet.other.lora_A.weight": torch.ones(2, 2)}):
+        save_file(state | change, path)
+        with pytest.raises(ValueError, match=r"got a weight of shape|unet\.other\.lora_A\.weight has no place"):
+            again.load(str(tmp_path))
     with pytest.raises(ValueError, match=r"task\.init_from='nowhere' is not a folder of a LoRA"):
         again.load("nowhere")
