@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2
 
 BLOCK_SIZE = 32768
@@ -34,7 +35,7 @@ def records(path: Path) -> Iterator[Any]:
     """Yield the records of a ``.wandb`` file as W&B's protobuf messages, without an incomplete record at the end.
 
     Raises:
-        ValueError: ``path`` is not a ``.wandb`` file.
+        ValueError: ``path`` is not a ``.wandb`` file, or a record is damaged.
     """
     content = path.read_bytes()
     if not content.startswith(b":W&B"):
@@ -52,7 +53,11 @@ def records(path: Path) -> Iterator[Any]:
             return
         chunks += content[position - length : position]
         if chunk_type in (FULL, LAST):
-            yield wandb_internal_pb2.Record.FromString(chunks)
+            try:
+                record = wandb_internal_pb2.Record.FromString(chunks)
+            except DecodeError:
+                raise ValueError(f"{path} is damaged: copy the file again.") from None
+            yield record
             chunks = b""
 
 
@@ -113,7 +118,8 @@ def _metric_lines(metrics: dict[str, list[Any]]) -> Iterator[str]:
     for name, values in sorted(metrics.items()):
         if not name.startswith(("_", "trainer/")):
             count = f" ({len(values)} values)" if len(values) > 1 else ""
-            yield f"  {name} = {values[-1]:.4g}{count}"
+            last = values[-1]
+            yield f"  {name} = {f'{last:.4g}' if isinstance(last, int | float) else last}{count}"
 
 
 def _media_lines(files: Path, media: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
@@ -121,7 +127,7 @@ def _media_lines(files: Path, media: dict[str, list[dict[str, Any]]]) -> Iterato
     last = {name: entries[-1] for name, entries in sorted(media.items())}
     for name, entry in last.items():
         if entry["_type"] == "table-file":
-            columns = json.loads((files / entry["path"]).read_text())["columns"]
+            columns = json.loads((files / entry["path"]).read_text(encoding="utf-8"))["columns"]
             yield f"table {name}, {entry['nrows']} rows: {', '.join(columns)}"
     for name, entry in last.items():
         if entry["_type"] != "table-file":
@@ -132,15 +138,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
     folder = parser.parse_args().run
-    paths = sorted(folder.glob("**/*run-*/run-*.wandb"), key=lambda path: path.parent.name)
+    files = (path for path in folder.glob("**/*run-*/run-*.wandb") if path.is_file())
+    paths = sorted(files, key=lambda path: path.parent.name)
     if not paths:
         sys.exit(f"error: {folder} contains no W&B run: run with logger=wandb logger.wandb.offline=true.")
     try:
         print("\n\n".join(map(summarize, paths)), flush=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     except BrokenPipeError:  # the program that reads the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python can then flush stdout when it exits
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import tempfile
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,18 @@ def check_run(folder: str | None) -> None:
             raise ValueError(f"run: {folder} is not a finished run ({name} is missing): give another folder.")
 
 
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError if a server cannot listen on this host and port, for example because the port is in use."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"port: cannot listen on {host}:{port} ({error.strerror}); choose another port, such as port={port + 1}, "
+            "or another host."
+        ) from None
+
+
 def parse_settings(config: DictConfig) -> Settings:
     """Validate the keys of the config that are fields of ``Settings``; raise ConfigError if a value is invalid."""
     from experiments.app.settings import Settings
@@ -69,26 +81,30 @@ def build_context(config: DictConfig) -> AppContext:
     """
     settings = parse_settings(config)
 
-    from experiments.app.context import AppContext, default_steps, resolve_device
-    from experiments.app.uploads import UploadLimits
+    from experiments.app.context import AppContext, check_method, default_steps, resolve_device
+    from experiments.app.uploads import UploadLimits, example_files
+    from rnri.validation import ConfigError
     from seedselect import ClipFeatures
 
     device = resolve_device(settings.device)
+    example_files(settings.examples)  # raises ValueError if there are none, before the model is loaded
+    method = instantiate(config.method)
+    check_method(method)
+    select = instantiate(config.select)
+    try:
+        clip = ClipFeatures.from_pretrained(
+            settings.clip, device=device, dtype="float32", local_files_only=config.model.local_files_only
+        )
+    except ValueError as error:
+        raise ConfigError("clip", str(error)) from error
     model = instantiate(config.model)(device=device)
-    load_clip = partial(
-        ClipFeatures.from_pretrained,
-        settings.clip,
-        device=device,
-        dtype="float32",
-        local_files_only=config.model.local_files_only,
-    )
     return AppContext(
         model=model,
         steps=settings.steps or default_steps(model.default_guidance),
         guidance=settings.guidance,
-        method=instantiate(config.method),
-        load_clip=load_clip,
-        select=instantiate(config.select),
+        method=method,
+        clip=clip,
+        select=select,
         gradient_steps=settings.gradient_steps,
         examples_from=settings.examples,
         limits=UploadLimits(int(settings.max_upload_mb * 1e6), settings.max_upload_pixels),
@@ -101,7 +117,7 @@ def main() -> None:
     config = compose_config(parser.parse_args().overrides)
     check_run(config.run)
     settings = parse_settings(config)
-    context = build_context(config)
+    check_port(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # uploads are deleted when the server stops
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -109,6 +125,7 @@ def main() -> None:
         from experiments.app.page import build, serve
 
         session = open_session(settings.run, settings.methods, settings.ratings) if settings.run else None
+        context = build_context(config)
         files = Path(folder) / "seeds"
         files.mkdir()
         page = build(context, files, session)

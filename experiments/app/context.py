@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from experiments.app.uploads import Example, UploadLimits, read_examples, read_image
 from rnri import Inverter, LatentDiffusion
+from rnri.validation import ConfigError, first_line
 from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
@@ -28,22 +28,19 @@ class AppContext:
         model: the diffusion model.
         steps, guidance: number of steps and guidance scale of inversion and sampling.
         method: inversion method, which must be seed-only.
-        load_clip: function that loads the CLIP model of SeedSelect. It is called when the model is needed first.
+        clip: CLIP model of SeedSelect.
         select: SeedSelect with the settings of the tab Rare concept.
         gradient_steps: number of sampling steps, counted from the last one, that SeedSelect backpropagates through.
         examples_from: folder or table of example images; None: no examples.
         limits: maximum size of uploaded images.
         lock: lock that is held while a network runs.
-
-    Raises:
-        ValueError: ``method`` is not seed-only.
     """
 
     model: LatentDiffusion
     steps: int
     guidance: float
     method: Inverter
-    load_clip: Callable[[], ClipFeatures]
+    clip: ClipFeatures
     select: SeedSelect
     gradient_steps: int
     examples_from: str | None
@@ -51,11 +48,6 @@ class AppContext:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        if not self.method.seed_only:
-            name = type(self.method).__name__
-            raise ValueError(
-                f"method: {name} stores more than the seed: choose a seed-only method, such as accelerated_8."
-            )
         self.model.schedule(self.steps)
         self.model.pipeline.set_progress_bar_config(disable=True)
 
@@ -63,11 +55,6 @@ class AppContext:
     def fingerprint(self) -> str:
         """Fingerprint of the model's checkpoint, which is computed only once."""
         return self.model.fingerprint
-
-    @cached_property
-    def clip(self) -> ClipFeatures:
-        """The CLIP model of SeedSelect, which is loaded on first use."""
-        return self.load_clip()
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -79,13 +66,33 @@ class AppContext:
         return read_image(path, self.model.image_size, self.limits)
 
 
+def check_method(method: Inverter) -> None:
+    """Raise ConfigError if ``method`` stores other tensors than the seed."""
+    if not method.seed_only:
+        raise ConfigError(
+            "method",
+            f"{type(method).__name__} stores more than the seed: choose a seed-only method, such as accelerated_8.",
+        )
+
+
 def default_steps(default_guidance: float) -> int:
     """Return the default number of sampling steps of a model with this default guidance scale."""
     return DISTILLED_STEPS if default_guidance < DISTILLED_GUIDANCE_MAX else DEFAULT_STEPS
 
 
 def resolve_device(name: str) -> str:
-    """Return the device ``name``. ``auto`` stands for ``cuda`` if a GPU is available, and for ``cpu`` otherwise."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the device ``name``. ``auto`` stands for ``cuda`` if a GPU is available, and for ``cpu`` otherwise.
+
+    Raises:
+        ConfigError: PyTorch does not know the device, or the machine does not have the device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: PyTorch without CUDA
+        raise ConfigError(
+            "device",
+            f"must be auto or a device of this machine, such as cpu or cuda:0, got {name!r} ({first_line(error)}).",
+        ) from None
+    return name

@@ -58,11 +58,13 @@ def edit_tab(context: AppContext, folder: Path) -> None:
     render = catch_errors(partial(_render, context, tuple(settings)))
     seed_outputs = [seed, status, summary, download, target]
 
-    source.upload(catch_errors(partial(_upload, context)), source, [image, selected], **NO_PROGRESS)
+    source.upload(catch_errors(partial(_upload, context)), [source, prompt], [image, selected, prompt], **NO_PROGRESS)
     connect_examples(examples, context, [image, selected, prompt])
     inverted = invert.click(catch_errors(partial(_invert, context, folder)), [image, prompt], seed_outputs, **EXCLUSIVE)
     inverted.success(render, inputs, view, **EXCLUSIVE, **NO_PROGRESS)
-    loaded = file.upload(catch_errors(partial(_load_seed, context, folder)), file, [*seed_outputs, prompt], **EXCLUSIVE)
+    loaded = file.upload(
+        catch_errors(partial(_load_seed, context, folder)), file, [*seed_outputs, prompt, image, selected], **EXCLUSIVE
+    )
     loaded.success(render, inputs, view, **EXCLUSIVE, **NO_PROGRESS)
     gr.on([target.change, *(setting.change for setting in settings.values())], render, inputs, view, **LATEST_ONLY)
 
@@ -89,9 +91,11 @@ def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
     return settings
 
 
-def _upload(context: AppContext, path: str) -> tuple[Image.Image, Image.Image]:
+def _upload(context: AppContext, path: str, prompt: str) -> tuple[Image.Image, Image.Image, str]:
+    """Return an uploaded image, the enlarged image, and its prompt: empty if ``prompt`` is that of an example."""
     image = context.read_image(path)
-    return image, enlarge(image)
+    is_of_example = prompt in {example.prompt for example in context.examples}
+    return image, enlarge(image), "" if is_of_example else prompt
 
 
 def _invert(
@@ -109,8 +113,9 @@ def _invert(
 
 
 def _load_seed(context: AppContext, folder: Path, path: str) -> tuple:
+    """Return the updates for a loaded seed and its prompt. The chosen image is removed: the prompt is not of it."""
     seed = read_seed(path, context)
-    return *_reset(seed, "Seed loaded; the image is generated from it.", folder), seed.prompt
+    return *_reset(seed, "Seed loaded; the image is generated from it.", folder), seed.prompt, None, None
 
 
 def _reset(seed: Seed, status: str, folder: Path) -> tuple:

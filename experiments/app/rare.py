@@ -50,10 +50,13 @@ def iterate_seedselect(
     while an iteration is computed.
 
     Raises:
-        ValueError: the prompt is empty, the number of reference images is not allowed, or a seed is not finite.
+        ValueError: the prompt is empty or has several lines, the number of reference images is not allowed, or a seed
+            is not finite.
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty: name the concept, for example: a photo of a spotted quokka.")
+    if "\n" in prompt.strip():
+        raise ValueError("the prompt must be one line, which names the concept of all images: remove the other lines.")
     if not 1 <= len(references) <= MAX_REFERENCES:
         raise ValueError(f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} images of the concept.")
     with context.lock:
@@ -108,8 +111,8 @@ def _initial_seed_and_targets(
         model.pipeline,
         list(references),
         prompt,
-        steps=context.steps,
-        guidance=context.guidance,
+        num_inference_steps=context.steps,
+        guidance_scale=context.guidance,
         method=context.method,
     )
     if not inversion.seed.isfinite().all():

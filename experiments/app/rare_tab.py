@@ -33,7 +33,7 @@ def rare_tab(context: AppContext, folder: Path) -> None:
     """Create the components of the tab. Seed files for download are written to ``folder``."""
     with gr.Row():
         with gr.Column():
-            references, prompts = image_list_input(context, "rare", MAX_REFERENCES)
+            references, prompt = image_list_input(context, "rare", MAX_REFERENCES, prompt_per_image=False)
             with gr.Row():
                 start = gr.Button("Optimize", variant="primary", elem_id="rare-start")
                 stop = gr.Button("Stop and keep the best", interactive=False, elem_id="rare-stop")
@@ -49,7 +49,7 @@ def rare_tab(context: AppContext, folder: Path) -> None:
     started = start.click(_start, run, [start, stop, stopped], queue=False, **NO_PROGRESS)
     finished = started.then(
         catch_errors(partial(_optimize, context, folder)),
-        [run, references, prompts],
+        [run, references, prompt],
         [status, current, best, summary, download],
         **EXCLUSIVE,
         show_progress="minimal",
@@ -78,10 +78,9 @@ def _finish(run: RunState) -> tuple:
 
 
 def _optimize(
-    context: AppContext, folder: Path, run: RunState, references: list[Image.Image], text: str
+    context: AppContext, folder: Path, run: RunState, references: list[Image.Image], prompt: str
 ) -> Iterator[tuple]:
-    prompt = text.strip().partition("\n")[0]
-    iterations = iterate_seedselect(context, prompt, references)
+    iterations = iterate_seedselect(context, prompt.strip(), references)
     while run.active and (progress := next(iterations, None)) and run.active:
         status = (
             f"Iteration {progress.iteration} of {progress.iterations}: loss {progress.loss:.3f}, "

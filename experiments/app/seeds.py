@@ -51,8 +51,8 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
             context.model.pipeline,
             list(images),
             list(prompts),
-            steps=context.steps,
-            guidance=context.guidance,
+            num_inference_steps=context.steps,
+            guidance_scale=context.guidance,
             method=context.method,
         )
     if not inversion.seed.isfinite().all():
@@ -60,18 +60,43 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
     return inversion.seed.float().cpu()
 
 
+def add_prompt_lines(text: str, count: int, prompts: Sequence[str]) -> str:
+    """Add the prompts of new images to ``text``, which has one line per image.
+
+    An image without a prompt has an empty line, so that every prompt stays in the line of its image.
+
+    Args:
+        text: the lines of the first ``count`` images; further lines were written before their images were added.
+        count: number of images before the new images.
+        prompts: prompts of the new images; all are empty for uploaded images.
+    """
+    lines = text.split("\n") if text else []
+    lines += [""] * (count - len(lines))
+    if any(prompts):
+        lines[count:count] = prompts
+    lines += [""] * (count + len(prompts) - len(lines))
+    return "\n".join(lines)
+
+
 def broadcast_prompts(text: str, count: int) -> list[str]:
     """Split ``text`` into ``count`` prompts, one per line. A single line is the prompt of all images.
 
     Raises:
-        ValueError: the number of lines is neither 1 nor ``count``.
+        ValueError: the number of lines is neither 1 nor ``count``, or an image has an empty line.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) not in (1, count):
+    lines = [line.strip() for line in text.split("\n")]
+    while len(lines) > count and not lines[-1]:
+        lines.pop()
+    if len(lines) == 1 and lines[0]:
+        return lines * count
+    if len(lines) != count or not all(lines):
+        written = sum(map(bool, lines))
+        without = "" if all(lines) else f" (line {lines.index('') + 1} is empty)"
         raise ValueError(
-            f"{len(lines)} prompts for {count} images: write one line per image, or one line for all images."
+            f"{written} prompt{'' if written == 1 else 's'} for {count} images{without}: write one line per image, or "
+            "a single line, without empty lines, for all images."
         )
-    return lines * count if len(lines) == 1 else lines
+    return lines
 
 
 def explore(context: AppContext, seeds: Tensor, prompt: str) -> SeedPaths:

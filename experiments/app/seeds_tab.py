@@ -27,7 +27,7 @@ def seeds_tab(context: AppContext) -> None:
     paths = gr.State(None)
     with gr.Row():
         with gr.Column():
-            images, prompts = image_list_input(context, "seeds", MAX_IMAGES)
+            images, prompts = image_list_input(context, "seeds", MAX_IMAGES, prompt_per_image=True)
             interpolate = gr.Button("Interpolate", variant="primary", elem_id="seeds-interpolate")
             status = gr.HTML(elem_id="seeds-status")
         with gr.Column():

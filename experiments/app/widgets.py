@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.app.context import AppContext
 from experiments.app.messages import catch_errors
+from experiments.app.seeds import add_prompt_lines
 from experiments.app.uploads import enlarge
 
 EXCLUSIVE = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -59,11 +60,20 @@ def connect_examples(examples: gr.Gallery, context: AppContext, outputs: list[An
     examples.select(catch_errors(choose), None, outputs, **NO_PROGRESS)
 
 
-def image_list_input(context: AppContext, prefix: str, max_images: int) -> tuple[gr.State, gr.Textbox]:
+def image_list_input(
+    context: AppContext, prefix: str, max_images: int, *, prompt_per_image: bool
+) -> tuple[gr.State, gr.Textbox]:
     """Create components that collect up to ``max_images`` images and their prompts.
 
+    Args:
+        context: the model and the settings of the page.
+        prefix: first part of the element ids of the components.
+        max_images: maximum number of images.
+        prompt_per_image: whether each image has a prompt in a line of its own, or all images have one prompt. The one
+            prompt of all images is empty until the user writes it, unless the first image is an example.
+
     Returns:
-        The state with the list of images, and the text box with one prompt per line.
+        The state with the list of images, and the text box with the prompts or the prompt.
     """
     images = gr.State([])
     source = upload_box(f"{prefix}-upload", multiple=True)
@@ -81,23 +91,28 @@ def image_list_input(context: AppContext, prefix: str, max_images: int) -> tuple
         elem_id=f"{prefix}-chosen",
     )
     clear = gr.Button("Start over", size="sm", elem_id=f"{prefix}-clear")
-    prompts = gr.Textbox(
-        label="Prompts", info="one line per image, or one line for all", lines=2, elem_id=f"{prefix}-prompt"
-    )
+    labels = {"label": "Prompt", "info": "one prompt for all images", "lines": 1}
+    if prompt_per_image:
+        labels = {"label": "Prompts", "info": "one line per image, or a single line for all", "lines": 2}
+    prompts = gr.Textbox(elem_id=f"{prefix}-prompt", **labels)
 
-    def add(current: list[Image.Image], new: Sequence[Image.Image], text: str) -> tuple:
+    def add(current: list[Image.Image], new: Sequence[Image.Image], text: str, new_prompts: Sequence[str]) -> tuple:
         count = len(current) + len(new)
         if count > max_images:
             raise ValueError(f"got {count} images: at most {max_images} images are allowed; press Start over.")
         combined = [*current, *new]
+        if prompt_per_image:
+            text = add_prompt_lines(text, len(current), new_prompts)
+        elif not current and not text.strip():
+            text = new_prompts[0]
         return combined, [enlarge(image) for image in combined], text
 
     def upload(current: list[Image.Image], paths: list[str], text: str) -> tuple:
-        return add(current, [context.read_image(path) for path in paths], text)
+        return add(current, [context.read_image(path) for path in paths], text, [""] * len(paths))
 
     def choose(current: list[Image.Image], text: str, event: gr.SelectData) -> tuple:
         example = context.examples[event.index]
-        return add(current, [example.image], f"{text.rstrip()}\n{example.prompt}".strip())
+        return add(current, [example.image], text, [example.prompt])
 
     outputs = [images, selected, prompts]
     source.upload(catch_errors(upload), [images, source, prompts], outputs, **NO_PROGRESS)

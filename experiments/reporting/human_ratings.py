@@ -31,7 +31,7 @@ def read_ratings(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         ValueError: the files contain no ratings, or a file is not a valid table of ratings.
     """
-    files = [sorted(path.glob("*.parquet")) if path.is_dir() else [path] for path in map(Path, paths)]
+    files = [_files(path) if path.is_dir() else [path] for path in map(Path, paths)]
     tables = [_read_file(file) for each in files for file in each]
     if not any(map(len, tables)):
         raise ValueError(f"{', '.join(map(str, paths))}: no ratings; use files exported by the web page.")
@@ -46,13 +46,30 @@ def _read_file(file: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"{file} has no column {missing[0]}; a table of ratings has {', '.join(COLUMNS)}.")
-    table = table.assign(shown=[tuple(shown) for shown in table["shown"]])
     for row in table.itertuples():
-        if row.choice != TIE and row.choice not in row.shown:
-            raise ValueError(
-                f"{file}: the choice in row {row.Index} is {row.choice!r}, which was not shown; remove the row."
-            )
-    return table
+        _check_row(row, f"{file}: row {row.Index}")
+    return table.assign(shown=[tuple(shown) for shown in table["shown"]])
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder, without the hidden files of ratings that are being written."""
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+
+
+def _check_row(row: Any, name: str) -> None:
+    """Raise ValueError if a row of a table is not a rating. The message starts with ``name``."""
+    for column in ("rater", "item", "choice"):
+        value = getattr(row, column)
+        if not isinstance(value, str):
+            raise ValueError(f"{name}: {column} must be a string, got {value!r:.60}; remove the row.")
+    is_list = isinstance(row.shown, list | tuple | np.ndarray)
+    if not is_list or len(row.shown) < 2 or not all(isinstance(method, str) for method in row.shown):
+        raise ValueError(
+            f"{name}: shown must be a list of two or more names of methods, got {row.shown!r:.60}; use a file exported "
+            "by the web page."
+        )
+    if row.choice != TIE and row.choice not in row.shown:
+        raise ValueError(f"{name}: the choice is {row.choice!r}, which was not shown; remove the row.")
 
 
 def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:

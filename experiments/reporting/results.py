@@ -19,10 +19,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib.figure import Figure
 
 from experiments.cache.atomic import atomic_write
+from experiments.naming import metric_name
 from experiments.reporting.figures import save_figures
 
 Rows = Sequence[Mapping[str, Any]]
 
+TIMES = ("seconds", "seconds_networks", "overhead", "speedup", "t_init", "t_opt", "t_train")
+"""Columns with measured times and ratios of times, which differ between two runs of the same computation."""
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmetrics", "datasets")
 
 
@@ -34,7 +37,8 @@ class Report:
         rows: rows of the main results table; each row maps column names to values.
         settings: settings of the run, which are written to ``results.json``.
         samples: measured values of each image, one row per image.
-        table: Markdown text of ``table.md``, which is also printed.
+        table: Markdown text of ``table.md``, which is also printed. :func:`equal_rows` adds a sentence if different
+            methods have equal figures.
         figures: functions that draw a figure, by the path of the figure in the run's folder, without file extension.
         identity: columns whose values identify a row of the main table. The logger keys contain these values.
         extra_sections: additional top-level entries of ``results.json``.
@@ -58,10 +62,11 @@ class Report:
                 is the last step of the running means.
         """
         run_dir = Path(run_dir)
+        table = "\n".join(filter(None, [self.table, equal_rows(self.rows, self.identity)]))
         write_results(run_dir, self.rows, self.settings, **self.extra_sections)
         write_samples(run_dir, self.samples)
-        atomic_write(run_dir / "table.md", lambda path: path.write_text(self.table))
-        print(f"\n{self.table}\nResults, figures and samples are in {run_dir}", flush=True)
+        atomic_write(run_dir / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
+        print(f"\n{table}\nResults, figures and samples are in {run_dir}", flush=True)
         files = save_figures(run_dir, self.figures)
         log_metrics(loggers, self.rows, self.identity, step)
         log_media(loggers, {"results": self.rows, **self.extra_tables}, files)
@@ -77,7 +82,7 @@ def write_results(run_dir: str | Path, rows: Rows, settings: Mapping[str, Any], 
         "versions": versions(),
     }
     text = json.dumps(_to_builtin(content), indent=1, allow_nan=False) + "\n"
-    atomic_write(Path(run_dir) / "results.json", lambda path: path.write_text(text))
+    atomic_write(Path(run_dir) / "results.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_samples(run_dir: str | Path, samples: Rows) -> None:
@@ -124,33 +129,32 @@ def _to_builtin(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
-    """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/right/psnr``.
+def equal_rows(rows: Rows, identity: Sequence[str]) -> str:
+    """Return a sentence that names the rows of different methods with equal figures; an empty text if there are none.
 
-    The key joins the values of the ``identity`` columns and the name of the metric. Strings are used unchanged, numbers
-    are preceded by the column name, True is replaced by the column name, and False and None are omitted. Dots are
-    replaced by underscores, because W&B interprets dots as nested keys.
+    Methods with equal figures probably compute the same. The figures of a row are its numbers, except for ``TIMES``.
+    Two rows are compared if they differ only in their method, for example if their numbers of steps are equal. Rows of
+    a single bucket are not compared, because a bucket may contain few images.
     """
-    parts = (_key_part(column, row[column]) for column in identity)
-    return "/".join([*filter(None, parts), name]).replace(".", "_")
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("bucket", "total") == "total":
+            conditions = [row[name] for name in identity if name not in ("method", "inversion")]
+            figures = [(name, float(value)) for name, value in _numbers(row, identity) if name not in TIMES]
+            label = ", ".join(str(row[name]) for name in identity if row[name] not in (None, False))
+            groups.setdefault(repr((conditions, sorted(figures))), []).append(label)
+    equal = [" = ".join(f"({label})" for label in labels) for labels in groups.values() if len(labels) > 1]
+    return f"Rows that are equal in every figure except for times: {'; '.join(equal)}.\n" if equal else ""
 
 
-def _key_part(column: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return column if value else ""
-    if isinstance(value, int | float):
-        return f"{column}_{value:g}"
-    return value or ""
+def _numbers(row: Mapping[str, Any], identity: Sequence[str]) -> list[tuple[str, int | float]]:
+    """Return the names and values of the columns of a row that are numbers and not part of ``identity``."""
+    return [(name, v) for name, v in row.items() if isinstance(v, int | float) and name not in identity]
 
 
 def log_metrics(loggers: Sequence[Logger], rows: Rows, identity: Sequence[str], step: int = 0) -> None:
-    """Log all numbers in ``rows`` to all loggers, with the keys of :func:`metric_name`."""
-    metrics = {
-        metric_name(row, identity, name): value
-        for row in rows
-        for name, value in row.items()
-        if isinstance(value, int | float) and name not in identity
-    }
+    """Log all numbers in ``rows`` to all loggers, with the keys of :func:`experiments.naming.metric_name`."""
+    metrics = {metric_name(row, identity, name): value for row in rows for name, value in _numbers(row, identity)}
     for logger in loggers:
         logger.log_metrics(metrics, step=step)
         logger.save()

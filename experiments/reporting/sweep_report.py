@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
+from experiments.cache.atomic import atomic_write
 from experiments.reporting import figures as plots
 from experiments.reporting.tables import markdown_table
 from rnri.validation import first_line
@@ -53,7 +54,13 @@ def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"{folder} contains no results.json: use the folder of a sweep with finished runs.")
     if not rows:
         raise ValueError(f"none of the {len(paths)} files results.json in {folder} can be read: run the sweep again.")
-    return pd.DataFrame(rows).sort_values(list(keys), kind="stable")
+    return pd.DataFrame(sorted(rows, key=lambda row: [_sort_key(row[key]) for key in keys]))
+
+
+def _sort_key(value: object) -> tuple[bool, float, str]:
+    """Return the position of a config value: numbers come first, then texts."""
+    is_number = isinstance(value, int | float)
+    return not is_number, value if is_number else 0, "" if is_number else str(value)
 
 
 class _UnreadableRunError(Exception):
@@ -107,13 +114,27 @@ def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     """
     if where is None:
         return table
+    columns = f"the columns are {', '.join(table.columns)}."
     try:
-        rows = table.query(where)
+        mask = table.eval(where)
     except Exception as error:  # pandas raises many types
-        raise ValueError(f"--where {where!r}: {error}; the columns are {', '.join(table.columns)}.") from error
-    if rows.empty:
+        raise ValueError(f"--where {where!r}: {first_line(error)}; {columns}") from error
+    if not isinstance(mask, pd.Series) or not pd.api.types.is_bool_dtype(mask):
+        raise ValueError(f"--where {where!r}: must be a condition on the columns, such as psnr > 20; {columns}")
+    if not mask.any():
         raise ValueError(f"--where {where!r}: none of the {len(table)} rows satisfies the condition.")
-    return rows
+    return table[mask]
+
+
+def check_values(table: pd.DataFrame, values: Sequence[str]) -> None:
+    """Raise ValueError if ``table`` lacks one of the columns ``values``, or if one of them contains texts."""
+    missing = [value for value in values if value not in table]
+    if missing:
+        raise ValueError(f"the results have no column {missing[0]!r}: choose from {', '.join(table.columns)}.")
+    for value in values:
+        texts = [entry for entry in table[value] if entry is not None and not isinstance(entry, int | float)]
+        if texts:
+            raise ValueError(f"--values: the column {value!r} must contain numbers, got {texts[0]!r:.60}.")
 
 
 def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:
@@ -168,18 +189,18 @@ def main() -> None:
     parser.add_argument("--values", nargs="+", default=["psnr", "residual"], help="columns of the results to plot")
     parser.add_argument("--where", help="condition on the columns of the results, in pandas' query syntax")
     options = parser.parse_args()
+    files = {suffix: options.runs / f"sweep.{suffix}" for suffix in ("md", "png")}
     try:
         table = filter_runs(read_sweep(options.runs, options.keys), options.where)
-        missing = [value for value in options.values if value not in table]
-        if missing:
-            raise ValueError(f"the results have no column {missing[0]!r}: choose from {', '.join(table.columns)}.")
-    except (ValueError, FileNotFoundError) as error:
+        check_values(table, options.values)
+        columns = [name for name in (*options.keys, *IDENTITY, *options.values) if name in table]
+        text = markdown_table(table[columns].to_dict("records"), dict(zip(columns, columns, strict=True)))
+        print(text, flush=True)
+        atomic_write(files["md"], lambda path: path.write_text(text, encoding="utf-8"))
+        plots.save_figure(plot_sweep(table, options.keys, options.values), files["png"])
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    columns = [name for name in (*options.keys, *IDENTITY, *options.values) if name in table]
-    text = markdown_table(table[columns].to_dict("records"), dict(zip(columns, columns, strict=True)))
-    (options.runs / "sweep.md").write_text(text)
-    plots.save_figure(plot_sweep(table, options.keys, options.values), options.runs / "sweep.png")
-    print(f"{text}\nThe table is in {options.runs / 'sweep.md'}, the figure in {options.runs / 'sweep.png'}.")
+    print(f"The table is in {files['md']}, the figure in {files['png']}.")
 
 
 if __name__ == "__main__":

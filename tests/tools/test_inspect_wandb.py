@@ -6,7 +6,7 @@ import sys
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from tools.inspect_wandb import CHUNK_HEADER, FULL, records, summarize
+from tools.inspect_wandb import CHUNK_HEADER, FULL, _metric_lines, main, records, summarize
 
 
 @pytest.fixture
@@ -44,6 +44,26 @@ def test_other_files_are_rejected(tmp_path):
     (tmp_path / "x.wandb").write_bytes(b"other")
     with pytest.raises(ValueError, match="is not a W&B file"):
         list(records(tmp_path / "x.wandb"))
+
+
+def test_damaged_record_is_rejected(path):
+    path.write_bytes(path.read_bytes() + CHUNK_HEADER.pack(0, 3, FULL) + b"\xff\xff\xff")
+    with pytest.raises(ValueError, match="is damaged: copy the file again"):
+        list(records(path))
+
+
+def test_folder_with_the_name_of_a_run_file_is_passed_over(path, monkeypatch, capsys):
+    (path.parent / "run-xyz.wandb").mkdir()
+    monkeypatch.setattr(sys, "argv", ["inspect_wandb", str(path.parents[2])])
+    main()
+    assert capsys.readouterr().out.count("state: ") == 1
+    path.unlink()
+    with pytest.raises(SystemExit, match="contains no W&B run"):
+        main()
+
+
+def test_last_value_of_a_metric_may_be_a_text():
+    assert list(_metric_lines({"name": ["a", "b"], "psnr": [1.5]})) == ["  name = b (2 values)", "  psnr = 1.5"]
 
 
 def test_closed_pipe_gives_no_traceback(path):

@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    overrides = ["steps=2", "method.nfe_per_step=2", "select.iterations=20"]
+    overrides = ["steps=2", "method=accelerated", "method=accelerated", "select.iterations=20"]
     overrides += ["max_upload_mb=1", "max_upload_pixels=1_000_000"]
     overrides += [f"run={finished_run(folder / 'run')}", f"ratings={folder / 'ratings'}", f"port={port}"]
     with (folder / "log").open("w") as log:

@@ -36,7 +36,7 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def context():
-    return build_context(compose_config(["steps=2", "method.nfe_per_step=2", "select.iterations=2"]))
+    return build_context(compose_config(["steps=2", "method=accelerated", "method=accelerated", "select.iterations=2"]))
 
 
 @pytest.fixture(scope="module")

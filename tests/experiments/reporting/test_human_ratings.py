@@ -49,6 +49,7 @@ def test_interval_resamples_items_not_ratings():
 def test_command_prints_the_table(tmp_path, monkeypatch, capsys):
     table = ratings(("a", "i", ["x", "y"], "x"), ("b", "i", ["y", "x"], "x"))
     table.to_parquet(tmp_path / "all.parquet")
+    (tmp_path / ".all.0123.parquet").write_bytes(b"")  # the page is writing ratings
     for path in (tmp_path / "all.parquet", tmp_path):
         monkeypatch.setattr(sys, "argv", ["human_ratings", str(path)])
         human_ratings.main()
@@ -61,7 +62,15 @@ def test_command_prints_the_table(tmp_path, monkeypatch, capsys):
         (None, "no ratings"),
         (b"no table", "cannot be read as Parquet"),
         (pd.DataFrame({"rater": ["a"]}), "has no column item"),
-        (ratings(("a", "i", ["x", "y"], "z")), "choice in row 0 is 'z'"),
+        (ratings(("a", "i", ["x", "y"], "z")), "row 0: the choice is 'z', which was not shown"),
+        (ratings(("a", "i", 5, "x")), "row 0: shown must be a list of two or more names of methods, got 5"),
+        (ratings(("a", "i", "xy", "x")), "row 0: shown must be a list .*, got 'xy'"),
+        (ratings(("a", "i", None, "tie")), "row 0: shown must be a list .*, got None"),
+        (ratings(("a", "i", [1, 2], "tie")), "row 0: shown must be a list"),
+        (ratings(("a", "i", ["x"], "tie")), "row 0: shown must be a list"),
+        (ratings(("a", None, ["x", "y"], "x")), "row 0: item must be a string, got None"),
+        (ratings((3, "i", ["x", "y"], "x")), "row 0: rater must be a string, got 3"),
+        (ratings(("a", "i", ["x", "y"], 1.5)), "row 0: choice must be a string, got 1.5"),
     ],
 )
 def test_invalid_files_are_rejected(content, message, tmp_path, monkeypatch):

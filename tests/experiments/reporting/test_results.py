@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.naming import metric_name
 from experiments.reporting import results
 from experiments.reporting.figures import image_grid
-from experiments.reporting.results import Report, metric_name
+from experiments.reporting.results import Report
 
 
 def draw_grid():
@@ -71,3 +72,28 @@ def test_versions_do_not_require_git_or_all_packages(tmp_path, monkeypatch):
 def test_logger_keys_follow_from_the_row():
     row = {"method": "rnri", "steps": 50, "guidance": 7.5, "nfe": None, "prompts": "right", "generated": True}
     assert metric_name(row, list(row), "psnr") == "rnri/steps_50/guidance_7_5/right/generated/psnr"
+
+
+def test_equal_rows_of_different_methods_are_named(tmp_path, capsys):
+    def row(method, psnr, steps=50, bucket="total", **other):
+        return {"method": method, "steps": steps, "bucket": bucket, "psnr": psnr, **other}
+
+    nan = float("nan")
+    rows = [
+        row("ddim", 20.0, seconds=1.0, fid=nan),
+        row("direct", 20.0, seconds=2.0, fid=nan),  # equal in every figure except for the time
+        row("aidi", 20.5, seconds=1.0, fid=nan),
+        row("edict", 20.0, seconds=1.0, fid=3.0),
+        row("rnri", 20.0, steps=4, seconds=1.0, fid=nan),
+        row("bdia", 20.0),  # has other figures
+        row("x", 1.0, bucket="tail"),
+        row("y", 1.0, bucket="tail"),
+    ]
+    identity = ("method", "steps", "bucket")
+    sentence = "Rows that are equal in every figure except for times: (ddim, 50, total) = (direct, 50, total).\n"
+    assert results.equal_rows(rows, identity) == sentence
+    assert results.equal_rows(rows[1:], identity) == ""
+    geometry = [row("mean", 1.0, inversion=name) for name in ("a", "b")]
+    assert results.equal_rows(geometry, ("inversion", "method")).endswith(": (a, mean) = (b, mean).\n")
+    Report(rows=rows, settings={}, samples=[], table="| a |\n", figures={}, identity=identity).write(tmp_path, [])
+    assert (tmp_path / "table.md").read_text() == f"| a |\n\n{sentence}" and sentence in capsys.readouterr().out

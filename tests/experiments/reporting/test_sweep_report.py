@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
-from experiments.reporting.sweep_report import filter_runs, plot_sweep, read_sweep
+from experiments.reporting.sweep_report import filter_runs, main, plot_sweep, read_sweep
 from experiments.runtime.setup import setup
 from tests.commands import composed, forked
 from tests.experiments.inversion.test_task import ONE
@@ -60,7 +60,16 @@ def test_second_key_has_a_curve_per_value(tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [("bucket = 3", "columns are"), ("color == 1", "columns are"), ("accuracy > 9", "none of the 16")],
+    [
+        ("bucket = 3", "columns are"),
+        ("color == 1", "columns are"),
+        ("accuracy > 9", "none of the 16"),
+        ("1+1", "'1\\+1': must be a condition on the columns"),
+        ("1 == 1", "must be a condition"),
+        ("accuracy", "must be a condition"),
+        ("bucket < 3", "columns are"),
+        ("", "columns are"),
+    ],
 )
 def test_invalid_and_unfulfilled_conditions_are_rejected(tmp_path, where, message):
     with pytest.raises(ValueError, match=message):
@@ -98,6 +107,35 @@ def test_sweep_of_only_damaged_runs_is_rejected(tmp_path):
         file.write_text("")
     with pytest.raises(ValueError, match=r"none of the 4 files results\.json"):
         read_sweep(tmp_path, ["select.lr"])
+
+
+def test_key_may_be_a_number_in_one_run_and_a_text_in_another(tmp_path):
+    for name, rate in (("a", "auto"), ("b", 0.5), ("c", 3), ("d", "none"), ("e", True)):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "config.yaml").write_text(f"lr: {json.dumps(rate)}\n")
+        (run / "results.json").write_text(json.dumps({"rows": [{"method": "ours", "accuracy": 0.5}]}))
+    table = read_sweep(tmp_path, ["lr"])
+    assert list(table["lr"]) == [0.5, True, 3, "auto", "none"]
+    (line,) = plot_sweep(table, ["lr"], ["accuracy"]).axes[0].lines
+    assert list(line.get_xdata()) == ["0.5", "True", "3", "auto", "none"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--values", "accuracy", "--where", "1+1"], "--where '1+1': must be a condition"),
+        (["--values", "bucket"], "--values: the column 'bucket' must contain numbers, got 'tail'"),
+        (["--values", "psnr"], "no column 'psnr'"),
+        (["--values", "accuracy"], "sweep.md cannot be written"),
+    ],
+)
+def test_command_exits_with_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    (write_sweep(tmp_path) / "sweep.md").mkdir()  # cannot be written, as in a read-only folder
+    monkeypatch.setattr(sys, "argv", ["sweep_report", str(tmp_path), "--keys", "select.lr", *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert message in end.value.code and end.value.code.startswith("error: ") and "\n" not in end.value.code
 
 
 def test_key_of_a_config_group_is_rejected(tmp_path):
