@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.errors import composition_error, exit_with_error, launcher_error, one_line, raise_hydra_errors
-from experiments.config.help import print_help
 from experiments.config.validate import check_before_imports
 
 
@@ -35,6 +34,8 @@ def command() -> None:
     raise_hydra_errors()
     try:
         if "--help" in sys.argv or "-h" in sys.argv:
+            from experiments.config.help import print_help
+
             print_help(sys.argv[1:])
         else:
             main()

@@ -1,4 +1,4 @@
-"""Normalizes names, so that image folders, count tables, labels and concepts can be matched by name.
+"""Normalization of names, so that folders, tables, labels and concepts match by name; names of metrics in loggers.
 
 This module imports no other module of this project.
 """
@@ -6,7 +6,8 @@ This module imports no other module of this project.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def normalize_name(name: str) -> str:
@@ -45,3 +46,22 @@ def _format_pair(first: str, second: str) -> str:
         return f"{first!r} twice"
     # The two names look alike when printed, so the message escapes their non-ASCII characters.
     return f"{first!a} and {second!a}, which are one name after Unicode and whitespace normalization"
+
+
+def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
+    """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/right/psnr``.
+
+    The key joins the values of the ``identity`` columns and the name of the metric. Strings are used unchanged, numbers
+    are preceded by the column name, True is replaced by the column name, and False and None are omitted. Dots are
+    replaced by underscores, because W&B interprets dots as nested keys.
+    """
+    parts = (_key_part(column, row[column]) for column in identity)
+    return "/".join([*filter(None, parts), name]).replace(".", "_")
+
+
+def _key_part(column: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return column if value else ""
+    if isinstance(value, int | float):
+        return f"{column}_{value:g}"
+    return value or ""

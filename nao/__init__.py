@@ -1,30 +1,29 @@
 """NAO: norm-guided paths between seeds, and norm-guided centroids of seeds (Samuel et al. 2023)."""
 
-from nao.baselines import lerp, mean, normalized_lerp, normalized_mean, slerp, spherical_mean
-from nao.norm import log_density, norm_penalty, project, relative_log_density, typical_norm
-from nao.path import Centroid, Path, centroid, centroid_seeds, interpolate, path_seeds
-from nao.polyline import path_energy
-from nao.seeds import average_seeds, seeds_between
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Centroid",
-    "Path",
-    "average_seeds",
-    "centroid",
-    "centroid_seeds",
-    "interpolate",
-    "lerp",
-    "log_density",
-    "mean",
-    "norm_penalty",
-    "normalized_lerp",
-    "normalized_mean",
-    "path_energy",
-    "path_seeds",
-    "project",
-    "relative_log_density",
-    "seeds_between",
-    "slerp",
-    "spherical_mean",
-    "typical_norm",
-]
+from rnri.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from nao.baselines import lerp as lerp
+    from nao.baselines import mean as mean
+    from nao.baselines import normalized_lerp as normalized_lerp
+    from nao.baselines import normalized_mean as normalized_mean
+    from nao.baselines import slerp as slerp
+    from nao.baselines import spherical_mean as spherical_mean
+    from nao.norm import log_density as log_density
+    from nao.norm import norm_penalty as norm_penalty
+    from nao.norm import project as project
+    from nao.norm import relative_log_density as relative_log_density
+    from nao.norm import typical_norm as typical_norm
+    from nao.path import Centroid as Centroid
+    from nao.path import Path as Path
+    from nao.path import centroid as centroid
+    from nao.path import centroid_seeds as centroid_seeds
+    from nao.path import interpolate as interpolate
+    from nao.path import path_seeds as path_seeds
+    from nao.polyline import path_energy as path_energy
+    from nao.seeds import average_seeds as average_seeds
+    from nao.seeds import seeds_between as seeds_between
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -4,125 +4,55 @@ The public names of this package are imported when they are first used, so that 
 diffusers and transformers.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rnri.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rnri.api import PipelineInversion, invert
-    from rnri.inversion import ImplicitInverter, Inversion, Inverter, check_schedule, with_measured_residuals
-    from rnri.methods.accelerated import anderson_inverter
-    from rnri.methods.decoder_inversion import DecoderInversion
-    from rnri.methods.prompt_aware import PromptAware
-    from rnri.methods.registry import METHODS, methods_table, register_method
-    from rnri.methods.round_trip_corrected import RoundTripCorrected
-    from rnri.models.deterministic import DeterministicScheduler, scheduler_for
-    from rnri.models.diffusers_schedulers import alpha_bar_table
-    from rnri.models.diffusion import LatentDiffusion
-    from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePredictor
-    from rnri.models.sampling import ddim_step, sample, trajectory
-    from rnri.models.schedule import Schedule
-    from rnri.models.unet import UNetDenoiser
-    from rnri.solvers.anderson import Anderson, SafeguardedAnderson
-    from rnri.solvers.gradient import ForwardStep, GradientDescent
-    from rnri.solvers.implicit import ImplicitStep, Solution, Solver
-    from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint, IterativeSolver
-    from rnri.solvers.newton import GNRI, RNRIMeanSign, RNRIMinimumNorm, RNRIPaper, RNRISign
-    from rnri.solvers.newton_krylov import NewtonKrylov
-    from rnri.solvers.renoise import ReNoise
+    from rnri.api import invert as invert
+    from rnri.inversion import ImplicitInverter as ImplicitInverter
+    from rnri.inversion import Inversion as Inversion
+    from rnri.inversion import Inverter as Inverter
+    from rnri.inversion import check_schedule as check_schedule
+    from rnri.inversion import with_measured_residuals as with_measured_residuals
+    from rnri.methods import METHODS as METHODS
+    from rnri.methods.accelerated import anderson_inverter as anderson_inverter
+    from rnri.methods.decoder_inversion import DecoderInversion as DecoderInversion
+    from rnri.methods.prompt_aware import PromptAware as PromptAware
+    from rnri.methods.registry import methods_table as methods_table
+    from rnri.methods.registry import register_method as register_method
+    from rnri.methods.round_trip_corrected import RoundTripCorrected as RoundTripCorrected
+    from rnri.models.deterministic import DeterministicScheduler as DeterministicScheduler
+    from rnri.models.deterministic import scheduler_for as scheduler_for
+    from rnri.models.diffusers_schedulers import alpha_bar_table as alpha_bar_table
+    from rnri.models.diffusion import LatentDiffusion as LatentDiffusion
+    from rnri.models.predictor import Condition as Condition
+    from rnri.models.predictor import Denoiser as Denoiser
+    from rnri.models.predictor import GuidedDenoiser as GuidedDenoiser
+    from rnri.models.predictor import NoisePredictor as NoisePredictor
+    from rnri.models.sampling import ddim_step as ddim_step
+    from rnri.models.sampling import sample as sample
+    from rnri.models.sampling import trajectory as trajectory
+    from rnri.models.schedule import Schedule as Schedule
+    from rnri.models.unet import UNetDenoiser as UNetDenoiser
+    from rnri.pipeline_inversion import PipelineInversion as PipelineInversion
+    from rnri.pipeline_inversion import load as load
+    from rnri.solvers.anderson import Anderson as Anderson
+    from rnri.solvers.anderson import SafeguardedAnderson as SafeguardedAnderson
+    from rnri.solvers.gradient import ForwardStep as ForwardStep
+    from rnri.solvers.gradient import GradientDescent as GradientDescent
+    from rnri.solvers.implicit import ImplicitStep as ImplicitStep
+    from rnri.solvers.implicit import Solution as Solution
+    from rnri.solvers.implicit import Solver as Solver
+    from rnri.solvers.iterative import AveragedFixedPoint as AveragedFixedPoint
+    from rnri.solvers.iterative import FixedPoint as FixedPoint
+    from rnri.solvers.iterative import IterativeSolver as IterativeSolver
+    from rnri.solvers.newton import GNRI as GNRI
+    from rnri.solvers.newton import RNRIMeanSign as RNRIMeanSign
+    from rnri.solvers.newton import RNRIMinimumNorm as RNRIMinimumNorm
+    from rnri.solvers.newton import RNRIPaper as RNRIPaper
+    from rnri.solvers.newton import RNRISign as RNRISign
+    from rnri.solvers.newton_krylov import NewtonKrylov as NewtonKrylov
+    from rnri.solvers.renoise import ReNoise as ReNoise
 
-__all__ = [
-    "GNRI",
-    "METHODS",
-    "Anderson",
-    "AveragedFixedPoint",
-    "Condition",
-    "DecoderInversion",
-    "Denoiser",
-    "DeterministicScheduler",
-    "FixedPoint",
-    "ForwardStep",
-    "GradientDescent",
-    "GuidedDenoiser",
-    "ImplicitInverter",
-    "ImplicitStep",
-    "Inversion",
-    "Inverter",
-    "IterativeSolver",
-    "LatentDiffusion",
-    "NewtonKrylov",
-    "NoisePredictor",
-    "PipelineInversion",
-    "PromptAware",
-    "RNRIMeanSign",
-    "RNRIMinimumNorm",
-    "RNRIPaper",
-    "RNRISign",
-    "ReNoise",
-    "RoundTripCorrected",
-    "SafeguardedAnderson",
-    "Schedule",
-    "Solution",
-    "Solver",
-    "UNetDenoiser",
-    "alpha_bar_table",
-    "anderson_inverter",
-    "check_schedule",
-    "ddim_step",
-    "invert",
-    "methods_table",
-    "register_method",
-    "sample",
-    "scheduler_for",
-    "trajectory",
-    "with_measured_residuals",
-]
-
-_MODULES = {
-    "api": ("PipelineInversion", "invert"),
-    "inversion": ("ImplicitInverter", "Inversion", "Inverter", "check_schedule", "with_measured_residuals"),
-    "methods": ("METHODS", "RoundTripCorrected", "methods_table", "register_method"),
-    "methods.accelerated": ("anderson_inverter",),
-    "methods.decoder_inversion": ("DecoderInversion",),
-    "methods.prompt_aware": ("PromptAware",),
-    "models.deterministic": ("DeterministicScheduler", "scheduler_for"),
-    "models.diffusers_schedulers": ("alpha_bar_table",),
-    "models.diffusion": ("LatentDiffusion",),
-    "models.predictor": ("Condition", "Denoiser", "GuidedDenoiser", "NoisePredictor"),
-    "models.sampling": ("ddim_step", "sample", "trajectory"),
-    "models.schedule": ("Schedule",),
-    "models.unet": ("UNetDenoiser",),
-    "solvers": (
-        "GNRI",
-        "Anderson",
-        "AveragedFixedPoint",
-        "FixedPoint",
-        "ForwardStep",
-        "GradientDescent",
-        "ImplicitStep",
-        "IterativeSolver",
-        "NewtonKrylov",
-        "RNRIMeanSign",
-        "RNRIMinimumNorm",
-        "RNRIPaper",
-        "RNRISign",
-        "ReNoise",
-        "SafeguardedAnderson",
-        "Solution",
-        "Solver",
-    ),
-}
-"""Maps each module (relative to ``rnri``) to the public names that are imported from it."""
-
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,30 +1,27 @@
 """SeedSelect: optimize a seed so that the image generated from it shows a concept, given a few reference images."""
 
-from seedselect.features import ClipFeatures
-from seedselect.history import Selection
-from seedselect.losses import appearance_loss, semantic_loss
-from seedselect.problem import Generation, Problem, Targets, Trajectory
-from seedselect.rewards import ClipReward, ImageReward, LatentReward, Reward, SeedReward, text_similarity
-from seedselect.search import BestOf, LocalSearch
-from seedselect.select import Iteration, SeedSelect
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BestOf",
-    "ClipFeatures",
-    "ClipReward",
-    "Generation",
-    "ImageReward",
-    "Iteration",
-    "LatentReward",
-    "LocalSearch",
-    "Problem",
-    "Reward",
-    "SeedReward",
-    "SeedSelect",
-    "Selection",
-    "Targets",
-    "Trajectory",
-    "appearance_loss",
-    "semantic_loss",
-    "text_similarity",
-]
+from rnri.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from seedselect.features import ClipFeatures as ClipFeatures
+    from seedselect.history import Selection as Selection
+    from seedselect.losses import appearance_loss as appearance_loss
+    from seedselect.losses import semantic_loss as semantic_loss
+    from seedselect.problem import Generation as Generation
+    from seedselect.problem import Problem as Problem
+    from seedselect.problem import Targets as Targets
+    from seedselect.problem import Trajectory as Trajectory
+    from seedselect.rewards import ClipReward as ClipReward
+    from seedselect.rewards import ImageReward as ImageReward
+    from seedselect.rewards import LatentReward as LatentReward
+    from seedselect.rewards import Reward as Reward
+    from seedselect.rewards import SeedReward as SeedReward
+    from seedselect.rewards import text_similarity as text_similarity
+    from seedselect.search import BestOf as BestOf
+    from seedselect.search import LocalSearch as LocalSearch
+    from seedselect.select import Iteration as Iteration
+    from seedselect.select import SeedSelect as SeedSelect
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

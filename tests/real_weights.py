@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 
 from experiments.counting.imagenet_counts import imagenet_class, imagenet_classes
 from experiments.data.images import read_image
-from experiments.evaluation import Classifier, load_classifier
+from experiments.evaluation.classifier import Classifier, load_classifier
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 

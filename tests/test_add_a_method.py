@@ -1,6 +1,5 @@
 """The page ``docs/guides/add_a_method.md`` works: its code blocks are written to files, imported and executed."""
 
-import importlib
 import re
 import runpy
 import sys
@@ -13,7 +12,7 @@ from omegaconf import OmegaConf
 
 import rnri
 import rnri.methods
-from rnri.methods.registry import unregister_method
+from rnri.methods.registry import import_methods, unregister_method
 from tests.pipelines import tiny_stable_diffusion
 
 PAGE = Path("docs/guides/add_a_method.md")
@@ -28,7 +27,7 @@ def code_blocks() -> list[str]:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Write the page's files into a folder, import its method, and unregister it afterwards."""
+    """Write the page's files into a folder, in which the registry finds the method; unregister it afterwards."""
     for block in code_blocks():
         header = re.match(r"# (\S+/\S+)\n", block)
         if header:
@@ -36,7 +35,8 @@ def project(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block)
     monkeypatch.setattr(rnri.methods, "__path__", [*rnri.methods.__path__, str((tmp_path / METHOD).parent)])
-    importlib.import_module("rnri.methods.two_pass")
+    import_methods.cache_clear()
+    import_methods()
     yield tmp_path
     unregister_method("two_pass")
     del sys.modules["rnri.methods.two_pass"]

@@ -12,8 +12,8 @@ import pytest
 CORE = ("rnri", "nao", "seedselect")
 PACKAGES = (*CORE, "experiments")
 FORBIDDEN_IN_CORE = {*CORE, "experiments", "lightning", "hydra", "omegaconf", "wandb"}
-SHARED = ("rnri.validation", "rnri.loading")
-"""The core packages share the validation of fields and the loading of files; importing them loads no model code."""
+SHARED = ("rnri.lazy", "rnri.loading", "rnri.validation")
+"""The core packages share lazy imports, the loading of files and the validation of fields, which load no model code."""
 EXPERIMENTS = ("augmentation", "editing", "inversion", "pretrain", "rare_concepts")
 ENTRY_POINT = "experiments.runtime.setup"
 """Creates tasks, so it imports all layers; only ``train.py`` and tests import it."""
@@ -22,14 +22,17 @@ SOURCES = [path for package in PACKAGES for path in sorted(Path(package).rglob("
 
 LAYERS = {  # a folder or module imports from its own folder and from lower layers
     "rnri": [
-        {"validation", "images", "words"},
+        {"lazy", "validation", "images", "words", "seed_file", "tables"},
+        {"captions", "image_batch"},
         {"models"},
         {"solvers"},
         {"inversion"},
+        {"pipeline_inversion"},
         {"methods"},
         {"editing"},
         {"api"},
-        {"diffusers_blocks"},
+        {"diffusers_blocks", "command"},
+        {"__main__"},
     ],
     "experiments": [
         {"naming", "imagenet_classes", "finite"},

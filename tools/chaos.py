@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from experiments.rare_concepts import RareConceptsExperiment
+    from experiments.rare_concepts.task import RareConceptsExperiment
 
 HEARTBEAT_S = 0.2
 LEASE_TIMEOUT_S = 2.0

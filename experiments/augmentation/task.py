@@ -163,7 +163,7 @@ class AugmentationExperiment(ArmsExperiment):
         if len(concepts) < 2:
             raise ValueError("data.concepts: a classifier needs at least 2 concepts, got 1: select more concepts.")
         size = self.networks.model.image_size
-        images = {name: images.resized(size) for name, images in self.evaluator.labeled_real_images.items()}
+        images = {name: images.resized(size) for name, images in self.labeled_real_images.items()}
         missing = [concept.name for concept in concepts if concept.name not in images]
         if missing:
             raise ValueError(

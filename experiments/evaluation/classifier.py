@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import timm
 import torch
@@ -30,8 +31,12 @@ from experiments.evaluation.timm_classifiers import (
     load_timm_network,
     timm_preprocessing,
 )
+from experiments.finite import NonFiniteError, is_finite
 from experiments.naming import unique_names
 from rnri.validation import NonEmptyStr, first_line
+
+if TYPE_CHECKING:
+    from experiments.evaluation.inception import Inception
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -192,6 +197,36 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
     network.load_state_dict(state)
     preprocessing = Preprocessing(config.image_size, config.mean, config.std)
     return _for_inference(Classifier(network, config.labels, preprocessing, title=config.architecture), device)
+
+
+def classify_images(
+    classifier: Classifier, images: Iterable[Tensor], batch_size: int = 128, extractor: Inception | None = None
+) -> tuple[Tensor, list[str]]:
+    """Return features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``.
+
+    The images are processed in batches. ``extractor`` computes the features; if it is None, the classifier does.
+
+    Raises:
+        NonFiniteError: an output of the classifier is not finite.
+    """
+    device = classifier.mean.device
+    all_features: list[Tensor] = []
+    labels: list[str] = []
+    remaining = iter(images)
+    with torch.no_grad():
+        while batch := list(islice(remaining, batch_size)):
+            pixels = torch.stack(batch).to(device)
+            features, logits = classifier.features_and_logits(pixels.float() / 255)
+            if extractor is not None:
+                features = extractor(pixels)
+            if not is_finite(logits).all():
+                raise NonFiniteError(
+                    "the evaluation classifier's outputs are not finite: its weights are damaged; choose another one."
+                )
+            all_features.append(features.cpu().double())
+            labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
+    width = (extractor or classifier).num_features
+    return torch.cat(all_features) if all_features else torch.empty(0, width, dtype=torch.float64), labels
 
 
 def _for_inference(classifier: Classifier, device: str | torch.device) -> Classifier:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from annotated_types import MinLen
 from lightning.pytorch import Trainer
@@ -16,16 +16,17 @@ from pydantic import PositiveInt
 
 from experiments.base import Networks, load_networks
 from experiments.data.concepts import Buckets, ConceptSelection, ConceptSource, limit_references, select_concepts
-from experiments.evaluation.inception import load_inception
 from experiments.planning.cost import StagePlan
 from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.context import RunContext
-from experiments.rare_concepts.evaluator import Evaluator
 from experiments.rare_concepts.image_stage import ImageStage
 from experiments.runtime.unit_queue import ResumableRun, Stage, run_stages
 from rnri import LatentDiffusion, check_schedule
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
+
+if TYPE_CHECKING:
+    from experiments.rare_concepts.evaluator import Evaluator
 
 
 class ExperimentStage(Protocol):
@@ -91,6 +92,13 @@ class ArmsExperiment(ResumableRun, ABC):
         return self.context.networks
 
     @property
+    def evaluator(self) -> Evaluator:
+        """The evaluator of the generated images. Its code is imported when all units are finished."""
+        from experiments.rare_concepts.evaluator import Evaluator
+
+        return Evaluator(self.context, self.real_images, self.labeled_real_images, self.extractor)
+
+    @property
     def num_units(self) -> int:
         """Total number of units of all stages."""
         return sum(stage.num_units for stage in self.stages())
@@ -115,9 +123,14 @@ class ArmsExperiment(ResumableRun, ABC):
             gradient_checkpointing=self.gradient_checkpointing,
             seed=self.seed,
         )
-        extractor = load_inception(self.inception, trainer.strategy.root_device) if self.inception else None
+        self.real_images = real.resized(size)
+        self.labeled_real_images = labeled_real_images
+        self.extractor = None
+        if self.inception:
+            from experiments.evaluation.inception import load_inception
+
+            self.extractor = load_inception(self.inception, trainer.strategy.root_device)
         self._check_labels()
-        self.evaluator = Evaluator(self.context, real.resized(size), labeled_real_images, extractor)
         for name in arms:
             self._check_arm(name)
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from experiments.cache.store import SeedStore
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
+from experiments.evaluation.classifier import classify_images
 from experiments.evaluation.diversity import CopyDetection, detect_copies, perceptual_vectors
 from experiments.evaluation.inception import Inception
 from experiments.rare_concepts.context import RunContext
-from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceiling, classify_images
+from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceiling
 from experiments.runtime.progress import LOG_INTERVAL_S, Progress
 from rnri.models.fingerprint import fingerprint
 

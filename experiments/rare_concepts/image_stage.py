@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cache.key import fingerprint_config
+from experiments.evaluation.classifier import classify_images
 from experiments.planning.cost import Cost, StagePlan, inversion_cost, print_cost_estimate
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptDataModule, Unit
 from experiments.rare_concepts.module import RareConceptModule
-from experiments.rare_concepts.scoring import classify_images
 from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import Stage

@@ -117,7 +117,7 @@ class InversionStage:
                 "seed": inversion.seed[k].cpu(),
                 "residual": inversion.residual[k].double().cpu(),
                 "nfe": inversion.nfe[:, k].sum().cpu(),
-                "converged": inversion.converged[k].cpu(),
+                "converged": inversion.residual_converged[k].cpu(),
                 "seconds": torch.tensor(seconds, dtype=torch.float64),
             }
             for k in range(len(images))

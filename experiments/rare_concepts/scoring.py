@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations, islice
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -14,13 +14,11 @@ from torch import Tensor
 
 from experiments.cache.store import UnitStore
 from experiments.data.concepts import BUCKETS, Concept
-from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.classifier import Classifier, classify_images
 from experiments.evaluation.diversity import CopyDetection
 from experiments.evaluation.generation_metrics import GeneratedSet
-from experiments.evaluation.inception import Inception
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.evaluation.registry import RARE_CONCEPTS
-from experiments.finite import NonFiniteError, is_finite
 
 MAX_LISTED_CONCEPTS = 5  # maximum number of concepts that the note on samples that are not finite lists
 
@@ -92,36 +90,6 @@ class ClassifiedImages:
     def correct(self) -> list[bool]:
         """Whether the predicted label of each sample is the sample's concept."""
         return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
-
-
-def classify_images(
-    classifier: Classifier, images: Iterable[Tensor], batch_size: int = 128, extractor: Inception | None = None
-) -> tuple[Tensor, list[str]]:
-    """Return features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``.
-
-    The images are processed in batches. ``extractor`` computes the features; if it is None, the classifier does.
-
-    Raises:
-        NonFiniteError: an output of the classifier is not finite.
-    """
-    device = classifier.mean.device
-    all_features: list[Tensor] = []
-    labels: list[str] = []
-    remaining = iter(images)
-    with torch.no_grad():
-        while batch := list(islice(remaining, batch_size)):
-            pixels = torch.stack(batch).to(device)
-            features, logits = classifier.features_and_logits(pixels.float() / 255)
-            if extractor is not None:
-                features = extractor(pixels)
-            if not is_finite(logits).all():
-                raise NonFiniteError(
-                    "the evaluation classifier's outputs are not finite: its weights are damaged; choose another one."
-                )
-            all_features.append(features.cpu().double())
-            labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
-    width = (extractor or classifier).num_features
-    return torch.cat(all_features) if all_features else torch.empty(0, width, dtype=torch.float64), labels
 
 
 def classifier_ceiling(concepts: Sequence[Concept], classifier: Classifier) -> dict[str, float]:

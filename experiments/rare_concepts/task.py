@@ -8,7 +8,6 @@ from lightning.pytorch.loggers import Logger
 
 from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.image_stage import ImageStage
-from experiments.rare_concepts.report import write_report
 from rnri.validation import dataclass
 
 
@@ -21,6 +20,8 @@ class RareConceptsExperiment(ArmsExperiment):
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Write the results; return the accuracy of the last arm in the rarest of the selected buckets."""
+        from experiments.rare_concepts.report import write_report
+
         rows = write_report(
             self.context.run_dir,
             self.evaluator.arms(),

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from experiments.reporting.results import metric_name
+from experiments.naming import metric_name
 
 
 def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:

@@ -1,23 +1,26 @@
-"""Inversion methods. Importing this package imports all of its modules, which register their methods.
+"""Inversion methods. The class of each method that a module of this package registers is a public name of the package.
 
-A new module of this package is imported automatically. The class of each method that the module registers becomes a
-public name of ``rnri.methods``.
+A new module of this package needs no entry elsewhere: see :mod:`rnri.methods.registry`.
 """
 
-import importlib
-import pkgutil
 from typing import Any
 
-from rnri.methods.registry import ALL_METHODS, METHODS, Method, methods_table, public_classes, register_method
-
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
-    importlib.import_module(_module.name)
-
-__all__ = ["ALL_METHODS", "METHODS", "Method", "methods_table", "register_method", *public_classes()]
+from rnri.methods.registry import ALL_METHODS as ALL_METHODS
+from rnri.methods.registry import METHODS as METHODS
+from rnri.methods.registry import Method as Method
+from rnri.methods.registry import methods_table as methods_table
+from rnri.methods.registry import public_classes as public_classes
+from rnri.methods.registry import register_method as register_method
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return ["ALL_METHODS", "METHODS", "Method", "methods_table", "register_method", *public_classes()]
     try:
         return public_classes()[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *public_classes()})

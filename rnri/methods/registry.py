@@ -1,14 +1,16 @@
 """Registry of the inversion methods: the name, factory, paper and supported models of each method.
 
-Each module of ``rnri.methods`` registers its methods when it is imported, and ``rnri.methods`` imports all of its
-modules. ``METHODS``, the public names of ``rnri.methods`` and the methods table of the documentation are computed from
-this registry.
+Each module of ``rnri.methods`` registers its methods when it is imported. The registry imports all modules when its
+methods are listed, or when a method is looked up that is not registered yet. ``METHODS``, the public names of
+``rnri.methods`` and the methods table of the documentation are computed from this registry.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,10 +42,50 @@ class Method:
         return self.factory()
 
 
-ALL_METHODS: dict[str, Method] = {}
+_REGISTERED: dict[str, Method] = {}
+"""Methods of the modules that are imported, by name."""
+
+
+class MethodRegistry(Mapping[str, Method]):
+    """Maps the names of registered methods to the methods, in alphabetical order.
+
+    The mapping includes the methods of modules of ``rnri.methods`` that are not imported yet.
+
+    Args:
+        seed_only: if True, the mapping contains only seed-only methods.
+    """
+
+    def __init__(self, seed_only: bool) -> None:
+        self.seed_only = seed_only
+
+    def __getitem__(self, name: str) -> Method:
+        if name not in _REGISTERED:
+            import_methods()
+        method = _REGISTERED[name]
+        if self.seed_only and not method().seed_only:
+            raise KeyError(name)
+        return method
+
+    def __iter__(self) -> Iterator[str]:
+        import_methods()
+        return (name for name in sorted(_REGISTERED) if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@functools.cache
+def import_methods() -> None:
+    """Import all modules of ``rnri.methods``, so that their methods are registered."""
+    package = importlib.import_module("rnri.methods")
+    for module in pkgutil.iter_modules(package.__path__, "rnri.methods."):
+        importlib.import_module(module.name)
+
+
+ALL_METHODS = MethodRegistry(seed_only=False)
 """Maps the name of every registered method to the method."""
 
-METHODS: dict[str, Method] = {}
+METHODS = MethodRegistry(seed_only=True)
 """Maps the name of every seed-only method to the method; ``rnri.invert`` accepts these names as ``method=``."""
 
 
@@ -72,19 +114,17 @@ def register_method(
     """
     if factory is None:
         return functools.partial(register_method, name, paper=paper, requires=requires)
-    if name in ALL_METHODS:
-        raise ValueError(f"method {name!r} is already registered by {ALL_METHODS[name].factory}.")
-    method = Method(name, factory, paper, requires)
-    ALL_METHODS[name] = method
-    if factory().seed_only:
-        METHODS[name] = method
+    if not factory.__module__.startswith("rnri.methods."):
+        import_methods()  # the name may belong to a method whose module is not imported yet
+    if name in _REGISTERED:
+        raise ValueError(f"method {name!r} is already registered by {_REGISTERED[name].factory}.")
+    _REGISTERED[name] = Method(name, factory, paper, requires)
     return factory
 
 
 def unregister_method(name: str) -> None:
     """Remove a method from the registry, for tests and interactive sessions."""
-    del ALL_METHODS[name]
-    METHODS.pop(name, None)
+    del _REGISTERED[name]
 
 
 def public_classes() -> dict[str, type[Inverter]]:
@@ -99,8 +139,7 @@ def methods_table() -> str:
         "| method | class | paper | seed-only | NFE per step | models |",
         "|---|---|---|---|---|---|",
     ]
-    for name in sorted(ALL_METHODS):
-        method = ALL_METHODS[name]
+    for name, method in ALL_METHODS.items():
         inverter = method()
         seed_only = "yes" if inverter.seed_only else "no"
         cells = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from diffusers import DiffusionPipeline, FluxPipeline, ModelMixin
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from rnri.models.attention.injection import FluxInjectionProcessor, InjectionEditor
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.inputs import check_no_negative_prompts
 from rnri.models.checks.schedulers import check_flow_scheduler, check_steps
@@ -20,6 +19,9 @@ from rnri.models.eval_mode import eval_no_grad
 from rnri.models.family import Family, components, register_family
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
+
+if TYPE_CHECKING:
+    from rnri.models.attention.injection import InjectionEditor
 
 TIMESTEP_SCALE = 1_000
 """Constant by which FLUX's pipeline divides timesteps, independent of the scheduler's config."""
@@ -184,4 +186,6 @@ class FluxFamily(Family):
         return unpack(latents, latent_size)
 
     def attention_editor(self) -> InjectionEditor:
+        from rnri.models.attention.injection import FluxInjectionProcessor, InjectionEditor  # imported by edits only
+
         return InjectionEditor(FluxInjectionProcessor, self.pixels_per_latent * self.patch)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
-from rnri.models.attention.injection import InjectionEditor, SD3InjectionProcessor
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.schedulers import check_flow_scheduler
 from rnri.models.eval_mode import eval_no_grad
 from rnri.models.family import Family, components, register_family
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
+
+if TYPE_CHECKING:
+    from rnri.models.attention.injection import InjectionEditor
 
 
 @dataclass(frozen=True)
@@ -142,4 +144,6 @@ class SD3Family(Family):
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, mu=mu)
 
     def attention_editor(self) -> InjectionEditor:
+        from rnri.models.attention.injection import InjectionEditor, SD3InjectionProcessor  # imported by edits only
+
         return InjectionEditor(SD3InjectionProcessor, self.pixels_per_latent * self.patch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from diffusers import (
@@ -16,7 +16,6 @@ from diffusers import (
 )
 from torch import Tensor
 
-from rnri.models.attention.prompt_to_prompt import PromptToPromptEditor
 from rnri.models.checks.components import check_embedding_dim, check_size_conditioning, check_unet_inputs
 from rnri.models.checks.inputs import check_no_negative_prompts
 from rnri.models.diffusers_schedulers import alpha_bar_table, check_scheduler
@@ -24,6 +23,9 @@ from rnri.models.eval_mode import eval_no_grad
 from rnri.models.family import Family, as_pair, components, register_family, supported_models
 from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
+
+if TYPE_CHECKING:
+    from rnri.models.attention.prompt_to_prompt import PromptToPromptEditor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -171,6 +173,8 @@ class UNetFamily(Family):
         return Schedule.from_scheduler(self.pipeline.scheduler, steps)
 
     def attention_editor(self) -> PromptToPromptEditor:
+        from rnri.models.attention.prompt_to_prompt import PromptToPromptEditor  # imported by edits only
+
         return PromptToPromptEditor(self.pipeline, self.pixels_per_latent)
 
     @torch.no_grad()

@@ -17,7 +17,8 @@ from lightning.pytorch import Trainer
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
 from experiments.evaluation.classifier import Classifier, Preprocessing
-from experiments.rare_concepts import Arm, RareConceptsExperiment
+from experiments.rare_concepts.arm import Arm
+from experiments.rare_concepts.task import RareConceptsExperiment
 from nao import centroid_seeds
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion
 from seedselect import ClipFeatures, SeedSelect

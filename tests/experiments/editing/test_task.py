@@ -14,7 +14,8 @@ from torchmetrics.functional.image import lpips
 from torchvision.models import squeezenet1_1
 from transformers import ViTConfig, ViTModel
 
-from experiments.editing import make_benchmark, read_benchmark
+from experiments.editing import make_benchmark
+from experiments.editing.benchmark import read_benchmark
 from experiments.editing.benchmark import KINDS
 from experiments.editing.jobs import (
     GROUND_TRUTH,
@@ -27,7 +28,7 @@ from experiments.editing.jobs import (
 )
 from experiments.editing.report import paired_differences, with_speedups
 from experiments.editing.task import EditingExperiment
-from experiments.evaluation import Classifier, Preprocessing, load_classifier
+from experiments.evaluation.classifier import Classifier, Preprocessing, load_classifier
 from experiments.evaluation.editing_metrics import EditingNetworks, edits_applied
 from experiments.evaluation.editing_networks import (
     classifier_perceptual,

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from experiments.evaluation import load_classifier, perceptual_distance, perceptual_vectors
-from experiments.evaluation.diversity import detect_copies, precision_recall, vendi_score
+from experiments.evaluation.classifier import load_classifier
+from experiments.evaluation.diversity import detect_copies, perceptual_vectors, precision_recall, vendi_score
+from experiments.evaluation.metrics import perceptual_distance
 
 
 def test_perceptual_vectors_reproduce_the_perceptual_distance():

@@ -12,7 +12,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_tensor
 
-from experiments.evaluation import load_classifier, load_inception
+from experiments.evaluation.classifier import load_classifier
+from experiments.evaluation.inception import load_inception
 from experiments.evaluation.timm_classifiers import class_labels, is_timm_source
 from experiments.imagenet_classes import imagenet_classes
 

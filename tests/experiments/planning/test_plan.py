@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from experiments.data.concepts import EmojiConcepts
-from experiments.evaluation import load_classifier
+from experiments.evaluation.classifier import load_classifier
 from experiments.planning.cost import Cost, StagePlan, inversion_cost
 from experiments.planning.plan import format_time_estimate, print_plan, seconds_per_image, table
-from experiments.rare_concepts import Arm
+from experiments.rare_concepts.arm import Arm
 from experiments.runtime.setup import setup
 from nao import centroid_seeds
 from rnri import FixedPoint, ImplicitInverter, LatentDiffusion, RNRIPaper

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 from experiments.config.errors import one_line
-from experiments.rare_concepts.scoring import classify_images
+from experiments.evaluation.classifier import classify_images
 from experiments.runtime.setup import setup
 from rnri import LatentDiffusion
 from tests.commands import command, composed, forked, run_in_process
