@@ -1,6 +1,8 @@
 """The editing experiment on two tiny models and a small benchmark: results, resumption and metrics."""
 
+import dataclasses
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,7 @@ from torchvision.models import squeezenet1_1
 from transformers import ViTConfig, ViTModel
 
 from experiments.editing import make_benchmark
-from experiments.editing.benchmark import read_benchmark
-from experiments.editing.benchmark import KINDS
+from experiments.editing.benchmark import KINDS, MAPPING, read_benchmark
 from experiments.editing.jobs import (
     GROUND_TRUTH,
     NONE,
@@ -33,7 +34,9 @@ from experiments.evaluation.editing_metrics import EditingNetworks, edits_applie
 from experiments.evaluation.editing_networks import (
     classifier_perceptual,
     classifier_structure,
+    dino_input,
     dino_structure,
+    pie_bench_input,
     squeeze_lpips,
     structure_distance,
 )
@@ -262,13 +265,50 @@ def test_region_clip_score_ignores_the_background(benchmark, networks):
     assert first["clip_score_region"] == second["clip_score_region"] and first["clip_score"] != second["clip_score"]
 
 
+def test_metrics_of_an_empty_region_are_nan(benchmark, networks):
+    edits = read_benchmark(benchmark)[:1]
+    original = edits[0].load_image((64, 64))[None]
+    batch = edit_batch(original * 0.9, original, edits, networks)
+    for masks, empty, other in (
+        (torch.ones(1, 64, 64, dtype=torch.bool), "background", "region"),
+        (torch.zeros(1, 64, 64, dtype=torch.bool), "region", "background"),
+    ):
+        metrics = EDITING.compute(dataclasses.replace(batch, masks=masks))
+        for name in ("psnr", "mse", "ssim", "lpips", "structure"):
+            assert metrics[f"{empty}_{name}"].isnan().all() and metrics[f"{other}_{name}"].isfinite().all()
+        assert metrics["clip_score_region"].isnan().all() == (empty == "region")
+        assert metrics[f"{other}_lpips"] == metrics["lpips"] and metrics[f"{other}_structure"] == metrics["structure"]
+    samples = [{"background_lpips": 0.2}, {"background_lpips": float("nan")}]  # PIE-Bench leaves out full masks
+    assert EDITING.summarize(samples, 0, skip_nan=True)["background_lpips"] == 0.2
+
+
+def test_clip_score_of_the_source_image(benchmark, networks):
+    edits = read_benchmark(benchmark)[:2]
+    originals = torch.stack([edit.load_image((64, 64)) for edit in edits])
+    metrics = EDITING.compute(edit_batch(originals.flip(0), originals, edits, networks))
+    features = networks.clip.text([edit.source for edit in edits]) * networks.clip(originals)
+    torch.testing.assert_close(metrics["clip_score_source"], features.sum(1))
+
+
+def test_pie_bench_gives_the_network_pixels_up_to_255():
+    gray = torch.full((1, 3, 224, 224), 128 / 255)
+    expected = torch.tensor([(128 - 0.485) / 0.229, (128 - 0.456) / 0.224, (128 - 0.406) / 0.225])
+    torch.testing.assert_close(pie_bench_input(gray)[0, :, 5, 7], expected)
+    corrected = torch.tensor([(128 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (128 / 255 - 0.406) / 0.225])
+    torch.testing.assert_close(dino_input(gray)[0, :, 5, 7], corrected)
+    ramp = torch.linspace(0, 1, 112).expand(1, 3, 112, 112)
+    upsampled = torch.nn.functional.interpolate(255 * ramp, (224, 224), mode="bilinear")
+    torch.testing.assert_close(pie_bench_input(ramp)[0, 0], (upsampled[0, 0] - 0.485) / 0.229)
+    assert pie_bench_input(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 224, 336)  # the shorter side becomes 224
+
+
 def test_structure_distance_by_hand():
     a, b = torch.eye(2)[None], torch.tensor([[[1.0, 0], [3, 4]]])
     assert structure_distance(a, b).item() == pytest.approx(2 * 0.6**2 / 4)
     assert structure_distance(3 * b, b).item() == pytest.approx(0)
 
 
-def test_dino_structure_uses_keys_of_the_last_layer(tmp_path):
+def test_dino_structure_uses_keys_of_the_last_layer(tmp_path, benchmark, networks):
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=224, patch_size=32
     )
@@ -277,15 +317,21 @@ def test_dino_structure_uses_keys_of_the_last_layer(tmp_path):
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     network = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    with torch.no_grad():
-        pixels = (images - mean) / std
-        hidden = network(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
-        layer = dict(network.named_modules())
-        keys_name = [name for name in layer if name.rpartition(".")[2] in ("key", "k_proj")][-1]
-        before = next(m for name, m in reversed(layer.items()) if name.endswith("layernorm_before"))
-        keys = layer[keys_name](before(hidden))
-    expected = structure_distance(keys[:1], keys[1:])
-    torch.testing.assert_close(distance(images[:1], images[1:]), expected)
+    for function, pixels in ((distance, images), (distance.original, 255 * images)):
+        with torch.no_grad():
+            hidden = network(pixel_values=(pixels - mean) / std, output_hidden_states=True).hidden_states[-2]
+            layer = dict(network.named_modules())
+            keys_name = [name for name in layer if name.rpartition(".")[2] in ("key", "k_proj")][-1]
+            before = next(m for name, m in reversed(layer.items()) if name.endswith("layernorm_before"))
+            keys = layer[keys_name](before(hidden))
+        expected = structure_distance(keys[:1], keys[1:])
+        torch.testing.assert_close(function(images[:1], images[1:]), expected)
+    batch = edit_batch(
+        images[:1], images[1:], read_benchmark(benchmark)[:1], dataclasses.replace(networks, structure=distance)
+    )
+    metrics = EDITING.compute(batch)
+    assert metrics["structure"] != metrics["original_structure"] == distance.original(images[:1], images[1:])
+    assert {"original_background_structure", "original_region_structure"} <= set(metrics)
     with pytest.raises(ValueError, match=r"task.dino: cannot load a DINO ViT from"):
         dino_structure(str(tmp_path / "none"), "cpu")
 
@@ -341,3 +387,50 @@ def test_methods_must_be_inverters_or_editors(tmp_path, benchmark, classifier):
         editing_experiment(tmp_path, benchmark, classifier, methods={}, extra_methods={})
     with pytest.raises(ValueError, match=r"extra_methods\.x: must be an inverter or an editor, got object"):
         editing_experiment(tmp_path, benchmark, classifier, extra_methods={"x": object()})
+
+
+def test_a_benchmark_in_the_form_of_pie_bench_is_run(tmp_path, benchmark, classifier):
+    """PIE-Bench has neither ground-truth images nor names of concepts, and words for some edits only."""
+    shutil.copytree(benchmark, tmp_path / "pie")
+    mapping = json.loads((tmp_path / "pie" / MAPPING).read_text())
+    for k, edit in enumerate(mapping.values()):
+        del edit["target_image_path"], edit["target_concept"]
+        edit["editing_type_id"] = str(k % len(KINDS))
+        edit["blended_word"] = edit["blended_word"] if k % 2 else ""
+    (tmp_path / "pie" / MAPPING).write_text(json.dumps(mapping))
+    options = {
+        "model": {"first": partial(model, tiny_stable_diffusion)}, "steps": 2, "extra_methods": {},
+        "methods": {"ddim": ImplicitInverter(FixedPoint(1))}, "kinds": KINDS, "count": None, "batch_size": 8,
+    }  # fmt: skip
+    run_task(editing_experiment(tmp_path / "run", tmp_path / "pie", classifier, **options))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [row["method"] for row in results["rows"]] == [SOURCE_IMAGE, "ddim", "ddim"]
+    assert all(row["n"] == len(mapping) and row["n_success"] == 0 for row in results["rows"])
+    assert [(each["method"], each["reason"]) for each in results["left_out"]] == [
+        (GROUND_TRUTH, "The benchmark does not have the correct image of every edit.")
+    ]
+    assert (tmp_path / "run" / "images" / "fig7_first_p2p.png").is_file()
+
+
+def test_a_damaged_image_of_the_benchmark_is_found_before_the_run(tmp_path, benchmark, classifier):
+    shutil.copytree(benchmark, tmp_path / "pie")
+    edit = read_benchmark(tmp_path / "pie")[0]
+    edit.image.write_bytes(edit.image.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{edit.image.name} cannot be read as an image"):
+        editing_experiment(tmp_path / "run", tmp_path / "pie", classifier, count=None).prepare(trainer())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": {"first": 3, "second": 5000}}, r"task\.steps: the model second: steps=5000: .* from 1 to 1000"),
+        (
+            {"model": {"first": partial(model, tiny_stable_diffusion)}, "methods": {},
+             "extra_methods": {"flow_edit": FlowEdit()}},
+            r"task\.methods: no method supports any model; flow_edit on first: .*flow-matching",
+        ),
+    ],
+)  # fmt: skip
+def test_an_experiment_without_a_method_that_runs_is_an_error(tmp_path, benchmark, classifier, options, message):
+    with pytest.raises(ValueError, match=message):
+        editing_experiment(tmp_path, benchmark, classifier, **options).prepare(trainer())
