@@ -11,34 +11,40 @@ MAP_SIDE = 16
 
 
 class WordMaps:
-    """Maps of the attention to the chosen words, one map per batch row, summed over layers and sampling steps.
+    """Maps of the attention to K sets of words, K maps per batch row, summed over layers and sampling steps.
 
     Args:
-        words: mask of the chosen words' tokens for R batch rows, ``[R,T]``; 1 for a token of a chosen word, otherwise
-            0.
+        words: masks of the tokens of the K sets of words for R batch rows, ``[R,K,T]``; 1 for a token of a word in the
+            set, otherwise 0.
         size: height and width ``(h, w)`` of the latents.
     """
 
     def __init__(self, words: Tensor, size: tuple[int, int]) -> None:
         self.words = words
         self.size = size
-        self.total: Tensor | None = None  # float32 [R,h,w]
+        self.total: Tensor | None = None  # float32 [R,K,h,w]
 
     def add(self, attention: Tensor) -> None:
-        """Add the attention maps ``attention [R,P]`` of one layer with P pixels, resized to the latents' size."""
-        maps = attention.float().unflatten(1, layer_size(attention.shape[1], self.size))[:, None]
-        maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=False)[:, 0]
+        """Add the attention maps ``attention [R,K,P]`` of one layer with P pixels, resized to the latents' size."""
+        maps = attention.float().unflatten(2, layer_size(attention.shape[2], self.size))
+        maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
         self.total = maps if self.total is None else self.total + maps
 
-    def region(self, threshold: float) -> Tensor:
-        """Return the mask of pixels whose dilated map is at least ``threshold`` times its maximum, bool ``[R,h,w]``."""
+    def region(self, k: int, threshold: float, *, dilate: bool) -> Tensor:
+        """Return the mask of the region of the words of set ``k``, bool ``[R,h,w]``.
+
+        The region has the pixels whose map is greater than ``threshold`` times the maximum of the map. ``dilate``
+        dilates the map by one cell of a 16 x 16 map before the comparison.
+        """
         if self.total is None:
             raise ValueError(
                 "the network has no cross-attention to words, so there is no region to blend in: leave `blend` empty."
             )
-        radius = max(1, round(max(self.size) / MAP_SIDE))
-        maps = F.max_pool2d(self.total[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0]
-        return maps >= threshold * maps.amax((1, 2), keepdim=True)
+        maps = self.total[:, k : k + 1]
+        if dilate:
+            radius = max(1, round(max(self.size) / MAP_SIDE))
+            maps = F.max_pool2d(maps, 2 * radius + 1, stride=1, padding=radius)
+        return (maps > threshold * maps.amax((2, 3), keepdim=True))[:, 0]
 
 
 def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -61,7 +67,16 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def blend_latents(latents: Tensor, region: Tensor, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the two regions of edit and source."""
-    union = (region[edits] | region[sources])[:, None]
-    return latents.index_copy(0, edits, torch.where(union, latents[edits], latents[sources]))
+def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tensor, sources: Tensor) -> Tensor:
+    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that may change.
+
+    The region that may change is the union of the regions of set 0 of ``maps`` in the edit and in the source, without
+    the union of the regions of set 1, if there is a set 1. As in the authors' code, only the region of set 0 is
+    dilated.
+    """
+    region = maps.region(0, threshold, dilate=True)
+    changed = region[edits] | region[sources]
+    if maps.words.shape[1] > 1:
+        subtracted = maps.region(1, threshold, dilate=False)
+        changed = changed & ~(subtracted[edits] | subtracted[sources])
+    return latents.index_copy(0, edits, torch.where(changed[:, None], latents[edits], latents[sources]))

@@ -60,7 +60,7 @@ class InjectionProcessor:
         key = attn.to_k(hidden_states)
         value = attn.to_v(hidden_states)
         edits, sources = self.state.rows(len(hidden_states), hidden_states.device)
-        if self.state.progress >= self.injection.share:
+        if self.state.step / self.state.steps >= self.injection.share:
             return query, key, value
         rows = source_rows(len(hidden_states), edits, sources)
         if self.injection.what == "values":

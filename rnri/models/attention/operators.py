@@ -83,11 +83,12 @@ def inject_cross_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return each pixel's total attention ``[B,P]`` to the tokens in the mask ``words [B,T]``, averaged over the heads.
+    """Return each pixel's total attention ``[B,K,P]`` to the tokens in each of K masks, averaged over the heads.
 
-    The function calls attention with the mask as the values. The mask is padded to the width of a head, so that fused
-    kernels can be used.
+    The function calls attention with the masks ``words [B,K,T]`` as the values. The masks are padded to the width of a
+    head, so that fused kernels can be used.
     """
+    count = words.shape[1]
     marks = torch.zeros_like(key)
-    marks[..., 0] = words[:, None].to(key)
-    return attention(query, key, marks, mask)[..., 0].mean(1)
+    marks[..., :count] = words.transpose(1, 2)[:, None].to(key)
+    return attention(query, key, marks, mask)[..., :count].mean(1).transpose(1, 2)

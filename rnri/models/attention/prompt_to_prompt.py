@@ -1,4 +1,8 @@
-"""Prompt-to-Prompt for UNets (Hertz et al. 2022, https://arxiv.org/abs/2208.01626)."""
+"""Prompt-to-Prompt for UNets (Hertz et al. 2022, https://arxiv.org/abs/2208.01626).
+
+Shares of the steps, weights, padding and local blend follow the authors' code
+(https://github.com/google/prompt-to-prompt).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ from dataclasses import field
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import Attention
+from pydantic import AfterValidator
 from torch import Tensor
 
 from rnri.models.attention.blend import WordMaps, blend_latents
@@ -23,73 +28,129 @@ from rnri.models.attention.operators import (
 )
 from rnri.models.attention.state import EditState
 from rnri.models.attention.token_alignment import Prompt, align
-from rnri.validation import NonEmptyStr, OpenUnitInterval, UnitInterval, dataclass
+from rnri.validation import ConfigError, NonEmptyStr, OpenUnitInterval, dataclass
 
 Weight = Annotated[float, Ge(-100), Le(100)]
+
+
+def _check_share(share: float | Sequence[float]) -> float | Sequence[float]:
+    bounds = (0, share) if isinstance(share, float | int) else tuple(share)
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError("must be a number in [0, 1], or [start, end] with 0 <= start <= end <= 1")
+    return share
+
+
+Share = Annotated[float | Sequence[float], AfterValidator(_check_share)]
+"""A share of the sampling steps: the fraction at which the share ends, or the fractions ``[start, end]``."""
+
+
+def bounds_of(share: Share) -> tuple[float, float]:
+    """Return the fractions of the steps at which ``share`` starts and ends."""
+    if isinstance(share, float | int):
+        return 0.0, float(share)
+    start, end = share
+    return start, end
 
 
 @dataclass(frozen=True)
 class PromptToPrompt:
     """Settings of Prompt-to-Prompt: in which sampling steps, and for which words, an edit uses the source's attention.
 
-    All fractions of steps are fractions of the number of sampling steps, starting with the first step.
+    A share of the steps is a fraction ``end`` or a pair ``[start, end]`` of fractions. A fraction is rounded down to
+    a number of steps, as in the authors' code. With ``N`` sampling steps, the steps ``k = 0, ..., N - 1`` of a share
+    are those with ``int(start * N) <= k < int(end * N)`` for ``self_attention``, and those with
+    ``int(start * (N + 1)) <= k < int(end * (N + 1))`` for ``cross`` and ``schedules``.
 
     Attributes:
-        cross: fraction of the steps in which a token of the edit uses the cross-attention of its aligned source token.
-        self_attention: fraction of the steps in which an edit uses the self-attention maps of its source.
+        cross: share of the steps in which a token of the edit uses the cross-attention of its aligned source token.
+        self_attention: share of the steps in which an edit uses the self-attention maps of its source.
         substitutes: if True, a word that replaces a source word uses the attention of the source word, as unchanged
             words do (replacement); if False, the new word uses its own attention (refinement).
-        weights: maps words of the edited prompt to the factor by which their attention is multiplied in all steps
-            (reweighting).
-        schedules: maps words of the edited prompt to the fraction of steps that replaces ``cross`` for these words.
+        weights: maps words of the edited prompt to the factor by which their attention is multiplied (reweighting). A
+            weight ends with the word's share of cross-attention, which is ``cross`` or its entry in ``schedules``.
+        schedules: maps words of the edited prompt to the share of the steps that replaces ``cross`` for these words.
         blend: words of the source or the edited prompt; the edit may change only the image region of these words. Empty
             means that the whole image may change.
-        blend_from: fraction of the steps without blending; after these steps the latents are blended.
-        blend_threshold: a pixel belongs to the region of a word if its attention is at least this fraction of the
+        blend_subtract: words of the source or the edited prompt; their image region is removed from the region that
+            the edit may change.
+        blend_from: fraction of the steps without blending. The latents are blended after every step except the first
+            ``int(blend_from * N)`` of ``N`` steps.
+        blend_threshold: a pixel belongs to the region of a word if its attention is greater than this fraction of the
             maximum of the word's attention map.
     """
 
-    cross: UnitInterval = 0.4
-    self_attention: UnitInterval = 0.4
+    cross: Share = 0.4
+    self_attention: Share = 0.4
     substitutes: bool = True
     weights: Mapping[NonEmptyStr, Weight] = field(default_factory=dict)
-    schedules: Mapping[NonEmptyStr, UnitInterval] = field(default_factory=dict)
+    schedules: Mapping[NonEmptyStr, Share] = field(default_factory=dict)
     blend: Sequence[NonEmptyStr] = ()
-    blend_from: UnitInterval = 0.2
+    blend_subtract: Sequence[NonEmptyStr] = ()
+    blend_from: Annotated[float, Ge(0), Lt(1)] = 0.2
     blend_threshold: OpenUnitInterval = 0.3
+
+    def __post_init__(self) -> None:
+        if self.blend_subtract and not self.blend:
+            raise ConfigError(
+                "blend_subtract", f"needs words in blend, got {list(self.blend_subtract)} and an empty blend."
+            )
 
     def tables(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> AttentionTables:
         """Return the attention tables of the edits ``pairs``; each pair is a source prompt and an edited prompt.
 
         Raises:
-            ValueError: no edited prompt contains a word of ``weights`` or ``schedules``.
+            ValueError: no edited prompt contains a word of ``weights`` or ``schedules``, or a weight has no effect,
+                because the word's share of cross-attention is empty.
         """
         for name in ("weights", "schedules"):
             for word in getattr(self, name):
                 _check_word(name, word, [target for _, target in pairs])
         alignments = [align(source, target, substitutes=self.substitutes) for source, target in pairs]
+        starts = self._share_bounds(pairs, 0)
+        ends = self._share_bounds(pairs, 1)
+        for word in self.weights:
+            in_word = torch.stack([_token_values(target, {word: 1.0}, 0.0) for _, target in pairs])
+            if not ((starts < ends) & (in_word > 0)).any():
+                raise ValueError(
+                    f"weights names {word!r}, whose attention is changed in no step: set cross, or schedules for this "
+                    "word, above 0."
+                )
         return AttentionTables(
             transfer=torch.stack([alignment.transfer for alignment in alignments]),
             inherited=torch.stack([alignment.inherited for alignment in alignments]),
-            shares=torch.stack([_token_values(target, self.schedules, self.cross) for _, target in pairs]),
+            starts=starts,
+            ends=ends,
             weights=torch.stack([_token_values(target, self.weights, 1.0) for _, target in pairs]),
         )
 
+    def _share_bounds(self, pairs: Sequence[tuple[Prompt, Prompt]], side: int) -> Tensor:
+        """Return the starts (``side=0``) or the ends (``side=1``) of the shares of cross-attention, ``[E,T]``."""
+        by_word = {word: bounds_of(share)[side] for word, share in self.schedules.items()}
+        default = bounds_of(self.cross)[side]
+        return torch.stack([_token_values(target, by_word, default) for _, target in pairs])
+
     def blend_tokens(self, pairs: Sequence[tuple[Prompt, Prompt]], prompts: Sequence[Prompt]) -> Tensor:
-        """Return the mask ``[R,T]`` of the tokens of R ``prompts`` that belong to words in ``blend``: 1 or 0 per token.
+        """Return the masks ``[R,K,T]`` of the tokens of R ``prompts`` that belong to the words of the blend: 1 or 0.
+
+        The first mask is for the words in ``blend``. If ``blend_subtract`` is not empty, the second mask is for the
+        words in ``blend_subtract``.
 
         Raises:
-            ValueError: neither the source nor the edited prompt of a pair contains a word of ``blend``.
+            ValueError: no prompt contains a word of ``blend`` or ``blend_subtract``, or neither the source nor the
+                edited prompt of a pair contains a word of ``blend``.
         """
-        for word in self.blend:
-            _check_word("blend", word, prompts)
+        for name in ("blend", "blend_subtract"):
+            for word in getattr(self, name):
+                _check_word(name, word, prompts)
         for source, target in pairs:
             if not any(prompt.has(word) for prompt in (source, target) for word in self.blend):
                 raise ValueError(
                     f"neither {source.text!r} nor {target.text!r} contains one of blend={list(self.blend)}: name the "
                     "words whose region may change."
                 )
-        return torch.stack([_token_values(prompt, dict.fromkeys(self.blend, 1.0), 0.0) for prompt in prompts])
+        sets = [words for words in (self.blend, self.blend_subtract) if words]
+        masks = [[_token_values(prompt, dict.fromkeys(words, 1.0), 0.0) for words in sets] for prompt in prompts]
+        return torch.stack([torch.stack(each) for each in masks])
 
 
 def _check_word(option: str, word: str, prompts: Sequence[Prompt]) -> None:
@@ -113,29 +174,34 @@ class AttentionTables:
     Args:
         transfer: fraction of each source token's attention that each token of the edit uses, ``[E,T,T]``.
         inherited: 1 for tokens of the edit that use the source's attention, otherwise 0, ``[E,T]``.
-        shares: fraction of the sampling steps in which each token uses the source's attention, ``[E,T]``.
+        starts, ends: fractions of the sampling steps at which each token's share of the steps starts and ends,
+            ``[E,T]``. Outside of this share a token uses its own attention with the factor 1.
         weights: factor by which the attention to each token is multiplied, ``[E,T]``.
     """
 
-    def __init__(self, transfer: Tensor, inherited: Tensor, shares: Tensor, weights: Tensor) -> None:
+    def __init__(self, *, transfer: Tensor, inherited: Tensor, starts: Tensor, ends: Tensor, weights: Tensor) -> None:
         self.transfer = transfer
         self.inherited = inherited
-        self.shares = shares
+        self.starts = starts
+        self.ends = ends
         self.weights = weights
         self._cache_key: object = None
         self._cache: dict[str, Tensor] = {}
 
-    def at_progress(self, progress: float, like: Tensor) -> dict[str, Tensor]:
-        """Return the table arguments of ``inject_cross_attention`` after the fraction ``progress`` of the steps.
+    def at_step(self, step: int, steps: int, like: Tensor) -> dict[str, Tensor]:
+        """Return the table arguments of ``inject_cross_attention`` in step ``step`` of ``steps``, counted from 0.
 
         The result is empty if the tables do not change the attention. The tables are converted to the device and dtype
         of ``like`` once per sampling step, not once per layer.
         """
-        key = (progress, like.device, like.dtype)
+        key = (step, steps, like.device, like.dtype)
         if self._cache_key != key:
-            inherited = self.inherited * (progress < self.shares)
-            tables = {"transfer": self.transfer, "inherited": inherited, "weights": self.weights}
-            has_effect = bool(inherited.any() or (self.weights != 1).any())
+            levels = steps + 1  # the authors' code has one entry per noise level
+            active = ((self.starts * levels).floor() <= step) & (step < (self.ends * levels).floor())
+            inherited = self.inherited * active
+            weights = torch.where(active, self.weights, 1.0)
+            tables = {"transfer": self.transfer, "inherited": inherited, "weights": weights}
+            has_effect = bool(inherited.any() or (weights != 1).any())
             self._cache_key = key
             self._cache = {name: table.to(like) for name, table in tables.items()} if has_effect else {}
         return self._cache
@@ -147,14 +213,14 @@ class PromptToPromptProcessor:
     Args:
         state: state of the edit, which all layers share.
         tables: attention tables of the edits.
-        self_attention: fraction of the steps in which edits use the self-attention maps of their source.
+        self_attention: share of the steps in which edits use the self-attention maps of their source.
         maps: sums the attention to the words of the blend; None without a blend.
     """
 
-    def __init__(self, state: EditState, tables: AttentionTables, self_attention: float, maps: WordMaps | None) -> None:
+    def __init__(self, state: EditState, tables: AttentionTables, self_attention: Share, maps: WordMaps | None) -> None:
         self.state = state
         self.tables = tables
-        self.self_attention = self_attention
+        self.self_attention = bounds_of(self_attention)
         self.maps = maps
 
     def __call__(
@@ -207,7 +273,8 @@ class PromptToPromptProcessor:
 
     def _self_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         edits, sources = self.state.rows(len(query), query.device)
-        if self.state.progress < self.self_attention:
+        start, end = (int(fraction * self.state.steps) for fraction in self.self_attention)
+        if start <= self.state.step < end:
             return inject_attention_maps(query, key, value, edits, sources, mask)
         return attention(query, key, value, mask)
 
@@ -217,7 +284,7 @@ class PromptToPromptProcessor:
             conditional = slice(-self.state.count, None)
             conditional_mask = None if mask is None else mask[conditional]
             self.maps.add(attention_weights(query[conditional], key[conditional], self.maps.words, conditional_mask))
-        tables = self.tables.at_progress(self.state.progress, value)
+        tables = self.tables.at_step(self.state.step, self.state.steps, value)
         if not tables:
             return attention(query, key, value, mask)
         return inject_cross_attention(query, key, value, edits, sources, mask=mask, **tables)
@@ -250,10 +317,9 @@ class PromptToPromptEditor(AttentionEditor):
         maps = WordMaps(config.blend_tokens(pairs, tokenized), latent_size)
 
         def blend(latents: Tensor) -> Tensor:
-            if state.progress < config.blend_from:
+            if state.step <= int(config.blend_from * state.steps):  # state.step is the number of finished steps
                 return latents
-            region = maps.region(config.blend_threshold)
-            return blend_latents(latents, region, *state.rows(len(latents), latents.device))
+            return blend_latents(latents, maps, config.blend_threshold, *state.rows(len(latents), latents.device))
 
         return AttentionControl(PromptToPromptProcessor(state, tables, config.self_attention, maps), blend)
 

@@ -27,9 +27,9 @@ class EditState:
         self._rows_cache: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     @property
-    def progress(self) -> float:
-        """Fraction of the sampling steps that are finished, in [0, 1)."""
-        return self.step / self._steps()
+    def steps(self) -> int:
+        """Number of sampling steps."""
+        return self._steps()
 
     def rows(self, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the batch rows of the edits and of their sources in a call of the network, each int64 ``[E]``.

@@ -123,7 +123,7 @@ class Prompt:
     def _occurrences(self, phrase: str) -> list[tuple[int, int]]:
         for word, all_tokens in self.vectors.items():
             first_token = rf"{re.escape(word)}(?!\w|\s+{re.escape(word)}_1)"
-            phrase = re.sub(first_token, lambda _, text=all_tokens: text, phrase, flags=re.IGNORECASE)
+            phrase = re.sub(first_token, all_tokens.replace("\\", r"\\"), phrase, flags=re.IGNORECASE)
         return find_phrase(phrase, self.text)
 
 
@@ -180,10 +180,10 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
     inherited = torch.zeros(target.length, dtype=torch.float64)
     for source_tokens, target_tokens in aligned_tokens(source, target, substitutes=substitutes):
         if len(source_tokens) == len(target_tokens):
-            shares = torch.eye(len(source_tokens))
+            shares = torch.eye(len(source_tokens), dtype=torch.float64)
         else:
-            shares = torch.full((len(source_tokens), 1), 1 / len(target_tokens))
-        transfer[torch.tensor(source_tokens)[:, None], torch.tensor(target_tokens)] = shares.double()
+            shares = torch.full((len(source_tokens), 1), 1 / len(target_tokens), dtype=torch.float64)
+        transfer[torch.tensor(source_tokens)[:, None], torch.tensor(target_tokens)] = shares
         inherited[target_tokens] = 1
     padding = torch.arange(target.length)[target.end + 1 :]
     transfer[padding, padding] = 1

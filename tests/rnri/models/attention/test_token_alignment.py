@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 
 from rnri.models.attention.token_alignment import Prompt, align, aligned_tokens
 from tests.pipelines import TOKENS, tiny_tokenizer
@@ -12,6 +13,13 @@ from tests.pipelines import TOKENS, tiny_tokenizer
 def tokenize(text: str) -> Prompt:
     """Tokenize with one token per letter, so that nearly every word has several."""
     return Prompt.tokenize(text, tiny_tokenizer())
+
+
+def tokenize_with_vectors(text: str) -> Prompt:
+    """Tokenize a prompt in which ``<my-cat>`` is a textual inversion of three vectors and ``<toy>`` one of one."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<my-cat>", "<my-cat>_1", "<my-cat>_2", "<toy>"])
+    return Prompt.tokenize(TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer), tokenizer)
 
 
 def transfers(source: str, target: str, **options: bool) -> dict[int, dict[int, float]]:
@@ -46,9 +54,8 @@ def test_replaced_word_of_another_length_shares_the_sum():
     actual = transfers("a cat x", "a bull x")
     assert [actual[k] for k in (2, 3, 4, 5)] == [{2: 0.25, 3: 0.25, 4: 0.25}] * 4
     assert (actual[1], actual[6], actual[7]) == ({1: 1.0}, {5: 1.0}, {6: 1.0})  # the last is the end token
-    assert all(
-        actual[k] == {k: 1.0, 7: 1 / 8} for k in range(8, TOKENS)
-    )  # the source's padding starts one index earlier
+    # The source's padding starts one index earlier, at token 7. Its attention is dropped, as in the authors' code.
+    assert all(actual[k] == {k: 1.0} for k in range(8, TOKENS))
 
 
 @pytest.mark.parametrize(
@@ -79,10 +86,22 @@ def test_aligned_tokens(source, target, substitutes, expected):
     assert words == expected
 
 
-def test_total_attention_is_preserved():
+def test_total_attention_of_words_is_preserved():
     for source, target in [("a cat x", "a bull x"), ("a bull x", "a cat x"), ("x", "y"), ("a b c", "abc de")]:
-        transfer = align(tokenize(source), tokenize(target)).transfer
-        torch.testing.assert_close(transfer.sum(1), torch.ones(TOKENS, dtype=torch.float64))
+        prompts = tokenize(source), tokenize(target)
+        transfer = align(*prompts).transfer[: prompts[0].end + 1, : prompts[1].end + 1]
+        torch.testing.assert_close(transfer.sum(1), torch.ones(len(transfer), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("substitutes", [True, False])
+def test_padding_is_aligned_by_index(substitutes):
+    """The source ends at token 5, the edit at token 8: tokens 6 to 8 of the source are dropped, 9 to 15 transferred."""
+    longer = transfers("a cat", "a red cat", substitutes=substitutes)
+    assert [longer[k] for k in range(9, TOKENS)] == [{k: 1.0} for k in range(9, TOKENS)]
+    assert not {6, 7, 8} & {s for column in longer.values() for s in column}
+    # The source ends at token 8, the edit at token 5: tokens 6 to 15 of the edit use the source's tokens 6 to 15.
+    shorter = transfers("a red cat", "a cat", substitutes=substitutes)
+    assert [shorter[k] for k in range(6, TOKENS)] == [{k: 1.0} for k in range(6, TOKENS)]
 
 
 def test_refinement_does_not_transfer_to_replaced_words():
@@ -112,6 +131,33 @@ def test_phrases_match_whole_words_of_any_case():
     assert tokenize("a big  cat x").tokens("big cat") == [2, 3, 4, 5, 6, 7]
 
 
+def test_word_of_several_vectors_is_one_word():
+    prompt = tokenize_with_vectors("a <my-cat> x <toy>")
+    assert prompt.text == "a <my-cat> <my-cat>_1 <my-cat>_2 x <toy>"
+    assert [word.tokens for word in prompt.words()] == [[1], [2, 3, 4], [5], [6]]
+    assert prompt.tokens("<my-cat>") == prompt.tokens("<my-cat> <my-cat>_1 <my-cat>_2") == [2, 3, 4]
+    assert prompt.tokens("<My-Cat>") == [2, 3, 4] and prompt.tokens("a <my-cat> x") == [1, 2, 3, 4, 5]
+    assert prompt.tokens("<my-cat>_1") == [3] and prompt.tokens("<my-cat>_2") == [4] and prompt.tokens("<toy>") == [6]
+    twice = tokenize_with_vectors("<my-cat>, <my-cat>x")
+    assert twice.tokens("<my-cat>")[:3] == [1, 2, 3] and [1, 2, 3] in [word.tokens for word in twice.words()]
+
+
+def test_truncated_word_of_several_vectors_keeps_its_tokens():
+    prompt = tokenize_with_vectors("abcdefg hijklm <my-cat>")
+    assert prompt.tokens("<my-cat>") == [14] and prompt.words()[-1].tokens == [14]
+    both = tokenize_with_vectors("<my-cat> abcdefghi <my-cat>")
+    assert both.tokens("<my-cat>") == [1, 2, 3, 13, 14]
+
+
+@pytest.mark.parametrize("source, target", [("a red cat", "a big <my-cat>"), ("a red <my-cat>", "a big cat")])
+def test_word_of_several_vectors_replaces_one_word(source, target):
+    prompts = tokenize_with_vectors(source), tokenize_with_vectors(target)
+    transfer = align(*prompts).transfer  # "red" and "big" are tokens 2 to 4, the cat is tokens 5 to 7
+    assert torch.equal(transfer[:9, :9], torch.eye(9, dtype=torch.float64))
+    one = align(tokenize_with_vectors("a <toy>"), tokenize_with_vectors("a <my-cat>")).transfer
+    assert one[2].tolist()[2:5] == [1 / 3] * 3
+
+
 def test_absent_word_is_rejected():
     with pytest.raises(ValueError, match=r"^the prompt 'a catty' does not contain 'cat': name words of the prompt\.$"):
         tokenize("a catty").tokens("cat")
@@ -126,7 +172,7 @@ def test_truncated_prompts_are_aligned():
     long = "abcdefgh ijklmnop dog"
     actual = transfers(long, long)
     assert actual == {k: {k: 1.0} for k in range(TOKENS)}
-    assert set(transfers(long, "a")) == {0, 1, 2}  # the source has no padding to transfer
+    assert transfers(long, "a")[TOKENS - 1] == {TOKENS - 1: 1.0}
 
 
 def test_slow_tokenizers_are_rejected():
