@@ -131,7 +131,7 @@ def check_finite(owner: str, weights: Mapping[str, Tensor], remedy: str = DOWNLO
     """Raise ValueError if one of ``weights`` is NaN or infinite."""
     name = next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
     if name is not None:
-        raise ValueError(f"{owner} are not finite, first in {name}: {remedy}.")
+        raise ValueError(f"{owner} are not finite, in {name}: {remedy}.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if not isinstance(weight, Tensor):
             raise ValueError(f"{path} must contain tensors by name, got {type(weight).__name__} for {name!r}")
         if not weight.isfinite().all():
-            raise ValueError(f"{path} has a weight that is not finite, {name}")
+            raise ValueError(f"{path} has weights that are not finite, in {name}")
     return dict(weights)
 
 

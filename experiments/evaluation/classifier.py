@@ -17,10 +17,10 @@ import timm
 import torch
 from annotated_types import Len
 from pydantic import PositiveFloat, PositiveInt
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import center_crop
 
 import rnri.validation
 from experiments.cache.atomic import atomic_write
@@ -33,6 +33,7 @@ from experiments.evaluation.timm_classifiers import (
 )
 from experiments.finite import NonFiniteError, is_finite
 from experiments.naming import unique_names
+from rnri.loading import check_finite, read_weights
 from rnri.validation import NonEmptyStr, first_line
 
 if TYPE_CHECKING:
@@ -91,15 +92,15 @@ class Classifier(nn.Module):
         if crop is None or self.preprocessing.squash:
             return side, side
         height, width = shape[-2:]
-        scale = side / min(height, width)
-        return max(side, round(scale * height)), max(side, round(scale * width))
+        short = min(height, width)
+        return side * height // short, side * width // short
 
     def _preprocess(self, images: Tensor) -> Tensor:
-        size = self._resized_shape(images.shape)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode=self.preprocessing.interpolation, antialias=True).clamp(0, 1)
-        top, left = ((side - self.image_size) // 2 for side in size)
-        images = images[..., top : top + self.image_size, left : left + self.image_size]
+        height, width = self._resized_shape(images.shape)
+        for size in ((images.shape[-2], width), (height, width)):  # Pillow resizes rows, clips, then resizes columns
+            if images.shape[-2:] != size:
+                images = F.interpolate(images, size, mode=self.preprocessing.interpolation, antialias=True).clamp(0, 1)
+        images = center_crop(images, [self.image_size, self.image_size])  # adds a black border to smaller images
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
@@ -257,19 +258,14 @@ def _read_config(path: Path) -> ClassifierConfig:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({first_line(error)}): {REMEDY}.") from None
-    _check_finite(state, path)
+        state = read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {REMEDY}.") from None
     return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
 
 
 def _check_finite(state: Mapping[str, Tensor], owner: object) -> None:
-    name = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
-    if name is not None:
-        raise ValueError(
-            f"{owner} has weights that are not finite, in {name}: the training diverged, train the classifier again."
-        )
+    check_finite(f"{owner} has weights that", state, "the training diverged, train the classifier again")
 
 
 def _check_fit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from experiments.finite import NonFiniteError, is_finite
 from rnri.loading import read_weights
-from rnri.validation import first_line
 
 NAME = "Inception-v3"
 FEATURES = 2048
@@ -51,6 +51,6 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
         network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 ({first_line(error)})."
+            f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 ({shorten(str(error), 300)})."
         ) from None
     return Inception(network.requires_grad_(False).to(device))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+from unittest.mock import patch
 
 import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
@@ -15,7 +19,9 @@ from torch import nn
 
 from experiments.imagenet_classes import imagenet_classes
 from experiments.naming import normalize_name
-from rnri.validation import first_line
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+CROP_MODES = ("center", "squash")
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Preprocessing:
         image_size: height and width of the network's input, in pixels.
         mean: mean of each color channel, which is subtracted from images in [0, 1].
         std: standard deviation of each color channel, by which images are divided.
-        crop: size of the center crop as a fraction of the resized image; None resizes the full image to the input size
-            without a crop, ignoring its aspect ratio.
+        crop: size of the center crop as a fraction of the resized image; a fraction above 1 adds a black border. None
+            resizes the full image to the input size without a crop, ignoring its aspect ratio.
         squash: resize the image to a square before the crop, ignoring its aspect ratio.
         interpolation: interpolation mode of resizing, ``bicubic`` or ``bilinear``.
     """
@@ -48,18 +54,46 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
             ``resnet50.a1_in1k``.
 
     Raises:
-        ValueError: timm cannot load the model, or the model is not a classifier.
+        ValueError: timm cannot load the model, the file lacks a weight of the model, or the model is not a classifier.
     """
     is_folder = Path(source).is_dir()
     address = f"local-dir:{source}" if is_folder else f"hf-hub:{source}" if "/" in source else source
     try:
-        network = timm.create_model(address, pretrained=True)
+        with _missing_weights() as missing:
+            network = timm.create_model(address, pretrained=True)
     except Exception as error:  # raised by the hub client, json, safetensors or timm
         remedy = "save the model again with timm" if is_folder else "download its files and use their folder"
-        raise ValueError(f"data.classifier: timm cannot load {source} ({first_line(error)}); {remedy}.") from None
+        raise ValueError(
+            f"data.classifier: timm cannot load {source} ({shorten(str(error), 300)}); {remedy}."
+        ) from None
     if not getattr(network, "num_classes", 0):
         raise ValueError(f"data.classifier: {source} has only features and no class logits; use a classifier.")
+    names = missing.get(id(network), [])
+    if names:
+        raise ValueError(
+            f"data.classifier: the weights of {source} do not contain {names[0]} ({len(names)} such weights), so timm "
+            "fills them with random numbers; download the weights and config.json again."
+        )
     return network, network.pretrained_cfg.get("architecture") or Path(source).name
+
+
+@contextmanager
+def _missing_weights() -> Iterator[dict[int, list[str]]]:
+    """Record which weights are missing in each ``load_state_dict`` inside the ``with`` block, by the network's ``id``.
+
+    timm only logs the names of missing weights of some architectures, and of the last layer if the number of classes
+    differs.
+    """
+    load_state_dict = nn.Module.load_state_dict
+    missing: dict[int, list[str]] = {}
+
+    def record(network: nn.Module, *args: Any, **options: Any) -> Any:
+        result = load_state_dict(network, *args, **options)
+        missing[id(network)] = list(result.missing_keys)
+        return result
+
+    with patch.object(nn.Module, "load_state_dict", record):
+        yield missing
 
 
 def class_labels(network: nn.Module, source: str) -> list[str]:
@@ -123,20 +157,36 @@ def deduplicate_labels(labels: list[str], ids: list[str]) -> list[str]:
 
 
 def timm_preprocessing(network: nn.Module) -> Preprocessing:
-    """Return the preprocessing settings with which timm evaluated the network."""
+    """Return the preprocessing settings with which timm evaluated the network.
+
+    Raises:
+        ValueError: the input is not a square color image, or :class:`Preprocessing` lacks a setting of timm's config.
+    """
     config = resolve_data_config(pretrained_cfg=dict(network.pretrained_cfg), model=network)
-    _, height, width = config["input_size"]
-    if height != width:
+    channels, height, width = config["input_size"]
+    if height != width or channels != 3:
         raise ValueError(
-            f"data.classifier: the input of the network must be square, got {height} x {width} pixels; use another one."
+            f"data.classifier: the input of the network must be square with 3 channels, got {channels} x {height} x "
+            f"{width}; use another one."
+        )
+    for key, supported in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if config[key] not in supported:
+            raise ValueError(
+                f"data.classifier: {key} in the network's pretrained_cfg must be {' or '.join(supported)}, got "
+                f"{config[key]!r}; use another network."
+            )
+    if not 0 < config["crop_pct"] < math.inf or not all(0 < value < math.inf for value in config["std"]):
+        raise ValueError(
+            "data.classifier: crop_pct and std in the network's pretrained_cfg must be positive, got "
+            f"{config['crop_pct']} and {list(config['std'])}; correct its config.json."
         )
     return Preprocessing(
         image_size=height,
         mean=list(config["mean"]),
         std=list(config["std"]),
         crop=float(config["crop_pct"]),
-        squash=config.get("crop_mode") == "squash",
-        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        squash=config["crop_mode"] == "squash",
+        interpolation=config["interpolation"],
     )
 
 

@@ -79,7 +79,7 @@ def test_clip_with_a_weight_of_another_shape_is_rejected(clip):
 def test_clip_with_a_weight_that_is_not_finite_is_rejected(clip):
     name = "text_projection.weight"
     change_weights(clip, lambda weights: weights | {name: weights[name] * torch.nan})
-    assert_rejected(lambda: load_clip(clip), str(clip), f"not finite, first in {name}")
+    assert_rejected(lambda: load_clip(clip), str(clip), f"not finite, in {name}")
 
 
 def test_unused_weights_of_clip_are_harmless(clip):

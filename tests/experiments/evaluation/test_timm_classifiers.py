@@ -1,20 +1,23 @@
 """Classifiers saved or published by timm, and Inception's features."""
 
 import json
+import math
+import shutil
 
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_tensor
 
-from experiments.evaluation.classifier import load_classifier
+from experiments.evaluation.classifier import Classifier, load_classifier
 from experiments.evaluation.inception import load_inception
-from experiments.evaluation.timm_classifiers import class_labels, is_timm_source
+from experiments.evaluation.timm_classifiers import class_labels, is_timm_source, timm_preprocessing
 from experiments.imagenet_classes import imagenet_classes
 
 TINY = {"channels": [8, 8, 16, 16], "stem_width": 8}
@@ -41,21 +44,95 @@ def test_timm_folder_without_names_has_imagenet_labels(saved_network):
     )
 
 
-@pytest.mark.parametrize("size", [(60, 90), (90, 60), (33, 33)])
-def test_preprocessing_matches_timm(saved_network, size):
-    """Compares with timm's transform on a smooth image. They differ slightly, because PIL rounds to bytes."""
-    folder, network = saved_network
-    small = Image.fromarray((torch.rand(5, 6, 3, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy())
-    image = small.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    config = resolve_data_config(pretrained_cfg=dict(network.pretrained_cfg), model=network)
+def all_preprocessings() -> dict[tuple, dict]:
+    """The data configs of timm's classifiers, one for each class of arithmetic, with 64 pixels and more."""
+    classes: dict[tuple, dict] = {}
+    for name in timm.list_pretrained():
+        config = timm.get_pretrained_cfg(name).to_dict()
+        if not config.get("num_classes"):
+            continue
+        data = resolve_data_config(pretrained_cfg=config)
+        margin = math.floor(data["input_size"][1] / data["crop_pct"]) - data["input_size"][1]
+        key = (margin % 4, margin < 0, data["crop_mode"], data["interpolation"])
+        if key not in classes or data["input_size"][1] < classes[key]["input_size"][1]:
+            classes[key] = data
+    return classes
+
+
+PREPROCESSINGS = all_preprocessings() | {
+    ("64 pixels", crop, mode): {
+        "input_size": (3, 64, 64), "crop_pct": crop, "crop_mode": mode, "interpolation": interpolation,
+        "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3),
+    }
+    for crop in (0.95, 0.9, 0.875, 1.0, 1.15, 1.3)
+    for mode, interpolation in (("center", "bicubic"), ("squash", "bilinear"))
+}  # fmt: skip
+
+
+def test_every_class_of_arithmetic_of_timm_is_compared():
+    assert {key[0] for key in PREPROCESSINGS} >= {0, 1, 2, 3} and any(key[1] is True for key in PREPROCESSINGS)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (80, 120), (33, 200), (512, 512)])
+@pytest.mark.parametrize("config", PREPROCESSINGS.values(), ids=map(str, PREPROCESSINGS))
+def test_preprocessing_equals_timm(config, size):
+    """On fine noise the tolerance is 1.1 of 255, because Pillow rounds to bytes after each of two passes."""
+    noise = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+    network = network_with_outputs(1000)
+    network.pretrained_cfg = config
+    classifier = Classifier(network, [str(k) for k in range(1000)], timm_preprocessing(network))
     expected = create_transform(**config)(image)[None]
+    actual = classifier._preprocess(to_tensor(image)[None])
+    assert actual.shape == expected.shape
+    assert ((actual - expected) * classifier.std).abs().max() * 255 < 1.1
+
+
+def test_features_and_logits_are_those_of_the_network(saved_network):
+    folder, network = saved_network
     classifier = load_classifier(folder)
-    prepared = classifier._preprocess(to_tensor(image)[None])
-    assert prepared.shape == expected.shape
-    assert (prepared - expected).abs().mean() < 0.02  # of values with a standard deviation of 1
-    features, logits = classifier.features_and_logits(to_tensor(image)[None])
-    torch.testing.assert_close(logits, network(prepared))
-    assert features.shape == (1, classifier.num_features)
+    images = torch.rand(2, 3, 60, 90, generator=torch.Generator().manual_seed(0))
+    features, logits = classifier.features_and_logits(images)
+    torch.testing.assert_close(logits, network(classifier._preprocess(images)))
+    assert features.shape == (2, classifier.num_features)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("interpolation", "nearest", "interpolation in .* must be bicubic or bilinear, got 'nearest'"),
+        ("interpolation", "lanczos", "got 'lanczos'"),
+        ("crop_mode", "border", "crop_mode in .* must be center or squash, got 'border'"),
+        ("input_size", (1, 48, 48), "3 channels, got 1 x 48 x 48"),
+        ("input_size", (3, 48, 64), "square with 3 channels, got 3 x 48 x 64"),
+        ("crop_pct", -1.0, "crop_pct and std"),
+        ("std", (0.2, 0.0, 0.2), "crop_pct and std"),
+    ],
+)
+def test_other_preprocessings_are_rejected(key, value, message):
+    network = network_with_outputs(1000)
+    network.pretrained_cfg = {"input_size": (3, 48, 48), key: value}
+    with pytest.raises(ValueError, match=f"data.classifier: .*{message}"):
+        timm_preprocessing(network)
+
+
+def test_weights_without_the_last_layer_are_rejected(saved_network, tmp_path):
+    """timm fills the last layer with random numbers if the config's number of classes is not that of the file."""
+    folder = shutil.copytree(saved_network[0], tmp_path / "timm")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] = {**config["model_args"], "num_classes": 7}
+    config["label_names"] = [f"thing {k}" for k in range(7)]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"data\.classifier: the weights of .* do not contain fc\.weight \(2 such"):
+        load_classifier(folder)
+
+
+def test_weights_without_a_layer_are_rejected(saved_network, tmp_path):
+    folder = shutil.copytree(saved_network[0], tmp_path / "timm")
+    path = folder / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if k != "fc.bias"}, path)
+    with pytest.raises(ValueError, match=r"data\.classifier: .*fc\.bias"):
+        load_classifier(folder)
 
 
 def test_label_names_of_the_config_take_precedence(saved_network, tmp_path):
