@@ -5,6 +5,7 @@ This module does not import PyTorch.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -18,9 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from experiments.counting.matcher import BatchCounter, Patterns
+from rnri.validation import first_line
 
 BATCH_SIZE = 65_536  # number of captions that are read at once
 
@@ -70,9 +74,12 @@ class ShardCounts:
 def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -> list[Shard]:
     """Return the Parquet files that match ``urls``, without repetition, sorted by URL.
 
+    Links to files and to folders are followed.
+
     Args:
         urls: files, folders or patterns with ``*``, local or remote, as fsspec accepts them: ``shards/``,
-            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``.
+            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``. A folder, also one that a pattern matches, stands
+            for all files ``*.parquet`` in it and in its subfolders.
         storage: fsspec options of the file system, such as ``{"anon": True}`` for public S3 buckets.
 
     Raises:
@@ -87,16 +94,21 @@ def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -
     return [shards[url] for url in sorted(shards)]
 
 
-def _expand(url: str, storage: dict[str, Any]) -> Iterator[Shard]:
+def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozenset()) -> Iterator[Shard]:
+    """Yield the shards that ``url`` stands for; ``parents`` are the folders that contain links to this folder."""
     try:
         system, path = url_to_fs(url if "://" in url else os.path.abspath(url), **storage)
         if any(character in path for character in "*?[") and not system.exists(path):
-            infos = system.glob(path, detail=True)
+            infos = _match(system, path)
             names = [name for name in infos if not _is_hidden(name, path)]
         elif system.isdir(path):
             infos = system.find(path, detail=True)
             pattern = path.rstrip("/") + "/"
-            names = [name for name in infos if name.endswith(".parquet") and not _is_hidden(name, pattern)]
+            names = [
+                name
+                for name, info in infos.items()
+                if (name.endswith(".parquet") or _is_linked_folder(name, info)) and not _is_hidden(name, pattern)
+            ]
         else:
             infos = {path: system.info(path)} if system.exists(path) else {}
             names = list(infos)
@@ -104,11 +116,27 @@ def _expand(url: str, storage: dict[str, Any]) -> Iterator[Shard]:
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename or url} is a broken link: repair or remove it.") from None
     except Exception as error:  # each fsspec file system raises its own types of errors
-        raise ValueError(f"{url} cannot be listed ({_first_line(error)}): check the URL and --storage.") from None
+        raise ValueError(f"{url} cannot be listed ({first_line(error)}): check the URL and --storage.") from None
     for name, info in infos.items():
-        if info["type"] != "directory":
+        if info["type"] == "directory":
+            parents |= {os.path.realpath(path)}
+            if os.path.realpath(name) not in parents:  # otherwise the link leads back to a folder that contains it
+                yield from _expand(system.unstrip_protocol(name), storage, parents)
+        else:
             version = next((str(info[key]) for key in _VERSION_FIELDS if info.get(key)), "")
             yield Shard(system.unstrip_protocol(name), info["size"], version, json.dumps(storage, sort_keys=True))
+
+
+def _match(system: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return path and fsspec information of each file and folder that matches ``pattern``."""
+    if not isinstance(system, LocalFileSystem):
+        return system.glob(pattern, detail=True)
+    names = glob.glob(pattern, recursive=True, include_hidden=True)  # fsspec does not search in linked folders
+    return {name: system.info(name) for name in names}
+
+
+def _is_linked_folder(name: str, info: Mapping[str, Any]) -> bool:
+    return bool(info.get("islink")) and os.path.isdir(name)
 
 
 def _is_hidden(name: str, pattern: str) -> bool:
@@ -140,10 +168,6 @@ def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
     return info | {"type": kind, "size": target.st_size, "mtime": target.st_mtime}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> Iterator[pa.Array]:
     """Yield the captions of ``shard`` in arrays of up to ``batch_size`` rows, nulls included.
 
@@ -162,7 +186,7 @@ def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> It
                     yield part.column(0).cast(pa.string())
     except (pa.ArrowException, OSError, EOFError) as error:
         raise ValueError(
-            f"{shard.url} cannot be read as Parquet ({_first_line(error)}): replace or remove it."
+            f"{shard.url} cannot be read as Parquet ({first_line(error)}): replace or remove it."
         ) from None
     except ValueError:
         raise

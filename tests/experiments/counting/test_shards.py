@@ -58,9 +58,38 @@ def test_broken_link_is_an_error(hub, asked):
         list_shards([str(hub / asked)])
 
 
-def test_link_to_a_folder_is_skipped(hub):
-    (hub / "snap" / "folder.parquet").symlink_to("../blobs", target_is_directory=True)
-    assert counted([hub / "snap"]) == (3, 2)
+@pytest.fixture
+def linked(tmp_path):
+    """A folder with a file, a subfolder, a link to another folder, and links that lead back."""
+    write(tmp_path / "other" / "deep" / "2.parquet", ["a", "b", "c"])
+    write(tmp_path / "named" / "0.parquet", ["a cat"])
+    write(tmp_path / "named" / "sub" / "1.parquet", ["a", "b"])
+    (tmp_path / "named" / "link").symlink_to("../other", target_is_directory=True)
+    (tmp_path / "named" / "link.parquet").symlink_to("../other/deep", target_is_directory=True)
+    (tmp_path / "other" / "back").symlink_to("../named", target_is_directory=True)
+    (tmp_path / "named" / "itself").symlink_to(".", target_is_directory=True)
+    (tmp_path / "all").symlink_to("named", target_is_directory=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("asked", ["named", "nam*", "all", "al*"])
+def test_linked_folders_are_read_once(linked, asked):
+    assert counted([linked / asked]) == (9, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("named/link/deep/*.parquet", (3, 1)),
+        ("named/li*/deep/*.parquet", (3, 1)),
+        ("named/*/*.parquet", (9, 4)),
+        ("named/s*", (2, 1)),
+        ("named/link.*", (3, 1)),
+        ("oth*/d*", (3, 1)),
+    ],
+)
+def test_patterns_match_linked_folders(linked, asked, expected):
+    assert counted([linked / asked]) == expected
 
 
 @pytest.fixture
