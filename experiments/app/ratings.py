@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from experiments.app.uploads import uint8_to_pil
-from experiments.cache.atomic import atomic_write
+from experiments.cache.atomic import atomic_write, finished_files
 from experiments.reporting.human_ratings import TIE
 
 RESULT_TENSORS = ("edited", "reconstructions", "images")
@@ -99,10 +99,10 @@ def _unit_files(units: Path) -> dict[str, list[Path]]:
     """Return the files of all units by method. A method that ran with several settings has one entry per cache key."""
     files = {}
     for method in sorted(path for path in units.glob("*") if path.is_dir()):
-        folders = sorted(path for path in method.iterdir() if any(path.glob("*.safetensors")))
+        folders = sorted(path for path in method.iterdir() if finished_files(path, "*.safetensors"))
         for folder in folders:
             name = method.name if len(folders) == 1 else f"{method.name} {folder.name[:6]}"
-            files[name] = sorted(folder.glob("*.safetensors"))
+            files[name] = finished_files(folder, "*.safetensors")
     return files
 
 

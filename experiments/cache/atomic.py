@@ -8,12 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+TEMPORARY = re.compile(r"\..+\.(?P<processes>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\..*)?")
+"""Name of a temporary file: the machine with its process namespace (a hash), and the process that writes the file."""
+MAX_WRITE_S = 24 * 3600  # a temporary file of another machine is stale if it has not changed for this time
 
 
 class CannotWrite(OSError):
@@ -60,9 +67,64 @@ def check_writable(path: str | Path) -> None:
 def _temporary_sibling(target: Path) -> Path:
     """Create an empty hidden file in the folder of ``target``, with the same suffix and default permissions."""
     # The stem is shortened, because the name of ``target`` may already have the maximum length of a file name.
-    temporary = target.with_name(f".{target.stem[:32]}.{uuid4().hex[:16]}{target.suffix[:16]}")
+    writer = f"{_process_namespace()}-{os.getpid()}-{uuid4().hex[:8]}"
+    temporary = target.with_name(f".{target.stem[:32]}.{writer}{target.suffix[:16]}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
+
+
+@cache
+def _process_namespace() -> str:
+    """Return a hash that is equal for two processes if they see each other's process ids."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        content = f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # without /proc, it is unknown which processes this process sees
+        content = uuid4().hex
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def remove_stale_temporaries(folder: str | Path) -> None:
+    """Delete the temporary files that killed processes have left in ``folder`` and its subfolders.
+
+    A temporary file of :func:`atomic_write` is stale if its process is dead, or if its process cannot be seen from this
+    machine and the file has not changed for a day.
+    """
+    for path in Path(folder).rglob(".*"):
+        name = TEMPORARY.fullmatch(path.name)
+        if name and _is_stale(path, name):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_stale(path: Path, name: re.Match[str]) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # finished in the meantime
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    if name["processes"] == _process_namespace():
+        return not _is_alive(int(name["pid"]))
+    return time.time() - status.st_mtime > MAX_WRITE_S
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        return True
+    return True
+
+
+def finished_files(folder: str | Path, pattern: str) -> list[Path]:
+    """Return the files in ``folder`` that match ``pattern``, sorted by name, without hidden and temporary files.
+
+    ``Path.glob`` also matches the hidden temporary files of :func:`atomic_write`.
+    """
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 
 
 def _require_regular_file(target: Path) -> None:

@@ -16,17 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.cache.atomic import CannotRead, atomic_write, digest
+from experiments.cache.atomic import CannotRead, atomic_write, digest, finished_files
 
 torch.backends.cudnn.allow_tf32 = False
 # TF32 is off in every process that stores results. With TF32, cuDNN rounds the inputs of a convolution to 10 bits, a
 # relative error of 1e-3, and the residual of an inversion cannot fall below the rounding error of the network.
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Version of the cache, which is part of every cache key.
 
 Increase the version when a code change alters the content of stored units or seeds although their settings are equal.
-Version 2 renamed classes, settings and columns.
+Version 2 renamed classes, settings and columns. Version 3 reads images by :mod:`rnri.images`, and captions and edits by
+whole words.
 """
 
 
@@ -103,7 +104,11 @@ class UnitStore:
 
     def empty(self) -> bool:
         """Return whether the store contains no finished unit."""
-        return not self.root.is_dir() or not any(self.root.glob("*.safetensors"))
+        return not self.files()
+
+    def files(self) -> list[Path]:
+        """Return the files of the finished units, sorted by name."""
+        return finished_files(self.root, "*.safetensors")
 
     def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Store the tensors and the record (measured values) of a finished unit."""

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.multiprocessing import ProcessRaisedException
 
-from experiments.cache.atomic import CannotWrite
+from experiments.cache.atomic import CannotWrite, remove_stale_temporaries
 from experiments.cache.store import UnitStore
 from experiments.finite import NonFiniteError
 from experiments.runtime.leases import LeaseManager
@@ -298,12 +298,17 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
     """Compute all units that are not on disk, stage by stage. Every process returns when all units are finished.
 
+    Temporary files that killed processes have left beside the folder of the leases are deleted before.
+
     If all units are on disk, Lightning starts no processes. Processes that an external launcher has started always run
     every stage, because they cannot communicate before the first prediction loop and might see different files.
 
     Raises:
         PeerDied: this process had to wait for another process that has died.
     """
+    if trainer.is_global_zero:
+        for folder in {Path(data.leases).parent for _, data in stages if data.leases is not None}:
+            remove_stale_temporaries(folder)
     for (_, earlier), (_, data) in pairwise(stages):
         data.units_before = earlier.units_before + len(earlier.units)
     computed = _compute(trainer, stages)

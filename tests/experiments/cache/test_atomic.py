@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cache.atomic import CannotWrite, atomic_write, check_writable
+from experiments.cache import atomic
+from experiments.cache.atomic import (
+    CannotWrite,
+    atomic_write,
+    check_writable,
+    finished_files,
+    remove_stale_temporaries,
+)
 
 
 @pytest.fixture
@@ -101,6 +109,49 @@ def test_target_that_is_no_regular_file_raises(tmp_path):
         for function in (put, check_writable):
             with pytest.raises(CannotWrite, match=rf"cannot be written \({reason}\)"):
                 function(path)
+
+
+KILLED = """
+import os, signal, sys
+from experiments.cache.atomic import atomic_write
+def write(temporary):
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+atomic_write(sys.argv[1], write)
+"""
+
+
+def test_temporary_file_of_a_killed_process_is_removed_and_never_counted(tmp_path):
+    put(tmp_path / "units" / "a.safetensors")
+    target = tmp_path / "units" / "b.safetensors"
+    process = subprocess.run([sys.executable, "-c", KILLED, target], cwd=Path(__file__).parents[3])
+    assert process.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "units").glob("*.safetensors"))) == 2  # one of them is hidden and incomplete
+    assert finished_files(tmp_path / "units", "*.safetensors") == [tmp_path / "units" / "a.safetensors"]
+    remove_stale_temporaries(tmp_path)
+    assert [path.name for path in (tmp_path / "units").iterdir()] == ["a.safetensors"]
+
+
+def test_temporary_file_of_a_living_process_is_kept(tmp_path):
+    def write(temporary):
+        temporary.write_text("whole")
+        os.utime(temporary, (1, 1))
+        remove_stale_temporaries(tmp_path)
+
+    (tmp_path / ".hidden.txt").write_text("of the user")
+    (tmp_path / ".git.0123abcd-1-0123abcd").mkdir()
+    atomic_write(tmp_path / "file.txt", write)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git.0123abcd-1-0123abcd", ".hidden.txt", "file.txt"]
+
+
+def test_temporary_file_of_another_machine_is_removed_after_a_day(tmp_path):
+    old, new = tmp_path / ".a.00000000-1-0123abcd.txt", tmp_path / ".b.00000000-1-0123abcd.txt"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))
+    assert atomic._process_namespace() != "00000000"
+    remove_stale_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
 
 
 def test_check_writable_leaves_no_file(tmp_path):

@@ -92,3 +92,12 @@ def test_numerics_depend_on_precision_and_device_type():
     assert one == numerics("32-true", torch.device("cpu:0"))
     assert one != numerics("bf16-mixed", cpu) and one != numerics("32-true", torch.device("cuda:1"))
     assert numerics("32-true", torch.device("cuda:0")) == numerics("32-true", torch.device("cuda:1"))
+
+
+def test_half_written_units_do_not_count(tmp_path):
+    units = UnitStore(tmp_path, {})
+    units.root.mkdir(parents=True)
+    (units.root / ".camel.0123abcd-1-0123abcd.safetensors").write_bytes(b"half")
+    assert units.empty() and units.files() == []
+    units.write("camel", {"images": torch.zeros(2)}, {})
+    assert len(units.files()) == 1 and not units.empty()

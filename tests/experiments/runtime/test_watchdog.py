@@ -114,7 +114,7 @@ def test_rank_1_exits_when_rank_0_is_killed(tmp_path, monkeypatch):
     message = tmp_path / "message"
     with message.open("w") as file:
         run = ProcessTree.start([sys.executable, "-m", "tests.experiments.runtime.pair", str(tmp_path)], tmp_path, file)
-    while len(list(units.root.glob("*.safetensors"))) < 2:  # both processes are active
+    while len(units.files()) < 2:  # both processes are active
         assert run.root.poll() is None, message.read_text()
         time.sleep(0.05)
     os.kill(run.root.pid, signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_rank_1_exits_when_rank_0_is_killed(tmp_path, monkeypatch):
         assert time.monotonic() < end, "a process was left behind"
         time.sleep(0.05)
     assert f"error: {watchdog.PEER_DIED_MESSAGE}" in message.read_text()
-    finished, began = len(list(units.root.glob("*.safetensors"))), time.time()
+    finished, began = len(units.files()), time.time()
     pair.run(tmp_path, 0.0)
     times = [units.read(str(k))[1]["time"] for k in range(pair.UNITS)]
     assert sum(time < began for time in times) == finished < pair.UNITS
