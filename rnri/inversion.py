@@ -213,7 +213,7 @@ class ImplicitInverter(Inverter):
         secants = self._empty_secants(z0)
         budget = self._budget(schedule, len(z0))
         solutions: list[Solution] = []
-        with torch.no_grad():
+        with torch.no_grad(), predictor.eval_mode():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = self._problem(z, predictor, schedule, i, z_0=z0)
                 if secants is not None:
@@ -225,7 +225,8 @@ class ImplicitInverter(Inverter):
                     max_nfe = budget.allocate(k, partial(self._can_skip, history, len(z)))
                     solution = _solve_within(max_nfe, self.solver, problem, guess)
                     budget.consume(max_nfe, solution.nfe)
-                history = history.append(problem, solution)
+                if self.initial_guess != "plain":
+                    history = history.append(problem, solution)
                 if problem.recorder is not None:
                     secants = problem.recorder.secants
                 solutions.append(solution)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+import torch
 from torch import nn
+
+_PREPARED: ContextVar[frozenset[nn.Module]] = ContextVar("prepared", default=frozenset())
+"""The networks of the ``eval_no_grad`` blocks that the current code is inside of."""
 
 
 @contextmanager
@@ -15,10 +20,19 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
     Training modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients with respect to
     the inputs are still computed. A backward pass that recomputes the forward pass must enter the ``with`` block again.
     The modes and flags are read on every entry, so changes that the user makes between two entries are preserved.
+    An entry inside a block of the same modules does nothing, because reading all modes and flags takes about a
+    hundredth of the time of a small network. An inversion or a sampling is therefore one block around all its network
+    evaluations.
     """
+    prepared = _PREPARED.get()
+    modules = tuple(module for module in modules if module not in prepared)
+    if not modules:
+        yield
+        return
     submodules = _submodules(modules)
     training = [module for module in submodules if module.training]
     weights = [w for module in submodules for w in module._parameters.values() if w is not None and w.requires_grad]
+    token = _PREPARED.set(prepared | set(modules))
     try:
         for module in training:
             module.training = False  # module.train(False) would also change the submodules
@@ -26,17 +40,19 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
             weight.requires_grad = False  # forward-mode differentiation rejects requires_grad_()
         yield
     finally:
+        _PREPARED.reset(token)
         for module in training:
             module.training = True
         for weight in weights:
-            weight.requires_grad = True
+            with torch.inference_mode(weight.is_inference()):  # elsewhere the flag of an inference tensor is read-only
+                weight.requires_grad = True
 
 
 def _submodules(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
     """Return ``modules`` and all their submodules; a submodule with two parents may appear twice.
 
     ``nn.Module.modules()`` also builds the name of each submodule and is ten times slower. The speed matters because
-    this function is called in every network evaluation.
+    this function is called in every network evaluation outside of an inversion or a sampling.
     """
     result = list(modules)
     for module in result:  # the list grows during the loop

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, ModelMixin
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.inputs import check_no_negative_prompts
@@ -48,6 +48,10 @@ class FluxDenoiser(GuidedDenoiser):
     def dtype(self) -> torch.dtype:
         """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
         return self.transformer.dtype
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.transformer,)
+
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         guidance = None

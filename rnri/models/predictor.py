@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rnri.models.eval_mode import eval_no_grad
 
 
 @dataclass
@@ -72,6 +76,13 @@ class NoisePredictor:
 
     def _count_backward(self, batch_size: int) -> None:
         self.nfe.backward += batch_size
+
+    def eval_mode(self) -> AbstractContextManager[None]:
+        """Return a context that keeps the network in evaluation mode, see :func:`rnri.models.eval_mode.eval_no_grad`.
+
+        Each call of the predictor enters this context. Entering the context once around several calls is faster.
+        """
+        return eval_no_grad(*getattr(self.denoiser, "networks", ()))
 
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
@@ -178,6 +189,11 @@ class GuidedDenoiser(ABC):
                 f"guidance={self.guidance}: a guidance of 1 takes no negative condition, any other value needs one."
             )
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks that ``network`` calls in evaluation mode."""
+        return ()
+
     @abstractmethod
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         """Return the network's output in the dtype of ``z``; ``z`` and ``condition`` have the same number of rows."""
@@ -187,13 +203,23 @@ class GuidedDenoiser(ABC):
         return output
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
+        return self.combine(self.network(self.network_rows(z), t, self.network_condition), z, t)
+
+    def network_rows(self, z: Tensor) -> Tensor:
+        """Return the network's input for ``z [B,C,h,w]``: ``z``, or ``z`` twice ``[2B,C,h,w]`` if guidance is on."""
         if len(z) != len(self.positive):
             raise ValueError(f"z has {len(z)} rows, but the predictor was made for {len(self.positive)} prompts.")
-        if self.negative is None:
-            output = self.network(z, t, self.positive)
-        else:
-            outputs = self.network(torch.cat([z, z]), t, self.negative.cat(self.positive))  # [2B,C,h,w]
-            negative, positive = outputs.chunk(2)
+        return z if self.negative is None else torch.cat([z, z])
+
+    @cached_property
+    def network_condition(self) -> Condition:
+        """The condition of each row of ``network_rows``: the negative condition, if any, then the positive one."""
+        return self.positive if self.negative is None else self.negative.cat(self.positive)
+
+    def combine(self, output: Tensor, z: Tensor, t: float) -> Tensor:
+        """Return the prediction for ``z`` from the network's ``output`` for ``network_rows(z)``, with guidance."""
+        if self.negative is not None:
+            negative, positive = output.chunk(2)
             output = negative + self.guidance * (positive - negative)
         return self.to_prediction(output, z, t)
 

@@ -80,16 +80,17 @@ def trajectory(
     first_with_grad = 0 if gradient_steps is None else len(schedule) - gradient_steps
     z = to_state_dtype(seed)
     latents = []
-    for i in range(len(schedule)):
-        step = ddim_step
-        if z.requires_grad and i < first_with_grad:
-            step = _linear_step
-        elif z.requires_grad and checkpoint:
-            step = _Recompute.apply
-        z = step(z, predictor, schedule, i)
-        on_step(i, z.detach())
-        if i >= len(schedule) - keep_last:
-            latents.append(z.to(seed.dtype))
+    with predictor.eval_mode():
+        for i in range(len(schedule)):
+            step = ddim_step
+            if z.requires_grad and i < first_with_grad:
+                step = _linear_step
+            elif z.requires_grad and checkpoint:
+                step = _Recompute.apply
+            z = step(z, predictor, schedule, i)
+            on_step(i, z.detach())
+            if i >= len(schedule) - keep_last:
+                latents.append(z.to(seed.dtype))
     return latents
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -142,7 +143,7 @@ class Schedule:
 
     def timestep(self, i: int) -> int | float:
         """Return the timestep that the network receives at step ``i``: an integer, or a float for flow matching."""
-        return self.timesteps[i].item()
+        return self._numbers[i][0]
 
     def coefficients(self, i: int) -> tuple[float, float]:
         """Return the coefficients ``(A, B)`` of step ``i``.
@@ -172,7 +173,13 @@ class Schedule:
 
     def alpha_sigma(self, i: int) -> tuple[float, float, float, float]:
         """Return ``(alpha_t, sigma_t, alpha_s, sigma_s)``: the signal and noise levels before and after step ``i``."""
-        return float(self.alpha[i]), float(self.sigma[i]), float(self.alpha_next[i]), float(self.sigma_next[i])
+        return self._numbers[i][1:]
+
+    @cached_property
+    def _numbers(self) -> list[tuple[float, float, float, float, float]]:
+        """The timestep and the levels of each step as Python numbers; reading a tensor's elements is slow."""
+        tables = (self.timesteps, self.alpha, self.sigma, self.alpha_next, self.sigma_next)
+        return list(zip(*(table.tolist() for table in tables), strict=True))
 
     def clean_and_noise(self, i: int, z: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return the estimates ``(x0, n)``, each ``[B,C,h,w]``, from a ``prediction`` at ``z`` before step ``i``.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.schedulers import check_flow_scheduler
@@ -32,6 +32,10 @@ class SD3Denoiser(GuidedDenoiser):
     def dtype(self) -> torch.dtype:
         """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
         return self.transformer.dtype
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.transformer,)
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         with eval_no_grad(self.transformer):

@@ -14,7 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnri.models.checks.components import check_embedding_dim, check_size_conditioning, check_unet_inputs
 from rnri.models.checks.inputs import check_no_negative_prompts
@@ -60,6 +60,10 @@ class UNetDenoiser(GuidedDenoiser):
         """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
         return self.unet.dtype
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.unet,)
+
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         embedding = self.guidance_embedding
         # The timestep is created on the device, because diffusers would copy a Python number and wait for the device.
@@ -76,6 +80,8 @@ class UNetDenoiser(GuidedDenoiser):
         return output.to(z.dtype)
 
     def to_prediction(self, output: Tensor, z: Tensor, t: float) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return output
         timestep = cast(int, t)  # schedules of UNets have integer timesteps
         return to_noise(output, z, float(self.alpha_bar[timestep]), self.prediction_type)
 

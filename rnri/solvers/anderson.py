@@ -55,6 +55,10 @@ class Anderson(IterativeSolver):
 
     step_is_finite: ClassVar[bool] = True
 
+    @property
+    def min_nfe(self) -> int:
+        return 3
+
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         f = iterate.f.flatten(1)  # [b,d]
         r = (iterate.f - iterate.z).flatten(1)  # [b,d]
@@ -117,6 +121,10 @@ class SafeguardedAnderson(IterativeSolver):
     step_is_finite: ClassVar[bool] = True
     returns_step: ClassVar[bool] = True
     has_safeguard: ClassVar[bool] = True
+
+    @property
+    def min_nfe(self) -> int:
+        return 1
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         f = iterate.f.flatten(1)  # [b,d]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from rnri.models.predictor import NoisePredictor, to_device
@@ -18,35 +17,31 @@ class EvaluationCounter:
     """Counts, for each sample, the evaluations of ``f`` and of the derivative of ``f``.
 
     Attributes:
-        forward: int64 ``[B]``, number of evaluations of ``f`` for each sample of the full batch.
-        backward: int64 ``[B]``, number of evaluations of the derivative of ``f`` for each sample of the full batch.
-        rows: int64 ``[b]``, indices in the full batch of the samples that this counter counts. Counters returned by
-            ``select`` update the same tensors ``forward`` and ``backward``.
+        forward: ``B`` numbers of evaluations of ``f``, one for each sample of the full batch.
+        backward: ``B`` numbers of evaluations of the derivative of ``f``, one for each sample of the full batch.
+        rows: ``b`` indices in the full batch of the samples that this counter counts. Counters returned by ``select``
+            update the same lists ``forward`` and ``backward``.
     """
 
-    forward: Tensor
-    backward: Tensor
-    rows: Tensor
+    forward: list[int]
+    backward: list[int]
+    rows: list[int]
 
     @classmethod
     def zeros(cls, batch_size: int) -> EvaluationCounter:
-        forward = torch.zeros(batch_size, dtype=torch.int64)
-        return cls(forward, torch.zeros_like(forward), torch.arange(batch_size))
+        return cls([0] * batch_size, [0] * batch_size, list(range(batch_size)))
 
     def select(self, rows: Tensor) -> EvaluationCounter:
-        """Return a counter for the samples ``rows`` (indices into ``self.rows``) that updates the same tensors."""
-        return replace(self, rows=self.rows[rows.cpu()])
-
-    @property
-    def nfe(self) -> Tensor:
-        """Number of evaluations of ``f`` so far for the samples ``rows``, int64 ``[b]``."""
-        return self.forward[self.rows]
+        """Return a counter for the samples ``rows`` (indices into ``self.rows``) that updates the same lists."""
+        return replace(self, rows=[self.rows[i] for i in rows.tolist()])
 
     def add_forward(self) -> None:
-        self.forward[self.rows] += 1
+        for row in self.rows:
+            self.forward[row] += 1
 
     def add_backward(self) -> None:
-        self.backward[self.rows] += 1
+        for row in self.rows:
+            self.backward[row] += 1
 
 
 @dataclass(frozen=True)

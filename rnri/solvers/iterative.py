@@ -9,7 +9,9 @@ samples of its batch. Only the network's rounding errors depend on the batch siz
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
+from itertools import compress
 from typing import ClassVar
 
 import torch
@@ -17,7 +19,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from rnri.models.predictor import to_device
-from rnri.solvers.implicit import ImplicitStep, Solution, mean_absolute
+from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mean_absolute
 from rnri.validation import dataclass
 
 State = tuple[Tensor, ...]
@@ -41,20 +43,24 @@ class Iterate:
     state: State
 
     def detach(self) -> Iterate:
+        if not self.z.requires_grad:
+            return self
         return dataclasses.replace(self, z=self.z.detach(), f=self.f.detach())
 
     def relaxed(self) -> Iterate:
         """Return the same iterate with the relaxed value ``z + relaxation * (f - z)`` instead of ``f``."""
+        if self.problem.relaxation == 1:
+            return self
         return dataclasses.replace(self, f=self.problem.relaxed(self.z, self.f))
 
-    def select(self, mask: Tensor) -> Iterate:
-        """Return the iterate of the samples with ``mask`` (bool ``[b]``)."""
-        return Iterate(
-            _select_step(self.problem, mask),
-            _select_rows(self.z, mask),
-            _select_rows(self.f, mask),
-            tuple(_select_rows(tensor, mask) for tensor in self.state),
-        )
+    def select(self, mask: list[bool]) -> Iterate:
+        """Return the iterate of the samples with ``mask``, ``b`` values."""
+        if all(mask):
+            return self
+        rows = torch.tensor(_indices(mask))
+        device_rows = to_device(rows, self.z.device)
+        state = tuple(tensor[device_rows] for tensor in self.state)
+        return Iterate(self.problem.select(rows), self.z[device_rows], self.f[device_rows], state)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,15 @@ class IterativeSolver(ABC):
     If True, the iterate is not checked, which saves a synchronization of the GPU with the CPU.
     """
 
+    @property
+    def min_nfe(self) -> int:
+        """Smallest number of evaluations with which the solver computes something else than a simpler method.
+
+        With one evaluation and the guess ``z_s``, most solvers return ``f(z_s)``, which is DDIM inversion. With fewer
+        than ``min_nfe`` evaluations, other solvers are DDIM inversion or the fixed-point iteration.
+        """
+        return 2
+
     @abstractmethod
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         """Return the next iterate ``[b,C,h,w]`` and the new state."""
@@ -108,8 +123,8 @@ class IterativeSolver(ABC):
         """Return the solver's result ``[b,C,h,w]`` from the iterate ``z`` and the ``state`` of the last ``step``."""
         return z
 
-    def has_budget(self, nfe: Tensor, max_nfe: Tensor) -> Tensor:
-        """Return whether each sample may do another iteration after ``nfe [b]`` network evaluations, bool ``[b]``."""
+    def has_budget(self, nfe: int, max_nfe: int) -> bool:
+        """Return whether a sample may do another iteration after ``nfe`` network evaluations."""
         return nfe + 1 <= max_nfe
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
@@ -118,8 +133,7 @@ class IterativeSolver(ABC):
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
         ``iterations``.
         """
-        if max_nfe is None:
-            max_nfe = torch.full((len(z_init),), self.iterations)
+        limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
         problem = problem.with_zero_counts()
         counter = problem.counter
         best = BestIterate(z_init, self.keep_best)
@@ -129,51 +143,54 @@ class IterativeSolver(ABC):
         while True:
             # Evaluate f at the current iterate.
             rows = problem.counter.rows
-            is_last = ~self.has_budget(problem.counter.nfe + 1, max_nfe[rows])
-            differentiate = self.needs_grad and (steps_after_last or not bool(is_last.all()))
+            is_last = [not self.has_budget(counter.forward[row] + 1, limits[row]) for row in rows]
+            differentiate = self.needs_grad and (steps_after_last or not all(is_last))
             iterate = Iterate(problem, *_evaluate(problem, z, differentiate), state)
 
             # Record the iterate, and stop samples that have converged, diverged or used all of their evaluations.
             residual = self._record(best, iterate.detach())
-            active = (residual > self.tolerance) & self._is_usable(best, rows, residual)
-            if not steps_after_last:
-                active &= ~is_last
-            if not active.any():
+            active = [
+                r > self.tolerance and self._is_usable(best, row, r) and (steps_after_last or not last)
+                for row, r, last in zip(rows, residual, is_last, strict=True)
+            ]
+            if not any(active):
                 break
 
             # Compute the next iterate. With gradients, stopped samples are removed only after the step, because the
             # autograd graph spans the whole batch.
             if not self.needs_grad:
                 iterate = iterate.select(active)
-                is_last = is_last[active]
-                residual = residual[active]
-                active = active[active]
+                is_last = list(compress(is_last, active))
+                residual = list(compress(residual, active))
+                active = [True] * len(is_last)
             z, state = self.step(iterate.relaxed())
             if not self.step_is_finite:
-                active &= z.flatten(1).isfinite().all(1).cpu()
+                finite = z.flatten(1).isfinite().all(1).cpu().tolist()
+                active = [is_active and is_finite for is_active, is_finite in zip(active, finite, strict=True)]
 
             # Store the result of samples after their last evaluation, and continue with the other samples.
             problem = iterate.problem
             if steps_after_last:
-                rows = problem.counter.rows
-                ends = active & is_last & best.is_best(rows, residual)
-                best.finalize(rows, ends, self.final_iterate(z, state))
-                active &= ~is_last
-            if not active.any():
+                ends = [
+                    is_active and last and r <= best.residual[row]
+                    for row, r, is_active, last in zip(problem.counter.rows, residual, active, is_last, strict=True)
+                ]
+                best.finalize(problem.counter.rows, ends, self.final_iterate(z, state))
+                active = [is_active and not last for is_active, last in zip(active, is_last, strict=True)]
+            if not any(active):
                 break
-            problem = _select_step(problem, active)
-            z = _select_rows(z, active)
-            state = tuple(_select_rows(tensor, active) for tensor in state)
-        return best.solution(self.tolerance, counter.forward, counter.backward)
+            iterate = Iterate(problem, z, z, state).select(active)
+            problem, z, state = iterate.problem, iterate.z, iterate.state
+        return best.solution(self.tolerance, counter)
 
-    def _record(self, best: BestIterate, iterate: Iterate) -> Tensor:
-        """Update ``best`` with ``iterate``; return the residuals of ``iterate`` on the CPU, float64 ``[b]``."""
+    def _record(self, best: BestIterate, iterate: Iterate) -> list[float]:
+        """Update ``best`` with ``iterate``; return the ``b`` residuals of ``iterate``."""
         residual = mean_absolute(iterate.z - iterate.f)
         return best.update(iterate, residual, self.merit(iterate, residual))
 
-    def _is_usable(self, best: BestIterate, rows: Tensor, residual: Tensor) -> Tensor:
-        """Return whether ``step`` can continue each sample after its last evaluation, bool ``[b]``."""
-        return best.has_finite(rows) if self.has_safeguard else residual.isfinite()
+    def _is_usable(self, best: BestIterate, row: int, residual: float) -> bool:
+        """Return whether ``step`` can continue the sample ``row`` after its last evaluation."""
+        return math.isfinite(best.residual[row] if self.has_safeguard else residual)
 
 
 def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
@@ -188,89 +205,95 @@ def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Te
         return z, problem(z)
 
 
-def _select_step(problem: ImplicitStep, mask: Tensor) -> ImplicitStep:
-    return problem if mask.all() else problem.select(mask.nonzero().flatten())
-
-
-def _select_rows(tensor: Tensor, mask: Tensor) -> Tensor:
-    return tensor if mask.all() else tensor[to_device(mask.nonzero().flatten(), tensor.device)]
+def _indices(mask: list[bool]) -> list[int]:
+    return [i for i, selected in enumerate(mask) if selected]
 
 
 class BestIterate:
     """The best finite iterate of every sample, or the latest finite iterate without ``keep_best``.
 
+    The numbers of each sample are Python numbers: for the small batches of an inversion they are faster than tensors.
+
     Attributes:
         z, f: ``[B,C,h,w]``, the best iterate ``z`` and the value ``f(z)``.
         result: ``[B,C,h,w]``, the latents that the solver returns for samples that do not converge.
-        residual: float64 ``[B]`` on the CPU, residual of the best iterate; ``inf`` before the first finite evaluation.
-        merit: float64 ``[B]`` on the CPU, value of ``IterativeSolver.merit`` at the best iterate.
-        diverged: bool ``[B]``, whether the last evaluation of a sample was not finite.
+        residual: ``B`` numbers, residual of the best iterate; ``inf`` before the first finite evaluation.
+        merit: ``B`` numbers, value of ``IterativeSolver.merit`` at the best iterate.
+        diverged: ``B`` values, whether the last evaluation of a sample was not finite.
     """
 
     def __init__(self, z_init: Tensor, keep_best: bool) -> None:
         self.keep_best = keep_best
-        self.z = z_init.clone()
-        self.f = z_init.clone()
+        self.z = z_init
+        self.f = z_init
         self.result = z_init.clone()
-        self.residual = torch.full((len(z_init),), torch.inf, dtype=torch.float64)
-        self.merit = self.residual.clone()
-        self.diverged = torch.zeros(len(z_init), dtype=torch.bool)
+        self.residual = [math.inf] * len(z_init)
+        self.merit = [math.inf] * len(z_init)
+        self.diverged = [False] * len(z_init)
 
-    def update(self, iterate: Iterate, residual: Tensor, merit: Tensor) -> Tensor:
+    def update(self, iterate: Iterate, residual: Tensor, merit: Tensor) -> list[float]:
         """Replace the best iterate of the samples for which ``iterate`` has a smaller merit.
 
         Returns:
-            The residuals on the CPU, float64 ``[b]``; residuals that are not finite are replaced by ``inf``.
+            The ``b`` residuals; residuals that are not finite are replaced by ``inf``.
         """
         rows = iterate.problem.counter.rows
         # Residual and merit are transferred to the CPU together: the only GPU synchronization per evaluation.
-        residual, merit = torch.stack([residual, merit.to(residual)]).cpu().double()
-        residual = residual.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        finite = residual.isfinite()
-        accepted = finite & (merit < self.merit[rows]) if self.keep_best else finite
-        self.residual[rows[accepted]] = residual[accepted]
-        self.merit[rows[accepted]] = merit[accepted]
-        scatter_rows_(self.z, rows, accepted, iterate.z)
-        scatter_rows_(self.f, rows, accepted, iterate.f)
-        scatter_rows_(self.result, rows, accepted, iterate.relaxed().f)
-        self.diverged[rows] = ~finite
-        if not finite.all():  # f may be not finite at the stored result of these samples, so return z instead
-            diverged = to_device(rows[~finite], self.z.device)
-            self.result[diverged] = self.z[diverged]
-        return residual
+        if merit is residual:
+            residuals = merits = residual.cpu().tolist()
+        else:
+            residuals, merits = torch.stack([residual, merit.to(residual)]).cpu().tolist()
+        finite = [math.isfinite(r) for r in residuals]
+        accepted = [
+            is_finite and (not self.keep_best or m < self.merit[row])
+            for row, is_finite, m in zip(rows, finite, merits, strict=True)
+        ]
+        for row, r, m, is_finite, is_accepted in zip(rows, residuals, merits, finite, accepted, strict=True):
+            self.diverged[row] = not is_finite
+            if is_accepted:
+                self.residual[row] = r
+                self.merit[row] = m
+        self.z = replace_rows(self.z, rows, accepted, iterate.z)
+        self.f = replace_rows(self.f, rows, accepted, iterate.f)
+        self.result = replace_rows(self.result, rows, accepted, iterate.relaxed().f)
+        if not all(finite):  # f may be not finite at the stored result of these samples, so return z instead
+            diverged = to_device(torch.tensor(self.diverged), self.z.device).view(-1, 1, 1, 1)
+            self.result = torch.where(diverged, self.z, self.result)
+        return [r if is_finite else math.inf for r, is_finite in zip(residuals, finite, strict=True)]
 
-    def has_finite(self, rows: Tensor) -> Tensor:
-        """Return whether each sample had a finite evaluation, bool ``[b]``."""
-        return self.residual[rows].isfinite()
+    def finalize(self, rows: list[int], mask: list[bool], z: Tensor) -> None:
+        """Set the result of those samples ``rows`` for which ``mask`` is True to ``z [b,C,h,w]``."""
+        self.result = replace_rows(self.result, rows, mask, z)
 
-    def is_best(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """Return whether the last iterate, with ``residual [b]``, is the best iterate of each sample, bool ``[b]``."""
-        return residual <= self.residual[rows]
-
-    def finalize(self, rows: Tensor, mask: Tensor, z: Tensor) -> None:
-        """Set the result of those samples ``rows [b]`` for which ``mask`` (bool ``[b]``) is True to ``z [b,C,h,w]``."""
-        scatter_rows_(self.result, rows, mask, z)
-
-    def solution(self, tolerance: float, nfe: Tensor, backward: Tensor) -> Solution:
-        residual = self.residual.masked_fill(self.diverged, torch.inf)
+    def solution(self, tolerance: float, counter: EvaluationCounter) -> Solution:
+        residual = torch.tensor(self.residual, dtype=torch.float64)
+        residual[torch.tensor(self.diverged)] = math.inf
         converged = residual <= tolerance
-        z = torch.where(to_device(converged, self.z.device).view(-1, 1, 1, 1), self.z, self.result)
-        return Solution(z, residual, nfe, backward, converged, self.f)
+        z = self.result
+        if converged.any():
+            z = torch.where(to_device(converged, z.device).view(-1, 1, 1, 1), self.z, z)
+        return Solution(z, residual, torch.tensor(counter.forward), torch.tensor(counter.backward), converged, self.f)
 
 
-def scatter_rows_(table: Tensor, rows: Tensor, mask: Tensor, values: Tensor) -> None:
-    """Set ``table[rows[mask]] = values[mask]`` in place.
+def replace_rows(table: Tensor, rows: list[int], mask: list[bool], values: Tensor) -> Tensor:
+    """Return ``table`` with ``table[rows[mask]]`` replaced by ``values[mask]``.
 
     Args:
-        table: ``[B,...]``.
-        rows: int64 ``[b]``, indices into ``table``.
-        mask: bool ``[b]``, the rows that are written.
+        table: ``[B,...]``; the tensor is not modified.
+        rows: ``b`` indices into ``table``.
+        mask: ``b`` values, the rows that are replaced.
         values: ``[b,...]``, the new rows of ``table``.
     """
-    if mask.all() and len(rows) == len(table):
-        table.copy_(values)
-    elif mask.any():
-        table[to_device(rows[mask], table.device)] = values[to_device(mask.nonzero().flatten(), values.device)]
+    if all(mask) and len(rows) == len(table):
+        return values
+    selected = _indices(mask)
+    if not selected:
+        return table
+    table = table.clone()
+    table[to_device(torch.tensor([rows[i] for i in selected]), table.device)] = values[
+        to_device(torch.tensor(selected), values.device)
+    ]
+    return table
 
 
 @dataclass(frozen=True)
@@ -294,6 +317,10 @@ class AveragedFixedPoint(IterativeSolver):
     """
 
     step_is_finite: ClassVar[bool] = True
+
+    @property
+    def min_nfe(self) -> int:
+        return 3
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         z = (iterate.f + iterate.state[0]) / 2 if iterate.state else iterate.f

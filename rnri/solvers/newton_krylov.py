@@ -34,7 +34,12 @@ class NewtonKrylov(IterativeSolver):
 
     has_safeguard: ClassVar[bool] = True
 
-    def has_budget(self, nfe: Tensor, max_nfe: Tensor) -> Tensor:
+    @property
+    def min_nfe(self) -> int:
+        """The number of evaluations of one Newton step."""
+        return self.krylov_dim + 2
+
+    def has_budget(self, nfe: int, max_nfe: int) -> bool:
         return nfe + self.krylov_dim + 1 <= max_nfe
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
