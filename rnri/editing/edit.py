@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -31,6 +33,7 @@ from rnri.models.deterministic import scheduler_for
 from rnri.models.eval_mode import eval_no_grad
 from rnri.models.families import family_of
 from rnri.models.family import Family, components
+from rnri.models.finite import check_finite_latents, finite_decoding
 
 PLAIN_PROCESSORS = (
     AttnProcessor,
@@ -91,10 +94,14 @@ class EditResult:
         images: the edited images, in the order of the edited prompts.
         reconstructions: the images that the same pipeline call generates with the source prompts, one per inverted
             image.
+        images_replaced, reconstructions_replaced: for each image, whether the pipeline's safety checker replaced the
+            image by a black image.
     """
 
     images: Images
     reconstructions: Images
+    images_replaced: tuple[bool, ...]
+    reconstructions_replaced: tuple[bool, ...]
 
 
 def edit(
@@ -108,7 +115,7 @@ def edit(
 
     ::
 
-        inversion = rnri.invert(pipe, image, "a photo of a cat", steps=20)
+        inversion = rnri.invert(pipe, image, "a photo of a cat", num_inference_steps=20)
         result = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
     The edit is one call of ``pipe`` with the scheduler of ``rnri.scheduler_for``. The batch of this call contains the
@@ -122,15 +129,21 @@ def edit(
             edited prompt or a list of edited prompts for each image.
         edit_config: settings of the edit: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX;
             None means the default settings of the model family.
-        pipeline_kwargs: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``.
+        pipeline_kwargs: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``. A
+            ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. A callback that
+            turns off guidance and keeps the conditional embeddings of one prompt only, such as
+            ``SDCFGCutoffCallback``, keeps those of all prompts of the batch.
 
     Raises:
         ValueError: ``edit_config`` names words that the prompts do not contain or does not fit the network; the
-            pipeline has an IP-Adapter or custom attention processors; or a pipeline argument is reserved or
-            unsupported. The error is raised before the network runs.
+            pipeline has an IP-Adapter or custom attention processors; a seed is not finite; or a pipeline argument is
+            reserved or unsupported. These errors are raised before the network runs. Also raised if the sampled latents
+            or the output of the VAE are not finite.
     """
     family = family_of(pipe)
     _check_kwargs(pipeline_kwargs)
+    if not inversion.latents.isfinite().all():
+        raise ValueError("inversion.latents: must be finite, but the inversion diverged; use more steps or float32.")
     source_prompts = list(inversion.prompts)
     edited_prompts = _edited_prompts(prompt, len(source_prompts))
     prompts = [*source_prompts, *(text for texts in edited_prompts for text in texts)]
@@ -141,16 +154,27 @@ def edit(
     if "negative_prompt" in call_kwargs:
         call_kwargs["negative_prompt"] = [call_kwargs["negative_prompt"][row] for row in rows]
     user_callback = pipeline_kwargs.pop("callback_on_step_end", None)
-    callback_tensors = ["latents", *pipeline_kwargs.pop("callback_on_step_end_tensor_inputs", [])]
-    with attn_processor(family.network, control.processor), _deterministic_eval(pipe):
-        images = pipe(
+    callback_tensors = pipeline_kwargs.pop("callback_on_step_end_tensor_inputs", [])
+    if isinstance(user_callback, PipelineCallback | MultiPipelineCallbacks):
+        callback_tensors = user_callback.tensor_inputs
+    with attn_processor(family.network, control.processor), _deterministic_eval(pipe), finite_decoding(pipe.vae):
+        output = pipe(
             **call_kwargs,
             **pipeline_kwargs,
             callback_on_step_end=_callback(state, control, user_callback),
-            callback_on_step_end_tensor_inputs=list(dict.fromkeys(callback_tensors)),
-            return_dict=False,
-        )[0]
-    return EditResult(images=images[len(source_prompts) :], reconstructions=images[: len(source_prompts)])
+            callback_on_step_end_tensor_inputs=list(dict.fromkeys(["latents", *callback_tensors])),
+        )
+    images = output.images
+    if pipeline_kwargs.get("output_type") == "latent":
+        check_finite_latents(images)
+    replaced = tuple(getattr(output, "nsfw_content_detected", None) or [False] * len(prompts))
+    sources = len(source_prompts)
+    return EditResult(
+        images=images[sources:],
+        reconstructions=images[:sources],
+        images_replaced=replaced[sources:],
+        reconstructions_replaced=replaced[:sources],
+    )
 
 
 def attention_control(
@@ -221,9 +245,23 @@ def _callback(state: EditState, control: AttentionControl, user_callback: Callab
         latents = control.after_step(tensors["latents"])
         if user_callback is None:
             return {"latents": latents}
-        return {"latents": latents} | (user_callback(pipe, step, timestep, tensors | {"latents": latents}) or {})
+        tensors = tensors | {"latents": latents}
+        returned = user_callback(pipe, step, timestep, dict(tensors)) or {}
+        if isinstance(user_callback, PipelineCallback | MultiPipelineCallbacks):
+            returned = {name: _all_rows(value, tensors.get(name), state.count) for name, value in returned.items()}
+        return {"latents": latents} | returned
 
     return on_step_end
+
+
+def _all_rows(returned: Any, original: Any, count: int) -> Any:
+    """Return the last ``count`` rows of ``original`` if ``returned`` is its last row, otherwise ``returned``.
+
+    The callbacks of diffusers that turn off guidance keep the last row of the embeddings, which is the conditional row
+    of one prompt. A batch of ``count`` prompts has ``count`` conditional rows.
+    """
+    is_last_row = isinstance(returned, Tensor) and isinstance(original, Tensor) and torch.equal(returned, original[-1:])
+    return original[-count:] if is_last_row else returned
 
 
 def _edited_prompts(prompt: object, images: int) -> list[list[str]]:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from rnri.methods.noise_maps import NoiseMaps, Step
 from rnri.methods.registry import register_method
-from rnri.models.predictor import NoisePredictor
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
@@ -25,7 +24,8 @@ class EditFriendly(NoiseMaps):
     ``keep_last_map`` the noise map of the last step is also stored, as in Algorithm 1 of the paper, and the inversion
     is exact. Without the last noise map, the latent MSE is 1.4e-3, 1.5e-3 and 2.2e-3 at guidance 1, 3.5 and 7.5,
     measured with eight images and 10 steps of the small model ``emoji`` that ships with the repository. With the last
-    noise map, the latent MSE is below 1e-30.
+    noise map, the latent MSE is below 1e-30. On a schedule whose last step ends at noise level 0, such as every
+    flow-matching schedule, the last step adds no noise, and both settings are the same method.
 
     Attributes:
         keep_last_map: whether the noise map of the last step is stored.
@@ -34,7 +34,7 @@ class EditFriendly(NoiseMaps):
     keep_last_map: bool = False
 
     def sampler(self, schedule: Schedule) -> Step:
-        return lambda z, predictor, i: _posterior(z, predictor, schedule, i)
+        return lambda z, predictor, i: posterior(z, predictor(z, schedule.timestep(i)), schedule, i)
 
     def stores_map(self, i: int, schedule: Schedule) -> bool:
         return self.keep_last_map or i < len(schedule) - 1
@@ -43,10 +43,13 @@ class EditFriendly(NoiseMaps):
 register_method("edit_friendly_exact", lambda: EditFriendly(keep_last_map=True), paper=f"{PAPER}, Algorithm 1")
 
 
-def _posterior(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> tuple[Tensor, float]:
-    """Return mean ``[B,C,h,w]`` and standard deviation of ``q(z_s | z_t, x0)``, step ``i`` of the DDPM sampler."""
+def posterior(z: Tensor, prediction: Tensor, schedule: Schedule, i: int) -> tuple[Tensor, float]:
+    """Return mean ``[B,C,h,w]`` and standard deviation of ``q(z_s | z_t, x0)``, step ``i`` of the DDPM sampler.
+
+    ``prediction`` is the network's prediction at ``z`` before step ``i``.
+    """
     alpha, sigma, alpha_next, sigma_next = schedule.alpha_sigma(i)
     added_variance = max(sigma**2 - (alpha / alpha_next * sigma_next) ** 2, 0)  # variance of q(z_t | z_s)
     deviation = sigma_next / sigma * math.sqrt(added_variance)
-    clean, noise = schedule.clean_and_noise(i, z, predictor(z, schedule.timestep(i)))
+    clean, noise = schedule.clean_and_noise(i, z, prediction)
     return alpha_next * clean + math.sqrt(max(sigma_next**2 - deviation**2, 0)) * noise, deviation

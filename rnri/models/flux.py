@@ -31,39 +31,35 @@ TIMESTEP_SCALE = 1_000
 class FluxDenoiser(GuidedDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``FluxTransformer2DModel``.
 
+    The guidance scale, which the network of FLUX.1 dev takes as an input, is part of the condition.
+
     Attributes:
         transformer: the ``FluxTransformer2DModel``.
         text_ids: position ids of the text tokens, ``[L,3]``.
         image_ids: position ids of the image tokens, ``[hw/4,3]``.
-        embedded_guidance: guidance scale that the network takes as an input; None for networks without this input
-            (schnell).
     """
 
     transformer: ModelMixin
     text_ids: Tensor  # [L,3]
     image_ids: Tensor  # [hw/4,3]
-    embedded_guidance: float | None = None
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
         return self.transformer.dtype
+
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         return (self.transformer,)
 
-
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        guidance = None
-        if self.embedded_guidance is not None:
-            guidance = torch.full((len(z),), self.embedded_guidance, dtype=torch.float32, device=z.device)
         # Cast to the network's dtype first, then divide, as the pipeline does. In half precision the order matters.
         timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(
                 hidden_states=pack(z.to(self.dtype)),
                 timestep=timestep,
-                guidance=guidance,
+                guidance=condition.added.get("guidance"),
                 pooled_projections=condition.added["pooled"],
                 encoder_hidden_states=condition.text,
                 txt_ids=self.text_ids,
@@ -158,12 +154,14 @@ class FluxFamily(Family):
         height = image_size[0] // pixels_per_token
         width = image_size[1] // pixels_per_token
         image_ids = self.pipeline._prepare_latent_image_ids(len(prompts), height, width, device, text.dtype)
+        added = {"pooled": pooled}
+        if self._embeds_guidance:
+            added["guidance"] = torch.full((len(prompts),), guidance, dtype=torch.float32, device=device)
         return FluxDenoiser(
             transformer=self.network,
             text_ids=text_ids,
             image_ids=image_ids,
-            embedded_guidance=guidance if self._embeds_guidance else None,
-            positive=Condition(text, {"pooled": pooled}),
+            positive=Condition(text, added),
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:

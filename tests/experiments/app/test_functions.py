@@ -18,7 +18,7 @@ from experiments.app.rare import iterate_seedselect
 from experiments.app.ratings import Ratings, build_questions, methods_of, read_run, validate_rater
 from experiments.app.seed_files import read_seed, write_seed
 from experiments.app.seeds import NUM_POINTS, add_prompt_lines, broadcast_prompts, explore, invert_images, norm_figure
-from experiments.app.uploads import UploadLimits, enlarge, read_examples, read_image
+from experiments.app.uploads import UploadLimits, enlarge, read_examples, read_image, to_pil
 from experiments.app.widgets import image_list_input
 from rnri import LatentDiffusion
 from rnri.editing import Injection, PromptToPrompt
@@ -114,6 +114,22 @@ def test_edit_settings_are_parsed(context):
     for text in ("dog", "dog=", "dog=two", "=2", "dog=inf"):
         with pytest.raises(ValueError, match="word weights"):
             parse_weights(text)
+
+
+def test_images_that_are_not_finite_are_not_displayed():
+    images = torch.rand(2, 3, 4, 4)
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^1 of 2 images are not finite: start the page with model.dtype=float32\.$"):
+        to_pil(images)
+
+
+@pytest.mark.parametrize("flags, name", [([True, False], "reconstruction"), ([False, True], "edited image")])
+def test_images_of_the_safety_checker_are_not_displayed(context, inverted, monkeypatch, flags, name):
+    monkeypatch.setattr(
+        type(context.model.pipeline), "run_safety_checker", lambda self, images, device, dtype: (images, flags)
+    )
+    with pytest.raises(ValueError, match=f"the model's safety checker replaced the {name} by a black image"):
+        edit_image(context, inverted.seed, "a drawing of a dog", PromptToPrompt())
 
 
 @pytest.mark.parametrize("prompt", ["", "  "])
@@ -259,7 +275,10 @@ def test_invalid_settings_raise_an_error_that_names_the_key():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("device=quantum", r"^device: must be auto or a device of this machine, such as cpu or cuda:0, got 'quantum'"),
+        (
+            "device=quantum",
+            r"^device: must be auto or a device that PyTorch finds here, such as cpu or cuda:0, got 'quantum'\.$",
+        ),
         ("device=cuda:99", r"^device: .*got 'cuda:99'"),
         ("device=meta", r"^device: .*got 'meta'"),
         ("clip=/nowhere", "^clip: /nowhere has no CLIP model"),

@@ -1,0 +1,32 @@
+"""Errors for latents and images that are not finite, which pipelines would convert to black images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def check_finite_latents(latents: Tensor) -> None:
+    """Raise ValueError if ``latents`` has an element that is not finite."""
+    if not latents.isfinite().all():
+        raise ValueError("the sampled latents are not finite: the network overflows; use a pipeline in float32.")
+
+
+@contextmanager
+def finite_decoding(vae: nn.Module) -> Iterator[None]:
+    """Raise ValueError inside the ``with`` block if the input or the output of the VAE's decoder is not finite."""
+
+    def check(decoder: nn.Module, inputs: tuple[Any, ...], images: Tensor) -> None:
+        check_finite_latents(inputs[0])
+        if not images.isfinite().all():
+            raise ValueError("the decoded images are not finite: the VAE overflows; use a VAE in float32.")
+
+    decoder: Any = vae.decoder
+    handle = decoder.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
