@@ -197,12 +197,16 @@ def edit_image(
         The reconstruction and the edited image.
 
     Raises:
-        ValueError: the prompt is empty, or ``rnri.editing.edit`` raised an error.
+        ValueError: the prompt is empty, ``rnri.editing.edit`` raised an error, or the pipeline's safety checker
+            replaced an image.
     """
     _check_prompt(prompt)
     with context.lock:
         on_device = dataclasses.replace(seed, latents=seed.latents.to(context.model.device))
         result = edit(context.model.pipeline, on_device, prompt, config, output_type="pt")
+    if any(result.images_replaced + result.reconstructions_replaced):
+        name = "edited image" if any(result.images_replaced) else "reconstruction"
+        raise ValueError(f"the model's safety checker replaced the {name} by a black image: change the prompt.")
     reconstruction, edited = to_pil(torch.cat([result.reconstructions, result.images]))
     return reconstruction, edited
 
