@@ -159,13 +159,14 @@ class ImplicitInverter(Inverter):
     Attributes:
         solver: solves the equation of each inversion step.
         initial_guess: the latent at which the solver starts in inversion step ``k``. ``plain`` is the latent ``z_s`` at
-            the cleaner end of the step (RNRI, Eq. 8). ``extrapolated`` is ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with
-            the noise predictions of the last two inversion steps. ``fitted`` is
-            ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. Its ``beta`` in [0, 1.5] is, for each sample, the
-            factor that would have been best in the previous inversion step; in the third step it is 1/2. For both
-            extrapolations, the first step starts at ``z_s`` and the second step uses ``eps_0`` alone. Computing the
-            noise predictions from the solutions of previous steps needs no network evaluation. With large steps or
-            strong guidance, ``extrapolated`` overshoots.
+            the cleaner end of the step (RNRI, Eq. 8). ``scaled`` is ``A z_s``, which is the plain guess in the
+            coordinates ``z / alpha`` of diffusers' Euler schedulers. ``extrapolated`` is
+            ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions of the last two inversion steps.
+            ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. Its ``beta`` in [0, 1.5] is, for
+            each sample, the factor that would have been best in the previous inversion step; in the third step it is
+            1/2. For both extrapolations, the first step starts at ``z_s`` and the second step uses ``eps_0`` alone.
+            Computing the noise predictions from the solutions of previous steps needs no network evaluation. With large
+            steps or strong guidance, ``extrapolated`` overshoots.
         allocation: how the network evaluations, ``solver.iterations`` per step on average, are distributed over the
             inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations, and evaluations
             that a sample does not use are saved. With ``by_difficulty``, the number of evaluations is proportional to
@@ -186,7 +187,7 @@ class ImplicitInverter(Inverter):
     """
 
     solver: Solver
-    initial_guess: Literal["plain", "extrapolated", "fitted"] = "plain"
+    initial_guess: Literal["plain", "scaled", "extrapolated", "fitted"] = "plain"
     allocation: Literal["uniform", "by_difficulty"] = "uniform"
     parameterization: Parameterization = "native"
     extra_evaluations: NonNegativeInt = 0
@@ -243,15 +244,28 @@ class ImplicitInverter(Inverter):
     def nfe_per_step(self) -> float:
         """Maximum number of the solver's network evaluations per step; a backward pass counts as two evaluations."""
         needs_grad = getattr(self.solver, "needs_grad", False)
-        return self.solver.iterations * (1 + NFE_PER_BACKWARD * needs_grad)
+        extra_nfe = getattr(self.solver, "extra_nfe", 0)
+        return extra_nfe + self.solver.iterations * (1 + NFE_PER_BACKWARD * needs_grad)
 
     def with_nfe(self, nfe: int) -> ImplicitInverter:
-        """Return a copy whose solver uses at most ``nfe`` forward network evaluations per step."""
+        """Return a copy whose solver uses at most ``nfe`` forward network evaluations per step.
+
+        Raises:
+            ValueError: with ``nfe`` evaluations the solver is DDIM inversion or another simpler method.
+        """
         solver = replace(self.solver, iterations=nfe)  # type: ignore[type-var]
+        min_nfe = getattr(solver, "min_nfe", 1)
+        if nfe < min_nfe:
+            raise ValueError(
+                f"{type(solver).__name__} needs at least {min_nfe} network evaluations per step, got {nfe}; with fewer "
+                "evaluations it equals DDIM inversion or the fixed-point iteration, the methods ddim and aidi."
+            )
         return replace(self, solver=solver)
 
     def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
         """Return the initial guess ``[B,C,h,w]`` of an inversion step from the predictions of previous steps."""
+        if self.initial_guess == "scaled":
+            return problem.a * problem.z_s
         if self.initial_guess == "plain" or not history:
             return problem.z_s
         return problem.a * problem.z_s + problem.b * history.extrapolate(fitted=self.initial_guess == "fitted")
@@ -261,7 +275,7 @@ class ImplicitInverter(Inverter):
 
         The guess must be extrapolated. With a fitted ``beta`` of 0 the guess only repeats the last prediction.
         """
-        if self.initial_guess == "plain" or len(history) < 2:
+        if self.initial_guess in ("plain", "scaled") or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)
         return (history.beta(fitted=self.initial_guess == "fitted") > 0).cpu()
 

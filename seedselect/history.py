@@ -17,7 +17,8 @@ class Selection:
     """The best seed of each of B samples and the history of the optimization, over at most K iterations.
 
     Attributes:
-        seed: the seed with the smallest loss of each sample, ``[B,C,h,w]``; its loss is at most the initial loss.
+        seed: the seed with the smallest criterion of each sample, ``[B,C,h,w]``. The criterion is the loss or, with
+            ``SeedSelect.best_by="rewards"``, the loss without the penalty.
         latent: the clean latent generated from ``seed``, ``[B,C,h,w]``.
         loss: loss of ``seed``, float64 ``[B]``.
         initial_loss: loss of the initial seed, float64 ``[B]``.
@@ -58,7 +59,7 @@ class Selection:
 
 
 class BestSeedTracker:
-    """Records the losses, the times, and the best seed and its latent for each sample.
+    """Records the losses, the times, and the seed with the smallest criterion and its latent for each sample.
 
     Seeds and latents stay on their device. All other tensors are on the CPU, because some devices do not support
     float64.
@@ -66,7 +67,7 @@ class BestSeedTracker:
     Args:
         seeds: initial seeds ``[B,C,h,w]``.
         iterations: the maximum number of updates K.
-        patience, improvement: a sample has converged when its best loss decreased by less than the fraction
+        patience, improvement: a sample has converged when its best criterion decreased by less than the fraction
             ``improvement`` over the last ``patience`` iterations; ``patience=0`` disables this convergence check.
     """
 
@@ -77,6 +78,7 @@ class BestSeedTracker:
         self.seed = seeds.clone()
         self.latent = torch.full_like(seeds, torch.nan)
         self.best = torch.full((batch,), torch.inf, dtype=torch.float64)
+        self.best_loss = self.best.clone()
         self.trace = torch.full((iterations + 1, batch), torch.nan, dtype=torch.float64)
         self.best_trace = self.trace.clone()
         self.iterations = torch.zeros(batch, dtype=torch.int64)
@@ -87,13 +89,23 @@ class BestSeedTracker:
         self.last_time = time.perf_counter()
 
     def record(
-        self, k: int, rows: Tensor, seeds: Tensor, latent: Tensor, loss: Tensor, *, differentiated: bool = False
+        self,
+        k: int,
+        rows: Tensor,
+        seeds: Tensor,
+        latent: Tensor,
+        loss: Tensor,
+        *,
+        criterion: Tensor | None = None,
+        differentiated: bool = False,
     ) -> Tensor:
         """Record iteration ``k`` of the samples ``rows [b]``; return which of these samples continue, bool ``[b]``.
 
-        A sample stops when its loss is not finite or when it has converged.
+        The best seed has the smallest ``criterion [b]``, by default the loss. A sample stops when its loss is not
+        finite or when it has converged.
         """
         loss = loss.cpu().double()  # waits for the device, so that the measured time includes its work
+        criterion = loss if criterion is None else criterion.cpu().double()
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)
         self.last_time = now
@@ -101,10 +113,11 @@ class BestSeedTracker:
         self.iterations[rows] = self.backwards[rows]  # every earlier gradient was followed by an update
         self.forwards[rows] += 1
         self.backwards[rows] += differentiated
-        better = loss < self.best[rows]  # False for NaN
+        better = loss.isfinite() & (criterion < self.best[rows])
         self.seed[rows[better]] = seeds[better]
         self.latent[rows[better]] = latent[better].to(self.latent.dtype)
-        self.best[rows[better]] = loss[better]
+        self.best[rows[better]] = criterion[better]
+        self.best_loss[rows[better]] = loss[better]
         self.best_trace[k, rows] = self.best[rows]
         active = torch.isfinite(loss)
         if self.patience and k >= self.patience:
@@ -118,7 +131,7 @@ class BestSeedTracker:
         return Selection(
             seed=self.seed,
             latent=self.latent,
-            loss=self.best,
+            loss=self.best_loss,
             initial_loss=self.trace[0],
             trace=self.trace,
             iterations=self.iterations,

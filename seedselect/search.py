@@ -143,6 +143,6 @@ def _evaluate(objective: SeedSelect, problem: Problem, seeds: Tensor, tracker: B
     """Compute and record the losses ``[B]`` of ``seeds [B,C,h,w]``, the k-th candidates of all samples."""
     rows = torch.arange(len(seeds))
     generation = problem.generate(seeds, rows)
-    loss = objective.compute_loss(generation)
-    tracker.record(k, rows, seeds, generation.latents[-1], loss)
+    loss, criterion = objective.loss_and_criterion(generation)
+    tracker.record(k, rows, seeds, generation.latents[-1], loss, criterion=criterion)
     return loss

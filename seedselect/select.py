@@ -79,8 +79,11 @@ class SeedSelect:
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
         penalty_weight: weight of ``penalty`` in the loss.
-        patience, improvement: the optimization of a sample stops when its best loss decreased by less than the fraction
-            ``improvement`` over the last ``patience`` updates. ``patience=0`` runs all iterations.
+        best_by: which seed of a sample is returned: the seed with the smallest ``loss``, or the seed with the largest
+            weighted sum of ``rewards``, which is the smallest loss without the penalty (ReNO, Eyring et al. 2024).
+        patience, improvement: the optimization of a sample stops when its best loss (without the penalty if
+            ``best_by`` is ``rewards``) decreased by less than the fraction ``improvement`` over the last ``patience``
+            updates. ``patience=0`` runs all iterations.
     """
 
     iterations: PositiveInt = 30
@@ -92,6 +95,7 @@ class SeedSelect:
     norm: Literal["free", "keep"] = "free"
     penalty: Callable[[Tensor], Tensor] = no_penalty
     penalty_weight: NonNegativeFloat = 1.0
+    best_by: Literal["loss", "rewards"] = "loss"
     patience: NonNegativeInt = 0
     improvement: NonNegativeFloat = 0.01
     rewards: Annotated[Sequence[Sequence[Any]], MinLen(1)] | None = None
@@ -163,13 +167,15 @@ class SeedSelect:
             with torch.enable_grad():
                 current = z[rows].requires_grad_(not is_last)
                 generation = problem.generate(current, rows)
-                loss = self.compute_loss(generation)
+                loss, criterion = self.loss_and_criterion(generation)
                 gradient = None if is_last else torch.autograd.grad(loss.sum(), current)[0]
                 if gradient is not None:
                     gradient = self.gradient(gradient, current.detach())
             latent = generation.latents[-1].detach()
             loss = loss.detach()
-            active = tracker.record(k, rows, current.detach(), latent, loss, differentiated=not is_last)
+            active = tracker.record(
+                k, rows, current.detach(), latent, loss, criterion=criterion.detach(), differentiated=not is_last
+            )
             yield Iteration(k, rows, loss, latent, tracker.selection())
             if gradient is None or not active.any():
                 return
@@ -187,8 +193,14 @@ class SeedSelect:
 
         Without ``rewards`` these are the negative semantic and appearance losses.
         """
+        return self.loss_and_criterion(generation)[0]
+
+    def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
+        """Return the loss ``[B]`` and the criterion ``[B]``, whose smallest value marks the best seed."""
         losses = [-(weight * reward(generation)) for reward, weight in self._rewards()]
-        return sum([*losses[1:], self.penalty_weight * self.penalty(generation.seeds)], start=losses[0])
+        without_penalty = sum(losses[1:], start=losses[0])
+        loss = without_penalty + self.penalty_weight * self.penalty(generation.seeds)
+        return loss, loss if self.best_by == "loss" else without_penalty
 
     def _rewards(self) -> Sequence[tuple[Reward, float]]:
         if self.rewards is not None:

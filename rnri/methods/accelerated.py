@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rnri.inversion import ImplicitInverter
+from rnri.methods.common import FixedNfeInverter
 from rnri.methods.registry import register_method
 from rnri.solvers.anderson import SafeguardedAnderson
 from rnri.solvers.parameterization import Parameterization
@@ -39,6 +42,24 @@ def anderson_inverter(
     )
 
 
+def _with_fixed_nfe(inverter: ImplicitInverter) -> FixedNfeInverter:
+    return FixedNfeInverter(**{field.name: getattr(inverter, field.name) for field in fields(inverter)})
+
+
 register_method("accelerated", anderson_inverter, paper="ours")
-register_method("accelerated_8", lambda: anderson_inverter(8), paper="ours")
-register_method("accelerated_plus_one", lambda: anderson_inverter(1, extra_evaluations=1), paper="ours")
+
+
+@register_method("accelerated_8", paper="ours")
+def accelerated_8(
+    tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native"
+) -> FixedNfeInverter:
+    """Return the default inverter with a fixed mean number of eight network evaluations per inversion step."""
+    return _with_fixed_nfe(anderson_inverter(8, tolerance, parameterization))
+
+
+@register_method("accelerated_plus_one", paper="ours")
+def accelerated_plus_one(
+    tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native"
+) -> FixedNfeInverter:
+    """Return the default inverter with a fixed number of N + 1 network evaluations for N inversion steps."""
+    return _with_fixed_nfe(anderson_inverter(1, tolerance, parameterization, extra_evaluations=1))

@@ -12,6 +12,28 @@ from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback
 from rnri.models.schedule import Schedule
 from rnri.solvers.iterative import FixedPoint
+from rnri.validation import dataclass
+
+
+@dataclass(frozen=True)
+class FixedNfeInverter(ImplicitInverter):
+    """An ``ImplicitInverter`` whose number of network evaluations is part of the method's definition.
+
+    ``ddim`` is one example: with more evaluations it would be the fixed-point iteration.
+    """
+
+    def with_nfe(self, nfe: int) -> FixedNfeInverter:
+        """Return this inverter if it uses ``nfe`` forward network evaluations per step.
+
+        Raises:
+            ValueError: the inverter uses another number of evaluations.
+        """
+        if nfe != self.solver.iterations or self.extra_evaluations:
+            count = f"{self.solver.iterations} per step"
+            if self.extra_evaluations:
+                count += f" and {self.extra_evaluations} more"
+            raise ValueError(f"this method has a fixed number of network evaluations, {count}; choose another method.")
+        return self
 
 
 def make_inversion(
@@ -57,6 +79,11 @@ def constant_counts(nfe_per_step: int, schedule: Schedule, batch_size: int) -> T
     return torch.full((len(schedule), batch_size), nfe_per_step)
 
 
+def ddim() -> FixedNfeInverter:
+    """Return DDIM inversion: one fixed-point iteration per inversion step."""
+    return FixedNfeInverter(FixedPoint(iterations=1, tolerance=0))
+
+
 def ddim_path(
     z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback
 ) -> tuple[Inversion, list[Tensor]]:
@@ -67,7 +94,7 @@ def ddim_path(
         path.append(z)
         on_step(k, z)
 
-    result = ImplicitInverter(FixedPoint(iterations=1)).invert(z0, predictor, schedule, record)
+    result = ddim().invert(z0, predictor, schedule, record)
     return result, [result.z0, *path]
 
 

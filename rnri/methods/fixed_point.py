@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rnri.inversion import ImplicitInverter
+from rnri.methods.common import ddim
 from rnri.methods.registry import register_method
 from rnri.solvers.anderson import Anderson
 from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint
@@ -10,10 +11,7 @@ from rnri.solvers.iterative import AveragedFixedPoint, FixedPoint
 AIDI = "AIDI, Pan et al. 2023, arXiv 2309.04907"
 
 
-@register_method("ddim", paper="Song et al. 2021, arXiv 2010.02502")
-def ddim() -> ImplicitInverter:
-    """Return DDIM inversion: one fixed-point iteration per inversion step."""
-    return ImplicitInverter(FixedPoint(iterations=1))
+register_method("ddim", ddim, paper="Song et al. 2021, arXiv 2010.02502")
 
 
 @register_method("aidi", paper=AIDI)

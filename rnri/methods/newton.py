@@ -22,6 +22,12 @@ def rnri_sign() -> ImplicitInverter:
     return ImplicitInverter(RNRISign())
 
 
+@register_method("rnri_sign_euler", paper=f"{RNRI}, published code for SDXL turbo")
+def rnri_sign_euler() -> ImplicitInverter:
+    """Return RNRI as computed by the authors' published code in the coordinates of diffusers' Euler scheduler."""
+    return ImplicitInverter(RNRISign(coordinates="euler"), initial_guess="scaled")
+
+
 @register_method("rnri_mean_sign", paper=f"variant of {RNRI}")
 def rnri_mean_sign() -> ImplicitInverter:
     """Return the variant of ``rnri_sign`` that divides by the latent's number of elements and uses Eq. 1's prior."""

@@ -18,7 +18,7 @@ method.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -126,23 +126,34 @@ class RNRISign(RegularizedNewton):
     - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
       therefore too small for smaller latents and too large for larger latents.
     - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent, instead of ``q(z_t | z_s)``
-      of Eq. 1, and is evaluated at ``f(z)``. (The published code uses the variance-exploding coordinates of diffusers'
-      Euler scheduler, in which the same density has mean ``z_0`` and standard deviation sigma.) This prior hardly
-      depends on ``z`` and keeps F above zero.
+      of Eq. 1, and is evaluated at ``f(z)``. This prior hardly depends on ``z`` and keeps F above zero.
     - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
+
+    The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler, and
+    ``coordinates="euler"`` computes the same. In these coordinates the prior has the same value, but the L1 norm is
+    ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in ``z``. In ``z`` the update is
+    therefore ``z - (G / d) sign(z - f(z))`` with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the
+    second term of F. The plain guess in these coordinates is ``initial_guess="scaled"`` of ``ImplicitInverter``. With
+    ten steps the reconstruction error in Euler's coordinates is four times as large (measured: 9.7e-2 and 2.5e-2).
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
     is the variant with the latent's own number of elements as ``d`` and with the paper's prior.
 
     Attributes:
         d: divisor of F, in elements; the default is the value of the published code.
+        coordinates: coordinates of F and of the update: ``ddim`` (``z``) or ``euler`` (``z / alpha_t``).
     """
 
     d: PositiveInt = 64 * 64 * 4
+    coordinates: Literal["ddim", "euler"] = "ddim"
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return F of the published code, ``[b]``: the L1 norm of the residual plus the weighted prior at ``f(z)``."""
-        return _distance(iterate) + self.prior_weight * _marginal_deviation(iterate, iterate.f)
+        """Return F of the published code, ``[b]``: the L1 norm of the residual plus the weighted prior at ``f(z)``.
+
+        In Euler's coordinates F is multiplied by ``alpha_t``.
+        """
+        scale = iterate.problem.prior.alpha if self.coordinates == "euler" else 1.0
+        return _distance(iterate) + scale * self.prior_weight * _marginal_deviation(iterate, iterate.f)
 
     def merit(self, iterate: Iterate, residual: Tensor) -> Tensor:
         return self.objective(iterate) / iterate.z[0].numel()

@@ -38,15 +38,16 @@ class ReNoise(IterativeSolver):
     2302.03027). The regularization applies to each prediction from the start of the window on, and to the mean of the
     predictions. The authors use 4 rounds. The regularization's gradients do not require backpropagation through the
     network. The reference of the KL divergence is the network's prediction at a random sample of ``q(z_t | z_0)``,
-    which costs one more evaluation per inversion step. The noise of this sample is the same for every image, so that
-    the result in float32 does not depend on the other images of the batch.
+    which costs one more evaluation per inversion step. As in the authors' code, this evaluation does not count among
+    ``iterations`` and ``clean_iterations``. The noise of the sample is the same for every image, so that the result in
+    float32 does not depend on the other images of the batch.
 
     The network is not evaluated at the returned mean. If no iterate reaches ``tolerance``, ``Solution.residual`` is
     the residual of the last iterate that was evaluated.
 
     Attributes:
-        iterations: maximum number of network evaluations per inversion step, including the first evaluation and the
-            evaluation for the reference.
+        iterations: maximum number of network evaluations per inversion step, including the first evaluation, without
+            the evaluation for the reference.
         average_from: index (from 0) of the first averaged evaluation.
         average_to: index after the last averaged evaluation; None averages to the last evaluation.
         clean_below: inversion steps with a timestep below this value use the next three attributes.
@@ -84,11 +85,25 @@ class ReNoise(IterativeSolver):
             if last is not None and first >= last:
                 raise ConfigError(start, f"must be less than {end}={last}, got {first}.")
 
+    @property
+    def min_nfe(self) -> int:
+        """The number of evaluations with which the window of the noisier inversion steps contains two predictions."""
+        return self.average_from + 2
+
+    @property
+    def extra_nfe(self) -> int:
+        """Number of network evaluations per inversion step in addition to ``iterations``: 1 with ``rounds``."""
+        return int(self.rounds > 0)
+
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
+        max_nfe = torch.full((len(z_init),), self.iterations) if max_nfe is None else max_nfe
         if problem.timestep < self.clean_below:
-            max_nfe = torch.full((len(z_init),), self.iterations) if max_nfe is None else max_nfe
             max_nfe = max_nfe.clamp(max=self.clean_iterations)
-        return super().__call__(problem, z_init, max_nfe)
+        return super().__call__(problem, z_init, max_nfe + self.extra_nfe)
+
+    def has_budget(self, nfe: int, max_nfe: int) -> bool:
+        # The reference is evaluated in the first step, after the first iterate, and is counted from the start.
+        return super().has_budget(max(nfe, 1 + self.extra_nfe), max_nfe)
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         """Return the next iterate ``[b,C,h,w]`` and the state.

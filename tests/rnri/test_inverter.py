@@ -3,18 +3,26 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rnri import (
+    Anderson,
+    AveragedFixedPoint,
     FixedPoint,
     ImplicitInverter,
     Inverter,
+    NewtonKrylov,
     PromptAware,
+    ReNoise,
     RNRIPaper,
     RoundTripCorrected,
     SafeguardedAnderson,
     anderson_inverter,
 )
 from rnri.methods import EDICT, Midpoint, UniInv
+from rnri.methods.accelerated import accelerated_8, accelerated_plus_one
+from rnri.methods.common import ddim
+from tests.problems import function_predictor, schedule
 
 FITTED = ImplicitInverter(SafeguardedAnderson(iterations=3), "fitted")
 
@@ -55,11 +63,39 @@ def test_midpoint_halves_the_nfe_of_its_solver():
         (PromptAware(EDICT(), reuse=False), 7, "EDICT has a fixed number"),
         (Midpoint(FITTED), 3, "even number of network evaluations per step, got 3"),
         (FITTED, 0, "iterations"),
+        (ddim(), 5, "fixed number of network evaluations, 1 per step; choose another method"),
+        (PromptAware(ddim()), 2, "fixed number of network evaluations, 1 per step"),
+        (accelerated_8(), 2, "fixed number of network evaluations, 8 per step"),
+        (accelerated_plus_one(), 1, "fixed number of network evaluations, 1 per step and 1 more"),
+        (
+            ImplicitInverter(FixedPoint()),
+            1,
+            "FixedPoint needs at least 2 network evaluations per step, got 1",
+        ),
+        (ImplicitInverter(Anderson()), 2, "Anderson needs at least 3"),
+        (ImplicitInverter(AveragedFixedPoint()), 2, "AveragedFixedPoint needs at least 3"),
+        (RoundTripCorrected(ImplicitInverter(RNRIPaper())), 1, "RNRIPaper needs at least 2"),
+        (ImplicitInverter(NewtonKrylov()), 4, "NewtonKrylov needs at least 5"),
+        (ImplicitInverter(ReNoise()), 9, "ReNoise needs at least 10"),
     ],
 )
 def test_with_nfe_rejects_unsupported_numbers(inverter, nfe, message):
     with pytest.raises(ValueError, match=message):
         inverter.with_nfe(nfe)
+
+
+@pytest.mark.parametrize(("inverter", "nfe"), [(ddim(), 1), (accelerated_8(), 8)])
+def test_method_with_a_fixed_number_of_evaluations_accepts_that_number(inverter, nfe):
+    assert inverter.with_nfe(nfe) is inverter
+
+
+def test_ddim_always_takes_its_step():
+    """A step is not left out because it changes the latent by less than a solver's tolerance."""
+    z0 = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    steps = schedule(500).tail(1)
+    a, b = steps.coefficients(0)
+    predictor = function_predictor(lambda z, _: (1 - 5e-5 - a) / b * z, 1)
+    torch.testing.assert_close(ddim().invert(z0, predictor, steps).seed, (1 - 5e-5) * z0, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize(

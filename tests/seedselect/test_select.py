@@ -9,7 +9,8 @@ import torch
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR
 
 from nao import norm_penalty
-from seedselect import Generation, Problem, SeedSelect, Selection, Targets
+from seedselect import BestOf, Generation, Problem, SeedReward, SeedSelect, Selection, Targets
+from seedselect.history import BestSeedTracker
 
 SHAPE = (3, 4, 4)
 SIZE = 48
@@ -345,3 +346,32 @@ def test_few_steps_use_the_last_weights_rescaled(steps, expected):
 def test_remaining_weights_that_are_all_zero_are_rejected():
     with pytest.raises(ValueError, match=r"step_weights: the last 1 of the weights \[1.0, 0.0\] are all zero"):
         SeedSelect(step_weights=(1.0, 0.0)).with_steps(1)
+
+
+@pytest.mark.parametrize(("best_by", "mean", "loss"), [("rewards", 0.11, -0.09), ("loss", 0.10, -0.10)])
+def test_best_seed_by_hand(best_by, mean, loss):
+    """ReNO keeps the seed with the largest reward: -0.11 with a penalty of 0.02 beats -0.10 without a penalty."""
+    seeds = torch.full((2, *SHAPE), 0.10, dtype=torch.float64)
+    select = SeedSelect(
+        iterations=1,
+        optimizer=partial(torch.optim.SGD, lr=0.01 * SIZE),
+        schedule=partial(ConstantLR, factor=1.0),
+        rewards=[(SeedReward(lambda z: z.flatten(1).mean(1)), 1.0)],
+        penalty=lambda z: 0.02 * (z.flatten(1).mean(1) > 0.105),
+        best_by=best_by,
+    )
+    result = run(select, seeds, draw(2)[1])
+    torch.testing.assert_close(result.seed, torch.full_like(seeds, mean))
+    torch.testing.assert_close(result.loss, torch.full_like(result.loss, loss))
+    candidates = torch.stack([seeds, seeds + 0.01], 1).flatten(0, 1)
+    best = BestOf(select, 2)(candidates, problem(draw(2)[1]))
+    torch.testing.assert_close(best.seed, torch.full_like(seeds, mean))
+
+
+def test_loss_that_is_not_finite_is_never_the_best():
+    tracker = BestSeedTracker(torch.zeros(1, *SHAPE), 1)
+    one = torch.ones(1, *SHAPE)
+    rows = torch.zeros(1, dtype=torch.int64)
+    tracker.record(0, rows, one, one, torch.tensor([0.5]), criterion=torch.tensor([0.5]))
+    tracker.record(1, rows, 2 * one, one, torch.tensor([torch.inf]), criterion=torch.tensor([-1.0]))
+    assert torch.equal(tracker.selection().seed, one)

@@ -17,7 +17,7 @@ from experiments.inversion.jobs import (
     mismatched,
 )
 from rnri import FixedPoint, ImplicitInverter
-from rnri.methods import EDICT
+from rnri.methods import ALL_METHODS, EDICT
 
 EDICT_ONLY = {"edict": EDICT()}
 
@@ -72,10 +72,10 @@ def test_wrong_prompts_belong_to_other_concepts():
 
 def test_each_method_setting_and_batch_is_one_job():
     methods = {"aidi": ImplicitInverter(FixedPoint()), "edict": EDICT()}
-    settings = [Setting(4, nfe=[1, 2], methods=["aidi"]), Setting(4), Setting(4, nfe=1, methods=["aidi"])]
+    settings = [Setting(4, nfe=[2, 3], methods=["aidi"]), Setting(4), Setting(4, nfe=2, methods=["aidi"])]
     all_jobs = jobs(methods, settings, images(3), batch_size=2)
     per_batch = {(job.method, job.setting.nfe) for job in all_jobs}
-    assert per_batch == {(VAE_BOUND, None), ("aidi", 1), ("aidi", 2), ("aidi", None), ("edict", None)}
+    assert per_batch == {(VAE_BOUND, None), ("aidi", 2), ("aidi", 3), ("aidi", None), ("edict", None)}
     assert len(all_jobs) == 2 * len(per_batch)
 
 
@@ -87,11 +87,17 @@ def test_nfe_of_a_setting_reaches_the_solver():
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [(Setting(4, methods=["bidi"]), "'bidi'"), (Setting(4, nfe=3), "nfe=3 of the method 'edict'")],
+    [
+        (Setting(4, methods=["bidi"]), "'bidi'"),
+        (Setting(4, nfe=3, methods=["edict"]), "nfe=3 of the method 'edict'"),
+        (Setting(4, nfe=5, methods=["ddim"]), "nfe=5 of the method 'ddim': this method has a fixed number"),
+        (Setting(4, nfe=1, methods=["aidi"]), "nfe=1 of the method 'aidi': FixedPoint needs at least 2"),
+    ],
 )
 def test_rejects_unknown_methods_and_fixed_nfe(setting, message):
+    methods = {**EDICT_ONLY, "ddim": ALL_METHODS["ddim"](), "aidi": ALL_METHODS["aidi"]()}
     with pytest.raises(ValueError, match=message):
-        jobs(EDICT_ONLY, [setting], images(2), 2)
+        jobs(methods, [setting], images(2), 2)
 
 
 def test_edit_replaces_a_part_of_the_sampling_prompt_only():

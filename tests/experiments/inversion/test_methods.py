@@ -13,6 +13,7 @@ from rnri.methods import ALL_METHODS, UniInv
 FLOW = sorted(name for name, method in ALL_METHODS.items() if method.requires == "flow")
 METHODS = sorted(set(ALL_METHODS) - set(FLOW))
 EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits"}
+HIGHER_ERROR = {"rnri_sign_euler", "rnri_ancestral"}  # than DDIM inversion; the published code in Euler's coordinates
 LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # equal DDIM inversion without guidance
 
 
@@ -54,6 +55,8 @@ def test_reconstruction_error(errors, name):
         assert (error > 2 * ddim).all()  # it generates another image
     else:
         assert isinstance(inverter, RoundTripCorrected | ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
+    elif name in HIGHER_ERROR:
+        assert ((error > ddim) & (error < 5 * ddim)).all()
 
 
 def test_default_beats_implicit_methods_of_equal_cost(errors):

@@ -30,10 +30,10 @@ def setting(**options: object) -> str:
     )
 
 
-ONE = setting(nfe="[1,2]")
+ONE = setting(nfe="[2,3]")
 BOTH = "[rnri_mean_sign,accelerated]"
 SETTINGS = [
-    setting(nfe="[1,2]", methods=BOTH),
+    setting(nfe="[2,3]", methods=BOTH),
     setting(nfe=2, wrong_prompts="true", methods=BOTH),
     setting(guidance=2.0, generated="true", methods="[accelerated]"),
     setting(decoder_iterations=3, methods="[edict]"),
@@ -74,7 +74,7 @@ def test_vae_bound_has_no_residual(table):
     assert "residual" not in vae
 
 
-@pytest.mark.parametrize("nfe", [1, 2])
+@pytest.mark.parametrize("nfe", [2, 3])
 def test_row_has_conditions_costs_and_residuals(table, nfe):
     row = table["accelerated", nfe, "right", False]
     assert (row["initial_guess"], row["steps"], row["guidance"], row["n"]) == ("fitted", 3, 1, 3)

@@ -47,6 +47,38 @@ def test_uni_inv_by_hand():
     assert timesteps == [0, 400, 800] and inversion.nfe.tolist() == [[2], [1]]
 
 
+def test_uni_inv_on_noise_models_starts_at_the_clean_latent():
+    steps = schedule(2)
+    assert steps.sigma_next[-1] > 0.02
+    seen = []
+
+    def network(z, _):
+        seen.append(z.item())
+        return z / 2
+
+    seed = UniInv().invert(scalar(1.0), function_predictor(network, 1), steps).seed.item()
+    alpha, sigma = steps.alpha[1].item(), steps.sigma[1].item()
+    guess = alpha + sigma * 0.5  # from alpha_s = 1 and sigma_s = 0
+    z = alpha + sigma * guess / 2
+    a, b = steps.coefficients(0)
+    second = a * z + b * guess / 2
+    assert seen == pytest.approx([1.0, guess, second], rel=1e-12)
+    assert seed == pytest.approx(a * z + b * second / 2, rel=1e-12)
+
+
+def test_uni_inv_does_not_start_in_the_middle_of_a_noise_schedule():
+    with pytest.raises(ValueError, match=r"starts at the clean latent, but the last step .* ends at noise level"):
+        check_schedule(UniInv(), schedule(10).head(8))
+    check_schedule(UniInv(), schedule(500))
+
+
+def test_uni_inv_starts_in_the_middle_of_a_flow_schedule():
+    timesteps = []
+    predictor, steps = two_steps(timesteps)
+    UniInv().invert(scalar(1.0), predictor, steps.head(1))
+    assert timesteps == pytest.approx([400, 800])
+
+
 def test_rf_solver_by_hand():
     timesteps = []
     method = RFSolver()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rnri import GNRI, ForwardStep, ImplicitInverter, ImplicitStep, ReNoise, RNRIMeanSign, RNRISign
+from rnri.solvers.extrapolation import PredictionHistory
 from rnri.solvers.implicit import EvaluationCounter, Prior
 from rnri.solvers.renoise import published_correlation, published_divergence, published_regularizer
 from tests.problems import function_predictor, schedule, wavy
@@ -46,6 +47,41 @@ def test_renoise_averages_the_published_window(timestep, nfe, averaged):
     assert len(evaluated) == nfe == solution.nfe.item()
     values = [(-0.5) ** (k + 1) for k in averaged]
     assert solution.z.item() == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
+def zero_noise_predictor(evaluated):
+    """Return a predictor of ``-z / 2`` on latents ``[1,1,8,8]`` that records the mean of the latents it evaluates."""
+
+    def network(z, _):
+        evaluated.append(z.mean().item())
+        return -z / 2
+
+    return function_predictor(network, 1)
+
+
+@pytest.mark.parametrize(
+    ("timestep", "iterations", "nfe", "averaged"),
+    [(500, 10, 11, (8, 9)), (249, 10, 7, (0, 1, 2, 3, 4)), (500, 1, 2, (0,)), (500, 2, 3, (1,))],
+)
+def test_reference_of_renoise_does_not_count_among_its_iterations(timestep, iterations, nfe, averaged):
+    """With weights of 0 the regularization changes nothing: the result is the mean of the published window."""
+    evaluated = []
+    one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    prior = Prior(one, one, alpha=0.6, sigma=0.8, alpha_s=1.0, sigma_s=0.0)
+    predictor = zero_noise_predictor(evaluated)
+    problem = ImplicitStep(predictor, timestep, 0.0, 1.0, one, prior, EvaluationCounter.zeros(1))
+    solver = ReNoise(iterations, 0, rounds=4, kl_weight=0, correlation_weight=0)
+    solution = solver(problem, one)
+    assert len(evaluated) == nfe == solution.nfe.item()
+    iterates = [value for k, value in enumerate(evaluated) if k != 1]  # the second evaluation is the reference
+    assert iterates == pytest.approx([(-0.5) ** k for k in range(nfe - 1)])
+    values = [(-0.5) ** (k + 1) for k in averaged]
+    assert solution.z.mean().item() == pytest.approx(sum(values) / len(values), rel=1e-9)
+
+
+def test_reference_of_renoise_counts_in_the_cost():
+    assert ImplicitInverter(ReNoise()).nfe_per_step == 10
+    assert ImplicitInverter(ReNoise(rounds=4)).nfe_per_step == 11
 
 
 def test_renoise_without_window_returns_the_last_value():
@@ -130,6 +166,27 @@ def test_rnri_sign_matches_published_code():
     next_value = abs(1.5 * z) + 0.1 * (-z / 2 - 1.2) ** 2 / 1.28
     assert next_value < value
     assert solution.z.item() == pytest.approx(-z / 2, rel=1e-12)
+
+
+def test_rnri_sign_matches_published_code_in_the_coordinates_of_euler():
+    # alpha_t = 1/2, alpha_s = 1, z_s = 1: the published code starts at x = z_s, which is z = 1/2. There
+    # f = 1/2 + 1/5 z_s = 0.3 (B = -0.4), |z - f| = 0.2; P = (f - alpha_t z_0)^2 / (2 sigma_t^2) = 1 for z_0 = -0.6 and
+    # sigma_t^2 = 0.18. F in x is 0.2 / alpha_t + lambda P = 0.5, and the step in z is alpha_t F = 0.25.
+    evaluated = []
+
+    def network(z, _):
+        evaluated.append(z.item())
+        return torch.full_like(z, 0.5)
+
+    z_s = scalar(1.0)
+    prior = Prior(z_s, scalar(-0.6), alpha=0.5, sigma=0.18**0.5, alpha_s=1.0, sigma_s=0.0)
+    problem = ImplicitStep(function_predictor(network, 1), 1, 0.5, -0.4, z_s, prior, EvaluationCounter.zeros(1))
+    solver = RNRISign(1, 0, keep_best=False, d=1, coordinates="euler")
+    start = ImplicitInverter(solver, "scaled").guess(problem, PredictionHistory())
+    assert start.item() == 0.5
+    assert solver(problem, start).z.item() == pytest.approx(0.5 - 0.25, rel=1e-12)
+    assert RNRISign(1, 0, keep_best=False, d=1)(problem, start).z.item() == pytest.approx(0.5 - 0.3, rel=1e-12)
+    assert evaluated == [0.5, 0.5]
 
 
 def test_rnri_sign_minimizes_its_objective():

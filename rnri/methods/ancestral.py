@@ -1,0 +1,145 @@
+"""Inversion of the ancestral sampler with kept noise: the sampler adds the same noise in inversion and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rnri.inversion import ImplicitInverter, Inversion
+from rnri.methods.noise_maps import draw_noise
+from rnri.methods.registry import register_method
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentCallback, ddim_step, no_callback
+from rnri.models.schedule import Schedule
+from rnri.solvers.implicit import ImplicitStep
+from rnri.solvers.newton import RNRISign
+from rnri.solvers.renoise import ReNoise
+from rnri.validation import RandomSeed, dataclass
+
+
+@dataclass(frozen=True)
+class Ancestral(ImplicitInverter):
+    """Inverts the ancestral sampler (diffusers' ``EulerAncestralDiscreteScheduler``, DDIM with eta = 1).
+
+    A step of the ancestral sampler is a step of DDIM to the noise level ``sigma_down``, followed by the addition of
+    noise: ``z_s = (z_t - B y(z_t, t)) / A + sigma_up n``, where ``sigma_down^2 + sigma_up^2 = sigma_s^2``. The noise
+    ``n`` of every step is drawn before the inversion and kept, as in the published code of RNRI and ReNoise. The step
+    equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` is then deterministic, and every solver can solve it. The
+    noises are stored as ``aux["noises"] [B,N,C,h,w]``. With these noises the sampler regenerates the latent, as exactly
+    as the equations are solved.
+
+    With ``correct_noise``, the noise of every step is replaced after the inversion by the noise with which the step
+    leads from ``z_t`` to ``z_s`` exactly: the noise correction of ReNoise (Garibi et al. 2024, arXiv 2403.14602). The
+    correction costs one more network evaluation per step. A last step to ``sigma_s = 0`` adds no noise and remains
+    inexact.
+
+    The noise is the same for every image, so that the result in float32 does not depend on the other images of the
+    batch.
+
+    Attributes:
+        correct_noise: whether the noises are corrected after the inversion.
+        seed: random seed of the noises.
+    """
+
+    correct_noise: bool = False
+    seed: RandomSeed = 0
+
+    seed_only: ClassVar[bool] = False
+
+    @property
+    def nfe_per_step(self) -> float:
+        """The ``nfe_per_step`` of ``ImplicitInverter``, and one more evaluation with ``correct_noise``."""
+        return super().nfe_per_step + self.correct_noise
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Raise ValueError unless ``schedule`` predicts noise."""
+        if schedule.predicts != "epsilon":
+            raise ValueError("the ancestral sampler needs a model that predicts noise, got a flow-matching model.")
+
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
+    ) -> Inversion:
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``, and the noise of every step in ``Inversion.aux``.
+
+        Raises:
+            ValueError: ``check_schedule`` rejects the schedule.
+        """
+        self.check_schedule(schedule)
+        path = []
+
+        def record(k: int, z: Tensor) -> None:
+            path.append(z)
+            on_step(k, z)
+
+        inversion = super().invert(z0, predictor, schedule, record)
+        noises = self._noises(inversion.z0, schedule).expand(len(z0), -1, -1, -1, -1)
+        if self.correct_noise:
+            latents = [*reversed(path), inversion.z0]
+            noises = torch.stack(list(self._corrected(latents, noises, predictor, schedule)), 1)
+            inversion = replace(inversion, nfe=inversion.nfe + 1)
+        return replace(inversion, seed_only=False, aux={"noises": noises})
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]`` that the ancestral sampler generates with the stored noises."""
+        down, sigma_up = ancestral_schedule(schedule)
+        z = inversion.seed
+        for i, deviation in enumerate(sigma_up.tolist()):
+            z = ddim_step(z, predictor, down, i) + deviation * inversion.aux["noises"][:, i]
+        return z
+
+    def _problem(
+        self, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, *, z_0: Tensor
+    ) -> ImplicitStep:
+        down, sigma_up = ancestral_schedule(schedule)
+        without_noise = z_s - sigma_up[i].item() * self._noises(z_s, schedule)[:, i]
+        return super()._problem(without_noise, predictor, down, i, z_0=z_0)
+
+    def _noises(self, like: Tensor, schedule: Schedule) -> Tensor:
+        """Return the noise of every step before the correction, ``[1,N,C,h,w]``."""
+        return draw_noise(like, len(schedule), self.seed)[None]
+
+    @torch.no_grad()
+    def _corrected(
+        self, latents: list[Tensor], noises: Tensor, predictor: NoisePredictor, schedule: Schedule
+    ) -> Iterator[Tensor]:
+        """Yield the corrected noise ``[B,C,h,w]`` of every step between the N + 1 ``latents``, from noisy to clean."""
+        down, sigma_up = ancestral_schedule(schedule)
+        for i, (z, z_s) in enumerate(pairwise(latents)):
+            mean = ddim_step(z, predictor, down, i)
+            deviation = sigma_up[i].item()
+            yield (z_s - mean) / deviation if deviation > 0 else noises[:, i]
+
+
+def ancestral_schedule(schedule: Schedule) -> tuple[Schedule, Tensor]:
+    """Return the deterministic part of the ancestral sampler's steps, and the deviation ``sigma_up`` of their noise.
+
+    The deterministic part is ``schedule`` with ``sigma_next = sigma_down``. ``sigma_up``, float64 ``[N]``, is the
+    standard deviation of ``q(z_s | z_t, x0)``.
+    """
+    ratio = schedule.alpha / schedule.alpha_next
+    added_variance = (schedule.sigma.square() - (ratio * schedule.sigma_next).square()).clamp(min=0)
+    sigma_up = schedule.sigma_next / schedule.sigma * added_variance.sqrt()
+    sigma_down = (schedule.sigma_next.square() - sigma_up.square()).clamp(min=0).sqrt()
+    return replace(schedule, sigma_next=sigma_down), sigma_up
+
+
+@register_method(
+    "rnri_ancestral", paper="RNRI, Samuel et al. 2023, arXiv 2312.12540, ancestral sampler", requires="noise"
+)
+def rnri_ancestral() -> Ancestral:
+    """Return RNRI as in the authors' published code on the ancestral Euler sampler with kept noises."""
+    return Ancestral(RNRISign(coordinates="euler"), initial_guess="scaled")
+
+
+@register_method(
+    "renoise_ancestral", paper="ReNoise, Garibi et al. 2024, arXiv 2403.14602, ancestral sampler", requires="noise"
+)
+def renoise_ancestral() -> Ancestral:
+    """Return ReNoise on the ancestral sampler, with noise correction."""
+    return Ancestral(ReNoise(), correct_noise=True)
