@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.cache.atomic import CannotWrite, atomic_write, check_writable, digest
+from experiments.cache.atomic import CannotWrite, atomic_write, check_writable, digest, remove_stale_temporaries
 from experiments.counting.count_engines import Workers, dask, processes
 from experiments.counting.matcher import Patterns, patterns
 from experiments.counting.names import read_names
@@ -58,7 +58,7 @@ class CachedCounts:
     def read(self, shard: Shard) -> ShardCounts | None:
         """Return the cached counts of ``shard``, or None if the cache file is missing or damaged."""
         try:
-            record = json.loads(self._path(shard).read_text())
+            record = json.loads(self._path(shard).read_text(encoding="utf-8"))
             return ShardCounts(**record["counts"] | {"counts": tuple(record["counts"]["counts"])})
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -71,7 +71,10 @@ class CachedCounts:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False)))
+    atomic_write(
+        path,
+        lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8"),
+    )
 
 
 def count_shards(
@@ -172,6 +175,7 @@ def run(options: argparse.Namespace) -> None:
     query = CountQuery(options.column, patterns(names), len(names))
     shards = list_shards(options.shards, _storage(options.storage))
     cache = CachedCounts(output.with_name(f"{output.name}.shards"), query)
+    remove_stale_temporaries(cache.folder)
     engines = {
         "processes": lambda: processes(min(options.workers, len(shards))),
         "dask": lambda: dask(options.workers, options.scheduler),

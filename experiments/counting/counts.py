@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
-from experiments.counting.rows import read_rows
 from experiments.naming import unique_names
+from rnri.tables import read_rows
 
 HEAD, TAIL = 1_000_000, 10_000  # head: more captions of LAION-2B; tail: fewer captions (RNRI paper, Table 3)
 RANKS = (235, 509, 256)  # number of head, medium and tail classes of ImageNet-1k (RNRI paper, Table 3)
@@ -85,13 +86,13 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 
 def _count(path: Path, name: str, value: Any) -> int:
-    try:
-        count = int(value)
-        is_integer = not isinstance(value, bool) and float(value) == count
-    except (ValueError, TypeError, OverflowError):
-        is_integer = False
+    if isinstance(value, str):
+        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None  # int() would also read 1_000
+    else:
+        is_integer = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not is_integer:
         raise ValueError(f"{path} is not a table of names and counts: {name!r} has the count {value!r:.60}.")
+    count = int(value)
     if count < 0:
         raise ValueError(f"{path} has the count {count} for {name!r}: a count must be >= 0.")
     return count

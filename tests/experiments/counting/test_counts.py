@@ -1,6 +1,7 @@
 """Files of counts: layouts, provenance, ImageNet classes, buckets and error messages."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_every_layout_gives_the_same_counts(write, file, content):
     assert table.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "json"])
+def test_names_are_read_letter_by_letter(write, suffix):
+    expected = {name: k for k, name in enumerate(["None", "NA", "null", "nan", "007", "1e3", "True", "-", "#N/A"])}
+    separator = "," if suffix == "csv" else "\t"
+    rows = "".join(f"{name}{separator}{count}\n" for name, count in expected.items())
+    path = write(f"a.{suffix}", json.dumps(expected) if suffix == "json" else rows)
+    assert read_count_table(path).counts == expected
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -51,6 +61,13 @@ def test_every_layout_gives_the_same_counts(write, file, content):
         ("a.json", '{"cat": 9, "cat": 8}', "'cat' twice"),
         ("a.tsv", "cat\t-1\n", "count -1 for 'cat'"),
         ("a.tsv", "cat\t1.5\n", "'cat' has the count '1.5'"),
+        ("a.tsv", "cat\t1_000\n", "'cat' has the count '1_000'"),
+        ("a.csv", 'cat,"1,000"\n', "'cat' has the count '1,000'"),
+        ("a.csv", "cat,NA\n", "'cat' has the count 'NA'"),
+        ("a.csv", "cat,\n", "'cat' has the count ''"),
+        ("a.tsv", "cat\t٣\n", "'cat' has the count '٣'"),
+        ("a.json", '{"cat": NaN}', "'cat' has the count nan"),
+        ("a.json", '{"cat": "1_000"}', "'cat' has the count '1_000'"),
         ("a.json", '{"cat": true}', "'cat' has the count True"),
         ("a.json", '{"cat": null}', "'cat' has the count None"),
         ("a.json", '{"cat": {"n": 1}}', "'cat' has the count"),

@@ -1,5 +1,7 @@
 """Files of names and synonyms."""
 
+import json
+
 import pytest
 
 from experiments.counting.matcher import patterns
@@ -19,6 +21,15 @@ from tests.experiments.counting.captions import batch_counts
 def test_every_layout_gives_the_same_names(tmp_path, file, content):
     (tmp_path / file).write_text(content, encoding="utf-8")
     assert read_names(str(tmp_path / file)) == {"tench": ("tench", "Tinca tinca"), "cat": ("cat",)}
+
+
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "json"])
+def test_names_are_read_letter_by_letter(tmp_path, suffix):
+    rows = [["None", "NA"], ["null", "nan"], ["007", "1e3"], ["True", "#N/A"]]
+    lines = "".join(("," if suffix == "csv" else "\t").join(row) + "\n" for row in rows)
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(json.dumps({row[0]: row[1:] for row in rows}) if suffix == "json" else lines)
+    assert read_names(str(path)) == {row[0]: tuple(row) for row in rows}
 
 
 @pytest.mark.parametrize(
