@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 
 import diffusers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from torch import Tensor, nn
 
-from rnri.validation import first_line
+from rnri.models.family import components
+
+IGNORED_WEIGHTS = ("dora_scale", ".diff", "position_embedding")
+"""Parts of the names of weights in files of LoRAs that diffusers ignores with a warning."""
+
+TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder).*(lora_down|lora\.down|lora_A|lora_linear_layer\.down)")
+"""Names of the weights, one per layer, with which a LoRA changes text encoders."""
 
 
 def check_scheduler_name(name: str | None) -> None:
@@ -38,21 +54,102 @@ def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only
     Without fusing, each call of a small network would take more than 1.5 times as long.
 
     Raises:
-        ValueError: the LoRA cannot be found, cannot be read, or has no weights for a layer of the pipeline.
+        ValueError: the LoRA cannot be found or read, has weights that diffusers ignores (DoRA), or has a layer that the
+            pipeline does not have.
     """
-    modules_before = _count_modules(pipeline)
+    try:
+        raw = _read_file(path, local_files_only=local_files_only)
+        layers = _layers(_convert(pipeline, path, local_files_only=local_files_only))
+    except Exception as error:  # damaged files raise errors of various types
+        raise ValueError(f"lora {str(path)!r} could not be loaded: {shorten(str(error), 300)}") from error
+    _check_no_ignored_weights(path, raw)
+    _check_layers(path, layers, _modules(pipeline))
     try:
         pipeline.load_lora_weights(str(path), local_files_only=local_files_only)
-    except Exception as error:  # damaged files raise errors of various types
-        raise ValueError(f"lora {str(path)!r} could not be loaded: {first_line(error)}") from error
-    if _count_modules(pipeline) == modules_before:
-        raise ValueError(
-            f"lora {str(path)!r} fits no layer of this checkpoint: the LoRA is for a different architecture."
-        )
+    except Exception as error:  # weights of a wrong shape raise errors of various types
+        raise ValueError(f"lora {str(path)!r} could not be loaded: {shorten(str(error), 300)}") from error
+    adapted = {name: module for name, module in _modules(pipeline).items() if getattr(module, "lora_A", None)}
+    _check_layers(path, layers, adapted)
+    in_text_encoders = [name for name in raw if TEXT_ENCODER_LAYER.search(name)]
+    _check_layers(path, in_text_encoders[sum(name.startswith("text_encoder") for name in adapted) :], ())
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
 
-def _count_modules(pipeline: DiffusionPipeline) -> int:
-    """Return the total number of modules in the pipeline's networks; adapters add modules."""
-    return sum(len(list(value.modules())) for value in pipeline.components.values() if hasattr(value, "modules"))
+def _read_file(path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]:
+    """Return the tensors in the file of a LoRA under the names in the file."""
+    return _fetch_state_dict(
+        str(path),
+        weight_name=None,
+        use_safetensors=True,
+        local_files_only=local_files_only,
+        cache_dir=None,
+        force_download=False,
+        proxies=None,
+        token=None,
+        revision=None,
+        subfolder=None,
+        user_agent={},
+        allow_pickle=True,
+    )[0]
+
+
+def _convert(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]:
+    """Return the tensors of a LoRA under diffusers' names, as ``load_lora_weights`` converts them."""
+    is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
+    options = {"unet_config": pipeline.unet.config} if is_xl else {}
+    converted = pipeline.lora_state_dict(str(path), local_files_only=local_files_only, **options)
+    return converted[0] if isinstance(converted, tuple) else converted
+
+
+def _check_no_ignored_weights(path: str | Path, raw: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if the file has weights that diffusers ignores with a warning, unless they are zero."""
+    ignored = [name for name, weight in raw.items() if any(map(name.__contains__, IGNORED_WEIGHTS)) and weight.any()]
+    if ignored:
+        kind = " (it is a DoRA)" if "dora_scale" in ignored[0] else ""
+        raise ValueError(
+            f"lora {str(path)!r} has {len(ignored)} weights that diffusers ignores, first {ignored[0]}{kind}: use a "
+            "LoRA without these weights."
+        )
+
+
+def _layers(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the layers of a LoRA, such as ``unet.mid_block.attentions.0.proj_in``.
+
+    ``weights`` are the tensors in any of diffusers' formats, which are converted to peft's format.
+    """
+    layers: dict[str, None] = {}
+    for component in dict.fromkeys(name.partition(".")[0] for name in weights):
+        state = {name.partition(".")[2]: weight for name, weight in weights.items() if name.startswith(f"{component}.")}
+        state = {name: weight for name, weight in state.items() if "lora" in name}
+        if component.startswith("text_encoder"):
+            state = convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
+        elif not any("lora_A" in name for name in state):
+            state = convert_unet_state_dict_to_peft(state)
+        layers |= dict.fromkeys(_module_name(component, name.rpartition(".lora_")[0]) for name in state)
+    if not layers:
+        raise ValueError("the file has no LoRA weights")
+    return sorted(layers)
+
+
+def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    return {
+        _module_name(component, name): module
+        for component, network in components(pipeline).items()
+        for name, module in network.named_modules()
+    }
+
+
+def _module_name(component: str, name: str) -> str:
+    """Return the name of a module with its component; some versions of CLIP add ``text_model``."""
+    return f"{component}.{name.removeprefix('text_model.')}"
+
+
+def _check_layers(path: str | Path, layers: Sequence[str], available: Container[str]) -> None:
+    """Raise ValueError if a layer of the LoRA ``path`` is not among the ``available`` modules of the pipeline."""
+    missing = [layer for layer in layers if layer not in available]
+    if missing:
+        raise ValueError(
+            f"lora {str(path)!r} does not fit this checkpoint: {len(missing)} of its {len(layers)} layers, first "
+            f"{missing[0]}, have no place in the checkpoint; use a LoRA of the same architecture."
+        )

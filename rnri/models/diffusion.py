@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rnri.models.adapters import check_lora, check_scheduler_name, load_lora, set_scheduler
 from rnri.models.checkpoint import load_pipeline
+from rnri.models.checks.caches import check_no_cache
 from rnri.models.checks.folder import IGNORED_COMPONENTS
 from rnri.models.checks.inputs import (
     as_guidance,
@@ -219,10 +220,11 @@ class LatentDiffusion:
 
         Raises:
             ValueError: ``guidance`` is below 1 or not finite, ``prompts`` is empty or a single string, or the number
-                of negative prompts differs from the number of prompts.
+                of negative prompts differs from the number of prompts; or the network has a cache.
         """
         guidance = as_guidance(guidance)
         check_prompts(prompts)
+        check_no_cache(self.family.network_name, self.family.network)
         negatives = as_negative_prompts(negative_prompt, len(prompts))
         return NoisePredictor(self.family.denoiser(list(prompts), guidance, negatives, self.image_size))
 

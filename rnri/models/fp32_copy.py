@@ -21,8 +21,8 @@ class Float32Copy:
     """Stores a float32 copy of a diffusers network and creates a new copy when the network has changed.
 
     The class detects a different network, a replaced weight, and in-place changes that PyTorch counts in
-    ``tensor._version``, such as changes by ``load_state_dict`` and by optimizers. Changes through ``weight.data`` are
-    not detected.
+    ``tensor._version``, such as changes by ``load_state_dict`` and by optimizers. Changes through ``weight.data``, and
+    in-place changes of weights that were created under ``torch.inference_mode``, are not detected.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Float32Copy:
             ValueError: the weights are offloaded to the meta device and cannot be read.
         """
         weights = network.state_dict(keep_vars=True)
-        key = (network, device, *((name, id(weight), weight._version) for name, weight in weights.items()))
+        key = (network, device, *((name, id(weight), _version(weight)) for name, weight in weights.items()))
         if self._copy is None or key != self._key:
             self._copy = _to_float32(network, weights).to(device)
             self._key = key
@@ -46,6 +46,12 @@ class Float32Copy:
         return self._copy
 
 
+def _version(weight: torch.Tensor) -> int | None:
+    """Return PyTorch's counter of in-place changes; None for inference tensors, which have no counter."""
+    return None if weight.is_inference() else weight._version
+
+
+@torch.inference_mode(False)
 def _to_float32(network: ModelMixin, weights: dict[str, torch.Tensor]) -> ModelMixin:
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(

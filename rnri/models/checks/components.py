@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from diffusers import AutoencoderTiny, DiffusionPipeline
+from torch import nn
 
 UNET_INPUTS = {
     "encoder_hid_dim_type": ((None, "text_proj"), "an image prompt (IP-Adapter)"),
@@ -71,6 +72,18 @@ def check_unet_inputs(unet: Mapping[str, object], vae: Mapping[str, object], sup
                 f"{field}={unet[field]!r} in the config.json of the unet: this UNet needs {requirement} in addition "
                 f"to text; supported are {supported}, without IP-Adapter (pipe.unload_ip_adapter())."
             )
+
+
+def check_no_image_prompt(name: str, network: nn.Module) -> None:
+    """Raise ValueError if an IP-Adapter is loaded into ``network``, because the network then needs an image prompt.
+
+    ``name`` is the name of the pipeline component, such as ``transformer``.
+    """
+    if any("IPAdapter" in type(getattr(module, "processor", None)).__name__ for module in network.modules()):
+        raise ValueError(
+            f"the pipeline's {name} has an IP-Adapter, whose image prompt would be ignored: call "
+            "pipe.unload_ip_adapter()."
+        )
 
 
 def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rnri.loading import check_vocabulary_files
+from rnri.models.checks.configs import check_config
 from rnri.validation import first_line
 
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -88,14 +89,14 @@ def available_variant(folder: Path, name: str, variant: str | None) -> str | Non
 def _check_tokenizer(folder: Path, name: str) -> None:
     component = folder / name
     check_vocabulary_files(component, f"checkpoint folder {str(folder)!r}", f"its component {name!r}")
-    for file in component.glob("*.json"):
+    for file in component.glob("[!.]*.json"):
         _read_json(file)
 
 
 def _check_json(folder: Path, name: str, file: str) -> None:
     if not (folder / name / file).is_file():
         raise ValueError(f"checkpoint folder {str(folder)!r} lacks {file} in its component {name!r}.")
-    _read_json(folder / name / file)
+    check_config(name, _read_json(folder / name / file), str(folder / name / file))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

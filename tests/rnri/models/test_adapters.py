@@ -5,6 +5,7 @@ import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from rnri import LatentDiffusion
 from rnri.models import adapters
@@ -49,7 +50,7 @@ INVALID_OPTIONS = {
     "no scheduler": (dict(scheduler="StableDiffusionPipeline"), "must be a scheduler class of diffusers"),
     "nowhere": (dict(lora="/nowhere/lora"), "lora '/nowhere/lora' could not be loaded"),
     "empty": (dict(lora="empty"), "could not be loaded"),
-    "no lora": (dict(lora="base/unet"), "could not be loaded|fits no layer"),
+    "no lora": (dict(lora="base/unet"), "could not be loaded"),
 }
 
 
@@ -66,3 +67,101 @@ def test_lora_needs_peft(folders, monkeypatch):
     monkeypatch.setattr(adapters, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install peft"):
         load(folders, lora=folders / "lora")
+
+
+@pytest.fixture
+def lora(folders, tmp_path):
+    """Return a function that writes a changed copy of the LoRA and returns the path of the file."""
+
+    def write(change):
+        path = tmp_path / "lora.safetensors"
+        save_file(change(load_file(folders / "lora" / "pytorch_lora_weights.safetensors")), path)
+        return path
+
+    return write
+
+
+def renamed(old, new):
+    return lambda state: {name.replace(old, new): weight for name, weight in state.items()}
+
+
+def kohya(state):
+    """The same LoRA in the format of kohya's sd-scripts."""
+    result = {}
+    for name, weight in state.items():
+        layer, _, kind = name.removeprefix("unet.").rpartition(".lora_")
+        kind = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[kind]
+        result[f"lora_unet_{layer.replace('.', '_')}.{kind}"] = weight
+    return result
+
+
+def old_diffusers(state):
+    """The same LoRA in diffusers' first format."""
+    result = {}
+    for name, weight in state.items():
+        layer, _, kind = name.rpartition(".lora_")
+        attention, _, projection = layer.rpartition(".")
+        kind = {"A.weight": "down.weight", "B.weight": "up.weight"}[kind]
+        result[f"{attention}.processor.{projection}_lora.{kind}"] = weight
+    return result
+
+
+def text_encoder(prefix):
+    layer = f"{prefix}.text_model.encoder.layers.0.self_attn.q_proj"
+    weights = {f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.ones(32, 2)}
+    return lambda state: state | weights
+
+
+@pytest.mark.parametrize("change", [kohya, old_diffusers])
+def test_other_formats(folders, lora, change):
+    expected = load(folders, lora=folders / "lora").fingerprint
+    assert load(folders, lora=lora(change)).fingerprint == expected
+
+
+def test_lora_of_the_text_encoder(folders, lora):
+    model = load(folders, lora=lora(text_encoder("text_encoder")))
+    layers = [dict(m.pipeline.text_encoder.named_parameters()) for m in (model, load(folders))]
+    changed = [name for name in layers[0] if not torch.equal(layers[0][name], layers[1][name])]
+    assert len(changed) == 1 and changed[0].endswith("layers.0.self_attn.q_proj.weight")
+
+
+PARTIAL = {
+    "some layers": (renamed("down_blocks.1", "down_blocks.7"), "first unet.down_blocks.7.attentions"),
+    "all layers": (renamed("attn", "other"), "first unet."),
+    "other component": (renamed("unet.", "transformer."), "first transformer."),
+    "second text encoder": (text_encoder("text_encoder_2"), "1 of its .* layers, first text_encoder_2.encoder"),
+    "layer of a text encoder": (
+        lambda state: {n.replace("layers.0", "layers.9"): w for n, w in text_encoder("text_encoder")(state).items()},
+        "first text_encoder.encoder.layers.9",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), PARTIAL.values(), ids=PARTIAL)
+def test_lora_that_fits_in_part(folders, lora, change, message):
+    with pytest.raises(ValueError, match=rf"lora .* does not fit this checkpoint: .*{message}") as error:
+        load(folders, lora=lora(change))
+    assert "\n" not in str(error.value)
+
+
+def test_dora_of_kohya_is_rejected(folders, lora):
+    """diffusers drops ``dora_scale`` and would add the rest as a LoRA."""
+
+    def dora(state):
+        scales = {name.replace("lora_up.weight", "dora_scale"): torch.ones(len(w), 1) for name, w in state.items()}
+        return state | {name: scale for name, scale in scales.items() if "dora_scale" in name}
+
+    with pytest.raises(
+        ValueError, match=r"weights that diffusers ignores, first lora_unet_.*dora_scale \(it is a DoRA"
+    ):
+        load(folders, lora=lora(lambda state: dora(kohya(state))))
+
+
+def test_dora_of_peft_is_fused(folders, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base", safety_checker=None)
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(4, ["to_q"], lora_alpha=4, init_lora_weights=False, use_dora=True))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    z = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    expected = LatentDiffusion(pipe).predictor(PROMPTS)(z, 499)
+    torch.testing.assert_close(load(folders, lora=tmp_path).predictor(PROMPTS)(z, 499), expected, rtol=1e-4, atol=1e-4)
