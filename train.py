@@ -9,8 +9,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.errors import composition_error, exit_with_error, launcher_error, one_line, raise_hydra_errors
-from experiments.config.validate import check_before_imports
+from experiments.config.errors import (
+    composition_error,
+    exit_with_error,
+    group_error,
+    launcher_error,
+    one_line,
+    raise_hydra_errors,
+)
+from experiments.config.run_dir import fix_time
+from experiments.config.validate import check_before_imports, interpolation_error
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -20,10 +28,11 @@ def main(config: DictConfig) -> float | None:
     Returns:
         The value that a hyperparameter sweep optimizes, if the experiment has one.
     """
+    fix_time()
     try:
         check_before_imports(config)
-    except (ValueError, OmegaConfBaseException) as error:
-        exit_with_error(one_line(error))
+    except (ValueError, OmegaConfBaseException, RecursionError) as error:
+        exit_with_error(interpolation_error(config) or one_line(error))
     from experiments.runtime.setup import run
 
     return run(config)
@@ -41,6 +50,10 @@ def command() -> None:
             main()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         exit_with_error(composition_error(error))
+    except ValueError as error:
+        if message := group_error(error, sys.argv[1:]):
+            exit_with_error(message)
+        raise
     except RuntimeError as error:
         if message := launcher_error(error):
             exit_with_error(message)

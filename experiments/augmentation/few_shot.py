@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from experiments.data.augmentations import jitter
 from experiments.evaluation.classifier import Classifier, Preprocessing
 from experiments.finite import NonFiniteError
-from rnri.validation import dataclass
+from rnri.validation import dataclass, first_line
 
 LABEL_SMOOTHING = 0.1
 
@@ -40,6 +40,21 @@ class FewShot:
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
+
+    def check(self) -> None:
+        """Create a network and compute its output for two images, without changing the random state.
+
+        Raises:
+            ValueError: timm cannot create the network, or the network does not accept images of ``image_size``.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                self._new_classifier(["a", "b"]).train()(torch.zeros(2, 3, self.image_size, self.image_size))
+        except Exception as error:  # timm raises many types of errors
+            raise ValueError(
+                f"task.few_shot.network: cannot classify images of task.few_shot.image_size={self.image_size} "
+                f"({first_line(error)}); choose another network or size."
+            ) from None
 
     def train(self, images: Tensor, labels: Tensor, names: list[str], *, seed: int, device: torch.device) -> Classifier:
         """Train on ``uint8`` images ``[N, 3, H, W]`` with label indices ``[N]``; return the classifier in eval mode.

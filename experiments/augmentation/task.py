@@ -158,6 +158,7 @@ class AugmentationExperiment(ArmsExperiment):
     trainings: PositiveInt
 
     def prepare(self, trainer: Trainer) -> None:
+        self.few_shot.check()
         super().prepare(trainer)
         concepts = self.context.concepts
         if len(concepts) < 2:

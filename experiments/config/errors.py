@@ -12,11 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.paths import join, resolve
+from experiments.config.project import PROJECT
 from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -105,6 +107,26 @@ def composition_error(error: Exception) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _unknown_key(str(cause.full_key), [str(name) for name in cause.parent_node])
     return one_line(error) if cause is error else f"{one_line(error)} {one_line(cause)}"
+
+
+def group_error(error: ValueError, arguments: Sequence[str]) -> str | None:
+    """Return a message if Hydra raised ``error`` because an override chooses no config of a group by name, else None.
+
+    Args:
+        arguments: arguments of the command line.
+    """
+    if not str(error).startswith("Config group override must be"):
+        return None
+    parser = OverridesParser.create()
+    for argument in arguments:
+        group = argument.partition("=")[0].lstrip("+").partition("@")[0]
+        folder = PROJECT / "configs" / group
+        if not argument.startswith("-") and "=" in argument and folder.is_dir():
+            value = parser.parse_override(argument).value()
+            if not isinstance(value, str | list):
+                names = sorted(path.stem for path in folder.glob("*.yaml"))
+                return f"{argument}: must be the name of a config; choose from {', '.join(names)}."
+    return one_line(error)
 
 
 def launcher_error(error: RuntimeError) -> str | None:

@@ -8,6 +8,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,7 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+START_TIME_ENV = "START_TIME_OF_THE_RUN"
+"""Environment variable with the time at which the run started; Lightning's child processes read it."""
 MAX_NAME_BYTES = 200  # maximum length of a folder name; most file systems allow 255
 NOT_IN_NAME = ("experiment", "run_dir", "logger", "logger.wandb.offline")
 """Config keys that are omitted from the folder name of a job if all jobs of the sweep have the same value."""
@@ -25,6 +29,19 @@ UNSAFE_CHARS = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
 
 def multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def fix_time(started: str | None = None) -> None:
+    """Make ``${now:...}`` the time at which the run started, also in the processes that Lightning starts for the run.
+
+    Args:
+        started: time in ISO format. Default: the time of the parent process, or now in a process without one.
+    """
+    if started is None and "LOCAL_RANK" in os.environ:
+        started = os.environ.get(START_TIME_ENV)
+    os.environ[START_TIME_ENV] = started or datetime.now().isoformat()
+    time = datetime.fromisoformat(os.environ[START_TIME_ENV])
+    OmegaConf.register_new_resolver("now", time.strftime, use_cache=True, replace=True)
 
 
 def run_folder(run_dir: str) -> str:
@@ -37,6 +54,11 @@ def run_folder(run_dir: str) -> str:
         hydra = HydraConfig.get()
         return str(Path(run_dir) / job_folder(list(hydra.overrides.task), sweep_jobs(sys.argv[1:]), hydra.job.num))
     if "WANDB_SWEEP_ID" in os.environ:
+        if not os.environ.get("WANDB_RUN_ID"):
+            raise ValueError(
+                f"WANDB_SWEEP_ID={os.environ['WANDB_SWEEP_ID']}, but WANDB_RUN_ID is not set: start the run with "
+                "`wandb agent`, or unset WANDB_SWEEP_ID."
+            )
         return str(Path(run_dir) / os.environ["WANDB_RUN_ID"])
     return run_dir
 

@@ -6,18 +6,19 @@ Keys and values are compared with the signatures of the classes and functions th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.base import Node
+from omegaconf.base import Container, Node
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from experiments.config.errors import ConfigErrors, nearest, one_line
 from experiments.config.paths import join, keys, resolve
 from experiments.config.signatures import MISSING, Signature, imported_signature, source_signature
+from experiments.config.trainer_options import option_errors
 from rnri.validation import STRICT, NonEmptyStr, RandomSeed, describe
 
 INSTANTIATED = ("trainer", "logger", "task")
@@ -25,6 +26,31 @@ INSTANTIATED = ("trainer", "logger", "task")
 TOP_LEVEL_TYPES = {"name": NonEmptyStr, "seed": RandomSeed, "run_dir": NonEmptyStr, "plan": bool | Literal["counts"]}
 """Types of the top-level config values that are not passed to a class or function."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def interpolation_error(config: DictConfig) -> str | None:
+    """Return an error message that names the first value that refers to itself by interpolations, or None."""
+    return next(_cycles(config), None)
+
+
+def _cycles(node: Container) -> Iterator[str]:
+    for name in node._content if isinstance(node, DictConfig) else range(len(node)):
+        value = node._get_node(name)
+        if value._is_interpolation():
+            try:
+                OmegaConf.to_container(OmegaConf.create({"value": _plain_value(value._dereference_node())}))
+            except RecursionError:
+                yield _refers_to_itself(value)
+            except OmegaConfBaseException as error:
+                if "recursi" in str(error).lower() or "parent node" in str(error):
+                    yield _refers_to_itself(value)
+        elif isinstance(value, Container) and not value._is_none() and not value._is_missing():
+            yield from _cycles(value)
+
+
+def _refers_to_itself(node: Node) -> str:
+    key = node._get_full_key(None)
+    return f"{key}: refers to itself, got {node._value()}; give a value that does not depend on {key}."
 
 
 def check_before_imports(config: DictConfig) -> None:
@@ -53,11 +79,30 @@ def _check(config: DictConfig, signature_of: Callable[[str], Signature | None]) 
         if "_target_" not in keys(resolve(config, part)[1]):
             raise ConfigErrors(f"{part}._target_: has no value; choose an experiment that defines {part}.")
     errors = [_value_error(name, OmegaConf.select(config, name), hint) for name, hint in TOP_LEVEL_TYPES.items()]
+    errors += _logger_errors(config)
     for part in INSTANTIATED:
         errors += _node_errors(config, part, signature_of)
     errors = list(dict.fromkeys(error for error in errors if error))
+    if not any(error.startswith("trainer") for error in errors):
+        errors += option_errors(config, _value_error)
     if errors:
         raise ConfigErrors("\n".join(errors))
+
+
+def _logger_errors(config: DictConfig) -> list[str | None]:
+    """Return the errors of the loggers: an entry that is no logger, or an interval of zero steps."""
+    loggers = resolve(config, "logger")[1]
+    if not isinstance(loggers, DictConfig):
+        return [f"logger: must be a mapping of loggers, got {config.logger!r}; choose logger=csv, wandb or none."]
+    errors: list[str | None] = []
+    for name in keys(loggers):
+        path, logger = resolve(config, join("logger", name))
+        if "_target_" not in keys(logger):
+            errors.append(f"{path}: must be a logger with the key _target_, got {loggers[name]!r}; use ~{path}.")
+        elif "flush_logs_every_n_steps" in keys(logger):
+            key = "flush_logs_every_n_steps"
+            errors.append(_value_error(join(path, key), logger[key], PositiveInt))
+    return errors
 
 
 def _missing(root: DictConfig, key: str) -> list[str]:

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from experiments.config.trainer_options import is_training
 from experiments.planning.cost import Cost, StagePlan
 from experiments.reporting.tables import markdown_table
 from experiments.runtime.device import synchronize
 from experiments.runtime.progress import format_duration, timed
-from experiments.runtime.run_lock import is_training
 from rnri import LatentDiffusion
 
 COLUMNS = {

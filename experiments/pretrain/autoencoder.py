@@ -22,6 +22,7 @@ from experiments.pretrain.training import (
     ImageDataModule,
     TrainingTask,
     adamw,
+    check_network,
     check_output,
     fit,
     load_pretrained,
@@ -98,6 +99,10 @@ class PretrainAutoencoder(TrainingTask):
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
+        if not self.init_from:
+            check_network(
+                lambda: reconstruction_psnr(self.build(), torch.zeros(1, 3, 64, 64)), channels=list(self.channels)
+            )
         check_output(self.output)
         self.vae = load_pretrained(AutoencoderKL, "task.init_from", self.init_from) if self.init_from else self.build()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from experiments.data.labeled import LabeledImages
 from experiments.evaluation.classifier import Classifier, Preprocessing
 from experiments.pretrain.training import ImageDataModule, TrainingTask, adamw, check_output, final_loss, fit, report
 from rnri.loading import read_weights
-from rnri.validation import NonEmptyStr, dataclass, unique_items
+from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
 
 
 class ConceptClassifier(LightningModule):
@@ -141,12 +142,16 @@ class PretrainClassifier(TrainingTask):
             network = timm.create_model(
                 self.architecture, pretrained=self.pretrained, num_classes=len(self.images.labels)
             )
-            with torch.no_grad():
-                network.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                images = torch.zeros(min(self.batch_size, 2), 3, self.image_size, self.image_size)
+                network.eval()(images)
+                deepcopy(network).train()(images)
+            next(network.get_classifier().parameters())
         except Exception as error:  # timm and the download of weights raise many types of errors
             raise ValueError(
                 f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
-                f"task.image_size={self.image_size} cannot be created by timm ({error}): choose others."
+                f"task.image_size={self.image_size} and task.batch_size={self.batch_size} cannot be created by timm "
+                f"({first_line(error)}): choose others."
             ) from None
         if self.init_from is not None:
             load_in_order(network, self.init_from)

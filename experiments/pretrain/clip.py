@@ -17,7 +17,16 @@ from experiments.data.backgrounds import AUGMENTATIONS, Augmentation
 from experiments.data.build_emoji import TEMPLATES
 from experiments.data.emoji import AugmentedEmojiImages, EmojiImages, check_corpus, read_table
 from experiments.pretrain.denoiser import MAX_TOKENS, build_tokenizer
-from experiments.pretrain.training import ImageDataModule, TrainingTask, adamw, check_output, fit, report, save_fp16
+from experiments.pretrain.training import (
+    ImageDataModule,
+    TrainingTask,
+    adamw,
+    check_network,
+    check_output,
+    fit,
+    report,
+    save_fp16,
+)
 from rnri.validation import NonEmptyStr, dataclass
 
 PROMPT = "a drawing of {phrase}"
@@ -124,7 +133,12 @@ class PretrainClip(TrainingTask):
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
+        check_network(self._output, width=self.width, layers=self.layers, patch_size=self.patch_size)
         check_output(self.output)
+
+    def _output(self) -> Tensor:
+        tokenizer = build_tokenizer(["a drawing"])
+        return zero_shot(self.build(tokenizer), torch.zeros(1, 3, 64, 64), tokenize(tokenizer, ["a drawing"]))
 
     def run(self, trainer: Trainer) -> None:
         captions = list(read_table(f"{self.corpus}/captions.parquet")["caption"])

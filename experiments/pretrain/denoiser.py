@@ -27,6 +27,7 @@ from experiments.pretrain.training import (
     TrainingTask,
     Unregistered,
     adamw,
+    check_network,
     check_output,
     final_loss,
     fit,
@@ -267,8 +268,8 @@ class PretrainDenoiser(TrainingTask):
 
     def prepare(self, trainer: Trainer) -> None:
         check_corpus(self.corpus)
-        check_output(self.output)
         self.pipeline = self.build()
+        check_output(self.output)
 
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
@@ -285,6 +286,12 @@ class PretrainDenoiser(TrainingTask):
         if self.init_from:
             return load_pretrained(StableDiffusionPipeline, "task.init_from", self.init_from)
         vae = load_pretrained(AutoencoderKL, "task.vae", self.vae)
+        check_network(
+            lambda: self._output(vae),
+            channels=list(self.channels),
+            text_width=self.text_width,
+            text_layers=self.text_layers,
+        )
         tokenizer = build_tokenizer(list(read_table(Path(self.corpus) / "captions.parquet")["caption"]))
         return StableDiffusionPipeline(
             vae=vae,
@@ -296,6 +303,14 @@ class PretrainDenoiser(TrainingTask):
             feature_extractor=None,
             requires_safety_checker=False,
         )
+
+    def _output(self, vae: AutoencoderKL) -> Tensor:
+        tokenizer = build_tokenizer(["a drawing"])
+        tokens = tokenizer(["a drawing"], padding="max_length", return_tensors="pt").input_ids
+        states = build_text_encoder(tokenizer, self.text_width, self.text_layers)(tokens)[0]
+        unet = build_unet(vae, self.channels, self.text_width)
+        side = unet.config.sample_size
+        return unet(torch.zeros(1, unet.config.in_channels, side, side), 0, states).sample
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:

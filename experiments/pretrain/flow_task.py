@@ -143,8 +143,10 @@ class PretrainFlow(DistillationTask):
     shift: PositiveFloat
 
     def prepare(self, trainer: Trainer) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"task.width={self.width} must be a multiple of task.heads={self.heads}: change either.")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f"task.width={self.width} must be a multiple of task.heads={self.heads} and of 4: change either."
+            )
         self.pipeline = self.build(self.load_model())
         self.teacher_pipeline = None
         if self.teacher:

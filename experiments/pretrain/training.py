@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from experiments.planning.cost import Cost, StagePlan
 from experiments.runtime.training_state import last_checkpoint, log_earlier_values
 from rnri.loading import check_loading_info
 from rnri.models.checkpoint import load_pipeline
+from rnri.validation import first_line
 
 Model = TypeVar("Model")
 
@@ -127,6 +128,24 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) ->
     if checkpoint is not None:
         log_earlier_values(trainer, checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+
+
+def check_network(build: Callable[[], Any], **settings: Any) -> None:
+    """Call ``build``, which creates a network and computes its output, without changing the random state.
+
+    Args:
+        build: function that is called once before the training.
+        settings: values of the keys of ``task`` on which the network depends, for the error message.
+
+    Raises:
+        ValueError: ``build`` raised an error.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            build()
+    except Exception as error:  # diffusers, transformers and timm raise many types of errors
+        values = " ".join(f"task.{name}={value}" for name, value in settings.items())
+        raise ValueError(f"{values}: no network has these settings ({first_line(error)}); choose others.") from None
 
 
 def check_output(folder: str | Path) -> None:

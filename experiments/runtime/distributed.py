@@ -24,6 +24,10 @@ While ranks wait for units that other ranks compute, they poll the disk without 
 """
 WORLD_SIZE_VARS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Environment variables in which launchers set the number of processes."""
+TORCHRUN_VARS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that torchrun sets for each process."""
+ROOT_PID_ENV = "ROOT_PID_OF_THE_RUN"
+"""Environment variable with the process id of the process that started the run; Lightning's child processes read it."""
 INTERACTIVE_JOB_NAMES = ("bash", "interactive")
 """Slurm job names of interactive shells, which ``salloc`` and ``srun --pty bash`` start."""
 FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm reserves job step ids from this value on, for example for the shell of salloc
@@ -48,10 +52,17 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
             nodes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        world_size = int(environment["WORLD_SIZE"])
-        devices = int(environment["LOCAL_WORLD_SIZE"])
+        if missing := [name for name in TORCHRUN_VARS if not environment.get(name)]:
+            raise ValueError(
+                f"{missing[0]} is not set, but TORCHELASTIC_RUN_ID={environment['TORCHELASTIC_RUN_ID']}: start the "
+                "processes with torchrun, or unset TORCHELASTIC_RUN_ID."
+            )
+        for name in ("RANK", "LOCAL_RANK"):
+            _integer(environment, name, 0)
+        world_size = _integer(environment, "WORLD_SIZE")
+        devices = _integer(environment, "LOCAL_WORLD_SIZE")
         return Launcher("torchrun", devices, world_size // devices) if world_size > 1 else None
-    world_size = int(environment.get("SLURM_NTASKS", 1))
+    world_size = _integer(environment, "SLURM_NTASKS")
     if world_size == 1:
         return None
     if not _is_srun_task(environment):
@@ -61,7 +72,7 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
             f"SLURM_NTASKS={world_size}, but srun did not start this process: put srun before the command, or request "
             "--ntasks=1."
         )
-    nodes = int(environment.get("SLURM_NNODES", 1))
+    nodes = _integer(environment, "SLURM_NNODES")
     if world_size % nodes:
         raise ValueError(
             f"SLURM_NTASKS={world_size} is not divisible by SLURM_NNODES={nodes}: request --ntasks-per-node."
@@ -69,13 +80,25 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
     return Launcher("srun", world_size // nodes, nodes)
 
 
+def _integer(environment: Mapping[str, str], name: str, minimum: int = 1) -> int:
+    """Return an environment variable as an integer; 1 if it is not set."""
+    value = environment.get(name, "1")
+    if not value.isdecimal() or int(value) < minimum:
+        raise ValueError(f"{name}={value}: must be an integer of at least {minimum}; unset it, or correct it.")
+    return int(value)
+
+
+def is_child_of_lightning() -> bool:
+    """Return whether Lightning has started this process for another process of the run."""
+    return "LOCAL_RANK" in os.environ and os.environ.get(ROOT_PID_ENV) == str(os.getppid())
+
+
 def _is_srun_task(environment: Mapping[str, str]) -> bool:
     """Return whether srun started this process, rather than a user in an interactive shell.
 
     The name of the Slurm job does not tell: a job named ``interactive`` may also contain processes started by srun.
     """
-    step = environment.get("SLURM_STEP_ID")
-    if step is None or int(step) >= FIRST_RESERVED_STEP:
+    if "SLURM_STEP_ID" not in environment or _integer(environment, "SLURM_STEP_ID", 0) >= FIRST_RESERVED_STEP:
         return False
     # A process that srun starts from an interactive shell inherits the shell's variables, but not its terminal.
     return "SLURM_PTY_PORT" not in environment or not _has_terminal(environment.get("SLURM_TASK_PID", "self"))
@@ -135,8 +158,11 @@ def set_rendezvous(launcher: Launcher) -> None:
     """
     # Lightning compares this variable with trainer.devices, but Slurm may have set it for the job instead of the step.
     os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)
-    job = int(os.environ["SLURM_JOB_ID"])
-    step = int(os.environ["SLURM_STEP_ID"])
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"):
+        if not os.environ.get(name):
+            raise ValueError(f"{name} is not set, but SLURM_NTASKS is: start the processes with srun.")
+    job = _integer(os.environ, "SLURM_JOB_ID", 0)
+    step = _integer(os.environ, "SLURM_STEP_ID", 0)
     os.environ.setdefault("MASTER_PORT", str(PORTS[(job * 101 + step) % len(PORTS)]))
     nodes = os.environ["SLURM_STEP_NODELIST"]
     root = "127.0.0.1" if launcher.nodes == 1 else SLURMEnvironment.resolve_root_node_address(nodes)

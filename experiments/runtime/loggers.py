@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -10,12 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
+import pydantic
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cache.atomic import atomic_write
+from experiments.cache.atomic import atomic_write, digest
+from experiments.config.errors import nearest
 from experiments.config.run_dir import multirun
+from experiments.runtime.settings import run_settings
+from rnri.validation import describe
 
 WANDB_ID_FILE = "wandb_id"
 """Name of the file in the run's folder that contains the id of the W&B run."""
@@ -31,13 +36,15 @@ def _wandb_configs(loggers: DictConfig | None) -> list[DictConfig]:
 def set_wandb_identity(config: DictConfig) -> None:
     """Set the id, the name and the job type of the W&B run if they are null in the config.
 
-    If the run's folder contains the id of an earlier W&B run, that W&B run is resumed. In a W&B sweep, the agent of the
-    sweep sets the id.
+    If the run's folder contains the id of an earlier W&B run with the same settings, that W&B run is resumed. The id
+    therefore ends with a hash of the settings. In a W&B sweep, the agent of the sweep sets the id.
     """
     for logger in _wandb_configs(config.logger):
         if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
             file = Path(config.run_dir) / WANDB_ID_FILE
-            logger.id = file.read_text().strip() if file.is_file() else uuid4().hex[:8]
+            earlier = file.read_text().strip() if file.is_file() else ""
+            suffix = f"-{digest(run_settings(config))[:8]}"
+            logger.id = earlier if earlier.endswith(suffix) else f"{uuid4().hex[:8]}{suffix}"
         if "name" in logger and logger.name is None:
             logger.name = _run_name(config)
         if "job_type" in logger and logger.job_type is None:
@@ -73,6 +80,33 @@ def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
             if logger.version:
                 file = Path(config.run_dir) / WANDB_ID_FILE
                 atomic_write(file, lambda path, id=logger.version: path.write_text(f"{id}\n"))
+
+
+def check_wandb_options(loggers: DictConfig | None) -> None:
+    """Check the options of W&B loggers before a W&B run is started.
+
+    Raises:
+        ValueError: W&B has no such option, or does not accept its value.
+    """
+    for name, logger in (loggers or {}).items():
+        if logger not in _wandb_configs(loggers):
+            continue
+        import wandb  # imported here because the import takes seconds
+
+        own = inspect.signature(WandbLogger).parameters
+        accepted = inspect.signature(wandb.init).parameters
+        settings = wandb.Settings.model_fields
+        for key, value in OmegaConf.to_container(logger, resolve=True).items():
+            if key not in own and key not in accepted and key != "_target_":
+                raise ValueError(f"logger.{name}.{key}: unknown option of W&B; {nearest(str(key), list(accepted))}.")
+            field = key if key in settings else f"run_{key}"
+            if field in settings and value is not None:
+                try:
+                    wandb.Settings(**{field: value})
+                except pydantic.ValidationError as error:
+                    raise ValueError(f"logger.{name}.{key}: {describe(error)}") from None
+                except (wandb.Error, TypeError, ValueError) as error:
+                    raise ValueError(f"logger.{name}.{key}: {' '.join(str(error).split())}; choose another.") from None
 
 
 def check_account(loggers: DictConfig | None) -> None:
@@ -117,7 +151,7 @@ def disable_lightning_tips() -> None:
 
 
 def ignore_deleted_logs() -> None:
-    """Ignore Lightning's warning that it overwrites the CSV log. A resumed run logs the values of all units again."""
+    """Ignore Lightning's warning that it overwrites the CSV log. A resumed run logs all earlier values again."""
     warnings.filterwarnings("ignore", message="Experiment logs directory")
 
 

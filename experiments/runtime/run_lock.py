@@ -12,18 +12,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.cache.atomic import digest
+from experiments.config.trainer_options import is_training
 from experiments.runtime.leases import LeaseManager
-
-KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan")
-"""Top-level config keys that may differ between two runs that share units."""
-
-
-def is_training(config: DictConfig) -> bool:
-    """Return whether the experiment trains a network. Training is not divided into units."""
-    return OmegaConf.select(config, "trainer.max_steps") is not None
+from experiments.runtime.settings import run_settings
 
 
 def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseManager | None:
@@ -41,8 +35,7 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
     if rank_zero_only.rank != 0:
         return None
     leases = LeaseManager(Path(config.run_dir) / "leases")
-    settings = OmegaConf.to_container(config, resolve=True)
-    key = digest({name: value for name, value in settings.items() if name not in KEYS_WITHOUT_EFFECT_ON_RESULTS})
+    key = digest(run_settings(config))
     if leases.acquire("run", {"settings": key}):
         return leases
     active = leases.owner_of("run")

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.base import Task
 from experiments.cache.atomic import atomic_write
 from experiments.config.errors import exit_with_error, instantiation_error, one_line
-from experiments.config.run_dir import check_writable, run_folder
+from experiments.config.run_dir import check_writable
+from experiments.config.trainer_options import is_training, precision_error
 from experiments.config.validate import check
 from experiments.data.images import UnreadableImage
 from experiments.finite import NonFiniteError
@@ -27,13 +28,17 @@ from experiments.runtime.distributed import (
 )
 from experiments.runtime.loggers import (
     check_account,
+    check_wandb_options,
     disable_lightning_tips,
     finish_loggers,
     ignore_deleted_logs,
     log_config,
     set_wandb_identity,
 )
-from experiments.runtime.run_lock import is_training, join_or_start_run
+from experiments.runtime.run_lock import join_or_start_run
+from experiments.runtime.settings import run_settings
+from experiments.runtime.shared_identity import share_identity
+from experiments.runtime.training_state import TrainingSettings, check_checkpoint
 from experiments.runtime.unit_queue import PeerDied, Terminated
 from experiments.runtime.watchdog import install_watchdogs
 
@@ -78,9 +83,9 @@ def setup(config: DictConfig) -> tuple[Task, Trainer]:
         ValueError: the config or a file is invalid. The message is one line that names the config key or the file.
     """
     check(config)
-    config.run_dir = run_folder(config.run_dir)
-    check_writable(config.run_dir)
     _setup_processes(config)
+    share_identity(config)
+    check_writable(config.run_dir)
     set_wandb_identity(config)
     task = instantiate_part(config, "task")
     trainer = _create_trainer(config)
@@ -95,15 +100,21 @@ def _setup_processes(config: DictConfig) -> None:
     set_process_group_timeout(units=not is_training(config))
     seed_everything(config.seed, verbose=False)
     disable_lightning_tips()
-    if not is_training(config):
-        ignore_deleted_logs()
+    ignore_deleted_logs()
 
 
 def _create_trainer(config: DictConfig) -> Trainer:
+    check_wandb_options(config.logger)
     loggers = list(instantiate_part(config, "logger").values()) if config.logger else []
     plugins = {} if "plugins" in config.trainer else {"plugins": cluster_environments()}
     trainer = instantiate_part(config, "trainer", logger=loggers, **plugins)
     check_topology(trainer, str(config.trainer.strategy))
+    if is_training(config):
+        settings = run_settings(config)
+        check_checkpoint(trainer, settings)
+        trainer.callbacks.append(TrainingSettings(settings))
+    elif error := precision_error(trainer.precision, OmegaConf.select(config, "model.dtype")):
+        raise ValueError(error)
     return trainer
 
 

@@ -15,11 +15,9 @@ from types import FrameType
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from experiments.runtime.distributed import detect_launcher
+from experiments.runtime.distributed import ROOT_PID_ENV, detect_launcher
 from experiments.runtime.unit_queue import PEER_DIED_MESSAGE
 
-ROOT_PID_ENV = "ROOT_PID_OF_THE_RUN"
-"""Environment variable with the process id of the process that started the run; Lightning's child processes read it."""
 POLL_INTERVAL_S = 1.0
 CONNECT_TIMEOUT_S = 60.0
 

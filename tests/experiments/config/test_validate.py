@@ -14,11 +14,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.errors import composition_error, one_line
+from experiments.config.errors import composition_error, group_error, one_line
 from experiments.config.paths import resolve
 from experiments.config.signatures import parameter_hints
-from experiments.config.validate import check, check_before_imports
+from experiments.config.validate import check, check_before_imports, interpolation_error
 from experiments.runtime import setup as runtime_setup
 from experiments.runtime.setup import setup
 from tests.commands import composed
@@ -158,6 +159,56 @@ VALUES = [  # overrides, and the start of the error message
         "trainer: You selected an invalid strategy name: `strategy='dpp'`. It must be either a stri",
     ),
     ("+trainer.device=2", "trainer.device: unknown key of Trainer;"),
+    (
+        "trainer.precision=bf16-true",
+        "trainer.precision: must be 32-true, 16-mixed or bf16-mixed, because the netw",
+    ),
+    ("trainer.precision=16-true", "trainer.precision: must be 32-true, 16-mixed or bf16-mixed, because the netw"),
+    ("trainer.precision=64-true", "trainer.precision: must be 32-true, 16-mixed or bf16-mixed, because the netw"),
+    ("trainer.precision=transformer-engine", "trainer.precision: must be 32-true, 16-mixed or bf16-mixed, because th"),
+    (
+        "+trainer.plugins=[{_target_:lightning.pytorch.plugins.HalfPrecision,precision:bf16-true}]|trainer.precision=null",
+        "trainer.precision: must be 32-true, 16-mixed or bf16-mixed, because the networks have the dtype model.dtype",
+    ),
+    ("trainer.inference_mode=true", "trainer.inference_mode: Input should be False, got True"),
+    ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler: Input should be False, got True"),
+    ("+trainer.val_check_interval=0", "trainer.val_check_interval: must not be set in an experiment that trains no "),
+    ("+trainer.limit_predict_batches=1", "trainer.limit_predict_batches: must not be set in an experiment that trains"),
+    ("+trainer.limit_predict_batches=0.5", "trainer.limit_predict_batches: must not be set in an experiment that trai"),
+    ("+trainer.overfit_batches=1", "trainer.overfit_batches: must not be set in an experiment that trains no network"),
+    ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: must not be set in an experiment that trains no network, "),
+    ("+trainer.max_time=00:00:01:00", "trainer.max_time: must not be set in an experiment that trains no network, "),
+    ("+trainer.max_steps=1", "trainer.max_steps: must not be set in an experiment that trains no network, because it"),
+    ("experiment=pretrain_clip|trainer.val_check_interval=0", "trainer.val_check_interval: Input should be greater th"),
+    ("experiment=pretrain_clip|trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: Input should be "),
+    ("experiment=pretrain_clip|trainer.max_steps=0", "trainer.max_steps: Input should be greater than 0"),
+    ("experiment=pretrain_clip|trainer.max_steps=-1", "trainer.max_steps: Input should be greater than 0"),
+    ("experiment=pretrain_clip|+trainer.fast_dev_run=true", "trainer.fast_dev_run: Input should be False, got True"),
+    ("experiment=pretrain_clip|+trainer.limit_train_batches=0", "trainer.limit_train_batches: Input should be greater"),
+    ("experiment=pretrain_clip|task.width=7", "task.width=7 task.layers=4 task.patch_size=8: no network has these "),
+    (
+        "experiment=pretrain_clip|task.patch_size=100",
+        "task.width=128 task.layers=4 task.patch_size=100: no network ",
+    ),
+    ("experiment=pretrain_autoencoder|task.channels=[7]", "task.channels=[7]: no network has these settings"),
+    (
+        "experiment=pretrain_denoiser|task.text_width=7",
+        "task.channels=[64, 128, 192] task.text_width=7 task.tex",
+    ),
+    (
+        "experiment=pretrain_flow|task.width=6|task.heads=3",
+        "task.width=6 must be a multiple of task.heads=3 and of 4",
+    ),
+    ("experiment=augmentation|task.few_shot.network.model_name=foo", "task.few_shot.network: cannot classify images o"),
+    ("experiment=augmentation|task.few_shot.network.model_name=vit_tiny_patch16_224", "task.few_shot.network: cannot "),
+    ("logger.csv=5", "logger.csv: must be a logger with the key _target_, got 5"),
+    ("logger.csv=null", "logger.csv: must be a logger with the key _target_, got None"),
+    ("+logger.csv.flush_logs_every_n_steps=0", "logger.csv.flush_logs_every_n_steps: Input should be greater than 0"),
+    ("logger=wandb|logger.wandb.offline=true|logger.wandb.project=a/b", "logger.wandb.project: Invalid project name '"),
+    ("logger=wandb|logger.wandb.offline=true|logger.wandb.id=a/b", "logger.wandb.id: Run ID cannot contain the chara"),
+    ("logger=wandb|logger.wandb.offline=true|+logger.wandb.mode=on", "logger.wandb.mode: Input should be 'online', '"),
+    ("logger=wandb|logger.wandb.offline=true|+logger.wandb.tag=[a]", "logger.wandb.tag: unknown option of W&B; neares"),
+    ("logger=wandb|logger.wandb.offline=true|+logger.wandb.tags=5", "logger.wandb.tags: 'int' object is not iterable"),
     ("logger=wandb|logger.wandb.offline=maybe", "logger.wandb.offline: Input should be a valid boolean"),
     ("experiment=nosuch", "experiment=nosuch does not exist"),
     ("model=nosuch", "model=nosuch does not exist"),
@@ -311,7 +362,54 @@ def test_added_key_must_be_an_argument():
         check(config)
 
 
-FAST = ["task.samples=0", "task.steps=abc", "+task.sample=3", "select.norm=typical", "model.dtype=float8"]
+CYCLES = [
+    ("run_dir=${run_dir}", "run_dir: refers to itself, got ${run_dir}"),
+    ("run_dir=runs/${run_dir}", "run_dir: refers to itself, got runs/${run_dir}"),
+    ("name=${run_dir}", "name: refers to itself, got ${run_dir}"),
+    ("seed=${task.seed}", "seed: refers to itself, got ${task.seed}"),
+    ("select=${task}", "select: refers to itself, got ${task}"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), CYCLES)
+def test_interpolation_that_refers_to_itself_is_reported_with_its_key(override, message):
+    config = composed(override)
+    with pytest.raises((ValueError, OmegaConfBaseException, RecursionError)):
+        check_before_imports(config)
+    assert interpolation_error(config).startswith(message)
+
+
+def test_config_without_cycles_has_no_interpolation_error():
+    assert interpolation_error(composed()) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=null", "data=null: must be the name of a config; choose from captions, emoji, folder, imagenet."),
+        ("logger=true", "logger=true: must be the name of a config; choose from csv, none, wandb."),
+        ("experiment=5", "experiment=5: must be the name of a config; choose from augmentation, budget, "),
+        ("method@task.arms.seedselect_rnri.inverter=null", "method@task.arms.seedselect_rnri.inverter=null: must be "),
+    ],
+)
+def test_group_needs_the_name_of_a_config(override, message):
+    with pytest.raises(ValueError, match="Config group override") as caught:
+        composed(override)
+    assert group_error(caught.value, ["seed=1", "task.steps=5", override]).startswith(message)
+    assert group_error(ValueError("another error"), [override]) is None
+
+
+FAST = [
+    "data=null",
+    "run_dir=${run_dir}",
+    "logger.csv=5",
+    "trainer.precision=bf16-true",
+    "task.samples=0",
+    "task.steps=abc",
+    "+task.sample=3",
+    "select.norm=typical",
+    "model.dtype=float8",
+]
 
 
 @pytest.mark.parametrize("override", FAST)

@@ -23,7 +23,8 @@ from experiments.runtime.distributed import (
 )
 from experiments.runtime.loggers import check_account, disable_lightning_tips, set_wandb_identity
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
+            "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # fmt: skip
 SRUN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job",
         "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "12", "SLURM_STEP_NODELIST": "localhost,other",
         "SLURM_NODELIST": "n[1-3]"}  # fmt: skip
@@ -100,6 +101,13 @@ def test_steps_of_a_job_have_different_rendezvous(alone, environment, address):
     assert len(ports) == 2
 
 
+@pytest.mark.parametrize("missing", ["SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID"])
+def test_missing_variable_of_a_job_step_raises(alone, missing):
+    start(alone, {name: value for name, value in SRUN.items() if name != missing})
+    with pytest.raises(ValueError, match=f"{missing} is not set, but SLURM_NTASKS is"):
+        apply_launcher_topology(flags())
+
+
 def test_unresolvable_first_node_raises(alone):
     start(alone, SRUN | {"SLURM_STEP_NODELIST": "no-such-node.invalid,other"})
     with pytest.raises(
@@ -138,9 +146,21 @@ def test_without_slurm_lightning_chooses_the_environment(alone, environment):
     [
         ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, but srun did not start this process"),
         (SRUN | {"SLURM_NTASKS": "3"}, "SLURM_NTASKS=3 is not divisible by SLURM_NNODES=2"),
+        (SRUN | {"SLURM_NTASKS": "x"}, "SLURM_NTASKS=x: must be an integer of at least 1"),
+        (SRUN | {"SLURM_STEP_ID": "x"}, "SLURM_STEP_ID=x: must be an integer of at least 0"),
+        *(
+            (
+                {name: value for name, value in TORCHRUN.items() if name != missing},
+                f"{missing} is not set, but TORCHELASTIC_RUN_ID=x: start the processes with torchrun",
+            )
+            for missing in TORCHRUN
+            if missing != "TORCHELASTIC_RUN_ID"
+        ),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be an integer of at least 1"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0: must be an integer of at least 1"),
     ],
 )
-def test_slurm_tasks_without_srun_raise(environment, message):
+def test_incomplete_variables_of_a_launcher_raise(environment, message):
     with pytest.raises(ValueError, match=message):
         detect_launcher(environment)
 
@@ -243,12 +263,24 @@ def wandb_config(**changes):
 
 def test_wandb_name_is_the_experiment_or_the_sweep_values(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
-    assert wandb_config().name == "budget" and len(wandb_config().id) == 8
+    assert wandb_config().name == "budget" and len(wandb_config().id) == 17
     values = tmp_path / "config-abc.yaml"
     save_config_file_from_dict(str(values), {"lam": {"value": 0.1}, "seed_init.normalize": {"value": False}})
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(values))
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     assert wandb_config().name == "lam=0.1,seed_init.normalize=False" and wandb_config().id is None
+
+
+def test_wandb_id_is_kept_only_with_the_same_settings(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    first = wandb_config(run_dir=str(tmp_path)).id
+    (tmp_path / "wandb_id").write_text(f"{first}\n")
+    assert wandb_config(run_dir=str(tmp_path)).id == first
+    assert wandb_config(run_dir=str(tmp_path), trainer={"devices": 2}).id == first  # has no effect on results
+    assert wandb_config(run_dir=str(tmp_path), seed=7).id != first
+    assert wandb_config(run_dir=str(tmp_path), task={"arms": {"plain": {}}}).id != first
+    (tmp_path / "wandb_id").write_text("376a9d2c\n")  # of an earlier version
+    assert wandb_config(run_dir=str(tmp_path)).id != "376a9d2c"
 
 
 def test_wandb_job_type_lists_the_arms():

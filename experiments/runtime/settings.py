@@ -1,0 +1,35 @@
+"""The settings of a run on which its results depend, by which runs and trainings in one folder are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan")
+"""Top-level config keys that may differ between two runs that share units, or between two parts of a training."""
+
+
+def run_settings(config: DictConfig) -> dict[str, Any]:
+    """Return the settings on which the results of a run depend, without the path of the run's folder."""
+    copy = config.copy()
+    copy.run_dir = "run_dir"
+    settings = OmegaConf.to_container(copy, resolve=True)
+    return {str(name): value for name, value in settings.items() if name not in KEYS_WITHOUT_EFFECT_ON_RESULTS}
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first key whose value differs, with both values; None for a missing value. None if all are equal."""
+    old, new = (dict(_leaves(settings, "")) for settings in (before, now))
+    keys = [*new, *(key for key in old if key not in new)]
+    return next(((key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)), None)
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each entry of nested mappings. Lists are values."""
+    if isinstance(value, Mapping) and (value or not key):
+        for name, entry in value.items():
+            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
