@@ -3,70 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from PIL import Image
 from torch import Tensor
 
-from rnri.images import to_rgba
+from rnri.image_batch import Fit, Images, as_images, to_uint8
 from rnri.inversion import Inversion, Inverter, check_schedule
-from rnri.methods import METHODS
+from rnri.methods import ALL_METHODS, METHODS
+from rnri.models.deterministic import DeterministicScheduler
+from rnri.models.diffusers_schedulers import is_flow
 from rnri.models.diffusion import LatentDiffusion
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import sample
+from rnri.models.schedule import Schedule
+from rnri.pipeline_inversion import PipelineInversion, RoundTrip, psnr
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Images = Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor]
 StepCallback = Callable[["DiffusionPipeline", int, int | float, dict[str, Tensor]], Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PipelineInversion(Inversion):
-    """An ``Inversion`` with the arguments of the pipeline call that regenerates the images.
-
-    ``pipe(**inversion.pipe_kwargs)`` regenerates the images.
-
-    Attributes:
-        latents: the seeds in the layout of the pipeline's ``latents=`` argument and in the dtype of the network:
-            ``[B,C,h,w]``, or ``[B,hw/4,4C]`` for FLUX.
-        prompts: one prompt per image.
-        negative_prompts: one negative prompt per image.
-        steps: the number of sampler steps that was passed to ``invert``.
-        guidance: the guidance scale that was passed to ``invert``.
-        image_size: height and width of the images in pixels.
-        timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
-    """
-
-    latents: Tensor
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
-    steps: int
-    guidance: float
-    image_size: tuple[int, int]
-    timesteps: Tensor
-
-    @property
-    def pipe_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the pipeline call that regenerates the images.
-
-        The pipeline must use the scheduler ``scheduler_for(pipe)``.
-        """
-        height, width = self.image_size
-        pipe_kwargs = {
-            "prompt": list(self.prompts),
-            "latents": self.latents,
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance,
-            "height": height,
-            "width": width,
-        }
-        if any(self.negative_prompts):
-            pipe_kwargs["negative_prompt"] = list(self.negative_prompts)
-        return pipe_kwargs
 
 
 def invert(
@@ -74,62 +37,81 @@ def invert(
     images: Images,
     prompts: str | Sequence[str],
     *,
-    steps: int,
-    guidance: float = 1.0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float = 1.0,
     negative_prompt: str | Sequence[str] = "",
     method: str | Inverter = "accelerated",
+    fit: Fit = "crop",
+    round_trip: bool = True,
     callback_on_step_end: StepCallback | None = None,
 ) -> PipelineInversion:
     """Return the seeds with which ``pipe`` generates ``images`` from ``prompts``.
 
     ::
 
-        inversion = rnri.invert(pipe, image, "a photo of a cat", steps=4)
-        pipe.scheduler = rnri.scheduler_for(pipe)
-        regenerated = pipe(**inversion.pipe_kwargs).images[0]
+        inversion = rnri.invert(pipe, "cat.jpg", "a photo of a cat", num_inference_steps=20)
+        print(inversion)                          # PSNR of the reconstruction
+        image = inversion.reconstruct(pipe)[0]
 
     ``invert`` restores the scheduler, the attention processors, the dtypes, the training modes and the gradients of
     ``pipe``, also after an exception. ``pipe`` may use CPU offload. The images are inverted as one batch; the seed of
-    an image does not depend on the other images of the batch.
+    an image does not depend on the other images of the batch. The progress bar is configured by
+    ``pipe.set_progress_bar_config``.
 
     Args:
         pipe: a diffusers text-to-image pipeline of a supported family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3,
             3.5 or FLUX.1, with any loaded LoRAs and textual inversions.
-        images: a PIL image, a list of PIL images, or float tensors ``[3,H,W]`` or ``[B,3,H,W]`` in [0, 1]. All images
-            must have the same size. PIL images are converted by :func:`rnri.images.to_rgba`; transparent images are
-            rejected, because their background is undefined.
+        images: one image or a list of images; an image is a path, a PIL image, a NumPy array ``[H,W,3]`` (uint8, or
+            float in [0, 1]) or a float tensor ``[3,H,W]`` in [0, 1]. Arrays and tensors can also be a batch
+            ``[B,...]``. A transparent background is replaced by white, and a message is logged.
         prompts: a list with one prompt per image, or one string for all images.
-        steps: number of sampler steps.
-        guidance: classifier-free guidance scale; 1 disables guidance. For LCM and FLUX.1 dev the scale is an input of
-            the network.
+        num_inference_steps: number of sampler steps; None is the default of the pipeline's call.
+        guidance_scale: classifier-free guidance scale; 1 disables guidance. For LCM and FLUX.1 dev the scale is an
+            input of the network.
         negative_prompt: a list with one negative prompt per image, or one string for all images.
         method: name of a method in ``METHODS``, or a seed-only ``Inverter``.
+        fit: how images of another size are fitted to the image size of the model: ``crop`` (resize and crop the
+            center), ``pad`` (resize and add white borders), ``stretch`` (resize without keeping the aspect ratio), or
+            ``exact`` (do not resize: the images are inverted at their own size, which must be the same for all images).
+        round_trip: whether to reconstruct the images and to measure the PSNR of the reconstructions. The measurement
+            samples each image once and decodes each image twice.
         callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each inversion
             step, from clean to noisy. The latents have the layout of ``PipelineInversion.latents``. The return value of
             the callback is ignored.
 
     Raises:
         ValueError: an argument is invalid; the error is raised before the network runs.
+        FileNotFoundError: an image file does not exist.
     """
     _check_callback(callback_on_step_end)
-    batch = as_images(images)
+    inverter = _as_inverter(method)
+    batch = as_images(images, LatentDiffusion(pipe).image_size, fit)
     height, width = batch.shape[-2:]
     model = LatentDiffusion(pipe, image_size=(height, width))
     prompts = _as_prompts(prompts, len(batch), "prompts")
     negative_prompts = _as_prompts(negative_prompt, len(batch), "negative_prompt")
     _check_negative_prompts(pipe, negative_prompts)
-    inverter = _as_inverter(method)
-    schedule = model.schedule(steps)
+    if num_inference_steps is None:
+        num_inference_steps = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
+    schedule = model.schedule(num_inference_steps)
     check_schedule(inverter, schedule)
-
-    def on_step(k: int, z: Tensor) -> None:
-        if callback_on_step_end is not None:
-            timestep = schedule.timestep(len(schedule) - 1 - k)
-            callback_on_step_end(pipe, k, timestep, {"latents": model.family.pack(z.to(model.dtype))})
-
+    _warn_if_not_deterministic(pipe)
+    start = time.perf_counter()
     try:
-        predictor = model.predictor(prompts, guidance, list(negative_prompts))
-        inversion = inverter.invert(model.encode(batch), predictor, schedule, on_step)
+        predictor = model.predictor(prompts, guidance_scale, list(negative_prompts))
+        z0 = model.encode(batch)
+        with _progress_bar(pipe, len(schedule)) as bar:
+
+            def on_step(k: int, z: Tensor) -> None:
+                bar.update()
+                if callback_on_step_end is not None:
+                    timestep = schedule.timestep(len(schedule) - 1 - k)
+                    callback_on_step_end(pipe, k, timestep, {"latents": model.family.pack(z.to(model.dtype))})
+
+            inversion = inverter.invert(z0, predictor, schedule, on_step)
+        _synchronize(inversion.seed)
+        seconds = time.perf_counter() - start
+        measured = _measure_round_trip(model, batch, z0, inversion, predictor, schedule) if round_trip else None
     finally:
         pipe.maybe_free_model_hooks()  # moves the models back to the CPU if the pipeline uses CPU offload
     return PipelineInversion(
@@ -137,15 +119,74 @@ def invert(
         latents=model.family.pack(inversion.seed.to(model.dtype)),
         prompts=tuple(prompts),
         negative_prompts=tuple(negative_prompts),
-        steps=int(steps),
-        guidance=float(guidance),
+        num_inference_steps=int(num_inference_steps),
+        guidance_scale=float(guidance_scale),
         image_size=model.image_size,
         timesteps=schedule.timesteps,
+        scheduler=type(pipe.scheduler).__name__,
+        images=to_uint8(batch),
+        round_trip=measured,
+        seconds=seconds,
     )
 
 
+@torch.no_grad()
+def _measure_round_trip(
+    model: LatentDiffusion,
+    images: Tensor,
+    z0: Tensor,
+    inversion: Inversion,
+    predictor: NoisePredictor,
+    schedule: Schedule,
+) -> RoundTrip:
+    """Reconstruct ``images [B,3,H,W]`` from the seeds, in the dtype of the network, and measure the PSNR.
+
+    The images are decoded one after the other, so that the VAE needs no more memory than in a pipeline call for one
+    image.
+    """
+    latents = sample(inversion.seed.to(model.dtype), predictor, schedule)
+    decoded = []
+    scores = []
+    for image, latent, clean in zip(images, latents, z0, strict=True):
+        reconstruction = model.decode(latent[None].float())
+        vae_image = model.decode(clean[None])
+        decoded.append(to_uint8(reconstruction))
+        scores.append(torch.cat([psnr(reconstruction, image[None]), psnr(vae_image, image[None])]))
+    image_psnr, vae_psnr = torch.stack(scores, dim=1)
+    return RoundTrip(images=torch.cat(decoded), psnr=image_psnr, vae_psnr=vae_psnr)
+
+
+@contextmanager
+def _progress_bar(pipe: DiffusionPipeline, steps: int) -> Iterator[Any]:
+    """Show the pipeline's progress bar for ``steps`` steps; the attributes of ``pipe`` remain unchanged."""
+    is_configured = hasattr(pipe, "_progress_bar_config")
+    try:
+        with pipe.progress_bar(total=steps) as bar:
+            yield bar
+    finally:
+        if not is_configured:
+            del pipe._progress_bar_config
+
+
+def _synchronize(tensor: Tensor) -> None:
+    """Wait until all operations on the device of ``tensor`` are finished."""
+    if tensor.device.type != "cpu":
+        torch.accelerator.synchronize(tensor.device)
+
+
+def _warn_if_not_deterministic(pipe: DiffusionPipeline) -> None:
+    """Warn if a plain call of ``pipe`` with its own scheduler does not regenerate images from their seeds."""
+    scheduler = pipe.scheduler
+    if not (isinstance(scheduler, DDIMScheduler | DeterministicScheduler) or is_flow(scheduler)):
+        warnings.warn(
+            f"a plain call of the pipeline with its scheduler {type(scheduler).__name__} does not regenerate the "
+            "images; use inversion.reconstruct(pipe), or set pipe.scheduler = rnri.scheduler_for(pipe).",
+            stacklevel=3,
+        )
+
+
 def _check_callback(callback: StepCallback | None) -> None:
-    """Raise ValueError if ``callback`` is a ``PipelineCallback`` of diffusers that changes the embeddings of prompts."""
+    """Raise ValueError if ``callback`` is a ``PipelineCallback`` of diffusers that changes prompt embeddings."""
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         missing = [name for name in callback.tensor_inputs if name != "latents"]
         if missing:
@@ -153,51 +194,6 @@ def _check_callback(callback: StepCallback | None) -> None:
                 f"callback_on_step_end: must need latents only, got {type(callback).__name__}, which needs "
                 f"{', '.join(missing)}; inversion has a fixed guidance scale."
             )
-
-
-def as_images(images: Images) -> Tensor:
-    """Convert the ``images`` argument of ``invert`` to a float32 tensor ``[B,3,H,W]`` in [0, 1].
-
-    Raises:
-        ValueError: the images have an unsupported type, different sizes, values outside [0, 1], gray levels whose
-            maximum is unknown, or are transparent or damaged.
-    """
-    if isinstance(images, Tensor):
-        batch = images if images.ndim == 4 else images[None]
-    elif isinstance(images, Image.Image):
-        batch = _pil_to_tensor(images)[None]
-    else:
-        tensors = [image if isinstance(image, Tensor) else _pil_to_tensor(image) for image in _as_list(images)]
-        shapes = {tuple(tensor.shape) for tensor in tensors}
-        if len(shapes) != 1:
-            raise ValueError(
-                f"images: must have the same shape, got {', '.join(map(str, sorted(shapes)))}; resize or crop them."
-            )
-        batch = torch.stack(tensors)
-    if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
-        raise ValueError(f"images: must have shape [3,H,W] or [B,3,H,W], got {tuple(batch.shape)}.")
-    if not batch.is_floating_point() or not ((batch >= 0) & (batch <= 1)).all():
-        raise ValueError("images: must be floating point with values in [0, 1]; divide uint8 images by 255.")
-    return batch.float()
-
-
-def _as_list(images: object) -> list:
-    if not isinstance(images, list | tuple) or not images:
-        raise ValueError(f"images: must be a PIL image, a tensor, or a list of either, got {type(images).__name__}.")
-    return list(images)
-
-
-def _pil_to_tensor(image: Image.Image) -> Tensor:
-    """Convert a PIL image to float32 ``[3,H,W]`` in [0, 1]."""
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"images: must be PIL images or tensors, got {type(image).__name__}.")
-    try:
-        pixels = np.asarray(to_rgba(image))
-    except Exception as error:  # for damaged files, decoders raise many types of errors
-        raise ValueError(f"images: a PIL image of mode {image.mode} cannot be converted ({error}).") from None
-    if pixels[..., 3].min() < 255:
-        raise ValueError("images: must not be transparent; paste the image on an opaque background.")
-    return torch.from_numpy(pixels[..., :3].astype(np.float32) / 255).permute(2, 0, 1)
 
 
 def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> list[str]:
@@ -232,11 +228,12 @@ def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]
 
 
 def _as_inverter(method: str | Inverter) -> Inverter:
-    choices = ", ".join(METHODS)
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
+    if isinstance(method, str) and method in ALL_METHODS:
+        method = ALL_METHODS[method]()
     if not isinstance(method, Inverter):
-        raise ValueError(f"method: must be one of {choices}, or an Inverter, got {method!r}.")
+        raise ValueError(f"method: must be one of {', '.join(METHODS)}, or an Inverter, got {method!r}.")
     if not method.seed_only:
         raise ValueError(
             f"method: must be seed-only, got {type(method).__name__}, whose reconstruction needs more tensors than a "

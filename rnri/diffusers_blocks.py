@@ -66,8 +66,8 @@ class InvertStep(ModularPipelineBlocks):
             self._standard_pipeline(components),
             block.source_image,
             block.prompt,
-            steps=block.num_inference_steps,
-            guidance=block.inversion_guidance,
+            num_inference_steps=block.num_inference_steps,
+            guidance_scale=block.inversion_guidance,
             method=block.inversion_method,
         )
         block.latents = block.inversion.latents

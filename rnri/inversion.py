@@ -70,8 +70,8 @@ class Inversion:
         )
 
     @property
-    def converged(self) -> Tensor:
-        """Whether every inversion step of a sample converged, bool ``[B]``."""
+    def residual_converged(self) -> Tensor:
+        """Whether the residual of every inversion step of a sample is at most the tolerance, bool ``[B]``."""
         return self.solved.all(0)
 
     @property

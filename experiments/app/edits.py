@@ -84,7 +84,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class InversionResult:
-    """The seed of an inverted image, and a one-line summary of the convergence of the inversion."""
+    """The seed of an inverted image, and the quality of its reconstruction in one phrase."""
 
     seed: Seed
     summary: str
@@ -108,15 +108,15 @@ def invert_image(
             context.model.pipeline,
             image,
             prompt,
-            steps=context.steps,
-            guidance=context.guidance,
+            num_inference_steps=context.steps,
+            guidance_scale=context.guidance,
             method=context.method,
             callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, context.steps),
         )
     if not inversion.latents.isfinite().all():
         raise ValueError("the seed is not finite: start the page with model.dtype=float32.")
     seed = make_seed(context, inversion.latents.cpu(), inversion.prompts[0])
-    return InversionResult(seed, convergence_summary(inversion))
+    return InversionResult(seed, inversion.quality)
 
 
 def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:
@@ -130,19 +130,6 @@ def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:
         fingerprint=context.fingerprint,
         scheduler=type(context.model.pipeline.scheduler).__name__,
     )
-
-
-def convergence_summary(inversion: rnri.PipelineInversion) -> str:
-    """Describe convergence, largest residual and network evaluations of the inversion of one image in one line."""
-    solved, steps = int(inversion.solved.sum()), len(inversion.solved)
-    residual, nfe = float(inversion.residual[0]), int(inversion.nfe.sum())
-    if inversion.converged.all():
-        convergence = f"Converged: all {steps} steps are solved"
-    else:
-        convergence = f"Not converged: {solved} of {steps} steps are solved, so the reconstruction may differ"
-    if math.isnan(residual):
-        return f"{convergence}; this method has no residual ({nfe} network evaluations)."
-    return f"{convergence}; the largest residual is {residual:.1e} ({nfe} network evaluations)."
 
 
 def edit_controls(family: Family) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import rnri
 from experiments.app.context import AppContext
 from experiments.app.edits import Seed, make_seed
 from experiments.app.uploads import to_pil
-from rnri.api import as_images
+from rnri.image_batch import as_images
 from seedselect import Problem, Targets
 
 MAX_REFERENCES = 5
@@ -114,11 +114,12 @@ def _initial_seed_and_targets(
         num_inference_steps=context.steps,
         guidance_scale=context.guidance,
         method=context.method,
+        round_trip=False,
     )
     if not inversion.seed.isfinite().all():
         raise ValueError("the seeds of the reference images are not finite: start the page with model.dtype=float32.")
     initial = nao.centroid(inversion.seed.float()).point[None].to(model.device)
     with torch.no_grad():
-        features = context.clip(as_images(list(references)).to(model.device))
+        features = context.clip(as_images(list(references), model.image_size).to(model.device))
         latents = inversion.z0.to(model.device).float()
     return initial, Targets(features.mean(0, keepdim=True), latents.mean(0, keepdim=True))

@@ -54,6 +54,7 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
             num_inference_steps=context.steps,
             guidance_scale=context.guidance,
             method=context.method,
+            round_trip=False,
         )
     if not inversion.seed.isfinite().all():
         raise ValueError("the seeds are not finite: start the page with model.dtype=float32.")

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from experiments.counting.imagenet_counts import imagenet_classes
-from experiments.counting.rows import read_rows
 from experiments.naming import normalize_name, unique_names
+from rnri.tables import read_rows
 
 IMAGENET = "imagenet1k"
 

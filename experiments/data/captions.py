@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import PositiveInt
 
-from experiments.counting.rows import read_rows
 from experiments.data.concepts import Concept
 from experiments.data.images import Images, UnreadableImage, height_and_width, read_image
 from experiments.data.parquet import ImageTable, Rows
+from rnri.tables import first_caption, read_columns
 from rnri.validation import NonEmptyStr, dataclass
 from rnri.words import find_phrase
 
@@ -113,20 +113,16 @@ class CaptionedImages:
 
     def _table(self, path: Path) -> Iterator[tuple[str, str]]:
         """Yield file name and caption of each row of a table."""
-        readers = {".csv": _read_columns, ".tsv": _read_columns, ".jsonl": _read_json_lines}
-        if path.suffix.lower() not in readers:
-            raise ValueError(
-                f"{path} ends in {path.suffix!r}: captions are read from .json, .csv, .tsv, .jsonl, .parquet."
-            )
-        for place, (name, caption) in readers[path.suffix.lower()](path, self.image, self.caption):
+        names = {"data.source.image": self.image, "data.source.caption": self.caption}
+        for place, (name, caption) in read_columns(path, names):
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{path}: the column {self.image!r} has {name!r} in {place}: give a file name.")
-            yield name, _first(caption, f"{path}: {place}")
+            yield name, first_caption(caption, f"{path}: {place}")
 
     def _in_parquet(self, path: Path) -> Captioned:
         table = ImageTable((str(path),), self.image)
         ((_, column),) = table.column(self.caption, "data.source.caption")
-        captions = [_first(value, f"{path}: row {row}") for row, value in enumerate(column.to_pylist())]
+        captions = [first_caption(value, f"{path}: row {row}") for row, value in enumerate(column.to_pylist())]
         index = [k for k, caption in enumerate(captions) if caption and self._selects(caption)]
         rows = Rows(np.zeros(len(index), np.int32), np.array(index, np.int32))
         images = self._images(rows, table.read, table.identity)
@@ -150,7 +146,7 @@ def _coco(path: Path) -> Iterator[tuple[str, str]]:
         captions: dict[Any, list[tuple[int, str]]] = {}
         for annotation in content["annotations"]:
             key = annotation["id"]
-            caption = _first(annotation["caption"], f"annotation {key}")
+            caption = first_caption(annotation["caption"], f"annotation {key}")
             captions.setdefault(annotation["image_id"], []).append((key, caption))
         for image in content["images"]:
             if not isinstance(image["file_name"], str):
@@ -162,64 +158,6 @@ def _coco(path: Path) -> Iterator[tuple[str, str]]:
             f"{path} is not a file of COCO captions ({type(error).__name__}: {error}): it needs images with id and "
             "file_name, and annotations with id, image_id and caption."
         ) from None
-
-
-def _read_columns(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the number and the cells of two columns of each row of a ``.csv`` or ``.tsv`` table with a header."""
-    header, *rows = read_rows(path) or [[]]
-    positions = [_position(path, header, column) for column in columns]
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path} has {len(row)} cells in row {number} and {len(header)} in its header: quote cells that "
-                "contain the separator (.csv), or save the table as .jsonl."
-            )
-        yield f"row {number}", [row[k] for k in positions]
-
-
-def _position(path: Path, header: Sequence[str], column: str) -> int:
-    if header.count(column) != 1:
-        reason = "two columns" if column in header else "no column"
-        raise ValueError(
-            f"{path} has {reason} {column!r} (its columns: {', '.join(header)}): set data.source.image and "
-            "data.source.caption to names of columns."
-        )
-    return header.index(column)
-
-
-def _read_json_lines(path: Path, *columns: str) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the number and two fields of each line of a ``.jsonl`` table; a field that a line lacks is None."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        rows = [(number, json.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as a table ({error}): correct it.") from None
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} has {row!r:.60} in line {number}: give one JSON object per line.")
-    names = dict.fromkeys(name for _, row in rows for name in row)
-    for column in columns:
-        _position(path, list(names), column)
-    for number, row in rows:
-        yield f"line {number}", [row.get(column) for column in columns]
-
-
-def _first(captions: Any, place: str) -> str:
-    """Return the first caption that is not blank, without leading and trailing whitespace; "" if there is none.
-
-    Args:
-        captions: a caption, a list of captions, or None.
-        place: file and row of the captions, for the error message.
-
-    Raises:
-        ValueError: a caption is neither a string nor None.
-    """
-    for caption in captions if isinstance(captions, list) else [captions]:
-        if not isinstance(caption, str | None):
-            raise ValueError(f"{place} has the caption {caption!r:.60}: a caption must be a string.")
-        if caption and caption.strip():
-            return caption.strip()
-    return ""
 
 
 def _read(root: Path, name: str, size: tuple[int, int]) -> np.ndarray:

@@ -147,7 +147,7 @@ class InversionModule(LightningModule):
             "residual": measured.residuals.max(0).values,
             "residual_mean": measured.residuals.mean(0),
             "solved": measured.solved.double().mean(0),
-            "converged": measured.converged,
+            "converged": measured.residual_converged,
             "nfe_per_step": inversion.nfe.double().mean(0),
             "backward_per_step": inversion.backward.double().mean(0),
             "seconds": torch.full((len(z0),), seconds / len(z0)),

@@ -73,8 +73,8 @@ def assert_regenerates(pipe, inversion):
     """Assert that the pipeline call equals our sampler up to rounding and regenerates the latents of the image."""
     regenerated = regenerated_latents(pipe, inversion).double()
     model = rnri.LatentDiffusion(pipe, image_size=inversion.image_size)
-    predictor = model.predictor(inversion.prompts, inversion.guidance, list(inversion.negative_prompts))
-    expected = model.sample(inversion.seed, predictor, model.schedule(inversion.steps))
+    predictor = model.predictor(inversion.prompts, inversion.guidance_scale, list(inversion.negative_prompts))
+    expected = model.sample(inversion.seed, predictor, model.schedule(inversion.num_inference_steps))
     torch.testing.assert_close(regenerated, expected, rtol=0, atol=2e-4)
     assert (regenerated - inversion.z0).abs().max() < 0.02 * inversion.z0.abs().max()
 
@@ -82,7 +82,7 @@ def assert_regenerates(pipe, inversion):
 @pytest.mark.parametrize("name", PIPES)
 def test_pipeline_call_regenerates_the_image(name):
     pipe = small_outputs(name)
-    inversion = rnri.invert(pipe, images(), PROMPTS, steps=3, method=rnri.anderson_inverter(8, 1e-9))
+    inversion = rnri.invert(pipe, images(), PROMPTS, num_inference_steps=3, method=rnri.anderson_inverter(8, 1e-9))
     assert inversion.latents.dtype == torch.float32
     assert_regenerates(pipe, inversion)
 
@@ -92,9 +92,15 @@ def test_non_square_images_with_guidance(name):
     pipe = small_outputs(name)
     guidance = 2.0
     inversion = rnri.invert(
-        pipe, images(16, 24), PROMPTS, steps=3, guidance=guidance, method=rnri.anderson_inverter(8, 1e-9),
+        pipe,
+        images(16, 24),
+        PROMPTS,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        method=rnri.anderson_inverter(8, 1e-9),
         negative_prompt="" if name == "flux dev" else ["fog", "rain"],
-    )  # fmt: skip
+        fit="exact",
+    )
     assert inversion.image_size == (16, 24)
     assert_regenerates(pipe, inversion)
 
@@ -126,9 +132,9 @@ def test_pipe_is_unchanged(name, fails):
 
     if fails:
         with pytest.raises(KeyboardInterrupt):
-            rnri.invert(pipe, images(), PROMPTS, steps=2, callback_on_step_end=callback)
+            rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2, callback_on_step_end=callback)
     else:
-        rnri.invert(pipe, images(), PROMPTS, steps=2, callback_on_step_end=callback)
+        rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2, callback_on_step_end=callback)
     after = state(pipe)
     timesteps = before["scheduler"][2], after["scheduler"][2]
     assert torch.equal(*timesteps)
@@ -136,22 +142,28 @@ def test_pipe_is_unchanged(name, fails):
     assert {k: v for k, v in before.items() if k != "scheduler"} == {k: v for k, v in after.items() if k != "scheduler"}
 
 
-def test_pil_lists_and_tensors_are_the_same():
+def test_all_types_of_images_have_the_same_seeds():
     pipe = tiny_stable_diffusion()
     values = (images() * 255).round().byte()
     pil = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in values]
     tensors = values.float() / 255
-    seeds = [rnri.invert(pipe, images, PROMPTS, steps=2).seed for images in (pil, tensors, list(tensors), tuple(pil))]
+    arrays = values.permute(0, 2, 3, 1).numpy()
+    seeds = [
+        rnri.invert(pipe, images, PROMPTS, num_inference_steps=2, round_trip=False).seed
+        for images in (pil, tensors, list(tensors), tuple(pil), arrays, [pil[0], tensors[1]])
+    ]
     for seed in seeds[1:]:
         torch.testing.assert_close(seed, seeds[0], rtol=0, atol=1e-6)
-    one = rnri.invert(pipe, pil[0], PROMPTS[0], steps=2)
+    one = rnri.invert(pipe, pil[0], PROMPTS[0], num_inference_steps=2)
     torch.testing.assert_close(one.seed, seeds[0][:1], rtol=0, atol=1e-4)
 
 
 def test_callback_is_called_after_every_step():
     pipe = tiny_flux()
     calls = []
-    inversion = rnri.invert(pipe, images(), PROMPTS, steps=3, callback_on_step_end=lambda *step: calls.append(step))
+    inversion = rnri.invert(
+        pipe, images(), PROMPTS, num_inference_steps=3, callback_on_step_end=lambda *step: calls.append(step)
+    )
     assert [k for _, k, _, _ in calls] == [0, 1, 2] and all(p is pipe for p, *_ in calls)
     assert [t for _, _, t, _ in calls] == inversion.timesteps.flip(0).tolist()
     assert torch.equal(calls[-1][3]["latents"], inversion.latents) and inversion.latents.shape == (2, 16, 16)
@@ -159,9 +171,9 @@ def test_callback_is_called_after_every_step():
 
 def test_deterministic_scheduler_uses_its_source():
     pipe = PIPES["turbo"]()
-    expected = rnri.invert(pipe, images(), PROMPTS, steps=2).seed
+    expected = rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2).seed
     pipe.scheduler = rnri.scheduler_for(pipe)
-    assert torch.equal(rnri.invert(pipe, images(), PROMPTS, steps=2).seed, expected)
+    assert torch.equal(rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2).seed, expected)
     assert not isinstance(rnri.scheduler_for(pipe).source, rnri.DeterministicScheduler)
 
 
@@ -173,35 +185,46 @@ def test_frees_offload_hooks(fails, monkeypatch):
     if fails:
         monkeypatch.setattr(pipe.vae, "encode", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
-        rnri.invert(pipe, images(), PROMPTS, steps=2)
+        rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2)
     assert freed == [pipe]
 
 
 def test_sdxl_rejects_mixed_empty_negative_prompts():
     with pytest.raises(ValueError, match="must be given for every image or for none"):
-        rnri.invert(tiny_stable_diffusion_xl(), images(), PROMPTS, steps=2, guidance=3, negative_prompt=["fog", ""])
+        rnri.invert(
+            tiny_stable_diffusion_xl(),
+            images(),
+            PROMPTS,
+            num_inference_steps=2,
+            guidance_scale=3,
+            negative_prompt=["fog", ""],
+        )
 
 
 BAD = {
-    "sizes": (dict(images=[torch.rand(3, 16, 16), torch.rand(3, 16, 18)]), "must have the same shape"),
+    "sizes": (dict(images=[torch.rand(3, 16, 16), torch.rand(3, 16, 18)], fit="exact"), "must have the same shape"),
     "bytes": (dict(images=torch.zeros(2, 3, 16, 16, dtype=torch.uint8)), "divide uint8 images by 255"),
     "range": (dict(images=torch.full((2, 3, 16, 16), 2.0)), r"\[0, 1\]"),
-    "side": (dict(images=torch.rand(2, 3, 15, 16)), "multiples of 2"),
+    "side": (dict(images=torch.rand(2, 3, 15, 16), fit="exact"), "multiples of 2"),
+    "fit": (dict(fit="fill"), "fit: must be one of crop, pad, stretch, exact, got 'fill'"),
     "shape": (dict(images=torch.rand(2, 1, 16, 16)), "must have shape \\[3,H,W\\]"),
-    "path": (dict(images="cat.png"), "PIL image"),
-    "transparent": (dict(images=Image.new("RGBA", (16, 16)), prompts="a"), "transparent"),
+    "type": (dict(images=[1, 2]), "must be paths, PIL images, arrays or tensors, got int"),
+    "url": (dict(images=["https://example.org/cat.png"] * 2), "URLs are not downloaded"),
+    "empty": (dict(images=[], prompts=[]), "at least one image"),
+    "array": (dict(images=np.zeros((16, 16), np.uint8)), "arrays must have shape"),
     "prompts": (dict(prompts=["one"]), "prompts: must be a string or a list of 2 strings, one per image"),
     "negative": (dict(negative_prompt=["one"]), "negative_prompt"),
     "method": (dict(method="newton"), "method: must be one of accelerated, .*, got 'newton'"),
     "not seed-only": (dict(method=EDICT()), "method: must be seed-only, got EDICT"),
-    "steps": (dict(steps=0), "steps=0"),
-    "guidance": (dict(guidance=0.5), "guidance=0.5"),
+    "not seed-only, by name": (dict(method="edict"), "method: must be seed-only, got EDICT"),
+    "steps": (dict(num_inference_steps=0), "steps=0"),
+    "guidance": (dict(guidance_scale=0.5), "guidance=0.5"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_invalid_arguments(change, message):
-    arguments = {"images": images(), "prompts": PROMPTS, "steps": 2} | change
+    arguments = {"images": images(), "prompts": PROMPTS, "num_inference_steps": 2} | change
     with pytest.raises(ValueError, match=message) as error:
         rnri.invert(tiny_stable_diffusion(), **arguments)
     assert "\n" not in str(error.value)

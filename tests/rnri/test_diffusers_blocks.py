@@ -28,5 +28,5 @@ def test_later_blocks_regenerate_the_image(factory, blocks, pipeline_class, opti
     pipe = pipeline_blocks.init_pipeline()
     pipe.update_components(**{name: part for name, part in tiny.components.items() if name in pipe.component_names})
     latents = pipe(prompt=["a cat"], source_image=image, num_inference_steps=3, output="latents", **options)
-    expected = rnri.invert(tiny, image, "a cat", steps=3)
+    expected = rnri.invert(tiny, image, "a cat", num_inference_steps=3)
     torch.testing.assert_close(latents.double(), expected.z0, rtol=0, atol=1e-3)

@@ -72,7 +72,7 @@ SOLVER_IDS = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)
 def test_gaussian_seeds_are_exact(solver, steps, guess, allocation):
     denoiser, z0 = gaussian(batch=3)
     inversion = ImplicitInverter(solver, guess, allocation).invert(z0, NoisePredictor(denoiser), schedule(steps))
-    assert inversion.converged.all()
+    assert inversion.residual_converged.all()
     torch.testing.assert_close(inversion.seed, denoiser.seed(z0, schedule(steps)), rtol=0, atol=1e-8)
 
 
@@ -107,7 +107,7 @@ def test_ddim_inversion_matches_closed_form():
     inversion = ImplicitInverter(FixedPoint(1, tolerance=0)).invert(z0, NoisePredictor(denoiser), steps)
     torch.testing.assert_close(inversion.seed, z, rtol=0, atol=1e-12)
     assert (inversion.nfe == 1).all()
-    assert not inversion.converged.any()
+    assert not inversion.residual_converged.any()
 
 
 class LoggedFixedPoint(FixedPoint):
@@ -233,7 +233,7 @@ def test_growing_residual_is_not_converged():
     predictor = function_predictor(lambda z, number: torch.where(number == 1, 1e3 * z, 0.1 * z), 2)
     z0 = torch.ones(2, 2, 3, 3, dtype=torch.float64)
     inversion = ImplicitInverter(FixedPoint(20, tolerance=1e-6)).invert(z0, predictor, schedule(10))
-    assert inversion.converged.tolist() == [True, False]
+    assert inversion.residual_converged.tolist() == [True, False]
     assert inversion.seed.isfinite().all() and inversion.residual[1] > 1
 
 
@@ -249,7 +249,7 @@ def test_nonfinite_latent_is_reported_and_isolated(solver, value):
     inversion = with_measured_residuals(inversion, path, predictor, schedule(5), solver.tolerance)
     alone = inverter.invert(z0[:1], function_predictor(wavy, 1), schedule(5))
     torch.testing.assert_close(inversion.seed[:1], alone.seed, rtol=1e-9, atol=1e-9)
-    assert not inversion.converged[1]
+    assert not inversion.residual_converged[1]
     assert not inversion.residual[1] <= solver.tolerance
 
 
@@ -261,7 +261,7 @@ def test_latents_are_float64_with_float32_network(model):
     inversion = inverter.invert(z0, predictor, steps)
     assert inversion.seed.dtype == torch.float64
     assert inversion.seed_only and not inversion.aux
-    assert inversion.converged.all()
+    assert inversion.residual_converged.all()
     z = inverter.reconstruct(inversion, predictor, steps)
     torch.testing.assert_close(z.float(), z0, rtol=0, atol=1e-4)
 

@@ -7,7 +7,8 @@ import pytest
 from experiments.counting.count_captions import write_counts
 from experiments.counting.counts import read_count_table
 from experiments.counting.names import read_names
-from experiments.counting.rows import check_tsv_cells, read_rows
+from experiments.counting.rows import check_tsv_cells
+from rnri.tables import read_rows
 
 HARD = ['"open quote', '7" record', '"quoted"', "back\\slash", "a\\tb", "comma, here", "index", "名", "'single'", '""',
         "\\", "two  blanks"]  # fmt: skip

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.app import uploads
 from experiments.data.images import Images, check_image, check_images, height_and_width, read_bytes, read_image
 from experiments.editing.benchmark import BenchmarkEdit
-from rnri.api import as_images
+from rnri.image_batch import as_images
 
 SQUARE = (4, 4)
 
@@ -145,7 +145,7 @@ def readings(path: Path) -> dict[str, np.ndarray]:
     """The pixels ``uint8 [3, 10, 12]`` of an image file by every reader of the project."""
     edit = BenchmarkEdit("0", path, "", "", "", 0, (), np.zeros(0))
     with Image.open(path) as file:
-        inverted = as_images(file)[0]
+        inverted = as_images(file, (10, 12))[0]
     limits = uploads.UploadLimits(10**6, 10**6)
     return {
         "bytes": read_bytes(path.read_bytes(), "x", (10, 12)),
@@ -189,7 +189,7 @@ def test_every_reader_refuses_unknown_white_levels(tmp_path):
     limits = uploads.UploadLimits(10**6, 10**6)
     for read in (
         lambda: read_image(path, (10, 12)),
-        lambda: as_images(Image.open(path)),
+        lambda: as_images(Image.open(path), (10, 12)),
         lambda: uploads.read_image(path, (10, 12), limits),
         lambda: edit.load_image((10, 12)),
     ):

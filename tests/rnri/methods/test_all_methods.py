@@ -47,7 +47,7 @@ def test_exact_methods_round_trip_on_gaussian_data(method, steps):
     denoiser, z0 = gaussian(batch=3)
     predictor = NoisePredictor(denoiser)
     inversion = method.invert(z0, predictor, schedule(steps))
-    assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
+    assert inversion.residual_converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     reconstruction = method.reconstruct(inversion, predictor, schedule(steps))
     torch.testing.assert_close(reconstruction, z0, rtol=0, atol=1e-6 if method == BDIA(gamma=0.5) else 1e-9)
 
@@ -122,7 +122,7 @@ def test_nan_sample_is_unconverged_and_isolated(method):
     z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inversion = method.invert(z0, function_predictor(nan_in_second_sample, 3), schedule(5))
     solved = method in EXACT or method is ADJUSTED
-    assert inversion.converged.tolist() == [solved, False, solved]
+    assert inversion.residual_converged.tolist() == [solved, False, solved]
     rows = torch.tensor([0, 2])
     others = NoisePredictor(FunctionDenoiser(lambda z, number: 0.3 * wavy(z, number), rows))
     alone = method.invert(z0[rows], others, schedule(5))
@@ -224,7 +224,7 @@ def test_sdedit_samples_part_of_the_schedule():
     assert torch.allclose(noise[0], noise[1])  # the same for every image
     reconstruction = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
     torch.testing.assert_close(reconstruction, sample(inversion.seed, NoisePredictor(denoiser), steps.tail(3)))
-    assert not inversion.converged.any()
+    assert not inversion.residual_converged.any()
 
 
 def test_edit_friendly_maps_match_diffusers_ddpm():
@@ -254,7 +254,7 @@ def test_prompt_aware_inverts_adjusted_latents(model, noising, reuse, iterations
     assert inversion.nfe.shape == (10, 3) and [k for k, _ in path] == list(range(10))
     assert inversion.nfe.sum() == predictor.forward_evaluations
     reconstruction = method.reconstruct(inversion, predictor, steps)
-    assert inversion.converged.all()
+    assert inversion.residual_converged.all()
     torch.testing.assert_close(reconstruction, inversion.z0, rtol=0, atol=2e-3)
     assert (inversion.z0 - z0).abs().mean() > 1e-4  # the adjustment changes the latents
     torch.testing.assert_close(sample(path[4][1], predictor, steps.tail(5)), inversion.z0, rtol=0, atol=2e-3)

@@ -198,7 +198,7 @@ def test_midpoint_inverse_is_exact(steps, shift):
     inversion_nfe = predictor.forward_evaluations
     reconstruction = EXACT.reconstruct(inversion, predictor, schedule)
     torch.testing.assert_close(reconstruction, z0, rtol=0, atol=1e-10)
-    assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
+    assert inversion.residual_converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     assert inversion.nfe.sum() == inversion_nfe and predictor.forward_evaluations - inversion_nfe == 2 * 2 * steps
 
 
@@ -283,7 +283,7 @@ def test_seed_only_uses_the_schedules_sampler(inverter):
     expected = inverter.invert(z0, predictor, steps)
     inversion = SeedOnly(inverter).invert(z0, predictor, steps)
     assert torch.equal(inversion.seed, expected.seed)
-    assert inversion.seed_only and not inversion.converged.any()
+    assert inversion.seed_only and not inversion.residual_converged.any()
     reconstruction = SeedOnly(inverter).reconstruct(inversion, predictor, steps)
     assert torch.equal(reconstruction, sample(expected.seed, predictor, steps))
     assert not torch.allclose(reconstruction, inverter.reconstruct(expected, predictor, steps))

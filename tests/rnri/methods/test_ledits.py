@@ -30,7 +30,7 @@ def test_round_trip_on_gaussian_data(steps, spacing):
     predictor = NoisePredictor(denoiser)
     levels = Schedule.from_scheduler(scheduler(timestep_spacing=spacing), steps)
     inversion = LEditsPP().invert(z0, predictor, levels)
-    assert inversion.converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
+    assert inversion.residual_converged.all() and not inversion.seed_only and inversion.residual.isnan().all()
     assert inversion.aux["maps"].shape == (3, steps, *z0.shape[1:])
     reconstruction = LEditsPP().reconstruct(inversion, predictor, levels)
     torch.testing.assert_close(reconstruction, z0, rtol=0, atol=1e-6)  # diffusers computes the step in float32
@@ -148,7 +148,7 @@ def test_last_step_without_noise_is_unconverged(method, options):
     steps = Schedule.from_scheduler(scheduler(**options), 10)
     inversion = method.invert(z0, NoisePredictor(denoiser), steps)
     reconstruction = method.reconstruct(inversion, NoisePredictor(denoiser), steps)
-    assert not inversion.converged.any() and inversion.seed.isfinite().all()
+    assert not inversion.residual_converged.any() and inversion.seed.isfinite().all()
     assert 1e-4 < (reconstruction - z0).abs().mean() < 0.1  # the noise of the cleanest level remains
 
 
@@ -169,7 +169,7 @@ def test_nan_sample_is_unconverged_and_isolated():
 
     z0 = torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inversion = LEditsPP().invert(z0, function_predictor(nan_in_second_sample, 3), schedule(5))
-    assert inversion.converged.tolist() == [True, False, True]
+    assert inversion.residual_converged.tolist() == [True, False, True]
     rows = torch.tensor([0, 2])
     alone = LEditsPP().invert(z0[rows], NoisePredictor(FunctionDenoiser(wavy, rows)), schedule(5))
     torch.testing.assert_close(inversion.aux["maps"][rows], alone.aux["maps"], rtol=1e-5, atol=1e-5)

@@ -166,7 +166,7 @@ class TestEditFriendly:
         last = 0.8**0.5 * second / 2 + (0.2 - 1 / 9) ** 0.5 * second
         assert_close(inversion.seed, first.item())
         assert_close(inversion.aux["maps"], ((second - mean) / (0.75 * 0.4375**0.5)).item(), (3 * (1 - last)).item())
-        assert inversion.converged.all()
+        assert inversion.residual_converged.all()
         assert_close(EditFriendly(keep_last_map=True).reconstruct(inversion, predictor(), self.steps), 1)
 
     def test_default_drops_the_last_map(self):
@@ -174,7 +174,7 @@ class TestEditFriendly:
         exact = EditFriendly(seed=7, keep_last_map=True).invert(value(1), predictor(), self.steps)
         inversion = EditFriendly(seed=7).invert(value(1), predictor(), self.steps)
         assert torch.equal(inversion.aux["maps"][:, 0], exact.aux["maps"][:, 0])
-        assert (inversion.aux["maps"][:, 1] == 0).all() and not inversion.converged.any()
+        assert (inversion.aux["maps"][:, 1] == 0).all() and not inversion.residual_converged.any()
         last = (0.8**0.5 / 2 + (0.2 - 1 / 9) ** 0.5) * second
         assert_close(EditFriendly().reconstruct(inversion, predictor(), self.steps), last.item())
 

@@ -95,7 +95,7 @@ def test_nan_sample_is_isolated():
     inversion = inverter.invert(with_nan, NoisePredictor(denoiser), steps)
     expected = inverter.invert(z0, NoisePredictor(denoiser), steps)
     torch.testing.assert_close(inversion.seed[[0, 2]], expected.seed[[0, 2]])
-    assert not inversion.converged[1] and inversion.seed[1].isnan().any()
+    assert not inversion.residual_converged[1] and inversion.seed[1].isnan().any()
 
 
 def test_invalid_settings():

@@ -1,0 +1,80 @@
+"""The command ``python -m rnri``: inverts image files, and reports the PSNR of their reconstructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rnri.command import DEFAULT_MODEL, Options, run
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def option(help_text: str) -> typer.models.OptionInfo:
+    return typer.Option(help=help_text)
+
+
+@app.command()
+def main(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="An image file; a folder of images with captions (photo.txt beside photo.jpg); or a table of images "
+            "and captions (.csv, .tsv, .jsonl)."
+        ),
+    ],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Prompt of the image file. Folders and tables have their own prompts.")
+    ] = None,
+    model: Annotated[str, option("Checkpoint: folder in the format of diffusers, or Hub id.")] = str(DEFAULT_MODEL),
+    edit: Annotated[str | None, option("Edited prompt; the edited image is written, too.")] = None,
+    methods: Annotated[
+        str, option("Inversion methods, separated by commas. Several methods are compared in a table.")
+    ] = "accelerated",
+    steps: Annotated[int, option("Number of sampling steps.")] = 20,
+    guidance: Annotated[float, option("Scale of classifier-free guidance; 1 disables guidance.")] = 1.0,
+    fit: Annotated[
+        str, option("How images are fitted to the image size of the model: crop, pad, stretch, or exact (keep size).")
+    ] = "crop",
+    out: Annotated[Path, option("Folder of the results.")] = Path("rnri_output"),
+    device: Annotated[str, option("Device of the model, such as cuda; auto is the GPU if there is one.")] = "auto",
+    dtype: Annotated[str, option("Data type of the model: float32, bfloat16, float16 or auto.")] = "auto",
+    batch_size: Annotated[int, option("Number of images that are inverted together.")] = 4,
+    image_column: Annotated[str, option("Column of a table with the image files.")] = "image",
+    prompt_column: Annotated[str, option("Column of a table with the prompts.")] = "caption",
+    edit_column: Annotated[str | None, option("Column of a table with the edited prompts.")] = None,
+    images: Annotated[
+        Path | None, option("Folder of the image files of a table. The default is the folder of the table.")
+    ] = None,
+) -> None:
+    """Invert images to seeds, reconstruct the images from the seeds, and report the PSNR of the reconstructions.
+
+    The results are images (original and reconstruction side by side), seed files, and edited images. Without --model,
+    the command uses the small model of the repository, which was trained on drawings of emojis.
+    """
+    options = Options(
+        model=model,
+        methods=tuple(name.strip() for name in methods.split(",")),
+        steps=steps,
+        guidance=guidance,
+        fit=fit,
+        out=out,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        image_column=image_column,
+        prompt_column=prompt_column,
+        edit_column=edit_column,
+        images=images,
+    )
+    try:
+        run(source, prompt, edit, options)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m rnri")

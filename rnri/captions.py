@@ -1,0 +1,97 @@
+"""Reads image files and their prompts from a file, a folder or a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from rnri.tables import first_caption, read_columns
+from rnri.validation import ConfigError
+
+TABLES = (".csv", ".tsv", ".jsonl")
+"""Suffixes of tables of captions."""
+
+
+@dataclass(frozen=True)
+class CaptionedFile:
+    """An image file with its prompt.
+
+    Attributes:
+        path: the image file.
+        prompt: prompt of the image.
+        edit: edited prompt; None if the image is not edited.
+    """
+
+    path: Path
+    prompt: str
+    edit: str | None = None
+
+
+def read_captions(
+    source: Path,
+    *,
+    prompt: str | None = None,
+    edit: str | None = None,
+    images: Path | None = None,
+    columns: tuple[str, str, str | None] = ("image", "caption", None),
+) -> list[CaptionedFile]:
+    """Return the image files of ``source`` with their prompts.
+
+    Args:
+        source: an image file; a folder of images, each with its caption in a text file of the same name (``photo.txt``
+            beside ``photo.jpg``); or a table (``.csv``, ``.tsv`` or ``.jsonl``).
+        prompt: prompt of the image file; a folder or a table has prompts of its own.
+        edit: edited prompt for all images; None if the images are not edited or the table has edited prompts.
+        images: folder of the image files of a table; None is the folder of the table.
+        columns: columns of a table with the image files, the prompts, and the edited prompts (None: no such column).
+
+    Raises:
+        ConfigError: an argument does not fit ``source``, or an image or a prompt is missing.
+        ValueError: the table cannot be read.
+    """
+    if source.suffix.lower() in TABLES:
+        files = _from_table(source, images or source.parent, columns)
+    elif source.is_dir():
+        files = _from_folder(source)
+    elif not source.is_file():
+        raise ConfigError("source", f"{source} is neither a file nor a folder.")
+    elif prompt is None:
+        raise ConfigError("prompt", f"must be given for the image {source}.")
+    else:
+        return [CaptionedFile(source, prompt, edit)]
+    if prompt is not None:
+        raise ConfigError("prompt", f"must not be given for {source}, which has a prompt for every image.")
+    if not files:
+        raise ConfigError("source", f"{source} contains no image with a caption.")
+    return [CaptionedFile(file.path, file.prompt, file.edit or edit) for file in files]
+
+
+def _from_folder(folder: Path) -> list[CaptionedFile]:
+    Image.init()
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in Image.EXTENSION]
+    files = []
+    for path in paths:
+        caption = path.with_suffix(".txt")
+        if not caption.is_file():
+            raise ConfigError("source", f"{path} has no caption; write its caption to {caption}.")
+        files.append(CaptionedFile(path, caption.read_text(encoding="utf-8-sig").strip()))
+    return files
+
+
+def _from_table(path: Path, images: Path, columns: Sequence[str | None]) -> list[CaptionedFile]:
+    """Return the rows of a table that have a prompt."""
+    if not path.is_file():
+        raise ConfigError("source", f"{path} does not exist.")
+    options = ("--image-column", "--prompt-column", "--edit-column")
+    names = {option: name for option, name in zip(options, columns, strict=True) if name is not None}
+    files = []
+    for place, (name, *texts) in read_columns(path, names):
+        prompt, *edits = (first_caption(text, f"{path}: {place}") for text in texts)
+        if not isinstance(name, str) or not (images / name).is_file():
+            raise ConfigError("source", f"{path}: {place} names the image {name!r}, which is not a file in {images}.")
+        if prompt:
+            files.append(CaptionedFile(images / name, prompt, edits[0] if edits else None))
+    return files

@@ -1,0 +1,185 @@
+"""The work of ``python -m rnri``: read images and prompts, invert with one or several methods, write the results."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rnri.captions import CaptionedFile, read_captions
+from rnri.methods.registry import ALL_METHODS, METHODS
+from rnri.models.diffusion import LatentDiffusion
+from rnri.pipeline_inversion import PipelineInversion, stack_images
+from rnri.validation import ConfigError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "models" / "emoji"
+"""The small model of the repository, which has learned drawings of emojis."""
+
+COLUMNS = ("method", "PSNR (dB)", "VAE (dB)", "as good as the VAE", "NFE", "s per image", "images")
+"""Columns of the table that compares methods."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command; the fields have the meaning of the options of ``python -m rnri --help``."""
+
+    model: str
+    methods: tuple[str, ...]
+    steps: int
+    guidance: float
+    fit: str
+    out: Path
+    device: str
+    dtype: str
+    batch_size: int
+    image_column: str
+    prompt_column: str
+    edit_column: str | None
+    images: Path | None
+
+
+def run(source: Path, prompt: str | None, edit: str | None, options: Options) -> None:
+    """Invert the images of ``source`` with every method, write the results to ``options.out``, and print the PSNR.
+
+    Raises:
+        ValueError: an argument or a file is invalid; the error is raised before the model is loaded if possible.
+        OSError: a file cannot be read or written.
+    """
+    for method in options.methods:
+        if method not in METHODS:
+            reason = "needs more tensors than a seed" if method in ALL_METHODS else "is unknown"
+            raise ConfigError("--methods", f"{method!r} {reason}; choose among {', '.join(METHODS)}.")
+    if options.batch_size < 1:
+        raise ConfigError("--batch-size", f"must be at least 1, got {options.batch_size}.")
+    files = _read(source, prompt, edit, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = _load(options)
+    rows = []
+    for method in options.methods:
+        folder = options.out / method if len(options.methods) > 1 else options.out
+        inversions = []
+        for batch in _batches(files, options.batch_size):
+            inversion = _invert(model.pipeline, batch, method, options)
+            _write(model.pipeline, batch, inversion, folder)
+            for file, single in zip(batch, inversion, strict=True):
+                print(f"{method}: {file.path.name}: {single.quality} ({int(single.nfe.sum())} evaluations)")
+            inversions.append(inversion)
+        rows.append(_row(method, inversions))
+    if len(rows) > 1 or len(files) > 1:
+        print(_write_table(rows, options.out))
+    print(f"Results: {options.out}")
+
+
+def _read(source: Path, prompt: str | None, edit: str | None, options: Options) -> list[CaptionedFile]:
+    """Return the image files with their prompts.
+
+    Raises:
+        ConfigError: an image has no prompt, or a prompt is given for a folder or a table.
+    """
+    files = read_captions(
+        source,
+        prompt=prompt,
+        edit=edit,
+        images=options.images,
+        columns=(options.image_column, options.prompt_column, options.edit_column),
+    )
+    names = [file.path.stem for file in files]
+    if len(set(names)) != len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise ConfigError("source", f"two images have the name {name!r}; give every image a name of its own.")
+    return files
+
+
+def _load(options: Options) -> LatentDiffusion:
+    """Load the model without the progress bars and information messages of the libraries."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("rnri").setLevel(logging.INFO)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LatentDiffusion.from_pretrained(options.model, device=device, dtype=options.dtype)
+    model.pipeline.set_progress_bar_config(leave=False)
+    return model
+
+
+def _batches(files: Sequence[CaptionedFile], size: int) -> Iterator[Sequence[CaptionedFile]]:
+    return (files[i : i + size] for i in range(0, len(files), size))
+
+
+def _invert(
+    pipe: DiffusionPipeline, files: Sequence[CaptionedFile], method: str, options: Options
+) -> PipelineInversion:
+    from rnri.api import invert
+
+    return invert(
+        pipe,
+        [file.path for file in files],
+        [file.prompt for file in files],
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        method=method,
+        fit=options.fit,
+    )
+
+
+def _write(pipe: DiffusionPipeline, files: Sequence[CaptionedFile], inversion: PipelineInversion, folder: Path) -> None:
+    """Write the seed file, the image beside its reconstruction, and the edited image of every file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, single in zip(files, inversion, strict=True):
+        single.save(folder / f"{file.path.stem}.safetensors")
+        stack_images(single.to_pil()).save(folder / f"{file.path.stem}.png")
+        if file.edit is not None:
+            from rnri.editing import edit
+
+            edited = edit(pipe, single, file.edit)
+            edited.images[0].save(folder / f"{file.path.stem}_edit.png")
+
+
+def _row(method: str, inversions: Sequence[PipelineInversion]) -> tuple[str, ...]:
+    """Return the table row of ``method``."""
+    psnr = torch.cat([inversion.psnr for inversion in inversions])
+    vae_psnr = torch.cat([inversion.vae_psnr for inversion in inversions])
+    converged = torch.cat([inversion.converged for inversion in inversions])
+    nfe = torch.cat([inversion.nfe.sum(0) for inversion in inversions])
+    seconds = sum(inversion.seconds for inversion in inversions) / len(psnr)
+    return (
+        method,
+        _mean(psnr),
+        _mean(vae_psnr),
+        f"{int(converged.sum())} of {len(converged)}",
+        f"{float(nfe.double().mean()):g}",
+        f"{seconds:.2f}",
+        str(len(psnr)),
+    )
+
+
+def _mean(values: Tensor) -> str:
+    """Return the mean of ``values [B]``, with the half width of its 95 % confidence interval if B > 1."""
+    mean = f"{float(values.mean()):.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {1.96 * float(values.std()) / len(values) ** 0.5:.1f}"
+
+
+def _write_table(rows: Sequence[tuple[str, ...]], folder: Path) -> str:
+    """Write ``table.csv`` and ``table.md``, and return the Markdown table."""
+    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    return table

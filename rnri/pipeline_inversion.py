@@ -1,0 +1,296 @@
+"""``PipelineInversion``: inverted seeds, the quality of their reconstructions, and methods to save and show them."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rnri.inversion import Inversion
+from rnri.seed_file import read_seed_file, write_seed_file
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+CONVERGED_DB = 0.1
+"""A reconstruction is as good as the VAE allows if its PSNR is at most this much below the PSNR of the VAE, in dB."""
+
+BY_STEP = ("residuals", "nfe", "backward", "solved")
+"""Fields of ``Inversion`` with shape ``[N,B]``."""
+
+THUMBNAIL_SIDE = 192
+"""Maximum side of an image in the HTML representation, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundTrip:
+    """Reconstructions from inverted seeds, and their PSNR.
+
+    Attributes:
+        images: reconstructed images, uint8 ``[B,3,H,W]``.
+        psnr: PSNR of the reconstructed images with respect to the inverted images in dB, float64 ``[B]``.
+        vae_psnr: PSNR of the images after encoding and decoding by the VAE alone in dB, float64 ``[B]``. A
+            reconstruction is rarely better, because the VAE is a part of every reconstruction.
+    """
+
+    images: Tensor
+    psnr: Tensor
+    vae_psnr: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class PipelineInversion(Inversion):
+    """An ``Inversion`` with the arguments of the pipeline call that regenerates the images.
+
+    ``inversion.reconstruct(pipe)`` regenerates the images. ``pipe(**inversion.pipe_kwargs)`` does the same if the
+    pipeline uses the scheduler ``scheduler_for(pipe)``. ``len(inversion)`` is the number of images, and
+    ``inversion[i]`` is the inversion of image ``i``.
+
+    Attributes:
+        latents: the seeds in the layout of the pipeline's ``latents=`` argument and in the dtype of the network:
+            ``[B,C,h,w]``, or ``[B,hw/4,4C]`` for FLUX.
+        prompts: one prompt per image.
+        negative_prompts: one negative prompt per image.
+        num_inference_steps: number of sampler steps.
+        guidance_scale: guidance scale of the inversion.
+        image_size: height and width of the images in pixels.
+        timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
+        scheduler: class name of the pipeline's scheduler, whose deterministic steps were inverted.
+        images: the inverted images, uint8 ``[B,3,H,W]``.
+        round_trip: the reconstructions and their PSNR; None if ``invert`` was called with ``round_trip=False``.
+        seconds: duration of the inversion of the batch in seconds, without the round trip.
+    """
+
+    latents: Tensor
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    image_size: tuple[int, int]
+    timesteps: Tensor
+    scheduler: str
+    images: Tensor
+    round_trip: RoundTrip | None
+    seconds: float
+
+    @property
+    def pipe_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the pipeline call that regenerates the images.
+
+        The pipeline must use the scheduler ``scheduler_for(pipe)``.
+        """
+        height, width = self.image_size
+        pipe_kwargs = {
+            "prompt": list(self.prompts),
+            "latents": self.latents,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "height": height,
+            "width": width,
+        }
+        if any(self.negative_prompts):
+            pipe_kwargs["negative_prompt"] = list(self.negative_prompts)
+        return pipe_kwargs
+
+    @property
+    def psnr(self) -> Tensor:
+        """PSNR of the reconstructed images in dB, float64 ``[B]``; NaN if the round trip was not measured."""
+        return self._unmeasured if self.round_trip is None else self.round_trip.psnr
+
+    @property
+    def vae_psnr(self) -> Tensor:
+        """PSNR that the VAE alone allows in dB, float64 ``[B]``; NaN if the round trip was not measured."""
+        return self._unmeasured if self.round_trip is None else self.round_trip.vae_psnr
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether a reconstruction is as good as the VAE allows (within 0.1 dB), bool ``[B]``.
+
+        If the round trip was not measured, the value is ``residual_converged``.
+        """
+        if self.round_trip is None:
+            return self.residual_converged
+        return self.psnr >= self.vae_psnr - CONVERGED_DB
+
+    @property
+    def quality(self) -> str:
+        """The quality of the reconstructions in one phrase, such as "40.7 of 40.9 dB, as good as the VAE allows".
+
+        If a reconstruction is worse than the VAE allows, the phrase contains a remedy.
+        """
+        if not self.seed.isfinite().all():
+            return "the seeds are not finite; use dtype=torch.float32 or a lower guidance scale"
+        if self.round_trip is None:
+            return f"round trip not measured, residual {float(self.residual.max()):.1e}"
+        psnr = f"{float(self.psnr.mean()):.1f} of {float(self.vae_psnr.mean()):.1f} dB"
+        if self.converged.all():
+            return f"{psnr}, as good as the VAE allows"
+        number = int((~self.converged).sum())
+        remedy = "more network evaluations or more steps"
+        if self.guidance_scale > 1:
+            remedy = f"guidance {self.guidance_scale:g} needs method='round_trip_corrected' or more network evaluations"
+        if len(self) == 1:
+            return f"{psnr}: {remedy}" if self.guidance_scale > 1 else f"{psnr}: try {remedy}"
+        return f"{psnr} on average, {number} of {len(self)} images below the VAE: {remedy}"
+
+    def reconstruct(self, pipe: DiffusionPipeline) -> list[Image.Image]:
+        """Regenerate the images with ``pipe`` and return them.
+
+        The pipeline's scheduler is replaced by ``scheduler_for(pipe)`` during the call.
+
+        Raises:
+            ValueError: the scheduler of ``pipe`` has other timesteps than the inversion, or the sampled latents or the
+                output of the VAE are not finite.
+        """
+        from rnri.models.deterministic import scheduler_for  # imports diffusers
+        from rnri.models.finite import finite_decoding
+
+        scheduler = pipe.scheduler
+        pipe.scheduler = scheduler_for(pipe)
+        try:
+            self._check_scheduler(pipe)
+            with finite_decoding(pipe.vae):
+                return pipe(**self.pipe_kwargs).images
+        finally:
+            pipe.scheduler = scheduler
+
+    def save(self, path: str | Path) -> Path:
+        """Write the inversion to the safetensors file ``path`` and return the path; ``rnri.load`` reads the file."""
+        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        settings = {name: value for name, value in tensors.items() if not isinstance(value, Tensor)}
+        tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+        tensors |= {f"aux.{name}": value for name, value in settings.pop("aux").items()}
+        round_trip = settings.pop("round_trip")
+        if round_trip is not None:
+            tensors |= {f"round_trip.{name}": value for name, value in vars(round_trip).items()}
+        return write_seed_file(path, tensors, settings)
+
+    def to_pil(self) -> list[Image.Image]:
+        """Return one image per inverted image, with the inverted image on the left and its reconstruction on the right.
+
+        If the round trip was not measured, the images are the inverted images.
+        """
+        if self.round_trip is None:
+            return [_to_pil(image) for image in self.images]
+        return [_to_pil(torch.cat(pair, dim=2)) for pair in zip(self.images, self.round_trip.images, strict=True)]
+
+    def show(self) -> None:
+        """Display the inverted images and their reconstructions in a notebook or in the system's image viewer."""
+        strip = stack_images(self.to_pil())
+        try:
+            from IPython.display import display
+        except ImportError:
+            strip.show()
+        else:
+            display(strip)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int | slice) -> PipelineInversion:
+        """Return the inversion of image ``index``, or of a slice of the images."""
+        rows = index if isinstance(index, slice) else slice(range(len(self))[index], range(len(self))[index] + 1)
+        changes: dict[str, Any] = {name: getattr(self, name)[:, rows] for name in BY_STEP}
+        for name in ("seed", "z0", "latents", "images", "prompts", "negative_prompts"):
+            changes[name] = getattr(self, name)[rows]
+        changes["aux"] = {name: tensor[rows] for name, tensor in self.aux.items()}
+        if self.round_trip is not None:
+            changes["round_trip"] = RoundTrip(**{name: tensor[rows] for name, tensor in vars(self.round_trip).items()})
+        return dataclasses.replace(self, **changes)
+
+    def __iter__(self) -> Iterator[PipelineInversion]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        images = "1 image" if len(self) == 1 else f"{len(self)} images"
+        nfe = self.nfe.sum(0).double().mean()
+        return (
+            f"PipelineInversion({images} {width}x{height}, {self.num_inference_steps} steps, "
+            f"guidance {self.guidance_scale:g}, {self.quality}, {float(nfe):g} evaluations, {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the representation that notebooks display: the images, their reconstructions and the PSNR."""
+        rows = []
+        for inversion, image in zip(self, self.to_pil(), strict=True):
+            caption = html.escape(f"{inversion.prompts[0]}: {inversion.quality}")
+            rows.append(f'<figure style="margin:4px">{_img(image)}<figcaption>{caption}</figcaption></figure>')
+        return f"<p>{html.escape(repr(self))}</p>{''.join(rows)}"
+
+    @property
+    def _unmeasured(self) -> Tensor:
+        return torch.full((len(self),), torch.nan, dtype=torch.float64)
+
+    def _check_scheduler(self, pipe: DiffusionPipeline) -> None:
+        """Raise ValueError if the deterministic scheduler of ``pipe`` has other timesteps than the inversion."""
+        from rnri.models.diffusion import LatentDiffusion
+
+        timesteps = LatentDiffusion(pipe, image_size=self.image_size).schedule(self.num_inference_steps).timesteps
+        if timesteps.shape != self.timesteps.shape or not torch.equal(timesteps.cpu(), self.timesteps.cpu()):
+            raise ValueError(
+                f"pipe: the scheduler {type(pipe.scheduler).__name__} has other timesteps than {self.scheduler}, with "
+                "which the images were inverted; use the scheduler of the inversion."
+            )
+
+
+def load(path: str | Path) -> PipelineInversion:
+    """Return the inversion that :meth:`PipelineInversion.save` wrote to ``path``.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a seed file, or lacks a tensor or a setting.
+    """
+    tensors, settings = read_seed_file(path)
+    groups: dict[str, dict[str, Tensor]] = {"aux": {}, "round_trip": {}}
+    for name in list(tensors):
+        group, dot, key = name.partition(".")
+        if dot:
+            groups[group][key] = tensors.pop(name)
+    try:
+        for name in ("prompts", "negative_prompts", "image_size"):
+            settings[name] = tuple(settings[name])
+        round_trip = RoundTrip(**groups["round_trip"]) if groups["round_trip"] else None
+        return PipelineInversion(**tensors, **settings, aux=groups["aux"], round_trip=round_trip)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: incomplete seed file ({error}); save the inversion again.") from error
+
+
+def psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """Return the PSNR of ``images [B,3,H,W]`` in [0, 1] with respect to ``originals`` in dB, float64 ``[B]``.
+
+    The PSNR of equal images is infinite.
+    """
+    mse = (images.double() - originals.double().to(images.device)).square().flatten(1).mean(1)
+    return (-10 * mse.log10()).cpu()
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+
+
+def stack_images(images: list[Image.Image]) -> Image.Image:
+    """Return ``images`` of equal size below each other in one image."""
+    width, height = images[0].size
+    strip = Image.new("RGB", (width, height * len(images)))
+    for i, image in enumerate(images):
+        strip.paste(image, (0, i * height))
+    return strip
+
+
+def _img(image: Image.Image) -> str:
+    """Return an HTML ``img`` element with a PNG thumbnail of ``image``."""
+    image = image.copy()
+    image.thumbnail((2 * THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'

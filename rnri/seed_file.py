@@ -1,0 +1,55 @@
+"""Seed files: safetensors files with inverted seeds and the settings that are needed to regenerate their images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FORMAT = "seed-exploration 2"
+"""Value of the metadata entry ``format`` of a seed file."""
+
+
+def write_seed_file(path: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Path:
+    """Write ``tensors`` and ``settings`` to the safetensors file ``path`` and return the path.
+
+    Args:
+        path: path of the file; its folder is created if it does not exist.
+        tensors: tensors by name; ``latents`` are the seeds.
+        settings: values that JSON can represent, by name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in settings.items()}
+    values = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    safetensors.torch.save_file(values, path, metadata)
+    return path
+
+
+def read_seed_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the settings of a file that :func:`write_seed_file` wrote.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a seed file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file; use a file that Inversion.save wrote.") from error
+    if metadata.pop("format", None) != FORMAT or "latents" not in tensors:
+        raise ValueError(f"{path}: not a seed file of format {FORMAT!r}; use a file that Inversion.save wrote.")
+    try:
+        return tensors, {key: json.loads(value) for key, value in metadata.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: the metadata is not valid JSON; save the inversion again.") from error

@@ -1,0 +1,99 @@
+"""The command ``python -m rnri``: images, folders, tables, edits, comparison of methods, and errors."""
+
+import csv
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from typer.testing import CliRunner
+
+import rnri
+from rnri.__main__ import app
+from rnri.captions import read_captions
+
+FAST = ["--steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def image():
+    pipe = StableDiffusionPipeline.from_pretrained("assets/models/emoji")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe("a drawing of a camel", num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+
+
+@pytest.fixture
+def folder(tmp_path, image):
+    for name in ("a", "b"):
+        image.save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a drawing of {name}\n")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_one_image_with_an_edit(folder):
+    out = folder / "out"
+    result = run(folder / "a.png", "a drawing of a camel", "--edit", "a drawing of a fox", "--out", out, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "a.png: " in result.output and " dB" in result.output
+    assert {path.name for path in out.iterdir()} == {"a.png", "a.safetensors", "a_edit.png"}
+    assert rnri.load(out / "a.safetensors").prompts == ("a drawing of a camel",)
+
+
+def test_folder_and_methods_give_a_table(folder):
+    out = folder / "out"
+    result = run(folder, "--methods", "ddim,accelerated", "--out", out, "--batch-size", 2, *FAST)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [row["method"] for row in rows] == ["ddim", "accelerated"]
+    assert [row["images"] for row in rows] == ["2", "2"] and [row["NFE"] for row in rows] == ["3", "6"]
+    assert (out / "table.md").read_text() in result.output
+    assert (out / "ddim" / "b.png").is_file()
+
+
+def test_table_with_columns_of_other_names(folder):
+    table = folder / "data" / "images.csv"
+    table.parent.mkdir()
+    table.write_text("file,source,target\na.png,a drawing of a camel,a drawing of a fox\nb.png,,a\n")
+    options = ["--image-column", "file", "--prompt-column", "source", "--edit-column", "target", "--images", folder]
+    result = run(table, *options, "--out", folder / "out", *FAST)
+    assert result.exit_code == 0, result.output
+    assert (folder / "out" / "a_edit.png").is_file() and not (folder / "out" / "b.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png", "a"], "source: missing.png is neither a file nor a folder"),
+        (["a.png"], "prompt: must be given for the image a.png"),
+        ([".", "a prompt"], "prompt: must not be given for"),
+        (["a.png", "a", "--methods", "nothing"], "--methods: 'nothing' is unknown; choose among"),
+        (["a.png", "a", "--methods", "edict"], "--methods: 'edict' needs more tensors than a seed"),
+        (["a.png", "a", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["c.jsonl"], "names the image 'none.png', which is not a file"),
+        (["a.png", "a", "--fit", "fill"], "fit: must be one of crop, pad, stretch, exact, got 'fill'"),
+    ],
+)
+def test_errors_are_one_sentence(folder, monkeypatch, arguments, message):
+    assets = rnri.command.DEFAULT_MODEL
+    (folder / "c.jsonl").write_text('{"image": "none.png", "caption": "a"}\n')
+    monkeypatch.chdir(folder)
+    result = run(*arguments, "--model", assets)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ") and message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_images_without_captions_are_named(folder):
+    (folder / "b.txt").unlink()
+    with pytest.raises(ValueError, match=r"b\.png has no caption; write its caption to"):
+        read_captions(folder)
+
+
+def test_help_explains_every_option():
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in ("--model", "--edit", "--methods", "--steps", "--guidance", "--fit", "--out"):
+        assert name in result.output
