@@ -112,18 +112,23 @@ def timm_folder(folder: Path) -> Path:
     return folder
 
 
+def standin(folder: Path, classes: int, images: int = 4) -> None:
+    """Write the data and the networks of the commands in ``docs/guides/imagenet_on_a_cluster.md``."""
+    from tests.pipelines import tiny_stable_diffusion
+
+    imagenet_tables(folder / "imagenet", range(classes), images, 1)
+    imagenet_count_table(folder / "counts.tsv")
+    timm_folder(folder / "classifier")
+    tiny_stable_diffusion().save_pretrained(folder / "model")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fakes", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--images", type=int, default=4, help="training images per class")
     options = parser.parse_args()
-    from tests.pipelines import tiny_stable_diffusion
-
-    imagenet_tables(options.folder / "imagenet", range(options.classes), options.images, 1)
-    imagenet_count_table(options.folder / "counts.tsv")
-    timm_folder(options.folder / "classifier")
-    tiny_stable_diffusion().save_pretrained(options.folder / "model")
+    standin(options.folder, options.classes, options.images)
     print(f"{options.classes} classes, counts and a model are in {options.folder}")
 
 

@@ -18,6 +18,7 @@ from rnri.models.predictor import NoisePredictor
 from seedselect import ClipFeatures, SeedSelect
 from tests.commands import composed
 from tests.experiments import tiny_configs as small
+from tests.fakes import standin
 
 EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("*.yaml"))
 
@@ -56,6 +57,43 @@ def test_every_experiment_has_a_plan(experiment, tmp_path, capsys):
     units, forward = (int(total[k].replace(",", "")) for k in (2, 4))
     assert units > 0 and forward > 0 and "nothing is computed" in output
     assert not (tmp_path / "run" / "units").exists()
+
+
+GUIDE = Path("docs/guides/imagenet_on_a_cluster.md")
+CLASSES = 2
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The stages of the guide's command for ``CLASSES`` classes, by number of steps."""
+    folder = tmp_path_factory.mktemp("standin")
+    standin(folder, CLASSES)
+    command = GUIDE.read_text().replace("\\\n", " ").partition("train.py experiment=table3 model=sd model.path")[2]
+    options = f"experiment=table3 model=sd model.path{command.splitlines()[0]}".replace("standin", str(folder)).split()
+    options += [f"run_dir={folder}/run", "trainer.accelerator=cpu"]
+    plans = {}
+    for steps in (20, 4):
+        task, trainer = setup(composed(*options, f"task.steps={steps}"))
+        plans[steps] = task.plan(trainer)
+    return plans
+
+
+def test_table_of_the_guide_equals_the_plan_of_its_command(planned):
+    """The numbers are proportional to the number of classes, which is 1,000 in the guide."""
+    lines = GUIDE.read_text().partition("| stage | forward, 20 steps")[2].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+    documented = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in cells}
+    columns = ((20, "forward"), (20, "backward"), (4, "forward"), (4, "backward"), (20, "decodings"),
+               (20, "decodings_backward"))  # fmt: skip
+    expected = {
+        stage.stage: [round(getattr(planned[steps][k].cost, name) * 1000 / CLASSES) for steps, name in columns]
+        for k, stage in enumerate(planned[20])
+    }
+    expected["total"] = [sum(column) for column in zip(*expected.values(), strict=True)]
+    assert documented == expected
+    assert [stage.stage for stage in planned[4]] == [stage.stage for stage in planned[20]]
+    arms = {stage.stage.partition(",")[0] for stage in planned[20]}
+    assert len(arms) == 7 and "seven arms" in GUIDE.read_text()
 
 
 def record_predictors(monkeypatch) -> list[NoisePredictor]:
