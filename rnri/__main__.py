@@ -21,7 +21,7 @@ def main(
     source: Annotated[
         Path,
         typer.Argument(
-            help="An image file; a folder of images with captions (photo.txt beside photo.jpg); or a table of images "
+            help="An image file; a folder of images with captions (photo.txt next to photo.jpg); or a table of images "
             "and captions (.csv, .tsv, .jsonl)."
         ),
     ],

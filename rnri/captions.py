@@ -42,7 +42,7 @@ def read_captions(
 
     Args:
         source: an image file; a folder of images, each with its caption in a text file of the same name (``photo.txt``
-            beside ``photo.jpg``); or a table (``.csv``, ``.tsv`` or ``.jsonl``).
+            next to ``photo.jpg``); or a table (``.csv``, ``.tsv`` or ``.jsonl``).
         prompt: prompt of the image file; a folder or a table has prompts of its own.
         edit: edited prompt for all images; None if the images are not edited or the table has edited prompts.
         images: folder of the image files of a table; None is the folder of the table.

@@ -137,7 +137,7 @@ def _invert(
 
 
 def _write(pipe: DiffusionPipeline, files: Sequence[CaptionedFile], inversion: PipelineInversion, folder: Path) -> None:
-    """Write the seed file, the image beside its reconstruction, and the edited image of every file."""
+    """Write the seed file, the image with its reconstruction, and the edited image of every file."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, single in zip(files, inversion, strict=True):
         single.save(folder / f"{file.path.stem}.safetensors")

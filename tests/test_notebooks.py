@@ -28,4 +28,9 @@ def test_notebook_is_committed_with_outputs(path):
 
 
 def test_all_notebooks_are_collected():
-    assert [path.stem for path in NOTEBOOKS] == ["01_inversion", "02_seed_space", "03_rare_concepts"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_inversion",
+        "02_seed_space",
+        "03_rare_concepts",
+        "04_open_a_run",
+    ]

@@ -1,0 +1,175 @@
+"""``Run``: the results, images and seeds of a run's folder, for notebooks and scripts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor
+
+import nao
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedConcept:
+    """The generated images of one arm and one concept.
+
+    Attributes:
+        method: name of the arm.
+        concept: name of the concept.
+        prompt: prompt of the images.
+        images: ``uint8 [n,3,H,W]``, the images whose pixels are finite.
+        seeds: ``[n,C,h,w]``, the seeds of all images; NaN for an image that is not finite.
+        record: measured values: seconds (``t_init``, ``t_opt``), and one dictionary per image (``samples``).
+    """
+
+    method: str
+    concept: str
+    prompt: str
+    images: Tensor
+    seeds: Tensor
+    record: dict[str, Any]
+
+
+class Run:
+    """Reads the folder of a run.
+
+    ::
+
+        run = Run("runs/rare_concepts")
+        run.rows                                            # pandas table of the results
+        run.generated("seedselect_rnri", "canoe").images    # uint8 [n,3,H,W]
+        run.reference_seeds("canoe")                        # inverted seeds of the references, by inversion method
+        run.centroid("canoe", "FixedPoint")                 # NAO centroid of these seeds
+
+    Args:
+        folder: the ``run_dir`` of a run that wrote its results.
+
+    Raises:
+        FileNotFoundError: the folder has no ``config.yaml``.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.yaml").is_file():
+            raise FileNotFoundError(f"{self.folder} is not the folder of a run: config.yaml is missing.")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The content of ``results.json``.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+        """
+        path = self.folder / "results.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the run is not finished; run the same command again.")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The rows of the results table, with all columns."""
+        return pd.DataFrame(self.results["rows"])
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row per image, with its measured values."""
+        return pd.read_parquet(self.folder / "samples.parquet")
+
+    @cached_property
+    def units(self) -> pd.DataFrame:
+        """One row per finished unit: columns ``method``, ``concept``, ``prompt`` and ``path``.
+
+        If a folder has units of several settings of an arm, the units of the last written settings are listed.
+        """
+        rows = []
+        for arm in sorted(path for path in (self.folder / "units").glob("*") if path.is_dir()):
+            paths = _newest_folder(arm)
+            for path in paths:
+                with safe_open(path, framework="pt") as file:
+                    concept, prompt = [*file.metadata()["unit"].split("\n"), ""][:2]
+                rows.append({"method": arm.name, "concept": concept, "prompt": prompt, "path": path})
+        return pd.DataFrame(rows, columns=["method", "concept", "prompt", "path"])
+
+    def generated(self, method: str, concept: str) -> GeneratedConcept:
+        """Return the generated images and seeds of an arm and a concept of a rare-concepts experiment.
+
+        Raises:
+            KeyError: the run has no such arm or concept.
+        """
+        units = self.units
+        row = units[(units.method == method) & (units.concept == concept)]
+        if row.empty:
+            raise KeyError(f"{self.folder} has no images of concept {concept!r} by method {method!r}.")
+        prompt, path = row.iloc[0][["prompt", "path"]]
+        with safe_open(path, framework="pt") as file:
+            images, seeds = file.get_tensor("images"), file.get_tensor("seeds")
+            record = json.loads(file.metadata()["record"])
+        return GeneratedConcept(method, concept, prompt, images, seeds, record)
+
+    @cached_property
+    def inverted_seeds(self) -> pd.DataFrame:
+        """One row per inverted reference image: columns ``prompt``, ``inverter``, ``image`` (hash) and ``path``.
+
+        ``inverter`` is the name of the solver, or of the class of the inversion method.
+        """
+        rows = []
+        for path in sorted((self.folder / "seeds").glob("*/*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                key = json.loads((file.metadata() or {}).get("key", "{}"))
+            if "method" in key:
+                row = {name: key[name] for name in ("prompt", "image")}
+                rows.append(row | {"inverter": _method_name(key["method"]), "path": path})
+        return pd.DataFrame(rows, columns=["prompt", "inverter", "image", "path"])
+
+    def reference_seeds(self, concept: str) -> dict[str, Tensor]:
+        """Return the inverted seeds ``[references,C,h,w]`` of the references of a concept, by inversion method."""
+        prompts = set(self.units[self.units.concept == concept].prompt)
+        seeds = self.inverted_seeds
+        seeds = seeds[seeds.prompt.isin(prompts)]
+        return {
+            str(inverter): torch.stack([_read_seed(path) for path in group.path])
+            for inverter, group in seeds.groupby("inverter")
+        }
+
+    def centroid(self, concept: str, inverter: str) -> Tensor:
+        """Return the NAO centroid ``[C,h,w]`` of the inverted seeds of the references of a concept.
+
+        Raises:
+            KeyError: the run has no inverted seeds of the concept by ``inverter``.
+        """
+        seeds = self.reference_seeds(concept)
+        if inverter not in seeds:
+            raise KeyError(f"inverter={inverter!r}: must be one of {', '.join(seeds)} for concept {concept!r}.")
+        return nao.centroid(seeds[inverter]).point
+
+
+def _newest_folder(arm: Path) -> list[Path]:
+    """Return the unit files of the settings folder of ``arm`` that was written last, sorted by name."""
+    folders = [folder for folder in arm.iterdir() if any(folder.glob("[!.]*.safetensors"))]
+    if not folders:
+        return []
+    newest = max(folders, key=lambda folder: max(path.stat().st_mtime for path in folder.glob("[!.]*.safetensors")))
+    return sorted(newest.glob("[!.]*.safetensors"))
+
+
+def _method_name(method: dict[str, Any]) -> str:
+    """Return the class name of the solver of an inversion method, or of the method itself."""
+    return method.get("solver", method)["_class_"]
+
+
+def _read_seed(path: Path) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("seed")
