@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.app.uploads import Example, UploadLimits, read_examples, read_image
 from rnri import Inverter, LatentDiffusion
-from rnri.validation import ConfigError, first_line
+from rnri.validation import ConfigError
 from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
@@ -90,9 +90,8 @@ def resolve_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: PyTorch without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError):  # AssertionError: PyTorch without CUDA
         raise ConfigError(
-            "device",
-            f"must be auto or a device of this machine, such as cpu or cuda:0, got {name!r} ({first_line(error)}).",
+            "device", f"must be auto or a device that PyTorch finds here, such as cpu or cuda:0, got {name!r}."
         ) from None
     return name

@@ -163,7 +163,7 @@ def file_comments(path: Path, package: str) -> dict[str, str]:
     """
     comments: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         match = re.match(r"^( *)([\w.]+):(?:\s.*?)?(?:\s#\s+(.*))?$", line)
         if not match:
             continue
@@ -179,7 +179,7 @@ def file_comments(path: Path, package: str) -> dict[str, str]:
 def header_comment(path: Path) -> str:
     """Return the comment at the top of a config file, which describes the config."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):
             continue
         if not line.startswith("#"):

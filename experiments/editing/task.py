@@ -57,7 +57,7 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-BYTES_PER_RECORD = 700  # bytes that the metrics of one edited image take in a unit
+BYTES_PER_RECORD = 1400  # bytes that the metrics of one edited image take in a unit
 
 
 @dataclass(kw_only=True)

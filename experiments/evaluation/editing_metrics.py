@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from experiments.evaluation.background_metrics import BackgroundScores, background_scores
+from experiments.evaluation.background_metrics import RegionScores, region_scores, ssim_map
 from experiments.evaluation.classifier import Classifier
 from experiments.evaluation.editing_networks import Distance
 from experiments.finite import is_finite
@@ -45,6 +45,7 @@ class EditBatch:
         originals: source images, ``[B,3,H,W]`` in [0, 1].
         masks: bool ``[B,H,W]``, True in the region that is to be edited.
         prompts: target prompts, one per image.
+        source_prompts: prompts of the source images, one per image.
         labels: for an edit that replaces the object, the label of the new object; None for other edits.
         targets: for an edit that replaces the background, the ground-truth image ``[3,H,W]``; None for other edits.
         networks: networks that compute the metrics.
@@ -55,27 +56,69 @@ class EditBatch:
     originals: Tensor
     masks: Tensor
     prompts: Sequence[str]
+    source_prompts: Sequence[str]
     labels: Sequence[str | None]
     targets: Sequence[Tensor | None]
     networks: EditingNetworks
     min_psnr: float
 
     @cached_property
-    def background(self) -> BackgroundScores:
-        return background_scores(self.images, self.originals, self.masks)
+    def background(self) -> RegionScores:
+        """Metrics of the background, which is the part of the image outside of ``masks``."""
+        return region_scores(self.images, self.originals, ~self.masks, similarities=self._similarities)
 
     @cached_property
-    def background_mask(self) -> Tensor:
-        """Mask of the background, bool ``[B,1,H,W]``, True outside of the region that is to be edited."""
-        return (~self.masks)[:, None]
+    def edited_region(self) -> RegionScores:
+        """Metrics of the region that is to be edited."""
+        return region_scores(self.images, self.originals, self.masks, similarities=self._similarities)
 
-    def clip_score(self, images: Tensor) -> Tensor:
-        """Return the cosine similarity ``[B]`` of the CLIP features of ``images`` and of the target prompts."""
+    @cached_property
+    def _similarities(self) -> Tensor:
+        return ssim_map(self.images, self.originals)
+
+    @property
+    def clip_score(self) -> Tensor:
+        """Cosine similarity ``[B]`` of the CLIP features of the edited images and of the target prompts."""
+        return self._clip_score(self.images)
+
+    @property
+    def clip_score_region(self) -> Tensor:
+        """CLIP score ``[B]`` of the edited images whose background is black; NaN without a region to edit."""
+        return self._nan_if_empty(self.masks, self._clip_score(self.images * self.masks[:, None]))
+
+    @property
+    def clip_score_source(self) -> Tensor:
+        """Cosine similarity ``[B]`` of the CLIP features of the source images and of their prompts."""
+        return (self.networks.clip.text(self.source_prompts) * self.networks.clip(self.originals)).sum(1)
+
+    def _clip_score(self, images: Tensor) -> Tensor:
         return (self._text * self.networks.clip(images)).sum(1)
 
     @cached_property
     def _text(self) -> Tensor:
         return self.networks.clip.text(self.prompts)
+
+    def background_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
+        """Return ``distance`` of the images with a black edited region, as PIE-Bench does; None if it is None.
+
+        The distance ``[B]`` is NaN for an image without background.
+        """
+        return distance and self._masked_distance(distance, ~self.masks)
+
+    def region_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
+        """Return ``distance`` of the images with a black background, as PIE-Bench does; None if it is None.
+
+        The distance ``[B]`` is NaN for an image without a region to edit.
+        """
+        return distance and self._masked_distance(distance, self.masks)
+
+    def _masked_distance(self, distance: Callable[[Tensor, Tensor], Tensor], regions: Tensor) -> Tensor:
+        distances = distance(self.images * regions[:, None], self.originals * regions[:, None])
+        return self._nan_if_empty(regions, distances)
+
+    @staticmethod
+    def _nan_if_empty(regions: Tensor, values: Tensor) -> Tensor:
+        return torch.where(regions.flatten(1).any(1).to(values.device), values, torch.nan)
 
     @cached_property
     def edit_applied(self) -> Tensor:

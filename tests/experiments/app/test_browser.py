@@ -176,6 +176,20 @@ def test_slider_shows_the_images_of_the_path(visit):
     expect(image).not_to_have_attribute("src", before, timeout=TIMEOUT_MS)
 
 
+def test_uploaded_image_does_not_get_the_prompt_of_an_example(visit, tmp_path):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "mine.png")
+    page = visit("Seeds")
+    page.locator("#seeds-upload input[type=file]").set_input_files(tmp_path / "mine.png")
+    expect(page.locator("#seeds-chosen img")).to_have_count(1, timeout=TIMEOUT_MS)
+    choose_example(page, 5)
+    expect(page.locator("#seeds-prompt textarea")).to_have_value(f"\n{FOX}", timeout=TIMEOUT_MS)
+    page.click("#seeds-interpolate")
+    expect(page.get_by_text("1 prompt for 2 images (line 1 is empty)")).to_be_visible(timeout=TIMEOUT_MS)
+    page.locator("#seeds-prompt textarea").fill(f"a red square\n{FOX}")
+    page.click("#seeds-interpolate")
+    expect(page.locator("#seeds-averages img")).to_have_count(4, timeout=TIMEOUT_MS)
+
+
 def test_seedselect_runs_until_it_is_stopped(visit):
     page = visit("Rare concept")
     choose_example(page, 0)
