@@ -12,7 +12,6 @@ import os
 
 os.environ["POLARS_MAX_THREADS"] = "1"  # read when Polars is imported
 
-import argparse
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks import arguments
 from experiments.counting.frequency import mentions
 from experiments.counting.imagenet_counts import imagenet_classes
 from experiments.counting.matcher import BatchCounter, patterns
@@ -160,15 +160,22 @@ def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments.Arguments(__doc__)
     parser.add_argument(
-        "--captions", type=int, default=1_000_000, help="number of synthetic captions (default: %(default)s)"
+        "--captions",
+        type=arguments.integer(),
+        default=1_000_000,
+        help="number of synthetic captions (default: %(default)s)",
     )
     parser.add_argument("--file", type=Path, help="Parquet file of captions to read instead of synthetic captions")
     parser.add_argument("--column", default="caption", help="column of the captions (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="number of timed runs (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=arguments.integer(), default=3, help="number of timed runs (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="counters to measure")
     options = parser.parse_args()
+    if options.file:
+        check_column(options.file, options.column)
     pa.set_cpu_count(1)
     names = {c.name: c.synonyms for c in imagenet_classes()}
     with tempfile.TemporaryDirectory() as folder:
@@ -176,6 +183,16 @@ def main() -> None:
         if not options.file:
             pq.write_table(pa.table({options.column: synthetic_captions(options.captions, names, seed=0)}), path)
         report(path, options.column, names, options.only, options.repeats)
+
+
+def check_column(path: Path, column: str) -> None:
+    """Raise ValueError or OSError unless ``path`` is a Parquet file with captions in ``column``."""
+    schema = pq.read_schema(path)
+    strings = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    if column not in strings:
+        raise ValueError(f"--column: must be a column of strings in {path}, such as {strings}, got {column!r}.")
+    if not sum(chunk.nbytes for chunk in pq.read_table(path, columns=[column])[column].drop_null().chunks):
+        raise ValueError(f"--file: the column {column!r} of {path} has no captions.")
 
 
 def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], repeats: int) -> None:
@@ -200,4 +217,4 @@ def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: 
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

@@ -8,22 +8,21 @@ For each model that ships with the repository, each precision and each batch siz
 - ``seconds``: duration of an inversion;
 - ``ratio``: ratio of this duration to the duration of the network calls alone (see :mod:`benchmarks.inversion`).
 
-``--compile`` compiles the network. The exit status is 1 if the latent MSE on the device is too large, or if the device
-does not exist.
+``--compile`` compiles the network. The exit status is 1 if the latent MSE on the device is too large, and 2 if the
+device does not exist.
 
     python -m benchmarks.gpu --models emoji emoji_lcm emoji_flow --batches 1 8 --dtypes float32 bfloat16 --compile
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks import arguments
 from benchmarks.inversion import Case, load, measure
 from rnri import Inversion, LatentDiffusion, anderson_inverter
 
@@ -81,26 +80,14 @@ def compile_network(model: LatentDiffusion) -> LatentDiffusion:
     return model
 
 
-def missing_device_message(device: str) -> str | None:
-    """Return an error message if PyTorch cannot use the device, else None."""
-    kind = torch.device(device).type
-    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if is_available.get(kind):
-        return None
-    return f"no {kind} device is available to PyTorch {torch.__version__}; nothing was checked."
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
+    parser = arguments.Arguments(__doc__)
+    parser.add_argument("--device", type=arguments.device, default="cuda")
     parser.add_argument("--models", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8))
+    parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 8))
     parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"), choices=list(ROUNDING_MSE))
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    if message := missing_device_message(options.device):
-        print(message, file=sys.stderr)
-        return 1
     print(f"{'model':12s} {'dtype':>9s} {'batch':>5s} {'error':>9s} {'on CPU':>9s} {'syncs/step':>12s} "
           f"{'seconds':>8s} {'ratio':>6s}")  # fmt: skip
     failures = 0
@@ -127,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    arguments.run(main)

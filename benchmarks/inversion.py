@@ -21,7 +21,6 @@ batch size and number of steps runs in a new process.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -36,6 +35,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from benchmarks import arguments
 from experiments.config.project import project_path
 from experiments.runtime.device import synchronize
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
@@ -111,10 +111,15 @@ def load_method(name: str) -> Inverter:
     return instantiate(OmegaConf.load(METHODS / f"{name}.yaml"))
 
 
+def inverters() -> dict[str, Inverter]:
+    """Return the inversion methods in configs/method by name."""
+    methods = {name: load_method(name) for name in sorted(path.stem for path in METHODS.glob("*.yaml"))}
+    return {name: method for name, method in methods.items() if isinstance(method, Inverter)}
+
+
 def seed_only_methods() -> list[str]:
     """Return the names of the seed-only methods in configs/method, which reconstruct an image from its seed alone."""
-    names = sorted(path.stem for path in METHODS.glob("*.yaml"))
-    return [name for name in names if getattr(load_method(name), "seed_only", False)]
+    return [name for name, method in inverters().items() if method.seed_only]
 
 
 def load(name: str, device: str, dtype: str) -> LatentDiffusion:
@@ -178,15 +183,20 @@ def _peak(device: torch.device) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=seed_only_methods(), help="names in configs/method")
-    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 64))
-    parser.add_argument("--steps", nargs="+", type=int, default=(4, 50))
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser = arguments.Arguments(__doc__)
+    parser.add_argument(
+        "--methods", nargs="+", default=seed_only_methods(), choices=list(inverters()), help="names in configs/method"
+    )
+    parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 8, 64))
+    parser.add_argument("--steps", nargs="+", type=arguments.steps, default=(4, 50))
+    parser.add_argument("--guidance", type=arguments.guidance, default=1.0)
     parser.add_argument("--model", default="emoji", help="name in configs/model, or folder or Hub id of a model")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
+    parser.add_argument("--dtype", choices=arguments.DTYPES, default="float32")
     options = parser.parse_args()
+    model = load(options.model, "cpu", options.dtype)  # before the first measurement, which is in another process
+    for steps in options.steps:
+        model.schedule(steps)
     print(f"{'method':20s} {'batch':>5s} {'steps':>5s} {'nfe':>11s} {'backward':>8s} {'seconds':>8s} "
           f"{'ratio':>6s} {'of calls':>8s} {'MiB':>7s}")  # fmt: skip
     for steps in options.steps:
@@ -201,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

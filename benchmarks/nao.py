@@ -18,8 +18,10 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import arguments
 from nao import centroid
 from nao.polyline import descend_centroid
+from nao.radial_metric import MIN_COMPONENTS
 
 
 def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -57,22 +59,30 @@ def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterat
     return result
 
 
+def size(text: str) -> int:
+    """Return the number of components ``text`` of a seed with 4 square channels."""
+    value = arguments.integer(MIN_COMPONENTS)(text)
+    if value != 4 * math.isqrt(value // 4) ** 2:
+        raise argparse.ArgumentTypeError(f"must be 4 times a square number, got {text!r}.")
+    return value
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=(2, 3, 5, 10))
+    parser = arguments.Arguments(__doc__)
+    parser.add_argument("--seeds", nargs="+", type=arguments.integer(2), default=(2, 3, 5, 10))
     parser.add_argument(
         "--sizes",
         nargs="+",
-        type=int,
+        type=size,
         default=(1024, 16_384, 65_536),
         help="numbers of components per seed; each must be 4 times a square number",
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=(1, 32))
-    parser.add_argument("--num-points", type=int, default=8, help="number of points per path")
-    parser.add_argument("--repeats", type=int, default=9, help="number of timed calls")
+    parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 32))
+    parser.add_argument("--num-points", type=arguments.integer(2), default=8, help="number of points per path")
+    parser.add_argument("--repeats", type=arguments.integer(), default=9, help="number of timed calls")
     parser.add_argument(
         "--iterations",
-        type=int,
+        type=arguments.integer(0),
         default=300,
         help="maximum number of iterations of the published procedure; 0 skips the published procedure",
     )
@@ -89,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

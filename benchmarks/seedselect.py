@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks import arguments
 from experiments.config.project import project_path
 from experiments.runtime.device import synchronize
 from rnri import LatentDiffusion, Schedule
@@ -208,17 +209,28 @@ def measure(case: Case, model: LatentDiffusion, clip: ClipFeatures) -> dict[str,
     }
 
 
+def gradient_mode(text: str) -> str:
+    """Return the gradient mode ``text``."""
+    if text not in ("full", "checkpoint"):
+        try:
+            arguments.integer()(text.removeprefix("last") if text.startswith("last") else "")
+        except argparse.ArgumentTypeError:
+            message = f"must be full, checkpoint, or last with a number of steps, such as last5, got {text!r}."
+            raise argparse.ArgumentTypeError(message) from None
+    return text
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", nargs="+", default=("full", "checkpoint", "last5"))
-    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8))
-    parser.add_argument("--steps", nargs="+", type=int, default=(10, 20, 50))
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--iterations", type=int, default=2)
+    parser = arguments.Arguments(__doc__)
+    parser.add_argument("--modes", nargs="+", type=gradient_mode, default=("full", "checkpoint", "last5"))
+    parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 8))
+    parser.add_argument("--steps", nargs="+", type=arguments.steps, default=(10, 20, 50))
+    parser.add_argument("--guidance", type=arguments.guidance, default=1.0)
+    parser.add_argument("--iterations", type=arguments.integer(), default=2)
     parser.add_argument("--model", default=project_path("assets/models/emoji"))
     parser.add_argument("--clip", default=project_path("assets/models/clip"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
+    parser.add_argument("--dtype", choices=arguments.DTYPES, default="float32")
     options = parser.parse_args()
     model, clip = (
         kind.from_pretrained(
@@ -226,6 +238,8 @@ def main() -> None:
         )
         for kind, path in ((LatentDiffusion, options.model), (ClipFeatures, options.clip))
     )
+    for steps in options.steps:
+        model.schedule(steps)
     print(f"{'mode':12s} {'batch':>5s} {'steps':>5s} {'s/iteration':>11s} {'ratio':>6s} {'MiB':>8s}")
     for batch in options.batches:
         for mode in options.modes:
@@ -236,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

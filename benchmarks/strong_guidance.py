@@ -12,7 +12,6 @@ median and maximum), the network evaluations per step, and the percentage of ste
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
+from benchmarks import arguments
 from benchmarks.inversion import CONFIGS, load
 from experiments.data.concepts import select_concepts
 from experiments.evaluation.metrics import psnr
@@ -120,6 +120,9 @@ class Setup:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             source = instantiate(compose("train", ["experiment=guidance"]).data.source)
         concepts = select_concepts(source.concepts(), "all", ["head", "medium", "tail"], 0)
+        available = sum(len(concept.references) for concept in concepts)
+        if drawings > available:
+            raise ValueError(f"--drawings: must be at most {available}, the number of drawings, got {drawings}.")
         selected = from_concepts(concepts, drawings, torch.Generator().manual_seed(0))
         model = load("emoji", device, "float32")
         images = torch.stack([drawing.image for drawing in selected]).to(device).float() / 255
@@ -228,12 +231,12 @@ def candidates(setup: Setup) -> dict[str, Iterator[Candidate]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Arguments(__doc__)
     parser.add_argument("--candidates", nargs="+", default=GROUPS, choices=GROUPS)
-    parser.add_argument("--drawings", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=7.5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--drawings", type=arguments.integer(), default=8)
+    parser.add_argument("--steps", type=arguments.steps, default=20)
+    parser.add_argument("--guidance", type=arguments.guidance, default=7.5)
+    parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # sampling under strong guidance amplifies rounding errors
     setup = Setup.load(options.device, options.drawings, options.steps, options.guidance)
@@ -248,4 +251,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

@@ -28,6 +28,7 @@ def test_inaccurate_device_fails(monkeypatch, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
 def test_missing_gpu_is_reported_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu"])
-    assert gpu.main() == 1
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
     message = capsys.readouterr().err
-    assert message.startswith("no cuda device is available") and message.count("\n") == 1
+    assert "PyTorch finds no device 'cuda'" in message and message.count("\n") == 1

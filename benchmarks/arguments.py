@@ -1,0 +1,97 @@
+"""Command-line arguments of the benchmarks: a bad value is reported in one line, before any work."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+import experiments  # noqa: F401  # the terminal may lack characters of the output
+from rnri.validation import first_line
+
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_STEPS = 1000
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argument parser whose errors are one line without the usage; the exit status is 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def integer(minimum: int = 1, maximum: int | None = None) -> Callable[[str], int]:
+    """Return the argument type of integers from ``minimum`` to ``maximum``."""
+    values = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"must be {values}, got {text!r}.")
+        return value
+
+    return parse
+
+
+steps = integer(1, MAX_STEPS)
+"""The argument type of a number of sampling steps."""
+
+
+def guidance(text: str) -> float:
+    """Return the guidance scale ``text``, a finite number of at least 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, which disables guidance, got {text!r}.")
+    return value
+
+
+def device(text: str) -> str:
+    """Return the name ``text`` of a device that PyTorch can use."""
+    try:
+        kind = torch.device(text).type
+        index = torch.device(text).index or 0
+    except RuntimeError:
+        kind = index = None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    available = [name for name, count in counts.items() if count]
+    if kind not in counts:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda, cuda:0 or mps, got {text!r}.")
+    if index >= counts[kind]:
+        raise argparse.ArgumentTypeError(f"PyTorch finds no device {text!r}, only {' and '.join(available)}.")
+    return text
+
+
+def output_file(text: str) -> Path:
+    """Return the path ``text`` of a file in a folder that exists."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}.")
+    return path
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run the command ``main`` and exit; a ValueError or an OSError is reported in one line, with exit status 1."""
+    try:
+        status = main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(first_line(error)) from None
+    raise SystemExit(status)
