@@ -91,20 +91,22 @@ class FlowEdit:
         velocities = JointPredictor(source, target)
         edit_steps = len(steps) - self.n_min
         noise_samples = draw_noise(z0, edit_steps * self.average + (self.n_min > 0), self.seed)
-        for i, noises in enumerate(noise_samples[: edit_steps * self.average].unflatten(0, (edit_steps, self.average))):
-            _, sigma, _, sigma_next = steps.alpha_sigma(i)
-            t = steps.timestep(i)
-            difference = torch.zeros_like(z)
-            for noise in noises:
-                z_source = (1 - sigma) * z0 + sigma * noise
-                v_source, v_target = velocities(z_source, z + z_source - z0, t=t)
-                difference += (v_target - v_source) / self.average
-            z = z + (sigma_next - sigma) * difference
-        if self.n_min:
-            sigma = steps.alpha_sigma(edit_steps)[1]
-            z = z + (1 - sigma) * z0 + sigma * noise_samples[-1] - z0
-        for i in range(edit_steps, len(steps)):
-            z = ddim_step(z, target, steps, i)
+        noises_of_steps = noise_samples[: edit_steps * self.average].unflatten(0, (edit_steps, self.average))
+        with source.eval_mode():
+            for i, noises in enumerate(noises_of_steps):
+                _, sigma, _, sigma_next = steps.alpha_sigma(i)
+                t = steps.timestep(i)
+                difference = torch.zeros_like(z)
+                for noise in noises:
+                    z_source = (1 - sigma) * z0 + sigma * noise
+                    v_source, v_target = velocities(z_source, z + z_source - z0, t=t)
+                    difference += (v_target - v_source) / self.average
+                z = z + (sigma_next - sigma) * difference
+            if self.n_min:
+                sigma = steps.alpha_sigma(edit_steps)[1]
+                z = z + (1 - sigma) * z0 + sigma * noise_samples[-1] - z0
+            for i in range(edit_steps, len(steps)):
+                z = ddim_step(z, target, steps, i)
         return z
 
 
@@ -159,13 +161,14 @@ class PseudoGuidance:
         noisy = diffused(z0, schedule.tail(steps - self.noise_shift), self.seed) + [z0] * self.noise_shift
         predictions = JointPredictor(source, source, target)
         z = noisy[0]
-        for i, (x, x_next) in enumerate(pairwise([*noisy, z0])):
-            of_image, of_source, of_target = predictions(x, z, z, t=schedule.timestep(i))
-            mean_of_image = posterior(x, of_image, schedule, i)[0]
-            mean_source = posterior(z, of_source, schedule, i)[0]
-            mean_target = posterior(z, of_target, schedule, i)[0]
-            clip = self._clip_factor(x_next - mean_of_image) if i == steps - 1 else 1.0
-            z = clip * x_next + self.scale * (mean_target - mean_source) + (mean_source - clip * mean_of_image)
+        with source.eval_mode():
+            for i, (x, x_next) in enumerate(pairwise([*noisy, z0])):
+                of_image, of_source, of_target = predictions(x, z, z, t=schedule.timestep(i))
+                mean_of_image = posterior(x, of_image, schedule, i)[0]
+                mean_source = posterior(z, of_source, schedule, i)[0]
+                mean_target = posterior(z, of_target, schedule, i)[0]
+                clip = self._clip_factor(x_next - mean_of_image) if i == steps - 1 else 1.0
+                z = clip * x_next + self.scale * (mean_target - mean_source) + (mean_source - clip * mean_of_image)
         return z
 
     def _clip_factor(self, noise_map: Tensor) -> Tensor | float:

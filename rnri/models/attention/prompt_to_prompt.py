@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Le, Lt
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import Attention
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from rnri.models.attention.blend import WordMaps, blend_latents
@@ -28,19 +28,20 @@ from rnri.models.attention.operators import (
 )
 from rnri.models.attention.state import EditState
 from rnri.models.attention.token_alignment import Prompt, align
-from rnri.validation import ConfigError, NonEmptyStr, OpenUnitInterval, dataclass
+from rnri.validation import ConfigError, NonEmptyStr, OpenUnitInterval, UnitInterval, dataclass
 
 Weight = Annotated[float, Ge(-100), Le(100)]
 
 
-def _check_share(share: float | Sequence[float]) -> float | Sequence[float]:
-    bounds = (0, share) if isinstance(share, float | int) else tuple(share)
-    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+def _check_share(share: Any) -> Any:
+    bounds = share if isinstance(share, list | tuple) else (0, share)
+    numbers = [bound for bound in bounds if isinstance(bound, float | int) and not isinstance(bound, bool)]
+    if len(bounds) != 2 or len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] <= 1:
         raise ValueError("must be a number in [0, 1], or [start, end] with 0 <= start <= end <= 1")
     return share
 
 
-Share = Annotated[float | Sequence[float], AfterValidator(_check_share)]
+Share = Annotated[UnitInterval | Sequence[UnitInterval], BeforeValidator(_check_share)]
 """A share of the sampling steps: the fraction at which the share ends, or the fractions ``[start, end]``."""
 
 
