@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,13 @@ class ClipFeatures:
             processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
         except Exception as error:  # damaged files raise errors of various types
             raise ValueError(f"cannot load {TITLE} from {path}: {first_line(error)}") from error
+        mean = processor.image_mean
+        std = processor.image_std
+        if len(mean) != 3 or len(std) != 3 or not all(0 < value < math.inf for value in std):
+            raise ValueError(
+                f"cannot load {TITLE} from {path}: image_mean and image_std of the image processor must have three "
+                f"values, and the values of image_std must be > 0, got {mean} and {std}; download the files again."
+            )
         model = load_network(
             CLIPModel,
             path,
@@ -85,7 +93,7 @@ class ClipFeatures:
         )
         check_vocabulary(f"the tokenizer of {path}", tokenizer, model.config.text_config.vocab_size)
         check_merges(f"the tokenizer of {path}", tokenizer)
-        return cls(model.to(device), tokenizer, processor.image_mean, processor.image_std)
+        return cls(model.to(device), tokenizer, mean, std)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the unit-length features ``[B,D]`` of ``images [B,3,H,W]`` with values in [0, 1]."""

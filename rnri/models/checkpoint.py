@@ -113,6 +113,7 @@ def _load_networks(
                 folder / name,
                 variant=available_variant(folder, name, variant),
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # check_loading_info reports them by name
                 local_files_only=True,
                 dtype=dtype,
             )

@@ -117,6 +117,15 @@ def test_small_vocabulary_of_clip_is_rejected(clip):
     assert_rejected(lambda: load_clip(clip), str(clip))
 
 
+@pytest.mark.parametrize("values", [{"image_std": [0.2, 0.0, 0.2]}, {"image_mean": [0.5]}])
+def test_invalid_normalization_of_clip_is_rejected(clip, values):
+    path = clip / "processor_config.json"
+    content = json.loads(path.read_text())
+    content.get("image_processor", content).update(values)
+    path.write_text(json.dumps(content))
+    assert_rejected(lambda: load_clip(clip), str(clip), "image_std")
+
+
 def test_dinov2_is_rejected(tmp_path):
     config = Dinov2Config(
         hidden_size=768, num_hidden_layers=1, num_attention_heads=12, image_size=28, patch_size=14, mlp_ratio=1

@@ -160,7 +160,8 @@ def test_dora_of_kohya_is_rejected(folders, lora):
 def test_dora_of_peft_is_fused(folders, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(folders / "base", safety_checker=None)
     torch.manual_seed(0)
-    pipe.unet.add_adapter(LoraConfig(4, ["to_q"], lora_alpha=4, init_lora_weights=False, use_dora=True))
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], init_lora_weights=False, use_dora=True)
+    pipe.unet.add_adapter(config)
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
     z = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     expected = LatentDiffusion(pipe).predictor(PROMPTS)(z, 499)

@@ -29,7 +29,7 @@ def test_wrong_shape(checkpoint_copy, component):
     key = next(key for key in sorted(weights) if weights[key].ndim > 1)
     weights[key] = weights[key][:-1].contiguous()
     save(weights, path)
-    assert_rejected(lambda: load(checkpoint_copy), "could not be loaded")
+    assert_rejected(lambda: load(checkpoint_copy), "could not be loaded", component, f"wrong shape for {key}")
 
 
 @pytest.mark.parametrize("component", WEIGHTS)
