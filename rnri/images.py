@@ -50,18 +50,18 @@ def _levels(file: Image.Image) -> int | None:
     above 255. The 32-bit integer mode of Pillow is assumed to contain 16-bit values.
     """
     if file.mode.startswith("I;16"):
-        return 2 ** _tag(file, BITS_PER_SAMPLE, 16)
+        return 2 ** (_tag(file, BITS_PER_SAMPLE) or 16)
     if file.mode == "I":
         return 2**15 if (_tag(file, BITS_PER_SAMPLE), _tag(file, SAMPLE_FORMAT)) == (16, SIGNED) else 2**16
     return 1 if file.mode == "F" else None
 
 
-def _tag(file: Image.Image, number: int, default: int | None = None) -> int | None:
+def _tag(file: Image.Image, number: int) -> int | None:
     """Return the value of TIFF tag ``number`` (the first value if there is one value per channel).
 
-    Return ``default`` if the file is not a TIFF file or has no such tag.
+    Return None if the file is not a TIFF file or has no such tag.
     """
-    value = getattr(file, "tag_v2", {}).get(number, default)
+    value = getattr(file, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) else value
 
 

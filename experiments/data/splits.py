@@ -182,9 +182,10 @@ def _in_class_order(names: Sequence[str]) -> bool:
     names can be looked up. More than half of the names must be unique names of the class at their position, and none
     may be the unique name of another class.
     """
-    found = [_unique_index(name) for name in names]
-    own = sum(index == position for position, index in enumerate(found))
-    return len(names) == len(imagenet_classes()) == own + found.count(None) and own > found.count(None)
+    indices = [_unique_index(name) for name in names]
+    matching = sum(index == position for position, index in enumerate(indices))
+    ambiguous = indices.count(None)
+    return len(names) == len(imagenet_classes()) == matching + ambiguous and matching > ambiguous
 
 
 def _unique_index(name: str) -> int | None:

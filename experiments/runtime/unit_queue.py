@@ -298,7 +298,7 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
     """Compute all units that are not on disk, stage by stage. Every process returns when all units are finished.
 
-    Temporary files that killed processes have left beside the folder of the leases are deleted before.
+    The temporary files of killed processes are deleted first.
 
     If all units are on disk, Lightning starts no processes. Processes that an external launcher has started always run
     every stage, because they cannot communicate before the first prediction loop and might see different files.

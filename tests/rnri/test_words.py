@@ -1,4 +1,4 @@
-"""Words and phrases are found and replaced as whole words."""
+"""Words and phrases are expected and replaced as whole words."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from rnri.words import find_phrase, replace_phrase
 
 
 @pytest.mark.parametrize(
-    ("phrase", "text", "found"),
+    ("phrase", "text", "expected"),
     [
         ("cat", "a cathedral at night", []),
         ("cat", "two cats, a bobcat and a cat_1", []),
@@ -17,8 +17,8 @@ from rnri.words import find_phrase, replace_phrase
         (" ", "a cat", []),
     ],
 )
-def test_only_whole_words_match(phrase, text, found):
-    assert [text[start:end] for start, end in find_phrase(phrase, text)] == found
+def test_only_whole_words_match(phrase, text, expected):
+    assert [text[start:end] for start, end in find_phrase(phrase, text)] == expected
 
 
 def test_every_occurrence_is_replaced():

@@ -132,7 +132,7 @@ def test_temporary_file_of_a_killed_process_is_removed_and_never_counted(tmp_pat
     assert [path.name for path in (tmp_path / "units").iterdir()] == ["a.safetensors"]
 
 
-def test_temporary_file_of_a_living_process_is_kept(tmp_path):
+def test_temporary_file_of_a_living_process_is_not_removed(tmp_path):
     def write(temporary):
         temporary.write_text("whole")
         os.utime(temporary, (1, 1))

@@ -130,7 +130,7 @@ def test_exif_rotation_is_applied(tmp_path, kind):
     assert read_image(tmp_path / "x.png", (8, 4))[0, :, 0].tolist() == [255] + [0] * 7
 
 
-def picture(mode: str) -> Image.Image:
+def smooth_image(mode: str) -> Image.Image:
     """A smooth 12 x 10 image of a mode of Pillow."""
     ramp = np.linspace(0.1, 0.9, 120).reshape(10, 12)
     if mode in ("I;16", "I"):
@@ -163,7 +163,7 @@ def readings(path: Path) -> dict[str, np.ndarray]:
 def test_every_reader_gives_the_same_pixels(tmp_path, mode, ending):
     path = tmp_path / f"x.{ending}"
     exif = Image.Exif()
-    picture(mode).save(path, exif=exif)
+    smooth_image(mode).save(path, exif=exif)
     expected = read_image(path, (10, 12))
     assert expected.max() - expected.min() > 100
     for name, pixels in readings(path).items():
@@ -173,11 +173,11 @@ def test_every_reader_gives_the_same_pixels(tmp_path, mode, ending):
 def test_every_reader_turns_photographs_and_reads_the_first_frame(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # rotated by 90 degrees
-    turned = picture("RGB").transpose(Image.Transpose.ROTATE_90)
+    turned = smooth_image("RGB").transpose(Image.Transpose.ROTATE_90)
     turned.save(tmp_path / "turned.png", exif=exif)
-    picture("RGB").save(tmp_path / "frames.png", save_all=True, append_images=[Image.new("RGB", (12, 10))])
+    smooth_image("RGB").save(tmp_path / "frames.png", save_all=True, append_images=[Image.new("RGB", (12, 10))])
     for name in ("turned.png", "frames.png"):
-        expected = np.asarray(picture("RGB")).transpose(2, 0, 1)
+        expected = np.asarray(smooth_image("RGB")).transpose(2, 0, 1)
         for pixels in (read_image(tmp_path / name, (10, 12)), *readings(tmp_path / name).values()):
             np.testing.assert_array_equal(pixels, expected, name)
 
