@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sphinx.ext import autosummary
@@ -72,7 +72,8 @@ def public(package: str) -> list[str]:
     """Qualified names of the classes and functions that a package exports; their own modules document them."""
     module = importlib.import_module(package)
     members = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
-    return [f"{home(package, name, member)}.{name}" for name, member in members.items() if not isinstance(member, dict)]
+    members = {name: member for name, member in members.items() if not isinstance(member, Mapping)}
+    return [f"{home(package, name, member)}.{name}" for name, member in members.items()]
 
 
 def home(package: str, name: str, member: object) -> str:
