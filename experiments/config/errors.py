@@ -45,6 +45,8 @@ class ConfigErrors(ValueError):
 def nearest(name: str, names: Sequence[str]) -> str:
     """Format the names in ``names`` that are similar to ``name``, or all names if none is similar."""
     similar = get_close_matches(name, names, n=3, cutoff=0.5)
+    if not names:
+        return "it has no keys"
     return f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(names)}"
 
 

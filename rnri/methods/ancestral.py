@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
@@ -39,7 +40,8 @@ class Ancestral(ImplicitInverter):
     inexact.
 
     The noise is the same for every image, so that the result in float32 does not depend on the other images of the
-    batch.
+    batch. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the deterministic
+    sampler. ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
 
     Attributes:
         correct_noise: whether the noises are corrected after the inversion.
@@ -77,12 +79,13 @@ class Ancestral(ImplicitInverter):
             on_step(k, z)
 
         inversion = super().invert(z0, predictor, schedule, record)
-        noises = self._noises(inversion.z0, schedule).expand(len(z0), -1, -1, -1, -1)
+        noises = self._noises(inversion.z0, schedule).repeat(len(z0), 1, 1, 1, 1)
         if self.correct_noise:
             latents = [*reversed(path), inversion.z0]
             noises = torch.stack(list(self._corrected(latents, noises, predictor, schedule)), 1)
             inversion = replace(inversion, nfe=inversion.nfe + 1)
-        return replace(inversion, seed_only=False, aux={"noises": noises})
+        residuals = torch.full_like(inversion.residuals, torch.nan)
+        return replace(inversion, residuals=residuals, seed_only=False, aux={"noises": noises})
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
@@ -102,7 +105,7 @@ class Ancestral(ImplicitInverter):
 
     def _noises(self, like: Tensor, schedule: Schedule) -> Tensor:
         """Return the noise of every step before the correction, ``[1,N,C,h,w]``."""
-        return draw_noise(like, len(schedule), self.seed)[None]
+        return _fixed_noises(tuple(like.shape[1:]), len(schedule), self.seed).to(like)
 
     @torch.no_grad()
     def _corrected(
@@ -114,6 +117,11 @@ class Ancestral(ImplicitInverter):
             mean = ddim_step(z, predictor, down, i)
             deviation = sigma_up[i].item()
             yield (z_s - mean) / deviation if deviation > 0 else noises[:, i]
+
+
+@lru_cache(maxsize=4)
+def _fixed_noises(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
+    return draw_noise(torch.empty(1, *shape, dtype=torch.float64), count, seed)[None]
 
 
 def ancestral_schedule(schedule: Schedule) -> tuple[Schedule, Tensor]:

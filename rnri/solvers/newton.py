@@ -133,8 +133,9 @@ class RNRISign(RegularizedNewton):
     ``coordinates="euler"`` computes the same. In these coordinates the prior has the same value, but the L1 norm is
     ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in ``z``. In ``z`` the update is
     therefore ``z - (G / d) sign(z - f(z))`` with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the
-    second term of F. The plain guess in these coordinates is ``initial_guess="scaled"`` of ``ImplicitInverter``. With
-    ten steps the reconstruction error in Euler's coordinates is four times as large (measured: 9.7e-2 and 2.5e-2).
+    second term of F. The plain guess in these coordinates is ``initial_guess="scaled"`` of ``ImplicitInverter``. The
+    latent MSE is 1.3e-1 in Euler's coordinates and 2.8e-2 in ``z``, measured with 16 images, 10 steps and the small
+    model ``emoji`` that ships with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
     is the variant with the latent's own number of elements as ``d`` and with the paper's prior.

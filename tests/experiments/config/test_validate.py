@@ -77,6 +77,12 @@ VALUES = [  # overrides, and the start of the error message
     ("select.step_weights=[0.5,nan]", "select.step_weights: Input should be a finite number"),
     ("select.norm=typical", "select.norm: Input should be 'free' or 'keep'"),
     ("+select.iteration=3", "select.iteration: unknown key of SeedSelect;"),
+    ("experiment=flow|+task.methods.ddim.solver.iterations=5", "task.methods.ddim.solver: unknown key of ddim; it has"),
+    ("experiment=flow|+task.methods.ddim.iterations=5", "task.methods.ddim.iterations: unknown key of ddim; it has no"),
+    (
+        "experiment=flow|+task.methods.accelerated_plus_one.nfe_per_step=5",
+        "task.methods.accelerated_plus_one.nfe_per_step: unknown key of accelerated_plus_one; choose from tolerance, p",
+    ),
     ("select=3", "select: Input should be an object"),
     ("gradient_steps=0", "gradient_steps: Input should be greater than 0"),
     ("select.optimizer.lr=nan", "select.optimizer.lr: Input should be a finite number"),
@@ -250,7 +256,7 @@ VALUES = [  # overrides, and the start of the error message
     ),
     (
         "experiment=guidance|task.methods.aidi.initial_guess=last",
-        "task.methods.aidi.initial_guess: Input should be 'plain', 'extrapolated' or 'fitted'",
+        "task.methods.aidi.initial_guess: Input should be 'plain', 'scaled', 'extrapolated' or 'fitted'",
     ),
     (
         "experiment=guidance|+task.methods.aidi.solver.memory=2",

@@ -28,7 +28,7 @@ def configured(name):
 
 
 def with_budget(inverter, nfe):
-    """Return the inverter with ``nfe`` evaluations per step, or None if it refuses this number in one sentence."""
+    """Return the inverter with ``nfe`` evaluations per step, or None if it rejects this number in one line."""
     if nfe is None:
         return inverter
     try:
