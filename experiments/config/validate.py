@@ -29,8 +29,8 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def interpolation_error(config: DictConfig) -> str | None:
-    """Return an error message that names the first value that refers to itself by interpolations, or None."""
-    return next(_cycles(config), None)
+    """Return an error message that names the highest key whose value refers to itself by interpolations, or None."""
+    return min(_cycles(config), key=lambda message: message.partition(":")[0].count("."), default=None)
 
 
 def _cycles(node: Container) -> Iterator[str]:

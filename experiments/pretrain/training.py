@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,6 @@ from experiments.planning.cost import Cost, StagePlan
 from experiments.runtime.training_state import last_checkpoint, log_earlier_values
 from rnri.loading import check_loading_info
 from rnri.models.checkpoint import load_pipeline
-from rnri.validation import first_line
 
 Model = TypeVar("Model")
 
@@ -144,8 +144,9 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             build()
     except Exception as error:  # diffusers, transformers and timm raise many types of errors
+        reason = shorten(str(error), 300)
         values = " ".join(f"task.{name}={value}" for name, value in settings.items())
-        raise ValueError(f"{values}: no network has these settings ({first_line(error)}); choose others.") from None
+        raise ValueError(f"{values}: no network has these settings ({reason}); choose others.") from None
 
 
 def check_output(folder: str | Path) -> None:

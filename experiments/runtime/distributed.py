@@ -84,7 +84,7 @@ def _integer(environment: Mapping[str, str], name: str, minimum: int = 1) -> int
     """Return an environment variable as an integer; 1 if it is not set."""
     value = environment.get(name, "1")
     if not value.isdecimal() or int(value) < minimum:
-        raise ValueError(f"{name}={value}: must be an integer of at least {minimum}; unset it, or correct it.")
+        raise ValueError(f"{name}={value}: must be an integer >= {minimum}; unset it, or correct it.")
     return int(value)
 
 

@@ -93,11 +93,11 @@ def check_wandb_options(loggers: DictConfig | None) -> None:
             continue
         import wandb  # imported here because the import takes seconds
 
-        own = inspect.signature(WandbLogger).parameters
+        lightning_options = inspect.signature(WandbLogger).parameters
         accepted = inspect.signature(wandb.init).parameters
         settings = wandb.Settings.model_fields
         for key, value in OmegaConf.to_container(logger, resolve=True).items():
-            if key not in own and key not in accepted and key != "_target_":
+            if key not in lightning_options and key not in accepted and key != "_target_":
                 raise ValueError(f"logger.{name}.{key}: unknown option of W&B; {nearest(str(key), list(accepted))}.")
             field = key if key in settings else f"run_{key}"
             if field in settings and value is not None:

@@ -54,7 +54,7 @@ def check_checkpoint(trainer: Trainer, settings: dict[str, Any]) -> None:
     path = last_checkpoint(trainer)
     if path is None:
         return
-    remedy = "delete the file to train anew, or choose another run_dir"
+    remedy = "delete the file to train from the start, or choose another run_dir"
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
         step = checkpoint["global_step"]

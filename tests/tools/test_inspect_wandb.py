@@ -71,5 +71,5 @@ def test_closed_pipe_gives_no_traceback(path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as `head` does once it has its lines
     process.stdout = None
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert errors == ""

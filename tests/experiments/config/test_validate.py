@@ -199,7 +199,7 @@ VALUES = [  # overrides, and the start of the error message
     ("experiment=pretrain_autoencoder|task.channels=[7]", "task.channels=[7]: no network has these settings"),
     (
         "experiment=pretrain_denoiser|task.text_width=7",
-        "task.channels=[64, 128, 192] task.text_width=7 task.tex",
+        "task.channels=[64, 128, 128] task.text_width=7 task.tex",
     ),
     (
         "experiment=pretrain_flow|task.width=6|task.heads=3",

@@ -225,7 +225,7 @@ ENGINES = [
 def test_two_workers(corpus, engine):
     argv = command(corpus, "--workers", "2", "--engine", engine)
     run = [sys.executable, "-m", "experiments.counting.count_captions", *argv]
-    subprocess.run(run, check=True, cwd=ROOT, capture_output=True, timeout=120)
+    subprocess.run(run, check=True, cwd=ROOT, capture_output=True, timeout=6000)
     assert read_count_table(corpus / "counts.tsv").counts == expected(0, 1, 2, 3)
     assert len(list((corpus / "counts.tsv.shards").iterdir())) == 4
 
@@ -239,7 +239,7 @@ with processes(1) as (pool, share):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     # The output closes when the last process that writes to it exits.
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=600)
     assert run.returncode == -signal.SIGKILL
 
 

@@ -103,7 +103,7 @@ def error_of(root, *others: str, steps: int = 6) -> str:
 )
 def test_other_settings_than_those_of_the_checkpoint_raise(trained, override, message):
     error = error_of(trained, override)
-    assert error.startswith(message) and "delete the file to train anew, or choose another run_dir" in error
+    assert error.startswith(message) and "delete the file to train from the start, or choose another run_dir" in error
 
 
 def test_output_and_trainer_may_change_between_parts(trained, tmp_path):

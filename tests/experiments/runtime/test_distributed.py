@@ -146,8 +146,8 @@ def test_without_slurm_lightning_chooses_the_environment(alone, environment):
     [
         ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, but srun did not start this process"),
         (SRUN | {"SLURM_NTASKS": "3"}, "SLURM_NTASKS=3 is not divisible by SLURM_NNODES=2"),
-        (SRUN | {"SLURM_NTASKS": "x"}, "SLURM_NTASKS=x: must be an integer of at least 1"),
-        (SRUN | {"SLURM_STEP_ID": "x"}, "SLURM_STEP_ID=x: must be an integer of at least 0"),
+        (SRUN | {"SLURM_NTASKS": "x"}, "SLURM_NTASKS=x: must be an integer >= 1"),
+        (SRUN | {"SLURM_STEP_ID": "x"}, "SLURM_STEP_ID=x: must be an integer >= 0"),
         *(
             (
                 {name: value for name, value in TORCHRUN.items() if name != missing},
@@ -156,8 +156,8 @@ def test_without_slurm_lightning_chooses_the_environment(alone, environment):
             for missing in TORCHRUN
             if missing != "TORCHELASTIC_RUN_ID"
         ),
-        (TORCHRUN | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be an integer of at least 1"),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0: must be an integer of at least 1"),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be an integer >= 1"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0: must be an integer >= 1"),
     ],
 )
 def test_incomplete_variables_of_a_launcher_raise(environment, message):
@@ -271,7 +271,7 @@ def test_wandb_name_is_the_experiment_or_the_sweep_values(monkeypatch, tmp_path)
     assert wandb_config().name == "lam=0.1,seed_init.normalize=False" and wandb_config().id is None
 
 
-def test_wandb_id_is_kept_only_with_the_same_settings(monkeypatch, tmp_path):
+def test_wandb_id_depends_on_the_settings(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     first = wandb_config(run_dir=str(tmp_path)).id
     (tmp_path / "wandb_id").write_text(f"{first}\n")

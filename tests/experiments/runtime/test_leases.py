@@ -16,7 +16,7 @@ from experiments.runtime.leases import OWNER_FILE, LeaseManager
 from tools.chaos import stress_units
 
 
-def wait_until(condition, timeout: float = 60.0) -> None:
+def wait_until(condition, timeout: float = 600.0) -> None:
     """Wait for a condition; fail after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not condition():
@@ -69,11 +69,11 @@ def test_killed_process_of_this_machine_loses_its_leases_immediately(tmp_path):
 
 def test_remote_process_is_dead_after_the_lease_timeout(tmp_path):
     far, near = (
-        on_another_machine(LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=0.8)),
-        LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=0.8),
+        on_another_machine(LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=5.0)),
+        LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=5.0),
     )
     assert far.acquire("a")
-    time.sleep(1.0)
+    time.sleep(6.0)
     assert not near.acquire("a")  # it sends heartbeats
     far._stop.set()
     far._thread.join()
