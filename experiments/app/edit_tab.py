@@ -109,7 +109,7 @@ def _invert(
         progress((done, steps), desc="Inverting", unit="steps")
 
     result = invert_image(context, image, prompt, on_step=show_progress)
-    return _reset(result.seed, f"{result.summary} {time.perf_counter() - start:.1f} s.", folder)
+    return _reset(result.seed, f"Reconstruction: {result.summary}. {time.perf_counter() - start:.1f} s.", folder)
 
 
 def _load_seed(context: AppContext, folder: Path, path: str) -> tuple:
