@@ -412,7 +412,7 @@ def test_a_benchmark_in_the_form_of_pie_bench_is_run(tmp_path, benchmark, classi
     assert (tmp_path / "run" / "images" / "fig7_first_p2p.png").is_file()
 
 
-def test_a_damaged_image_of_the_benchmark_is_found_before_the_run(tmp_path, benchmark, classifier):
+def test_a_damaged_image_of_the_benchmark_is_an_error_before_the_run(tmp_path, benchmark, classifier):
     shutil.copytree(benchmark, tmp_path / "pie")
     edit = read_benchmark(tmp_path / "pie")[0]
     edit.image.write_bytes(edit.image.read_bytes()[:100])
