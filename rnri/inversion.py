@@ -60,13 +60,16 @@ class Inversion:
     @classmethod
     def from_solutions(cls, z0: Tensor, seed: Tensor, solutions: Sequence[Solution]) -> Inversion:
         """Return the inversion of ``z0`` from the solutions of all inversion steps, the cleanest first."""
+        residuals = torch.stack([solution.residual for solution in solutions])
+        solved = torch.stack([solution.converged for solution in solutions])
+        residuals, solved = torch.stack([residuals, solved.to(residuals.dtype)]).cpu().double()  # one transfer
         return cls(
             seed=seed,
             z0=z0,
             residuals=torch.stack([solution.residual for solution in solutions]),
             nfe=torch.stack([solution.nfe for solution in solutions]),
             backward=torch.stack([solution.backward for solution in solutions]),
-            solved=torch.stack([solution.converged for solution in solutions]),
+            solved=solved.bool(),
         )
 
     @property

@@ -38,7 +38,8 @@ class PredictionHistory:
             return self
         prediction = problem.prediction(solution.value)
         diverged = solution.residual.isinf()
-        if self.predictions and diverged.any():
+        is_on_device = diverged.device.type != "cpu"  # where any() would wait for the device
+        if self.predictions and (is_on_device or diverged.any()):
             mask = to_device(diverged, prediction.device).view(-1, 1, 1, 1)
             prediction = torch.where(mask, self.predictions[-1], prediction)
         return PredictionHistory((*self.predictions[-2:], prediction))

@@ -237,7 +237,8 @@ class Solution:
         z: ``[B,C,h,w]``, the solution. For a converged sample it is the best evaluated iterate ``z_k``. Otherwise it is
             the solver's next iterate, in most solvers ``f(z_k)``, at which ``f`` was not evaluated.
         residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. For a
-            converged sample this is the residual of the solution ``z``. ``inf`` if no evaluation was finite.
+            converged sample this is the residual of the solution ``z``. ``inf`` if no evaluation was finite. On the CPU
+            or, like ``converged``, on the device of ``z``.
         nfe: int64 ``[B]``, number of network evaluations of each sample.
         backward: int64 ``[B]``, number of backward passes of each sample.
         converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual of ``z`` is within the tolerance.

@@ -22,6 +22,9 @@ from rnri.models.predictor import to_device
 from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mean_absolute
 from rnri.validation import dataclass
 
+MAX_EVALUATIONS_WITHOUT_WAIT = 2
+"""Maximum number of evaluations for which a GPU evaluates stopped samples instead of waiting to remove them."""
+
 State = tuple[Tensor, ...]
 """Tensors that a solver keeps between iterations; the first dimension of each tensor is the batch."""
 
@@ -133,6 +136,8 @@ class IterativeSolver(ABC):
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
         ``iterations``.
         """
+        if max_nfe is None and z_init.device.type != "cpu" and self._needs_no_wait():
+            return self._solve_without_wait(problem.with_zero_counts(), z_init)
         limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
         problem = problem.with_zero_counts()
         counter = problem.counter
@@ -182,6 +187,48 @@ class IterativeSolver(ABC):
             iterate = Iterate(problem, z, z, state).select(active)
             problem, z, state = iterate.problem, iterate.z, iterate.state
         return best.solution(self.tolerance, counter)
+
+    def _needs_no_wait(self) -> bool:
+        """Return whether the solver makes so few evaluations that samples need not leave the batch."""
+        is_plain = self.keep_best and not (self.returns_step or self.needs_grad or self.has_safeguard)
+        return is_plain and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
+
+    def _solve_without_wait(self, problem: ImplicitStep, z_init: Tensor) -> Solution:
+        """Solve ``problem`` with ``iterations`` evaluations of all samples; all decisions remain on the device.
+
+        Solutions equal those of ``__call__``. A sample that converges early is evaluated with the rest of its batch,
+        and these evaluations are counted.
+        """
+        z = z_init
+        best_z = best_f = result = z_init
+        state: State = ()
+        best_residual = best_merit = z_init.new_full((len(z_init),), math.inf)
+        diverged = z_init.new_zeros(len(z_init), dtype=torch.bool)
+        active = ~diverged
+        for k in range(self.iterations):
+            iterate = Iterate(problem, *_evaluate(problem, z, differentiate=False), state)
+            residual = mean_absolute(iterate.z - iterate.f)
+            merit = self.merit(iterate, residual)
+            finite = residual.isfinite()
+            accepted = active & finite & (merit < best_merit)
+            best_residual = torch.where(accepted, residual, best_residual)
+            best_merit = torch.where(accepted, merit, best_merit)
+            rows = accepted.view(-1, 1, 1, 1)
+            best_z = torch.where(rows, iterate.z, best_z)
+            best_f = torch.where(rows, iterate.f, best_f)
+            result = torch.where(rows, iterate.relaxed().f, result)
+            diverged = torch.where(active, ~finite, diverged)
+            active = active & finite & (residual > self.tolerance)
+            if k + 1 < self.iterations:
+                z, state = self.step(iterate.relaxed())
+                if not self.step_is_finite:
+                    active = active & z.flatten(1).isfinite().all(1)
+        best_residual = torch.where(diverged, math.inf, best_residual)
+        converged = best_residual <= self.tolerance
+        result = torch.where((converged | diverged).view(-1, 1, 1, 1), best_z, result)
+        counter = problem.counter
+        nfe, backward = torch.tensor(counter.forward), torch.tensor(counter.backward)
+        return Solution(result, best_residual, nfe, backward, converged, best_f)
 
     def _record(self, best: BestIterate, iterate: Iterate) -> list[float]:
         """Update ``best`` with ``iterate``; return the ``b`` residuals of ``iterate``."""

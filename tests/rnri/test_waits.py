@@ -1,4 +1,4 @@
-"""Synchronizations with the device: an inversion transfers to the CPU once per network evaluation."""
+"""Synchronizations with the device: an inversion transfers to the CPU at most once per network evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnri import FixedPoint, ImplicitInverter, NoisePredictor, anderson_inverter
+from rnri import AveragedFixedPoint, FixedPoint, ImplicitInverter, NoisePredictor, RNRISign, anderson_inverter
 from rnri.models.predictor import to_device
 from tests import devices
 from tests.problems import schedule
@@ -92,3 +92,31 @@ def test_one_synchronization_per_evaluation(synchronizations, inverter, max_tran
     assert evaluations <= synchronizations.transfers - 1 <= max_transfers * evaluations
     on_cpu = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(8)).seed
     torch.testing.assert_close(seed, on_cpu.float(), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "inverter",
+    [
+        ImplicitInverter(FixedPoint(1, 0)),
+        ImplicitInverter(FixedPoint(2, 1e-2)),  # some samples converge at their first evaluation
+        ImplicitInverter(FixedPoint(2, 0), "fitted", parameterization="relaxed"),
+        ImplicitInverter(AveragedFixedPoint(2, 0)),
+        ImplicitInverter(RNRISign(2, 0, d=18)),
+    ],
+    ids=["ddim", "early", "relaxed", "averaged", "sign"],
+)
+@pytest.mark.parametrize("has_nan", [False, True])
+def test_one_transfer_per_trajectory_with_two_evaluations(synchronizations, inverter, has_nan):
+    z0 = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    if has_nan:
+        z0[1, 0, 0, 0] = torch.nan
+    with devices.fake_device() as device:
+        predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
+        inversion = inverter.invert(z0.to(device), predictor, schedule(8))
+        assert synchronizations.transfers == 1 and synchronizations.operations == []
+        seed = inversion.seed.cpu()
+    on_cpu = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(8))
+    torch.testing.assert_close(seed, on_cpu.seed.float(), atol=2e-3, rtol=0, equal_nan=True)
+    torch.testing.assert_close(inversion.residuals, on_cpu.residuals, atol=2e-3, rtol=0)
+    assert torch.equal(inversion.solved, on_cpu.solved)
+    assert (inversion.nfe >= on_cpu.nfe).all() and inversion.nfe.max() <= 2

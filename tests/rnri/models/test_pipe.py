@@ -90,6 +90,9 @@ def test_changes_of_modes_between_calls_are_respected(monkeypatch):
         weight.requires_grad = gradient
         with eval_no_grad(pipe.unet):
             assert not (module.training or module.resnets[0].training or weight.requires_grad)
+            with eval_no_grad(pipe.unet):  # a block inside a block of the same network changes nothing
+                pass
+            assert not (module.training or weight.requires_grad)
         assert (module.training, module.resnets[0].training, weight.requires_grad) == (training, training, gradient)
 
 
