@@ -131,6 +131,8 @@ class PipelineInversion(Inversion):
             return "the seeds are not finite; use dtype=torch.float32 or a lower guidance scale"
         if self.round_trip is None:
             return f"round trip not measured, residual {float(self.residual.max()):.1e}"
+        if not (self.psnr.isfinite() | self.psnr.isposinf()).all():
+            return "the reconstructions are not finite; use a VAE in float32"
         psnr = f"{float(self.psnr.mean()):.1f} of {float(self.vae_psnr.mean()):.1f} dB"
         if self.converged.all():
             return f"{psnr}, as good as the VAE allows"

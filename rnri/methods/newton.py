@@ -28,9 +28,9 @@ def rnri_sign_euler() -> ImplicitInverter:
     return ImplicitInverter(RNRISign(coordinates="euler"), initial_guess="scaled")
 
 
-@register_method("rnri_mean_sign", paper=f"variant of {RNRI}")
-def rnri_mean_sign() -> ImplicitInverter:
-    """Return the variant of ``rnri_sign`` that divides by the latent's number of elements and uses Eq. 1's prior."""
+@register_method("rnri", paper=f"{RNRI}, with one step size for all latent sizes")
+def rnri() -> ImplicitInverter:
+    """Return RNRI with the update of the published code, scaled by the latent's number of elements, and Eq. 1's prior."""
     return ImplicitInverter(RNRIMeanSign())
 
 

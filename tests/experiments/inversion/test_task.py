@@ -31,7 +31,7 @@ def setting(**options: object) -> str:
 
 
 ONE = setting(nfe="[2,3]")
-BOTH = "[rnri_mean_sign,accelerated]"
+BOTH = "[rnri,accelerated]"
 SETTINGS = [
     setting(nfe="[2,3]", methods=BOTH),
     setting(nfe=2, wrong_prompts="true", methods=BOTH),
@@ -113,7 +113,7 @@ def test_wrong_prompts_are_detected_by_scores(run):
     detection = json.loads((folder / "results.json").read_text())["settings"]["detection"]
     scores = {(row["method"], row["score"]) for row in detection}
     assert (VAE_BOUND, "clip_score") in scores
-    assert any(method.startswith("rnri_mean_sign (") and score == "residual" for method, score in scores)
+    assert any(method.startswith("rnri (") and score == "residual" for method, score in scores)
     assert all(0 <= row["auc"] <= 1 for row in detection)
 
 

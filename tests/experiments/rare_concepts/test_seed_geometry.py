@@ -11,7 +11,7 @@ from tests.commands import run_in_process
 from tests.experiments import tiny_configs as small
 
 SMALL = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
-         "~task.inversions.aidi", "~task.inversions.rnri_mean_sign"]  # fmt: skip
+         "~task.inversions.aidi", "~task.inversions.rnri"]  # fmt: skip
 OPERATIONS = {
     "interpolation": {"lerp", "normalized_lerp", "slerp", "nao"},
     "centroids": {"mean", "normalized_mean", "spherical_mean", "nao"},

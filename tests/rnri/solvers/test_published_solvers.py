@@ -201,7 +201,7 @@ def test_rnri_sign_requires_the_clean_latent():
         RNRISign()(halving()[0], scalar(1.0))
 
 
-def test_rnri_mean_sign_without_prior_equals_rnri_sign():
+def test_rnri_without_prior_equals_rnri_sign():
     """On latents of 64 x 64 x 4 the variants differ in the prior only."""
     z0 = torch.randn(2, 4, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     published, mean_sign = (

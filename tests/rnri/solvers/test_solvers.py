@@ -70,7 +70,7 @@ def test_rnri_paper_differentiates_the_network():
     assert (stepped - (Z_S - F / (2 * (detached + 0.01)))).abs().min() > 0.02
 
 
-def test_rnri_mean_sign_by_hand():
+def test_rnri_by_hand():
     stepped = one_step(RNRIMeanSign(iterations=1, prior_weight=LAM, keep_best=False))
     torch.testing.assert_close(stepped, Z_S - 0.6 * two(1.0, -1.0), rtol=0, atol=1e-12)
 
