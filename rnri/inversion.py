@@ -66,7 +66,7 @@ class Inversion:
         return cls(
             seed=seed,
             z0=z0,
-            residuals=torch.stack([solution.residual for solution in solutions]),
+            residuals=residuals,
             nfe=torch.stack([solution.nfe for solution in solutions]),
             backward=torch.stack([solution.backward for solution in solutions]),
             solved=solved.bool(),
