@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan")
 """Top-level config keys that may differ between two runs that share units, or between two parts of a training."""
@@ -15,7 +16,10 @@ def run_settings(config: DictConfig) -> dict[str, Any]:
     """Return the settings on which the results of a run depend, without the path of the run's folder."""
     copy = config.copy()
     copy.run_dir = "run_dir"
-    settings = OmegaConf.to_container(copy, resolve=True)
+    try:
+        settings = OmegaConf.to_container(copy, resolve=True)
+    except (MissingMandatoryValue, InterpolationToMissingValueError):  # the task reports it if it uses the key
+        settings = OmegaConf.to_container(copy)
     return {str(name): value for name, value in settings.items() if name not in KEYS_WITHOUT_EFFECT_ON_RESULTS}
 
 
