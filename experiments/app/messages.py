@@ -58,6 +58,25 @@ def catch_errors(handler: Handler) -> Handler:
     return function  # type: ignore[return-value]
 
 
+def report_errors(handler: Callable[..., dict], message: gr.HTML) -> Callable[..., dict]:
+    """Decorate an event handler that returns a dictionary of updates, so that its errors are shown in ``message``.
+
+    An error changes no other component. The next event without an error clears ``message``. ``message`` must be one of
+    the outputs of the event.
+    """
+
+    @functools.wraps(handler)
+    def function(*args: Any, **kwargs: Any) -> dict:
+        try:
+            return {message: ""} | handler(*args, **kwargs)
+        except Exception as error:  # an error in an event handler must not break the page
+            if not isinstance(error, ValueError | OSError):
+                log.exception("unexpected error in an event handler")
+            return {message: status_html(error_message(error), "error")}
+
+    return function
+
+
 def status_html(text: str, kind: str = "status") -> str:
     """Return a line of text as an HTML paragraph. ``kind`` is its CSS class, which is ``status`` or ``error``."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""

@@ -13,7 +13,10 @@ from experiments.app.rare_tab import rare_tab
 from experiments.app.seeds_tab import seeds_tab
 
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+html { overflow-y: scroll; }
+.gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
+.gradio-container .main, .gradio-container .wrap, .gradio-container .contain { width: 100%; }
+.gradio-container .tabs, .gradio-container .tabitem { width: 100%; min-width: 0; }
 .error { color: #b42318; margin: 0; }
 .dark .error { color: #fda29b; }
 .status { margin: 0; }
