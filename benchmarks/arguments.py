@@ -31,7 +31,7 @@ class Arguments(argparse.ArgumentParser):
 
 def integer(minimum: int = 1, maximum: int | None = None) -> Callable[[str], int]:
     """Return the argument type of integers from ``minimum`` to ``maximum``."""
-    values = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
+    values = f"an integer >= {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
 
     def parse(text: str) -> int:
         try:
@@ -50,13 +50,13 @@ steps = integer(1, MAX_STEPS)
 
 
 def guidance(text: str) -> float:
-    """Return the guidance scale ``text``, a finite number of at least 1."""
+    """Return the guidance scale ``text``, a finite number >= 1."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 1, which disables guidance, got {text!r}.")
+        raise argparse.ArgumentTypeError(f"must be a number >= 1 (1 disables guidance), got {text!r}.")
     return value
 
 

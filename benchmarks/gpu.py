@@ -82,12 +82,14 @@ def compile_network(model: LatentDiffusion) -> LatentDiffusion:
 
 def main() -> int:
     parser = arguments.Arguments(__doc__)
-    parser.add_argument("--device", type=arguments.device, default="cuda")
+    parser.add_argument("--device", type=arguments.device, help="default: cuda")
     parser.add_argument("--models", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 8))
     parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"), choices=list(ROUNDING_MSE))
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
+    if options.device is None:
+        options = parser.parse_args(["--device", "cuda"], options)
     print(f"{'model':12s} {'dtype':>9s} {'batch':>5s} {'error':>9s} {'on CPU':>9s} {'syncs/step':>12s} "
           f"{'seconds':>8s} {'ratio':>6s}")  # fmt: skip
     failures = 0

@@ -130,7 +130,7 @@ class Inputs:
 
 
 def ddim(batch: int, steps: int) -> Pair:
-    """DDIM inversion beside a loop with diffusers' ``DDIMInverseScheduler``."""
+    """DDIM inversion, and a loop with diffusers' ``DDIMInverseScheduler``."""
     inputs = Inputs.sampled(batch, steps)
     unet = inputs.model.pipeline.unet
     text = inputs._text()

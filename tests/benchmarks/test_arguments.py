@@ -57,7 +57,7 @@ def test_bad_option_is_one_line(name, options, files, monkeypatch, capsys):
     assert value.lstrip("-") in message or (value in ("FILE", "EMPTY", "0", "-1", "inf") and "must be" in message)
 
 
-def test_exit_status_of_a_command_is_kept():
+def test_exit_status_is_that_of_the_command():
     with pytest.raises(SystemExit) as stopped:
         arguments.run(lambda: 1)
     assert stopped.value.code == 1
