@@ -1,1 +1,1 @@
-"""Experiments of the NAO paper: images of rare concepts (Table 3), and paths and centroids of seeds (Table 2)."""
+"""Experiments of the RNRI paper on images of rare concepts (Table 3), and on paths and centroids of seeds (Table 2)."""

@@ -1,4 +1,4 @@
-"""An arm is one compared pipeline: its guidance, inversion, seed initialization and seed optimization."""
+"""An arm is one of the compared pipelines: guidance scale, inversion method, seed initialization and optimization."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Arm:
 
     Args:
         guidance: guidance scale of inversion, optimization and sampling; 1 means no guidance.
-        inverter: inversion method for the reference images; None: seeds are drawn from the normal distribution.
-        seed_init: function that computes n initial seeds ``[G, n, C, h, w]`` for each of G concepts. Its arguments are
-            the seeds of the concepts' R reference images, ``[G, R, C, h, w]``, and n.
-        select: optimizer of the initial seeds, or a search among several seeds per image. None: the initial seeds are
-            sampled directly.
-        gradient_steps: number of sampling steps, counted from the last one, that the optimization backpropagates
-            through (:func:`rnri.models.sampling.trajectory`); None: all sampling steps.
+        inverter: inversion method for the reference images; None: the seeds are standard normal noise.
+        seed_init: function that computes n initial seeds ``[G, n, C, h, w]`` for each of G concepts. The arguments of
+            the function are the inverted seeds of the R reference images of each concept, ``[G, R, C, h, w]``, and n.
+        select: function that optimizes the initial seeds, or that selects the best of several initial seeds for each
+            image. None: the images are sampled from the initial seeds without optimization.
+        gradient_steps: number of the last sampling steps through which the optimization backpropagates
+            (:func:`rnri.models.sampling.trajectory`); None: the optimization backpropagates through all sampling steps.
     """
 
     guidance: GuidanceScale
@@ -56,21 +56,22 @@ class Arm:
         return min(self.gradient_steps or steps, steps)
 
     def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
-        """Return the number of network evaluations of each image. A backward pass counts as two evaluations.
+        """Return the number of network evaluations per image. A backward pass counts as two evaluations.
 
         Args:
-            forwards, backwards: number of times that each image was sampled and backpropagated through.
+            forwards, backwards: number of times that each image was sampled, and number of backward passes through the
+                sampling of each image.
         """
         per_row = steps * forwards + BACKWARD_COST * self._differentiated_steps(steps) * backwards
         return batch_multiplier(self.guidance) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
-        """Estimate the cost of one concept, including its inversion, if no optimization of a seed stops early."""
+        """Estimate the cost of one concept, including its inversion, if no seed optimization stops early."""
         inversion = references * steps * self.inverter.nfe_per_step if self.inverter is not None else 0.0
         return Cost(batch_multiplier(self.guidance) * inversion) + self.sampling_cost(steps, samples)
 
     def sampling_cost(self, steps: int, samples: int, *, gradient_checkpointing: bool = False) -> Cost:
-        """Return the cost of optimizing and sampling the seeds of one concept, if no optimization stops early."""
+        """Return the cost of optimizing and sampling the seeds of one concept, if no seed optimization stops early."""
         cost = Cost(steps, 1)
         if self.select is not None:
             latents = len(self.select.step_weights)  # number of decoded latents per iteration of the optimization
@@ -88,7 +89,10 @@ class Arm:
 
 
 def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
-    """Return the seeds of the first ``count`` references from ``seeds [G, R, C, h, w]``: a ``seed_init`` without NAO.
+    """Return the seeds of the first ``count`` references of each concept, ``[G, count, C, h, w]``.
+
+    This function is the ``seed_init`` of arms without NAO. ``seeds`` are the inverted seeds of R references of each of
+    G concepts, ``[G, R, C, h, w]``.
 
     Raises:
         ValueError: ``count`` is larger than the number R of references.
@@ -102,7 +106,7 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
 
 
 def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
-    """Return the references' seeds ``[G, R, C, h, w]``, followed by perturbed copies of them, ``[G, count, C, h, w]``.
+    """Return the seeds of the references, followed by perturbed copies of these seeds, ``[G, count, C, h, w]``.
 
     This is a ``seed_init`` function. ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
     """
@@ -111,7 +115,7 @@ def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitIn
 
 
 def around_centroid(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
-    """Return NAO's centroid of the seeds ``[G, R, C, h, w]``, followed by perturbed copies, ``[G, count, C, h, w]``.
+    """Return NAO's centroid of the seeds of each concept, followed by perturbed copies of it, ``[G, count, C, h, w]``.
 
     This is a ``seed_init`` function. ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
     """

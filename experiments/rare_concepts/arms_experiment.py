@@ -1,4 +1,4 @@
-"""Base class of the experiments that compare arms: arguments, preparation, stages and evaluation."""
+"""Base class of the experiments that compare arms (pipelines that generate images of concepts)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class ExperimentStage(Protocol):
-    """One part of an experiment. Its results are cached on disk unit by unit."""
+    """One part of an experiment, such as the generation of images. The results are cached on disk in units."""
 
     @property
     def num_units(self) -> int: ...
@@ -44,12 +44,14 @@ class ExperimentStage(Protocol):
 
 @dataclass(kw_only=True)
 class ArmsExperiment(ResumableRun, ABC):
-    """Base class of the experiments that compare arms. A subclass implements ``stages`` and ``report``.
+    """Base class of the experiments that compare arms (pipelines). A subclass implements ``stages`` and ``report``.
 
-    A *unit* is the results of one concept under one arm. Each unit is written to disk before the next unit begins. An
-    interrupted run therefore loses at most the units in progress, and no finished unit is computed again.
+    A *unit* is the results of one arm for one concept. Each unit is written to disk before the computation of the next
+    unit begins. An interrupted run therefore loses only the units that were being computed, and a resumed run computes
+    no finished unit again.
 
-    After ``prepare``, ``context`` holds the inputs that all stages share and ``evaluator`` classifies the images.
+    The method ``prepare`` sets the attributes ``context``, the inputs that all stages share, and ``evaluator``, which
+    classifies the generated images.
 
     Args:
         source: data set that the concepts and their images are read from.
@@ -57,16 +59,16 @@ class ArmsExperiment(ResumableRun, ABC):
         model, clip: functions of ``device`` that create the text-to-image model and CLIP.
         classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
         arms: the compared arms by name, in the order of the table.
-        steps: number of sampling steps of inversion and generation. A seed is only valid for the schedule that it was
-            inverted with.
+        steps: number of sampling steps, equal for inversion and generation, because a seed regenerates its image only
+            with the schedule of its inversion.
         samples: number of generated images per concept.
         references: number of reference images per concept.
-        concepts_per_batch: number of concepts that are computed in one batch. It changes speed and memory, but no
-            results.
-        gradient_checkpointing: whether the backward pass recomputes each sampling step. This is slower by a third, but
-            the memory does not grow with the number of steps.
-        inception: file with the weights of the Inception network, whose features FID and KID use; None: FID and KID use
-            the features of the evaluation classifier.
+        concepts_per_batch: number of concepts that are computed in one batch. The batch size changes speed and memory,
+            but no results.
+        gradient_checkpointing: whether the backward pass recomputes each sampling step instead of storing its
+            activations. Recomputing takes a third more time, but the memory does not grow with the number of steps.
+        inception: file with the weights of the Inception-v3 network for FID and KID; None: FID and KID use the features
+            of the evaluation classifier.
         seed: random seed of the initial noise, of the selection of concepts and of the bootstrap.
         run_dir: folder that all outputs are written to.
     """
@@ -93,7 +95,10 @@ class ArmsExperiment(ResumableRun, ABC):
 
     @property
     def evaluator(self) -> Evaluator:
-        """The evaluator of the generated images. Its code is imported when all units are finished."""
+        """The object that classifies the generated images.
+
+        The module of its class is imported when all units are finished.
+        """
         from experiments.rare_concepts.evaluator import Evaluator
 
         return Evaluator(self.context, self.real_images, self.labeled_real_images, self.extractor)
@@ -138,12 +143,18 @@ class ArmsExperiment(ResumableRun, ABC):
         return [planned for stage in self.stages() for planned in stage.plan()]
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the missing units in all processes; then evaluate all images and write the report in one process."""
+        """Compute the missing units, evaluate all images and write the report.
+
+        All processes compute units. One process evaluates the images and writes the report.
+        """
         self.compute(trainer)
         return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
 
     def compute(self, trainer: Trainer) -> None:
-        """Compute the units that are not on disk yet. On return, all processes have finished their units."""
+        """Compute the units that are not on disk yet.
+
+        The method returns when all processes have finished their units.
+        """
         ImageStage(self.context).announce(trainer.world_size)
         run_stages(trainer, *(stage.build(self.leases) for stage in self.stages()))
 
@@ -153,16 +164,16 @@ class ArmsExperiment(ResumableRun, ABC):
 
     @abstractmethod
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Evaluate the images, write the results, and return the value that a sweep optimizes."""
+        """Evaluate the images, write the results, and return the value that a hyperparameter sweep optimizes."""
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, which are used to measure the speed of the model."""
+        """Return the prompts of one batch, for which the duration of a network call is measured."""
         return ImageStage(self.context).prompts()
 
     def _with_step_weights(self, name: str, arm: Arm) -> Arm:
-        """Return ``arm`` with at most as many step weights of SeedSelect as there are sampling steps.
+        """Return ``arm`` with at most one of SeedSelect's step weights (weights in the loss) per sampling step.
 
-        If this removes step weights, a line with the remaining weights is printed.
+        If step weights are removed, a line with the remaining step weights is printed.
         """
         if arm.select is None or len(arm.select.step_weights) <= self.steps:
             return arm
@@ -180,7 +191,7 @@ class ArmsExperiment(ResumableRun, ABC):
             )
 
     def _check_arm(self, name: str) -> None:
-        """Raise ValueError if the inverter does not support the schedule, or ``seed_init`` the numbers of seeds."""
+        """Raise ValueError if the inverter does not support the schedule, or ``seed_init`` the number of seeds."""
         arm = self.context.arms[name]
         if arm.inverter is None or arm.seed_init is None:
             return

@@ -1,4 +1,4 @@
-"""Comparison at equal budgets: does SeedSelect or a choice among more seeds make better use of network evaluations?"""
+"""Comparison of SeedSelect with choosing the best of many seeds, at equal numbers of network evaluations (budgets)."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ IDENTITY = ("method", "budget")
 
 
 def method_and_budget(arm: str) -> dict[str, Any]:
-    """Split the name of an arm, ``METHOD_BUDGET``, into the two columns that identify the arm's row."""
+    """Split the name of an arm, ``METHOD_BUDGET``, into the columns ``method`` and ``budget`` of the results table."""
     method, _, budget = arm.rpartition("_")
     return {"method": method, "budget": int(budget)}
 
 
 def total_row_key(arm: str, bucket: str) -> dict[str, Any] | None:
-    """Return the columns that identify an arm's row, or None for a single bucket: the table has only total rows."""
+    """Return the columns that identify the row of an arm if ``bucket`` is ``total``, else None."""
     return method_and_budget(arm) if bucket == "total" else None
 
 
 @dataclass(kw_only=True)
 class BudgetExperiment(ArmsExperiment):
-    """The task of ``experiment=budget``: one row per method and budget.
+    """The task of ``experiment=budget``, whose table has one row per method and budget (network evaluations per image).
 
-    The name of an arm is ``METHOD_BUDGET``, for example ``nao_50``. The table has the measured cost of the arm.
+    The name of an arm is ``METHOD_BUDGET``, for example ``nao_50``. The table also contains the measured number of
+    network evaluations of the arm.
     """
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ class BudgetExperiment(ArmsExperiment):
 
 
 def budget_figure(rows: Sequence[Mapping]) -> Figure:
-    """Plot accuracy, KID, copies and diversity against the network evaluations per image, one line per method."""
+    """Plot accuracy, KID, copies and diversity against network evaluations per image, one line per method."""
     figure, axes = plots.panels(2, rows=2)
     all_axes = [axis for line in axes for axis in line]
     for axis, column in zip(all_axes, PANELS, strict=True):

@@ -1,4 +1,4 @@
-"""Inputs and settings that all stages of one run share."""
+"""The inputs and settings that all stages of a run read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rnri import Schedule
 
 @dataclass(frozen=True)
 class RunContext:
-    """The prepared inputs of a run, which all of its stages read.
+    """The loaded inputs and the settings of a run, which all stages of the run read.
 
     Attributes:
         arms: the compared arms by name, in the order of the table.
@@ -50,7 +50,7 @@ class RunContext:
         return self.networks.model.schedule(self.steps)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that the cache keys of all units have in common, for every arm."""
+        """Return the settings that are part of the cache key of every unit, for all arms."""
         return {
             **self.networks.cache_settings(self.seed),
             "clip": self.networks.clip_fingerprint,
@@ -60,7 +60,7 @@ class RunContext:
         }
 
     def units(self, arm: str) -> UnitStore:
-        """Return the store of an arm's finished units. Runs with other settings use another store."""
+        """Return the store with the finished units of an arm. Runs with different settings use different stores."""
         settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 

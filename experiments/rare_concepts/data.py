@@ -1,4 +1,4 @@
-"""Batches of concepts of one arm. Their reference images are inverted once the batch is on the device."""
+"""Batches of concepts for one arm. The reference images of a batch are inverted when the batch is on the device."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Unit = tuple[str, Concept]
 
 @dataclass
 class ConceptBatch:
-    """A batch of G concepts under one arm.
+    """A batch of G concepts whose images one arm generates.
 
     Attributes:
-        references: R reference images of each concept, ``float32 [G, R, 3, H, W]`` in [0, 1].
-        seeds: inversions of all ``G * R`` reference images, or None if the arm has no inverter.
+        references: the R reference images of each of the G concepts, ``float32 [G, R, 3, H, W]`` in [0, 1].
+        seeds: inverted seeds of all ``G * R`` reference images, or None if the arm has no inverter.
     """
 
     arm: str
@@ -39,7 +39,7 @@ class ConceptBatch:
     seeds: CachedSeeds | None = None
 
     def has_finite_seeds(self) -> list[bool]:
-        """Return one value per concept: whether the seeds and latents of all its reference images are finite."""
+        """Return, for each concept, whether the seeds and latents of all its reference images are finite."""
         if self.seeds is None:
             return [True] * len(self.concepts)
         finite = is_finite(self.seeds.seed) & is_finite(self.seeds.z0)
@@ -70,7 +70,7 @@ class ConceptBatch:
 
 
 class ConceptDataModule(CachedUnitDataModule):
-    """Loads batches of the concepts that have no finished unit yet, one arm after the other."""
+    """Data loader of the concepts for which an arm has no finished unit yet, in batches, one arm after the other."""
 
     def __init__(
         self,
@@ -107,7 +107,10 @@ class ConceptDataModule(CachedUnitDataModule):
         return ConceptBatch(arm, concepts, torch.stack(images).float() / 255)
 
     def on_start(self, units: list[Unit], pending: list[Unit]) -> None:
-        """Count the units of each arm. Each arm has its own progress bar, because arms differ in time per unit."""
+        """Count the units of each arm for the progress bars.
+
+        Each arm has a separate progress bar, because arms differ in time per unit.
+        """
         self._arm = None
         self._total = Counter(arm for arm, _ in units)
         self._pending = Counter(arm for arm, _ in pending)

@@ -1,4 +1,4 @@
-"""Classification of all generated images after all units are written to disk."""
+"""Classification of all generated images, after all units (images of one concept and arm) are written to disk."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Evaluator:
 
     Attributes:
         context: inputs and settings of the run.
-        real: real images that FID and KID compare the generated images with, resized to the size of generated images.
+        real: real images for FID and KID, resized to the size of the generated images.
         labeled_real_images: real images of each concept, without its reference images, by the name of the concept.
-        extractor: network that computes the features for FID and KID; None: the evaluation classifier.
+        extractor: network that computes the features for FID and KID; None: the evaluation classifier computes the
+            features.
     """
 
     context: RunContext
@@ -41,7 +42,7 @@ class Evaluator:
     extractor: Inception | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
-        """Classify the generated images of every arm; return the results by the name of the arm."""
+        """Classify the generated images of every arm; return the classified images by the name of the arm."""
         return {arm: self.classify_arm(arm) for arm in self.context.arms}
 
     def classify_arm(self, arm: str) -> ClassifiedImages:

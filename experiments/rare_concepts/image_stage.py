@@ -31,18 +31,18 @@ for them.
 
 
 def method_and_bucket(arm: str, bucket: str) -> dict[str, Any]:
-    """Return the columns that identify a row of a table with one row per arm and bucket."""
+    """Return the method and the bucket that identify a row, for a table with one row per arm and bucket."""
     return {"method": arm, "bucket": bucket}
 
 
 @dataclass(frozen=True)
 class ImageStage:
-    """Generates the images of every concept under every arm. A unit is the images of one concept under one arm.
+    """Generates the images of every concept with every arm. A unit is the images of one concept with one arm.
 
     Attributes:
         context: inputs and settings of the run.
-        row_key: function that returns the row of the table that a unit belongs to. The loggers show the running mean of
-            each row.
+        row_key: function that returns the columns that identify the table row of a unit. The loggers show the running
+            mean accuracy of each table row.
         identity: names of the columns that ``row_key`` returns.
     """
 
@@ -63,7 +63,7 @@ class ImageStage:
         return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
 
     def announce(self, processes: int) -> None:
-        """Print the number of units and an estimate of the run time, extrapolated from a few network calls."""
+        """Print the number of units and the duration of the run, extrapolated from a few timed network calls."""
         context = self.context
         cost = Cost()
         done = 0
@@ -84,12 +84,15 @@ class ImageStage:
         )
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch."""
+        """Return the prompts of the images of one batch."""
         concepts = self.context.concepts[: self.context.concepts_per_batch]
         return [concept.prompt for concept in concepts for _ in range(self.context.samples)]
 
     def plan(self) -> list[StagePlan]:
-        """Return the cost of each arm. An inversion that several arms share is counted only for the first of them."""
+        """Return the cost of each arm.
+
+        An inversion that several arms share is counted only for the first of these arms.
+        """
         planned: list[StagePlan] = []
         inverted: set[tuple[str, str]] = set()
         for name in self.context.arms:
@@ -100,7 +103,7 @@ class ImageStage:
         return planned
 
     def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[StagePlan]:
-        """Return the plan of the inversion of the concepts that are not in ``inverted``; add these concepts to it."""
+        """Return the cost of inverting the concepts that are not in ``inverted``; add them to ``inverted``."""
         context, arm = self.context, self.context.arms[name]
         if arm.inverter is None:
             return []
@@ -130,7 +133,7 @@ class ImageStage:
         )
 
     def _accuracy_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Yield the accuracy of each sample of a finished unit, once for each table row that the unit belongs to.
+        """Yield the accuracy (0 or 1) of each sample of a finished unit, once per table row with this unit.
 
         A sample that is not finite counts as misclassified, as in the table.
         """

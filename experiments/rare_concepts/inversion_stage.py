@@ -24,12 +24,14 @@ class CachedSeeds:
 
     Attributes:
         z0: ``float32 [B, C, h, w]``, VAE latents of the images.
-        seed: ``[B, C, h, w]``, inverted seeds in float64 (float32 on MPS); not finite where the inversion failed.
-        residual: ``float64 [B]``, the largest residual of an inversion step: the mean of ``|z - f(z)|`` over elements.
+        seed: ``[B, C, h, w]``, inverted seeds in float64 (float32 on MPS); the seed of a failed inversion is NaN or
+            infinite.
+        residual: ``float64 [B]``, largest residual over the inversion steps of each image. The residual of a step is
+            the mean of ``|z - f(z)|`` over the elements of the latent, where ``z = f(z)`` is the step equation.
         nfe: ``int64 [B]``, number of network evaluations of the inversion of each image.
         converged: ``bool [B]``, whether the inversion of each image converged.
-        seconds: ``float64 [B]``, wall time of the inversion of a batch divided by the number of its images. For a seed
-            from the cache, this is the time that was measured when the seed was computed.
+        seconds: ``float64 [B]``, wall time of the inversion of a batch divided by the number of its images. For a
+            cached seed, ``seconds`` is the time that was measured when the seed was computed.
     """
 
     z0: Tensor
@@ -46,12 +48,13 @@ class CachedSeeds:
 
 @dataclass(frozen=True)
 class InversionStage:
-    """Encodes and inverts images. The seed of an image that is already in ``store`` is read from there.
+    """Encodes and inverts images. A seed that is already in ``store`` is read from ``store`` instead of computed again.
 
     Attributes:
-        settings: description of ``inverter`` (:func:`experiments.cache.key.fingerprint_config`), part of the cache key.
-        numerics: numerical settings, which are dtype and device (:func:`experiments.runtime.device.numerics`); part of
-            the cache key.
+        settings: settings of ``inverter`` as plain data (:func:`experiments.cache.key.fingerprint_config`), part of the
+            cache key.
+        numerics: numerical settings (dtype and device, see :func:`experiments.runtime.device.numerics`), part of the
+            cache key.
     """
 
     model: LatentDiffusion
@@ -74,7 +77,7 @@ class InversionStage:
     ) -> CachedSeeds:
         """Return the inverted seeds of ``images [B, 3, H, W]`` in [0, 1]. Each image has its own prompt.
 
-        ``on_step(k)`` is called after inversion step ``k``.
+        The function ``on_step`` is called as ``on_step(k)`` after inversion step ``k``.
         """
         keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         results = [self.store.get(key) for key in keys]

@@ -26,11 +26,12 @@ Unit = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class RareConceptModule(LightningModule):
-    """Initializes, optimizes and samples the seeds of a batch, and writes one unit per concept.
+    """Initializes and optimizes the seeds of a batch, samples images from the seeds, and writes one unit per concept.
 
-    A unit of n samples, of which m are finite, has three parts: ``images``, ``uint8 [m, 3, H, W]``, the finite samples;
-    ``seeds``, ``float32 [n, C, h, w]``, which are NaN for samples that are not finite; and a record with the times and
-    one entry per sample. A sample that is not finite does not change the other samples.
+    A unit contains n samples (generated images), of which m are finite (without NaN and infinity). The tensor
+    ``images``, ``uint8 [m, 3, H, W]``, contains the finite samples. The tensor ``seeds``, ``float32 [n, C, h, w]``, is
+    NaN for samples that are not finite. The record contains durations and one entry per sample. A sample that is not
+    finite does not change the other samples.
     """
 
     def __init__(self, context: RunContext, stores: Mapping[str, UnitStore], progress: Progress) -> None:
@@ -42,13 +43,13 @@ class RareConceptModule(LightningModule):
     def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
         """Write the units of a batch of concepts; return the names of the concepts.
 
-        A record has two times in seconds. ``t_init`` is the time to compute the initial seeds of a concept: inversion
-        of its reference images and seed initialization. ``t_opt`` is the time until the loss of SeedSelect converged,
-        averaged over the samples of the concept.
+        A record contains two durations in seconds, ``t_init`` and ``t_opt``. ``t_init`` is the time to invert the
+        reference images of a concept and to compute the initial seeds. ``t_opt`` is the time until the loss of
+        SeedSelect converged, averaged over the samples of the concept.
 
         Raises:
             NonFiniteError: no image of the batch is finite, and the arm has no finished unit. The cause is then the
-                checkpoint or its precision, and all other concepts would fail too.
+                checkpoint or its precision, so that the other concepts would fail too.
         """
         finite = batch.has_finite_seeds()
         computed = iter(self._generate(batch.select(finite)) if any(finite) else [])
@@ -82,7 +83,7 @@ class RareConceptModule(LightningModule):
         return units
 
     def _empty_unit(self, batch: ConceptBatch, group: int) -> Unit:
-        """Return the unit without images of a concept whose reference images have seeds that are not finite."""
+        """Return a unit without images, for a concept with a reference image whose inverted seed is NaN or infinite."""
         model, samples = self.context.networks.model, self.context.samples
         images = torch.empty(0, 3, *model.image_size, dtype=torch.uint8)
         seeds = torch.full((samples, *model.latent_shape), torch.nan)
@@ -98,9 +99,10 @@ class RareConceptModule(LightningModule):
         return time.perf_counter()
 
     def _initial_seeds(self, batch: ConceptBatch) -> Tensor:
-        """Return the initial seeds ``[G * n * candidates, C, h, w]`` of G concepts with n samples each.
+        """Return the initial seeds ``[G * n * candidates, C, h, w]`` of G concepts with n samples per concept.
 
-        Candidate m of sample k is the initial seed ``m * n + k`` of the concept.
+        The candidates of a sample are the initial seeds among which a search selects. Candidate m of sample k is the
+        initial seed with the index ``m * n + k`` of the concept.
         """
         arm = self.context.arms[batch.arm]
         count = self.context.samples * arm.candidates
@@ -168,7 +170,7 @@ class RareConceptModule(LightningModule):
         return last_latents
 
     def _targets(self, batch: ConceptBatch) -> Targets:
-        """Return the targets of each sample: the references' mean CLIP feature and mean latent, and the prompt."""
+        """Return SeedSelect's targets of each sample: prompt, mean CLIP feature and mean latent of the references."""
         networks = self.context.networks
         references = batch.references.flatten(0, 1)
         with torch.no_grad():
@@ -189,7 +191,7 @@ class RareConceptModule(LightningModule):
 
 
 def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t_init: float) -> Unit:
-    """Return the unit of one concept from its n samples. ``records`` has one entry per sample."""
+    """Return the unit of one concept, computed from its n samples. ``records`` has one entry per sample."""
     finite_images, finite = select_finite(images)
     seeds = seeds.float().cpu()
     seeds[~finite] = torch.nan
@@ -202,7 +204,7 @@ def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t
 
 
 def _records(selection: Selection) -> list[dict[str, Any]]:
-    """Return one dictionary per sample with the losses, iterations, convergence and seconds of its optimization."""
+    """Return one dictionary per sample with losses, iterations, convergence and duration of the optimization."""
     names = ("initial_loss", "loss", "iterations", "converged", "seconds")
     columns = [getattr(selection, name).tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

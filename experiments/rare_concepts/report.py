@@ -55,12 +55,12 @@ def write_report(
 
     Args:
         arms: classified images of each arm, by the name of the arm.
-        real: features of the real images, ``float64 [N, D]``.
-        settings: the settings that the results depend on.
+        real: features of N real images for FID and KID, ``float64 [N, D]``.
+        settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
         ceiling: accuracy of the classifier on the reference images by bucket
             (:func:`~experiments.rare_concepts.scoring.classifier_ceiling`).
-        step: step at which the loggers record the results; it is the number of units.
+        step: step number with which the loggers record the results, equal to the number of units.
     """
     rows: list[dict] = []
     for name, images in arms.items():
@@ -88,12 +88,12 @@ def write_report(
 
 
 def columns() -> dict[str, str]:
-    """Return the keys of the table's columns and the column headings."""
+    """Return a dictionary from the key of each table column to the heading of the column."""
     return {"method": "method", **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(), **COUNT_COLUMNS}
 
 
 def _row_per_method(rows: Sequence[Mapping]) -> list[dict]:
-    """Return one row per method. It has the accuracy of each bucket in percent with its confidence interval."""
+    """Return one row per method, with the accuracy in percent and its confidence interval for each bucket."""
     lines: dict[str, dict] = {}
     for row in rows:
         line = lines.setdefault(row["method"], {"method": row["method"]})
@@ -104,13 +104,13 @@ def _row_per_method(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def percent_cells(row: Mapping) -> dict[str, float | None]:
-    """Return the values of ``row`` that the table shows in percent, converted to percent."""
+    """Return those values of ``row`` that are fractions and that the table shows in percent, converted to percent."""
     ceiling = {} if row.get("ceiling") is None else {"ceiling": 100 * row["ceiling"]}
     return ceiling | RARE_CONCEPTS.scaled(row)
 
 
 def pair_table(pairs: Sequence[Mapping]) -> str:
-    """Return a table of the differences in total accuracy, with one line per method and one column per baseline."""
+    """Return a table of differences in total accuracy, with one line per method and one column per baseline method."""
     lines: dict[str, dict] = {}
     for pair in pairs:
         if pair["bucket"] == "total":
@@ -121,7 +121,7 @@ def pair_table(pairs: Sequence[Mapping]) -> str:
 
 
 def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
-    """Return one row per method and concept. Loggers that can filter tables show these rows."""
+    """Return one row of results per method and concept, for loggers that can filter tables."""
     rows = []
     for method, images in arms.items():
         samples = len(images.concepts) // len(images.t_init)
@@ -136,7 +136,7 @@ def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
 
 
 def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
-    """Return one row per generated image (sample) of a method, with its prediction and times in seconds."""
+    """Return one row per generated image (sample) of a method, with the predicted label and durations in seconds."""
     samples = len(images.concepts) // len(images.t_init)
     return [
         {
@@ -151,7 +151,10 @@ def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
 
 
 def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[], Figure]]:
-    """Return one function per bucket that draws its :func:`side_by_side` figure. The keys are paths of the figures."""
+    """Return, for each bucket, a function that draws the :func:`side_by_side` figure.
+
+    The keys are paths of the figures.
+    """
     buckets = dict.fromkeys(concept.bucket for images in arms.values() for concept in images.concepts)
     return {f"images/{bucket}": partial(side_by_side, arms, bucket) for bucket in buckets}
 
@@ -170,7 +173,7 @@ def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
 
 
 def _caption(images: ClassifiedImages, name: str) -> str:
-    """Return a caption with the predicted label of the first sample of a concept, and whether the sample is a copy."""
+    """Return a caption: the predicted label of a concept's first sample, and whether the sample copies a reference."""
     k = next(k for k, concept in enumerate(images.concepts) if concept.name == name)
     label = "right" if images.correct[k] else images.predictions[k] or ""
     return f"{label}, a copy" if images.copies[k] else label

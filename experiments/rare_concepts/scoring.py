@@ -1,4 +1,4 @@
-"""Metrics of the generated images: accuracy, distances to real images and diversity, as rows of the table."""
+"""Computes the metrics of the generated images (accuracy, distances to real images, diversity) as rows of the table."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ MAX_LISTED_CONCEPTS = 5  # maximum number of concepts that the note on samples t
 
 @dataclass(frozen=True)
 class ClassifiedImages:
-    """The generated images (samples) of all concepts under one arm, with the predictions of the evaluation classifier.
+    """The generated images (samples) of all concepts with one arm, and the predictions of the evaluation classifier.
 
-    There are n samples per concept, in the order of the concepts. A sample that is not finite has no image and no
-    prediction, and counts as misclassified.
+    There are n samples per concept, in the order of the concepts. A sample with NaN or infinite pixels has no image and
+    no prediction, and counts as misclassified.
 
     Attributes:
         units: store that contains the images.
-        features: features of the M finite samples, ``float64 [M, D]``.
+        features: features of the M samples without NaN and infinity, ``float64 [M, D]``.
         predictions: predicted label of each sample; None for a sample that is not finite.
         concepts: concept of each sample.
         t_init: time in seconds to compute the initial seeds of each concept.
         t_opt: time in seconds of the seed optimization of each concept, averaged over its samples.
         records: record of each sample, with its number of network evaluations and its loss.
         extractor: name of the network that computed ``features``.
-        copy_detections: comparison of each concept's images with its reference images; None for a concept without a
-            finite image.
+        copy_detections: perceptual distances between the images of each concept and its reference images; None for a
+            concept without a finite image.
     """
 
     units: UnitStore
@@ -68,7 +68,7 @@ class ClassifiedImages:
     def copies(self) -> list[bool | None]:
         """Whether each sample is a copy of a reference image.
 
-        The value is None if the sample is not finite, or if its concept has no threshold for copies.
+        The value is None if the sample is not finite, or if its concept has too few real images to define a copy.
         """
         if not self.copy_detections:
             return [None] * len(self.records)
@@ -88,15 +88,15 @@ class ClassifiedImages:
 
     @cached_property
     def correct(self) -> list[bool]:
-        """Whether the predicted label of each sample is the sample's concept."""
+        """Whether the predicted label of each sample is the name of the sample's concept."""
         return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
 
 
 def classifier_ceiling(concepts: Sequence[Concept], classifier: Classifier) -> dict[str, float]:
     """Return the accuracy of the classifier on the reference images, per bucket and in total.
 
-    A perfect generator of images would reach this accuracy. The accuracy is too high if the classifier was trained on
-    the reference images.
+    A perfect generator of images would reach this accuracy. If the classifier was trained on the reference images, the
+    returned accuracy is too high.
     """
     images = (torch.from_numpy(concept.references[k]) for concept in concepts for k in range(len(concept.references)))
     truth = [concept for concept in concepts for _ in range(len(concept.references))]
@@ -130,8 +130,9 @@ def accuracy_rows(
 def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[dict]:
     """Return the difference in accuracy between each pair of arms, per bucket and in total.
 
-    The baseline of a pair is the arm that comes first. The bootstrap of the 95 % confidence interval resamples the same
-    concepts for both arms, so that the varying difficulty of the concepts does not widen the interval.
+    The baseline of a pair of arms is the arm that comes first in the table. The bootstrap of the 95 % confidence
+    interval resamples the same concepts for both arms, so that the varying difficulty of the concepts does not widen
+    the interval.
     """
     table = []
     for (baseline, reference), (method, images) in combinations(arms.items(), 2):
@@ -175,7 +176,7 @@ def aggregate_metrics(images: ClassifiedImages, real: Tensor) -> dict[str, Any]:
 
 
 def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
-    """Return the text below the table: one note per arm that has samples that are not finite."""
+    """Return the notes below the table: one note per arm that has samples with NaN or infinite pixels."""
     notes = []
     for name, images in arms.items():
         if images.lost:

@@ -1,10 +1,11 @@
-"""Interpolation and centroids of seeds (Table 2 of the NAO paper): all inversion methods with all operations on seeds.
+"""Interpolation and centroids of seeds (Table 2 of the RNRI paper), for each inversion method and operation on seeds.
 
-A cell of the table is one inversion method with one operation. All cells follow the same protocol. The reference images
-of a concept are inverted under the concept's prompt. The operation computes new seeds from the inverted seeds: the
-inner points of a path between the first two seeds (interpolation), or the average of all seeds (centroids). Each new
-seed is sampled with the same prompt, schedule and guidance as the inversion. The evaluation classifier labels the
-sampled images. FID and KID compare all images of a cell with real images.
+A cell of the table is one inversion method with one operation (interpolation or centroid). All cells follow the same
+protocol. The reference images of a concept are inverted with the concept's prompt. The operation computes new seeds
+from the inverted seeds: the inner points of a path between the first two seeds (interpolation), or the average of all
+seeds (centroids). One image is sampled from each new seed, with the prompt, schedule and guidance scale of the
+inversion. The evaluation classifier labels the sampled images. FID and KID compare all sampled images of a cell with
+real images.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ MAX_FILE_NAME = 100  # maximum length of a figure's file name, in characters
 
 
 def columns() -> dict[str, str]:
-    """Return the keys of the table's columns and the column headings."""
+    """Return a dictionary from the key of each table column to the heading of the column."""
     first = {"inversion": "inversion", "method": "method"}
     return {**first, **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(GEOMETRY), "norm": "norm", **COUNT_COLUMNS}
 
 
 def cell_key(cells: Mapping[str, tuple[str, str]], arm: str, bucket: str) -> dict[str, Any]:
-    """Return the columns that identify a row of the table. ``cells`` has the inversion and operation of each arm."""
+    """Return the columns that identify a table row. ``cells`` maps each arm to its inversion method and operation."""
     inversion, operation = cells[arm]
     return {"inversion": inversion, "method": operation, "bucket": bucket}
 
@@ -60,10 +61,10 @@ class SeedGeometryExperiment(ArmsExperiment):
 
     Args:
         inversions: the compared inversion methods by name.
-        operations: functions by name that compute the seeds to be sampled from a concept's inverted seeds
+        operations: functions by name, each of which computes new seeds from the inverted seeds of a concept
             (:mod:`nao.seeds`).
         guidance: guidance scale of inversion and sampling.
-        paper: rows of the paper's table, which are printed below the rows of this experiment.
+        paper: rows of Table 2 of the RNRI paper, which are printed below the rows of this experiment.
     """
 
     arms: Mapping[str, Arm] = field(init=False)
@@ -114,7 +115,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         return rows[-1]["accuracy"]
 
     def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor]) -> tuple[list[dict], list[dict]]:
-        """Return the rows of the results, one per cell and bucket, and the lines of the table, one per cell."""
+        """Return the rows of the results (one per cell and bucket) and the lines of the table (one per cell)."""
         real = self.evaluator.real_features()
         ceiling = self.evaluator.classifier_ceiling()
         rows = []
@@ -131,7 +132,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         return rows, lines
 
     def _norms(self, arm: str) -> Tensor:
-        """Return the norm of each sampled seed of an arm, divided by the typical norm, ``float64 [concepts, samples]``.
+        """Return the norm of each seed of an arm divided by the typical norm of noise, ``float64 [concepts, samples]``.
 
         The value of a sample that is not finite is NaN.
         """
@@ -140,7 +141,11 @@ class SeedGeometryExperiment(ArmsExperiment):
         return seeds.flatten(2).norm(dim=2) / typical_norm(seeds[0, 0].numel())
 
     def _image_figure(self, arms: Mapping[str, ClassifiedImages], concept: Concept) -> Figure:
-        """Draw the images of a concept: one row per path for interpolation, one row per inversion for centroids."""
+        """Draw the images of a concept.
+
+        A figure of interpolated seeds has one row of images per path, and a figure of centroids one row per inversion
+        method.
+        """
         references = list(concept.references[: self.references])
         samples = {name: images.images(concept) for name, images in arms.items()}
         if self.samples > 1:
@@ -155,7 +160,7 @@ class SeedGeometryExperiment(ArmsExperiment):
 
 
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
-    """Plot the norm of the seeds of each arm: mean over the concepts, and range from the 5th to the 95th percentile."""
+    """Plot the mean, 5th and 95th percentile of the norms of the seeds of each arm."""
     figure, axis = plots.panel(6.4, 3.4)
     for k, (name, all_norms) in enumerate(norms.items()):
         values = all_norms[all_norms.isfinite().all(1)]

@@ -1,4 +1,4 @@
-"""The rare-concepts experiment (Table 3 of the NAO paper): inversion, NAO, SeedSelect and evaluation classifier."""
+"""The rare-concepts experiment (Table 3 of the RNRI paper): generates and classifies images of rare concepts."""
 
 from __future__ import annotations
 
