@@ -61,7 +61,9 @@ class PipelineInversion(Inversion):
         prompts: one prompt per image.
         negative_prompts: one negative prompt per image.
         num_inference_steps: number of sampler steps.
-        guidance_scale: guidance scale of the inversion.
+        guidance_scale: guidance scale of the inversion; 1 disables guidance.
+        pipeline_guidance_scale: the same scale as the pipeline's argument ``guidance_scale``, which is smaller by 1 for
+            Z-Image.
         image_size: height and width of the images in pixels.
         timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
         scheduler: class name of the pipeline's scheduler, whose deterministic steps were inverted.
@@ -75,6 +77,7 @@ class PipelineInversion(Inversion):
     negative_prompts: tuple[str, ...]
     num_inference_steps: int
     guidance_scale: float
+    pipeline_guidance_scale: float
     image_size: tuple[int, int]
     timesteps: Tensor
     scheduler: str
@@ -93,7 +96,7 @@ class PipelineInversion(Inversion):
             "prompt": list(self.prompts),
             "latents": self.latents,
             "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
+            "guidance_scale": self.pipeline_guidance_scale,
             "height": height,
             "width": width,
         }
@@ -165,8 +168,16 @@ class PipelineInversion(Inversion):
         finally:
             pipe.scheduler = scheduler
 
-    def save(self, path: str | Path) -> Path:
-        """Write the inversion to the safetensors file ``path`` and return the path; ``rnri.load`` reads the file."""
+    def save(self, path: str | Path, *, checkpoint: str | None = None) -> Path:
+        """Write the inversion to the safetensors file ``path`` and return the path.
+
+        ``rnri.load`` and the web page read the file.
+
+        Args:
+            path: path of the file; its folder is created if it does not exist.
+            checkpoint: ``LatentDiffusion.fingerprint`` of the model. If the file contains it, the web page rejects the
+                file when the page runs with another checkpoint.
+        """
         tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         settings = {name: value for name, value in tensors.items() if not isinstance(value, Tensor)}
         tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
@@ -174,6 +185,8 @@ class PipelineInversion(Inversion):
         round_trip = settings.pop("round_trip")
         if round_trip is not None:
             tensors |= {f"round_trip.{name}": value for name, value in vars(round_trip).items()}
+        if checkpoint is not None:
+            settings["checkpoint"] = checkpoint
         return write_seed_file(path, tensors, settings)
 
     def to_pil(self) -> list[Image.Image]:
@@ -253,6 +266,7 @@ def load(path: str | Path) -> PipelineInversion:
         ValueError: the file is not a seed file, or lacks a tensor or a setting.
     """
     tensors, settings = read_seed_file(path)
+    settings.pop("checkpoint", None)
     groups: dict[str, dict[str, Tensor]] = {"aux": {}, "round_trip": {}}
     for name in list(tensors):
         group, dot, key = name.partition(".")

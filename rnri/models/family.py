@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from rnri.models.predictor import GuidedDenoiser
@@ -118,6 +119,15 @@ class Family(ABC):
         mean = latents.new_tensor(mean).view(1, -1, 1, 1)
         std = latents.new_tensor(std).view(1, -1, 1, 1)
         return mean, std / config.scaling_factor
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """Dtype of the pipeline's latents during sampling; by default the dtype of the network."""
+        return self.network.dtype
+
+    def pipeline_guidance(self, guidance: float) -> float:
+        """Convert a scale of classifier-free guidance, for which 1 means no guidance, to the pipeline's argument."""
+        return guidance
 
     def pack(self, latents: Tensor) -> Tensor:
         """Convert ``latents [B,C,h,w]`` to the layout of the pipeline's ``latents=`` argument."""
