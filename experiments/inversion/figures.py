@@ -1,4 +1,4 @@
-"""Figures of an inversion experiment. A figure is drawn from the rows of the table and the metrics of each image."""
+"""Figures of an inversion experiment, drawn from the rows of the results table and the metrics of each image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Select the rows that the curves show, and group them by steps and guidance. The group with most steps is first.
+    """Select the rows for the curves, and group these rows by number of steps and guidance scale.
 
-    The selected rows are those of real images under their own prompts, with at least one network evaluation per step.
-    Rows with decoder inversion are excluded, because their latents are not those of the VAE's encoder.
+    The group with the largest number of steps is first.
+
+    The selected rows have results of real images that were inverted with their own prompts, with at least one network
+    evaluation per step. Rows with decoder inversion are excluded, because their latents are not the output of the VAE's
+    encoder.
     """
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0)):
@@ -34,7 +37,7 @@ def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def is_edited(row: Mapping[str, Any]) -> bool:
-    """Return whether ``row`` has the results of images that were sampled under an edited prompt."""
+    """Return whether ``row`` has the results of images that were sampled with an edited prompt."""
     return row["prompts"] not in ("right", "wrong")
 
 
@@ -44,7 +47,7 @@ def is_vae_bound(row: Mapping[str, Any]) -> bool:
 
 
 def _curves(axis: Axes, rows: Rows, column: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Plot the finite values of ``column`` against the number of network evaluations per step, one curve per method."""
+    """Plot the finite values of ``column`` against network evaluations per step, with one curve per method."""
     for method in dict.fromkeys(row["method"] for row in rows):
         method_rows = [row for row in rows if row["method"] == method]
         plots.line(axis, method_rows, "nfe_per_step", column, label=method, **styles[method])
@@ -57,9 +60,9 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
 
 
 def nfe(rows: Rows, _: Rows) -> Figure:
-    """Plot PSNR (Fig. 3a) and, below it, the latent MSE against network evaluations per step.
+    """Plot the PSNR (Fig. 3a of the RNRI paper) and the latent MSE against the number of network evaluations per step.
 
-    A dashed line shows the PSNR of the VAE, which is the upper bound of every method.
+    A dashed line shows the PSNR of images that the VAE encodes and decodes, which is an upper bound for every method.
     """
     settings = by_setting(rows)
     figure, axes = plots.panels(len(settings), rows=2)
@@ -76,9 +79,12 @@ def nfe(rows: Rows, _: Rows) -> Figure:
 
 
 def residuals(rows: Rows, _: Rows) -> Figure:
-    """Plot the residual, averaged over images and steps, against network evaluations per step (Fig. 3b).
+    """Plot the mean residual against the number of network evaluations per step (Fig. 3b of the RNRI paper).
 
-    If the rows of some settings differ in the number of network evaluations, only these settings are shown.
+    The residual is averaged over images and steps.
+
+    Only the settings whose rows have different numbers of network evaluations are shown; if there are no such settings,
+    all settings are shown.
     """
     settings = by_setting(rows)
     varying = {title: group for title, group in settings.items() if len({row["nfe"] for row in group}) > 1}
@@ -92,7 +98,7 @@ def residuals(rows: Rows, _: Rows) -> Figure:
 
 
 def detection(_: Rows, samples: Rows) -> Figure:
-    """Plot histograms of the mean residual of images under their own prompts and under wrong prompts, per method."""
+    """Plot histograms of the mean residual of images with right and with wrong prompts, for each method."""
     methods = list(dict.fromkeys(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan))))
     figure, (axes,) = plots.panels(len(methods))
     for method, axis in zip(methods, axes, strict=True):
@@ -108,7 +114,7 @@ def detection(_: Rows, samples: Rows) -> Figure:
 def editing(rows: Rows, _: Rows) -> Figure:
     """Plot the CLIP score of edited images with the edited prompt against the distance to the source image.
 
-    The distance is the perceptual distance. This is Figure 6 of the RNRI paper.
+    The distance is the perceptual distance. The plot corresponds to Figure 6 of the RNRI paper.
     """
     unedited = {row["prompts"]: row for row in rows if is_vae_bound(row)}
     edited = [row for row in rows if is_edited(row) and not is_vae_bound(row)]
@@ -142,7 +148,8 @@ FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
 def images_to_save(**images: Tensor) -> dict[str, Tensor]:
     """Convert the finite images of each batch ``[B, 3, H, W]`` to uint8.
 
-    For a batch ``NAME``, the entry ``NAME_finite`` of the result, ``bool [B]``, tells which of the B images are finite.
+    For a batch with the name ``NAME``, the entry ``NAME_finite`` of the result, ``bool [B]``, is True for finite
+    images.
     """
     tensors = {}
     for name, batch in images.items():
@@ -151,13 +158,13 @@ def images_to_save(**images: Tensor) -> dict[str, Tensor]:
 
 
 def _load_images(tensors: Mapping[str, Tensor], name: str) -> list[Tensor | None]:
-    """Return the images that :func:`images_to_save` stored as ``name``. An image that is not finite is None."""
+    """Return the images that :func:`images_to_save` stored under ``name``. An image that is not finite is None."""
     images = iter(tensors[name])
     return [next(images) if finite else None for finite in tensors[f"{name}_finite"]]
 
 
 def image_figures(results: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
-    """Return one function per setting that draws the images and their reconstructions by each method.
+    """Return, for each setting, a function that draws the images and their reconstructions by each method.
 
     The keys are file names of the figures.
     """

@@ -29,7 +29,7 @@ SOLVED_TOLERANCE = 1e-4
 
 
 class InversionModule(LightningModule):
-    """Inverts and reconstructs the images of a job, computes the metrics, and writes them as a unit."""
+    """Inverts and reconstructs the images of a job, computes the metrics, and writes the metrics as a unit."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class InversionModule(LightningModule):
     def predict_step(self, job: InversionJob, _: int) -> str:
         """Write the unit of a job; return the label of the job.
 
-        If an image or its latent is not finite, the metrics of the image are NaN. The image is counted in the column
-        ``not_finite``, and figures do not show it.
+        If an image or its latent is not finite, the metrics of the image are NaN. The column ``not_finite`` counts such
+        images, and figures do not show them.
 
         Raises:
-            NonFiniteError: the VAE reconstructs none of the images of the first batch without NaN or infinite values,
-                so no method can.
+            NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity, so that
+                no method can reconstruct the images.
         """
         self.progress.set_stage(job.label)
         prompts = [image.prompt for image in job.images]
@@ -94,8 +94,8 @@ class InversionModule(LightningModule):
     def _images_and_latents(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return images ``[B,3,H,W]`` in [0, 1], their latents, and the true latents of generated images.
 
-        The latents are cached, so that other methods can use the latents of the same images. Computing them by sampling
-        and decoder inversion costs as much as one inversion.
+        The latents are cached and reused for the same images by the other methods, because computing latents by
+        sampling and decoder inversion costs as much as one inversion.
         """
         model, setting = self.networks.model, job.setting
         source = (setting.steps, setting.guidance) if setting.generated else None
@@ -116,7 +116,7 @@ class InversionModule(LightningModule):
         return images, z0, true_latents
 
     def _generate(self, job: InversionJob, prompts: list[str]) -> Tensor | None:
-        """Generate latents ``[B,C,h,w]`` from the prompts; return None if the setting uses real images."""
+        """Generate latents ``[B,C,h,w]`` from the prompts. Return None if the setting uses real images."""
         if not job.setting.generated:
             return None
         model = self.networks.model
@@ -128,10 +128,10 @@ class InversionModule(LightningModule):
     def _invert(
         self, job: InversionJob, z0: Tensor, prompts: list[str], targets: list[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Invert ``z0`` under ``prompts`` and sample the seeds under ``targets``.
+        """Invert ``z0`` with ``prompts``, and sample latents from the inverted seeds with the prompts ``targets``.
 
-        Returns the latents that were inverted (which differ from ``z0`` for methods that adjust it), the sampled
-        latents, and a dictionary of measurements with one value per image.
+        Returns the latents that were inverted, the sampled latents, and a dictionary of measurements with one value per
+        image. The latents that were inverted differ from ``z0`` for methods that change ``z0``.
         """
         model, setting = self.networks.model, job.setting
         schedule = model.schedule(setting.steps)
@@ -158,7 +158,7 @@ class InversionModule(LightningModule):
         return inversion.z0, z, columns
 
     def _image_metrics(self, images: Tensor, reconstructions: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Compute metrics between images and reconstructions ``[B,3,H,W]``. Each metric has one value per image."""
+        """Compare images and reconstructions ``[B,3,H,W]``; return a dictionary of metrics with one value per image."""
         clip, classifier = self.networks.clip, self.networks.classifier
         return INVERSION.compute(ReconstructionBatch(reconstructions, images, prompts, clip, classifier, self.lpips))
 
@@ -168,5 +168,5 @@ class InversionModule(LightningModule):
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the Euclidean distance between the latents of each pair, ``float64 [B]`` on the CPU."""
+    """Return the Euclidean distance between the two latents of each image, ``float64 [B]`` on the CPU."""
     return (a.cpu().double() - b.cpu().double()).flatten(1).norm(dim=1)
