@@ -30,7 +30,7 @@ def rnri_sign_euler() -> ImplicitInverter:
 
 @register_method("rnri", paper=f"{RNRI}, with one step size for all latent sizes")
 def rnri() -> ImplicitInverter:
-    """Return RNRI with the update of the published code, scaled by the latent's number of elements, and Eq. 1's prior."""
+    """Return RNRI with Eq. 1's prior and the published code's update, scaled by the latent's number of elements."""
     return ImplicitInverter(RNRIMeanSign())
 
 

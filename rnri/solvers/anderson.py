@@ -1,4 +1,4 @@
-"""Anderson acceleration of the fixed-point iteration for ``z = f(z)``, without and with a safeguard.
+"""Two solvers with Anderson acceleration of the fixed-point iteration for ``z = f(z)``; one of them has a safeguard.
 
 Each sample of a batch has its own least-squares problem.
 """
@@ -18,19 +18,19 @@ from rnri.solvers.secants import Secants
 from rnri.validation import OpenUnitInterval, dataclass
 
 DERIVATIVE_DRIFT = 6.0
-"""Change of the derivative of the network's prediction from one inversion step to the next, per unit of ``B``.
+"""Change of the derivative of the network's prediction between consecutive inversion steps, divided by ``B``.
 
-The value is measured.
+The value was measured. ``B`` is the coefficient of the prediction in ``f(z) = A z_s + B y(z)``.
 """
 LONG_STEP = 0.9
-"""Value of ``B`` above which an inversion step with noise prediction uses at most ``LONG_STEP_MEMORY`` differences.
+"""If ``B`` is above this value in a step with noise prediction, at most ``LONG_STEP_MEMORY`` differences are used.
 
-The value is measured.
+The value was measured. ``B`` is the coefficient of the noise prediction in ``f(z) = A z_s + B y(z)``.
 """
 LONG_STEP_MEMORY = 2
-"""Maximum number of differences in an inversion step with ``B`` above ``LONG_STEP``."""
+"""Maximum number of differences of iterates in an inversion step with ``B`` above ``LONG_STEP``."""
 RETRIES = 3
-"""Number of failures without a new best iterate after which the safeguard switches between its two directions.
+"""Number of failures without a new best iterate after which the safeguard switches to its other kind of update.
 
 The value was measured on the equations of ``tests.problems``.
 """
@@ -45,9 +45,10 @@ class Anderson(IterativeSolver):
     ``f(z) - z``.
 
     Attributes:
-        memory: maximum number of differences in the least-squares problem, 1 or more.
+        memory: maximum number of differences of iterates in the least-squares problem, 1 or more.
         regularization: Tikhonov weight of the least-squares problem, relative to the squared norm of each difference.
-            It keeps the problem solvable when differences are parallel or as small as the network's rounding error.
+            The weight keeps the least-squares problem solvable when differences are parallel or are as small as the
+            network's rounding error.
     """
 
     memory: PositiveInt = 3
@@ -72,43 +73,44 @@ class Anderson(IterativeSolver):
 
 @dataclass(frozen=True)
 class SafeguardedAnderson(IterativeSolver):
-    """Anderson acceleration that restarts from the best iterate after a failure; the solver of the default inverter.
+    """Anderson acceleration that restarts from the best iterate after a failure; the default method uses this solver.
 
     An iteration of a sample fails in one of three cases: the residual norm exceeds ``growth`` times the smallest
     residual norm so far, ``f(z)`` is not finite, or ``patience`` consecutive evaluations found no new best iterate.
     After a failure the next iterate is ``z + damping^j (a - z)``, where ``z`` is the best iterate, ``j`` is the number
     of failures since ``z`` was evaluated, and ``a`` is one of two points:
 
-    - ``f(z)``, with all differences discarded. The damping makes the iteration converge if the derivative of ``f`` has
-      eigenvalues below -1, as with strong guidance.
+    - ``f(z)``; all differences of iterates are discarded. The damping makes the iteration converge even if the
+      derivative of ``f`` has eigenvalues below -1, which occur with strong guidance.
     - Anderson's iterate from ``z``, with the failed iterates among the differences. As the updates shrink, the
       least-squares problem becomes GMRES on the derivative of ``f`` at ``z``, which also handles eigenvalues above 1.
 
-    After three failures without a new best iterate the solver switches to the other choice of ``a``. The updates shrink
-    until a new best iterate is found, which rules out cycles. Damped updates as a safeguard of Anderson acceleration
-    are due to Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+    After three failures without a new best iterate, the solver switches to the other of the two points ``a``. The
+    updates shrink until a new best iterate is found, which rules out cycles. Damped updates as a safeguard of Anderson
+    acceleration are due to Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
 
-    A residual that stops decreasing does not prove that the equation has no root: a few differences may not span the
-    direction of Newton's step.
+    A residual that stops decreasing does not prove that the equation ``z = f(z)`` has no root: the few differences of
+    iterates may not span the direction of Newton's step.
 
     The least-squares problem of an inversion step may also contain up to ``carried`` differences from previous
-    inversion steps, while the current inversion step has fewer than ``memory`` differences. With these differences the
-    second iterate is already better than ``f(z)``. They help with images for which the derivative of ``f`` has
-    eigenvalues near -1: the fixed-point iteration alternates there, and the sampler amplifies the remaining residual.
-    An inversion step that spans nearly the full noise range uses only the last two differences, because older
-    differences are inaccurate there.
+    inversion steps, while the current inversion step has fewer than ``memory`` differences. With the carried
+    differences, the second iterate is already better than ``f(z)``. The carried differences help with images for which
+    the derivative of ``f`` has eigenvalues near -1. For such images the iterates of the fixed-point iteration
+    alternate, and the sampler amplifies the remaining residual. An inversion step that spans nearly the full noise
+    range uses only the last two differences, because older differences are inaccurate in such a long step.
 
-    If the last evaluated iterate is the best one, the solver returns the next iterate, which was not evaluated, instead
-    of ``f(z)``.
+    If the last evaluated iterate is the best iterate, the solver returns Anderson's next iterate instead of ``f(z)``.
+    The network is not evaluated at this next iterate.
 
     Attributes:
         memory: maximum number of differences in the least-squares problem, 1 or more.
         regularization: Tikhonov weight of the least-squares problem, as in :class:`Anderson`.
-        growth: maximum ratio of the residual norm to the smallest residual norm so far, 1 or more. With 1 every
-            increase is a failure.
+        growth: maximum ratio of the residual norm to the smallest residual norm so far, 1 or more. With ``growth`` 1,
+            every increase of the residual norm is a failure.
         damping: factor, in (0, 1), by which each failure shortens the next update.
         patience: number of consecutive evaluations without a new best iterate that counts as a failure, 1 or more.
-        carried: maximum number of differences from previous inversion steps; 0 uses none.
+        carried: maximum number of differences from previous inversion steps in the least-squares problem; 0 disables
+            the use of previous inversion steps.
     """
 
     memory: PositiveInt = 4
@@ -188,7 +190,8 @@ class SafeguardedAnderson(IterativeSolver):
 
         Args:
             problem: the equation of the current inversion step.
-            num_current: number of differences of the current inversion step, which have priority in ``memory``.
+            num_current: number of differences of the current inversion step. At most ``memory`` minus this number of
+                differences from previous inversion steps are returned.
             discard: samples whose differences are set to zero, bool ``[b,1,1]``.
         """
         count = min(self.carried, self._max_memory(problem) - num_current)
@@ -216,8 +219,8 @@ class SafeguardState(NamedTuple):
         best_norm: ``[b]``, residual norm of the best iterate.
         failures: ``[b]``, number of failures since the best iterate was evaluated.
         stalled: ``[b]``, number of consecutive evaluations without a new best iterate.
-        keeps_differences: bool ``[b]``. After a failure, True keeps the differences and continues with Anderson's
-            iterate; False discards the differences and continues with ``f(z)``.
+        keeps_differences: bool ``[b]``, the kind of update after a failure. True keeps the differences of iterates and
+            continues with Anderson's iterate; False discards the differences and continues with ``f(z)``.
     """
 
     fs: Tensor
@@ -234,7 +237,8 @@ class Differences(NamedTuple):
 
     Attributes:
         df, dr: ``[b,m,d]``, differences of the values ``f(z)`` and of the residuals ``f(z) - z``.
-        carried: differences from previous inversion steps; ``dy`` holds differences of ``f``, and ``dz`` has norm 1.
+        carried: differences from previous inversion steps; its ``dy`` holds differences of the values ``f(z)``, and its
+            ``dz`` holds differences of latents, divided by their norm.
         drift: expected error of the derivative that ``carried`` represents; the Tikhonov weight of ``carried`` is
             ``drift^2``.
     """
@@ -249,8 +253,8 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
     """Return Anderson's iterate ``f - df gamma``, ``[b,d]``, of the value ``f [b,d]`` and residual ``r [b,d]``."""
     df, dr, carried, drift = differences
     norm = dr.norm(dim=2, keepdim=True)
-    norm = torch.where(norm > 0, norm, 1.0)  # two equal iterates have the difference 0, which must not be divided by 0
-    dr = dr / norm  # differences of norm 1, so that the regularization is the same for short and long differences
+    norm = torch.where(norm > 0, norm, 1.0)  # avoids 0 / 0 for two equal iterates
+    dr = dr / norm  # with norm 1, the regularization has the same effect on short and on long differences
     df = df / norm
     num_current = dr.shape[1]
     if carried is not None:
@@ -282,7 +286,7 @@ def _append(
     rs = torch.cat([state.rs, r[:, None]], 1)
     length = fs.shape[1]
     best_index = torch.where(improved, length - 1, state.best_index)
-    if length <= min(memory, f.shape[1]) + 1:  # at most d differences, because more are linearly dependent
+    if length <= min(memory, f.shape[1]) + 1:  # more than d differences would be linearly dependent
         return fs, rs, best_index
     removed = torch.where(finite, (best_index == 0).long(), length - 1)
     remaining = torch.arange(length - 1, device=best_index.device).expand(len(best_index), -1)

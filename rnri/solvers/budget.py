@@ -10,9 +10,9 @@ derivative of ``f`` is
 and the number of evaluations that an inversion step needs is proportional to ``1 / log(1 / rho)``. Fine image detail,
 which has a small variance ``v``, converges last. For ``v -> 0``, rho tends to ``1 - psi_s / psi_t`` with
 ``psi = sigma / alpha``. On Stable Diffusion's schedule, one inversion step near the clean end needs several times as
-many evaluations as any other, for any number of steps, while the cleanest step needs few. With flow matching and many
-steps, all inversion steps need equally many evaluations: the reconstruction error of a uniform allocation is up to
-forty times smaller there (measured).
+many evaluations as every other step, for any number of steps. The cleanest step needs few evaluations. With
+flow matching and many steps, all inversion steps need equally many evaluations: the measured reconstruction error of a
+uniform allocation is up to forty times smaller than the error of an allocation by ``rho``.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from rnri.models.schedule import Schedule
 DETAIL_VARIANCE = 0.02
 """Variance ``v`` of fine image detail, for latents of unit variance."""
 FEW_STEPS_THRESHOLD = 9
-"""A schedule with fewer steps has at least one evaluation per inversion step; measured.
+"""A schedule with fewer steps than this value has at least one network evaluation per inversion step.
 
-Extrapolated noise predictions are too inaccurate with so few steps to replace an evaluation.
+With so few steps, extrapolated noise predictions are too inaccurate to replace a network evaluation. The value was
+measured.
 """
 FEW_STEPS_VARIANCE = 0.1
 """Variance ``v`` that is assumed for schedules with fewer than ``FEW_STEPS_THRESHOLD`` steps.
 
-It is larger than ``DETAIL_VARIANCE``, because with few steps the errors of the noisier steps, which the sampler
-amplifies, matter more than fine detail.
+The value is larger than ``DETAIL_VARIANCE``, because the sampler amplifies the errors of the noisier steps. With few
+steps these errors matter more than fine detail.
 """
 VERY_FEW_STEPS_THRESHOLD = 4
-"""With fewer steps than this threshold, the assumed variance ``v`` is increased further; measured."""
+"""Schedules with fewer steps than this measured value assume an even larger variance ``v``."""
 MIN_RHO = 0.01
 """Lower bound of rho, for inversion steps that hardly change the latent."""
 MAX_RHO = 0.97
@@ -47,7 +48,7 @@ MAX_RHO = 0.97
 
 
 def difficulty(schedule: Schedule) -> Tensor:
-    """Return the relative number of evaluations that each inversion step needs, float64 ``[N]``, cleanest first."""
+    """Return the relative number of evaluations of each inversion step, float64 ``[N]``, the cleanest step first."""
     num_steps = len(schedule)
     few_steps = num_steps < FEW_STEPS_THRESHOLD
     if schedule.predicts == "flow" and not few_steps:
@@ -59,10 +60,10 @@ def difficulty(schedule: Schedule) -> Tensor:
 
 @dataclass
 class NfeBudget:
-    """Number of network evaluations that each sample may still use, allocated to one inversion step after the other.
+    """Allocates the network evaluations of each sample to one inversion step after the other.
 
-    Each inversion step has ``min_per_step`` evaluations and a share of the remaining ones that is proportional to its
-    difficulty. Shares are real numbers, and allocations are rounded to integers. The rounding error of an inversion
+    Each inversion step gets ``min_per_step`` evaluations. The remaining evaluations are distributed in proportion to
+    the difficulty of the inversion steps, and the numbers are rounded to integers. The rounding error of an inversion
     step is added to the next inversion step, which preserves the total. Evaluations that a sample does not use in an
     inversion step become available to all later inversion steps.
 
@@ -91,12 +92,12 @@ class NfeBudget:
     def allocate(self, k: int, may_skip: Callable[[], Tensor]) -> Tensor:
         """Return the maximum number of evaluations of each sample at inversion step ``k``, int64 ``[B]``.
 
-        The maximum is at least 1 while evaluations remain, except for samples that may skip this inversion step.
+        As long as evaluations remain, the maximum is at least 1, except for samples that may skip this inversion step.
 
         Args:
             k: index of the inversion step; 0 is the cleanest.
-            may_skip: returns a mask of the samples whose guess is usable without an evaluation, bool ``[B]``. It is
-                called only if the allocation of a sample rounds to 0.
+            may_skip: returns a mask of the samples whose initial guess is usable as the solution without a network
+                evaluation, bool ``[B]``. This function is called only if the allocation of a sample rounds to 0.
         """
         difficulty = self.difficulty[k:]
         remaining = (self.unassigned + self.unspent + 0.5).floor().long()
@@ -111,7 +112,7 @@ class NfeBudget:
         return max_nfe.minimum(remaining)
 
     def consume(self, max_nfe: Tensor, nfe: Tensor) -> None:
-        """Subtract the ``nfe [B]`` evaluations that an inversion step used of its allocation ``max_nfe [B]``."""
+        """Subtract ``nfe [B]`` evaluations, which an inversion step with the maximum ``max_nfe [B]`` has used."""
         self.unspent = self.unspent - nfe
         returned = torch.where(nfe < max_nfe, self.unspent, 0.0)
         self.unassigned = self.unassigned + returned

@@ -1,4 +1,4 @@
-"""Extrapolation of the network's predictions in previous inversion steps; gives the next step's initial guess."""
+"""Extrapolates the network's predictions of previous inversion steps to compute the next step's initial guess."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnri.models.predictor import to_device
 from rnri.solvers.implicit import ImplicitStep, Solution
 
 DEFAULT_BETA = 0.5
-"""Factor ``beta`` of the fitted extrapolation while there are fewer than three predictions to fit it to."""
+"""Factor ``beta`` of the fitted extrapolation if there are fewer than the three predictions that fitting needs."""
 MAX_BETA = 1.5
 """Upper bound of the fitted factor ``beta``."""
 
@@ -57,9 +57,9 @@ class PredictionHistory:
     def beta(self, fitted: bool) -> Tensor:
         """Return the factor ``beta [B]`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``.
 
-        Without ``fitted``, ``beta`` is 1. With ``fitted``, it is the least-squares factor that would have extrapolated
-        ``eps_{k-1}`` from the two predictions before it, clamped to [0, 1.5]. The history must contain at least two
-        predictions.
+        Without ``fitted``, ``beta`` is 1. With ``fitted``, ``beta`` is the least-squares factor for the extrapolation
+        of ``eps_{k-1}`` from the two predictions before ``eps_{k-1}``, clamped to [0, 1.5]. The history must contain at
+        least two predictions.
         """
         last = self.predictions[-1]
         if not fitted:

@@ -18,17 +18,17 @@ class ForwardStep(IterativeSolver):
     """The forward step method of ExactDPM, ``z <- z - rho (z_s(z) - z_s)`` (Hong et al. 2024, arXiv 2311.18387).
 
     ``z_s(z)`` is the result of the sampler's step from ``z``. Because ``z_s(z) - z_s = (z - f(z)) / A``, the method is
-    a damped fixed-point iteration without derivatives. (The RNRI paper calls this method gradient descent.) As in the
-    authors' code, the iteration starts at ``f(z_s)``, which takes the first evaluation; with ``from_f=False`` the
-    iteration starts at ``z_s``. The published defaults are 500 iterations, of which 20 are warm-up iterations, patience
-    20, and the last iterate as the result. The authors' code stops all samples of a batch together; here each sample
-    stops independently.
+    a damped fixed-point iteration without derivatives. The RNRI paper calls the forward step method gradient descent.
+    As in the authors' code, the iteration starts at ``f(z_s)``, which takes the first evaluation; with ``from_f=False``
+    the iteration starts at ``z_s``. The published defaults are 500 iterations, of which 20 are warm-up iterations, and
+    a patience of 20. The published code returns the last iterate. The authors' code stops all samples of a batch
+    together; this class stops each sample independently.
 
     Attributes:
         rate: step size, ``rho`` in the formula.
         warmup: number of iterations in which the step size grows linearly to ``rate``.
-        patience: number of iterations without a smaller residual after which the step size of a sample is halved; None
-            never halves the step size.
+        patience: number of iterations without a smaller residual after which the step size of a sample is halved. With
+            None the step size is never halved.
         from_f: whether the first iteration moves to ``f(z)`` without damping.
     """
 

@@ -19,8 +19,8 @@ class EvaluationCounter:
     Attributes:
         forward: ``B`` numbers of evaluations of ``f``, one for each sample of the full batch.
         backward: ``B`` numbers of evaluations of the derivative of ``f``, one for each sample of the full batch.
-        rows: ``b`` indices in the full batch of the samples that this counter counts. Counters returned by ``select``
-            update the same lists ``forward`` and ``backward``.
+        rows: ``b`` indices, in the full batch, of the samples whose evaluations this counter counts. Counters returned
+            by ``select`` update the same lists ``forward`` and ``backward`` as this counter.
     """
 
     forward: list[int]
@@ -32,7 +32,7 @@ class EvaluationCounter:
         return cls([0] * batch_size, [0] * batch_size, list(range(batch_size)))
 
     def select(self, rows: Tensor) -> EvaluationCounter:
-        """Return a counter for the samples ``rows`` (indices into ``self.rows``) that updates the same lists."""
+        """Return a counter for the samples ``rows`` (indices into ``self.rows``) that updates this counter's lists."""
         return replace(self, rows=[self.rows[i] for i in rows.tolist()])
 
     def add_forward(self) -> None:
@@ -79,8 +79,8 @@ class Prior:
     def variance(self) -> float:
         """Variance of ``q(z_t | z_s)``: ``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``.
 
-        The RNRI paper calls this variance ``beta`` (Eq. 1). Here ``beta`` belongs to a step of the sampler's schedule,
-        which may span several training timesteps.
+        The RNRI paper calls this variance ``beta`` (Eq. 1). In this module ``beta`` belongs to a step of the sampler's
+        schedule, which may span several training timesteps.
         """
         return self.sigma**2 - (self._signal_ratio * self.sigma_s) ** 2
 
@@ -101,7 +101,7 @@ class Prior:
         return self.sigma**2
 
     def noise(self, z: Tensor) -> Tensor:
-        """Return the noise ``n [B,C,h,w]`` that explains both latents with a common clean latent ``x_0``.
+        """Return the noise ``n [B,C,h,w]`` for which ``z`` and ``z_s`` have a common clean latent ``x_0``.
 
         The noise solves ``z = alpha x_0 + sigma n`` and ``z_s = alpha_s x_0 + sigma_s n``.
         """
@@ -124,17 +124,18 @@ class Prior:
 class ImplicitStep:
     """The equation ``z = f(z)`` with ``f(z) = A z_s + B y(z, t)`` for a batch (RNRI, arXiv 2312.12540, Eq. 3).
 
-    ``y`` is the predictor's output: the noise, as in the paper, or the velocity of flow matching. Each call counts one
-    network evaluation per sample in ``counter``. ``select`` returns the equation of a subset of the batch.
+    ``y`` is the predictor's output: the noise, as in the paper, or the velocity of flow matching. Each call of an
+    ``ImplicitStep`` computes ``f(z)`` and counts one network evaluation per sample in ``counter``. ``select`` returns
+    the equation of a subset of the batch.
 
     Attributes:
         predictor: computes ``y``: the network with the prompts and the guidance of these samples.
         timestep: the timestep ``t`` at the noisier end of the step.
         a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
         z_s: the latent at the cleaner end of the step, ``[B,C,h,w]``.
-        prior: distributions of ``z_t``, for solvers with a prior.
+        prior: Gaussian distributions of ``z_t``, which only the RNRI and ReNoise solvers need.
         counter: counts the evaluations of ``f``.
-        predicts: whether ``y`` is noise (``epsilon``) or velocity (``flow``).
+        predicts: quantity that ``y`` predicts: noise (``epsilon``) or velocity (``flow``).
         relaxation: factor of the update of the fixed-point iteration, see :mod:`rnri.solvers.parameterization`.
         recorder: records secants for the next inversion step; None if the solver does not use secants.
     """
@@ -174,7 +175,7 @@ class ImplicitStep:
         return len(self.z_s)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return ``f(z)``, ``[B,C,h,w]``, differentiable in ``z``. Costs one network evaluation per sample."""
+        """Return ``f(z)``, ``[B,C,h,w]``, differentiable in ``z``; the call needs one network evaluation per sample."""
         self.counter.add_forward()
         prediction = self.predictor(z, self.timestep)
         if prediction.requires_grad:
@@ -198,7 +199,7 @@ class ImplicitStep:
     def select(self, rows: Tensor) -> ImplicitStep:
         """Return the equation of the samples ``rows`` (int64 ``[b]``, indices into this batch).
 
-        The returned equation counts its evaluations in the same tensors as this one.
+        The returned equation counts its evaluations in the same lists as this equation.
         """
         return replace(
             self,
@@ -236,9 +237,9 @@ class Solution:
     Attributes:
         z: ``[B,C,h,w]``, the solution. For a converged sample it is the best evaluated iterate ``z_k``. Otherwise it is
             the solver's next iterate, in most solvers ``f(z_k)``, at which ``f`` was not evaluated.
-        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. For a
-            converged sample this is the residual of the solution ``z``. ``inf`` if no evaluation was finite. On the CPU
-            or, like ``converged``, on the device of ``z``.
+        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``, which is the
+            solution ``z`` of a converged sample. The residual is ``inf`` if no evaluation was finite. The tensors
+            ``residual`` and ``converged`` are on the CPU or on the device of ``z``.
         nfe: int64 ``[B]``, number of network evaluations of each sample.
         backward: int64 ``[B]``, number of backward passes of each sample.
         converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual of ``z`` is within the tolerance.
@@ -255,7 +256,7 @@ class Solution:
 
 @runtime_checkable
 class Solver(Protocol):
-    """Solves ``z = f(z)`` for a batch, each sample independently of the others."""
+    """Solves ``z = f(z)`` for a batch; the solution of a sample does not depend on the other samples."""
 
     @property
     def tolerance(self) -> float: ...
@@ -266,7 +267,7 @@ class Solver(Protocol):
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
         ``max_nfe`` (int64 ``[B]``, 1 or more) is the maximum number of network evaluations of each sample. With None
-        the maximum is ``iterations``.
+        the maximum is the solver's ``iterations``.
         """
         ...
 

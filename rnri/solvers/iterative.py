@@ -2,8 +2,8 @@
 
 A solver only implements ``step``, which computes the next iterate. ``IterativeSolver`` implements the loop, selects the
 best iterate, and stops samples that reach the tolerance or diverge. Each sample is solved independently of the other
-samples of its batch. Only the network's rounding errors depend on the batch size: the relative difference of seeds is
-1e-5 in float32, 2e-3 in bfloat16 and 4e-4 in float16.
+samples of its batch. Only the network's rounding errors depend on the batch size: the relative difference between seeds
+from two batch sizes is 1e-5 in float32, 2e-3 in bfloat16 and 4e-4 in float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mea
 from rnri.validation import dataclass
 
 MAX_EVALUATIONS_WITHOUT_WAIT = 2
-"""Maximum number of evaluations for which a GPU evaluates stopped samples instead of waiting to remove them."""
+"""Up to this number of evaluations, a GPU also evaluates stopped samples, because removing them requires a wait."""
 
 State = tuple[Tensor, ...]
 """Tensors that a solver keeps between iterations; the first dimension of each tensor is the batch."""
@@ -71,16 +71,16 @@ class IterativeSolver(ABC):
     """A solver with one network evaluation per iteration; ``step`` computes the next iterate.
 
     A sample is removed from the batch, and uses no further evaluations, as soon as its residual is at most
-    ``tolerance`` or its ``f(z)`` is not finite. A sample whose ``f(z)`` is not finite has diverged: the solver returns
-    the best evaluated iterate of this sample (``z_init`` if no evaluation was finite), marked as not converged and with
-    residual ``inf``. Solvers with ``has_safeguard`` continue such a sample from its best iterate; with these solvers a
-    sample diverges only if its last evaluation was not finite.
+    ``tolerance`` or its ``f(z)`` is not finite. A sample whose ``f(z)`` is not finite has diverged. For a diverged
+    sample, the solver returns the best evaluated iterate (``z_init`` if no evaluation was finite), marks the sample as
+    not converged, and sets its residual to ``inf``. Solvers with ``has_safeguard`` instead continue from the best
+    iterate of the sample; with these solvers a sample diverges only if its last evaluation was not finite.
 
     Attributes:
         iterations: maximum number of network evaluations per sample, 1 or more.
         tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample. The
-            solver returns the evaluated ``z`` of a converged sample. With 0 only an exact root ends the iteration
-            early. The default is the stopping criterion of the RNRI paper (appendix G).
+            solver returns the evaluated ``z`` of a converged sample. With ``tolerance`` 0, only an exact root ends the
+            iteration early. The default is the stopping criterion of the RNRI paper (appendix G).
         keep_best: True returns ``f(z_k)`` for the evaluated iterate ``z_k`` with the smallest residual. False returns
             the last iterate that ``step`` computed, at which ``f`` is not evaluated, with the residual of the
             iterate before it.
@@ -93,24 +93,27 @@ class IterativeSolver(ABC):
     needs_grad: ClassVar[bool] = False
     """Whether ``step`` differentiates ``f`` by autograd."""
     returns_step: ClassVar[bool] = False
-    """Whether the solver with ``keep_best`` returns the iterate after the last evaluated one if the latter is the best.
+    """Whether a solver with ``keep_best`` may return an iterate at which ``f`` was not evaluated.
 
-    If False, the solver returns ``f(z_k)`` for the best iterate ``z_k`` in this case, too.
+    If True, and if the last evaluated iterate is the best one, the solver returns the next iterate that ``step``
+    computes. If False, the solver returns ``f(z_k)`` of the best iterate ``z_k`` in every case.
     """
     has_safeguard: ClassVar[bool] = False
     """Whether ``step`` can continue a sample whose ``f(z)`` is not finite, from an earlier finite evaluation."""
     step_is_finite: ClassVar[bool] = False
     """Whether finite inputs of ``step`` always give a finite iterate.
 
-    If True, the iterate is not checked, which saves a synchronization of the GPU with the CPU.
+    If True, the solver does not check whether the iterate is finite, which saves a synchronization of the GPU with the
+    CPU.
     """
 
     @property
     def min_nfe(self) -> int:
-        """Smallest number of evaluations with which the solver computes something else than a simpler method.
+        """Minimum number of evaluations; with fewer evaluations the solver equals a simpler method.
 
-        With one evaluation and the guess ``z_s``, most solvers return ``f(z_s)``, which is DDIM inversion. With fewer
-        than ``min_nfe`` evaluations, other solvers are DDIM inversion or the fixed-point iteration.
+        With one evaluation and the initial guess ``z_s``, most solvers return ``f(z_s)``, which is the result of DDIM
+        inversion. Solvers that override this property equal DDIM inversion or the fixed-point iteration if they have
+        fewer than ``min_nfe`` evaluations.
         """
         return 2
 
@@ -161,8 +164,8 @@ class IterativeSolver(ABC):
             if not any(active):
                 break
 
-            # Compute the next iterate. With gradients, stopped samples are removed only after the step, because the
-            # autograd graph spans the whole batch.
+            # Compute the next iterate. If the solver needs gradients, stopped samples are removed only after the step,
+            # because the autograd graph spans the whole batch.
             if not self.needs_grad:
                 iterate = iterate.select(active)
                 is_last = list(compress(is_last, active))
@@ -194,10 +197,10 @@ class IterativeSolver(ABC):
         return is_plain and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
 
     def _solve_without_wait(self, problem: ImplicitStep, z_init: Tensor) -> Solution:
-        """Solve ``problem`` with ``iterations`` evaluations of all samples; all decisions remain on the device.
+        """Solve ``problem`` with ``iterations`` evaluations of every sample, without waiting for results of the device.
 
-        Solutions equal those of ``__call__``. A sample that converges early is evaluated with the rest of its batch,
-        and these evaluations are counted.
+        The solutions equal the solutions of ``__call__``. A sample that converges early is still evaluated with the
+        rest of its batch, and these further evaluations are counted.
         """
         z = z_init
         best_z = best_f = result = z_init
@@ -244,8 +247,8 @@ def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Te
     """Return ``z`` and ``f(z)``; with ``differentiate``, ``f(z)`` is differentiable with respect to ``z``."""
     if differentiate and torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "this solver differentiates the network, which torch.inference_mode forbids; use torch.no_grad "
-            "(in Lightning, Trainer(inference_mode=False))."
+            "this solver differentiates the network, which torch.inference_mode forbids; use torch.no_grad instead "
+            "(with Lightning, create the Trainer with inference_mode=False)."
         )
     with torch.set_grad_enabled(differentiate):
         z = z.detach().requires_grad_(differentiate)
@@ -257,9 +260,9 @@ def _indices(mask: list[bool]) -> list[int]:
 
 
 class BestIterate:
-    """The best finite iterate of every sample, or the latest finite iterate without ``keep_best``.
+    """The best finite iterate of every sample, or the latest finite iterate if ``keep_best`` is False.
 
-    The numbers of each sample are Python numbers: for the small batches of an inversion they are faster than tensors.
+    Numbers per sample are stored in Python lists, which are faster than tensors for the small batches of an inversion.
 
     Attributes:
         z, f: ``[B,C,h,w]``, the best iterate ``z`` and the value ``f(z)``.
@@ -285,7 +288,8 @@ class BestIterate:
             The ``b`` residuals; residuals that are not finite are replaced by ``inf``.
         """
         rows = iterate.problem.counter.rows
-        # Residual and merit are transferred to the CPU together: the only GPU synchronization per evaluation.
+        # Residual and merit are transferred to the CPU together, so that each evaluation has only one GPU
+        # synchronization.
         if merit is residual:
             residuals = merits = residual.cpu().tolist()
         else:
@@ -303,7 +307,7 @@ class BestIterate:
         self.z = replace_rows(self.z, rows, accepted, iterate.z)
         self.f = replace_rows(self.f, rows, accepted, iterate.f)
         self.result = replace_rows(self.result, rows, accepted, iterate.relaxed().f)
-        if not all(finite):  # f may be not finite at the stored result of these samples, so return z instead
+        if not all(finite):  # the stored result f(z) of a diverged sample may not be finite, so return z instead
             diverged = to_device(torch.tensor(self.diverged), self.z.device).view(-1, 1, 1, 1)
             self.result = torch.where(diverged, self.z, self.result)
         return [r if is_finite else math.inf for r, is_finite in zip(residuals, finite, strict=True)]
@@ -358,7 +362,7 @@ class FixedPoint(IterativeSolver):
 
 @dataclass(frozen=True)
 class AveragedFixedPoint(IterativeSolver):
-    """``z <- (f(z_k) + f(z_{k-1})) / 2``, the "empirical" acceleration of AIDI (AIDI-E, Pan et al. 2023).
+    """AIDI-E, the "empirical" acceleration of AIDI (Pan et al. 2023): ``z <- (f(z_k) + f(z_{k-1})) / 2``.
 
     The mean damps error components whose sign alternates, and halves the convergence rate of all other components.
     """

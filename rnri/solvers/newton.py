@@ -1,7 +1,7 @@
 """Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five variants.
 
-Every variant searches a root of a scalar function F of each sample. ``RNRIPaper``, ``RNRIMeanSign`` and
-``RNRIMinimumNorm`` use the function of the paper,
+Every variant searches, for each sample, a root of a scalar function F of the latent. ``RNRIPaper``, ``RNRIMeanSign``
+and ``RNRIMinimumNorm`` use the function of the paper,
 
     F(z) = ||z - f(z)||_1 - lambda * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
@@ -11,9 +11,9 @@ The density ``q_j`` is not normalized: ``log q_j = -(z_j - mean_j)^2 / (2 beta) 
 the paper's remark correct that F is zero if and only if the residual is zero and every ``q_j`` is 1. (For small
 ``beta`` the normalized log-density is positive, and F would be zero at points that do not solve the equation.)
 
-Both terms of F are non-negative. Both are zero only if the mean of the prior solves the equation ``z = f(z)``, so that
-F has no root in general. Therefore the small number of iterations and the selection of the best iterate are part of the
-method.
+Both terms of F are non-negative. Both terms are zero only if the mean of the prior solves the equation ``z = f(z)``, so
+that F has no root in general. Therefore the small number of iterations and the selection of the best iterate are part
+of the method.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RegularizedNewton(IterativeSolver):
         """
         distance = _distance(iterate)
         prior = iterate.problem.prior
-        if prior.variance == 0:  # both ends of the step have the same noise level: f is constant and z_s solves it
+        if prior.variance == 0:  # both ends of the step have the same noise level, so that z_s solves z = f(z)
             return distance
         deviation = (iterate.z - prior.mean).square().flatten(1).sum(1)
         return distance + self.prior_weight * deviation / (2 * prior.variance)
@@ -82,7 +82,8 @@ class RNRIPaper(RegularizedNewton):
     by a very large amount. With ``keep_best=True``, the default, the solver returns ``f(z_k)`` of the best iterate
     ``z_k``, which limits the effect of such updates. ``keep_best=False`` returns the last iterate, exactly as in the
     paper. With ``keep_best=True`` the last evaluation needs no derivative, so that K iterations use K forward and K - 1
-    backward evaluations. ``prior_weight=0`` gives the naive Newton-Raphson method of section 4 of the paper.
+    backward evaluations. With ``prior_weight=0``, the solver is the naive Newton-Raphson method of section 4 of the
+    paper.
 
     Attributes:
         eta: term added to the derivative in the denominator; the paper does not specify its value.
@@ -102,8 +103,8 @@ class RNRIPaper(RegularizedNewton):
 class GNRI(RNRIPaper):
     """Guided Newton-Raphson inversion (GNRI, ICLR 2025), the later version of the RNRI paper.
 
-    GNRI uses the update of Eq. 8. The prior in F is ``q(z_t | z_0)``, given the clean latent ``z_0``, instead of
-    ``q(z_t | z_s)``::
+    GNRI uses the update of Eq. 8. The prior in F is ``q(z_t | z_0)``, conditioned on the clean latent ``z_0``, instead
+    of ``q(z_t | z_s)``::
 
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
@@ -129,13 +130,13 @@ class RNRISign(RegularizedNewton):
       of Eq. 1, and is evaluated at ``f(z)``. This prior hardly depends on ``z`` and keeps F above zero.
     - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
 
-    The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler, and
-    ``coordinates="euler"`` computes the same. In these coordinates the prior has the same value, but the L1 norm is
-    ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in ``z``. In ``z`` the update is
-    therefore ``z - (G / d) sign(z - f(z))`` with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the
-    second term of F. The plain guess in these coordinates is ``initial_guess="scaled"`` of ``ImplicitInverter``. The
-    latent MSE is 1.3e-1 in Euler's coordinates and 2.8e-2 in ``z``, measured with 16 images, 10 steps and the small
-    model ``emoji`` that ships with the repository.
+    The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler; with
+    ``coordinates="euler"`` this solver computes the same update. In these coordinates the prior has the same value, but
+    the L1 norm is ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in ``z``. In ``z``
+    the update is therefore ``z - (G / d) sign(z - f(z))`` with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where
+    ``lambda P`` is the second term of F. The plain guess in these coordinates is ``initial_guess="scaled"`` of
+    ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in Euler's coordinates and
+    2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
     is the variant with the latent's own number of elements as ``d`` and with the paper's prior.
@@ -168,8 +169,8 @@ class RNRISign(RegularizedNewton):
 class RNRIMeanSign(RegularizedNewton):
     """Variant of :class:`RNRISign`: ``z <- z - (F / d) sign(z - f(z))`` with F of Eq. 7 and d elements of the latent.
 
-    This variant is ours. For latents of 64 * 64 * 4 elements it differs from the authors' published code only in the
-    prior.
+    This variant was developed in this project. For latents of 64 * 64 * 4 elements, the variant differs from the
+    authors' published code only in the prior.
     """
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
@@ -181,9 +182,9 @@ class RNRIMeanSign(RegularizedNewton):
 class RNRIMinimumNorm(RegularizedNewton):
     """Variant of RNRI with the update ``z <- z - F g / ||g||^2``, where ``g = dF/dz``.
 
-    This update is the shortest of all updates that solve the linearized equation ``F = 0``. The update of Eq. 8 solves
-    the linearized equation, too, but its length is not bounded. Every evaluation except the last needs one backward
-    pass.
+    This update is the shortest of all updates that solve the linearized equation ``F = 0``. The update of Eq. 8 also
+    solves the linearized equation, but the length of that update is not bounded. Every evaluation except the last needs
+    one backward pass.
     """
 
     needs_grad: ClassVar[bool] = True

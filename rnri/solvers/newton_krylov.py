@@ -1,4 +1,4 @@
-"""Newton's method for the vector equation ``z - f(z) = 0`` without its Jacobian matrix."""
+"""Newton's method for the vector equation ``z - f(z) = 0``, without computing the Jacobian matrix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NewtonKrylov(IterativeSolver):
     vector equation infeasible, because ``J`` has d x d elements. However, GMRES only needs products of ``J`` with
     vectors, and forward-mode differentiation computes each product in about the time of two network evaluations. A
     product counts as one forward and one backward evaluation. ``iterations`` is the maximum number of forward
-    evaluations, including the forward evaluations of the products.
+    evaluations, including the forward evaluations for products with ``J``.
 
     If a Newton step increased the residual of a sample, or led to an ``f(z)`` that is not finite, the solver next tries
     half of this Newton step from the best iterate.
@@ -78,5 +78,5 @@ class NewtonKrylov(IterativeSolver):
 
 
 def _divide(v: Tensor, norm: Tensor) -> Tensor:
-    """Return ``v [b,d]`` divided by ``norm [b]``. Samples whose norm is 0 get the result 0."""
+    """Return ``v [b,d]`` divided by ``norm [b]``. The result is 0 for samples whose norm is 0."""
     return torch.where(norm[:, None] > 0, v / norm[:, None], torch.zeros_like(v))

@@ -1,8 +1,8 @@
 """Parameterization of the fixed-point iteration: which prediction is kept constant from one iterate to the next.
 
 The network's prediction can be converted to noise, to the velocity of flow matching or to the clean latent. All three
-give the same root of the step equation ``z = f(z)``, but different iterates before the root. The iteration in any of
-the three parameterizations is
+predictions give the same root of the step equation ``z = f(z)``, but different iterates before the root. The iteration
+in any of the three parameterizations is
 
     z <- z + relaxation * (f(z) - z)
 
@@ -29,8 +29,8 @@ MAX_VARIANCE = 10.0
 TOWARDS_BEST = 0.3
 """Weight, in [0, 1], of the optimal relaxation factor for Gaussian data in the relaxation factor of ``relaxed``.
 
-0 gives ``native`` and 1 gives the optimal factor. With larger weights than 0.3 the iteration of real networks diverges
-(measured).
+With weight 0, ``relaxed`` equals ``native``; with weight 1 the relaxation factor is the optimal factor. With weights
+above 0.3, the iteration of real networks diverged in measurements.
 """
 
 
@@ -44,9 +44,9 @@ def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i:
     The relaxation factor of ``relaxed`` is ``1 + TOWARDS_BEST * (best - 1)``. Here ``best`` is the factor with the
     fastest convergence if the network is optimal for Gaussian data with variances between 0 and ``MAX_VARIANCE``.
 
-    The relaxation factor is also 1 in three cases in which the parameterization has no usable iteration: ``epsilon`` in
-    a step with an end without signal, ``sample`` in a step with an end without noise, and ``relaxed`` in the only step
-    of a flow-matching schedule with one step.
+    The relaxation factor is also 1 in three cases in which the parameterization has no usable iteration: with
+    ``epsilon`` if one end of the step has no signal, with ``sample`` if one end of the step has no noise, and with
+    ``relaxed`` if a flow-matching schedule has only one step.
     """
     if parameterization in ("native", schedule.predicts):
         return 1.0

@@ -26,30 +26,30 @@ class ReNoise(IterativeSolver):
     """ReNoise (Garibi et al. 2024, arXiv 2403.14602): a fixed-point iteration that returns a mean of its predictions.
 
     The iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result is ``A z_s + B mean_k eps(z_k)``.
-    The mean is computed over a window of evaluations and does not influence the iteration. If the iteration ends before
-    the window starts, the last iterate is returned. As in the authors' code, the cleanest inversion steps, with
-    timesteps below ``clean_below``, have their own window and their own number of evaluations.
+    The mean is computed over a window of consecutive evaluations and does not influence the iteration. If the iteration
+    ends before the window starts, the last iterate is returned. As in the authors' code, the cleanest inversion steps,
+    with timesteps below ``clean_below``, have their own window and their own number of evaluations.
 
     The defaults are the authors' settings for Stable Diffusion. For t >= 250, there are 9 renoising iterations after
     the first evaluation, and the result is the mean of the last two predictions. For t < 250, there are 5 renoising
     iterations after the first evaluation, and the result is the mean of the first five predictions.
 
     With ``rounds`` above 0, the noise predictions are regularized towards white noise (Parmar et al. 2023, arXiv
-    2302.03027). The regularization applies to each prediction from the start of the window on, and to the mean of the
-    predictions. The authors use 4 rounds. The regularization's gradients do not require backpropagation through the
-    network. The reference of the KL divergence is the network's prediction at a random sample of ``q(z_t | z_0)``,
-    which costs one more evaluation per inversion step. As in the authors' code, this evaluation does not count among
-    ``iterations`` and ``clean_iterations``. The noise of the sample is the same for every image, so that the result in
-    float32 does not depend on the other images of the batch.
+    2302.03027). The regularization applies to every prediction from the first averaged evaluation onwards, and to the
+    mean of the predictions. The authors use 4 rounds. The regularization's gradients do not require backpropagation
+    through the network. The reference of the KL divergence is the network's noise prediction at a random sample of
+    ``q(z_t | z_0)``. The reference needs one more network evaluation per inversion step. As in the authors' code,
+    ``iterations`` and ``clean_iterations`` do not include this evaluation. The noise of the sample is the same for
+    every image, so that the result in float32 does not depend on the other images of the batch.
 
     The network is not evaluated at the returned mean. If no iterate reaches ``tolerance``, ``Solution.residual`` is
     the residual of the last iterate that was evaluated.
 
     Attributes:
-        iterations: maximum number of network evaluations per inversion step, including the first evaluation, without
-            the evaluation for the reference.
+        iterations: maximum number of network evaluations per inversion step. The first evaluation is included; the
+            evaluation for the reference noise of the regularization is not included.
         average_from: index (from 0) of the first averaged evaluation.
-        average_to: index after the last averaged evaluation; None averages to the last evaluation.
+        average_to: index after the last averaged evaluation; with None the last evaluation is averaged, too.
         clean_below: inversion steps with a timestep below this value use the next three attributes.
         clean_iterations: value of ``iterations`` for timesteps below ``clean_below``.
         clean_from: value of ``average_from`` for timesteps below ``clean_below``.
@@ -87,12 +87,12 @@ class ReNoise(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """The number of evaluations with which the window of the noisier inversion steps contains two predictions."""
+        """Number of evaluations with which two predictions are averaged in the noisier inversion steps."""
         return self.average_from + 2
 
     @property
     def extra_nfe(self) -> int:
-        """Number of network evaluations per inversion step in addition to ``iterations``: 1 with ``rounds``."""
+        """Number of evaluations per inversion step that ``iterations`` does not include; 0 without regularization."""
         return int(self.rounds > 0)
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
@@ -102,7 +102,7 @@ class ReNoise(IterativeSolver):
         return super().__call__(problem, z_init, max_nfe + self.extra_nfe)
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
-        # The reference is evaluated in the first step, after the first iterate, and is counted from the start.
+        # The reference is evaluated after the first iterate, but its evaluation is counted from the start.
         return super().has_budget(max(nfe, 1 + self.extra_nfe), max_nfe)
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
@@ -129,7 +129,7 @@ class ReNoise(IterativeSolver):
         return state[-1]
 
     def _window(self, problem: ImplicitStep) -> tuple[int, int | None]:
-        """Return the index of the first averaged evaluation and the index after the last one (None: no end)."""
+        """Return the indices of the first averaged evaluation and after the last averaged evaluation (None: no end)."""
         if problem.timestep < self.clean_below:
             return self.clean_from, self.clean_to
         return self.average_from, self.average_to

@@ -1,8 +1,8 @@
-"""Secants: directional derivatives of the network, computed from evaluations that the inversion makes anyway.
+"""Secants: approximate directional derivatives of the network, which need no additional network evaluations.
 
 Two evaluations ``y(z)`` and ``y(z')`` in the same inversion step approximate the derivative of ``y`` along ``z - z'``.
-The derivative changes little from one inversion step to the next. The solver of the next inversion step can therefore
-use it already after its first evaluation.
+This approximation is called a secant. The derivative changes little from one inversion step to the next. The solver can
+therefore use the secants of previous inversion steps already after the first evaluation of an inversion step.
 """
 
 from __future__ import annotations
