@@ -94,7 +94,7 @@ def experiment_help(overrides: Sequence[str]) -> str:
         if group in COMPONENT_GROUPS and package
     }
     lines = [f"{choices['experiment']}: {header_comment(CONFIGS / 'experiment' / (choices['experiment'] + '.yaml'))}"]
-    for key, value, text in _keys(config, "", comments, components):
+    for key, value, text in config_keys(config, "", comments, components):
         lines += [
             "",
             f"{key}={value}",
@@ -103,7 +103,7 @@ def experiment_help(overrides: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _keys(
+def config_keys(
     node: DictConfig, path: str, comments: Mapping[str, str], components: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the key, the value and the description of every config entry below the key ``path``.
@@ -123,7 +123,7 @@ def _keys(
         if key in components:
             yield key, components[key].partition(":")[0], components[key].partition(": ")[2]
         elif isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and len(child):
-            yield from _keys(child, key, comments, components)
+            yield from config_keys(child, key, comments, components)
         else:
             value = "???" if child._is_missing() else OmegaConf.to_container(OmegaConf.create({"v": child}))["v"]
             yield key, _format(value), text
