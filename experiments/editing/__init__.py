@@ -1,1 +1,1 @@
-"""Editing experiment: reads a benchmark in PIE-Bench's format, edits its images with many methods, computes metrics."""
+"""Editing experiment: edits the images of a benchmark in PIE-Bench's format with many methods, and computes metrics."""

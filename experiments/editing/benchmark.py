@@ -34,15 +34,16 @@ class BenchmarkEdit:
     """One edit of a benchmark.
 
     Attributes:
-        key: name of the edit in the mapping file.
+        key: name of the edit in the benchmark's mapping file (``mapping_file.json``).
         image: file of the source image.
         source, target: prompts of the source image and of the edited image, without PIE-Bench's square brackets.
         instruction: the edit as an instruction in words.
-        kind: index of the kind of edit in ``KINDS``.
-        words: the word that is replaced and its replacement; empty if the benchmark does not contain them.
+        kind: index in ``KINDS`` of the kind of the edit.
+        words: the word of the source prompt that is replaced, and its replacement; empty if the benchmark does not name
+            them.
         mask: ``bool [512,512]``, True for pixels that the edit should change.
-        target_image: file of the ground truth, which is the correct edited image; None if there is none.
-        concept: name of the concept that the edited image should show; None if unknown.
+        target_image: file of the ground truth (the correct edited image); None if the benchmark has no ground truth.
+        concept: name of the concept that the edited image should show; None if the benchmark does not name a concept.
     """
 
     key: str
@@ -71,7 +72,7 @@ class BenchmarkEdit:
     def load_image(self, size: tuple[int, int], *, target: bool = False) -> Tensor:
         """Load the source image, or the ground-truth image if ``target`` is true.
 
-        The image is resized to ``size`` (H, W) and returned as ``float32 [3,H,W]`` in [0, 1].
+        The image is resized to ``size = (H, W)`` and returned as ``float32 [3,H,W]`` in [0, 1].
         """
         path = self.target_image if target else self.image
         if path is None:
@@ -80,15 +81,20 @@ class BenchmarkEdit:
         return torch.from_numpy(array / 255).permute(2, 0, 1)
 
     def resized_mask(self, size: tuple[int, int]) -> Tensor:
-        """Return ``mask`` resized to ``size`` (H, W). A pixel is True if at least half of its area is True."""
+        """Return ``mask`` resized to ``size = (H, W)``.
+
+        A pixel is True if at least half of its area in ``mask`` is True.
+        """
         mask = torch.from_numpy(self.mask).float()[None, None]
         return F.interpolate(mask, size, mode="area")[0, 0] >= 0.5
 
 
 def encode_mask(mask: np.ndarray) -> list[int]:
-    """Return the run-length encoding of ``mask [512,512]``: start, length, start, length, ... of runs of True pixels.
+    """Return the run-length encoding of ``mask [512,512]``: the list start, length, start, length, ... of all runs.
 
-    Pixels are numbered row by row from 0.
+    A run is a maximal sequence of consecutive True pixels.
+
+    The start of a run is the number of its first pixel; pixels are numbered row by row from 0.
     """
     flat = np.concatenate([[0], np.asarray(mask, dtype=bool).ravel(), [0]]).astype(np.int8)
     starts, ends = (np.flatnonzero(np.diff(flat) == sign) for sign in (1, -1))
@@ -96,7 +102,9 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 
 
 def decode_mask(runs: Sequence[int]) -> np.ndarray:
-    """Decode a run-length encoded mask to ``bool [512,512]``. As in PIE-Bench's code, the border pixels become True.
+    """Decode a run-length encoded mask to ``bool [512,512]``.
+
+    As in PIE-Bench's code, the pixels at the border of the mask become True.
 
     Raises:
         ValueError: ``runs`` has an odd number of entries or entries that are not integers, or a run is outside the
@@ -124,15 +132,15 @@ def read_benchmark(folder: str | Path) -> list[BenchmarkEdit]:
     path = Path(folder) / MAPPING
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no {MAPPING}: give PIE-Bench's folder, or create a benchmark with "
+            f"{folder} has no {MAPPING}: set task.benchmark to PIE-Bench's folder, or create a benchmark with "
             "`python -m experiments.editing.make_benchmark`."
         )
     try:
         mapping = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({first_line(error)}): copy it again.") from None
+        raise ValueError(f"{path} is not valid JSON ({first_line(error)}): copy the file again.") from None
     if not isinstance(mapping, dict) or not mapping:
-        raise ValueError(f"{path} contains no edits: copy it again.")
+        raise ValueError(f"{path} contains no edits: copy the file again.")
     return [_read_edit(path, key, entry) for key, entry in mapping.items()]
 
 
@@ -168,7 +176,7 @@ def _read_edit(path: Path, key: str, entry: dict[str, Any]) -> BenchmarkEdit:
 def _image_file(path: Path, key: str, name: str) -> Path:
     file = path.parent / IMAGES / name
     if not file.is_file():
-        raise ValueError(f"edit {key} of {path}: {file} does not exist; copy the whole folder.")
+        raise ValueError(f"edit {key} of {path}: {file} does not exist; copy the whole benchmark.")
     return file
 
 

@@ -45,8 +45,8 @@ class EditingModel:
     Attributes:
         name: name of the model in the results.
         model: the text-to-image model.
-        steps, guidance: number of steps and guidance scale of inversion and sampling.
-        attention: the attention edit for the model's network.
+        steps, guidance: number of sampling steps and guidance scale, equal for inversion and sampling.
+        attention: the edit method that reuses attention of the source image, for the network of the model.
     """
 
     name: str
@@ -58,9 +58,11 @@ class EditingModel:
 
 @dataclasses.dataclass(frozen=True)
 class EditJob:
-    """One method with one model and each of ``edit_methods`` on a batch of edits. The results of a job are one unit.
+    """One method with one model and each of ``edit_methods``, applied to a batch of edits.
 
-    ``method`` and ``model`` are None for the reference methods (source image and ground truth).
+    The results of a job are stored as one unit.
+
+    For the two reference methods, which return the source image or the ground truth, ``method`` and ``model`` are None.
     """
 
     name: str
@@ -71,7 +73,7 @@ class EditJob:
 
     @property
     def key(self) -> str:
-        """Key of the batch of edits: a hash of its prompts, masks and images."""
+        """Key of the batch of edits, which is a hash of the prompts, masks and images of the edits."""
         return hashlib.sha256("\n".join(map(edit_key, self.edits)).encode()).hexdigest()
 
     @property
@@ -80,12 +82,15 @@ class EditJob:
 
     @property
     def folder_key(self) -> str:
-        """Key of the folder that the unit is written to. Jobs that differ only in their edits have the same key."""
+        """Key of the folder to which the unit is written. Jobs that differ only in their edits have the same key."""
         return f"{self.name}\n{'' if self.model is None else self.model.name}\n{self.edit_methods}"
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the inversion and all edit methods. An attention edit also samples the source image."""
+        """Estimated cost of the inversion and all edit methods.
+
+        The cost of an attention edit includes the sampling of the source image.
+        """
         if self.model is None or self.method is None:
             return Cost()
         sampling = sum(2 if name in ATTENTION_EDITS.values() else 1 for name in self.edit_methods)
@@ -117,9 +122,9 @@ def edit_key(edit: BenchmarkEdit) -> str:
 
 
 def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
-    """Return the last part of the path of a model's LoRA, or of its checkpoint if it has no LoRA.
+    """Return the last part of the path of a model's LoRA, or of the model's checkpoint if there is no LoRA.
 
-    The path is an argument of the partial function ``create``.
+    The path is an argument of the partial function ``create``, which creates the model.
 
     Raises:
         ValueError: ``create`` has no argument with a path.
@@ -128,13 +133,16 @@ def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
     path = arguments.get("lora") or arguments.get("path")
     if not path:
         raise ValueError(
-            "task.model: has no path to take its name from: set model.path, or a mapping of names to models."
+            "task.model: the model needs a name, which is taken from its path: set task.model.path, or write "
+            "task.model as a mapping from names to models."
         )
     return Path(path).name
 
 
 def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
-    """Return the number of steps of the model ``name``. ``steps`` is one number for all models, or one per model name.
+    """Return the number of sampling steps of the model ``name``.
+
+    ``steps`` is one number for all models, or a dictionary from model names to numbers.
 
     Raises:
         ValueError: ``steps`` has no entry for the model.
@@ -142,21 +150,24 @@ def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
     if isinstance(steps, int):
         return steps
     if name not in steps:
-        raise ValueError(f"task.steps: no entry for the model {name!r}; add one, or give one number, as task.steps=50.")
+        raise ValueError(
+            f"task.steps: no number of steps for the model {name!r}; add the number, or give one number for all "
+            "models, such as task.steps=50."
+        )
     return steps[name]
 
 
 def select_edits(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | None) -> list[BenchmarkEdit]:
-    """Return ``count`` edits of the given ``kinds`` (None: all edits), taken from each kind in turn.
+    """Return ``count`` edits, taken from each of ``kinds`` in turn. None returns all edits of these kinds.
 
     Raises:
-        ValueError: there are fewer than ``count`` edits, or none.
+        ValueError: there are fewer than ``count`` edits of these kinds, or no edit.
     """
     by_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
     interleaved = [edit for turn in zip_longest(*by_kind) for edit in turn if edit is not None]
     if not interleaved or (count or 0) > len(interleaved):
         raise ValueError(
-            f"task.count: must be at most {len(interleaved)}, the benchmark's number of edits of {', '.join(kinds)}, "
+            f"task.count: must be at most {len(interleaved)}, the number of edits of the kinds {', '.join(kinds)}, "
             f"got {count}."
         )
     return interleaved[:count]
@@ -176,9 +187,11 @@ def make_jobs(
     edit has no ground-truth image, as in PIE-Bench.
 
     Args:
-        models: the models that every method is run with.
-        methods: inverters. Their seeds are edited by prompt swap and by an attention edit.
-        extra_methods: editors, and inverters whose seeds are edited by prompt swap only.
+        models: the models with which every method is run.
+        methods: inversion methods by name. Images are edited by prompt swap (sampling the seed with the target prompt)
+            and by an attention edit.
+        extra_methods: editors (methods that edit without inversion), and inversion methods of which only the prompt
+            swap is computed.
         edits: the edits of the benchmark.
         batch_size: number of edits per job.
     """
@@ -206,7 +219,7 @@ def make_jobs(
 
 
 class EditJobDataModule(CachedUnitDataModule):
-    """Loads the jobs that have no finished unit yet."""
+    """Data loader of the jobs whose results are not on disk yet."""
 
     def address(self, unit: EditJob) -> tuple[str, str]:
         return unit.folder_key, unit.key

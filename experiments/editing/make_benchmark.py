@@ -1,4 +1,4 @@
-"""Create an editing benchmark with ground truth in PIE-Bench's format, from the project's corpus of drawings.
+"""Create an editing benchmark with ground-truth images in PIE-Bench's format, from the emoji corpus of this project.
 
 Usage: ``python -m experiments.editing.make_benchmark FOLDER``. Every call of the command writes the same files.
 """
@@ -22,8 +22,8 @@ from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, encode_m
 
 PROMPT = "a drawing of {phrase} in {style} style on a {background} background"
 COUNTS = {"concept": 120, "background": 100, "style": 100, "added": 50, "removed": 50}
-MASK_MARGIN = 3  # pixels by which a mask is widened, because resizing blurs the edges of a drawing
-MIN_BACKGROUND = 0.05  # minimum fraction of the pixels that are outside the mask
+MASK_MARGIN = 3  # a mask is widened by this number of pixels, because resizing blurs the edges of a drawing
+MIN_BACKGROUND = 0.05  # minimum fraction of the image that is outside of the mask
 HEAD = 1000
 TAIL = 42
 """Caption counts that separate the buckets head, medium and tail, as in configs/data/emoji.yaml."""
@@ -33,13 +33,19 @@ SOURCE_SPLITS = ("reference", "fid")  # splits of the corpus on which the text-t
 
 @dataclass(frozen=True)
 class EditImage:
-    """The source or target image of an edit: a drawing on a background. ``row`` is the drawing's row in the corpus."""
+    """The source or target image of an edit, which is a drawing on a background.
+
+    ``row`` is the row of the drawing in the table of the corpus.
+    """
 
     row: dict
     augmentation: Augmentation
 
     def prompt(self, marked: str = "") -> str:
-        """Return the prompt of the image. The part named ``marked`` (phrase, style, background) is put in brackets."""
+        """Return the prompt of the image.
+
+        The part of the prompt with the name ``marked`` (phrase, style or background) is put in square brackets.
+        """
         words = {"phrase": self.row["phrase"], "style": self.row["style"], "background": self.augmentation.background}
         return PROMPT.format(**words | ({marked: f"[{words[marked]}]"} if marked else {}))
 
@@ -49,9 +55,9 @@ class PlannedEdit:
     """An edit that changes ``source`` to ``target``.
 
     Attributes:
-        name: kind of the edit, a key of ``COUNTS``.
+        name: name of the kind of edit, a key of ``COUNTS``.
         changed: the part of the prompt that the edit changes: phrase, style or background.
-        source, target: the two images.
+        source, target: the image before and after the edit.
     """
 
     name: str
@@ -72,7 +78,7 @@ class PlannedEdit:
 
 
 def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Iterator[PlannedEdit]:
-    """Yield random edits of drawings of ``concepts``. ``COUNTS`` has the number of edits of each kind.
+    """Yield random edits of drawings of ``concepts``. ``COUNTS`` contains the number of edits of each kind.
 
     Raises:
         ValueError: the corpus has too few drawings.
@@ -97,7 +103,7 @@ def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Itera
 
 
 def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.random.Generator) -> PlannedEdit | None:
-    """Return a random edit of ``source`` of kind ``name``, or None if the corpus has no suitable target drawing."""
+    """Return a random edit of ``source`` of the kind ``name``, or None if the corpus has no suitable target drawing."""
     row = source.row
     if name == "background":
         others = [color for color in BACKGROUNDS if color != source.augmentation.background]
@@ -116,10 +122,10 @@ def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.rando
 
 
 def _has_target_style(name: str, style: str, other: str) -> bool:
-    """Return whether the style ``other`` is a possible target of an edit of kind ``name`` of an image in ``style``.
+    """Return whether an edit of the kind ``name`` may change an image of the style ``style`` to the style ``other``.
 
-    For ``style``, ``other`` must be the style of another designer. For ``added`` and ``removed``, ``other`` must be
-    ``style`` with a word added or removed.
+    For an edit of the kind ``style``, ``other`` must be the style of another designer. For edits of the kinds ``added``
+    and ``removed``, ``other`` must differ from ``style`` by one added or removed word.
     """
     added = other.endswith(f" {style}")
     removed = style.endswith(f" {other}")
@@ -138,9 +144,9 @@ def mask_of(drawings: EmojiImages, edit: PlannedEdit) -> np.ndarray:
 
 
 def _alpha(drawing: Image.Image, augmentation: Augmentation) -> np.ndarray:
-    """Return the alpha channel ``uint8 [H,W]`` of a drawing after augmentation.
+    """Return the alpha channel ``uint8 [H,W]`` of a drawing that is placed in an image.
 
-    The drawing is placed in the image as by :func:`experiments.data.backgrounds.composite`.
+    Size, position and mirroring of the drawing are those of :func:`experiments.data.backgrounds.composite`.
     """
     alpha = drawing.getchannel("A")
     if augmentation.mirrored:
@@ -164,7 +170,7 @@ def write(folder: Path, corpus: str | Path) -> int:
     drawings = EmojiImages(corpus, ["corpus", *SOURCE_SPLITS])
     if SIDE % drawings.size[0]:
         raise ValueError(
-            f"the drawings' side must divide {SIDE}, got {drawings.size[0]} pixels; build the corpus again."
+            f"the side of the drawings must divide {SIDE} pixels, got {drawings.size[0]}; use another corpus."
         )
     concepts = EmojiConcepts(str(corpus), "a drawing of {phrase}", "white", head=HEAD, tail=TAIL).concepts()
     (folder / IMAGES).mkdir(parents=True)

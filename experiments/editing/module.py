@@ -1,4 +1,4 @@
-"""The Lightning module that inverts and edits images, computes the metrics, and measures the time of the networks."""
+"""The Lightning module that inverts and edits images, computes metrics, and measures the duration of network calls."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class EditingModule(LightningModule):
 
     Args:
         networks: the networks that compute the metrics.
-        units: stores of the units, by ``folder_key`` of the jobs.
+        units: stores of the units, by the ``folder_key`` of the jobs.
         progress: progress bar.
-        size: image size ``(H, W)`` in jobs without a model.
+        size: image size ``(H, W)`` in pixels for jobs without a model.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
     """
 
@@ -55,7 +55,7 @@ class EditingModule(LightningModule):
 
     @torch.no_grad()
     def predict_step(self, job: EditJob, _: int) -> str:
-        """Write the unit of a job; return the label of the job."""
+        """Write the results of a job as a unit; return the label of the job."""
         self.progress.set_stage(job.label)
         size = self.size if job.model is None else job.model.model.image_size
         originals = torch.stack([edit.load_image(size) for edit in job.edits]).to(self.device)
@@ -80,7 +80,8 @@ class EditingModule(LightningModule):
     def _edits(self, job: EditJob, originals: Tensor) -> Iterator[EditOutput]:
         """Yield the edited images of each edit method.
 
-        All edit methods use the same inversion. The time of each edit method includes the time of the inversion.
+        All edit methods use the same inversion. The measured time of each edit method includes the time of the
+        inversion.
         """
         model = job.model.model
         self._warm_up(job.model, originals)
@@ -108,7 +109,8 @@ class EditingModule(LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the edited latents and a dictionary of measurements.
 
-        For attention edits, the dictionary has the MSE between reconstructed and encoded latents of the source images.
+        For attention edits, the dictionary contains the MSE between the reconstructed latents and the VAE's latents of
+        the source images.
         """
         model = job.model.model
         guidance = job.model.guidance
@@ -134,7 +136,7 @@ class EditingModule(LightningModule):
         return z.float(), {"latent_mse": (reconstruction.float() - z0).square().flatten(1).mean(1)}
 
     def _warm_up(self, editing_model: EditingModel, originals: Tensor) -> None:
-        """Call each network of a model once, so that measured times do not include the overhead of the first call."""
+        """Call each network of a model once, so that measured times exclude the overhead of the first call."""
         if editing_model.name not in self._warm_models:
             model = editing_model.model
             z = model.encode(originals)
@@ -145,11 +147,11 @@ class EditingModule(LightningModule):
 
 
 class NetworkTimer:
-    """Context manager that measures the run time of a model's networks, which are denoiser, text encoders and VAE.
+    """Context manager that measures the time spent in the networks of a model (denoiser, text encoders and VAE).
 
     Attributes:
-        network_seconds: time in seconds that was spent in calls of the networks.
-        total_seconds: time in seconds between entering and leaving the context.
+        network_seconds: total time in seconds of the calls of the networks.
+        total_seconds: time in seconds from entering to leaving the context.
     """
 
     def __init__(self, model: LatentDiffusion, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Editing experiment: measures quality and time of the edits by all inversion and edit methods with several models.
 
-A *unit* is the results of one method with one model on a batch of edits, for each of the method's edit methods. Each
-unit is written to disk before the next unit begins.
+A *unit* is the results of one method with one model on a batch of edits, for each edit method of the method. Each unit
+is written to disk before the computation of the next unit begins.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-BYTES_PER_RECORD = 1400  # bytes that the metrics of one edited image take in a unit
+BYTES_PER_RECORD = 1400  # size in bytes of the metrics of one edited image in a unit
 
 
 @dataclass(kw_only=True)
@@ -65,31 +65,33 @@ class EditingExperiment(ResumableRun):
     """The task of ``experiment=editing``.
 
     Args:
-        model: function of ``device`` that creates a text-to-image model, or a mapping from names to such functions. The
-            edits are made with every model.
-        steps: number of steps of inversion and sampling: one number for all models, or one number per model name.
+        model: function of ``device`` that creates a text-to-image model, or a mapping from names to such functions.
+            Every model is used for every edit.
+        steps: number of sampling steps, equal for inversion and sampling: one number for all models, or one number per
+            model name.
         guidance: guidance scale of inversion and sampling.
-        methods: inverters by name. Their seeds are sampled under the target prompt, once without and once with
-            attention of the source image.
-        extra_methods: editors that need no inversion, and inverters whose seeds are sampled under the target prompt
-            without attention of the source image, by name.
-        prompt_to_prompt: attention edit for models with a U-Net.
-        injection: attention edit for models with a transformer.
-        benchmark: folder of a benchmark in PIE-Bench's format; None: a benchmark is created from ``corpus`` in
-            ``run_dir``.
+        methods: inversion methods by name. From the inverted seeds, images are sampled with the target prompt, once
+            without and once with attention of the source image.
+        extra_methods: further methods by name: editors, which need no inversion, and inversion methods for which images
+            are sampled only without attention of the source image.
+        prompt_to_prompt: edit method that reuses attention of the source image, for models with a U-Net.
+        injection: edit method that reuses attention of the source image, for models with a transformer.
+        benchmark: folder of a benchmark in PIE-Bench's format; None: a benchmark is created from ``corpus`` in the
+            folder ``run_dir``.
         corpus: folder of the corpus of drawings.
-        kinds: kinds of edits to select (``experiments.editing.benchmark.KINDS``).
+        kinds: kinds of edits to select, from ``experiments.editing.benchmark.KINDS``.
         count: number of edits to select, taken from each kind in turn; None: all edits.
-        batch_size: number of edits that are computed in one batch. It changes speed and memory, but no results.
+        batch_size: number of edits that are computed in one batch. The batch size changes speed and memory, but no
+            results.
         clip: function of ``device`` that creates the CLIP model for the CLIP score.
-        classifier: evaluation classifier, which decides whether the edited image shows the new object.
+        classifier: evaluation classifier, which predicts the object that an edited image shows.
         dino: DINO ViT for the structure distance; None: the structure distance uses the classifier's features.
-        lpips: file with the weights of SqueezeNet for LPIPS; None: the distance uses the classifier's features without
-            learned weights.
+        lpips: file with the weights of SqueezeNet for LPIPS; None: the perceptual distance uses the features of the
+            classifier, without learned weights.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
-        baseline: name of the method that every other method is compared with, edit by edit.
+        baseline: name of the method with which every other method is compared, edit by edit.
         seed: random seed of the bootstrap.
-        run_dir: folder that all outputs are written to.
+        run_dir: folder to which all outputs are written.
     """
 
     model: Callable[..., LatentDiffusion] | Annotated[Mapping[str, Callable[..., LatentDiffusion]], MinLen(1)]
@@ -200,9 +202,9 @@ class EditingExperiment(ResumableRun):
         }
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the missing units in all processes, then write the report in one process.
+        """Compute the units that are not on disk, in all processes; then write the report in one process.
 
-        Returns the CLIP score of the last row.
+        Returns the CLIP score of the last table row.
         """
         units = self.units()
         progress = Progress("edits", unit="batch")
@@ -245,12 +247,12 @@ class EditingExperiment(ResumableRun):
 
     @staticmethod
     def _sample_rows(units: Mapping[str, UnitStore], job: EditJob) -> list[dict[str, Any]]:
-        """Return the sample rows of a finished unit. Values that are NaN are replaced by None."""
+        """Return the rows of metrics of a finished unit, one per edit and edit method. NaN is replaced by None."""
         rows = sample_rows(job, units[job.folder_key].record(job.key)["rows"])
         return [{**row, **{name: None for name in EDITING.live if math.isnan(row[name])}} for row in rows]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the combinations of method and model that are left out, the number of units, and the estimated time."""
+        """Print the omitted combinations of method and model, the number of units, and the estimated duration."""
         for each in self.left_out:
             where = "" if each["model"] == NONE else f" on {each['model']}"
             print(f"Left out{where}: {each['method']}. {each['reason']}", flush=True)
@@ -264,7 +266,10 @@ class EditingExperiment(ResumableRun):
         print_estimate(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
 
     def units(self) -> dict[str, UnitStore]:
-        """Return the stores of the units by ``EditJob.folder_key``. Runs with other settings use other stores."""
+        """Return the stores of the units by ``EditJob.folder_key``.
+
+        Runs with different settings use different stores.
+        """
         return {
             job.folder_key: UnitStore(
                 Path(self.run_dir) / "units" / job.name.replace(" ", "_"),
@@ -276,7 +281,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def _model_settings(self, model: EditingModel | None) -> dict[str, Any]:
-        """Return the settings of a model that the units of the model depend on."""
+        """Return the settings of a model on which the units of the model depend."""
         if model is None:
             return {"size": list(self.models[0].model.image_size)}
         return {
@@ -287,17 +292,20 @@ class EditingExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings that all units depend on. The batch size is one of them, because a unit is a batch."""
+        """Return the settings on which all units depend.
+
+        The batch size is one of these settings, because a unit contains the results of one batch.
+        """
         networks = {name: self.hashes[name]["sha256"] for name in ("clip", "classifier", "lpips", "structure")}
         return {"numerics": self.numerics, "batch_size": self.batch_size, "min_psnr": self.min_psnr, **networks}
 
 
 def _check_labels(edits: Sequence[BenchmarkEdit], classifier: Classifier) -> None:
-    """Raise ValueError if an edit should show an object that the classifier has no label for."""
+    """Raise ValueError if an edit should show an object for which the classifier has no label."""
     labels = set(classifier.labels)
     for edit in edits:
         if edit.expected_label is not None and edit.expected_label not in labels:
             raise ValueError(
-                f"task.classifier: has no label {edit.concept!r}, which the edit {edit.key} should show: use a "
-                "classifier that was trained on the benchmark's concepts."
+                f"task.classifier: no label is {edit.concept!r}, the object that the edit {edit.key} should show; use "
+                "a classifier that was trained on the concepts of the benchmark."
             )

@@ -1,8 +1,8 @@
-"""Metrics of the background and of the edited region: PIE-Bench's definitions and corrected definitions.
+"""Metrics of the background and of the edited region, by the definitions of PIE-Bench and by corrected definitions.
 
 PIE-Bench's code multiplies both images by the mask of the region and averages the error over all pixels. The pixels
-outside of the region then have no error, so that a smaller region gives a better score. The corrected metrics average
-over the pixels of the region only.
+outside of the region then have no error, so that the score of a smaller region is better. The corrected definitions
+average the error over the pixels of the region only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ SSIM_CONSTANTS = 0.01**2, 0.03**2
 
 @dataclass(frozen=True)
 class RegionScores:
-    """Metrics of a region of each image, float64 ``[B]``. They are NaN for an image whose region has no pixels.
+    """Metrics of one region of each image, float64 ``[B]``.
+
+    All metrics are NaN for an image whose region has no pixels.
 
     Attributes:
         psnr: PSNR over the pixels of the region, in dB.
@@ -39,12 +41,12 @@ class RegionScores:
 
 
 def background_scores(images: Tensor, originals: Tensor, masks: Tensor) -> RegionScores:
-    """Compute the metrics of the background of edited images (:func:`region_scores`).
+    """Compute the metrics of the background of edited images, see :func:`region_scores`.
 
     Args:
         images: edited images ``[B,3,H,W]`` in [0, 1].
         originals: source images ``[B,3,H,W]`` in [0, 1].
-        masks: bool ``[B,H,W]``, True in the region that is to be edited.
+        masks: bool ``[B,H,W]``, True for pixels that the edit should change; the other pixels are the background.
     """
     return region_scores(images, originals, ~masks)
 
@@ -55,13 +57,14 @@ def region_scores(
     """Compute the metrics of a region of edited images.
 
     The PSNR of two equal regions is infinite. The corrected SSIM is the SSIM map of the full images, averaged over the
-    pixels of the region. Other pixels therefore affect the SSIM of pixels of the region in the same SSIM window.
+    pixels of the region. Pixels outside of the region affect the SSIM of pixels of the region that are in the same SSIM
+    window.
 
     Args:
         images: edited images ``[B,3,H,W]`` in [0, 1].
         originals: source images ``[B,3,H,W]`` in [0, 1].
         regions: bool ``[B,H,W]``, True for the pixels of the region.
-        similarities: the :func:`ssim_map` of ``images`` and ``originals``; None: it is computed.
+        similarities: the :func:`ssim_map` of ``images`` and ``originals``; None: the map is computed.
     """
     region = regions[:, None].to(images.device)
     images = images.double()
@@ -88,15 +91,16 @@ def ssim_map(images: Tensor, originals: Tensor) -> Tensor:
     """Return the SSIM of each pixel, float64 ``[B,C,H,W]``, of ``images`` and ``originals [B,C,H,W]`` in [0, 1].
 
     The definition is that of Wang et al. 2004 with a Gaussian window of 11 x 11 pixels and reflected borders, as in
-    torchmetrics. The blur is computed along rows and then along columns, because the convolution with the window takes
-    20 times longer in float64. In float32, the SSIM of almost constant regions is inaccurate (up to 2e-3).
+    torchmetrics. The blur is computed along rows and then along columns. In float64, this is 20 times faster than a
+    convolution with the two-dimensional window. In float32, the SSIM of almost constant regions is inaccurate (up to
+    2e-3).
     """
     channels = zip(images.double().flatten(0, 1), originals.double().flatten(0, 1), strict=True)
     return torch.stack([_channel_ssim(a[None], b[None]) for a, b in channels]).view(images.shape)
 
 
 def _channel_ssim(image: Tensor, original: Tensor) -> Tensor:
-    """Return the SSIM map of one channel ``[1,H,W]``, whose temporary tensors fit into the processor's cache."""
+    """Return the SSIM map of one channel ``[1,H,W]``. The temporary tensors of one channel fit into the CPU cache."""
     a, b = (F.pad(channel, [WINDOW_RADIUS] * 4, mode="reflect") for channel in (image, original))
     mean_a, mean_b, square_a, square_b, product = map(_blur, (a, b, a * a, b * b, a * b))
     covariance = product - mean_a * mean_b
@@ -107,7 +111,10 @@ def _channel_ssim(image: Tensor, original: Tensor) -> Tensor:
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Blur ``[1,h,w]`` with the Gaussian window. The result is smaller by the window's radius on each side."""
+    """Blur ``[1,h,w]`` with the Gaussian window.
+
+    The result is smaller than the input by the window's radius on each side.
+    """
     distances = torch.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1, dtype=torch.float64)
     weights = (-(distances / WINDOW_STD).square() / 2).exp()
     weights /= weights.sum()

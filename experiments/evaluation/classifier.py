@@ -1,6 +1,7 @@
 """Evaluation classifier: a timm network with labels.
 
-Its predictions tell whether an image shows the intended concept, and its features are used for FID and KID.
+The predictions of the classifier tell whether an image shows the intended concept. The features of the classifier are
+used for FID and KID.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ REMEDY = "set data.classifier to a folder created by `python train.py experiment
 
 
 class Classifier(nn.Module):
-    """A timm network with labels and preprocessing. Its inputs are images ``[B, 3, H, W]`` in [0, 1] of any size.
+    """A timm network with labels and preprocessing, for images ``[B, 3, H, W]`` in [0, 1] of any size.
 
     Attributes:
-        labels: class names normalized by :func:`experiments.naming.normalize_name`, one per logit.
+        labels: class names, normalized by :func:`experiments.naming.normalize_name`, one per logit.
 
     Args:
         network: a timm model.
@@ -121,9 +122,9 @@ class Classifier(nn.Module):
         return self.network.forward_intermediates(self._preprocess(images), intermediates_only=True)
 
     def save(self, folder: str | Path, architecture: str) -> None:
-        """Write the weights in float16 and a config file into ``folder``. :func:`load_classifier` reads both files.
+        """Write the weights in float16 and a config file to ``folder``. :func:`load_classifier` reads both files.
 
-        A weight tensor with values outside the range of float16 is saved in its own dtype.
+        A weight tensor with values outside the range of float16 is saved with its original dtype.
 
         Args:
             architecture: name of the timm model.
@@ -146,7 +147,10 @@ class Classifier(nn.Module):
 
 
 def _to_half(tensor: Tensor) -> Tensor:
-    """Convert a floating-point tensor to float16, unless a value would overflow. Other tensors are unchanged."""
+    """Convert a floating-point tensor to float16, unless a value would overflow.
+
+    Integer tensors are returned unchanged.
+    """
     half = tensor.half() if tensor.is_floating_point() else tensor
     return half if half.isfinite().all() else tensor
 
@@ -178,8 +182,8 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
             timm model name. Models with a Hub id or a timm name are downloaded unless they are cached.
 
     Raises:
-        ValueError: a file is missing, damaged or not of a classifier, two labels are equal, or the shapes of the
-            weights do not match the architecture and the number of labels.
+        ValueError: a file is missing, damaged or does not belong to a classifier, two labels are equal, or the shapes
+            of the weights do not match the architecture and the number of labels.
     """
     if is_timm_source(source):
         network, title = load_timm_network(str(source))
@@ -205,7 +209,8 @@ def classify_images(
 ) -> tuple[Tensor, list[str]]:
     """Return features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``.
 
-    The images are processed in batches. ``extractor`` computes the features; if it is None, the classifier does.
+    The images are processed in batches. ``extractor`` computes the features; if ``extractor`` is None, ``classifier``
+    computes the features.
 
     Raises:
         NonFiniteError: an output of the classifier is not finite.
@@ -222,7 +227,8 @@ def classify_images(
                 features = extractor(pixels)
             if not is_finite(logits).all():
                 raise NonFiniteError(
-                    "the evaluation classifier's outputs are not finite: its weights are damaged; choose another one."
+                    "the outputs of the evaluation classifier are NaN or infinite, because its weights are damaged: "
+                    "set data.classifier to another classifier."
                 )
             all_features.append(features.cpu().double())
             labels += [classifier.labels[k] for k in logits.argmax(-1).tolist()]
@@ -271,7 +277,7 @@ def _check_finite(state: Mapping[str, Tensor], owner: object) -> None:
 def _check_fit(
     folder: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: ClassifierConfig
 ) -> None:
-    """Raise ValueError if the names or shapes of the weights in a file differ from the weights of the network.
+    """Raise ValueError if the names or shapes of the weights in a file differ from those of the network.
 
     Args:
         folder: folder of the classifier.

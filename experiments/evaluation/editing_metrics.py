@@ -35,21 +35,21 @@ class EditingNetworks:
 
 @dataclass(frozen=True, eq=False)
 class EditBatch:
-    """Edited images, and the data and networks with which their metrics are computed.
+    """Edited images, and the data and networks with which the metrics of the images are computed.
 
-    If an edited image has NaN or infinite pixels, its ``edit_applied``, ``background_preserved`` and ``success`` are 0
-    and its other metrics are NaN.
+    If an edited image has NaN or infinite pixels, the metrics ``edit_applied``, ``background_preserved`` and
+    ``success`` of the image are 0, and its other metrics are NaN.
 
     Attributes:
         images: edited images, ``[B,3,H,W]`` in [0, 1].
         originals: source images, ``[B,3,H,W]`` in [0, 1].
-        masks: bool ``[B,H,W]``, True in the region that is to be edited.
+        masks: bool ``[B,H,W]``, True for pixels that the edit should change; the other pixels are the background.
         prompts: target prompts, one per image.
         source_prompts: prompts of the source images, one per image.
         labels: for an edit that replaces the object, the label of the new object; None for other edits.
         targets: for an edit that replaces the background, the ground-truth image ``[3,H,W]``; None for other edits.
         networks: networks that compute the metrics.
-        min_psnr: minimum background PSNR in dB at which the background counts as preserved.
+        min_psnr: the background of an image counts as preserved if its PSNR in dB is at least this value.
     """
 
     images: Tensor
@@ -83,7 +83,10 @@ class EditBatch:
 
     @property
     def clip_score_region(self) -> Tensor:
-        """CLIP score ``[B]`` of the edited images whose background is black; NaN without a region to edit."""
+        """CLIP score ``[B]`` of the edited images with a black background;
+
+        NaN for an image without a region to edit.
+        """
         return self._nan_if_empty(self.masks, self._clip_score(self.images * self.masks[:, None]))
 
     @property
@@ -99,16 +102,16 @@ class EditBatch:
         return self.networks.clip.text(self.prompts)
 
     def background_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
-        """Return ``distance`` of the images with a black edited region, as PIE-Bench does; None if it is None.
+        """Return ``distance`` of the images with a black edited region, as in PIE-Bench; None if ``distance`` is None.
 
-        The distance ``[B]`` is NaN for an image without background.
+        The returned distance ``[B]`` is NaN for an image without background.
         """
         return distance and self._masked_distance(distance, ~self.masks)
 
     def region_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
-        """Return ``distance`` of the images with a black background, as PIE-Bench does; None if it is None.
+        """Return ``distance`` of the images with a black background, as in PIE-Bench; None if ``distance`` is None.
 
-        The distance ``[B]`` is NaN for an image without a region to edit.
+        The returned distance ``[B]`` is NaN for an image without a region to edit.
         """
         return distance and self._masked_distance(distance, self.masks)
 
@@ -135,18 +138,19 @@ class EditBatch:
     def success(self) -> Tensor:
         """1 if the edit is applied and the background is preserved, else 0: float64 ``[B]``.
 
-        NaN for edits for which no criterion tells whether they are applied.
+        The value is NaN for edits without a criterion of whether the edit is applied (see :meth:`edits_applied`).
         """
         preserved = (self.background.psnr >= self.min_psnr).double()
         return torch.where(self.edit_applied.isnan(), torch.nan, self.edit_applied * preserved)
 
 
 def edits_applied(batch: EditBatch) -> Tensor:
-    """Return 1 for each edit that is applied and else 0: float64 ``[B]``, NaN for edits without a criterion.
+    """Return float64 ``[B]``: 1 for an applied edit, 0 for a failed edit, NaN for an edit without a criterion.
 
     An edit that replaces the object is applied if the classifier predicts the new object. An edit that replaces the
     background is applied if the mean color of the edited region is closer to the mean color of this region in the
-    ground truth than in the source image. An edit whose image has NaN or infinite pixels counts as not applied.
+    ground-truth image than to its mean color in the source image. An edit whose image has NaN or infinite pixels counts
+    as failed.
     """
     finite = is_finite(batch.images).to(batch.images.device)
     predictions = batch.networks.classifier(batch.images.nan_to_num()).argmax(1).tolist()

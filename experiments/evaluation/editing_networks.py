@@ -1,6 +1,6 @@
 """Networks that score edited images.
 
-They are either the networks of PIE-Bench, loaded from files of the user, or substitutes that use the features of the
+The networks are either those of PIE-Bench, loaded from files of the user, or substitutes that use the features of the
 evaluation classifier.
 """
 
@@ -26,7 +26,7 @@ from rnri.models.fingerprint import fingerprint as fingerprint_weights
 DINO_IMAGE_SIZE = 224  # height and width of the input of DINO, in pixels
 MAX_PIE_BENCH_SIDE = 480  # maximum length of the longer side of an image in PIE-Bench's structure distance, in pixels
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the color channels
-MIN_POSITIONS = 64  # minimum number of positions (h * w) of the feature map for the structure distance
+MIN_POSITIONS = 64  # the structure distance uses a feature map with at least this number of positions (h * w)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Distance:
         name: name of the network of this distance in the results tables.
         fingerprint: SHA-256 hash of the weights of the network.
         function: function that computes the distances of two batches of images.
-        original: the distance as defined by PIE-Bench's code, if ``function`` is a corrected definition; else None.
+        original: function that computes the distance as PIE-Bench's code defines it, if ``function`` is a corrected
+            definition; else None.
     """
 
     name: str
@@ -52,8 +53,9 @@ class Distance:
 def structure_distance(tokens: Tensor, originals: Tensor) -> Tensor:
     """Return the structure distance ``[B]`` of images and their originals from tokens ``[B,N,D]``.
 
-    It is the mean squared difference of the self-similarity matrices of ``tokens`` and ``originals``, which contain the
-    cosine similarity of each pair of tokens of an image.
+    The structure distance is the mean squared difference between the self-similarity matrices of ``tokens`` and
+    ``originals``. The self-similarity matrix of an image contains the cosine similarity of each pair of tokens of the
+    image.
     """
     return (_self_similarity(tokens) - _self_similarity(originals)).square().mean((1, 2))
 
@@ -66,10 +68,11 @@ def _self_similarity(tokens: Tensor) -> Tensor:
 def dino_structure(path: str, device: str | torch.device) -> Distance:
     """Load the structure distance, computed from the attention keys of the last layer of a DINO ViT.
 
-    The distance itself gives the network images as DINO was trained on: in [0, 1], normalized with the mean and the
-    standard deviation of ImageNet, and resized to 224 x 224 pixels with bicubic interpolation. Its attribute
-    ``original`` is the distance as in PIE-Bench's published results, which use the DINO ViT-B/8: PIE-Bench's code
-    normalizes images in [0, 255], and resizes their shorter side to 224 pixels with bilinear interpolation.
+    The images are preprocessed as in the training of DINO: images in [0, 1] are normalized with the mean and the
+    standard deviation of ImageNet, and resized to 224 x 224 pixels with bicubic interpolation. The attribute
+    ``original`` of the returned distance computes the distance as in PIE-Bench's published results, which use the DINO
+    ViT-B/8. PIE-Bench's code normalizes images in [0, 255], and resizes their shorter side to 224 pixels with bilinear
+    interpolation.
 
     Args:
         path: a folder or Hugging Face Hub id for transformers' ``ViTModel``, such as ``facebook/dino-vitb8``.
@@ -116,12 +119,12 @@ def _last_keys(network: nn.Module, path: str) -> nn.Module:
     """Return the layer that computes the attention keys in the last attention block of ``network``."""
     projections = [part for name, part in network.named_modules() if name.rpartition(".")[2] in ("key", "k_proj")]
     if not projections:
-        raise ValueError(f"task.dino: the network of {path} has no layer for attention keys; use a DINO ViT.")
+        raise ValueError(f"task.dino: the network of {path} has no layer that computes attention keys; use a DINO ViT.")
     return projections[-1]
 
 
 def dino_input(images: Tensor) -> Tensor:
-    """Return the input of a DINO ViT for ``images [B,3,H,W]`` in [0, 1]: 224 x 224 pixels, normalized."""
+    """Return the input of a DINO ViT: ``images [B,3,H,W]`` in [0, 1], resized to 224 x 224 pixels and normalized."""
     images = F.interpolate(images.float(), (DINO_IMAGE_SIZE, DINO_IMAGE_SIZE), mode="bicubic", antialias=True).clamp(
         0, 1
     )
@@ -130,10 +133,10 @@ def dino_input(images: Tensor) -> Tensor:
 
 
 def pie_bench_input(images: Tensor) -> Tensor:
-    """Return the input of the DINO ViT in PIE-Bench's code for ``images [B,3,H,W]`` in [0, 1].
+    """Return the input of a DINO ViT for ``images [B,3,H,W]`` in [0, 1], as PIE-Bench's code computes the input.
 
-    PIE-Bench's code does not divide pixel values in [0, 255] by 255 before it normalizes them. Gray with the value 128
-    becomes (128 - 0.485) / 0.229 = 556.8 in the red channel, instead of 0.074.
+    PIE-Bench's code does not divide pixel values in [0, 255] by 255 before it normalizes them. In the red channel, the
+    pixel value 128 becomes (128 - 0.485) / 0.229 = 556.8 instead of 0.074.
     """
     pixels = resize(255 * images.float(), [DINO_IMAGE_SIZE], max_size=MAX_PIE_BENCH_SIDE)
     return normalize(pixels, *map(list, IMAGENET))
@@ -142,7 +145,8 @@ def pie_bench_input(images: Tensor) -> Tensor:
 def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
     """Return a structure distance that is computed from a feature map of the evaluation classifier.
 
-    The feature map is the deepest one with at least ``MIN_POSITIONS`` positions; each position is a token.
+    The feature map is the output of the deepest stage that has at least ``MIN_POSITIONS`` positions. Each position of
+    the feature map is a token.
     """
 
     def tokens(images: Tensor) -> Tensor:
@@ -157,9 +161,9 @@ def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
 
 
 def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
-    """Load PIE-Bench's LPIPS, a SqueezeNet 1.1 with ImageNet weights and learned weights of its channels.
+    """Load the LPIPS of PIE-Bench: a SqueezeNet 1.1 with ImageNet weights, and learned weights of its channels.
 
-    The weights of the channels are included in torchmetrics.
+    The package torchmetrics contains the learned weights of the channels.
 
     Args:
         path: torchvision's weight file (``squeezenet1_1-*.pth``), or a safetensors file with the same tensors.

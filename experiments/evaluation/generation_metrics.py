@@ -1,4 +1,4 @@
-"""Features and measurements of a set of generated images, from which its metrics are computed."""
+"""Features and measurements of a set of generated images, from which the metrics of the set are computed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class GeneratedSet:
         real: features of real images, float64 ``[M, D]``.
         features: features of the generated images without NaN or infinity, float64 ``[N, D]``.
         features_by_concept: the rows of ``features`` that belong to each concept, one tensor per concept.
-        copies: for each generated image, whether it copies a reference; None if this is unknown.
-        copy_detections: perceptual distances of each concept's images; None for a concept without images.
+        copies: for each generated image, whether the image copies a reference; None if this is unknown.
+        copy_detections: perceptual distances between the images of each concept; None for a concept without images.
         records: measured values of each generated image.
         t_init: duration of the seed initialization of each concept, in seconds.
         t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
@@ -47,8 +47,8 @@ class GeneratedSet:
     def feature_distances(self) -> dict[str, float | None]:
         """FID and KID between the real and the generated images.
 
-        Both are None if a generated image is NaN or infinite, or if there are fewer than two real or generated images.
-        If features are NaN or infinite, both are None and a warning is given.
+        FID and KID are None if a generated image has NaN or infinite pixels, or if there are fewer than two real or
+        generated images. If a feature is NaN or infinite, FID and KID are None and a warning is printed.
         """
         if self.num_not_finite or min(len(self.real), len(self.features)) < 2:
             return {"fid": None, "kid": None}
@@ -66,7 +66,7 @@ class GeneratedSet:
 
     @property
     def nearest_distances(self) -> list[float]:
-        """Perceptual distance of each generated image to its nearest reference."""
+        """Perceptual distance between each generated image and the nearest reference."""
         return [value for each in self.copy_detections if each is not None for value in each.nearest.tolist()]
 
     @property

@@ -1,4 +1,4 @@
-"""Inception-v3 features for the published definition of FID: torchmetrics' network with weights from a local file."""
+"""Inception-v3 features for FID as published, with the network of torchmetrics and weights from a local file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEATURES = 2048
 
 
 class Inception(nn.Module):
-    """Maps images ``uint8 [B, 3, H, W]`` of any size to the pooled Inception-v3 features ``float64 [B, 2048]``."""
+    """Maps images ``uint8 [B, 3, H, W]`` of any size to pooled Inception-v3 features ``float64 [B, 2048]``."""
 
     num_features = FEATURES
     title = NAME
@@ -30,7 +30,8 @@ class Inception(nn.Module):
         features = self.network(images)
         if not is_finite(features).all():
             raise NonFiniteError(
-                "the features of Inception-v3 are not finite: the weight file is damaged, use another file."
+                "the features of Inception-v3 are NaN or infinite, because the weight file is damaged: set "
+                "metrics.inception to another file."
             )
         return features.double()
 
@@ -51,6 +52,7 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
         network = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path))
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 ({shorten(str(error), 300)})."
+            f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 "
+            f"({shorten(str(error), 300)}); use torch-fidelity's file."
         ) from None
     return Inception(network.requires_grad_(False).to(device))

@@ -1,11 +1,11 @@
-"""ST-LPIPS: LPIPS with the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 2022), with their published weights.
+"""ST-LPIPS: LPIPS with the shift-tolerant AlexNet and the published weights of Ghildyal and Liu (ECCV 2022).
 
-The weights are not part of this project. They are the file ``weights/vST0.0/alex_shift_tolerant.pth`` in the package
-``stlpips-pytorch`` 0.0.2 (license BSD-2). The network in this module has the same names and shapes of weights.
+The weights are not part of this project. The package ``stlpips-pytorch`` 0.0.2 (license BSD-2) contains the weights in
+the file ``weights/vST0.0/alex_shift_tolerant.pth``.
 
-The distance is computed from five layers as in LPIPS (Zhang et al. 2018). In each layer, channel vectors are normalized
-to unit length, and their squared differences are weighted by learned weights and averaged over positions. The distance
-is the sum over the layers.
+The distance is computed from five layers as in LPIPS (Zhang et al. 2018). In each layer, the channel vectors of both
+images are normalized to unit length. The squared differences of the vectors are multiplied by learned weights of the
+channels and averaged over positions. The distance is the sum over the five layers.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTol
 
 
 def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights ``state`` of the file ``path`` with the names and shapes that ``network`` uses.
+    """Return the weights ``state`` of the file ``path``, renamed and reshaped to the weights of ``network``.
 
     Raises:
-        ValueError: the file lacks a weight of ``network``, or the weight has another shape.
+        ValueError: the file lacks a weight of ``network``, or a weight in the file has another shape.
     """
     names = {"shift": "scaling_layer.shift", "scale": "scaling_layer.scale"}
     for k, layer in enumerate(CONVOLUTIONS):

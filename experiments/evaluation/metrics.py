@@ -25,12 +25,12 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval ``(low, high)`` of the mean of ``values``.
 
-    If all values are equal, both bounds are equal to this value.
+    If all values are equal, both bounds of the interval are this value.
 
     Args:
         groups: group of each value. The bootstrap then resamples groups instead of values, which is necessary if the
             values within a group are correlated.
-        seed: random seed.
+        seed: random seed of the resampling.
         draws: number of bootstrap samples.
 
     Raises:
@@ -57,7 +57,7 @@ _SINGLE_PROCESS = {"distributed_available_fn": lambda: False}
 
 
 class _PrecomputedFeatures(nn.Module):
-    """A feature extractor for torchmetrics that returns its inputs, which are already features."""
+    """A feature extractor for torchmetrics that returns its inputs, because the inputs are already features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -74,8 +74,9 @@ MAX_FEATURE = 1e30
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """Return the Fréchet distance of two sets of features ``[N, D]``. With Inception-v3 features, it is FID.
 
-    The distance is at least 0 and is computed in float64. If there are fewer samples than features, the covariance is
-    singular and the distance depends on the number of samples, so that only sets of equal size can be compared.
+    The distance is >= 0 and is computed in float64. If a set has fewer samples than feature dimensions, its covariance
+    is singular and the distance depends on the number of samples. Only the distances of sets of equal size can then be
+    compared.
 
     Raises:
         ValueError: a set has fewer than two samples, or contains NaN, infinity or magnitudes above 1e30.
@@ -93,12 +94,13 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
     """Return the kernel Inception distance (KID) of two sets of features ``[N, D]``.
 
     KID is the squared maximum mean discrepancy (MMD) with a cubic kernel, averaged over 50 random subsets. The estimate
-    is unbiased, so that it can be negative for similar sets. It is not clamped to 0, because this would add a bias.
+    is unbiased, so that it can be negative for similar sets. The estimate is not clamped to 0, because clamping would
+    add a bias.
 
     Args:
         real: features of real images, ``[M, D]``.
         generated: features of generated images, ``[N, D]``.
-        subset: maximum number of samples in a random subset.
+        subset: maximum number of samples per random subset.
         seed: random seed of the subsets.
 
     Raises:
@@ -144,9 +146,9 @@ def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) 
     """Return the perceptual distance ``[B]`` of ``images`` and ``targets [B, 3, H, W]``; 0 for equal images.
 
     The distance is computed from the feature maps of ``classifier``. It is LPIPS (Zhang et al. 2018) without learned
-    weights. Channel vectors are normalized to unit length, and their squared distances are averaged over positions and
-    then over layers. LPIPS uses another network, so that the two distances rank images similarly, but their values
-    cannot be compared.
+    weights. Channel vectors are normalized to unit length, and the squared distances of the vectors are averaged over
+    positions and then over layers. The published LPIPS uses other networks than ``classifier``. The two distances
+    therefore rank images similarly, but their values cannot be compared.
     """
     layers = zip(classifier.feature_maps(images), classifier.feature_maps(targets), strict=True)
     distances = [(F.normalize(a) - F.normalize(b)).square().sum(1).mean((1, 2)) for a, b in layers]
@@ -156,7 +158,8 @@ def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) 
 def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     """Return the area under the ROC curve from the scores of positive and negative examples.
 
-    It is the probability that a positive example has a higher score than a negative example. A tie counts as one half.
+    The area is the probability that a positive example has a higher score than a negative example, where equal scores
+    count as one half.
     """
     if not len(positives) or not len(negatives):
         raise ValueError("ROC AUC requires at least one positive and one negative example.")

@@ -32,10 +32,11 @@ class Preprocessing:
         image_size: height and width of the network's input, in pixels.
         mean: mean of each color channel, which is subtracted from images in [0, 1].
         std: standard deviation of each color channel, by which images are divided.
-        crop: size of the center crop as a fraction of the resized image; a fraction above 1 adds a black border. None
-            resizes the full image to the input size without a crop, ignoring its aspect ratio.
-        squash: resize the image to a square before the crop, ignoring its aspect ratio.
-        interpolation: interpolation mode of resizing, ``bicubic`` or ``bilinear``.
+        crop: size of the center crop as a fraction of the size of the resized image; with a fraction above 1, a black
+            border is added. None: the full image is resized to the input size without a crop, ignoring the aspect
+            ratio.
+        squash: whether the image is resized to a square before the crop, ignoring the aspect ratio.
+        interpolation: interpolation mode with which images are resized, ``bicubic`` or ``bilinear``.
     """
 
     image_size: int
@@ -61,7 +62,7 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
     try:
         with _missing_weights() as missing:
             network = timm.create_model(address, pretrained=True)
-    except Exception as error:  # raised by the hub client, json, safetensors or timm
+    except Exception as error:  # errors of the Hugging Face Hub client, json, safetensors and timm
         remedy = "save the model again with timm" if is_folder else "download its files and use their folder"
         raise ValueError(
             f"data.classifier: timm cannot load {source} ({shorten(str(error), 300)}); {remedy}."
@@ -79,10 +80,10 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
 
 @contextmanager
 def _missing_weights() -> Iterator[dict[int, list[str]]]:
-    """Record which weights are missing in each ``load_state_dict`` inside the ``with`` block, by the network's ``id``.
+    """Record the missing weights of each ``load_state_dict`` call in the ``with`` block, by the ``id`` of the network.
 
-    timm only logs the names of missing weights of some architectures, and of the last layer if the number of classes
-    differs.
+    The record is needed because timm raises no error: for some architectures, and for a last layer with another number
+    of classes, timm only logs the names of the missing weights.
     """
     load_state_dict = nn.Module.load_state_dict
     missing: dict[int, list[str]] = {}
@@ -97,11 +98,11 @@ def _missing_weights() -> Iterator[dict[int, list[str]]]:
 
 
 def class_labels(network: nn.Module, source: str) -> list[str]:
-    """Return the label of each logit of a timm network.
+    """Return the class labels of a timm network, one per logit.
 
-    The labels are the label names in the network's config, or else the names of the ImageNet classes. The 1,000 classes
-    of ImageNet-1k are always named as in :func:`experiments.imagenet_classes.imagenet_classes`, also in networks with
-    the 21,841 classes of ImageNet-21k.
+    The labels are the label names in the config of the network. If the config has no label names, the labels are the
+    names of the ImageNet classes. The 1,000 classes of ImageNet-1k always have the names in
+    :func:`experiments.imagenet_classes.imagenet_classes`, also in networks with the 21,841 classes of ImageNet-21k.
 
     Args:
         source: folder or name of the network, for the error message.
@@ -132,7 +133,8 @@ def class_labels(network: nn.Module, source: str) -> list[str]:
 def _custom_names(config: Mapping[str, Any]) -> list[str]:
     """Return the ``label_names`` of a timm config.
 
-    The result is empty if the config has no label names, or if they are the WordNet ids of ImageNet-1k in order.
+    The result is empty if the config has no label names, or if the label names are the WordNet ids of ImageNet-1k in
+    order.
     """
     names = [str(name) for name in config.get("label_names") or ()]
     return [] if names == [c.wnid for c in imagenet_classes()] else names
@@ -143,9 +145,10 @@ def _description(config: Mapping[str, Any], name: str) -> str:
 
 
 def deduplicate_labels(labels: list[str], ids: list[str]) -> list[str]:
-    """Return normalized labels without duplicates.
+    """Return the normalized labels, made unique.
 
-    The id of a class is appended to its label if several classes have this label, except to labels of ImageNet-1k.
+    If several classes have the same label, the id of the class is appended to the label. Labels of ImageNet-1k are not
+    changed.
     """
     names = [normalize_name(label) for label in labels]
     imagenet_ids = {c.wnid for c in imagenet_classes()}
@@ -160,14 +163,15 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
     """Return the preprocessing settings with which timm evaluated the network.
 
     Raises:
-        ValueError: the input is not a square color image, or :class:`Preprocessing` lacks a setting of timm's config.
+        ValueError: the input of the network is not a square color image, or :class:`Preprocessing` does not support a
+            setting of timm's config.
     """
     config = resolve_data_config(pretrained_cfg=dict(network.pretrained_cfg), model=network)
     channels, height, width = config["input_size"]
     if height != width or channels != 3:
         raise ValueError(
             f"data.classifier: the input of the network must be square with 3 channels, got {channels} x {height} x "
-            f"{width}; use another one."
+            f"{width}; use another network."
         )
     for key, supported in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if config[key] not in supported:

@@ -23,7 +23,7 @@ from experiments.runtime.progress import Progress
 from rnri import DecoderInversion, with_measured_residuals
 
 MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per method and setting
-MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are kept in memory for other methods
+MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are cached in memory for the other methods
 SOLVED_TOLERANCE = 1e-4
 """A step is solved if its residual is at most this value, as in the RNRI paper (appendix G)."""
 
@@ -74,9 +74,9 @@ class InversionModule(LightningModule):
         store = self.units[unit_name(job)]
         if job.inverter is None and not finite.any() and store.empty():
             raise NonFiniteError(
-                f"the VAE returns no finite image of {', '.join(repr(image.name) for image in job.images)}: its "
-                "weights are damaged, or they overflow in their precision; try model.dtype=float32 and "
-                "trainer.precision=32-true."
+                f"the VAE's reconstructions of {', '.join(repr(image.name) for image in job.images)} contain NaN or "
+                "infinity: the weights are damaged, or values overflow in the precision of the VAE; try "
+                "model.dtype=float32 and trainer.precision=32-true."
             )
         columns["not_finite"] = (~finite).double()
         columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)

@@ -39,7 +39,7 @@ class Arm:
 
     def __post_init__(self) -> None:
         if (self.inverter is None) != (self.seed_init is None):
-            raise ValueError("an arm needs both an inverter and a seed_init function, or neither.")
+            raise ValueError("inverter and seed_init of an arm: set both, or set both to null.")
         if self.inverter is not None and not self.inverter.seed_only:
             raise ConfigError(
                 "inverter",
@@ -74,7 +74,7 @@ class Arm:
         """Return the cost of optimizing and sampling the seeds of one concept, if no seed optimization stops early."""
         cost = Cost(steps, 1)
         if self.select is not None:
-            latents = len(self.select.step_weights)  # number of decoded latents per iteration of the optimization
+            latents = len(self.select.step_weights)  # number of decoded latents per iteration of SeedSelect
             forwards, backwards = self.select.call_counts
             derived = self._differentiated_steps(steps)
             recomputed = gradient_checkpointing * backwards
@@ -99,8 +99,8 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
     """
     if count > seeds.shape[1]:
         raise ValueError(
-            f"samples={count}, but there are {seeds.shape[1]} references to start from: use more references or the "
-            "seeds on NAO's paths."
+            f"{count} samples need as many references, but there are only {seeds.shape[1]}: increase task.references, "
+            "decrease task.samples, or use an arm with NAO."
         )
     return seeds[:, :count]
 

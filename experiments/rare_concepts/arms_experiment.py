@@ -179,7 +179,7 @@ class ArmsExperiment(ResumableRun, ABC):
             return arm
         select = arm.select.with_steps(self.steps)
         weights = ", ".join(f"{weight:.3g}" for weight in select.step_weights)
-        rank_zero_only(print)(f"task.steps={self.steps}: SeedSelect's step weights are {weights} in the arm {name!r}")
+        rank_zero_only(print)(f"task.steps={self.steps}: SeedSelect has the step weights {weights} in the arm {name!r}")
         return replace(arm, select=select)
 
     def _check_labels(self) -> None:
@@ -187,7 +187,8 @@ class ArmsExperiment(ResumableRun, ABC):
         unknown = [concept.name for concept in self.context.concepts if concept.name not in labels]
         if unknown:
             raise ValueError(
-                f"the classifier {self.classifier} has no label {unknown[0]!r}: train one on these concepts."
+                f"data.classifier={self.classifier} has no label {unknown[0]!r}, the name of a selected concept: use a "
+                "classifier that was trained on these concepts."
             )
 
     def _check_arm(self, name: str) -> None:

@@ -21,7 +21,7 @@ from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceili
 from experiments.runtime.progress import LOG_INTERVAL_S, Progress
 from rnri.models.fingerprint import fingerprint
 
-REAL_IMAGES_PER_CONCEPT = 20  # held-out real images per concept that define the distance threshold of a copy
+REAL_IMAGES_PER_CONCEPT = 20  # held-out real images per concept for the distance threshold of copies
 
 
 @dataclass(frozen=True)

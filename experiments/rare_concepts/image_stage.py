@@ -19,8 +19,8 @@ from experiments.runtime.progress import Progress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import Stage
 
-LATENT_BYTES = 4  # bytes per element of a stored seed, which is float32
-INVERSION_BYTES = 8 + 4  # bytes per element of a cached inversion: float64 seed and float32 latents
+LATENT_BYTES = 4  # bytes per element of a stored seed (float32)
+INVERSION_BYTES = 8 + 4  # bytes per element of a cached inversion (seed in float64 and latents in float32)
 
 RowKey = Callable[[str, str], dict[str, Any] | None]
 """Function that returns the columns and values that identify one row of the table.

@@ -143,7 +143,7 @@ def test_invalid_entries_are_rejected(tmp_path, changes, message):
 
 
 def test_folder_without_benchmark_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match=r"has no mapping_file\.json: give PIE-Bench's folder"):
+    with pytest.raises(ValueError, match=r"has no mapping_file\.json: set task.benchmark to PIE-Bench's folder"):
         read_benchmark(tmp_path)
     (tmp_path / MAPPING).write_text("{")
     with pytest.raises(ValueError, match="is not valid JSON"):

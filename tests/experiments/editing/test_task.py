@@ -208,7 +208,7 @@ def test_second_run_reuses_all_units(run, benchmark, classifier, capsys):
 def test_single_model_is_named_after_its_path(tmp_path, benchmark, classifier):
     single = partial(model, tiny_stable_diffusion, path="checkpoints/mine")
     options = {"methods": {}, "extra_methods": {"sdedit": SDEdit()}, "count": 1}
-    with pytest.raises(ValueError, match=r"task.steps: no entry for the model 'mine'; add one"):
+    with pytest.raises(ValueError, match=r"task.steps: no number of steps for the model 'mine'; add the number"):
         editing_experiment(tmp_path, benchmark, classifier, model=single, **options).prepare(trainer())
     run_task(editing_experiment(tmp_path, benchmark, classifier, model=single, steps=2, **options))
     assert {row["model"] for row in rows(tmp_path)} == {"none", "mine"}
@@ -216,7 +216,7 @@ def test_single_model_is_named_after_its_path(tmp_path, benchmark, classifier):
 
 def test_checkpoint_name_and_steps():
     assert checkpoint_name(partial(dict, path="a/emoji", lora="b/emoji_lcm/")) == "emoji_lcm"
-    with pytest.raises(ValueError, match=r"task.model: has no path to take its name from"):
+    with pytest.raises(ValueError, match=r"task.model: the model needs a name, which is taken from its path"):
         checkpoint_name(dict)
     assert steps_for("x", 7) == 7 and steps_for("x", {"x": 3}) == 3
 
