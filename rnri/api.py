@@ -60,7 +60,7 @@ def invert(
 
     Args:
         pipe: a diffusers text-to-image pipeline of a supported family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3,
-            3.5, FLUX.1 or Z-Image, with any loaded LoRAs and textual inversions.
+            3.5, FLUX.1, Z-Image, Chroma or PixArt-Sigma, with any loaded LoRAs and textual inversions.
         images: one image or a list of images; an image is a path, a PIL image, a NumPy array ``[H,W,3]`` (uint8, or
             float in [0, 1]) or a float tensor ``[3,H,W]`` in [0, 1]. Arrays and tensors can also be a batch
             ``[B,...]``. A transparent background is replaced by white, and a message is logged.
@@ -106,7 +106,8 @@ def invert(
                 bar.update()
                 if callback_on_step_end is not None:
                     timestep = schedule.timestep(len(schedule) - 1 - k)
-                    callback_on_step_end(pipe, k, timestep, {"latents": model.family.pack(z.to(model.family.latents_dtype))})
+                    latents = model.family.pack(z.to(model.family.latents_dtype))
+                    callback_on_step_end(pipe, k, timestep, {"latents": latents})
 
             inversion = inverter.invert(z0, predictor, schedule, on_step)
         _synchronize(inversion.seed)
@@ -121,7 +122,7 @@ def invert(
         negative_prompts=tuple(negative_prompts),
         num_inference_steps=int(num_inference_steps),
         guidance_scale=float(guidance_scale),
-        pipeline_guidance_scale=model.family.pipeline_guidance(float(guidance_scale)),
+        family_kwargs=model.family.pipeline_kwargs(float(guidance_scale)),
         image_size=model.image_size,
         timesteps=schedule.timesteps,
         scheduler=type(pipe.scheduler).__name__,

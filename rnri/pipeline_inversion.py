@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,8 @@ class PipelineInversion(Inversion):
         negative_prompts: one negative prompt per image.
         num_inference_steps: number of sampler steps.
         guidance_scale: guidance scale of the inversion; 1 disables guidance.
-        pipeline_guidance_scale: the same scale as the pipeline's argument ``guidance_scale``, which is smaller by 1 for
-            Z-Image.
+        family_kwargs: arguments of the pipeline call that depend on the model family: the guidance scale in the
+            pipeline's own definition, and settings such as ``use_resolution_binning`` of PixArt.
         image_size: height and width of the images in pixels.
         timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
         scheduler: class name of the pipeline's scheduler, whose deterministic steps were inverted.
@@ -77,7 +77,7 @@ class PipelineInversion(Inversion):
     negative_prompts: tuple[str, ...]
     num_inference_steps: int
     guidance_scale: float
-    pipeline_guidance_scale: float
+    family_kwargs: Mapping[str, Any]
     image_size: tuple[int, int]
     timesteps: Tensor
     scheduler: str
@@ -96,7 +96,7 @@ class PipelineInversion(Inversion):
             "prompt": list(self.prompts),
             "latents": self.latents,
             "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.pipeline_guidance_scale,
+            **self.family_kwargs,
             "height": height,
             "width": width,
         }

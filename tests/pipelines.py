@@ -7,20 +7,30 @@ import string
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -209,3 +219,115 @@ def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+CHAT = "{% for message in messages %}user {{ message['content'] }} {% endfor %}assistant "
+
+
+def tiny_chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are letters, with a chat template."""
+    letters = ["<pad>", "<unk>", " ", *string.ascii_lowercase, *string.digits]
+    tokenizer = Tokenizer(models.WordLevel({letter: k for k, letter in enumerate(letters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    fast.chat_template = CHAT
+    fast.model_max_length = 64
+    return fast
+
+
+def tiny_z_image(**scheduler_options: object) -> ZImagePipeline:
+    """Return Z-Image; latents ``[4,h,w]``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = tiny_chat_tokenizer()
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 6, 6],
+            axes_lens=[512, 64, 64],
+        )
+        for weight in transformer.parameters():  # some weights are created without values
+            torch.nn.init.normal_(weight, std=0.05)
+        text = Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=512,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.36,
+            shift_factor=0.11,
+        )
+        return ZImagePipeline(
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
+            vae=vae.eval(),
+            text_encoder=Qwen3Model(text).eval(),
+            tokenizer=tokenizer,
+        )
+
+
+def tiny_chroma(**scheduler_options: object) -> ChromaPipeline:
+    """Return Chroma; latents ``[4,8,8]`` before packing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = ChromaTransformer2DModel(
+            in_channels=4 * LATENT_SHAPE[0],
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT_WIDTH,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        )
+        pipeline = ChromaPipeline(
+            transformer=_randomize_zeros(transformer),
+            scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 1.0} | scheduler_options)),
+            vae=_vae(shift_factor=0.12),
+            text_encoder=_t5(TEXT_WIDTH),
+            tokenizer=tiny_t5_tokenizer(),
+        )
+    pipeline.default_sample_size = LATENT_SHAPE[1]
+    return pipeline
+
+
+def tiny_pixart(**scheduler_options: object) -> PixArtSigmaPipeline:
+    """Return PixArt-Sigma, whose transformer also predicts the variance; latents ``[4,8,8]``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = PixArtTransformer2DModel(
+            sample_size=LATENT_SHAPE[1],
+            patch_size=2,
+            in_channels=LATENT_SHAPE[0],
+            out_channels=2 * LATENT_SHAPE[0],
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            cross_attention_dim=32,
+            caption_channels=TEXT_WIDTH,
+        )
+        return PixArtSigmaPipeline(
+            transformer=_randomize_zeros(transformer),
+            scheduler=scheduler(**scheduler_options),
+            vae=_vae(),
+            text_encoder=_t5(TEXT_WIDTH),
+            tokenizer=tiny_t5_tokenizer(),
+        )

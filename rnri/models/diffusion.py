@@ -42,7 +42,7 @@ IGNORED_CONFIG_KEYS = ("requires_safety_checker", "requires_aesthetics_score")
 class LatentDiffusion:
     """A text-to-image model with tensor inputs and outputs, created from a diffusers pipeline.
 
-    Supported models are Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3 and 3.5, FLUX.1, Z-Image, and all registered model
+    Supported models are Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3 and 3.5, FLUX.1, Z-Image, Chroma, PixArt-Sigma, and all registered model
     families. The pipeline remains usable: its training modes, ``requires_grad`` flags, dtypes and scheduler are
     restored after every call. Images are ``[B,3,H,W]`` with values in [0, 1]. Latents ``z [B,C,h,w]`` are scaled to
     about unit variance, as in the training of the network.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,13 @@ class Family(ABC):
         """Dtype of the pipeline's latents during sampling; by default the dtype of the network."""
         return self.network.dtype
 
-    def pipeline_guidance(self, guidance: float) -> float:
-        """Convert a scale of classifier-free guidance, for which 1 means no guidance, to the pipeline's argument."""
-        return guidance
+    def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
+        """Return the arguments with which a pipeline call samples as this family does.
+
+        Args:
+            guidance: scale of classifier-free guidance; 1 means no guidance.
+        """
+        return {"guidance_scale": guidance}
 
     def pack(self, latents: Tensor) -> Tensor:
         """Convert ``latents [B,C,h,w]`` to the layout of the pipeline's ``latents=`` argument."""

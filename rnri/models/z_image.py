@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ModelMixin, ZImagePipeline
@@ -87,8 +87,8 @@ class ZImageFamily(Family):
         """The pipeline keeps its latents in float32, whatever the dtype of the network."""
         return torch.float32
 
-    def pipeline_guidance(self, guidance: float) -> float:
-        return guidance - 1
+    def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
+        return {"guidance_scale": guidance - 1}
 
     def check(self) -> None:
         check_latent_channels(self.pipeline, self.channels, "take the transformer and the VAE from one checkpoint")

@@ -50,10 +50,8 @@ def seeds():
     return torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize(("prediction_type", "guidance", "offset"), [("epsilon", 7.5, 1), ("v_prediction", 1.0, 0)])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("to_one", [True, False])
 def test_sampling_equals_diffusers(pipeline, prediction_type, guidance, spacing, offset, to_one):
     pipeline.scheduler = scheduler(

@@ -87,6 +87,7 @@ def peak(model: LatentDiffusion, steps: int, **options) -> int:
     return memory.peak
 
 
+@pytest.mark.slow
 def test_memory_with_checkpointing_and_truncation(model):
     latent = 8 * seeds().numel()  # float64, the state's dtype
     few, many = (peak(model, steps, checkpoint=True) for steps in (5, 25))

@@ -1,0 +1,149 @@
+"""Every family of transformers: sampling equals the pipeline, and a plain pipeline call regenerates inverted images."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+import rnri
+from rnri.editing import edit
+from rnri.models.family import registered_families
+from tests.pipelines import tiny_chroma, tiny_pixart, tiny_z_image
+from tests.rnri.test_api import assert_regenerates, state
+
+PROMPTS = ["a cat", "two dogs on a hill"]
+NEGATIVE = ["fog", "rain on a hill"]
+FAMILIES = {
+    "z_image": tiny_z_image,
+    "z_image dynamic": lambda: tiny_z_image(use_dynamic_shifting=True),
+    "chroma": tiny_chroma,
+    "chroma dynamic": lambda: tiny_chroma(use_dynamic_shifting=True),
+    "pixart": tiny_pixart,
+}
+NAMES = [name for name in FAMILIES if "dynamic" not in name]
+
+
+def images(height=16, width=16):
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_equals_the_pipeline(name, steps, guidance):
+    pipe = FAMILIES[name]()
+    height, width = 16, 24
+    model = rnri.LatentDiffusion(pipe, image_size=(height, width))
+    seed = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    predictor = model.predictor(PROMPTS, guidance, NEGATIVE)
+    latents = model.sample(seed, predictor, model.schedule(steps))
+    pipe.scheduler = rnri.scheduler_for(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"negative_prompt": list(NEGATIVE)} if guidance > 1 else {}
+    expected = pipe(
+        list(PROMPTS),
+        latents=model.family.pack(seed),
+        num_inference_steps=steps,
+        height=height,
+        width=width,
+        output_type="latent",
+        **model.family.pipeline_kwargs(guidance),
+        **arguments,
+    ).images
+    expected = model.family.unpack(expected, model.latent_shape[1:])
+    torch.testing.assert_close(latents.float(), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_pipeline_call_regenerates_the_image(name, guidance):
+    pipe = FAMILIES[name]()
+    inversion = rnri.invert(
+        pipe,
+        images(16, 24),
+        list(PROMPTS),
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        method=rnri.anderson_inverter(8, 1e-9),
+        fit="exact",
+        round_trip=False,
+    )
+    assert_regenerates(pipe, inversion)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seed_does_not_depend_on_the_batch(name):
+    pipe = FAMILIES[name]()
+    arguments = {"num_inference_steps": 3, "fit": "exact", "round_trip": False}
+    both = rnri.invert(pipe, images(), list(PROMPTS), **arguments)
+    for k, prompt in enumerate(PROMPTS):
+        one = rnri.invert(pipe, images()[k : k + 1], [prompt], **arguments)
+        torch.testing.assert_close(one.seed, both.seed[k : k + 1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pipeline_and_prompts_are_unchanged(name):
+    pipe = FAMILIES[name]()
+    pipe.transformer.train()
+    if name == "z_image":
+        pipe.transformer.attn_processors = {}
+    before = state(pipe)
+    prompts = list(PROMPTS)
+    rnri.invert(pipe, images(), prompts, num_inference_steps=2, guidance_scale=2, fit="exact")
+    after = state(pipe)
+    assert prompts == PROMPTS
+    assert torch.equal(before.pop("scheduler")[2], after.pop("scheduler")[2])
+    assert before == after
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_edits_are_refused_in_one_sentence(name):
+    pipe = FAMILIES[name]()
+    inversion = rnri.invert(pipe, images(), list(PROMPTS), num_inference_steps=2, fit="exact", round_trip=False)
+    with pytest.raises(ValueError, match=r"has no attention editor, so .*Pipeline cannot edit images by attention"):
+        edit(pipe, inversion, [["a dog"], ["a dog"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("z_image", "cap_feat_dim"), ("chroma", "joint_attention_dim"), ("pixart", "caption_channels")],
+)
+def test_text_encoder_of_another_width_is_refused(name, field):
+    pipe = FAMILIES[name]()
+    pipe.transformer.register_to_config(**{field: 48})
+    with pytest.raises(ValueError, match=f"{field}=48"):
+        rnri.LatentDiffusion(pipe)
+
+
+def test_z_image_keeps_its_latents_in_float32():
+    inversion = rnri.invert(
+        tiny_z_image().to(torch.bfloat16), images(), PROMPTS, num_inference_steps=2, fit="exact", round_trip=False
+    )
+    assert inversion.latents.dtype == torch.float32
+
+
+def test_guidance_scale_of_z_image_is_smaller_by_one():
+    inversion = rnri.invert(
+        tiny_z_image(), images(), PROMPTS, num_inference_steps=2, guidance_scale=3, fit="exact", round_trip=False
+    )
+    assert inversion.guidance_scale == 3 and inversion.pipe_kwargs["guidance_scale"] == 2
+
+
+def test_default_image_sizes():
+    assert rnri.LatentDiffusion(tiny_z_image()).image_size == (1024, 1024)
+    assert rnri.LatentDiffusion(tiny_chroma()).image_size == (16, 16)
+    assert rnri.LatentDiffusion(tiny_pixart()).image_size == (16, 16)
+
+
+def test_dpm_solver_of_pixart_is_replaced_by_deterministic_steps():
+    pipe = tiny_pixart()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    with pytest.warns(UserWarning, match="DPMSolverMultistepScheduler does not regenerate"):
+        inversion = rnri.invert(
+            pipe, images(), PROMPTS, num_inference_steps=4, method="accelerated_8", fit="exact", round_trip=False
+        )
+    assert_regenerates(pipe, inversion)
+
+
+def test_families_name_their_models():
+    supported = [family.supported for family in registered_families()]
+    assert {"Z-Image", "Chroma", "PixArt-Sigma"} < set(supported)
