@@ -26,10 +26,13 @@ def main(
         ),
     ],
     prompt: Annotated[
-        str | None, typer.Argument(help="Prompt of the image file. Folders and tables have their own prompts.")
+        str | None,
+        typer.Argument(help="Prompt of the image file. Leave out PROMPT for a folder or a table with its own prompts."),
     ] = None,
-    model: Annotated[str, option("Checkpoint: folder in the format of diffusers, or Hub id.")] = str(DEFAULT_MODEL),
-    edit: Annotated[str | None, option("Edited prompt; the edited image is written, too.")] = None,
+    model: Annotated[str, option("Checkpoint: folder in the format of diffusers, or Hub id (owner/name).")] = str(
+        DEFAULT_MODEL
+    ),
+    edit: Annotated[str | None, option("Edited prompt; images edited with this prompt are also written.")] = None,
     methods: Annotated[
         str, option("Inversion methods, separated by commas. Several methods are compared in a table.")
     ] = "accelerated",
@@ -38,15 +41,20 @@ def main(
     fit: Annotated[
         str, option("How images are fitted to the image size of the model: crop, pad, stretch, or exact (keep size).")
     ] = "crop",
-    out: Annotated[Path, option("Folder of the results.")] = Path("rnri_output"),
-    device: Annotated[str, option("Device of the model, such as cuda; auto is the GPU if there is one.")] = "auto",
+    out: Annotated[Path, option("Folder to which the results are written.")] = Path("rnri_output"),
+    device: Annotated[
+        str, option("Device of the model, such as cuda; auto means the GPU if there is one, otherwise the CPU.")
+    ] = "auto",
     dtype: Annotated[str, option("Data type of the model: float32, bfloat16, float16 or auto.")] = "auto",
     batch_size: Annotated[int, option("Number of images that are inverted together.")] = 4,
-    image_column: Annotated[str, option("Column of a table with the image files.")] = "image",
-    prompt_column: Annotated[str, option("Column of a table with the prompts.")] = "caption",
-    edit_column: Annotated[str | None, option("Column of a table with the edited prompts.")] = None,
+    image_column: Annotated[str, option("Name of the column with the image files if SOURCE is a table.")] = "image",
+    prompt_column: Annotated[str, option("Name of the column with the prompts if SOURCE is a table.")] = "caption",
+    edit_column: Annotated[
+        str | None, option("Name of the column with the edited prompts if SOURCE is a table.")
+    ] = None,
     images: Annotated[
-        Path | None, option("Folder of the image files of a table. The default is the folder of the table.")
+        Path | None,
+        option("Folder of the image files if SOURCE is a table. The default is the folder that contains the table."),
     ] = None,
 ) -> None:
     """Invert images to seeds, reconstruct the images from the seeds, and report the PSNR of the reconstructions.

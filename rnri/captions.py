@@ -42,11 +42,12 @@ def read_captions(
 
     Args:
         source: an image file; a folder of images, each with its caption in a text file of the same name (``photo.txt``
-            next to ``photo.jpg``); or a table (``.csv``, ``.tsv`` or ``.jsonl``).
-        prompt: prompt of the image file; a folder or a table has prompts of its own.
-        edit: edited prompt for all images; None if the images are not edited or the table has edited prompts.
-        images: folder of the image files of a table; None is the folder of the table.
-        columns: columns of a table with the image files, the prompts, and the edited prompts (None: no such column).
+            next to ``photo.jpg``); or a table of images and captions (``.csv``, ``.tsv`` or ``.jsonl``).
+        prompt: prompt of the image file; None for a folder or a table, which contains its own prompts.
+        edit: edited prompt for all images. None means the edited prompts of the table, or no edit if there are none.
+        images: folder of the image files of a table; None means the folder that contains the table.
+        columns: names of three columns of a table: the column of the image files, the column of the prompts, and the
+            column of the edited prompts, which is None if there is no such column.
 
     Raises:
         ConfigError: an argument does not fit ``source``, or an image or a prompt is missing.

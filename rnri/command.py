@@ -1,4 +1,4 @@
-"""The work of ``python -m rnri``: read images and prompts, invert with one or several methods, write the results."""
+"""The implementation of ``python -m rnri``: reads images and prompts, inverts the images, and writes the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "models" / "emoji"
-"""The small model of the repository, which has learned drawings of emojis."""
+"""Folder of the small model that ships with the repository; the model was trained on drawings of emojis."""
 
 COLUMNS = ("method", "PSNR (dB)", "VAE (dB)", "as good as the VAE", "NFE", "s per image", "images")
 """Columns of the table that compares methods."""
@@ -30,7 +30,7 @@ COLUMNS = ("method", "PSNR (dB)", "VAE (dB)", "as good as the VAE", "NFE", "s pe
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the command; the fields have the meaning of the options of ``python -m rnri --help``."""
+    """Options of ``python -m rnri``; ``python -m rnri --help`` describes the option of each field."""
 
     model: str
     methods: tuple[str, ...]
@@ -51,7 +51,7 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     """Invert the images of ``source`` with every method, write the results to ``options.out``, and print the PSNR.
 
     Raises:
-        ValueError: an argument or a file is invalid; the error is raised before the model is loaded if possible.
+        ValueError: an argument or a file is invalid. If possible, this error is raised before the model is loaded.
         OSError: a file cannot be read or written.
     """
     for method in options.methods:
@@ -95,7 +95,10 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
     names = [file.path.stem for file in files]
     if len(set(names)) != len(names):
         name = next(name for name in names if names.count(name) > 1)
-        raise ConfigError("source", f"two images have the name {name!r}; give every image a name of its own.")
+        raise ConfigError(
+            "source",
+            f"two images have the name {name!r}; rename one of them, because results are named after the image.",
+        )
     return files
 
 

@@ -46,8 +46,8 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _levels(file: Image.Image) -> int | None:
     """Return the number of gray levels of an image with more than 8 bits per pixel, or 1 if its pixels are floats.
 
-    Return None if Pillow converts the image mode to 8 bits correctly. For other modes, Pillow would clip gray levels
-    above 255. The 32-bit integer mode of Pillow is assumed to contain 16-bit values.
+    Return None if Pillow converts images of this mode to 8 bits correctly. For other modes, Pillow would clip gray
+    levels above 255. The 32-bit integer mode of Pillow is assumed to contain 16-bit values.
     """
     if file.mode.startswith("I;16"):
         return 2 ** (_tag(file, BITS_PER_SAMPLE) or 16)
@@ -66,15 +66,15 @@ def _tag(file: Image.Image, number: int) -> int | None:
 
 
 def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
-    """Converts a gray image to 8 bits: mode ``L``, or ``LA`` if the file declares one gray level as transparent.
+    """Convert a gray image to 8 bits: mode ``L``, or ``LA`` if the file declares one gray level as transparent.
 
     Pixels are integers below ``levels``, or floats in [0, 1] if ``levels`` is 1. Integers keep their highest eight
-    bits, as in Pillow's conversion of 16-bit colors. ``inverted`` means that white is zero.
+    bits, as in Pillow's conversion of 16-bit colors. ``inverted`` means that gray level 0 is white.
     """
     values = np.asarray(image)
     low = float(values.min())
     high = float(values.max())
-    # An image with 8-bit gray levels stored as 32-bit integers would silently become black.
+    # An image whose 8-bit gray levels are stored as 32-bit integers would otherwise become black without a message.
     ambiguous = image.mode == "I" and levels == 2**16 and 0 < high < 256
     if not 0 <= low <= high <= max(levels - 1, 1) or ambiguous:
         raise ValueError(

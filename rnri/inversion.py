@@ -38,11 +38,12 @@ class Inversion:
     Attributes:
         seed: ``[B,C,h,w]``, the seeds, float64 (float32 on MPS).
         z0: ``[B,C,h,w]``, the clean latents that were inverted. They equal the input unless the method adjusts it.
-        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in ``Solution.residual``. NaN for
-            methods that do not solve ``z = f(z)``, and for inversion steps without a network evaluation.
+        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in ``Solution.residual``. The
+            residuals are NaN for methods that do not solve ``z = f(z)``, and for inversion steps without a network
+            evaluation.
         nfe: int64 ``[N,B]``, number of network evaluations.
         backward: int64 ``[N,B]``, number of backward passes.
-        solved: bool ``[N,B]``, whether the inversion step converged, or is exact by construction.
+        solved: bool ``[N,B]``, whether the inversion step converged or is exact by construction.
         seed_only: whether ``seed``, without ``aux``, is sufficient to reconstruct the image with the same predictor and
             schedule.
         aux: further tensors that the method needs for reconstruction; the first dimension of each is the batch.
@@ -156,34 +157,36 @@ class ImplicitInverter(Inverter):
     reconstructs the latent from the seed of a converged inversion. Latents are float64; the network runs in its own
     dtype.
 
-    On a zero-terminal-SNR schedule, the equation of the noisiest inversion step is nearly ``z = z`` (``A`` is about
-    1e-6). The residual of this step is therefore small for every seed and not informative.
+    On a zero-terminal-SNR schedule, the equation of the noisiest inversion step is nearly ``z = z``, because ``A`` is
+    about 1e-6. The residual of this inversion step is therefore small for every seed, and does not show whether the
+    seed is right.
 
     Attributes:
         solver: solves the equation of each inversion step.
         initial_guess: the latent at which the solver starts in inversion step ``k``. ``plain`` is the latent ``z_s`` at
-            the cleaner end of the step (RNRI, Eq. 8). ``scaled`` is ``A z_s``, which is the plain guess in the
+            the cleaner end of the step (RNRI, Eq. 8). ``scaled`` is ``A z_s``, which equals the plain guess in the
             coordinates ``z / alpha`` of diffusers' Euler schedulers. ``extrapolated`` is
             ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions of the last two inversion steps.
-            ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. Its ``beta`` in [0, 1.5] is, for
-            each sample, the factor that would have been best in the previous inversion step; in the third step it is
-            1/2. For both extrapolations, the first step starts at ``z_s`` and the second step uses ``eps_0`` alone.
-            Computing the noise predictions from the solutions of previous steps needs no network evaluation. With large
-            steps or strong guidance, ``extrapolated`` overshoots.
+            ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. The factor ``beta`` in [0, 1.5] is,
+            for each sample, the factor that would have been best in the previous inversion step; in the third inversion
+            step, ``beta`` is 1/2. For both extrapolations, the first step starts at ``z_s`` and the second step uses
+            ``eps_0`` alone. The noise predictions of previous steps are computed from their solutions, without network
+            evaluations. With large steps or strong guidance, ``extrapolated`` changes the prediction by too much.
         allocation: how the network evaluations, ``solver.iterations`` per step on average, are distributed over the
             inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations, and evaluations
             that a sample does not use are saved. With ``by_difficulty``, the number of evaluations is proportional to
             the expected difficulty of the step (:mod:`rnri.solvers.budget`), and evaluations that a sample does not use
             are available to its later steps. A step without evaluations uses its extrapolated guess as the solution.
-            With a plain guess, or if the fitted ``beta`` is 0, a step has at least one evaluation as long as
+            With a plain guess, or if the fitted ``beta`` is 0, a step has at least one network evaluation as long as
             evaluations remain.
-        parameterization: the prediction in which the solver iterates (:mod:`rnri.solvers.parameterization`). Residual
-            and tolerance do not depend on the parameterization. With two evaluations per step, ``native`` has the
-            smallest measured reconstruction error on UNets, consistency models and flow matching. ``relaxed`` has a
-            smaller error on UNets with one evaluation per step, and a slightly smaller error on all models with five.
+        parameterization: the prediction in which the solver iterates (:mod:`rnri.solvers.parameterization`). The
+            definitions of residual and tolerance do not depend on the parameterization. With two evaluations per step,
+            ``native`` has the smallest measured reconstruction error on UNets, consistency models and flow matching.
+            ``relaxed`` has a smaller error than ``native`` on UNets with one evaluation per step, and a slightly
+            smaller error than ``native`` on all models with five evaluations per step.
         extra_evaluations: number of network evaluations of the whole inversion in addition to ``solver.iterations`` per
-            step. An extra evaluation makes the NFE equal to those of methods such as Uni-Inv, which use N + 1
-            evaluations for N steps.
+            step. With one extra evaluation, the total number of network evaluations equals that of methods such as
+            Uni-Inv, which use N + 1 evaluations for N steps.
 
     Raises:
         ConfigError: ``extra_evaluations`` is not 0 with a uniform allocation.
@@ -209,7 +212,7 @@ class ImplicitInverter(Inverter):
     ) -> Inversion:
         """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
 
-        A sample that contains infinity or NaN has a seed that is not finite, and does not converge.
+        If a sample of ``z0`` contains infinity or NaN, its seed is not finite and its inversion steps do not converge.
         """
         z0 = to_state_dtype(z0.detach())
         z = z0
@@ -254,14 +257,14 @@ class ImplicitInverter(Inverter):
         """Return a copy whose solver uses at most ``nfe`` forward network evaluations per step.
 
         Raises:
-            ValueError: with ``nfe`` evaluations the solver is DDIM inversion or another simpler method.
+            ValueError: with only ``nfe`` evaluations, the solver would be DDIM inversion or another simpler method.
         """
         solver = replace(self.solver, iterations=nfe)  # type: ignore[type-var]
         min_nfe = getattr(solver, "min_nfe", 1)
         if nfe < min_nfe:
             raise ValueError(
                 f"{type(solver).__name__} needs at least {min_nfe} network evaluations per step, got {nfe}; with fewer "
-                "evaluations it equals DDIM inversion or the fixed-point iteration, the methods ddim and aidi."
+                "evaluations it equals DDIM inversion or the fixed-point iteration: choose method ddim or aidi."
             )
         return replace(self, solver=solver)
 
@@ -276,7 +279,8 @@ class ImplicitInverter(Inverter):
     def _can_skip(self, history: PredictionHistory, batch_size: int) -> Tensor:
         """Return a mask of the samples whose guess may be the solution without a network evaluation, bool ``[B]``.
 
-        The guess must be extrapolated. With a fitted ``beta`` of 0 the guess only repeats the last prediction.
+        Such a guess must be extrapolated. If the fitted ``beta`` is 0, the guess only repeats the last prediction and
+        cannot replace an evaluation.
         """
         if self.initial_guess in ("plain", "scaled") or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)
@@ -325,17 +329,17 @@ def with_measured_residuals(
 ) -> Inversion:
     """Return ``inversion`` with the residuals of the latents in ``path``, and with ``solved`` updated accordingly.
 
-    ``Inversion.residuals`` may belong to an iterate before the returned latent. Therefore this function evaluates the
-    network at the latents of all inversion steps that are not marked as solved. The predictor counts these evaluations,
-    but ``Inversion.nfe`` does not include them. Inversions of every method are accepted. The residuals of methods that
-    do not solve ``z = f(z)`` remain NaN, and the residuals of diverged steps remain ``inf``.
+    ``Inversion.residuals`` may be the residual of an iterate before the returned latent. Therefore this function
+    evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor counts
+    these evaluations, but ``Inversion.nfe`` does not include them. Inversions of every method are accepted. The
+    residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of diverged steps remain ``inf``.
 
     Args:
         inversion: the inversion whose residuals are measured.
         path: the latents ``[B,C,h,w]`` after each inversion step, the cleanest first, as passed to ``on_step``.
         predictor: the predictor of the inversion.
         schedule: the schedule of the inversion.
-        tolerance: inversion steps with a measured residual of at most this value are marked as solved.
+        tolerance: maximum measured residual of an inversion step that is marked as solved.
     """
     if inversion.residuals.isnan().all():
         return inversion

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used."""
+"""Lazy imports: the public names of a package are imported when they are first used."""
 
 from __future__ import annotations
 

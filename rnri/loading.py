@@ -1,6 +1,6 @@
-"""Load pretrained networks, weight files and tokenizers, and reject incomplete ones.
+"""Load pretrained networks, weight files and tokenizers, and reject incomplete files.
 
-``transformers`` and diffusers initialize weights that a file lacks with random numbers and only log a warning.
+If a file lacks weights, ``transformers`` and diffusers only log a warning and initialize the weights randomly.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ VOCABULARY_FILES = (
 """Groups of vocabulary files; a tokenizer needs all files of one of these groups."""
 
 MAX_PADDING_ROWS = 127
-"""Largest number of padding rows of an embedding, which is often padded to a multiple of 128 rows."""
+"""Largest number of padding rows of a token embedding; embeddings are often padded to a multiple of 128 rows."""
 
 MAX_SHARE_WITHOUT_MERGE = 0.01
 """Largest allowed fraction of a vocabulary's tokens that no merge of the tokenizer produces."""
 
 CALL_STATE = ("truncation", "padding")
-"""Settings in a tokenizer's backend that depend on the previous call."""
+"""Settings in a tokenizer's backend that change with every call of the tokenizer."""
 
 DOWNLOAD = "download the weights and config.json again"
 
@@ -51,15 +51,15 @@ def load_network(
     harmless: Collection[str] = (),
     **options: Any,
 ) -> Network:
-    """Load a network of ``transformers`` that takes each of its weights from the file.
+    """Load a network of ``transformers``, and check that the file contains every weight of the network.
 
     Args:
         network_class: class of the network.
         path: local folder or hub id.
         title: name of the network in error messages, such as "a CLIP model".
-        model_type: the required ``model_type`` in config.json; ``transformers`` would load a model of another type
-            with random weights.
-        harmless: parts of the names of weights that the network does not use; they may be missing or unknown.
+        model_type: the required ``model_type`` in config.json. Without this check, ``transformers`` would load a model
+            of another type with random weights.
+        harmless: parts of the names of weights that the network does not use; these weights may be missing or unknown.
         options: further arguments of ``network_class.from_pretrained``.
 
     Raises:
@@ -104,7 +104,7 @@ def check_loading_info(
     """Raise ValueError if weights of a network are missing, are unknown, or have a wrong shape.
 
     Args:
-        owner: the weights, for the error message, such as "the weights of the component 'unet'".
+        owner: description of the weights in the error message, such as "the weights of the component 'unet'".
         class_name: name of the network's class.
         loading_info: the second return value of ``from_pretrained(..., output_loading_info=True)``.
         unused: parts of the names of weights that may be missing.
@@ -196,7 +196,7 @@ def check_vocabulary(owner: str, tokenizer: PreTrainedTokenizerBase, embeddings:
     """Raise ValueError unless the text encoder has one embedding per token of the vocabulary, plus padding rows.
 
     Args:
-        owner: the tokenizer, for the error message, such as "the pipeline's tokenizer".
+        owner: description of the tokenizer in the error message, such as "the pipeline's tokenizer".
         tokenizer: the tokenizer.
         embeddings: number of token embeddings of the text encoder.
     """
@@ -239,6 +239,6 @@ def check_merges(owner: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def backend_content(tokenizer: Any) -> dict[str, Any]:
-    """Return the content of a fast tokenizer's ``tokenizer.json``, without the state of the previous call."""
+    """Return the content of a fast tokenizer's ``tokenizer.json``, without the settings of the previous call."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in content.items() if key not in CALL_STATE}

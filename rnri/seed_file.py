@@ -20,8 +20,8 @@ def write_seed_file(path: str | Path, tensors: Mapping[str, Tensor], settings: M
 
     Args:
         path: path of the file; its folder is created if it does not exist.
-        tensors: tensors by name; ``latents`` are the seeds.
-        settings: values that JSON can represent, by name.
+        tensors: maps names to tensors; the tensor ``latents`` contains the seeds.
+        settings: maps names to values that JSON can represent.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Reads text tables of images and captions: ``.csv`` with commas and quoting, ``.tsv`` with tabs, and ``.jsonl``.
 
-Every cell is read letter by letter: the texts ``NA`` and ``007`` are neither missing values nor numbers.
+Every cell remains a string: the texts ``NA`` and ``007`` are neither missing values nor numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TABS = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
-"""Options of Python's module ``csv`` for files with tabs, in which a quotation mark is an ordinary character."""
+"""Options of Python's module ``csv`` for tab-separated files, in which a quotation mark is an ordinary character."""
 
 
 def read_rows(path: Path) -> list[list[str]]:
@@ -38,11 +38,11 @@ def read_rows(path: Path) -> list[list[str]]:
 
 
 def read_columns(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the place (such as "row 3") and the cells of some columns of each row of a table with column names.
+    """Yield, for each row of a table, the row's position in the file (such as "row 3") and the cells of ``columns``.
 
     Args:
         path: ``.csv`` or ``.tsv`` table with a header, or ``.jsonl`` table with one object per line.
-        columns: names of the columns, by the setting that determines the name, which error messages show.
+        columns: maps the setting that determines a column's name to this name. Error messages show the settings.
 
     Raises:
         ValueError: the format is unknown, the file cannot be read, or a column does not exist.
@@ -97,7 +97,7 @@ def first_caption(captions: Any, place: str) -> str:
 
     Args:
         captions: a caption, a list of captions, or None.
-        place: file and row of the captions, for the error message.
+        place: file and row of the captions; the error message begins with this text.
 
     Raises:
         ValueError: a caption is neither a string nor None.

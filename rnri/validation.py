@@ -1,4 +1,4 @@
-"""Strict validation of dataclass fields by pydantic, with error messages of one line, and common field types."""
+"""Strict validation of dataclass fields by pydantic, with one-line error messages, and common field types."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ConfigError(ValueError):
 
     Attributes:
         key: dotted name of the invalid field, relative to the object that raises the error.
-        message: the rule that the value violates, and the value.
+        message: the rule that the invalid value violates, followed by the value.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -72,7 +72,7 @@ def dataclass(*, frozen: bool = False, kw_only: bool = False) -> Callable[[type[
 def dataclass(
     cls: type[T] | None = None, /, *, frozen: bool = False, kw_only: bool = False
 ) -> type[T] | Callable[[type[T]], type[T]]:
-    """Decorate a class as a strict ``pydantic.dataclasses.dataclass`` with error messages of one line.
+    """Decorate a class as a strict ``pydantic.dataclasses.dataclass`` with one-line error messages.
 
     An invalid field raises :class:`ConfigError` with the field's name, pydantic's message and the value. Errors that
     ``__post_init__`` raises are not changed.
@@ -98,7 +98,7 @@ def _strict_dataclass(cls: type[T], *, frozen: bool, kw_only: bool) -> type[T]:
 
 
 def _one_line(error: ValidationError, cls: type) -> Exception:
-    """Convert ``error`` to an exception with a message of one line that names the invalid field of ``cls``."""
+    """Convert ``error`` to an exception whose message is a single line and names the invalid field of ``cls``."""
     details = error.errors()[0]
     if not details["loc"]:  # raised by __post_init__
         return details["ctx"]["error"]
@@ -106,7 +106,7 @@ def _one_line(error: ValidationError, cls: type) -> Exception:
     first = details["loc"][0]
     locations = [entry["loc"] for entry in error.errors() if entry["loc"][0] == first]
     # A field whose type is a union has one error per member of the union. The location of each error contains
-    # pydantic's name of the member, which the message must not show.
+    # pydantic's name of the union member, which the message must not show.
     rest = locations[0][1:] if len(locations) == 1 else ()
     name = names[first] if isinstance(first, int) and first < len(names) else first
     if name not in names:
@@ -117,7 +117,7 @@ def _one_line(error: ValidationError, cls: type) -> Exception:
 
 
 def describe(error: ValidationError) -> str:
-    """Return pydantic's message for the first invalid value, and the value.
+    """Return pydantic's message for the first invalid value, followed by the value.
 
     For a field whose type is a union, the messages of all members of the union are joined by "or".
     """

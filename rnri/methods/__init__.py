@@ -1,6 +1,6 @@
 """Inversion methods. The class of each method that a module of this package registers is a public name of the package.
 
-A new module of this package needs no entry elsewhere: see :mod:`rnri.methods.registry`.
+A new module of this package does not have to be listed anywhere: :mod:`rnri.methods.registry` finds all modules.
 """
 
 from typing import Any

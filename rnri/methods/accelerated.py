@@ -29,7 +29,7 @@ def anderson_inverter(
     Args:
         nfe_per_step: mean number of network evaluations per inversion step.
         tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample.
-        parameterization: the predicted variable in which the solver iterates.
+        parameterization: the prediction in which the solver iterates, see :mod:`rnri.solvers.parameterization`.
         extra_evaluations: number of network evaluations of the whole inversion in addition to ``nfe_per_step`` per
             step.
     """

@@ -1,4 +1,4 @@
-"""Inversion of the ancestral sampler with kept noise: the sampler adds the same noise in inversion and sampling."""
+"""Inversion of the ancestral sampler with stored noise: sampling adds the same noise as the inversion assumed."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Ancestral(ImplicitInverter):
 
     A step of the ancestral sampler is a step of DDIM to the noise level ``sigma_down``, followed by the addition of
     noise: ``z_s = (z_t - B y(z_t, t)) / A + sigma_up n``, where ``sigma_down^2 + sigma_up^2 = sigma_s^2``. The noise
-    ``n`` of every step is drawn before the inversion and kept, as in the published code of RNRI and ReNoise. The step
-    equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` is then deterministic, and every solver can solve it. The
-    noises are stored as ``aux["noises"] [B,N,C,h,w]``. With these noises the sampler regenerates the latent, as exactly
-    as the equations are solved.
+    ``n`` of every step is drawn before the inversion and is stored, as in the published code of RNRI and ReNoise. The
+    step equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` is then deterministic, and every solver can solve it. The
+    noises are stored as ``aux["noises"] [B,N,C,h,w]``. With these noises the sampler regenerates the latent. The error
+    of the regenerated latent depends only on how exactly the step equations are solved.
 
     With ``correct_noise``, the noise of every step is replaced after the inversion by the noise with which the step
-    leads from ``z_t`` to ``z_s`` exactly: the noise correction of ReNoise (Garibi et al. 2024, arXiv 2403.14602). The
-    correction costs one more network evaluation per step. A last step to ``sigma_s = 0`` adds no noise and remains
-    inexact.
+    leads from ``z_t`` to ``z_s`` exactly. This is the noise correction of ReNoise (Garibi et al. 2024, arXiv
+    2403.14602). The correction costs one more network evaluation per step. A last step to ``sigma_s = 0`` adds no
+    noise, so that its error cannot be corrected.
 
     The noise is the same for every image, so that the result in float32 does not depend on the other images of the
     batch. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the deterministic
@@ -55,7 +55,7 @@ class Ancestral(ImplicitInverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """The ``nfe_per_step`` of ``ImplicitInverter``, and one more evaluation with ``correct_noise``."""
+        """The ``nfe_per_step`` of ``ImplicitInverter``, plus one network evaluation if ``correct_noise`` is True."""
         return super().nfe_per_step + self.correct_noise
 
     def check_schedule(self, schedule: Schedule) -> None:
@@ -141,7 +141,7 @@ def ancestral_schedule(schedule: Schedule) -> tuple[Schedule, Tensor]:
     "rnri_ancestral", paper="RNRI, Samuel et al. 2023, arXiv 2312.12540, ancestral sampler", requires="noise"
 )
 def rnri_ancestral() -> Ancestral:
-    """Return RNRI as in the authors' published code on the ancestral Euler sampler with kept noises."""
+    """Return RNRI as in the authors' published code, on the ancestral Euler sampler with stored noises."""
     return Ancestral(RNRISign(coordinates="euler"), initial_guess="scaled")
 
 

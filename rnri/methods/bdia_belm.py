@@ -28,11 +28,11 @@ class TwoStepSampler(Inverter):
     """Base class of samplers with the step ``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``.
 
     ``j`` is the index of the noise level, 0 at the clean end, and ``y`` is the prediction of the network. Solving the
-    equation for ``z_{j+1}`` inverts the sampler exactly, with one network evaluation per step. The first inversion
-    step, from ``z_0`` to ``z_1``, has no ``z_{-1}`` and is an explicit DDIM inversion step. The sampler returns to
-    ``z_0`` for any value of ``z_1``. The two noisiest latents are stored: the seed and ``aux["neighbor"]``. Every
-    inversion step divides by ``c_far``, which magnifies rounding errors; therefore the inversion is computed in
-    float64.
+    equation for ``z_{j+1}`` inverts the sampler exactly, with one network evaluation per step. For the first inversion
+    step, from ``z_0`` to ``z_1``, there is no latent ``z_{-1}``; this step is an explicit DDIM inversion step. The
+    sampler returns to ``z_0`` for any value of ``z_1``. The two noisiest latents are stored: the seed and
+    ``aux["neighbor"]``. Every inversion step divides by ``c_far``, which magnifies rounding errors; therefore the
+    inversion is computed in float64.
     """
 
     seed_only: ClassVar[bool] = False
@@ -103,8 +103,8 @@ class BDIA(TwoStepSampler):
     DDIM step from ``z_j`` to noise level ``k``.
 
     Attributes:
-        gamma: weight of the latent before the last one, in (0, 1]. Every inversion step magnifies rounding errors by
-            ``1 / gamma``; with 0.5 and 50 steps the total factor is 10^15.
+        gamma: weight of the latent before the last latent, in (0, 1]. Every inversion step magnifies rounding errors by
+            ``1 / gamma``; with ``gamma`` 0.5 and 50 steps, the rounding errors are magnified by 10^15 in total.
     """
 
     gamma: HalfOpenUnitInterval = 0.96

@@ -19,7 +19,7 @@ from rnri.validation import dataclass
 class FixedNfeInverter(ImplicitInverter):
     """An ``ImplicitInverter`` whose number of network evaluations is part of the method's definition.
 
-    ``ddim`` is one example: with more evaluations it would be the fixed-point iteration.
+    ``ddim`` is one example: with more evaluations per step, the method would be the fixed-point iteration.
     """
 
     def with_nfe(self, nfe: int) -> FixedNfeInverter:
@@ -55,8 +55,8 @@ def make_inversion(
         exact: whether the method is exact by construction. If True, all samples whose seed and auxiliary tensors are
             finite are marked as solved.
         seed_only: value of ``Inversion.seed_only``.
-        aux: tensors of ``Inversion.aux``; None for no tensors.
-        backward: number of backward passes, int64 ``[N,B]``; None for zeros.
+        aux: tensors of ``Inversion.aux``; None if there are no tensors.
+        backward: number of backward passes, int64 ``[N,B]``; None if there are no backward passes.
     """
     aux = aux or {}
     finite = torch.ones(len(seed), dtype=torch.bool)

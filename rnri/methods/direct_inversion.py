@@ -47,7 +47,7 @@ class DirectInversion(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the sampler, with the stored offset added after each step."""
+        """Return the clean latents ``[B,C,h,w]`` that are sampled with the stored offset added after each step."""
         z = inversion.seed
         for i in range(len(schedule)):
             z = ddim_step(z, predictor, schedule, i) + inversion.aux["offsets"][:, i]

@@ -26,17 +26,18 @@ class EDICT(Inverter):
         x' = a x + b eps(y);  y' = a y + b eps(x');  x = p x' + (1 - p) y';  y = p y' + (1 - p) x
 
     Here ``a = 1 / A`` and ``b = -B / A`` with the coefficients ``A`` and ``B`` of the DDIM step. As in the authors'
-    code, every second step, counted from the noisy end, updates ``y`` before ``x``. The last two equations, the mixing,
-    always begin with ``x``. The order of the updates depends on the index of the step in the schedule, which is the
-    same in sampling and inversion, so that any number of steps can be inverted. (Diffusers' community pipeline of EDICT
-    starts counting at the first sampling step and at the first inversion step, so that only an even number of steps can
-    be inverted.)
+    code, every second step, counted from the noisy end, updates ``y`` before ``x``. The last two equations are called
+    the mixing; the mixing always begins with ``x``. The order of the updates depends on the index of the step in the
+    schedule, which is the same in sampling and inversion, so that any number of steps can be inverted. (Diffusers'
+    community pipeline of EDICT counts the sampling steps from the first sampling step and the inversion steps from the
+    first inversion step, so that the pipeline can invert only an even number of steps.)
 
     Inverting the mixing divides by ``p`` twice per step, which magnifies rounding errors (0.93^-100 is about 1,400 for
     50 steps). Therefore the inversion is computed in float64. The final ``y`` is stored as ``aux["partner"]``.
 
     Attributes:
-        mix: the weight ``p`` of the mixing, in (0, 1]. With 1 the two latents are not mixed, and they drift apart.
+        mix: the weight ``p`` of the mixing, in (0, 1]. With ``mix`` 1, the two latents are not mixed, and the latents
+            drift apart.
     """
 
     mix: HalfOpenUnitInterval = 0.93

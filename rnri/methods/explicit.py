@@ -22,8 +22,8 @@ from rnri.validation import dataclass
 class ExplicitInverter(Inverter):
     """Base class of explicit inversion methods; a subclass implements ``trajectory``.
 
-    By default the method supports only flow-matching models, is not seed-only, and reconstructs with the schedule's own
-    sampler (Euler or DDIM).
+    By default an explicit method supports only flow-matching models, is not seed-only, and reconstructs with the
+    schedule's own sampler (Euler or DDIM).
 
     Attributes:
         title: name of the method in error messages.

@@ -21,12 +21,13 @@ from rnri.validation import dataclass
 @register_method("midpoint", paper="ours", requires="flow")
 @dataclass(frozen=True)
 class Midpoint(Inverter):
-    """Our method: solves the step equation of the midpoint sampler with an ``ImplicitInverter``.
+    """A method of this project: solves the step equation of the midpoint sampler with an ``ImplicitInverter``.
 
     The equation is ``z_t = z_s + (sigma_t - sigma_s) y(z_t)`` with the midpoint velocity ``y`` of
     ``MidpointPredictor``. Every solver, initial guess and NFE allocation of ``ImplicitInverter`` can be used. Each
-    evaluation of ``y`` costs two network evaluations, and is counted as two. The midpoint sampler is second-order, so
-    that seeds have a typical norm even with few steps. The inversion is exact if the equations are solved exactly.
+    evaluation of ``y`` needs two network evaluations, and is counted as two network evaluations. The midpoint sampler
+    is second-order. Therefore its seeds have a norm that is typical of Gaussian noise even with few steps. The
+    inversion is exact if the equations are solved exactly.
 
     Reconstruction needs the midpoint sampler; the pipeline's own Euler sampler does not regenerate the image from the
     seed. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the Euler sampler.
@@ -42,7 +43,7 @@ class Midpoint(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Twice the ``nfe_per_step`` of ``inverter``: each evaluation of ``y`` needs two network evaluations."""
+        """Twice the ``nfe_per_step`` of ``inverter``, because every velocity ``y`` needs two network evaluations."""
         return 2 * self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> Midpoint:

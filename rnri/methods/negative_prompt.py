@@ -22,9 +22,10 @@ from rnri.validation import dataclass
 class NegativePrompt(Inverter):
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807).
 
-    The source prompt is also the negative prompt, so that the guidance cancels out. For any guidance scale, the
-    reconstruction equals the reconstruction of DDIM inversion without guidance. When the prompt is edited, the image is
-    guided away from the source prompt. Only the source prompt has to be stored in addition to the seed.
+    The source prompt is also the negative prompt, so that guidance has no effect on the reconstruction. For any
+    guidance scale, the reconstruction equals the reconstruction of DDIM inversion without guidance. In an edit,
+    guidance leads from the source prompt towards the edited prompt. Only the source prompt has to be stored in addition
+    to the seed.
     """
 
     seed_only: ClassVar[bool] = False

@@ -48,7 +48,7 @@ def gnri() -> ImplicitInverter:
 
 @register_method("newton_naive", paper=f"{RNRI}, section 4")
 def newton_naive() -> ImplicitInverter:
-    """Return Newton's method for RNRI's scalar equation without the prior."""
+    """Return Newton's method for RNRI's scalar equation without the term of the prior."""
     return ImplicitInverter(RNRIPaper(prior_weight=0))
 
 

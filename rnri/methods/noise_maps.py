@@ -27,7 +27,7 @@ steps in order, from noisy to clean.
 
 @dataclass(frozen=True)
 class NoiseMaps(Inverter):
-    """Draws a noisy latent at every noise level and stores the noise maps with which the sampler generates them.
+    """Draws a noisy latent at every noise level, and stores noise maps with which the sampler generates these latents.
 
     The noisy latents are ``z_t = alpha_t z_0 + sigma_t n_t`` with independent noise ``n_t``. The noise map of a step is
     ``(z_s - mean) / deviation``, where ``mean`` and ``deviation`` belong to the sampler's step from ``z_t`` to ``z_s``.
@@ -55,7 +55,7 @@ class NoiseMaps(Inverter):
         """Return the step function of a new sampler; its first call must be for step 0, the noisiest step."""
 
     def stores_map(self, i: int, schedule: Schedule) -> bool:
-        """Return whether the noise map of step ``i`` is stored. If not, the noise map is zero."""
+        """Return whether the noise map of step ``i`` is stored; reconstruction replaces other noise maps by zeros."""
         return True
 
     @torch.no_grad()
@@ -91,9 +91,9 @@ class NoiseMaps(Inverter):
 
 
 def diffused(z0: Tensor, schedule: Schedule, seed: int) -> list[Tensor]:
-    """Return noisy latents ``alpha z_0 + sigma n`` at the noise level before every step, from noisy to clean.
+    """Return the noisy latents ``alpha z_0 + sigma n`` before every sampling step, from noisy to clean.
 
-    The noise ``n`` of each noise level is independent.
+    The noise ``n`` of each noise level is independent of the noise of the other levels.
     """
     draws = draw_noise(z0, len(schedule), seed)
     levels = zip(schedule.alpha.tolist(), schedule.sigma.tolist(), draws, strict=True)

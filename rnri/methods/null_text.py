@@ -40,16 +40,18 @@ class NullText(Inverter):
     first update whose loss is below ``threshold * (1 + 2 j)``.
 
     The authors use 50 steps. With fewer steps, ``j`` could be rescaled, so that learning rate and threshold reach the
-    same final values as with 50 steps. Rescaling increases the reconstruction error. At guidance 7.5, measured with
-    eight images and the small model ``emoji`` that ships with the repository, the latent MSE without and with rescaling
-    is 0.20 and 0.22 for 4 steps, 0.036 and 0.057 for 10 steps, and 1.2e-3 and 2.1e-3 for 20 steps.
+    same final values as with 50 steps. Rescaling increases the reconstruction error. The mean squared error of the
+    reconstructed latents is 0.20 without and 0.22 with rescaling for 4 steps, 0.036 without and 0.057 with rescaling
+    for 10 steps, and 1.2e-3 without and 2.1e-3 with rescaling for 20 steps. These errors were measured at guidance
+    scale 7.5 with eight images and the small model ``emoji`` that ships with the repository.
 
     Without guidance there is no negative embedding, and the method equals DDIM inversion.
 
     Attributes:
         iterations: maximum number of Adam updates per sampler step.
         learning_rate: learning rate of Adam at the noisiest sampler step.
-        threshold: loss below which the optimization of the noisiest sampler step stops.
+        threshold: loss below which the optimization at the noisiest sampler step stops; the threshold of later sampler
+            steps is larger, see above.
     """
 
     iterations: PositiveInt = 10
@@ -102,7 +104,7 @@ class NullText(Inverter):
     def _fit(
         self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
     ) -> tuple[Condition, Tensor, Tensor]:
-        """Return the optimized negative condition of step ``i``, and the numbers of evaluations.
+        """Return the optimized negative condition of step ``i``, and the numbers of network evaluations.
 
         The numbers are the forward evaluations and the backward passes of each sample, both int64 ``[B]``.
         """

@@ -21,14 +21,14 @@ class PromptAware(Inverter):
     """Adjusts the clean latent to the prompt, and inverts the adjusted latent with ``inverter``.
 
     The VAE's encoder does not depend on the prompt. The sampler may therefore be unable to generate the encoder's
-    latent with this prompt. With strong guidance, the residual of the solver then often stops decreasing, which does
-    not prove that no seed exists.
+    latent with this prompt. In this case, and with strong guidance, the residual of the solver often stops decreasing.
+    A residual that stops decreasing does not prove that no seed exists.
 
     The adjustment applies a function ``h`` to the latent ``iterations`` times. The function ``h`` adds noise for the
     ``steps`` cleanest steps of the schedule, and then removes the noise by sampling these steps with the prompt. The
     adjusted latent is the target of the reconstruction (``Inversion.z0``). The distance between the adjusted and the
     original latent is the error of this method. With more ``steps`` the inversion converges for more images, but the
-    distance is larger.
+    distance to the original latent is larger.
 
     The paper does not specify how noise is added. With ``noising="inversion"``, noise is added by explicit DDIM
     inversion steps, so that ``h`` hardly changes a latent that the sampler can already generate. With
@@ -36,10 +36,10 @@ class PromptAware(Inverter):
 
     The sampler generates the adjusted latent from the noisy latent of the last application of ``h``. With
     ``reuse=True``, the ``steps`` cleanest inversion steps are therefore already solved exactly, and ``inverter``
-    continues from this noisy latent. The equations of the cleanest steps are the most difficult ones. With
-    ``reuse=False``, the inversion starts at the adjusted latent, as in the paper, and solves all steps. The network
-    evaluations of the adjustment are counted in the rows of the ``steps`` cleanest steps, or in row 0 with
-    ``reuse=False``.
+    continues from this noisy latent. The equations of the cleanest steps, which are the most difficult equations, are
+    then not solved by ``inverter``. With ``reuse=False``, the inversion starts at the adjusted latent, as in the paper,
+    and solves all steps. The network evaluations of the adjustment are counted in the rows of ``Inversion.nfe`` that
+    belong to the ``steps`` cleanest steps, or in row 0 with ``reuse=False``.
 
     Attributes:
         inverter: inverts the adjusted latent.
@@ -77,9 +77,9 @@ class PromptAware(Inverter):
         return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError if ``schedule`` is not supported.
+        """Raise ValueError if ``inverter`` does not support ``schedule``.
 
-        With ``reuse``, also raise ValueError if ``inverter`` is not seed-only or the schedule has at most ``steps``
+        With ``reuse``, ValueError is also raised if ``inverter`` is not seed-only or the schedule has at most ``steps``
         steps.
         """
         if self.reuse and not self.inverter.seed_only:
@@ -160,7 +160,7 @@ class PromptAware(Inverter):
 
 
 def _sampled_path(noisy: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-    """Return ``noisy [B,C,h,w]`` and all latents that are sampled from ``noisy``, in the order from clean to noisy."""
+    """Return the latents ``[B,C,h,w]`` after each sampling step from ``noisy``, from clean to noisy, then ``noisy``."""
     path = [noisy]
     sample(noisy, predictor, schedule, on_step=lambda _, z: path.insert(0, z))
     return path

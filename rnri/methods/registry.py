@@ -28,7 +28,7 @@ class Method:
     Attributes:
         name: name of the method in ``rnri.invert(method=...)``, and of the method's config file in ``configs/method``.
         factory: function without arguments that returns the inverter; often the class of the inverter.
-        paper: authors, year and arXiv identifier of the paper; ``ours`` for unpublished methods.
+        paper: authors, year and arXiv identifier of the paper; ``ours`` for the unpublished methods of this project.
         requires: models that the method supports: ``any``, ``flow`` (only flow matching) or ``noise`` (only noise
             prediction).
     """
@@ -92,7 +92,7 @@ METHODS = MethodRegistry(seed_only=True)
 def register_method(
     name: str, factory: Callable[[], Inverter] | None = None, *, paper: str, requires: Requirement = "any"
 ) -> Any:
-    """Register an inversion method. Can also be used as a decorator of the method's class or factory function.
+    """Register an inversion method; without ``factory``, return a decorator for the method's class or factory function.
 
     ::
 
@@ -155,7 +155,7 @@ def methods_table() -> str:
 
 
 def _class_label(inverter: Inverter) -> str:
-    """Return the class name of ``inverter``, followed by the class name of its solver or inner inverter in brackets."""
+    """Return the class name of ``inverter``, and in brackets the class name of its solver or inner inverter."""
     inner = getattr(inverter, "solver", None) or getattr(inverter, "inverter", None)
     if inner is None:
         return type(inverter).__name__

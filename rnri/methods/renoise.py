@@ -17,5 +17,5 @@ def renoise() -> ImplicitInverter:
 
 @register_method("renoise_one_window", paper=f"variant of {RENOISE}")
 def renoise_one_window() -> ImplicitInverter:
-    """Return ReNoise without the separate averaging window for the cleanest inversion steps."""
+    """Return ReNoise with the same averaging window for all inversion steps, also for the cleanest steps."""
     return ImplicitInverter(ReNoise(clean_below=0))

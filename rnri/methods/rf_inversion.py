@@ -36,12 +36,12 @@ class RFInversion(ExplicitInverter):
     which is stored as ``aux["clean"]``. Therefore the method is not seed-only.
 
     Attributes:
-        gamma: strength of the steering towards ``y1`` in the inversion. 0 is the explicit Euler method; with 1 the
-            inversion ends at ``y1``.
+        gamma: strength of the steering towards ``y1`` in the inversion. With ``gamma`` 0, the inversion is the explicit
+            Euler method; with ``gamma`` 1, the inversion ends at ``y1``.
         eta: strength of the steering towards ``z_0`` in the steered steps of the reconstruction.
         start: first steered step of the reconstruction, as a fraction of the schedule from its noisy end.
-        stop: end of the steered steps, as a fraction of the schedule from its noisy end. The paper steers 7 of 28
-            steps.
+        stop: end of the steered steps, as a fraction of the schedule from its noisy end. The paper steers the first 7
+            of 28 reconstruction steps.
         seed: random seed of ``y1``, which is the same for every image.
     """
 

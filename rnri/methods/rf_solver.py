@@ -25,8 +25,8 @@ class RFSolver(ExplicitInverter):
 
     Inversion and reconstruction use the same step ``z <- z + h v(z + h/2 v(z, sigma), sigma + h/2)``, where ``h`` is
     the change of sigma. The paper writes this step as a second-order Taylor expansion, whose derivative is a finite
-    difference over half a step; both formulas are equal. Reconstruction needs the midpoint sampler; the pipeline's own
-    Euler sampler does not regenerate the image from the seed.
+    difference over half a step; the formula of the paper is equal to the formula above. Reconstruction needs the
+    midpoint sampler; the pipeline's own Euler sampler does not regenerate the image from the seed.
     """
 
     title: ClassVar[str] = "RF-Solver"

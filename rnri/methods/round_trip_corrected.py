@@ -20,7 +20,7 @@ from rnri.validation import ConfigError, HalfOpenUnitInterval, dataclass
 
 @dataclass(frozen=True)
 class RoundTripCorrected(Inverter):
-    """Our method: inverts, samples, shifts the target by a fraction of the error, and inverts again.
+    """A method of this project: inverts, samples, shifts the target by a fraction of the error, and inverts again.
 
     The target of each sample is updated by::
 
@@ -28,9 +28,10 @@ class RoundTripCorrected(Inverter):
 
     Here ``G`` is the inversion by ``inverter`` and ``F`` is the sampler. The first target is ``z_0``, and the update is
     repeated ``rounds`` times. The result is, for each sample, the seed with the smallest error ``z_0 - F(G(target))``.
-    Under strong guidance the sampler magnifies the remaining residuals up to a thousandfold. More network evaluations
-    do not help if the equation of an inversion step has no solution nearby. For a slightly different target, such a
-    solution often exists. A damping of 1 overshoots; the reconstruction error is smaller with 0.5.
+    Under strong guidance the sampler magnifies the remaining residuals of the inversion steps up to a thousandfold.
+    More network evaluations do not reduce the residual of an inversion step whose equation has no solution near the
+    initial guess. For a slightly different target, such a solution often exists. With ``damping`` 1 the target is
+    shifted too far; the reconstruction error is smaller with 0.5.
 
     A sample whose error is at most ``tolerance`` uses no further network evaluations. A round costs one inversion and,
     for the sampler, one network evaluation per step.
@@ -40,7 +41,7 @@ class RoundTripCorrected(Inverter):
         rounds: number of rounds after the first inversion; with 0 the seed is not corrected and only its error is
             measured.
         damping: fraction of the error by which the target is shifted, in (0, 1].
-        tolerance: mean square of ``z_0 - F(G(target))`` at or below which a sample is not corrected further.
+        tolerance: a sample is not corrected further if the mean square of ``z_0 - F(G(target))`` is at most this value.
     """
 
     inverter: Inverter
@@ -79,7 +80,7 @@ class RoundTripCorrected(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``. ``Inversion.z0`` contains the shifted targets of the returned seeds.
+        """Return the seeds of ``z0 [B,C,h,w]``; ``Inversion.z0`` contains the shifted targets of these seeds.
 
         ``Inversion.nfe`` includes the network evaluations of all rounds and of the sampler. ``on_step`` is called after
         the last round, with the latents of the trajectories that end at the returned seeds.

@@ -20,11 +20,11 @@ from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 @register_method("sdedit", paper="SDEdit, Meng et al. 2022, arXiv 2108.01073")
 @dataclass(frozen=True)
 class SDEdit(Inverter):
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise and samples the cleanest steps of the schedule.
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise, and samples with the cleanest steps of the schedule.
 
     ``invert`` only adds noise, which needs no network evaluation. The image that is sampled from the noisy latent is
-    similar to the input image; the similarity decreases with larger ``strength``. SDEdit is the baseline without an
-    inversion.
+    similar to the input image; the similarity decreases with larger ``strength``. In the experiments, SDEdit is the
+    baseline without an inversion.
 
     Attributes:
         strength: fraction, in (0, 1], of the schedule's steps that are sampled. The number of steps is rounded to the

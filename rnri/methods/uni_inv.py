@@ -1,4 +1,4 @@
-"""Uni-Inv: one network evaluation per step, at an extrapolated latent."""
+"""Uni-Inv: inversion with one network evaluation per step, at an extrapolated latent."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class UniInv(ExplicitInverter):
     method also applies to DDIM. Reconstruction uses the schedule's own sampler (Euler or DDIM), so that the method is
     seed-only. The inversion is not exact, because each step equation is solved with only one evaluation.
 
-    As in the authors' code, the first inversion step starts at noise level 0, also if the last step of a DDIM sampler
-    ends at a small noise level (0.029 for Stable Diffusion). The alternative, a start at that noise level, has a higher
-    latent MSE: 3.0e-3 instead of 2.3e-3 with 10 steps, and 7.0e-4 instead of 5.3e-4 with 20 steps, measured with 16
-    images and the small model ``emoji`` that ships with the repository.
+    As in the authors' code, the first inversion step starts at noise level 0, even if the last step of a DDIM sampler
+    ends at a small noise level (0.029 for Stable Diffusion). If the first inversion step started at that noise level
+    instead, the mean squared error of the reconstructed latents would be higher: 3.0e-3 instead of 2.3e-3 with 10
+    steps, and 7.0e-4 instead of 5.3e-4 with 20 steps, measured with 16 images and the small model ``emoji`` that ships
+    with the repository.
     """
 
     title: ClassVar[str] = "Uni-Inv"
