@@ -29,6 +29,7 @@ def _targets(node) -> list[str]:
     return [target for item in node for target in _targets(item)] if isinstance(node, list) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiment_composes_and_its_targets_exist(experiment):
     config = composed(f"experiment={experiment}")
@@ -40,6 +41,7 @@ def test_experiment_composes_and_its_targets_exist(experiment):
         assert callable(get_object(target)), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_option_composes(group):
     for option in options(group):

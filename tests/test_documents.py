@@ -126,6 +126,7 @@ def test_commands_of_every_kind_are_collected():
     } <= pages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINING, ids=str)
 def test_training_command_composes(command):
     words = command.words[command.words.index("train.py") + 1 :]
@@ -179,6 +180,7 @@ HOW_TO = [page for page in PAGES if page.name.startswith("add_")]
 """Pages whose code is executed by a test of their own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in HOW_TO], ids=str)
 def test_python_example_runs(page):
     for block in blocks(page, "python"):

@@ -10,6 +10,7 @@ from benchmarks import gpu
 ARGV = ["gpu", "--device", "cpu", "--models", "emoji_lcm", "--batches", "1", "--dtypes", "float32"]
 
 
+@pytest.mark.slow
 def test_accurate_device_passes(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ARGV)
     assert gpu.main() == 0

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import peers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", peers.PAIRS)
 def test_both_compute_the_same_with_equal_evaluations(name):
     result = peers.measure(name, 2, 1 if name == "reno" else 2, repeats=1)
@@ -16,6 +17,7 @@ def test_both_compute_the_same_with_equal_evaluations(name):
     assert result.theirs_ms > 0 and result.ours_ms > 0 and result.ratio > 0
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_path):
     path = tmp_path / "peers.json"
     options = ["--pairs", "ddim", "--batches", "1", "2", "--steps", "2", "--repeats", "1", "--json", str(path)]

@@ -28,6 +28,7 @@ def test_memory_is_the_peak_of_live_tensors():
     assert memory.current == 0
 
 
+@pytest.mark.slow
 def test_checkpointed_memory_grows_by_one_latent_per_step(networks):
     few, many = (Bench(*networks, Case("checkpoint", 1, steps, 1.0, 1)).memory() for steps in (3, 9))
     assert many - few <= 6 * 8 * 4 * 16 * 16  # float64
@@ -44,6 +45,7 @@ def test_bare_seconds_count_the_actual_calls(networks, mode, nfe):
     assert bench.bare_seconds(counts, 1) == forward + 1000 * both
 
 
+@pytest.mark.slow
 def test_measurements_are_positive(networks):
     result = measure(Case("last2", 2, 3, 1.0, 1), *networks)
     assert result["seconds"] > 0 and result["ratio"] > 0 and result["memory"] > 0

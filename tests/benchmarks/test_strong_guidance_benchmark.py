@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 
+import pytest
 import torch
 
 from benchmarks import strong_guidance
@@ -11,6 +12,7 @@ from rnri.solvers.implicit import ImplicitStep
 from tests.problems import gaussian, schedule
 
 
+@pytest.mark.slow
 def test_command_prints_one_line_per_candidate(monkeypatch, capsys):
     options = ["--candidates", "starts", "--drawings", "1", "--steps", "2", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["strong_guidance", *options])

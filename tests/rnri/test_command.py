@@ -11,6 +11,8 @@ import rnri
 from rnri.__main__ import app
 from rnri.captions import read_captions
 
+pytestmark = pytest.mark.slow
+
 FAST = ["--steps", "3"]
 
 

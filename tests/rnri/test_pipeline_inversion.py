@@ -13,6 +13,8 @@ import rnri
 from rnri.image_batch import as_images
 from rnri.pipeline_inversion import psnr
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a drawing of a camel", "a drawing of a fox"]
 
 

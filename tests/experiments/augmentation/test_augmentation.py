@@ -42,6 +42,7 @@ def rows(run):
     return json.loads((folder / "results.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_table_starts_with_the_references_alone(run, rows):
     _, finished = run
     assert rows[0]["method"] == "references only"
@@ -49,6 +50,7 @@ def test_table_starts_with_the_references_alone(run, rows):
     assert "| references only |" in finished.stdout
 
 
+@pytest.mark.slow
 def test_gain_is_relative_to_the_references_alone(rows):
     for row in rows:
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
@@ -56,6 +58,7 @@ def test_gain_is_relative_to_the_references_alone(rows):
         assert row["gain_low"] <= row["gain"] <= row["gain_high"]
 
 
+@pytest.mark.slow
 def test_rows_count_images_concepts_and_trainings(rows):
     for row in rows:
         has_images = row["method"] != "references only"
@@ -64,6 +67,7 @@ def test_rows_count_images_concepts_and_trainings(rows):
         assert ("generated_accuracy" in row) == has_images
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_mean_over_the_samples(run, rows):
     samples = pd.read_parquet(run[0] / "samples.parquet")
     assert len(samples) == len(METHODS) * 2 * rows[0]["n"]
@@ -71,11 +75,13 @@ def test_accuracy_is_the_mean_over_the_samples(run, rows):
         assert samples[samples["method"] == row["method"]]["correct"].mean() == pytest.approx(row["accuracy"])
 
 
+@pytest.mark.slow
 def test_run_writes_table_figures_and_images(run):
     for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png", "images/tail.png"):
         assert (run[0] / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_other_training_settings_reuse_the_images(run):
     folder, _ = run
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
@@ -114,6 +120,7 @@ def stripes(vertical: bool, n: int) -> torch.Tensor:
     return (lines if vertical else lines.T).byte().expand(n, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_training_learns_the_classes_and_is_reproducible():
     few_shot = FewShot(
         partial(timm.create_model, "resnet10t", channels=[8, 16, 16, 16], stem_width=8), 32, 40, 16, 4e-3, 0

@@ -16,10 +16,10 @@ COMMANDS = [Path("train.py"), Path("tools/__init__.py"), *sorted(Path("benchmark
 """Commands outside of the package ``experiments``, and the modules that they share."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONIOENCODING": "latin-1"},
         {"PYTHONIOENCODING": "ascii:strict"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],

@@ -51,6 +51,7 @@ def read(captions: list[str]) -> list[str]:
     return [f" {b' '.join(piece).decode()} " for piece in pieces]
 
 
+@pytest.mark.slow
 def test_words_are_normalized_independently_of_neighbors():
     """Every assigned character of Unicode at the start and at the end of a caption, next to letters."""
     scalars = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]

@@ -46,12 +46,14 @@ def test_designers_and_splits_of_every_concept(drawings):
         assert splits["reference"] == 3 and splits["fid"] >= 1 and splits["corpus"] >= 3
 
 
+@pytest.mark.slow
 def test_captions_show_only_corpus_drawings(drawings, captions):
     corpus = {row["image_id"] for row in drawings.rows if row["split"] == "corpus"}
     assert set(captions["image_id"]) <= corpus
     assert len(captions) == pytest.approx(250_000, rel=0.02)
 
 
+@pytest.mark.slow
 def test_captions_are_rebuilt_exactly(drawings, captions):
     assert build_emoji.captions(sorted(drawings.rows, key=lambda row: row["image_id"])) == captions.to_dict()
 

@@ -16,6 +16,7 @@ def prepared(folder, *overrides):
     return setup(config)[0]
 
 
+@pytest.mark.slow
 def test_method_of_another_model_family_is_skipped_with_a_reason(tmp_path):
     task = prepared(tmp_path, "experiment=reconstruction", "model=emoji_flow")
     assert list(task.skipped) == ["ledits"]

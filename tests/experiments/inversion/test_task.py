@@ -21,6 +21,8 @@ from tests.commands import composed, forked
 from tests.experiments.evaluation.test_lpips import random_weights
 from tests.experiments.tiny_configs import Squares, clip, run_to_end, tiny, tiny_classifier, tiny_emoji_classifier
 
+pytestmark = pytest.mark.slow
+
 
 def setting(**options: object) -> str:
     """Return a setting of three steps for the command line."""

@@ -45,6 +45,7 @@ def loaded_once():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.usefixtures("loaded_once")
 def test_every_experiment_has_a_plan(experiment, tmp_path, capsys):

@@ -19,6 +19,8 @@ from seedselect import BestOf, Generation, LocalSearch, SeedSelect, Targets
 from tests.commands import composed
 from tests.experiments.tiny_configs import Squares, clip, run_to_end, tiny, tiny_classifier
 
+pytestmark = pytest.mark.slow
+
 INVERTER = ImplicitInverter(FixedPoint(2))
 LOSS = SeedSelect(1, step_weights=(0.3, 0.7))
 ARMS = {

@@ -43,6 +43,7 @@ def written(folder, *parts):
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_finished_units(tmp_path, breaking):
     arms = {"plain": PLAIN, "nao": NAO}
     model = tiny()

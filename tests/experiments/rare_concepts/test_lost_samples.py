@@ -66,6 +66,7 @@ def lossy(tmp_path_factory):
     return run_to_end(rare_concepts(tmp_path_factory.mktemp("lossy"), arms, model=partial(tiny, kind=OneBadSeed)))
 
 
+@pytest.mark.slow
 def test_lost_sample_does_not_change_other_images(lossy, tmp_path):
     complete = run_to_end(rare_concepts(tmp_path, {"plain": PLAIN, "nao": NAO}))
     actual, expected = images(lossy, "plain"), images(complete, "plain")
@@ -98,6 +99,7 @@ def test_lost_sample_is_wrong_and_has_no_prediction(lossy):
     assert samples["finite"].sum() == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [NAO, SELECT], ids=["nao", "seedselect"])
 def test_concept_without_finite_seeds_is_the_only_one_lost(tmp_path, arm):
     task = run_to_end(rare_concepts(tmp_path, {"arm": arm}, model=partial(tiny, kind=OneBadReference)))

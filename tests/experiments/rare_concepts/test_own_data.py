@@ -53,6 +53,7 @@ def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
     return composed(*options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_main_job_on_a_stable_diffusion_checkpoint(files, checkpoint):
     """Images have the checkpoint's size, which need not be square."""

@@ -10,6 +10,8 @@ from experiments.rare_concepts.seed_geometry import norm_figure
 from tests.commands import run_in_process
 from tests.experiments import tiny_configs as small
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
          "~task.inversions.aidi", "~task.inversions.rnri"]  # fmt: skip
 OPERATIONS = {

@@ -66,6 +66,7 @@ def images(task) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_main_job_gives_the_same_images_as_on_the_cpu(tmp_path):
     expected = images(run_to_end(rare_concepts(tmp_path / "cpu", ARMS, **FEW)))
     with fake_device():

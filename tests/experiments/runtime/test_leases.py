@@ -158,6 +158,7 @@ def test_lost_mount_raises_and_nothing_is_written_below_it(tmp_path, monkeypatch
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.slow
 def test_random_kills_neither_lose_nor_duplicate_units(tmp_path):
     summary = stress_units(tmp_path, kills=6, processes=3, units=40, pause=0.1, seed=1)
     assert summary.kills == 6 and summary.passed, summary

@@ -69,6 +69,7 @@ def test_duplicate_names_are_rejected():
         register_method("ddim", ALL_METHODS["aidi"].factory, paper="none")
 
 
+@pytest.mark.slow
 def test_name_of_a_method_that_is_not_imported_yet_is_rejected():
     register = "import rnri; rnri.register_method('edict', rnri.ImplicitInverter, paper='none')"
     result = subprocess.run([sys.executable, "-c", register], capture_output=True, text=True, check=False)
@@ -85,6 +86,7 @@ def test_registered_method_is_accepted_until_unregistered():
     assert "toy" not in METHODS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     ["import rnri, nao, seedselect", "import rnri.validation, rnri.solvers, rnri.methods, rnri.inversion"],
