@@ -27,7 +27,9 @@ def main(
     ],
     prompt: Annotated[
         str | None,
-        typer.Argument(help="Prompt of the image file. Leave out PROMPT for a folder or a table with its own prompts."),
+        typer.Argument(
+            help="Prompt of the image file. Leave the prompt out for folders and tables, which have prompts."
+        ),
     ] = None,
     model: Annotated[str, option("Checkpoint: folder in the format of diffusers, or Hub id (owner/name).")] = str(
         DEFAULT_MODEL
@@ -47,14 +49,14 @@ def main(
     ] = "auto",
     dtype: Annotated[str, option("Data type of the model: float32, bfloat16, float16 or auto.")] = "auto",
     batch_size: Annotated[int, option("Number of images that are inverted together.")] = 4,
-    image_column: Annotated[str, option("Name of the column with the image files if SOURCE is a table.")] = "image",
-    prompt_column: Annotated[str, option("Name of the column with the prompts if SOURCE is a table.")] = "caption",
+    image_column: Annotated[str, option("Name of the column with the image files if the source is a table.")] = "image",
+    prompt_column: Annotated[str, option("Name of the column with the prompts if the source is a table.")] = "caption",
     edit_column: Annotated[
-        str | None, option("Name of the column with the edited prompts if SOURCE is a table.")
+        str | None, option("Name of the column with the edited prompts if the source is a table.")
     ] = None,
     images: Annotated[
         Path | None,
-        option("Folder of the image files if SOURCE is a table. The default is the folder that contains the table."),
+        option("Folder of the image files if the source is a table; the default is the folder of the table."),
     ] = None,
 ) -> None:
     """Invert images to seeds, reconstruct the images from the seeds, and report the PSNR of the reconstructions.

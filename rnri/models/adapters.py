@@ -25,7 +25,7 @@ IGNORED_WEIGHTS = ("dora_scale", ".diff", "position_embedding")
 """Parts of the names of weights in files of LoRAs that diffusers ignores with a warning."""
 
 TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder).*(lora_down|lora\.down|lora_A|lora_linear_layer\.down)")
-"""Names of the weights, one per layer, with which a LoRA changes text encoders."""
+"""Pattern of the names of LoRA weights that belong to text encoders; it matches one weight per layer."""
 
 
 def check_scheduler_name(name: str | None) -> None:
@@ -77,7 +77,7 @@ def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only
 
 
 def _read_file(path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]:
-    """Return the tensors in the file of a LoRA under the names in the file."""
+    """Return the tensors of a LoRA by the names in its file."""
     return _fetch_state_dict(
         str(path),
         weight_name=None,
@@ -95,7 +95,7 @@ def _read_file(path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]
 
 
 def _convert(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA under diffusers' names, as ``load_lora_weights`` converts them."""
+    """Return the tensors of a LoRA by the names to which diffusers' ``load_lora_weights`` converts the file's names."""
     is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
     options = {"unet_config": pipeline.unet.config} if is_xl else {}
     converted = pipeline.lora_state_dict(str(path), local_files_only=local_files_only, **options)
@@ -141,7 +141,7 @@ def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def _module_name(component: str, name: str) -> str:
-    """Return the name of a module with its component; some versions of CLIP add ``text_model``."""
+    """Return a module's name, beginning with its component, without the ``text_model`` of some versions of CLIP."""
     return f"{component}.{name.removeprefix('text_model.')}"
 
 

@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline; its folder is checked before the weights are read."""
+"""Load a diffusers pipeline; the files of the checkpoint folder are checked before the weights are read."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _load_index(source: str, local_files_only: bool, revision: str | None) -> di
 
 
 def _omitted_components(index: Mapping[str, object]) -> dict[str, object]:
-    """Return ``{name: None}`` for the components that are not loaded.
+    """Return a dict that maps the name of each component that is not loaded to None.
 
     diffusers must receive these components as arguments even if ``model_index.json`` marks them as absent, for example
     the T5 text encoder of Stable Diffusion 3.
@@ -101,7 +101,7 @@ def _download(source: str, omitted: Mapping[str, object], **options: object) -> 
 def _load_networks(
     folder: Path, index: Mapping[str, Any], variant: str | None, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
-    """Load each network separately, to check for missing and unknown weights; return the networks by name."""
+    """Load each network separately, so that missing and unknown weights are found; return the networks by name."""
     networks = {}
     for name in component_names(index):
         library, class_name = index[name]
@@ -113,7 +113,7 @@ def _load_networks(
                 folder / name,
                 variant=available_variant(folder, name, variant),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # check_loading_info reports them by name
+                ignore_mismatched_sizes=True,  # check_loading_info raises an error with the names of these weights
                 local_files_only=True,
                 dtype=dtype,
             )

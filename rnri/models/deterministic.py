@@ -1,4 +1,4 @@
-"""A diffusers scheduler with the steps that inversion inverts, so that a pipeline call reproduces an inverted image."""
+"""A diffusers scheduler with which a pipeline call reproduces an inverted image, because it has the inverted steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rnri.models.unet import to_noise
 
 
 class DeterministicScheduler(SchedulerMixin, ConfigMixin):
-    """A diffusers scheduler whose steps are the steps of ``Schedule.from_scheduler(source, ...)``, which are inverted.
+    """A diffusers scheduler whose steps equal the steps of ``Schedule.from_scheduler(source, ...)``.
 
-    This scheduler has no step counter, does not scale latents or model inputs, and computes each step in float64. Its
-    config equals the config of ``source``.
+    Inversion inverts exactly these steps. This scheduler has no step counter, does not scale latents or model inputs,
+    and computes each step in float64. Its config equals the config of ``source``.
 
     Args:
         source: a diffusion scheduler that ``Schedule.from_scheduler`` supports, except flow-matching schedulers;
@@ -47,7 +47,7 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Set the number of sampling steps and compute the timesteps.
 
-        LCM's pipeline also passes ``original_inference_steps``; it must equal the value in the scheduler's config.
+        LCM's pipeline also passes ``original_inference_steps``, which must equal the value in the scheduler's config.
         """
         config_value = self.config.get("original_inference_steps")
         if original_inference_steps not in (None, config_value):
@@ -67,7 +67,7 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """Return the latent after the step at ``timestep``, in the dtype of ``sample [B,C,h,w]``.
 
-        ``return_dict=False`` returns a tuple of this latent and the estimate of the clean latent.
+        With ``return_dict=False``, the method returns a tuple of this latent and the estimate of the clean latent.
         """
         schedule = cast(Schedule, self.schedule)  # pipelines call set_timesteps first
         i = int((schedule.timesteps == int(timestep)).nonzero())

@@ -1,6 +1,6 @@
 """Read from a diffusers scheduler its table of noise levels, its timesteps, and the noise level after each step.
 
-The values are not recomputed from the scheduler's config: a copy of the scheduler computes them. A scheduler is
+A copy of the scheduler computes these values, so that they equal the values that a pipeline uses. A scheduler is
 rejected if deterministic DDIM or Euler steps cannot reproduce its steps.
 """
 
@@ -41,8 +41,8 @@ from rnri.validation import first_line
 ALPHA_BAR_FLOOR = 2.0**-40
 """Value that replaces ``alpha_bar = 0`` at the last timestep of a zero-terminal-SNR schedule.
 
-For ``alpha_bar = 0`` a DDIM step would divide by zero. With latents in float64 the replacement changes a sample by a
-relative amount of about 1e-6.
+For ``alpha_bar = 0`` a DDIM step would divide by zero. With latents in float64 the replacement changes a sampled latent
+by a relative amount of about 1e-6.
 """
 
 FIXED_STRIDE_SCHEDULERS = (
@@ -64,7 +64,7 @@ def base_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Return True for every flow-matching scheduler, including schedulers that are not supported."""
+    """Return whether ``scheduler`` is a flow-matching scheduler, which may be one that inversion does not support."""
     return type(scheduler).__name__.startswith("FlowMatch")
 
 
@@ -105,7 +105,7 @@ def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raise ValueError if a diffusion scheduler is not supported for any number of steps.
+    """Raise ValueError if a diffusion scheduler is unsupported, whichever number of steps is chosen.
 
     Raises:
         ValueError: the scheduler has no betas; the scheduler clips the latent at every step; or the network predicts
@@ -201,7 +201,8 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixi
 def _integer_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor, steps: int) -> Tensor:
     """Return ``timesteps`` as int64 ``[N]``; raise ValueError unless the values are descending indices of ``table``."""
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
-        # For some step counts, such as 61, rounding appends a spurious -1 to diffusers' trailing spacing.
+        # For some numbers of steps, such as 61, diffusers' trailing spacing ends with a wrong timestep -1 due to
+        # rounding.
         timesteps = timesteps[timesteps >= 0]
     check_timesteps(scheduler, timesteps, table, steps)
     return timesteps.long()

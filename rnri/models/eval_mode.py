@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 _PREPARED: ContextVar[frozenset[nn.Module]] = ContextVar("prepared", default=frozenset())
-"""The networks of the ``eval_no_grad`` blocks that the current code is inside of."""
+"""The networks that enclosing ``eval_no_grad`` blocks have already put in evaluation mode."""
 
 
 @contextmanager
@@ -19,10 +19,10 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
 
     Training modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients with respect to
     the inputs are still computed. A backward pass that recomputes the forward pass must enter the ``with`` block again.
-    The modes and flags are read on every entry, so changes that the user makes between two entries are preserved.
-    An entry inside a block of the same modules does nothing, because reading all modes and flags takes about a
-    hundredth of the time of a small network. An inversion or a sampling is therefore one block around all its network
-    evaluations.
+    The modes and flags are read on every entry, so changes that the user makes between two entries are preserved. If
+    ``eval_no_grad`` is entered again inside a block for the same modules, it does nothing: reading all modes and flags
+    takes about a hundredth of the running time of a small network. Inversion and sampling therefore enter one block
+    around all their network evaluations.
     """
     prepared = _PREPARED.get()
     modules = tuple(module for module in modules if module not in prepared)
@@ -44,15 +44,15 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = True
         for weight in weights:
-            with torch.inference_mode(weight.is_inference()):  # elsewhere the flag of an inference tensor is read-only
+            with torch.inference_mode(weight.is_inference()):  # otherwise the flag of an inference tensor is read-only
                 weight.requires_grad = True
 
 
 def _submodules(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
     """Return ``modules`` and all their submodules; a submodule with two parents may appear twice.
 
-    ``nn.Module.modules()`` also builds the name of each submodule and is ten times slower. The speed matters because
-    this function is called in every network evaluation outside of an inversion or a sampling.
+    ``nn.Module.modules()`` also builds the name of each submodule and is ten times slower than this function. The speed
+    matters because this function is called in every network evaluation that is not part of an inversion or a sampling.
     """
     result = list(modules)
     for module in result:  # the list grows during the loop

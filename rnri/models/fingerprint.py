@@ -1,4 +1,4 @@
-"""Fingerprint of a checkpoint: a hash of everything that changes the model's output, not of the file location."""
+"""Fingerprint of a checkpoint: a hash of all weights and settings that change the model's output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 FREE_U = ("b1", "b2", "s1", "s2")
 TILING_FLAGS = ("use_tiling",)
 EQUIVALENT_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FusedAttnProcessor2_0")
-"""Attention processors that compute the same result; the choice among them does not change the fingerprint."""
+"""Attention processors that compute the same result; replacing one by another does not change the fingerprint."""
 OFFLOAD_HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "lazy_leafs", "layer_execution_tracker")
 """Names of diffusers hooks that move weights between devices and do not change the model's output."""
 OFFLOAD_PREFIX = "accelerate."
@@ -38,7 +38,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def runtime_flags(module: nn.Module) -> dict[str, object]:
-    """Return the settings of a loaded network that change the network's output but are neither weights nor config.
+    """Return those settings of a loaded network that change the network's output but are neither weights nor config.
 
     These settings are adapters, FreeU, attention processors, hooks and tiling. The settings are read from attributes of
     ``peft`` layers, of diffusers' attention processors and of diffusers' blocks, without importing ``peft`` or
@@ -122,7 +122,7 @@ def _qualified_name(instance: object) -> str:
 
 
 def _adapters(module: Any) -> dict[str, object]:
-    """Return the active and merged adapters (LoRAs) of one layer and the scales of the active ones."""
+    """Return the active and merged adapters (LoRAs) of one layer, and the scales of the active adapters."""
     if not hasattr(module, "active_adapters") or not hasattr(module, "scaling"):
         return {}
     active = [] if getattr(module, "disable_adapters", False) else list(module.active_adapters)

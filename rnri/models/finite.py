@@ -1,4 +1,4 @@
-"""Errors for latents and images that are not finite, which pipelines would convert to black images."""
+"""Raises errors for latents and images that are not finite; pipelines would return black images instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 def check_finite_latents(latents: Tensor) -> None:
     """Raise ValueError if ``latents`` has an element that is not finite."""
     if not latents.isfinite().all():
-        raise ValueError("the sampled latents are not finite: the network overflows; use a pipeline in float32.")
+        raise ValueError(
+            "the sampled latents are not finite: the network overflows; load the pipeline in float32 "
+            "(torch_dtype=torch.float32)."
+        )
 
 
 @contextmanager
@@ -22,7 +25,9 @@ def finite_decoding(vae: nn.Module) -> Iterator[None]:
     def check(decoder: nn.Module, inputs: tuple[Any, ...], images: Tensor) -> None:
         check_finite_latents(inputs[0])
         if not images.isfinite().all():
-            raise ValueError("the decoded images are not finite: the VAE overflows; use a VAE in float32.")
+            raise ValueError(
+                "the decoded images are not finite: the VAE overflows; convert the VAE to float32 (pipe.vae.float())."
+            )
 
     decoder: Any = vae.decoder
     handle = decoder.register_forward_hook(check)

@@ -53,7 +53,8 @@ class FluxDenoiser(GuidedDenoiser):
         return (self.transformer,)
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        # Cast to the network's dtype first, then divide, as the pipeline does. In half precision the order matters.
+        # As in the pipeline, the timestep is converted to the network's dtype before the division. In half precision
+        # the result depends on this order.
         timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 RUNTIME_OPTIONS = ("use_slicing", "use_tiling")
-"""Attributes of a diffusers autoencoder that are neither weights nor config and are copied to the float32 copy.
+"""Attributes of a diffusers autoencoder, neither weights nor config, that the float32 copy takes over.
 
-Attributes whose names start with ``tile_`` (the tile sizes) are copied, too.
+The float32 copy also takes over all attributes whose names start with ``tile_`` (the tile sizes).
 """
 
 

@@ -15,8 +15,8 @@ from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePred
 class JointPredictor:
     """Predictors of the same network for different prompts or guidance scales, evaluated in one batch.
 
-    The predictors count the same evaluations as in separate calls. Predictors that do not share one network, such as
-    predictors of different classes, are evaluated in separate calls.
+    Each predictor counts the same network evaluations as in a separate call. Predictors that do not share one network,
+    such as predictors of different classes, are evaluated in separate calls.
 
     Args:
         predictors: K predictors; the same predictor may occur several times.

@@ -50,7 +50,7 @@ class MidpointPredictor(NoisePredictor):
 def timestep_at_sigma(schedule: Schedule, i: int, sigma: float) -> float:
     """Return the network's timestep for the noise level ``sigma`` within step ``i`` of a flow-matching schedule.
 
-    The timesteps of flow matching are real numbers that are proportional to sigma, for any shift of the schedule.
+    In flow matching, timesteps are real numbers that are proportional to sigma, for any shift of the schedule.
     """
     return schedule.timestep(i) * sigma / float(schedule.sigma[i])
 

@@ -18,7 +18,7 @@ from rnri.models.eval_mode import eval_no_grad
 
 @dataclass
 class Evaluations:
-    """Counts of the network evaluations of a predictor and of all predictors that its ``select`` method returns.
+    """Numbers of network evaluations of a predictor and of all predictors that its ``select`` method returns.
 
     ``forward`` and ``backward`` count samples; ``calls`` counts batches. Classifier-free guidance processes two rows
     per sample, but the sample counts only once. A recomputation under gradient checkpointing counts as an evaluation.
@@ -87,11 +87,13 @@ class NoisePredictor:
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        A call counts as one forward and one backward evaluation per sample, because a call takes about as long as both.
+        A call counts as one forward and one backward evaluation per sample, because it takes about as long as these
+        two.
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation
-            return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))[:2]  # has_aux would add a third
+            # Type checkers need [:2], because with has_aux the function would return a third value.
+            return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))[:2]
 
     def unguided(self) -> NoisePredictor:
         """Return the predictor without classifier-free guidance; both predictors share their evaluation counts."""
@@ -213,7 +215,7 @@ class GuidedDenoiser(ABC):
 
     @cached_property
     def network_condition(self) -> Condition:
-        """The condition of each row of ``network_rows``: the negative condition, if any, then the positive one."""
+        """The condition of each row of ``network_rows``: the negative condition, if any, before the positive."""
         return self.positive if self.negative is None else self.negative.cat(self.positive)
 
     def combine(self, output: Tensor, z: Tensor, t: float) -> Tensor:

@@ -43,9 +43,9 @@ def sample(
 ) -> Tensor:
     """Return the clean latent ``z0 [B,C,h,w]`` sampled from ``seed [B,C,h,w]``, in the dtype of ``seed``.
 
-    Latents between steps are float64 for any dtype of the seed and the network. The result is differentiable if
-    ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in the backward pass, so that sampling stores
-    one latent per step instead of all network activations.
+    The latents between the steps are float64, whichever dtypes the seed and the network have. The result is
+    differentiable if ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in the backward pass, so
+    that sampling stores one latent per step instead of all network activations.
     """
     return trajectory(seed, predictor, schedule, keep_last=1, checkpoint=checkpoint, on_step=on_step)[0]
 
@@ -66,9 +66,9 @@ def trajectory(
 
     Args:
         gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In the
-            earlier steps the prediction is a constant for the gradient, which therefore passes only through the linear
-            part of the sampler (``dz_s/dz_t = 1/A``). The gradient of the earlier steps needs almost no time or memory.
-            The value of ``gradient_steps`` does not change the latents.
+            earlier steps, the gradient treats the network's prediction as a constant, and therefore passes only through
+            the linear part of the sampler (``dz_s/dz_t = 1/A``). The gradient of the earlier steps needs almost no time
+            or memory. The value of ``gradient_steps`` does not change the latents.
 
     Raises:
         ValueError: ``keep_last`` is not between 1 and ``len(schedule)``, or ``gradient_steps`` is below 1.
@@ -95,7 +95,7 @@ def trajectory(
 
 
 def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """Return the result of ``ddim_step``, with the prediction as a constant for the gradient."""
+    """Return the result of ``ddim_step``; its gradient treats the network's prediction as a constant."""
     a, b = schedule.coefficients(i)
     with torch.no_grad():
         noise = b * predictor(z, schedule.timestep(i))
@@ -105,8 +105,9 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
 class _Recompute(torch.autograd.Function):
     """Gradient checkpointing of ``ddim_step``: saves only ``z`` and recomputes the step in the backward pass.
 
-    ``torch.utils.checkpoint`` is not suitable here. Its default variant intercepts every saved tensor, which takes a
-    fifth of the running time of a small network. Its reentrant variant does not support ``torch.autograd.grad``.
+    ``torch.utils.checkpoint`` is not suitable for this purpose. The default variant of ``torch.utils.checkpoint``
+    intercepts every saved tensor, which takes a fifth of the running time of a small network. The reentrant variant
+    does not support ``torch.autograd.grad``.
     """
 
     @staticmethod

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 Prediction = Literal["epsilon", "flow"]
-"""What a predictor returns for a latent ``alpha x0 + sigma n``: noise ``n`` (epsilon) or velocity ``n - x0`` (flow)."""
+"""Output of a predictor for a latent ``alpha x0 + sigma n``: noise ``n`` (epsilon) or velocity ``n - x0`` (flow)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Schedule:
     The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
     ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. The two timesteps differ
     for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing.
-    Inversion is still exact, because inversion uses the same levels. The list of timesteps only determines which
-    timestep the network receives.
+    Inversion is still exact, because inversion uses the same levels as sampling. The list of timesteps only determines
+    which timestep the network receives.
 
     Attributes:
         timesteps: descending timesteps that the network receives, ``[N]``; int64, or float64 for flow matching.
@@ -91,8 +91,9 @@ class Schedule:
         reduces the timestep by ``num_train_timesteps // steps``, and the last step ends at the scheduler's final alpha.
         A step of a scheduler with sigmas (Euler, DPM, UniPC, LMS, ...) goes to the next sigma of the scheduler's list,
         so a few-step turbo checkpoint becomes deterministic DDIM with trailing timesteps. A step of LCM or TCD goes to
-        the next timestep of the list. The schedule contains neither noise that the scheduler adds between steps nor
-        steps of a higher order. A ``FlowMatchEulerDiscreteScheduler`` provides its shifted sigmas.
+        the next timestep of the list. If the scheduler adds noise between steps or uses steps of a higher order, the
+        schedule replaces them by first-order steps without noise. A ``FlowMatchEulerDiscreteScheduler`` provides its
+        shifted sigmas.
 
         Args:
             scheduler: a diffusers scheduler for diffusion or flow matching.
@@ -151,8 +152,8 @@ class Schedule:
         The step is ``z_s = (z_t - B y(z_t)) / A``; its inverse is the implicit equation ``z_t = A z_s + B y(z_t)``. If
         the predictor returns noise, ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540,
         Eq. 2 and 3). If the predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
-        ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching
-        (``alpha + sigma = 1``) these are ``A = 1`` and ``B = sigma_t - sigma_s``.
+        ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching (``alpha + sigma = 1``) the
+        coefficients are ``A = 1`` and ``B = sigma_t - sigma_s``.
         """
         alpha, sigma, alpha_next, sigma_next = self.alpha_sigma(i)
         if self.predicts == "epsilon":
@@ -177,7 +178,7 @@ class Schedule:
 
     @cached_property
     def _numbers(self) -> list[tuple[float, float, float, float, float]]:
-        """The timestep and the levels of each step as Python numbers; reading a tensor's elements is slow."""
+        """The timestep and the levels of each step as Python numbers, because reading a tensor's elements is slow."""
         tables = (self.timesteps, self.alpha, self.sigma, self.alpha_next, self.sigma_next)
         return list(zip(*(table.tolist() for table in tables), strict=True))
 

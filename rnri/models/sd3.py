@@ -77,8 +77,8 @@ class SD3Family(Family):
     def _check_text_embeddings(self) -> None:
         """Raise ValueError unless the text encoders' embeddings have the widths that the transformer expects.
 
-        The hidden states of T5 must be as wide as the joint attention. The hidden states of CLIP are padded to that
-        width. The pooled projections of both CLIP text encoders are concatenated.
+        The hidden states of T5 must be as wide as the transformer's joint attention. The hidden states of CLIP are
+        padded to the width of the joint attention. The pooled projections of both CLIP text encoders are concatenated.
         """
         config = self.network.config
         clip_configs = [self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config]

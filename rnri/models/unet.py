@@ -190,8 +190,8 @@ class UNetFamily(Family):
         """Return the pipeline's encodings of the prompts and, if ``guided``, of the negative prompts ``negatives``.
 
         SDXL's default negative condition is all zeros instead of the encoding of "". The pipeline returns this default
-        only for ``negative_prompt=None``. Therefore a batch in which only some negative prompts are empty is encoded
-        twice.
+        only for ``negative_prompt=None``. Therefore the prompts are encoded twice if only some of the negative prompts
+        in a batch are empty.
         """
         negative_prompt = negatives if guided and any(negatives) else None
         with eval_no_grad(*components(self.pipeline).values()):

@@ -1,4 +1,4 @@
-"""Local blend: an edit changes the latents only in the image region of chosen words (Prompt-to-Prompt, section 3)."""
+"""Local blend: restricts an edit to the image region of chosen words (Prompt-to-Prompt, section 3)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAP_SIDE = 16
-"""Side of the 16 x 16 attention maps in the Prompt-to-Prompt paper, which dilates a region by one cell of this map."""
+"""Side of the attention maps in the Prompt-to-Prompt paper; the paper dilates a region by one cell of a 16 x 16 map."""
 
 
 class WordMaps:
-    """Maps of the attention to K sets of words, K maps per batch row, summed over layers and sampling steps.
+    """Attention maps of K sets of words, K maps per batch row, summed over layers and sampling steps.
 
     Args:
         words: masks of the tokens of the K sets of words for R batch rows, ``[R,K,T]``; 1 for a token of a word in the
@@ -25,7 +25,7 @@ class WordMaps:
         self.total: Tensor | None = None  # float32 [R,K,h,w]
 
     def add(self, attention: Tensor) -> None:
-        """Add the attention maps ``attention [R,K,P]`` of one layer with P pixels, resized to the latents' size."""
+        """Resize the maps ``attention [R,K,P]`` of a layer with P pixels to the size of the latents, and add them."""
         maps = attention.float().unflatten(2, layer_size(attention.shape[2], self.size))
         maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
         self.total = maps if self.total is None else self.total + maps
@@ -33,8 +33,8 @@ class WordMaps:
     def region(self, k: int, threshold: float, *, dilate: bool) -> Tensor:
         """Return the mask of the region of the words of set ``k``, bool ``[R,h,w]``.
 
-        The region has the pixels whose map is greater than ``threshold`` times the maximum of the map. ``dilate``
-        dilates the map by one cell of a 16 x 16 map before the comparison.
+        The region consists of the pixels at which the map is greater than ``threshold`` times the maximum of the map.
+        With ``dilate``, the map is dilated by one cell of a 16 x 16 map before the comparison.
         """
         if self.total is None:
             raise ValueError(
@@ -68,11 +68,11 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that may change.
+    """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that the edit may change.
 
-    The region that may change is the union of the regions of set 0 of ``maps`` in the edit and in the source, without
-    the union of the regions of set 1, if there is a set 1. As in the authors' code, only the region of set 0 is
-    dilated.
+    The region that may change is the union of the regions of word set 0 of ``maps`` in the edit and in the source. If
+    there is a word set 1, the union of its regions in the edit and in the source is removed from this region. As in the
+    authors' code, only the region of set 0 is dilated.
     """
     region = maps.region(0, threshold, dilate=True)
     changed = region[edits] | region[sources]

@@ -1,4 +1,4 @@
-"""Interface between ``rnri.editing`` and the attention layers of one architecture."""
+"""Interface between ``rnri.editing`` and the attention layers of a network architecture."""
 
 from __future__ import annotations
 

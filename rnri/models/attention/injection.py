@@ -1,8 +1,8 @@
 """Attention injection in transformers whose text and image tokens share one softmax (Stable Diffusion 3, FLUX).
 
-In these transformers the attention to words cannot be replaced without changing the attention to the image. Instead,
-an edit uses the source's queries and keys, or the source's values, at the image tokens in the first sampling steps.
-Other editing methods for flow matching do the same (RF-Solver-Edit, https://arxiv.org/abs/2411.04746; Stable Flow,
+In these transformers the attention to words cannot be replaced without changing the attention to the image. Instead, an
+edit uses the source's queries and keys, or the source's values, at the image tokens in the first sampling steps. Other
+editing methods for flow matching also inject attention (RF-Solver-Edit, https://arxiv.org/abs/2411.04746; Stable Flow,
 https://arxiv.org/abs/2411.14430).
 """
 
@@ -25,11 +25,11 @@ from rnri.validation import UnitInterval, dataclass
 
 @dataclass(frozen=True)
 class Injection:
-    """Settings of attention injection: which part of the source's attention an edit uses at the image tokens.
+    """Settings of attention injection: the part of the source's attention that an edit uses at the image tokens.
 
     Attributes:
-        what: ``queries_keys`` injects the source's queries and keys, which determine where each token attends to;
-            ``values`` injects the source's values, which determine what each token receives.
+        what: ``queries_keys`` injects the source's queries and keys, which determine the attention maps; ``values``
+            injects the source's values, which are averaged with the attention maps as weights.
         share: fraction of the sampling steps with injection, starting with the first step.
     """
 
@@ -52,7 +52,8 @@ class InjectionProcessor:
         self.image_tokens = image_tokens
 
     def project(self, attn: Attention | FluxAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``[B,L,width]`` with the source's parts injected into the edits.
+        """Return queries, keys and values ``[B,L,width]``, in which the edits contain the injected parts of their
+        source.
 
         The last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
         """

@@ -26,7 +26,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 
 def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return for each batch row the index of the row whose attention map is used, int64 ``[B]``.
+    """Return, for each batch row, the index of the batch row whose attention map it uses, int64 ``[B]``.
 
     An edit uses the attention map of its source; every other row uses its own attention map.
     """
@@ -37,9 +37,9 @@ def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
 def inject_attention_maps(
     query: Tensor, key: Tensor, value: Tensor, edits: Tensor, sources: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the attention output ``[B,H,P,D]`` if the rows ``edits`` use the attention maps of the rows ``sources``.
+    """Return the output ``[B,H,P,D]`` of attention in which the rows ``edits`` use the attention maps of ``sources``.
 
-    Every row uses its own values.
+    Every batch row uses its own values.
     """
     rows = source_rows(len(query), edits, sources)
     return attention(query[rows], key[rows], value, mask if mask is None else mask[rows])
@@ -57,7 +57,7 @@ def inject_cross_attention(
     weights: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the output of cross-attention in which the attention maps of edits are changed by their source's map.
+    """Return the output of cross-attention in which the attention map of each edit is combined with its source's map.
 
     The map of an edit is ``(M_source W diag(a) + M_edit diag(1 - a)) diag(c)``. Replacement, refinement and reweighting
     of the Prompt-to-Prompt paper are special cases with different ``W``, ``a`` and ``c``. The output of all other rows
@@ -85,7 +85,7 @@ def inject_cross_attention(
 def attention_weights(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return each pixel's total attention ``[B,K,P]`` to the tokens in each of K masks, averaged over the heads.
 
-    The function calls attention with the masks ``words [B,K,T]`` as the values. The masks are padded to the width of a
+    The masks ``words [B,K,T]`` take the place of the values in the attention. The masks are padded to the width of a
     head, so that fused kernels can be used.
     """
     count = words.shape[1]

@@ -1,6 +1,6 @@
 """Prompt-to-Prompt for UNets (Hertz et al. 2022, https://arxiv.org/abs/2208.01626).
 
-Shares of the steps, weights, padding and local blend follow the authors' code
+The rounding of step numbers, the weights, the padding and the local blend follow the authors' code
 (https://github.com/google/prompt-to-prompt).
 """
 
@@ -42,11 +42,11 @@ def _check_share(share: Any) -> Any:
 
 
 Share = Annotated[UnitInterval | Sequence[UnitInterval], BeforeValidator(_check_share)]
-"""A share of the sampling steps: the fraction at which the share ends, or the fractions ``[start, end]``."""
+"""An interval of the sampling steps: the fraction at which the interval ends, or the fractions ``[start, end]``."""
 
 
 def bounds_of(share: Share) -> tuple[float, float]:
-    """Return the fractions of the steps at which ``share`` starts and ends."""
+    """Return the fractions of the sampling steps at which the interval ``share`` starts and ends."""
     if isinstance(share, float | int):
         return 0.0, float(share)
     start, end = share
@@ -55,27 +55,28 @@ def bounds_of(share: Share) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """Settings of Prompt-to-Prompt: in which sampling steps, and for which words, an edit uses the source's attention.
+    """Settings of Prompt-to-Prompt: the sampling steps and the words for which an edit uses the source's attention.
 
-    A share of the steps is a fraction ``end`` or a pair ``[start, end]`` of fractions. A fraction is rounded down to
-    a number of steps, as in the authors' code. With ``N`` sampling steps, the steps ``k = 0, ..., N - 1`` of a share
-    are those with ``int(start * N) <= k < int(end * N)`` for ``self_attention``, and those with
-    ``int(start * (N + 1)) <= k < int(end * (N + 1))`` for ``cross`` and ``schedules``.
+    An interval of the sampling steps is a fraction ``end`` or a pair ``[start, end]`` of fractions. A fraction is
+    rounded down to a number of steps, as in the authors' code. Step ``k = 0, ..., N - 1`` of ``N`` sampling steps
+    belongs to the interval ``self_attention`` if ``int(start * N) <= k < int(end * N)``. The step belongs to an
+    interval of ``cross`` or ``schedules`` if ``int(start * (N + 1)) <= k < int(end * (N + 1))``.
 
     Attributes:
-        cross: share of the steps in which a token of the edit uses the cross-attention of its aligned source token.
-        self_attention: share of the steps in which an edit uses the self-attention maps of its source.
-        substitutes: if True, a word that replaces a source word uses the attention of the source word, as unchanged
-            words do (replacement); if False, the new word uses its own attention (refinement).
-        weights: maps words of the edited prompt to the factor by which their attention is multiplied (reweighting). A
-            weight ends with the word's share of cross-attention, which is ``cross`` or its entry in ``schedules``.
-        schedules: maps words of the edited prompt to the share of the steps that replaces ``cross`` for these words.
+        cross: interval of the steps in which a token of the edit uses the cross-attention of its aligned source token.
+        self_attention: interval of the steps in which an edit uses the self-attention maps of its source.
+        substitutes: if True, a new word that replaces a source word uses the attention of the source word
+            (replacement); if False, the new word uses its own attention (refinement).
+        weights: maps words of the edited prompt to the factor by which their attention is multiplied (reweighting). The
+            weight of a word applies in the word's interval of cross-attention: its entry in ``schedules``, or
+            ``cross``.
+        schedules: maps words of the edited prompt to an interval of the steps that replaces ``cross`` for these words.
         blend: words of the source or the edited prompt; the edit may change only the image region of these words. Empty
             means that the whole image may change.
         blend_subtract: words of the source or the edited prompt; their image region is removed from the region that
             the edit may change.
-        blend_from: fraction of the steps without blending. The latents are blended after every step except the first
-            ``int(blend_from * N)`` of ``N`` steps.
+        blend_from: fraction of the sampling steps, from the first step, without blending. The latents are blended after
+            every step except the first ``int(blend_from * N)`` of ``N`` steps.
         blend_threshold: a pixel belongs to the region of a word if its attention is greater than this fraction of the
             maximum of the word's attention map.
     """
@@ -101,7 +102,7 @@ class PromptToPrompt:
 
         Raises:
             ValueError: no edited prompt contains a word of ``weights`` or ``schedules``, or a weight has no effect,
-                because the word's share of cross-attention is empty.
+                because the word's interval of cross-attention contains no step.
         """
         for name in ("weights", "schedules"):
             for word in getattr(self, name):
@@ -125,13 +126,13 @@ class PromptToPrompt:
         )
 
     def _share_bounds(self, pairs: Sequence[tuple[Prompt, Prompt]], side: int) -> Tensor:
-        """Return the starts (``side=0``) or the ends (``side=1``) of the shares of cross-attention, ``[E,T]``."""
+        """Return the start (``side=0``) or end (``side=1``) of each token's interval of cross-attention, ``[E,T]``."""
         by_word = {word: bounds_of(share)[side] for word, share in self.schedules.items()}
         default = bounds_of(self.cross)[side]
         return torch.stack([_token_values(target, by_word, default) for _, target in pairs])
 
     def blend_tokens(self, pairs: Sequence[tuple[Prompt, Prompt]], prompts: Sequence[Prompt]) -> Tensor:
-        """Return the masks ``[R,K,T]`` of the tokens of R ``prompts`` that belong to the words of the blend: 1 or 0.
+        """Return masks ``[R,K,T]`` of the tokens of R ``prompts``: 1 for tokens of the blend's words, otherwise 0.
 
         The first mask is for the words in ``blend``. If ``blend_subtract`` is not empty, the second mask is for the
         words in ``blend_subtract``.
@@ -175,8 +176,8 @@ class AttentionTables:
     Args:
         transfer: fraction of each source token's attention that each token of the edit uses, ``[E,T,T]``.
         inherited: 1 for tokens of the edit that use the source's attention, otherwise 0, ``[E,T]``.
-        starts, ends: fractions of the sampling steps at which each token's share of the steps starts and ends,
-            ``[E,T]``. Outside of this share a token uses its own attention with the factor 1.
+        starts, ends: fractions of the sampling steps at which each token's interval of cross-attention starts and ends,
+            ``[E,T]``. Outside of this interval a token uses its own attention with the factor 1.
         weights: factor by which the attention to each token is multiplied, ``[E,T]``.
     """
 
@@ -197,7 +198,7 @@ class AttentionTables:
         """
         key = (step, steps, like.device, like.dtype)
         if self._cache_key != key:
-            levels = steps + 1  # the authors' code has one entry per noise level
+            levels = steps + 1  # the authors' tables have one entry per noise level
             active = ((self.starts * levels).floor() <= step) & (step < (self.ends * levels).floor())
             inherited = self.inherited * active
             weights = torch.where(active, self.weights, 1.0)
@@ -214,7 +215,7 @@ class PromptToPromptProcessor:
     Args:
         state: state of the edit, which all layers share.
         tables: attention tables of the edits.
-        self_attention: share of the steps in which edits use the self-attention maps of their source.
+        self_attention: interval of the steps in which edits use the self-attention maps of their source.
         maps: sums the attention to the words of the blend; None without a blend.
     """
 

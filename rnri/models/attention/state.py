@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class EditState:
-    """The batch rows of the sources and the edits, and the index of the current sampling step, which the sampler sets.
+    """The batch rows of sources and edits, and the index of the current sampling step, which is set during sampling.
 
     Args:
         sources: for each prompt of the batch, the batch row of its source prompt; the source of a source prompt is the
@@ -34,8 +34,8 @@ class EditState:
     def rows(self, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the batch rows of the edits and of their sources in a call of the network, each int64 ``[E]``.
 
-        Under classifier-free guidance the second half of the batch has the conditional rows. The unconditional rows are
-        not edited.
+        With classifier-free guidance, the second half of the batch contains the conditional rows. The unconditional
+        rows in the first half are not edited.
         """
         if batch_size not in (self.count, 2 * self.count):
             raise ValueError(

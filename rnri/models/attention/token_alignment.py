@@ -33,8 +33,8 @@ class Prompt:
         spans: for each token that is not a special token, its character range ``(start, end)`` in ``text``.
         first: index of the first token that is not a special token; only start tokens come before this index.
         length: number of all tokens, including special tokens and padding.
-        vectors: maps each word of ``text`` that a textual inversion encodes with several vectors to the text of all
-            its tokens, such as ``"<cat>"`` to ``"<cat> <cat>_1 <cat>_2"``. The tokens count as one word.
+        vectors: maps each word of ``text`` that a textual inversion encodes with several vectors to the text of all its
+            tokens, such as ``"<cat>"`` to ``"<cat> <cat>_1 <cat>_2"``. All tokens of such a word count as one word.
     """
 
     text: str
@@ -76,7 +76,7 @@ class Prompt:
 
     @property
     def end(self) -> int:
-        """Index of the end token; the padding tokens follow the end token."""
+        """Index of the end token, after which the padding tokens follow."""
         return self.first + len(self.spans)
 
     def words(self) -> list[Word]:

@@ -8,9 +8,10 @@ from torch import nn
 def check_no_cache(name: str, network: nn.Module) -> None:
     """Raise ValueError if ``network`` reuses results of its earlier calls, as caches for fast sampling do.
 
-    An inversion calls the network at each step as often, and with as few samples, as the solver needs. The caches
-    assume one call per step and the same samples in every call. Caches are detected by diffusers' stateful hooks and by
-    attributes and replaced forward methods with "cache" in their names (DeepCache, TeaCache, cache-dit).
+    Caches for fast sampling assume one call of the network per step and the same samples in every call. In an
+    inversion, the solver determines the number of calls per step and the samples of each call. Caches are detected by
+    diffusers' stateful hooks and by attributes and replaced forward methods with "cache" in their names (DeepCache,
+    TeaCache, cache-dit).
 
     Args:
         name: name of the pipeline component, such as ``transformer``.
@@ -25,7 +26,7 @@ def check_no_cache(name: str, network: nn.Module) -> None:
 
 
 def _cache(name: str, network: nn.Module) -> tuple[str | None, str]:
-    """Return the name of the cache of ``network``, or None, and how to remove the cache."""
+    """Return the name of the cache of ``network`` (None if there is none), and advice on how to remove the cache."""
     config = getattr(network, "_cache_config", None)
     if config is not None:
         return type(config).__name__, f"call pipe.{name}.disable_cache()"

@@ -40,7 +40,7 @@ def check_latent_channels(pipeline: DiffusionPipeline, channels: int, remedy: st
 
     Args:
         channels: number of latent channels that the transformer takes.
-        remedy: end of the error message.
+        remedy: advice at the end of the error message.
     """
     latent_channels = pipeline.vae.config.latent_channels
     if channels != latent_channels:

@@ -13,7 +13,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "la
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 Rule = tuple[Callable[[object], bool], str]
-"""A function that tells whether a value is valid, and the rule in words."""
+"""A function that returns whether a value is valid, and the rule in words, as error messages show it."""
 
 
 def _is_finite(value: object) -> bool:
@@ -76,7 +76,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "unet": NETWORK_RULES,
     "transformer": NETWORK_RULES,
 }
-"""For each component of a pipeline, the rules of values in its config."""
+"""For each component of a pipeline, the rule of each config value that is checked."""
 
 
 def check_config(component: str, config: Mapping[str, object], source: str) -> None:

@@ -59,7 +59,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_components(folder: Path, index: Mapping[str, object], variant: str | None) -> None:
-    """Raise ValueError if ``folder`` lacks a component or a file of a component; the error names the first one."""
+    """Raise ValueError if ``folder`` lacks a component or a file of a component; the error names one missing part."""
     names = component_names(index)
     for name in names:
         if not (folder / name).is_dir():
@@ -110,7 +110,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _variants(component: Path) -> set[str | None]:
-    """Return the names of the variants of a component's weight files; None stands for files without a variant."""
+    """Return the names of the variants of a component's weight files; None stands for files without a variant name."""
     pattern = rf"(?:{'|'.join(WEIGHT_STEMS)})(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:{'|'.join(WEIGHT_SUFFIXES)})"
     matches = [re.fullmatch(pattern, path.name) for path in component.iterdir()]
     return {match.group(1) for match in matches if match}
@@ -136,7 +136,8 @@ def _weight_files(folder: Path, name: str, variant: str | None) -> list[Path]:
     """Return the weight files of a component.
 
     Raises:
-        ValueError: a weight file of several (a shard) or the index of these files is missing.
+        ValueError: the weights are divided into several files (shards), and a shard or the index of the shards is
+            missing.
     """
     component = folder / name
     infix = f".{variant}" if variant else ""

@@ -15,7 +15,7 @@ def check_images(images: Tensor, image_size: tuple[int, int]) -> None:
     if images.ndim != 4 or images.shape[1:] != expected:
         raise ValueError(
             f"images have shape {tuple(images.shape)}; this checkpoint takes "
-            f"[B, {', '.join(map(str, expected))}]: resize them first."
+            f"[B, {', '.join(map(str, expected))}]: resize the images first."
         )
     if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
         raise ValueError("images must be floating point with all values in [0, 1]; clamp them after resizing.")

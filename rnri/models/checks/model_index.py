@@ -34,7 +34,7 @@ def check_model_index(source: str, index: Mapping[str, object]) -> None:
         similar = [pipeline.__name__ for family in candidates for pipeline in family.pipelines]
         raise ValueError(
             f"model_index.json of checkpoint {source!r} has _class_name {class_name}, which is not a supported "
-            "text-to-image pipeline: if its components are those of a supported one, set _class_name to "
+            "text-to-image pipeline: if its components are those of a supported pipeline, set _class_name to "
             f"{' or '.join(similar)}."
         )
     family, pipeline = pipelines[class_name]

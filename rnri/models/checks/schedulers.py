@@ -14,7 +14,7 @@ from torch import Tensor
 MIN_ALPHA_BAR = 1e-6
 """Smallest ``alpha_bar`` for which a noise (epsilon) prediction determines the clean latent.
 
-At this value the division by ``sqrt(alpha_bar)`` multiplies the error of the prediction by 1,000.
+At ``alpha_bar = 1e-6``, the division by ``sqrt(alpha_bar)`` multiplies the error of the prediction by 1,000.
 """
 
 SIGMA_TOLERANCE = 1e-4
@@ -126,7 +126,7 @@ def check_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor,
 def check_sigmas(scheduler: SchedulerMixin, table: Tensor, timesteps: Tensor) -> None:
     """Raise ValueError unless the scheduler's noise levels at ``timesteps`` equal the noise levels of ``table``.
 
-    ``table`` has the cumulative alphas of the training schedule.
+    ``table`` contains the cumulative alphas of the training schedule.
     """
     expected = (1 / table[timesteps] - 1).sqrt()
     sigmas = scheduler.sigmas.detach().cpu().double()

@@ -28,7 +28,7 @@ def limit_prompt_lengths(pipeline: DiffusionPipeline) -> None:
         positions = _positions(_text_encoder(pipeline, name))
         if positions is not None and tokenizer.model_max_length > positions:
             tokenizer.model_max_length = positions
-    if getattr(pipeline, "tokenizer_max_length", None) is not None:  # some pipelines cache the value
+    if getattr(pipeline, "tokenizer_max_length", None) is not None:  # some pipelines store the length separately
         pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length
 
 
