@@ -49,8 +49,8 @@ class LatentDiffusion:
 
     ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
     flow matching (FLUX's pipeline takes the packed seed). Other schedulers generate a different image: Euler scales
-    latents by 0.9977 for trailing timesteps, PNDM differs by up to 7 % for few steps, and LCM adds noise between steps.
-    With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image.
+    latents by 0.9977 for trailing timesteps, the latents of PNDM differ by up to 7 % for few steps, and LCM adds noise
+    between steps. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image.
 
     Args:
         pipeline: a diffusers pipeline; CPU offload is supported.
@@ -132,7 +132,7 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Device on which the networks run; with CPU offload the weights may be on another device."""
+        """Device on which the networks run; with CPU offload, the weights may be stored on another device."""
         return torch.device(self.pipeline._execution_device)
 
     @property
@@ -182,7 +182,8 @@ class LatentDiffusion:
     def encode(self, images: Tensor) -> Tensor:
         """Return the latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` with values in [0, 1].
 
-        The latents are the mean of the VAE's posterior distribution. The function is differentiable.
+        The latents are the mean of the VAE's posterior distribution. They are differentiable with respect to
+        ``images``.
 
         Raises:
             ValueError: ``images`` has a wrong shape or size, or values outside [0, 1].
@@ -215,8 +216,9 @@ class LatentDiffusion:
         """Return the predictor of noise or velocity for a batch of ``prompts``; its evaluation counts start at 0.
 
         ``guidance=1`` disables guidance. A larger value is the scale of classifier-free guidance. Networks that take
-        the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input instead. ``negative_prompt``
-        is one negative prompt for all samples, or a list with one negative prompt per sample.
+        the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input; their guidance is not
+        classifier-free guidance. ``negative_prompt`` is one negative prompt for all samples, or a list with one
+        negative prompt per sample.
 
         Raises:
             ValueError: ``guidance`` is below 1 or not finite, ``prompts`` is empty or a single string, or the number
@@ -271,7 +273,7 @@ class LatentDiffusion:
 
     @property
     def _vae(self) -> ModelMixin:
-        """The pipeline's VAE; a float32 copy of the VAE if it would overflow in float16, such as SDXL's VAE."""
+        """The pipeline's VAE, or a float32 copy of a VAE that would overflow in float16, such as SDXL's VAE."""
         vae = self.pipeline.vae
         if vae.dtype != torch.float16 or not vae.config.get("force_upcast", False):
             return vae
