@@ -20,16 +20,16 @@ LABEL_SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class FewShot:
-    """Training of a small classifier with AdamW, cosine decay, label smoothing and random augmentation of each image.
+    """Training of a small classifier with AdamW, cosine decay, label smoothing and random image augmentation.
 
     The number of training steps does not depend on the number of images.
 
     Args:
-        network: function of ``num_classes`` that creates a timm network. The classifier is trained from scratch, unless
-            this function loads pretrained weights.
-        image_size: height and width in pixels of the images that the network receives.
+        network: function that creates a timm network with ``num_classes`` outputs. The classifier is trained from
+            scratch, unless the function loads pretrained weights.
+        image_size: height and width in pixels of the input images of the network.
         steps: number of training steps.
-        batch_size: number of images per training step, which are drawn uniformly with replacement.
+        batch_size: number of images per training step. The images are drawn uniformly with replacement.
         learning_rate: initial learning rate of AdamW.
         weight_decay: weight decay of AdamW.
     """
@@ -53,7 +53,7 @@ class FewShot:
         except Exception as error:  # timm raises many types of errors
             raise ValueError(
                 f"task.few_shot.network: cannot classify images of task.few_shot.image_size={self.image_size} "
-                f"({first_line(error)}); choose another network or size."
+                f"({first_line(error)}); choose another network or image size."
             ) from None
 
     def train(self, images: Tensor, labels: Tensor, names: list[str], *, seed: int, device: torch.device) -> Classifier:
@@ -63,7 +63,7 @@ class FewShot:
         is not changed.
 
         Raises:
-            NonFiniteError: the training diverged: a weight of the classifier is not finite.
+            NonFiniteError: the training diverged, so that a weight of the classifier is NaN or infinite.
         """
         images = images.to(device)
         labels = labels.to(device)
@@ -102,6 +102,6 @@ def _augment(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, device: torch.device, batch_size: int = 128) -> Tensor:
-    """Return the index of the predicted label of each image, ``int64 [N]``. ``images`` is ``uint8 [N, 3, H, W]``."""
+    """Return the index of the predicted label of each image, ``int64 [N]``, for ``images``, ``uint8 [N, 3, H, W]``."""
     predictions = [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
     return torch.cat(predictions)

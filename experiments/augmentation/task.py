@@ -1,4 +1,4 @@
-"""Few-shot augmentation: do generated images of rare concepts improve a classifier trained on few real images?
+"""Few-shot augmentation: do generated images of rare concepts improve a classifier that is trained on few real images?
 
 The protocol is the same for every method. A classifier is trained from scratch on ``k`` real reference images per
 concept and on the images that the method generated. The classifier is tested on real images on which neither the
@@ -41,7 +41,7 @@ Training = tuple[str, int]
 
 
 class TrainingJobs(CachedUnitDataModule):
-    """Loads the trainings whose predictions are not on disk yet."""
+    """Data loader of the few-shot trainings whose predicted labels are not on disk yet."""
 
     def address(self, unit: Training) -> tuple[str, str]:
         method, index = unit
@@ -50,12 +50,12 @@ class TrainingJobs(CachedUnitDataModule):
 
 @plain_dataclass(frozen=True)
 class TrainingStage:
-    """Trains the few-shot classifiers after all images are generated. A unit is the predictions of one classifier.
+    """Trains the few-shot classifiers after all images are generated. A unit is the predicted labels of one classifier.
 
     Attributes:
         context: inputs and settings of the run.
         few_shot: training procedure of a classifier.
-        trainings: number of classifiers that are trained per method, each with another random seed.
+        trainings: number of classifiers that are trained per method, each with a different random seed.
         test_images: held-out images, ``uint8 [N, 3, H, W]``.
         truth: index of the concept of each test image, ``int64 [N]``.
     """
@@ -76,24 +76,24 @@ class TrainingStage:
 
     def plan(self) -> list[StagePlan]:
         size = self.num_units * PREDICTION_BYTES * len(self.truth)
-        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # zero cost: no calls of the denoiser
+        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the denoiser
 
     def build(self, leases: Path) -> Stage:
-        """Return the Lightning module and data module that run the trainings that are not on disk yet."""
+        """Return the Lightning module and data module that train the classifiers whose results are not on disk yet."""
         progress = Progress("few-shot training", "classifier")
         jobs = [(method, k) for method in self.methods for k in range(self.trainings)]
         stores = {method: self.units(method) for method in self.methods}
         return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, leases)
 
     def train(self, method: str, k: int, device: torch.device) -> Tensor:
-        """Train the ``k``-th classifier of a method; return its predictions for the test images, ``int64 [N]``."""
+        """Train the ``k``-th classifier of a method; return the predicted labels of the test images, ``int64 [N]``."""
         names = [concept.name for concept in self.context.concepts]
         images, labels = self._training_set(method)
         classifier = self.few_shot.train(images, labels, names, seed=k, device=device)
         return classify(classifier, self.test_images, device)
 
     def _training_set(self, method: str) -> tuple[Tensor, Tensor]:
-        """Return the M training images of a method, ``uint8 [M, 3, H, W]``, and the index of the concept of each image.
+        """Return the M training images of a method, ``uint8 [M, 3, H, W]``, and the concept index of each image.
 
         The real reference images come first, then the generated images.
         """
@@ -106,7 +106,10 @@ class TrainingStage:
         return torch.cat(images), torch.cat(labels)
 
     def units(self, method: str) -> UnitStore:
-        """Return the store of a method's trainings. Its key includes all concepts, because they are the classes."""
+        """Return the store of a method's trainings.
+
+        The key of the store includes all concepts, because the concepts are the classes of the classifiers.
+        """
         settings = {
             "few_shot": fingerprint_config(self.few_shot),
             "numerics": dict(self.context.networks.numerics),
@@ -118,7 +121,7 @@ class TrainingStage:
         return UnitStore(self.context.run_dir / "trainings" / method.replace(" ", "_"), settings)
 
     def predictions(self, method: str) -> Predictions:
-        """Read the predictions of all trained classifiers of a method from disk."""
+        """Read the predicted labels of all trained classifiers of a method from disk."""
         units = [self.units(method).read(str(k)) for k in range(self.trainings)]
         predictions = torch.stack([tensors["predictions"] for tensors, _ in units])
         seconds = [record["seconds"] for _, record in units]
@@ -126,7 +129,7 @@ class TrainingStage:
 
 
 class FewShotModule(LightningModule):
-    """Trains one classifier per predict step of the trainer, and writes its predictions for the held-out images."""
+    """Lightning module whose predict step trains one classifier and writes the predicted labels of held-out images."""
 
     def __init__(self, stage: TrainingStage, stores: Mapping[str, UnitStore], progress: Progress) -> None:
         super().__init__()
@@ -162,14 +165,14 @@ class AugmentationExperiment(ArmsExperiment):
         super().prepare(trainer)
         concepts = self.context.concepts
         if len(concepts) < 2:
-            raise ValueError("data.concepts: a classifier needs at least 2 concepts, got 1: select more concepts.")
+            raise ValueError("data.concepts: the classifier needs at least 2 concepts, got 1; select more concepts.")
         size = self.networks.model.image_size
         images = {name: images.resized(size) for name, images in self.labeled_real_images.items()}
         missing = [concept.name for concept in concepts if concept.name not in images]
         if missing:
             raise ValueError(
-                f"the concept {missing[0]!r} has no real image that is not a reference image: add images of this name "
-                "to the folder of real images, or do not select the concept."
+                f"all real images of the concept {missing[0]!r} are reference images: add images of the concept to the "
+                "folder of real images, or do not select the concept."
             )
         self._training_stage = TrainingStage(
             self.context,

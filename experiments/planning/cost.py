@@ -20,15 +20,15 @@ BACKWARD_COST = 2  # cost of a backward pass, in forward evaluations of the same
 
 @dataclass(frozen=True)
 class Cost:
-    """Numbers of network evaluations and decodings. A batch of n images counts n times.
+    """Numbers of network evaluations and decodings of latents. A batch of n images counts as n.
 
-    With classifier-free guidance, the evaluations of the prompt and of the negative prompt are both counted.
+    With classifier-free guidance, the evaluations with the prompt and with the negative prompt are both counted.
 
     Attributes:
-        forward: forward evaluations of the denoising network.
-        decodings: forward evaluations of the decoder.
-        backward: backward passes through the denoising network.
-        decodings_backward: backward passes through the decoder.
+        forward: number of forward evaluations of the denoising network.
+        decodings: number of forward evaluations of the VAE's decoder.
+        backward: number of backward passes through the denoising network.
+        decodings_backward: number of backward passes through the VAE's decoder.
     """
 
     forward: float = 0.0
@@ -38,7 +38,7 @@ class Cost:
 
     @property
     def nfe(self) -> float:
-        """Number of network evaluations, where a backward pass counts as two evaluations."""
+        """Number of evaluations of the denoising network, where a backward pass counts as two evaluations."""
         return self.forward + BACKWARD_COST * self.backward
 
     @property
@@ -58,13 +58,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Cost of a stage of a run.
+    """Cost of a stage of a run, such as the inversion or the generation of images.
 
     Attributes:
         stage: name of the stage.
-        units: number of all units.
+        units: total number of units, finished or not.
         done: number of units that are already on disk.
-        cost: cost of the units that are not on disk.
+        cost: total cost of the unfinished units.
         size: disk space of all units, in bytes.
     """
 
@@ -76,24 +76,24 @@ class StagePlan:
 
 
 def batch_multiplier(guidance: float) -> int:
-    """Return the number of rows per image in the batch of the network.
+    """Return the number of batch rows per image in a call of the denoising network: 2 with guidance, else 1.
 
-    It is 2 with classifier-free guidance, which also evaluates the negative prompt, and else 1.
+    With classifier-free guidance, the network evaluates the prompt and the negative prompt of each image.
     """
     return 1 if guidance == 1 else 2
 
 
 @dataclass(frozen=True)
 class NeverConverging:
-    """A trivial denoiser with which the maximum number of network evaluations of a method is counted.
+    """A trivial denoiser for counting the maximum number of network evaluations of an inversion method.
 
-    Iterations with its predictions do not converge, so that no method stops early.
+    Iterations with the predictions of this denoiser do not converge, so that no method stops early.
 
     Attributes:
         rows: list to which each call appends the number of rows of its batch.
         guidance: guidance scale.
-        positive: condition of the prompt.
-        negative: condition of the negative prompt; None without classifier-free guidance.
+        positive: text condition of the prompt.
+        negative: text condition of the negative prompt; None without classifier-free guidance.
     """
 
     rows: list[int]
@@ -124,7 +124,8 @@ def inversion_cost(
         schedule: sampling schedule.
         guidance: guidance scale.
         channels: number of channels of the latents.
-        all_steps: also count the reconstruction of the image and the measurement of the residual of every step.
+        all_steps: whether to count also the reconstruction of the image and the measurement of the residual of every
+            step.
     """
     key = json.dumps([fingerprint_config(inverter), schedule.timesteps.tolist(), guidance, channels, all_steps])
     if key not in _COSTS:
@@ -154,15 +155,15 @@ def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: in
 def print_cost_estimate(
     cost: Cost, units: int, done: int, unit: str, *, model: LatentDiffusion, prompts: Sequence[str], processes: int
 ) -> None:
-    """Print the number of units and network evaluations of a run, and its duration estimated from a few timed calls.
+    """Print the number of units and network evaluations of a run, and the duration estimated from a few timed calls.
 
     Args:
-        cost: total cost of the units that are not on disk.
-        units: number of all units.
+        cost: total total cost of the unfinished units.
+        units: total number of units, finished or not.
         done: number of units on disk.
         unit: singular noun for a unit, such as ``concept``.
-        model: the model whose calls are timed.
-        prompts: prompts of the timed batch, which should be as large as the batches of the run.
+        model: the text-to-image model whose calls are timed.
+        prompts: prompts of the timed batch; the timed batch should have the size of the batches of the run.
         processes: number of processes that share the units.
     """
     print_estimate(units, cost.nfe, estimate_seconds(cost, model, prompts) / processes, unit=unit, done=done)
@@ -171,7 +172,7 @@ def print_cost_estimate(
 def estimate_seconds(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
     """Return the estimated duration of ``cost`` in seconds on one device.
 
-    The network and the decoder are timed on noise, in a batch with these ``prompts``.
+    The denoising network and the decoder are timed on noise, in one batch with the given ``prompts``.
     """
     if not cost.forward:
         return 0.0

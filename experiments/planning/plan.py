@@ -28,7 +28,7 @@ BYTES_PER_GB = 1e9
 
 @rank_zero_only
 def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
-    """Print the numbers of units and network evaluations, the disk space and the size of the weights.
+    """Print the numbers of units and network evaluations of a run, the disk space and the size of the weights.
 
     With ``plan=true``, network calls are also timed on this device to estimate the duration. With ``plan=counts``,
     nothing is timed.
@@ -49,7 +49,7 @@ def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
 
 
 def table(stages: Sequence[StagePlan]) -> str:
-    """Return a Markdown table with a row per stage and a row with the total."""
+    """Return a Markdown table with one row per stage of the run and one row with the total."""
     total = StagePlan(
         "total",
         sum(s.units for s in stages),
@@ -66,7 +66,7 @@ def table(stages: Sequence[StagePlan]) -> str:
 
 
 def training_size(task: Any) -> str:
-    """Describe the size of the trained networks and their checkpoints."""
+    """Return a sentence with the size of the trained networks and of their checkpoints."""
     modules = [part for part in vars(task).values() if isinstance(part, nn.Module)]
     modules += list(getattr(getattr(task, "pipeline", None), "components", {}).values())
     size = sum(_bytes(module) for module in modules if isinstance(module, nn.Module))
@@ -90,7 +90,7 @@ def _bytes(module: nn.Module) -> int:
 def format_time_estimate(
     stages: Sequence[StagePlan], model: LatentDiffusion, prompts: Sequence[str], devices: int
 ) -> str:
-    """Describe the estimated duration of a run and the peak memory of a timed batch.
+    """Return sentences with the estimated duration of a run and the peak memory of a timed batch.
 
     The duration is given for 1, ``devices``, 8 and 64 devices of the same type as this device.
     """
@@ -115,7 +115,7 @@ def format_time_estimate(
 
 
 def seconds_per_image(model: LatentDiffusion, prompts: Sequence[str], stages: Sequence[StagePlan]) -> dict[str, float]:
-    """Return the measured seconds per image of each type of evaluation that the stages use.
+    """Return the measured duration in seconds per image of each type of evaluation that the stages use.
 
     The keys are field names of :class:`Cost`, such as ``forward`` and ``decodings_backward``.
     """
@@ -143,6 +143,6 @@ def seconds_per_image(model: LatentDiffusion, prompts: Sequence[str], stages: Se
 
     times = {name: time(forward, name) for name in functions if name in used}
     for gradient, name in gradients.items():
-        if gradient in used:  # subtract the time of the forward pass, which Cost counts separately
+        if gradient in used:  # subtract the time of the forward pass, because Cost counts forward passes separately
             times[gradient] = max(0.0, time(forward_and_backward, name) - times.get(name, 0.0))
     return times

@@ -1,1 +1,4 @@
-"""Trains the small emoji models in ``assets/models``, one module per model; no other package imports this package."""
+"""Trains the small emoji models in ``assets/models``, with one module per model.
+
+The other packages do not import this package.
+"""

@@ -37,9 +37,9 @@ def edges(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Autoencoder(LightningModule):
-    """Training of the VAE with the loss L1 + 5 MSE + 0.5 edge error + ``kl_weight`` KL, for images in [-1, 1].
+    """Training of the VAE with the loss ``L1 + 5 MSE + 0.5 edge error + kl_weight KL``, for images in [-1, 1].
 
-    The edge error is the L1 error of the differences between neighboring pixels.
+    The edge error is the L1 difference between the :func:`edges` of an image and of its reconstruction.
     """
 
     def __init__(self, vae: AutoencoderKL, lr: float, steps: int, kl_weight: float) -> None:
@@ -66,7 +66,7 @@ class Autoencoder(LightningModule):
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Return the PSNR in dB between each image and its reconstruction from the latent mean, ``[B]``.
+    """Return the PSNR ``[B]`` in dB between each image and its reconstruction from the mean of the latent distribution.
 
     ``images [B, 3, H, W]`` are in [0, 1].
     """
@@ -81,10 +81,10 @@ class PretrainAutoencoder(TrainingTask):
 
     Args:
         corpus: folder of the emoji corpus.
-        output: folder of the trained VAE.
+        output: folder to which the trained VAE is saved.
         batch_size: number of images per training step.
         lr: learning rate.
-        kl_weight: weight of the KL term in the loss.
+        kl_weight: weight of the Kullback-Leibler (KL) term in the loss.
         channels: number of channels of each resolution level of encoder and decoder.
         init_from: folder of a saved VAE from which the training starts; None starts from random weights.
     """
@@ -129,7 +129,7 @@ class PretrainAutoencoder(TrainingTask):
         )
 
     def save(self, vae: AutoencoderKL, train: AugmentedEmojiImages, unseen: AugmentedEmojiImages) -> dict[str, float]:
-        """Sets the scaling factor of the VAE to 1 / std of the training latents, and saves the VAE.
+        """Sets the scaling factor of the VAE to 1 / (standard deviation of the training latents), and saves the VAE.
 
         Returns:
             the mean PSNR in dB on ``unseen``, the scaling factor, and the number of images in ``unseen``.

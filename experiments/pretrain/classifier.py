@@ -1,4 +1,4 @@
-"""Trains an evaluation classifier, and measures its accuracy on groups of images that were held out of the training."""
+"""Trains an evaluation classifier, and measures its accuracy on groups of images that are not used for training."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
 
 
 class ConceptClassifier(LightningModule):
-    """Training of the classifier by cross-entropy with label smoothing and mix-up; classes must be balanced.
+    """Training of a classifier with the cross-entropy loss, label smoothing and mix-up. The classes must be balanced.
 
     Args:
         classifier: the classifier to train.
         lr: learning rate of the head (last layer).
         steps: number of training steps.
-        body_lr: learning rate of all other layers; None is ``lr``.
-        frozen: names of modules that are not trained.
+        body_lr: learning rate of all layers except the head; None: ``lr`` is used for all layers.
+        frozen: names of modules of the network that are not trained.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class ConceptClassifier(LightningModule):
         return [self.classifier.network.get_submodule(name) for name in self.frozen]
 
     def train(self, mode: bool = True) -> ConceptClassifier:
-        """Sets the mode (train or eval) of all modules except the frozen ones, which keep their batch statistics."""
+        """Sets the mode (train or eval) of all modules except the frozen modules, which keep their batch statistics."""
         super().train(mode)
         for part in self._frozen():
             part.eval()
         return self
 
     def on_train_start(self) -> None:
-        if self.global_step:  # a resumed training must not repeat the augmentations of its start
+        if self.global_step:  # a resumed training must not repeat the augmentations of the first steps
             torch.manual_seed(torch.initial_seed() + self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -90,17 +90,19 @@ class PretrainClassifier(TrainingTask):
 
     Args:
         images: labeled images in groups.
-        output: folder of the trained classifier; experiments use the classifier with ``data.classifier=FOLDER``.
+        output: folder to which the trained classifier is saved; experiments use the classifier with
+            ``data.classifier=FOLDER``.
         architecture: name of a timm model.
         pretrained: if true, the training starts from the pretrained weights of timm.
         image_size: side in pixels of the square input images of the network.
         batch_size: number of images per training step.
         lr: learning rate of the head (last layer).
         init_from: ``.pth`` file with the initial weights; its tensors have the same order as the tensors of the
-            network. The tensors of the head are ignored. None does not load a file.
+            network. The tensors of the head are ignored. None: no file is loaded.
         frozen: names of modules of the network that are not trained.
-        body_lr: learning rate of all layers except the head; None is ``lr``.
-        excluded: groups of ``images`` that are held out of the training; the accuracy on each group is reported.
+        body_lr: learning rate of all layers except the head; None: ``lr`` is used for all layers.
+        excluded: groups of ``images`` that are not used for the training; the accuracy on each of these groups is
+            reported.
     """
 
     images: LabeledImages
@@ -126,7 +128,8 @@ class PretrainClassifier(TrainingTask):
         unknown = [group for group in self.excluded if group not in self.images.groups]
         if unknown or not self.trained_groups:
             raise ValueError(
-                f"task.excluded={list(self.excluded)}: give some, but not all, of {', '.join(self.images.groups)}."
+                f"task.excluded={list(self.excluded)}: must be some, but not all, of the groups "
+                f"{', '.join(self.images.groups)}."
             )
         if missing := self.images.missing_labels(self.trained_groups):
             raise ValueError(
@@ -151,12 +154,12 @@ class PretrainClassifier(TrainingTask):
             raise ValueError(
                 f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
                 f"task.image_size={self.image_size} and task.batch_size={self.batch_size} cannot be created by timm "
-                f"({first_line(error)}): choose others."
+                f"({first_line(error)}): choose other values."
             ) from None
         if self.init_from is not None:
             load_in_order(network, self.init_from)
         usual = timm.data.resolve_model_data_config(network)
-        network = network.to(memory_format=torch.channels_last)  # faster on CPUs; the saved file has contiguous tensors
+        network = network.to(memory_format=torch.channels_last)  # faster on CPUs; tensors are saved contiguous
         preprocessing = Preprocessing(self.image_size, usual["mean"], usual["std"])
         return Classifier(network.train(), self.images.labels, preprocessing)
 
@@ -165,7 +168,9 @@ class PretrainClassifier(TrainingTask):
         for name in self.frozen:
             if name not in parts:
                 close = ", ".join(get_close_matches(name, parts, cutoff=0.0))
-                raise ValueError(f"task.frozen: {name!r} is not a module of {self.architecture}; closest: {close}.")
+                raise ValueError(
+                    f"task.frozen: {name!r} is not a module of {self.architecture}; similar names: {close}."
+                )
 
     def run(self, trainer: Trainer) -> None:
         unseen = {group: self.images.dataset([group], augment=False) for group in self.excluded}
@@ -184,7 +189,7 @@ class PretrainClassifier(TrainingTask):
 def load_in_order(network: nn.Module, path: str) -> None:
     """Copies the tensors of the file ``path`` into ``network`` in their order, except the tensors of the head.
 
-    The names of the tensors are ignored, because different libraries name the layers of the same network differently.
+    The names of the tensors are ignored, because libraries give different names to the layers of the same network.
 
     Raises:
         ValueError: the file cannot be read, or the number or shapes of its tensors do not match the network.
@@ -213,7 +218,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
 def accuracies(classifier: Classifier, unseen: Mapping[str, Dataset]) -> dict[str, float]:
     """Return the fraction of correctly classified images in each group and in all groups together (``accuracy``).
 
-    The entry ``n`` is the number of images.
+    The entry ``n`` of the returned dictionary is the number of images.
     """
     correct = {
         group: torch.cat([classifier(x).argmax(-1) == y for x, y in DataLoader(images, 64)]).float()

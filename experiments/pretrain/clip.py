@@ -1,4 +1,4 @@
-"""Trains the small CLIP model for the semantic loss of SeedSelect; no evaluation metric uses this model."""
+"""Trains the small CLIP model for the semantic loss of SeedSelect. No evaluation metric uses this CLIP model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROMPT = "a drawing of {phrase}"
 
 
 class CaptionedEmojiImages(Dataset):
-    """Images of the drawings in split ``corpus`` with random matching captions.
+    """Images of the drawings in the split ``corpus``, each with a random caption among the captions of the image.
 
     An item is ``(image [3, H, W] in [0, 1], token ids [L] of the caption, concept_id)``.
     """
@@ -61,11 +61,11 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 class ContrastiveModel(LightningModule):
-    """Training with the symmetric contrastive loss of CLIP, without negative pairs of the same concept.
+    """Training of CLIP with its symmetric contrastive loss. Two images of the same concept are not a negative pair.
 
     Args:
         clip: the model to train.
-        prompts: token ids of one prompt per concept, ``[P, L]``, for the zero-shot accuracy.
+        prompts: token ids ``[P, L]`` of one prompt per concept, with which the zero-shot accuracy is measured.
         lr: learning rate.
         steps: number of training steps.
     """
@@ -115,7 +115,7 @@ class PretrainClip(TrainingTask):
 
     Args:
         corpus: folder of the emoji corpus.
-        output: folder of the trained model.
+        output: folder to which the trained model is saved.
         batch_size: number of pairs of image and caption per training step.
         lr: learning rate.
         width: dimension of the hidden states of both encoders and of the joint embedding.

@@ -43,11 +43,11 @@ SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0  # sampling steps and guidance scale of 
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """Return a CLIP tokenizer that is trained on ``captions`` until every word of the captions is one token.
+    """Return a CLIP tokenizer that is trained on ``captions``, so that every word of the captions is one token.
 
-    The same captions always give the same token ids; a resumed training depends on this. The tokenizers library breaks
-    ties between letters and between merges at random. The words that result are always the same, and this function
-    gives the first ids to the words in alphabetical order.
+    The same captions always give the same token ids, which is necessary for resuming a training. The package
+    ``tokenizers`` orders letters and merges of equal frequency at random, but the resulting words are always the same.
+    This function therefore assigns the first token ids to the words in alphabetical order.
     """
     size = 4_000  # maximum vocabulary size, which is more than the captions need
     trained = CLIPTokenizer().train_new_from_iterator(sorted(set(captions)), size, show_progress=False)
@@ -111,14 +111,14 @@ def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -
 class CaptionedLatents(Dataset):
     """The caption corpus as a dataset of pairs ``(latent [4, h, w], token ids [L])``.
 
-    Each distinct image is encoded by the VAE once.
+    The VAE encodes each distinct image once.
 
     Args:
         corpus: folder of the emoji corpus.
         vae, tokenizer: VAE and tokenizer of the model to train.
         cache: file in which the latents are stored; if the file exists, the latents are read from it.
-        max_images: size of a fixed random subset of the images, which are used with all their captions; None uses all
-            images.
+        max_images: number of images in a fixed random subset, which is used with all captions of its images; None: all
+            images are used.
     """
 
     def __init__(
@@ -178,13 +178,13 @@ class Prompts(Dataset):
 class DenoiserTraining(LightningModule):
     """Training of noise prediction with min-SNR loss weights (Hang et al. 2023, gamma = 5).
 
-    With these weights, the training converges several times faster than with equal weights.
+    With min-SNR weights, the training converges several times faster than with equal weights of all noise levels.
 
     Args:
         pipeline: the pipeline whose U-Net and text encoder are trained.
         lr: learning rate.
         steps: number of training steps.
-        decay_from: fraction of the training steps after which the learning rate decays linearly to zero.
+        decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
     """
 
@@ -239,10 +239,10 @@ class PretrainDenoiser(TrainingTask):
     Args:
         corpus: folder of the emoji corpus.
         vae: folder of the trained VAE.
-        output: folder of the trained pipeline.
+        output: folder to which the trained pipeline is saved.
         batch_size: number of pairs of image and caption per training step.
-        lr: learning rate; 0 keeps the weights.
-        decay_from: fraction of the training steps after which the learning rate decays linearly to zero.
+        lr: learning rate; with 0, the weights do not change.
+        decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
         channels: number of channels of each resolution level of the U-Net.
         text_width: dimension of the hidden states of the text encoder.
@@ -314,7 +314,7 @@ class PretrainDenoiser(TrainingTask):
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """Saves the pipeline to ``folder`` with float16 weights."""
+    """Saves the pipeline to ``folder``, with weights in float16."""
     pipeline.save_pretrained(folder)
     for name in ("unet", "text_encoder", "vae"):
         save_fp16(getattr(pipeline, name), Path(folder) / name)

@@ -1,4 +1,4 @@
-"""Code that both distillations share: encoded captions, a replay buffer of training targets, and common settings."""
+"""Code for both distillations (LCM and flow matching): encoded captions, buffer of training targets, settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNCONDITIONAL_INDEX = 0  # index of the empty caption
 
 
 class EncodedCaptions(Dataset):
-    """The caption corpus as a dataset of pairs ``(latent [4, h, w], caption index)``.
+    """The captions and images of the corpus as a dataset of pairs ``(latent [4, h, w], caption index)``.
 
     Attributes:
         texts: the distinct captions; ``texts[UNCONDITIONAL_INDEX]`` is the empty caption.
@@ -41,7 +41,7 @@ class EncodedCaptions(Dataset):
 
     @torch.no_grad()
     def encode(self, encoder: Encode, batch_size: int = 256) -> list[Tensor]:
-        """Return the outputs of ``encoder`` for all distinct captions; row k belongs to ``texts[k]``."""
+        """Return the outputs of the text encoder ``encoder``. Row k of an output belongs to ``texts[k]``."""
         parts = [encoder(self.texts[k : k + batch_size]) for k in range(0, len(self.texts), batch_size)]
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
@@ -54,7 +54,7 @@ class EncodedCaptions(Dataset):
 
 @torch.no_grad()
 def text_states(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    """Return the hidden states of the text encoder for ``captions``, ``[B, L, D]``, which condition the U-Net."""
+    """Return the hidden states ``[B, L, D]`` of the text encoder for ``captions``, the condition of the U-Net."""
     tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return pipeline.text_encoder.eval()(tokens)[0]
 
@@ -62,10 +62,10 @@ def text_states(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tenso
 class ReplayBuffer:
     """A buffer of the most recent training targets, from which each training step draws a random batch.
 
-    Targets are used several times, because computing a target requires evaluations of the teacher network.
+    Each target is used in several training steps, because computing a target requires evaluations of the teacher.
 
     Args:
-        capacity: maximum number of targets; the oldest targets are dropped.
+        capacity: maximum number of targets in the buffer; the oldest targets are removed.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -73,32 +73,32 @@ class ReplayBuffer:
         self.rows: list[Tensor] = []
 
     def add(self, *rows: Tensor) -> None:
-        """Appends tensors with one row per target; every call must have the same number of tensors."""
+        """Appends targets; each tensor has one row per target. Every call must have the same number of tensors."""
         joined = [torch.cat(pair) for pair in zip(self.rows, rows, strict=True)] if self.rows else rows
         self.rows = [tensor[-self.capacity :] for tensor in joined]
 
     def sample(self, count: int) -> list[Tensor]:
-        """Return ``count`` random targets, drawn without replacement: the same rows of every tensor."""
+        """Return ``count`` random targets, drawn without replacement, as the same rows of every tensor."""
         index = torch.randperm(len(self.rows[0]))[:count]
         return [tensor[index] for tensor in self.rows]
 
 
 @dataclass
 class DistillationTask(TrainingTask):
-    """Settings that the distillations of a Stable Diffusion pipeline share.
+    """Settings of both distillations (LCM and flow matching) of a Stable Diffusion pipeline.
 
     Args:
         corpus: folder of the emoji corpus.
-        model: folder of the Stable Diffusion pipeline.
-        output: folder of the trained model.
+        model: folder of the Stable Diffusion pipeline that is distilled.
+        output: folder to which the trained model is saved.
         max_images: number of images of the corpus that are used for the training; None uses all images.
         batch_size: number of training targets per training step.
-        lr: learning rate; 0 keeps the weights.
-        reuse: average number of training steps that use the same training target.
+        lr: learning rate; with 0, the weights do not change.
+        reuse: average number of training steps in which a training target is used.
         prompts: prompts from which sample images are generated during the training.
         accuracy_probe: measures the accuracy of an evaluation classifier on images that the trained model generates;
-            None skips the measurement.
-        probe_guidance: guidance scales of the images for ``accuracy_probe``.
+            None: the accuracy is not measured.
+        probe_guidance: guidance scales with which images for ``accuracy_probe`` are generated.
         init_from: folder of a saved model from which the training starts; None starts a new model.
     """
 
@@ -115,7 +115,7 @@ class DistillationTask(TrainingTask):
     init_from: NonEmptyStr | None
 
     def load_model(self) -> StableDiffusionPipeline:
-        """Checks the folders ``corpus`` and ``output``, and returns the pipeline in the folder ``model``.
+        """Checks the folders ``corpus`` and ``output``, and loads the pipeline in the folder ``model``.
 
         Raises:
             ValueError: one of the three folders is invalid.
@@ -125,7 +125,7 @@ class DistillationTask(TrainingTask):
         return load_pretrained(StableDiffusionPipeline, "task.model", self.model)
 
     def encode_corpus(self, pipeline: object, trainer: Trainer) -> EncodedCaptions:
-        """Return the captioned images of the corpus as latents of the VAE of ``pipeline``.
+        """Return the captioned images of the corpus, encoded to latents by the VAE of ``pipeline``.
 
         The latents are cached in the run folder.
         """

@@ -1,4 +1,4 @@
-"""Training targets of the flow-matching model: velocities from a noise-predicting teacher network, or from the data."""
+"""Training targets of the flow-matching model: velocities from a teacher that predicts noise, or from the data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ predicted, and the features of the teacher.
 
 
 class OutputHook:
-    """Records the latest output of ``layer``; ``take`` returns the output and releases it.
+    """Records the latest output of ``layer``. The method ``take`` returns the output and deletes the reference to it.
 
-    The output must be released, because a module that holds an autograd graph cannot be copied.
+    The reference must be deleted, because a module that refers to an autograd graph cannot be copied.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -51,7 +51,8 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
     """Return the number of channels of the U-Net layer ``hint_layer``.
 
     Raises:
-        ValueError: the layer does not exist, or its feature map does not have one position per transformer token.
+        ValueError: the layer does not exist, or the number of positions of its feature map differs from the number of
+            transformer tokens.
     """
     unet = pipeline.unet.eval()
     config = transformer.config
@@ -59,7 +60,7 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
         features = OutputHook(unet.get_submodule(hint_layer))
     except AttributeError:
         raise ValueError(
-            f"task.hint_layer={hint_layer!r} is not a layer of the teacher's U-Net: give one, such as "
+            f"task.hint_layer={hint_layer!r} is not a layer of the teacher's U-Net: give the name of a layer, such as "
             "up_blocks.1.attentions.1."
         ) from None
     z = torch.zeros(1, unet.config.in_channels, config.sample_size, config.sample_size)
@@ -75,17 +76,17 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
 
 
 class VelocityTeacher:
-    """Computes velocities of rectified flow from a noise-predicting teacher, without guidance.
+    """Computes velocities of rectified flow from a teacher that predicts noise, without guidance.
 
     The noisy latent of rectified flow, ``x = (1 - sigma) x0 + sigma n``, is divided by
     ``sqrt((1 - sigma)^2 + sigma^2)``. The result is a latent ``z`` of variance-preserving diffusion with the same
     signal-to-noise ratio, at the timestep with ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise
     prediction ``eps`` of the teacher gives the clean latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``, and
     the clean latent gives the velocity ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. This velocity is the conditional
-    mean of the usual training target ``n - x0``, so the velocity has less variance than the usual target.
+    mean of the usual training target ``n - x0``, and therefore has less variance than the usual target.
 
-    If ``sigma`` is greater than at the last timestep of the teacher, noise is added to a latent ``z`` of the last
-    timestep. Given ``x``, the mean of ``E[x0 | z]`` is then still ``E[x0 | x]``.
+    If ``sigma`` is greater than the noise level of the teacher's last timestep, ``z`` is a latent at the last timestep,
+    to which noise must be added to obtain ``x``. The mean of ``E[x0 | z]``, given ``x``, is then still ``E[x0 | x]``.
 
     Args:
         pipeline: pipeline of the teacher.
@@ -100,15 +101,15 @@ class VelocityTeacher:
         a = pipeline.scheduler.alphas_cumprod.double()
         self.alpha = a.sqrt()
         self.noise_level = (1 - a).sqrt()
-        self.sigma = self.noise_level / (self.alpha + self.noise_level)  # ascending
+        self.sigma = self.noise_level / (self.alpha + self.noise_level)  # in ascending order
         self.states = states
 
     @torch.no_grad()
     def __call__(self, z0: Tensor, sigma: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the targets ``(x, sigma, velocity, features [B, tokens, C])`` for clean latents ``z0``.
 
-        The returned ``sigma [B]`` is rounded down to the noise level of a timestep of the teacher, unless it is greater
-        than at the last timestep.
+        The returned ``sigma [B]`` is rounded down to the noise level of a timestep of the teacher, unless ``sigma`` is
+        greater than the noise level of the last timestep.
         """
         t = (torch.searchsorted(self.sigma, sigma.double(), right=True) - 1).clamp(min=0)
         beyond = sigma.double() > self.sigma[-1]
@@ -125,7 +126,7 @@ class VelocityTeacher:
 
 
 def data_targets(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the usual targets of rectified flow, ``(x, sigma, n - z0)``, without features of a teacher.
+    """Return the usual training targets of rectified flow, ``(x, sigma, n - z0)``, which require no teacher.
 
     Source: Liu et al. 2023, arXiv 2209.03003.
     """

@@ -1,4 +1,4 @@
-"""Builds, evaluates and saves the emoji flow-matching model, a small Stable Diffusion 3, and samples from the model."""
+"""Builds and saves the emoji flow-matching model (a small Stable Diffusion 3), and samples images from the model."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ from experiments.pretrain.training import (
 )
 
 TIMESTEPS = 1000  # the timestep input of the transformer is TIMESTEPS * sigma
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # diffusers requires an explicit None for each
+WITHOUT_T5 = {
+    "text_encoder_3": None,
+    "tokenizer_3": None,
+}  # diffusers requires an explicit None for both
 T5_TOKENS = 256  # number of zero embeddings that the SD3 pipeline appends if it has no T5
 
 
 def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithProjection:
-    """Return a text encoder with ``layers`` layers and the weights of ``start``; its projection is the identity.
+    """Return a text encoder with ``layers`` layers, the weights of ``start``, and the identity as text projection.
 
     If ``layers`` is greater than the number of layers of ``start``, each additional layer returns its input unchanged.
 
-    SD3 uses the hidden states before the last layer of a text encoder, and the pooled states after the last layer. With
-    one layer more than ``start``, SD3 therefore uses the hidden states after the last layer of ``start``.
+    SD3 uses the hidden states before the last layer of a text encoder, and the pooled states after the last layer. If
+    the returned encoder has one layer more than ``start``, SD3 therefore uses the hidden states after the last layer of
+    ``start``.
     """
     config = type(start.config).from_dict(start.config.to_dict() | {"num_hidden_layers": layers})
     encoder = CLIPTextModelWithProjection(config)
@@ -49,7 +53,7 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
     shared = {name: tensor for name, tensor in start.state_dict().items() if name in inner.state_dict()}
     with torch.no_grad():
         for name in inner.load_state_dict(shared, strict=False).missing_keys:
-            if "out_proj" in name or "fc2" in name:  # output layers of both residual branches
+            if "out_proj" in name or "fc2" in name:  # output layers of attention and MLP
                 inner.get_parameter(name).zero_()
         nn.init.eye_(encoder.text_projection.weight)
     return encoder.eval()
@@ -94,10 +98,12 @@ def build_transformer(
 
 @torch.no_grad()
 def standardize(layer: nn.Linear, inputs: Tensor) -> None:
-    """Changes the weights of ``layer``, so that the layer standardizes its input features (zero mean, unit variance).
+    """Changes the weights of ``layer``, so that the layer first standardizes its input features.
+
+    Standardized features have zero mean and unit variance.
 
     Mean and standard deviation of each feature are computed from ``inputs [..., D]``. The hidden states of CLIP before
-    the final layer norm need this, because some features are hundreds of times larger than others.
+    the final layer normalization must be standardized, because some features are hundreds of times larger than others.
     """
     features = inputs.flatten(0, -2)
     mean = features.mean(0)
@@ -109,9 +115,10 @@ def standardize(layer: nn.Linear, inputs: Tensor) -> None:
 class MergedPaddingAttention:
     """The joint attention of SD3 with an additive attention mask over the keys.
 
-    With this mask, one token replaces the n zero tokens that stand for a missing T5. The zero tokens are equal in every
-    layer, because text tokens have no positional embedding. In the softmax, n equal tokens have the same effect as one
-    token whose logit is increased by log n. A training step with one merged token takes a quarter of the time.
+    With this mask, one token replaces the n zero tokens with which SD3 replaces the output of a missing T5 encoder. The
+    zero tokens are equal in every layer, because text tokens have no positional embedding. In the softmax, n equal
+    tokens have the same effect as one token whose logit is increased by log n. A training step with one merged token
+    takes a quarter of the time of a training step with n zero tokens.
     """
 
     def __call__(
@@ -148,7 +155,7 @@ def attention_processor(transformer: SD3Transformer2DModel, processor: object) -
 
 
 class Velocity:
-    """Predicts velocities with the transformer; one merged token replaces all zero tokens of the missing T5.
+    """Predicts velocities with the transformer; one merged token replaces all zero tokens of the missing T5 encoder.
 
     The outputs are equal to those of the transformer in the SD3 pipeline.
 
@@ -190,7 +197,7 @@ def latent_shape(pipeline: StableDiffusion3Pipeline) -> tuple[int, int, int]:
 def sample_images(
     pipeline: StableDiffusion3Pipeline, prompts: list[str], seeds: Tensor, *, steps: int, guidance: float
 ) -> Tensor:
-    """Return images ``[B, 3, H, W]`` in [0, 1] that are equal to the images that ``pipeline`` generates.
+    """Return images ``[B, 3, H, W]`` in [0, 1], equal to the images that the call ``pipeline(...)`` would generate.
 
     The attention processor of the transformer must be :class:`MergedPaddingAttention`.
 
@@ -221,14 +228,14 @@ def sample_images(
 def clip_states(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
     """Return the hidden states ``[B, L, D]`` and the pooled states ``[B, P]`` of the CLIP text encoders.
 
-    The hidden states do not include the zero tokens of the missing T5.
+    The hidden states do not include the zero tokens of the missing T5 encoder.
     """
     encoded = pipeline.encode_prompt(captions, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
     return encoded[0], encoded[2]
 
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
-    """Saves the pipeline to ``folder`` with float16 weights, and with a third text encoder that outputs zeros."""
+    """Saves the pipeline to ``folder``, with weights in float16 and with a third text encoder that outputs zeros."""
     pipeline = StableDiffusion3Pipeline(**pipeline.components | zero_t5_embeddings(pipeline.transformer.config))
     pipeline.save_pretrained(folder)
     for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
@@ -238,8 +245,9 @@ def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> Non
 def zero_t5_embeddings(transformer: FrozenDict) -> dict[str, object]:
     """Return a T5 with one unit whose output is zero, and its tokenizer, as components of an SD3 pipeline.
 
-    An SD3 pipeline without T5 uses zero embeddings in place of the T5 outputs, so this T5 has the same effect. It is
-    needed because ``DiffusionPipeline.from_pretrained`` by default requires all three text encoders.
+    An SD3 pipeline without T5 uses zero embeddings in place of the T5 outputs, so that the returned T5 has the same
+    effect. The returned T5 is needed because ``DiffusionPipeline.from_pretrained`` by default requires all three text
+    encoders.
     """
     tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in "\u2581" + ascii_lowercase)]
     width = transformer.joint_attention_dim

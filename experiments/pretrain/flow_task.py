@@ -47,19 +47,19 @@ from rnri.validation import NonEmptyStr, UnitInterval, dataclass
 
 SAMPLE_STEPS = 20  # number of sampling steps of sample images
 SAMPLE_GUIDANCE = 6.0  # guidance scale of the sample images during training
-FEATURE_LOSS_WEIGHT = 0.5  # weight of the feature loss relative to the velocity loss
+FEATURE_LOSS_WEIGHT = 0.5  # weight of the feature loss; the weight of the velocity loss is 1
 
 
 class FlowTraining(LightningModule):
     """Training of rectified flow by the mean squared error of the predicted velocity, at logit-normal noise levels.
 
-    With a teacher, a feature loss is added: a linear layer predicts the features of the teacher at the same position
-    from the output of the second-to-last transformer block (hints, Romero et al. 2015, arXiv 1412.6550). The features
-    have many more values per token than the velocity.
+    With a teacher, a feature loss is added to the velocity loss: from the output of the second-to-last transformer
+    block, a linear layer predicts the features of the teacher at the same position (hints, Romero et al. 2015, arXiv
+    1412.6550). The features provide many more target values per token than the velocity.
 
     Args:
         pipeline: the pipeline whose transformer is trained.
-        velocity: predicts velocities with this transformer.
+        velocity: predicts velocities with the transformer of ``pipeline``.
         targets: computes the training targets.
         channels: number of channels of the features of the teacher; 0 trains without the feature loss.
         settings: settings of the task.
@@ -116,15 +116,16 @@ class FlowTraining(LightningModule):
 class PretrainFlow(DistillationTask):
     """The task of ``experiment=pretrain_flow``: trains a small Stable Diffusion 3 transformer.
 
-    VAE, tokenizer and text encoder are taken from the pipeline in the folder ``model``.
+    VAE, tokenizer and text encoder are those of the pipeline in the folder ``model``.
 
     Args:
-        teacher: folder of the Stable Diffusion pipeline (teacher) that computes the target velocities; None uses the
-            usual targets of rectified flow.
-        hint_layer: name of the U-Net layer of the teacher whose features the feature loss compares.
-        decay_from: fraction of the training steps after which the learning rate decays linearly to zero.
+        teacher: folder of the Stable Diffusion pipeline (teacher) that computes the target velocities; None: the model
+            is trained with the usual targets of rectified flow.
+        hint_layer: name of the U-Net layer of the teacher whose output is the target of the feature loss.
+        decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
-        logit_mean, logit_std: mean and standard deviation of the logit of the noise level sigma in the training.
+        logit_mean, logit_std: mean and standard deviation of the normal distribution of ``logit(sigma)``, from which
+            the noise levels sigma of the training are drawn.
         width: dimension of the hidden states of the transformer; a multiple of ``heads``.
         layers: number of transformer blocks.
         heads: number of attention heads.
@@ -145,7 +146,7 @@ class PretrainFlow(DistillationTask):
     def prepare(self, trainer: Trainer) -> None:
         if self.width % self.heads or self.width % 4:
             raise ValueError(
-                f"task.width={self.width} must be a multiple of task.heads={self.heads} and of 4: change either."
+                f"task.width={self.width} must be a multiple of task.heads={self.heads} and of 4: change task.width."
             )
         self.pipeline = self.build(self.load_model())
         self.teacher_pipeline = None
@@ -177,7 +178,7 @@ class PretrainFlow(DistillationTask):
         report(trainer, {"steps": trainer.global_step, **final_loss(trainer), "rows": rows})
 
     def rows(self) -> list[dict]:
-        """Return one table row per guidance scale: the accuracy of the evaluation classifier on generated images."""
+        """Return one table row per guidance scale, with the accuracy of the classifier on generated images."""
         if not self.accuracy_probe:
             return []
         self.pipeline.transformer.eval()
@@ -190,16 +191,16 @@ class PretrainFlow(DistillationTask):
         return self.accuracy_probe.row(sampler, latent_shape(self.pipeline), steps=SAMPLE_STEPS, guidance=guidance)
 
     def build(self, source: StableDiffusionPipeline) -> StableDiffusion3Pipeline:
-        """Return the pipeline to train, which is loaded from ``init_from`` or built.
+        """Return the pipeline to train: the pipeline in the folder ``init_from``, or a new pipeline.
 
-        A new pipeline has a new transformer; its VAE, tokenizer and text encoders are taken from ``source``.
+        A new pipeline has a new transformer, and the VAE, the tokenizer and the text encoder of ``source``.
         """
         if self.init_from:
             return load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from)
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size
-        source.vae.register_to_config(shift_factor=0.0)  # the SD3 pipeline adds this value to latents
+        source.vae.register_to_config(shift_factor=0.0)  # the SD3 pipeline adds it to latents
         return StableDiffusion3Pipeline(
             transformer=build_transformer(
                 source.vae,

@@ -22,12 +22,17 @@ from rnri.models.sampling import sample
 from rnri.models.schedule import Schedule
 from rnri.validation import GuidanceScale, UnitInterval, dataclass
 
-SAMPLER_STEPS = (1, 2, 4, 8)  # the training draws the timesteps of samplers with these numbers of steps more often
+SAMPLER_STEPS = (
+    1,
+    2,
+    4,
+    8,
+)  # timesteps of samplers with these numbers of steps are drawn more often
 GRID_STEPS = 2  # number of sampling steps of the sample images during training
 PROBE_STEPS = (1, 2, 4)  # numbers of sampling steps at which the accuracy is measured
 DDIM_GUIDANCE = 3.0  # guidance scale of the base model when its accuracy is measured
 SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # parameters of the boundary scalings, as in the LCMScheduler of diffusers
-PSEUDO_HUBER_C = 1e-3  # below this error the pseudo-Huber loss is about quadratic, above it about linear
+PSEUDO_HUBER_C = 1e-3  # the pseudo-Huber loss is about quadratic for smaller errors and about linear for larger errors
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function from latents ``[B, 4, h, w]``, timesteps ``[B]`` and text states ``[B, L, D]`` to predicted noise."""
@@ -41,7 +46,7 @@ class DDIMTeacher:
         alpha_bar: cumulative product of alphas by timestep, float64 ``[T]``.
         empty: text states of the empty caption, ``[1, L, D]``.
         stride: number of timesteps per DDIM step.
-        strides: number of DDIM steps from a noisy latent to the latent at which the target is evaluated.
+        strides: number of DDIM steps from a noisy latent to the latent from which the training target is computed.
         guidance: lowest and highest guidance scale; the scale of each sample is drawn uniformly from this range.
     """
 
@@ -68,7 +73,7 @@ class DDIMTeacher:
 
     @torch.no_grad()
     def denoise(self, z: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latents and timesteps ``(z_s, s)`` after ``strides`` DDIM steps; the steps end at timestep 0.
+        """Return the latents and timesteps ``(z_s, s)`` after ``strides`` DDIM steps, or earlier at timestep 0.
 
         Args:
             z: noisy latents, ``[B, 4, h, w]``.
@@ -88,9 +93,9 @@ class DDIMTeacher:
 
 
 def guided(network: Network, z: Tensor, t: Tensor, text: Tensor, *, empty: Tensor, guidance: Tensor | float) -> Tensor:
-    """Return the predicted noise with classifier-free guidance.
+    """Return the predicted noise with classifier-free guidance, ``[B, 4, h, w]``.
 
-    For a guidance scale of exactly 1.0 (a float), the network is evaluated once instead of twice.
+    If the guidance scale is the float 1.0, the network is evaluated once instead of twice.
     """
     if isinstance(guidance, float) and guidance == 1:
         return network(z, t, text)
@@ -108,7 +113,7 @@ def alpha_sigma(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(c_skip, c_out)`` at timesteps ``t [B]``, each ``[B, 1, 1, 1]``.
 
-    With these factors, the consistency function is the identity at t = 0.
+    With these factors, the consistency function ``c_skip z + c_out x0`` is the identity at t = 0.
     """
     scaled = t.view(-1, 1, 1, 1) * TIME_SCALING
     return SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
@@ -132,9 +137,10 @@ def build_lcm_scheduler(pipeline: StableDiffusionPipeline) -> LCMScheduler:
 def timestep_distribution(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
     """Return the timesteps at which the student is trained, and their probabilities.
 
-    The timesteps are the grid from which an LCM scheduler chooses. Half of the probability mass is uniform on the grid.
-    The other half is on the timesteps that samplers with 1, 2, 4 and 8 steps use, in proportion to the number of these
-    samplers that use a timestep. Errors at other timesteps affect these samplers only through the training targets.
+    The timesteps are the grid from which an LCM scheduler chooses the timesteps of a sampler. Half of the probability
+    mass is uniform on the grid. The other half is on the timesteps of the samplers with 1, 2, 4 and 8 steps; the
+    probability of a timestep is proportional to the number of these samplers that use the timestep. Errors at other
+    timesteps affect these samplers only through the training targets.
     """
     spacing = scheduler.config.num_train_timesteps // scheduler.config.original_inference_steps
     grid = torch.arange(spacing, scheduler.config.num_train_timesteps + 1, spacing) - 1
@@ -149,10 +155,10 @@ class ConsistencyDistillation(LightningModule):
     """Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378) with a LoRA (arXiv 2311.05556) as student.
 
     The teacher moves a noisy latent from timestep ``t`` to a timestep ``s < t`` by several guided DDIM steps. The
-    training target is the clean latent that the moving average of the student predicts from the latent at ``s``. The
-    loss compares this target with the clean latent that the student predicts from the latent at ``t``. At ``s = 0``,
-    the target is the latent at ``s`` itself. Because the teacher takes several DDIM steps per target, a chain of only a
-    few targets leads from noise to a clean latent. The latents that the teacher computes are used in several training
+    training target is the clean latent that the exponential moving average of the student predicts from the latent at
+    ``s``. The loss compares this target with the clean latent that the student predicts from the latent at ``t``. At
+    ``s = 0``, the target is the latent at ``s`` itself. Because the teacher takes several DDIM steps per target, only a
+    few targets lie between noise and a clean latent. The latents that the teacher computes are used in several training
     steps.
 
     Args:
@@ -239,8 +245,8 @@ def sample_images(
     """Return images ``[B, 3, H, W]`` in [0, 1], sampled by deterministic DDIM steps at the timesteps of LCMScheduler.
 
     Args:
-        pipeline: provides text encoder, VAE and scheduler.
-        network: predicts the noise.
+        pipeline: pipeline whose text encoder, VAE and scheduler are used.
+        network: network that predicts the noise.
         prompts: one prompt per image.
         seeds: initial noise latents, ``[B, 4, h, w]``.
         steps: number of sampling steps.
@@ -268,7 +274,7 @@ class PretrainLcm(DistillationTask):
         stride: number of timesteps per DDIM step of the teacher.
         strides: number of DDIM steps of the teacher per training target.
         guidance: lowest and highest guidance scale of the teacher.
-        target_decay: decay of the exponential moving average of the student that predicts the targets.
+        target_decay: decay of the exponential moving average of the student, which predicts the training targets.
     """
 
     rank: PositiveInt
@@ -279,10 +285,14 @@ class PretrainLcm(DistillationTask):
 
     def prepare(self, trainer: Trainer) -> None:
         if self.guidance[0] > self.guidance[1]:
-            raise ValueError(f"task.guidance={list(self.guidance)} is not a range: give the lower end first.")
+            raise ValueError(
+                f"task.guidance={list(self.guidance)} is not a range: give the lower guidance scale first."
+            )
         self.pipeline = self.load_model()
         if self.pipeline.scheduler.config.prediction_type != "epsilon":
-            raise ValueError(f"task.model={self.model!r} does not predict noise: give a model that does.")
+            raise ValueError(
+                f"task.model={self.model!r} does not predict noise: give a model with prediction_type=epsilon."
+            )
         self.student = LowRank(self.pipeline.unet, self.rank)
         if self.init_from:
             self.student.load(self.init_from)
@@ -292,7 +302,7 @@ class PretrainLcm(DistillationTask):
     def run(self, trainer: Trainer) -> None:
         pipeline = self.pipeline
         for part in (pipeline.unet, pipeline.vae):
-            part.eval().to(memory_format=torch.channels_last)  # saves 25 % of the time of a training step on a CPU
+            part.eval().to(memory_format=torch.channels_last)  # training steps take 25 % less time on a CPU
         data = self.encode_corpus(pipeline, trainer)
         (states,) = data.encode(lambda captions: (text_states(pipeline, captions),))
         teacher = DDIMTeacher(
@@ -315,7 +325,7 @@ class PretrainLcm(DistillationTask):
     def rows(self) -> list[dict]:
         """Return the accuracy of the evaluation classifier on images from the LoRA and from the base model.
 
-        There is one table row per model, guidance scale and number of sampling steps.
+        The table has one row per model, guidance scale and number of sampling steps.
         """
         if not self.accuracy_probe:
             return []

@@ -1,4 +1,4 @@
-"""Low-rank updates (LoRA) of the weights of a frozen network; the training adds the updates to the weights."""
+"""Low-rank updates (LoRA) of the weights of a frozen network."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.func import functional_call
 
 from rnri.loading import read_weights
 
-EXCLUDED_LAYERS = ("conv_in", "conv_out")  # they have only four input or output channels
+EXCLUDED_LAYERS = ("conv_in", "conv_out")  # these layers have only four input or output channels
 
 
 class LowRank(nn.Module):
     """LoRA: replaces the weight ``W`` of linear and convolutional layers by ``W + B A`` with trainable ``A`` and ``B``.
 
-    All linear and convolutional layers of the network are updated, except the first and the last. The method is LoRA
-    (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum ``W + B A`` is computed once per training
-    step; for a batch of images this is cheaper than separate layers ``A`` and ``B``. The network itself is neither
-    changed nor part of the state dict of this module.
+    All linear and convolutional layers of the network are updated, except the first layer and the last layer. The
+    method is LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum ``W + B A`` is computed once
+    per training step; for a batch of images this is cheaper than separate layers ``A`` and ``B``. The network itself is
+    not changed, and the network is not part of the state dict of this module.
 
     Args:
         network: the frozen network.
-        rank: rank of the updates; it is limited to the smaller dimension of the weight matrix of a layer.
+        rank: rank of the updates. In each layer, the rank is limited to the smaller dimension of the weight matrix.
     """
 
     def __init__(self, network: nn.Module, rank: int) -> None:
@@ -52,7 +52,7 @@ class LowRank(nn.Module):
         return self.frozen.network.get_submodule(layer).weight
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-        """Return the output of the network when its weights are replaced by ``weights``, float32 ``[B, C, h, w]``."""
+        """Return the output of the network with its weights replaced by ``weights``, float32 ``[B, C, h, w]``."""
         return functional_call(self.frozen.network, dict(weights), inputs, {"return_dict": False})[0].float()
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class LowRank(nn.Module):
                 _copy(down, state.pop(f"unet.{name}.lora_A.weight"))
                 _copy(up, state.pop(f"unet.{name}.lora_B.weight").flatten(1))
             if state:
-                raise ValueError(f"{next(iter(state))} has no place in this model")
+                raise ValueError(f"the model has no weight {next(iter(state))}")
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give the "
@@ -91,15 +91,15 @@ class LowRank(nn.Module):
 
 
 def _copy(target: Tensor, values: Tensor) -> None:
-    if target.shape != values.shape:  # Tensor.copy_ would broadcast
+    if target.shape != values.shape:  # Tensor.copy_ would broadcast a tensor of another shape
         raise ValueError(f"got a weight of shape {list(values.shape)} instead of {list(target.shape)}")
     target.copy_(values)
 
 
 class _Frozen:
-    """Wraps the frozen network, so that its weights are not parameters of the module that holds the wrapper.
+    """Wraps the frozen network, so that a module with this attribute does not register the weights of the network.
 
-    A deep copy of the wrapper shares the network.
+    A deep copy of the wrapper refers to the same network.
     """
 
     def __init__(self, network: nn.Module) -> None:

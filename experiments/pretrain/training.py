@@ -1,4 +1,4 @@
-"""Code that all trainings share: optimizer and learning-rate schedule, data loading, checkpoints, and saving models."""
+"""Code for all trainings: optimizer, learning-rate schedule, data loading, checkpoints, and saving of models."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Model = TypeVar("Model")
 
 
 class TrainingTask:
-    """Base class of all training tasks; it estimates the cost of a training (see :class:`experiments.base.Task`)."""
+    """Base class of all training tasks (:class:`experiments.base.Task`), with an estimate of the cost of a training."""
 
     batch_size: int
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the cost of the training: one stage with a forward and a backward pass per image of every batch."""
+        """Return the cost of the training as one stage, with a forward and a backward pass per image of every batch."""
         steps = trainer.max_steps
         images = steps * self.batch_size
         name = f"training, {steps:,} steps of {self.batch_size} images"
@@ -54,15 +54,15 @@ def adamw(
 ) -> dict:
     """Return an AdamW optimizer and a learning-rate schedule, as Lightning expects them.
 
-    The learning rate increases linearly during the warm-up, is constant, and then decays linearly to zero. Because of
-    the constant phase, a training can be extended from a checkpoint of that phase.
+    The learning rate increases linearly during the warm-up, is then constant, and finally decays linearly to zero. A
+    training can be extended from a checkpoint of the phase with constant learning rate.
 
     Args:
         module: module to train, or a list of parameter groups.
         lr: maximum learning rate.
         steps: total number of training steps.
         warmup: number of training steps of the warm-up.
-        decay_from: fraction of ``steps`` after which the decay starts.
+        decay_from: fraction of ``steps`` after which the decay of the learning rate begins.
         weight_decay: weight decay of AdamW.
     """
 
@@ -83,10 +83,10 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         train: training set.
-        validation: validation set; None trains without validation.
-        batch_size: number of samples per batch; a smaller training set is one batch.
+        validation: validation set; None: the training has no validation.
+        batch_size: number of samples per batch; a training set with fewer samples is one batch.
         seed: integer that determines the order of the training samples.
-        workers: number of processes that read samples; 0 is fastest if the samples are in memory.
+        workers: number of processes that read samples. If the samples are in memory, 0 is fastest.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ImageDataModule(LightningDataModule):
         self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        step = self.trainer.global_step if self.trainer else 0  # a resumed training gets other batches
+        step = self.trainer.global_step if self.trainer else 0  # other batches in a resumed training
         generator = torch.Generator().manual_seed(self.seed + step)
         batch_size = min(self.batch_size, len(self.train))
         return DataLoader(
@@ -110,14 +110,14 @@ class ImageDataModule(LightningDataModule):
 
 
 def fastest_precision() -> str:
-    """Return the ``precision`` setting of Lightning: bfloat16 autocast if the hardware supports bfloat16, else float32.
+    """Return Lightning's ``precision`` setting: bfloat16 autocast if the hardware supports bfloat16, else float32.
 
     A CPU without bfloat16 instructions emulates bfloat16, which is several times slower than float32.
     """
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch lacks it
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in old PyTorch versions
         native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if native else "32-true"
 
@@ -131,7 +131,7 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) ->
 
 
 def check_network(build: Callable[[], Any], **settings: Any) -> None:
-    """Call ``build``, which creates a network and computes its output, without changing the random state.
+    """Call ``build``, which creates a network and computes its output, and restore the random state afterwards.
 
     Args:
         build: function that is called once before the training.
@@ -150,7 +150,10 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
 
 
 def check_output(folder: str | Path) -> None:
-    """Raise a ValueError if the output folder ``folder`` is not writable; called before the training starts."""
+    """Raise a ValueError if the output folder ``folder`` is not writable.
+
+    The function is called before the training.
+    """
     try:
         check_writable(Path(folder) / "config.json")
     except CannotWrite as error:
@@ -192,7 +195,7 @@ def _load_pretrained(model: type[Any], folder: str) -> Any:
 def final_loss(trainer: Trainer) -> dict[str, float]:
     """Return the loss of the last training step, as ``{"loss": value}``.
 
-    The dict is empty if the training was already finished, so that no training step ran.
+    If a finished training is resumed, no training step runs and the dictionary is empty.
     """
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
@@ -205,7 +208,7 @@ class Unregistered:
 
 
 def sample_seeds(count: int, shape: tuple[int, ...]) -> Tensor:
-    """Return initial noise latents, ``[count, *shape]``; latent k depends only on k and ``shape``."""
+    """Return ``count`` initial noise latents, ``[count, *shape]``. Latent k depends only on k and ``shape``."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(count)])
 
 
@@ -224,17 +227,17 @@ def save_grid(images: Tensor, trainer: Trainer) -> None:
 
 
 def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
-    """Prints the results of a training, and writes the results to ``results.json`` in the run folder."""
+    """Prints the results of a training, and writes them to the file ``results.json`` in the run folder."""
     print(json.dumps(results))
     if trainer.is_global_zero:
         (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def save_fp16(model: nn.Module, folder: str | Path) -> None:
-    """Saves ``model`` to ``folder`` with float16 weights, and with a config from which it loads as float32.
+    """Saves ``model`` to ``folder`` with weights in float16, and with a config from which the model loads as float32.
 
-    By default, transformers loads a model with the dtype in its config, and diffusers loads a model as float32. If the
-    config had the dtype float16, a pipeline would mix both dtypes.
+    By default, transformers loads a model with the dtype in the config of the model, and diffusers loads a model as
+    float32. If the config contained float16, the models of a pipeline would have two different dtypes.
     """
     deepcopy(model).half().save_pretrained(folder)
     config = Path(folder) / "config.json"

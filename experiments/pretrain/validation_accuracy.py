@@ -19,12 +19,12 @@ Sampler = Callable[[list[str], Tensor], Tensor]
 
 @dataclass
 class AccuracyProbe:
-    """Measures how many generated images of all concepts an evaluation classifier recognizes.
+    """Measures for how many generated images the evaluation classifier predicts the concept in the prompt.
 
     Args:
         source: data source of the concepts and their prompts.
         classifier: folder of the evaluation classifier.
-        samples: number of images per concept; image k of a concept has the same seed for every sampler.
+        samples: number of images per concept. Image k of a concept is generated from the same seed with every sampler.
     """
 
     source: ConceptSource
@@ -38,15 +38,15 @@ class AccuracyProbe:
 
     @torch.no_grad()
     def row(self, sampler: Sampler, shape: tuple[int, ...], batch_size: int = 64, **labels: object) -> dict:
-        """Return one row of a results table: the accuracy in % in each bucket, with a 95 % confidence interval.
+        """Return one row of a results table, with the accuracy in % and its 95 % confidence interval in each bucket.
 
         The confidence interval is computed by bootstrap over concepts.
 
         Args:
-            sampler: generates images.
+            sampler: function that generates images.
             shape: shape of one seed, ``(C, h, w)``.
             batch_size: number of images that are generated at once.
-            labels: further columns, which precede the accuracies.
+            labels: additional columns, which are left of the accuracies.
         """
         correct: list[float] = []
         for start in range(0, len(self.concepts), batch_size):
