@@ -29,7 +29,7 @@ def _cast_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 def lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation. In the middle of the path, the norms are smaller than the norms of typical seeds."""
+    """Linear interpolation. In the middle of the path, the points have smaller norms than typical seeds."""
     s = _fractions(num_points)
     return _cast_like((1 - s) * _to_float64(a) + s * _to_float64(b), a)
 
@@ -92,7 +92,8 @@ def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonN
         raise ValueError("the seeds cancel out, so their spherical mean is not unique; leave one of them out.")
     center = center / center.norm()
     for _ in range(iterations):
-        # Apply the logarithm map at the center to all seeds, average the tangents, apply the exponential map.
+        # Map all seeds to tangents at the center (logarithm map), average the tangents, and map the average back to the
+        # sphere (exponential map).
         cosines = (units @ center).clamp(-1, 1)
         angles = torch.acos(cosines)
         tangents = units - cosines[:, None] * center

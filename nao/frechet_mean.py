@@ -1,9 +1,11 @@
-"""The NAO centroid of n seeds for continuous paths, computed by Newton's method with n + 1 unknowns.
+"""Computes the NAO centroid of n seeds for continuous paths, by Newton's method with n + 1 unknowns.
 
-The centroid minimizes the sum of the energies of the paths to all seeds, plus ``log chi_d(mode) - log chi_d(norm)`` for
-the norm of the centroid. The energy of a path depends only on the norms of its two ends and on the angle between them.
-Therefore the unknowns are ``n`` weights of the unit seeds (the direction of the centroid) and ``t = log(norm / mode)``.
-The computation needs only the norms and the cosines ``gram [G,n,n]`` of the seeds, not their d components.
+The centroid minimizes the sum of the energies of the paths to all seeds, plus the cost
+``log chi_d(mode) - log chi_d(norm)`` of the centroid's norm. Here chi_d is the density of the chi distribution, and
+mode is the norm at which this density is highest. The energy of a path depends only on the norms of its two ends and on
+the angle between them. Therefore the unknowns are ``n`` weights of the unit seeds (the direction of the centroid) and
+``t = log(norm / mode)``. The computation needs only the norms and the cosines ``gram [G,n,n]`` of the seeds, not their
+d components.
 
 Derivatives are exact. The gradient of a path's energy with respect to its end has two parts: Clairaut's momentum in the
 transverse direction and ``end_slope`` in the radial direction. The norm of this gradient is ``cosh(alpha)`` (see
@@ -11,8 +13,8 @@ transverse direction and ``end_slope`` in the radial direction. The norm of this
 
 The centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid if the gradient of
 the paths to all other seeds is not larger than the sum of the gradient norms of the paths to itself and to the seeds
-that coincide with it (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This is the
-optimality (KKT) condition at a kink.
+that coincide with it (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This criterion is
+the optimality (KKT) condition at a kink.
 
 All tensors are float64. G problems are solved in one batch; the iteration of each problem stops independently.
 """
@@ -29,16 +31,18 @@ from nao.norm import typical_norm
 from nao.radial_metric import RadialMetric, radial_cost
 
 MAX_ITERATIONS = 60
-# A centroid has converged if its KKT violation, relative to the gradient of one path, is at most GRAD_TOL.
+# A centroid has converged if the violation of the optimality (KKT) condition, relative to the gradient of one path, is
+# at most GRAD_TOL.
 GRAD_TOL = 1e-8
 # Two points coincide if both their angle in radians and their difference in t are at most COINCIDENCE_TOL. The value is
 # the resolution of float64 cosines.
 COINCIDENCE_TOL = 1e-7
 # Seeds that are closer than CLUSTER_TOL (in radians and in t) may not be distinguishable numerically.
 CLUSTER_TOL = 1e-5
-# If the KKT violation of a seed is at most SEED_GRAD_TOL, the minimum is numerically indistinguishable from the seed.
+# If the violation of the optimality (KKT) condition at a seed is at most SEED_GRAD_TOL, the minimum is numerically
+# indistinguishable from this seed.
 SEED_GRAD_TOL = 1e-6
-# Damping of Newton's method, relative to the gradient of one path.
+# Minimum damping of Newton's method, relative to the gradient of one path.
 MIN_DAMPING = 1e-6
 SMALL_DAMPING = 1e-3
 # Relative accuracy of the path energies, which is limited by the quadrature for norms far from the mode.
@@ -56,7 +60,7 @@ class Center:
         energy: ``[G]``, the objective that the centroid minimizes.
         kkt_violation: ``[G]``, violation of the optimality (KKT) condition: the norm of the gradient, relative to the
             gradient of one path, minus the number of seeds that coincide with the candidate. A negative value means
-            that the candidate is a seed that satisfies the condition strictly.
+            that the candidate is a seed at which the condition holds with strict inequality.
         converged: bool ``[G]``, whether the candidate and its paths satisfy the tolerances.
     """
 
@@ -71,10 +75,10 @@ class Center:
 def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
     """Compute the centroids of seeds with the cosines ``gram [G,n,n]`` and with ``t = log(norm / mode) [G,n]``.
 
-    The search starts at the mean direction of the seeds. If the seed with the lowest energy has a lower energy than the
-    result, the search is repeated from this seed. If the minimum is not unique, the minimum that is nearest to the mean
-    direction is returned; for two seeds, every point of the path between them is a minimum. If the minimum is at a
-    seed, where the energy has a kink, exactly this seed is returned.
+    The search starts at the mean direction of the seeds. If a seed has a lower energy than the result of the search,
+    the search is repeated from the seed with the lowest energy. If the minimum is not unique, the minimum that is
+    nearest to the mean direction is returned; for two seeds, every point of the path between them is a minimum. If the
+    minimum is at a seed, where the energy has a kink, exactly this seed is returned.
     """
     problem = _Problem(metric, gram, t)
     lower_bounds, order = problem.seed_lower_bounds().sort(1)
@@ -96,9 +100,9 @@ def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
 
 
 def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
-    """Minimize the energy by damped Newton steps, starting at ``initial``; return the best candidates.
+    """Minimize the energy by damped Newton steps from ``initial``; return the candidate of lowest energy per problem.
 
-    Problems with ``done`` (bool ``[G]``) are not changed.
+    Problems for which ``done`` (bool ``[G]``) is True are not changed.
     """
     best = initial
     damping = torch.full_like(initial.t, MIN_DAMPING)
@@ -107,7 +111,7 @@ def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
         if done.all():
             break
         trial, step_size = problem.newton_step(best, damping)
-        # If two energies are equal up to the quadrature error, compare the KKT violations instead.
+        # If two energies are equal up to the quadrature error, compare the violations of the KKT condition instead.
         is_equal = trial.energy <= best.energy + ENERGY_RTOL * best.energy.abs()
         is_better = (trial.energy < best.energy) | (is_equal & (trial.kkt_violation < best.kkt_violation))
         is_stationary = (step_size <= COINCIDENCE_TOL) & (damping <= SMALL_DAMPING)
@@ -149,7 +153,7 @@ class _Problem:
     def initial_guess(self) -> Center:
         """The candidate in the mean direction of the seeds, at their mean ``t`` or at the waist.
 
-        Of the two, the candidate with the lower energy is returned.
+        Of these two candidates, the candidate with the lower energy is returned.
         """
         weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.evaluate(weights, self.seeds.mean(1))
@@ -183,7 +187,7 @@ class _Problem:
     def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
         """The candidate with the unit direction ``weights [G,n]`` and with ``t = log(norm / mode) [G]``.
 
-        ``warm_start`` are the geodesics of a similar candidate, from which the solver of the geodesics starts.
+        ``warm_start`` contains the geodesics of a similar candidate, from which the solver of the geodesics starts.
         """
         angle = angles(self.gram, weights)
         paths = solve_geodesics(self.metric, self.alpha, self.metric.alpha(t)[:, None], angle, warm_start=warm_start)
@@ -192,7 +196,7 @@ class _Problem:
         return replace(center, kkt_violation=self.kkt_violation(center))
 
     def kkt_violation(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """``Center.kkt_violation``, where all seeds within ``radius`` of the candidate count as coincident with it."""
+        """``Center.kkt_violation``, with all seeds within ``radius`` of the candidate counted as coincident seeds."""
         is_separated = self.is_separated(center, radius)
         transverse, radial = self.negative_gradient(center, self.tangents(center), is_separated)
         return torch.hypot(self.length(transverse), radial) / center.paths.b[:, 0].cosh() - (~is_separated).sum(1)
@@ -212,7 +216,7 @@ class _Problem:
         return torch.where(is_defined, (self.identity - cosine * center.weights[:, None]) / sine, 0.0)
 
     def negative_gradient(self, center: Center, tangents: Tensor, is_separated: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative gradient of the energy without the paths to coincident seeds, in units of ``metric.waist_cost``.
+        """Negative gradient of the energy in units of ``metric.waist_cost``, without the paths to coincident seeds.
 
         Returns:
             The transverse part as weights of the unit seeds ``[G,n]``, and the radial part ``[G]``.
@@ -252,7 +256,7 @@ class _Problem:
 
 
 def _where(condition: Tensor, one: Center, other: Center) -> Center:
-    """Select, for each problem, ``one`` if ``condition`` (bool ``[G]``) is True and ``other`` if not."""
+    """Return, for each problem, ``one`` if ``condition`` (bool ``[G]``) is True, otherwise ``other``."""
 
     def pick(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(condition.view(-1, *[1] * (x.ndim - 1)), x, y)

@@ -2,9 +2,9 @@
 
 The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path. By symmetry, the path of
 minimum energy lies in the plane that contains the origin and both seeds. In this plane the path is a geodesic of the
-metric in :mod:`nao.radial_metric`, whose symbols are also used in this module. The path satisfies Clairaut's relation
-(do Carmo, "Differential Geometry of Curves and Surfaces", section 4-4): ``f^2 dangle/ds = momentum`` is constant along
-the path, where ``s`` is the energy from the start of the path.
+metric in :mod:`nao.radial_metric`. This module uses the symbols that :mod:`nao.radial_metric` defines. The path
+satisfies Clairaut's relation (do Carmo, "Differential Geometry of Curves and Surfaces", section 4-4):
+``f^2 dangle/ds = momentum`` is constant along the path, where ``s`` is the energy from the start of the path.
 
 Let ``a`` and ``b`` be the heights (``alpha``) of the two ends. The path is parameterized by ``y``, from 0 to the
 *extent* ``Y``, such that ``dangle = momentum * slope / cosh(alpha) dy`` with ``slope = dt/dalpha``. Clairaut's relation
@@ -12,11 +12,11 @@ then gives
 
     sinh(alpha(y)) = (sinh(a) sinh(Y - y) + sinh(b) sinh(y)) / sinh(Y).
 
-The only unknown is ``Y``. It is determined by the angle between the ends, and is computed by Newton's method.
+The only unknown is ``Y``. The angle between the ends determines ``Y``, which is computed by Newton's method.
 
-Far from its ends a path is close to the waist; the distance to the waist decreases like ``exp(-y)``. For d = 16,384
-this factor is exp(-375) over pi/2 radians. Therefore exponentials are written in terms of the distance to the nearer
-end, so that they do not overflow.
+Far from its ends a path is close to the waist; the distance to the waist decreases like ``exp(-y)``. For d = 16,384 the
+distance to the waist decreases by the factor exp(-375) over pi/2 radians. Therefore exponentials are written in terms
+of the distance to the nearer end, so that they do not overflow.
 
 All tensors are float64 and all operations are elementwise: the solution of a path does not depend on the other paths of
 the batch.
@@ -33,10 +33,10 @@ from torch import Tensor
 
 from nao.radial_metric import RadialMetric
 
-# Number of panels, and of nodes per panel, of the Gauss-Legendre quadrature in a boundary layer. A boundary layer is
-# the part of a path between one end and the waist.
+# Number of panels of the Gauss-Legendre quadrature in a boundary layer, and number of nodes per panel. A boundary layer
+# is the part of a path between one end and the waist.
 PANELS, NODES = 12, 10
-BOUNDARY_LAYER = 26.0  # length in y of a boundary layer minus the height of its end; exp(-26) is negligible
+BOUNDARY_LAYER = 26.0  # length of a boundary layer in y minus the height of its end; exp(-26) is negligible
 MIN_ANGLE_RAD = 1e-9  # smaller angles between the ends are replaced by this value
 SHORT_TURN = 0.3  # a path with a smaller ratio angle / slope does not come close to the waist
 MAX_NEWTON_STEPS = 60
@@ -84,12 +84,12 @@ class Geodesics:
     def end_slope(self) -> Tensor:
         """Derivative of the energy with respect to ``t`` of end b.
 
-        It satisfies ``momentum^2 + end_slope^2 = cosh(b)^2``.
+        The derivative satisfies ``momentum^2 + end_slope^2 = cosh(b)^2``.
         """
         return _end_slope(self.a, self.b, self.extent)
 
     def sample(self, fractions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the points of each path at ``fractions [...,K]`` of the path's length.
+        """Compute the points of each path at the fractions ``fractions [...,K]`` of the path's length.
 
         Returns:
             ``t [...,K]`` of the points, the angles ``[...,K]`` in radians between end a and the points, and the lengths
@@ -182,14 +182,15 @@ def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
 def _initial_guess(metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:
     """Return the exact ``w`` for a metric with constant ``dt/dalpha``, as the initial guess of Newton's method.
 
-    Such a metric is the metric of the hyperbolic plane, in which ``y`` is the arc length.
+    A metric with constant ``dt/dalpha`` is the metric of the hyperbolic plane, in which ``y`` is the arc length.
     """
     local = angle / metric.slope((a + b) / 2)
     turn = torch.where(local < SHORT_TURN, local, angle / metric.waist_slope)
     capped = turn.clamp_max(40.0)
     transverse = a.cosh() * b.cosh() * torch.sinh(capped / 2).square()
     extent = 2 * torch.asinh((torch.sinh((a - b) / 2).square() + transverse).sqrt()) + turn - capped
-    # The difference extent^2 - (a - b)^2 loses precision for nearly radial paths; use the turn as a lower bound of w.
+    # The difference extent^2 - (a - b)^2 loses precision for nearly radial paths, so use the turn as a lower bound of
+    # w.
     return torch.maximum((extent.square() - (a - b).square()).clamp_min(0).sqrt(), turn.clamp_max(SHORT_TURN))
 
 
@@ -264,13 +265,13 @@ class _Quadrature:
         return torch.cat([(parts[..., :-1] + panel_starts[..., None]).flatten(-2), panel_ends[..., -1:]], -1)
 
     def extend_to_knots(self, values: Tensor) -> Tensor:
-        """Values at all knots: at an end, the value is the value at the nearest node (0.004 panels away)."""
+        """Values at all knots; each end takes the value of its nearest node, which is 0.004 panels away."""
         return torch.cat([values[..., :1], values, values[..., -1:]], -1)
 
 
 @lru_cache(maxsize=1)
 def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the quadrature rule of a boundary layer on [0, 1], with nodes that are dense near 0.
+    """Compute the quadrature rule of a boundary layer on [0, 1], whose nodes are densest near 0.
 
     Returns:
         The nodes, the weights, the length of the panel at each node (all ``[PANELS * NODES]``), and the matrix

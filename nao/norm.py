@@ -1,13 +1,15 @@
 """The norm of a seed: a standard Gaussian of `d` components has a chi-distributed norm with `d` degrees of freedom.
 
 In NAO's path energy, a unit of length costs `-log chi_d(norm)`, where chi_d is the density of the chi distribution. The
-additive constant of this log-density is the cost of a unit of length at the typical norm. Without the constant, length
-at the typical norm would cost nothing. The cost is positive for every `d`, because the density never exceeds 0.80
-(d = 1) and its maximum decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is
-0.5 for d = 2, 0.571 for d = 64 and 0.572 for d >= 256.
+log-density contains an additive constant, which does not depend on the norm. Minus this constant is the cost of a unit
+of length at the typical norm, the norm where the density is highest. Without the constant, length at the typical norm
+would cost nothing. The cost is positive for every `d`, because the density is always below 1: its maximum is 0.80 for
+d = 1 and decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is 0.5 for d = 2,
+0.571 for d = 64 and 0.572 for d >= 256.
 
 Direct evaluation of the log-density loses precision: for d = 16,384, terms near 8e4 add up to -0.57. Therefore the part
-that depends on the norm is computed relative to the mode, and the constant part is computed separately in float64.
+of the log-density that depends on the norm is computed relative to the mode (the typical norm). The constant part is
+computed separately in float64.
 
 Seeds have the shape [..., C, h, w], norms have the shape [...], and `d` = C*h*w. Norms and densities are float64 on the
 CPU, because some devices (MPS) do not support float64. Seeds stay on their device.
@@ -29,7 +31,7 @@ def typical_norm(d: int) -> float:
 
 
 def peak_log_density(d: int) -> float:
-    """Return log chi_d at its mode, which is the constant term of `log_density` and is negative for every d."""
+    """Return log chi_d at its mode, the constant term of `log_density`, which is negative for every d."""
     mode = typical_norm(d)
     return (1 - d / 2) * math.log(2) - math.lgamma(d / 2) + (d - 1) * math.log(mode) - mode**2 / 2
 
@@ -57,13 +59,13 @@ def norm_penalty(seeds: Tensor) -> Tensor:
     """Return the penalty log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w], in nats, [B].
 
     The penalty is 0 at the typical norm and positive elsewhere. The penalty is differentiable, and has the dtype and
-    device of the seeds. SeedSelect can add this penalty to its loss.
+    device of the seeds. SeedSelect can add this penalty to its loss (`SeedSelect.penalty`).
     """
     return -relative_log_density(seed_norm(seeds), seeds[0].numel()).to(seeds.dtype).to(seeds.device)
 
 
 def project(seeds: Tensor, norm: float | None = None) -> Tensor:
-    """Return the seeds [..., C, h, w] rescaled to `norm`, in their dtype; None rescales to the typical norm.
+    """Return the seeds [..., C, h, w] rescaled to `norm`, in the dtype of the seeds; None means the typical norm.
 
     Raises:
         ValueError: a seed is zero or not finite.

@@ -3,11 +3,12 @@
 The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path, where chi_d is the density of
 the chi distribution. A unit of length costs less at norms that are likely for Gaussian seeds. The path of minimum
 energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy lies in the span of
-the seeds. Both therefore depend only on the norms and cosines of the seeds. :mod:`nao.geodesic` and
-:mod:`nao.frechet_mean` compute paths and centroids up to rounding errors, for a batch of problems, in float64 on the
-CPU. The points of a path are evenly spaced along its length. :mod:`nao.polyline` implements the polyline of the paper.
+the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds. :mod:`nao.geodesic`
+and :mod:`nao.frechet_mean` compute paths and centroids up to rounding errors, for a batch of problems, in float64 on
+the CPU. The points of a path are evenly spaced along its length. :mod:`nao.polyline` implements the polyline of the
+paper.
 
-Norms below 0.35 or above 10 typical norms are outside the tables of :mod:`nao.radial_metric`. A seed with such a norm
+The tables of :mod:`nao.radial_metric` cover norms from 0.35 to 10 typical norms. A seed with a norm outside this range
 is connected to the nearest norm in the tables by a straight radial segment. The cost and the length of this segment are
 included in the path's energy and length. No points of the path lie on this segment, except the seed itself.
 
@@ -81,7 +82,8 @@ def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize
     Args:
         a, b: the two seeds, both ``[...,C,h,w]``.
         num_points: number of points K of the path, including both ends.
-        normalize: whether both seeds are first rescaled to the typical norm. Inverted seeds often have another norm.
+        normalize: whether both seeds are first rescaled to the typical norm. Inverted seeds often do not have the
+            typical norm.
 
     Raises:
         ValueError: a seed is zero, the seeds are opposite, or ``num_points`` is less than 2.
@@ -143,13 +145,13 @@ def centroid_seeds(
     """Return the centroid of each concept and points on the paths to the centroid, ``[G,count,C,h,w]``.
 
     The first seed of each concept is the centroid. The other seeds lie on the paths from the inverted seeds of the
-    references to the centroid. They are evenly spaced and alternate between the paths. With a single reference the
-    path may have zero length, and all returned seeds are then equal.
+    references to the centroid. The other seeds are taken from the paths in turn, and the seeds on each path are evenly
+    spaced. With a single reference the path may have zero length, and all returned seeds are then equal.
 
     Args:
         seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
         count: number of returned seeds per concept.
-        num_points: number of points per path; increased if the paths have fewer points than ``count`` seeds need.
+        num_points: number of points per path. If ``count`` seeds need more points per path, this number is increased.
         normalize: whether the inverted seeds are first rescaled to the typical norm.
 
     Raises:
@@ -171,9 +173,9 @@ def centroid_seeds(
 def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) -> Tensor:
     """Return ``count`` inner points of the paths from inverted seeds to their centroid, ``[G,count,C,h,w]``.
 
-    The points are sorted by path, and within a path from the inverted seed to the centroid. Every path has the same
-    number of points, or one more. With two references, the two paths together form the path between the two inverted
-    seeds. The authors' demo optimizes 96 points of this path with SeedSelect.
+    The points are sorted by path, and within a path from the inverted seed to the centroid. The numbers of points on
+    any two paths differ by at most one. With two references, the two paths together form the path between the two
+    inverted seeds. The authors' demo optimizes 96 points of this path with SeedSelect.
 
     Args:
         seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
@@ -249,7 +251,7 @@ class _Subspace:
         return _sample(center.paths, fractions, start=unit_seeds, end=center.weights[:, None])
 
     def to_ambient(self, weights: Tensor) -> Tensor:
-        """Convert weights of the unit seeds ``[G,...,n]`` to seeds ``[G,...,C,h,w]``."""
+        """Convert vectors in the span, given as weights of the unit seeds ``[G,...,n]``, to seeds ``[G,...,C,h,w]``."""
         scaled = weights / self.norms.view(len(weights), *[1] * (weights.ndim - 2), -1)
         rows = scaled.flatten(1, -2) if weights.ndim > 2 else scaled[:, None]
         seeds = (rows @ self.flat).to(self.seeds.dtype).to(self.seeds.device)

@@ -1,9 +1,9 @@
 """NAO as published: a path is a polyline of K points, whose energy is minimized over all d components of each point.
 
 The energy evaluates the density of the norm only at the midpoint of each segment. With few points, the polyline of
-minimum energy therefore zigzags: the midpoints have the typical norm, but the points do not. With many points, the
-energy of the polyline converges to the energy of the continuous path in :mod:`nao.geodesic`. The tests and the
-benchmark use this module as the reference implementation.
+minimum energy therefore is a zigzag line: the midpoints of the segments have the typical norm, but the points do not.
+With many points, the energy of the polyline converges to the energy of the continuous path in :mod:`nao.geodesic`. The
+tests and the benchmark use this module as the reference implementation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
 
 
 def spacing_bound(paths: Tensor) -> Tensor:
-    """Maximum segment length without a penalty ``[...]`` for polylines ``[...,K,m]``: twice their mean segment length.
+    """Maximum segment length without a penalty, ``[...]``: twice the mean segment length of polylines ``[...,K,m]``.
 
     The factor of 2 is the value in the paper.
     """

@@ -1,4 +1,4 @@
-"""The metric of seed space whose geodesics are the NAO paths. The metric gives the cost of a unit of length per norm.
+"""The metric of seed space whose geodesics are the NAO paths: the cost of a unit of length as a function of the norm.
 
 A unit of length of a path costs ``-log chi_d(norm)`` nats, where chi_d is the density of the chi distribution. This
 cost depends only on the norm of a seed, not on its direction. Therefore the metric is rotationally symmetric, and the
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from nao.norm import peak_log_density, typical_norm
 
-# Range of the tables in norm / mode. For ratios below 0.26, f decreases towards the origin.
+# Range of the tables in norm / mode. The range ends above 0.26, because f decreases towards the origin below 0.26.
 MIN_NORM_RATIO = 0.35
 MAX_NORM_RATIO = 10.0
 MIN_COMPONENTS = 16  # minimum number of components of a seed
-TABLE_STEP = 1 / 64  # spacing of the tables in alpha; with this spacing the cubics are accurate to ten digits
-BISECTIONS = 60  # number of bisections that invert alpha(t)
+TABLE_STEP = 1 / 64  # spacing of the tables in alpha; with this spacing the cubic functions are accurate to ten digits
+BISECTIONS = 60  # number of bisection steps with which t is computed from alpha
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def radial_metric(d: int) -> RadialMetric:
     """Compute the metric and its tables for seeds of ``d`` components; the result is cached.
 
     Raises:
-        ValueError: ``d`` is less than 16. The density of the norm is then so broad that no waist exists.
+        ValueError: ``d`` is less than 16. The density of the norm is so broad for these ``d`` that no waist exists.
     """
     if d < MIN_COMPONENTS:
         raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components.")

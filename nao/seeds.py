@@ -35,7 +35,7 @@ def average_seeds(seeds: Tensor, count: PositiveInt, *, average: Callable[[Tenso
 
     Args:
         seeds: groups of inverted seeds, ``[G,n,C,h,w]``.
-        count: number of seeds per group; must be 1, because a group has a single average.
+        count: number of returned seeds per group; must be 1, because a group has a single average.
         average: function that maps seeds ``[n,C,h,w]`` to their average ``[C,h,w]``, for example ``mean`` or
             ``spherical_mean``.
 

@@ -65,11 +65,11 @@ def invert(
             float in [0, 1]) or a float tensor ``[3,H,W]`` in [0, 1]. Arrays and tensors can also be a batch
             ``[B,...]``. A transparent background is replaced by white, and a message is logged.
         prompts: a list with one prompt per image, or one string for all images.
-        num_inference_steps: number of sampler steps; None is the default of the pipeline's call.
+        num_inference_steps: number of sampler steps; None means the default of the pipeline's ``__call__``.
         guidance_scale: classifier-free guidance scale; 1 disables guidance. For LCM and FLUX.1 dev the scale is an
             input of the network.
         negative_prompt: a list with one negative prompt per image, or one string for all images.
-        method: name of a method in ``METHODS``, or a seed-only ``Inverter``.
+        method: name of a method in ``rnri.METHODS``, or an ``Inverter`` whose seed alone reconstructs the image.
         fit: how images of another size are fitted to the image size of the model: ``crop`` (resize and crop the
             center), ``pad`` (resize and add white borders), ``stretch`` (resize without keeping the aspect ratio), or
             ``exact`` (do not resize: the images are inverted at their own size, which must be the same for all images).
@@ -160,7 +160,7 @@ def _measure_round_trip(
 
 @contextmanager
 def _progress_bar(pipe: DiffusionPipeline, steps: int) -> Iterator[Any]:
-    """Show the pipeline's progress bar for ``steps`` steps; the attributes of ``pipe`` remain unchanged."""
+    """Show the pipeline's progress bar for ``steps`` steps, without changing the attributes of ``pipe``."""
     is_configured = hasattr(pipe, "_progress_bar_config")
     try:
         with pipe.progress_bar(total=steps) as bar:
@@ -217,7 +217,7 @@ def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> lis
 
 
 def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]) -> None:
-    """Raise ValueError if the pipeline does not support that only some images of a batch have a negative prompt.
+    """Raise ValueError if only some images have a negative prompt and the pipeline does not support such a batch.
 
     Without any negative prompt, some pipelines (SDXL) use zeros as the negative embedding. If at least one image has a
     negative prompt, these pipelines encode the empty strings of the other images instead.

@@ -60,7 +60,7 @@ class InvertStep(ModularPipelineBlocks):
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
-        """Invert the images in ``state`` and store the outputs in ``state``; raises the errors of ``rnri.invert``."""
+        """Invert the images in ``state`` and store the outputs in ``state``; ``rnri.invert`` may raise errors."""
         block = self.get_block_state(state)
         block.inversion = invert(
             self._standard_pipeline(components),
@@ -78,7 +78,7 @@ class InvertStep(ModularPipelineBlocks):
     def _standard_pipeline(self, components: Any) -> DiffusionPipeline:
         """Return a standard pipeline with the components of the modular pipeline.
 
-        Components that the standard pipeline requires but the modular pipeline lacks are None.
+        Components that the standard pipeline requires but the modular pipeline lacks are set to None.
         """
         arguments = {}
         for name, parameter in inspect.signature(self.pipeline.__init__).parameters.items():

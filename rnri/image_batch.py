@@ -32,7 +32,7 @@ def as_images(images: Images, image_size: tuple[int, int], fit: Fit = "crop") ->
 
     Raises:
         ValueError: an image has an unsupported type or shape, values outside [0, 1], gray levels whose maximum is
-            unknown, or is damaged; or with ``exact`` the images have different sizes.
+            unknown, or is damaged; or ``fit`` is ``exact`` and the images have different sizes.
         FileNotFoundError: an image file does not exist.
     """
     if fit not in get_args(Fit):
@@ -70,7 +70,7 @@ def _as_list(images: Images) -> list[ImageInput]:
 
 
 def _to_tensors(image: ImageInput) -> list[Tensor]:
-    """Return the images of one element of ``images`` as float32 tensors ``[3,H,W]`` in [0, 1]."""
+    """Return the images in one element of the argument ``images`` as float32 tensors ``[3,H,W]`` in [0, 1]."""
     if isinstance(image, str | Path):
         return [_pil_to_tensor(_open(image))]
     if isinstance(image, Image.Image):
@@ -118,7 +118,7 @@ def _array_to_tensor(array: np.ndarray) -> Tensor:
 
 
 def _resize(image: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
-    """Fit ``image [3,H,W]`` to ``size`` = ``(height, width)``. An image of this size is returned unchanged."""
+    """Fit ``image [3,H,W]`` to ``size`` = ``(height, width)``; an image of this size is returned unchanged."""
     if image.shape[1:] == size:
         return image
     height, width = size

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CONVERGED_DB = 0.1
-"""A reconstruction is as good as the VAE allows if its PSNR is at most this much below the PSNR of the VAE, in dB."""
+"""A reconstruction is as good as the VAE allows if its PSNR is at most this much below the VAE's PSNR, in dB."""
 
 BY_STEP = ("residuals", "nfe", "backward", "solved")
 """Fields of ``Inversion`` with shape ``[N,B]``."""
@@ -38,8 +38,8 @@ class RoundTrip:
     Attributes:
         images: reconstructed images, uint8 ``[B,3,H,W]``.
         psnr: PSNR of the reconstructed images with respect to the inverted images in dB, float64 ``[B]``.
-        vae_psnr: PSNR of the images after encoding and decoding by the VAE alone in dB, float64 ``[B]``. A
-            reconstruction is rarely better, because the VAE is a part of every reconstruction.
+        vae_psnr: PSNR of the images after encoding and decoding by the VAE alone in dB, float64 ``[B]``. The PSNR of a
+            reconstruction is rarely higher, because every reconstruction is decoded by the VAE.
     """
 
     images: Tensor
@@ -51,8 +51,8 @@ class RoundTrip:
 class PipelineInversion(Inversion):
     """An ``Inversion`` with the arguments of the pipeline call that regenerates the images.
 
-    ``inversion.reconstruct(pipe)`` regenerates the images. ``pipe(**inversion.pipe_kwargs)`` does the same if the
-    pipeline uses the scheduler ``scheduler_for(pipe)``. ``len(inversion)`` is the number of images, and
+    ``inversion.reconstruct(pipe)`` regenerates the images. ``pipe(**inversion.pipe_kwargs)`` also regenerates the
+    images if the pipeline uses the scheduler ``scheduler_for(pipe)``. ``len(inversion)`` is the number of images, and
     ``inversion[i]`` is the inversion of image ``i``.
 
     Attributes:
@@ -66,7 +66,7 @@ class PipelineInversion(Inversion):
             pipeline's own definition, and settings such as ``use_resolution_binning`` of PixArt.
         image_size: height and width of the images in pixels.
         timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
-        scheduler: class name of the pipeline's scheduler, whose deterministic steps were inverted.
+        scheduler: class name of the pipeline's scheduler at the time of the inversion.
         images: the inverted images, uint8 ``[B,3,H,W]``.
         round_trip: the reconstructions and their PSNR; None if ``invert`` was called with ``round_trip=False``.
         seconds: duration of the inversion of the batch in seconds, without the round trip.
@@ -111,12 +111,12 @@ class PipelineInversion(Inversion):
 
     @property
     def vae_psnr(self) -> Tensor:
-        """PSNR that the VAE alone allows in dB, float64 ``[B]``; NaN if the round trip was not measured."""
+        """PSNR of the images after the VAE alone in dB, float64 ``[B]``; NaN if the round trip was not measured."""
         return self._unmeasured if self.round_trip is None else self.round_trip.vae_psnr
 
     @property
     def converged(self) -> Tensor:
-        """Whether a reconstruction is as good as the VAE allows (within 0.1 dB), bool ``[B]``.
+        """Whether the PSNR of a reconstruction is at most 0.1 dB below the PSNR of the VAE alone, bool ``[B]``.
 
         If the round trip was not measured, the value is ``residual_converged``.
         """
@@ -128,7 +128,7 @@ class PipelineInversion(Inversion):
     def quality(self) -> str:
         """The quality of the reconstructions in one phrase, such as "40.7 of 40.9 dB, as good as the VAE allows".
 
-        If a reconstruction is worse than the VAE allows, the phrase contains a remedy.
+        If a reconstruction is worse than the VAE allows, the phrase also names a setting that reduces the error.
         """
         if not self.seed.isfinite().all():
             return "the seeds are not finite; use dtype=torch.float32 or a lower guidance scale"
@@ -171,12 +171,12 @@ class PipelineInversion(Inversion):
     def save(self, path: str | Path, *, checkpoint: str | None = None) -> Path:
         """Write the inversion to the safetensors file ``path`` and return the path.
 
-        ``rnri.load`` and the web page read the file.
+        The file can be read by ``rnri.load`` and by the web page of this project.
 
         Args:
             path: path of the file; its folder is created if it does not exist.
-            checkpoint: ``LatentDiffusion.fingerprint`` of the model. If the file contains it, the web page rejects the
-                file when the page runs with another checkpoint.
+            checkpoint: ``LatentDiffusion.fingerprint`` of the model. If the file contains a fingerprint, the web page
+                rejects the file when the page runs with another checkpoint.
         """
         tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         settings = {name: value for name, value in tensors.items() if not isinstance(value, Tensor)}
@@ -295,7 +295,7 @@ def _to_pil(image: Tensor) -> Image.Image:
 
 
 def stack_images(images: list[Image.Image]) -> Image.Image:
-    """Return ``images`` of equal size below each other in one image."""
+    """Return one image that contains ``images``, which have equal sizes, below each other."""
     width, height = images[0].size
     strip = Image.new("RGB", (width, height * len(images)))
     for i, image in enumerate(images):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TITLE = "a CLIP model"
-UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # weights of CLIP that the features do not depend on
+UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of CLIP weights that do not influence the features
 
 
 class ClipFeatures:

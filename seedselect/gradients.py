@@ -22,7 +22,7 @@ def identity(gradient: Tensor, seeds: Tensor) -> Tensor:
 
 
 def clip_norm(gradient: Tensor, seeds: Tensor, max_norm: PositiveFloat = 0.1) -> Tensor:
-    """Clip the norm of each sample's gradient to at most ``max_norm`` (ReNO, Eyring et al. 2024, uses 0.1)."""
+    """Scale down each sample's gradient to a norm of at most ``max_norm`` (ReNO, Eyring et al. 2024, uses 0.1)."""
     factor = (max_norm / _norm(gradient)).clamp_max(1)
     return gradient * factor.to(gradient.dtype).to(gradient.device)
 
@@ -43,8 +43,8 @@ def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
 
     The 2D frequencies of each channel are divided into ``blocks`` rings of equal width (the frequency bands). The
     frequencies of each ring are scaled so that their mean power equals the mean power of the whole gradient. The norm
-    of the gradient does not change, and rings without power stay zero. This is gradient preconditioning similar to
-    arXiv 2602.08646.
+    of the gradient does not change, and rings without power stay zero. arXiv 2602.08646 describes a similar
+    preconditioning of the gradient.
     """
     values = gradient.detach().cpu().double()
     spectrum = torch.fft.fft2(values, norm="ortho")

@@ -1,4 +1,4 @@
-"""The result of a seed optimization, and the tracker that records the result during the optimization.
+"""The result of a seed optimization, and the class that records the result during the optimization.
 
 The optimization of each sample stops independently of the other samples.
 """
@@ -17,7 +17,7 @@ class Selection:
     """The best seed of each of B samples and the history of the optimization, over at most K iterations.
 
     Attributes:
-        seed: the seed with the smallest criterion of each sample, ``[B,C,h,w]``. The criterion is the loss or, with
+        seed: for each sample the seed with the smallest criterion, ``[B,C,h,w]``. The criterion is the loss or, with
             ``SeedSelect.best_by="rewards"``, the loss without the penalty.
         latent: the clean latent generated from ``seed``, ``[B,C,h,w]``.
         loss: loss of ``seed``, float64 ``[B]``.
@@ -26,8 +26,8 @@ class Selection:
             a sample has stopped are NaN.
         iterations: number of updates of each sample's seed, int64 ``[B]``.
         converged: True for each sample that stopped because its loss no longer decreased, bool ``[B]``.
-        seconds: wall time in seconds until each sample stopped, float64 ``[B]``. The time of an iteration is divided
-            equally among the samples that are still active.
+        seconds: wall-clock time of each sample's optimization in seconds, float64 ``[B]``. The time of an iteration is
+            divided equally among the samples that have not stopped.
         forwards: number of sampling runs of each sample, int64 ``[B]``.
         backwards: number of sampling runs of each sample through which the loss was differentiated, int64 ``[B]``.
     """
@@ -59,7 +59,7 @@ class Selection:
 
 
 class BestSeedTracker:
-    """Records the losses, the times, and the seed with the smallest criterion and its latent for each sample.
+    """Records, for each sample, the losses, the times, and the seed with the smallest criterion and its latent.
 
     Seeds and latents stay on their device. All other tensors are on the CPU, because some devices do not support
     float64.
@@ -104,7 +104,7 @@ class BestSeedTracker:
         The best seed has the smallest ``criterion [b]``, by default the loss. A sample stops when its loss is not
         finite or when it has converged.
         """
-        loss = loss.cpu().double()  # waits for the device, so that the measured time includes its work
+        loss = loss.cpu().double()  # waits for the device, so that the measured time includes the device's work
         criterion = loss if criterion is None else criterion.cpu().double()
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)
@@ -127,7 +127,7 @@ class BestSeedTracker:
         return active
 
     def selection(self) -> Selection:
-        """Return the result so far. The tensors of the result are shared with the tracker, not copied."""
+        """Return the result of the iterations so far; its tensors are shared with the tracker, not copied."""
         return Selection(
             seed=self.seed,
             latent=self.latent,

@@ -1,4 +1,4 @@
-"""The optimization problem of SeedSelect: how an image is generated from a seed, and the targets of the image."""
+"""The optimization problem of SeedSelect: functions that generate an image from a seed, and targets for this image."""
 
 from __future__ import annotations
 

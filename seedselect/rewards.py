@@ -1,4 +1,4 @@
-"""Rewards that a seed can be optimized for.
+"""Rewards: functions of a generated image that SeedSelect can maximize instead of minimizing its two losses.
 
 A reward is any function that maps a :class:`~seedselect.problem.Generation` to one value per sample, ``[B]``. Larger
 values are better, and the reward must be differentiable with respect to the seeds. :class:`ImageReward`,
@@ -55,7 +55,7 @@ class SeedReward:
 
 @dataclass(frozen=True)
 class Negated:
-    """A function that returns ``-function(values)``, which turns a penalty into a reward.
+    """Returns ``-function(values)``, which converts a penalty (smaller is better) to a reward (larger is better).
 
     ``SeedReward(Negated(nao.norm_penalty))`` is the regularizer of ReNO (Eyring et al. 2024) up to a constant.
     """

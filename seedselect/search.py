@@ -1,7 +1,7 @@
-"""Gradient-free alternatives to SeedSelect that minimize the same loss: best of N, and a local search.
+"""Methods without gradients that minimize the same loss as SeedSelect: best of N seeds, and a local search.
 
-Both methods are called like :class:`seedselect.select.SeedSelect`, so that the three methods can be compared at an
-equal number of network evaluations (NFE).
+Both methods are called with the same arguments as :class:`seedselect.select.SeedSelect`, so that the three methods can
+be compared at an equal number of network evaluations (NFE).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seedselect.select import OnIteration, SeedSelect, no_callback
 
 @dataclass(frozen=True)
 class BestOf:
-    """Choose the best of several seeds per sample, then optionally optimize the chosen seed.
+    """Choose the seed with the smallest loss among several seeds per sample, then optionally optimize this seed.
 
     Args:
         loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings are not used.
@@ -73,7 +73,7 @@ class BestOf:
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """Zeroth-order search: each round replaces the seed by its best neighbor if this neighbor has a smaller loss.
+    """Search without gradients: each round replaces the seed by its best neighbor if this neighbor has a smaller loss.
 
     A neighbor of the seed z is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with Gaussian noise e. The neighbor is
     rescaled to the norm of z.

@@ -1,4 +1,4 @@
-"""SeedSelect: optimize seeds by gradient descent through sampling.
+"""SeedSelect: optimizes seeds with gradients that are backpropagated through the sampling steps.
 
 Letters in tensor shapes: B samples, b samples whose optimization has not stopped, K iterations, D features.
 """
@@ -61,7 +61,7 @@ def no_penalty(seeds: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SeedSelect:
-    """The SeedSelect optimizer and its hyperparameters; the default values are those of the paper's authors.
+    """The SeedSelect optimizer and its hyperparameters; the default values are the values of the paper's authors.
 
     Args:
         iterations: maximum number of updates per sample.
@@ -75,15 +75,17 @@ class SeedSelect:
         gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
             for the cleanest latent.
-        norm: ``keep`` rescales the seed to its initial norm after each update, ``free`` does not.
+        norm: with ``keep``, the seed is rescaled to its initial norm after each update; with ``free``, its norm may
+            change.
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
         penalty_weight: weight of ``penalty`` in the loss.
-        best_by: which seed of a sample is returned: the seed with the smallest ``loss``, or the seed with the largest
-            weighted sum of ``rewards``, which is the smallest loss without the penalty (ReNO, Eyring et al. 2024).
-        patience, improvement: the optimization of a sample stops when its best loss (without the penalty if
-            ``best_by`` is ``rewards``) decreased by less than the fraction ``improvement`` over the last ``patience``
-            updates. ``patience=0`` runs all iterations.
+        best_by: criterion for the seed that is returned for each sample. With ``loss``, this is the seed with the
+            smallest loss. With ``rewards``, this is the seed with the largest weighted sum of rewards, which has the
+            smallest loss without the penalty (ReNO, Eyring et al. 2024).
+        patience, improvement: the optimization of a sample stops when its best loss (without the penalty if ``best_by``
+            is ``rewards``) decreased by less than the fraction ``improvement`` over the last ``patience`` updates. With
+            ``patience=0``, all iterations are executed.
     """
 
     iterations: PositiveInt = 30
@@ -160,7 +162,7 @@ class SeedSelect:
         tracker = self._tracker(z)
         rows = torch.arange(len(z))
         initial_norms = _norm(z)
-        parameters = [z[row] for row in rows]  # views of z: updating a parameter updates z
+        parameters = [z[row] for row in rows]  # views of z, so that updating a parameter updates z
         optimizer, schedule = self._build_optimizer(parameters)
         for k in range(self.iterations + 1):
             is_last = k == self.iterations
@@ -191,12 +193,12 @@ class SeedSelect:
     def compute_loss(self, generation: Generation) -> Tensor:
         """Return the loss ``[B]``: the negative weighted sum of the rewards plus the weighted penalty.
 
-        Without ``rewards`` these are the negative semantic and appearance losses.
+        If ``rewards`` is None, the rewards are the negative semantic loss and the negative appearance loss.
         """
         return self.loss_and_criterion(generation)[0]
 
     def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
-        """Return the loss ``[B]`` and the criterion ``[B]``, whose smallest value marks the best seed."""
+        """Return the loss ``[B]``, and the criterion ``[B]``, which is smallest for the best seed."""
         losses = [-(weight * reward(generation)) for reward, weight in self._rewards()]
         without_penalty = sum(losses[1:], start=losses[0])
         loss = without_penalty + self.penalty_weight * self.penalty(generation.seeds)

@@ -88,11 +88,11 @@ class Seeds(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EditResult:
-    """The images that ``edit`` returns, in the format of the pipeline's ``output_type``.
+    """The images that ``edit`` returns, in the format that the pipeline's argument ``output_type`` determines.
 
     Attributes:
         images: the edited images, in the order of the edited prompts.
-        reconstructions: the images that the same pipeline call generates with the source prompts, one per inverted
+        reconstructions: the images that the same pipeline call generates from the source prompts, one per inverted
             image.
         images_replaced, reconstructions_replaced: for each image, whether the pipeline's safety checker replaced the
             image by a black image.
@@ -119,8 +119,9 @@ def edit(
         result = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
     The edit is one call of ``pipe`` with the scheduler of ``rnri.scheduler_for``. The batch of this call contains the
-    source prompts and all edited prompts; the edits do not depend on each other. The scheduler, the attention
-    processors, the training modes and the ``requires_grad`` flags of ``pipe`` are restored, also after an exception.
+    source prompts and all edited prompts. An edit does not depend on the other edited prompts. The scheduler, the
+    attention processors, the training modes and the ``requires_grad`` flags of ``pipe`` are restored, also after an
+    exception.
 
     Args:
         pipe: a text-to-image pipeline of a supported family.
@@ -130,15 +131,15 @@ def edit(
         edit_config: settings of the edit: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX;
             None means the default settings of the model family.
         pipeline_kwargs: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``. A
-            ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. A callback that
-            turns off guidance and keeps the conditional embeddings of one prompt only, such as
-            ``SDCFGCutoffCallback``, keeps those of all prompts of the batch.
+            ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. Some callbacks of
+            diffusers, such as ``SDCFGCutoffCallback``, turn off guidance and keep only the conditional embeddings of
+            one prompt; in ``edit``, such a callback keeps the conditional embeddings of all prompts.
 
     Raises:
         ValueError: ``edit_config`` names words that the prompts do not contain or does not fit the network; the
             pipeline has an IP-Adapter or custom attention processors; a seed is not finite; or a pipeline argument is
-            reserved or unsupported. These errors are raised before the network runs. Also raised if the sampled latents
-            or the output of the VAE are not finite.
+            reserved or unsupported. These errors are raised before the network runs. ValueError is also raised if the
+            sampled latents or the output of the VAE are not finite.
     """
     family = family_of(pipe)
     _check_kwargs(pipeline_kwargs)
@@ -205,7 +206,7 @@ def attention_control(
 
 @contextmanager
 def attn_processor(network: ModelMixin, processor: Any) -> Iterator[None]:
-    """Use ``processor`` in all attention layers of ``network`` inside the ``with`` block; restore the old ones on exit.
+    """Use ``processor`` in all attention layers of ``network`` inside the ``with`` block; restore the layers on exit.
 
     Raises:
         ValueError: an attention layer has a processor that computes something other than standard attention.
@@ -226,7 +227,7 @@ def attn_processor(network: ModelMixin, processor: Any) -> Iterator[None]:
 
 @contextmanager
 def _deterministic_eval(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Use the deterministic scheduler and evaluation mode of inversion inside the ``with`` block."""
+    """Use the deterministic scheduler and evaluation mode inside the ``with`` block, as an inversion does."""
     scheduler = pipe.scheduler
     try:
         pipe.scheduler = scheduler_for(pipe)

@@ -21,7 +21,7 @@ from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, Ra
 
 @runtime_checkable
 class Editor(Protocol):
-    """A method that turns an image into an edited image, with predictions for the source and for the edited prompt."""
+    """A method that edits an image without its seed, by predictions for the source prompt and for the edited prompt."""
 
     def guidances(self, guidance: float) -> tuple[float, float]:
         """Return the guidance scales ``(source, edit)`` of the two predictors, given the user's ``guidance`` scale."""
@@ -34,7 +34,7 @@ class Editor(Protocol):
 
 @dataclass(frozen=True)
 class FlowEdit:
-    """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE from the image to the edited image.
+    """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE that leads from the image to its edit.
 
     The edit ``z`` starts at the image's latent, ``z = z_0``. Every step draws new noise ``n`` and uses the velocities
     ``v`` of flow matching for the source and the target prompt::
@@ -52,7 +52,7 @@ class FlowEdit:
         source_guidance, target_guidance: guidance scales of the source prompt and of the edited prompt, which replace
             the user's guidance scale; the paper uses 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5 for FLUX.
         seed: random seed of the noise; every image gets the same noise.
-        n_min: number of last steps that sample with the target prompt; it is less than the number of steps of
+        n_min: number of last steps that sample with the target prompt alone, less than the number of steps of
             ``share``. The paper uses 0, and a larger number for edits that change the style.
     """
 
@@ -64,7 +64,7 @@ class FlowEdit:
     n_min: NonNegativeInt = 0
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError unless ``schedule`` is a flow-matching schedule with more than ``n_min`` steps of edits."""
+        """Raise ValueError unless ``schedule`` is a flow-matching schedule and edits use more than ``n_min`` steps."""
         require_flow_matching(schedule, "FlowEdit")
         steps = len(self._steps(schedule))
         if self.n_min >= steps:
@@ -120,8 +120,8 @@ class PseudoGuidance:
         z <- mu(z, source) + w (mu(z, target) - mu(z, source)) + n,    n = x_s - mu(x_t, source)
 
     The three predictions of a step are one batch. ``w = 1`` equals edit-friendly editing with all noise maps. If both
-    prompts are equal and ``max_last_norm`` is None, the edit equals the image for every ``w``. The authors use
-    ``noise_shift=1`` and ``max_last_norm=15.5`` for SDXL turbo with 4 steps at 512 px.
+    prompts are equal and ``max_last_norm`` is None, the edited latents equal the image's latents for every ``w``. The
+    authors use ``noise_shift=1`` and ``max_last_norm=15.5`` for SDXL turbo with 4 steps at 512 px.
 
     Attributes:
         scale: the factor ``w`` of the prompt's effect; the paper uses 1.5.

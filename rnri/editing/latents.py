@@ -37,10 +37,10 @@ def edit_latents(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(reconstructions, edits)``, each clean latents ``[B,C,h,w]``; both are computed in one batch.
 
-    This function does the same as ``rnri.editing.edit``, but inside ``inverter.reconstruct`` instead of a pipeline
-    call. The function therefore works for all inversion methods, including methods with their own sampler and methods
-    that store noise maps, offsets or a second latent. The index of the current step is computed from the timestep at
-    which the network is called.
+    This function computes the same edit as ``rnri.editing.edit``, but inside ``inverter.reconstruct`` instead of a
+    pipeline call. The function therefore works for all inversion methods, including methods with their own sampler and
+    methods that store noise maps, offsets or a second latent in addition to the seed. The index of the current step is
+    computed from the timestep at which the network is called.
 
     Args:
         inversion: the inversion that ``inverter`` returned for the source prompts.
@@ -86,7 +86,7 @@ class StepTrackingPredictor(NoisePredictor):
 
 
 def _duplicate_batch(inversion: Inversion) -> Inversion:
-    """Return an inversion of 2B samples: the B samples of ``inversion``, followed by the same B samples again."""
+    """Return an inversion of 2B samples: two copies of the B samples of ``inversion``, one after the other."""
     by_row: dict[str, Any] = {name: torch.cat([getattr(inversion, name)] * 2) for name in ("seed", "z0")}
     tables = ("residuals", "nfe", "backward", "solved")  # [N,B]
     by_column: dict[str, Any] = {name: torch.cat([getattr(inversion, name)] * 2, dim=1) for name in tables}

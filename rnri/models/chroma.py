@@ -1,4 +1,4 @@
-"""Chroma: FLUX's transformer with classifier-free guidance, whose text is the masked output of T5."""
+"""Chroma: a variant of FLUX's transformer with classifier-free guidance, and T5 with masked padding as text encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rnri.models.predictor import Condition, GuidedDenoiser
 class ChromaDenoiser(GuidedDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``ChromaTransformer2DModel``.
 
-    ``Condition.added["mask"]`` (float ``[B,L+hw/4]``) masks the padding of the text.
+    ``Condition.added["mask"]`` (float ``[B,L+hw/4]``) excludes the padding tokens of the text from the attention.
 
     Attributes:
         transformer: the ``ChromaTransformer2DModel``.
@@ -43,7 +43,8 @@ class ChromaDenoiser(GuidedDenoiser):
         return (self.transformer,)
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        # Cast to the network's dtype first, then divide, as the pipeline does. In half precision the order matters.
+        # As in the pipeline, the timestep is converted to the network's dtype before the division. In half precision
+        # the result depends on this order.
         timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(
@@ -60,7 +61,7 @@ class ChromaDenoiser(GuidedDenoiser):
 
 @register_family
 class ChromaFamily(FluxFamily):
-    """Model family of ``ChromaPipeline``; its latents and schedule are those of FLUX.1."""
+    """Model family of ``ChromaPipeline``, which uses the latents and the schedule of FLUX.1."""
 
     pipelines: ClassVar = (ChromaPipeline,)
     supported: ClassVar = "Chroma"

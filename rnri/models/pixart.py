@@ -22,8 +22,8 @@ from rnri.models.schedule import Schedule
 class PixArtDenoiser(GuidedDenoiser):
     """``Denoiser`` that returns the noise predicted by a ``PixArtTransformer2DModel``.
 
-    The transformer also predicts the variance, which deterministic sampling does not use.
-    ``Condition.added["mask"]`` (int64 ``[B,L]``) masks the padding of the text.
+    The transformer also predicts the variance, which deterministic sampling does not use. ``Condition.added["mask"]``
+    (int64 ``[B,L]``) excludes the padding tokens of the text from the attention.
     """
 
     transformer: ModelMixin
@@ -70,7 +70,7 @@ class PixArtFamily(Family):
         return 4.5
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the guidance scale, and switch off the resolution binning, which changes the image size."""
+        """Return the guidance scale, and turn off resolution binning, which would change the image size."""
         return super().pipeline_kwargs(guidance) | {"use_resolution_binning": False}
 
     def check(self) -> None:

@@ -61,8 +61,8 @@ class ZImageDenoiser(GuidedDenoiser):
 class ZImageFamily(Family):
     """Model family of ``ZImagePipeline``, for Z-Image and Z-Image-Turbo.
 
-    The guidance scale of this family is the scale of classifier-free guidance, as for all other families; 1 disables
-    guidance. The pipeline's ``guidance_scale`` is smaller by 1.
+    As in all other families, the guidance scale of this family is the scale of classifier-free guidance; 1 disables
+    guidance. The pipeline's argument ``guidance_scale`` is this scale minus 1.
     """
 
     pipelines: ClassVar = (ZImagePipeline,)
@@ -84,7 +84,7 @@ class ZImageFamily(Family):
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """The pipeline keeps its latents in float32, whatever the dtype of the network."""
+        """The pipeline keeps its latents in float32 for every dtype of the network."""
         return torch.float32
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class ZImageFamily(Family):
 
 
 def _conditions(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> list[Condition]:
-    """Return the conditions of text embeddings ``[L_i,D]``, padded to one length, without and with the negative ones.
+    """Return the positive and the negative condition of text embeddings ``[L_i,D]``, padded to one common length.
 
     The first condition belongs to ``positive``, the second condition belongs to ``negative`` and may be empty.
     """
