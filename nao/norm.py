@@ -4,8 +4,8 @@ In NAO's path energy, a unit of length costs `-log chi_d(norm)`, where chi_d is 
 log-density contains an additive constant, which does not depend on the norm. Minus this constant is the cost of a unit
 of length at the typical norm, the norm where the density is highest. Without the constant, length at the typical norm
 would cost nothing. The cost is positive for every `d`, because the density is always below 1: its maximum is 0.80 for
-d = 1 and decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is 0.5 for d = 2,
-0.571 for d = 64 and 0.572 for d >= 256.
+d = 1 and decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is 0.5 for
+d = 2, 0.571 for d = 64 and 0.572 for d >= 256.
 
 Direct evaluation of the log-density loses precision: for d = 16,384, terms near 8e4 add up to -0.57. Therefore the part
 of the log-density that depends on the norm is computed relative to the mode (the typical norm). The constant part is
