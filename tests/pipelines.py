@@ -6,6 +6,7 @@ import string
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     ChromaPipeline,
     ChromaTransformer2DModel,
@@ -14,6 +15,8 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -28,6 +31,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
@@ -330,4 +335,61 @@ def tiny_pixart(**scheduler_options: object) -> PixArtSigmaPipeline:
             vae=_vae(),
             text_encoder=_t5(TEXT_WIDTH),
             tokenizer=tiny_t5_tokenizer(),
+        )
+
+
+def tiny_sana(**scheduler_options: object) -> SanaPipeline:
+    """Return SANA, whose autoencoder has no posterior distribution; latents ``[4,8,8]``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = tiny_chat_tokenizer()
+        tokenizer.model_max_length = 4096  # the prefix of the prompts is long
+        transformer = SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=LATENT_SHAPE[0],
+            out_channels=LATENT_SHAPE[0],
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=TEXT_WIDTH,
+            sample_size=LATENT_SHAPE[1],
+        )
+        vae = AutoencoderDC(
+            in_channels=3,
+            latent_channels=LATENT_SHAPE[0],
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41407,
+        )
+        text = Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=4096,
+            attn_implementation="eager",
+        )
+        return SanaPipeline(
+            transformer=_randomize_zeros(transformer),
+            scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
+            vae=vae.eval(),
+            text_encoder=Gemma2Model(text).eval(),
+            tokenizer=tokenizer,
         )

@@ -42,10 +42,9 @@ IGNORED_CONFIG_KEYS = ("requires_safety_checker", "requires_aesthetics_score")
 class LatentDiffusion:
     """A text-to-image model with tensor inputs and outputs, created from a diffusers pipeline.
 
-    Supported models are Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3 and 3.5, FLUX.1, Z-Image, Chroma, PixArt-Sigma, and all registered model
-    families. The pipeline remains usable: its training modes, ``requires_grad`` flags, dtypes and scheduler are
-    restored after every call. Images are ``[B,3,H,W]`` with values in [0, 1]. Latents ``z [B,C,h,w]`` are scaled to
-    about unit variance, as in the training of the network.
+    All registered model families are supported (:mod:`rnri.models.families`). The pipeline remains usable: its training
+    modes, ``requires_grad`` flags, dtypes and scheduler are restored after every call. Images are ``[B,3,H,W]`` with
+    values in [0, 1]. Latents ``z [B,C,h,w]`` are scaled to about unit variance, as in the training of the network.
 
     ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
     flow matching (FLUX's pipeline takes the packed seed). Other schedulers generate a different image: Euler scales
@@ -191,7 +190,7 @@ class LatentDiffusion:
         check_images(images, self.image_size)
         vae = self._vae
         with eval_no_grad(vae):
-            latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode().float()
+            latents = self.family.vae_mean(vae, (2 * images - 1).to(self.device, vae.dtype)).float()
         mean, std = self.family.latent_statistics(latents)
         return (latents - mean) / std
 

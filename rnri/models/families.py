@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusers import DiffusionPipeline
 
-from rnri.models import chroma, flux, pixart, sd3, unet, z_image  # noqa: F401 - these modules register their families
+from rnri.models import chroma, flux, pixart, sana, sd3, unet, z_image  # noqa: F401 - these modules register their families
 from rnri.models.checks.components import check_required_components
 from rnri.models.family import Family, registered_families, registered_family, supported_models
 

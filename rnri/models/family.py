@@ -120,6 +120,15 @@ class Family(ABC):
         std = latents.new_tensor(std).view(1, -1, 1, 1)
         return mean, std / config.scaling_factor
 
+    def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
+        """Return the mean of the posterior distribution of ``vae``, which is not normalized.
+
+        Args:
+            vae: the pipeline's VAE, or a float32 copy of it.
+            pixels: images ``[B,3,H,W]`` in [-1, 1].
+        """
+        return vae.encode(pixels).latent_dist.mode()
+
     @property
     def latents_dtype(self) -> torch.dtype:
         """Dtype of the pipeline's latents during sampling; by default the dtype of the network."""

@@ -1,0 +1,148 @@
+"""SANA: a flow-matching transformer on the latents of a deep-compression autoencoder, with Gemma as text encoder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SanaPipeline
+from torch import Tensor, nn
+
+from rnri.models.checks.components import check_embedding_dim, check_latent_channels
+from rnri.models.checks.schedulers import check_flow_scheduler
+from rnri.models.eval_mode import eval_no_grad
+from rnri.models.family import Family, components, register_family
+from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.schedule import Schedule
+
+MULTIPLE = 32
+"""The pipeline's heights and widths of images are multiples of this number of pixels."""
+
+
+@dataclass(frozen=True)
+class SanaDenoiser(GuidedDenoiser):
+    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``SanaTransformer2DModel``.
+
+    ``Condition.added["mask"]`` (int64 ``[B,L]``) masks the padding of the text.
+    """
+
+    transformer: ModelMixin
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.transformer,)
+
+    def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
+        timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device)
+        with eval_no_grad(self.transformer):
+            output = self.transformer(
+                z.to(self.dtype),
+                encoder_hidden_states=condition.text.to(self.dtype),
+                encoder_attention_mask=condition.added["mask"],
+                timestep=timestep * self.transformer.config.timestep_scale,
+                return_dict=False,
+            )[0]
+        return output[:, : z.shape[1]].to(z.dtype)
+
+
+@register_family
+class SanaFamily(Family):
+    """Model family of ``SanaPipeline`` with a flow-matching Euler scheduler."""
+
+    pipelines: ClassVar = (SanaPipeline,)
+    network_name: ClassVar = "transformer"
+    supported: ClassVar = "SANA"
+
+    @property
+    def patch(self) -> int:
+        """The pipeline accepts only multiples of 32 pixels."""
+        return max(self.network.config.patch_size, MULTIPLE // self.pixels_per_latent)
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.pipeline.vae.config.encoder_block_out_channels) - 1)
+
+    @property
+    def default_guidance(self) -> float:
+        return 4.5
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """The pipeline keeps its latents in float32, whatever the dtype of the network."""
+        return torch.float32
+
+    def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
+        """Return the latents of the deterministic autoencoder."""
+        return vae.encode(pixels).latent
+
+    def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
+        """Return the guidance scale, and switch off the resolution binning, which changes the image size."""
+        return super().pipeline_kwargs(guidance) | {"use_resolution_binning": False}
+
+    def check(self) -> None:
+        check_latent_channels(self.pipeline, self.channels, "take the transformer and the VAE from one checkpoint")
+        check_embedding_dim(
+            "transformer",
+            "caption_channels",
+            expected=self.network.config.caption_channels,
+            actual=self.pipeline.text_encoder.config.hidden_size,
+            source="the hidden size (Gemma)",
+        )
+        scheduler = self.pipeline.scheduler
+        flow_shift = scheduler.config.get("flow_shift")
+        if type(scheduler) is not FlowMatchEulerDiscreteScheduler and flow_shift is not None:
+            raise ValueError(
+                f"{type(scheduler).__name__} is of second order, and inversion supports only Euler steps of flow "
+                f"matching: set pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift={flow_shift})."
+            )
+        check_flow_scheduler(scheduler)
+
+    def denoiser(
+        self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
+    ) -> SanaDenoiser:
+        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1.
+
+        The prompts have the pipeline's default prefix (``complex_human_instruction``).
+        """
+        guided = guidance > 1
+        instruction = inspect.signature(type(self.pipeline).__call__).parameters["complex_human_instruction"].default
+        with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()), self._same_padding_side():
+            text, mask, negative_text, negative_mask = self.pipeline.encode_prompt(
+                prompts,
+                do_classifier_free_guidance=guided,
+                negative_prompt=negatives if guided else "",
+                device=torch.device(self.pipeline._execution_device),
+                complex_human_instruction=instruction,
+            )
+        return SanaDenoiser(
+            transformer=self.network,
+            positive=Condition(text, {"mask": mask}),
+            negative=Condition(negative_text, {"mask": negative_mask}) if guided else None,
+            guidance=guidance if guided else 1.0,
+        )
+
+    def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
+        return Schedule.from_scheduler(self.pipeline.scheduler, steps)
+
+    @contextmanager
+    def _same_padding_side(self) -> Iterator[None]:
+        """Restore the tokenizer's ``padding_side``, which the pipeline changes when it encodes prompts."""
+        tokenizer = self.pipeline.tokenizer
+        side = tokenizer.padding_side
+        try:
+            yield
+        finally:
+            tokenizer.padding_side = side
