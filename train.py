@@ -17,7 +17,8 @@ from experiments.config.errors import (
     one_line,
     raise_hydra_errors,
 )
-from experiments.config.run_dir import fix_time
+from experiments.config.run_dir import fix_time, remember_sweep
+from experiments.config.short_keys import apply_short_keys, list_error
 from experiments.config.validate import check_before_imports, interpolation_error
 
 
@@ -30,6 +31,7 @@ def main(config: DictConfig) -> float | None:
     """
     fix_time()
     try:
+        apply_short_keys(config)
         check_before_imports(config)
     except (ValueError, OmegaConfBaseException, RecursionError) as error:
         exit_with_error(interpolation_error(config) or one_line(error))
@@ -47,9 +49,10 @@ def command() -> None:
 
             print_help(sys.argv[1:])
         else:
+            remember_sweep(sys.argv[1:])
             main()
     except (HydraException, OmegaConfBaseException, OSError) as error:
-        exit_with_error(composition_error(error))
+        exit_with_error(list_error(sys.argv[1:]) or composition_error(error))
     except ValueError as error:
         if message := group_error(error, sys.argv[1:]):
             exit_with_error(message)

@@ -1,4 +1,4 @@
-"""The interface of an experiment (:class:`Task`), and the networks that the experiments on concepts share."""
+"""The interface of an experiment (:class:`Task`), and the pretrained networks of the experiments on concepts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from seedselect import ClipFeatures
 
 @runtime_checkable
 class Task(Protocol):
-    """An experiment: the object that the key ``task`` of a configuration instantiates.
+    """The interface of an experiment. The config key ``task`` defines the object.
 
     ``train.py`` first calls :meth:`prepare`. Then it calls :meth:`run`, or :meth:`plan` if ``plan=true``. The
     constructor only validates and stores its arguments. ``docs/guides/add_an_experiment.md`` shows how to add an
@@ -35,13 +35,13 @@ class Task(Protocol):
         """
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the stages of the run with their number of units, cost and disk space, without running them."""
+        """Return the stages of the run, each with number of units, cost and disk space, without running the stages."""
 
     def run(self, trainer: Trainer) -> float | None:
-        """Compute the units that are not on disk yet, and write the results of the run.
+        """Compute the units (pieces of work) that are not on disk yet, and write the results of the run.
 
         Returns:
-            The value that a hyperparameter sweep over this experiment optimizes, or None if it optimizes none.
+            The value that a hyperparameter sweep over this experiment optimizes, or None if there is no such value.
         """
 
 
@@ -54,15 +54,15 @@ class Networks:
 
     Attributes:
         model: the text-to-image model.
-        clip: the CLIP model that computes SeedSelect's semantic loss and the CLIP score.
-        classifier: the evaluation classifier. It is never the same network as ``clip``.
-        numerics: numerical settings (precision, device) on which results depend
-            (:func:`experiments.runtime.device.numerics`).
+        clip: the CLIP model that computes SeedSelect's semantic loss and the CLIP score; None if it is not needed.
+        classifier: the evaluation classifier, never the same network as ``clip``; None if it is not needed.
+        numerics: numerical settings (precision, device) on which the results depend, see
+            :func:`experiments.runtime.device.numerics`.
     """
 
     model: LatentDiffusion
-    clip: ClipFeatures
-    classifier: Classifier
+    clip: ClipFeatures | None
+    classifier: Classifier | None
     numerics: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
@@ -101,12 +101,17 @@ class Networks:
         return fingerprint({"classifier": classifier}, settings)
 
     def cache_settings(self, seed: int) -> dict[str, Any]:
-        """Return the settings that are in the cache key of every unit, in all experiments."""
+        """Return the settings that the cache keys of all units of all experiments contain."""
         return {"checkpoint": self.model_fingerprint, "numerics": dict(self.numerics), "seed": seed}
 
     def check_weights(self) -> None:
-        """Raise ValueError if a weight of a network is NaN or infinite; the message names the first such weight."""
-        modules = {**self.model.pipeline.components, "clip": self.clip.model, "classifier": self.classifier}
+        """Raise ValueError if a weight of a network is NaN or infinite.
+
+        The message contains the name of the first such weight.
+        """
+        modules = {**self.model.pipeline.components, "classifier": self.classifier}
+        if self.clip is not None:
+            modules["clip"] = self.clip.model
         for name, module in modules.items():
             for key, weight in module.state_dict().items() if isinstance(module, nn.Module) else ():
                 if weight.is_floating_point() and not weight.isfinite().all():
@@ -121,24 +126,28 @@ def load_networks(
     steps: Sequence[int],
     *,
     model: Callable[..., LatentDiffusion],
-    clip: Callable[..., ClipFeatures],
-    classifier: str,
+    clip: Callable[..., ClipFeatures] | None,
+    classifier: str | None,
 ) -> Networks:
     """Load the text-to-image model, CLIP and the evaluation classifier on the trainer's device.
 
     Args:
-        steps: all numbers of sampling steps that the experiment uses; the scheduler of the model must support them.
+        steps: all numbers of sampling steps that the experiment uses; the scheduler of the model must support these
+            numbers.
         model: function that loads the text-to-image model on its argument ``device``.
-        clip: function that loads CLIP on its argument ``device``.
-        classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier.
+        clip: function that loads CLIP on its argument ``device``; None if CLIP is not needed.
+        classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier; None if the classifier
+            is not needed.
 
     Raises:
         ValueError: a weight is NaN or infinite, or the model's scheduler does not support one of ``steps``.
     """
     device = trainer.strategy.root_device
-    evaluation_classifier = load_classifier(classifier, device)
     networks = Networks(
-        model(device=device), clip(device=device), evaluation_classifier, numerics(trainer.precision, device)
+        classifier=None if classifier is None else load_classifier(classifier, device),
+        model=model(device=device),
+        clip=None if clip is None else clip(device=device),
+        numerics=numerics(trainer.precision, device),
     )
     networks.check_weights()
     for count in steps:

@@ -33,6 +33,9 @@ usage: python train.py [experiment=NAME] [key=value ...]
 """
 OVERRIDES = """\
 Overrides:
+  methods=[ddim,accelerated] steps=10  choose methods by name, and the number of sampling steps
+  images=8                             use 8 images, or all images with images=all
+  arms=[plain,seedselect_ours]         choose among the arms of an experiment on rare concepts
   task.steps=20                        set a key
   model=sd model.path=PATH             choose a config of a group, and set its keys
   'data.concepts=[camel,padlock]'      lists need quotes in most shells

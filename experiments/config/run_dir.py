@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -21,10 +23,11 @@ from omegaconf import OmegaConf
 
 START_TIME_ENV = "START_TIME_OF_THE_RUN"
 """Environment variable with the time at which the run started; Lightning's child processes read it."""
-MAX_NAME_BYTES = 200  # maximum length of a folder name; most file systems allow 255
-NOT_IN_NAME = ("experiment", "run_dir", "logger", "logger.wandb.offline")
-"""Config keys that are omitted from the folder name of a job if all jobs of the sweep have the same value."""
-UNSAFE_CHARS = re.compile(r"[^\w.,=+@~\[\]{}'() -]")
+SWEEP_ARGUMENTS_ENV = "ARGUMENTS_OF_THE_SWEEP"
+"""Environment variable with the command-line arguments of a sweep, which the processes of Hydra's launchers read."""
+MAX_NAME_BYTES = 100  # maximum length of a run's name in a sweep; most file systems allow 255
+UNSAFE_CHARS = re.compile(r"[^\w.+-]+")
+"""Characters that are replaced in the name of a run, so that the name needs no quotes in shells and URLs."""
 
 
 def multirun() -> bool:
@@ -47,12 +50,13 @@ def fix_time(started: str | None = None) -> None:
 def run_folder(run_dir: str) -> str:
     """Return the folder of this run.
 
-    It is ``run_dir``, or in a sweep a subfolder of ``run_dir`` for each job. The subfolder is named after the job's
-    overrides in a Hydra sweep, and after the id of the W&B run in a W&B sweep.
+    It is ``run_dir``, or in a sweep a subfolder of ``run_dir`` for each job. The subfolder is named after the values
+    that differ between the jobs in a Hydra sweep, and after the id of the W&B run in a W&B sweep.
     """
     if multirun():
         hydra = HydraConfig.get()
-        return str(Path(run_dir) / job_folder(list(hydra.overrides.task), sweep_jobs(sys.argv[1:]), hydra.job.num))
+        jobs = sweep_jobs(json.loads(os.environ.get(SWEEP_ARGUMENTS_ENV, "[]")) or sys.argv[1:])
+        return str(Path(run_dir) / job_folder(list(hydra.overrides.task), jobs, hydra.job.num))
     if "WANDB_SWEEP_ID" in os.environ:
         if not os.environ.get("WANDB_RUN_ID"):
             raise ValueError(
@@ -63,12 +67,17 @@ def run_folder(run_dir: str) -> str:
     return run_dir
 
 
+def remember_sweep(arguments: Sequence[str]) -> None:
+    """Store the command-line ``arguments`` for :func:`run_folder` in processes with another command line."""
+    os.environ[SWEEP_ARGUMENTS_ENV] = json.dumps(list(arguments))
+
+
 def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
     """Return the overrides of each job of a Hydra sweep, in order.
 
     The result is empty if the command-line ``arguments`` cannot be parsed as those of a sweep.
     """
-    try:  # parsing fails in a process that a Hydra launcher has started with another command line
+    try:
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_known_args(arguments)[0].overrides)
         return BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:
@@ -78,23 +87,46 @@ def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
 def job_folder(overrides: Sequence[str], jobs: Sequence[Sequence[str]], index: int) -> str:
     """Return the folder name of a job of a sweep. Every job of the sweep has a different name.
 
-    The name consists of the job's overrides. If it contains characters that are unsafe in file names, is too long, or
-    is not unique, it is shortened and a hash is appended.
+    The name consists of the overrides that differ between the jobs, such as ``lam_0.1``. If the name is not unique among
+    ``jobs``, or the name is too long, a hash of the overrides is appended.
 
     Args:
         overrides: overrides of this job.
         jobs: overrides of every job of the sweep.
         index: index of this job in ``jobs``.
     """
-    common = set.intersection(*map(set, jobs)) if jobs else set()
-    shown = [text for text in overrides if not (text in common and text.partition("=")[0] in NOT_IN_NAME)]
-    name = ",".join(sorted(shown))
-    safe = UNSAFE_CHARS.sub("_", unicodedata.normalize("NFC", name)).strip(" ")
+    names = [_varied_name(job, jobs) for job in jobs]
+    name = _varied_name(overrides, jobs)
     copies = [list(job) for job in jobs[:index]].count(list(overrides))
-    if safe != name or not safe.strip(".") or safe.startswith(".") or copies or len(safe.encode()) > MAX_NAME_BYTES:
+    if not name or names.count(name) != 1 or len(name.encode()) > MAX_NAME_BYTES:
         key = hashlib.sha256("\n".join([*overrides, str(copies)]).encode()).hexdigest()[:12]
-        safe = f"{safe[: MAX_NAME_BYTES // 4].lstrip('.')},{key}"
-    return safe
+        name = f"{name[: MAX_NAME_BYTES // 4] or 'run'}-{key}"
+    return name
+
+
+def _varied_name(overrides: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
+    common = set.intersection(*map(set, jobs)) if jobs else set()
+    return values_name(dict(_key_and_value(text) for text in overrides if text not in common))
+
+
+def _key_and_value(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key, value
+
+
+def values_name(values: Mapping[str, Any]) -> str:
+    """Return the name of a run with these values, such as ``lam_0.1-seed_3``.
+
+    A key is shortened to its last part unless another key has the same last part.
+    """
+    shortened = {key: re.split(r"[./@]", key)[-1] for key in values}
+    last_parts = list(shortened.values())
+    names = {key: short if last_parts.count(short) == 1 else key for key, short in shortened.items()}
+    return "-".join(f"{_safe(names[key])}_{_safe(str(values[key]))}" for key in sorted(values)).lstrip(".")
+
+
+def _safe(text: str) -> str:
+    return UNSAFE_CHARS.sub("_", unicodedata.normalize("NFC", text)).strip("_")
 
 
 def check_writable(run_dir: str) -> None:

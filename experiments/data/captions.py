@@ -1,9 +1,9 @@
-"""Data source of captioned images: COCO captions with a folder of images, or a table of images and captions."""
+"""Data source of captioned images: COCO captions, a table of images and captions, or a folder with a text per image."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from pydantic import PositiveInt
 from experiments.data.concepts import Concept
 from experiments.data.images import Images, UnreadableImage, height_and_width, read_image
 from experiments.data.parquet import ImageTable, Rows
+from rnri.captions import read_captions
 from rnri.tables import first_caption, read_columns
-from rnri.validation import NonEmptyStr, dataclass
+from rnri.validation import ConfigError, NonEmptyStr, dataclass
 from rnri.words import find_phrase
 
 
@@ -49,8 +50,9 @@ class CaptionedImages:
     Args:
         captions: JSON file of COCO captions, or a table with one image and one caption per row. A ``.csv``, ``.tsv`` or
             ``.jsonl`` table has the names of image files in the folder ``images``; a ``.parquet`` table contains the
-            images themselves, in the format of the package ``datasets``.
-        images: folder of the image files; None if ``captions`` is a ``.parquet`` table.
+            images themselves, in the format of the package ``datasets``. Or a folder of image files, each with its
+            caption in a text file of the same name (``photo.txt`` beside ``photo.jpg``).
+        images: folder of the image files; None if ``captions`` is a ``.parquet`` table or a folder.
         size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
         image, caption: names of the image column and of the caption column of a table.
         caption_contains: word or phrase; only images whose caption contains it as whole words are used, see
@@ -86,9 +88,17 @@ class CaptionedImages:
             ValueError: a file or setting is invalid, or no image has a caption that contains ``caption_contains``.
         """
         path = Path(self.captions)
-        if not path.is_file():
-            raise ValueError(f"data.captions={self.captions} is not a file: give COCO's JSON or a table of captions.")
-        pairs = self._in_parquet(path) if path.suffix.lower() == ".parquet" else self._in_folder(path)
+        if path.is_dir():
+            pairs = self._pairs(path, self._beside_images(path))
+        elif not path.is_file():
+            raise ValueError(
+                f"data.captions={self.captions} does not exist: give COCO's JSON, a table of captions, or a folder of "
+                "images with a text file each."
+            )
+        elif path.suffix.lower() == ".parquet":
+            pairs = self._in_parquet(path)
+        else:
+            pairs = self._in_folder(path)
         if not len(pairs):
             condition = "" if self.caption_contains is None else f" that contains {self.caption_contains!r}"
             raise ValueError(f"{path} has no image with a caption{condition}: give another file.")
@@ -100,7 +110,20 @@ class CaptionedImages:
         root = Path(self.images)
         if not root.is_dir():
             raise ValueError(f"data.images={self.images} is not a folder: give the folder with the images of {path}.")
-        rows = _coco(path) if path.suffix.lower() == ".json" else self._table(path)
+        return self._pairs(root, _coco(path) if path.suffix.lower() == ".json" else self._table(path))
+
+    def _beside_images(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """Yield file name and caption of each image of a folder, whose captions are in text files beside the images."""
+        if self.images is not None:
+            raise ValueError(f"data.images={self.images}: must be null, because data.captions={folder} has the images.")
+        try:
+            for file in read_captions(folder):
+                yield file.path.name, file.prompt
+        except ConfigError as error:
+            raise ValueError(f"data.captions: {error.message}") from None
+
+    def _pairs(self, root: Path, rows: Iterable[tuple[str, str]]) -> Captioned:
+        """Return the image files in the folder ``root`` that have a caption, from rows of file names and captions."""
         first: dict[str, str] = {}
         for name, caption in rows:
             if caption:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from experiments.evaluation.classifier import Classifier
+from experiments.evaluation.metrics import perceptual_distance
 from seedselect import ClipFeatures
 
 
@@ -19,18 +20,26 @@ class ReconstructionBatch:
         images: reconstructed images, ``[B,3,H,W]`` in [0, 1].
         originals: original images, ``[B,3,H,W]`` in [0, 1].
         prompts: prompt of each image, with which the image was inverted and reconstructed.
-        clip: CLIP model for the CLIP score.
-        classifier: classifier whose features the perceptual distance uses.
+        clip: CLIP model for the CLIP score; None if the CLIP score is left out.
+        classifier: classifier whose features the perceptual distance uses; None if the distance is left out.
         st_lpips: function that computes the ST-LPIPS of two batches; None if its weights are not available.
     """
 
     images: Tensor
     originals: Tensor
     prompts: Sequence[str]
-    clip: ClipFeatures
-    classifier: Classifier
+    clip: ClipFeatures | None
+    classifier: Classifier | None
     st_lpips: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def clip_score(self) -> Tensor:
+    def clip_score(self) -> Tensor | None:
         """Return the cosine similarity ``[B]`` of the CLIP features of the reconstructed images and of the prompts."""
+        if self.clip is None:
+            return None
         return (self.clip.text(list(self.prompts)) * self.clip(self.images)).sum(1)
+
+    def perceptual_distance(self) -> Tensor | None:
+        """Return the perceptual distance ``[B]`` between the reconstructed and the original images."""
+        if self.classifier is None:
+            return None
+        return perceptual_distance(self.classifier, self.images, self.originals)

@@ -1,4 +1,4 @@
-"""Jobs of an inversion experiment. A job applies one method under one setting to a batch of images."""
+"""Jobs of an inversion experiment. A job applies one method with one setting to a batch of images."""
 
 from __future__ import annotations
 
@@ -40,22 +40,23 @@ Edit = Annotated[
 
 @dataclass(frozen=True)
 class Setting:
-    """The conditions under which methods are compared.
+    """A setting: the conditions in which inversion methods are compared, such as number of steps and guidance scale.
 
     Args:
         steps, guidance: number of sampling steps and guidance scale of inversion and reconstruction.
-        nfe: number of network evaluations per step. Only methods with a solver support it. None: each method uses the
-            number in its own config. A list of numbers stands for one setting per number.
-        methods: names of the methods that are run under this setting; None: all methods.
+        nfe: number of network evaluations per inversion step, for methods with a solver. None: each method uses the
+            number in the config of the method. A list of numbers is expanded to one setting per number.
+        methods: names of the methods that are run with this setting; None: all methods.
         wrong_prompts: whether each image is inverted with the prompt of another concept.
-        edit: a word or phrase of the prompts and the string that replaces it, see
-            :func:`rnri.words.replace_phrase`. The seed is sampled under the edited prompt, and the CLIP score of the
-            sampled image is computed with this prompt.
-        generated: whether to invert images that the model generates from the prompts under this setting, instead of
-            real images. The distance to the true latents can be measured for generated images only.
-        decoder_iterations: number of iterations of decoder inversion, which computes the latent of an image before the
-            inversion method runs; 0: the latent is the output of the VAE's encoder.
-        images: maximum number of real images, or exact number of generated images; None: the experiment's number.
+        edit: a word or phrase of the prompts, and the string that replaces the phrase, see
+            :func:`rnri.words.replace_phrase`. The image is sampled from the inverted seed with the edited prompt, and
+            the CLIP score compares the sampled image with the edited prompt.
+        generated: whether to invert images that the model generates from the prompts, instead of real images. The
+            distance between inverted and true latents can be measured for generated images only.
+        decoder_iterations: number of iterations of decoder inversion, the gradient descent that finds a latent whose
+            decoding is the image; 0: the latent is the output of the VAE's encoder.
+        images: maximum number of real images, or exact number of generated images; None: the number of images of the
+            experiment.
     """
 
     steps: PositiveInt
@@ -74,24 +75,25 @@ class Setting:
 
     @property
     def prompts(self) -> str:
-        """Kind of the prompts: ``right`` (the image's own), ``wrong`` (another concept's), or the edit ``A -> B``."""
+        """Type of the prompts: ``right``, ``wrong`` (prompts of other concepts), or the edit ``A -> B``."""
         if self.edit:
             return " -> ".join(self.edit)
         return "wrong" if self.wrong_prompts else "right"
 
     def target(self, prompt: str) -> str:
-        """Return the prompt under which the seed of an image is sampled. ``prompt`` is the prompt of its inversion."""
+        """Return the prompt with which an image is sampled from the seed that was inverted with ``prompt``."""
         return replace_phrase(*self.edit, prompt) if self.edit else prompt
 
     def each(self) -> list[Setting]:
-        """Return one setting for each number of network evaluations in ``nfe``."""
+        """Return one setting for each number of network evaluations per step in ``nfe``."""
         counts = self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
         return [replace(self, nfe=count) for count in counts]
 
     def vae_bound(self) -> Setting:
-        """Return the setting of :data:`VAE_BOUND` for the same images.
+        """Return the setting for the VAE bound (:data:`VAE_BOUND`) of the images of this setting.
 
-        Its steps and guidance matter only for generated images, because the VAE takes no sampling steps.
+        The number of steps and the guidance scale are used only to generate images, because the VAE takes no sampling
+        steps.
         """
         generation = {"steps": self.steps, "guidance": self.guidance} if self.generated else {"steps": 1}
         return Setting(
@@ -106,7 +108,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
-    """The image ``images[index]`` and its prompt. A setting with ``generated`` uses only the prompt."""
+    """The image ``images[index]`` and its prompt. A setting with ``generated=True`` uses only the prompt."""
 
     name: str
     concept: str
@@ -116,7 +118,7 @@ class ImagePrompt:
 
     @property
     def image(self) -> Tensor:
-        """Read the image, ``uint8 [3, H, W]``."""
+        """The image, ``uint8 [3, H, W]``, which is read from disk."""
         return torch.from_numpy(self.images[self.index])
 
     @cached_property
@@ -128,11 +130,12 @@ class ImagePrompt:
 
 @dataclasses.dataclass(frozen=True)
 class InversionJob:
-    """One method under one setting on a batch of images. The results of a job are one unit.
+    """One method with one setting and a batch of images. The results of a job are stored as one unit.
 
     Attributes:
         inverter: inversion method; None for :data:`VAE_BOUND`.
-        first: whether this is the first batch of its method and setting. Figures show the images of first batches only.
+        first: whether the job has the first batch of its method and setting. Figures show the images of first batches
+            only.
     """
 
     method: str
@@ -147,14 +150,14 @@ class InversionJob:
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the job, which includes inversion, residuals, reconstruction and :attr:`method_cost`."""
+        """Estimated cost of the job: inversion, residuals, reconstruction, and :attr:`method_cost`."""
         nfe_per_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + RESIDUAL_NFE_PER_STEP
         inversion = Cost(batch_multiplier(self.setting.guidance) * self.setting.steps * nfe_per_step)
         return (inversion + self.method_cost).times(len(self.images))
 
     @property
     def method_cost(self) -> Cost:
-        """Cost per image without the inversion, which is the cost of generation, decoder inversion and decoding."""
+        """Cost per image of generation, decoder inversion and decoding, without the inversion."""
         setting = self.setting
         generation = batch_multiplier(setting.guidance) * setting.steps * setting.generated
         decodings = 1 + setting.generated + setting.decoder_iterations
@@ -165,45 +168,37 @@ class InversionJob:
         return f"{self.method}, {self.setting.steps} steps, guidance {self.setting.guidance:g}"
 
 
-def from_concepts(concepts: Sequence[Concept], count: int, generator: torch.Generator) -> list[ImagePrompt]:
-    """Return ``count`` reference images of ``concepts`` in random order.
+def from_concepts(concepts: Sequence[Concept], count: int | None, generator: torch.Generator) -> list[ImagePrompt]:
+    """Return at most ``count`` reference images of ``concepts`` (None: all) in random order.
 
     The first image of every concept comes before the second image of any concept.
-
-    Raises:
-        ValueError: ``count`` is below 1 or above the number of reference images, or an image cannot be read.
     """
     max_references = max(len(concept.references) for concept in concepts)
     order = [concepts[k] for k in torch.randperm(len(concepts), generator=generator).tolist()]
     pairs = [(concept, k) for k in range(max_references) for concept in order if k < len(concept.references)]
-    if not 1 <= count <= len(pairs):
-        raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose a number in that range.")
     return [ImagePrompt(f"{c.name}/{k}", c.name, c.prompt, c.references, k) for c, k in pairs[:count]]
 
 
-def from_captions(pairs: Captioned, count: int, generator: torch.Generator) -> list[ImagePrompt]:
-    """Return ``count`` of the captioned images in random order. The caption of an image is its prompt.
+def from_captions(pairs: Captioned, count: int | None, generator: torch.Generator) -> list[ImagePrompt]:
+    """Return at most ``count`` of the captioned images (None: all) in random order.
 
-    Raises:
-        ValueError: there are fewer than ``count`` images.
+    The caption of an image is its prompt.
     """
-    if count > len(pairs):
-        raise ValueError(f"task.images={count}: the data has 1 to {len(pairs)} images; choose a number in that range.")
     order = torch.randperm(len(pairs), generator=generator)[:count].tolist()
     return [ImagePrompt(pairs.names[k], pairs.names[k], pairs.captions[k], pairs.images, k) for k in order]
 
 
 def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
-    """Return ``count`` images that the model is to generate.
+    """Return ``count`` prompts from which the model generates the images of a setting with ``generated=True``.
 
-    The prompts of ``images`` are used in turn. Each generated image starts from its own noise.
+    The prompts of ``images`` are used in turn. Each image is generated from a different noise latent.
     """
     prompts = [images[k % len(images)] for k in range(count)]
     return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(prompts)]
 
 
 def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
-    """Return the images, each with the prompt of the next image in the list that shows another concept."""
+    """Return the images with wrong prompts: the prompt of the next image in the list that shows another concept."""
     result = []
     for k, image in enumerate(images):
         others = (images[(k + step) % len(images)] for step in range(1, len(images)))
@@ -217,13 +212,13 @@ def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
 def jobs(
     methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[ImagePrompt], batch_size: int
 ) -> list[InversionJob]:
-    """Return the jobs of every method under every setting that includes it, and of :data:`VAE_BOUND`.
+    """Return the jobs of each method with each setting that includes the method, and the jobs of :data:`VAE_BOUND`.
 
-    There is one set of jobs of :data:`VAE_BOUND` per set of images, which several settings may share.
+    Settings that use the same images share the jobs of :data:`VAE_BOUND`.
 
     Raises:
-        ValueError: a setting names an unknown method, or sets ``nfe`` for a method whose number of network evaluations
-            is fixed.
+        ValueError: a setting contains the name of an unknown method, or sets ``nfe`` for a method whose number of
+            network evaluations is fixed.
     """
     all_jobs: list[InversionJob] = []
     for setting in (single for each in settings for single in each.each()):
@@ -263,7 +258,7 @@ def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
 
 
 def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> Inverter:
-    """Return the method called ``name`` with ``nfe`` network evaluations per step."""
+    """Return the inversion method ``name``, changed to ``nfe`` network evaluations per step unless ``nfe`` is None."""
     if name not in methods:
         raise ValueError(f"a setting names the method {name!r}: choose from {', '.join(methods)}.")
     if nfe is None:
@@ -275,12 +270,12 @@ def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> In
 
 
 class InversionJobData(CachedUnitDataModule):
-    """Loads the jobs that have no finished unit yet."""
+    """Data loader of the jobs whose results are not on disk yet."""
 
     def address(self, unit: InversionJob) -> tuple[str, str]:
         return unit_name(unit), unit.key
 
 
 def unit_name(job: InversionJob) -> str:
-    """Return the name of the store for the units of a job, which consists of its method and setting."""
+    """Return the name of the store for the units of a job, which contains the method and the setting of the job."""
     return f"{job.method}\n{job.setting}"

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import MinLen
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -51,24 +52,26 @@ SAFE_STEP_COUNT = 50  # a method that rejects a schedule with this many steps do
 
 @dataclass(kw_only=True)
 class InversionExperiment(ResumableRun):
-    """The task of all experiments on inversion. The experiments differ only in their methods and settings.
+    """The task of the experiments that compare inversion methods, which differ only in their methods and settings.
 
-    A *unit* is the results of one method under one setting on a batch of images. Each unit is written to disk before
-    the next unit begins.
+    A *unit* is the results of one method with one setting on a batch of images. Each unit is written to disk before the
+    computation of the next unit begins.
 
     Args:
         source: data set that the images and prompts are read from.
         concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
-        model, clip: functions of ``device`` that create the text-to-image model and CLIP.
-        classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
+        model, clip: functions of ``device`` that create the text-to-image model and CLIP. Without CLIP (None), the
+            CLIP score is left out.
+        classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name. None: the perceptual
+            distance is left out.
         methods: the compared methods by name.
-        settings: the conditions under which the methods are compared.
-        images: number of images.
+        settings: the settings (number of steps, guidance scale, images, ...) with which the methods are compared.
+        images: maximum number of images, or ``all``.
         batch_size: number of images that are computed in one batch.
         figures: names of the figures to draw (``FIGURES`` in :mod:`experiments.inversion.figures`).
-        paper: rows of the paper's table, which are printed below the rows of this experiment.
+        paper: rows of published results, which are printed below the rows of this experiment.
         stlpips: file with the weights of ST-LPIPS, a second perceptual distance (:mod:`experiments.evaluation.lpips`);
-            None: the only perceptual distance is the one from the classifier's features.
+            None: ST-LPIPS is not computed.
         seed: random seed of the selection of images, of the initial noise and of the bootstrap.
         run_dir: folder that all outputs are written to.
     """
@@ -77,11 +80,11 @@ class InversionExperiment(ResumableRun):
     concepts: ConceptSelection
     buckets: Buckets
     model: Callable[..., LatentDiffusion]
-    clip: Callable[..., ClipFeatures]
-    classifier: NonEmptyStr
+    clip: Callable[..., ClipFeatures] | None
+    classifier: NonEmptyStr | None
     methods: Annotated[Mapping[str, Inverter], MinLen(1)]
     settings: Annotated[Sequence[Setting], MinLen(1)]
-    images: PositiveInt
+    images: PositiveInt | Literal["all"]
     batch_size: PositiveInt
     figures: Sequence[NonEmptyStr]
     paper: Sequence[Mapping[str, Any]]
@@ -105,30 +108,38 @@ class InversionExperiment(ResumableRun):
         )
         self.lpips = self._load_lpips(trainer)
         images = select_images(self.networks.model.image_size, torch.Generator().manual_seed(self.seed))
+        if self.images != "all" and len(images) < self.images:
+            rank_zero_only(print)(
+                f"task.images={self.images}: the data has {len(images)} images; all of them are used."
+            )
         all_jobs = jobs(self.methods, self.settings, images, self.batch_size)
         self.skipped = self._unsupported_methods(all_jobs)
         self.jobs = [job for job in all_jobs if job.method not in self.skipped]
         for job in self.jobs if any(job.inverter for job in self.jobs) else all_jobs:
             self._check_steps(job)
 
-    def _image_selection(self) -> Callable[[tuple[int, int], torch.Generator], list[ImagePrompt]]:
-        """Check the data source, and return a function that selects the images.
+    @property
+    def _max_images(self) -> int | None:
+        return None if self.images == "all" else self.images
 
-        Its arguments are the image size ``(H, W)`` and a random generator.
+    def _image_selection(self) -> Callable[[tuple[int, int], torch.Generator], list[ImagePrompt]]:
+        """Check the data source, and return a function that selects the images of the experiment.
+
+        The arguments of the returned function are the image size ``(H, W)`` and a random generator.
         """
         if isinstance(self.source, CaptionedImages):
             pairs = self.source.captioned()
 
             def captioned_images(size: tuple[int, int], generator: torch.Generator) -> list[ImagePrompt]:
                 resized = dataclasses.replace(pairs, images=pairs.images.resized(size))
-                return from_captions(resized, self.images, generator)
+                return from_captions(resized, self._max_images, generator)
 
             return captioned_images
         concepts = select_concepts(self.source.concepts(), self.concepts, self.buckets, self.seed)
         concepts = limit_references(concepts, None)
 
         def references(size: tuple[int, int], generator: torch.Generator) -> list[ImagePrompt]:
-            return from_concepts([concept.resized(size) for concept in concepts], self.images, generator)
+            return from_concepts([concept.resized(size) for concept in concepts], self._max_images, generator)
 
         return references
 
@@ -144,7 +155,7 @@ class InversionExperiment(ResumableRun):
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 
     def _unsupported_methods(self, all_jobs: Sequence[InversionJob]) -> dict[str, str]:
-        """Return the methods that do not support the model with any number of steps, each with the reason."""
+        """Return the methods that support the model with no number of steps, as a dictionary from method to reason."""
         reasons = {}
         for job in {job.method: job for job in all_jobs if job.inverter is not None}.values():
             steps = max(job.setting.steps, SAFE_STEP_COUNT)
@@ -162,7 +173,7 @@ class InversionExperiment(ResumableRun):
             raise ValueError(f"task.methods.{job.method} in a setting of {job.setting.steps} steps: {error}") from error
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the missing units in all processes, then write the report in one process.
+        """Compute the units that are not on disk, in all processes; then write the report in one process.
 
         Returns the mean PSNR in dB of the last row.
         """
@@ -182,7 +193,7 @@ class InversionExperiment(ResumableRun):
             settings=self.dependencies(),
             loggers=trainer.loggers,
             seed=self.seed,
-            classifier=self.networks.classifier.title,
+            classifier=self.networks.classifier.title if self.networks.classifier else None,
             skipped=self.skipped,
         )
         return rows[-1]["psnr"]
@@ -195,7 +206,7 @@ class InversionExperiment(ResumableRun):
         return [self._plan_method(units[name], group) for name, group in by_store.items()]
 
     def _plan_method(self, store: UnitStore, group: Sequence[InversionJob]) -> StagePlan:
-        """Return the planned cost of one method under one setting."""
+        """Return the estimated cost of one method with one setting."""
         model, job = self.networks.model, group[0]
         pending = [other for other in group if not store.done(other.key)]
         per_image = job.method_cost
@@ -210,11 +221,11 @@ class InversionExperiment(ResumableRun):
         return StagePlan(_stage_name(job), len(group), len(group) - len(pending), per_image.times(pending_images), size)
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, which are used to measure the speed of the model."""
+        """Return the prompts of one batch, for which the duration of a network call is measured."""
         return [image.prompt for image in self.jobs[0].images]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the skipped methods, the number of units, and the estimated time of the run."""
+        """Print the skipped methods, the number of units, and the estimated duration of the run."""
         for method, reason in self.skipped.items():
             print(f"Skipped: {method}. {reason}", flush=True)
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
@@ -229,7 +240,7 @@ class InversionExperiment(ResumableRun):
         )
 
     def units(self) -> dict[str, UnitStore]:
-        """Return the stores of the units. The keys are from :func:`experiments.inversion.jobs.unit_name`."""
+        """Return the stores of the units. The keys are the names by :func:`experiments.inversion.jobs.unit_name`."""
         shared = self.dependencies()
         return {
             unit_name(job): UnitStore(
@@ -240,15 +251,13 @@ class InversionExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings that every unit depends on, including the fingerprints of the metrics' networks."""
-        lpips = {} if self.lpips is None else {"stlpips": fingerprint({"stlpips": self.lpips}, {})}
-        return {
-            **self.networks.cache_settings(self.seed),
-            **lpips,
-            "batch_size": self.batch_size,
-            "clip": self.networks.clip_fingerprint,
-            "classifier": self.networks.classifier_fingerprint,
-        }
+        """Return the settings on which every unit depends, including fingerprints of the networks of the metrics."""
+        networks = {} if self.lpips is None else {"stlpips": fingerprint({"stlpips": self.lpips}, {})}
+        if self.networks.clip is not None:
+            networks["clip"] = self.networks.clip_fingerprint
+        if self.networks.classifier is not None:
+            networks["classifier"] = self.networks.classifier_fingerprint
+        return {**self.networks.cache_settings(self.seed), **networks, "batch_size": self.batch_size}
 
 
 def _unit_rows(units: Mapping[str, UnitStore], job: InversionJob) -> list[dict[str, Any]]:
@@ -259,7 +268,8 @@ def _unit_rows(units: Mapping[str, UnitStore], job: InversionJob) -> list[dict[s
 def _read_unit(units: Mapping[str, UnitStore], job: InversionJob) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the record of a finished unit.
 
-    The tensors are empty unless the job is the first batch of its method and setting, because figures show no others.
+    If the job does not have the first batch of its method and setting, no tensors are returned, because figures show
+    only the images of first batches.
     """
     tensors, record = units[unit_name(job)].read(job.key)
     return (tensors if job.first else {}), record

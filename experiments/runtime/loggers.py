@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cache.atomic import atomic_write, digest
 from experiments.config.errors import nearest
-from experiments.config.run_dir import multirun
+from experiments.config.run_dir import multirun, values_name
 from experiments.runtime.settings import run_settings
 from rnri.validation import describe
 
@@ -53,12 +53,12 @@ def set_wandb_identity(config: DictConfig) -> None:
 
 
 def _run_name(config: DictConfig) -> str:
-    """Return the name of the W&B run: the name of the experiment, or in a sweep the overrides of the run."""
+    """Return the name of the W&B run: the name of the experiment, or in a sweep the values of the run."""
     if multirun():
         return Path(config.run_dir).name
     if "WANDB_SWEEP_PARAM_PATH" in os.environ:  # path of the file with the values that the sweep chose for this run
         parameters = OmegaConf.load(os.environ["WANDB_SWEEP_PARAM_PATH"])
-        return ",".join(f"{key}={entry.value}" for key, entry in parameters.items() if key != "wandb_version")
+        return values_name({key: entry.value for key, entry in parameters.items() if key != "wandb_version"})
     return str(config.name)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan")
+from experiments.config.short_keys import SHORT_KEYS
+
+KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan", *SHORT_KEYS)
 """Top-level config keys that may differ between two runs that share units, or between two parts of a training."""
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments.config.run_dir import MAX_NAME_BYTES, check_writable, job_folder, sweep_jobs
+from experiments.config.run_dir import MAX_NAME_BYTES, check_writable, job_folder, sweep_jobs, values_name
 
 
 def folders(*overrides: str) -> list[str]:
@@ -13,16 +13,23 @@ def folders(*overrides: str) -> list[str]:
     return [job_folder(job, jobs, number) for number, job in enumerate(jobs)]
 
 
-def test_folder_name_consists_of_overrides():
-    assert folders("experiment=lam", "run_dir=R", "lam=0,0.5") == ["lam=0", "lam=0.5"]
-    assert folders("select.optimizer.lr=0.02", "data.buckets=[tail]", "seed=1,2") == [
-        "data.buckets=[tail],seed=1,select.optimizer.lr=0.02",
-        "data.buckets=[tail],seed=2,select.optimizer.lr=0.02",
-    ]
+def test_folder_name_consists_of_the_values_that_differ():
+    assert folders("experiment=lam", "run_dir=R", "lam=0,0.5") == ["lam_0", "lam_0.5"]
+    fixed = ["task.batch_size=4", "data.buckets=[tail]", "~task.arms.plain", "task.settings.0.steps=10"]
+    assert folders(*fixed, "select.optimizer.lr=0.02,0.1", "seed=1") == ["lr_0.02", "lr_0.1"]
+    assert folders("lam=0,1", "seed=1,2") == ["lam_0-seed_1", "lam_0-seed_2", "lam_1-seed_1", "lam_1-seed_2"]
+    assert folders("methods=[ddim],[ddim,aidi]") == ["methods_ddim", "methods_ddim_aidi"]
 
 
-def test_deletion_is_part_of_the_name():
-    assert folders("~task.arms.plain", "seed=1,2")[0] == "seed=1,~task.arms.plain=null"
+def test_keys_with_the_same_last_part_are_not_shortened():
+    assert folders("task.arms.a.guidance=1,2", "task.arms.b.guidance=3")[0] == "guidance_1"
+    assert folders("a.lr=1,2", "b.lr=3,4")[0] == "a.lr_1-b.lr_3"
+
+
+def test_name_of_values_needs_no_quotes():
+    assert values_name({"lam": 0.1, "select.optimizer.lr": -2, "data.source.prompt": "a 'cat' = {x}"}) == (
+        "prompt_a_cat_x-lam_0.1-lr_-2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,7 @@ def test_folder_names_are_unique_and_valid(overrides):
     names = folders(*overrides)
     assert len(set(names)) == len(names) > 1
     for name in names:
-        assert name and not re.search(r"[/\\\0:*?\"<>|\n\t]", name) and not name.startswith((".", " "))
+        assert re.fullmatch(r"[\w.+-]+", name) and not name.startswith(".")
         assert len(name.encode()) <= MAX_NAME_BYTES
 
 

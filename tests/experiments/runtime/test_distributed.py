@@ -268,7 +268,7 @@ def test_wandb_name_is_the_experiment_or_the_sweep_values(monkeypatch, tmp_path)
     save_config_file_from_dict(str(values), {"lam": {"value": 0.1}, "seed_init.normalize": {"value": False}})
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(values))
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert wandb_config().name == "lam=0.1,seed_init.normalize=False" and wandb_config().id is None
+    assert wandb_config().name == "lam_0.1-normalize_False" and wandb_config().id is None
 
 
 def test_wandb_id_depends_on_the_settings(monkeypatch, tmp_path):

@@ -1,0 +1,204 @@
+"""The short keys ``methods``, ``steps``, ``images``, ``guidance``, ``nfe`` and ``arms`` of the command line.
+
+An experiment defines its methods, settings and arms below the key ``task``. A short key changes them without the syntax
+of Hydra's config groups and lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from experiments.config.project import PROJECT
+from rnri.validation import ConfigError
+
+SHORT_KEYS = ("methods", "steps", "images", "guidance", "nfe", "arms")
+MAPPINGS = {
+    "task.methods": "methods",
+    "task.extra_methods": "methods",
+    "task.inversions": "methods",
+    "task.arms": "arms",
+}
+"""Short keys by the keys of the mappings from which they select."""
+SPECIAL_SETTINGS = ("wrong_prompts", "edit", "generated", "decoder_iterations")
+"""Keys of a setting that measures more than the reconstruction of real images."""
+
+
+def apply_short_keys(config: DictConfig) -> None:
+    """Apply the short keys that have a value to ``config.task``, and remove the short keys without a value.
+
+    With ``methods``, an inversion experiment has one setting for each number of steps and guidance scale of its config,
+    with all ``methods``. Without ``methods``, its settings are kept and their ``steps`` and ``guidance`` are replaced.
+
+    Raises:
+        ConfigError: the experiment has nothing that a short key could change, or the value of a short key is invalid.
+    """
+    OmegaConf.set_struct(config, False)
+    values = {name: config.pop(name, None) for name in SHORT_KEYS}
+    values = {name: value for name, value in values.items() if value is not None}
+    if values:
+        _Task(config, values).apply()
+        config.update(values)
+    _omit_networks(config)
+    OmegaConf.set_struct(config, True)
+
+
+def list_error(arguments: Sequence[str]) -> str | None:
+    """Return a message if an argument of the command line gives a list to a mapping of methods or arms, else None."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key in MAPPINGS:
+            try:
+                names = parser.parse_override(argument).value()
+            except HydraException:
+                continue
+            if isinstance(names, list):
+                return f"{key}: must be a mapping from names to objects, got {value}; write {MAPPINGS[key]}={value}."
+    return None
+
+
+class _Task:
+    """The task of a config, and the values of the short keys that change the task."""
+
+    def __init__(self, config: DictConfig, values: dict[str, Any]) -> None:
+        self.name = config.get("name")
+        self.task = config.task
+        self.values = values
+
+    def apply(self) -> None:
+        if "arms" in self.values:
+            self._select_arms(_names("arms", self.values["arms"]))
+        if "methods" in self.values:
+            self._select_methods(_names("methods", self.values["methods"]))
+        if "images" in self.values:
+            self._set_images(self.values["images"])
+        if "settings" in self.task:
+            self.task.settings = list(self._settings())
+            return
+        if "nfe" in self.values:
+            raise ConfigError("nfe", f"the experiment {self.name} has no number of network evaluations; remove nfe.")
+        for name in ("steps", "guidance"):
+            if name in self.values:
+                self._require(name, name)
+                self.task[name] = self.values[name]
+
+    def _require(self, short_key: str, key: str) -> None:
+        if key not in self.task:
+            raise ConfigError(short_key, f"the experiment {self.name} has no key task.{key}; remove {short_key}.")
+
+    def _select_arms(self, names: list[str]) -> None:
+        self._require("arms", "arms")
+        arms = self.task.arms
+        for name in names:
+            if name not in arms:
+                choices = ", ".join(arms)
+                raise ConfigError("arms", f"{name!r} is not an arm of {self.name}; choose among {choices}.")
+        for name in [name for name in arms if name not in names]:
+            del arms[name]
+
+    def _select_methods(self, names: list[str]) -> None:
+        """Add the methods that the experiment does not define, and remove the others if the experiment runs all."""
+        key = next((key for key in ("methods", "inversions") if key in self.task), None)
+        if key is None:
+            remedy = "choose arms=[...]" if "arms" in self.task else "remove methods"
+            raise ConfigError("methods", f"the experiment {self.name} has no methods; {remedy}.")
+        groups = [self.task[name] for name in (key, "extra_methods") if name in self.task]
+        for name in names:
+            if not any(name in group for group in groups):
+                self.task[key][name] = _load_method(name, [method for group in groups for method in group])
+        if "settings" not in self.task:  # the methods of settings are selected by the settings
+            for group in groups:
+                for name in [name for name in group if name not in names]:
+                    del group[name]
+
+    def _set_images(self, value: object) -> None:
+        if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError("images", f"must be a number of at least 1 or all, got {value!r}.")
+        if "count" in self.task:  # number of edits
+            self.task.count = None if value == "all" else value
+            return
+        if "samples" in self.task:
+            raise ConfigError(
+                "images", f"the experiment {self.name} has no key task.images; set data.concepts or task.samples."
+            )
+        self._require("images", "images")
+        self.task.images = value
+
+    def _settings(self) -> Iterator[dict[str, Any]]:
+        """Yield the settings of an inversion experiment, each once."""
+        seen: list[dict[str, Any]] = []
+        for setting in self._combined() if "methods" in self.values else self._kept():
+            if setting not in seen:
+                seen.append(setting)
+                yield setting
+
+    def _combined(self) -> Iterator[dict[str, Any]]:
+        settings = self._plain_settings()
+        ordinary = [each for each in settings if not any(each.get(name) for name in SPECIAL_SETTINGS)]
+        conditions: list[tuple[Any, Any]] = []
+        for each in ordinary or settings:
+            base = {"_target_": each.get("_target_"), "methods": _names("methods", self.values["methods"])}
+            if "images" in each:
+                base["images"] = each["images"]
+            if "nfe" in self.values:
+                base["nfe"] = _numbers(self.values["nfe"])
+            for steps, guidance in self._conditions(each):
+                if (steps, guidance) not in conditions:
+                    conditions.append((steps, guidance))
+                    yield {**base, "steps": steps, "guidance": guidance}
+
+    def _kept(self) -> Iterator[dict[str, Any]]:
+        if "nfe" in self.values:
+            raise ConfigError("nfe", "requires methods=[...], because the number of some methods is fixed.")
+        for each in self._plain_settings():
+            for steps, guidance in self._conditions(each):
+                yield {**each, "steps": steps, "guidance": guidance}
+
+    def _conditions(self, setting: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+        defaults = {"steps": setting.get("steps"), "guidance": setting.get("guidance", 1.0)}
+        return product(*(_as_list(self.values.get(name, default)) for name, default in defaults.items()))
+
+    def _plain_settings(self) -> list[dict[str, Any]]:
+        """Return the settings as dictionaries, without the number of images if the key ``images`` is set."""
+        settings = OmegaConf.to_container(self.task.settings, resolve=True)
+        dropped = "images" if "images" in self.values else None
+        return [{name: value for name, value in each.items() if name != dropped} for each in settings]
+
+
+def _load_method(name: str, defined: Sequence[str]) -> DictConfig:
+    folder = PROJECT / "configs" / "method"
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        choices = dict.fromkeys([*defined, *sorted(path.stem for path in folder.glob("*.yaml"))])
+        raise ConfigError("methods", f"{name!r} is not a method; choose among {', '.join(choices)}.")
+    return OmegaConf.load(file)
+
+
+def _names(key: str, value: object) -> list[str]:
+    names = _as_list(value)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(key, f"must be a list of names, such as {key}=[a,b], got {value}.")
+    return list(dict.fromkeys(names))
+
+
+def _numbers(value: object) -> Any:
+    return OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
+
+
+def _as_list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | ListConfig) else [value]
+
+
+def _omit_networks(config: DictConfig) -> None:
+    """Replace the CLIP model of an inversion experiment by None if its path is null (``data.clip=null``)."""
+    task = config.get("task")
+    if isinstance(task, DictConfig) and "settings" in task and isinstance(task.get("clip"), DictConfig):
+        path = task.clip._get_node("path")
+        if path is not None and (path._dereference_node() if path._is_interpolation() else path)._is_none():
+            task.clip = None
