@@ -80,9 +80,9 @@ class SeedSelect:
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
         penalty_weight: weight of ``penalty`` in the loss.
-        best_by: criterion for the seed that is returned for each sample. With ``loss``, this is the seed with the
-            smallest loss. With ``rewards``, this is the seed with the largest weighted sum of rewards, which has the
-            smallest loss without the penalty (ReNO, Eyring et al. 2024).
+        best_by: criterion for the seed that is returned for each sample: the smallest loss (``loss``) or the largest
+            weighted sum of rewards (``rewards``). The largest sum of rewards is the smallest loss without the penalty
+            (ReNO, Eyring et al. 2024).
         patience, improvement: the optimization of a sample stops when its best loss (without the penalty if ``best_by``
             is ``rewards``) decreased by less than the fraction ``improvement`` over the last ``patience`` updates. With
             ``patience=0``, all iterations are executed.
