@@ -3,5 +3,5 @@
 from experiments.config.output import replace_unencodable
 from experiments.config.project import register
 
-register()  # configs that other programs compose also refer to files of the project
-replace_unencodable()  # every command imports this package
+register()  # defines ${project:PATH}, also for programs that compose the configs themselves
+replace_unencodable()  # here, because every command imports this package

@@ -1,4 +1,4 @@
-"""Conversion of images to 8-bit integers, with checks for NaN and infinity."""
+"""Conversion of images to 8-bit integers, with checks for NaN and infinite values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ class NonFiniteError(ValueError):
 
 
 def is_finite(tensors: Tensor) -> Tensor:
-    """Return whether each sample of ``tensors [B, ...]`` is free of NaN and infinity: bool ``[B]`` on the CPU."""
+    """Return whether each sample in ``tensors [B, ...]`` is free of NaN and infinity: bool ``[B]`` on the CPU."""
     return tensors.detach().isfinite().flatten(1).all(1).cpu()
 
 
 def to_bytes(images: Tensor) -> Tensor:
     """Clamp ``images [B, 3, H, W]`` to [0, 1], scale them to 0..255 and return them as ``uint8`` on the CPU.
 
-    Pass the decoder's output without clamping (``decode(z, clamp=False)``), because clamping hides infinite values.
+    The images must be the output of the decoder without clamping (``decode(z, clamp=False)``), because clamping hides
+    infinite values.
 
     Raises:
         NonFiniteError: an image contains NaN or infinity, which would become black or white pixels.
@@ -33,19 +34,19 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def select_finite(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ``b`` finite images of ``images [B, 3, H, W]`` and a mask of which images are finite.
+    """Return the ``b`` images of ``images [B, 3, H, W]`` without NaN and infinity, and a mask of these images.
 
     Returns:
-        The finite images ``uint8 [b, 3, H, W]``, and the mask, bool ``[B]``, True for finite images.
+        The images without NaN and infinity, ``uint8 [b, 3, H, W]``, and the mask, bool ``[B]``, True for these images.
     """
     finite = is_finite(images)
     return to_bytes(images[finite.to(images.device)]), finite
 
 
 def mask_nonfinite(images: Tensor) -> Tensor:
-    """Return ``images [B, ...]`` clamped to [0, 1], with every pixel of a non-finite image set to NaN.
+    """Return ``images [B, ...]`` clamped to [0, 1]; all pixels of an image with NaN or infinity become NaN.
 
-    All metrics of a non-finite image are then NaN.
+    All metrics of such an image are then NaN.
     """
     invalid = ~is_finite(images).to(images.device).view(-1, *[1] * (images.ndim - 1))
     return images.clamp(0, 1).masked_fill(invalid, torch.nan)

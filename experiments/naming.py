@@ -1,4 +1,4 @@
-"""Normalization of names, so that folders, tables, labels and concepts match by name; names of metrics in loggers.
+"""Normalization of names, so that folders, tables, labels and concepts can be matched; names of metrics in loggers.
 
 This module imports no other module of this project.
 """
@@ -23,9 +23,9 @@ def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remo
     """Return a dict from normalized name to original name, in the order of ``names``.
 
     Args:
-        names: names that must differ, for example the names of the subfolders of one folder.
+        names: names that must differ after normalization, for example the names of the subfolders of one folder.
         where: the file, folder or setting that contains the names; the error message begins with this text.
-        remedy: advice on how to resolve two equal names; the error message ends with this text.
+        remedy: advice on what to do about two equal names; the error message ends with this text.
 
     Raises:
         ValueError: two names have the same normalized form, or a name is blank.
@@ -51,9 +51,9 @@ def _format_pair(first: str, second: str) -> str:
 def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
     """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/right/psnr``.
 
-    The key joins the values of the ``identity`` columns and the name of the metric. Strings are used unchanged, numbers
-    are preceded by the column name, True is replaced by the column name, and False and None are omitted. Dots are
-    replaced by underscores, because W&B interprets dots as nested keys.
+    The key consists of the values of the ``identity`` columns of ``row`` and the name of the metric, joined by ``/``. A
+    string is used unchanged, a number is preceded by the column name, True is replaced by the column name, and False
+    and None are omitted. Dots are replaced by underscores, because W&B interprets dots as nested keys.
     """
     parts = (_key_part(column, row[column]) for column in identity)
     return "/".join([*filter(None, parts), name]).replace(".", "_")

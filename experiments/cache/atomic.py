@@ -1,6 +1,6 @@
-"""Atomic file writes, and hashes of settings.
+"""Atomic file writes (a file is written completely or not at all), and hashes of settings.
 
-This module does not import PyTorch, so that the command that counts captions starts quickly.
+This module does not import PyTorch, so that ``experiments.counting.count_captions`` starts quickly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from uuid import uuid4
 
 TEMPORARY = re.compile(r"\..+\.(?P<processes>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\..*)?")
-"""Name of a temporary file: the machine with its process namespace (a hash), and the process that writes the file."""
-MAX_WRITE_S = 24 * 3600  # a temporary file of another machine is stale if it has not changed for this time
+"""Name of a temporary file. It contains a hash of machine and process namespace, and the id of the writing process."""
+MAX_WRITE_S = 24 * 3600  # seconds without a change after which a temporary file of another machine is stale
 
 
 class CannotWrite(OSError):
@@ -35,8 +35,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Write a file by calling ``write`` with a temporary path and renaming the temporary file to ``path``.
 
     ``path`` therefore never contains an incomplete file. As with ``open(path, "w")``, the permissions of a new file
-    follow the umask, and an existing file keeps its permissions. If ``path`` is a symbolic link, the target of the link
-    is replaced. Missing folders are created. The temporary file is deleted if writing fails.
+    follow the umask, and the permissions of an existing file do not change. If ``path`` is a symbolic link, the target
+    of the link is replaced. Missing folders are created. The temporary file is deleted if writing fails.
 
     Raises:
         CannotWrite: the permission is missing, the disk is full, or ``path`` is not a regular file.
@@ -56,7 +56,10 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise CannotWrite if ``atomic_write`` could not write ``path``. Call this function before long computations."""
+    """Raise CannotWrite if ``atomic_write`` could not write ``path``.
+
+    This function is called before long computations whose results are written to ``path``.
+    """
     target = Path(os.path.realpath(path))
     with _explained(path):
         _require_regular_file(target)
@@ -85,10 +88,10 @@ def _process_namespace() -> str:
 
 
 def remove_stale_temporaries(folder: str | Path) -> None:
-    """Delete the temporary files that killed processes have left in ``folder`` and its subfolders.
+    """Delete the temporary files of killed processes in ``folder`` and its subfolders.
 
-    A temporary file of :func:`atomic_write` is stale if its process is dead, or if its process cannot be seen from this
-    machine and the file has not changed for a day.
+    A temporary file of :func:`atomic_write` is deleted if the process that wrote the file is dead. If that process runs
+    on another machine, the file is deleted if it has not changed for a day.
     """
     for path in Path(folder).rglob(".*"):
         name = TEMPORARY.fullmatch(path.name)
@@ -100,7 +103,7 @@ def remove_stale_temporaries(folder: str | Path) -> None:
 def _is_stale(path: Path, name: re.Match[str]) -> bool:
     try:
         status = path.stat()
-    except FileNotFoundError:  # finished in the meantime
+    except FileNotFoundError:  # the file was renamed or deleted in the meantime
         return False
     if not stat.S_ISREG(status.st_mode):
         return False
@@ -114,7 +117,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # a process of another user
+    except PermissionError:  # the process exists and belongs to another user
         return True
     return True
 
@@ -122,7 +125,7 @@ def _is_alive(pid: int) -> bool:
 def finished_files(folder: str | Path, pattern: str) -> list[Path]:
     """Return the files in ``folder`` that match ``pattern``, sorted by name, without hidden and temporary files.
 
-    ``Path.glob`` also matches the hidden temporary files of :func:`atomic_write`.
+    This function is needed because ``Path.glob`` also matches the hidden temporary files of :func:`atomic_write`.
     """
     return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 

@@ -1,4 +1,4 @@
-"""Cache keys: the settings of an object as plain data. Results are stored and looked up by these settings."""
+"""Cache keys: the settings of an object as plain data, under which results are stored and looked up."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def fingerprint_config(value: Any) -> Any:
     """Return a JSON-serializable description of a dataclass, partial function, function, container or plain value.
 
     The description contains all settings, including defaults. Objects with the same description compute the same
-    result unless the code changes; then :data:`experiments.cache.store.CACHE_VERSION` has to be increased. A class or
-    function of this project is described by its name without the module, or by its attribute ``cache_name``.
-    ``tests/experiments/cache/test_key.py`` checks that these names are unique.
+    result, unless the code changes. If a change of the code changes results,
+    :data:`experiments.cache.store.CACHE_VERSION` has to be increased. A class or function of this project is described
+    by its name without the module, or by its attribute ``cache_name``. ``tests/experiments/cache/test_key.py`` checks
+    that no two classes or functions of the project have the same name.
 
     Raises:
-        TypeError: the settings of an object cannot be read, because it is, for example, a lambda or a nested function.
+        TypeError: the settings of an object cannot be read, for example because the object is a lambda or a nested
+            function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: fingerprint_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -34,7 +36,10 @@ def fingerprint_config(value: Any) -> Any:
 
 
 def cache_name(target: Callable[..., Any]) -> str:
-    """Return the name of a class or function in cache keys. Names of this project's packages omit the module."""
+    """Return the name of a class or function in cache keys.
+
+    The name of a class or function of this project does not contain the module.
+    """
     if target.__module__.partition(".")[0] in PROJECT:
         return vars(target).get("cache_name", target.__qualname__)
     return f"{target.__module__}.{target.__qualname__}"

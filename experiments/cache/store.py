@@ -1,6 +1,6 @@
-"""Stores of results on disk: inverted seeds, which all runs share, and the finished units of an experiment.
+"""Stores of results on disk: inverted seeds, which all runs share, and finished units of work of an experiment.
 
-Files are written atomically: if a process is killed while it writes a file, the file does not exist.
+Files are written atomically: if a process is killed while it writes a file, the file is not created.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     def save(temporary: Path) -> None:
         try:
             save_file(contiguous, temporary, metadata)
-        except SafetensorError as error:  # for example, a full disk
+        except SafetensorError as error:  # raised, for example, if the disk is full
             raise OSError(str(error)) from error
 
     atomic_write(path, save)
@@ -68,7 +68,7 @@ def _is_complete(path: Path) -> bool:
 
 
 class SeedStore:
-    """A cache of tensors on disk. The key of an entry contains everything on which its tensors depend.
+    """A cache of tensors on disk. The key of an entry contains all settings on which the tensors depend.
 
     An inverted seed is looked up by a key of checkpoint, numerical settings (precision, device), inversion method with
     its settings, schedule, guidance, prompt and image. Features of real images are also cached in this store.
@@ -78,12 +78,12 @@ class SeedStore:
         self.root = Path(root)
 
     def get(self, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """Return the tensors stored under ``key``, or None if their file does not exist or is damaged."""
+        """Return the tensors stored under ``key``, or None if the file for ``key`` does not exist or is damaged."""
         content = _read(self._path(key))
         return content[0] if content else None
 
     def put(self, key: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Store the tensors under ``key`` in one file, whose header contains the fields of the key."""
+        """Store the tensors under ``key`` in one file. The header of the file contains the fields of the key."""
         _write(self._path(key), tensors, {"key": json.dumps(key, sort_keys=True, ensure_ascii=False)})
 
     def _path(self, key: Mapping[str, Any]) -> Path:
@@ -92,14 +92,14 @@ class SeedStore:
 
 
 class UnitStore:
-    """The finished units of an experiment with given ``settings``. Each combination of settings has its own folder."""
+    """The finished units (pieces of work) of an experiment. Each combination of ``settings`` has a separate folder."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
         self.root = Path(root) / digest({"version": CACHE_VERSION, "settings": settings})[:16]
         self.settings = settings
 
     def done(self, unit: str) -> bool:
-        """Return whether the file of a unit is on disk."""
+        """Return whether the unit ``unit`` is finished, that is, its file is on disk."""
         return _is_complete(self._path(unit))
 
     def empty(self) -> bool:
@@ -134,7 +134,10 @@ class UnitStore:
             return json.loads(file.metadata()["record"])
 
     def lease_name(self, unit: str) -> str:
-        """Return the name of the lease on a unit. The name is different for other settings."""
+        """Return the name of the lease (exclusive right to compute) of a unit.
+
+        The name depends on the settings of the store.
+        """
         return f"{self.root.parent.name[:24]}-{self.root.name}-{self._path(unit).stem}".replace("~", "_")
 
     def _path(self, unit: str) -> Path:

@@ -1,5 +1,5 @@
-"""Counts how many captions of a corpus mention each concept, and groups the concepts by this count (buckets).
+"""Counts the captions of a corpus that mention each concept, and groups the concepts by this count into buckets.
 
-Import the modules of this package one by one: no module imports PyTorch, and ``buckets`` does not import the code that
-searches captions.
+The modules of this package are imported one by one, not by this file. No module imports PyTorch, and ``buckets`` does
+not import the code that searches captions.
 """

@@ -14,7 +14,7 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
         tail: a concept with fewer mentions than this number is in bucket ``tail`` (10,000 in the RNRI paper).
 
     Raises:
-        ValueError: not ``0 <= tail <= head``.
+        ValueError: ``0 <= tail <= head`` does not hold.
     """
     if not 0 <= tail <= head:
         raise ValueError(f"head={head} and tail={tail}: the two thresholds must satisfy 0 <= tail <= head.")
@@ -32,7 +32,7 @@ def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str,
     ``sizes[2]`` in ``tail``. Table 3 of the RNRI paper divides ImageNet-1k into 235, 509 and 256 classes.
 
     Raises:
-        ValueError: ``sizes`` are not three numbers >= 0 that add up to the number of concepts.
+        ValueError: ``sizes`` does not consist of three numbers >= 0 whose sum is the number of concepts.
     """
     if len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != len(counts):
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Counts, for each name in a list, the captions of a corpus that mention the name.
+"""Counts the captions of a corpus that mention a name, for each name in a list.
 
 Run ``python -m experiments.counting.count_captions --help`` for the options. The corpus consists of Parquet files
-(shards), local or remote (``s3://...``). The counts of each finished shard are cached in the folder ``OUTPUT.shards``,
-so that an interrupted run resumes. A shard that is listed twice, or has the same captions as another shard, is counted
-once.
+(shards), which are local or remote (``s3://...``). The counts of each finished shard are cached in the folder
+``OUTPUT.shards``, so that an interrupted run resumes. A shard that is listed twice is counted once. Of several shards
+with the same captions, one is counted.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from experiments.counting.names import read_names
 from experiments.counting.rows import check_tsv_cells, write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
 
-CACHE_VERSION = 3  # increase when the definition of a mention changes, so that old cached counts are ignored
+CACHE_VERSION = 3  # increase when the definition of a mention changes; cached counts of other versions are ignored
 
 
 @dataclass(frozen=True)
 class CountQuery:
-    """What is counted in every shard.
+    """The column of captions and the names that are counted in every shard.
 
     Attributes:
         column: name of the Parquet column that contains the captions.
@@ -83,7 +83,7 @@ def count_shards(
     cache: CachedCounts,
     engine: Callable[[], AbstractContextManager[Workers]],
 ) -> dict[Shard, ShardCounts]:
-    """Return the counts of all shards; counts that are not in ``cache`` yet are computed and added to ``cache``.
+    """Return the counts of all shards. Missing counts are computed and added to ``cache``.
 
     Raises:
         ValueError: some shards failed. The error is raised after all other shards are finished; its message has the
@@ -113,7 +113,7 @@ def _merge(
     errors: list[str],
     bar: tqdm,
 ) -> None:
-    """Adds the counts of finished shards to ``done`` and ``cache``, and messages of failed shards to ``errors``."""
+    """Adds the counts of finished shards to ``done`` and ``cache``, and the errors of failed shards to ``errors``."""
     for future in as_completed(futures):
         shard = futures[future]
         try:
@@ -131,7 +131,7 @@ def _merge(
 
 
 def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCounts], dict[Shard, Shard]]:
-    """Separate the shards that repeat the captions of another shard.
+    """Separate the shards with distinct captions from the shards that repeat the captions of another shard.
 
     Returns:
         the counts of the shards with distinct captions, sorted by URL, and a dict from each duplicate shard to the
@@ -147,7 +147,7 @@ def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardC
 
 
 def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> None:
-    """Writes names and counts as ``.tsv``, ``.csv`` (both without a header) or ``.json``, atomically."""
+    """Writes names and counts atomically to a ``.tsv`` or ``.csv`` file without a header, or to a ``.json`` file."""
     rows = list(zip(names, totals, strict=True))
     if path.suffix == ".json":
         _write_json(path, dict(rows))
@@ -156,7 +156,7 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts all shards, and writes the total counts and the file ``OUTPUT.provenance.json``.
+    """Counts the captions in all shards, and writes the total counts and the file ``OUTPUT.provenance.json``.
 
     Raises:
         ValueError: a command-line option or an input file is invalid.
@@ -182,7 +182,7 @@ def run(options: argparse.Namespace) -> None:
     }
     counts, copies = deduplicate(count_shards(shards, query, cache, engines[options.engine]))
     for copy, original in copies.items():
-        print(f"{copy.url} repeats {original.url}: counted once.")
+        print(f"{copy.url} has the same captions as {original.url}: the captions are counted once.")
     totals = [sum(column) for column in zip(*(shard.counts for shard in counts.values()), strict=True)]
     write_counts(output, list(names), totals)
     captions = sum(shard.captions for shard in counts.values())
@@ -208,7 +208,7 @@ def _storage(text: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.count_captions", description=__doc__)
     parser.add_argument("shards", nargs="+", help="files, folders or patterns, local or URLs (s3://bucket/*.parquet)")
-    parser.add_argument("--names", required=True, help="file of names with synonyms, or imagenet1k")
+    parser.add_argument("--names", required=True, help="file of names and synonyms, or imagenet1k")
     parser.add_argument("--column", default="caption", help="Parquet column of captions (default: %(default)s)")
     parser.add_argument("--output", required=True, help="file of counts to write: .tsv, .csv or .json")
     parser.add_argument("--workers", type=int, default=1, help="number of worker processes (default: %(default)s)")

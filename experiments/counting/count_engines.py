@@ -1,7 +1,7 @@
 """Executors that count shards in parallel: local processes or a Dask cluster.
 
 The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. ``share(argument)``
-prepares an argument that many calls have in common; the Dask version sends the argument to each worker only once.
+prepares an argument that is passed to many calls; with Dask, the argument is sent to each worker only once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def processes(workers: int) -> Iterator[Workers]:
 
 
 def _exit_with_parent() -> None:
-    """Ends a worker process when its parent process is killed; otherwise the worker would wait for work forever."""
+    """Ends a worker process when its parent process is killed. Otherwise the worker would wait for work forever."""
 
     def watch() -> None:
         parent_process().join()
@@ -42,7 +42,7 @@ def _exit_with_parent() -> None:
 def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
     """Connects to the Dask cluster at the address ``scheduler``, or starts a local cluster of ``workers`` processes.
 
-    The workers of a remote cluster must have this package installed and must reach the shards under the same paths.
+    This package must be installed on the workers of a remote cluster, and the shards must have the same paths there.
 
     Raises:
         ValueError: Dask is not installed, or the scheduler does not respond.

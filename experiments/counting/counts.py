@@ -20,19 +20,19 @@ from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
 from experiments.naming import unique_names
 from rnri.tables import read_rows
 
-HEAD, TAIL = 1_000_000, 10_000  # head: more captions of LAION-2B; tail: fewer captions (RNRI paper, Table 3)
+HEAD, TAIL = 1_000_000, 10_000  # LAION-2B: head has more captions, tail has fewer (RNRI paper, Table 3)
 RANKS = (235, 509, 256)  # number of head, medium and tail classes of ImageNet-1k (RNRI paper, Table 3)
 COUNT_HEADERS = ("count", "counts", "frequency", "freq", "mentions")
 
 
 @dataclass(frozen=True)
 class CountTable:
-    """The counts of a file, and which file.
+    """The counts in a file, with the path and the hash of the file.
 
     Attributes:
-        counts: number of captions per concept, in the order of the file; a key is a normalized name, a class index or a
-            WordNet id.
-        path: path of the file as the user gave it.
+        counts: number of captions per concept, in the order of the file. The key of a concept is a normalized name, a
+            class index or a WordNet id.
+        path: path of the file, as the user wrote it.
         sha256: SHA-256 of the bytes of the file.
     """
 
@@ -56,7 +56,7 @@ def read_count_table(path: str | Path) -> CountTable:
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path} ends in {path.suffix!r}: counts are read from .json, .csv or .tsv files.")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: name a .json, .csv or .tsv file of names and counts.")
+        raise ValueError(f"{path} does not exist: give a .json, .csv or .tsv file of names and counts.")
     rows = readers[path.suffix.lower()](path)
     if not rows:
         raise ValueError(f"{path} contains no counts: it must have a name and a count in each row.")
@@ -81,7 +81,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, tuple) for row in rows):
-        raise ValueError(f"{path} is not a table of names and counts: it must hold an object of counts by name.")
+        raise ValueError(f"{path} is not a table of names and counts: it must map names to counts.")
     return rows
 
 
@@ -99,7 +99,7 @@ def _count(path: Path, name: str, value: Any) -> int:
 
 
 def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
-    """Return the number of concepts in each bucket, also for empty buckets; ``buckets`` maps concepts to buckets."""
+    """Return the number of concepts in each bucket, 0 for an empty bucket. ``buckets`` maps concepts to buckets."""
     sizes = Counter(buckets.values())
     return {bucket: sizes[bucket] for bucket in ("head", "medium", "tail")}
 
@@ -107,9 +107,9 @@ def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.counts", description=__doc__)
     parser.add_argument("file", help="count table: .csv, .tsv or .json")
-    parser.add_argument("--head", type=int, default=HEAD, help="lower bound of head counts (default: %(default)s)")
-    parser.add_argument("--tail", type=int, default=TAIL, help="upper bound of tail counts (default: %(default)s)")
-    parser.add_argument("--ranks", type=int, nargs=3, help="numbers of concepts: head, medium and tail, by rank")
+    parser.add_argument("--head", type=int, default=HEAD, help="head has larger counts (default: %(default)s)")
+    parser.add_argument("--tail", type=int, default=TAIL, help="tail has smaller counts (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, nargs=3, help="numbers of head, medium and tail concepts, by rank")
     options = parser.parse_args(arguments)
     try:
         table = read_count_table(options.file)

@@ -1,4 +1,4 @@
-"""Finds a class of ImageNet-1k by index, WordNet id or name, and reads the caption counts of the classes."""
+"""Finds a class of ImageNet-1k by its index, WordNet id or name, and reads the caption counts of the classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 
     Args:
         table: count table; each name is a class index, a WordNet id, or a name or synonym of exactly one class.
-        rows_are_indices: if true, the names are ignored, and row k of the 1,000 rows is the count of class k.
+        rows_are_indices: if true, row k of the 1,000 rows of the table is the count of class k, and the names are
+            ignored.
 
     Raises:
         ValueError: a name matches no class or several classes, a class has two counts, or ``rows_are_indices`` is true
@@ -57,9 +58,9 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 def _imagenet_keys() -> dict[str, set[int]]:
     """Return a dict from key to the indices of the classes with this key.
 
-    Keys are class indices, WordNet ids, unique names, normalized first names, normalized synonyms, and all names of a
-    class in one string, as in the list of the Hugging Face Hub ("tench, Tinca tinca"). If a key is ambiguous, an
-    earlier kind of key takes precedence.
+    The kinds of keys are, in this order: class indices, WordNet ids, unique names, normalized first names, normalized
+    synonyms, and all names of a class in one string, as in the list of the Hugging Face Hub ("tench, Tinca tinca"). If
+    a key belongs to several kinds, the first of these kinds takes precedence.
     """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}

@@ -1,8 +1,9 @@
-"""Counts the captions that mention each of many names; ``experiments.counting.frequency`` defines a mention.
+"""Counts the captions that mention each of many names. ``experiments.counting.frequency`` defines a mention.
 
-Most words of captions occur in no name. Therefore a batch of captions is joined into one string, and a hash table in
-NumPy removes the words that occur in no name. One Aho-Corasick automaton for all names then searches the remaining
-words. A hash collision can keep an unneeded word but never removes a word of a mention, so the counts are exact.
+Most words of captions occur in no name. Therefore a batch of captions is joined into one string, and the words that
+occur in no name are removed with a hash table in NumPy. One Aho-Corasick automaton for all names then searches the
+remaining words. Because of a hash collision, a word that occurs in no name may remain, but no word of a mention is
+removed. The counts are therefore exact.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ class _Words:
     """The words of a batch of captions.
 
     Attributes:
-        text: ``uint8 [T]``, normalized UTF-8 text with spaces around words and at least eight more spaces at the end.
-        starts, ends: ``int64 [W]``, byte offset in ``text`` of the begin and the end of each word.
-        captions: ``int64 [N]``, byte offset in ``text`` of the begin of each caption.
+        text: ``uint8 [T]``, normalized UTF-8 text, with spaces around words and at least eight additional spaces at the
+            end.
+        starts, ends: ``int64 [W]``, byte offsets in ``text`` at which each word begins and ends.
+        captions: ``int64 [N]``, byte offset in ``text`` at which each caption begins.
     """
 
     text: np.ndarray
@@ -86,9 +88,9 @@ def read_words(captions: pa.StringArray) -> _Words:
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Normalizes the words with non-ASCII characters, and adjusts the offsets of the captions to the new word lengths.
 
-    ASCII punctuation has been replaced by spaces before. Unicode normalization never merges such punctuation with a
-    neighbor into a letter or digit, and combining marks after punctuation are dropped. Therefore each word can be
-    normalized on its own.
+    ASCII punctuation is already replaced by spaces. Unicode normalization never merges such punctuation with a neighbor
+    into a letter or digit, and combining marks after punctuation are dropped. Therefore each word can be normalized
+    separately.
     """
     pieces, bounds, growth = [], [], [0]
     done = 0
@@ -111,10 +113,10 @@ def _fold_word(word: bytes) -> bytes:
 
 
 class BatchCounter:
-    """Counts the captions that mention each concept; a caption with several mentions of a concept is counted once.
+    """Counts the captions that mention each concept. A caption with several mentions of a concept is counted once.
 
     Args:
-        forms: spelling variants to search for and the concepts of each variant, from :func:`patterns`.
+        forms: spelling variants of names and the concepts of each variant, from :func:`patterns`.
         concepts: number of concepts.
     """
 
@@ -167,10 +169,10 @@ class BatchCounter:
         return self._tally(caption[np.searchsorted(ends, matches[:, 0])], matches[:, 1])
 
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
-        """Return which words may belong to a mention, ``bool [W]``.
+        """Return whether each word may belong to a mention, ``bool [W]``.
 
-        A word is kept if it is a one-word spelling variant, or if the word and an adjacent word are adjacent in a
-        spelling variant.
+        The value is True for a word that is a one-word spelling variant, and for a word that is adjacent to the same
+        word in a caption and in a spelling variant.
         """
         roles = self._roles.take(self._cells(keys))
         keep = roles & _SINGLE != 0
@@ -182,7 +184,7 @@ class BatchCounter:
     def _tally(self, caption: np.ndarray, form: np.ndarray) -> np.ndarray:
         """Return the number of distinct captions per concept, ``int64 [concepts]``.
 
-        Match k is the spelling variant ``form[k]`` in the caption ``caption[k]``.
+        Match k is an occurrence of the spelling variant ``form[k]`` in the caption ``caption[k]``.
         """
         repeats = self._owner_counts[form]
         first = (np.cumsum(self._owner_counts) - self._owner_counts)[form]
@@ -192,7 +194,7 @@ class BatchCounter:
 
 
 def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray) -> dict[str, int]:
-    """Return the number of ``captions`` (no nulls) that mention each concept, zeros included.
+    """Return the number of ``captions`` (no nulls) that mention each concept, including concepts with the number 0.
 
     ``names`` maps each concept to its names.
     """
@@ -200,9 +202,9 @@ def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray)
 
 
 def _excerpt(words: _Words, index: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return the words at ``index`` as one string, and the end offset of each word in this string.
+    """Return the words with the indices ``index`` as one string, and the end offset of each word in this string.
 
-    A line break separates words that are not adjacent in the same caption.
+    Words that are not adjacent in the same caption are separated by a line break.
     """
     if not len(index):
         return "", index

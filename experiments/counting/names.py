@@ -1,4 +1,4 @@
-"""Reads the file of names and synonyms whose mentions in captions are counted."""
+"""Reads the file of names and synonyms of concepts whose mentions in captions are counted."""
 
 from __future__ import annotations
 

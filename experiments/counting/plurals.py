@@ -1,10 +1,10 @@
 """Returns the singular and plural forms of concept names, from the package ``inflect`` and tables of exceptions.
 
 Only the head noun of a name is inflected: the last word, and the word before a preposition (house of cards,
-mother-in-law). For a singular name, the regular and irregular plurals are added (Doberman: Dobermans, Dobermen). For a
-plural name, its singular and the other plurals of this singular are added (cacti: cactus, cactuses). A wrong plural
-such as Dobermen does no harm, because captions do not contain it. The tables contain words for which ``inflect`` misses
-a form, or returns a form that is a different word (news: new).
+mother-in-law). For a name in the singular, the regular and irregular plurals are added (Doberman: Dobermans, Dobermen).
+For a name in the plural, its singular and the other plurals of this singular are added (cacti: cactus, cactuses). A
+wrong plural such as Dobermen does not change counts, because captions do not contain wrong plurals. The tables contain
+words for which ``inflect`` misses a form, or returns a form that is a different word (news: new).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _words(text: str) -> frozenset[str]:
 
 _PREPOSITIONS = _words("at by de des du for from in of off on out over to under up with without")
 
-# Words with only one grammatical number, or whose singular or plural is a word with a different meaning.
+# Words without a plural or singular, or whose plural or singular is a word with a different meaning.
 _INVARIABLE = _words(
     """
     acoustics aerobics athletics corps crossroads economics electronics ethics genetics gymnastics headquarters
@@ -31,7 +31,7 @@ _INVARIABLE = _words(
     tongs trousers tweezers underpants
     """
 )
-# Names that are not inflected as a whole, but as a part of other names: the singular of "wine glasses" is "wine glass",
+# Names that are inflected only as a part of other names: the singular of "wine glasses" is "wine glass",
 # but "glasses" (spectacles) is not the plural of "glass".
 _INVARIABLE_NAMES = frozenset(
     ("arms", "bars", "bathing trunks", "dark glasses", "field glasses", "glasses", "opera glasses", "parallel bars",
@@ -85,7 +85,10 @@ _SINGULARS = {"axes": ("ax", "axe", "axis"), "bases": ("base", "basis"), "pickax
 
 
 def number_variants(name: str) -> set[str]:
-    """Return ``name`` in lower case with its head noun as written, in singular and in plural; hyphens are kept."""
+    """Return ``name`` in lower case, with its head noun as written, in the singular and in the plural.
+
+    Hyphens remain.
+    """
     name = nfkc(name).strip()
     forms = {name.lower()}
     if name.lower() in _INVARIABLE_NAMES:
@@ -98,7 +101,7 @@ def number_variants(name: str) -> set[str]:
 
 
 def _head_nouns(words: list[re.Match]) -> list[re.Match]:
-    """Return the last word of a name, and the word before the first preposition if there is one."""
+    """Return the last word of a name and, if the name has a preposition, the word before the first preposition."""
     preposition = next((k for k, word in enumerate(words) if k and word[0].lower() in _PREPOSITIONS), 0)
     return words[-1:] + (words[preposition - 1 : preposition] if preposition else [])
 

@@ -1,4 +1,4 @@
-"""Writes text tables: ``.csv`` with commas and quoting, ``.tsv`` with tabs without quoting."""
+"""Writes text tables: ``.csv`` with commas and quotation marks, or ``.tsv`` with tabs and no quotation marks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def check_tsv_cells(cells: Iterable[str]) -> None:
 
 
 def write_rows(path: Path, suffix: str, rows: Iterable[Sequence[object]]) -> None:
-    """Writes ``rows`` to ``path`` in the format of ``suffix`` (``.csv`` or ``.tsv``), as :func:`rnri.tables.read_rows` reads it.
+    """Writes ``rows`` to ``path`` in the format of ``suffix`` (``.csv`` or ``.tsv``) for :func:`rnri.tables.read_rows`.
 
-    For ``.tsv``, call :func:`check_tsv_cells` before.
+    For ``.tsv``, :func:`check_tsv_cells` must be called first.
     """
     options = {"quoting": csv.QUOTE_NONNUMERIC} if suffix.lower() == ".csv" else TABS
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Lists Parquet files of captions (shards), local or remote, and counts the mentions in one shard.
+"""Lists local or remote Parquet files of captions (shards), and counts the mentions of names in one shard.
 
 This module does not import PyTorch.
 """
@@ -39,7 +39,7 @@ class Shard:
     Attributes:
         url: URL of the file with protocol and full path.
         size: file size in bytes.
-        version: ETag, generation or modification time that the file system reports.
+        version: version of the file (ETag, generation or modification time) that the file system reports.
         storage: fsspec options of the file system as a JSON object.
     """
 
@@ -50,18 +50,18 @@ class Shard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return URL, size and version as the key of cached counts; a file that replaces the shard has another key."""
+        """Return URL, size and version as the key of cached counts. If the file is replaced, the key changes."""
         return {"url": self.url, "size": self.size, "version": self.version}
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """The caption counts of one shard.
+    """The numbers of captions in one shard that mention each concept.
 
     Attributes:
         captions: number of captions, without null rows.
         nulls: number of rows without a caption.
-        content: SHA-256 of the captions in order; two shards with the same captions have the same value.
+        content: SHA-256 hash of the captions in order. Two shards with the same captions have the same hash.
         counts: number of captions that mention each concept.
     """
 
@@ -74,12 +74,12 @@ class ShardCounts:
 def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -> list[Shard]:
     """Return the Parquet files that match ``urls``, without repetition, sorted by URL.
 
-    Links to files and to folders are followed.
+    Symbolic links to files and to folders are followed.
 
     Args:
         urls: files, folders or patterns with ``*``, local or remote, as fsspec accepts them: ``shards/``,
-            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``. A folder, also one that a pattern matches, stands
-            for all files ``*.parquet`` in it and in its subfolders.
+            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``. A folder, also a folder that a pattern matches,
+            stands for all files ``*.parquet`` in the folder and its subfolders.
         storage: fsspec options of the file system, such as ``{"anon": True}`` for public S3 buckets.
 
     Raises:
@@ -95,7 +95,7 @@ def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -
 
 
 def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozenset()) -> Iterator[Shard]:
-    """Yield the shards that ``url`` stands for; ``parents`` are the folders that contain links to this folder."""
+    """Yield the shards that ``url`` stands for. ``parents`` are the folders that contain links to this folder."""
     try:
         system, path = url_to_fs(url if "://" in url else os.path.abspath(url), **storage)
         if any(character in path for character in "*?[") and not system.exists(path):
@@ -120,7 +120,7 @@ def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozens
     for name, info in infos.items():
         if info["type"] == "directory":
             parents |= {os.path.realpath(path)}
-            if os.path.realpath(name) not in parents:  # otherwise the link leads back to a folder that contains it
+            if os.path.realpath(name) not in parents:  # otherwise the link leads to a folder that contains the link
                 yield from _expand(system.unstrip_protocol(name), storage, parents)
         else:
             version = next((str(info[key]) for key in _VERSION_FIELDS if info.get(key)), "")
@@ -142,8 +142,8 @@ def _is_linked_folder(name: str, info: Mapping[str, Any]) -> bool:
 def _is_hidden(name: str, pattern: str) -> bool:
     """Return True if the file ``name``, which matches ``pattern``, is hidden or temporary by the conventions of Spark.
 
-    A file is hidden if a part of its path begins with ``.`` or ``_``. Exceptions are parts that ``pattern`` contains
-    literally and Hive partitions (``_x=...``). If ``pattern`` is a folder, it ends in ``/``.
+    A file is hidden if a part of its path begins with ``.`` or ``_``. Exceptions are the parts that ``pattern``
+    contains literally, and Hive partitions (``_x=...``). If ``pattern`` is a folder, ``pattern`` ends in ``/``.
     """
     parts = pattern.split("/")
     fixed = next((k for k, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
@@ -156,7 +156,9 @@ def _is_hidden(name: str, pattern: str) -> bool:
 
 
 def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Return ``info`` with type, size and time of the target if ``name`` is a symbolic link, as in the Hub cache.
+    """Return ``info``; if ``name`` is a symbolic link, with type, size and modification time of its target.
+
+    The cache of the Hugging Face Hub, for example, contains symbolic links.
 
     Raises:
         FileNotFoundError: the target of the link does not exist.
@@ -169,7 +171,7 @@ def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> Iterator[pa.Array]:
-    """Yield the captions of ``shard`` in arrays of up to ``batch_size`` rows, nulls included.
+    """Yield the captions of ``shard`` in arrays of at most ``batch_size`` rows, including nulls.
 
     Only the column of captions is read, one Parquet row group at a time.
 
@@ -190,7 +192,7 @@ def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> It
         ) from None
     except ValueError:
         raise
-    except Exception as error:  # converted, because a worker process cannot pickle every error of a file system
+    except Exception as error:  # ValueError, because a worker process cannot pickle every error of a file system
         raise ValueError(f"{shard.url} cannot be read ({error!r}): check --storage and the network.") from None
 
 
@@ -237,7 +239,7 @@ def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> Sh
 
 
 def _update_hash(captions: pa.StringArray, content: hashlib._Hash) -> None:
-    """Adds the lengths and the bytes of the captions to the hash ``content``."""
+    """Updates the hash ``content`` with the lengths and the bytes of the captions."""
     _, offsets, text = captions.buffers()
     if len(captions):
         bounds = np.frombuffer(offsets, np.int32)[captions.offset : captions.offset + len(captions) + 1]

@@ -1,4 +1,4 @@
-"""Normalizes captions and names, in any script, to lower-case words separated by single spaces."""
+"""Normalizes captions and names in any writing system to lower-case words separated by single spaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IGNORABLE = (
     (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
 )  # fmt: skip
 _BEFORE_NFKC = {code: None for first, last in _IGNORABLE for code in range(first, last + 1)}
-_BEFORE_NFKC |= dict.fromkeys(map(ord, "™℠🅪🅫🅬"), " ")  # else NFKC appends "TM" to the word
+_BEFORE_NFKC |= dict.fromkeys(map(ord, "™℠🅪🅫🅬"), " ")  # removed, because NFKC would append "TM" to the word
 
 
 class _PunctuationToSpace(dict):
@@ -36,9 +36,9 @@ def normalize(text: str) -> str:
     """Return the words of ``text`` in lower case, separated by single spaces, with one space at each end.
 
     The text is converted to NFKC, and punctuation, including hyphens, becomes spaces. A word consists of letters and
-    digits with their combining marks, such as the vowel signs of Indic scripts. A combining mark after any other
-    character is dropped together with this character (Unicode, UAX 29). Default-ignorable characters are dropped. Case
-    is folded by ``str.casefold``, except that the Turkish ``İ`` becomes a plain ``i``.
+    digits with their combining marks, such as the vowel signs of Indic scripts. A combining mark after a character that
+    is not a letter or digit is dropped together with this character (Unicode, UAX 29). Default-ignorable characters are
+    dropped. Words are converted to lower case by ``str.casefold``, except that the Turkish ``İ`` becomes a plain ``i``.
     """
     if text.isascii():
         return f" {' '.join(text.translate(_PUNCTUATION_TABLE).lower().split())} "
@@ -47,7 +47,7 @@ def normalize(text: str) -> str:
 
 
 def _fold(word: str) -> str:
-    """Return ``word``, which consists of letters, digits and combining marks, in lower case without leading marks."""
+    """Return ``word`` (letters, digits and combining marks) in lower case, without combining marks at the beginning."""
     start = next((k for k, character in enumerate(word) if unicodedata.category(character)[0] != "M"), len(word))
     folded = unicodedata.normalize("NFD", word[start:].casefold())
     return unicodedata.normalize("NFKC", re.sub("i\u0307+", "i", folded))
