@@ -15,8 +15,8 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
     Args:
         images: batch of images.
-        color: strength of the color jitter, see :func:`color_jitter`.
-        blur: fraction of the images that are blurred.
+        color: strength of the color jitter in :func:`color_jitter`; 0 does not change colors.
+        blur: fraction of the images to which Gaussian blur is applied.
     """
     images = color_jitter(random_affine(images), color)
     blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
@@ -25,7 +25,7 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Rotates each image by up to 20 degrees, and scales, shears and translates the image; ``[B, 3, H, W]``."""
+    """Rotates each of the images ``[B, 3, H, W]`` by up to 20 degrees, and scales, shears and translates the images."""
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
@@ -45,7 +45,8 @@ def random_affine(images: Tensor) -> Tensor:
 def color_jitter(images: Tensor, strength: float) -> Tensor:
     """Changes colors, contrast and brightness of images ``[B, 3, H, W]`` at random; one image in ten becomes gray.
 
-    Colors are multiplied by a random 3 x 3 matrix near the identity. With ``strength`` 0, only the gray images change.
+    Colors are multiplied by a random 3 x 3 matrix near the identity matrix. With ``strength`` 0, color images do not
+    change; only the images that are converted to gray change.
     """
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5

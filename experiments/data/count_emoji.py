@@ -1,4 +1,4 @@
-"""Counts the captions of the emoji corpus that mention each concept, and writes the counts to ``concepts.csv``.
+"""Counts the captions of the emoji corpus that mention each concept, and writes the numbers to ``concepts.csv``.
 
 ``python -m experiments.data.count_emoji [FOLDER]`` writes ``concepts.csv`` in the folder of a corpus (default:
 ``assets/emoji``). ``experiments.data.build_emoji`` calls the same function. Experiments read the counts from

@@ -1,4 +1,4 @@
-"""Reads the emoji corpus from disk: drawings, captions, and images of drawings on backgrounds."""
+"""Reads the emoji corpus from disk: captions, drawings, and images of the drawings on backgrounds."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ CONCEPTS = "concepts.csv"
 
 
 def read_table(path: str | Path) -> datasets.Dataset:
-    """Return a Parquet file as an in-memory table of the package ``datasets``.
+    """Return the content of a Parquet file as an in-memory table of the package ``datasets``.
 
-    ``datasets.load_dataset`` is not used, because this function would copy the file into the cache of the user.
+    ``datasets.load_dataset`` is not used, because it would copy the file to the cache folder of the user.
 
     Raises:
         ValueError: the file is missing or cannot be read.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: point data.folder at a corpus (see assets/emoji/README.md).")
+        raise ValueError(f"{path} does not exist: set data.folder to a corpus (see assets/emoji/README.md).")
     try:
         return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
     except (pa.ArrowException, OSError) as error:
@@ -59,12 +59,12 @@ def check_corpus(folder: str | Path | None) -> None:
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
         if not (Path(folder) / f"{name}.parquet").is_file():
             raise ValueError(
-                f"{folder} has no {name}.parquet: point data.folder at a corpus (see assets/emoji/README.md)."
+                f"{folder} has no {name}.parquet: set data.folder to a corpus (see assets/emoji/README.md)."
             )
 
 
 class EmojiImages:
-    """The drawings of some splits of the emoji corpus, in memory.
+    """The drawings of one or more splits of the emoji corpus, in memory.
 
     Attributes:
         rows: table rows of the drawings, without the image.
@@ -87,7 +87,7 @@ class EmojiImages:
         return height, width
 
     def subset(self, rows: Sequence[dict]) -> EmojiImages:
-        """Return the drawings of the given rows; the images are shared with this object, not copied."""
+        """Return the drawings of the given rows. The images are not copied."""
         part = copy(self)
         part.rows = list(rows)
         return part
@@ -98,7 +98,7 @@ class EmojiImages:
 
 
 class AugmentedEmojiImages(Dataset):
-    """Every drawing with each of the augmentation seeds ``0, ..., augmentations - 1``.
+    """A dataset of every drawing with each of the augmentation seeds ``0, ..., augmentations - 1``.
 
     An item is a pair ``(image, concept_id)`` with ``image [3, H, W]`` in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""Data source of user-provided images: one folder of images per concept, and a count table of concept frequencies."""
+"""Data source of user-provided images: one folder of images per concept, and a table of caption counts."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from rnri.validation import NonEmptyStr, dataclass
 class FolderConcepts:
     """Concepts with reference images in ``references/NAME/*`` and real images for FID in ``real/*`` or ``real/NAME/*``.
 
-    An image is any file that Pillow reads; if a file has several frames or pages, the first is used. An image file is
-    read each time the image is indexed.
+    An image is any file that Pillow reads. If a file has several frames or pages, the first frame or page is used. An
+    image file is read each time the image is indexed.
 
     Args:
         references: folder with one subfolder of images per concept; the name of the subfolder is the label of the
             concept in the evaluation classifier.
-        real: folder of real images, or of one subfolder of real images per concept; no image may be in ``references``.
-        counts: count table with the number of training captions per concept name.
+        real: folder of real images, or folder with one subfolder of real images per concept. No image may also be in
+            ``references``.
+        counts: table with the number of training captions that mention each concept name.
         prompt: prompt template with the field ``{name}``.
-        size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
+        size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
+            used.
         head, tail: a concept that more than ``head`` captions mention is in bucket ``head``, a concept that fewer than
             ``tail`` captions mention is in bucket ``tail``. The RNRI paper uses 1,000,000 and 10,000 captions of
             LAION-2B.
         bucket_by: ``threshold`` assigns buckets by ``head`` and ``tail``, ``rank`` by ``ranks``.
         ranks: number of head, medium and tail concepts; the three numbers add up to the number of concepts in
             ``counts``.
-        classes: ``folders`` if ``counts`` and the subfolders have the same names; ``imagenet1k`` if both name ImageNet
-            classes by index, WordNet id or name; ``imagenet1k_rows`` if row k of the 1,000 rows of ``counts`` is the
-            count of class k (names are ignored). With ImageNet classes, the prompt has the first name of the class.
+        classes: how the subfolders are matched with the rows of ``counts``. ``folders``: both have the same names.
+            ``imagenet1k``: both contain ImageNet classes by index, WordNet id or name. ``imagenet1k_rows``: row k of
+            the 1,000 rows of ``counts`` is the count of class k, and the names in ``counts`` are ignored. With ImageNet
+            classes, the prompt contains the first name of the class.
     """
 
     references: NonEmptyStr
@@ -79,7 +82,7 @@ class FolderConcepts:
         ]
 
     def _counts(self) -> Mapping[str, int]:
-        """Return a dict from normalized name (for ImageNet classes: WordNet id) to number of captions."""
+        """Return a dict from normalized concept name (for ImageNet classes: from WordNet id) to number of captions."""
         table = read_count_table(self.counts)
         if self.classes == "folders":
             return table.counts
@@ -87,7 +90,7 @@ class FolderConcepts:
         return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
 
     def _keys(self, folders: Mapping[str, Path], counts: Mapping[str, int]) -> dict[str, str]:
-        """Return a dict from the name of each folder to its key in ``counts``."""
+        """Return a dict from the name of each folder to the key of the concept in ``counts``."""
         keys: dict[str, str] = {}
         for name in folders:
             key = name if self.classes == "folders" else imagenet_class(name).wnid

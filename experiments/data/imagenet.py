@@ -1,4 +1,4 @@
-"""Data source ImageNet-1k: Parquet files as on the Hugging Face Hub, or one folder of images per WordNet id."""
+"""Data source ImageNet-1k: Parquet files as on the Hugging Face Hub, or one folder of images per class (WordNet id)."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ class ImageNetConcepts:
             image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``). If the Parquet files or the
             dataset card declare the names of the class indices (``datasets.ClassLabel``), the names determine the
             classes. Files that are not images are ignored with a warning.
-        counts: count table with the number of training captions per class index, WordNet id or class name.
+        counts: table with the number of training captions per class index, WordNet id or class name.
         prompt: prompt template with the field ``{name}``, which is replaced by the first name of the class.
         size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
-        head, tail, bucket_by, ranks: how buckets are assigned, see :class:`~experiments.data.folder.FolderConcepts`.
-        classes: indices, WordNet ids or names of the classes to use; None uses all classes.
-        rows_are_indices: if true, row k of the 1,000 rows of ``counts`` is the count of class k; names are ignored.
+        head, tail, bucket_by, ranks: how concepts are assigned to buckets, see
+            :class:`~experiments.data.folder.FolderConcepts`.
+        classes: indices, WordNet ids or names of the classes to use; None: all classes are used.
+        rows_are_indices: if true, row k of the 1,000 rows of ``counts`` is the count of class k, and the names in
+            ``counts`` are ignored.
         image, label: names of the image column and of the label column of Parquet files.
-        real: maximum number of validation images for FID and KID; None uses all validation images.
+        real: maximum number of validation images for FID and KID; None: all validation images are used.
         shuffle_seed: integer that determines the pseudo-random order of the images of a class.
     """
 
@@ -119,7 +121,7 @@ class ImageNetConcepts:
                 raise ValueError(f"data.classes: {error}") from None
             if cls.index in selected:
                 first = selected[cls.index]
-                raise ValueError(f"data.classes names {cls.name} twice, as {first} and {name}: keep one.")
+                raise ValueError(f"data.classes contains {cls.name} twice, as {first} and {name}: keep one.")
             selected[cls.index] = name
         return [imagenet_classes()[index] for index in selected]
 
@@ -151,7 +153,7 @@ class ImageNetConcepts:
 
 
 def _is_image_folder(folder: Path) -> bool:
-    """Return True if ``folder`` exists and contains no Parquet file, but other files or folders that are not hidden."""
+    """Return True if ``folder`` contains files or folders that are not hidden, but no Parquet file."""
     if not folder.is_dir():
         return False
     names = [name for name in os.listdir(folder) if not name.startswith(".")]

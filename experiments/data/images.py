@@ -1,4 +1,4 @@
-"""Reads image files of any format that Pillow opens as arrays, and checks them before a run."""
+"""Reads image files (all formats that Pillow opens) as arrays, and checks image files before a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UnreadableImage(ValueError):
 
 
 def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return the setting ``data.source.size`` as ``(H, W)`` in pixels; None stays None.
+    """Return the setting ``data.source.size`` as ``(H, W)`` in pixels, or None if the setting is None.
 
     Raises:
         ValueError: ``size`` is not a positive integer, a list ``[height, width]`` of positive integers, or None.
@@ -43,8 +43,8 @@ def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Reads an image file as an array ``uint8 [3, H, W]``.
 
-    The image is converted by :func:`rnri.images.on_white`, and resized and center-cropped to ``size`` = ``(H, W)``. If
-    the file has several frames or pages, the first is read.
+    The image is converted by :func:`rnri.images.on_white`, and resized and center-cropped to ``size = (H, W)``. If the
+    file has several frames or pages, the first frame or page is read.
 
     Raises:
         UnreadableImage: the file cannot be read, has too many pixels (decompression bomb), or has gray levels whose
@@ -55,13 +55,13 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Reads an image file like :func:`read_image`, but at its own size and as an RGB image."""
+    """Reads an image file like :func:`read_image`, but as an RGB image of Pillow in the original size."""
     with _open(path) as file:
         return on_white(file)
 
 
 def read_bytes(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
-    """Reads an image like :func:`read_image`, but from the bytes of a file; error messages call the image ``name``."""
+    """Reads an image like :func:`read_image`, but from the bytes of a file. Error messages contain ``name``."""
     with _image_errors(name), Image.open(BytesIO(data)) as file:
         return to_array(fit(file, size))
 
@@ -78,7 +78,7 @@ def check_image(path: Path) -> None:
 
 
 def check_images(paths: Sequence[Path], description: str) -> None:
-    """Decodes every image file once, on all CPU cores, and shows a progress bar with the text ``description``.
+    """Decodes every image file once on all CPU cores, and shows a progress bar with the label ``description``.
 
     Raises:
         UnreadableImage: a file cannot be read; the message names the first such file.
@@ -95,7 +95,7 @@ def check_images(paths: Sequence[Path], description: str) -> None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """Opens an image without decoding it; any error in the ``with`` block is raised as UnreadableImage."""
+    """Opens an image without decoding the image. Any error in the ``with`` block is raised as UnreadableImage."""
     with _image_errors(path):
         if path.exists() and not path.is_file():
             raise OSError("it is not a regular file")  # reading a pipe would block forever
@@ -116,18 +116,19 @@ def _image_errors(name: object) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Images(Sequence):
-    """A sequence of images; an image file is read each time the image is indexed.
+    """A sequence of images. An image file is read each time the image is indexed.
 
-    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. Further indices
-    (``images[k, 0]``) are applied to this array.
+    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. Further indices,
+    as in ``images[k, 0]``, are applied to this array.
 
     Args:
-        items: one item per image that tells ``read`` which image to read, such as a path.
-        read: function from an item and ``(H, W)`` to an array ``uint8 [3, H, W]``.
+        items: one item per image, such as a path; the item is the argument of ``read``.
+        read: function that returns the image of an item, resized to ``(H, W)``, as an array ``uint8 [3, H, W]``.
         size: ``(H, W)`` in pixels; if None, :meth:`resized` must be called before an image is read.
-        advice: advice at the end of the error message if :meth:`resized` is called with a size other than ``size``.
-        identity: function from an item to a string that identifies the image without reading it; with None, cache keys
-            are computed from the pixels.
+        advice: advice to the user at the end of the error message if :meth:`resized` is called with a size other than
+            ``size``.
+        identity: function that returns a string that identifies the image of an item, without reading the image. None:
+            cache keys are computed from the pixels.
     """
 
     items: Sequence[Any]
@@ -157,7 +158,7 @@ class Images(Sequence):
     def content_bytes(self, index: int) -> bytes:
         """Return bytes that identify image ``index`` in cache keys.
 
-        These are the identity and the size of the image, or its pixels if ``identity`` is None.
+        The bytes contain the identity and the size of the image, or the pixels of the image if ``identity`` is None.
         """
         if self.identity is None:
             return self[index].tobytes()
@@ -166,7 +167,7 @@ class Images(Sequence):
     def file_stamp(self, index: int) -> bytes:
         """Return bytes that identify image ``index`` on this machine.
 
-        For an image file, these are path, file size, modification time and image size; the file is not read.
+        For an image file, the bytes contain path, file size, modification time and image size; the file is not read.
         """
         item = self.items[index]
         if not isinstance(item, Path):
@@ -185,10 +186,10 @@ class Images(Sequence):
         return [item for item in self.items if isinstance(item, Path)]
 
     def resized(self, size: tuple[int, int]) -> Images:
-        """Return the same images with ``size`` = ``(H, W)`` pixels.
+        """Return the same images with the size ``size = (H, W)`` in pixels.
 
         Raises:
-            ValueError: the images have another fixed size.
+            ValueError: the images have a fixed size that differs from ``size``.
         """
         if self.size is not None and tuple(self.size) != tuple(size):
             fixed, requested = (f"{height} x {width}" for height, width in (self.size, size))
@@ -198,5 +199,5 @@ class Images(Sequence):
         return replace(self, size=tuple(size))
 
     def head(self, count: int | None) -> Images:
-        """Return the first ``count`` images without reading them; None keeps all images."""
+        """Return the first ``count`` images, or all images if ``count`` is None. No image is read."""
         return replace(self, items=self.items[:count])

@@ -1,4 +1,7 @@
-"""Training data of an evaluation classifier: labeled images in groups; some groups can be held out of the training."""
+"""Training data of an evaluation classifier: labeled images in groups.
+
+Some groups can be excluded from the training.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ class LabeledImages(Protocol):
     workers: int
 
     def prepare(self, image_size: int) -> None:
-        """Reads the labels and groups; images without a fixed size are resized to ``image_size`` pixels (side).
+        """Reads the labels and groups.
+
+        Images without a fixed size are resized to squares of ``image_size`` pixels per side.
 
         Raises:
             ValueError: the data on disk is invalid.
@@ -45,11 +50,14 @@ class LabeledImages(Protocol):
         ...
 
     def missing_labels(self, groups: Sequence[str]) -> list[str]:
-        """Return the labels that no image of ``groups`` has."""
+        """Return the labels for which ``groups`` contain no image."""
         ...
 
     def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
-        """Return the images of ``groups``; with ``augment``, also augmented versions of each image, for training."""
+        """Return the images of ``groups``.
+
+        With ``augment``, the dataset also contains augmented versions of each image.
+        """
         ...
 
 
@@ -91,10 +99,11 @@ class LabeledFolders:
     """Labeled images from user-provided folders with image files ``FOLDER/LABEL/*``; each ``FOLDER`` is a group.
 
     Args:
-        folders: dict from group name to folder. Images that are directly in ``FOLDER`` have no label and are ignored.
-        size: image size in pixels, one number for square images or ``(H, W)``; None is the input size of the
-            classifier. If the images of the diffusion model are not square, give their size, because the classifier
-            gets them without cropping.
+        folders: dict from group name to folder. Image files that are directly in ``FOLDER`` have no label and are
+            ignored.
+        size: image size in pixels, one number for square images or ``(H, W)``; None: the input size of the classifier
+            is used. If the images of the diffusion model are not square, set ``size`` to their size, because the
+            classifier evaluates generated images without cropping.
         workers: number of processes that read images; 0 reads images in the main process.
     """
 
@@ -140,7 +149,7 @@ class LabeledFolders:
 
 
 class FolderDataset(Dataset):
-    """Images with their labels; with ``mirrored``, the dataset also contains the horizontal flip of each image."""
+    """Images with labels. With ``mirrored``, the dataset also contains the horizontal flip of each image."""
 
     def __init__(self, images: Images, labels: Sequence[int], mirrored: bool) -> None:
         self.images, self.labels, self.mirrored = images, labels, mirrored

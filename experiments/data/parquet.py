@@ -25,7 +25,7 @@ MAX_CACHED_ROW_GROUPS = 2  # if rows are read in order, each row group is read f
 
 
 class Rows(Sequence):
-    """A sequence of pairs ``(file index, row index)`` that takes eight bytes per pair."""
+    """A sequence of pairs ``(file index, row index)`` that uses eight bytes of memory per pair."""
 
     def __init__(self, files: np.ndarray, rows: np.ndarray) -> None:
         self._files, self._rows = files, rows
@@ -40,7 +40,7 @@ class Rows(Sequence):
 
 
 def data_files(path: str, split: str) -> tuple[tuple[str, ...], datasets.Features | None]:
-    """Return the paths or URLs of the Parquet files of a split, in order, and the features of the dataset card.
+    """Return the paths or URLs of the Parquet files of a split, in order, and the features in the dataset card.
 
     Args:
         path: folder with files such as ``data/SPLIT-*.parquet``, or id of a data set on the Hugging Face Hub, whose
@@ -63,14 +63,14 @@ def data_files(path: str, split: str) -> tuple[tuple[str, ...], datasets.Feature
     if not files or any(PurePosixPath(file).suffix != ".parquet" for file in files):
         content = f"the splits {', '.join(map(str, splits))}" if files == () and splits else "other files"
         raise ValueError(
-            f"data.path={path} has no Parquet files of the split {split}, only {content}: give another copy."
+            f"data.path={path} has no Parquet files of the split {split}, only {content}: give a complete copy."
         )
     return files, builder.info.features
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A table of images in Parquet files. Its methods read one column of all rows, or the image of one row.
+    """A table of images in Parquet files. The methods read one column of all rows, or the image of one row.
 
     Args:
         files: paths or URLs that fsspec opens.
@@ -78,7 +78,7 @@ class ImageTable:
             ``datasets``.
 
     Raises:
-        ValueError: a file has no such image column.
+        ValueError: a file has no image column with this name.
     """
 
     files: tuple[str, ...]
@@ -95,11 +95,11 @@ class ImageTable:
                 )
 
     def column(self, name: str, setting: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
-        """Yield pairs of file index and the column ``name`` of this file.
+        """Yield pairs of a file index and the column ``name`` of the file.
 
         Args:
             name: name of the column.
-            setting: config key of the name of the column, for the error message.
+            setting: config key whose value is the name of the column, for the error message.
 
         Raises:
             ValueError: a file has no column ``name``, or the column cannot be read.
@@ -114,12 +114,12 @@ class ImageTable:
             try:
                 yield number, _open(file).read(columns=[name], use_threads=False).column(name)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{file} has no readable column {name!r} ({error}): give another copy.") from None
+                raise ValueError(f"{file} has no readable column {name!r} ({error}): copy the file again.") from None
 
     def class_names(self, column: str) -> Iterator[list[str] | None]:
         """Yield, for each file, the names of the integers in ``column``, as ``datasets.ClassLabel`` declares them.
 
-        The declaration is in the metadata of the file's schema. A file without these names gives None.
+        The declaration is in the metadata of the file's schema. For a file without a declaration, None is yielded.
         """
         for file in self.files:
             metadata = (_open(file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
@@ -128,9 +128,9 @@ class ImageTable:
             yield label.names if isinstance(label, datasets.ClassLabel) else None
 
     def names(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield pairs of file index and the names of the images in this file.
+        """Yield pairs of a file index and the names of the images in the file.
 
-        An image whose field ``path`` is empty gets the name ``FILE:ROW``.
+        The name of an image whose field ``path`` is empty is ``FILE:ROW``.
         """
         for number, file in enumerate(self.files):
             paths: list[str | None] = [None] * _open(file).metadata.num_rows
@@ -196,7 +196,7 @@ def _row_group(file: str, group: int, image: str) -> pa.ChunkedArray:
 
 
 def shuffle_key(seed: int, name: Any) -> int:
-    """Return a 64-bit hash of ``name``; sorting images by this hash gives a pseudo-random, reproducible order.
+    """Return a 64-bit hash of ``name``. Sorting images by this hash gives a pseudo-random, reproducible order.
 
     The hash depends only on ``seed`` and on the file name without folder and suffix.
     """

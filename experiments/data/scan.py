@@ -1,4 +1,4 @@
-"""Finds image files and folders of concepts in user-provided folders; a warning lists the files that are ignored."""
+"""Finds image files and folders of concepts in user-provided folders. A warning lists the files that are ignored."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def _is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # the image is damaged or too large; the error is reported when the image is read
+    except Exception:  # the image is damaged or too large; the error is raised when the image is read
         return True
 
 
 def named_folders(folder: Path) -> dict[str, Path]:
-    """Return a dict from normalized name to path of each subfolder of ``folder``, sorted by name.
+    """Return a dict from the normalized name of each subfolder of ``folder`` to its path, sorted by name.
 
     Raises:
         ValueError: two subfolders have the same normalized name.
@@ -98,7 +98,7 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
 
     Args:
         folders: folders of images; other files and subfolders in these folders are ignored.
-        loose: paths outside ``folders`` that the warning lists as ignored too.
+        loose: paths outside of ``folders`` that the warning also lists as ignored.
 
     Raises:
         ValueError: a folder is missing or contains no image.
@@ -119,12 +119,15 @@ def image_listings(folders: Iterable[Path]) -> list[Listing]:
         if not listing.images:
             others = [*listing.folders, *listing.others]
             content = f", only {format_some(others)}" if others else ""
-            raise ValueError(f"{folder} contains no images that Pillow reads{content}: add some or remove the folder.")
+            raise ValueError(f"{folder} contains no images that Pillow reads{content}: add images or remove it.")
     return [listing for _, listing in listings]
 
 
 def warn_ignored(paths: Sequence[Path]) -> None:
-    """Warn that ``paths`` are ignored because they are not images of a concept; no warning if there are none."""
+    """Warn that ``paths`` are ignored because they are not images of a concept.
+
+    If ``paths`` is empty, nothing is printed.
+    """
     if paths:
         rank_zero_warn(
             f"ignored, because they are not images in the folder of a concept: {format_some(paths)}. Convert "
@@ -134,6 +137,6 @@ def warn_ignored(paths: Sequence[Path]) -> None:
 
 
 def format_some(paths: Sequence[Path]) -> str:
-    """Return the first three paths as ``FOLDER/NAME`` and the number of the remaining paths, for a message."""
+    """Return a string with the first three paths as ``FOLDER/NAME`` and the number of the remaining paths."""
     more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
     return ", ".join(f"{path.parent.name}/{path.name}" for path in paths[:MAX_NAMED]) + more

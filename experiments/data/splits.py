@@ -20,7 +20,7 @@ COPY = re.compile(r"_n\d{8}$")  # file names on the Hub end with the WordNet id:
 
 
 class Split(Protocol):
-    """The images of a split (training or validation). An *item* tells the method ``read`` which image to read."""
+    """The images of a split (training or validation). An *item* identifies an image for the method ``read``."""
 
     def classes(self) -> list[int]:
         """Return the indices of the classes that have images in this split."""
@@ -31,10 +31,10 @@ class Split(Protocol):
         ...
 
     def sample(self, count: int | None) -> Sequence[Any]:
-        """Return a pseudo-random sample of ``count`` items of all classes, sorted by location for fast reading.
+        """Return a pseudo-random sample of ``count`` items of all classes, sorted by position on disk for fast reading.
 
-        The sample consists of the items with the smallest :func:`~experiments.data.parquet.shuffle_key`. None returns
-        all items.
+        The sample consists of the items with the smallest :func:`~experiments.data.parquet.shuffle_key`. If ``count``
+        is None, all items are returned.
         """
         ...
 
@@ -43,7 +43,7 @@ class Split(Protocol):
         ...
 
     def read(self, item: Any, size: tuple[int, int]) -> np.ndarray:
-        """Return the image of ``item`` as an array ``uint8 [3, H, W]`` with ``size`` = ``(H, W)``."""
+        """Return the image of ``item``, resized to ``size = (H, W)``, as an array ``uint8 [3, H, W]``."""
         ...
 
 
@@ -74,17 +74,18 @@ class _ByClass:
 
 
 class TableSplit:
-    """A split that is stored in Parquet files; file, row and class of each image are kept in memory.
+    """A split that is stored in Parquet files. File, row and class of each image are in memory.
 
     Args:
         files: paths or URLs of the files.
         seed: integer that determines the pseudo-random order of the images.
         image, label: names of the image column and of the label column.
-        names: names of the integer labels, for files whose schema declares no names; with None, the integers are class
+        names: class names of the integer labels, for files whose schema declares no names. None: the integers are class
             indices of ImageNet-1k.
 
     Raises:
-        ValueError: a file has no such columns, or a row has no label or a label that is no class of ImageNet-1k.
+        ValueError: a file lacks one of the two columns, or a row has no label or a label that is no class of
+            ImageNet-1k.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ def _class_indices(file: str, column: pa.ChunkedArray, names: Sequence[str] | No
     Args:
         file: path of the file, for error messages.
         column: the labels of all rows.
-        names: names of the classes that the integers stand for; with None, the integers are class indices.
+        names: class names for which the integers stand. None: the integers are class indices.
 
     Raises:
         ValueError: a row has no label, or a label is not a class of ImageNet-1k; the message names file and row.
@@ -178,9 +179,9 @@ def _class_index(label: object, names: Sequence[str] | None) -> int:
 def _in_class_order(names: Sequence[str]) -> bool:
     """Return whether ``names`` are the names of all 1,000 classes in the order of their indices.
 
-    A few names in the list of the Hugging Face Hub belong to two classes (maillot) or to none (crane2), so that not all
-    names can be looked up. More than half of the names must be unique names of the class at their position, and none
-    may be the unique name of another class.
+    A few names in the list of the Hugging Face Hub belong to two classes (maillot) or to no class (crane2), so that not
+    all names can be looked up. More than half of the names must be unique names of the class at the position of the
+    name, and no name may be the unique name of another class.
     """
     indices = [_unique_index(name) for name in names]
     matching = sum(index == position for position, index in enumerate(indices))
@@ -196,9 +197,10 @@ def _unique_index(name: str) -> int | None:
 
 
 class FolderSplit:
-    """A split that is stored as one folder of images per class; the file names are kept in memory.
+    """A split that is stored as one folder of images per class. The file names are in memory.
 
-    Files that are not images are ignored, see :func:`~experiments.data.scan.list_folder`; warnings list them.
+    Files that are not images are ignored, see :func:`~experiments.data.scan.list_folder`. Warnings list the ignored
+    files.
     """
 
     def __init__(self, root: Path, seed: int) -> None:
@@ -270,7 +272,7 @@ def _encoded(names: Iterable[str]) -> np.ndarray:
 class Files(Sequence):
     """The files of one folder as a sequence of pairs ``(folder, file name)``.
 
-    The names are one NumPy array of bytes, so that each takes only as much memory as the longest name.
+    The names are stored in one NumPy array of bytes, in which each name uses the memory of the longest name.
     """
 
     def __init__(self, folder: str, names: np.ndarray) -> None:
@@ -290,7 +292,8 @@ class Subset(Sequence):
 
     Args:
         parts: the files of each folder.
-        index: for each file of the subset, its index in ``parts`` and its index in that folder, ``int32 [N, 2]``.
+        index: for each file of the subset, the index of its folder in ``parts`` and the index of the file in the
+            folder, ``int32 [N, 2]``.
     """
 
     def __init__(self, parts: Sequence[Files], index: np.ndarray) -> None:

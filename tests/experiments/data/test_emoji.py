@@ -183,7 +183,7 @@ def test_drawing_without_augmentation_is_centered(drawings):
 def test_unknown_seed_and_missing_corpus_are_errors(tmp_path):
     with pytest.raises(ValueError, match="augmentation seed 48 is outside"):
         Augmentation.from_seed(48)
-    with pytest.raises(ValueError, match=r"does not exist: point data\.folder"):
+    with pytest.raises(ValueError, match=r"does not exist: set data\.folder"):
         EmojiImages(tmp_path, ["corpus"])
 
 

@@ -123,7 +123,7 @@ def test_classes_are_selected_by_index_id_or_name(root):
         ),
         ({"classes": ["maillot"]}, r"data\.classes: 'maillot' names the classes \[638, 639\]"),
         ({"classes": ["unicorn"]}, r"'unicorn' is not a class of ImageNet-1k"),
-        ({"classes": [0, "tench"]}, r"data\.classes names tench twice, as 0 and tench"),
+        ({"classes": [0, "tench"]}, r"data\.classes contains tench twice, as 0 and tench"),
         ({"classes": [1]}, r"has no training images of goldfish \(n01443537\): exclude this class"),
         ({"path": "/nowhere"}, r"data\.path=/nowhere cannot be opened"),
         ({"prompt": "a photo"}, r"must contain \{name\}"),
