@@ -62,9 +62,7 @@ class Augmentation:
 
 
 def no_augmentation(background: str = "white") -> Augmentation:
-    """Return the augmentation of reference images and of real images for FID: a drawing in the center of
-    ``background``.
-    """
+    """Return the augmentation of references and of real images for FID: a drawing in the center of ``background``."""
     scale = sum(SCALES) / 2
     return Augmentation(background, scale, (1 - scale) / 2, (1 - scale) / 2, mirrored=False)
 

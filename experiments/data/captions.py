@@ -1,4 +1,4 @@
-"""Data source of captioned images: COCO captions, a table of images and captions, or a folder with a text per image."""
+"""Data source of captioned images: COCO captions, a table, or a folder of images with one caption file per image."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class Captioned:
 class CaptionedImages:
     """A data source of images with captions but without concepts, for experiments that invert images.
 
-    The prompt of an image is its first caption that is not blank; an image without such a caption is left out. Captions
+    The prompt of an image is its first caption that is not blank. Images without such a caption are not used. Captions
     and file names are strings: ``NA`` is not a missing value, and ``007`` is not a number. An image file is read each
     time the image is indexed.
 
     Args:
-        captions: JSON file of COCO captions, or a table with one image and one caption per row. A ``.csv``, ``.tsv`` or
-            ``.jsonl`` table has the names of image files in the folder ``images``; a ``.parquet`` table contains the
-            images themselves, in the format of the package ``datasets``. Or a folder of image files, each with its
-            caption in a text file of the same name (``photo.txt`` beside ``photo.jpg``).
+        captions: JSON file of COCO captions, table with one image and one caption per row, or folder. A ``.csv``,
+            ``.tsv`` or ``.jsonl`` table contains the names of image files in the folder ``images``. A ``.parquet``
+            table contains the images themselves, in the format of the package ``datasets``. A folder contains image
+            files, and for each image a text file of the same name with the caption (``photo.jpg`` and ``photo.txt``).
         images: folder of the image files; None if ``captions`` is a ``.parquet`` table or a folder.
         size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
             used.
@@ -90,7 +90,7 @@ class CaptionedImages:
         """
         path = Path(self.captions)
         if path.is_dir():
-            pairs = self._pairs(path, self._beside_images(path))
+            pairs = self._pairs(path, self._caption_files(path))
         elif not path.is_file():
             raise ValueError(
                 f"data.captions={self.captions} does not exist: give COCO's JSON, a table of captions, or a folder of "
@@ -113,10 +113,12 @@ class CaptionedImages:
             raise ValueError(f"data.images={self.images} is not a folder: give the folder with the images of {path}.")
         return self._pairs(root, _coco(path) if path.suffix.lower() == ".json" else self._table(path))
 
-    def _beside_images(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """Yield file name and caption of each image of a folder, whose captions are in text files beside the images."""
+    def _caption_files(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """Yield file name and caption of each image in a folder with one text file of the caption per image."""
         if self.images is not None:
-            raise ValueError(f"data.images={self.images}: must be null, because data.captions={folder} has the images.")
+            raise ValueError(
+                f"data.images={self.images}: must be null, because data.captions={folder} is the folder of images."
+            )
         try:
             for file in read_captions(folder):
                 yield file.path.name, file.prompt
@@ -124,7 +126,7 @@ class CaptionedImages:
             raise ValueError(f"data.captions: {error.message}") from None
 
     def _pairs(self, root: Path, rows: Iterable[tuple[str, str]]) -> Captioned:
-        """Return the image files in the folder ``root`` that have a caption, from rows of file names and captions."""
+        """Return the image files in the folder ``root`` that have a caption. ``rows`` are file names and captions."""
         first: dict[str, str] = {}
         for name, caption in rows:
             if caption:
