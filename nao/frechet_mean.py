@@ -12,9 +12,9 @@ transverse direction and ``end_slope`` in the radial direction. The norm of this
 :mod:`nao.geodesic`).
 
 The centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid if the gradient of
-the paths to all other seeds is not larger than the sum of the gradient norms of the paths to itself and to the seeds
-that coincide with it (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This criterion is
-the optimality (KKT) condition at a kink.
+the paths to all other seeds is not larger than the sum of the gradient norms of the paths to this seed and to the seeds
+that coincide with this seed (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This
+criterion is the optimality (KKT) condition at a kink.
 
 All tensors are float64. G problems are solved in one batch; the iteration of each problem stops independently.
 """
@@ -180,7 +180,7 @@ class _Problem:
         return (self.metric.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
     def normalize(self, weights: Tensor) -> Tensor:
-        """Rescale ``weights [G,n]`` so that they represent unit vectors."""
+        """Rescale ``weights [G,n]`` so that the vectors that they represent have norm 1."""
         squares = (weights[:, None] @ self.gram @ weights[..., None])[:, 0]
         return weights / squares.clamp_min(1e-300).sqrt()
 

@@ -15,8 +15,8 @@ then gives
 The only unknown is ``Y``. The angle between the ends determines ``Y``, which is computed by Newton's method.
 
 Far from its ends a path is close to the waist; the distance to the waist decreases like ``exp(-y)``. For d = 16,384 the
-distance to the waist decreases by the factor exp(-375) over pi/2 radians. Therefore exponentials are written in terms
-of the distance to the nearer end, so that they do not overflow.
+distance to the waist decreases by the factor exp(-375) over pi/2 radians. Therefore exponentials are functions of the
+distance to the nearer end, which cannot overflow.
 
 All tensors are float64 and all operations are elementwise: the solution of a path does not depend on the other paths of
 the batch.
@@ -118,7 +118,8 @@ def solve_geodesics(
     """Compute the paths of minimum energy between ends with the heights ``a`` and ``b`` and the given ``angle``.
 
     The unknown is ``w = sqrt(Y^2 - (a - b)^2)``, because the angle is an almost linear function of ``w``. The solver is
-    Newton's method, safeguarded by a bracket of the root. All inputs are broadcast to ``[...]``.
+    Newton's method, safeguarded by a bracket of the root. The tensors ``a``, ``b`` and ``angle`` are broadcast to the
+    batch shape ``[...]``.
 
     Args:
         metric: metric of seed space.

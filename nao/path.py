@@ -1,12 +1,12 @@
 """Norm-guided paths and centroids of seeds (NAO; Samuel et al. 2023, "Norm-guided latent space exploration").
 
 The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path, where chi_d is the density of
-the chi distribution. A unit of length costs less at norms that are likely for Gaussian seeds. The path of minimum
-energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy lies in the span of
-the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds. :mod:`nao.geodesic`
-and :mod:`nao.frechet_mean` compute paths and centroids up to rounding errors, for a batch of problems, in float64 on
-the CPU. The points of a path are evenly spaced along its length. :mod:`nao.polyline` implements the polyline of the
-paper.
+the chi distribution. A unit of length costs less at norms that are likely for Gaussian seeds than at unlikely norms.
+The path of minimum energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy
+lies in the span of the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds.
+:mod:`nao.geodesic` and :mod:`nao.frechet_mean` compute paths and centroids up to rounding errors, for a batch of
+problems, in float64 on the CPU. The points of a path are evenly spaced along its length. :mod:`nao.polyline` implements
+the polyline of the paper.
 
 The tables of :mod:`nao.radial_metric` cover norms from 0.35 to 10 typical norms. A seed with a norm outside this range
 is connected to the nearest norm in the tables by a straight radial segment. The cost and the length of this segment are
@@ -151,7 +151,7 @@ def centroid_seeds(
     Args:
         seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
         count: number of returned seeds per concept.
-        num_points: number of points per path. If ``count`` seeds need more points per path, this number is increased.
+        num_points: number of points per path. ``num_points`` is increased if ``count`` seeds need more points per path.
         normalize: whether the inverted seeds are first rescaled to the typical norm.
 
     Raises:

@@ -1,8 +1,8 @@
 """The metric of seed space whose geodesics are the NAO paths: the cost of a unit of length as a function of the norm.
 
-A unit of length of a path costs ``-log chi_d(norm)`` nats, where chi_d is the density of the chi distribution. This
-cost depends only on the norm of a seed, not on its direction. Therefore the metric is rotationally symmetric, and the
-path between two seeds is a geodesic on a surface of revolution. Symbols:
+A unit of length of a path costs ``-log chi_d(norm)`` nats, where chi_d is the density of the chi distribution. The cost
+of a unit of length depends only on the norm of a seed, not on the direction of the seed. Therefore the metric is
+rotationally symmetric, and the path between two seeds is a geodesic on a surface of revolution. Symbols:
 
 - ``d``: number of components of a seed; the *mode* is the most likely norm, ``sqrt(d - 1)``.
 - ``t = log(norm / mode)``: the radial coordinate. A unit of length costs
@@ -110,7 +110,8 @@ def radial_metric(d: int) -> RadialMetric:
     """Compute the metric and its tables for seeds of ``d`` components; the result is cached.
 
     Raises:
-        ValueError: ``d`` is less than 16. The density of the norm is so broad for these ``d`` that no waist exists.
+        ValueError: ``d`` is less than 16. For fewer than 16 components, the density of the norm is so broad that no
+            waist exists.
     """
     if d < MIN_COMPONENTS:
         raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components.")

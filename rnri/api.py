@@ -220,7 +220,7 @@ def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]
     """Raise ValueError if only some images have a negative prompt and the pipeline does not support such a batch.
 
     Without any negative prompt, some pipelines (SDXL) use zeros as the negative embedding. If at least one image has a
-    negative prompt, these pipelines encode the empty strings of the other images instead.
+    negative prompt, such pipelines encode the empty negative prompts of the other images instead of using zeros.
     """
     if pipe.config.get("force_zeros_for_empty_prompt") and any(negative_prompts) and not all(negative_prompts):
         raise ValueError(

@@ -44,7 +44,7 @@ def read_captions(
         source: an image file; a folder of images, each with its caption in a text file of the same name (``photo.txt``
             next to ``photo.jpg``); or a table of images and captions (``.csv``, ``.tsv`` or ``.jsonl``).
         prompt: prompt of the image file; None for a folder or a table, which contains its own prompts.
-        edit: edited prompt for all images. None means the edited prompts of the table, or no edit if there are none.
+        edit: edited prompt for all images. With None, each image has the edited prompt in the table, if there is one.
         images: folder of the image files of a table; None means the folder that contains the table.
         columns: names of three columns of a table: the column of the image files, the column of the prompts, and the
             column of the edited prompts, which is None if there is no such column.

@@ -22,8 +22,8 @@ class InvertStep(ModularPipelineBlocks):
         pipe = blocks.init_pipeline()
 
     Args:
-        pipeline: the standard pipeline class that has the same components as the modular pipeline; it determines the
-            model family.
+        pipeline: the standard pipeline class that has the same components as the modular pipeline. The pipeline class
+            determines the model family.
     """
 
     def __init__(self, pipeline: type[DiffusionPipeline]) -> None:

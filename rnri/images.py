@@ -57,9 +57,9 @@ def _levels(file: Image.Image) -> int | None:
 
 
 def _tag(file: Image.Image, number: int) -> int | None:
-    """Return the value of TIFF tag ``number`` (the first value if there is one value per channel).
+    """Return the value of TIFF tag ``number``, or the first value if the tag has one value per channel.
 
-    Return None if the file is not a TIFF file or has no such tag.
+    Return None if the file is not a TIFF file or does not contain the tag.
     """
     value = getattr(file, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) else value

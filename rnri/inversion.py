@@ -32,12 +32,13 @@ NFE_PER_BACKWARD = 2
 class Inversion:
     """The seed of each image, with the residuals and the cost of the inversion.
 
-    Row ``k`` of the tensors ``[N,B]`` belongs to inversion step ``k``; step 0 is the cleanest. These tensors are on the
-    CPU. Network evaluations before the first inversion step are counted in row 0.
+    Row ``k`` of the tensors ``[N,B]`` belongs to inversion step ``k``; step 0 is the cleanest. The tensors ``[N,B]``
+    are on the CPU. Network evaluations before the first inversion step are counted in row 0.
 
     Attributes:
         seed: ``[B,C,h,w]``, the seeds, float64 (float32 on MPS).
-        z0: ``[B,C,h,w]``, the clean latents that were inverted. They equal the input unless the method adjusts it.
+        z0: ``[B,C,h,w]``, the clean latents that were inverted. They equal the input ``z0`` unless the method adjusts
+            ``z0``.
         residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in ``Solution.residual``. The
             residuals are NaN for methods that do not solve ``z = f(z)``, and for inversion steps without a network
             evaluation.
@@ -185,8 +186,8 @@ class ImplicitInverter(Inverter):
             ``relaxed`` has a smaller error than ``native`` on UNets with one evaluation per step, and a slightly
             smaller error than ``native`` on all models with five evaluations per step.
         extra_evaluations: number of network evaluations of the whole inversion in addition to ``solver.iterations`` per
-            step. With one extra evaluation, the total number of network evaluations equals that of methods such as
-            Uni-Inv, which use N + 1 evaluations for N steps.
+            step. With one extra evaluation and one evaluation per step, an inversion uses N + 1 evaluations for N
+            steps, as many as Uni-Inv and FireFlow.
 
     Raises:
         ConfigError: ``extra_evaluations`` is not 0 with a uniform allocation.
@@ -330,9 +331,10 @@ def with_measured_residuals(
     """Return ``inversion`` with the residuals of the latents in ``path``, and with ``solved`` updated accordingly.
 
     ``Inversion.residuals`` may be the residual of an iterate before the returned latent. Therefore this function
-    evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor counts
-    these evaluations, but ``Inversion.nfe`` does not include them. Inversions of every method are accepted. The
-    residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of diverged steps remain ``inf``.
+    evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor counts the
+    evaluations of this function, but ``Inversion.nfe`` does not include these evaluations. Inversions of every method
+    are accepted. The residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of diverged
+    steps remain ``inf``.
 
     Args:
         inversion: the inversion whose residuals are measured.

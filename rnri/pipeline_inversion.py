@@ -39,7 +39,7 @@ class RoundTrip:
         images: reconstructed images, uint8 ``[B,3,H,W]``.
         psnr: PSNR of the reconstructed images with respect to the inverted images in dB, float64 ``[B]``.
         vae_psnr: PSNR of the images after encoding and decoding by the VAE alone in dB, float64 ``[B]``. The PSNR of a
-            reconstruction is rarely higher, because every reconstruction is decoded by the VAE.
+            reconstruction is rarely above this value, because every reconstruction is decoded by the VAE.
     """
 
     images: Tensor

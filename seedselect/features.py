@@ -27,7 +27,8 @@ class ClipFeatures:
     """Computes unit-length image and text features ``[B,D]`` with any ``transformers`` CLIP model.
 
     Images are preprocessed by differentiable tensor operations, because the image processors of ``transformers`` are
-    not differentiable. The operations are a bicubic resize of the shorter side, a center crop and a normalization.
+    not differentiable. The preprocessing consists of a bicubic resize of the shorter side, a center crop and a
+    normalization.
 
     Args:
         model: the CLIP model; its weights are frozen and it is put into evaluation mode.

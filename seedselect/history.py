@@ -25,7 +25,7 @@ class Selection:
         trace: loss after each update, float64 ``[K+1,B]``. Row 0 is the loss before the first update. Entries after
             a sample has stopped are NaN.
         iterations: number of updates of each sample's seed, int64 ``[B]``.
-        converged: True for each sample that stopped because its loss no longer decreased, bool ``[B]``.
+        converged: bool ``[B]``, whether a sample stopped because its loss no longer decreased.
         seconds: wall-clock time of each sample's optimization in seconds, float64 ``[B]``. The time of an iteration is
             divided equally among the samples that have not stopped.
         forwards: number of sampling runs of each sample, int64 ``[B]``.

@@ -239,7 +239,7 @@ def _deterministic_eval(pipe: DiffusionPipeline) -> Iterator[None]:
 
 
 def _callback(state: EditState, control: AttentionControl, user_callback: Callable | None) -> Callable:
-    """Return the pipeline's step callback: it updates ``state``, blends the latents, and calls ``user_callback``."""
+    """Return the pipeline's step callback, which updates ``state``, blends the latents, and calls ``user_callback``."""
 
     def on_step_end(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state.step = step + 1

@@ -42,18 +42,19 @@ class FlowEdit:
         z_src = (1 - sigma) z_0 + sigma n;    z_tar = z + z_src - z_0
         z <- z + (sigma_next - sigma) (v_target(z_tar) - v_source(z_src))
 
-    The two velocities are predicted in one batch. The last ``n_min`` steps sample with the target prompt alone: they
-    start at ``z_tar`` with new noise, and every step is ``z_tar <- z_tar + (sigma_next - sigma) v_target(z_tar)``.
+    The two velocities are predicted in one batch. The last ``n_min`` steps sample with the target prompt alone. The
+    first of these steps starts at ``z_tar`` with new noise, and every such step is
+    ``z_tar <- z_tar + (sigma_next - sigma) v_target(z_tar)``.
 
     Attributes:
-        share: fraction of the schedule's steps that the edit uses; these are the steps with the least noise. The paper
+        share: fraction of the schedule's steps that the edit uses, which are the steps with the least noise. The paper
             uses the last 33 of 50 steps for Stable Diffusion 3 and the last 24 of 28 steps (0.857) for FLUX.
         average: number of noise samples per step over which the difference of the two velocities is averaged.
         source_guidance, target_guidance: guidance scales of the source prompt and of the edited prompt, which replace
             the user's guidance scale; the paper uses 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5 for FLUX.
         seed: random seed of the noise; every image gets the same noise.
         n_min: number of last steps that sample with the target prompt alone, less than the number of steps of
-            ``share``. The paper uses 0, and a larger number for edits that change the style.
+            ``share``. The paper uses ``n_min`` 0, and a larger ``n_min`` for edits that change the style.
     """
 
     share: HalfOpenUnitInterval = 0.66

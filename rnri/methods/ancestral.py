@@ -30,13 +30,13 @@ class Ancestral(ImplicitInverter):
     A step of the ancestral sampler is a step of DDIM to the noise level ``sigma_down``, followed by the addition of
     noise: ``z_s = (z_t - B y(z_t, t)) / A + sigma_up n``, where ``sigma_down^2 + sigma_up^2 = sigma_s^2``. The noise
     ``n`` of every step is drawn before the inversion and is stored, as in the published code of RNRI and ReNoise. The
-    step equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` is then deterministic, and every solver can solve it. The
-    noises are stored as ``aux["noises"] [B,N,C,h,w]``. With these noises the sampler regenerates the latent. The error
-    of the regenerated latent depends only on how exactly the step equations are solved.
+    step equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` with stored noise is deterministic, and every solver can
+    solve it. The noises are stored as ``aux["noises"] [B,N,C,h,w]``. With the stored noises the sampler regenerates the
+    latent. The error of the regenerated latent depends only on how exactly the step equations are solved.
 
     With ``correct_noise``, the noise of every step is replaced after the inversion by the noise with which the step
-    leads from ``z_t`` to ``z_s`` exactly. This is the noise correction of ReNoise (Garibi et al. 2024, arXiv
-    2403.14602). The correction costs one more network evaluation per step. A last step to ``sigma_s = 0`` adds no
+    leads from ``z_t`` to ``z_s`` exactly. This replacement is the noise correction of ReNoise (Garibi et al. 2024,
+    arXiv 2403.14602). The correction costs one more network evaluation per step. A last step to ``sigma_s = 0`` adds no
     noise, so that its error cannot be corrected.
 
     The noise is the same for every image, so that the result in float32 does not depend on the other images of the

@@ -1,6 +1,6 @@
 """BDIA and O-BELM: two-step samplers that can be inverted exactly.
 
-Each latent of such a sampler is a linear combination of the two previous latents and one network prediction.
+Each latent of a two-step sampler is a linear combination of the two previous latents and one network prediction.
 """
 
 from __future__ import annotations

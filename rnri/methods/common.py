@@ -23,7 +23,7 @@ class FixedNfeInverter(ImplicitInverter):
     """
 
     def with_nfe(self, nfe: int) -> FixedNfeInverter:
-        """Return this inverter if it uses ``nfe`` forward network evaluations per step.
+        """Return this inverter itself, provided that it uses ``nfe`` forward network evaluations per step.
 
         Raises:
             ValueError: the inverter uses another number of evaluations.

@@ -1,4 +1,4 @@
-"""Decoder inversion: optimizes the latent so that the VAE's decoder reproduces the image more accurately."""
+"""Decoder inversion: optimizes a latent so that the VAE's decoder reproduces the image as accurately as possible."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DecoderInversion:
     ``E`` is the encoder and ``D`` the decoder of the VAE. Decoder inversion reduces the VAE bound, which is the error
     that encoding and decoding add to every inversion. The learning rate rises linearly over ``warmup`` iterations and
     then decays like a cosine to 0. For each image the latent with the smallest loss is returned, so that the
-    reconstruction of no image is worse than with the encoder's latent. Decoder inversion computes the latent that an
-    inversion method then inverts; it does not compute a seed itself.
+    reconstruction of no image is worse than with the encoder's latent. Decoder inversion computes a latent, not a seed;
+    an inversion method then inverts this latent.
 
     Attributes:
         iterations: number of Adam iterations; 0 returns the encoder's latents.

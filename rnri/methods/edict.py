@@ -89,7 +89,7 @@ class EDICT(Inverter):
 def _update_order(i: int) -> list[tuple[int, int]]:
     """Return the two updates of step ``i`` in their order.
 
-    Each update is a tuple of two indices in ``(x, y)``: the latent that is updated, and the input of the network.
+    Each update is a pair of indices (0 for ``x``, 1 for ``y``): the latent that is updated, and the network's input.
     """
     x_first = [(0, 1), (1, 0)]
     return x_first[::-1] if i % 2 else x_first

@@ -25,11 +25,11 @@ class LEditsPP(NoiseMaps):
 
     The sampler is diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels. As in the
     inversion of diffusers' ``LEditsPPPipelineStableDiffusion``, the first step is first-order and all other steps are
-    second-order. When diffusers' pipeline samples, its last step is first-order if there are fewer than 15 steps or if
-    the schedule has a clean end, and the pipeline does not use the guidance of the source prompt. Therefore diffusers'
-    pipeline does not reproduce the image in general. In this class, sampling and inversion use the same steps, and the
-    inversion is exact by construction. The only exception is a schedule with a clean end at ``alpha = 1``: the last
-    step of such a schedule is first-order and adds no noise.
+    second-order. When diffusers' pipeline samples, it does not use the guidance of the source prompt, and its last step
+    is first-order if there are fewer than 15 steps or if the schedule has a clean end. Therefore diffusers' pipeline
+    does not reproduce the image in general. In this class, sampling and inversion use the same steps, and the inversion
+    is exact by construction. The only exception is a schedule with a clean end at ``alpha = 1``: the last step of such
+    a schedule is first-order and adds no noise.
 
     Without a source prompt, the seed and the noise maps equal those of diffusers' pipeline. With a source prompt,
     diffusers up to 0.42.1 swaps the embeddings of the prompt and the empty prompt (``invert`` unpacks ``encode_prompt``

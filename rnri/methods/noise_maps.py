@@ -20,8 +20,8 @@ from rnri.validation import RandomSeed, dataclass
 Step = Callable[[Tensor, NoisePredictor, int], tuple[Tensor, float]]
 """Function ``(z, predictor, i)`` that computes step ``i`` of a stochastic sampler.
 
-The function returns the mean ``[B,C,h,w]`` and the standard deviation of the next latent. It must be called for all
-steps in order, from noisy to clean.
+The function returns the mean ``[B,C,h,w]`` and the standard deviation of the next latent. The function must be called
+for all steps in order, from noisy to clean.
 """
 
 
@@ -33,7 +33,8 @@ class NoiseMaps(Inverter):
     ``(z_s - mean) / deviation``, where ``mean`` and ``deviation`` belong to the sampler's step from ``z_t`` to ``z_s``.
     There is one noise map per step; the maps are stored as ``aux["maps"] [B,N,C,h,w]``. The inversion is exact by
     construction if every step adds noise. A step adds no noise if it leads to a clean end at ``alpha = 1`` or if both
-    of its ends have the same noise level. The noise map of such a step is zero, and the inversion is not exact.
+    of its ends have the same noise level. The noise map of a step without noise is zero, and the inversion is then not
+    exact.
 
     The random noise is the same for every image, so that the result in float32 does not depend on the other images of
     the batch.

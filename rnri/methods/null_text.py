@@ -50,8 +50,8 @@ class NullText(Inverter):
     Attributes:
         iterations: maximum number of Adam updates per sampler step.
         learning_rate: learning rate of Adam at the noisiest sampler step.
-        threshold: loss below which the optimization at the noisiest sampler step stops; the threshold of later sampler
-            steps is larger, see above.
+        threshold: loss below which the optimization at the noisiest sampler step stops; at later sampler steps the
+            threshold is multiplied by ``1 + 2 j``.
     """
 
     iterations: PositiveInt = 10
@@ -142,7 +142,7 @@ class NullText(Inverter):
     def _update_rows(optimizer: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:
         """Update only the embeddings of the samples ``rows`` by one step of ``optimizer``; return the embeddings.
 
-        The embeddings of the other samples are restored after the step, because Adam's momentum changes them too.
+        The embeddings of the other samples are restored after the step, because Adam's momentum also changes them.
         """
         before = text.detach().clone()
         optimizer.step()

@@ -30,8 +30,8 @@ class RoundTripCorrected(Inverter):
     repeated ``rounds`` times. The result is, for each sample, the seed with the smallest error ``z_0 - F(G(target))``.
     Under strong guidance the sampler magnifies the remaining residuals of the inversion steps up to a thousandfold.
     More network evaluations do not reduce the residual of an inversion step whose equation has no solution near the
-    initial guess. For a slightly different target, such a solution often exists. With ``damping`` 1 the target is
-    shifted too far; the reconstruction error is smaller with 0.5.
+    initial guess. For a slightly shifted target, the equation often has a solution near the initial guess. With
+    ``damping`` 1 the target is shifted too far; the reconstruction error is smaller with ``damping`` 0.5 than with 1.
 
     A sample whose error is at most ``tolerance`` uses no further network evaluations. A round costs one inversion and,
     for the sampler, one network evaluation per step.

@@ -23,8 +23,8 @@ class SeedOnly(Inverter):
     """Computes the seeds with ``inverter``, and reconstructs with the schedule's own sampler.
 
     The Euler sampler does not regenerate the image from the seed of a second-order sampler. However, the seed of a
-    second-order sampler is closer to the seed of the exact ODE trajectory. It may therefore be a better initial seed
-    for NAO and SeedSelect, which need only a seed.
+    second-order sampler is closer to the seed of the exact ODE trajectory than the seed of the Euler sampler. The seed
+    of a second-order sampler may therefore be a better initial seed for NAO and SeedSelect, which need only a seed.
 
     Attributes:
         inverter: an inversion method that stores no tensors in addition to the seed.

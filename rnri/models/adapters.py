@@ -103,7 +103,7 @@ def _convert(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only:
 
 
 def _check_no_ignored_weights(path: str | Path, raw: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if the file has weights that diffusers ignores with a warning, unless they are zero."""
+    """Raise ValueError if the file has nonzero weights that diffusers ignores with a warning."""
     ignored = [name for name, weight in raw.items() if any(map(name.__contains__, IGNORED_WEIGHTS)) and weight.any()]
     if ignored:
         kind = " (it is a DoRA)" if "dora_scale" in ignored[0] else ""

@@ -1,4 +1,4 @@
-"""A diffusers scheduler with which a pipeline call reproduces an inverted image, because it has the inverted steps."""
+"""A diffusers scheduler whose steps are the steps that were inverted, so that a pipeline reproduces inverted images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rnri.models.unet import to_noise
 class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     """A diffusers scheduler whose steps equal the steps of ``Schedule.from_scheduler(source, ...)``.
 
-    Inversion inverts exactly these steps. This scheduler has no step counter, does not scale latents or model inputs,
-    and computes each step in float64. Its config equals the config of ``source``.
+    Inversion inverts exactly the steps of this scheduler. This scheduler has no step counter, does not scale latents or
+    model inputs, and computes each step in float64. The config of this scheduler equals the config of ``source``.
 
     Args:
         source: a diffusion scheduler that ``Schedule.from_scheduler`` supports, except flow-matching schedulers;

@@ -108,10 +108,15 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     """Raise ValueError if a diffusion scheduler is unsupported, whichever number of steps is chosen.
 
     Raises:
-        ValueError: the scheduler has no betas; the scheduler clips the latent at every step; or the network predicts
-            noise and the latent at the first timestep is pure noise.
+        ValueError: the scheduler has no betas; the network predicts a velocity of flow matching; the scheduler clips
+            the latent at every step; or the network predicts noise and the latent at the first timestep is pure noise.
     """
     scheduler = base_scheduler(scheduler)
+    if scheduler.config.get("prediction_type") == "flow_prediction":
+        raise ValueError(
+            f"prediction_type='flow_prediction' in the config of {type(scheduler).__name__}: a network of this pipeline "
+            "class predicts noise; set prediction_type to epsilon, v_prediction or sample."
+        )
     table = alpha_bar_table(scheduler)
     check_clipping(scheduler)
     try:
@@ -161,7 +166,7 @@ def flow_steps(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(timesteps [N], sigmas [N+1])``, float64, the arguments of :meth:`Schedule.flow`.
 
-    A copy of the scheduler computes the values for ``steps`` steps in float32; they are then converted to float64.
+    A copy of the scheduler computes the timesteps and the sigmas in float32; both are then converted to float64.
 
     Raises:
         ValueError: the scheduler or the number of steps is not supported, see ``Schedule.from_scheduler``.

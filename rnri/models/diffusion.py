@@ -49,7 +49,8 @@ class LatentDiffusion:
     ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
     flow matching (FLUX's pipeline takes the packed seed). Other schedulers generate a different image: Euler scales
     latents by 0.9977 for trailing timesteps, the latents of PNDM differ by up to 7 % for few steps, and LCM adds noise
-    between steps. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image.
+    between steps. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image as
+    ``sample``.
 
     Args:
         pipeline: a diffusers pipeline; CPU offload is supported.
@@ -101,7 +102,7 @@ class LatentDiffusion:
             dtype: dtype of the networks. "auto" means float16 on a GPU and float32 on a CPU or on MPS; float16 is
                 slower on a CPU and can overflow on MPS.
             local_files_only: if True, use only local files, without downloads.
-            variant, revision: arguments of the same names of diffusers' ``from_pretrained``.
+            variant, revision: arguments ``variant`` and ``revision`` of diffusers' ``from_pretrained``.
             default_guidance: guidance scale for sampling when the user sets no scale; None means the default of the
                 model family.
             lora: folder, file or hub id of a LoRA, which is fused into the weights; loading a LoRA needs the package
@@ -181,7 +182,7 @@ class LatentDiffusion:
     def encode(self, images: Tensor) -> Tensor:
         """Return the latents ``[B,C,h,w]``, float32, of ``images [B,3,H,W]`` with values in [0, 1].
 
-        The latents are the mean of the VAE's posterior distribution. They are differentiable with respect to
+        The latents are the mean of the VAE's posterior distribution. The latents are differentiable with respect to
         ``images``.
 
         Raises:
@@ -214,10 +215,10 @@ class LatentDiffusion:
     ) -> NoisePredictor:
         """Return the predictor of noise or velocity for a batch of ``prompts``; its evaluation counts start at 0.
 
-        ``guidance=1`` disables guidance. A larger value is the scale of classifier-free guidance. Networks that take
-        the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input; their guidance is not
-        classifier-free guidance. ``negative_prompt`` is one negative prompt for all samples, or a list with one
-        negative prompt per sample.
+        ``guidance=1`` disables guidance. A value of ``guidance`` above 1 is the scale of classifier-free guidance.
+        Networks that take the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input; their
+        guidance is not classifier-free guidance. ``negative_prompt`` is one negative prompt for all samples, or a list
+        with one negative prompt per sample.
 
         Raises:
             ValueError: ``guidance`` is below 1 or not finite, ``prompts`` is empty or a single string, or the number

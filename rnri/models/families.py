@@ -30,7 +30,7 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
 
 
 def _similar_pipeline(pipeline: DiffusionPipeline) -> str | None:
-    """Return the supported pipeline class with the most similar name whose required components all exist."""
+    """Return the most similar class name among the supported pipeline classes whose required components exist."""
     name = type(pipeline).__name__
     candidates = [
         pipeline_class.__name__

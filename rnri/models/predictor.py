@@ -80,15 +80,15 @@ class NoisePredictor:
     def eval_mode(self) -> AbstractContextManager[None]:
         """Return a context that keeps the network in evaluation mode, see :func:`rnri.models.eval_mode.eval_no_grad`.
 
-        Each call of the predictor enters this context. Entering the context once around several calls is faster.
+        Each call of the predictor enters this context. Entering the context once around several calls is faster than
+        entering it in each call.
         """
         return eval_no_grad(*getattr(self.denoiser, "networks", ()))
 
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        A call counts as one forward and one backward evaluation per sample, because it takes about as long as these
-        two.
+        A call counts as one forward and one backward evaluation per sample, because a call takes about as long.
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation

@@ -28,7 +28,7 @@ MULTIPLE = 32
 class SanaDenoiser(GuidedDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``SanaTransformer2DModel``.
 
-    ``Condition.added["mask"]`` (int64 ``[B,L]``) masks the padding of the text.
+    ``Condition.added["mask"]`` (int64 ``[B,L]``) excludes the padding tokens of the text from the attention.
     """
 
     transformer: ModelMixin
@@ -81,7 +81,7 @@ class SanaFamily(Family):
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """The pipeline keeps its latents in float32, whatever the dtype of the network."""
+        """The pipeline keeps its latents in float32 for every dtype of the network."""
         return torch.float32
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class SanaFamily(Family):
     ) -> SanaDenoiser:
         """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1.
 
-        The prompts have the pipeline's default prefix (``complex_human_instruction``).
+        Each prompt begins with the pipeline's default instruction for the text encoder (``complex_human_instruction``).
         """
         guided = guidance > 1
         instruction = inspect.signature(type(self.pipeline).__call__).parameters["complex_human_instruction"].default

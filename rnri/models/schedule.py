@@ -29,9 +29,9 @@ class Schedule:
 
     The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
     ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. The two timesteps differ
-    for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing.
-    Inversion is still exact, because inversion uses the same levels as sampling. The list of timesteps only determines
-    which timestep the network receives.
+    for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing. In
+    spite of this difference, inversion is exact, because inversion uses the same levels as sampling. The list of
+    timesteps only determines which timestep the network receives.
 
     Attributes:
         timesteps: descending timesteps that the network receives, ``[N]``; int64, or float64 for flow matching.
@@ -123,9 +123,9 @@ class Schedule:
     def scale_and_time(self) -> tuple[Tensor, Tensor]:
         """The scales ``c`` and times ``tau`` before every step and after the last step, each float64 ``[N+1]``.
 
-        With these variables every step is an Euler step, ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``. If the
-        predictor returns noise, ``c = alpha`` and ``tau = sigma / alpha``. If the predictor returns the velocity,
-        ``c = alpha + sigma`` and ``tau = sigma / c``.
+        In the variables ``z / c`` and ``tau``, every step is an Euler step:
+        ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``. If the predictor returns noise, ``c = alpha`` and
+        ``tau = sigma / alpha``. If the predictor returns the velocity, ``c = alpha + sigma`` and ``tau = sigma / c``.
         """
         alpha = torch.cat([self.alpha, self.alpha_next[-1:]])
         sigma = torch.cat([self.sigma, self.sigma_next[-1:]])

@@ -85,9 +85,9 @@ class SafeguardedAnderson(IterativeSolver):
     - Anderson's iterate from ``z``, with the failed iterates among the differences. As the updates shrink, the
       least-squares problem becomes GMRES on the derivative of ``f`` at ``z``, which also handles eigenvalues above 1.
 
-    After three failures without a new best iterate, the solver switches to the other of the two points ``a``. The
-    updates shrink until a new best iterate is found, which rules out cycles. Damped updates as a safeguard of Anderson
-    acceleration are due to Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+    After three failures without a new best iterate, the solver switches from one of the two points ``a`` to the other
+    point. The updates shrink until a new best iterate is found, which rules out cycles. Damped updates as a safeguard
+    of Anderson acceleration are due to Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
 
     A residual that stops decreasing does not prove that the equation ``z = f(z)`` has no root: the few differences of
     iterates may not span the direction of Newton's step.

@@ -37,7 +37,7 @@ FEW_STEPS_VARIANCE = 0.1
 """Variance ``v`` that is assumed for schedules with fewer than ``FEW_STEPS_THRESHOLD`` steps.
 
 The value is larger than ``DETAIL_VARIANCE``, because the sampler amplifies the errors of the noisier steps. With few
-steps these errors matter more than fine detail.
+steps, the errors of the noisier steps matter more than errors in fine detail.
 """
 VERY_FEW_STEPS_THRESHOLD = 4
 """Schedules with fewer steps than this measured value assume an even larger variance ``v``."""

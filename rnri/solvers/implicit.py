@@ -235,8 +235,8 @@ class Solution:
     """The result of a solver for a batch of implicit equations.
 
     Attributes:
-        z: ``[B,C,h,w]``, the solution. For a converged sample it is the best evaluated iterate ``z_k``. Otherwise it is
-            the solver's next iterate, in most solvers ``f(z_k)``, at which ``f`` was not evaluated.
+        z: ``[B,C,h,w]``, the solution. For a converged sample, ``z`` is the best evaluated iterate ``z_k``. For other
+            samples, ``z`` is the solver's next iterate, in most solvers ``f(z_k)``, at which ``f`` was not evaluated.
         residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``, which is the
             solution ``z`` of a converged sample. The residual is ``inf`` if no evaluation was finite. The tensors
             ``residual`` and ``converged`` are on the CPU or on the device of ``z``.

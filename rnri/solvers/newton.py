@@ -108,7 +108,8 @@ class GNRI(RNRIPaper):
 
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
-    This F is defined for noise and velocity predictions. GNRI uses as many evaluations as :class:`RNRIPaper`.
+    GNRI's F is defined for noise predictions and for velocity predictions. GNRI uses as many evaluations as
+    :class:`RNRIPaper`.
     """
 
     def objective(self, iterate: Iterate) -> Tensor:
@@ -125,18 +126,19 @@ class RNRISign(RegularizedNewton):
     and no backward pass is needed. As in the published code,
 
     - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
-      therefore too small for smaller latents and too large for larger latents.
+      therefore too small for latents with fewer elements and too large for latents with more elements.
     - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent, instead of ``q(z_t | z_s)``
       of Eq. 1, and is evaluated at ``f(z)``. This prior hardly depends on ``z`` and keeps F above zero.
     - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
 
     The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler; with
-    ``coordinates="euler"`` this solver computes the same update. In these coordinates the prior has the same value, but
-    the L1 norm is ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in ``z``. In ``z``
-    the update is therefore ``z - (G / d) sign(z - f(z))`` with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where
-    ``lambda P`` is the second term of F. The plain guess in these coordinates is ``initial_guess="scaled"`` of
-    ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in Euler's coordinates and
-    2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships with the repository.
+    ``coordinates="euler"`` this solver computes the same update. In the coordinates ``x`` the prior has the same value
+    as in ``z``, but the L1 norm is ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in
+    ``z``. In ``z`` the update is therefore ``z - (G / d) sign(z - f(z))`` with
+    ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the second term of F. The plain guess in these
+    coordinates is ``initial_guess="scaled"`` of ``ImplicitInverter``. The mean squared error of the reconstructed
+    latents is 1.3e-1 in Euler's coordinates and 2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model
+    ``emoji`` that ships with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
     is the variant with the latent's own number of elements as ``d`` and with the paper's prior.

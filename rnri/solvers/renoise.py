@@ -56,7 +56,7 @@ class ReNoise(IterativeSolver):
         clean_to: value of ``average_to`` for timesteps below ``clean_below``.
         rounds: number of rounds of the regularization; 0 disables the regularization.
         regularizer: ``published`` (:func:`published_regularizer`) or ``gentle`` (:func:`gentle_regularizer`). The
-            measured reconstruction error of ``gentle`` is smaller.
+            measured reconstruction error of ``gentle`` is smaller than the error of ``published``.
         kl_weight: weight of the KL divergence in the regularization.
         correlation_weight: weight of the autocorrelation in the regularization.
         seed: random seed of the reference's noise and of the random shifts.

@@ -50,7 +50,7 @@ class WordMaps:
 def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
     """Return ``(height, width)`` of a layer with ``pixels`` pixels: the latents' ``size`` after repeated halving.
 
-    Each halving rounds up.
+    The height and the width are rounded up after each halving.
 
     Raises:
         ValueError: repeated halving does not lead to this number of pixels.

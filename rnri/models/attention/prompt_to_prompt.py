@@ -210,7 +210,7 @@ class AttentionTables:
 
 
 class PromptToPromptProcessor:
-    """Attention processor of Prompt-to-Prompt for UNets; without edits it computes the same as ``AttnProcessor2_0``.
+    """Attention processor of Prompt-to-Prompt for UNets; without edits its output equals that of ``AttnProcessor2_0``.
 
     Args:
         state: state of the edit, which all layers share.

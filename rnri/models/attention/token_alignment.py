@@ -34,7 +34,8 @@ class Prompt:
         first: index of the first token that is not a special token; only start tokens come before this index.
         length: number of all tokens, including special tokens and padding.
         vectors: maps each word of ``text`` that a textual inversion encodes with several vectors to the text of all its
-            tokens, such as ``"<cat>"`` to ``"<cat> <cat>_1 <cat>_2"``. All tokens of such a word count as one word.
+            tokens, such as ``"<cat>"`` to ``"<cat> <cat>_1 <cat>_2"``. All tokens of a word with several vectors count
+            as one word.
     """
 
     text: str
@@ -173,8 +174,9 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
     - Added words use their own attention.
     - If ``n`` tokens replace ``m`` source tokens, each of the ``n`` tokens uses ``1/n`` of the sum of the attention to
       the ``m`` source tokens, so the total attention does not change.
-    - A padding token of the target uses the attention of the source token with the same index, as in the authors'
-      code, because the text encoder's output depends on the index. Other padding tokens of the source are dropped.
+    - A padding token of the target uses the attention of the source token with the same index, as in the authors' code,
+      because the text encoder's output depends on the index. A padding token of the source is ignored if the target has
+      no padding token with the same index.
     """
     transfer = torch.zeros(source.length, target.length, dtype=torch.float64)
     inherited = torch.zeros(target.length, dtype=torch.float64)
