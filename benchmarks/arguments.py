@@ -1,4 +1,4 @@
-"""Command-line arguments of the benchmarks: a bad value is reported in one line, before any work."""
+"""Command-line arguments of the benchmarks. An invalid value is reported in one line before a measurement starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_STEPS = 1000
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser whose errors are one line without the usage; the exit status is 2."""
+    """An argument parser that prints an error in one line without the usage, and exits with the status 2."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 def integer(minimum: int = 1, maximum: int | None = None) -> Callable[[str], int]:
-    """Return the argument type of integers from ``minimum`` to ``maximum``."""
+    """Return the argument type (for ``add_argument``) of integers from ``minimum`` to ``maximum``."""
     values = f"an integer >= {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
 
     def parse(text: str) -> int:
@@ -50,7 +50,7 @@ steps = integer(1, MAX_STEPS)
 
 
 def guidance(text: str) -> float:
-    """Return the guidance scale ``text``, a finite number >= 1."""
+    """Convert ``text`` to a guidance scale, a finite number >= 1."""
     try:
         value = float(text)
     except ValueError:
@@ -61,7 +61,7 @@ def guidance(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """Return the name ``text`` of a device that PyTorch can use."""
+    """Return ``text`` if ``text`` is the name of a device that PyTorch can use."""
     try:
         kind = torch.device(text).type
         index = torch.device(text).index or 0
@@ -77,7 +77,7 @@ def device(text: str) -> str:
 
 
 def output_file(text: str) -> Path:
-    """Return the path ``text`` of a file in a folder that exists."""
+    """Convert ``text`` to the path of a file in a folder that exists."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}.")
@@ -89,7 +89,10 @@ def default_device() -> str:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run the command ``main`` and exit; a ValueError or an OSError is reported in one line, with exit status 1."""
+    """Run the command ``main`` and exit.
+
+    A ValueError or an OSError is printed in one line, and the exit status is 1.
+    """
     try:
         status = main()
     except (ValueError, OSError) as error:

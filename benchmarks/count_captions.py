@@ -1,9 +1,9 @@
-"""Measure how many captions per second are searched for concept names on one CPU core.
+"""Measure how many captions per second are searched for the names of concepts on one CPU core.
 
-The project's batch counter is compared with an Aho-Corasick automaton in Python, Polars and DuckDB, all on the same
-captions and names. ``python -m benchmarks.count_captions`` counts the names and synonyms of the ImageNet-1k classes in
-synthetic captions. ``--file FILE --column NAME`` reads the captions from a column of a Parquet file instead. Polars and
-DuckDB are skipped if they are not installed.
+The batch counter of this project is compared with an Aho-Corasick automaton in Python, with Polars and with DuckDB, on
+the same captions and names. ``python -m benchmarks.count_captions`` counts the names and synonyms of the ImageNet-1k
+classes in synthetic captions. ``--file FILE --column NAME`` reads the captions from a column of a Parquet file instead.
+Polars and DuckDB are skipped if they are not installed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Counting = Callable[[], dict[str, int]]
 def synthetic_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
     """Return ``n`` synthetic captions that resemble captions of images on the web.
 
-    The word frequencies are those of the definitions in WordNet. Some captions contain one of ``names``, words with
+    The word frequencies are those of the definitions in WordNet. Some captions contain a name in ``names``, words with
     accents, capital letters or punctuation.
     """
     from timm.data import ImageNetInfo
@@ -75,7 +75,7 @@ def batched(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Co
 
 
 def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """Normalize each caption in Python and search it with an Aho-Corasick automaton."""
+    """Normalize each caption in Python, and search the caption with an Aho-Corasick automaton."""
     matcher = ahocorasick.Automaton()
     for form, concepts in mentions(names).items():
         matcher.add_word(form, concepts)
@@ -91,7 +91,7 @@ def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> 
 
 
 def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """Normalize the column of captions in Polars and search it with the Aho-Corasick automaton of Polars."""
+    """Normalize the captions in Polars, and search the captions with the Aho-Corasick automaton of Polars."""
     pl = import_module("polars")
     forms = mentions(names)
     owners = pl.LazyFrame(
@@ -128,7 +128,8 @@ GROUP BY name
 def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
     """Join the words of the captions with the first words of all spellings of the concept names in DuckDB.
 
-    A hash join finds the first word of a spelling, and the remaining words are compared afterwards.
+    A hash join finds the first word of a spelling in the captions. The remaining words of the spelling are compared
+    afterwards.
     """
     database = import_module("duckdb").connect()
     database.execute("SET threads = 1")
@@ -147,7 +148,7 @@ METHODS = {"batched": batched, "automaton": automaton, "polars": polars, "duckdb
 
 
 def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
-    """Run a counter ``repeats`` times; return its counts and the minimum CPU time of a run in seconds.
+    """Run a counter ``repeats`` times; return the counts and the minimum CPU time of a run in seconds.
 
     The CPU time is the sum over all threads.
     """

@@ -2,9 +2,9 @@
 
 For each model that ships with the repository, each precision and each batch size, the output contains:
 
-- ``error``: latent MSE of a reconstruction on the device;
+- ``error``: latent MSE of a reconstruction (inversion followed by sampling) on the device;
 - ``on CPU``: latent MSE of the same reconstruction on the CPU in float32;
-- ``syncs/step``: number of device synchronizations per step of the inversion;
+- ``syncs/step``: number of device synchronizations per inversion step;
 - ``seconds``: duration of an inversion;
 - ``ratio``: ratio of this duration to the duration of the network calls alone (see :mod:`benchmarks.inversion`).
 
@@ -28,18 +28,18 @@ from rnri import Inversion, LatentDiffusion, anderson_inverter
 
 STEPS = {"emoji": 10, "emoji_lcm": 4, "emoji_flow": 10}
 PROMPT = "a drawing of a camel"
-MAX_ERROR_RATIO = 10.0  # maximum ratio of the latent MSE on the device, minus the rounding error, to the one on the CPU
+MAX_ERROR_RATIO = 10.0  # maximum of (latent MSE on the device - rounding error) / latent MSE on the CPU
 ROUNDING_MSE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 1e-2}
 """Latent MSE due to rounding errors in each precision. The residual of an inversion cannot fall below it."""
 
 
 @dataclass(frozen=True)
 class RoundTripResult:
-    """Result of a reconstruction.
+    """Result of a reconstruction (inversion followed by sampling) on one device.
 
     Attributes:
-        error: latent MSE.
-        syncs_per_step: device synchronizations per step of the inversion; None on devices other than CUDA.
+        error: latent MSE between the original and the reconstructed latents.
+        syncs_per_step: number of device synchronizations per inversion step; None on devices other than CUDA.
     """
 
     error: float
@@ -58,7 +58,7 @@ def round_trip(model: LatentDiffusion, steps: int, batch: int) -> RoundTripResul
 
 
 def _count_syncs(device: torch.device, work: Callable[[], Inversion]) -> tuple[Inversion, int | None]:
-    """Run ``work``; return its result and the number of device synchronizations, which is None without CUDA."""
+    """Run ``work``; return its result and the number of device synchronizations (None without CUDA)."""
     if device.type != "cuda":
         return work(), None
     torch.cuda.set_sync_debug_mode("warn")

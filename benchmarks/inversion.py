@@ -1,19 +1,19 @@
-"""Measure the overhead of inversion methods over their network calls: ``python -m benchmarks.inversion``.
+"""Measure the time that inversion methods add to their network calls: ``python -m benchmarks.inversion``.
 
-A bare call is a call of the network by the benchmark itself, outside of the inversion method. For each method, batch
+A *bare call* is a call of the network by the benchmark itself, outside of the inversion method. For each method, batch
 size and number of steps, the output contains:
 
 - ``nfe`` and ``backward``: number of forward and backward network evaluations per step and sample;
 - ``seconds``: duration of the inversion;
-- ``ratio``: ratio of the duration of the inversion to the duration of ``nfe`` bare calls per step on the full batch;
-- ``of calls``: ratio of the duration of the inversion to the duration of bare calls with the batch sizes of the actual
-  calls, which shrink when samples converge;
+- ``ratio``: ratio of the duration of the inversion to the duration of ``nfe`` bare calls per step with the full batch;
+- ``of calls``: ratio of the duration of the inversion to the duration of bare calls with the batch sizes of the calls
+  in the inversion, which decrease when samples converge;
 - ``MiB``: peak memory during the inversion minus the memory of the loaded model.
 
-Backward passes are included in the duration of the inversion, but bare calls have no backward pass. A bare call of the
-same batch size precedes each network call of the inversion, so that both are measured under the same load of the
-machine. The duration of the bare calls is subtracted from the duration of the inversion. Each combination of method,
-batch size and number of steps runs in a new process.
+Backward passes are part of the duration of the inversion, but bare calls have no backward pass. Before each network
+call of the inversion, a bare call with the same batch size is measured, so that both calls are measured under the same
+load of the machine. The duration of the bare calls is subtracted from the duration of the inversion. Each combination
+of method, batch size and number of steps runs in a new process.
 
     python -m benchmarks.inversion --methods accelerated aidi --batches 1 8 64 --steps 4 50
     python -m benchmarks.inversion --model emoji_lcm --methods accelerated --batches 1 8 --steps 4
@@ -47,7 +47,7 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """Settings of one measurement.
+    """Settings of one measurement of the inversion benchmark.
 
     Attributes:
         method: name of a file in configs/method.
@@ -70,13 +70,13 @@ class Case:
 
 @dataclass(frozen=True)
 class BareCallTimer:
-    """A denoiser that times one bare network call with the same batch size before each call.
+    """A denoiser that, before each network call, times a bare call with the same batch size.
 
     Attributes:
         denoiser: the denoiser that is called.
         latents: inputs of the bare calls, ``[B,C,h,w]``.
         calls: batch size and duration in seconds of each bare call.
-        overheads: duration in seconds of the bare calls before each call, including the warm-up call.
+        overheads: duration in seconds of the bare calls, including a warm-up call, before each network call.
     """
 
     denoiser: Denoiser
@@ -118,7 +118,7 @@ def inverters() -> dict[str, Inverter]:
 
 
 def seed_only_methods() -> list[str]:
-    """Return the names of the seed-only methods in configs/method, which reconstruct an image from its seed alone."""
+    """Return the names of the methods in configs/method that reconstruct an image from its seed alone."""
     return [name for name, method in inverters().items() if method.seed_only]
 
 
@@ -139,10 +139,10 @@ def load(name: str, device: str, dtype: str) -> LatentDiffusion:
 
 
 def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float]:
-    """Measure one inversion of sampled latents after a warm-up.
+    """Measure one inversion of sampled latents. A warm-up inversion of two steps precedes the measurement.
 
     Args:
-        model: the loaded model of ``case``. Default: the model is loaded.
+        model: the loaded model of ``case``; None: the model is loaded.
     """
     model = model or load(case.model, case.device, case.dtype)
     before = _peak(model.device)
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
     parser.add_argument("--dtype", choices=arguments.DTYPES, default="float32")
     options = parser.parse_args()
-    model = load(options.model, "cpu", options.dtype)  # before the first measurement, which is in another process
+    model = load(options.model, "cpu", options.dtype)  # before the first measurement, which runs in a new process
     for steps in options.steps:
         model.schedule(steps)
     print(f"{'method':20s} {'batch':>5s} {'steps':>5s} {'nfe':>11s} {'backward':>8s} {'seconds':>8s} "

@@ -1,9 +1,9 @@
-"""Measure the duration of computing a centroid of seeds with NAO: ``python -m benchmarks.nao``.
+"""Measure how long NAO takes to compute a centroid of seeds: ``python -m benchmarks.nao``.
 
-For each number of seeds, number of components per seed and batch size, the output contains the median wall time and CPU
-time per centroid in milliseconds, including the points of all paths. ``ratio`` is the CPU time of the published
-procedure divided by the CPU time of this project. The published procedure optimizes K points per path by gradient
-descent in all d dimensions.
+For each number of seeds, number of components per seed and batch size, the output contains the median wall time and the
+median CPU time per centroid in milliseconds, including the computation of the points of all paths. ``ratio`` is the CPU
+time of the published procedure divided by the CPU time of this project. The published procedure optimizes the K points
+of each path by gradient descent in all d dimensions of seed space.
 
     python -m benchmarks.nao --seeds 5 --sizes 16384 --batches 1 32
 """
@@ -25,7 +25,7 @@ from nao.radial_metric import MIN_COMPONENTS
 
 
 def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Return the median wall time and CPU time of ``repeats`` calls, in milliseconds.
+    """Return the median wall time and the median CPU time of ``repeats`` calls, in milliseconds.
 
     If ``repeats`` is above 1, a warm-up call precedes the timed calls.
     """
@@ -41,7 +41,7 @@ def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 
 def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterations: int) -> dict[str, float]:
-    """Measure the duration of centroids of ``n`` seeds with ``d`` components.
+    """Measure how long the computation of centroids of ``n`` seeds with ``d`` components takes.
 
     Args:
         batch: number of centroids that are computed in one call.
@@ -60,7 +60,7 @@ def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterat
 
 
 def size(text: str) -> int:
-    """Return the number of components ``text`` of a seed with 4 square channels."""
+    """Convert ``text`` to the number of components of a seed with 4 square channels."""
     value = arguments.integer(MIN_COMPONENTS)(text)
     if value != 4 * math.isqrt(value // 4) ** 2:
         raise argparse.ArgumentTypeError(f"must be 4 times a square number, got {text!r}.")

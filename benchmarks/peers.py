@@ -1,16 +1,17 @@
-"""Compare the speed of this project with plain loops of the same methods: ``python -m benchmarks.peers``.
+"""Compare the speed of this project with plain loops that compute the same methods: ``python -m benchmarks.peers``.
 
-Each pair computes the same result on the same network: ``theirs`` is diffusers' scheduler or a loop that is written
-from the paper and does nothing but the method, ``ours`` is this project. Both run in one process, one after the other
-in alternating order. The output contains for each pair and batch size:
+Each pair consists of two implementations that compute the same result with the same network. ``ours`` is this project.
+``theirs`` is diffusers' scheduler, or a loop that is written from the paper of the method and contains only the method.
+Both run in one process, one after the other in alternating order. For each pair and batch size, the output contains:
 
-- ``theirs ms`` and ``ours ms``: median CPU time of a run per image, in milliseconds;
-- ``theirs / ours``: median ratio of the CPU times of two consecutive runs; above 1 this project is faster;
-- ``evaluations``: number of network evaluations per image of both, which must be equal;
+- ``theirs ms`` and ``ours ms``: median CPU time of ``theirs`` and ``ours`` per image, in milliseconds;
+- ``theirs / ours``: median ratio of the CPU times of two consecutive runs; if the ratio is above 1, this project is
+  faster;
+- ``evaluations``: number of network evaluations per image, which must be equal for ``theirs`` and ``ours``;
 - ``difference``: maximum absolute difference of the two results.
 
-A loop of the authors processes one image after the other, except for diffusers' scheduler, which processes the batch.
-Use one thread (``OMP_NUM_THREADS=1``) and a machine without other load.
+Like the published code, the loops process one image after the other; diffusers' scheduler processes the batch. Use one
+thread (``OMP_NUM_THREADS=1``) and a machine without other load.
 
     OMP_NUM_THREADS=1 python -m benchmarks.peers --batches 1 4 --repeats 15 --json peers.json
 """
@@ -49,11 +50,11 @@ RENO_MAX_NORM = 0.1
 
 @dataclass(frozen=True)
 class Pair:
-    """Two computations of the same result on the same network.
+    """Two implementations that compute the same result with the same network.
 
     Attributes:
-        network: the network that both call; the rows of its inputs are counted.
-        theirs, ours: return the result.
+        network: the network that both implementations call; the rows of its inputs are counted.
+        theirs, ours: functions that compute the result.
     """
 
     network: torch.nn.Module
@@ -63,7 +64,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairTiming:
-    """Result of the measurement of a pair, with the attributes that the module describes."""
+    """Measured times of a pair. The docstring of the module describes the attributes."""
 
     pair: str
     batch: int
@@ -103,7 +104,7 @@ class Inputs:
         return Pair(self.model.pipeline.unet, theirs, lambda: ours().seed)
 
     def plain_loop(self, step: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        """Return a loop over images and steps; ``step(y, z_s, a, b, t)`` computes the noisier latent of a step.
+        """Return a loop over images and inversion steps. ``step(y, z_s, a, b, t)`` computes the noisier latent ``z_t``.
 
         ``y(z)`` is the network's prediction at timestep ``t``. The step equation is ``z_t = a z_s + b y(z_t)``.
         """
@@ -130,7 +131,7 @@ class Inputs:
 
 
 def ddim(batch: int, steps: int) -> Pair:
-    """DDIM inversion, and a loop with diffusers' ``DDIMInverseScheduler``."""
+    """DDIM inversion of this project, and a loop with diffusers' ``DDIMInverseScheduler``."""
     inputs = Inputs.sampled(batch, steps)
     unet = inputs.model.pipeline.unet
     text = inputs._text()
@@ -162,7 +163,7 @@ def fixed_point(batch: int, steps: int) -> Pair:
 
 
 def renoise(batch: int, steps: int) -> Pair:
-    """ReNoise (Garibi et al. 2024, Algorithm 1) with the default numbers of evaluations and windows."""
+    """ReNoise (Garibi et al. 2024, Algorithm 1) with default numbers of evaluations and default averaging windows."""
     settings = ReNoise(tolerance=0)
 
     def step(y: Callable[[Tensor], Tensor], z_s: Tensor, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ def renoise(batch: int, steps: int) -> Pair:
 
 
 def reno(batch: int, steps: int) -> Pair:
-    """ReNO (Eyring et al. 2024): seeds of a few-step model are optimized for a reward and a penalty of their norm."""
+    """ReNO (Eyring et al. 2024), which optimizes seeds of a few-step model for a reward and a penalty of the norm."""
     model = load("emoji_lcm", "cpu", "float32")
     clip = ClipFeatures.from_pretrained(
         project_path("assets/models/clip"), device="cpu", dtype=torch.float32, local_files_only=True
@@ -243,7 +244,7 @@ PAIRS = {"ddim": ddim, "fixed_point": fixed_point, "renoise": renoise, "reno": r
 
 
 def count_evaluations(network: torch.nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """Return the result of ``run`` and the number of rows that ``network`` processes meanwhile."""
+    """Return the result of ``run`` and the number of rows that ``network`` processes during ``run``."""
     rows: list[int] = []
     handle = network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
@@ -254,7 +255,7 @@ def count_evaluations(network: torch.nn.Module, run: Callable[[], Tensor]) -> tu
 
 
 def measure(name: str, batch: int, steps: int, repeats: int) -> PairTiming:
-    """Measure the pair ``name``; a first run of both, which counts the evaluations, is the warm-up."""
+    """Measure the pair ``name``. A first run of both implementations counts the evaluations and is the warm-up."""
     pair = PAIRS[name](batch, steps)
     theirs, theirs_evaluations = count_evaluations(pair.network, pair.theirs)
     ours, ours_evaluations = count_evaluations(pair.network, pair.ours)

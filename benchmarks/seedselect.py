@@ -1,13 +1,14 @@
-"""Measure the overhead and the memory of SeedSelect: ``python -m benchmarks.seedselect``.
+"""Measure the memory of SeedSelect, and the time it adds to its network calls: ``python -m benchmarks.seedselect``.
 
 For each gradient mode, batch size and number of steps, the output contains the duration of an iteration in seconds, the
 ``ratio`` of this duration to the duration of the bare network calls, and the peak memory of the tensors that an
 iteration allocates.
 
-The bare network calls are the calls of one iteration, executed without SeedSelect: the UNet once per sampling step, or
-twice if gradient checkpointing recomputes the step, and the decoder and CLIP once per latent in the loss. They have a
-backward pass where the iteration has one. The bare calls are timed immediately before and after the iterations. On a
-CPU, durations are CPU times, and the memory does not include temporary buffers inside PyTorch's operators.
+The *bare* network calls are the network calls of one iteration, executed without SeedSelect: the UNet once per sampling
+step, or twice if gradient checkpointing recomputes the step, and the decoder and CLIP once per latent in the loss. A
+bare call has a backward pass if the call in the iteration has a backward pass. The bare calls are timed immediately
+before and after the iterations. On a CPU, durations are CPU times, and the memory does not include temporary buffers
+inside PyTorch's operators.
 
     python -m benchmarks.seedselect --modes full checkpoint last5 --batches 1 8 --steps 10 20 50
 """
@@ -74,7 +75,7 @@ class TensorMemory(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Case:
-    """Settings of one measurement.
+    """Settings of one measurement of the SeedSelect benchmark.
 
     Attributes:
         mode: ``full`` for the gradient through all sampling steps, ``checkpoint`` for the same gradient with gradient
@@ -97,7 +98,7 @@ class Case:
 
 
 class Bench:
-    """The networks and the inputs with which a case is measured."""
+    """The networks and the inputs with which a :class:`Case` is measured."""
 
     def __init__(self, model: LatentDiffusion, clip: ClipFeatures, case: Case) -> None:
         self.model, self.clip, self.case = model, clip, case
@@ -124,9 +125,9 @@ class Bench:
         )
 
     def time_bare_calls(self) -> dict[str, float]:
-        """Return the durations of bare calls in seconds: of the UNet ("unet"), and of the decoder and CLIP ("loss").
+        """Return the durations in seconds of bare calls of the UNet ("unet"), and of the decoder and CLIP ("loss").
 
-        Each network is timed without ("forward") and with a backward pass ("both").
+        Each network is timed without a backward pass ("forward") and with a backward pass ("both").
         """
         t, z = self.schedule.timestep(len(self.schedule) // 2), self.seeds.double()
         networks = {"unet": lambda x: self.predictor(x, t), "loss": lambda x: self.clip(self.model.decode(x))}
@@ -210,7 +211,7 @@ def measure(case: Case, model: LatentDiffusion, clip: ClipFeatures) -> dict[str,
 
 
 def gradient_mode(text: str) -> str:
-    """Return the gradient mode ``text``."""
+    """Return ``text`` if ``text`` is a valid gradient mode."""
     if text not in ("full", "checkpoint"):
         try:
             arguments.integer()(text.removeprefix("last") if text.startswith("last") else "")

@@ -1,10 +1,11 @@
-"""Measure variants of inversion with a large guidance scale: ``python -m benchmarks.strong_guidance``.
+"""Measure the errors of variants of inversion with a large guidance scale: ``python -m benchmarks.strong_guidance``.
 
 The results are in the tables of docs/results/inversion.md. The variants (candidates) are: more network evaluations,
-homotopy in the guidance scale, several initial guesses, a stricter safeguard of the solver, the same number of network
-evaluations in all steps, a longer memory of the solver, optimizing the seed with Adam, and round-trip corrections. For
-each candidate, the output contains the PSNR, the percentage of images with a PSNR below 20 dB, the latent MSE (mean,
-median and maximum), the network evaluations per step, and the percentage of steps with a residual of at most 1e-6.
+homotopy in the guidance scale (solving at increasing scales), several initial guesses, a stricter safeguard of the
+solver, the same number of network evaluations in all steps, a longer memory of the solver, optimization of the seed
+with Adam, and round-trip corrections. For each candidate, the output contains the PSNR, the percentage of images with a
+PSNR below 20 dB, the latent MSE (mean, median and maximum), the network evaluations per step, and the percentage of
+steps with a residual of at most 1e-6.
 
     python -m benchmarks.strong_guidance --drawings 128 --device cuda
     python -m benchmarks.strong_guidance --drawings 2 --steps 4 --candidates nfe homotopy
@@ -56,9 +57,9 @@ class GuidanceLadder:
     Attributes:
         predictors: one predictor for each guidance scale. The last predictor has the guidance scale of the sampler.
         iterations: maximum number of network evaluations per guidance scale.
-        tolerance: residual at which the equation of a step counts as solved.
-        restarts: at the last guidance scale, also solve the equation from the initial guess and from ``z_s``, and
-            return the solution with the smallest residual.
+        tolerance: residual below which the equation of a step counts as solved.
+        restarts: whether the equation at the last guidance scale is also solved from the initial guess and from
+            ``z_s``; the solution with the smallest residual is then returned.
     """
 
     predictors: Sequence[NoisePredictor]
@@ -82,7 +83,10 @@ class GuidanceLadder:
 
 
 def select_better(one: Solution, other: Solution) -> Solution:
-    """Return the solution with the smaller residual for each sample; the NFE are copied from ``one``."""
+    """Return the solution with the smaller residual for each sample.
+
+    The numbers of evaluations are those of ``one``.
+    """
     is_better = other.residual < one.residual
     mask = is_better.to(one.z.device).view(-1, 1, 1, 1)
     return replace(
@@ -132,11 +136,11 @@ class Setup:
         return cls(model, images, z0, prompts, model.schedule(steps), guidance)
 
     def predictor(self, guidance: float | None = None) -> NoisePredictor:
-        """Return the predictor with a guidance scale. The default is the guidance scale of the sampler."""
+        """Return the noise predictor with a guidance scale, by default the guidance scale of the sampler."""
         return self.model.predictor(self.prompts, guidance or self.guidance)
 
     def invert(self, inverter: Inverter) -> Result:
-        """Invert all images with ``inverter``."""
+        """Invert the latents of all images with ``inverter``."""
         inversion = inverter.invert(self.z0, self.predictor(), self.schedule)
         return inversion.seed, inversion.nfe.double().mean().item(), inversion.solved.double().mean().item()
 
@@ -172,7 +176,7 @@ class Setup:
 
     @torch.no_grad()
     def format_row(self, name: str, seed: Tensor, nfe: float, solved: float) -> str:
-        """Sample images from the seeds of a candidate, and format their errors as a row of the output."""
+        """Sample images from the seeds of a candidate, and format the errors of the images as a row of the output."""
         z = self.model.sample(seed, self.predictor(), self.schedule)
         error = (z.double() - self.z0.double()).square().flatten(1).mean(1).cpu()
         decibels = psnr(self.model.decode(z.float()), self.images).cpu()

@@ -1,16 +1,17 @@
-"""Kill random processes of a run and check its results: ``python -m tools.chaos --kills 20 --processes 3``.
+"""Kill random processes of a run and check the results: ``python -m tools.chaos --kills 20 --processes 3``.
 
 The option on the command line selects one of three tests:
 
-- By default, several processes share units, and random processes are repeatedly killed with SIGKILL and replaced. A
-  unit only writes a line to a file, so that this test covers only the leases.
-- ``--command`` repeats the default test with the experiment rare_concepts on a tiny random model.
+- By default, several processes share units (pieces of work), and random processes are repeatedly killed with SIGKILL
+  and replaced. The work of a unit is only to write a line to a file, so that this test covers only the leases (the
+  exclusive rights of processes to compute units).
+- ``--command`` runs the default test with the experiment rare_concepts on a tiny random model.
 - ``--ddp torchrun`` and ``--ddp lightning`` run ``train.py`` with the same experiment and several ranks. One process is
-  killed, the other processes have to exit with an error message, and the same command is run again.
+  killed. The other processes then have to exit with an error message, and the same command is run again.
 
-The printed summary contains the number of kills, of missing units and of units that were written twice, and whether the
-results are equal to the results of a run in a single process. The exit status is 0 if no unit is missing or was written
-twice and the results are equal.
+The printed summary contains the numbers of kills, of missing units and of units that were written twice, and whether
+the results are equal to the results of a run in a single process. The exit status is 0 if the results are equal, no
+unit is missing and no unit was written twice.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Summary:
     Attributes:
         kills: number of processes that were killed.
         processes: number of processes that ran at the same time.
-        seconds: duration of the test.
+        seconds: duration of the test in seconds.
         units: number of units.
         missing: number of units that no process has written.
         duplicates: number of units that were written again although they were on disk.
-        results_equal: whether the results are equal to the results of a single process.
+        results_equal: whether the results are equal to the results of a run in a single process.
     """
 
     kills: int
@@ -77,7 +78,9 @@ def unit_content(name: str) -> str:
 
 
 def run_worker(folder: Path, units: int, pause: float) -> None:
-    """Acquire and write units until all units exist, and append the name of each written unit to a journal file.
+    """Acquire the leases of units and write units until all units exist.
+
+    The name of each written unit is appended to a journal file.
 
     This function does not import PyTorch, so that a process starts quickly.
 
@@ -106,13 +109,13 @@ def run_worker(folder: Path, units: int, pause: float) -> None:
 
 
 def append_to_journal(folder: Path, name: str) -> None:
-    """Append the name of a unit to the journal file. A line this short is written atomically."""
+    """Append the name of a unit to the journal file. Such a short line is written atomically."""
     with open(folder / "journal", "a", buffering=1) as journal:
         journal.write(f"{name}\n")
 
 
 def run_main_job(folder: Path) -> None:
-    """Run the experiment rare_concepts on images of colored squares, including Lightning's loop and the report."""
+    """Run the experiment rare_concepts with images of colored squares, including Lightning's loop and the report."""
     from tests.experiments import tiny_configs
 
     tiny_configs.run_to_end(squares(str(folder / "run")))
@@ -132,7 +135,7 @@ def squares(run_dir: str) -> RareConceptsExperiment:
 
 
 def _journal_units(folder: Path) -> None:
-    """Make ``UnitStore.write`` append the name of each written unit to the journal file in ``folder``."""
+    """Patch ``UnitStore.write``, so that it appends the name of each written unit to the journal file in ``folder``."""
     from experiments.cache.store import UnitStore
 
     write = UnitStore.write
@@ -152,7 +155,7 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
         kills: number of processes that are killed.
         processes: number of processes that run at the same time.
         wait: minimum and maximum time between two kills, in seconds.
-        seed: random seed of the times and of the choice of processes.
+        seed: random seed of the times of the kills and of the choice of the killed processes.
 
     Returns:
         The duration in seconds until all processes have finished.
@@ -184,7 +187,7 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
 
 
 def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause: float, seed: int) -> Summary:
-    """Run the default test: kill processes that share units, where a unit only writes a line to a file."""
+    """Run the default test: kill processes that share units, where the work of a unit is to write a line to a file."""
     (folder / "units").mkdir(parents=True)
     command = [sys.executable, "-m", "tools.chaos", "--work", str(folder), "--units", str(units), "--pause", str(pause)]
     seconds = kill_and_replace(command, kills, processes, wait=(0.15, 0.5), seed=seed)
@@ -237,10 +240,10 @@ class DdpSummary:
         kills: number of processes that were killed.
         finished: number of runs that finished.
         single_process_seconds: duration of the same run in a single process, in seconds.
-        slowest_exit: longest time between a kill and the exit of the last process of the run, in seconds.
+        slowest_exit: maximum time in seconds from a kill to the exit of the last process of the run.
         hanging: descriptions of the processes that did not exit after a kill.
         silent: outputs of runs that exited without an error message.
-        different: descriptions of the differences to the results of a single process.
+        different: descriptions of the differences from the results of a run in a single process.
     """
 
     launcher: str
@@ -277,9 +280,10 @@ def train_command(folder: Path, launcher: str, processes: int) -> list[str]:
 def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_wait: float, seed: int) -> DdpSummary:
     """Run the test of ``--ddp``: repeatedly kill one process of a run with several ranks and start the run again.
 
-    Every second kill is at a random time of at most ``max_wait`` seconds after the start, which is mostly while modules
-    and networks are loaded. The other kills are while units are computed. When a run has finished, its results are
-    compared with the results of a single process, and the next run starts in a new folder.
+    Every second kill is at a random time of at most ``max_wait`` seconds after the start; at this time, most processes
+    are still loading modules and networks. The other kills are at a time when units are computed. When a run has
+    finished, its results are compared with the results of a run in a single process, and the next run starts in a new
+    folder.
     """
     generator = random.Random(seed)
     summary = DdpSummary(launcher, processes)
@@ -310,9 +314,9 @@ def _journal(folder: Path) -> list[str]:
 
 
 def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: random.Random, summary: DdpSummary) -> bool:
-    """Kill a random process ``seconds`` after ``units`` units were written; return whether the run still finished.
+    """Kill a random process ``seconds`` seconds after ``units`` units are written; return whether the run finished.
 
-    The kill, the time until all processes have exited, and errors are added to ``summary``.
+    The kill, the time until the exit of all processes, and errors are added to ``summary``.
     """
     while tree.root.poll() is None and len(_journal(tree.folder)) < units:
         time.sleep(0.1)
@@ -339,9 +343,11 @@ def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: rando
 
 
 def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Random) -> tuple[str, int]:
-    """Kill a random process after ``seconds``; return the role of this process and the number of other processes.
+    """Kill a random process after ``seconds`` seconds.
 
-    The result is ``("", 0)`` if the run ended before a process was killed.
+    Returns the role of the killed process and the number of the other processes.
+
+    The result is ``("", 0)`` if the run ended before the kill.
     """
     try:
         tree.root.wait(seconds)
@@ -354,9 +360,9 @@ def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Ra
 
 
 def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
-    """Wait until all processes of the run have exited, and kill the processes that are still running at the timeout.
+    """Wait until all processes of the run have exited, and kill the processes that still run at the timeout.
 
-    The timeout includes the duration of a full run, because other ranks may finish the run after one was killed.
+    The timeout includes the duration of a full run, because the other ranks may finish the run after the kill.
     """
     timeout = EXIT_TIMEOUT_S + summary.single_process_seconds
     deadline = time.monotonic() + timeout
@@ -370,9 +376,9 @@ def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
 
 @dataclass(frozen=True)
 class ProcessTree:
-    """The process of a command and all processes that it starts, also in other sessions.
+    """The process of a command and all processes that the command starts, also in other sessions.
 
-    These processes are identified by an environment variable that they inherit.
+    The processes are identified by an environment variable that they inherit.
 
     Attributes:
         root: process of the command.
@@ -407,7 +413,7 @@ class ProcessTree:
 def _role(pid: int, run_id: str) -> str:
     """Return the role of a process: ``torchrun`` or ``rank N``.
 
-    The role is empty if the process is not running or does not belong to the run with the id ``run_id``.
+    The role is an empty string if the process does not run or does not belong to the run with the id ``run_id``.
     """
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -424,7 +430,7 @@ def _role(pid: int, run_id: str) -> str:
 def _differences(folder: Path, single: Path) -> list[str]:
     """Return descriptions of the differences between a run and a run in a single process.
 
-    A difference is a unit that is missing or was written twice, or a different result.
+    A difference is a missing unit, a unit that was written twice, or a different result.
 
     Args:
         folder: parent folder of the run's folder.

@@ -32,14 +32,14 @@ LAST = 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Yield the records of a ``.wandb`` file as W&B's protobuf messages, without an incomplete record at the end.
+    """Yield the records of a ``.wandb`` file as W&B's protobuf messages. An incomplete record at the end is omitted.
 
     Raises:
         ValueError: ``path`` is not a ``.wandb`` file, or a record is damaged.
     """
     content = path.read_bytes()
     if not content.startswith(b":W&B"):
-        raise ValueError(f"{path} is not a W&B file: use the folder of a run with logger=wandb.")
+        raise ValueError(f"{path} is not a W&B file: give the folder of a run with logger=wandb.")
     position = FILE_HEADER_SIZE
     chunks = b""
     while position + CHUNK_HEADER.size <= len(content):
@@ -62,7 +62,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def summarize(path: Path) -> str:
-    """Summarize a ``.wandb`` file: the W&B run, its state, config keys, metrics, tables and images."""
+    """Return a summary of a ``.wandb`` file: the W&B run, its state, config keys, metrics, tables and images."""
     header: list[str] = []
     config: list[str] = []
     metrics: dict[str, list[Any]] = {}
@@ -100,9 +100,9 @@ def _config_keys(config: Any) -> list[str]:
 
 
 def _history_row(history: Any) -> dict[str, Any]:
-    """Return the values that were logged in one step, by name.
+    """Return the values that were logged in one step, by the name of the value.
 
-    The value of a metric is a number. The value of a table or image is a mapping of its properties.
+    The value of a metric is a number. The value of a table or image is a dictionary of its properties.
     """
     row: dict[str, Any] = {}
     for item in history.item:
