@@ -8,7 +8,7 @@ from numbers import Real
 
 from diffusers import DiffusionPipeline
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 

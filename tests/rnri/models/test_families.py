@@ -7,7 +7,7 @@ from diffusers import DPMSolverMultistepScheduler
 import rnri
 from rnri.editing import edit
 from rnri.models.family import registered_families
-from tests.pipelines import tiny_chroma, tiny_pixart, tiny_sana, tiny_z_image
+from tests.pipelines import tiny_chroma, tiny_pixart, tiny_sana, tiny_stable_diffusion, tiny_z_image
 from tests.rnri.test_api import assert_regenerates, state
 
 PROMPTS = ["a cat", "two dogs on a hill"]
@@ -174,3 +174,10 @@ def test_encoding_sana_does_not_change_the_tokenizer():
     pipe.tokenizer.padding_side = "left"
     rnri.LatentDiffusion(pipe, image_size=(32, 32)).predictor(PROMPTS, 2.0)
     assert pipe.tokenizer.padding_side == "left"
+
+
+def test_flow_prediction_of_a_unet_is_refused():
+    pipe = tiny_stable_diffusion()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="prediction_type='flow_prediction' in the config of DDIMScheduler"):
+        rnri.LatentDiffusion(pipe)
