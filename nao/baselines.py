@@ -44,7 +44,7 @@ def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     u, v = _to_float64(a) / norms[0], _to_float64(b) / norms[1]
     cosine = (u * v).sum().clamp(-1, 1)
     if cosine < -1 + 1e-12:
-        raise ValueError("the two seeds are opposite, so their great circle is not unique; change one of them.")
+        raise ValueError("the two seeds are opposite, so their great circle is not unique; replace one of the seeds.")
     angle = torch.acos(cosine)
     s = _fractions(num_points)
     if angle < 1e-9:
@@ -89,7 +89,7 @@ def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonN
     units = _to_float64(seeds).flatten(1) / norms[:, None]
     center = units.mean(0)
     if center.norm() < 1e-9:
-        raise ValueError("the seeds cancel out, so their spherical mean is not unique; leave one of them out.")
+        raise ValueError("the seeds cancel out, so their spherical mean is not unique; leave one of the seeds out.")
     center = center / center.norm()
     for _ in range(iterations):
         # Map all seeds to tangents at the center (logarithm map), average the tangents, and map the average back to the

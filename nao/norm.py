@@ -84,6 +84,7 @@ def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
         index = int(is_invalid.flatten().nonzero()[0].item())
         value = norms.flatten()[index].item()
         raise ValueError(
-            f"{name}: seed {index} has norm {value:g}, so it has no direction; remove it or invert its image again"
+            f"{name}: seed {index} has norm {value:g}, so it has no direction; remove this seed, or invert its image "
+            "again"
         )
     return norms

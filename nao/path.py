@@ -92,7 +92,7 @@ def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize
     ends = torch.eye(2, dtype=torch.float64).expand(len(subspace.t), 2, 2)
     angle = angles(subspace.gram, ends[:, 1])[:, 0]
     if (angle > math.pi - MIN_ANGLE_TO_OPPOSITE_RAD).any():
-        raise ValueError("two seeds are opposite, so the shortest path between them is not unique; change one of them.")
+        raise ValueError("two seeds are opposite, so the shortest path between them is not unique; replace one seed.")
     alpha = subspace.metric.alpha(subspace.t)
     paths = solve_geodesics(subspace.metric, alpha[:, 0], alpha[:, 1], angle)
     weights, length = _sample(paths, _even_fractions(num_points), start=ends[:, 0], end=ends[:, 1])
@@ -158,7 +158,7 @@ def centroid_seeds(
         ValueError: ``count`` is less than 1, or an argument is invalid for :func:`centroid`.
     """
     if count < 1:
-        raise ValueError(f"count={count}: must be >= 1; the first seed is the centroid.")
+        raise ValueError(f"count={count}: must be >= 1, because the first seed is the centroid.")
     subspace = _Subspace(seeds, normalize)
     center = subspace.solve_mean()
     points_per_path = -(-(count - 1) // seeds.shape[1])
@@ -230,7 +230,7 @@ class _Subspace:
     def solve_mean(self) -> Center:
         """Return the centroid of each problem."""
         if (self.gram.mean((1, 2)) < MIN_MEAN_NORM**2).any():
-            raise ValueError("the seeds cancel out, so their centroid is not unique; leave one of them out.")
+            raise ValueError("the seeds cancel out, so their centroid is not unique; leave one of the seeds out.")
         return solve_mean(self.metric, self.gram, self.t)
 
     def embed(self, center: Center) -> Tensor:

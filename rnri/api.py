@@ -239,6 +239,6 @@ def _as_inverter(method: str | Inverter) -> Inverter:
     if not method.seed_only:
         raise ValueError(
             f"method: must be seed-only, got {type(method).__name__}, whose reconstruction needs more tensors than a "
-            "pipeline call takes; use its own invert and reconstruct."
+            "pipeline call takes; call its methods invert and reconstruct instead."
         )
     return method

@@ -137,7 +137,8 @@ class Inverter(ABC):
             ValueError: the method has a fixed number of evaluations per step. A subclass that does not override this
                 method always raises this error.
         """
-        raise ValueError(f"{type(self).__name__} has a fixed number of network evaluations per step.")
+        name = type(self).__name__
+        raise ValueError(f"{name} has a fixed number of network evaluations per step; use another method.")
 
 
 def check_schedule(method: object, schedule: Schedule) -> None:

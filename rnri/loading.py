@@ -149,12 +149,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as weights ({first_line(error)})") from None
     if not isinstance(weights, Mapping) or not weights:
         content = "an empty file" if isinstance(weights, Mapping) else type(weights).__name__
-        raise ValueError(f"{path} must contain tensors by name, got {content}")
+        raise ValueError(f"{path} must contain a dict of tensors, got {content}")
     for name, weight in weights.items():
         if not isinstance(weight, Tensor):
-            raise ValueError(f"{path} must contain tensors by name, got {type(weight).__name__} for {name!r}")
+            raise ValueError(f"{path} must contain a dict of tensors, got {type(weight).__name__} for {name!r}")
         if not weight.isfinite().all():
-            raise ValueError(f"{path} has weights that are not finite, in {name}")
+            raise ValueError(f"{path} has weights that are not finite, for example {name}")
     return dict(weights)
 
 

@@ -254,7 +254,7 @@ class PipelineInversion(Inversion):
         if timesteps.shape != self.timesteps.shape or not torch.equal(timesteps.cpu(), self.timesteps.cpu()):
             raise ValueError(
                 f"pipe: the scheduler {type(pipe.scheduler).__name__} has other timesteps than {self.scheduler}, with "
-                "which the images were inverted; use the scheduler of the inversion."
+                "which the images were inverted; load the pipeline with the scheduler of the inversion."
             )
 
 

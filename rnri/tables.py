@@ -81,7 +81,9 @@ def _read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[s
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         rows = [(number, json.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as a table ({error}): correct it.") from None
+        raise ValueError(
+            f"{path} cannot be read as a table ({error}): write one JSON object per line, in UTF-8."
+        ) from None
     for number, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{path} has {row!r:.60} in line {number}: give one JSON object per line.")

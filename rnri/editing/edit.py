@@ -144,7 +144,9 @@ def edit(
     family = family_of(pipe)
     _check_kwargs(pipeline_kwargs)
     if not inversion.latents.isfinite().all():
-        raise ValueError("inversion.latents: must be finite, but the inversion diverged; use more steps or float32.")
+        raise ValueError(
+            "inversion.latents: must be finite, but the inversion diverged; invert with more steps or in float32."
+        )
     source_prompts = list(inversion.prompts)
     edited_prompts = _edited_prompts(prompt, len(source_prompts))
     prompts = [*source_prompts, *(text for texts in edited_prompts for text in texts)]
@@ -199,7 +201,7 @@ def attention_control(
     if not isinstance(edit_config, editor.config_class):
         raise ValueError(
             f"edit_config={type(edit_config).__name__} does not apply to the {family.network_name} of "
-            f"{type(family.pipeline).__name__}: give {editor.config_class.__name__}, or leave edit_config out."
+            f"{type(family.pipeline).__name__}: pass {editor.config_class.__name__}, or leave edit_config out."
         )
     return editor.control(edit_config, state, prompts, image_size)
 
@@ -270,13 +272,16 @@ def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
     prompts_per_image = prompt if images > 1 else [prompt]
     if not isinstance(prompts_per_image, list | tuple) or len(prompts_per_image) != images:
         raise ValueError(
-            f"prompt={prompt!r}: must be a list with a string, or a list of strings, for each of {images} images."
+            f"prompt={prompt!r}: must be a list with an entry for each of {images} images, a string or a list of "
+            "strings."
         )
     result = [[prompts] if isinstance(prompts, str) else prompts for prompts in prompts_per_image]
     for prompts in result:
         is_list = isinstance(prompts, list | tuple) and len(prompts) > 0
         if not is_list or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"prompt={prompt!r}: must have one edited prompt, or a non-empty list of them, per image.")
+            raise ValueError(
+                f"prompt={prompt!r}: must have an edited prompt or a non-empty list of edited prompts per image."
+            )
     return [list(prompts) for prompts in result]
 
 
@@ -285,4 +290,4 @@ def _check_kwargs(pipeline_kwargs: dict[str, Any]) -> None:
         if name in RESERVED_KWARGS:
             raise ValueError(f"{name} is determined by `{RESERVED_KWARGS[name]}`: leave {name} out.")
         if name in UNSUPPORTED_KWARGS:
-            raise ValueError(f"{name} would change the rows or words that an edit aligns: leave {name} out.")
+            raise ValueError(f"{name} would change the number of images or the words of the prompts: leave {name} out.")

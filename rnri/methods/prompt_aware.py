@@ -89,7 +89,7 @@ class PromptAware(Inverter):
         if self.reuse and len(schedule) <= self.steps:
             raise ValueError(
                 f"steps: must be less than the number of schedule steps {len(schedule)} with reuse=True, got "
-                f"{self.steps}; or set reuse=False."
+                f"{self.steps}; set fewer steps, or reuse=False."
             )
         check_schedule(self.inverter, schedule.head(len(schedule) - self.steps) if self.reuse else schedule)
 

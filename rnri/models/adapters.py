@@ -45,7 +45,7 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
 def check_lora(path: str | Path | None) -> None:
     """Raise ValueError if ``path`` is not None and the package ``peft``, which loads LoRAs, is not installed."""
     if path is not None and find_spec("peft") is None:
-        raise ValueError(f"lora={str(path)!r} needs the package peft: pip install peft.")
+        raise ValueError(f"lora={str(path)!r} needs the package peft: install it with pip install peft.")
 
 
 def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only: bool) -> None:
@@ -151,5 +151,5 @@ def _check_layers(path: str | Path, layers: Sequence[str], available: Container[
     if missing:
         raise ValueError(
             f"lora {str(path)!r} does not fit this checkpoint: {len(missing)} of its {len(layers)} layers, first "
-            f"{missing[0]}, have no place in the checkpoint; use a LoRA of the same architecture."
+            f"{missing[0]}, do not exist in the checkpoint; use a LoRA of the same architecture."
         )

@@ -73,8 +73,8 @@ class Family(ABC):
         size = self.network.config.get("sample_size")
         if size is None:
             raise ValueError(
-                f"the config.json of the {self.network_name} has no sample_size: set it to the side of the latents, or "
-                "to [height, width]."
+                f"the config.json of the {self.network_name} has no sample_size: set sample_size to the side of the "
+                "latents, or to [height, width]."
             )
         return as_pair(size)
 

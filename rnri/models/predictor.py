@@ -188,7 +188,8 @@ class GuidedDenoiser(ABC):
     def __post_init__(self) -> None:
         if (self.negative is None) != (self.guidance == 1):
             raise ValueError(
-                f"guidance={self.guidance}: a guidance of 1 takes no negative condition, any other value needs one."
+                f"guidance={self.guidance}: if guidance is 1, negative must be None; otherwise negative must be a "
+                "condition."
             )
 
     @property

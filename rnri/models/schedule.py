@@ -115,7 +115,8 @@ class Schedule:
             return cls.flow(*flow_steps(scheduler, steps, sigmas=sigmas, mu=mu))
         if sigmas is not None or mu is not None:
             raise ValueError(
-                f"sigmas and mu belong to flow matching; {type(scheduler).__name__} takes neither: leave them out."
+                f"sigmas and mu are for flow matching, which {type(scheduler).__name__} does not use: leave sigmas and "
+                "mu out."
             )
         return cls.diffusion(*diffusion_steps(scheduler, steps))
 

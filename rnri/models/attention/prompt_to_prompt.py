@@ -114,8 +114,8 @@ class PromptToPrompt:
             in_word = torch.stack([_token_values(target, {word: 1.0}, 0.0) for _, target in pairs])
             if not ((starts < ends) & (in_word > 0)).any():
                 raise ValueError(
-                    f"weights names {word!r}, whose attention is changed in no step: set cross, or schedules for this "
-                    "word, above 0."
+                    f"weights names {word!r}, whose attention is changed in no step: set cross, or the entry of this "
+                    "word in schedules, above 0."
                 )
         return AttentionTables(
             transfer=torch.stack([alignment.transfer for alignment in alignments]),
@@ -147,8 +147,8 @@ class PromptToPrompt:
         for source, target in pairs:
             if not any(prompt.has(word) for prompt in (source, target) for word in self.blend):
                 raise ValueError(
-                    f"neither {source.text!r} nor {target.text!r} contains one of blend={list(self.blend)}: name the "
-                    "words whose region may change."
+                    f"neither {source.text!r} nor {target.text!r} contains one of blend={list(self.blend)}: add a "
+                    "word whose image region may change to blend."
                 )
         sets = [words for words in (self.blend, self.blend_subtract) if words]
         masks = [[_token_values(prompt, dict.fromkeys(words, 1.0), 0.0) for words in sets] for prompt in prompts]

@@ -40,7 +40,7 @@ class EditState:
         if batch_size not in (self.count, 2 * self.count):
             raise ValueError(
                 f"the network was called with {batch_size} rows for {self.count} prompts: editing needs a pipeline "
-                "that calls the network with one row per prompt, or with one unconditional row per prompt before them."
+                "that calls the network with one row per prompt, or under guidance with two rows per prompt."
             )
         if (batch_size, device) not in self._rows_cache:  # copied to the device once, not in every layer
             first_row = batch_size - self.count

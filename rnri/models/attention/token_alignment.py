@@ -116,8 +116,8 @@ class Prompt:
         ]
         if not tokens:
             raise ValueError(
-                f"{phrase!r} comes after the {self.length} tokens that the text encoder reads of {self.text!r}: "
-                "shorten the prompt."
+                f"{phrase!r} comes after the first {self.length} tokens of {self.text!r}, and the text encoder reads "
+                "only these tokens: shorten the prompt."
             )
         return tokens
 

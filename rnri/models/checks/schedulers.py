@@ -64,7 +64,7 @@ def check_mu(scheduler: FlowMatchEulerDiscreteScheduler, mu: float | None) -> No
             "calculate_shift computes from the number of image tokens."
         )
     if not dynamic and mu is not None:
-        raise ValueError("mu has no effect on a scheduler without use_dynamic_shifting: leave it out.")
+        raise ValueError("mu has no effect on a scheduler without use_dynamic_shifting: leave mu out.")
 
 
 def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> None:
