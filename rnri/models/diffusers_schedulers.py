@@ -114,8 +114,8 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     scheduler = base_scheduler(scheduler)
     if scheduler.config.get("prediction_type") == "flow_prediction":
         raise ValueError(
-            f"prediction_type='flow_prediction' in the config of {type(scheduler).__name__}: a network of this pipeline "
-            "class predicts noise; set prediction_type to epsilon, v_prediction or sample."
+            f"prediction_type='flow_prediction' in the config of {type(scheduler).__name__}: networks of this pipeline "
+            "class predict noise; set prediction_type to epsilon, v_prediction or sample."
         )
     table = alpha_bar_table(scheduler)
     check_clipping(scheduler)

@@ -101,6 +101,11 @@ class SanaFamily(Family):
             actual=self.pipeline.text_encoder.config.hidden_size,
             source="the hidden size (Gemma)",
         )
+        if self.network.config.get("guidance_embeds"):
+            raise ValueError(
+                "guidance_embeds is on in the config.json of the transformer (SANA-Sprint): its sampler adds noise between "
+                "steps, which cannot be inverted; supported is SANA."
+            )
         scheduler = self.pipeline.scheduler
         flow_shift = scheduler.config.get("flow_shift")
         if type(scheduler) is not FlowMatchEulerDiscreteScheduler and flow_shift is not None:

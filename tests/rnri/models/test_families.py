@@ -181,3 +181,10 @@ def test_flow_prediction_of_a_unet_is_refused():
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="flow_prediction")
     with pytest.raises(ValueError, match="prediction_type='flow_prediction' in the config of DDIMScheduler"):
         rnri.LatentDiffusion(pipe)
+
+
+def test_sana_sprint_is_refused():
+    pipe = tiny_sana()
+    pipe.transformer.register_to_config(guidance_embeds=True)
+    with pytest.raises(ValueError, match="SANA-Sprint"):
+        rnri.LatentDiffusion(pipe)
