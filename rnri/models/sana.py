@@ -103,8 +103,8 @@ class SanaFamily(Family):
         )
         if self.network.config.get("guidance_embeds"):
             raise ValueError(
-                "guidance_embeds is on in the config.json of the transformer (SANA-Sprint): its sampler adds noise between "
-                "steps, which cannot be inverted; supported is SANA."
+                "guidance_embeds is on in the config.json of the transformer (SANA-Sprint): its sampler adds noise "
+                "between steps, which cannot be inverted; supported is SANA."
             )
         scheduler = self.pipeline.scheduler
         flow_shift = scheduler.config.get("flow_shift")

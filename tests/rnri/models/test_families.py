@@ -188,3 +188,14 @@ def test_sana_sprint_is_refused():
     pipe.transformer.register_to_config(guidance_embeds=True)
     with pytest.raises(ValueError, match="SANA-Sprint"):
         rnri.LatentDiffusion(pipe)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_differentiable_with_respect_to_the_seed(name, checkpoint):
+    model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
+    seed = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    predictor = model.predictor(PROMPTS, 2.0)
+    images = model.decode(model.sample(seed, predictor, model.schedule(2), checkpoint=checkpoint))
+    (grad,) = torch.autograd.grad(images[0].sum(), seed)
+    assert grad[0].isfinite().all() and grad[0].any() and not grad[1].any()
