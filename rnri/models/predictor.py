@@ -188,8 +188,8 @@ class GuidedDenoiser(ABC):
     def __post_init__(self) -> None:
         if (self.negative is None) != (self.guidance == 1):
             raise ValueError(
-                f"guidance={self.guidance}: if guidance is 1, negative must be None; otherwise negative must be a "
-                "condition."
+                f"guidance={self.guidance}: if guidance is 1, negative must be None; otherwise a negative condition "
+                "is needed."
             )
 
     @property

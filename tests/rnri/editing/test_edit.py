@@ -570,10 +570,10 @@ def test_blend_without_region_is_rejected(pipe):
 @pytest.mark.parametrize(
     "prompt, options, message",
     [
-        ([], {}, "must have one edited prompt"),
-        (3, {}, "must have one edited prompt"),
+        ([], {}, "must have an edited prompt"),
+        (3, {}, "must have an edited prompt"),
         ("a dog", {"latents": 1}, "latents is determined by `inversion`"),
-        ("a dog", {"num_images_per_prompt": 2}, "num_images_per_prompt would change the rows"),
+        ("a dog", {"num_images_per_prompt": 2}, "num_images_per_prompt would change the number of images"),
     ],
 )
 def test_invalid_arguments(pipe, prompt, options, message):

@@ -164,7 +164,7 @@ def test_absent_word_is_rejected():
 
 
 def test_truncated_word_is_rejected():
-    with pytest.raises(ValueError, match=f"'dog' comes after the {TOKENS} tokens"):
+    with pytest.raises(ValueError, match=f"'dog' comes after the first {TOKENS} tokens"):
         tokenize("abcdefgh ijklmnop dog").tokens("dog")
 
 
