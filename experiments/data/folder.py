@@ -39,10 +39,10 @@ class FolderConcepts:
         bucket_by: ``threshold`` assigns buckets by ``head`` and ``tail``, ``rank`` by ``ranks``.
         ranks: number of head, medium and tail concepts; the three numbers add up to the number of concepts in
             ``counts``.
-        classes: how the subfolders are matched with the rows of ``counts``. ``folders``: both have the same names.
-            ``imagenet1k``: both contain ImageNet classes by index, WordNet id or name. ``imagenet1k_rows``: row k of
-            the 1,000 rows of ``counts`` is the count of class k, and the names in ``counts`` are ignored. With ImageNet
-            classes, the prompt contains the first name of the class.
+        classes: how the subfolders are matched with the rows of ``counts``: ``folders`` (by equal names),
+            ``imagenet1k`` (as ImageNet classes, by index, WordNet id or name) or ``imagenet1k_rows`` (as ImageNet
+            classes, where row k of the 1,000 rows of ``counts`` is the count of class k, and names in ``counts`` are
+            ignored). With ImageNet classes, the prompt contains the first name of the class.
     """
 
     references: NonEmptyStr
