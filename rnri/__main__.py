@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from rnri.command import DEFAULT_MODEL, Options, run
+from rnri.image_batch import Fit
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,14 +41,15 @@ def main(
     ] = "accelerated",
     steps: Annotated[int, option("Number of sampling steps.")] = 20,
     guidance: Annotated[float, option("Scale of classifier-free guidance; 1 disables guidance.")] = 1.0,
-    fit: Annotated[
-        str, option("How images are fitted to the image size of the model: crop, pad, stretch, or exact (keep size).")
-    ] = "crop",
+    fit: Annotated[Fit, option("How images are fitted to the size of the model; exact keeps their size.")] = "crop",
     out: Annotated[Path, option("Folder to which the results are written.")] = Path("rnri_output"),
     device: Annotated[
         str, option("Device of the model, such as cuda; auto means the GPU if there is one, otherwise the CPU.")
     ] = "auto",
-    dtype: Annotated[str, option("Data type of the model: float32, bfloat16, float16 or auto.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        option("Data type of the model; auto is float16 on a GPU and float32 on a CPU."),
+    ] = "auto",
     batch_size: Annotated[int, option("Number of images that are inverted together.")] = 4,
     image_column: Annotated[str, option("Name of the column with the image files if the source is a table.")] = "image",
     prompt_column: Annotated[str, option("Name of the column with the prompts if the source is a table.")] = "caption",

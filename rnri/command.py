@@ -7,16 +7,18 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rnri.captions import CaptionedFile, read_captions
+from rnri.image_batch import Fit
 from rnri.methods.registry import ALL_METHODS, METHODS
 from rnri.models.diffusion import LatentDiffusion
 from rnri.pipeline_inversion import PipelineInversion, stack_images
-from rnri.validation import ConfigError
+from rnri.validation import ConfigError, Dtype, first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -36,10 +38,10 @@ class Options:
     methods: tuple[str, ...]
     steps: int
     guidance: float
-    fit: str
+    fit: Fit
     out: Path
     device: str
-    dtype: str
+    dtype: Dtype | Literal["auto"]
     batch_size: int
     image_column: str
     prompt_column: str
@@ -114,6 +116,10 @@ def _load(options: Options) -> LatentDiffusion:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch raises both types
+        raise ConfigError("--device", f"PyTorch cannot use {device!r} ({first_line(error)})") from None
     model = LatentDiffusion.from_pretrained(options.model, device=device, dtype=options.dtype)
     model.pipeline.set_progress_bar_config(leave=False)
     return model
@@ -148,8 +154,8 @@ def _write(pipe: DiffusionPipeline, files: Sequence[CaptionedFile], inversion: P
         if file.edit is not None:
             from rnri.editing import edit
 
-            edited = edit(pipe, single, file.edit)
-            edited.images[0].save(folder / f"{file.path.stem}_edit.png")
+            edited = edit(pipe, single, file.edit, output_type="pil")
+            cast(Image.Image, edited.images[0]).save(folder / f"{file.path.stem}_edit.png")
 
 
 def _row(method: str, inversions: Sequence[PipelineInversion]) -> tuple[str, ...]:

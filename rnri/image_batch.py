@@ -103,7 +103,7 @@ def _pil_to_tensor(image: Image.Image) -> Tensor:
         rgba = to_rgba(image)
     except Exception as error:  # for damaged files, decoders raise many types of errors
         raise ValueError(f"images: a PIL image of mode {image.mode} cannot be converted ({error}).") from None
-    if rgba.getextrema()[3][0] < 255:
+    if np.asarray(rgba)[..., 3].min() < 255:
         logger.warning("images: the transparent background of an image is replaced by white.")
         rgba = on_white(rgba)
     return torch.from_numpy(np.asarray(rgba)[..., :3].astype(np.float32) / 255).permute(2, 0, 1)

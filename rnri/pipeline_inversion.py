@@ -276,7 +276,8 @@ def load(path: str | Path) -> PipelineInversion:
         for name in ("prompts", "negative_prompts", "image_size"):
             settings[name] = tuple(settings[name])
         round_trip = RoundTrip(**groups["round_trip"]) if groups["round_trip"] else None
-        return PipelineInversion(**tensors, **settings, aux=groups["aux"], round_trip=round_trip)
+        fields: dict[str, Any] = {**tensors, **settings, "aux": groups["aux"], "round_trip": round_trip}
+        return PipelineInversion(**fields)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: incomplete seed file ({error}); save the inversion again.") from error
 

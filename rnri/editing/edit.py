@@ -76,9 +76,20 @@ Images = list[Image.Image] | Tensor | np.ndarray
 class Seeds(Protocol):
     """The attributes of an inversion (such as ``rnri.PipelineInversion``) that ``edit`` reads."""
 
-    prompts: Sequence[str]
-    latents: Tensor  # [B,...] in the layout of the pipeline's latents= argument
-    image_size: tuple[int, int]  # (H, W) in pixels
+    @property
+    def prompts(self) -> Sequence[str]:
+        """One prompt per image."""
+        ...
+
+    @property
+    def latents(self) -> Tensor:
+        """The seeds, ``[B,...]``, in the layout of the pipeline's argument ``latents``."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        ...
 
     @property
     def pipe_kwargs(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_table_with_columns_of_other_names(folder):
         (["a.png", "a", "--methods", "edict"], "--methods: 'edict' needs more tensors than a seed"),
         (["a.png", "a", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["c.jsonl"], "names the image 'none.png', which is not a file"),
-        (["a.png", "a", "--fit", "fill"], "fit: must be one of crop, pad, stretch, exact, got 'fill'"),
+        (["a.png", "a", "--device", "quantum"], "--device: PyTorch cannot use 'quantum'"),
     ],
 )
 def test_errors_are_one_sentence(folder, monkeypatch, arguments, message):
@@ -99,3 +99,9 @@ def test_help_explains_every_option():
     assert result.exit_code == 0
     for name in ("--model", "--edit", "--methods", "--steps", "--guidance", "--fit", "--out"):
         assert name in result.output
+
+
+@pytest.mark.parametrize("option", ["--fit", "--dtype"])
+def test_invalid_choices_are_usage_errors(folder, option):
+    result = run(folder / "a.png", "a", option, "other")
+    assert result.exit_code == 2 and f"Invalid value for '{option}'" in result.output
