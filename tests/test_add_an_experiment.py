@@ -1,10 +1,7 @@
 """The guide *Add an experiment*: its code blocks are written to files and executed."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +9,7 @@ import pytest
 from hydra.utils import get_object
 
 from experiments.base import Task
-from tests.commands import composed
+from tests.commands import composed, forked
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((PROJECT / "configs" / "experiment").glob("*.yaml"))
@@ -32,21 +29,26 @@ def folder(tmp_path_factory):
     (folder / "brightness.py").write_text(task)
     (folder / "configs" / "experiment").mkdir(parents=True)
     (folder / "configs" / "experiment" / "brightness.yaml").write_text(config)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the environment may not be active
-    environment = os.environ | {"PROJECT": str(PROJECT), "PATH": path}
-    finished = subprocess.run(
-        ["sh", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    (folder / "stdout").write_text(finished.stdout)
+    path, *starts, show = commands.splitlines()
+    assert path == "export PYTHONPATH=.:$PROJECT"
+    assert show == "cat runs/brightness/table.md"
+    for start in starts:
+        python, program, *overrides = start.split()
+        assert (python, program) == ("python", "$PROJECT/train.py")
+        finished = forked(*overrides, folder=folder)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        with (folder / "stdout").open("a") as file:
+            file.write(finished.stdout)
     return folder
 
 
+@pytest.mark.slow
 def test_plan_counts_network_evaluations(folder):
     output = (folder / "stdout").read_text()
     assert "| images | 4 | 0 | 16 |" in output
 
 
+@pytest.mark.slow
 def test_run_writes_rows_samples_and_table(folder):
     run = folder / "runs" / "brightness"
     rows = json.loads((run / "results.json").read_text())["rows"]

@@ -1,4 +1,4 @@
-"""Several processes, other precisions, other working directories."""
+"""The rare-concepts experiment with several processes, other precisions and other working directories."""
 
 import sys
 from argparse import ArgumentParser
@@ -14,6 +14,8 @@ from tests.commands import composed
 from tests.experiments.rare_concepts.test_lost_samples import OneBadSeed, totals
 from tests.experiments.tiny_configs import NAO, PLAIN, rare_concepts, run_to_end, tiny, trainer
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[3]
 MEASURED = ("accuracy", "n", "not_finite", "fid", "kid")
 
@@ -26,7 +28,6 @@ def measured(task) -> dict[str, list]:
     return {name: [row[key] for key in MEASURED] for name, row in totals(task).items()}
 
 
-@pytest.mark.slow
 def test_idle_process_waits_for_the_other(tmp_path):
     """One unit of a finished run, with a sample that is not finite, is missing; two processes start."""
     lossy = partial(tiny, kind=OneBadSeed)
@@ -39,7 +40,7 @@ def test_idle_process_waits_for_the_other(tmp_path):
     assert len(gone) == 1
     gone[0].unlink()
     task = run_to_end(
-        rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy), devices=2, strategy="ddp_spawn", num_nodes=1
+        rare_concepts(tmp_path, {"plain": PLAIN}, model=lossy), devices=2, strategy="ddp_fork", num_nodes=1
     )
     assert measured(task) == alone and alone["plain"][2] == 1
     after = units(tmp_path)

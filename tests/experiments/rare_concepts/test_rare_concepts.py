@@ -1,4 +1,4 @@
-"""The main job on three concepts, one per bucket, through the command line."""
+"""The rare-concepts experiment runs with three concepts, one per bucket."""
 
 import json
 import shutil
@@ -15,9 +15,11 @@ from experiments.config.errors import one_line
 from experiments.evaluation.classifier import classify_images
 from experiments.runtime.setup import setup
 from rnri import LatentDiffusion
-from tests.commands import command, composed, forked, run_in_process
+from tests.commands import composed, forked, run_in_process
 from tests.experiments import tiny_configs as small
 from tools.inspect_wandb import records, summarize
+
+pytestmark = pytest.mark.slow
 
 SMALL = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
 ARMS = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours")
@@ -71,10 +73,23 @@ def test_only_optimized_arms_have_iterations(table):
 
 def test_run_writes_table_figures_and_config(run):
     folder, finished = run
-    assert {path.name for path in (folder / "images").iterdir()} == {"head.png", "medium.png", "tail.png"}
-    for name in ("table.md", "config.yaml", "metrics.csv", "figures/accuracy.png"):
+    assert {path.stem for path in (folder / "images").iterdir()} == {"head", "medium", "tail"}
+    for name in ("table.md", "table.csv", "table.tex", "config.yaml", "metrics.csv", "figures/accuracy.pdf"):
         assert (folder / name).stat().st_size > 0
-    assert "| plain |" in finished.stdout
+    assert "| plain " in finished.stdout
+
+
+def test_report_has_the_images_and_concepts_of_every_arm(run, table):
+    folder, _ = run
+    report = (folder / "report.html").read_text()
+    arms = {method for method, _ in table}
+    assert all(f"{arm}: " in report for arm in arms)
+    concepts = pd.read_csv(folder / "concepts.csv")
+    assert set(concepts["method"]) == arms
+    assert {"concept", "bucket", "frequency", "accuracy", "copies", "n"} <= set(concepts)
+    assert concepts.groupby("method")["accuracy"].mean().to_dict() == pytest.approx(
+        {method: row["accuracy"] for (method, bucket), row in table.items() if bucket == "total"}
+    )
 
 
 def test_run_prints_an_estimate_and_a_progress_line_per_unit(run):
@@ -82,7 +97,7 @@ def test_run_prints_an_estimate_and_a_progress_line_per_unit(run):
     estimate = next(line for line in finished.stdout.splitlines() if line.startswith("To compute"))
     assert "15 units" in estimate
     assert "network evaluations, about" in estimate
-    assert finished.stdout.index(estimate) < finished.stdout.index("| plain |")
+    assert finished.stdout.index(estimate) < finished.stdout.index("| plain ")
     assert any("seedselect_ours: 3/3 concepts" in line for line in finished.stderr.splitlines())
     assert "\r" not in finished.stderr
 
@@ -96,7 +111,8 @@ def test_pairs_are_differences_of_accuracies(run, table):
         baseline = table[pair["baseline"], pair["bucket"]]["accuracy"]
         assert pair["difference"] == pytest.approx(method - baseline)
         assert pair["difference_low"] <= pair["difference"] <= pair["difference_high"]
-    assert "| method | minus plain | minus seedselect_ddim |" in finished.stdout
+    head = next(line for line in finished.stdout.splitlines() if "minus plain" in line)
+    assert [cell.strip() for cell in head.split("|")[1:4]] == ["method", "minus plain", "minus seedselect_ddim"]
 
 
 def test_samples_have_one_row_per_image(run):
@@ -197,11 +213,10 @@ def test_real_images_are_classified_once_per_classifier(tmp_path, monkeypatch):
     assert not torch.equal(features[0], features[2])
 
 
-@pytest.mark.slow
 def test_two_processes_generate_the_same_images_as_one(run, classifier, tmp_path):
     folder, _ = run
     omitted = ("seedselect_ddim", "seedselect_rnri", "best_of_ours")
-    finished = command(
+    finished = forked(  # Lightning starts the second process
         "experiment=rare_concepts", f"run_dir={tmp_path}", *SMALL, "trainer.devices=2", "trainer.strategy=ddp",
         classifier, *(f"~task.arms.{name}" for name in omitted),
     )  # fmt: skip

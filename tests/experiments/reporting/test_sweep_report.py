@@ -1,7 +1,6 @@
 """Sweeps of Hydra and W&B, and their report from files."""
 
 import json
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -10,13 +9,15 @@ import pandas as pd
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
-from experiments.reporting.sweep_report import filter_runs, main, plot_sweep, read_sweep
+from experiments.reporting.figures import save_figure
+from experiments.reporting.sweep_report import filter_runs, main, plot_sweep, read_sweep, sweep_table
 from experiments.runtime.setup import setup
 from tests.commands import composed, forked
 from tests.experiments.inversion.test_task import ONE
 
 
-def test_multirun_is_reported_from_its_files(tmp_path):
+@pytest.mark.slow
+def test_multirun_is_reported_from_its_files(tmp_path, monkeypatch):
     finished = forked(
         "-m", "experiment=lam", "lam=0,0.5", f"run_dir={tmp_path}", "task.images=2", "trainer.accelerator=cpu",
         f"task.settings=[{ONE}]",
@@ -26,12 +27,14 @@ def test_multirun_is_reported_from_its_files(tmp_path):
     assert sorted(table["lam"].unique()) == [0, 0.5]
     second = table[(table["method"] == "rnri") & (table["nfe"] == 2)]
     assert second["latent_mse"].nunique() == 2  # the prior's weight changes the seeds
-    report = subprocess.run(
-        [sys.executable, "-m", "experiments.reporting.sweep_report", str(tmp_path), "--keys", "lam"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert report.returncode == 0, report.stderr
-    assert (tmp_path / "sweep.png").stat().st_size > 0 and "| 0.5 |" in (tmp_path / "sweep.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["sweep_report", str(tmp_path), "--keys", "lam"])
+    main()
+    assert (tmp_path / "sweep.png").stat().st_size > 0
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "sweep.md").read_text().splitlines()
+    ]
+    assert {line[0] for line in lines[2:]} == {"0", "0.5", "–"}  # the bound of the VAE is one row
+    assert sum("vae" in line for line in lines) == 1
     with pytest.raises(ValueError, match="no key 'lamda'"):
         read_sweep(tmp_path, ["lamda"])
 
@@ -56,6 +59,46 @@ def test_second_key_has_a_curve_per_value(tmp_path):
     lines = plot_sweep(table, keys, ["accuracy"]).axes[0].lines
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
     assert drawn == {"weight 1": ([0.1, 0.2], [0.1, 0.2]), "weight 10": ([0.1, 0.2], [1.0, 2.0])}
+
+
+def write_bounded_sweep(folder: Path) -> pd.DataFrame:
+    """Sweep of ``lam`` with intervals and a bound that is equal in all runs."""
+    for k, lam in enumerate((0, 0.1, 1, 10)):
+        run = folder / str(k)
+        run.mkdir()
+        (run / "config.yaml").write_text(f"lam: {lam}\n")
+        rows = [
+            {"method": "vae", "steps": None, "psnr": 30.0, "psnr_low": 29.0, "psnr_high": 31.0},
+            {"method": "rnri", "steps": 4, "psnr": 20.0 + k, "psnr_low": 19.0 + k, "psnr_high": 22.0 + k},
+        ]
+        (run / "results.json").write_text(json.dumps({"rows": rows, "bounds": ["vae"]}))
+    return read_sweep(folder, ["lam"])
+
+
+def test_table_has_intervals_and_one_row_per_bound(tmp_path):
+    table = sweep_table(write_bounded_sweep(tmp_path), ["lam"], ["psnr"])
+    assert table.heads == ["lam", "psnr"]
+    assert table.cells == [
+        ["0", "20 (19–22)"], ["0.1", "21 (20–23)"], ["1", "22 (21–24)"], ["10", "23 (22–25)"], ["–", "30 (29–31)"]
+    ]  # fmt: skip
+
+
+def test_bound_that_differs_between_runs_has_a_row_per_value(tmp_path):
+    write_bounded_sweep(tmp_path)
+    path = tmp_path / "3" / "results.json"
+    path.write_text(path.read_text().replace("30.0", "28.0"))
+    table = sweep_table(read_sweep(tmp_path, ["lam"]), ["lam"], ["psnr"])
+    assert [cells[0] for cells in table.cells[4:]] == ["–", "10"]
+
+
+def test_figure_has_error_bars_a_line_for_the_bound_and_a_tick_per_value(tmp_path):
+    figure = plot_sweep(write_bounded_sweep(tmp_path), ["lam"], ["psnr"])
+    (axis,) = figure.axes
+    segments = axis.collections[0].get_segments()
+    assert [segment[:, 1].tolist() for segment in segments] == [[19, 22], [20, 23], [21, 24], [22, 25]]
+    assert [line.get_linestyle() for line in axis.lines if set(line.get_ydata()) == {30.0}] == ["--"]
+    save_figure(figure, tmp_path / "sweep.png")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.1", "1", "10"]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +197,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(Path("configs/sweep").glob("*.yaml")), ids=lambda path: path.stem)
 def test_wandb_sweep_logs_its_metric_during_the_run(path, tmp_path):
     sweep = load_sweep_config(str(path))  # the loader of `wandb sweep FILE`

@@ -1,4 +1,4 @@
-"""A sweep whose runs are separate jobs, by the local launcher of submitit, which works as its Slurm launcher."""
+"""A sweep whose runs are separate jobs, with submitit's local launcher, which works like its Slurm launcher."""
 
 import json
 import shutil
