@@ -1,4 +1,4 @@
-"""A fake device with the limits of Apple's MPS: no float64, and no operations with tensors of another device."""
+"""A fake device with the limits of Apple's MPS: no float64, and no operations between tensors of two devices."""
 
 from __future__ import annotations
 

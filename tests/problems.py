@@ -1,4 +1,4 @@
-"""Denoising problems with exact solutions."""
+"""Denoising problems with known exact solutions, for tests."""
 
 from __future__ import annotations
 

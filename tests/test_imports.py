@@ -1,4 +1,4 @@
-"""Modules are imported when they are needed: the public names of packages, and the path of the default job."""
+"""Modules are imported only when they are needed, by the public names of packages and by the default experiment."""
 
 import importlib
 import subprocess

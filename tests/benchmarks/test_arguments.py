@@ -1,4 +1,4 @@
-"""A bad option of any benchmark is reported in one line, before any work."""
+"""An invalid option of a benchmark is reported in one line, before a measurement starts."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""The device check, run on the CPU, and its message without a device."""
+"""The GPU benchmark runs on the CPU, and a missing device is reported."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The benchmark of peers computes the same results with equally many network evaluations; times are not tested."""
+"""Both implementations of each pair compute the same result with the same number of network evaluations."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Memory measurement and call counts of the SeedSelect benchmark; times are not tested."""
+"""The SeedSelect benchmark measures memory and counts network calls correctly. Measured times are not tested."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The strong-guidance benchmark on one drawing."""
+"""The strong-guidance benchmark runs with one drawing."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The main job on colored squares with a tiny random model, in this process and without any asset but CLIP."""
+"""The rare-concepts experiment with images of colored squares and a tiny random model, for tests."""
 
 from __future__ import annotations
 

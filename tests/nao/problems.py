@@ -1,4 +1,4 @@
-"""Seeds, rotations and finely sampled curves shared by the tests of NAO."""
+"""Seeds, rotations and finely sampled curves for the tests of NAO."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Baseline interpolations and averages against closed forms on circles."""
+"""Baseline interpolations and averages, compared with closed forms on circles."""
 
 import math
 

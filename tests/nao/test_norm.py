@@ -1,4 +1,4 @@
-"""The chi density of the norm, against scipy and exact properties."""
+"""The density of the norm (chi distribution), compared with scipy and with exact properties."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The published energy of a polyline against values computed by hand, gradcheck and symmetry."""
+"""The published energy of a polyline, compared with values computed by hand; its gradient and its symmetry."""
 
 import pytest
 import torch

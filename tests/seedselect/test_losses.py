@@ -1,4 +1,4 @@
-"""SeedSelect's two losses against values computed by hand, and their invariances."""
+"""SeedSelect's two losses, compared with values that are computed by hand, and the invariances of the losses."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Rewards that replace SeedSelect's two losses, and gradient transforms."""
+"""Rewards that replace the two losses of SeedSelect, and transforms of the gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Best-of-N and local search with a linear map as the sampler."""
+"""Best-of-N search and local search, with a linear map in place of the sampler."""
 
 from __future__ import annotations
 

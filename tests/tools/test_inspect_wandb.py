@@ -1,4 +1,4 @@
-"""The inspector of W&B files on a file with known records."""
+"""``tools.inspect_wandb`` prints the content of a W&B file with known records."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Few-shot augmentation on three concepts through the command line, and its parts with known results."""
+"""The few-shot augmentation experiment runs with three concepts, and its functions give known results."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or absent, has the usual mode, and obstacles are reported."""
+"""Atomic writes: a file is complete or does not exist, has the usual permissions, and errors are reported."""
 
 import errno
 import os

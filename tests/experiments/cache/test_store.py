@@ -1,4 +1,4 @@
-"""Stores: files are complete or absent, and a key never finds the result of another key."""
+"""Stores: a file is complete or does not exist, and a key never returns the result of another key."""
 
 import resource
 

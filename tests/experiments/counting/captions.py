@@ -1,4 +1,4 @@
-"""Difficult captions and names, and reference counts from a direct implementation."""
+"""Difficult captions and names for tests, and their counts from a simple reference implementation."""
 
 import random
 

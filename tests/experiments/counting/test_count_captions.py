@@ -1,4 +1,4 @@
-"""The command that counts names in shards: resumable, each shard once, with any engine."""
+"""The command ``count_captions`` resumes, counts each shard once, and gives the same counts with any engine."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Files of counts: layouts, provenance, ImageNet classes, buckets and error messages."""
+"""Count tables: layouts of files, provenance, ImageNet classes, buckets and error messages."""
 
 import hashlib
 import json

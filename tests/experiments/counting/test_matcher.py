@@ -1,4 +1,4 @@
-"""The batch counter equals the reference for any string, and reads only the caption column."""
+"""The batch counter equals the reference implementation for any string, and reads only the column of captions."""
 
 import random
 import unicodedata

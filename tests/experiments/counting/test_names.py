@@ -1,4 +1,4 @@
-"""Files of names and synonyms."""
+"""Files of names and synonyms are read correctly, and invalid files are reported."""
 
 import json
 

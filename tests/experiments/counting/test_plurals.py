@@ -1,4 +1,4 @@
-"""Captions mention a name in the singular and in the plural, in whichever of the two it is given."""
+"""Captions with the singular or the plural of a name mention the name, also if the name itself is a plural."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Names with special characters survive writing and reading; only .csv has quotation marks."""
+"""Names with special characters are equal after writing and reading. Only .csv files have quotation marks."""
 
 import re
 

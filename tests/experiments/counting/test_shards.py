@@ -1,4 +1,4 @@
-"""Listing of shards: links are followed, hidden and temporary files skipped; columns of nulls are valid."""
+"""Links to shards are followed, and hidden and temporary files are skipped. Columns of nulls are valid."""
 
 import os
 

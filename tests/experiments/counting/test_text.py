@@ -1,4 +1,4 @@
-"""Normalization of every script: combining marks are kept, invisible characters dropped, forms are unique."""
+"""Normalization of text in any writing system: combining marks remain, and invisible characters are dropped."""
 
 import unicodedata
 

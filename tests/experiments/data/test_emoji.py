@@ -1,4 +1,4 @@
-"""The embedded corpus has its documented properties, and its builder is deterministic."""
+"""The emoji corpus in the repository has the documented properties, and building the corpus is deterministic."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""User-provided folders of images: what is read, and the error messages."""
+"""User-provided folders of images: the files that are read, the files that are ignored, and error messages."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""ImageNet in Parquet files and in folders: the same images, read on demand."""
+"""ImageNet in Parquet files and in folders gives the same images, which are read on demand."""
 
 import gc
 import shutil

@@ -1,4 +1,4 @@
-"""Image files as arrays: every mode is converted correctly, and errors name the damaged file."""
+"""Image files are read as arrays: every color mode is converted correctly, and errors name the damaged file."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Selection of concepts by number, name and bucket, and its error messages."""
+"""Selection of concepts by number, name and bucket, and the error messages of invalid selections."""
 
 import unicodedata
 

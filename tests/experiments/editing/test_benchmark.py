@@ -1,4 +1,4 @@
-"""Writing and reading of benchmarks in PIE-Bench's format, and errors of damaged ones."""
+"""Writing and reading of benchmarks in PIE-Bench's format, and the error messages of damaged benchmarks."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Copies, diversity and coverage against values computed by hand."""
+"""Detection of copies, diversity and coverage, compared with values that are computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""ST-LPIPS with random weights in the format of the published file, against values computed by hand."""
+"""ST-LPIPS with random weights in the format of the published file, compared with values that are computed by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Confidence intervals, distances and image metrics against closed forms."""
+"""Confidence intervals, distances and image metrics, compared with closed forms."""
 
 import numpy as np
 import pytest

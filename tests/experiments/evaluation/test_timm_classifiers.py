@@ -1,4 +1,4 @@
-"""Classifiers saved or published by timm, and Inception's features."""
+"""Classifiers that timm has saved or published, and Inception-v3 features."""
 
 import json
 import math

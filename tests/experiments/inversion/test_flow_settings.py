@@ -1,4 +1,4 @@
-"""Methods and settings that the model does not support."""
+"""Methods and settings that the model does not support are skipped or reported."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Jobs of an inversion experiment: methods x settings x batches of images."""
+"""Jobs of an inversion experiment: one job per method, setting and batch of images."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""``plan``: every experiment has a plan and computes nothing; the counts equal those of a run."""
+"""With ``plan=true``, every experiment prints its cost and computes nothing. The cost is that of a real run."""
 
 from pathlib import Path
 

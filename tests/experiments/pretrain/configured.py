@@ -1,4 +1,4 @@
-"""Small configurations of the trainings."""
+"""Configurations of small trainings for tests."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small corpus and a tiny pipeline that the tests of the trainings share."""
+"""A small corpus and a tiny pipeline for the tests of the trainings."""
 
 import shutil
 

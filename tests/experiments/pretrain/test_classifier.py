@@ -1,4 +1,4 @@
-"""Evaluation classifiers of user folders, and the output folders of all trainings."""
+"""Training of evaluation classifiers on user-provided folders, and the output folders of all trainings."""
 
 import json
 import shutil

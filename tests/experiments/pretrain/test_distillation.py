@@ -1,4 +1,4 @@
-"""The replay buffer of the trainings with a teacher."""
+"""The replay buffer of training targets in the trainings with a teacher."""
 
 import torch
 

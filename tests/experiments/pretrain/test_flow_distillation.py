@@ -1,4 +1,4 @@
-"""Velocities of a noise-predicting teacher, compared with closed forms."""
+"""Velocities from a teacher that predicts noise, compared with closed forms."""
 
 import pytest
 import torch

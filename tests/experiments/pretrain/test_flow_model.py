@@ -1,4 +1,4 @@
-"""The embedded flow-matching model: text states, merged padding and size."""
+"""The flow-matching model in the repository: hidden states of the text, merged zero tokens and size."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The flow-matching training: saved pipelines and error messages."""
+"""Training of the flow-matching model: saved pipelines and error messages."""
 
 import pytest
 import torch

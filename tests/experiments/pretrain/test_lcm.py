@@ -1,4 +1,4 @@
-"""The consistency model: teacher, timesteps, training and error messages."""
+"""Training of the consistency model: teacher, timesteps, training and error messages."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A disk that fails during a run: a one-line error, finished units are kept, the same command continues."""
+"""If a disk fails during a run, the error has one line, finished units remain, and the same command resumes."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The main job on ImageNet as Parquet with a timm classifier: one run, and two runs that share a folder."""
+"""The rare-concepts experiment with ImageNet and a timm classifier, in one process and in two that share a folder."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Samples that are not finite are counted, never shown, and do not affect the rest of their batch."""
+"""Samples that are not finite are counted and never shown, and do not change the other samples of the batch."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""The main job on a user's checkpoint, images, counts and classifier."""
+"""The rare-concepts experiment with the checkpoint, images, counts and classifier of a user."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The main job on a fake device without float64, like Apple's MPS (:mod:`tests.devices`)."""
+"""The rare-concepts experiment on a fake device without float64, like Apple's MPS (:mod:`tests.devices`)."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Win rates and agreement against known values."""
+"""Win rates of methods and agreement of raters, compared with known values."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Leases: at most one owner at a time, and those of dead processes are taken over."""
+"""Leases of units: a lease has at most one owner at a time, and the leases of dead processes can be acquired."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Processes whose parent or peer dies, and Slurm jobs near their time limit."""
+"""Processes end if the parent process or another rank dies, and Slurm jobs end before their time limit."""
 
 import logging
 import os

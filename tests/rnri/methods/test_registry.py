@@ -1,4 +1,4 @@
-"""The register of methods agrees with the configs, the public names and the documentation."""
+"""The registry of inversion methods agrees with the configs, the public names and the documentation."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Maps that are not finite everywhere: solutions report it, and solvers with a safeguard recover."""
+"""Functions with NaN or infinite values: solutions report divergence, and solvers with a safeguard recover."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Published solvers against their definitions, on cases computed by hand."""
+"""Published solvers, compared with their definitions on cases that are computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Each solver against its definition, on one-step problems with solutions computed by hand."""
+"""Each solver, compared with its definition on one-step problems whose solutions are computed by hand."""
 
 import numpy as np
 import pytest
