@@ -22,16 +22,16 @@ from seedselect import ClipFeatures
 class Task(Protocol):
     """The interface of an experiment. The config key ``task`` defines the object.
 
-    ``train.py`` first calls :meth:`prepare`. Then it calls :meth:`run`, or :meth:`plan` if ``plan=true``. The
+    ``train.py`` first calls :meth:`prepare`. Then ``train.py`` calls :meth:`run`, or :meth:`plan` if ``plan=true``. The
     constructor only validates and stores its arguments. ``docs/guides/add_an_experiment.md`` shows how to add an
     experiment.
     """
 
     def prepare(self, trainer: Trainer) -> None:
-        """Load data and networks and check that they are compatible, without writing to the run folder.
+        """Load data and networks, and check that data and networks are compatible, without writing to the run folder.
 
         Raises:
-            ValueError: an argument is invalid; the message is one line that names the config key or the file.
+            ValueError: an argument is invalid; the message is one line with the config key or the file.
         """
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
@@ -49,13 +49,13 @@ class Task(Protocol):
 class Networks:
     """The pretrained networks of an experiment on concepts.
 
-    A Lightning module must not register these networks as submodules, because they are not trained and must not be
-    saved in checkpoints.
+    A Lightning module must not register these networks as submodules, because the networks are not trained and must not
+    be saved in checkpoints.
 
     Attributes:
         model: the text-to-image model.
-        clip: the CLIP model that computes SeedSelect's semantic loss and the CLIP score; None if it is not needed.
-        classifier: the evaluation classifier, never the same network as ``clip``; None if it is not needed.
+        clip: the CLIP model for SeedSelect's semantic loss and for the CLIP score; None if neither is computed.
+        classifier: the evaluation classifier, never the same network as ``clip``; None if no metric needs a classifier.
         numerics: numerical settings (precision, device) on which the results depend, see
             :func:`experiments.runtime.device.numerics`.
     """

@@ -16,7 +16,7 @@ def is_finite(tensors: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Clamp ``images [B, 3, H, W]`` to [0, 1], scale them to 0..255 and return them as ``uint8`` on the CPU.
+    """Return ``images [B, 3, H, W]``, clamped to [0, 1] and scaled to 0..255, as ``uint8`` on the CPU.
 
     The images must be the output of the decoder without clamping (``decode(z, clamp=False)``), because clamping hides
     infinite values.

@@ -78,7 +78,10 @@ def _temporary_sibling(target: Path) -> Path:
 
 @cache
 def _process_namespace() -> str:
-    """Return a hash that is equal for two processes if they see each other's process ids."""
+    """Return a hash of machine and process namespace.
+
+    The hash is equal for two processes that see each other's process ids.
+    """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         content = f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
@@ -91,7 +94,7 @@ def remove_stale_temporaries(folder: str | Path) -> None:
     """Delete the temporary files of killed processes in ``folder`` and its subfolders.
 
     A temporary file of :func:`atomic_write` is deleted if the process that wrote the file is dead. If that process runs
-    on another machine, the file is deleted if it has not changed for a day.
+    on another machine, the file is deleted when it has not changed for a day.
     """
     for path in Path(folder).rglob(".*"):
         name = TEMPORARY.fullmatch(path.name)

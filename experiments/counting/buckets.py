@@ -1,4 +1,4 @@
-"""Frequency buckets: a concept is head, medium or tail, depending on the number of captions that mention it."""
+"""Frequency buckets: the number of captions that mention a concept decides whether it is head, medium or tail."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Executors that count shards in parallel: local processes or a Dask cluster.
 
-The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. ``share(argument)``
-prepares an argument that is passed to many calls; with Dask, the argument is sent to each worker only once.
+Each of the context managers ``processes`` and ``dask`` yields an ``Executor`` and a function ``share``.
+``share(argument)`` prepares an argument that is passed to many calls; with Dask, the argument is sent to each worker
+only once.
 """
 
 from __future__ import annotations

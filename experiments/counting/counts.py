@@ -48,8 +48,8 @@ def read_count_table(path: str | Path) -> CountTable:
     file is an object that maps names to counts.
 
     Raises:
-        ValueError: the file is missing, has another suffix or layout, contains a count that is not an integer >= 0, or
-            repeats a name.
+        ValueError: the file is missing, has an unsupported suffix or layout, contains a count that is not an integer >=
+            0, or contains a name twice.
     """
     path = Path(path)
     readers = {".tsv": _read_table, ".csv": _read_table, ".json": _read_json}

@@ -202,7 +202,7 @@ def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray)
 
 
 def _excerpt(words: _Words, index: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return the words with the indices ``index`` as one string, and the end offset of each word in this string.
+    """Return the words with the indices ``index`` as one string, and the end offset of each word in the string.
 
     Words that are not adjacent in the same caption are separated by a line break.
     """

@@ -23,7 +23,7 @@ def read_names(source: str) -> dict[str, tuple[str, ...]]:
             tabs (in ``.csv``: commas). A ``.json`` file is an object that maps names to lists of synonyms.
 
     Raises:
-        ValueError: the file is missing or empty, has another suffix or layout, or repeats a name.
+        ValueError: the file is missing or empty, has an unsupported suffix or layout, or contains a name twice.
     """
     if source == IMAGENET:
         return {c.name: c.synonyms for c in imagenet_classes()}

@@ -2,7 +2,7 @@
 
 Only the head noun of a name is inflected: the last word, and the word before a preposition (house of cards,
 mother-in-law). For a name in the singular, the regular and irregular plurals are added (Doberman: Dobermans, Dobermen).
-For a name in the plural, its singular and the other plurals of this singular are added (cacti: cactus, cactuses). A
+For a name in the plural, the singular and all other plurals of the singular are added (cacti: cactus, cactuses). A
 wrong plural such as Dobermen does not change counts, because captions do not contain wrong plurals. The tables contain
 words for which ``inflect`` misses a form, or returns a form that is a different word (news: new).
 """
@@ -107,7 +107,7 @@ def _head_nouns(words: list[re.Match]) -> list[re.Match]:
 
 
 def _other_forms(head: str) -> set[str]:
-    """Return the other singular and plural forms of a head noun, in lower case."""
+    """Return the singular and plural forms of a head noun that differ from the head noun, in lower case."""
     word = head.lower()
     if word in _INVARIABLE or "'" in word or "’" in word:
         return set()

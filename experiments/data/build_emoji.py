@@ -127,7 +127,7 @@ class IconSet:
     def svg(self, name: str) -> str:
         """Return the SVG document of the icon ``name``.
 
-        If ``name`` is an alias of another icon, the other icon is returned. Rotations and flips of aliases are not
+        If ``name`` is an alias of an icon, the drawing of this icon is returned. Rotations and flips of aliases are not
         supported, because no alias among the concepts has a rotation or flip.
         """
         if name not in self.icons:
@@ -202,7 +202,7 @@ def read_concepts(path: Path) -> list[dict[str, str]]:
     """Return the rows of a table of concepts (``.csv``).
 
     Raises:
-        ValueError: the file or a required column is missing, or the table has no rows.
+        ValueError: the file or a required column is missing, or the table contains no rows.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a table of concepts with --concepts.")

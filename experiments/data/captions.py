@@ -114,7 +114,7 @@ class CaptionedImages:
         return self._pairs(root, _coco(path) if path.suffix.lower() == ".json" else self._table(path))
 
     def _caption_files(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """Yield file name and caption of each image in a folder with one text file of the caption per image."""
+        """Yield file name and caption of each image in a folder. A text file per image contains the caption."""
         if self.images is not None:
             raise ValueError(
                 f"data.images={self.images}: must be null, because data.captions={folder} is the folder of images."

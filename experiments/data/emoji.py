@@ -25,7 +25,7 @@ CONCEPTS = "concepts.csv"
 def read_table(path: str | Path) -> datasets.Dataset:
     """Return the content of a Parquet file as an in-memory table of the package ``datasets``.
 
-    ``datasets.load_dataset`` is not used, because it would copy the file to the cache folder of the user.
+    ``datasets.load_dataset`` is not used, because this function copies the file to the cache folder of the user.
 
     Raises:
         ValueError: the file is missing or cannot be read.

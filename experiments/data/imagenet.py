@@ -41,7 +41,8 @@ class ImageNetConcepts:
             classes. Files that are not images are ignored with a warning.
         counts: table with the number of training captions per class index, WordNet id or class name.
         prompt: prompt template with the field ``{name}``, which is replaced by the first name of the class.
-        size: image size in pixels, one number for square images or ``(H, W)``; None is the image size of the model.
+        size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
+            used.
         head, tail, bucket_by, ranks: how concepts are assigned to buckets, see
             :class:`~experiments.data.folder.FolderConcepts`.
         classes: indices, WordNet ids or names of the classes to use; None: all classes are used.

@@ -21,7 +21,7 @@ from rnri.images import fit, on_white
 
 
 class UnreadableImage(ValueError):
-    """An image cannot be read; the error message is one line and names the image."""
+    """An image cannot be read. The error message is one line and contains the name of the image."""
 
 
 def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:

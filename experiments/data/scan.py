@@ -124,7 +124,7 @@ def image_listings(folders: Iterable[Path]) -> list[Listing]:
 
 
 def warn_ignored(paths: Sequence[Path]) -> None:
-    """Warn that ``paths`` are ignored because they are not images of a concept.
+    """Warn that the files ``paths`` are ignored, because these files are not images of a concept.
 
     If ``paths`` is empty, nothing is printed.
     """

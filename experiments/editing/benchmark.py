@@ -31,7 +31,7 @@ OPTIONAL_TEXTS = ("target_image_path", "target_concept")
 
 @dataclass(frozen=True)
 class BenchmarkEdit:
-    """One edit of a benchmark.
+    """One edit of a benchmark: source image, prompts, mask and, if available, the ground-truth image.
 
     Attributes:
         key: name of the edit in the benchmark's mapping file (``mapping_file.json``).
@@ -39,8 +39,8 @@ class BenchmarkEdit:
         source, target: prompts of the source image and of the edited image, without PIE-Bench's square brackets.
         instruction: the edit as an instruction in words.
         kind: index in ``KINDS`` of the kind of the edit.
-        words: the word of the source prompt that is replaced, and its replacement; empty if the benchmark does not name
-            them.
+        words: the word of the source prompt that is replaced, and its replacement; empty if the benchmark does not
+            contain these words.
         mask: ``bool [512,512]``, True for pixels that the edit should change.
         target_image: file of the ground truth (the correct edited image); None if the benchmark has no ground truth.
         concept: name of the concept that the edited image should show; None if the benchmark does not name a concept.

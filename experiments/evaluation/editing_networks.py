@@ -135,7 +135,7 @@ def dino_input(images: Tensor) -> Tensor:
 def pie_bench_input(images: Tensor) -> Tensor:
     """Return the input of a DINO ViT for ``images [B,3,H,W]`` in [0, 1], as PIE-Bench's code computes the input.
 
-    PIE-Bench's code does not divide pixel values in [0, 255] by 255 before it normalizes them. In the red channel, the
+    PIE-Bench's code does not divide pixel values in [0, 255] by 255 before the normalization. In the red channel, the
     pixel value 128 becomes (128 - 0.485) / 0.229 = 556.8 instead of 0.074.
     """
     pixels = resize(255 * images.float(), [DINO_IMAGE_SIZE], max_size=MAX_PIE_BENCH_SIDE)

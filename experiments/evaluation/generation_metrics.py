@@ -23,7 +23,7 @@ class GeneratedSet:
         real: features of real images, float64 ``[M, D]``.
         features: features of the generated images without NaN or infinity, float64 ``[N, D]``.
         features_by_concept: the rows of ``features`` that belong to each concept, one tensor per concept.
-        copies: for each generated image, whether the image copies a reference; None if this is unknown.
+        copies: for each generated image, whether the image copies a reference; None if a copy cannot be detected.
         copy_detections: perceptual distances between the images of each concept; None for a concept without images.
         records: measured values of each generated image.
         t_init: duration of the seed initialization of each concept, in seconds.
@@ -80,7 +80,7 @@ class GeneratedSet:
         return [vendi_score(features) for features in self.features_by_concept]
 
     def recorded(self, name: str) -> list[float]:
-        """Return the values of the measurement ``name`` of all generated images for which it was recorded."""
+        """Return the values of the measurement ``name`` for all generated images whose record contains ``name``."""
         return [record[name] for record in self.records if name in record]
 
 

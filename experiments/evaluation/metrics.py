@@ -72,7 +72,7 @@ MAX_FEATURE = 1e30
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features ``[N, D]``. With Inception-v3 features, it is FID.
+    """Return the Fréchet distance of two sets of features ``[N, D]``, which is FID for Inception-v3 features.
 
     The distance is >= 0 and is computed in float64. If a set has fewer samples than feature dimensions, its covariance
     is singular and the distance depends on the number of samples. Only the distances of sets of equal size can then be
@@ -145,7 +145,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the perceptual distance ``[B]`` of ``images`` and ``targets [B, 3, H, W]``; 0 for equal images.
 
-    The distance is computed from the feature maps of ``classifier``. It is LPIPS (Zhang et al. 2018) without learned
+    The distance is computed from the feature maps of ``classifier``, as LPIPS (Zhang et al. 2018) but without learned
     weights. Channel vectors are normalized to unit length, and the squared distances of the vectors are averaged over
     positions and then over layers. The published LPIPS uses other networks than ``classifier``. The two distances
     therefore rank images similarly, but their values cannot be compared.

@@ -14,14 +14,15 @@ from seedselect import ClipFeatures
 
 @dataclass(frozen=True, eq=False)
 class ReconstructionBatch:
-    """Reconstructed images, and the data and networks with which their metrics are computed.
+    """Reconstructed images, and the data and networks with which the metrics of the images are computed.
 
     Attributes:
         images: reconstructed images, ``[B,3,H,W]`` in [0, 1].
         originals: original images, ``[B,3,H,W]`` in [0, 1].
         prompts: prompt of each image, with which the image was inverted and reconstructed.
-        clip: CLIP model for the CLIP score; None if the CLIP score is left out.
-        classifier: classifier whose features the perceptual distance uses; None if the distance is left out.
+        clip: CLIP model for the CLIP score; None if the CLIP score is not computed.
+        classifier: classifier whose features the perceptual distance uses; None if the perceptual distance is not
+            computed.
         st_lpips: function that computes the ST-LPIPS of two batches; None if its weights are not available.
     """
 

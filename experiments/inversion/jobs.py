@@ -191,7 +191,8 @@ def from_captions(pairs: Captioned, count: int | None, generator: torch.Generato
 def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
     """Return ``count`` prompts from which the model generates the images of a setting with ``generated=True``.
 
-    The prompts of ``images`` are used in turn. Each image is generated from a different noise latent.
+    The prompts of ``images`` are used one after the other, again from the first prompt after the last prompt. Each
+    image is generated from a different noise latent.
     """
     prompts = [images[k % len(images)] for k in range(count)]
     return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(prompts)]

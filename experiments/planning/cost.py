@@ -164,7 +164,7 @@ def print_cost_estimate(
         unit: singular noun for a unit, such as ``concept``.
         model: the text-to-image model whose calls are timed.
         prompts: prompts of the timed batch; the timed batch should have the size of the batches of the run.
-        processes: number of processes that share the units.
+        processes: number of processes among which the units are divided.
     """
     print_estimate(units, cost.nfe, estimate_seconds(cost, model, prompts) / processes, unit=unit, done=done)
 

@@ -91,7 +91,7 @@ class DistillationTask(TrainingTask):
         corpus: folder of the emoji corpus.
         model: folder of the Stable Diffusion pipeline that is distilled.
         output: folder to which the trained model is saved.
-        max_images: number of images of the corpus that are used for the training; None uses all images.
+        max_images: number of images of the corpus that are used for the training; None: all images are used.
         batch_size: number of training targets per training step.
         lr: learning rate; with 0, the weights do not change.
         reuse: average number of training steps in which a training target is used.

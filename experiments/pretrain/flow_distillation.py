@@ -23,7 +23,9 @@ predicted, and the features of the teacher.
 
 
 class OutputHook:
-    """Records the latest output of ``layer``. The method ``take`` returns the output and deletes the reference to it.
+    """Records the latest output of ``layer``.
+
+    The method ``take`` returns the output and deletes this object's reference to the output.
 
     The reference must be deleted, because a module that refers to an autograd graph cannot be copied.
     """

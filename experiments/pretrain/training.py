@@ -52,7 +52,7 @@ def adamw(
     decay_from: float,
     weight_decay: float = 0.01,
 ) -> dict:
-    """Return an AdamW optimizer and a learning-rate schedule, as Lightning expects them.
+    """Return an AdamW optimizer and a learning-rate schedule, in the format of Lightning's ``configure_optimizers``.
 
     The learning rate increases linearly during the warm-up, is then constant, and finally decays linearly to zero. A
     training can be extended from a checkpoint of the phase with constant learning rate.
@@ -169,7 +169,7 @@ def load_pretrained(model: type[Model], key: str, folder: str) -> Model:
         folder: folder of the saved model.
 
     Raises:
-        ValueError: the model cannot be loaded, or ``folder`` lacks one of its weights.
+        ValueError: the model cannot be loaded, or ``folder`` lacks a weight of the model.
     """
     try:
         return _load_pretrained(model, folder)

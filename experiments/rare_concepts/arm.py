@@ -18,7 +18,7 @@ from seedselect.search import perturb
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the compared pipelines that generate images of a concept.
+    """An arm: one of the compared pipelines that generate images of a concept.
 
     Args:
         guidance: guidance scale of inversion, optimization and sampling; 1 means no guidance.
@@ -108,16 +108,18 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
 def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
     """Return the seeds of the references, followed by perturbed copies of these seeds, ``[G, count, C, h, w]``.
 
-    This is a ``seed_init`` function. ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
+    The function can be the ``seed_init`` of an arm. ``spread`` is the fraction of noise in a copy
+    (:func:`seedselect.search.perturb`).
     """
     references = seeds.shape[1]
     return torch.stack([_perturbed(seeds[:, k % references], k, references, spread) for k in range(count)], 1)
 
 
 def around_centroid(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
-    """Return NAO's centroid of the seeds of each concept, followed by perturbed copies of it, ``[G, count, C, h, w]``.
+    """Return NAO's centroid of the seeds of each concept, followed by perturbed copies, ``[G, count, C, h, w]``.
 
-    This is a ``seed_init`` function. ``spread`` is the fraction of noise in a copy (:func:`seedselect.search.perturb`).
+    The function can be the ``seed_init`` of an arm. ``spread`` is the fraction of noise in a copy
+    (:func:`seedselect.search.perturb`).
     """
     centroid = centroid_seeds(seeds, 1)[:, 0]
     return torch.stack([_perturbed(centroid, k, 1, spread) for k in range(count)], 1)
