@@ -81,13 +81,16 @@ def build_context(config: DictConfig) -> AppContext:
     """
     settings = parse_settings(config)
 
+    from experiments.app.checkpoint_info import model_sentence, read_checkpoint_info
     from experiments.app.context import AppContext, check_method, default_steps, resolve_device
     from experiments.app.uploads import UploadLimits, example_files
+    from experiments.evaluation.classifier import load_classifier
     from rnri.validation import ConfigError
     from seedselect import ClipFeatures
 
     device = resolve_device(settings.device)
     example_files(settings.examples)  # raises ValueError if there are none, before the model is loaded
+    info = read_checkpoint_info(config.model.path)
     method = instantiate(config.method)
     check_method(method)
     select = instantiate(config.select)
@@ -97,6 +100,10 @@ def build_context(config: DictConfig) -> AppContext:
         )
     except ValueError as error:
         raise ConfigError("clip", str(error)) from error
+    try:
+        classifier = None if settings.classifier is None else load_classifier(settings.classifier, device)
+    except ValueError as error:
+        raise ConfigError("classifier", str(error)) from error
     model = instantiate(config.model)(device=device)
     return AppContext(
         model=model,
@@ -104,15 +111,23 @@ def build_context(config: DictConfig) -> AppContext:
         guidance=settings.guidance,
         method=method,
         clip=clip,
+        classifier=classifier,
         select=select,
         gradient_steps=settings.gradient_steps,
         examples_from=settings.examples,
         limits=UploadLimits(int(settings.max_upload_mb * 1e6), settings.max_upload_pixels),
+        info=info,
+        description=model_sentence(config.model.path, config.model.get("lora"), info),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.app", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.app",
+        description="Start the web page.",
+        epilog=Path(project_path("configs/app.yaml")).read_text(encoding="utf-8"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of configs/app.yaml")
     config = compose_config(parser.parse_args().overrides)
     check_run(config.run)
@@ -124,7 +139,7 @@ def main() -> None:
         from experiments.app.compare_tab import open_session
         from experiments.app.page import build, serve
 
-        session = open_session(settings.run, settings.methods, settings.ratings) if settings.run else None
+        session = open_session(settings)
         context = build_context(config)
         files = Path(folder) / "seeds"
         files.mkdir()

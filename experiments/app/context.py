@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from experiments.app.uploads import Example, UploadLimits, read_examples, read_image
+from experiments.app.checkpoint_info import CheckpointInfo
+from experiments.app.uploads import Example, UploadLimits, read_examples, read_image, read_measured_examples
+from experiments.evaluation.classifier import Classifier
 from rnri import Inverter, LatentDiffusion
 from rnri.validation import ConfigError
 from seedselect import ClipFeatures, SeedSelect
@@ -29,10 +31,13 @@ class AppContext:
         steps, guidance: number of steps and guidance scale of inversion and sampling.
         method: inversion method, which must be seed-only.
         clip: CLIP model of SeedSelect.
+        classifier: classifier whose features measure the distance of images; None: no distances are shown.
         select: SeedSelect with the settings of the tab Rare concept.
         gradient_steps: number of sampling steps, counted from the last one, that SeedSelect backpropagates through.
         examples_from: folder or table of example images; None: no examples.
         limits: maximum size of uploaded images.
+        info: training data of the checkpoint.
+        description: name of the model, and what it has learned.
         lock: lock that is held while a network runs.
     """
 
@@ -41,10 +46,13 @@ class AppContext:
     guidance: float
     method: Inverter
     clip: ClipFeatures
+    classifier: Classifier | None
     select: SeedSelect
     gradient_steps: int
     examples_from: str | None
     limits: UploadLimits
+    info: CheckpointInfo
+    description: str
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -60,6 +68,12 @@ class AppContext:
     def examples(self) -> list[Example]:
         """The example images, resized to the image size of the model."""
         return read_examples(self.examples_from, self.model.image_size, self.limits)
+
+    @cached_property
+    def edit_examples(self) -> list[Example]:
+        """Examples of the tab Edit: drawings with edits that the checkpoint states, or else the example images."""
+        measured = read_measured_examples(self.examples_from, self.info.edits, self.model.image_size, self.limits)
+        return measured or self.examples
 
     def read_image(self, path: str | Path) -> Image.Image:
         """Read an uploaded image and resize it to the image size of the model; raise ValueError if it is invalid."""

@@ -1,8 +1,9 @@
-"""The tab Edit: invert an image once, then edit the image by changing its prompt."""
+"""The tab Edit: choose an image, invert it once, then edit it by changing its prompt."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,136 +12,436 @@ import gradio as gr
 from PIL import Image
 
 from experiments.app.context import AppContext
-from experiments.app.edits import Seed, edit_config, edit_controls, edit_image, invert_image
-from experiments.app.messages import catch_errors, error_message, status_html
-from experiments.app.seed_files import read_seed, write_seed
-from experiments.app.uploads import enlarge
-from experiments.app.widgets import (
-    EXCLUSIVE,
-    LATEST_ONLY,
-    NO_PROGRESS,
-    PROGRESS,
-    connect_examples,
-    enable_download,
-    example_gallery,
-    upload_box,
+from experiments.app.edit_session import (
+    COMPARISONS,
+    DEFAULT_SETTINGS,
+    YOUR_IMAGE,
+    EditSession,
+    EditStep,
+    open_example,
+    open_image,
+    open_seed,
+    variants,
 )
+from experiments.app.edits import edit_controls, quality
+from experiments.app.messages import report_errors, status_html
+from experiments.app.seed_files import read_seed, write_image, write_seed
+from experiments.app.uploads import enlarge
+from experiments.app.widgets import EXCLUSIVE, LATEST_ONLY, NO_PROGRESS, PROGRESS, step_title, upload_box
+
+NUM_SUGGESTIONS = 5
+CSS = """
+.edit-layout { align-items: flex-start; }
+.edit-layout .edit-side, .edit-layout .edit-side > .column { gap: 10px; }
+#edit-source-words:not(:has(p)), #edit-words:not(:has(p)), #edit-message:not(:has(p)) { display: none; }
+#edit-invert { align-self: stretch; }
+.edit-layout mark { background: #fde68a; color: #713f12; padding: 0 2px; border-radius: 3px; }
+#edit-both { flex-wrap: nowrap; }
+#edit-both img { object-fit: contain !important; width: 100%; }
+#edit-variants .thumbnail-lg { display: flex; flex-direction: column; height: auto; aspect-ratio: auto; }
+#edit-variants .caption-label { position: static; text-align: center; }
+#edit-history .caption-label { display: none; }
+#edit-examples .caption-label { display: none; }
+#edit-suggestions button { min-width: 0; flex: 1 1 auto; }
+"""
+MOBILE_CSS = """
+@media (max-width: 640px) {
+  .gradio-container { overflow: clip !important; }  /* with overflow: hidden, no element could be sticky */
+  .edit-layout { flex-direction: column !important; }
+  .edit-layout > .edit-side { display: contents !important; }
+  .edit-layout > .edit-side > * { width: 100%; }
+  #edit-show { order: -1; position: sticky; top: 0; z-index: 40; background: var(--body-background-fill); }
+}
+"""
+"""On a phone, the images stay at the top of the screen while the visitor scrolls through the three steps."""
 
 
-def edit_tab(context: AppContext, folder: Path) -> None:
-    """Create the components of the tab. Seed files for download are written to ``folder``."""
-    image, seed = gr.State(None), gr.State(None)
-    with gr.Row():
-        with gr.Column():
-            source = upload_box("edit-upload")
-            examples = example_gallery(context)
-            selected = gr.Image(label="Your image", interactive=False, height=260, buttons=[], elem_id="edit-chosen")
-            prompt = gr.Textbox(label="Prompt", placeholder="a photo of a cat", elem_id="edit-source-prompt")
-            invert = gr.Button("Invert", variant="primary", elem_id="edit-invert")
-            status = gr.HTML(elem_id="edit-status")
-        with gr.Column():
-            slider = gr.ImageSlider(
-                label="Reconstruction and edit", interactive=False, buttons=["download"], elem_id="edit-both"
+def edit_tab(context: AppContext, folder: Path, page: gr.Blocks) -> None:
+    """Create the components of the tab on ``page``. Files for download are written to ``folder``."""
+    EditTab(context, folder).connect(page)
+
+
+class EditTab:
+    """Components and event handlers of the tab. A handler returns a dictionary of updates by component."""
+
+    def __init__(self, context: AppContext, folder: Path) -> None:
+        self.context = context
+        self.folder = folder
+        self.names = edit_controls(context.model.family)
+        self.example_sessions: dict[int, EditSession] = {}
+        finished = [k for k, example in enumerate(context.edit_examples) if example.edited_prompts]
+        session = self._open_example(finished[0]) if finished else EditSession()
+        with gr.Row(elem_classes="edit-layout"):
+            with gr.Column(elem_classes="edit-side", min_width=300):
+                with gr.Column(elem_id="edit-step-1"):
+                    self._create_step_1()
+                with gr.Column(elem_id="edit-step-2"):
+                    self._create_step_2(session)
+            with gr.Column(elem_classes="edit-side", min_width=300):
+                with gr.Column(elem_id="edit-show"):
+                    self._create_images(session)
+                with gr.Column(elem_id="edit-step-3"):
+                    self._create_step_3(session)
+        self.session = gr.State(session)
+        self.variant_steps = gr.State({})
+        self.saved = gr.BrowserState(
+            list(self._defaults().values()),
+            storage_key=f"seed-exploration-edit-{'-'.join(self.names)}",
+            secret="the settings are not secret",  # a random secret would be lost when the server restarts
+        )
+
+    def connect(self, page: gr.Blocks) -> None:
+        """Connect the events of the components with the handlers."""
+        settings = list(self.settings.values())
+        session = [self.session, self.comparison]
+        state = [*session, *settings]
+        everything = [*self._view_components(), self.message]
+        with_progress = {**EXCLUSIVE, "show_progress_on": self.status}
+        silent = {**EXCLUSIVE, **NO_PROGRESS}
+
+        def on(triggers: list[Callable], handler: Callable, inputs: list, outputs: list, **options: Any) -> None:
+            gr.on(triggers, report_errors(handler, self.message), inputs, outputs, **options)
+
+        on([self.upload.upload], self._upload, [*session, self.upload, self.prompt], everything, **silent)
+        on([self.examples.select], self._choose_example, session, everything, **with_progress)
+        on(
+            [self.invert.click, self.prompt.submit],
+            self._invert,
+            [*session, self.prompt, *settings],
+            everything,
+            **with_progress,
+        )
+        on([self.file.upload], self._load_seed, [*session, self.file, *settings], everything, **with_progress)
+
+        inputs = [*session, self.target, *settings]
+        outputs = [*self._edit_components(), self.message]
+        changes = [component.change for component in (self.target, *settings)]
+        on(changes, self._render, inputs, outputs, **LATEST_ONLY)
+        finished = [self.target.submit, self.target.blur]
+        for setting in settings:
+            finished.append(setting.release if isinstance(setting, gr.Slider) else setting.submit)
+        on(finished, self._commit, inputs, outputs, **silent)
+        outputs = [*outputs, self.target, *settings]
+        for k, button in enumerate(self.suggestions):
+            on([button.click], partial(self._suggest, k), state, outputs, **silent)
+        on([self.undo.click], self._undo, session, outputs, **silent)
+        on([self.history.select], self._select_step, session, outputs, **silent)
+        on(
+            [self.vary.click],
+            self._vary,
+            inputs,
+            [self.variant_steps, self.variants, self.message],
+            **EXCLUSIVE,
+            show_progress_on=self.variants,
+        )
+        on([self.variants.select], self._select_variant, [*session, self.variant_steps], outputs, **silent)
+
+        local = {"queue": False, **NO_PROGRESS}
+        self.comparison.change(self._compare, session, self.left, **local)
+        for prompt, words in ((self.prompt, self.prompt_words), (self.target, self.target_words)):
+            prompt.change(self.context.info.mark_unknown_words, prompt, words, **local)
+        page.load(tuple, self.saved, settings, **local)
+        gr.on([setting.change for setting in settings], lambda *values: list(values), settings, self.saved, **local)
+
+    def _create_step_1(self) -> None:
+        step_title(1, "Choose an image")
+        self.upload = upload_box("edit-upload")
+        examples = self.context.edit_examples
+        has_edits = any(example.edited_prompts for example in examples)
+        self.examples = gr.Gallery(
+            [(enlarge(example.image), next(iter(example.edited_prompts), example.prompt)) for example in examples],
+            label="Or click an example of a finished edit" if has_edits else "Or choose an example",
+            columns=6,
+            object_fit="contain",
+            allow_preview=False,
+            height="auto",
+            buttons=[],
+            visible=bool(examples),
+            interactive=False,
+            elem_classes="examples",
+            elem_id="edit-examples",
+        )
+
+    def _create_step_2(self, session: EditSession) -> None:
+        step_title(2, "Invert it to its seed: the noise from which the model generates it")
+        with gr.Row(equal_height=False):
+            self.prompt = gr.Textbox(
+                session.seed.prompt if session.seed else "",
+                label="Prompt: what the image shows",
+                placeholder="a drawing of a cat on a white background",
+                scale=4,
+                min_width=260,
+                elem_id="edit-source-prompt",
             )
-            target = gr.Textbox(label="Edited prompt", elem_id="edit-prompt", interactive=False)
-            error = gr.HTML(elem_id="edit-error")
-            settings = edit_settings(edit_controls(context.model.family))
-            with gr.Accordion("Seed", open=False, elem_id="edit-seed"):
-                summary = gr.Textbox(
-                    label="Seed", interactive=False, buttons=["copy"], lines=2, elem_id="edit-seed-summary"
-                )
-                download = gr.DownloadButton("Download the seed", interactive=False, elem_id="edit-download")
-                file = gr.File(label="Load a seed", file_types=[".safetensors"], height=110, elem_id="edit-load")
+            self.invert = gr.Button("Invert", variant="primary", min_width=100, scale=1, elem_id="edit-invert")
+        self.prompt_words = gr.HTML(padding=False, elem_id="edit-source-words")
+        self.status = gr.HTML(self._status(session), padding=False, elem_id="edit-status")
 
-    rendered = gr.State(None)
-    view = [slider, error, rendered]
-    inputs = [rendered, seed, target, *settings.values()]
-    render = catch_errors(partial(_render, context, tuple(settings)))
-    seed_outputs = [seed, status, summary, download, target]
+    def _create_images(self, session: EditSession) -> None:
+        image = partial(gr.Image, interactive=False, buttons=["fullscreen"], min_width=120)
+        with gr.Row(elem_id="edit-both"):
+            self.left = image(_enlarged(session.compared_image(YOUR_IMAGE)), label=YOUR_IMAGE, elem_id="edit-left")
+            self.right = image(_enlarged(session.edited_image), label="Edit", elem_id="edit-right")
+        self.message = gr.HTML(padding=False, elem_id="edit-message")
 
-    source.upload(catch_errors(partial(_upload, context)), [source, prompt], [image, selected, prompt], **NO_PROGRESS)
-    connect_examples(examples, context, [image, selected, prompt])
-    inverted = invert.click(catch_errors(partial(_invert, context, folder)), [image, prompt], seed_outputs, **EXCLUSIVE)
-    inverted.success(render, inputs, view, **EXCLUSIVE, **NO_PROGRESS)
-    loaded = file.upload(
-        catch_errors(partial(_load_seed, context, folder)), file, [*seed_outputs, prompt, image, selected], **EXCLUSIVE
-    )
-    loaded.success(render, inputs, view, **EXCLUSIVE, **NO_PROGRESS)
-    gr.on([target.change, *(setting.change for setting in settings.values())], render, inputs, view, **LATEST_ONLY)
+    def _create_step_3(self, session: EditSession) -> None:
+        step_title(3, "Change the prompt")
+        self.target = gr.Textbox(
+            session.step.prompt if session.step else "",
+            label="Edited prompt",
+            interactive=session.seed is not None,
+            elem_id="edit-prompt",
+        )
+        self.target_words = gr.HTML(padding=False, elem_id="edit-words")
+        with gr.Row(elem_id="edit-suggestions"):
+            self.suggestions = [
+                gr.Button(**properties, size="sm", elem_id=f"edit-suggestion-{k}")
+                for k, properties in enumerate(_suggestions(session))
+            ]
+        with gr.Row():
+            self.undo = gr.Button("Undo", size="sm", elem_id="edit-undo")
+            self.vary = gr.Button("Three variants", size="sm", elem_id="edit-vary")
+            self.png = gr.DownloadButton(
+                "Download PNG", self._png(session), interactive=session.step is not None, size="sm", elem_id="edit-png"
+            )
+        strip = partial(
+            gr.Gallery, height="auto", object_fit="contain", allow_preview=False, buttons=[], interactive=False
+        )
+        self.variants = strip(
+            label="Variants of this edit", columns=3, visible=False, elem_classes="examples", elem_id="edit-variants"
+        )
+        self.history = strip(
+            _history(session),
+            label="History",
+            columns=6,
+            fit_columns=False,
+            visible=bool(session.history),
+            elem_classes="examples",
+            elem_id="edit-history",
+        )
+        self.comparison = gr.Radio(list(COMPARISONS), value=YOUR_IMAGE, label="Left image", elem_id="edit-comparison")
+        with gr.Accordion("Settings of the edit", open=False, elem_id="edit-settings"):
+            self.settings = edit_settings(self.names)
+        with gr.Accordion("Seed", open=False, elem_id="edit-seed"):
+            self.summary = gr.Textbox(
+                session.seed.summary if session.seed else "",
+                label="Seed",
+                interactive=False,
+                buttons=["copy"],
+                lines=2,
+                elem_id="edit-seed-summary",
+            )
+            self.download = gr.DownloadButton(
+                "Download the seed",
+                self._seed_file(session),
+                interactive=session.seed is not None,
+                elem_id="edit-download",
+            )
+            self.file = gr.File(label="Load a seed", file_types=[".safetensors"], height=110, elem_id="edit-load")
+
+    def _edit_components(self) -> list[gr.Component]:
+        """Return the components that show an edit."""
+        return [self.session, self.left, self.right, self.history, self.png]
+
+    def _view_components(self) -> list[gr.Component]:
+        """Return all components that show something about the image of a visitor."""
+        edited = [*self._edit_components(), self.target, *self.suggestions, self.variants, self.variant_steps]
+        return [
+            *edited,
+            self.examples,
+            self.upload,
+            self.prompt,
+            self.status,
+            self.summary,
+            self.download,
+            *self.settings.values(),
+        ]
+
+    def _edit(self, session: EditSession, comparison: str) -> dict:
+        """Return the updates that show the edit of ``session``."""
+        return {
+            self.session: session,
+            self.left: gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison),
+            self.right: _enlarged(session.edited_image),
+            self.history: gr.update(value=_history(session), visible=bool(session.history)),
+            self.png: gr.update(value=self._png(session), interactive=session.step is not None),
+        }
+
+    def _view(self, session: EditSession, comparison: str, prompt: str) -> dict:
+        """Return the updates that show ``session``. Nothing of an earlier image remains."""
+        return self._edit(session, comparison) | {
+            self.prompt: prompt,
+            self.target: gr.update(
+                value=session.step.prompt if session.step else "", interactive=session.seed is not None
+            ),
+            **{
+                button: gr.update(**properties)
+                for button, properties in zip(self.suggestions, _suggestions(session), strict=True)
+            },
+            self.examples: gr.update(selected_index=None),
+            self.variants: gr.update(value=[], visible=False),
+            self.variant_steps: {},
+            self.status: self._status(session),
+            self.summary: session.seed.summary if session.seed else "",
+            self.download: gr.update(value=self._seed_file(session), interactive=session.seed is not None),
+        }
+
+    def _with_settings(self, session: EditSession, comparison: str) -> dict:
+        """Return the updates that show the edit of ``session``, its prompt and its settings."""
+        updates = {self.settings[name]: value for name, value in session.step.settings.items()}
+        return self._edit(session, comparison) | updates | {self.target: session.step.prompt}
+
+    def _upload(self, session: EditSession, comparison: str, path: str, prompt: str) -> dict:
+        image = self.context.read_image(path)
+        prompts = {example.prompt for example in self.context.edit_examples}
+        if session.seed is not None:
+            prompts.add(session.seed.prompt)
+        return self._view(EditSession(image=image), comparison, "" if prompt in prompts else prompt)
+
+    def _choose_example(self, event: gr.SelectData, session: EditSession, comparison: str) -> dict:
+        example = self.context.edit_examples[event.index]
+        if not example.edited_prompts:
+            return self._view(EditSession(image=example.image), comparison, example.prompt) | {self.upload: None}
+        session = self._open_example(event.index)
+        return (
+            self._view(session, comparison, example.prompt)
+            | self._with_settings(session, comparison)
+            | {self.upload: None}
+        )
+
+    def _open_example(self, index: int) -> EditSession:
+        """Return the session of an example. Each example is inverted once, for all visitors."""
+        if index not in self.example_sessions:
+            example = self.context.edit_examples[index]
+            self.example_sessions[index] = open_example(self.context, example, self._defaults())
+        return self.example_sessions[index]
+
+    def _invert(
+        self,
+        session: EditSession,
+        comparison: str,
+        prompt: str,
+        progress: gr.Progress = PROGRESS,
+        *settings: Any,
+    ) -> dict:
+        if session.image is None:
+            raise ValueError("there is no image yet: upload an image or choose an example.")
+        start = time.perf_counter()
+
+        def show_progress(done: int, steps: int) -> None:
+            progress((done, steps), desc="Inverting", unit="steps")
+
+        session = open_image(self.context, session.image, prompt, self._named(settings), on_step=show_progress)
+        seconds = time.perf_counter() - start
+        return self._view(session, comparison, prompt) | {self.status: self._status(session, f"{seconds:.1f} s.")}
+
+    def _load_seed(self, session: EditSession, comparison: str, path: str, *settings: Any) -> dict:
+        seed = read_seed(path, self.context)
+        session = open_seed(self.context, seed, self._named(settings))
+        return self._view(session, comparison, seed.prompt) | {self.upload: None}
+
+    def _render(self, session: EditSession, comparison: str, prompt: str, *settings: Any) -> dict:
+        """Generate the edited image while the visitor types."""
+        rendered = session.render(self.context, prompt, self._named(settings))
+        return {} if rendered is session else self._edit(rendered, comparison)
+
+    def _commit(self, session: EditSession, comparison: str, prompt: str, *settings: Any) -> dict:
+        """Generate the edited image and append it to the history."""
+        rendered = session.render(self.context, prompt, self._named(settings)).remember()
+        return {} if rendered is session else self._edit(rendered, comparison)
+
+    def _suggest(self, index: int, session: EditSession, comparison: str, *settings: Any) -> dict:
+        prompt = list(session.suggestions.values())[index]
+        session = session.render(self.context, prompt, self._named(settings)).remember()
+        return self._with_settings(session, comparison)
+
+    def _undo(self, session: EditSession, comparison: str) -> dict:
+        return self._with_settings(session.undo(), comparison)
+
+    def _select_step(self, event: gr.SelectData, session: EditSession, comparison: str) -> dict:
+        return self._with_settings(session.show(session.history[event.index]), comparison)
+
+    def _vary(self, session: EditSession, comparison: str, prompt: str, *settings: Any) -> dict:
+        steps = variants(self.context, session, prompt, self._named(settings))
+        images = [(enlarge(step.edited), name) for name, step in steps.items()]
+        return {self.variant_steps: steps, self.variants: gr.update(value=images, visible=True)}
+
+    def _select_variant(
+        self, event: gr.SelectData, session: EditSession, comparison: str, steps: dict[str, EditStep]
+    ) -> dict:
+        step = list(steps.values())[event.index]
+        return self._with_settings(session.show(step).remember(), comparison)
+
+    def _compare(self, session: EditSession, comparison: str) -> Any:
+        return gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison)
+
+    def _defaults(self) -> dict[str, Any]:
+        return {name: DEFAULT_SETTINGS[name] for name in self.names}
+
+    def _named(self, settings: Sequence[Any]) -> dict[str, Any]:
+        """Return the settings by name. The value of a text box that was never filled is None."""
+        pairs = zip(self.names, settings, strict=True)
+        return {name: DEFAULT_SETTINGS[name] if value is None else value for name, value in pairs}
+
+    def _status(self, session: EditSession, seconds: str = "") -> str:
+        if session.seed is None:
+            return ""
+        if session.seed.inversion is None:
+            return status_html("The image is generated from the loaded seed.")
+        return status_html(f"{quality(session.seed.inversion)} {seconds}".strip())
+
+    def _png(self, session: EditSession) -> str | None:
+        if session.step is None:
+            return None
+        return str(write_image(session.step.edited, session.step.prompt, self.folder))
+
+    def _seed_file(self, session: EditSession) -> str | None:
+        return None if session.seed is None else str(write_seed(session.seed, self.folder))
 
 
 def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
     """Create one component for each edit setting in ``names``; return the components by name."""
     slider = partial(
-        gr.Slider, 0.0, 1.0, step=0.05, buttons=[], info="fraction of steps with the attention of the source image"
+        gr.Slider,
+        0.0,
+        1.0,
+        step=0.05,
+        buttons=["reset"],
+        info="fraction of steps with the attention of the source image",
     )
     settings: dict[str, gr.Component] = {}
     if "cross" in names:
         with gr.Row():
-            settings["cross"] = slider(value=0.4, label="Keep the layout")
-            settings["self_attention"] = slider(value=0.4, label="Keep the shapes")
+            settings["cross"] = slider(value=DEFAULT_SETTINGS["cross"], label="Keep the layout")
+            settings["self_attention"] = slider(value=DEFAULT_SETTINGS["self_attention"], label="Keep the shapes")
         with gr.Row():
             settings["weights"] = gr.Textbox(
-                label="Word weights", placeholder="pink=2, dog=0.5", elem_id="edit-weights"
+                value=DEFAULT_SETTINGS["weights"],
+                label="Word weights",
+                placeholder="pink=2, dog=0.5",
+                elem_id="edit-weights",
             )
             settings["blend"] = gr.Textbox(
-                label="Change only where these words are", placeholder="cat, dog", elem_id="edit-blend"
+                value=DEFAULT_SETTINGS["blend"],
+                label="Change only where these words are",
+                placeholder="cat, dog",
+                elem_id="edit-blend",
             )
     if "share" in names:
-        settings["share"] = slider(value=0.2, label="Keep the shapes")
+        settings["share"] = slider(value=DEFAULT_SETTINGS["share"], label="Keep the shapes")
     return settings
 
 
-def _upload(context: AppContext, path: str, prompt: str) -> tuple[Image.Image, Image.Image, str]:
-    """Return an uploaded image, the enlarged image, and its prompt: empty if ``prompt`` is that of an example."""
-    image = context.read_image(path)
-    is_of_example = prompt in {example.prompt for example in context.examples}
-    return image, enlarge(image), "" if is_of_example else prompt
+def _enlarged(image: Image.Image | None) -> Image.Image | None:
+    return None if image is None else enlarge(image)
 
 
-def _invert(
-    context: AppContext, folder: Path, image: Image.Image | None, prompt: str, progress: gr.Progress = PROGRESS
-) -> tuple:
-    if image is None:
-        raise ValueError("there is no image yet: upload an image or choose an example.")
-    start = time.perf_counter()
-
-    def show_progress(done: int, steps: int) -> None:
-        progress((done, steps), desc="Inverting", unit="steps")
-
-    result = invert_image(context, image, prompt, on_step=show_progress)
-    return _reset(result.seed, f"Reconstruction: {result.summary}. {time.perf_counter() - start:.1f} s.", folder)
+def _history(session: EditSession) -> list[tuple[Image.Image, str]]:
+    return [(enlarge(step.edited), step.prompt) for step in session.history]
 
 
-def _load_seed(context: AppContext, folder: Path, path: str) -> tuple:
-    """Return the updates for a loaded seed and its prompt. The chosen image is removed: the prompt is not of it."""
-    seed = read_seed(path, context)
-    return *_reset(seed, "Seed loaded; the image is generated from it.", folder), seed.prompt, None, None
-
-
-def _reset(seed: Seed, status: str, folder: Path) -> tuple:
-    """Return the updates of the tab for a new seed: seed, status, summary, download button and prompt."""
-    download = enable_download(write_seed(seed, folder))
-    return seed, status_html(status), seed.summary, download, gr.update(value=seed.prompt, interactive=True)
-
-
-def _render(
-    context: AppContext, names: tuple[str, ...], rendered: tuple | None, seed: Seed | None, target: str, *values: Any
-) -> tuple:
-    """Generate the reconstruction and the edited image, unless the displayed images are up to date.
-
-    ``rendered`` is the key of the displayed images: seed, prompt and edit settings. If an input is invalid, an error
-    message is shown below the displayed images, and the images do not change.
-    """
-    if seed is None:
-        return gr.skip(), "", None
-    key = (seed.digest, target, *values)
-    if key == rendered:
-        return gr.skip(), "", rendered
-    defaults = {"cross": 0.0, "self_attention": 0.0, "weights": "", "blend": "", "share": 0.0}
-    try:
-        config = edit_config(context.model.family, **defaults | dict(zip(names, values, strict=True)))
-        before, after = edit_image(context, seed, target, config)
-    except (ValueError, OSError) as error:
-        return gr.skip(), status_html(error_message(error), "error"), rendered
-    return (enlarge(before), enlarge(after)), "", key
+def _suggestions(session: EditSession) -> list[dict[str, Any]]:
+    """Return text and visibility of the buttons with the suggested edits."""
+    names = list(session.suggestions)[:NUM_SUGGESTIONS]
+    names += [""] * (NUM_SUGGESTIONS - len(names))
+    return [{"value": name, "visible": bool(name)} for name in names]

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.models.family import Family
 from rnri.models.unet import UNetFamily
 
+LOW_VAE_PSNR_DB = 20.0
+"""If the VAE alone reproduces an image with a smaller PSNR, the page reports that the VAE is the limit."""
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 
@@ -33,8 +36,10 @@ class Seed:
         prompt: prompt of the inversion.
         steps, guidance: number of steps and guidance scale of sampling.
         image_size: height and width of the image in pixels.
-        fingerprint: fingerprint of the model's checkpoint.
+        fingerprint: fingerprint of the model's checkpoint; None if a file of the library does not contain it.
         scheduler: class name of the pipeline's scheduler.
+        negative_prompt: negative prompt of the inversion, which may be empty.
+        inversion: the inversion whose seed this is, on the CPU; None for an optimized seed.
     """
 
     latents: Tensor
@@ -42,8 +47,10 @@ class Seed:
     steps: int
     guidance: float
     image_size: tuple[int, int]
-    fingerprint: str
+    fingerprint: str | None
     scheduler: str
+    negative_prompt: str = ""
+    inversion: rnri.PipelineInversion | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -54,6 +61,7 @@ class Seed:
     def pipe_kwargs(self) -> dict[str, Any]:
         """Arguments with which the pipeline generates the image of the seed, as in ``rnri.PipelineInversion``."""
         height, width = self.image_size
+        negative_prompt = {"negative_prompt": [self.negative_prompt]} if self.negative_prompt else {}
         return {
             "prompt": [self.prompt],
             "latents": self.latents,
@@ -61,7 +69,7 @@ class Seed:
             "guidance_scale": self.guidance,
             "height": height,
             "width": width,
-        }
+        } | negative_prompt
 
     @property
     def digest(self) -> str:
@@ -82,28 +90,22 @@ class Seed:
         return f"seed {self.digest[:16]}, norm {self.norm:.2f} (typical {typical:.2f}), shape {shape}"
 
 
-@dataclass(frozen=True)
-class InversionResult:
-    """The seed of an inverted image, and the quality of its reconstruction in one phrase."""
-
-    seed: Seed
-    summary: str
-
-
 def no_progress(done: int, steps: int) -> None:
     """Do nothing: the default progress callback of :func:`invert_image`."""
 
 
 def invert_image(
     context: AppContext, image: Image.Image, prompt: str, *, on_step: Callable[[int, int], Any] = no_progress
-) -> InversionResult:
-    """Invert ``image`` under ``prompt``. ``on_step(done, steps)`` is called after each inversion step.
+) -> Seed:
+    """Return the seed of ``image`` under ``prompt``. ``on_step(done, steps)`` is called after each inversion step.
 
     Raises:
         ValueError: the prompt is empty, the seed is not finite, or ``rnri.invert`` raised an error.
     """
     _check_prompt(prompt)
-    with context.lock:
+    with context.lock, warnings.catch_warnings():
+        # edit_image replaces the scheduler during its call
+        warnings.filterwarnings("ignore", message="a plain call of the pipeline with its scheduler")
         inversion = rnri.invert(
             context.model.pipeline,
             image,
@@ -115,8 +117,21 @@ def invert_image(
         )
     if not inversion.latents.isfinite().all():
         raise ValueError("the seed is not finite: start the page with model.dtype=float32.")
-    seed = make_seed(context, inversion.latents.cpu(), inversion.prompts[0])
-    return InversionResult(seed, inversion.quality)
+    on_cpu = {name: getattr(inversion, name).cpu() for name in ("latents", "seed", "z0")}
+    inversion = dataclasses.replace(inversion, **on_cpu)
+    return dataclasses.replace(make_seed(context, inversion.latents, inversion.prompts[0]), inversion=inversion)
+
+
+def quality(inversion: rnri.PipelineInversion) -> str:
+    """Return the quality of the reconstruction in one or two sentences.
+
+    The second sentence tells that the VAE is the limit, if even the VAE alone does not reproduce the image well.
+    """
+    sentence = f"Reconstruction: {inversion.quality}."
+    vae_psnr = float(inversion.vae_psnr[0])
+    if vae_psnr < LOW_VAE_PSNR_DB:
+        sentence += f" The model's decoder cannot draw this image better than {vae_psnr:.1f} dB."
+    return sentence
 
 
 def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import gradio as gr
 
+from experiments.app import compare_tab as compare
+from experiments.app import edit_tab as edit
+from experiments.app import figure_grid
 from experiments.app.compare_tab import KEYBOARD_SHORTCUTS_JS, RatingSession, compare_tab
 from experiments.app.context import AppContext
 from experiments.app.edit_tab import edit_tab
+from experiments.app.footer import footer
 from experiments.app.rare_tab import rare_tab
 from experiments.app.seeds_tab import seeds_tab
 
@@ -24,10 +28,12 @@ html { overflow-y: scroll; }
 .examples .grid-wrap { overflow: hidden; padding-top: 2.2rem; min-height: 0 !important; height: auto !important; }
 .examples .grid-container { grid-template-columns: repeat(var(--grid-cols, 6), minmax(0, 1fr)) !important; }
 .examples .thumbnail-lg { min-width: 0; }
-#edit-both { max-width: 460px; }
-#edit-both img { object-fit: contain !important; }
+.step { margin: 0; font-size: 1.05em; font-weight: 600; }
+.step b { display: inline-block; width: 1.6em; line-height: 1.6em; border-radius: 50%; text-align: center;
+  background: var(--primary-500); color: white; margin-right: 0.3em; }
 """
-MOBILE_CSS = """<style>
+MOBILE_CSS = (
+    """<style>
 @media (max-width: 480px) {
   .gradio-container, .gradio-container .main, .gradio-container .wrap, .gradio-container .contain {
     box-sizing: border-box; min-width: 0 !important; max-width: 100vw !important;
@@ -36,28 +42,32 @@ MOBILE_CSS = """<style>
   .gradio-container .tab-container { min-width: 0; overflow: hidden; }
   .gradio-container [role=tab] { padding: 0 8px !important; font-size: 14px !important; }
 }
-</style>"""
+"""
+    + edit.MOBILE_CSS
+    + "</style>"
+)
 """CSS for small screens, in the head of the page, because Gradio removes media queries from its argument ``css``."""
 DESCRIPTION = "Invert images to seeds of a diffusion model, then edit, interpolate, average and optimize them."
 CLEANUP_INTERVAL_S, MAX_FILE_AGE_S = 600, 3600
 """Every ``CLEANUP_INTERVAL_S`` seconds, Gradio deletes uploads and generated images older than ``MAX_FILE_AGE_S``."""
 
 
-def build(context: AppContext, folder: Path, session: RatingSession | None = None) -> gr.Blocks:
-    """Create the page. Files for download are written to ``folder``. ``session`` has the run to rate, or is None."""
+def build(context: AppContext, folder: Path, session: RatingSession) -> gr.Blocks:
+    """Create the page. Files for download are written to ``folder``. ``session`` has the run to rate."""
     with gr.Blocks(
         title="Seed exploration", analytics_enabled=False, delete_cache=(CLEANUP_INTERVAL_S, MAX_FILE_AGE_S)
     ) as page:
-        gr.Markdown(f"# Seed exploration\n{DESCRIPTION}")
+        gr.Markdown(f"# Seed exploration\n{DESCRIPTION}\n\n{context.description}")
         with gr.Tabs():
             with gr.Tab("Edit", id="edit"):
-                edit_tab(context, folder)
+                edit_tab(context, folder, page)
             with gr.Tab("Seeds", id="seeds"):
-                seeds_tab(context)
-            with gr.Tab("Rare concept", id="rare"):
-                rare_tab(context, folder)
+                seeds_tab(context, folder)
+            with gr.Tab("Rare concept", id="rare") as tab:
+                rare_tab(context, folder, tab)
             with gr.Tab("Compare", id="compare"):
                 compare_tab(session, folder)
+        footer()
     return page.queue(default_concurrency_limit=4, max_size=32)
 
 
@@ -81,7 +91,7 @@ def serve(page: gr.Blocks, *, host: str, port: int, max_upload_bytes: int) -> No
         ssr_mode=False,
         mcp_server=False,
         prevent_thread_lock=True,
-        css=CSS,
+        css=CSS + edit.CSS + compare.CSS + figure_grid.CSS,
         head=KEYBOARD_SHORTCUTS_JS + MOBILE_CSS,
         theme=gr.themes.Soft(),
     )

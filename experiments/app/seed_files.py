@@ -1,69 +1,106 @@
-"""Seed files: safetensors files with a seed and the metadata that is needed to generate its image."""
+"""Files that visitors download: edited images, and seeds in the format of ``rnri.PipelineInversion.save``.
+
+A file with the seed of an inversion contains the whole inversion, so that ``rnri.load`` reads it. A file with an
+optimized seed contains only the seed and the arguments of the pipeline call.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
+import time
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from PIL import Image
 
+import rnri
 from experiments.app.context import AppContext
 from experiments.app.edits import Seed
+from rnri.seed_file import read_seed_file, write_seed_file
 
-FORMAT = "seed-exploration 1"
+MAX_FILE_AGE_S = 3600
+"""Files in the folder for downloads that are older are deleted. The server has copied them to its cache before."""
+
+
+def delete_old_files(folder: Path) -> None:
+    """Delete the files in ``folder`` that are older than ``MAX_FILE_AGE_S``."""
+    oldest = time.time() - MAX_FILE_AGE_S
+    for path in folder.rglob("*.*"):
+        if path.is_file() and path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
+
+
+def write_image(image: Image.Image, prompt: str, folder: Path) -> Path:
+    """Write ``image`` as a PNG file and return the path. The file name consists of the words of ``prompt``."""
+    delete_old_files(folder)
+    digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]  # images with the same prompt have different folders
+    name = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:80].strip("-")
+    path = folder / digest / f"{name or 'edit'}.png"
+    path.parent.mkdir(exist_ok=True)
+    image.save(path)
+    return path
 
 
 def write_seed(seed: Seed, folder: str | Path) -> Path:
     """Write ``seed`` to a file in ``folder`` and return the path. The file name contains the digest of the seed."""
+    delete_old_files(Path(folder))
     path = Path(folder) / f"seed-{seed.digest[:16]}.safetensors"
-    metadata = {
-        "format": FORMAT,
-        "model": seed.fingerprint,
-        "prompt": seed.prompt,
-        "steps": str(seed.steps),
-        "guidance": repr(seed.guidance),
+    if seed.inversion is not None:
+        return seed.inversion.save(path, checkpoint=seed.fingerprint)
+    settings = {
+        "prompts": [seed.prompt],
+        "negative_prompts": [seed.negative_prompt],
+        "num_inference_steps": seed.steps,
+        "guidance_scale": seed.guidance,
+        "image_size": seed.image_size,
         "scheduler": seed.scheduler,
-        "image_size": json.dumps(seed.image_size),
+        "checkpoint": seed.fingerprint,
     }
-    safetensors.torch.save_file({"latents": seed.latents.contiguous()}, path, metadata)
-    return path
+    return write_seed_file(path, {"latents": seed.latents}, settings)
 
 
 def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:
-    """Read a seed from a file that :func:`write_seed` wrote. Error messages show ``name`` instead of the file name.
+    """Read a seed from a file of the page, or from a file that ``rnri.PipelineInversion.save`` wrote for one image.
+
+    Error messages show ``name`` instead of the file name.
 
     Raises:
-        ValueError: the file is not a seed file, the seed is from another checkpoint or has another shape than the seeds
-            of the page's model, or a value is not finite.
+        ValueError: the file is not a seed file or contains several seeds, the seed is from another checkpoint or has
+            another shape than the seeds of the page's model, or a value is not finite.
     """
     path = Path(path)
     name = name or path.name
     if path.stat().st_size > context.limits.max_bytes:
         raise ValueError(f"{name} is larger than {context.limits.max_bytes / 1e6:g} MB and not a seed file.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            latents = file.get_tensor("latents")
+        tensors, settings = read_seed_file(path)
+        inversion = rnri.load(path) if "z0" in tensors else None
+        prompts = settings["prompts"]
         seed = Seed(
-            latents=latents,
-            prompt=metadata["prompt"],
-            steps=int(metadata["steps"]),
-            guidance=float(metadata["guidance"]),
-            image_size=tuple(map(int, json.loads(metadata["image_size"]))),
-            fingerprint=metadata["model"],
-            scheduler=metadata["scheduler"],
+            latents=tensors["latents"],
+            prompt=prompts[0],
+            negative_prompt=settings["negative_prompts"][0],
+            steps=int(settings["num_inference_steps"]),
+            guidance=float(settings["guidance_scale"]),
+            image_size=tuple(settings["image_size"]),
+            fingerprint=settings.get("checkpoint"),
+            scheduler=settings["scheduler"],
+            inversion=inversion,
         )
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{name} is not a seed file of this page; choose a file downloaded from it.") from error
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} is not a seed file; choose a file that this page or PipelineInversion.save wrote."
+        ) from error
+    if len(prompts) != 1:
+        raise ValueError(f"{name} contains {len(prompts)} seeds; save one of them with inversion[i].save(path).")
     _check(seed, context, name)
     return seed
 
 
 def _check(seed: Seed, context: AppContext, name: str) -> None:
     """Raise ValueError if the model of the page cannot generate an image from ``seed``."""
-    if seed.fingerprint != context.fingerprint:
+    if seed.fingerprint not in (None, context.fingerprint):
         raise ValueError(
             f"{name} is a seed of another model ({seed.fingerprint[:12]}, not {context.fingerprint[:12]}); "
             "start the page with that model."
@@ -74,6 +111,8 @@ def _check(seed: Seed, context: AppContext, name: str) -> None:
         raise ValueError(f"{name} has a seed of shape {shape}, but the model needs {expected}.")
     if not seed.latents.is_floating_point() or not seed.latents.isfinite().all():
         raise ValueError(f"{name} has a seed that is not finite; invert its image again.")
-    context.model.schedule(seed.steps)
+    timesteps = context.model.schedule(seed.steps).timesteps
+    if seed.inversion is not None and not torch.equal(seed.inversion.timesteps.cpu(), timesteps.cpu()):
+        raise ValueError(f"{name} has other timesteps than the model of the page; start the page with its scheduler.")
     if not 1 <= seed.guidance < float("inf"):
         raise ValueError(f"{name} has guidance {seed.guidance:g}; must be >= 1.")

@@ -19,9 +19,11 @@ class Settings:
     guidance: GuidanceScale
     examples: NonEmptyStr | None
     clip: NonEmptyStr
+    classifier: NonEmptyStr | None
     gradient_steps: PositiveInt
     run: NonEmptyStr | None
     methods: Annotated[list[NonEmptyStr], MinLen(2), MaxLen(3)] | None
+    results: bool
     ratings: NonEmptyStr
     host: NonEmptyStr
     port: Annotated[int, Ge(1), Le(65535)]

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pillow_heif
 from PIL import Image
 from torch import Tensor
 
+from experiments.app.checkpoint_info import MeasuredEdits
 from rnri.images import fit
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+pillow_heif.register_heif_opener()  # photos of phones
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif")
 MIN_DISPLAY_SIZE = 384
 """Images that are smaller than this many pixels per side are enlarged when the page displays them."""
 MAX_EXAMPLES = 12
+DRAFT_FACTOR = 2
+"""JPEG files are decoded with at least this many times the size of the model's images."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,18 @@ class UploadLimits:
 
 @dataclass(frozen=True)
 class Example:
-    """An example image and its prompt, which may be empty."""
+    """An example image.
+
+    Attributes:
+        image: the image, in the image size of the model.
+        prompt: prompt of the image, which may be empty.
+        edited_prompts: edited prompts by the text of their button, which may be empty. The first one is shown with the
+            example.
+    """
 
     image: Image.Image
     prompt: str
+    edited_prompts: dict[str, str] = field(default_factory=dict)
 
 
 def read_image(
@@ -58,11 +73,13 @@ def read_image(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             image = Image.open(io.BytesIO(data))
     except Exception as error:  # PIL raises many types of exceptions for damaged files
-        raise ValueError(f"{name} is not a readable image: choose a PNG, JPEG or WebP file.") from error
+        raise ValueError(f"{name} is not a readable image: choose a PNG, JPEG, WebP or HEIC file.") from error
     if image.width * image.height > limits.max_pixels:
         raise ValueError(
             f"{name} has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed: resize it."
         )
+    side = DRAFT_FACTOR * max(size)
+    image.draft(None, (side, side))  # a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough
     try:
         return fit(image, size)
     except Exception as error:
@@ -116,8 +133,8 @@ def uint8_to_pil(pixels: Tensor | np.ndarray) -> Image.Image:
 def read_examples(source: str | Path | None, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
     """Read example images from a folder, or from a table such as ``assets/emoji/drawings-*.parquet``.
 
-    The prompt of an image in a folder is the text file with the same name, as one line. The prompt is empty if there is
-    no such file.
+    The prompt of an image ``NAME.png`` in a folder is the text of ``NAME.txt``, as one line. The prompt is empty if
+    there is no such file. Every line of ``NAME.edits.txt`` is an edited prompt.
 
     Raises:
         ValueError: ``source`` is neither a folder with images nor a table.
@@ -125,7 +142,10 @@ def read_examples(source: str | Path | None, size: tuple[int, int], limits: Uplo
     files = example_files(source)
     if [file.suffix for file in files] == [".parquet"]:
         return _read_drawings(files[0], size, limits)
-    return [Example(read_image(file, size, limits), _read_prompt(file.with_suffix(".txt"))) for file in files]
+    return [
+        Example(read_image(file, size, limits), _read_prompt(file.with_suffix(".txt")), _read_edits(file))
+        for file in files
+    ]
 
 
 def example_files(source: str | Path | None) -> list[Path]:
@@ -154,6 +174,31 @@ def example_files(source: str | Path | None) -> list[Path]:
 
 def _read_prompt(path: Path) -> str:
     return " ".join(path.read_text(encoding="utf-8-sig").split()) if path.is_file() else ""
+
+
+def _read_edits(image: Path) -> dict[str, str]:
+    """Return the lines of the file of edited prompts by themselves; there are none without the file."""
+    path = image.with_suffix(".edits.txt")
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
+    return {line.strip(): line.strip() for line in lines if line.strip()}
+
+
+def read_measured_examples(
+    source: str | Path | None, edits: Sequence[MeasuredEdits], size: tuple[int, int], limits: UploadLimits
+) -> list[Example]:
+    """Return the drawings of the table ``source`` for which a checkpoint states measured ``edits``."""
+    if source is None or Path(source).suffix != ".parquet":
+        return []
+    table = pd.read_parquet(source, columns=["image_id", "image"]).set_index("image_id")
+    return [
+        Example(
+            read_image(table["image"][edit.image_id]["bytes"], size, limits, name=edit.prompt),
+            edit.prompt,
+            edit.edited_prompts,
+        )
+        for edit in edits
+        if edit.image_id in table.index
+    ]
 
 
 def _read_drawings(path: Path, size: tuple[int, int], limits: UploadLimits) -> list[Example]:

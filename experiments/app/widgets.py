@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from experiments.app.context import AppContext
+from experiments.app.example_sets import ExampleSet
 from experiments.app.messages import catch_errors
 from experiments.app.seeds import add_prompt_lines
 from experiments.app.uploads import enlarge
@@ -23,13 +25,18 @@ PROGRESS = gr.Progress()
 """Default argument of event handlers. In each call, Gradio replaces it by the progress bar of that call."""
 
 
+def step_title(number: int, text: str) -> gr.HTML:
+    """Create the title of a numbered step."""
+    return gr.HTML(f'<p class="step"><b>{number}</b> {html.escape(text)}</p>', padding=False)
+
+
 def upload_box(elem_id: str, *, multiple: bool = False) -> gr.File:
     """Create a file input for one image, or for several images if ``multiple`` is true."""
     return gr.File(
         label="Upload images" if multiple else "Upload an image",
-        file_types=["image"],
+        file_types=["image", ".heic", ".heif"],
         file_count="multiple" if multiple else "single",
-        height=130,
+        height=122,
         elem_id=elem_id,
     )
 
@@ -50,19 +57,9 @@ def example_gallery(context: AppContext, label: str = "Or choose an example") ->
     )
 
 
-def connect_examples(examples: gr.Gallery, context: AppContext, outputs: list[Any]) -> None:
-    """Make a click on an example write its image, its enlarged image and its prompt to ``outputs``."""
-
-    def choose(event: gr.SelectData) -> tuple[Image.Image, Image.Image, str]:
-        example = context.examples[event.index]
-        return example.image, enlarge(example.image), example.prompt
-
-    examples.select(catch_errors(choose), None, outputs, **NO_PROGRESS)
-
-
 def image_list_input(
-    context: AppContext, prefix: str, max_images: int, *, prompt_per_image: bool
-) -> tuple[gr.State, gr.Textbox]:
+    context: AppContext, prefix: str, max_images: int, *, prompt_per_image: bool, initial: ExampleSet | None = None
+) -> tuple[gr.State, gr.Textbox, gr.Gallery]:
     """Create components that collect up to ``max_images`` images and their prompts.
 
     Args:
@@ -71,14 +68,18 @@ def image_list_input(
         max_images: maximum number of images.
         prompt_per_image: whether each image has a prompt in a line of its own, or all images have one prompt. The one
             prompt of all images is empty until the user writes it, unless the first image is an example.
+        initial: images and prompts at the start, with which the inputs for other images are collapsed.
 
     Returns:
-        The state with the list of images, and the text box with the prompts or the prompt.
+        The state with the list of images, the text box with the prompts or the prompt, and the gallery that shows the
+        images.
     """
-    images = gr.State([])
-    source = upload_box(f"{prefix}-upload", multiple=True)
-    examples = example_gallery(context)
+    images = gr.State(initial.images if initial else [])
+    with gr.Accordion("Your own images, or single examples", open=initial is None, elem_id=f"{prefix}-inputs"):
+        source = upload_box(f"{prefix}-upload", multiple=True)
+        examples = example_gallery(context)
     selected = gr.Gallery(
+        [enlarge(image) for image in images.value],
         label="Your images",
         fit_columns=False,
         columns=4,
@@ -94,7 +95,8 @@ def image_list_input(
     labels = {"label": "Prompt", "info": "one prompt for all images", "lines": 1}
     if prompt_per_image:
         labels = {"label": "Prompts", "info": "one line per image, or a single line for all", "lines": 2}
-    prompts = gr.Textbox(elem_id=f"{prefix}-prompt", **labels)
+    text = "" if initial is None else "\n".join(initial.prompts if prompt_per_image else initial.prompts[:1])
+    prompts = gr.Textbox(text, elem_id=f"{prefix}-prompt", **labels)
 
     def add(current: list[Image.Image], new: Sequence[Image.Image], text: str, new_prompts: Sequence[str]) -> tuple:
         count = len(current) + len(new)
@@ -118,7 +120,13 @@ def image_list_input(
     source.upload(catch_errors(upload), [images, source, prompts], outputs, **NO_PROGRESS)
     examples.select(catch_errors(choose), [images, prompts], outputs, **NO_PROGRESS)
     clear.click(lambda: ([], [], "", None), None, [*outputs, source], **NO_PROGRESS)
-    return images, prompts
+    return images, prompts, selected
+
+
+def connect_set(button: gr.Button, images: Sequence[Image.Image], prompts: str, outputs: list[Any]) -> None:
+    """Make a click on ``button`` write ``images``, the enlarged images and ``prompts`` to ``outputs``."""
+    chosen = (list(images), [enlarge(image) for image in images], prompts)
+    button.click(lambda: chosen, None, outputs, **NO_PROGRESS)
 
 
 def enable_download(path: Path) -> dict[str, Any]:

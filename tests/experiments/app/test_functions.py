@@ -1,32 +1,64 @@
 """The computations of the web page, without Gradio."""
 
 import io
+import os
 import re
 import socket
 from dataclasses import replace
 
 import gradio as gr
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
-from experiments.app import edit_tab
+import rnri
 from experiments.app.__main__ import build_context, check_port, check_run, compose_config, parse_settings
+from experiments.app.checkpoint_info import WORD, CheckpointInfo, model_sentence, read_checkpoint_info
 from experiments.app.context import default_steps, resolve_device
-from experiments.app.edits import edit_config, edit_controls, edit_image, invert_image, parse_weights
+from experiments.app.edit_session import (
+    COMPARISONS,
+    DEFAULT_SETTINGS,
+    VARIANTS,
+    YOUR_IMAGE,
+    EditSession,
+    open_example,
+    open_image,
+    open_seed,
+    variants,
+)
+from experiments.app.edit_tab import EditTab
+from experiments.app.edits import edit_config, edit_controls, edit_image, invert_image, parse_weights, quality
+from experiments.app.messages import report_errors
 from experiments.app.rare import iterate_seedselect
-from experiments.app.ratings import Ratings, build_questions, methods_of, read_run, validate_rater
-from experiments.app.seed_files import read_seed, write_seed
-from experiments.app.seeds import NUM_POINTS, add_prompt_lines, broadcast_prompts, explore, invert_images, norm_figure
+from experiments.app.ratings import read_run
+from experiments.app.seed_files import delete_old_files, read_seed, write_image, write_seed
+from experiments.app.seeds import (
+    add_prompt_lines,
+    broadcast_prompts,
+)
 from experiments.app.uploads import UploadLimits, enlarge, read_examples, read_image, to_pil
 from experiments.app.widgets import image_list_input
+from experiments.config.project import project_path
+from experiments.data.backgrounds import BACKGROUNDS
+from experiments.evaluation.classifier import load_classifier
 from rnri import LatentDiffusion
 from rnri.editing import Injection, PromptToPrompt
+from rnri.seed_file import write_seed_file
 from tests.experiments.app.runs import finished_run
 
 LIMITS = UploadLimits(max_bytes=1_000_000, max_pixels=10_000)
 CAMEL = "a drawing of a camel on a white background"
+OTHERS = {
+    "negative_prompts": ["", ""],
+    "num_inference_steps": 2,
+    "guidance_scale": 1.0,
+    "image_size": [64, 64],
+    "scheduler": "LCMScheduler",
+}
+"""Settings of a seed file, without its prompts."""
 
 
 def png(image: Image.Image) -> bytes:
@@ -38,6 +70,16 @@ def png(image: Image.Image) -> bytes:
 @pytest.fixture(scope="module")
 def context():
     return build_context(compose_config(["steps=2", "method=accelerated", "method=accelerated", "select.iterations=2"]))
+
+
+@pytest.fixture(scope="module")
+def default_context():
+    return build_context(compose_config([]))
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier(project_path("assets/models/classifier"))
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +125,30 @@ def test_images_are_fitted_upright_on_a_white_background():
     assert enlarge(Image.new("RGB", (64, 64))).size == (384, 384) and enlarge(upright).size == (400, 800)
 
 
+def test_photos_of_phones_are_read(tmp_path):
+    photo = Image.linear_gradient("L").resize((80, 60)).convert("RGB")
+    photo.save(tmp_path / "photo.heic", quality=95)
+    result = read_image(tmp_path / "photo.heic", (60, 80), LIMITS)
+    assert np.abs(np.asarray(result, int) - np.asarray(photo, int)).mean() < 4
+
+
+def test_large_jpeg_files_are_decoded_at_a_smaller_size(monkeypatch):
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize((512, 384)).save(data, "JPEG")
+    sizes = []
+    monkeypatch.setattr("experiments.app.uploads.fit", lambda image, size: sizes.append(image.size))
+    read_image(data.getvalue(), (48, 48), UploadLimits(1_000_000, 1_000_000))
+    assert sizes == [(128, 96)]  # at least twice the size of the model's images
+
+
 def test_examples_are_read_from_a_folder_with_prompts(tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a red\n square\n")
     result = read_examples(tmp_path, (16, 16), LIMITS)
     assert [(example.prompt, example.image.size) for example in result] == [("a red square", (16, 16))]
+    assert result[0].edited_prompts == {}
+    (tmp_path / "a.edits.txt").write_text("a blue square\n\na red circle\n")
+    assert list(read_examples(tmp_path, (16, 16), LIMITS)[0].edited_prompts) == ["a blue square", "a red circle"]
     assert read_examples(None, (16, 16), LIMITS) == []
     (tmp_path / "none").mkdir()
     for folder in (tmp_path / "none", tmp_path / "absent"):
@@ -97,11 +158,139 @@ def test_examples_are_read_from_a_folder_with_prompts(tmp_path):
 
 def test_edit_with_the_same_prompt_is_the_reconstruction(context, inverted):
     config = edit_config(context.model.family, cross=0.4, self_attention=0.4, weights="", blend="", share=0.2)
-    before, after = edit_image(context, inverted.seed, inverted.seed.prompt, config)
+    before, after = edit_image(context, inverted, inverted.prompt, config)
     assert np.array_equal(before, after) and before.size == context.model.image_size[::-1]
-    again, other = edit_image(context, inverted.seed, "a drawing of a red dog on a pink background", config)
+    again, other = edit_image(context, inverted, "a drawing of a red dog on a pink background", config)
     assert np.abs(np.asarray(again, int) - np.asarray(before, int)).max() <= 1 and not np.array_equal(again, other)
-    assert re.match(r"\d+\.\d of \d+\.\d dB", inverted.summary)
+    assert re.fullmatch(r"Reconstruction: \d+\.\d of \d+\.\d dB.*\.", quality(inverted.inversion))
+
+
+def test_second_sentence_reports_that_the_vae_is_the_limit(inverted):
+    class Limited:
+        quality = "17.6 of 17.6 dB, as good as the VAE allows"
+        vae_psnr = torch.tensor([17.6])
+
+    assert quality(Limited()) == (
+        "Reconstruction: 17.6 of 17.6 dB, as good as the VAE allows. "
+        "The model's decoder cannot draw this image better than 17.6 dB."
+    )
+    assert "decoder" not in quality(inverted.inversion)
+
+
+def test_session_keeps_a_history_with_undo(context):
+    example = context.examples[0]
+    session = open_image(context, example.image, example.prompt, DEFAULT_SETTINGS)
+    assert [step.prompt for step in session.history] == [example.prompt]
+    with pytest.raises(ValueError, match="no earlier edit"):
+        session.undo()
+    pink = example.prompt.replace("white", "pink")
+    edited = session.render(context, pink, DEFAULT_SETTINGS)
+    assert edited.render(context, pink, DEFAULT_SETTINGS) is edited  # is displayed already
+    assert edited.undo().step.prompt == example.prompt  # an edit that is not in the history
+    edited = edited.remember()
+    assert edited.remember() is edited and len(edited.history) == 2
+    assert edited.undo().step is session.step and len(edited.undo().history) == 1
+    images = [np.asarray(edited.compared_image(name), int) for name in COMPARISONS]
+    assert np.array_equal(images[0], example.image)
+    assert np.array_equal(images[2], np.abs(images[0] - np.asarray(edited.edited_image, int)))
+
+
+def test_variants_differ_in_their_strength(context, inverted):
+    session = EditSession(image=context.examples[0].image, seed=inverted)
+    steps = variants(context, session, inverted.prompt.replace("white", "pink"), DEFAULT_SETTINGS)
+    assert list(steps) == list(VARIANTS)
+    images = [np.asarray(step.edited, int) for step in steps.values()]
+    assert not np.array_equal(images[0], images[2])
+    with pytest.raises(ValueError, match="invert an image first"):
+        variants(context, EditSession(), "a fox", DEFAULT_SETTINGS)
+
+
+def test_examples_show_their_first_edit(context):
+    example = context.edit_examples[0]
+    session = open_example(context, example, DEFAULT_SETTINGS)
+    assert session.step.prompt == next(iter(example.edited_prompts.values())) != example.prompt
+    assert session.undo().step.prompt == example.prompt
+    assert not np.array_equal(session.undo().edited_image, session.edited_image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", range(12))
+def test_edits_of_the_examples_work(default_context, classifier, example):
+    """The edited images show the concept and the background color of the edited prompt."""
+    context = default_context
+    session = open_example(context, context.edit_examples[example], DEFAULT_SETTINGS)
+    drawings = pd.read_parquet(context.examples_from, columns=["phrase", "concept"]).drop_duplicates()
+    concepts = dict(drawings.itertuples(index=False))
+    for prompt in session.suggestions.values():
+        phrase, color = re.fullmatch(r"a drawing of (.*) on a (\w+) background", prompt).groups()
+        image = session.render(context, prompt, DEFAULT_SETTINGS).edited_image
+        with torch.no_grad():
+            logits = classifier(to_tensor(image)[None])[0]
+        assert classifier.labels[int(logits.argmax())] == concepts[phrase], prompt
+        corners = np.asarray(image, float)[[0, 0, -1, -1], [0, -1, 0, -1]].mean(0)
+        distances = {name: np.abs(corners - value).sum() for name, value in BACKGROUNDS.items()}
+        assert min(distances, key=distances.get) == color, prompt
+
+
+def test_words_that_the_model_has_not_learned_are_marked(context):
+    info = context.info
+    assert info.unknown_words("a drawing of a Fox with sunglasses, 8 on a white background") == ["sunglasses"]
+    html = info.mark_unknown_words("a <fox> with sunglasses")
+    assert "has learned 3 of 4 words" in html and "&lt;fox&gt; with <mark>sunglasses</mark>" in html
+    assert info.mark_unknown_words("a fox") == CheckpointInfo().mark_unknown_words("sunglasses") == ""
+
+
+@pytest.mark.parametrize("model", ["emoji", "emoji_flow"])
+def test_words_of_the_embedded_models_are_those_of_the_training_captions(model):
+    info = read_checkpoint_info(project_path(f"assets/models/{model}"))
+    captions = pd.read_parquet(project_path("assets/emoji/captions.parquet"), columns=["caption"])["caption"].unique()
+    words = {word.lower() for caption in captions for word in WORD.findall(caption)}
+    assert set(info.words) == words and {f"{color} background" for color in info.backgrounds} <= {
+        " ".join(caption.split()[-2:]) for caption in captions
+    }
+    table = pd.read_parquet(project_path("assets/emoji/drawings-reference.parquet"), columns=["image_id", "phrase"])
+    phrases = dict(table.itertuples(index=False))
+    for edit in info.edits:
+        assert edit.prompt == f"a drawing of {phrases[edit.image_id]} on a white background"
+        assert not any(info.unknown_words(prompt) for prompt in edit.edited_prompts.values())
+
+
+def test_background_edits_replace_the_color_of_the_background():
+    info = CheckpointInfo(backgrounds=["white", "pink", "blue"])
+    assert info.background_edits("a white cat on a white background") == {
+        "pink background": "a white cat on a pink background",
+        "blue background": "a white cat on a blue background",
+    }
+    assert info.background_edits("a white cat") == CheckpointInfo().background_edits("a white background") == {}
+
+
+def test_checkpoints_without_information_have_only_a_name(tmp_path):
+    info = read_checkpoint_info(str(tmp_path))
+    assert info == CheckpointInfo()
+    assert model_sentence("owner/model", "a/style", info) == "Model: **model** with the LoRA style (`owner/model`)."
+    (tmp_path / "page.json").write_text('{"words": 3}')
+    with pytest.raises(ValueError, match=r"^model\.path: .*page\.json is not valid"):
+        read_checkpoint_info(str(tmp_path))
+
+
+def test_images_for_download_are_named_by_their_prompt(tmp_path):
+    image = Image.new("RGB", (4, 4))
+    path = write_image(image, "A fox, on a pink background!", tmp_path)
+    assert path.name == "a-fox-on-a-pink-background.png" and Image.open(path).size == (4, 4)
+    os.utime(path, (0, 0))
+    delete_old_files(tmp_path)
+    assert not path.exists()
+
+
+def test_errors_are_shown_in_one_place():
+    with gr.Blocks():
+        message, box = gr.HTML(), gr.Textbox()
+
+    def fail():
+        raise ValueError("the <prompt> is empty.")
+
+    assert report_errors(fail, message)() == {message: '<p class="error">the &lt;prompt&gt; is empty.</p>'}
+    assert report_errors(lambda: {box: "a"}, message)() == {message: "", box: "a"}
 
 
 def test_edit_settings_are_parsed(context):
@@ -130,7 +319,7 @@ def test_images_of_the_safety_checker_are_not_displayed(context, inverted, monke
         type(context.model.pipeline), "run_safety_checker", lambda self, images, device, dtype: (images, flags)
     )
     with pytest.raises(ValueError, match=f"the model's safety checker replaced the {name} by a black image"):
-        edit_image(context, inverted.seed, "a drawing of a dog", PromptToPrompt())
+        edit_image(context, inverted, "a drawing of a dog", PromptToPrompt())
 
 
 @pytest.mark.parametrize("prompt", ["", "  "])
@@ -138,23 +327,35 @@ def test_empty_prompts_raise_an_error(context, inverted, prompt):
     with pytest.raises(ValueError, match="prompt is empty"):
         invert_image(context, context.examples[0].image, prompt)
     with pytest.raises(ValueError, match="prompt is empty"):
-        edit_image(context, inverted.seed, prompt, PromptToPrompt())
+        edit_image(context, inverted, prompt, PromptToPrompt())
     with pytest.raises(ValueError, match="prompt is empty"):
         next(iterate_seedselect(context, prompt, [context.examples[0].image]))
 
 
 def test_seed_file_round_trip(context, inverted, tmp_path):
-    path = write_seed(inverted.seed, tmp_path)
+    path = write_seed(inverted, tmp_path)
     result = read_seed(path, context)
-    assert torch.equal(result.latents, inverted.seed.latents)
-    assert replace(result, latents=None) == replace(inverted.seed, latents=None)
-    assert (
-        result.summary == inverted.seed.summary and result.digest[:16] in path.name and "4 x 16 x 16" in result.summary
+    assert torch.equal(result.latents, inverted.latents)
+    assert replace(result, latents=None, inversion=None) == replace(inverted, latents=None, inversion=None)
+    loaded = rnri.load(path)  # the library reads the file of the page
+    assert torch.equal(loaded.seed, inverted.inversion.seed) and loaded.quality == inverted.inversion.quality
+    assert result.summary == inverted.summary and result.digest[:16] in path.name and "4 x 16 x 16" in result.summary
+
+
+def test_page_reads_files_of_the_library(context, inverted, tmp_path):
+    result = read_seed(inverted.inversion.save(tmp_path / "library.safetensors"), context)
+    assert result.fingerprint is None and torch.equal(result.latents, inverted.latents)
+    session = open_seed(context, result, DEFAULT_SETTINGS)
+    assert np.array_equal(session.image, context.examples[0].image)
+    path = write_seed_file(
+        tmp_path / "two.safetensors", {"latents": inverted.latents}, {"prompts": ["a", "b"]} | OTHERS
     )
+    with pytest.raises(ValueError, match=r"^two\.safetensors contains 2 seeds; save one of them with inversion\[i\]"):
+        read_seed(path, context)
 
 
 def test_invalid_seed_files_raise_an_error(context, inverted, tmp_path):
-    seed = inverted.seed
+    seed = replace(inverted, inversion=None)
     invalid = {
         "another model": replace(seed, fingerprint="0" * 64),
         "the model needs": replace(seed, latents=seed.latents[..., :8]),
@@ -167,31 +368,6 @@ def test_invalid_seed_files_raise_an_error(context, inverted, tmp_path):
     (tmp_path / "text.safetensors").write_text("not a seed")
     with pytest.raises(ValueError, match=r"text\.safetensors is not a seed file"):
         read_seed(tmp_path / "text.safetensors", context)
-
-
-def test_images_of_the_path_and_the_averages_are_generated(context):
-    images = [example.image for example in context.examples[:2]]
-    seeds = invert_images(context, images, broadcast_prompts(CAMEL, 2))
-    result = explore(context, seeds, CAMEL)
-    assert len(result.images) == NUM_POINTS and {len(norms) for norms in result.norms.values()} == {NUM_POINTS}
-    ends = seeds.double().flatten(1).norm(dim=1).tolist()
-    for norms in result.norms.values():
-        assert [norms[0], norms[-1]] == pytest.approx(ends, rel=1e-5)
-    assert result.averages[0][0] == "NAO centroid" and len(result.averages) == 4
-    assert norm_figure(result, 3).axes[0].lines[-1].get_xdata()[0] == 4
-
-
-def test_prompts_are_one_per_image_or_one_for_all():
-    assert broadcast_prompts(" a \n b \n\n", 2) == ["a", "b"] and broadcast_prompts("a", 3) == ["a"] * 3
-    for text, count, message in (
-        ("a\nb", 3, "2 prompts for 3 images: write one line per image"),
-        ("a\nb\nc", 2, "3 prompts for 2 images: "),
-        ("\na", 2, r"1 prompt for 2 images \(line 1 is empty\): "),
-        ("a\n", 2, r"1 prompt for 2 images \(line 2 is empty\): "),
-        ("a\n\nb", 2, r"2 prompts for 2 images \(line 2 is empty\): "),
-    ):
-        with pytest.raises(ValueError, match=message):
-            broadcast_prompts(text, count)
 
 
 def test_prompt_stays_in_the_line_of_its_image():
@@ -232,34 +408,15 @@ def test_components_keep_each_prompt_with_its_image(context, tmp_path):
 def test_uploaded_image_does_not_get_the_prompt_of_an_example(context, inverted, tmp_path):
     path = tmp_path / "mine.png"
     Image.new("RGB", (20, 20), "red").save(path)
-    assert edit_tab._upload(context, path, context.examples[5].prompt)[2] == ""
-    assert edit_tab._upload(context, path, "my dog")[2] == "my dog"
-    *_, prompt, image, shown = edit_tab._load_seed(context, tmp_path, write_seed(inverted.seed, tmp_path))
-    assert prompt == inverted.seed.prompt and image is None and shown is None
-
-
-def test_number_of_images_is_limited(context):
-    one = [context.examples[0].image]
-    with pytest.raises(ValueError, match="2 to 8"):
-        invert_images(context, one, [CAMEL])
-    for references in ([], one * 6):
-        with pytest.raises(ValueError, match="1 to 5"):
-            next(iterate_seedselect(context, CAMEL, references))
-    with pytest.raises(ValueError, match="must be one line"):
-        next(iterate_seedselect(context, f"{CAMEL}\na fox", one))
-
-
-def test_seedselect_yields_iterations_and_can_be_stopped(context):
-    iterations = iterate_seedselect(context, CAMEL, [example.image for example in context.examples[:2]])
-    progress = list(iterations)
-    assert [step.iteration for step in progress] == [0, 1, 2] and {step.iterations for step in progress} == {2}
-    best = [step.best_loss for step in progress]
-    assert best == sorted(best, reverse=True)
-    assert best == [min(step.loss for step in progress[: k + 1]) for k in range(3)]
-    stopped = iterate_seedselect(context, CAMEL, [context.examples[0].image])
-    first = next(stopped)
-    stopped.close()
-    assert first.seed.prompt == CAMEL and not context.lock.locked()
+    with gr.Blocks():
+        tab = EditTab(context, tmp_path)
+    session = EditSession(image=context.examples[0].image, seed=inverted)
+    for prompt, expected in (
+        (context.edit_examples[1].prompt, ""),
+        (inverted.prompt, ""),
+        ("my dog", "my dog"),
+    ):
+        assert tab._upload(session, YOUR_IMAGE, path, prompt)[tab.prompt] == expected
 
 
 def test_invalid_settings_raise_an_error_that_names_the_key():
@@ -309,51 +466,9 @@ def test_port_in_use_is_rejected():
         check_port("host.invalid", 7860)
 
 
-def test_run_is_read_without_lost_samples(tmp_path):
-    run = finished_run(tmp_path, lost={("plain", "camel", 0)})
-    items = read_run(run)
-    assert methods_of(items) == ["plain", "seedselect"] and len(items) == 3
-    assert {item.prompt for item in items} == {"a drawing of a camel", "a drawing of a owl"}
-    for item in items:
-        assert item.images["plain"].read().getpixel((0, 0)) == (40, 40, 40)
-        assert item.images["seedselect"].read().getpixel((0, 0)) == (200, 200, 200)
-
-
 def test_folders_without_a_finished_run_raise_an_error(tmp_path):
     for check in (read_run, check_run):
         with pytest.raises(ValueError, match=r"results\.json is missing"):
             check(tmp_path)
     with pytest.raises(ValueError, match="two methods"):
         read_run(finished_run(tmp_path, methods={"plain": 1}))
-
-
-def test_order_and_sides_are_random_per_rater(tmp_path):
-    items = read_run(finished_run(tmp_path)) * 8
-    questions = build_questions(items, ["plain", "seedselect"], "ada")
-    assert questions == build_questions(items, ["seedselect", "plain"], "ada")
-    assert questions != build_questions(items, ["plain", "seedselect"], "bob")
-    assert {question.order for question in questions} == {("plain", "seedselect"), ("seedselect", "plain")}
-    for methods in (["plain"], ["a", "b", "c", "d"], ["plain", "absent"]):
-        with pytest.raises(ValueError, match=r"must be two or three|no items in common"):
-            build_questions(items, methods, "ada")
-
-
-def test_rater_continues_with_the_unanswered_questions(tmp_path):
-    run = finished_run(tmp_path / "run")
-    questions = build_questions(read_run(run), ["plain", "seedselect"], "ada")
-    ratings = Ratings(tmp_path / "ratings", str(run), "ada")
-    ratings.add(questions[0], 1)
-    ratings.add(questions[1], 0)
-    second = Ratings(tmp_path / "ratings", str(run), " ada ")
-    other_rater = Ratings(tmp_path / "ratings", str(run), "bob")
-    assert second.unanswered(questions) == questions[2:]
-    assert len(other_rater.unanswered(questions)) == 4
-    assert list(second.table()["choice"]) == [questions[0].order[0], "tie"]
-    with pytest.raises(ValueError, match="answer: must be 1 to 2"):
-        ratings.add(questions[2], 3)
-
-
-@pytest.mark.parametrize("name", ["", " ", "..", "a/b", "x" * 61, "../up"])
-def test_invalid_rater_names_raise_an_error(name):
-    with pytest.raises(ValueError, match="enter your name"):
-        validate_rater(name)
