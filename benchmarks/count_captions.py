@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["POLARS_MAX_THREADS"] = "1"  # read when Polars is imported
+os.environ["POLARS_MAX_THREADS"] = "1"  # Polars reads this variable when it is imported
 
 import tempfile
 import time

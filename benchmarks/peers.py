@@ -1,8 +1,9 @@
 """Compare the speed of this project with plain loops that compute the same methods: ``python -m benchmarks.peers``.
 
-Each pair consists of two implementations that compute the same result with the same network. ``ours`` is this project.
-``theirs`` is diffusers' scheduler, or a loop that is written from the paper of the method and contains only the method.
-Both run in one process, one after the other in alternating order. For each pair and batch size, the output contains:
+Each pair consists of two implementations that compute the same result with the same network. ``ours`` is the
+implementation in this project. ``theirs`` is diffusers' scheduler, or a loop that is written from the paper of the
+method and contains only the method. Both run in one process, one after the other in alternating order. For each pair
+and batch size, the output contains:
 
 - ``theirs ms`` and ``ours ms``: median CPU time of ``theirs`` and ``ours`` per image, in milliseconds;
 - ``theirs / ours``: median ratio of the CPU times of two consecutive runs; if the ratio is above 1, this project is
@@ -106,7 +107,8 @@ class Inputs:
     def plain_loop(self, step: Callable[..., Tensor]) -> Callable[[], Tensor]:
         """Return a loop over images and inversion steps. ``step(y, z_s, a, b, t)`` computes the noisier latent ``z_t``.
 
-        ``y(z)`` is the network's prediction at timestep ``t``. The step equation is ``z_t = a z_s + b y(z_t)``.
+        ``y(z)`` is the prediction of the network for the latent ``z`` at timestep ``t``. The step equation is
+        ``z_t = a z_s + b y(z_t)``.
         """
         unet = self.model.pipeline.unet
         text = self._text()

@@ -85,7 +85,7 @@ class GuidanceLadder:
 def select_better(one: Solution, other: Solution) -> Solution:
     """Return the solution with the smaller residual for each sample.
 
-    The numbers of evaluations are those of ``one``.
+    The numbers of network evaluations in the result are those of the solution ``one``.
     """
     is_better = other.residual < one.residual
     mask = is_better.to(one.z.device).view(-1, 1, 1, 1)

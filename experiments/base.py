@@ -20,7 +20,7 @@ from seedselect import ClipFeatures
 
 @runtime_checkable
 class Task(Protocol):
-    """The interface of an experiment. The config key ``task`` defines the object.
+    """The interface of an experiment. The config key ``task`` defines which experiment ``train.py`` runs.
 
     ``train.py`` first calls :meth:`prepare`. Then ``train.py`` calls :meth:`run`, or :meth:`plan` if ``plan=true``. The
     constructor only validates and stores its arguments. ``docs/guides/add_an_experiment.md`` shows how to add an

@@ -46,7 +46,7 @@ def select_finite(images: Tensor) -> tuple[Tensor, Tensor]:
 def mask_nonfinite(images: Tensor) -> Tensor:
     """Return ``images [B, ...]`` clamped to [0, 1]; all pixels of an image with NaN or infinity become NaN.
 
-    All metrics of such an image are then NaN.
+    All metrics of an image with NaN pixels are NaN.
     """
     invalid = ~is_finite(images).to(images.device).view(-1, *[1] * (images.ndim - 1))
     return images.clamp(0, 1).masked_fill(invalid, torch.nan)

@@ -44,7 +44,7 @@ def records(path: Path) -> Iterator[Any]:
     chunks = b""
     while position + CHUNK_HEADER.size <= len(content):
         rest = BLOCK_SIZE - position % BLOCK_SIZE
-        if rest < CHUNK_HEADER.size:  # padding at the end of a block
+        if rest < CHUNK_HEADER.size:  # the rest of the block is padding
             position += rest
             continue
         _, length, chunk_type = CHUNK_HEADER.unpack_from(content, position)

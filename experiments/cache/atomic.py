@@ -85,7 +85,7 @@ def _process_namespace() -> str:
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         content = f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # without /proc, it is unknown which processes this process sees
+    except OSError:  # without /proc, the process namespace is unknown
         content = uuid4().hex
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 

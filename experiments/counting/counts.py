@@ -20,7 +20,7 @@ from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
 from experiments.naming import unique_names
 from rnri.tables import read_rows
 
-HEAD, TAIL = 1_000_000, 10_000  # LAION-2B: head has more captions, tail has fewer (RNRI paper, Table 3)
+HEAD, TAIL = 1_000_000, 10_000  # thresholds in captions of LAION-2B (RNRI paper, Table 3)
 RANKS = (235, 509, 256)  # number of head, medium and tail classes of ImageNet-1k (RNRI paper, Table 3)
 COUNT_HEADERS = ("count", "counts", "frequency", "freq", "mentions")
 
@@ -87,7 +87,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 def _count(path: Path, name: str, value: Any) -> int:
     if isinstance(value, str):
-        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None  # int() would also read 1_000
+        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None  # int() would also accept 1_000
     else:
         is_integer = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not is_integer:

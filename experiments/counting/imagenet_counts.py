@@ -49,14 +49,14 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
         except ValueError as error:
             raise ValueError(f"{table.path}: {str(error)[:-1]}, or rows in the order of the class indices.") from None
         if matched.index in counts:
-            raise ValueError(f"{table.path} has two counts for class {matched.index} ({matched.name}): keep one.")
+            raise ValueError(f"{table.path} has two counts for class {matched.index} ({matched.name}): remove one.")
         counts[matched.index] = count
     return counts
 
 
 @cache
 def _imagenet_keys() -> dict[str, set[int]]:
-    """Return a dict from key to the indices of the classes with this key.
+    """Return a dict from each key (index, WordNet id or name) to the indices of the classes with this key.
 
     The kinds of keys are, in this order: class indices, WordNet ids, unique names, normalized first names, normalized
     synonyms, and all names of a class in one string, as in the list of the Hugging Face Hub ("tench, Tinca tinca"). If

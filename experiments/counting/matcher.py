@@ -38,7 +38,7 @@ _HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B1
 
 
 def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
-    """Return all spelling variants of all names for ``BatchCounter``; concept k is the k-th key of ``names``."""
+    """Return all spelling variants of all names for ``BatchCounter``. Concept k is the k-th key of ``names``."""
     index = {name: k for k, name in enumerate(names)}
     return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
 
@@ -171,8 +171,8 @@ class BatchCounter:
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
         """Return whether each word may belong to a mention, ``bool [W]``.
 
-        The value is True for a word that is a one-word spelling variant, and for a word that is adjacent to the same
-        word in a caption and in a spelling variant.
+        The value is True for a word that is a spelling variant by itself. It is also True for two words that are
+        adjacent both in a caption and in a spelling variant.
         """
         roles = self._roles.take(self._cells(keys))
         keep = roles & _SINGLE != 0

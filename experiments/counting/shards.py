@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from experiments.counting.matcher import BatchCounter, Patterns
 from rnri.validation import first_line
 
-BATCH_SIZE = 65_536  # number of captions that are read at once
+BATCH_SIZE = 65_536  # maximum number of captions per array that is read
 
 # Keys under which fsspec file systems report an ETag, a generation or a modification time of a file.
 _VERSION_FIELDS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
@@ -203,7 +203,7 @@ def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_null(kind)):  # a column that contains only nulls has the type null
+    if not (is_text or pa.types.is_null(kind)):  # the type of a column that contains only nulls
         raise ValueError(f"{shard.url} has {kind} in the column {column!r}: captions must be strings.")
 
 

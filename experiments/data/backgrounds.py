@@ -20,7 +20,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (252, 241, 199),
     "purple": (226, 214, 244),
 }
-AUGMENTATIONS = 48  # number of augmentation seeds; each of the six backgrounds is used by eight of them
+AUGMENTATIONS = 48  # number of augmentation seeds, eight for each of the six backgrounds
 SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction of the side of the image
 
 

@@ -43,9 +43,9 @@ class Captioned:
 class CaptionedImages:
     """A data source of images with captions but without concepts, for experiments that invert images.
 
-    The prompt of an image is its first caption that is not blank. Images without such a caption are not used. Captions
-    and file names are strings: ``NA`` is not a missing value, and ``007`` is not a number. An image file is read each
-    time the image is indexed.
+    The prompt of an image is its first caption that is not blank. Images that have only blank captions are not used.
+    Captions and file names are strings: ``NA`` is not a missing value, and ``007`` is not a number. An image file is
+    read each time the image is indexed.
 
     Args:
         captions: JSON file of COCO captions, table with one image and one caption per row, or folder. A ``.csv``,

@@ -118,8 +118,8 @@ def _image_errors(name: object) -> Iterator[None]:
 class Images(Sequence):
     """A sequence of images. An image file is read each time the image is indexed.
 
-    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. Further indices,
-    as in ``images[k, 0]``, are applied to this array.
+    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. In
+    ``images[k, 0]``, the second index is applied to the array ``images[k]``.
 
     Args:
         items: one item per image, such as a path; the item is the argument of ``read``.

@@ -74,7 +74,7 @@ class LabeledEmoji:
     group_by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
-    workers: NonNegativeInt = field(init=False, default=0)  # 0, because the images are in memory
+    workers: NonNegativeInt = field(init=False, default=0)  # no processes, because the images are in memory
 
     def prepare(self, image_size: int) -> None:
         check_corpus(self.folder)

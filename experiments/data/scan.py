@@ -98,7 +98,7 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
 
     Args:
         folders: folders of images; other files and subfolders in these folders are ignored.
-        loose: paths outside of ``folders`` that the warning also lists as ignored.
+        loose: paths that are not in one of ``folders``, but that the warning also lists as ignored.
 
     Raises:
         ValueError: a folder is missing or contains no image.

@@ -87,7 +87,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     )
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
-    return max(0.0, metric.compute().item())  # rounding may make it negative for equal sets
+    return max(0.0, metric.compute().item())  # because of rounding, the distance of equal sets may be negative
 
 
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:

@@ -41,7 +41,10 @@ class EncodedCaptions(Dataset):
 
     @torch.no_grad()
     def encode(self, encoder: Encode, batch_size: int = 256) -> list[Tensor]:
-        """Return the outputs of the text encoder ``encoder``. Row k of an output belongs to ``texts[k]``."""
+        """Return the outputs of the text encoder ``encoder``.
+
+        Row k of each output belongs to the caption ``texts[k]``.
+        """
         parts = [encoder(self.texts[k : k + batch_size]) for k in range(0, len(self.texts), batch_size)]
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 

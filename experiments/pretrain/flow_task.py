@@ -62,7 +62,7 @@ class FlowTraining(LightningModule):
         velocity: predicts velocities with the transformer of ``pipeline``.
         targets: computes the training targets.
         channels: number of channels of the features of the teacher; 0 trains without the feature loss.
-        settings: settings of the task.
+        settings: settings of the training task.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class PretrainFlow(DistillationTask):
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size
-        source.vae.register_to_config(shift_factor=0.0)  # the SD3 pipeline adds it to latents
+        source.vae.register_to_config(shift_factor=0.0)  # SD3 adds this value to latents
         return StableDiffusion3Pipeline(
             transformer=build_transformer(
                 source.vae,

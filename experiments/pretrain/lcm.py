@@ -44,7 +44,7 @@ class DDIMTeacher:
     Args:
         network: U-Net of the base model, without the LoRA.
         alpha_bar: cumulative product of alphas by timestep, float64 ``[T]``.
-        empty: text states of the empty caption, ``[1, L, D]``.
+        empty: hidden states of the text encoder ("text states") for the empty caption, ``[1, L, D]``.
         stride: number of timesteps per DDIM step.
         strides: number of DDIM steps from a noisy latent to the latent from which the training target is computed.
         guidance: lowest and highest guidance scale; the scale of each sample is drawn uniformly from this range.
@@ -78,7 +78,7 @@ class DDIMTeacher:
         Args:
             z: noisy latents, ``[B, 4, h, w]``.
             t: timesteps of the noisy latents, ``[B]``.
-            text: text states, ``[B, L, D]``.
+            text: hidden states of the text encoder for the captions, ``[B, L, D]``.
         """
         low, high = self.guidance
         guidance = low + (high - low) * torch.rand(len(z), 1, 1, 1)
@@ -139,8 +139,8 @@ def timestep_distribution(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
 
     The timesteps are the grid from which an LCM scheduler chooses the timesteps of a sampler. Half of the probability
     mass is uniform on the grid. The other half is on the timesteps of the samplers with 1, 2, 4 and 8 steps; the
-    probability of a timestep is proportional to the number of these samplers that use the timestep. Errors at other
-    timesteps affect these samplers only through the training targets.
+    probability of a timestep is proportional to the number of these samplers that use the timestep. Errors of the
+    student at other timesteps affect these samplers only through the training targets.
     """
     spacing = scheduler.config.num_train_timesteps // scheduler.config.original_inference_steps
     grid = torch.arange(spacing, scheduler.config.num_train_timesteps + 1, spacing) - 1
@@ -164,9 +164,9 @@ class ConsistencyDistillation(LightningModule):
     Args:
         student: the LoRA to train.
         teacher: computes the latents at ``s``.
-        states: text states of every caption, ``[captions, L, D]``.
+        states: hidden states of the text encoder for every caption, ``[captions, L, D]``.
         pipeline: the base model.
-        settings: settings of the task.
+        settings: settings of the training task.
     """
 
     def __init__(
