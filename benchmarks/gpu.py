@@ -30,7 +30,7 @@ STEPS = {"emoji": 10, "emoji_lcm": 4, "emoji_flow": 10}
 PROMPT = "a drawing of a camel"
 MAX_ERROR_RATIO = 10.0  # maximum of (latent MSE on the device - rounding error) / latent MSE on the CPU
 ROUNDING_MSE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 1e-2}
-"""Latent MSE due to rounding errors in each precision. The residual of an inversion cannot fall below it."""
+"""Latent MSE that is accepted because of rounding errors, for each precision."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def compile_network(model: LatentDiffusion) -> LatentDiffusion:
 
 def main() -> int:
     parser = arguments.Arguments(__doc__)
-    parser.add_argument("--device", type=arguments.device, help="default: cuda")
+    parser.add_argument("--device", type=arguments.device, help="PyTorch device (default: cuda)")
     parser.add_argument("--models", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 8))
     parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"), choices=list(ROUNDING_MSE))

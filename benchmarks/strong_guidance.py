@@ -43,7 +43,7 @@ from rnri.solvers.implicit import ImplicitStep
 
 TOLERANCE = 1e-6
 Result = tuple[Tensor, float, float]
-"""Seeds ``[B,C,h,w]``, the number of network evaluations per step, and the fraction of solved steps."""
+"""Seeds ``[B,C,h,w]``, number of network evaluations per step, and fraction of the steps that are solved."""
 Candidate = tuple[str, Callable[[], Result]]
 """Name of a candidate, and the function that inverts all images with this candidate."""
 

@@ -43,7 +43,7 @@ EXIT_MESSAGES = (
     "Signal 9 (SIGKILL) received by PID",  # printed by torchrun
     "error: stopped by SIGTERM",  # printed by this project
 )
-"""Error messages, of which a process must print one when it exits because another process was killed."""
+"""Error messages. A process that exits because another process was killed must print one of these messages."""
 
 
 @dataclass

@@ -9,7 +9,10 @@ from functools import partial, singledispatch
 from typing import Any
 
 PROJECT = ("rnri", "nao", "seedselect", "experiments")
-"""Packages of this project. Cache keys name their classes without the module, so moving a class keeps its key."""
+"""Packages of this project. Cache keys contain the names of their classes without the module.
+
+The key does not change if a class is moved to another module.
+"""
 
 
 def fingerprint_config(value: Any) -> Any:

@@ -25,9 +25,9 @@ torch.backends.cudnn.allow_tf32 = False
 CACHE_VERSION = 3
 """Version of the cache, which is part of every cache key.
 
-Increase the version when a code change alters the content of stored units or seeds although their settings are equal.
-Version 2 renamed classes, settings and columns. Version 3 reads images by :mod:`rnri.images`, and captions and edits by
-whole words.
+The version must be increased when a change of the code changes the content of stored units or seeds with equal
+settings. In version 2, classes, settings and columns were renamed. Since version 3, images are read by
+:mod:`rnri.images`, and phrases in captions and edits match whole words.
 """
 
 

@@ -158,7 +158,7 @@ class CaptionedImages:
         return self.caption_contains is None or bool(find_phrase(self.caption_contains, caption))
 
     def _images(self, items: Sequence[Any], read: Any, identity: Any) -> Images:
-        advice = "set data.source.size to null to follow the checkpoint"
+        advice = "set data.source.size to null to use the size of the checkpoint"
         return Images(items, read, height_and_width(self.size), advice, identity)
 
 

@@ -35,11 +35,12 @@ ConceptSelection = Annotated[
     PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
     Field(description="a number of concepts per bucket, all, or a list of unique names"),
 ]
-"""Value of the setting ``data.concepts``, see :func:`select_concepts`; integers in a list are names of concepts."""
+"""Value of the setting ``data.concepts``, see :func:`select_concepts`. Integers in a list are names of concepts."""
 
 MAX_EAGER_CHECKS = 10_000
-"""Maximum number of reference images that are decoded before a run to find damaged files, even if the run does not
-use them; decoding so many images takes seconds."""
+"""Maximum number of reference images that are decoded before a run to find damaged files.
+
+Images that the run does not use are decoded too. Decoding so many images takes seconds."""
 
 
 @dataclasses.dataclass(frozen=True)

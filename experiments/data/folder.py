@@ -123,5 +123,5 @@ class FolderConcepts:
         return {name: self._images(paths) for name, paths in zip(folders, files, strict=True)}
 
     def _images(self, files: Sequence[Path]) -> Images:
-        advice = "set data.source.size to null to follow the checkpoint"
+        advice = "set data.source.size to null to use the size of the checkpoint"
         return Images(files, read_image, height_and_width(self.size), advice)

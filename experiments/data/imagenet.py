@@ -22,7 +22,7 @@ from experiments.data.splits import FolderSplit, Split, TableSplit
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass, unique_items
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
-"""Folder names that a split of a local copy of ImageNet may have."""
+"""Possible folder names of each split in a local copy of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class ImageNetConcepts:
         return self._splits[name]
 
     def _images(self, split: Split, items: Sequence[Any]) -> Images:
-        advice = "set data.source.size to null to follow the checkpoint"
+        advice = "set data.source.size to null to use the size of the checkpoint"
         return Images(items, split.read, height_and_width(self.size), advice, split.identity)
 
 

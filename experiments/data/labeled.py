@@ -22,7 +22,7 @@ from experiments.data.scan import image_files, list_folder, named_folders
 from rnri.validation import NonEmptyStr, dataclass
 
 LabeledDataset = Dataset[tuple[Tensor, int]]
-"""A dataset whose items are pairs of an image ``float32 [3, H, W]`` in [0, 1] and the index of its label."""
+"""A dataset whose items are pairs of an image ``float32 [3, H, W]`` in [0, 1] and the index of the image's label."""
 
 
 @runtime_checkable

@@ -26,7 +26,7 @@ MASK_MARGIN = 3  # a mask is widened by this number of pixels, because resizing 
 MIN_BACKGROUND = 0.05  # minimum fraction of the image that is outside of the mask
 HEAD = 1000
 TAIL = 42
-"""Caption counts that separate the buckets head, medium and tail, as in configs/data/emoji.yaml."""
+"""Numbers of captions that separate the buckets head, medium and tail, equal to those in configs/data/emoji.yaml."""
 
 SOURCE_SPLITS = ("reference", "fid")  # splits of the corpus on which the text-to-image model was not trained
 

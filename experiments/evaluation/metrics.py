@@ -14,9 +14,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 MAX_INDICES_PER_CHUNK = 1_000_000
-"""Maximum number of group indices that a bootstrap draws at once, which limits its memory.
+"""Maximum number of group indices that a bootstrap draws at once, to limit the memory.
 
-All draws for 100,000 groups together would take gigabytes.
+Drawing all indices for 100,000 groups at once would take gigabytes.
 """
 
 
@@ -53,7 +53,10 @@ def bootstrap_interval(
 
 
 _SINGLE_PROCESS = {"distributed_available_fn": lambda: False}
-"""Options of torchmetrics if one process computes a metric. Otherwise torchmetrics would wait for the other ranks."""
+"""Options of torchmetrics for a metric that one process computes.
+
+By default, torchmetrics waits for the other ranks.
+"""
 
 
 class _PrecomputedFeatures(nn.Module):
@@ -68,7 +71,7 @@ class _PrecomputedFeatures(nn.Module):
 
 
 MAX_FEATURE = 1e30
-"""Maximum magnitude of a feature. Above it, products of covariances overflow and LAPACK crashes the process."""
+"""Maximum magnitude of a feature. With larger features, products of covariances overflow and LAPACK crashes."""
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:

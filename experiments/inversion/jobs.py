@@ -26,7 +26,10 @@ from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 from rnri.words import find_phrase, replace_phrase
 
 VAE_BOUND = "vae"
-"""Name of the method that only encodes and decodes an image. Its PSNR is an upper bound for the inversion methods."""
+"""Name of the method that only encodes and decodes an image.
+
+The PSNR of this method is an upper bound of the PSNR of the inversion methods.
+"""
 
 RESIDUAL_NFE_PER_STEP = 2  # network evaluations per step for the reconstruction (1) and for the residual (1)
 

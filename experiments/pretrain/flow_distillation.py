@@ -17,8 +17,8 @@ from experiments.pretrain.distillation import text_states
 Targets = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 """A function from clean latents, noise levels and caption indices to training targets.
 
-A training target is ``(x, sigma, velocity, features)``: the noisy latent, its noise level, the velocity to be
-predicted, and the features of the teacher.
+A training target is ``(x, sigma, velocity, features)``: a noisy latent, its noise level, the velocity to be predicted,
+and the features of the teacher.
 """
 
 
