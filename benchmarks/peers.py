@@ -105,7 +105,9 @@ class Inputs:
         return Pair(self.model.pipeline.unet, theirs, lambda: ours().seed)
 
     def plain_loop(self, step: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        """Return a loop over images and inversion steps. ``step(y, z_s, a, b, t)`` computes the noisier latent ``z_t``.
+        """Return a function that loops over images and inversion steps.
+
+        ``step(y, z_s, a, b, t)`` computes the noisier latent ``z_t``.
 
         ``y(z)`` is the prediction of the network for the latent ``z`` at timestep ``t``. The step equation is
         ``z_t = a z_s + b y(z_t)``.

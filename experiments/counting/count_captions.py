@@ -86,8 +86,8 @@ def count_shards(
     """Return the counts of all shards. Missing counts are computed and added to ``cache``.
 
     Raises:
-        ValueError: some shards failed. The error is raised after all other shards are finished. The message contains
-            the number of failed shards and the first error.
+        ValueError: counting failed for at least one shard. The error is raised after all other shards are finished. The
+            message contains the number of failed shards and the first error.
     """
     done = {shard: counts for shard in shards if (counts := cache.read(shard))}
     remaining = [shard for shard in shards if shard not in done]

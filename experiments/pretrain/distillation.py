@@ -76,7 +76,7 @@ class ReplayBuffer:
         self.rows: list[Tensor] = []
 
     def add(self, *rows: Tensor) -> None:
-        """Appends targets; each tensor has one row per target. Every call must have the same number of tensors."""
+        """Appends targets; each tensor has one row per target. Every call must pass the same number of tensors."""
         joined = [torch.cat(pair) for pair in zip(self.rows, rows, strict=True)] if self.rows else rows
         self.rows = [tensor[-self.capacity :] for tensor in joined]
 
