@@ -59,7 +59,7 @@ class Center:
         paths: geodesics ``[G,n]`` from the seeds to the candidate.
         energy: ``[G]``, the objective that the centroid minimizes.
         kkt_violation: ``[G]``, violation of the optimality (KKT) condition: the norm of the gradient, relative to the
-            gradient of one path, minus the number of seeds that coincide with the candidate. A negative value means
+            gradient of one path, minus the number of seeds that coincide with the candidate. A negative violation means
             that the candidate is a seed at which the condition holds with strict inequality.
         converged: bool ``[G]``, whether the candidate and its paths satisfy the tolerances.
     """
@@ -165,7 +165,7 @@ class _Problem:
         return self.evaluate(self.identity[index], self.seeds.gather(1, index[:, None])[:, 0])
 
     def seed_lower_bounds(self) -> Tensor:
-        """Lower bounds ``[G,n]`` of the energy of each seed as the centroid.
+        """Lower bounds ``[G,n]`` of the energy that each seed would have as the centroid.
 
         The energy of a path is at least the cost of its angle along the waist, and at least the cost of the radial line
         between the norms of its ends.

@@ -86,7 +86,8 @@ def _step(
 
 
 def _levels(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Return alpha ``[N+1]`` and sigma ``[N+1]``: the noise levels before every step and after the last step."""
+    """Return the signal levels alpha and the noise levels sigma before every step and after the last step,
+    ``[N+1]``."""
     alpha = torch.cat([schedule.alpha, schedule.alpha_next[-1:]])
     sigma = torch.cat([schedule.sigma, schedule.sigma_next[-1:]])
     return alpha, sigma

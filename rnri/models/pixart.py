@@ -70,7 +70,7 @@ class PixArtFamily(Family):
         return 4.5
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the guidance scale, and turn off resolution binning, which would change the image size."""
+        """Return the guidance scale, and the setting without resolution binning, which would change the image size."""
         return super().pipeline_kwargs(guidance) | {"use_resolution_binning": False}
 
     def check(self) -> None:

@@ -34,7 +34,7 @@ class Iterate:
     """An evaluated iterate of the ``b`` samples that are still being solved.
 
     Attributes:
-        problem: the equation of these samples.
+        problem: the equation of the ``b`` samples.
         z: ``[b,C,h,w]``, the iterate.
         f: ``[b,C,h,w]``, the value ``f(z)``; part of an autograd graph with ``z`` for solvers with ``needs_grad``.
         state: the state that the previous call of ``step`` returned; empty in the first iteration.
@@ -81,9 +81,9 @@ class IterativeSolver(ABC):
         tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample. The
             solver returns the evaluated ``z`` of a converged sample. With ``tolerance`` 0, only an exact root ends the
             iteration early. The default is the stopping criterion of the RNRI paper (appendix G).
-        keep_best: True returns ``f(z_k)`` for the evaluated iterate ``z_k`` with the smallest residual. False returns
-            the last iterate that ``step`` computed, at which ``f`` is not evaluated, with the residual of the
-            iterate before it.
+        keep_best: if True, the solver returns ``f(z_k)`` for the evaluated iterate ``z_k`` with the smallest residual.
+            If False, the solver returns the last iterate that ``step`` computed, at which ``f`` is not evaluated, with
+            the residual of the previous iterate.
     """
 
     iterations: PositiveInt = 5
@@ -122,7 +122,7 @@ class IterativeSolver(ABC):
         """Return the next iterate ``[b,C,h,w]`` and the new state."""
 
     def merit(self, iterate: Iterate, residual: Tensor) -> Tensor:
-        """Return the quantity ``[b]`` that ``keep_best`` minimizes, by default the mean ``|z - f(z)|``."""
+        """Return the quantity ``[b]`` that is smallest for the best iterate, by default the mean ``|z - f(z)|``."""
         return residual
 
     def final_iterate(self, z: Tensor, state: State) -> Tensor:
@@ -282,7 +282,8 @@ class BestIterate:
         self.diverged = [False] * len(z_init)
 
     def update(self, iterate: Iterate, residual: Tensor, merit: Tensor) -> list[float]:
-        """Replace the best iterate of the samples for which ``iterate`` has a smaller merit.
+        """Replace the best iterate of each sample for which ``iterate`` has a smaller merit than the best iterate so
+        far.
 
         Returns:
             The ``b`` residuals; residuals that are not finite are replaced by ``inf``.
@@ -313,7 +314,7 @@ class BestIterate:
         return [r if is_finite else math.inf for r, is_finite in zip(residuals, finite, strict=True)]
 
     def finalize(self, rows: list[int], mask: list[bool], z: Tensor) -> None:
-        """Set the result of those samples ``rows`` for which ``mask`` is True to ``z [b,C,h,w]``."""
+        """Set the result of the samples ``rows`` to ``z [b,C,h,w]``, where ``mask`` is True."""
         self.result = replace_rows(self.result, rows, mask, z)
 
     def solution(self, tolerance: float, counter: EvaluationCounter) -> Solution:

@@ -158,7 +158,7 @@ def test_arguments_without_effect_on_flux(guidance_embeds, arguments, message):
     [
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), None, "pass mu"),
         (FlowMatchEulerDiscreteScheduler(), 0.5, "mu has no effect"),
-        (DDIMScheduler(clip_sample=False), 0.5, "leave them out"),
+        (DDIMScheduler(clip_sample=False), 0.5, "leave sigmas and mu out"),
     ],
     ids=["missing", "static shift", "diffusion"],
 )
