@@ -86,8 +86,7 @@ def _step(
 
 
 def _levels(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Return the signal levels alpha and the noise levels sigma before every step and after the last step,
-    ``[N+1]``."""
+    """Return alpha (signal levels) and sigma (noise levels) before every step and after the last step, ``[N+1]``."""
     alpha = torch.cat([schedule.alpha, schedule.alpha_next[-1:]])
     sigma = torch.cat([schedule.sigma, schedule.sigma_next[-1:]])
     return alpha, sigma

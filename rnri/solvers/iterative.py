@@ -282,8 +282,7 @@ class BestIterate:
         self.diverged = [False] * len(z_init)
 
     def update(self, iterate: Iterate, residual: Tensor, merit: Tensor) -> list[float]:
-        """Replace the best iterate of each sample for which ``iterate`` has a smaller merit than the best iterate so
-        far.
+        """Replace the best iterate of each sample for which ``iterate`` has a smaller merit than this best iterate.
 
         Returns:
             The ``b`` residuals; residuals that are not finite are replaced by ``inf``.

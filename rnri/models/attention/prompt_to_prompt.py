@@ -75,8 +75,8 @@ class PromptToPrompt:
             means that the whole image may change.
         blend_subtract: words of the source or the edited prompt; their image region is removed from the region that
             the edit may change.
-        blend_from: fraction of the sampling steps, counted from the first step, after which the latents are not
-            blended: the latents are blended after every step except the first ``int(blend_from * N)`` of ``N`` steps.
+        blend_from: fraction of the sampling steps at which blending starts. With ``N`` sampling steps, the latents are
+            blended after every step except the first ``int(blend_from * N)`` steps.
         blend_threshold: a pixel belongs to the region of a word if its attention is greater than this fraction of the
             maximum of the word's attention map.
     """
