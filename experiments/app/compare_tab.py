@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from experiments.app.messages import catch_errors, status_html
-from experiments.app.ratings import Item, Question, Ratings, build_questions, methods_of, read_run
+from experiments.app.figure_grid import CaptionedImage, grid_html
+from experiments.app.messages import catch_errors, error_message, status_html
+from experiments.app.ratings import (
+    Item,
+    Question,
+    Ratings,
+    build_questions,
+    methods_of,
+    read_references,
+    read_run,
+    validate_rater,
+)
+from experiments.app.settings import Settings
 from experiments.app.uploads import enlarge
 from experiments.app.widgets import NO_PROGRESS
 from experiments.cache.atomic import atomic_write
+from experiments.config.project import project_path
 from experiments.reporting.human_ratings import preference_table, read_ratings
+
+log = logging.getLogger(__name__)
 
 KEYBOARD_SHORTCUTS_JS = """<script>
 document.addEventListener("keydown", event => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input, textarea, [contenteditable]")) return;
-  const box = document.getElementById("compare-answer-" + event.key);
+  const name = event.key === "Backspace" ? "undo" : "answer-" + event.key;
+  const box = document.getElementById("compare-" + name);
   const button = box && (box.matches("button") ? box : box.querySelector("button"));
   if (button && button.offsetParent && !button.disabled) button.click();
 });
 </script>"""
-"""Script for keyboard shortcuts: the keys 1, 2, 3 and 0 press the answer buttons while the buttons are visible."""
+"""Script for keyboard shortcuts: 1, 2, 3 and 0 press the answer buttons and Backspace presses Undo, while visible."""
+CSS = """
+#compare-images { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 8px; }
+#compare-images > * { min-width: 0 !important; width: auto !important; }
+#compare-images .image-frame, #compare-images img {
+  width: 100%; aspect-ratio: 1; max-height: 36vh; object-fit: contain;
+}
+#compare-status p { font-size: 1.1em; font-weight: 600; }
+#compare-references { max-width: 360px; }
+"""
 MAX_METHODS = 3
-NO_RUN = "To rate images, start the page with `run=FOLDER`, the folder of a finished run with several methods."
+EXAMPLE_RUN = "assets/example_run"
+"""Folder, relative to the root of the repository, of the run that is shown if the page is started without a run."""
+EXAMPLE_TEXT = (
+    "This is an example run that ships with the repository: five rare concepts, three methods. To rate your own run, "
+    "start the page with `run=FOLDER`, the folder of a finished run."
+)
 
 
 @dataclass(frozen=True)
@@ -37,100 +68,182 @@ class RatingSession:
     Args:
         run: folder of the run.
         items: the items of the run. Raters compare the images of an item.
-        methods: the two or three compared methods. Raters do not see the names of the methods.
+        available: the methods of the run.
+        methods: the two or three methods that are compared by default. Raters do not see which method made an image.
         ratings: folder with one file of ratings per rater.
+        references: reference images by the name of their concept.
+        show_results: whether visitors can see the results of all raters.
+        is_example: whether the run is the example run.
     """
 
     run: str
     items: list[Item]
+    available: list[str]
     methods: list[str]
     ratings: Path
+    references: dict[str, list[Image.Image]] = field(default_factory=dict)
+    show_results: bool = False
+    is_example: bool = False
 
 
-def open_session(run: str, methods: list[str] | None, ratings: str) -> RatingSession:
-    """Read the run in the folder ``run``. By default, the first three methods of the run are compared.
+def open_session(settings: Settings) -> RatingSession:
+    """Read the run in the folder ``settings.run``, or the example run if there is none.
+
+    By default, the first three methods of the table of the run are compared.
 
     Raises:
-        ValueError: ``run`` is not a finished run, or a method in ``methods`` is not part of the run.
+        ValueError: the folder is not a finished run, or a method in ``settings.methods`` is not part of the run.
     """
+    run = settings.run or project_path(EXAMPLE_RUN)
     items = read_run(run)
-    available = methods_of(items)
-    selected = list(methods) if methods else available[:MAX_METHODS]
+    available = methods_of(items, run)
+    selected = list(settings.methods or available[:MAX_METHODS])
     unknown = [name for name in selected if name not in available]
     if unknown:
         raise ValueError(f"methods: the run has no {unknown[0]!r}; choose from {', '.join(available)}.")
     build_questions(items, selected, "test")  # raises ValueError if the methods have no item in common
-    return RatingSession(run, items, selected, Path(ratings))
+    try:
+        references = read_references(run, items)
+    except (ValueError, OSError) as error:
+        log.warning("The tab Compare shows no references: %s", error_message(error))
+        references = {}
+    return RatingSession(
+        run,
+        items,
+        available,
+        selected,
+        Path(settings.ratings),
+        references=references,
+        show_results=settings.results or settings.run is None,
+        is_example=settings.run is None,
+    )
 
 
-def compare_tab(session: RatingSession | None, folder: Path) -> None:
+def compare_tab(session: RatingSession, folder: Path) -> None:
     """Create the components of the tab. The ratings for download are written to ``folder``."""
-    if session is None:
-        gr.Markdown(NO_RUN, elem_id="compare-none")
-        return
-    count = len(session.methods)
-    remaining, rater = gr.State([]), gr.State("")
+    if session.is_example:
+        gr.Markdown(EXAMPLE_TEXT, elem_id="compare-example")
+    state = gr.State(None)
     with gr.Row():
         name = gr.Textbox(label="Your name", placeholder="name of the rater", max_length=60, elem_id="compare-name")
         start = gr.Button("Start or continue", variant="primary", elem_id="compare-start")
-    status = gr.HTML(elem_id="compare-status")
     with gr.Row():
-        input_image = gr.Image(label="Input", interactive=False, height=300, buttons=[], visible=False)
+        status = gr.HTML(elem_id="compare-status", min_height=0)
+        references = gr.HTML(elem_id="compare-references")
+    with gr.Row(elem_id="compare-images"):
         images = [
-            gr.Image(label=str(k + 1), interactive=False, height=300, buttons=[], elem_id=f"compare-image-{k + 1}")
-            for k in range(count)
+            gr.Image(
+                label=str(k + 1),
+                interactive=False,
+                buttons=["fullscreen"],
+                visible=k < len(session.methods),
+                elem_id=f"compare-image-{k + 1}",
+            )
+            for k in range(MAX_METHODS)
         ]
-    with gr.Row():
+    with gr.Row(elem_id="compare-answers"):
         answers = [
-            gr.Button(f"{k} is better" if k else "Tie", elem_id=f"compare-answer-{k}", interactive=False)
-            for k in (*range(1, count + 1), 0)
+            gr.Button(
+                f"{k} is better" if k else "Tie",
+                elem_id=f"compare-answer-{k}",
+                interactive=False,
+                visible=k <= len(session.methods),
+                min_width=80,
+            )
+            for k in (*range(1, MAX_METHODS + 1), 0)
         ]
-    gr.Markdown(f"Keyboard: {', '.join(map(str, range(1, count + 1)))} for the better image, 0 for a tie.")
-    with gr.Accordion("Results", open=False, elem_id="compare-results"):
-        show = gr.Button("Show the results of all raters", elem_id="compare-show")
-        table = gr.Markdown(elem_id="compare-table")
-        export = gr.DownloadButton("Download all ratings", interactive=False, elem_id="compare-export")
+        undo = gr.Button("Undo", elem_id="compare-undo", interactive=False, min_width=80)
+    gr.Markdown("Keyboard: 1, 2 or 3 for the better image, 0 for a tie, Backspace to undo the last answer.")
+    with gr.Accordion("Methods", open=False, elem_id="compare-settings"):
+        methods = gr.CheckboxGroup(
+            session.available,
+            value=session.methods,
+            label="Two or three methods to compare",
+            info="Press Start or continue after a change. The key methods=[...] sets this choice for all raters.",
+            elem_id="compare-methods",
+        )
+    outputs = [state, status, references, *images, *answers, undo]
+    begin = catch_errors(partial(_start, session))
+    start.click(begin, [name, methods], outputs, **NO_PROGRESS)
+    name.submit(begin, [name, methods], outputs, **NO_PROGRESS)
+    for k, button in zip((*range(1, MAX_METHODS + 1), 0), answers, strict=True):
+        button.click(catch_errors(partial(_answer, session, k)), state, outputs, **NO_PROGRESS)
+    undo.click(catch_errors(partial(_undo, session)), state, outputs, **NO_PROGRESS)
+    if session.show_results:
+        with gr.Accordion("Results", open=False, elem_id="compare-results"):
+            show = gr.Button("Show the results of all raters", elem_id="compare-show")
+            table = gr.Markdown(elem_id="compare-table")
+            export = gr.DownloadButton("Download all ratings", interactive=False, elem_id="compare-export")
+        show.click(catch_errors(partial(_results, session, folder)), None, [table, export], **NO_PROGRESS)
 
-    outputs = [remaining, rater, status, input_image, *images, *answers]
-    start.click(catch_errors(partial(_start, session)), name, outputs, **NO_PROGRESS)
-    name.submit(catch_errors(partial(_start, session)), name, outputs, **NO_PROGRESS)
-    for k, button in zip((*range(1, count + 1), 0), answers, strict=True):
-        button.click(catch_errors(partial(_answer, session, k)), [remaining, rater], outputs, **NO_PROGRESS)
-    show.click(catch_errors(partial(_results, session, folder)), None, [table, export], **NO_PROGRESS)
+
+@dataclass(frozen=True)
+class RaterState:
+    """The name of a rater, the methods that the rater compares, and the questions without an answer."""
+
+    rater: str
+    methods: tuple[str, ...]
+    remaining: tuple[Question, ...]
 
 
-def _start(session: RatingSession, rater: str) -> tuple:
-    questions = build_questions(session.items, session.methods, rater)
-    remaining = Ratings(session.ratings, session.run, rater).unanswered(questions)
-    return _show_question(session, remaining, rater)
+def _start(session: RatingSession, rater: str, methods: list[str]) -> tuple:
+    return _show_question(session, validate_rater(rater), tuple(methods))
 
 
-def _answer(session: RatingSession, answer: int, remaining: list[Question], rater: str) -> tuple:
-    if not remaining:
+def _answer(session: RatingSession, answer: int, state: RaterState | None) -> tuple:
+    if state is None or not state.remaining:
         raise ValueError("there is no image to rate: enter your name and press Start or continue.")
-    Ratings(session.ratings, session.run, rater).add(remaining[0], answer)
-    return _show_question(session, remaining[1:], rater)
+    _ratings(session, state.rater).add(state.remaining[0], answer)
+    return _show_question(session, state.rater, state.methods)
 
 
-def _show_question(session: RatingSession, remaining: list[Question], rater: str) -> tuple:
-    """Return the updates that show the first of the ``remaining`` questions, or that all questions are answered."""
-    num_methods = len(session.methods)
-    total = len(build_questions(session.items, session.methods, rater))
-    if not remaining:
-        no_images: list[Any] = [gr.update(value=None)] * num_methods
-        disabled = [gr.update(interactive=False)] * (num_methods + 1)
-        status = status_html(f"All {total} are rated. Thank you.")
-        return [], rater, status, gr.update(visible=False), *no_images, *disabled
+def _undo(session: RatingSession, state: RaterState | None) -> tuple:
+    if state is None:
+        raise ValueError("there is no answer to undo: enter your name and press Start or continue.")
+    _ratings(session, state.rater).remove_last()
+    return _show_question(session, state.rater, state.methods)
+
+
+def _ratings(session: RatingSession, rater: str) -> Ratings:
+    return Ratings(session.ratings, session.run, rater)
+
+
+def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...]) -> tuple:
+    """Return the updates that show the first question without an answer, or that all questions are answered."""
+    questions = build_questions(session.items, methods, rater)
+    ratings = _ratings(session, rater)
+    remaining = ratings.unanswered(questions)
+    state = RaterState(rater, methods, tuple(remaining))
+    is_open = bool(remaining)
+    shown: list[Any] = [gr.update(value=None, visible=k < len(methods)) for k in range(MAX_METHODS)]
+    if is_open:
+        images = remaining[0].images()
+        shown[: len(images)] = [gr.update(value=enlarge(image), visible=True) for image in images]
+    answers = [gr.update(interactive=is_open, visible=k <= len(methods)) for k in (*range(1, MAX_METHODS + 1), 0)]
+    undo = gr.update(interactive=not ratings.table().empty)
+    total = len(questions)
+    if not is_open:
+        return state, status_html(f"All {total} are rated. Thank you."), "", *shown, *answers, undo
     item = remaining[0].item
-    text = f"{total - len(remaining) + 1} of {total}. Which image is better"
-    input_update = gr.update(visible=False)
+    text, references = _question_text(session, item)
+    status = status_html(f"{total - len(remaining) + 1} of {total}. {text}")
+    return state, status, references, *shown, *answers, undo
+
+
+def _question_text(session: RatingSession, item: Item) -> tuple[str, str]:
+    """Return the question about an item, and the HTML of its input image or of the references of its concept."""
+    images: list[CaptionedImage] = []
+    compared_with = ""
     if item.input is not None:
-        text = f"{text}, given the input"
-        input_update = gr.update(value=enlarge(item.input.read()), visible=True)
-    text = f"{text}: {item.prompt}?" if item.prompt else f"{text}?"
-    images = [enlarge(image) for image in remaining[0].images()]
-    enabled = [gr.update(interactive=True)] * (num_methods + 1)
-    return remaining, rater, status_html(text), input_update, *images, *enabled
+        compared_with = ", compared with the input"
+        images = [CaptionedImage(item.input.read(), "Input")]
+    elif item.concept in session.references:
+        compared_with = ", compared with the references"
+        references = session.references[item.concept]
+        images = [CaptionedImage(image, f"Reference {k}") for k, image in enumerate(references, 1)]
+    question = f"Which image is better{compared_with}"
+    text = f"{question}: {item.prompt}?" if item.prompt else f"{question}?"
+    return text, grid_html(images, 3) if images else ""
 
 
 def _results(session: RatingSession, folder: Path) -> tuple:

@@ -1,11 +1,14 @@
-"""Computations of the tab Rare concept: SeedSelect with the results of every iteration."""
+"""Computations of the tab Rare concept: plain samples, SeedSelect with every iteration, and distances to references."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -13,11 +16,15 @@ import nao
 import rnri
 from experiments.app.context import AppContext
 from experiments.app.edits import Seed, make_seed
+from experiments.app.seeds import invert_batch, sample_images
 from experiments.app.uploads import to_pil
+from experiments.evaluation.diversity import detect_copies, perceptual_vectors
 from rnri.image_batch import as_images
-from seedselect import Problem, Targets
+from seedselect import Problem, SeedSelect, Targets
 
 MAX_REFERENCES = 5
+NUM_PLAIN = 3
+"""Number of plain samples, which are generated from random seeds under the same prompt."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class SelectionProgress:
         loss, best_loss: loss of this iteration, and the lowest loss so far.
         image, best_image: image of the current seed, and image of the seed with the lowest loss.
         seed: the seed with the lowest loss.
+        plain_losses: losses of the plain samples.
     """
 
     iteration: int
@@ -39,6 +47,70 @@ class SelectionProgress:
     image: Image.Image
     best_image: Image.Image
     seed: Seed
+    plain_losses: list[float]
+
+
+@dataclass(frozen=True)
+class NearestReference:
+    """The reference image that is nearest to a generated image.
+
+    Attributes:
+        number: number of the reference image, counted from 1.
+        distance: perceptual distance to the reference image.
+        threshold: distance below which the generated image counts as a copy; None if there is only one reference.
+    """
+
+    number: int
+    distance: float
+    threshold: float | None
+
+    @property
+    def text(self) -> str:
+        """Whether the generated image is new or a copy, and of which reference image, in one phrase."""
+        if self.threshold is None:
+            return f"distance to the reference {self.distance:.2f}"
+        if self.distance < self.threshold:
+            return f"copy of reference {self.number} (distance {self.distance:.2f}, copies below {self.threshold:.2f})"
+        return (
+            f"new; nearest is reference {self.number} (distance {self.distance:.2f}, copies below {self.threshold:.2f})"
+        )
+
+
+def nearest_references(
+    context: AppContext, images: Sequence[Image.Image], references: Sequence[Image.Image]
+) -> list[NearestReference] | None:
+    """Return the nearest reference of each image, or None if the page has no classifier.
+
+    The distance and the threshold are those of the column ``copies`` of the experiments
+    (:mod:`experiments.evaluation.diversity`), with the reference images as the real images of the concept.
+    """
+    if context.classifier is None:
+        return None
+    arrays = np.stack([np.moveaxis(np.asarray(image), -1, 0) for image in (*images, *references)])
+    vectors = perceptual_vectors(context.classifier, torch.from_numpy(arrays))
+    reference_vectors = vectors[len(images) :]
+    detection = detect_copies(vectors[: len(images)], reference_vectors, reference_vectors)
+    nearest = zip(detection.nearest_index.tolist(), detection.nearest.tolist(), strict=True)
+    return [NearestReference(index + 1, distance, detection.threshold) for index, distance in nearest]
+
+
+def check_inputs(prompt: str, references: Sequence[Image.Image]) -> None:
+    """Raise ValueError if the prompt is not one line, or if the number of reference images is not allowed."""
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: name the concept, for example: a photo of a spotted quokka.")
+    if "\n" in prompt.strip():
+        raise ValueError("the prompt must be one line, which names the concept of all images: remove the other lines.")
+    if not 1 <= len(references) <= MAX_REFERENCES:
+        raise ValueError(f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} images of the concept.")
+
+
+def plain_samples(context: AppContext, prompt: str) -> list[Image.Image]:
+    """Generate ``NUM_PLAIN`` images of ``prompt`` from random seeds, which are the same in every call."""
+    return sample_images(context, _plain_seeds(context), [prompt] * NUM_PLAIN)
+
+
+def _plain_seeds(context: AppContext) -> Tensor:
+    return context.model.noise([f"plain {k}" for k in range(NUM_PLAIN)], 0)
 
 
 def iterate_seedselect(
@@ -53,12 +125,7 @@ def iterate_seedselect(
         ValueError: the prompt is empty or has several lines, the number of reference images is not allowed, or a seed
             is not finite.
     """
-    if not prompt.strip():
-        raise ValueError("the prompt is empty: name the concept, for example: a photo of a spotted quokka.")
-    if "\n" in prompt.strip():
-        raise ValueError("the prompt must be one line, which names the concept of all images: remove the other lines.")
-    if not 1 <= len(references) <= MAX_REFERENCES:
-        raise ValueError(f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} images of the concept.")
+    check_inputs(prompt, references)
     with context.lock:
         iterations = _iterations(context, prompt, references)
     while True:
@@ -86,6 +153,7 @@ def _iterations(context: AppContext, prompt: str, references: Sequence[Image.Ima
         )
 
     problem = Problem(trajectory, model.decode, context.clip, targets)
+    plain_losses = _plain_losses(context, select, prompt, targets)
     for iteration in select.iterate(initial, problem):
         best = iteration.selection
         with torch.no_grad():
@@ -99,7 +167,25 @@ def _iterations(context: AppContext, prompt: str, references: Sequence[Image.Ima
             image=image,
             best_image=best_image,
             seed=make_seed(context, latents, prompt),
+            plain_losses=plain_losses,
         )
+
+
+@torch.no_grad()
+def _plain_losses(context: AppContext, select: SeedSelect, prompt: str, targets: Targets) -> list[float]:
+    """Return SeedSelect's losses of the plain samples."""
+    model = context.model
+    predictor = model.predictor([prompt] * NUM_PLAIN, context.guidance)
+    schedule = model.schedule(context.steps)
+
+    def trajectory(seeds: Tensor, rows: Tensor) -> Sequence[Tensor]:
+        return rnri.trajectory(seeds, predictor, schedule, keep_last=len(select.step_weights))
+
+    repeated = targets.select(torch.zeros(NUM_PLAIN, dtype=torch.int64))
+    generation = Problem(trajectory, model.decode, context.clip, repeated).generate(
+        _plain_seeds(context), torch.arange(NUM_PLAIN)
+    )
+    return select.compute_loss(generation).tolist()
 
 
 def _initial_seed_and_targets(
@@ -107,19 +193,27 @@ def _initial_seed_and_targets(
 ) -> tuple[Tensor, Targets]:
     """Return the NAO centroid ``[1,C,h,w]`` of the seeds of the reference images, and the targets of SeedSelect."""
     model = context.model
-    inversion = rnri.invert(
-        model.pipeline,
-        list(references),
-        prompt,
-        num_inference_steps=context.steps,
-        guidance_scale=context.guidance,
-        method=context.method,
-        round_trip=False,
-    )
-    if not inversion.seed.isfinite().all():
-        raise ValueError("the seeds of the reference images are not finite: start the page with model.dtype=float32.")
+    inversion = invert_batch(context, references, [prompt] * len(references))
     initial = nao.centroid(inversion.seed.float()).point[None].to(model.device)
     with torch.no_grad():
         features = context.clip(as_images(list(references), model.image_size).to(model.device))
         latents = inversion.z0.to(model.device).float()
     return initial, Targets(features.mean(0, keepdim=True), latents.mean(0, keepdim=True))
+
+
+def loss_figure(losses: Sequence[float], plain_losses: Sequence[float], iterations: int) -> Figure:
+    """Plot the loss after each update, the start, the lowest loss, and the losses of the plain samples."""
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for k, loss in enumerate(plain_losses):
+        axis.axhline(loss, color="0.4", linestyle=":", linewidth=1.5, label=None if k else "plain samples")
+    axis.plot(range(len(losses)), losses, color="C0")
+    axis.plot(0, losses[0], "s", color="C1", label="start")
+    best = int(np.argmin(losses))
+    if best:
+        axis.plot(best, losses[best], "o", color="C0", label="lowest loss")
+    axis.set(xlabel="update", ylabel="loss", xlim=(-0.5, iterations + 0.5), ylim=(0, None))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_title("Loss after each update", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return figure

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -25,6 +28,8 @@ RESULT_TENSORS = ("edited", "reconstructions", "images")
 
 If the results are in another tensor than ``images``, then ``images`` has the input images.
 """
+MAX_SHOWN_REFERENCES = 3
+"""Number of reference images that are shown with a question."""
 RATER_NAME = re.compile(r"[\w .@-]{1,60}")
 
 
@@ -48,12 +53,14 @@ class Item:
 
     Attributes:
         name: unique name of the item.
+        concept: name of the concept of the images, in the experiments on rare concepts.
         prompt: prompt of the images, which may be empty.
         images: image of each method, by the name of the method.
         input: input image of the methods; None if the run did not save it.
     """
 
     name: str
+    concept: str
     prompt: str
     images: dict[str, ImageRef]
     input: ImageRef | None
@@ -86,8 +93,8 @@ def read_run(folder: str | Path) -> list[Item]:
     items: dict[str, Item] = {}
     for method, files in _unit_files(folder / "units").items():
         for file in files:
-            for name, prompt, image, input_image in _read_unit(file):
-                item = items.setdefault(name, Item(name, prompt, {}, input_image))
+            for name, concept, prompt, image, input_image in _read_unit(file):
+                item = items.setdefault(name, Item(name, concept, prompt, {}, input_image))
                 item.images[method] = image
     comparable = [items[name] for name in sorted(items) if len(items[name].images) > 1]
     if not comparable:
@@ -106,8 +113,8 @@ def _unit_files(units: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _read_unit(file: Path) -> list[tuple[str, str, ImageRef, ImageRef | None]]:
-    """Return item name, prompt, result image and input image of each finite image of a unit."""
+def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | None]]:
+    """Return item name, concept, prompt, result image and input image of each finite image of a unit."""
     try:
         with safe_open(file, framework="pt") as unit:
             metadata = unit.metadata() or {}
@@ -121,13 +128,14 @@ def _read_unit(file: Path) -> list[tuple[str, str, ImageRef, ImageRef | None]]:
     if tensor is None:
         return []
     unit_name = metadata.get("unit", file.stem)
-    _, prompt, *_ = *unit_name.split("\n"), "", ""
+    concept, prompt, *_ = *unit_name.split("\n"), "", ""
     samples = [k for k, sample in enumerate(_sample_records(metadata)) if sample["finite"]] or list(range(count))
     key = hashlib.sha256(unit_name.encode()).hexdigest()[:12]
     has_inputs = tensor != "images" and "images" in names
     return [
         (
             f"{key}/{samples[k]}",
+            concept,
             prompt,
             ImageRef(file, tensor, k),
             ImageRef(file, "images", k) if has_inputs else None,
@@ -143,9 +151,41 @@ def _sample_records(metadata: dict[str, str]) -> list[dict]:
     return record.get("samples", []) if isinstance(record, dict) else []
 
 
-def methods_of(items: Sequence[Item]) -> list[str]:
-    """Return the sorted names of all methods that have an image in ``items``."""
-    return sorted({method for item in items for method in item.images})
+def methods_of(items: Sequence[Item], folder: str | Path) -> list[str]:
+    """Return the names of all methods that have an image in ``items``, in the order of the table of the run."""
+    names = {method for item in items for method in item.images}
+    rows = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")).get("rows", [])
+    in_table = [str(row.get("method")) for row in rows]
+    return sorted(names, key=lambda name: (in_table.index(name) if name in in_table else len(in_table), name))
+
+
+def read_references(folder: str | Path, items: Sequence[Item]) -> dict[str, list[Image.Image]]:
+    """Return the reference images of the concepts of ``items``, by the name of the concept.
+
+    The references are read from the data source that the config of the run names. The result is empty for experiments
+    without concepts.
+
+    Raises:
+        ValueError, OSError: the data are no longer where they were, or are invalid.
+    """
+    config = OmegaConf.load(Path(folder) / "config.yaml")
+    source = OmegaConf.select(config, "task.source")
+    if source is None or OmegaConf.select(config, "task.references") is None:
+        return {}
+    first = next(iter(items[0].images.values())).read()
+    names = {item.concept for item in items}
+    try:
+        concepts = instantiate(source).concepts()
+    except InstantiationException as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+    selected = [concept.resized(first.size[::-1]) for concept in concepts if concept.name in names]
+    return {
+        concept.name: [
+            uint8_to_pil(concept.references[k])
+            for k in range(min(config.task.references, len(concept.references), MAX_SHOWN_REFERENCES))
+        ]
+        for concept in selected
+    }
 
 
 def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -> list[Question]:
@@ -225,3 +265,18 @@ class Ratings:
         }
         table = pd.DataFrame([*self.table().to_dict("records"), row])
         atomic_write(self.path, table.to_parquet)
+
+    def remove_last(self) -> None:
+        """Remove the last answer of the rater from disk.
+
+        Raises:
+            ValueError: the rater has not answered a question.
+        """
+        table = self.table()
+        if table.empty:
+            raise ValueError("there is no answer to undo.")
+        remaining = table.iloc[:-1]
+        if remaining.empty:
+            self.path.unlink()
+        else:
+            atomic_write(self.path, remaining.to_parquet)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -13,12 +17,32 @@ from torch import Tensor
 import nao
 import rnri
 from experiments.app.context import AppContext
-from experiments.app.uploads import to_pil
+from experiments.app.uploads import enlarge, to_pil
 from nao.norm import seed_norm
+from rnri import LatentDiffusion, NoisePredictor
+from rnri.models.predictor import Condition
 
 NUM_POINTS = 9
 """Number of points on a path, including both ends."""
 MAX_IMAGES = 8
+DESCRIPTIONS = {
+    "Mean": "The seeds averaged element by element.",
+    "Spherical mean": "The mean direction of the seeds, with the mean of their norms.",
+    "NAO centroid": "The seed with the smallest sum of NAO distances to all seeds.",
+}
+"""What each average of seeds is."""
+FRAME_MS, END_FRAME_MS = 150, 900
+"""Time in milliseconds for which an animation shows a point of the path, and an end of the path."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average of seeds: its name, a sentence that describes it, the norm of the seed, and its image."""
+
+    name: str
+    description: str
+    norm: float
+    image: Image.Image
 
 
 @dataclass(frozen=True)
@@ -29,13 +53,23 @@ class SeedPaths:
         images: images of the points of NAO's path from the first seed to the second.
         norms: norms of the points of each path, by the name of the path. The first path is NAO's path.
         typical_norm: the most likely norm of a seed from the normal distribution.
-        averages: name, norm and image of each average of all seeds.
+        averages: the averages of all seeds.
     """
 
     images: list[Image.Image]
     norms: dict[str, list[float]]
     typical_norm: float
-    averages: list[tuple[str, float, Image.Image]]
+    averages: list[Average]
+
+    @property
+    def summary(self) -> str:
+        """The smallest norm on NAO's path and on the straight path, in one line."""
+        nao_norm = min(self.norms["NAO"])
+        linear_norm = min(self.norms["linear"])
+        return (
+            f"The smallest norm on the path is {nao_norm:.1f} with NAO and {linear_norm:.1f} with linear "
+            f"interpolation; the typical norm of noise is {self.typical_norm:.1f}."
+        )
 
 
 def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
@@ -47,6 +81,18 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
     if not 2 <= len(images) <= MAX_IMAGES:
         raise ValueError(f"got {len(images)} images: choose 2 to {MAX_IMAGES} images.")
     with context.lock:
+        return invert_batch(context, images, prompts).seed.float().cpu()
+
+
+def invert_batch(context: AppContext, images: Sequence[Image.Image], prompts: Sequence[str]) -> rnri.PipelineInversion:
+    """Invert ``images`` under ``prompts`` with the settings of the page. The caller must hold the lock of ``context``.
+
+    Raises:
+        ValueError: a seed is not finite, or ``rnri.invert`` raised an error.
+    """
+    with warnings.catch_warnings():
+        # the page samples without the scheduler of the pipeline
+        warnings.filterwarnings("ignore", message="a plain call of the pipeline with its scheduler")
         inversion = rnri.invert(
             context.model.pipeline,
             list(images),
@@ -58,7 +104,7 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
         )
     if not inversion.seed.isfinite().all():
         raise ValueError("the seeds are not finite: start the page with model.dtype=float32.")
-    return inversion.seed.float().cpu()
+    return inversion
 
 
 def add_prompt_lines(text: str, count: int, prompts: Sequence[str]) -> str:
@@ -100,13 +146,16 @@ def broadcast_prompts(text: str, count: int) -> list[str]:
     return lines
 
 
-def explore(context: AppContext, seeds: Tensor, prompt: str) -> SeedPaths:
+def explore(context: AppContext, seeds: Tensor, prompts: Sequence[str]) -> SeedPaths:
     """Compute paths between the first two of n seeds and averages of all seeds, and generate their images.
+
+    If the first two prompts differ, then the text embeddings are interpolated linearly along the path, so that the path
+    ends at the second image. The averages are generated with the mean of the text embeddings of all prompts.
 
     Args:
         context: the model and the settings of the page.
         seeds: ``[n,C,h,w]``.
-        prompt: prompt of all generated images.
+        prompts: the n prompts under which the images were inverted.
     """
     a, b = seeds[0], seeds[1]
     paths = {
@@ -115,40 +164,107 @@ def explore(context: AppContext, seeds: Tensor, prompt: str) -> SeedPaths:
         "spherical": nao.slerp(a, b, NUM_POINTS),
     }
     averages = {
+        "Mean": nao.mean(seeds),
+        "Spherical mean": nao.spherical_mean(seeds),
         "NAO centroid": nao.centroid(seeds).point,
-        "mean": nao.mean(seeds),
-        "mean, typical norm": nao.normalized_mean(seeds),
-        "spherical mean": nao.spherical_mean(seeds),
     }
     average_seeds = torch.stack(list(averages.values()))
-    images = sample_images(context, torch.cat([paths["NAO"], average_seeds]), prompt)
+    position = torch.linspace(0, 1, NUM_POINTS)
+    weights = torch.zeros(NUM_POINTS + len(averages), len(seeds))
+    weights[:NUM_POINTS, 0] = 1 - position
+    weights[:NUM_POINTS, 1] = position
+    weights[NUM_POINTS:] = 1 / len(seeds)
+    images = sample_images(context, torch.cat([paths["NAO"], average_seeds]), prompts, weights)
+    typical_norm = nao.typical_norm(a.numel())
+    detail = (_detail(images[0]) + _detail(images[NUM_POINTS - 1])) / 2
     return SeedPaths(
         images=images[:NUM_POINTS],
         norms={name: seed_norm(path).tolist() for name, path in paths.items()},
-        typical_norm=nao.typical_norm(a.numel()),
-        averages=list(zip(averages, seed_norm(average_seeds).tolist(), images[NUM_POINTS:], strict=True)),
+        typical_norm=typical_norm,
+        averages=[
+            Average(
+                name,
+                f"{DESCRIPTIONS[name]} Its norm is {_compare(norm, typical_norm)} the typical norm; "
+                f"its image has {_compare(_detail(image), detail)} the detail of the ends of the path.",
+                norm,
+                image,
+            )
+            for name, norm, image in zip(averages, seed_norm(average_seeds).tolist(), images[NUM_POINTS:], strict=True)
+        ],
     )
 
 
+def _detail(image: Image.Image) -> float:
+    """Return the detail of an image: the mean absolute difference of neighboring pixels, from 0 to 255."""
+    pixels = np.asarray(image, dtype=np.float64)
+    return float((np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()) / 2)
+
+
+def _compare(value: float, reference: float) -> str:
+    """Return ``value`` as a percentage of ``reference``, for example ``77 % of``."""
+    return f"{100 * value / reference:.0f} % of" if reference else "not comparable with"
+
+
 @torch.no_grad()
-def sample_images(context: AppContext, seeds: Tensor, prompt: str) -> list[Image.Image]:
-    """Generate the images of ``seeds [n,C,h,w]`` under ``prompt``."""
+def sample_images(
+    context: AppContext, seeds: Tensor, prompts: Sequence[str], weights: Tensor | None = None
+) -> list[Image.Image]:
+    """Generate the images of ``seeds [m,C,h,w]``.
+
+    ``prompts`` has one prompt per seed. With ``weights [m,n]``, it has n prompts, see :func:`blended_predictor`.
+    """
     model = context.model
     with context.lock:
-        predictor = model.predictor([prompt] * len(seeds), context.guidance)
+        if weights is None:
+            predictor = model.predictor(prompts, context.guidance)
+        else:
+            predictor = blended_predictor(model, prompts, weights, context.guidance)
         latents = model.sample(seeds.to(model.device), predictor, model.schedule(context.steps))
         images = model.decode(latents)
     return to_pil(images)
 
 
+def blended_predictor(
+    model: LatentDiffusion, prompts: Sequence[str], weights: Tensor, guidance: float
+) -> NoisePredictor:
+    """Return a predictor for m images, whose text embeddings are weighted means of those of n prompts.
+
+    Args:
+        model: the diffusion model.
+        prompts: n prompts.
+        weights: ``[m,n]``; the weights of an image add up to 1.
+        guidance: guidance scale.
+    """
+    predictor = model.predictor([prompts[0]] * len(weights), guidance)
+    if len(set(prompts)) == 1:
+        return predictor
+    embeddings = model.predictor(prompts, guidance).denoiser.positive
+
+    def blend(values: Tensor) -> Tensor:
+        return torch.tensordot(weights.to(values), values, dims=1)
+
+    positive = Condition(blend(embeddings.text), {name: blend(value) for name, value in embeddings.added.items()})
+    return dataclasses.replace(predictor, denoiser=dataclasses.replace(predictor.denoiser, positive=positive))
+
+
+def write_gif(images: Sequence[Image.Image], path: Path) -> Path:
+    """Write an endless animation that shows ``images`` forward and backward; return ``path``."""
+    frames = [enlarge(image) for image in (*images, *images[-2:0:-1])]
+    durations = [FRAME_MS] * len(frames)
+    durations[0] = durations[len(images) - 1] = END_FRAME_MS
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return path
+
+
 def norm_figure(paths: SeedPaths, index: int) -> Figure:
     """Plot the norm of the seed at each point of the paths. A marker shows the point ``index`` of NAO's path."""
-    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     for (name, norms), style in zip(paths.norms.items(), ("-", ":", "--"), strict=True):
         axis.plot(range(1, len(norms) + 1), norms, style, label=name)
-    axis.axhline(paths.typical_norm, color="gray", linewidth=0.8, label="typical")
+    axis.axhline(paths.typical_norm, color="gray", linewidth=0.8, label="typical norm")
     axis.plot(index + 1, paths.norms["NAO"][index], "o", color="C0")
-    axis.set(xlabel="point of the path", ylabel="norm of the seed", xticks=range(1, NUM_POINTS + 1))
-    axis.legend(fontsize=8, frameon=False)
+    axis.set(xlabel="point on the path", ylabel="norm of the seed", xticks=range(1, NUM_POINTS + 1))
+    axis.set_title("Norm of the seed along the path", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from functools import partial
+from pathlib import Path
 
 import gradio as gr
 from PIL import Image
 
 from experiments.app.context import AppContext
+from experiments.app.example_sets import example_pairs
+from experiments.app.figure_grid import CaptionedImage, grid_html, strip_html
 from experiments.app.messages import catch_errors, status_html
 from experiments.app.seeds import (
     MAX_IMAGES,
@@ -17,52 +21,84 @@ from experiments.app.seeds import (
     explore,
     invert_images,
     norm_figure,
+    write_gif,
 )
 from experiments.app.uploads import enlarge
-from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, image_list_input
+from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, connect_set, enable_download, image_list_input
+
+INTRODUCTION = """
+1. Choose a pair, or add two to eight images with their prompts.
+2. Press *Show the path*. The page inverts the images to seeds, and generates the images of points between the first two
+   seeds, and of averages of all seeds.
+"""
+DETAIL = "The detail of an image is the mean absolute difference of neighboring pixels."
+SCROLL_TO_RESULTS_JS = """() => {
+  if (window.innerWidth < 768) document.getElementById("seeds-results").scrollIntoView({behavior: "smooth"});
+}"""
 
 
-def seeds_tab(context: AppContext) -> None:
-    """Create the components of the tab."""
+def seeds_tab(context: AppContext, folder: Path) -> None:
+    """Create the components of the tab. Animations for download are written to ``folder``."""
     paths = gr.State(None)
+    gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column():
-            images, prompts = image_list_input(context, "seeds", MAX_IMAGES, prompt_per_image=True)
-            interpolate = gr.Button("Interpolate", variant="primary", elem_id="seeds-interpolate")
+            pairs = example_pairs(context)
+            with gr.Row(elem_classes="set-buttons"):
+                buttons = [gr.Button(pair.label, size="sm", min_width=120, elem_classes="seeds-pair") for pair in pairs]
+            images, prompts, selected = image_list_input(
+                context, "seeds", MAX_IMAGES, prompt_per_image=True, initial=pairs[0] if pairs else None
+            )
+            for button, pair in zip(buttons, pairs, strict=True):
+                connect_set(button, pair.images, "\n".join(pair.prompts), [images, selected, prompts])
+            interpolate = gr.Button("Show the path", variant="primary", elem_id="seeds-interpolate")
             status = gr.HTML(elem_id="seeds-status")
-        with gr.Column():
+        with gr.Column(), gr.Column(visible=False, elem_id="seeds-results") as results:
+            gr.Markdown("### Path from image 1 to image 2")
+            strip = gr.HTML(elem_id="seeds-strip")
             point = gr.Slider(1, NUM_POINTS, 1, step=1, label="Point on the path", buttons=[], elem_id="seeds-point")
             image = gr.Image(
-                label="Image at this point", interactive=False, height=300, buttons=[], elem_id="seeds-image"
+                label="Image at this point", interactive=False, height=260, buttons=[], elem_id="seeds-image"
             )
+            download = gr.DownloadButton("Download the path as GIF", interactive=False, elem_id="seeds-gif")
+            gr.Markdown("### Averages of all seeds")
+            averages = gr.HTML(elem_id="seeds-averages")
+            gr.Markdown(DETAIL)
             norms = gr.Plot(show_label=False, elem_id="seeds-norms")
-            averages = gr.Gallery(
-                label="Averages of all seeds",
-                columns=2,
-                fit_columns=False,
-                height="auto",
-                buttons=[],
-                interactive=False,
-                allow_preview=False,
-                object_fit="contain",
-                elem_classes="examples",
-                elem_id="seeds-averages",
-            )
+    selected.change(lambda: (gr.update(visible=False), ""), None, [results, status], **NO_PROGRESS)
     computed = interpolate.click(
-        catch_errors(partial(_compute, context)), [images, prompts], [paths, status, averages], **EXCLUSIVE
+        catch_errors(partial(_compute, context, folder)),
+        [images, prompts],
+        [paths, status, results, strip, averages, download, point],
+        **EXCLUSIVE,
     )
-    computed.success(_select_point, [paths, point], [image, norms], **NO_PROGRESS)
+    shown = computed.success(_select_point, [paths, point], [image, norms], **NO_PROGRESS)
+    shown.then(None, None, None, js=SCROLL_TO_RESULTS_JS)
     point.input(_select_point, [paths, point], [image, norms], trigger_mode="always_last", **NO_PROGRESS)
 
 
-def _compute(context: AppContext, images: list[Image.Image], text: str) -> tuple:
+def _compute(context: AppContext, folder: Path, images: list[Image.Image], text: str) -> tuple:
     if not text.strip():
         raise ValueError("the prompt is empty: describe the images.")
     prompts = broadcast_prompts(text, len(images))
-    paths = explore(context, invert_images(context, images, prompts), prompts[0])
-    status = f"Path from the first image to the second, with the prompt: {prompts[0]}"
-    gallery = [(enlarge(image), f"{name}, norm {norm:.1f}") for name, norm, image in paths.averages]
-    return paths, status_html(status), gallery
+    paths = explore(context, invert_images(context, images, prompts), prompts)
+    strip = strip_html([CaptionedImage(image, str(k)) for k, image in enumerate(paths.images, 1)])
+    averages = grid_html([CaptionedImage(each.image, each.name, each.description) for each in paths.averages], 3)
+    gif = write_gif(paths.images, folder / f"path-{secrets.token_hex(8)}.gif")
+    status = status_html(f"{_describe_prompts(prompts)} {paths.summary}")
+    return paths, status, gr.update(visible=True), strip, averages, enable_download(gif), 1
+
+
+def _describe_prompts(prompts: list[str]) -> str:
+    """Tell with which prompts the images of the path and of the averages are generated."""
+    if len(set(prompts)) == 1:
+        return f"All images are generated with the prompt: {prompts[0]}."
+    if prompts[0] == prompts[1]:
+        return "The path has the prompt of image 1; the averages have the mean of the text embeddings of all prompts."
+    return (
+        "The prompts of image 1 and image 2 differ, so that the text embeddings are interpolated linearly along the "
+        "path. The averages have the mean of the text embeddings of all prompts."
+    )
 
 
 def _select_point(paths: SeedPaths | None, point: int) -> tuple:

@@ -1,4 +1,4 @@
-"""Detection of copied references, diversity of the images of a concept, and precision and recall of image sets."""
+"""Detection of copied references, diversity of the images of a concept, and precision and recall of sets of images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from experiments.evaluation.classifier import Classifier
 
 COPY_QUANTILE = 0.05
-"""Quantile of the distances between real images that is the threshold for copies.
+"""The distance threshold of copies is this quantile of the distances between the real images of a concept.
 
-A generated image counts as a copy of a reference if their distance is below this threshold.
+A generated image counts as a copy if its distance to a reference is below the threshold.
 """
 NUM_NEIGHBORS = 5
-"""Default number of neighbors k in precision, recall, density and coverage, which the authors of density recommend."""
+"""Default number of neighbors k in precision, recall, density and coverage (as recommended by Naeem et al. 2020)."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,24 @@ class CopyDetection:
     """Perceptual distances of the ``n`` generated images of one concept.
 
     Attributes:
-        nearest: distance of each generated image to its nearest reference, ``float64 [n]``.
+        nearest: distance between each generated image and the reference that is nearest to the image, ``float64 [n]``.
+        nearest_index: index of the reference that is nearest to each generated image, ``int64 [n]``.
         threshold: 5th percentile of the distances between the concept's real images; None if there are fewer than two
             real images.
         pairwise: mean distance between two generated images; None if there are fewer than two generated images.
     """
 
     nearest: Tensor
+    nearest_index: Tensor
     threshold: float | None
     pairwise: float | None
 
     @property
     def copies(self) -> list[bool] | None:
-        """Whether each generated image is closer to a reference than ``threshold``; None if ``threshold`` is None."""
+        """Whether the distance of each generated image to a reference is below ``threshold``;
+
+        None if ``threshold`` is None.
+        """
         return None if self.threshold is None else (self.nearest < self.threshold).tolist()
 
 
@@ -57,7 +62,7 @@ def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int =
 
 
 def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetection:
-    """Compute the perceptual distances with which copies among the generated images of a concept are detected.
+    """Compute the perceptual distances that tell which generated images of a concept are copies of references.
 
     Args:
         images: perceptual vectors of the generated images, ``[n, E]``.
@@ -66,8 +71,10 @@ def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetec
     """
     real_distances = _pairwise_distances(real)
     image_distances = _pairwise_distances(images)
+    nearest = _distances(images, references).min(1)
     return CopyDetection(
-        nearest=_distances(images, references).min(1).values,
+        nearest=nearest.values,
+        nearest_index=nearest.indices,
         threshold=torch.quantile(real_distances, COPY_QUANTILE).item() if len(real_distances) else None,
         pairwise=image_distances.mean().item() if len(image_distances) else None,
     )
@@ -76,7 +83,7 @@ def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetec
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Return the squared distances ``float64 [n, m]`` between the rows of ``a [n, E]`` and ``b [m, E]``.
 
-    The rounding error of the formula is far below the distance of any two different images.
+    The rounding error of the formula is much smaller than the distance of any two different images.
     """
     a = a.double()
     b = b.double()
@@ -92,8 +99,8 @@ def _pairwise_distances(vectors: Tensor) -> Tensor:
 def vendi_score(features: Tensor) -> float:
     """Return the Vendi score (Friedman and Dieng 2023) of the image features ``features [n, D]``.
 
-    The score is the effective number of different images, from 1 to n. It is computed as the exponential of the entropy
-    of the eigenvalues of ``K / n``, where K is the matrix of the cosine similarities of the features.
+    The score is the effective number of different images, from 1 to n. The score is the exponential of the entropy of
+    the eigenvalues of ``K / n``, where K is the matrix of the cosine similarities of the features.
 
     Raises:
         ValueError: ``features`` is empty.
@@ -109,14 +116,14 @@ def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGH
     """Return precision and recall (Kynkäänniemi et al. 2019), and density and coverage (Naeem et al. 2020).
 
     The four metrics are defined by balls around the feature vectors. The radius of the ball around a vector is the
-    distance to its k-th nearest neighbor in the same set, where k is ``neighbors``.
+    distance from the vector to its k-th nearest neighbor in the same set, where k is ``neighbors``.
 
     - precision: fraction of generated vectors that are inside the ball of a real vector
     - recall: fraction of real vectors that are inside the ball of a generated vector
     - density: mean number of balls of real vectors that contain a generated vector, divided by k
     - coverage: fraction of real vectors whose ball contains a generated vector
 
-    All four values are None if one of the sets has at most k vectors.
+    All four metrics are None if one of the two sets has at most k vectors.
 
     Args:
         real: features of real images, ``[M, D]``.

@@ -1,0 +1,46 @@
+"""Compute the run that the web page shows by default in its tab Compare: ``python -m tools.make_example_run``.
+
+The command runs ``experiment=rare_concepts`` with one image of each of five rare concepts and three arms, and writes
+the files that the page reads to ``assets/example_run``. In the stored config, paths in this repository are written as
+``${project:PATH}``, so that they are valid in every clone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments.config.project import PROJECT
+
+CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake")
+REMOVED_ARMS = ("seedselect_rnri", "best_of_ours")
+FILES = ("results.json", "samples.parquet", "table.md")
+SOURCE = PROJECT / "runs" / "example_run"
+TARGET = PROJECT / "assets" / "example_run"
+
+
+def main() -> None:
+    overrides = [f"data.concepts=[{','.join(CONCEPTS)}]", "task.samples=1", "run_dir=runs/example_run", "logger=none"]
+    overrides += [f"~task.arms.{arm}" for arm in REMOVED_ARMS]
+    subprocess.run([sys.executable, "train.py", *overrides], cwd=PROJECT, check=True)
+    shutil.rmtree(TARGET, ignore_errors=True)
+    TARGET.mkdir()
+    for name in FILES:
+        shutil.copy(SOURCE / name, TARGET)
+    shutil.copytree(SOURCE / "units", TARGET / "units")
+    write_config(SOURCE / "config.yaml", TARGET / "config.yaml")
+    size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
+    print(f"{TARGET} has {size / 1e3:.0f} kB.")
+
+
+def write_config(source: Path, target: Path) -> None:
+    """Copy a config and replace absolute paths in this repository by ``${project:PATH}``."""
+    text = re.sub(rf"{re.escape(str(PROJECT))}/([^\s'\"]+)", r"${project:\1}", source.read_text(encoding="utf-8"))
+    target.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
