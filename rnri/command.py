@@ -27,7 +27,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "models" / "emoji"
 """Folder of the small model that ships with the repository; the model was trained on drawings of emojis."""
 
 COLUMNS = ("method", "PSNR (dB)", "VAE (dB)", "as good as the VAE", "NFE", "s per image", "images")
-"""Columns of the table that compares methods."""
+"""Column names of the table that compares the inversion methods."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
 
 
 def _load(options: Options) -> LatentDiffusion:
-    """Load the model without the progress bars and information messages of the libraries."""
+    """Load the model without the progress bars and information messages of diffusers and transformers."""
     import diffusers
     import transformers
 
@@ -159,7 +159,7 @@ def _write(pipe: DiffusionPipeline, files: Sequence[CaptionedFile], inversion: P
 
 
 def _row(method: str, inversions: Sequence[PipelineInversion]) -> tuple[str, ...]:
-    """Return the table row of ``method``."""
+    """Return the cells of the table row of ``method``, in the order of ``COLUMNS``."""
     psnr = torch.cat([inversion.psnr for inversion in inversions])
     vae_psnr = torch.cat([inversion.vae_psnr for inversion in inversions])
     converged = torch.cat([inversion.converged for inversion in inversions])

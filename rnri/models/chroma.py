@@ -115,4 +115,4 @@ class ChromaFamily(FluxFamily):
             guidance=guidance if guided else 1.0,
         )
 
-    attention_editor = Family.attention_editor  # type: ignore[assignment]  # the injection supports only FLUX.1
+    attention_editor = Family.attention_editor  # type: ignore[assignment]  # attention injection supports only FLUX.1

@@ -21,7 +21,7 @@ from rnri.models.predictor import Condition, GuidedDenoiser
 from rnri.models.schedule import Schedule
 
 MULTIPLE = 32
-"""The pipeline's heights and widths of images are multiples of this number of pixels."""
+"""The pipeline accepts images whose height and width are multiples of this number of pixels."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class SanaFamily(Family):
 
     @property
     def patch(self) -> int:
-        """The pipeline accepts only multiples of 32 pixels."""
+        """Height and width of the latents must be multiples of this number: the pipeline needs multiples of 32
+        pixels."""
         return max(self.network.config.patch_size, MULTIPLE // self.pixels_per_latent)
 
     @property
@@ -85,11 +86,11 @@ class SanaFamily(Family):
         return torch.float32
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
-        """Return the latents of the deterministic autoencoder."""
+        """Return the latents of SANA's autoencoder, which has no posterior distribution because it is deterministic."""
         return vae.encode(pixels).latent
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the guidance scale, and switch off the resolution binning, which changes the image size."""
+        """Return the guidance scale, and the setting without resolution binning, which would change the image size."""
         return super().pipeline_kwargs(guidance) | {"use_resolution_binning": False}
 
     def check(self) -> None:
