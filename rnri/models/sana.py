@@ -64,8 +64,8 @@ class SanaFamily(Family):
 
     @property
     def patch(self) -> int:
-        """Height and width of the latents must be multiples of this number: the pipeline needs multiples of 32
-        pixels."""
+        """Divisor of the height and width of latents; images then have multiples of 32 pixels, as the pipeline
+        needs."""
         return max(self.network.config.patch_size, MULTIPLE // self.pixels_per_latent)
 
     @property
