@@ -81,7 +81,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, tuple) for row in rows):
-        raise ValueError(f"{path} is not a table of names and counts: it must map names to counts.")
+        raise ValueError(f"{path} is not a table of names and counts: it must hold an object of counts by name.")
     return rows
 
 

@@ -110,7 +110,7 @@ def test_rejects_untrainable_setups(root):
     assert "task.excluded=['fid']: must be some, but not all, of the groups references, real" in error_of(
         root, "task.excluded=[fid]"
     )
-    assert "give some, but not all" in error_of(root, "task.excluded=[references,real]")
+    assert "must be some, but not all" in error_of(root, "task.excluded=[references,real]")
     assert "task.architecture='resnet1000'" in error_of(root, "task.architecture=resnet1000")
     assert "task.image_size=32" in error_of(root, "task.architecture=vit_tiny_patch16_224")
     (root / "real" / "owl").mkdir()
