@@ -37,9 +37,10 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_metric_has_a_column_after_ssim(run):
-    head = (run / "table.md").read_text().splitlines()[0]
-    assert "| SSIM ↑ | max error ↓ | from | to |" in head
+def test_metric_has_a_column_before_the_perceptual_distance(run):
+    heads = [head.strip() for head in (run / "table.md").read_text().splitlines()[0].split("|")]
+    assert heads.index("max error ↓") + 1 == heads.index("perceptual distance ↓")
+    assert "max_error_low" in (run / "table.csv").read_text().splitlines()[0].split(",")
 
 
 def test_metric_is_aggregated_with_an_interval(run):

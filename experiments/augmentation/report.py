@@ -1,4 +1,4 @@
-"""Report of the augmentation experiment: table, figures and one row per prediction."""
+"""Report of the augmentation experiment: table, figures and one row per predicted label."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from torch import Tensor
 
 from experiments.data.concepts import Concept
 from experiments.evaluation.metrics import bootstrap_interval
-from experiments.rare_concepts.report import image_figures
+from experiments.rare_concepts.report import CONCEPT_COLUMNS as GENERATED_CONCEPT_COLUMNS
+from experiments.rare_concepts.report import image_figures, thumbnails
 from experiments.rare_concepts.scoring import ClassifiedImages, lost_samples, mean
 from experiments.reporting import figures as plots
-from experiments.reporting import tables
 from experiments.reporting.results import Report
+from experiments.reporting.tables import Column, Table
 
-COLUMNS = {
-    "method": "method", "k": "real images per class", "generated": "generated images per class",
-    "accuracy_%": "accuracy, %", "gain_points": "gain, points",
-    "generated_%": "generated images classified correctly, %", "n": "held-out images",
-    "trainings": "trainings", "t_train": "T_train, s",
-}  # fmt: skip
+COLUMNS = (
+    Column("method", "method"), Column("accuracy", "accuracy, %", "higher", scale=100),
+    Column("gain", "gain, points", "higher", scale=100, signed=True),
+    Column("generated_accuracy", "correct generated images, %", "higher", scale=100), Column("n", "held-out images"),
+    Column("trainings", "trainings"), Column("t_train", "T_train, s", "lower"),
+)  # fmt: skip
+CONCEPT_COLUMNS = tuple(column for column in GENERATED_CONCEPT_COLUMNS if column.key != "copies")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a method's classifiers for the N held-out images.
+    """The predicted labels of the N held-out images by the T classifiers that were trained for a method.
 
     Attributes:
-        predictions: index of the predicted concept of each image in each of T trainings, ``int64 [T, N]``.
+        predictions: index of the concept that each of the T classifiers predicts for each image, ``int64 [T, N]``.
         truth: index of the true concept of each image, ``int64 [N]``.
-        concepts: the concepts that the indices refer to.
-        seconds: wall time of each training in seconds.
+        concepts: the concepts to which the indices refer.
+        seconds: wall time of the training of each classifier, in seconds.
     """
 
     predictions: Tensor
@@ -46,7 +48,7 @@ class Predictions:
 
     @property
     def correct(self) -> Tensor:
-        """Whether each prediction is correct, ``bool [T, N]``."""
+        """Whether each predicted label is correct, ``bool [T, N]``."""
         return self.predictions == self.truth
 
     @property
@@ -69,25 +71,32 @@ def write_report(
     """Write results, table, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        predictions: predictions of the classifiers of each method, by method. A gain is the difference in accuracy to
-            the first method.
-        images: generated images with the predictions of the evaluation classifier, by method.
-        settings: the settings that the results depend on.
+        predictions: predicted labels of the classifiers of each method, by method. A gain is the accuracy of a method
+            minus the accuracy of the first method.
+        images: generated images of each method with the labels that the evaluation classifier predicts, by method.
+        settings: the settings on which the results depend.
         references: number of real training images per class.
         seed: random seed of the bootstrap.
-        step: step at which the loggers record the results; it is the number of units.
+        step: step number with which the loggers record the results, equal to the number of units.
     """
     rows = accuracy_rows(predictions, images, references, seed)
-    table = tables.markdown_table([_table_line(row) for row in rows], COLUMNS)
-    if lost := lost_samples(images):
-        table += f"\n{lost}"
+    lines = [row if row["generated"] else row | {"gain": None} for row in rows]
+    images_per_class = ", ".join(f"{row['method']} {row['generated']}" for row in rows)
     report = Report(
         rows=rows,
         settings=settings,
         samples=[row for method, values in predictions.items() for row in sample_rows(method, values)],
-        table=table,
+        tables=[Table(lines, COLUMNS)],
         figures={"figures/accuracy": partial(accuracy_figure, rows), **image_figures(images)},
+        notes=[
+            f"Training images per class: {references} real images and generated images ({images_per_class}).",
+            lost_samples(images),
+        ],
         identity=("method",),
+        values=COLUMNS[1:4],
+        extra_tables={"concepts": concept_rows(predictions)},
+        details=[Table(concept_rows(predictions), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+        thumbnails=partial(thumbnails, images),
     )
     report.write(run_dir, loggers, step)
     return rows
@@ -96,10 +105,11 @@ def write_report(
 def accuracy_rows(
     predictions: Mapping[str, Predictions], images: Mapping[str, ClassifiedImages], references: int, seed: int
 ) -> list[dict]:
-    """Return one row per method with its accuracy and its gain over the first method, with 95 % confidence intervals.
+    """Return one row per method with accuracy, gain over the first method, and 95 % confidence intervals.
 
-    The accuracy is averaged over images and trainings. The bootstrap resamples whole concepts. For a gain it resamples
-    the same concepts for both methods, so that the varying difficulty of the concepts does not widen the interval.
+    The accuracy is averaged over images and trained classifiers. The bootstrap resamples whole concepts. For a gain,
+    the bootstrap resamples the same concepts for both methods, so that the varying difficulty of the concepts does not
+    widen the interval.
     """
     baseline = next(iter(predictions.values())).accuracy_by_image
     rows = []
@@ -124,19 +134,22 @@ def accuracy_rows(
     return rows
 
 
-def _table_line(row: Mapping) -> dict:
-    """Return the row with its accuracies in percent and its confidence intervals formatted for the table."""
-    has_images = "generated_accuracy" in row
-    return {
-        **row,
-        "accuracy_%": tables.percent(row, "accuracy"),
-        "gain_points": tables.percentage_points(row, "gain") if row["generated"] else tables.DASH,
-        "generated_%": f"{100 * row['generated_accuracy']:.1f}" if has_images else tables.DASH,
-    }
+def concept_rows(predictions: Mapping[str, Predictions]) -> list[dict]:
+    """Return one row per method and concept, with the mean accuracy over held-out images and trained classifiers."""
+    rows = []
+    for method, values in predictions.items():
+        for index, concept in enumerate(values.concepts):
+            accuracy = values.accuracy_by_image[values.truth == index]
+            if len(accuracy):
+                rows.append(
+                    {"method": method, "concept": concept.name, "bucket": concept.bucket,
+                     "frequency": concept.frequency, "accuracy": accuracy.mean().item(), "n": len(accuracy)}
+                )  # fmt: skip
+    return rows
 
 
 def sample_rows(method: str, predictions: Predictions) -> list[dict]:
-    """Return one row per held-out image and training of a method, with the prediction of the trained classifier."""
+    """Return one row per held-out image and trained classifier of a method, with the predicted label."""
     rows = []
     truth = predictions.truth.tolist()
     for training, labels in enumerate(predictions.predictions.tolist()):

@@ -19,28 +19,21 @@ from experiments.editing.jobs import GROUND_TRUTH, NATIVE, NONE, PROMPT_SWAP, SO
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.evaluation.registry import EDITING
 from experiments.reporting import figures as plots
+from experiments.reporting.html_report import Candidate, Thumbnails, highest_and_lowest
 from experiments.reporting.results import Report
-from experiments.reporting.tables import markdown_table
+from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table, varying
 
 FinishedUnit = tuple[EditJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A job, and the tensors and the record of its finished unit."""
-Rows = Sequence[Mapping[str, Any]]
 
 IDENTITY = ("method", "edit", "model")
 """Columns whose values together identify a row of the table."""
-PAIR_COLUMNS = {
-    "model": "model", "edit": "edit", "method": "method", "baseline": "baseline", "score": "score",
-    "difference": "difference", "low": "from", "high": "to", "n": "n",
-}  # fmt: skip
+MODEL = Column("model", "model")
+METHOD = Column("method", "method")
+EDIT = Column("edit", "edit")
+COUNT = Column("n", "n")
 EDIT_MARKERS = {PROMPT_SWAP: "o", "p2p": "s", "injection": "s", NATIVE: "^"}
 REFERENCE_MARKERS = {SOURCE_IMAGE: "*", GROUND_TRUTH: "P"}
-
-
-def columns() -> dict[str, str]:
-    """Return the keys of the table's columns and the column headings."""
-    first = {"model": "model", "method": "method", "edit": "edit"}
-    last = {"overhead": "time / network time", "speedup": "speedup", "n": "n"}
-    return {**first, **EDITING.columns(), **last}
 
 
 def write_report(
@@ -57,28 +50,70 @@ def write_report(
     """Write all results to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        baseline: method that every other method is compared with, edit by edit.
-        networks: name and SHA-256 of each network.
-        left_out: combinations of model and method that were not run, each with the reason.
-        settings: the settings that the results depend on.
+        baseline: name of the method with which every other method is compared, edit by edit.
+        networks: name and SHA-256 hash of each network that computes metrics.
+        left_out: combinations of model and method that were not run, with the reasons.
+        settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
     """
     samples = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
     rows = with_speedups([summary(group, seed) for group in group_samples(samples).values()])
     pairs = paired_differences(samples, baseline, seed)
     distances = ", ".join(f"{name}: {networks[name]['name']}" for name in ("lpips", "structure"))
-    texts = [markdown_table(rows, columns()), f"Networks: {distances}.\n", markdown_table(pairs, PAIR_COLUMNS)]
     report = Report(
         rows=rows,
         settings=settings,
         samples=samples,
-        table="\n".join(texts),
+        tables=[edit_table(rows), *pair_tables(pairs)],
         figures={"figures/fig6": partial(clip_against_lpips, rows), **image_figures(units)},
+        notes=[f"Networks: {distances}."],
         identity=IDENTITY,
+        values=EDITING.columns(),
+        bounds=sorted({row["method"] for row in rows if row["model"] == NONE}),
+        extra_tables={"pairs": pairs},
+        thumbnails=partial(thumbnails, units),
         extra_sections={"pairs": pairs, "networks": networks, "left_out": left_out},
     )
     report.write(run_dir, loggers, step=len(units))
     return rows
+
+
+def edit_table(rows: Rows) -> Table:
+    """Return the table of all methods. If there are several models, the table has a column with the model.
+
+    The last rows are those of the reference methods, which return the source image or the ground truth.
+    """
+    edits = [row for row in rows if row["model"] != NONE]
+    model = [MODEL] if varying(edits, ["model"]) else []
+    columns = [*model, METHOD, EDIT, *EDITING.columns(), COUNT][:MAX_COLUMNS]
+    return Table(edits, columns, references=[row for row in rows if row["model"] == NONE], within=["model"])
+
+
+def pair_tables(pairs: Rows) -> list[Table]:
+    """Return a list with the table of the differences from the baseline; the list is empty without differences."""
+    if not pairs:
+        return []
+    model = [MODEL] if varying(pairs, ["model"]) else []
+    score = Column("score", "metric")
+    columns = [*model, METHOD, EDIT, score, Column("difference", "difference", signed=True), COUNT]
+    return [Table(pairs, columns, f"Differences to {pairs[0]['baseline']} on the same edits (95 % interval):")]
+
+
+def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
+    """Return the edits with the highest and the lowest CLIP score, each next to its source image.
+
+    The edits are selected from the saved images of all models, methods and edit methods.
+    """
+    sources = {job.key: _load_images(tensors, NONE) for job, tensors, _ in units if job.name == SOURCE_IMAGE}
+    candidates = []
+    for job, tensors, record in units:
+        for edit_method in job.edit_methods if job.model is not None else ():
+            pairs = zip(sources[job.key], _load_images(tensors, edit_method), strict=True)
+            for pair, edit, values in zip(pairs, job.edits, record["rows"][edit_method], strict=False):
+                if all(image is not None for image in pair) and math.isfinite(values["clip_score"]):
+                    caption = f"{edit.target}: {values['clip_score']:.3g}, {job.name}, {edit_method.replace('_', ' ')}"
+                    candidates.append(Candidate(values["clip_score"], edit.key, pair, caption))
+    return highest_and_lowest(candidates, "CLIP score", "source image and edit")
 
 
 def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any]]:
@@ -101,7 +136,10 @@ def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any
 
 
 def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Group sample rows by table row. The keys are tuples of the values of the ``IDENTITY`` columns."""
+    """Group sample rows by table row.
+
+    The keys are tuples of the values of the ``IDENTITY`` columns, which identify a table row.
+    """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
         rows.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
@@ -109,7 +147,10 @@ def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """Aggregate the metrics of edits to a table row. As in PIE-Bench, the mean of a metric ignores NaN values."""
+    """Aggregate the metrics of several edits to a table row.
+
+    As in PIE-Bench, the mean of a metric ignores NaN values.
+    """
     first = samples[0]
     row = {name: first[name] for name in (*IDENTITY, "steps")}
     row |= EDITING.summarize(samples, seed, skip_nan=True)
@@ -120,10 +161,10 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 
 
 def with_speedups(rows: Rows) -> list[dict[str, Any]]:
-    """Add ``speedup`` to the rows: the time of the method with the slowest model, divided by the time of the row.
+    """Add ``speedup`` to the rows: the time of the same method with the slowest model, divided by the time of the row.
 
-    Both times are for the same edit method; Prompt-to-prompt and injection count as one. The slowest model is the model
-    with the most steps.
+    Both times are for the same edit method, where Prompt-to-Prompt and attention injection count as the same edit
+    method. The slowest model is the model with the most sampling steps.
     """
 
     def key(row: Mapping[str, Any]) -> tuple:
@@ -138,10 +179,10 @@ def with_speedups(rows: Rows) -> list[dict[str, Any]]:
 
 
 def paired_differences(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
-    """Compute the mean difference of each method to ``baseline`` on the same edits, with 95 % confidence intervals.
+    """Compute mean differences between each method and ``baseline`` on the same edits, with 95 % confidence intervals.
 
-    There is one row per metric. Methods are compared with the same model and the same edit method. Only a native edit
-    is compared with another edit method, which is the prompt swap of the baseline.
+    There is one row per metric. The baseline has the same model and the same edit method as the compared method. For a
+    method that edits without inversion (``native``), the baseline's edit method is the prompt swap.
     """
     by_row = group_samples(samples)
     pairs = []
@@ -162,11 +203,14 @@ def _mean_and_interval(values: Sequence[float], seed: int) -> dict[str, float]:
     usable = bool(values) and all(map(math.isfinite, values))
     low, high = bootstrap_interval(values, seed=seed) if usable else (math.nan, math.nan)
     mean = float(np.mean(values)) if values else math.nan
-    return {"difference": mean, "low": low, "high": high, "n": len(values)}
+    return {"difference": mean, "difference_low": low, "difference_high": high, "n": len(values)}
 
 
 def clip_against_lpips(rows: Rows) -> Figure:
-    """Plot the CLIP score with the target prompt against LPIPS to the source image (Fig. 6), one panel per model."""
+    """Plot the CLIP score with the target prompt against LPIPS to the source image, one panel per model.
+
+    The plot corresponds to Figure 6 of the RNRI paper.
+    """
     references = [row for row in rows if row["model"] == NONE]
     edits = [row for row in rows if row["model"] != NONE]
     models = list(dict.fromkeys(row["model"] for row in edits))
@@ -190,7 +234,9 @@ def _draw_edit(axis: Axes, row: Mapping[str, Any], color: Any) -> None:
 
 
 def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figure]]:
-    """Return functions that draw the first edits by all methods (Fig. 7), one figure per model and edit method.
+    """Return one function per model and edit method, which draws the first edits of all inversion methods.
+
+    The figures correspond to Figure 7 of the RNRI paper.
 
     The keys are file names of the figures.
     """
@@ -211,6 +257,6 @@ def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figur
 
 
 def _load_images(tensors: Mapping[str, Tensor], edit_method: str) -> list[Tensor | None]:
-    """Return the saved images of an edit method. An image that is not finite is None."""
+    """Return the saved images of an edit method. An image with NaN or infinite pixels is None."""
     images = iter(tensors[edit_method])
     return [next(images) if finite else None for finite in tensors[f"{edit_method}_finite"]]

@@ -1,4 +1,4 @@
-"""Definition of a metric (how it is computed, aggregated, labeled and logged), and the registry of metrics."""
+"""Definition of a metric (computation, aggregation, label and logging), and the registry of metrics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.evaluation.metrics import bootstrap_interval
+from experiments.reporting.tables import Column
 
 MAIN = "main"
-ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -21,24 +21,25 @@ def mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of an experiment: how its values are computed, aggregated and shown.
+    """A metric of an experiment: how the values of the metric are computed, aggregated and shown.
 
     Attributes:
-        name: name of the column in ``samples.parquet`` and ``results.json``, and last part of the logger key.
-        label: column head in ``table.md``.
+        name: name of the metric's column in ``samples.parquet`` and ``results.json``, and last part of its logger key.
+        label: heading of the metric's column in tables, without the unit.
         function: function that computes the values of the metric from a batch; None if the experiment records the
             values itself.
-        unit: unit of the values, such as ``dB``, which is appended to the label in the column head.
-        better: whether higher or lower values are better, shown as an arrow in the column head.
+        unit: unit of measurement, such as ``dB``, which is appended to the label in the column heading.
+        better: whether higher or lower values are better, shown as an arrow in the column heading.
         aggregate: function that aggregates the values of all images of a table row into one value.
-        statistics: additional columns: for each suffix of the column name, a column head and a function that
-            aggregates the values.
-        interval: compute a 95 % bootstrap confidence interval of the mean (columns ``NAME_low`` and ``NAME_high``).
-        show_interval: print the confidence interval of the mean in the results table.
-        live: log the running mean of the metric after every finished unit.
+        statistics: additional columns of ``table.csv``: for each suffix of the column name, a function that aggregates
+            the values.
+        interval: whether a 95 % bootstrap confidence interval of the mean is computed (columns ``NAME_low`` and
+            ``NAME_high``).
+        live: whether the running mean of the metric is logged after every finished unit.
         scale: factor by which values are multiplied in tables, such as 100 for percentages.
-        tables: names of the tables that have a column for the metric.
-        optional: omit the metric if ``function`` returns None. Otherwise a result of None is a missing value.
+        tables: names of the tables in ``table.md`` that have a column for the metric. These tables have at most seven
+            columns. The file ``table.csv`` has a column for every metric.
+        optional: if true and ``function`` returns None, the metric is omitted. If false, None is a missing value.
     """
 
     name: str
@@ -47,38 +48,29 @@ class Metric:
     unit: str = ""
     better: Literal["higher", "lower"] | None = None
     aggregate: Callable[[Sequence[float]], float] = mean
-    statistics: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = field(default_factory=dict)
+    statistics: Mapping[str, Callable[[Sequence[float]], float]] = field(default_factory=dict)
     interval: bool = False
-    show_interval: bool = False
     live: bool = False
     scale: float = 1.0
-    tables: Sequence[str] = (MAIN,)
+    tables: Sequence[str] = ()
     optional: bool = False
 
     @property
-    def head(self) -> str:
-        """Column head in tables: the label, the unit, and an arrow in the direction of better values."""
-        return ", ".join(filter(None, (self.label, self.unit))) + ARROWS[self.better]
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Column heads of the metric and its statistics, by the keys of the table rows."""
-        columns = {self.name: self.head}
-        columns |= {f"{self.name}_{suffix}": label for suffix, (label, _) in self.statistics.items()}
-        if self.show_interval:
-            columns |= {f"{self.name}_low": "from", f"{self.name}_high": "to"}
-        return columns
+    def column(self) -> Column:
+        """Column of the metric in a table. The heading of the column contains the label and the unit."""
+        label = ", ".join(filter(None, (self.label, self.unit)))
+        return Column(self.name, label, self.better, self.scale)
 
     def summarize(self, values: Sequence[float], seed: int) -> dict[str, float]:
         """Aggregate the values of all images of a table row into the columns of this metric.
 
-        The columns are NaN if ``values`` is empty. The confidence interval is NaN if a value is NaN or infinite.
+        All columns are NaN if ``values`` is empty. The confidence interval is NaN if a value is NaN or infinite.
 
         Args:
             seed: random seed of the bootstrap.
         """
         row = {self.name: self.aggregate(values) if values else math.nan}
-        row |= {f"{self.name}_{suffix}": function(values) for suffix, (_, function) in self.statistics.items()}
+        row |= {f"{self.name}_{suffix}": function(values) for suffix, function in self.statistics.items()}
         if self.interval:
             usable = bool(values) and all(map(math.isfinite, values))
             low, high = bootstrap_interval(values, seed=seed) if usable else (math.nan, math.nan)
@@ -122,17 +114,17 @@ class MetricRegister:
         del self._metrics[name]
 
     def compute(self, batch: Any) -> dict[str, Any]:
-        """Compute all metrics that have a function from ``batch``; return their values by the names of the metrics."""
+        """Compute all metrics with a function from ``batch``; return the values by the names of the metrics."""
         values = {metric.name: metric.function(batch) for metric in self if metric.function is not None}
         return {name: v for name, v in values.items() if v is not None or not self._metrics[name].optional}
 
     def summarize(self, samples: Sequence[Mapping[str, Any]], seed: int, *, skip_nan: bool = False) -> dict[str, float]:
-        """Aggregate the values of several images into one table row. Metrics without any value are omitted.
+        """Aggregate the values of several images into one table row. Metrics without values are omitted.
 
         Args:
             samples: values of each image, by the names of the metrics.
             seed: random seed of the bootstrap.
-            skip_nan: ignore values that are NaN. Otherwise the mean of values with a NaN is NaN.
+            skip_nan: if true, NaN values are ignored. If false, the mean of values that include NaN is NaN.
         """
         row: dict[str, float] = {}
         for metric in self:
@@ -141,14 +133,9 @@ class MetricRegister:
                 row |= metric.summarize([v for v in values if not (skip_nan and math.isnan(v))], seed)
         return row
 
-    def columns(self, table: str = MAIN) -> dict[str, str]:
-        """Return the column heads of a table, by the keys of its rows."""
-        return {key: head for metric in self if table in metric.tables for key, head in metric.columns.items()}
-
-    def scaled(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of ``row`` that are scaled for display, such as percentages, multiplied by their scale."""
-        scales = {metric.name: metric.scale for metric in self if metric.scale != 1 and metric.name in row}
-        return {name: None if row[name] is None else scale * row[name] for name, scale in scales.items()}
+    def columns(self, table: str = MAIN) -> list[Column]:
+        """Return the columns of the metrics in one of the tables of ``table.md``."""
+        return [metric.column for metric in self if table in metric.tables]
 
     @property
     def live(self) -> tuple[str, ...]:

@@ -1,6 +1,9 @@
-"""The registries of metrics, one for each type of experiment. The order of the metrics is the order of table columns.
+"""The registries of metrics, one for each type of experiment.
 
-The entry of a metric defines its column head, its aggregation, its confidence interval, its logger key and its tables.
+The order of the metrics in a registry is the order of the table columns.
+
+The entry of a metric defines the column heading, the aggregation, the confidence interval and the logger key of the
+metric, and the tables in ``table.md`` that show the metric. The file ``table.csv`` has the columns of all metrics.
 `docs/guides/add_a_metric.md` shows how to add a metric.
 """
 
@@ -12,7 +15,7 @@ import numpy as np
 
 from experiments.evaluation.generation_metrics import mean_available, mean_or_none
 from experiments.evaluation.metric import MAIN, Metric, MetricRegister, mean
-from experiments.evaluation.metrics import perceptual_distance, psnr, ssim
+from experiments.evaluation.metrics import psnr, ssim
 
 EDITED = "edited"
 """Name of the table with the metrics of images that were sampled with an edited prompt."""
@@ -27,12 +30,18 @@ def _nan_as_infinite(values: Sequence[float]) -> np.ndarray:
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the median of ``values``. NaN counts as infinity, so that a few diverged samples hardly affect it."""
+    """Return the median of ``values``.
+
+    NaN counts as infinity, so that a few diverged samples hardly affect the median.
+    """
     return float(np.median(_nan_as_infinite(values)))
 
 
 def percentile_95(values: Sequence[float]) -> float:
-    """Return the 95th percentile of ``values``: the smallest value that 95 % do not exceed. NaN counts as infinity."""
+    """Return the 95th percentile of ``values``, which is the smallest value that 95 % of the values do not exceed.
+
+    NaN counts as infinity.
+    """
     return float(np.percentile(_nan_as_infinite(values), 95, method="inverted_cdf"))
 
 
@@ -46,116 +55,117 @@ def count(values: Sequence[float]) -> int:
     return int(sum(values))
 
 
-SPREAD = {"median": ("median", median), "p95": ("95 %", percentile_95), "largest": ("largest", maximum)}
+SPREAD = {"median": median, "p95": percentile_95, "largest": maximum}
 
 INVERSION = MetricRegister(
     Metric("nfe_per_step", "NFE per step", better="lower", tables=(MAIN, EDITED)),
     Metric("backward_per_step", "backward passes per step", better="lower"),
-    Metric("psnr", "PSNR", lambda b: psnr(b.images, b.originals), unit="dB", better="higher", interval=True, live=True),
+    Metric("psnr", "PSNR", lambda b: psnr(b.images, b.originals), unit="dB", better="higher", interval=True, live=True,
+           tables=(MAIN,)),
     Metric("vae_gap", "below the VAE bound", unit="dB", better="lower"),
     Metric("ssim", "SSIM", lambda b: ssim(b.images, b.originals), better="higher", live=True),
-    Metric("clip_score", "CLIP score", lambda b: b.clip_score(), better="higher", interval=True, show_interval=True,
-           live=True, tables=(EDITED,)),
-    Metric("perceptual", "perceptual distance", lambda b: perceptual_distance(b.classifier, b.images, b.originals),
-           better="lower", live=True, tables=(MAIN, EDITED)),
+    Metric("clip_score", "CLIP score", lambda b: b.clip_score(), better="higher", interval=True, live=True,
+           tables=(EDITED,), optional=True),
+    Metric("perceptual", "perceptual distance", lambda b: b.perceptual_distance(), better="lower",
+           interval=True, live=True, tables=(MAIN, EDITED), optional=True),
     Metric("st_lpips", "ST-LPIPS", lambda b: b.st_lpips and b.st_lpips(b.images.clamp(0, 1), b.originals),
            better="lower", optional=True),
-    Metric("latent_mse", "latent MSE", better="lower", statistics=SPREAD, live=True),
-    Metric("residual", "max residual", better="lower", live=True),
-    Metric("residual_mean", "mean residual", better="lower", tables=()),
+    Metric("latent_mse", "latent MSE", better="lower", statistics=SPREAD, interval=True, live=True, tables=(MAIN,)),
+    Metric("residual", "max residual", better="lower", live=True, tables=(MAIN,)),
+    Metric("residual_mean", "mean residual", better="lower"),
     Metric("solved", "solved steps", better="higher"),
-    Metric("converged", "converged", better="higher", interval=True, show_interval=True, live=True),
+    Metric("converged", "residual <= tolerance", better="higher", interval=True, live=True),
     Metric("diverged", "diverged", better="lower", live=True),
     Metric("norm", "norm of the seed / sqrt(d)", aggregate=median),
     Metric("seconds", "time per image", unit="s", better="lower"),
-    Metric("stored_bytes", "stored bytes per image", better="lower", tables=()),
-    Metric("latent_shift", "shift of the latents", better="lower", tables=()),
+    Metric("stored_bytes", "stored bytes per image", better="lower"),
+    Metric("latent_shift", "shift of the latents", better="lower"),
     Metric("distance_encoded", "encoded", better="lower", tables=(LATENTS,)),
     Metric("distance_adjusted", "adjusted", better="lower", tables=(LATENTS,)),
     Metric("distance_reconstructed", "reconstructed", better="lower", tables=(LATENTS,)),
-    Metric("not_finite", "non-finite images", better="lower", aggregate=count, tables=()),
+    Metric("not_finite", "non-finite images", better="lower", aggregate=count),
 )  # fmt: skip
 """Metrics of inversion methods.
 
-They are computed from a :class:`~experiments.evaluation.reconstruction_metrics.ReconstructionBatch`, or recorded by the
-inversion experiment if they have no function.
+A metric with a function is computed from a :class:`~experiments.evaluation.reconstruction_metrics.ReconstructionBatch`.
+The values of the other metrics are recorded by the inversion experiment.
 """
 
 EDITING = MetricRegister(
-    Metric("clip_score", "CLIP score", lambda b: b.clip_score, better="higher", interval=True, show_interval=True,
-           live=True),
+    Metric("clip_score", "CLIP score", lambda b: b.clip_score, better="higher", interval=True, live=True,
+           tables=(MAIN,)),
     Metric("clip_score_region", "CLIP score, region", lambda b: b.clip_score_region, better="higher"),
-    Metric("clip_score_source", "CLIP score, source", lambda b: b.clip_score_source, tables=()),
+    Metric("clip_score_source", "CLIP score, source", lambda b: b.clip_score_source),
     Metric("lpips", "LPIPS", lambda b: b.networks.lpips(b.images, b.originals), better="lower", interval=True,
-           live=True),
+           live=True, tables=(MAIN,)),
     Metric("structure", "structure distance", lambda b: b.networks.structure(b.images, b.originals), better="lower"),
     Metric("original_structure", "PIE-Bench structure distance",
            lambda b: b.networks.structure.original and b.networks.structure.original(b.images, b.originals),
            better="lower", optional=True),
     Metric("background_psnr", "background PSNR", lambda b: b.background.psnr, unit="dB", better="higher",
-           interval=True, live=True),
-    Metric("background_mse", "background MSE", lambda b: b.background.mse, better="lower", tables=()),
+           interval=True, live=True, tables=(MAIN,)),
+    Metric("background_mse", "background MSE", lambda b: b.background.mse, better="lower"),
     Metric("background_ssim", "background SSIM", lambda b: b.background.ssim, better="higher"),
     Metric("background_lpips", "background LPIPS", lambda b: b.background_distance(b.networks.lpips), better="lower"),
     Metric("background_structure", "background structure distance",
-           lambda b: b.background_distance(b.networks.structure), better="lower", tables=()),
+           lambda b: b.background_distance(b.networks.structure), better="lower"),
     Metric("original_background_structure", "PIE-Bench background structure distance",
-           lambda b: b.background_distance(b.networks.structure.original), better="lower", tables=(), optional=True),
+           lambda b: b.background_distance(b.networks.structure.original), better="lower", optional=True),
     Metric("original_psnr", "PIE-Bench PSNR", lambda b: b.background.original_psnr, unit="dB", better="higher"),
-    Metric("original_mse", "PIE-Bench MSE", lambda b: b.background.original_mse, better="lower", tables=()),
+    Metric("original_mse", "PIE-Bench MSE", lambda b: b.background.original_mse, better="lower"),
     Metric("original_ssim", "PIE-Bench SSIM", lambda b: b.background.original_ssim, better="higher"),
-    Metric("region_psnr", "region PSNR", lambda b: b.edited_region.psnr, unit="dB", tables=()),
-    Metric("region_mse", "region MSE", lambda b: b.edited_region.mse, tables=()),
-    Metric("region_ssim", "region SSIM", lambda b: b.edited_region.ssim, tables=()),
-    Metric("region_lpips", "region LPIPS", lambda b: b.region_distance(b.networks.lpips), tables=()),
-    Metric("region_structure", "region structure distance", lambda b: b.region_distance(b.networks.structure),
-           tables=()),
-    Metric("original_region_psnr", "PIE-Bench region PSNR", lambda b: b.edited_region.original_psnr, unit="dB",
-           tables=()),
-    Metric("original_region_mse", "PIE-Bench region MSE", lambda b: b.edited_region.original_mse, tables=()),
-    Metric("original_region_ssim", "PIE-Bench region SSIM", lambda b: b.edited_region.original_ssim, tables=()),
+    Metric("region_psnr", "region PSNR", lambda b: b.edited_region.psnr, unit="dB"),
+    Metric("region_mse", "region MSE", lambda b: b.edited_region.mse),
+    Metric("region_ssim", "region SSIM", lambda b: b.edited_region.ssim),
+    Metric("region_lpips", "region LPIPS", lambda b: b.region_distance(b.networks.lpips)),
+    Metric("region_structure", "region structure distance", lambda b: b.region_distance(b.networks.structure)),
+    Metric("original_region_psnr", "PIE-Bench region PSNR", lambda b: b.edited_region.original_psnr, unit="dB"),
+    Metric("original_region_mse", "PIE-Bench region MSE", lambda b: b.edited_region.original_mse),
+    Metric("original_region_ssim", "PIE-Bench region SSIM", lambda b: b.edited_region.original_ssim),
     Metric("original_region_structure", "PIE-Bench region structure distance",
-           lambda b: b.region_distance(b.networks.structure.original), tables=(), optional=True),
+           lambda b: b.region_distance(b.networks.structure.original), optional=True),
     Metric("edit_applied", "edit applied", lambda b: b.edit_applied, better="higher"),
     Metric("background_preserved", "background preserved", lambda b: b.background_preserved, better="higher"),
-    Metric("success", "success", lambda b: b.success, better="higher", interval=True, show_interval=True, live=True),
+    Metric("success", "success", lambda b: b.success, unit="%", scale=100, better="higher", interval=True, live=True,
+           tables=(MAIN,)),
     Metric("latent_mse", "latent MSE of the inversion", better="lower"),
     Metric("seconds", "time per edit", unit="s", better="lower"),
-    Metric("seconds_networks", "network time per edit", unit="s", better="lower", tables=()),
-    Metric("not_finite", "non-finite images", better="lower", aggregate=count, tables=()),
+    Metric("seconds_networks", "network time per edit", unit="s", better="lower"),
+    Metric("not_finite", "non-finite images", better="lower", aggregate=count),
 )  # fmt: skip
 """Metrics of editing methods.
 
-They are computed from an :class:`~experiments.evaluation.editing_metrics.EditBatch`, or recorded by the editing
-experiment if they have no function.
+A metric with a function is computed from an :class:`~experiments.evaluation.editing_metrics.EditBatch`. The values of
+the other metrics are recorded by the editing experiment.
 """
 
 RARE_CONCEPTS = MetricRegister(
     Metric("fid", "FID", lambda s: s.feature_distances["fid"], better="lower",
-           tables=(MAIN, GEOMETRY)),
-    Metric("kid", "KID", lambda s: s.feature_distances["kid"], better="lower", tables=(MAIN, BUDGET, GEOMETRY)),
+           tables=(GEOMETRY,)),
+    Metric("kid", "KID", lambda s: s.feature_distances["kid"], better="lower", tables=(BUDGET,)),
     Metric("copies", "copies", lambda s: mean_or_none(s.copies), unit="%", scale=100, better="lower",
            tables=(MAIN, BUDGET, GEOMETRY)),
-    Metric("nearest", "distance to the nearest reference", lambda s: mean_or_none(s.nearest_distances), tables=()),
+    Metric("nearest", "distance to the nearest reference", lambda s: mean_or_none(s.nearest_distances)),
     Metric("pairwise", "distance within a concept", lambda s: mean_or_none(s.pairwise_distances), better="higher",
            tables=(BUDGET,)),
-    Metric("vendi", "Vendi score", lambda s: mean_or_none(s.vendi_scores), better="higher", tables=(MAIN, BUDGET)),
-    Metric("precision", "precision", lambda s: s.coverage["precision"], better="higher", tables=()),
-    Metric("recall", "recall", lambda s: s.coverage["recall"], better="higher", tables=()),
-    Metric("density", "density", lambda s: s.coverage["density"], better="higher", tables=()),
-    Metric("coverage", "coverage", lambda s: s.coverage["coverage"], better="higher", tables=()),
-    Metric("nfe", "NFE", lambda s: mean_available(record.get("nfe") for record in s.records), better="lower"),
-    Metric("not_finite", "non-finite images", lambda s: s.num_not_finite, better="lower", tables=()),
+    Metric("vendi", "Vendi score", lambda s: mean_or_none(s.vendi_scores), better="higher"),
+    Metric("precision", "precision", lambda s: s.coverage["precision"], better="higher"),
+    Metric("recall", "recall", lambda s: s.coverage["recall"], better="higher"),
+    Metric("density", "density", lambda s: s.coverage["density"], better="higher"),
+    Metric("coverage", "coverage", lambda s: s.coverage["coverage"], better="higher"),
+    Metric("nfe", "NFE", lambda s: mean_available(record.get("nfe") for record in s.records), better="lower",
+           tables=(MAIN, BUDGET)),
+    Metric("not_finite", "non-finite images", lambda s: s.num_not_finite, better="lower"),
     Metric("t_init", "T_init", lambda s: mean_available(s.t_init), unit="s", better="lower"),
     Metric("t_opt", "T_opt", lambda s: mean_available(s.t_opt), unit="s", better="lower"),
     Metric("iterations", "iterations", lambda s: mean_or_none(s.recorded("iterations")), better="lower",
            optional=True),
-    Metric("converged", "converged", lambda s: mean_or_none(s.recorded("converged")), better="higher", tables=(),
+    Metric("converged", "converged", lambda s: mean_or_none(s.recorded("converged")), better="higher",
            optional=True),
 )  # fmt: skip
 """Metrics of generated images of concepts.
 
-They are computed from a :class:`~experiments.evaluation.generation_metrics.GeneratedSet`.
+The metrics are computed from a :class:`~experiments.evaluation.generation_metrics.GeneratedSet`.
 """
 
-__all__ = ["EDITING", "INVERSION", "RARE_CONCEPTS", "Metric", "MetricRegister", "mean"]
+__all__ = ["EDITING", "INVERSION", "MAIN", "RARE_CONCEPTS", "Metric", "MetricRegister", "mean"]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from experiments.finite import select_finite
@@ -48,11 +47,11 @@ def is_vae_bound(row: Mapping[str, Any]) -> bool:
 
 def _curves(axis: Axes, rows: Rows, column: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
     """Plot the finite values of ``column`` against network evaluations per step, with one curve per method."""
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for method in plots.ours_third(row["method"] for row in rows):
         method_rows = [row for row in rows if row["method"] == method]
         plots.line(axis, method_rows, "nfe_per_step", column, label=method, **styles[method])
     axis.set_xlabel("network evaluations per step")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plots.value_ticks(axis, [row["nfe_per_step"] for row in rows])
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
@@ -99,7 +98,7 @@ def residuals(rows: Rows, _: Rows) -> Figure:
 
 def detection(_: Rows, samples: Rows) -> Figure:
     """Plot histograms of the mean residual of images with right and with wrong prompts, for each method."""
-    methods = list(dict.fromkeys(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan))))
+    methods = plots.ours_third(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan)))
     figure, (axes,) = plots.panels(len(methods))
     for method, axis in zip(methods, axes, strict=True):
         for prompts in ("right", "wrong"):
@@ -126,7 +125,7 @@ def editing(rows: Rows, _: Rows) -> Figure:
     for ((steps, guidance, edit), group), axis in zip(settings.items(), axes, strict=True):
         if original := unedited.get(edit):
             axis.plot(original["perceptual"], original["clip_score"], "k*", markersize=10, label="unedited image")
-        for row in group:
+        for row in sorted(group, key=lambda row: list(styles).index(row["method"])):
             plots.point(axis, row, "perceptual", "clip_score", label=row["method"], **styles[row["method"]])
         axis.set(
             title=f"{steps} steps, guidance {guidance:g}\n{edit}",
@@ -157,7 +156,7 @@ def images_to_save(**images: Tensor) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_images(tensors: Mapping[str, Tensor], name: str) -> list[Tensor | None]:
+def load_images(tensors: Mapping[str, Tensor], name: str) -> list[Tensor | None]:
     """Return the images that :func:`images_to_save` stored under ``name``. An image that is not finite is None."""
     images = iter(tensors[name])
     return [next(images) if finite else None for finite in tensors[f"{name}_finite"]]
@@ -172,8 +171,8 @@ def image_figures(results: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
     for job, tensors, _ in results:
         if not job.first or job.inverter is None or not _has_figure(job.setting):
             continue
-        rows = settings.setdefault(_title(job.setting), {"image": _load_images(tensors, "images")})
-        rows.setdefault(job.method, _load_images(tensors, "reconstructions"))
+        rows = settings.setdefault(_title(job.setting), {"image": load_images(tensors, "images")})
+        rows.setdefault(job.method, load_images(tensors, "reconstructions"))
     figures = {}
     for title, images in settings.items():
         rows = list(images.items())

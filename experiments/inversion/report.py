@@ -14,13 +14,13 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from experiments.evaluation.metrics import roc_auc
-from experiments.evaluation.registry import EDITED, INVERSION, LATENTS
-from experiments.inversion.figures import FIGURES, image_figures, is_edited, is_vae_bound
+from experiments.evaluation.registry import EDITED, INVERSION, LATENTS, MAIN
+from experiments.inversion.figures import FIGURES, image_figures, is_edited, is_vae_bound, load_images
 from experiments.inversion.jobs import VAE_BOUND, InversionJob, Setting
+from experiments.reporting.html_report import Candidate, Thumbnails, highest_and_lowest
 from experiments.reporting.results import Report
-from experiments.reporting.tables import markdown_table
+from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table, varying
 
-Rows = Sequence[Mapping[str, Any]]
 FinishedUnit = tuple[InversionJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A job, and the tensors and the record of its finished unit."""
 
@@ -30,15 +30,11 @@ IDENTITY = ("method", "steps", "guidance", "nfe", "prompts", "generated")
 MAX_RESIDUAL = 0.1
 """An inversion diverged if the residual of any step exceeds this value, in standard deviations of a latent."""
 
-SETTING = {"method": "method", "steps": "steps", "guidance": "guidance"}
-COUNT = {"n": "n"}
-DETECTION = {"method": "method", "score": "score", "auc": "ROC AUC ↑", "n": "images per class"}
-
-
-def main_columns() -> dict[str, str]:
-    """Return the keys and headings of the columns in the table of reconstructions."""
-    first = {"method": "method", "initial_guess": "initial guess", "steps": "steps", "guidance": "guidance"}
-    return first | {"images": "images", "prompts": "prompts"} | INVERSION.columns() | COUNT
+METHOD = Column("method", "method")
+COUNT = Column("n", "n")
+CONDITIONS = {"steps": Column("steps", "steps"), "guidance": Column("guidance", "guidance")}
+DETECTION = (METHOD, Column("score", "score"), Column("auc", "ROC AUC", "higher"), Column("n", "images per class"))
+TITLES = {"right": "", "wrong": "prompts of other concepts"}
 
 
 def write_report(
@@ -50,7 +46,7 @@ def write_report(
     settings: Mapping[str, Any],
     loggers: Sequence[Logger],
     seed: int,
-    classifier: str = "classifier",
+    classifier: str | None = "classifier",
     skipped: Mapping[str, str] | None = None,
 ) -> list[dict]:
     """Write all results to ``run_dir`` and the loggers; return the rows of the results.
@@ -58,38 +54,105 @@ def write_report(
     Args:
         figures: names of the figures to draw, which are keys of ``FIGURES``.
         paper: rows of published results, which are printed below the rows of this experiment.
-        settings: the settings that the results depend on.
+        settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
-        classifier: name of the network whose features define the perceptual distance.
-        skipped: methods that were not run, each with the reason.
+        classifier: name of the network whose features define the perceptual distance; None if there is no network.
+        skipped: dictionary from each method that was not run to the reason.
     """
     samples = with_vae_gaps([row for job, _, record in units for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
     has_wrong_prompts = {"right", "wrong"} <= {row["prompts"] for row in rows}
     extra = {"detection": detection(samples)} if has_wrong_prompts else {}
-    latents = [row for row in rows if row["generated"] and not is_edited(row)]
-    tables = [
-        ([*(row for row in rows if not is_edited(row)), *paper], main_columns()),
-        ([row for row in rows if is_edited(row)], SETTING | {"prompts": "edit"} | INVERSION.columns(EDITED) | COUNT),
-        (latents, SETTING | INVERSION.columns(LATENTS) | COUNT),
-        (extra.get("detection", []), DETECTION),
-    ]
+    tables = reconstruction_tables(rows, paper)
+    if has_wrong_prompts:
+        tables.append(Table(extra["detection"], DETECTION, "Detection of wrong prompts", within=["score"]))
     agreement = rank_agreement(samples)
-    extra |= {"perceptual": {"features": classifier, **agreement}}
-    texts = [markdown_table(table_rows, columns) for table_rows, columns in tables if table_rows]
+    if classifier is not None:
+        extra |= {"perceptual": {"features": classifier, **agreement}}
     plots = {f"figures/{name}": partial(FIGURES[name], rows, samples) for name in figures}
     plots |= {f"images/{name}": draw for name, draw in image_figures(units).items()}
     report = Report(
         rows=rows,
         settings={**settings, **extra},
         samples=samples,
-        table="\n".join([*texts, format_agreement(classifier, agreement)]),
+        tables=tables,
         figures=plots,
+        notes=[compared_within(rows), format_agreement(classifier, agreement) if classifier else ""],
         identity=IDENTITY,
+        values=INVERSION.columns(),
+        bounds=sorted({row["method"] for row in rows if is_vae_bound(row)}),
         extra_sections={"skipped": skipped or {}},
+        extra_tables={"detection": extra["detection"]} if has_wrong_prompts else {},
+        thumbnails=partial(thumbnails, units),
     )
     report.write(run_dir, loggers, step=len(units))
     return rows
+
+
+def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
+    """Return the tables of the results, each with the row of the VAE bound of the images in the table.
+
+    Rows with different images or prompts are in different tables. If the number of steps varies, rows with different
+    guidance scales are also in different tables. The first table also contains the rows of the paper.
+    """
+    conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
+    splitting = ("images", "prompts", *conditions[1:])
+    grouped: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if not is_vae_bound(row):
+            grouped.setdefault(tuple(row[name] for name in splitting), []).append(row)
+    if not grouped:
+        return [Table(rows, [METHOD, *INVERSION.columns(), COUNT])]
+    tables = []
+    for k, group in enumerate(grouped.values()):
+        first = group[0]
+        same_images = [row for row in rows if (row["images"], row["prompts"]) == (first["images"], first["prompts"])]
+        bound = [row for row in same_images if is_vae_bound(row)]
+        values = INVERSION.columns(EDITED if is_edited(first) else MAIN)
+        label = [CONDITIONS[name] for name in conditions[:1]]
+        columns = _at_most_seven([METHOD, *label], values, [*bound, *group])
+        title = _title(first, conditions[1:]) if len(grouped) > 1 else ""
+        tables.append(Table(group, columns, title, [*bound, *(paper if k == 0 else [])], within=list(CONDITIONS)))
+        if first["generated"] and not is_edited(first):
+            distances = [METHOD, *label, *INVERSION.columns(LATENTS), COUNT]
+            tables.append(Table(group, distances, f"{title}: distances between latents", within=list(CONDITIONS)))
+    return tables
+
+
+def compared_within(rows: Rows) -> str:
+    """Return a sentence on the rows among which the best value is bold, if steps or guidance scales vary."""
+    conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
+    return f"Bold: best value among rows with the same {' and '.join(conditions)}." if conditions else ""
+
+
+def _at_most_seven(first: Sequence[Column], values: Sequence[Column], rows: Rows) -> list[Column]:
+    """Return the columns of a table: ``first``, as many of the present ``values`` as fit, and the number of images."""
+    present = [column for column in values if any(row.get(column.key) is not None for row in rows)]
+    return [*first, *present[: MAX_COLUMNS - len(first) - 1], COUNT]
+
+
+def _title(row: Mapping[str, Any], conditions: Sequence[str]) -> str:
+    """Return the title of the table that contains ``row``, with images, prompts and ``conditions`` of the table."""
+    prompts = f"edit {row['prompts']}" if is_edited(row) else TITLES[row["prompts"]]
+    values = [f"{name} {row[name]:g}" for name in conditions]
+    return ", ".join(filter(None, [f"Images: {row['images']}", prompts, *values]))
+
+
+def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
+    """Return the reconstructions with the highest and the lowest PSNR, each next to the original image.
+
+    The reconstructions are selected from the saved images of all methods, in settings with right prompts.
+    """
+    candidates = []
+    for job, tensors, record in units:
+        if job.first and job.inverter is not None and job.setting.prompts == "right":
+            settings = f"{_method_name(job)}, {job.setting.steps} steps, guidance {job.setting.guidance:g}"
+            pairs = zip(load_images(tensors, "images"), load_images(tensors, "reconstructions"), strict=True)
+            for pair, source, values in zip(pairs, job.images, record["rows"], strict=False):
+                if all(image is not None for image in pair) and math.isfinite(values["psnr"]):
+                    caption = f"{source.name}: {values['psnr']:.1f} dB, {settings}"
+                    candidates.append(Candidate(values["psnr"], source.name, pair, caption))
+    return highest_and_lowest(candidates, "PSNR", "image and reconstruction")
 
 
 def sample_rows(job: InversionJob, records: Sequence[Mapping[str, float]]) -> list[dict]:
@@ -121,9 +184,9 @@ def _diverged(record: Mapping[str, float]) -> bool:
 
 
 def with_vae_gaps(samples: Rows) -> list[dict[str, Any]]:
-    """Add ``vae_gap`` to the rows: the PSNR of the VAE's reconstruction of the image minus the PSNR of the row, in dB.
+    """Add ``vae_gap`` to the rows of images: PSNR of the VAE's reconstruction minus PSNR of the method, in dB.
 
-    The rows of the VAE itself come first, one per image.
+    The rows of :data:`VAE_BOUND` (reconstruction by the VAE without inversion) are the first rows, one per image.
     """
     bounds = {_image_key(sample): sample for sample in samples if is_vae_bound(sample)}
     others = [sample for sample in samples if not is_vae_bound(sample)]
@@ -136,7 +199,7 @@ def _image_key(sample: Mapping[str, Any]) -> tuple:
 
 
 def _image_source(setting: Setting) -> str:
-    """Return the value of the column ``images``: whether the images of a setting are real or generated."""
+    """Return the value of the column ``images``, which is whether the images of a setting are real or generated."""
     source = f"generated, {setting.steps} steps, guidance {setting.guidance:g}" if setting.generated else "real"
     return f"{source}, decoder inversion" if setting.decoder_iterations else source
 
@@ -146,7 +209,10 @@ def _method_name(job: InversionJob) -> str:
 
 
 def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Group the rows of images by table row. The keys are tuples of the values of the ``IDENTITY`` columns."""
+    """Group the rows of images by table row.
+
+    The keys are tuples of the values of the ``IDENTITY`` columns, which identify a table row.
+    """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
         rows.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
@@ -154,7 +220,7 @@ def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """Aggregate the metrics of images to a table row (:data:`~experiments.evaluation.registry.INVERSION`)."""
+    """Aggregate metrics of several images to a table row (:data:`~experiments.evaluation.registry.INVERSION`)."""
     first = samples[0]
     row = {name: first[name] for name in ("initial_guess", "images", *IDENTITY)}
     return row | INVERSION.summarize(samples, seed) | {"n": len(samples)}
@@ -163,11 +229,11 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 def rank_agreement(samples: Rows) -> dict[str, float | int]:
     """Compute Spearman's rank correlation between the perceptual distance and ST-LPIPS.
 
-    It is computed over all images, and over the means of the table rows. The result is empty if there is no ST-LPIPS or
-    the table has fewer than three rows.
+    The correlation is computed over all images, and over the means of the table rows. The result is empty if ST-LPIPS
+    was not computed or the table has fewer than three rows.
     """
     names = ("perceptual", "st_lpips")
-    finite = [s for s in samples if math.isfinite(s["perceptual"]) and math.isfinite(s.get("st_lpips", math.nan))]
+    finite = [s for s in samples if all(math.isfinite(s.get(name, math.nan)) for name in names)]
     means = [[np.mean([sample[name] for sample in group]) for name in names] for group in groups(finite).values()]
     if len(means) < 3:
         return {}
@@ -189,14 +255,14 @@ def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> s
             f" Rank correlation with ST-LPIPS: {agreement['spearman_images']:.2f} over {agreement['images']} images, "
             f"{agreement['spearman_rows']:.2f} over {agreement['rows']} rows."
         )
-    return line + "\n"
+    return line
 
 
 def detection(samples: Rows) -> list[dict[str, Any]]:
-    """Compute the ROC AUC of scores for the detection of images that were inverted with a wrong prompt.
+    """Compute the ROC AUC of several scores that detect images that were inverted with a wrong prompt.
 
-    The scores are the maximum residual, the mean residual and the latent MSE of each method. The baseline is the CLIP
-    score of the VAE's reconstructions.
+    The scores are the maximum residual, the mean residual and the latent MSE of each method. The baseline score is the
+    CLIP score of the VAE's reconstructions.
     """
     by_row = groups(samples)
     rows = []

@@ -13,14 +13,22 @@ from matplotlib.figure import Figure
 from experiments.evaluation.registry import BUDGET, RARE_CONCEPTS
 from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.image_stage import ImageStage
-from experiments.rare_concepts.report import image_figures, percent_cells, sample_rows
+from experiments.rare_concepts.report import (
+    ACCURACY,
+    CONCEPT_COLUMNS,
+    METHOD,
+    concept_rows,
+    counts_note,
+    image_figures,
+    sample_rows,
+    thumbnails,
+)
 from experiments.rare_concepts.scoring import accuracy_rows, aggregate_metrics, lost_samples
 from experiments.reporting import figures as plots
-from experiments.reporting import tables
 from experiments.reporting.results import Report
+from experiments.reporting.tables import Column, Table
 from rnri.validation import dataclass
 
-COLUMNS = {"method": "method", "nfe": "NFE", "accuracy_%": "accuracy, %", "ceiling": "classifier ceiling, %"}
 PANELS = {  # column: (label, scale)
     "accuracy": ("accuracy, %", 100.0),
     "kid": ("KID", 1.0),
@@ -28,8 +36,9 @@ PANELS = {  # column: (label, scale)
     "pairwise": ("mean distance within a concept", 1.0),
 }
 NOTE = (
-    "NFE: network evaluations per image, including the image's share of the inversion of the references. Guidance "
-    "doubles the number of evaluations; a backward pass counts as two evaluations.\n"
+    "Bold: best value among rows with the same budget. NFE: network evaluations per image, including the image's share "
+    "of the inversion of the references. Guidance doubles the number of evaluations; a backward pass counts as two "
+    "evaluations."
 )
 IDENTITY = ("method", "budget")
 
@@ -71,18 +80,19 @@ class BudgetExperiment(ArmsExperiment):
         for name, images in arms.items():
             total = accuracy_rows(name, images, self.seed, ceiling)[-1]
             rows.append(total | aggregate_metrics(images, real) | method_and_budget(name))
-        lines = [{**row, **percent_cells(row), "accuracy_%": tables.percent(row, "accuracy")} for row in rows]
-        columns = COLUMNS | RARE_CONCEPTS.columns(BUDGET) | {"n": "n"}
-        table = f"{tables.markdown_table(lines, columns)}\n{NOTE}"
-        if lost := lost_samples(arms):
-            table += f"\n{lost}"
+        values = [ACCURACY, *RARE_CONCEPTS.columns(BUDGET)]
         report = Report(
             rows=rows,
             settings=self.context.settings(),
             samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
-            table=table,
+            tables=[Table(rows, [METHOD, Column("budget", "budget"), *values], within=["budget"])],
             figures={"figures/budget": partial(budget_figure, rows), **image_figures(arms)},
+            notes=[NOTE, counts_note(rows), lost_samples(arms)],
             identity=IDENTITY,
+            values=values,
+            extra_tables={"concepts": concept_rows(arms)},
+            details=[Table(concept_rows(arms), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+            thumbnails=partial(thumbnails, arms),
         )
         report.write(self.run_dir, loggers, step=self.num_units)
         return rows[-1]["accuracy"]
@@ -100,12 +110,12 @@ def budget_figure(rows: Sequence[Mapping]) -> Figure:
 
 def _panel(axis: Axes, rows: Sequence[Mapping], column: str) -> None:
     label, scale = PANELS[column]
-    for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+    for method, style in plots.method_styles([row["method"] for row in rows]).items():
         method_rows = [row for row in rows if row["method"] == method]
-        optimized = "seedselect" in method
-        style = {"color": f"C{k}", "marker": "o" if optimized else "s", "linestyle": "--" if optimized else "-"}
-        plots.line(axis, method_rows, "nfe", column, scale=scale, label=method, **style)
+        line_style = style | {"linestyle": "--" if "seedselect" in method else "-"}
+        plots.line(axis, method_rows, "nfe", column, scale=scale, label=method, **line_style)
         if column == "accuracy":
-            plots.interval_band(axis, method_rows, "nfe", column, scale=scale, color=f"C{k}")
-    plots.log_axis_with_plain_numbers(axis)
+            plots.interval_band(axis, method_rows, "nfe", column, scale=scale, color=style["color"])
+    axis.set_xscale("log")
+    plots.value_ticks(axis, [row["nfe"] for row in rows])
     axis.set(xlabel="network evaluations per image", ylabel=label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,23 +22,23 @@ from experiments.rare_concepts.scoring import (
 )
 from experiments.reporting import figures as plots
 from experiments.reporting import tables
+from experiments.reporting.html_report import MAX_THUMBNAILS, Thumbnails
 from experiments.reporting.results import Report
+from experiments.reporting.tables import Column, Table
 
 PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
-    {"method": "paper: NAO + SeedSelect, DDIM", "head": 98.5, "medium": 96.9, "tail": 85.1, "total": 94.3, "fid": 6.4,
-     "t_init": 25.0, "t_opt": 29.0},
-    {"method": "paper: NAO + SeedSelect, AIDI", "head": 98.5, "medium": 97.0, "tail": 85.3, "total": 94.4, "fid": 6.9,
-     "t_init": 24.0, "t_opt": 28.0},
-    {"method": "paper: NAO + SeedSelect, RNRI", "head": 98.6, "medium": 97.9, "tail": 89.1, "total": 95.8, "fid": 6.3,
-     "t_init": 17.0, "t_opt": 25.0},
+    {"method": "paper: NAO + SeedSelect, DDIM", "head": 0.985, "medium": 0.969, "tail": 0.851, "total": 0.943},
+    {"method": "paper: NAO + SeedSelect, AIDI", "head": 0.985, "medium": 0.970, "tail": 0.853, "total": 0.944},
+    {"method": "paper: NAO + SeedSelect, RNRI", "head": 0.986, "medium": 0.979, "tail": 0.891, "total": 0.958},
 )  # fmt: skip
-ACCURACY_COLUMNS = {
-    "head": "head, %", "medium": "medium, %", "tail": "tail, %", "total": "total, %",
-    "ceiling": "classifier ceiling, %",
-}  # fmt: skip
-COUNT_COLUMNS = {"n": "n", "n_real": "real images", "extractor": "features"}
+ACCURACY = Column("accuracy", "accuracy, %", "higher", scale=100)
+METHOD = Column("method", "method")
+CONCEPT_COLUMNS = (
+    METHOD, Column("concept", "concept"), Column("bucket", "bucket"), Column("frequency", "captions"), ACCURACY,
+    Column("copies", "copies, %", "lower", scale=100), Column("n", "n"),
+)  # fmt: skip
 PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
-MAX_CONCEPTS = 10  # maximum number of concepts in a figure of images
+MAX_CONCEPTS = 10  # maximum number of concepts whose images one figure shows
 
 
 def write_report(
@@ -68,69 +69,126 @@ def write_report(
         arm_rows[-1] |= aggregate_metrics(images, real)
         rows += arm_rows
     pairs = paired_differences(arms, seed)
-    table = tables.markdown_table([*_row_per_method(rows), *PAPER], columns())
-    if pairs:
-        table += f"\n{PAIRS_TITLE}\n\n{pair_table(pairs)}"
-    if lost := lost_samples(arms):
-        table += f"\n{lost}"
-    figures = {"figures/accuracy": partial(plots.accuracy_figure, rows), **image_figures(arms)}
+    concepts = concept_rows(arms)
     report = Report(
         rows=rows,
         settings=settings,
         samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
-        table=table,
-        figures=figures,
+        tables=[accuracy_table(rows), *([pair_table(pairs)] if pairs else [])],
+        figures={"figures/accuracy": partial(plots.accuracy_figure, rows), **image_figures(arms)},
+        notes=[counts_note(rows), lost_samples(arms)],
+        values=[ACCURACY, *RARE_CONCEPTS.columns()],
         extra_sections={"pairs": pairs},
-        extra_tables={"concepts": concept_rows(arms), "pairs": pairs},
+        extra_tables={"concepts": concepts, "pairs": pairs},
+        details=[Table(concepts, CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+        thumbnails=partial(thumbnails, arms),
     )
     report.write(run_dir, loggers, step)
     return rows
 
 
-def columns() -> dict[str, str]:
-    """Return a dictionary from the key of each table column to the heading of the column."""
-    return {"method": "method", **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(), **COUNT_COLUMNS}
+def accuracy_table(rows: Sequence[Mapping]) -> Table:
+    """Return the table. The row of a method has the accuracy in each bucket, and the metrics over all images."""
+    buckets = dict.fromkeys(row["bucket"] for row in rows)
+    columns = [METHOD, *map(bucket_column, buckets), *RARE_CONCEPTS.columns()]
+    return Table(pivoted(rows, ("method",)), columns, references=PAPER)
 
 
-def _row_per_method(rows: Sequence[Mapping]) -> list[dict]:
-    """Return one row per method, with the accuracy in percent and its confidence interval for each bucket."""
-    lines: dict[str, dict] = {}
+def bucket_column(bucket: str) -> Column:
+    """Return the table column for the accuracy in ``bucket``, or over all concepts if ``bucket`` is ``total``."""
+    return Column(bucket, f"{bucket}, %", "higher", scale=100)
+
+
+def pivoted(rows: Sequence[Mapping], identity: Sequence[str]) -> list[dict[str, Any]]:
+    """Join the rows of each method (one row per bucket) into one row per method.
+
+    The joined row has the values of the row ``total``, and the accuracy of each bucket, with its interval, as
+    ``BUCKET``, ``BUCKET_low`` and ``BUCKET_high``.
+
+    Args:
+        identity: columns that identify a method.
+    """
+    lines: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        line = lines.setdefault(row["method"], {"method": row["method"]})
-        line[row["bucket"]] = tables.percent(row, "accuracy")
-        line |= {name: row[name] for name in columns() if name in row and name != "method"}
-        line |= percent_cells(row)
+        line = lines.setdefault(tuple(row[name] for name in identity), {})
+        line |= {f"{row['bucket']}{end}": row[f"accuracy{end}"] for end in ("", "_low", "_high")}
+        if row["bucket"] == "total":
+            line |= row
     return list(lines.values())
 
 
-def percent_cells(row: Mapping) -> dict[str, float | None]:
-    """Return those values of ``row`` that are fractions and that the table shows in percent, converted to percent."""
-    ceiling = {} if row.get("ceiling") is None else {"ceiling": 100 * row["ceiling"]}
-    return ceiling | RARE_CONCEPTS.scaled(row)
+def counts_note(rows: Sequence[Mapping]) -> str:
+    """Return a sentence with the numbers of images, the network of the features and the accuracy on the references."""
+    total = next(row for row in rows if row.get("bucket", "total") == "total")
+    text = f"Per method: {total['n']} images of {total['concepts']} concepts"
+    if total.get("ceiling") is not None:
+        text += f"; the classifier labels {100 * total['ceiling']:.1f} % of the reference images correctly"
+    return f"{text}. Copies, FID and KID: features of {total['extractor']}, {total['n_real']} real images."
 
 
-def pair_table(pairs: Sequence[Mapping]) -> str:
-    """Return a table of differences in total accuracy, with one line per method and one column per baseline method."""
+def pair_table(pairs: Sequence[Mapping]) -> Table:
+    """Return a table of the differences in accuracy over all concepts.
+
+    The table has one row per method and one column per baseline, for the first six baselines.
+    """
     lines: dict[str, dict] = {}
     for pair in pairs:
         if pair["bucket"] == "total":
             line = lines.setdefault(pair["method"], {"method": pair["method"]})
-            line[pair["baseline"]] = tables.percentage_points(pair, "difference", digits=1)
-    columns = {"method": "method"} | {pair["baseline"]: f"minus {pair['baseline']}" for pair in pairs}
-    return tables.markdown_table(list(lines.values()), columns)
+            line |= {f"{pair['baseline']}{end}": pair[f"difference{end}"] for end in ("", "_low", "_high")}
+    baselines = list(dict.fromkeys(pair["baseline"] for pair in pairs))[: tables.MAX_COLUMNS - 1]
+    columns = [Column(baseline, f"minus {baseline}", scale=100, signed=True) for baseline in baselines]
+    return Table(list(lines.values()), [METHOD, *columns], PAIRS_TITLE)
+
+
+def thumbnails(arms: Mapping[str, ClassifiedImages]) -> list[Thumbnails]:
+    """Return groups of images for the HTML report: images with correct and images with wrong predictions of each arm.
+
+    The images of a group are spread over the concepts, beginning with the least frequent concepts.
+    """
+    groups = []
+    for name, images in arms.items():
+        for heading, is_correct in (("correct", True), ("wrong", False)):
+            chosen = _spread_over_concepts(images, is_correct)
+            if chosen:
+                count = sum(correct == is_correct for correct in images.correct)
+                title = f"{name}: {len(chosen)} of {count} {heading} images"
+                groups.append(Thumbnails(title, [_thumbnail(images, k) for k in chosen]))
+    return groups
+
+
+def _spread_over_concepts(images: ClassifiedImages, is_correct: bool) -> list[int]:
+    """Return the indices of at most ``MAX_THUMBNAILS`` finite samples with correct (or with wrong) predictions."""
+    seen: Counter[str] = Counter()
+    candidates = []
+    for k, concept in enumerate(images.concepts):
+        if images.correct[k] == is_correct and images.records[k]["finite"]:
+            candidates.append((seen[concept.name], concept.frequency, k))
+            seen[concept.name] += 1
+    return [k for _, _, k in sorted(candidates)[:MAX_THUMBNAILS]]
+
+
+def _thumbnail(images: ClassifiedImages, k: int) -> tuple[list[Any], str]:
+    """Return the image of sample ``k`` and a caption: concept, predicted label if wrong, and "(copy)" for a copy."""
+    concept = images.concepts[k]
+    sample = k % (len(images.concepts) // len(images.t_init))
+    caption = concept.name if images.correct[k] else f"{concept.name}, predicted {images.predictions[k]}"
+    return [images.images(concept)[sample]], f"{caption} (copy)" if images.copies[k] else caption
 
 
 def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
-    """Return one row of results per method and concept, for loggers that can filter tables."""
+    """Return one row of results per method and concept."""
     rows = []
     for method, images in arms.items():
         samples = len(images.concepts) // len(images.t_init)
         for k, concept in enumerate(images.concepts[::samples]):
-            correct = images.correct[k * samples : (k + 1) * samples]
+            part = slice(k * samples, (k + 1) * samples)
+            copies = [copy for copy in images.copies[part] if copy is not None]
             rows.append(
                 {"method": method, "concept": concept.name, "bucket": concept.bucket, "frequency": concept.frequency,
-                 "accuracy": sum(correct) / samples, "n": samples, "t_init": images.t_init[k],
-                 "t_opt": images.t_opt[k]}
+                 "accuracy": sum(images.correct[part]) / samples,
+                 "copies": sum(copies) / len(copies) if copies else None,
+                 "n": samples, "t_init": images.t_init[k], "t_opt": images.t_opt[k]}
             )  # fmt: skip
     return rows
 

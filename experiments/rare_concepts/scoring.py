@@ -20,7 +20,7 @@ from experiments.evaluation.generation_metrics import GeneratedSet
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.evaluation.registry import RARE_CONCEPTS
 
-MAX_LISTED_CONCEPTS = 5  # maximum number of concepts that the note on samples that are not finite lists
+MAX_LISTED_CONCEPTS = 5  # the note on samples that are not finite lists at most this number of concepts
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def classifier_ceiling(concepts: Sequence[Concept], classifier: Classifier) -> d
 def accuracy_rows(
     method: str, images: ClassifiedImages, seed: int, ceiling: Mapping[str, float] | None = None
 ) -> list[dict]:
-    """Return one row per bucket and one row for all images, with the accuracy and its 95 % confidence interval.
+    """Return accuracy and fraction of copies, with 95 % confidence intervals, per bucket and for all images.
 
     The bootstrap resamples whole concepts, because the predictions for images of one concept are correlated.
     ``ceiling`` is the result of :func:`classifier_ceiling`.
@@ -121,6 +121,10 @@ def accuracy_rows(
         correct = [float(images.correct[k]) for k in rows]
         names = [images.concepts[k].name for k in rows]
         row = {"method": method, "bucket": bucket, **_with_interval("accuracy", correct, names, seed)}
+        indices = [k for k in rows if images.copies[k] is not None]
+        if indices:
+            copies = [float(bool(images.copies[k])) for k in indices]
+            row |= _with_interval("copies", copies, [images.concepts[k].name for k in indices], seed)
         if ceiling is not None:
             row["ceiling"] = ceiling.get(bucket)
         table.append(row | {"n": len(correct), "concepts": len(set(names))})
@@ -186,7 +190,7 @@ def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
             more = f" and {rest} more concepts" if rest > 0 else ""
             notes.append(
                 f"{name}: {len(images.lost)} of {len(images.records)} samples are not finite ({listed}{more}). "
-                "They count as wrong, and FID and KID are not computed.\n"
+                "They count as wrong, and FID and KID are not computed."
             )
     return "\n".join(notes)
 

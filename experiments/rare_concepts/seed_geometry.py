@@ -1,11 +1,11 @@
 """Interpolation and centroids of seeds (Table 2 of the RNRI paper), for each inversion method and operation on seeds.
 
-A cell of the table is one inversion method with one operation (interpolation or centroid). All cells follow the same
-protocol. The reference images of a concept are inverted with the concept's prompt. The operation computes new seeds
-from the inverted seeds: the inner points of a path between the first two seeds (interpolation), or the average of all
-seeds (centroids). One image is sampled from each new seed, with the prompt, schedule and guidance scale of the
-inversion. The evaluation classifier labels the sampled images. FID and KID compare all sampled images of a cell with
-real images.
+A cell of the table is one inversion method with one operation (interpolation or centroid). All cells of the table are
+computed by the same procedure. The reference images of a concept are inverted with the concept's prompt. The operation
+computes new seeds from the inverted seeds: the inner points of a path between the first two seeds (interpolation), or
+the average of all seeds (centroids). One image is sampled from each new seed, with the prompt, schedule and guidance
+scale of the inversion. The evaluation classifier labels the sampled images. FID and KID compare all sampled images of a
+cell with real images.
 """
 
 from __future__ import annotations
@@ -29,24 +29,28 @@ from experiments.evaluation.registry import GEOMETRY, RARE_CONCEPTS
 from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.image_stage import ImageStage
-from experiments.rare_concepts.report import ACCURACY_COLUMNS, COUNT_COLUMNS, percent_cells, sample_rows
+from experiments.rare_concepts.report import (
+    ACCURACY,
+    CONCEPT_COLUMNS,
+    METHOD,
+    bucket_column,
+    concept_rows,
+    counts_note,
+    pivoted,
+    sample_rows,
+    thumbnails,
+)
 from experiments.rare_concepts.scoring import ClassifiedImages, accuracy_rows, aggregate_metrics, lost_samples
 from experiments.reporting import figures as plots
-from experiments.reporting import tables
 from experiments.reporting.results import Report
+from experiments.reporting.tables import Column, Table
 from nao import typical_norm
 from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, dataclass
 
 IDENTITY = ("inversion", "method", "bucket")
-MAX_FIGURES = 3  # number of concepts for which a figure with their images is drawn
+MAX_FIGURES = 3  # number of concepts whose images are drawn, one figure per concept
 MAX_FILE_NAME = 100  # maximum length of a figure's file name, in characters
-
-
-def columns() -> dict[str, str]:
-    """Return a dictionary from the key of each table column to the heading of the column."""
-    first = {"inversion": "inversion", "method": "method"}
-    return {**first, **ACCURACY_COLUMNS, **RARE_CONCEPTS.columns(GEOMETRY), "norm": "norm", **COUNT_COLUMNS}
 
 
 def cell_key(cells: Mapping[str, tuple[str, str]], arm: str, bucket: str) -> dict[str, Any]:
@@ -95,10 +99,15 @@ class SeedGeometryExperiment(ArmsExperiment):
         """Write the results; return the accuracy of the last cell of the table."""
         arms = self.evaluator.arms()
         norms = {name: self._norms(name) for name in arms}
-        rows, lines = self._rows(arms, norms)
-        table = tables.markdown_table([*lines, *self.paper], columns())
-        if lost := lost_samples(arms):
-            table += f"\n{lost}"
+        rows = self._rows(arms, norms)
+        paper = [{**row, "total": row["total"] / 100} for row in self.paper]
+        first = [Column("inversion", "inversion"), METHOD, bucket_column("total")]
+        norm = Column("norm", "norm / typical norm")
+        table = Table(
+            pivoted(rows, ("inversion", "method")),
+            [*first, *RARE_CONCEPTS.columns(GEOMETRY), norm, Column("n", "n")],
+            references=paper,
+        )
         figures = {"figures/norms": partial(norm_figure, norms)}
         for concept in self.context.concepts[:MAX_FIGURES]:
             file_name = re.sub(r"[^\w.]+", "_", concept.name)[:MAX_FILE_NAME]
@@ -107,29 +116,29 @@ class SeedGeometryExperiment(ArmsExperiment):
             rows=rows,
             settings=self.context.settings() | {"guidance": self.guidance},
             samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
-            table=table,
+            tables=[table],
             figures=figures,
+            notes=[counts_note(rows), lost_samples(arms)],
             identity=IDENTITY,
+            values=[ACCURACY, *RARE_CONCEPTS.columns(GEOMETRY), norm],
+            extra_tables={"concepts": concept_rows(arms)},
+            details=[Table(concept_rows(arms), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+            thumbnails=partial(thumbnails, arms),
         )
         report.write(self.run_dir, loggers, step=self.num_units)
         return rows[-1]["accuracy"]
 
-    def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor]) -> tuple[list[dict], list[dict]]:
-        """Return the rows of the results (one per cell and bucket) and the lines of the table (one per cell)."""
+    def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor]) -> list[dict]:
+        """Return the rows of the results, one per cell and bucket."""
         real = self.evaluator.real_features()
         ceiling = self.evaluator.classifier_ceiling()
         rows = []
-        lines = []
         for name, (inversion, operation) in self._cells().items():
             cell = {"inversion": inversion, "method": operation}
             buckets = [row | cell for row in accuracy_rows(name, arms[name], self.seed, ceiling)]
-            total = buckets[-1]
-            total |= aggregate_metrics(arms[name], real)
-            total["norm"] = norms[name].nanmean().item()
+            buckets[-1] |= aggregate_metrics(arms[name], real) | {"norm": norms[name].nanmean().item()}
             rows += buckets
-            accuracies = {row["bucket"]: tables.percent(row, "accuracy") for row in buckets}
-            lines.append(total | percent_cells(total) | accuracies)
-        return rows, lines
+        return rows
 
     def _norms(self, arm: str) -> Tensor:
         """Return the norm of each seed of an arm divided by the typical norm of noise, ``float64 [concepts, samples]``.
@@ -168,7 +177,7 @@ def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
             continue
         mean = values.mean(0).numpy()
         low, high = np.percentile(values.numpy(), [5, 95], axis=0)
-        below = mean - np.minimum(low, mean)  # outliers can move the mean out of the range of the percentiles
+        below = mean - np.minimum(low, mean)  # outliers can move the mean out of the range between the two percentiles
         above = np.maximum(high, mean) - mean
         offset = (k / len(norms) - 0.5) * 0.5
         points = np.arange(1, values.shape[1] + 1) + offset

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ matplotlib.use(os.environ.get("MPLBACKEND", "Agg"))  # notebooks set MPLBACKEND 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
-    LogFormatter,
+    FuncFormatter,
     LogFormatterMathtext,
     LogLocator,
+    MaxNLocator,
     NullFormatter,
     NullLocator,
     ScalarFormatter,
@@ -37,13 +39,21 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
     "errorbar.capsize": 3.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+    "pdf.fonttype": 42,  # TrueType fonts, which conferences require instead of Type 3
 }
 matplotlib.rcParams.update(STYLE)
 
 PANEL_SIZE = (4.6, 3.2)  # width and height of a panel, in inches
 CELL_SIZE = 1.25  # width and height of an image in a grid, in inches
 DPI = 110
-MARKERS = "osD^vP*"
+MARKERS = "osD^vP*X<>hpd"
+MARKER_SIZES = (8.0, 4.0)  # marker size of the first and of the last method of a figure
+MAX_TICK_VALUES = 8  # maximum number of distinct values of an axis that all get a tick
 
 
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
@@ -64,12 +74,40 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(width, height))
 
 
-def method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the color and the marker of each method name, so that all panels of a figure use the same ones."""
+def is_ours(method: str) -> bool:
+    """Return whether ``method`` is one of this project: accelerated inversion, or an arm with it (``..._ours``)."""
+    return method.startswith("accelerated") or "ours" in method.split("_")
+
+
+def ours_third(names: Iterable[str]) -> list[str]:
+    """Return the distinct ``names`` in their order, except that the first method of this project is the third.
+
+    Curves that are drawn first are hidden by later curves, and curves that are drawn last hide others.
+    """
     unique = list(dict.fromkeys(names))
+    ours = next(filter(is_ours, unique), None)
+    if ours is not None:
+        unique.remove(ours)
+        unique.insert(2, ours)
+    return unique
+
+
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the color, marker and marker size of each method name, in the order of :func:`ours_third`.
+
+    All panels of a figure use the same styles. Markers become smaller from method to method, so that every marker is
+    visible if several methods have equal values.
+    """
+    unique = ours_third(names)
     colors = plt.get_cmap("tab10" if len(unique) <= 10 else "tab20").colors
+    sizes = np.linspace(*MARKER_SIZES, max(len(unique), 2))
     return {
-        name: {"color": colors[k % len(colors)], "marker": MARKERS[k % len(MARKERS)]} for k, name in enumerate(unique)
+        name: {
+            "color": colors[k % len(colors)],
+            "marker": MARKERS[k % len(MARKERS)],
+            "markersize": float(sizes[k]),
+        }
+        for k, name in enumerate(unique)
     }
 
 
@@ -122,12 +160,37 @@ def interval_band(
         axis.fill_between(*zip(*points, strict=True), alpha=0.07, linewidth=0, **style)
 
 
-def log_axis_with_plain_numbers(axis: Axes) -> None:
-    """Make the x axis logarithmic, with tick labels at 1, 2 and 5 times the powers of ten."""
-    axis.set_xscale("log")
-    axis.xaxis.set(
-        major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter(), minor_locator=NullLocator()
-    )
+def value_ticks(axis: Axes, values: Iterable[float]) -> None:
+    """Set the ticks of the x axis to ``values`` if these are few, and otherwise to a few round numbers.
+
+    The ticks of a logarithmic axis are 1, 2 and 5 times the powers of ten if the values are many. Labels that would
+    overlap are rotated.
+    """
+    unique = sorted({float(value) for value in values if np.isfinite(value)})
+    if 0 < len(unique) <= MAX_TICK_VALUES:
+        labels = [f"{value:g}" for value in unique]
+        axis.set_xticks(unique, labels, rotation=45 if sum(map(len, labels)) > 24 else 0)
+        axis.xaxis.set_minor_locator(NullLocator())
+    elif axis.get_xscale() == "log":
+        axis.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter(), minor_locator=NullLocator()
+        )
+    elif axis.get_xscale() == "linear":
+        integer = all(value.is_integer() for value in unique)
+        axis.xaxis.set_major_locator(MaxNLocator(MAX_TICK_VALUES, integer=integer))
+    if len(unique) == 1:
+        axis.set_xlim(unique[0] - 1, unique[0] + 1)
+
+
+def _readable_log_labels(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis with plain numbers, also between the powers of ten if there are few.
+
+    The default labels are formulas, whose dollar signs ``STYLE`` prints.
+    """
+    low, high = axis.get_view_interval()
+    if low > 0 and high / low < 100:
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+    axis.set(major_formatter=FuncFormatter(lambda value, _: f"{value:g}"), minor_formatter=NullFormatter())
 
 
 def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -176,28 +239,33 @@ def _draw_image(axis: Axes, image: Any) -> None:
     else:
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
     axis.spines[:].set_visible(False)
 
 
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Create a bar plot of the accuracy of each method in each frequency bucket, with 95 % confidence intervals."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    styles = method_styles(row["method"] for row in rows)
     buckets = list(dict.fromkeys(row["bucket"] for row in rows))
     figure, axis = panel(1.6 + 1.5 * len(buckets), 3)
-    width = 0.8 / len(methods)
-    for m, method in enumerate(methods):
+    width = 0.8 / len(styles)
+    for m, (method, style) in enumerate(styles.items()):
         row_of = {row["bucket"]: row for row in rows if row["method"] == method}
-        positions = [b + (m - (len(methods) - 1) / 2) * width for b in range(len(buckets))]
+        positions = [b + (m - (len(styles) - 1) / 2) * width for b in range(len(buckets))]
         bars = [row_of[bucket] for bucket in buckets]
         heights = [100 * row["accuracy"] for row in bars]
-        axis.bar(positions, heights, width * 0.92, yerr=error_bars(bars, "accuracy", 100), label=method)
+        errors = error_bars(bars, "accuracy", 100)
+        axis.bar(positions, heights, width * 0.92, yerr=errors, label=method, color=style["color"])
     axis.set(xticks=range(len(buckets)), xticklabels=buckets, ylabel="accuracy, %", ylim=(0, 105))
-    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(methods))
+    axis.grid(visible=False, axis="x")
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(styles)))
     return figure
 
 
 def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> dict[str, Path]:
-    """Draw figures and save them as ``run_dir / NAME.png``; return the files by the names of the figures in loggers.
+    """Draw figures and save them as ``run_dir / NAME.png`` and ``run_dir / NAME.pdf``.
+
+    The PNG files are returned by the names of the figures in loggers.
 
     If a figure cannot be drawn, a warning is given, and the other figures are saved.
 
@@ -221,10 +289,13 @@ def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> 
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Save ``figure`` as a PNG file and close the figure."""
+    """Save ``figure`` as the PNG file ``path`` and as a PDF file of the same name, and close the figure."""
     for axis in (each for axes in figure.axes for each in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):  # STYLE would print its dollar signs
-            axis.set(major_formatter=LogFormatter(), minor_formatter=NullFormatter())
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            _readable_log_labels(axis)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))
+    # Without a date, the PDF files of equal figures are equal.
+    options = {"format": "pdf", "bbox_inches": "tight", "metadata": {"CreationDate": None}}
+    atomic_write(path.with_suffix(".pdf"), lambda temporary: figure.savefig(temporary, **options))
     plt.close(figure)
     return path

@@ -15,30 +15,11 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
+from experiments.reporting.tables import Table
+
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-
-
-@dataclass(frozen=True)
-class HtmlTable:
-    """A table of the report, which the reader can sort by a column.
-
-    Attributes:
-        rows: values of each row, by key.
-        columns: column heads, by the keys of the rows.
-        title: heading above the table.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    columns: Mapping[str, str]
-    title: str = ""
-
-    @property
-    def heads(self) -> list[str]:
-        return list(self.columns.values())
-
-    @property
-    def cells(self) -> list[list[str]]:
-        return [[_cell(row.get(key)) for key in self.columns] for row in self.rows]
+THUMBNAIL = 192  # maximum side of a thumbnail in pixels
+MAX_THUMBNAILS = 8  # maximum number of images in a group of images
 
 
 @dataclass(frozen=True)
@@ -47,11 +28,46 @@ class Thumbnails:
 
     Attributes:
         title: heading above the images, such as "Lowest PSNR".
-        images: pairs of an image ``uint8 [3,H,W]`` and its caption.
+        images: pairs of the images ``uint8 [3,H,W]`` that are shown side by side, and their caption.
     """
 
     title: str
-    images: Sequence[tuple[Any, str]]
+    images: Sequence[tuple[Sequence[Any], str]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that the report may show among the best or worst images.
+
+    Attributes:
+        value: value of the metric by which images are chosen.
+        name: name of the original image; an original image appears at most once in a group.
+        images: images ``uint8 [3,H,W]`` that are shown side by side.
+        caption: text below the images.
+    """
+
+    value: float
+    name: str
+    images: Sequence[Any]
+    caption: str
+
+
+def highest_and_lowest(candidates: Sequence[Candidate], metric: str, content: str) -> list[Thumbnails]:
+    """Return two groups of at most ``MAX_THUMBNAILS`` images: those with the highest and with the lowest values.
+
+    Args:
+        metric: name of the metric, for the titles of the groups.
+        content: what the images of a candidate show, for the titles of the groups.
+    """
+    groups = []
+    for order, reverse in (("Highest", True), ("Lowest", False)):
+        chosen: dict[str, Candidate] = {}
+        for candidate in sorted(candidates, key=lambda candidate: candidate.value, reverse=reverse):
+            chosen.setdefault(candidate.name, candidate)
+        images = [(candidate.images, candidate.caption) for candidate in chosen.values()][:MAX_THUMBNAILS]
+        if images:
+            groups.append(Thumbnails(f"{order} {metric}: {content}", images))
+    return groups
 
 
 def html_report(
@@ -59,8 +75,8 @@ def html_report(
     command: str,
     versions: Mapping[str, str],
     *,
-    tables: Sequence[HtmlTable],
-    details: Sequence[HtmlTable] = (),
+    tables: Sequence[Table],
+    details: Sequence[Table] = (),
     thumbnails: Sequence[Thumbnails] = (),
     figures: Mapping[str, Path] | None = None,
     notes: Sequence[str] = (),
@@ -72,7 +88,7 @@ def html_report(
         command: command line of the run.
         versions: version of each package.
         tables: the tables of the results.
-        details: further tables, which are shown below the figures.
+        details: further tables, which are shown folded below the figures.
         thumbnails: groups of small images.
         figures: PNG file of each figure, by its name.
         notes: sentences below the tables.
@@ -84,10 +100,13 @@ def html_report(
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
         command=command,
         versions=versions,
-        tables=tables,
-        details=details,
+        tables=[_html_table(table) for table in tables],
+        details=[_html_table(table) for table in details],
         thumbnails=[
-            {"title": group.title, "images": [{"src": _png(image), "caption": text} for image, text in group.images]}
+            {
+                "title": group.title,
+                "items": [{"sources": list(map(_thumbnail, images)), "caption": text} for images, text in group.images],
+            }
             for group in thumbnails
         ],
         figures=[{"name": name, "src": _data_url(path.read_bytes())} for name, path in (figures or {}).items()],
@@ -95,18 +114,44 @@ def html_report(
     )
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _html_table(table: Table) -> dict[str, Any]:
+    """Return the title, the heads and the rows of a table for the template."""
+    num_rows = len(table.rows)
+    rows = [
+        {
+            "is_reference": k >= num_rows,
+            "cells": [
+                {"text": text, "best": best, "value": _sort_value(row.get(column.key))}
+                for text, best, column in zip(texts, flags, table.columns, strict=True)
+            ],
+        }
+        for k, (row, texts, flags) in enumerate(
+            zip([*table.rows, *table.references], table.cells, table.best(), strict=True)
+        )
+    ]
+    return {"title": table.title, "heads": table.heads, "rows": rows}
 
 
-def _png(image: Any) -> str:
-    """Return the data URL of an image ``uint8 [3,H,W]``."""
+def _sort_value(value: Any) -> str:
+    """Return the number by which the script of the page sorts a cell; an empty text for a cell without a number."""
+    return str(float(value)) if isinstance(value, int | float) and math.isfinite(value) else ""
+
+
+def _thumbnail(image: Any) -> str:
+    """Return the data URL of an image ``uint8 [3,H,W]``.
+
+    Images larger than ``THUMBNAIL`` pixels are resized and compressed by JPEG, so that a report of large images can be
+    sent by mail.
+    """
+    thumbnail = Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1)))
     data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1))).save(data, "PNG")
-    return _data_url(data.getvalue())
+    if max(thumbnail.size) <= THUMBNAIL:
+        thumbnail.save(data, "PNG")
+        return _data_url(data.getvalue())
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    thumbnail.save(data, "JPEG", quality=88)
+    return _data_url(data.getvalue(), "jpeg")
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _data_url(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,6 @@
-"""Result files of a run (``results.json``, ``table.md``, ``samples.parquet``, figures), and their upload to loggers."""
+"""Result files of a run (``results.json``, tables, ``samples.parquet``, figures, ``report.html``), and their upload to
+loggers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,8 @@ from matplotlib.figure import Figure
 from experiments.cache.atomic import atomic_write
 from experiments.naming import metric_name
 from experiments.reporting.figures import save_figures
-
-Rows = Sequence[Mapping[str, Any]]
+from experiments.reporting.html_report import Thumbnails, html_report
+from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table
 
 TIMES = ("seconds", "seconds_networks", "overhead", "speedup", "t_init", "t_opt", "t_train")
 """Columns with measured times and ratios of times, which differ between two runs of the same computation."""
@@ -34,42 +37,92 @@ class Report:
     """The results of a finished run: tables, measured values of the images, and figures.
 
     Attributes:
-        rows: rows of the main results table; each row maps column names to values.
+        rows: rows of the main results table with all columns; each row maps column names to values.
         settings: settings of the run, which are written to ``results.json``.
         samples: measured values of each image, one row per image.
-        table: Markdown text of ``table.md``, which is also printed. :func:`equal_rows` adds a sentence if different
-            methods have equal figures.
+        tables: tables of ``table.md`` and ``table.tex`` with at most seven columns, which are also printed.
         figures: functions that draw a figure, by the path of the figure in the run's folder, without file extension.
-        identity: columns whose values identify a row of the main table. The logger keys contain these values.
+        notes: sentences below the tables. :func:`equal_rows` adds a sentence if different methods have equal figures.
+        identity: columns whose values identify a row of ``rows``. The logger keys contain these values.
+        values: columns of ``rows`` that :mod:`experiments.reporting.compare` compares between runs.
+        bounds: methods of ``rows`` that are bounds or references, which do not depend on the settings of the methods.
         extra_sections: additional top-level entries of ``results.json``.
-        extra_tables: additional tables that are logged to W&B, by name.
+        extra_tables: additional tables, by name. They are written to ``NAME.csv`` and logged to W&B.
+        details: tables at the end of ``report.html``.
+        thumbnails: function that returns the groups of images in ``report.html``.
+
+    Raises:
+        ValueError: one of ``tables`` has more than seven columns.
     """
 
     rows: Rows
     settings: Mapping[str, Any]
     samples: Rows
-    table: str
+    tables: Sequence[Table]
     figures: Mapping[str, Callable[[], Figure]]
+    notes: Sequence[str] = ()
     identity: Sequence[str] = ("method", "bucket")
+    values: Sequence[Column] = ()
+    bounds: Sequence[str] = ()
     extra_sections: Mapping[str, Any] = field(default_factory=dict)
     extra_tables: Mapping[str, Rows] = field(default_factory=dict)
+    details: Sequence[Table] = ()
+    thumbnails: Callable[[], Sequence[Thumbnails]] = list
+
+    def __post_init__(self) -> None:
+        for table in self.tables:
+            if len(table.columns) > MAX_COLUMNS:
+                raise ValueError(
+                    f"tables: a table has at most {MAX_COLUMNS} columns, got {', '.join(table.heads)}; remove some. "
+                    "All columns of the rows are in table.csv."
+                )
 
     def write(self, run_dir: str | Path, loggers: Sequence[Logger], step: int = 0) -> None:
-        """Write all result files into ``run_dir``, print the table, and log metrics, tables and figures.
+        """Write all result files into ``run_dir``, print the tables, and log metrics, tables and figures.
 
         Args:
             step: logger step of the metrics. If running means have been logged, it must be the number of units, which
                 is the last step of the running means.
         """
         run_dir = Path(run_dir)
-        table = "\n".join(filter(None, [self.table, equal_rows(self.rows, self.identity)]))
-        write_results(run_dir, self.rows, self.settings, **self.extra_sections)
+        notes = list(filter(None, [*self.notes, equal_rows(self.rows, self.identity)]))
+        text = "\n".join([*(table.markdown() for table in self.tables), *(f"{note}\n" for note in notes)])
+        sections = {
+            **self.extra_sections,
+            "identity": self.identity,
+            "values": [asdict(column) for column in self.values],
+            "bounds": self.bounds,
+        }
+        write_results(run_dir, self.rows, self.settings, **sections)
         write_samples(run_dir, self.samples)
-        atomic_write(run_dir / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
-        print(f"\n{table}\nResults, figures and samples are in {run_dir}", flush=True)
+        _write_text(run_dir / "table.md", text)
+        _write_text(run_dir / "table.tex", "\n".join(table.latex() for table in self.tables))
+        for name, rows in {"table": self.rows, **self.extra_tables}.items():
+            atomic_write(run_dir / f"{name}.csv", partial(pd.DataFrame(rows).to_csv, index=False))
+        print(f"\n{text}\nThe results are in {run_dir}; report.html shows them with figures and images.", flush=True)
         files = save_figures(run_dir, self.figures)
         log_metrics(loggers, self.rows, self.identity, step)
         log_media(loggers, {"results": self.rows, **self.extra_tables}, files)
+        report = html_report(
+            run_dir.resolve().name,
+            command(),
+            versions(),
+            tables=self.tables,
+            notes=notes,
+            details=self.details,
+            thumbnails=self.thumbnails(),
+            figures=files,
+        )
+        _write_text(run_dir / "report.html", report)
+
+
+def _write_text(path: Path, text: str) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def command() -> str:
+    """Return the command line of this process."""
+    return shlex.join([*(["python"] if sys.argv[0].endswith(".py") else []), *sys.argv])
 
 
 def write_results(run_dir: str | Path, rows: Rows, settings: Mapping[str, Any], **extra_sections: Any) -> None:
@@ -78,7 +131,7 @@ def write_results(run_dir: str | Path, rows: Rows, settings: Mapping[str, Any], 
         "rows": rows,
         **extra_sections,
         "settings": settings,
-        "command": shlex.join(sys.argv),
+        "command": command(),
         "versions": versions(),
     }
     text = json.dumps(_to_builtin(content), indent=1, allow_nan=False) + "\n"
@@ -144,7 +197,7 @@ def equal_rows(rows: Rows, identity: Sequence[str]) -> str:
             label = ", ".join(str(row[name]) for name in identity if row[name] not in (None, False))
             groups.setdefault(repr((conditions, sorted(figures))), []).append(label)
     equal = [" = ".join(f"({label})" for label in labels) for labels in groups.values() if len(labels) > 1]
-    return f"Rows that are equal in every figure except for times: {'; '.join(equal)}.\n" if equal else ""
+    return f"Rows that are equal in every figure except for times: {'; '.join(equal)}." if equal else ""
 
 
 def _numbers(row: Mapping[str, Any], identity: Sequence[str]) -> list[tuple[str, int | float]]:

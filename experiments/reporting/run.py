@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import nao
+from rnri.validation import first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +73,18 @@ class Run:
 
         Raises:
             FileNotFoundError: the run is not finished.
+            ValueError: the file is damaged.
         """
         path = self.folder / "results.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the run is not finished; run the same command again.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as JSON ({first_line(error)}): run it again.") from None
+        if not isinstance(results, dict) or not results.get("rows"):
+            raise ValueError(f"{path} contains no rows of results: run the same command again.")
+        return results
 
     @cached_property
     def rows(self) -> pd.DataFrame:

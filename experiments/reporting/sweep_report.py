@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,10 +25,12 @@ from yaml import YAMLError
 
 from experiments.cache.atomic import atomic_write
 from experiments.reporting import figures as plots
-from experiments.reporting.tables import markdown_table
+from experiments.reporting.tables import Column, Table
 from rnri.validation import first_line
 
 IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompts", "generated")
+BOUND = "is_bound"
+"""Column that is true for bounds, such as the VAE's reconstruction, which do not depend on the settings of a run."""
 
 
 def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
@@ -80,6 +83,8 @@ def _read_run(path: Path) -> tuple[DictConfig, list[dict[str, Any]]]:
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise _UnreadableRunError(f"{path} contains no rows of results: start the run again.")
+    bounds = content.get("bounds", [])
+    rows = [row | {BOUND: row.get("method") in bounds} for row in rows]
     config_path = path.parent / "config.yaml"
     try:
         config = OmegaConf.load(config_path)
@@ -140,22 +145,70 @@ def check_values(table: pd.DataFrame, values: Sequence[str]) -> None:
 def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:
     """Plot the columns ``values`` over the first of ``keys``, with one panel per column.
 
-    A panel has one curve for each combination of the values of the other keys and of the columns in ``IDENTITY``.
+    A panel has one curve for each combination of the values of the other keys and of the columns in ``IDENTITY``, with
+    error bars if the results have confidence intervals. Bounds are dashed horizontal lines.
     """
     key, *others = keys
     figure, (axes,) = plots.panels(len(values))
-    groups = _groups(table, others)
+    is_bound = table[BOUND].astype(bool)
+    groups = _groups(table[~is_bound], others)
+    bounds = _groups(unique_bounds(table[is_bound], keys, values), [])
+    styles = plots.method_styles(groups)
+    numeric = pd.api.types.is_numeric_dtype(table[key])
     for value, axis in zip(values, axes, strict=True):
-        for k, (label, rows) in enumerate(groups.items()):
-            finite = rows.dropna(subset=[value])
+        if numeric:
+            _use_log_scale_if_wide(axis, table[key])
+        for label, style in styles.items():
+            finite = groups[label].dropna(subset=[value])
             if len(finite):
-                x = finite[key] if pd.api.types.is_numeric_dtype(table[key]) else finite[key].astype(str)
-                axis.plot(x, finite[value], marker="o", label=label or value, color=f"C{k % 10}")
+                x = finite[key] if numeric else finite[key].astype(str)
+                axis.plot(x, finite[value], label=label or value, **style)
+                if (bars := _error_bars(finite, value)) is not None:
+                    axis.errorbar(x, finite[value], bars, fmt="none", ecolor=style["color"], elinewidth=1)
+        for label, rows in bounds.items():
+            for height in rows[value].dropna():
+                axis.axhline(height, color="black", linestyle="--", linewidth=1, label=label or rows["method"].iloc[0])
         axis.set(xlabel=key, ylabel=value)
-        _use_log_scale_if_wide(axis, table[key])
-    axes[0].legend()
-    figure.tight_layout()
+        if numeric:
+            plots.value_ticks(axis, table[key])
+    plots.shared_legend(figure, axes)
     return figure
+
+
+def _error_bars(rows: pd.DataFrame, value: str) -> np.ndarray | None:
+    """Return the lengths of the error bars of the column ``value``, or None if the rows have no complete intervals."""
+    ends = [f"{value}_low", f"{value}_high"]
+    if not set(ends) <= set(rows) or rows[ends].isna().any(axis=None):
+        return None
+    return plots.error_bars(rows.to_dict("records"), value)
+
+
+def unique_bounds(bounds: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of bounds without repetitions.
+
+    Rows that differ only in the values of ``keys`` are one row, in which these values are missing.
+    """
+    identity = [name for name in (*IDENTITY, *values) if name in bounds]
+    counts = bounds.groupby(identity, dropna=False)[keys[0]].transform("size") if len(bounds) else None
+    unique = bounds.drop_duplicates(identity).astype(dict.fromkeys(keys, object))
+    for key in keys if counts is not None else ():
+        unique.loc[counts[unique.index] > 1, key] = None
+    return unique
+
+
+def sweep_table(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Table:
+    """Return the table of a sweep: the config keys, the columns that identify a row if they vary, and ``values``."""
+    is_bound = table[BOUND].astype(bool)
+    rows = table[~is_bound]
+    identity = [name for name in IDENTITY if name in table and rows[name].nunique(dropna=False) > 1]
+    columns = [Column(name, name) for name in dict.fromkeys([*keys, *identity, *values])]
+    bounds = unique_bounds(table[is_bound], keys, values)
+    return Table(_records(rows), columns, references=_records(bounds))
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as dictionaries, in which missing values are None."""
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
 def _groups(table: pd.DataFrame, others: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -175,11 +228,15 @@ def _label(name: str, value: object, keys: Sequence[str]) -> str:
 
 
 def _use_log_scale_if_wide(axis: Axes, values: pd.Series) -> None:
-    """Make the x axis logarithmic if no value is negative and the largest value is above 20 times the median."""
-    if not pd.api.types.is_numeric_dtype(values) or (values < 0).any():
+    """Make the x axis logarithmic if no value is negative and the largest value is above 20 times the smallest one.
+
+    The value 0 does not count. It is shown half a decade below the smallest positive value.
+    """
+    positive = values[values > 0]
+    if (values < 0).any() or positive.empty:
         return
-    if values.max() > 20 * max(values.median(), 1e-12):
-        axis.set_xscale("symlog", linthresh=values[values > 0].min())
+    if positive.max() > 20 * positive.min():
+        axis.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
 
 
 def main() -> None:
@@ -193,8 +250,7 @@ def main() -> None:
     try:
         table = filter_runs(read_sweep(options.runs, options.keys), options.where)
         check_values(table, options.values)
-        columns = [name for name in (*options.keys, *IDENTITY, *options.values) if name in table]
-        text = markdown_table(table[columns].to_dict("records"), dict(zip(columns, columns, strict=True)))
+        text = sweep_table(table, options.keys, options.values).markdown()
         print(text, flush=True)
         atomic_write(files["md"], lambda path: path.write_text(text, encoding="utf-8"))
         plots.save_figure(plot_sweep(table, options.keys, options.values), files["png"])

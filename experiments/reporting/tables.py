@@ -1,15 +1,158 @@
-"""Functions that format Markdown tables and the values in their cells."""
+"""Tables of results: their columns, the text of their cells, and their formats Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Rows = Sequence[Mapping[str, Any]]
 
 DASH = "–"
+MAX_COLUMNS = 7
+"""Maximum number of columns of a table in ``table.md``. The file ``table.csv`` contains all columns."""
+ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+LATEX = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"}
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        key: key of the value in a row. A row may also have the ends ``KEY_low`` and ``KEY_high`` of a 95 % confidence
+            interval.
+        label: column head without the arrow in the direction of better values.
+        better: whether higher or lower values are better.
+        scale: factor by which values are multiplied, such as 100 for percentages.
+        signed: write a plus sign before positive numbers, as for differences.
+    """
+
+    key: str
+    label: str
+    better: Literal["higher", "lower"] | None = None
+    scale: float = 1.0
+    signed: bool = False
+
+    @property
+    def head(self) -> str:
+        return self.label + ARROWS[self.better]
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Return the text of the cell, with the confidence interval if the row has one, such as ``23.1 (22.4–23.9)``.
+
+        A missing value is a dash. Percentages have one decimal place, and their intervals none.
+        """
+        value = self.value_text(row)
+        low, high = (row.get(f"{self.key}_{end}") for end in ("low", "high"))
+        if value == DASH or is_missing(low) or is_missing(high):
+            return value
+        decimals = 0 if self.scale == 100 else None
+        ends = [self._number(end, decimals) for end in (low, high)]
+        return f"{value} ({(' to ' if self.signed else '–').join(ends)})"
+
+    def value_text(self, row: Mapping[str, Any]) -> str:
+        """Return the text of the cell without the confidence interval."""
+        value = row.get(self.key)
+        if is_missing(value):
+            return DASH
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return str(value)
+        return self._number(value, 1 if self.scale == 100 else None)
+
+    def _number(self, value: float, decimals: int | None) -> str:
+        sign = "+" if self.signed else ""
+        number = value if self.scale == 1 else self.scale * value
+        if decimals is not None:
+            return f"{number:{sign}.{decimals}f}"
+        return f"{number:{sign}}" if isinstance(number, int) else format_number(number, sign)
+
+
+def format_number(value: float, sign: str = "") -> str:
+    """Return ``value`` with three significant digits, and all digits before the decimal point if it is below 1e6."""
+    return f"{value:{sign}.0f}" if 1000 <= abs(value) < 1e6 else f"{value:{sign}.3g}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results, in which the best values are bold.
+
+    Attributes:
+        rows: the compared rows.
+        columns: the columns of the table.
+        title: text above the table.
+        references: rows below the compared rows, such as published values and upper bounds. They are never bold.
+        within: keys of the rows. Values are compared among the rows with equal values of these keys.
+    """
+
+    rows: Rows
+    columns: Sequence[Column]
+    title: str = ""
+    references: Rows = ()
+    within: Sequence[str] = ()
+
+    @property
+    def heads(self) -> list[str]:
+        return [column.head for column in self.columns]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [[column.text(row) for column in self.columns] for row in self._all_rows]
+
+    @property
+    def _all_rows(self) -> list[Mapping[str, Any]]:
+        return [*self.rows, *self.references]
+
+    def best(self) -> list[list[bool]]:
+        """Return for each cell whether its value is the best of its column. Values that are printed equally are ties.
+
+        No value is the best of a single row.
+        """
+        best = [[False] * len(self.columns) for _ in self._all_rows]
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for k, row in enumerate(self.rows):
+            groups[tuple(row.get(key) for key in self.within)].append(k)
+        for c, column in enumerate(self.columns):
+            for group in groups.values() if column.better else ():
+                finite = {k: self.rows[k][column.key] for k in group if _is_finite(self.rows[k].get(column.key))}
+                if len(group) > 1 and finite:
+                    top = (max if column.better == "higher" else min)(finite, key=finite.__getitem__)
+                    text = column.value_text(self.rows[top])
+                    for k in finite:
+                        best[k][c] = column.value_text(self.rows[k]) == text
+        return best
+
+    def markdown(self) -> str:
+        """Return the table in Markdown. Cells are padded with spaces, so that columns are aligned in a terminal."""
+        texts = [[_escape_markdown(text) for text in line] for line in self.cells]
+        body = [
+            [f"**{text}**" if bold else text for text, bold in zip(line, flags, strict=True)]
+            for line, flags in zip(texts, self.best(), strict=True)
+        ]
+        lines = [self.heads, *body]
+        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+        padded = [" | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+        rule = "|".join("-" * (width + 2) for width in widths)
+        title = f"{self.title}\n\n" if self.title else ""
+        return title + "\n".join([f"| {padded[0]} |", f"|{rule}|", *(f"| {line} |" for line in padded[1:])]) + "\n"
+
+    def latex(self) -> str:
+        """Return the table in LaTeX. It requires the package booktabs."""
+        from pandas import DataFrame  # pandas is imported after the measurements
+
+        frame = DataFrame(self.cells, columns=self.heads)
+        bold = DataFrame(self.best(), columns=self.heads).map(lambda best: "textbf:--rwrap;" if best else "")
+        styler = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+        styler = styler.apply(lambda _: bold, axis=None)
+        text = styler.to_latex(hrules=True, column_format="l" + "r" * (len(self.columns) - 1))
+        for symbol, command in LATEX.items():
+            text = text.replace(symbol, command)
+        return (f"% {self.title}\n" if self.title else "") + text
+
+
+def markdown_table(rows: Rows, columns: Mapping[str, str]) -> str:
     """Format rows as a Markdown table, in which a missing value is shown as a dash.
 
     Args:
@@ -22,13 +165,22 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 
 
 def _cell(value: Any) -> str:
-    if _is_missing(value):
+    if is_missing(value):
         return DASH
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.3g}" if isinstance(value, float) else _escape_markdown(str(value))
 
 
-def _is_missing(value: Any) -> bool:
+def _escape_markdown(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether ``value`` is None or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def percent(row: Mapping[str, Any], name: str) -> str:
@@ -36,21 +188,9 @@ def percent(row: Mapping[str, Any], name: str) -> str:
 
     A missing value is shown as a dash.
     """
-    if _is_missing(row.get(name)):
-        return DASH
-    return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.0f}–{100 * row[f'{name}_high']:.0f})"
+    return Column(name, name, scale=100).text(row)
 
 
-def percentage_points(row: Mapping[str, Any], name: str, digits: int = 0) -> str:
-    """Format a difference of proportions in percentage points with its confidence interval: ``+3.2 (+1 to +5)``.
-
-    A missing value is shown as a dash.
-
-    Args:
-        digits: number of decimal places of the confidence interval.
-    """
-    if _is_missing(row.get(name)):
-        return DASH
-    low = 100 * row[f"{name}_low"]
-    high = 100 * row[f"{name}_high"]
-    return f"{100 * row[name]:+.1f} ({low:+.{digits}f} to {high:+.{digits}f})"
+def varying(rows: Rows, keys: Sequence[str]) -> list[str]:
+    """Return those of ``keys`` whose value is not the same in all rows."""
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1]

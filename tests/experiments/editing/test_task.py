@@ -1,4 +1,4 @@
-"""The editing experiment on two tiny models and a small benchmark: results, resumption and metrics."""
+"""The editing experiment with two tiny models and a small benchmark: results, resumption and metrics."""
 
 import dataclasses
 import json
@@ -46,6 +46,8 @@ from rnri.editing import FlowEdit, Injection, PromptToPrompt, PseudoGuidance
 from rnri.methods import DirectInversion, SDEdit
 from tests.experiments.tiny_configs import clip, trainer
 from tests.pipelines import tiny_sd3, tiny_stable_diffusion
+
+pytestmark = pytest.mark.slow
 
 SMALL = {"concept": 3, "background": 2, "style": 1, "added": 1, "removed": 1}
 OBJECT, BACKGROUND = "change object", "change background"
@@ -370,7 +372,7 @@ def test_paired_differences_compare_the_same_edits():
     pairs = paired_differences(samples, "a", 0)
     assert {pair["method"] for pair in pairs} == {"b"} and len(pairs) == 4
     assert pairs[0]["difference"] == pytest.approx(0.2) and pairs[0]["n"] == 2
-    assert pairs[0]["low"] == pytest.approx(0.1) and pairs[0]["high"] == pytest.approx(0.3)
+    assert pairs[0]["difference_low"] == pytest.approx(0.1) and pairs[0]["difference_high"] == pytest.approx(0.3)
     samples += [sample("a", 1, 0.0, "prompt_swap"), sample("c", 1, 1.0, "native")]
     native = [pair["difference"] for pair in paired_differences(samples, "a", 0) if pair["method"] == "c"]
     assert native == [1.0] * 4

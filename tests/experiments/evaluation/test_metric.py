@@ -1,4 +1,4 @@
-"""Registers of metrics: columns, aggregation and order follow from the entries."""
+"""The entries in a registry of metrics determine the columns, the aggregation and the order of metrics."""
 
 import math
 
@@ -12,20 +12,32 @@ from experiments.evaluation.registry import EDITING, INVERSION, RARE_CONCEPTS
 @pytest.fixture
 def register():
     return MetricRegister(
-        Metric("psnr", "PSNR", lambda batch: batch * 2, unit="dB", better="higher", interval=True, live=True),
+        Metric(
+            "psnr",
+            "PSNR",
+            lambda batch: batch * 2,
+            unit="dB",
+            better="higher",
+            interval=True,
+            live=True,
+            tables=("main",),
+        ),
         Metric("share", "share", unit="%", scale=100, tables=("main", "other")),
-        Metric("missing", "missing", lambda batch: None, optional=True, tables=()),
+        Metric("missing", "missing", lambda batch: None, optional=True),
     )
 
 
 def test_heads_have_unit_and_direction(register):
-    assert register.columns() == {"psnr": "PSNR, dB ↑", "share": "share, %"}
-    assert register.columns("other") == {"share": "share, %"}
+    assert [(column.key, column.head) for column in register.columns()] == [
+        ("psnr", "PSNR, dB ↑"),
+        ("share", "share, %"),
+    ]
+    assert [column.key for column in register.columns("other")] == ["share"]
 
 
 def test_new_metric_is_inserted_after_another(register):
-    register.register(Metric("mse", "MSE", better="lower", interval=True, show_interval=True), after="psnr")
-    assert list(register.columns()) == ["psnr", "mse", "mse_low", "mse_high", "share"]
+    register.register(Metric("mse", "MSE", better="lower", interval=True, tables=("main",)), after="psnr")
+    assert [column.key for column in register.columns()] == ["psnr", "mse", "share"]
     with pytest.raises(ValueError, match="'mse' is registered already"):
         register.register(Metric("mse", "MSE"))
     with pytest.raises(ValueError, match="after: must be the name of a registered metric, got 'x'"):
@@ -46,8 +58,8 @@ def test_rows_have_means_and_intervals(register):
 
 
 def test_scaled_values_are_for_display_only(register):
-    assert register.scaled({"psnr": 1.0, "share": 0.25}) == {"share": 25.0}
-    assert register.scaled({"share": None}) == {"share": None}
+    share = register.columns("other")[0]
+    assert (share.text({"share": 0.25}), share.text({"share": None})) == ("25.0", "–")
 
 
 def test_live_and_compared_metrics(register):
@@ -62,5 +74,5 @@ def test_spread_counts_nan_as_infinite():
 @pytest.mark.parametrize("registered", [INVERSION, EDITING, RARE_CONCEPTS])
 def test_labels_are_unique_within_a_table(registered):
     for table in {table for metric in registered for table in metric.tables}:
-        labels = [metric.head for metric in registered if table in metric.tables]
+        labels = [metric.column.head for metric in registered if table in metric.tables]
         assert len(labels) == len(set(labels))

@@ -1,6 +1,5 @@
-"""Inversions of captioned images: the caption is the prompt, and an image is read with its batch."""
+"""Inversion of captioned images: the caption is the prompt, and an image is read when its batch is computed."""
 
-import pytest
 import torch
 
 from experiments.data.captions import Captioned

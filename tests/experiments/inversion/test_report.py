@@ -7,7 +7,14 @@ import pytest
 
 from experiments.inversion.figures import FIGURES
 from experiments.inversion.jobs import VAE_BOUND
-from experiments.inversion.report import detection, main_columns, rank_agreement, summary, with_vae_gaps
+from experiments.inversion.report import (
+    compared_within,
+    detection,
+    rank_agreement,
+    reconstruction_tables,
+    summary,
+    with_vae_gaps,
+)
 
 
 def sample(prompts: str, residual: float) -> dict:
@@ -46,8 +53,6 @@ def test_latent_mse_has_median_percentile_and_maximum():
     errors = [k / 100 for k in range(1, 20)] + [9.0]
     row = summary([sample("right", 0.1) | {"latent_mse": error} for error in errors], seed=0)
     assert spread(row) == pytest.approx([np.mean(errors), 0.105, 0.19, 9.0])
-    columns = main_columns()
-    assert [columns[f"latent_mse_{suffix}"] for suffix in ("median", "p95", "largest")] == ["median", "95 %", "largest"]
 
 
 def test_lost_images_are_counted_and_infinite_in_the_maximum():
@@ -97,3 +102,40 @@ def test_vae_gap_is_relative_to_the_same_image():
 def test_residual_figure_shows_settings_with_one_nfe():
     row = sample("right", 0.1) | {"nfe_per_step": 2.0}
     assert [axis.get_title() for axis in FIGURES["residuals"]([row], []).axes] == ["4 steps, guidance 1"]
+
+
+def table_row(method="a", **changes):
+    return summary([sample("right", 0.1) | {"method": method, "nfe_per_step": 2.0, **changes}], seed=0)
+
+
+VAE = {"method": VAE_BOUND, "steps": None, "guidance": None, "nfe": None, "nfe_per_step": math.nan}
+
+
+def heads(table):
+    return [column.label for column in table.columns]
+
+
+def test_table_shows_conditions_that_vary_and_the_vae_bound():
+    rows = [table_row(**VAE), table_row(steps=4), table_row(steps=50)]
+    (table,) = reconstruction_tables(rows, [{"method": "paper", "psnr": 19.3}])
+    assert heads(table) == ["method", "steps", "NFE per step", "PSNR, dB", "latent MSE", "max residual", "n"]
+    assert [row["method"] for row in table.references] == [VAE_BOUND, "paper"]
+    (table,) = reconstruction_tables(rows[:2], [])
+    assert "steps" not in heads(table)
+    assert compared_within(rows) == "Bold: best value among rows with the same steps."
+    assert compared_within(rows[:2]) == ""
+
+
+def test_images_prompts_and_second_conditions_have_separate_tables():
+    rows = [table_row(**VAE), table_row(), table_row(steps=50, guidance=7.5), table_row(prompts="wrong")]
+    tables = reconstruction_tables(rows, [])
+    assert [table.title for table in tables] == [
+        "Images: real, guidance 1", "Images: real, guidance 7.5", "Images: real, prompts of other concepts, guidance 1"
+    ]  # fmt: skip
+    assert [len(table.references) for table in tables] == [1, 1, 0]
+    assert all(len(table.columns) <= 7 for table in tables)
+
+
+def test_criterion_of_the_residual_is_no_column():
+    (table,) = reconstruction_tables([table_row(converged=0.0)], [])
+    assert not any(column.key == "converged" for column in table.columns)

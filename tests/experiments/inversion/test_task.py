@@ -1,4 +1,4 @@
-"""Inversion methods side by side, through the command line and on colored squares."""
+"""The inversion experiment runs with several methods and images of colored squares."""
 
 import json
 from dataclasses import dataclass
@@ -99,15 +99,17 @@ def test_generated_images_have_distances_to_the_true_latent(run, table):
     row = table["accelerated", None, "right", True]
     assert row["distance_encoded"] == row["distance_adjusted"] > 0
     assert row["distance_reconstructed"] > 0
-    assert "| reconstructed" in (run[0] / "table.md").read_text()
+    assert "| reconstructed ↓ |" in (run[0] / "table.md").read_text()
 
 
 def test_run_writes_table_figures_and_images(run):
     folder, finished = run
-    for name in ("table.md", "config.yaml", "metrics.csv", "figures/residuals.png", "figures/detection.png"):
+    names = ("table.md", "table.tex", "table.csv", "detection.csv", "report.html", "config.yaml", "metrics.csv")
+    for name in (*names, "figures/residuals.png", "figures/detection.pdf"):
         assert (folder / name).stat().st_size > 0
     assert (folder / "images" / "3steps_guidance1_NFE2.png").stat().st_size > 0
-    assert "| accelerated |" in finished.stdout
+    assert "| accelerated " in finished.stdout
+    assert "Lowest PSNR: image and reconstruction" in (folder / "report.html").read_text()
 
 
 def test_wrong_prompts_are_detected_by_scores(run):
@@ -132,9 +134,9 @@ def test_edits_have_a_separate_table_and_figures(run):
     folder, _ = run
     samples = pd.read_parquet(folder / "samples.parquet")
     assert samples[samples["prompts"] == EDIT]["prompt"].str.contains("pink background").all()
-    main, edits = (folder / "table.md").read_text().split("| method | steps | guidance | edit |")
-    assert EDIT in edits
-    assert EDIT not in main
+    main, edits = (folder / "table.md").read_text().split(f"Images: real, edit {EDIT}\n")
+    assert "CLIP score ↑" in edits
+    assert "CLIP score ↑" not in main
     assert (folder / "images" / "3steps_guidance1_NFE2_whitebackground-pinkbackground.png").stat().st_size > 0
     assert (folder / "figures" / "editing.png").stat().st_size > 0
 
@@ -202,7 +204,7 @@ def test_st_lpips_is_reported_with_its_rank_correlation(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert all(row["st_lpips"] > 0 for row in results["rows"])
     assert results["settings"]["perceptual"]["images"] == 9
-    assert "ST-LPIPS" in table.read_text()
+    assert "st_lpips" in (tmp_path / "run" / "table.csv").read_text().splitlines()[0]
     assert "Rank correlation" in table.read_text()
     assert "features of resnet10t" in table.read_text()
     run_to_end(experiment(tmp_path, **changes))

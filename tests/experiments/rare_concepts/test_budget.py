@@ -1,4 +1,4 @@
-"""Equal budgets on colored squares."""
+"""The budget experiment with images of colored squares."""
 
 import json
 from functools import partial
@@ -65,7 +65,8 @@ def test_table_has_a_row_per_method_and_budget(run, rows):
     assert [(row["method"], row["budget"]) for row in rows] == [
         ("random", 2), ("random", 6), ("around", 6), ("search", 6), ("seedselect", 6)
     ]  # fmt: skip
-    assert "| random | 2 |" in (Path(run.run_dir) / "table.md").read_text()
+    assert "| random     | 2      |" in (Path(run.run_dir) / "table.md").read_text()
+    assert (Path(run.run_dir) / "report.html").stat().st_size > 0
     assert (Path(run.run_dir) / "figures" / "budget.png").stat().st_size > 0
 
 

@@ -1,4 +1,4 @@
-"""Result files of a run."""
+"""The result files of a run are written correctly."""
 
 import json
 
@@ -11,6 +11,11 @@ from experiments.naming import metric_name
 from experiments.reporting import results
 from experiments.reporting.figures import image_grid
 from experiments.reporting.results import Report
+from experiments.reporting.tables import Column, Table
+
+ACCURACY = Column("accuracy", "accuracy, %", "higher", scale=100)
+FILES = {"results.json", "samples.parquet", "table.md", "table.tex", "table.csv", "concepts.csv"}
+"""Files that are written before the figures."""
 
 
 def draw_grid():
@@ -18,8 +23,13 @@ def draw_grid():
 
 
 def report(figures):
-    rows = [{"method": "plain", "bucket": "tail", "accuracy": 0.5}]
-    return Report(rows=rows, settings={}, samples=[{"sample": "a/0"}], table="| a |\n", figures=figures)
+    rows = [{"method": "plain", "bucket": "tail", "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}]
+    tables = [Table(rows, [Column("method", "method"), ACCURACY])]
+    samples = [{"sample": "a/0"}]
+    return Report(
+        rows=rows, settings={}, samples=samples, tables=tables, figures=figures, values=[ACCURACY],
+        extra_tables={"concepts": [{"concept": "owl", "n": 4}]}, bounds=["vae"],
+    )  # fmt: skip
 
 
 def test_results_are_strict_json(tmp_path):
@@ -48,9 +58,9 @@ def test_failing_figure_does_not_affect_other_files(tmp_path, capsys):
 
     with pytest.warns(UserWarning, match=r"figures/first could not be drawn \(RuntimeError: no such font\)"):
         report({"figures/first": fail, "images/second": draw_grid}).write(tmp_path, [])
-    for name in ("results.json", "samples.parquet", "table.md", "images/second.png"):
+    for name in ("images/second.png", "images/second.pdf", "report.html", *FILES):
         assert (tmp_path / name).stat().st_size > 0
-    assert not (tmp_path / "figures").exists() and "| a |" in capsys.readouterr().out
+    assert not (tmp_path / "figures").exists() and "| plain  |" in capsys.readouterr().out
 
 
 def test_figures_are_written_last(tmp_path):
@@ -59,7 +69,31 @@ def test_figures_are_written_last(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         report({"figures/first": interrupt}).write(tmp_path, [])
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "samples.parquet", "table.md"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_tables_are_written_in_all_formats(tmp_path):
+    report({}).write(tmp_path, [])
+    assert (tmp_path / "table.md").read_text().splitlines()[-1] == "| plain  | 50.0 (40–60)  |"
+    assert r"plain & 50.0 (40--60) \\" in (tmp_path / "table.tex").read_text()
+    assert (tmp_path / "table.csv").read_text().splitlines() == [
+        "method,bucket,accuracy,accuracy_low,accuracy_high", "plain,tail,0.5,0.4,0.6"
+    ]  # fmt: skip
+    assert (tmp_path / "concepts.csv").read_text() == "concept,n\nowl,4\n"
+    assert "50.0 (40–60)" in (tmp_path / "report.html").read_text()
+
+
+def test_results_describe_their_rows(tmp_path):
+    report({}).write(tmp_path, [])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert (content["identity"], content["bounds"]) == (["method", "bucket"], ["vae"])
+    assert [Column(**column) for column in content["values"]] == [ACCURACY]
+
+
+def test_tables_have_at_most_seven_columns():
+    columns = [Column(str(k), str(k)) for k in range(8)]
+    with pytest.raises(ValueError, match="a table has at most 7 columns, got 0, 1, 2, 3, 4, 5, 6, 7; remove some"):
+        Report(rows=[], settings={}, samples=[], tables=[Table([], columns)], figures={})
 
 
 def test_versions_do_not_require_git_or_all_packages(tmp_path, monkeypatch):
@@ -90,10 +124,10 @@ def test_equal_rows_of_different_methods_are_named(tmp_path, capsys):
         row("y", 1.0, bucket="tail"),
     ]
     identity = ("method", "steps", "bucket")
-    sentence = "Rows that are equal in every figure except for times: (ddim, 50, total) = (direct, 50, total).\n"
+    sentence = "Rows that are equal in every figure except for times: (ddim, 50, total) = (direct, 50, total)."
     assert results.equal_rows(rows, identity) == sentence
     assert results.equal_rows(rows[1:], identity) == ""
     geometry = [row("mean", 1.0, inversion=name) for name in ("a", "b")]
-    assert results.equal_rows(geometry, ("inversion", "method")).endswith(": (a, mean) = (b, mean).\n")
-    Report(rows=rows, settings={}, samples=[], table="| a |\n", figures={}, identity=identity).write(tmp_path, [])
-    assert (tmp_path / "table.md").read_text() == f"| a |\n\n{sentence}" and sentence in capsys.readouterr().out
+    assert results.equal_rows(geometry, ("inversion", "method")).endswith(": (a, mean) = (b, mean).")
+    Report(rows=rows, settings={}, samples=[], tables=[], figures={}, identity=identity).write(tmp_path, [])
+    assert (tmp_path / "table.md").read_text() == f"{sentence}\n" and sentence in capsys.readouterr().out
