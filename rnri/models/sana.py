@@ -64,8 +64,7 @@ class SanaFamily(Family):
 
     @property
     def patch(self) -> int:
-        """Divisor of the height and width of latents; images then have multiples of 32 pixels, as the pipeline
-        needs."""
+        """Divisor of the height and width of latents; the pipeline needs multiples of 32 pixels."""
         return max(self.network.config.patch_size, MULTIPLE // self.pixels_per_latent)
 
     @property
