@@ -68,8 +68,7 @@ class SecantRecorder:
         return cls(previous, secants, last_z, last_z.clone(), torch.arange(len(last_z)))
 
     def select(self, rows: Tensor) -> SecantRecorder:
-        """Return a recorder of the samples ``rows`` (indices into ``self.rows``) that shares this recorder's
-        tensors."""
+        """Return a recorder of the samples ``rows`` (indices into ``self.rows``) that updates the same tensors."""
         return replace(self, previous=self.previous.select(rows), rows=self.rows[rows.cpu()])
 
     def record(self, z: Tensor, y: Tensor) -> None:
