@@ -1,4 +1,4 @@
-"""Every method of configs/method inverts and reconstructs held-out images of the embedded model."""
+"""Every method in configs/method inverts and reconstructs held-out images with the model emoji."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def errors(model):
-    """Return, by method, the latent MSE ``[2]`` of a reconstruction in five steps, its inversion and its inverter."""
+    """Return, by method, the latent MSE ``[1]`` of a reconstruction in five steps, its inversion and its inverter."""
     dataset = EmojiImages("assets/emoji", ["reference"])
-    rows = dataset.rows[5:300:200]
+    rows = dataset.rows[5:6]
     images = torch.stack([torch.from_numpy(dataset.render(row["image_id"], no_augmentation("white"))) for row in rows])
     prompts = [f"a drawing of {row['phrase']} on a white background" for row in rows]
     z0 = model.encode(images.float() / 255)
@@ -40,6 +40,7 @@ def errors(model):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_reconstruction_error(errors, name):
     error, inversion, inverter = errors[name]
@@ -61,6 +62,7 @@ def test_reconstruction_error(errors, name):
         assert isinstance(inverter, RoundTripCorrected | ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
 
 
+@pytest.mark.slow
 def test_default_beats_implicit_methods_of_equal_cost(errors):
     default_error, inversion, _ = errors["accelerated"]
     cost = inversion.nfe.double().mean()
@@ -70,12 +72,13 @@ def test_default_beats_implicit_methods_of_equal_cost(errors):
             assert (default_error < error).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_guided_inversion_under_no_grad(model, name):
     """Lightning's loops disable gradients, too."""
-    z0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    z0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     inverter = instantiate(OmegaConf.load(f"configs/method/{name}.yaml"))
-    predictor = model.predictor(["", "x"], 3.0)
+    predictor = model.predictor(["x"], 3.0)
     with torch.no_grad():
         inversion = inverter.invert(z0, predictor, model.schedule(2))
     assert inversion.seed.isfinite().all() and not inversion.seed.requires_grad
