@@ -5,28 +5,39 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sphinx.ext import autosummary
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT))
 
 project = "Seed exploration"
-html_title = project
+release = version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+html_title = f"{project} {release}"
 copyright = "the authors, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 exclude_patterns = ["_templates", "_static"]
 templates_path = ["_templates"]
 
-myst_enable_extensions = ["html_image"]  # images side by side need <img width>
+myst_enable_extensions = ["colon_fence", "html_image"]  # cards; images side by side need <img width>
 myst_heading_anchors = 3
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
     "navbar_center": [],  # the sidebar lists every page
     "navbar_end": ["theme-switcher"],
-    "show_prev_next": False,
+    "logo": {"text": html_title},
+    "show_prev_next": True,
     "secondary_sidebar_items": [],
 }
 html_sidebars = {"**": ["globaltoc"]}
@@ -50,6 +61,7 @@ nitpick_ignore_regex = [
     ("py:.*", rf"(?!({'|'.join(PACKAGES)})\.)\w+\..*"),  # names of other libraries; their inventories are online
     ("py:.*", r".*\._\w+"),  # private names have no entry
     ("py:class", r"rnri\.validation\.T"),  # a type variable
+    ("py:class", r"rnri\.loading\.Network"),  # a type variable
     ("py:class", r"rnri\.models\.family\.FamilyClass"),  # a type variable
     ("py:class", r"experiments\.app\.messages\.Handler"),  # a type variable
 ]
@@ -68,10 +80,16 @@ def packages() -> Iterator[str]:
         yield package
 
 
+FIRST = ("invert", "load", "PipelineInversion", "scheduler_for", "centroid", "interpolate", "SeedSelect", "edit")
+"""Exported names that users need first. They are at the top of the page of their package."""
+
+
 def public(package: str) -> list[str]:
     """Qualified names of the classes and functions that a package exports; their own modules document them."""
     module = importlib.import_module(package)
-    members = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    names = getattr(module, "__all__", ())
+    names = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
+    members = {name: getattr(module, name) for name in names}
     members = {name: member for name, member in members.items() if not isinstance(member, Mapping)}
     return [f"{home(package, name, member)}.{name}" for name, member in members.items()]
 
@@ -110,6 +128,17 @@ def short_name(app, environment, node, content):
     return None if role else content
 
 
+def write_config_reference(app) -> None:
+    from experiments.config.reference import config_reference  # needs the changed sys.path
+
+    path = Path(app.srcdir, "reference", "generated", "config.md")
+    path.parent.mkdir(exist_ok=True)
+    text = config_reference()
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
 def setup(app) -> None:
+    app.connect("builder-inited", write_config_reference)
     app.connect("autodoc-process-docstring", keep_colon, priority=400)  # before Napoleon's 500
     app.connect("missing-reference", short_name)

@@ -26,9 +26,9 @@ def as_images(images: Images, image_size: tuple[int, int], fit: Fit = "crop") ->
     """Convert images to a float32 tensor ``[B,3,H,W]`` in [0, 1].
 
     Args:
-        images: one image, a list of images, or a batch of arrays or tensors; see :func:`rnri.invert`.
+        images: one image, a list of images, or a batch of arrays or tensors; see :func:`rnri.api.invert`.
         image_size: height and width of the model's images in pixels.
-        fit: how images of another size are fitted to ``image_size``; see :func:`rnri.invert`.
+        fit: how images of another size are fitted to ``image_size``; see :func:`rnri.api.invert`.
 
     Raises:
         ValueError: an image has an unsupported type or shape, values outside [0, 1], gray levels whose maximum is

@@ -1,6 +1,9 @@
 """Commands, code, links and names in the README, ``docs/`` and the assets' pages exist and work."""
 
 import argparse
+import ast
+import importlib
+import inspect
 import itertools
 import re
 import runpy
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer.testing
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -145,12 +149,16 @@ def test_training_command_composes(command):
             OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
 
 
+NO_ARGUMENTS_OF_OURS = ("pytest", "sphinx", "venv", "rnri")
+"""Modules of other projects, and a module whose arguments typer parses."""
+
+
 class Parsed(Exception):
     """The arguments of a command were parsed."""
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")  # other tests import modules
-@pytest.mark.parametrize("command", [c for c in MODULES if c.words[2] not in ("pytest", "sphinx", "venv")], ids=str)
+@pytest.mark.parametrize("command", [c for c in MODULES if c.words[2] not in NO_ARGUMENTS_OF_OURS], ids=str)
 def test_module_parses_its_arguments(command, monkeypatch, capsys):
     parse = argparse.ArgumentParser.parse_args
 
@@ -171,6 +179,16 @@ def test_module_parses_its_arguments(command, monkeypatch, capsys):
     raise AssertionError("the module parsed no arguments")
 
 
+@pytest.mark.parametrize("command", [c for c in MODULES if c.words[2] == "rnri" and len(c.words) > 3], ids=str)
+def test_arguments_of_rnri_are_valid(command, monkeypatch):
+    main = importlib.import_module("rnri.__main__")
+    calls = []
+    monkeypatch.setattr(main, "run", lambda *arguments: calls.append(arguments))
+    result = typer.testing.CliRunner().invoke(main.app, command.words[3:])
+    assert result.exit_code == 0, result.output
+    assert calls or "--help" in command.words
+
+
 def test_test_folders_in_commands_exist():
     paths = [word for command in MODULES if command.words[2] == "pytest" for word in command.words[3:] if "/" in word]
     assert paths and all(Path(path).exists() for path in paths)
@@ -182,9 +200,55 @@ HOW_TO = [page for page in PAGES if page.name.startswith("add_")]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in HOW_TO], ids=str)
-def test_python_example_runs(page):
+def test_python_example_runs(page, capsys):
+    """The code of a page runs, and it prints the PSNR that its comments state."""
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {})
+        printed = capsys.readouterr().out
+        for quality in re.findall(r"# ([\d.]+ of [\d.]+ dB, .*)", block):
+            assert quality in printed
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "py")], ids=str)
+def test_names_in_code_that_needs_a_gpu_exist(page):
+    """Code in blocks with the language ``py`` is not executed, but its imports and its calls of rnri are checked."""
+    for block in blocks(page, "py"):
+        tree = ast.parse(block)
+        names = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names |= {alias.name: get_object(f"{node.module}.{alias.name}") for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name: importlib.import_module(alias.name) for alias in node.names}
+        for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+            head, *attributes = ast.unparse(call.func).split(".")
+            if head in ("rnri", "edit"):
+                member = names[head]
+                for attribute in attributes:
+                    member = getattr(member, attribute)
+                inspect.signature(member).bind(*call.args, **{word.arg: word.value for word in call.keywords})
+
+
+def templates() -> str:
+    """All string literals of the packages, one per line, with ``…`` in place of formatted values."""
+    texts = []
+    for package in ("rnri", "nao", "seedselect", "experiments"):
+        for path in Path(package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                    texts.append("".join(parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_in_troubleshooting_exist():
+    page = DOCS / "start" / "troubleshooting.md"
+    messages = re.findall(r"^- `(.+)`$", page.read_text(), flags=re.M)
+    literals = templates()
+    assert len(messages) > 15
+    assert [message for message in messages if message not in literals] == []
 
 
 @pytest.mark.parametrize("page", HOW_TO, ids=str)

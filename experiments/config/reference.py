@@ -36,7 +36,7 @@ def config_reference() -> str:
         "# Config keys",
         "",
         "This page is generated from the comments in `configs/` and from docstrings. The command",
-        "`python train.py experiment=NAME --help` prints the keys of one experiment with the values of this experiment.",
+        "`python train.py experiment=NAME --help` prints the keys of one experiment with their values.",
         "`???` is a value that must be set. `${key}` is the value of another key.",
         "",
         "## Top-level keys",

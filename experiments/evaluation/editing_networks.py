@@ -195,7 +195,7 @@ def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
 
 
 def classifier_perceptual(classifier: Classifier, fingerprint: str) -> Distance:
-    """Return LPIPS without learned weights, computed from the classifier's features (:func:`perceptual_distance`)."""
+    """Return LPIPS without learned weights, computed from the classifier's features (``perceptual_distance``)."""
     return Distance(
         "classifier features, without learned weights",
         fingerprint,
