@@ -1,4 +1,4 @@
-"""The first figure of the README: the drawing in the repository is the corpus's, and a row shows what its titles say."""
+"""The first figure of the README: the drawing is the corpus's, and a row shows what its titles say."""
 
 import numpy as np
 import pytest
