@@ -5,7 +5,7 @@ import shutil
 
 import huggingface_hub
 import pytest
-from diffusers import KandinskyPriorPipeline, SanaPipeline
+from diffusers import HunyuanDiTPipeline, KandinskyPriorPipeline
 
 from tests.rnri.models.checkpoints import assert_rejected, load, update_json
 
@@ -46,8 +46,8 @@ def test_pipelines_without_supported_network(checkpoint_copy):
     path.write_text(json.dumps(index))
     expected = "KandinskyPriorPipeline without a UNet or transformer; supported are "
     assert_rejected(lambda: load(checkpoint_copy), expected, "Stable Diffusion 1.x")
-    update_json(path, _class_name=SanaPipeline.__name__, transformer=["diffusers", "SanaTransformer2DModel"])
-    expected = "SanaPipeline, which is not a supported text-to-image pipeline"
+    update_json(path, _class_name=HunyuanDiTPipeline.__name__, transformer=["diffusers", "HunyuanDiT2DModel"])
+    expected = "HunyuanDiTPipeline, which is not a supported text-to-image pipeline"
     assert_rejected(lambda: load(checkpoint_copy), expected)
 
 
