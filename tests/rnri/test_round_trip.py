@@ -88,6 +88,7 @@ def embedded():
     return model, prompts, z0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [
@@ -104,10 +105,11 @@ def test_embedded_model_round_trip_is_within_tolerance(embedded, solver):
     model, prompts, z0 = embedded
     inverter = ImplicitInverter(solver, "fitted")
     steps = model.schedule(10)
-    inversion = inverter.invert(z0, model.predictor(prompts), steps)
-    reconstruction = inverter.reconstruct(inversion, model.predictor(prompts), steps)
+    predictor = model.predictor(prompts[:1])
+    inversion = inverter.invert(z0[:1], predictor, steps)
+    reconstruction = inverter.reconstruct(inversion, predictor, steps)
     assert inversion.residual_converged.all() and (inversion.residual <= solver.tolerance).all()
-    assert ((reconstruction - z0).abs().flatten(1).mean(1) < 20 * len(steps) * solver.tolerance).all()
+    assert ((reconstruction - z0[:1]).abs().flatten(1).mean(1) < 20 * len(steps) * solver.tolerance).all()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
