@@ -49,6 +49,7 @@ CSS = """
 #compare-images .image-frame, #compare-images img {
   width: 100%; aspect-ratio: 1; max-height: 36vh; object-fit: contain;
 }
+#compare-question { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 8px; }
 #compare-status p { font-size: 1.1em; font-weight: 600; }
 #compare-references { max-width: 360px; }
 """
@@ -127,8 +128,8 @@ def compare_tab(session: RatingSession, folder: Path) -> None:
     with gr.Row():
         name = gr.Textbox(label="Your name", placeholder="name of the rater", max_length=60, elem_id="compare-name")
         start = gr.Button("Start or continue", variant="primary", elem_id="compare-start")
-    with gr.Row():
-        status = gr.HTML(elem_id="compare-status", min_height=0)
+    with gr.Row(elem_id="compare-question"):
+        status = gr.HTML(elem_id="compare-status")
         references = gr.HTML(elem_id="compare-references")
     with gr.Row(elem_id="compare-images"):
         images = [
