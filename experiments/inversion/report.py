@@ -115,7 +115,8 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
         tables.append(Table(group, columns, title, [*bound, *(paper if k == 0 else [])], within=list(CONDITIONS)))
         if first["generated"] and not is_edited(first):
             distances = [METHOD, *label, *INVERSION.columns(LATENTS), COUNT]
-            tables.append(Table(group, distances, f"{title}: distances between latents", within=list(CONDITIONS)))
+            latents_title = ": ".join(filter(None, [title, "distances to the latents of the generated images"]))
+            tables.append(Table(group, distances, latents_title, within=list(CONDITIONS)))
     return tables
 
 
