@@ -11,6 +11,7 @@ from typing import NoReturn
 import torch
 
 import experiments  # noqa: F401  # the terminal may lack characters of the output
+from rnri.quiet import quiet_libraries
 from rnri.validation import first_line
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -93,6 +94,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     A ValueError or an OSError is printed in one line, and the exit status is 1.
     """
+    quiet_libraries()
     try:
         status = main()
     except (ValueError, OSError) as error:

@@ -18,6 +18,7 @@ from rnri.image_batch import Fit
 from rnri.methods.registry import ALL_METHODS, METHODS
 from rnri.models.diffusion import LatentDiffusion
 from rnri.pipeline_inversion import PipelineInversion, stack_images
+from rnri.quiet import quiet_libraries
 from rnri.validation import ConfigError, Dtype, first_line
 
 if TYPE_CHECKING:
@@ -106,12 +107,7 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
 
 def _load(options: Options) -> LatentDiffusion:
     """Load the model without the progress bars and information messages of diffusers and transformers."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet_libraries()
     logging.getLogger("rnri").setLevel(logging.INFO)
     device = options.device
     if device == "auto":

@@ -85,8 +85,11 @@ def build_context(config: DictConfig) -> AppContext:
     from experiments.app.context import AppContext, check_method, default_steps, resolve_device
     from experiments.app.uploads import UploadLimits, example_files
     from experiments.evaluation.classifier import load_classifier
+    from rnri.quiet import quiet_libraries
     from rnri.validation import ConfigError
     from seedselect import ClipFeatures
+
+    quiet_libraries()
 
     device = resolve_device(settings.device)
     example_files(settings.examples)  # raises ValueError if there are none, before the model is loaded

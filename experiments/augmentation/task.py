@@ -1,10 +1,10 @@
 """Few-shot augmentation: do generated images of rare concepts improve a classifier that is trained on few real images?
 
-The protocol is the same for every method. A classifier is trained from scratch on ``k`` real reference images per
+Every method is evaluated by the same procedure. A classifier is trained from scratch on ``k`` real reference images per
 concept and on the images that the method generated. The classifier is tested on real images on which neither the
 classifier nor the text-to-image model was trained. The first row of the table is a classifier that is trained on the
-reference images only. Methods differ only in their generated images: the number of training steps, the batch size and
-the random seeds of the training are the same.
+reference images only. Methods differ only in the generated images. The number of training steps, the batch size and the
+random seeds of the training are the same for all methods.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.planning.cost import Cost, StagePlan
 from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.image_stage import ImageStage
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.unit_queue import CachedUnitDataModule, Stage
 from rnri.validation import dataclass
 
@@ -37,11 +37,32 @@ REFERENCES_ONLY = "references only"
 PREDICTION_BYTES = 8
 
 Training = tuple[str, int]
-"""The name of a method and the index of one of its trainings, which start at 0."""
+"""The name of a method, and the index (from 0) of one of the classifiers that are trained for the method."""
 
 
 class TrainingJobs(CachedUnitDataModule):
     """Data loader of the few-shot trainings whose predicted labels are not on disk yet."""
+
+    unit_noun = "classifier"
+
+    def __init__(
+        self,
+        jobs: Sequence[Training],
+        stores: Mapping[str, UnitStore],
+        progress: RunProgress,
+        leases: Path,
+        *,
+        steps: int,
+    ) -> None:
+        super().__init__(jobs, stores, progress, leases)
+        self.steps = steps
+
+    def part(self, unit: Training) -> str:
+        return f"training with {unit[0]}"
+
+    def cost(self, unit: Training) -> float:
+        """Return the number of training steps. In the progress, a training step counts as a network evaluation."""
+        return self.steps
 
     def address(self, unit: Training) -> tuple[str, str]:
         method, index = unit
@@ -78,12 +99,11 @@ class TrainingStage:
         size = self.num_units * PREDICTION_BYTES * len(self.truth)
         return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the denoiser
 
-    def build(self, leases: Path) -> Stage:
+    def build(self, leases: Path, progress: RunProgress) -> Stage:
         """Return the Lightning module and data module that train the classifiers whose results are not on disk yet."""
-        progress = Progress("few-shot training", "classifier")
         jobs = [(method, k) for method in self.methods for k in range(self.trainings)]
         stores = {method: self.units(method) for method in self.methods}
-        return FewShotModule(self, stores, progress), TrainingJobs(jobs, stores, progress, leases)
+        return FewShotModule(self, stores), TrainingJobs(jobs, stores, progress, leases, steps=self.few_shot.steps)
 
     def train(self, method: str, k: int, device: torch.device) -> Tensor:
         """Train the ``k``-th classifier of a method; return the predicted labels of the test images, ``int64 [N]``."""
@@ -106,7 +126,7 @@ class TrainingStage:
         return torch.cat(images), torch.cat(labels)
 
     def units(self, method: str) -> UnitStore:
-        """Return the store of a method's trainings.
+        """Return the store of the results of a method's trainings.
 
         The key of the store includes all concepts, because the concepts are the classes of the classifiers.
         """
@@ -131,20 +151,17 @@ class TrainingStage:
 class FewShotModule(LightningModule):
     """Lightning module whose predict step trains one classifier and writes the predicted labels of held-out images."""
 
-    def __init__(self, stage: TrainingStage, stores: Mapping[str, UnitStore], progress: Progress) -> None:
+    def __init__(self, stage: TrainingStage, stores: Mapping[str, UnitStore]) -> None:
         super().__init__()
         self.stage = stage
         self.stores = stores
-        self.progress = progress
 
     def predict_step(self, training: Training, _: int) -> None:
         method, k = training
-        self.progress.set_stage(method)
         start = time.perf_counter()
         with torch.enable_grad():
             predictions = self.stage.train(method, k, self.device)
         self.stores[method].write(str(k), {"predictions": predictions}, {"seconds": time.perf_counter() - start})
-        self.progress.finish(1)
 
 
 @dataclass(kw_only=True)

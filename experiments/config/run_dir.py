@@ -87,8 +87,8 @@ def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
 def job_folder(overrides: Sequence[str], jobs: Sequence[Sequence[str]], index: int) -> str:
     """Return the folder name of a job of a sweep. Every job of the sweep has a different name.
 
-    The name consists of the overrides that differ between the jobs, such as ``lam_0.1``. If the name is not unique among
-    ``jobs``, or the name is too long, a hash of the overrides is appended.
+    The name consists of the overrides that differ between the jobs, such as ``lam_0.1``. If the name is too long or not
+    unique among ``jobs``, a hash of the overrides is appended.
 
     Args:
         overrides: overrides of this job.

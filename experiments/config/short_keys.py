@@ -165,9 +165,9 @@ class _Task:
         return product(*(_as_list(self.values.get(name, default)) for name, default in defaults.items()))
 
     def _plain_settings(self) -> list[dict[str, Any]]:
-        """Return the settings as dictionaries, without the number of images if the key ``images`` is set."""
+        """Return the settings as dictionaries, without numbers of images, which depend on the steps, if one is given."""
         settings = OmegaConf.to_container(self.task.settings, resolve=True)
-        dropped = "images" if "images" in self.values else None
+        dropped = "images" if "images" in self.values or "steps" in self.values else None
         return [{name: value for name, value in each.items() if name != dropped} for each in settings]
 
 

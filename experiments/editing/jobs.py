@@ -22,7 +22,7 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 
 SOURCE_IMAGE = "source image"
 GROUND_TRUTH = "ground truth"
-"""Reference methods of the tables: the unedited source image and the ground-truth image of the benchmark."""
+"""Reference methods, which return the unedited source image or the ground-truth image of the benchmark."""
 
 PROMPT_SWAP = "prompt_swap"
 NATIVE = "native"
@@ -30,9 +30,10 @@ NONE = "none"
 ATTENTION_EDITS = {PromptToPrompt: "p2p", Injection: "injection"}
 """Attention edits: the class of the edit and the name of its edit method.
 
-An edit method is how an edited image is generated. ``prompt_swap`` samples the inverted seed under the target prompt.
-An attention edit (``p2p``, ``injection``) also uses attention of the source image. ``native`` is the editing procedure
-of a method itself. ``none`` is for the reference methods, whose images are not edited.
+An edit method generates the edited image. ``prompt_swap`` uses the target prompt to sample from the inverted seed. An
+attention edit (``p2p``, ``injection``) also reuses attention of the source image. ``native`` is the editing procedure
+of a method that edits without inversion. ``none`` is the edit method of the reference methods, whose images are not
+edited.
 """
 
 Method = Inverter | Editor
@@ -181,10 +182,10 @@ def make_jobs(
     *,
     batch_size: int,
 ) -> tuple[list[EditJob], list[dict[str, str]]]:
-    """Return the jobs of all methods with all models, and the combinations of method and model that are left out.
+    """Return the jobs of all methods with all models, and the combinations of method and model that are omitted.
 
-    A combination is left out if the method does not support the model's schedule. The ground truth is left out if an
-    edit has no ground-truth image, as in PIE-Bench.
+    A combination is omitted if the method does not support the schedule of the model. The ground truth is omitted if an
+    edit has no ground-truth image; the edits of PIE-Bench have no ground-truth image.
 
     Args:
         models: the models with which every method is run.
@@ -220,6 +221,14 @@ def make_jobs(
 
 class EditJobDataModule(CachedUnitDataModule):
     """Data loader of the jobs whose results are not on disk yet."""
+
+    unit_noun = "batch"
+
+    def part(self, unit: EditJob) -> str:
+        return unit.label
+
+    def cost(self, unit: EditJob) -> float:
+        return unit.cost.nfe + unit.cost.decoded or len(unit.edits)
 
     def address(self, unit: EditJob) -> tuple[str, str]:
         return unit.folder_key, unit.key

@@ -16,13 +16,12 @@ from experiments.evaluation.editing_metrics import EditingNetworks
 from experiments.evaluation.registry import EDITING
 from experiments.finite import mask_nonfinite, select_finite
 from experiments.runtime.device import synchronize
-from experiments.runtime.progress import Progress
 from rnri import Inversion, LatentDiffusion
 from rnri.editing import Editor, edit_latents
 
 MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per unit and edit method
 EditOutput = tuple[str, Tensor, dict[str, Tensor]]
-"""The name of an edit method, its edited images ``[B,3,H,W]``, and its measurements ``[B]`` by column name."""
+"""The name of an edit method, the edited images ``[B,3,H,W]``, and measurements ``[B]`` by the name of the column."""
 
 
 class EditingModule(LightningModule):
@@ -31,7 +30,6 @@ class EditingModule(LightningModule):
     Args:
         networks: the networks that compute the metrics.
         units: stores of the units, by the ``folder_key`` of the jobs.
-        progress: progress bar.
         size: image size ``(H, W)`` in pixels for jobs without a model.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
     """
@@ -40,7 +38,6 @@ class EditingModule(LightningModule):
         self,
         networks: EditingNetworks,
         units: Mapping[str, UnitStore],
-        progress: Progress,
         *,
         size: tuple[int, int],
         min_psnr: float,
@@ -48,7 +45,6 @@ class EditingModule(LightningModule):
         super().__init__()
         self.networks = networks
         self.units = units
-        self.progress = progress
         self.size = size
         self.min_psnr = min_psnr
         self._warm_models: set[str] = set()
@@ -56,7 +52,6 @@ class EditingModule(LightningModule):
     @torch.no_grad()
     def predict_step(self, job: EditJob, _: int) -> str:
         """Write the results of a job as a unit; return the label of the job."""
-        self.progress.set_stage(job.label)
         size = self.size if job.model is None else job.model.model.image_size
         originals = torch.stack([edit.load_image(size) for edit in job.edits]).to(self.device)
         tensors: dict[str, Tensor] = {}
@@ -67,7 +62,6 @@ class EditingModule(LightningModule):
             rows[name] = [{column: float(values[k]) for column, values in columns.items()} for k in range(len(images))]
             tensors[name], tensors[f"{name}_finite"] = select_finite(images[:MAX_SAVED_IMAGES])
         self.units[job.folder_key].write(job.key, tensors, {"rows": rows})
-        self.progress.finish(1)
         return job.label
 
     def _outputs(self, job: EditJob, originals: Tensor) -> Iterator[EditOutput]:

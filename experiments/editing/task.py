@@ -1,7 +1,7 @@
 """Editing experiment: measures quality and time of the edits by all inversion and edit methods with several models.
 
-A *unit* is the results of one method with one model on a batch of edits, for each edit method of the method. Each unit
-is written to disk before the computation of the next unit begins.
+A *unit* (the smallest piece of work that a resumed run can skip) is the results of one inversion method with one model
+on a batch of edits, for each edit method. Each unit is written to disk before the computation of the next unit begins.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from experiments.evaluation.editing_networks import (
 from experiments.evaluation.registry import EDITING
 from experiments.planning.cost import Cost, StagePlan, estimate_seconds
 from experiments.runtime.device import numerics
-from experiments.runtime.progress import Progress, print_estimate
+from experiments.runtime.progress import RunProgress, print_estimate
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import ResumableRun, run_stages
 from rnri import Inverter, LatentDiffusion
@@ -160,7 +160,7 @@ class EditingExperiment(ResumableRun):
             temporary = folder.with_name(f".benchmark.{uuid4().hex[:16]}")
             try:
                 make_benchmark.write(temporary, self.corpus)
-                if not folder.is_dir():  # unless another process created it meanwhile
+                if not folder.is_dir():  # unless another process has created the benchmark meanwhile
                     temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -207,12 +207,11 @@ class EditingExperiment(ResumableRun):
         Returns the CLIP score of the last table row.
         """
         units = self.units()
-        progress = Progress("edits", unit="batch")
         self._announce(units, trainer.world_size)
         size = self.models[0].model.image_size
-        module = EditingModule(self.networks, units, progress, size=size, min_psnr=self.min_psnr)
+        module = EditingModule(self.networks, units, size=size, min_psnr=self.min_psnr)
         running_means = RunningMeans(partial(self._sample_rows, units), IDENTITY, EDITING.live)
-        run_stages(trainer, (module, EditJobDataModule(self.jobs, units, progress, self.leases, running_means)))
+        run_stages(trainer, (module, EditJobDataModule(self.jobs, units, RunProgress(), self.leases, running_means)))
         if not self.writes_report(trainer):
             return 0.0
         finished = [(job, *units[job.folder_key].read(job.key)) for job in self.jobs]
@@ -255,7 +254,7 @@ class EditingExperiment(ResumableRun):
         """Print the omitted combinations of method and model, the number of units, and the estimated duration."""
         for each in self.left_out:
             where = "" if each["model"] == NONE else f" on {each['model']}"
-            print(f"Left out{where}: {each['method']}. {each['reason']}", flush=True)
+            print(f"Omitted{where}: {each['method']}. {each['reason']}", flush=True)
         pending = [job for job in self.jobs if not units[job.folder_key].done(job.key)]
         costs = [sum((job.cost for job in pending if job.model is model), Cost()) for model in self.models]
         prompts = [edit.source for edit in self.jobs[0].edits]

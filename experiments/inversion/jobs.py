@@ -276,6 +276,14 @@ def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> In
 class InversionJobData(CachedUnitDataModule):
     """Data loader of the jobs whose results are not on disk yet."""
 
+    unit_noun = "batch"
+
+    def part(self, unit: InversionJob) -> str:
+        return unit.method if unit.inverter is None else unit.label
+
+    def cost(self, unit: InversionJob) -> float:
+        return unit.cost.nfe + unit.cost.decoded
+
     def address(self, unit: InversionJob) -> tuple[str, str]:
         return unit_name(unit), unit.key
 

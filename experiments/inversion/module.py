@@ -19,13 +19,12 @@ from experiments.finite import NonFiniteError, is_finite, mask_nonfinite
 from experiments.inversion.figures import images_to_save
 from experiments.inversion.jobs import InversionJob, unit_name
 from experiments.runtime.device import synchronize
-from experiments.runtime.progress import Progress
 from rnri import DecoderInversion, with_measured_residuals
 
 MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per method and setting
 MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are cached in memory for the other methods
 SOLVED_TOLERANCE = 1e-4
-"""A step is solved if its residual is at most this value, as in the RNRI paper (appendix G)."""
+"""An inversion step is solved if the residual of the step is at most this value, as in the RNRI paper (appendix G)."""
 
 
 class InversionModule(LightningModule):
@@ -35,7 +34,6 @@ class InversionModule(LightningModule):
         self,
         networks: Networks,
         units: Mapping[str, UnitStore],
-        progress: Progress,
         noise_seed: int,
         *,
         lpips: ShiftTolerantLpips | None = None,
@@ -43,7 +41,6 @@ class InversionModule(LightningModule):
         super().__init__()
         self.networks = networks
         self.units = units
-        self.progress = progress
         self.noise_seed = noise_seed
         self.lpips = lpips
         self._cache: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
@@ -58,7 +55,6 @@ class InversionModule(LightningModule):
             NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity, so that
                 no method can reconstruct the images.
         """
-        self.progress.set_stage(job.label)
         prompts = [image.prompt for image in job.images]
         targets = [job.setting.target(prompt) for prompt in prompts]
         images, z0, true_latents = self._images_and_latents(job, prompts)
@@ -88,7 +84,6 @@ class InversionModule(LightningModule):
         count = MAX_SAVED_IMAGES if job.first else 0
         tensors = images_to_save(images=images[:count], reconstructions=reconstructions[:count])
         store.write(job.key, tensors, {"rows": rows})
-        self.progress.finish(1)
         return job.label
 
     def _images_and_latents(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -38,7 +38,7 @@ from experiments.inversion.jobs import (
 from experiments.inversion.module import MAX_SAVED_IMAGES, InversionModule
 from experiments.inversion.report import IDENTITY, sample_rows, write_report
 from experiments.planning.cost import Cost, StagePlan, inversion_cost, print_cost_estimate
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import ResumableRun, run_stages
 from rnri import Inverter, LatentDiffusion, check_schedule
@@ -54,16 +54,16 @@ SAFE_STEP_COUNT = 50  # a method that rejects a schedule with this many steps do
 class InversionExperiment(ResumableRun):
     """The task of the experiments that compare inversion methods, which differ only in their methods and settings.
 
-    A *unit* is the results of one method with one setting on a batch of images. Each unit is written to disk before the
-    computation of the next unit begins.
+    A *unit* (the smallest piece of work that a resumed run can skip) is the results of one method with one setting on a
+    batch of images. Each unit is written to disk before the computation of the next unit begins.
 
     Args:
         source: data set that the images and prompts are read from.
         concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
-        model, clip: functions of ``device`` that create the text-to-image model and CLIP. Without CLIP (None), the
-            CLIP score is left out.
+        model, clip: functions of ``device`` that create the text-to-image model and CLIP. If ``clip`` is None, the CLIP
+            score is not computed.
         classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name. None: the perceptual
-            distance is left out.
+            distance is not computed.
         methods: the compared methods by name.
         settings: the settings (number of steps, guidance scale, images, ...) with which the methods are compared.
         images: maximum number of images, or ``all``.
@@ -178,11 +178,10 @@ class InversionExperiment(ResumableRun):
         Returns the mean PSNR in dB of the last row.
         """
         units = self.units()
-        progress = Progress("inversions", unit="batch")
         self._announce(units, trainer.world_size)
-        module = InversionModule(self.networks, units, progress, self.seed, lpips=self.lpips)
+        module = InversionModule(self.networks, units, self.seed, lpips=self.lpips)
         running_means = RunningMeans(partial(_unit_rows, units), IDENTITY, INVERSION.live)
-        run_stages(trainer, (module, InversionJobData(self.jobs, units, progress, self.leases, running_means)))
+        run_stages(trainer, (module, InversionJobData(self.jobs, units, RunProgress(), self.leases, running_means)))
         if not self.writes_report(trainer):
             return 0.0
         rows = write_report(

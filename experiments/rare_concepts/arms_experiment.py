@@ -20,6 +20,7 @@ from experiments.planning.cost import StagePlan
 from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.image_stage import ImageStage
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.unit_queue import ResumableRun, Stage, run_stages
 from rnri import LatentDiffusion, check_schedule
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
@@ -38,7 +39,7 @@ class ExperimentStage(Protocol):
     def plan(self) -> list[StagePlan]:
         """Return the cost of this stage's units that are not on disk yet."""
 
-    def build(self, leases: Path) -> Stage:
+    def build(self, leases: Path, progress: RunProgress) -> Stage:
         """Return the Lightning module and data module that compute the units of this stage."""
 
 
@@ -46,15 +47,15 @@ class ExperimentStage(Protocol):
 class ArmsExperiment(ResumableRun, ABC):
     """Base class of the experiments that compare arms (pipelines). A subclass implements ``stages`` and ``report``.
 
-    A *unit* is the results of one arm for one concept. Each unit is written to disk before the computation of the next
-    unit begins. An interrupted run therefore loses only the units that were being computed, and a resumed run computes
-    no finished unit again.
+    A *unit* (the smallest piece of work that a resumed run can skip) is the results of one arm for one concept. Each
+    unit is written to disk before the computation of the next unit begins. An interrupted run therefore loses only the
+    units that were being computed, and a resumed run computes no finished unit again.
 
     The method ``prepare`` sets the attributes ``context``, the inputs that all stages share, and ``evaluator``, which
     classifies the generated images.
 
     Args:
-        source: data set that the concepts and their images are read from.
+        source: data source of the concepts and their images.
         concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
         model, clip: functions of ``device`` that create the text-to-image model and CLIP.
         classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
@@ -156,7 +157,8 @@ class ArmsExperiment(ResumableRun, ABC):
         The method returns when all processes have finished their units.
         """
         ImageStage(self.context).announce(trainer.world_size)
-        run_stages(trainer, *(stage.build(self.leases) for stage in self.stages()))
+        progress = RunProgress()
+        run_stages(trainer, *(stage.build(self.leases, progress) for stage in self.stages()))
 
     @abstractmethod
     def stages(self) -> list[ExperimentStage]:

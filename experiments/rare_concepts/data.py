@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
@@ -16,12 +15,12 @@ from experiments.data.concepts import Concept
 from experiments.finite import is_finite
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.inversion_stage import CachedSeeds
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import CachedUnitDataModule
 
 Unit = tuple[str, Concept]
-"""The name of an arm and a concept, which together identify one result file."""
+"""The name of an arm, and a concept. Both together identify the file of one unit."""
 
 
 @dataclass
@@ -72,11 +71,13 @@ class ConceptBatch:
 class ConceptDataModule(CachedUnitDataModule):
     """Data loader of the concepts for which an arm has no finished unit yet, in batches, one arm after the other."""
 
+    unit_noun = "concept"
+
     def __init__(
         self,
         context: RunContext,
         stores: Mapping[str, UnitStore],
-        progress: Progress,
+        progress: RunProgress,
         leases: str | Path,
         *,
         running_means: RunningMeans | None = None,
@@ -84,9 +85,14 @@ class ConceptDataModule(CachedUnitDataModule):
         super().__init__(list(product(stores, context.concepts)), stores, progress, leases, running_means)
         self.context = context
         self.inversions = {arm: context.inversion_stage(arm) for arm in stores}
-        self._arm: str | None = None
-        self._total: Counter[str] = Counter()
-        self._pending: Counter[str] = Counter()
+
+    def part(self, unit: Unit) -> str:
+        return unit[0]
+
+    def cost(self, unit: Unit) -> float:
+        context = self.context
+        cost = context.arms[unit[0]].cost(context.steps, context.samples, context.references)
+        return cost.nfe + cost.decoded
 
     def address(self, unit: Unit) -> tuple[str, str]:
         arm, concept = unit
@@ -106,27 +112,11 @@ class ConceptDataModule(CachedUnitDataModule):
         images = [torch.from_numpy(concept.references[: self.context.references]) for concept in concepts]
         return ConceptBatch(arm, concepts, torch.stack(images).float() / 255)
 
-    def on_start(self, units: list[Unit], pending: list[Unit]) -> None:
-        """Count the units of each arm for the progress bars.
-
-        Each arm has a separate progress bar, because arms differ in time per unit.
-        """
-        self._arm = None
-        self._total = Counter(arm for arm, _ in units)
-        self._pending = Counter(arm for arm, _ in pending)
-
-    def on_finished_elsewhere(self, unit: Unit) -> None:
-        self._pending[unit[0]] -= 1
-        if unit[0] == self._arm:
-            super().on_finished_elsewhere(unit)
-
     def transfer_batch_to_device(self, batch: ConceptBatch, device: torch.device, _: int) -> ConceptBatch:
         return replace(batch, references=batch.references.to(device))
 
     def on_after_batch_transfer(self, batch: ConceptBatch, _: int) -> ConceptBatch:
         """Invert the reference images of the batch, or read their seeds from the cache."""
-        if batch.arm != self._arm:
-            self._start_progress(batch.arm)
         inversion = self.inversions[batch.arm]
         if inversion is None:
             return batch
@@ -138,10 +128,3 @@ class ConceptDataModule(CachedUnitDataModule):
 
         seeds = inversion(batch.references.flatten(0, 1), prompts, show_step)
         return replace(batch, seeds=seeds)
-
-    def _start_progress(self, arm: str) -> None:
-        self.progress.close()
-        self._arm = arm
-        self.progress.description = arm
-        total = self._total[arm]
-        self.progress.start(total, total - self._pending[arm], visible=self.trainer.is_global_zero)

@@ -15,7 +15,7 @@ from experiments.planning.cost import Cost, StagePlan, inversion_cost, print_cos
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptDataModule, Unit
 from experiments.rare_concepts.module import RareConceptModule
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import Stage
 
@@ -25,8 +25,8 @@ INVERSION_BYTES = 8 + 4  # bytes per element of a cached inversion (seed in floa
 RowKey = Callable[[str, str], dict[str, Any] | None]
 """Function that returns the columns and values that identify one row of the table.
 
-Its arguments are the name of an arm and a bucket, or ``total`` for all buckets. It returns None if the table has no row
-for them.
+The arguments of the function are the name of an arm and a bucket, or ``total`` for all buckets. The function returns
+None if the table has no row for the arguments.
 """
 
 
@@ -54,10 +54,9 @@ class ImageStage:
     def num_units(self) -> int:
         return len(self.context.arms) * len(self.context.concepts)
 
-    def build(self, leases: Path) -> Stage:
+    def build(self, leases: Path, progress: RunProgress) -> Stage:
         """Return the Lightning module and data module that compute the units that are not on disk yet."""
         stores = {arm: self.context.units(arm) for arm in self.context.arms}
-        progress = Progress("images")
         running_means = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
         module = RareConceptModule(self.context, stores, progress)
         return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
@@ -103,7 +102,7 @@ class ImageStage:
         return planned
 
     def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[StagePlan]:
-        """Return the cost of inverting the concepts that are not in ``inverted``; add them to ``inverted``."""
+        """Return the cost of inverting the concepts that are not in ``inverted``, and update ``inverted``."""
         context, arm = self.context, self.context.arms[name]
         if arm.inverter is None:
             return []

@@ -17,12 +17,12 @@ from experiments.finite import NonFiniteError, select_finite
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptBatch
 from experiments.runtime.device import synchronize
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from rnri.models.sampling import trajectory
 from seedselect import Problem, Selection, Targets, Trajectory
 
 Unit = tuple[dict[str, Tensor], dict[str, Any]]
-"""Results of one concept under one arm: tensors, and a record that can be stored as JSON."""
+"""Results of one concept with one arm: tensors, and a record that can be stored as JSON."""
 
 
 class RareConceptModule(LightningModule):
@@ -34,7 +34,7 @@ class RareConceptModule(LightningModule):
     finite does not change the other samples.
     """
 
-    def __init__(self, context: RunContext, stores: Mapping[str, UnitStore], progress: Progress) -> None:
+    def __init__(self, context: RunContext, stores: Mapping[str, UnitStore], progress: RunProgress) -> None:
         super().__init__()
         self.context = context
         self.stores = stores
@@ -48,8 +48,8 @@ class RareConceptModule(LightningModule):
         SeedSelect converged, averaged over the samples of the concept.
 
         Raises:
-            NonFiniteError: no image of the batch is finite, and the arm has no finished unit. The cause is then the
-                checkpoint or its precision, so that the other concepts would fail too.
+            NonFiniteError: no image of the batch is finite, and the arm has no finished unit. In this case the
+                checkpoint or its precision is the cause, so that the other concepts would fail too.
         """
         finite = batch.has_finite_seeds()
         computed = iter(self._generate(batch.select(finite)) if any(finite) else [])
@@ -59,7 +59,6 @@ class RareConceptModule(LightningModule):
             raise NonFiniteError(_no_image_message(batch, finite))
         for concept, (tensors, record) in zip(batch.concepts, units, strict=True):
             store.write(concept.key, tensors, record)
-        self.progress.finish(len(batch.concepts))
         return [concept.name for concept in batch.concepts]
 
     def _generate(self, batch: ConceptBatch) -> list[Unit]:
@@ -72,7 +71,6 @@ class RareConceptModule(LightningModule):
         seeds, latents, records = self._optimize(seeds, batch) if arm.select else self._sample(seeds, batch)
         for k, record in enumerate(records):
             record["nfe"] += batch.inversion_nfe(k // samples) / samples
-        self.progress.set_stage("decoding")
         with torch.no_grad():
             images = self.context.networks.model.decode(latents, clamp=False)
         units = []

@@ -17,9 +17,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.cache.atomic import atomic_write
 from experiments.naming import metric_name
@@ -214,7 +216,7 @@ def log_metrics(loggers: Sequence[Logger], rows: Rows, identity: Sequence[str], 
 
 
 def log_media(loggers: Sequence[Logger], tables: Mapping[str, Rows], figures: Mapping[str, Path]) -> None:
-    """Log tables and image files of figures to W&B.
+    """Log tables and image files of figures to W&B, TensorBoard and MLflow.
 
     Args:
         tables: rows of each table, by the name of the table.
@@ -228,3 +230,15 @@ def log_media(loggers: Sequence[Logger], tables: Mapping[str, Rows], figures: Ma
             for name, path in figures.items():
                 logger.log_image(name, [str(path)])
             logger.save()
+        elif isinstance(logger, TensorBoardLogger):
+            for name, rows in tables.items():
+                logger.experiment.add_text(name, pd.DataFrame(rows).to_html())
+            for name, path in figures.items():
+                with Image.open(path) as image:
+                    logger.experiment.add_image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
+            logger.save()
+        elif isinstance(logger, MLFlowLogger):
+            for name, rows in tables.items():
+                logger.experiment.log_text(logger.run_id, pd.DataFrame(rows).to_csv(index=False), f"{name}.csv")
+            for path in figures.values():
+                logger.experiment.log_artifact(logger.run_id, str(path), "figures")

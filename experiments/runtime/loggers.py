@@ -1,18 +1,18 @@
-"""Loggers: id, name and job type of the W&B run, the W&B login, and filters for Lightning's messages."""
+"""Loggers: id, name and job type of the W&B run, the W&B login, and missing packages of loggers."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
 import pydantic
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,6 +24,8 @@ from rnri.validation import describe
 
 WANDB_ID_FILE = "wandb_id"
 """Name of the file in the run's folder that contains the id of the W&B run."""
+EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
+"""Package of each logger that is not installed by default. The extra in ``pyproject.toml`` has the same name."""
 MAX_JOB_TYPE_CHARS = 64  # maximum length of a job type in W&B
 
 
@@ -47,6 +49,7 @@ def set_wandb_identity(config: DictConfig) -> None:
             logger.id = earlier if earlier.endswith(suffix) else f"{uuid4().hex[:8]}{suffix}"
         if "name" in logger and logger.name is None:
             logger.name = _run_name(config)
+        os.environ.setdefault("WANDB_QUIET", "true")  # no summary of all metrics at the end of the run
         if "job_type" in logger and logger.job_type is None:
             arms = OmegaConf.select(config, "task.arms") or [config.name]
             logger.job_type = _job_type(list(map(str, arms)))
@@ -71,15 +74,22 @@ def _job_type(arms: Sequence[str]) -> str:
     return arms[0][:MAX_JOB_TYPE_CHARS]
 
 
+def omit_anonymous_option(loggers: Sequence[Logger]) -> None:
+    """Omit an option that Lightning always passes to W&B, because W&B warns that the option has no effect."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger._wandb_init.get("anonymous") is None:
+            logger._wandb_init.pop("anonymous", None)
+
+
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
-    """Log the resolved config to W&B, and write the id of the W&B run to a file in the run's folder."""
+    """Log the resolved config, and write the id of the W&B run to a file in the run's folder."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-            if logger.version:
-                file = Path(config.run_dir) / WANDB_ID_FILE
-                atomic_write(file, lambda path, id=logger.version: path.write_text(f"{id}\n"))
+        if isinstance(logger, WandbLogger) and logger.version:
+            file = Path(config.run_dir) / WANDB_ID_FILE
+            atomic_write(file, lambda path, id=logger.version: path.write_text(f"{id}\n"))
 
 
 def check_wandb_options(loggers: DictConfig | None) -> None:
@@ -107,6 +117,14 @@ def check_wandb_options(loggers: DictConfig | None) -> None:
                     raise ValueError(f"logger.{name}.{key}: {describe(error)}") from None
                 except (wandb.Error, TypeError, ValueError) as error:
                     raise ValueError(f"logger.{name}.{key}: {' '.join(str(error).split())}; choose another.") from None
+
+
+def check_packages(loggers: DictConfig | None) -> None:
+    """Raise ValueError if the package of a logger of the config is not installed."""
+    for name, logger in (loggers or {}).items():
+        package = EXTRAS.get(str(logger.get("_target_")).rpartition(".")[2])
+        if package is not None and find_spec(package) is None:
+            raise ValueError(f'logger={name} requires the extra {package}: run pip install -e ".[{package}]".')
 
 
 def check_account(loggers: DictConfig | None) -> None:
@@ -142,18 +160,6 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
         wandb.finish(exit_code=0 if sys.exception() is None else 1)
 
 
-def disable_lightning_tips() -> None:
-    """Disable Lightning's messages that advertise other products. Lightning's other messages are still printed."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logger = logging.getLogger(name)
-        if _is_not_tip not in logger.filters:
-            logger.addFilter(_is_not_tip)
-
-
 def ignore_deleted_logs() -> None:
     """Ignore Lightning's warning that it overwrites the CSV log. A resumed run logs all earlier values again."""
     warnings.filterwarnings("ignore", message="Experiment logs directory")
-
-
-def _is_not_tip(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()

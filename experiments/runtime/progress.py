@@ -1,10 +1,11 @@
-"""Progress of a run: a progress bar on a terminal, a line per unit in a log file, and an estimate of the duration."""
+"""Progress: a bar on a terminal, lines in a log file, and an estimate of the duration of a run."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ LOG_INTERVAL_S = 60.0  # minimum interval between two log lines about the same u
 
 
 class Progress:
-    """Counts the finished units of a run and shows the stage of the current unit. Prints nothing before ``start``.
+    """Counts the finished units of one task, such as reading images. Prints nothing before ``start``.
 
     If stderr is a terminal, the progress is a bar. Otherwise it is one line on stderr per finished unit, with the time,
     the number of finished units, the current stage and the estimated remaining time. While a long unit is computed,
@@ -25,7 +26,7 @@ class Progress:
         description: text at the beginning of the bar and of each line.
         unit: singular noun for what is counted, such as ``concept``.
         min_interval: minimum number of seconds between two lines on stderr, to be used if there are many short units.
-            A line is always printed after the last unit.
+            A shorter task prints no line.
     """
 
     def __init__(self, description: str, unit: str = "concept", min_interval: float = 0.0) -> None:
@@ -85,7 +86,7 @@ class _Log:
         self.done_before = done
         self.stage = ""
         self.start_time = time.monotonic()
-        self.last_time = -float("inf")
+        self.last_time = self.start_time if min_interval else -float("inf")
 
     def set_stage(self, text: str) -> None:
         self.stage = text
@@ -94,7 +95,8 @@ class _Log:
 
     def finish(self, units: int) -> None:
         self.done += units
-        if self.done >= self.total or time.monotonic() - self.last_time >= self.min_interval:
+        is_end = self.done >= self.total and self.last_time != self.start_time
+        if is_end or time.monotonic() - self.last_time >= self.min_interval:
             self._print()
 
     def _print(self) -> None:
@@ -110,6 +112,126 @@ class _Log:
         if not finished or not missing:
             return ""
         return f"{format_duration(missing * (time.monotonic() - self.start_time) / finished)} left"
+
+
+@dataclass
+class _Part:
+    """The units of one arm or method.
+
+    Attributes:
+        unit: singular noun for a unit, such as ``concept``.
+        total: number of all units.
+        done: number of finished units.
+        cost: network evaluations of all units.
+        done_cost: network evaluations of the finished units.
+    """
+
+    unit: str
+    total: int = 0
+    done: int = 0
+    cost: float = 0.0
+    done_cost: float = 0.0
+
+
+class RunProgress:
+    """Progress of all units of a run, with one remaining time for the whole run. Prints nothing before ``start``.
+
+    The units belong to *parts*, such as the arms or methods of the run. The share that is finished is weighted by the
+    planned network evaluations of the units, and so is the remaining time. If stderr is a terminal, the progress is a
+    bar. Otherwise it is one line per finished batch, and while a long batch is computed, at most one line per minute
+    with the current step.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, _Part] = {}
+        self.bar = tqdm(disable=True)
+        self._part = ""
+        self._logs = False
+        self._start_time: float | None = None
+        self._last_time = 0.0
+        self._cost_before = 0.0
+
+    def add(self, part: str, unit: str, cost: float, *, done: bool) -> None:
+        """Add a unit of ``part``.
+
+        Args:
+            unit: singular noun for the unit, such as ``concept``.
+            cost: planned number of network evaluations.
+            done: whether the result of the unit is on disk.
+        """
+        entry = self.parts.setdefault(part, _Part(unit))
+        entry.total += 1
+        entry.cost += cost
+        if done:
+            entry.done += 1
+            entry.done_cost += cost
+
+    def start(self, visible: bool) -> None:
+        """Start the clock, and show the progress if ``visible``. Further calls have no effect."""
+        if self._start_time is not None:
+            return
+        self._start_time = self._last_time = time.monotonic()
+        self._cost_before = self._sum("done_cost")
+        self._logs = visible and not sys.stderr.isatty()
+        if visible and not self._logs:
+            bar_format = "{percentage:3.0f} % |{bar}| {desc}{postfix}, {remaining} left"
+            self.bar = tqdm(
+                total=self._sum("cost"),
+                initial=self._cost_before,
+                bar_format=bar_format,
+                smoothing=0,
+                dynamic_ncols=True,
+            )
+
+    def begin(self, part: str) -> None:
+        """Show that units of ``part`` are computed."""
+        self._part = part
+        self.bar.set_description_str(self._counts())
+
+    def set_stage(self, text: str) -> None:
+        """Show the current step of the computation of a unit."""
+        self.bar.set_postfix_str(text)
+        if self._logs and time.monotonic() - self._last_time >= LOG_INTERVAL_S:
+            self._print(text)
+
+    def finish(self, part: str, costs: Sequence[float]) -> None:
+        """Count finished units of ``part`` with these numbers of network evaluations."""
+        entry = self.parts[part]
+        entry.done += len(costs)
+        entry.done_cost += sum(costs)
+        self._part = part
+        self.bar.set_description_str(self._counts(), refresh=False)
+        self.bar.update(sum(costs))
+        if self._logs:
+            self._print("")
+
+    def close(self) -> None:
+        self.bar.set_postfix_str("")
+        self.bar.close()
+        self._logs = False
+
+    def _sum(self, name: str) -> float:
+        return sum(getattr(part, name) for part in self.parts.values())
+
+    def _counts(self) -> str:
+        part = self.parts[self._part]
+        return f"of {self._sum('total'):.0f} units, {self._part} {part.done}/{part.total} {plural(part.unit)}"
+
+    def _print(self, stage: str) -> None:
+        self._last_time = time.monotonic()
+        percent = int(100 * self._sum("done_cost") / self._sum("cost"))
+        if self._sum("done") == self._sum("total"):
+            percent = 100
+        parts = [f"{datetime.now():%Y-%m-%d %H:%M:%S} {percent} % {self._counts()}", stage, self._remaining()]
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def _remaining(self) -> str:
+        """Return the remaining time of the run, estimated from the units that were finished since its start."""
+        finished = self._sum("done_cost") - self._cost_before
+        missing = self._sum("cost") - self._sum("done_cost")
+        if not finished or self._sum("done") == self._sum("total"):
+            return ""
+        return f"{format_duration(missing * (time.monotonic() - self._start_time) / finished)} left"
 
 
 def plural(unit: str) -> str:

@@ -28,11 +28,12 @@ from experiments.runtime.distributed import (
 )
 from experiments.runtime.loggers import (
     check_account,
+    check_packages,
     check_wandb_options,
-    disable_lightning_tips,
     finish_loggers,
     ignore_deleted_logs,
     log_config,
+    omit_anonymous_option,
     set_wandb_identity,
 )
 from experiments.runtime.run_lock import join_or_start_run
@@ -41,6 +42,7 @@ from experiments.runtime.shared_identity import share_identity
 from experiments.runtime.training_state import TrainingSettings, check_checkpoint
 from experiments.runtime.unit_queue import PeerDied, Terminated
 from experiments.runtime.watchdog import install_watchdogs
+from rnri.quiet import quiet_libraries
 
 
 def run(config: DictConfig) -> float | None:
@@ -99,13 +101,15 @@ def _setup_processes(config: DictConfig) -> None:
     install_watchdogs()
     set_process_group_timeout(units=not is_training(config))
     seed_everything(config.seed, verbose=False)
-    disable_lightning_tips()
+    quiet_libraries()
     ignore_deleted_logs()
 
 
 def _create_trainer(config: DictConfig) -> Trainer:
+    check_packages(config.logger)
     check_wandb_options(config.logger)
     loggers = list(instantiate_part(config, "logger").values()) if config.logger else []
+    omit_anonymous_option(loggers)
     plugins = {} if "plugins" in config.trainer else {"plugins": cluster_environments()}
     trainer = instantiate_part(config, "trainer", logger=loggers, **plugins)
     check_topology(trainer, str(config.trainer.strategy))

@@ -22,7 +22,7 @@ from experiments.cache.atomic import CannotWrite, remove_stale_temporaries
 from experiments.cache.store import UnitStore
 from experiments.finite import NonFiniteError
 from experiments.runtime.leases import LeaseManager
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans, loggers_without_history
 
 Stage = tuple[LightningModule, "UnitDataModule"]
@@ -74,17 +74,20 @@ class UnitDataModule(LightningDataModule):
 
     Args:
         units: all units of the stage, including the units on disk.
-        progress: shows the number of finished units.
+        progress: progress of the run, to which the units are added.
         leases: folder of the leases, which must be the same for all processes and runs that share the units. Default:
             the folder ``leases`` in the trainer's default root directory.
         running_means: logs means of metrics on rank 0 whenever a unit is finished. None: no metrics are logged before
             the report.
     """
 
+    unit_noun = "unit"
+    """Singular noun for a unit in the progress, such as ``concept``."""
+
     def __init__(
         self,
         units: Sequence[Any],
-        progress: Progress,
+        progress: RunProgress,
         leases: str | Path | None = None,
         running_means: RunningMeans | None = None,
     ) -> None:
@@ -95,6 +98,7 @@ class UnitDataModule(LightningDataModule):
         self.running_means = running_means
         self.units_before = 0  # number of units in earlier stages
         self._batches: Generator[Any, None, None] | None = None
+        self._counted: set[int] = set()
 
     def done(self, unit: Any) -> bool:
         """Return whether the result of ``unit`` is on disk."""
@@ -112,18 +116,29 @@ class UnitDataModule(LightningDataModule):
         """Return the batch for ``predict_step`` from the units of a group whose leases have been acquired."""
         return units[0]
 
-    def on_start(self, units: list[Any], pending: list[Any]) -> None:
-        """Called in each process before its first unit.
+    def part(self, unit: Any) -> str:
+        """Return the name under which the progress shows ``unit``, such as the name of its arm or method."""
+        return "units"
 
-        Args:
-            units: all units.
-            pending: the units that are not on disk.
-        """
-        self.progress.start(len(units), len(units) - len(pending), visible=self.trainer.is_global_zero)
+    def cost(self, unit: Any) -> float:
+        """Return the planned number of network evaluations of ``unit``, by which the progress weights it."""
+        return 1.0
 
-    def on_finished_elsewhere(self, unit: Any) -> None:
-        """Called when this process detects that another process has finished ``unit``."""
-        self.progress.finish(1)
+    def add_to_progress(self) -> None:
+        """Add all units to the progress of the run, which must know them before it shows the first unit."""
+        self._counted = {k for k, unit in enumerate(self.units) if self.done(unit)}
+        for k, unit in enumerate(self.units):
+            self.progress.add(self.part(unit), self.unit_noun, self.cost(unit), done=k in self._counted)
+
+    def count(self, indices: Iterable[int]) -> None:
+        """Count the units with these indices as finished in the progress. A unit is only counted once."""
+        by_part: dict[str, list[float]] = {}
+        for k in indices:
+            if k not in self._counted:
+                self._counted.add(k)
+                by_part.setdefault(self.part(self.units[k]), []).append(self.cost(self.units[k]))
+        for part, costs in by_part.items():
+            self.progress.finish(part, costs)
 
     def log(self, trainer: Trainer, indices: Iterable[int], loggers: Sequence[Logger] | None = None) -> None:
         """Add the finished units with these indices to the running means, and log the means on rank 0.
@@ -163,7 +178,8 @@ class UnitDataModule(LightningDataModule):
         pending = [k for k, unit in enumerate(self.units) if not self.done(unit)]
         on_disk = sorted({*range(len(self.units))}.difference(pending))
         self.log(self.trainer, on_disk, loggers_without_history(self.trainer.loggers))
-        self.on_start(self.units, [self.units[k] for k in pending])
+        self.progress.start(visible=self.trainer.is_global_zero)
+        self.count(on_disk)
         leases = LeaseManager(self.leases or Path(self.trainer.default_root_dir) / "leases")
         queue = UnitQueue(self, leases, set(pending))
         try:
@@ -196,7 +212,9 @@ class UnitQueue:
             for group in groups:
                 acquired = self._acquire(group)
                 if acquired:
+                    data.progress.begin(data.part(data.units[acquired[0]]))
                     yield data.load([data.units[k] for k in acquired])
+                    data.count(acquired)
                     data.log(data.trainer, acquired)
                     self.missing -= set(acquired)
             groups = [group for group in groups if self.missing.intersection(group)]
@@ -215,7 +233,7 @@ class UnitQueue:
             leased = not data.done(unit) and self.leases.acquire(data.lease_name(unit))
             if data.done(unit):  # another process may have finished the unit just before the lease was acquired
                 self.missing.discard(k)
-                data.on_finished_elsewhere(unit)
+                data.count([k])
                 data.log(data.trainer, [k])
             elif leased:
                 acquired.append(k)
@@ -235,7 +253,7 @@ class CachedUnitDataModule(UnitDataModule):
         self,
         units: Sequence[Any],
         stores: Mapping[str, UnitStore],
-        progress: Progress,
+        progress: RunProgress,
         leases: str | Path,
         running_means: RunningMeans | None = None,
     ) -> None:
@@ -311,7 +329,11 @@ def run_stages(trainer: Trainer, *stages: Stage) -> None:
             remove_stale_temporaries(folder)
     for (_, earlier), (_, data) in pairwise(stages):
         data.units_before = earlier.units_before + len(earlier.units)
+    for _, data in stages:
+        data.add_to_progress()
     computed = _compute(trainer, stages)
+    for _, data in stages:
+        data.progress.close()
     # Log the units that were not counted in this process: it ran no prediction loop, or only a child process ran one.
     for _, data in stages:
         loggers = [
@@ -339,7 +361,6 @@ def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
                 raise
             finally:
                 data.release()
-            data.progress.close()
     return True
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from experiments.cache.store import UnitStore
 from experiments.config.errors import exit_with_error
 from experiments.runtime.distributed import set_process_group_timeout
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.unit_queue import PeerDied, UnitDataModule, run_stages
 from experiments.runtime.watchdog import install_watchdogs
 
@@ -21,7 +21,7 @@ SECONDS_PER_UNIT = 1.0
 class Numbers(UnitDataModule):
     def __init__(self, folder: Path) -> None:
         self.store = UnitStore(folder / "units", {})
-        super().__init__(list(map(str, range(UNITS))), Progress("numbers"), folder / "leases")
+        super().__init__(list(map(str, range(UNITS))), RunProgress(), folder / "leases")
 
     def done(self, unit: str) -> bool:
         return self.store.done(unit)

@@ -1,13 +1,11 @@
 """The trainer follows the processes of a launcher; other combinations raise an error."""
 
-import logging
 from datetime import timedelta
 
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import OmegaConf
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
@@ -21,7 +19,7 @@ from experiments.runtime.distributed import (
     detect_launcher,
     set_process_group_timeout,
 )
-from experiments.runtime.loggers import check_account, disable_lightning_tips, set_wandb_identity
+from experiments.runtime.loggers import check_account, set_wandb_identity
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
             "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # fmt: skip
@@ -212,18 +210,6 @@ def test_process_group_timeout_is_an_hour_for_every_strategy(alone, strategy, mo
     assert arguments["timeout"] == PROCESS_GROUP_TIMEOUT >= timedelta(hours=1)
     assert trainer.strategy._get_process_group_backend() == "gloo"
     assert StrategyRegistry["ddp_spawn"]["init_params"]["start_method"] == "spawn"
-
-
-def test_only_lightning_tips_are_disabled(caplog):
-    disable_lightning_tips()
-    disable_lightning_tips()
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addHandler(caplog.handler)
-        Trainer(accelerator="cpu", logger=False)
-        rank_zero_info("a real warning")
-    message = [record.getMessage() for record in caplog.records]
-    assert "a real warning" in message and not any("Tip" in text for text in message)
-    assert any("GPU available" in text for text in message)
 
 
 WANDB = {"wandb": {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}}

@@ -1,4 +1,4 @@
-"""Progress in a log file and on a terminal, and the estimate before a run."""
+"""The progress of a run in a log file and on a terminal, and the estimated duration before a run."""
 
 import io
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments.runtime import progress
-from experiments.runtime.progress import Progress, format_duration, print_estimate, timed
+from experiments.runtime.progress import Progress, RunProgress, format_duration, print_estimate, timed
 
 
 class Clock:
@@ -74,7 +74,17 @@ def test_min_interval_limits_the_lines(monkeypatch, clock):
         clock.now += 1
         bar.finish(1)
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 11 and "100/100" in lines[-1]
+    assert len(lines) == 10 and "100/100" in lines[-1]
+
+
+def test_short_task_prints_no_line(monkeypatch, clock):
+    stream = log(monkeypatch)
+    bar = Progress("classifying", min_interval=10)
+    bar.start(5, 0, visible=True)
+    for _ in range(5):
+        clock.now += 1
+        bar.finish(1)
+    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -98,6 +108,63 @@ def test_terminal_shows_a_bar(monkeypatch):
     bar.finish(1)
     bar.close()
     assert "2/2" in stream.getvalue() and "\r" in stream.getvalue()
+
+
+def run_of_two_arms() -> RunProgress:
+    """Return the progress of a run with cheap and expensive units, of which one cheap unit is on disk."""
+    bar = RunProgress()
+    for k in range(4):
+        bar.add("plain", "concept", 10, done=k == 0)
+    for _ in range(2):
+        bar.add("seedselect", "concept", 180, done=False)
+    return bar
+
+
+def test_run_has_one_line_per_batch_with_one_remaining_time(monkeypatch, clock):
+    stream = log(monkeypatch)
+    bar = run_of_two_arms()
+    bar.start(visible=True)
+    bar.begin("plain")
+    bar.set_stage("sampling")
+    clock.now += 30
+    bar.finish("plain", [10, 10, 10])
+    bar.begin("seedselect")
+    clock.now += 180
+    bar.finish("seedselect", [180])
+    bar.finish("seedselect", [180])
+    bar.close()
+    lines = stream.getvalue().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d+ % of 6 units, ", line) for line in lines)
+    assert [line[20:] for line in lines] == [
+        "10 % of 6 units, plain 4/4 concepts, about 6 min left",
+        "55 % of 6 units, seedselect 1/2 concepts, about 3 min left",
+        "100 % of 6 units, seedselect 2/2 concepts",
+    ]
+
+
+def test_long_batch_of_a_run_logs_its_step_once_a_minute(monkeypatch, clock):
+    stream = log(monkeypatch)
+    bar = run_of_two_arms()
+    bar.start(visible=True)
+    bar.start(visible=True)  # of the second stage, which does not start the clock again
+    bar.begin("seedselect")
+    clock.now += 61
+    bar.set_stage("optimizing, iteration 1")
+    bar.set_stage("optimizing, iteration 2")
+    (line,) = stream.getvalue().splitlines()
+    assert line[20:] == "2 % of 6 units, seedselect 0/2 concepts, optimizing, iteration 1"
+
+
+def test_run_on_a_terminal_is_a_bar(monkeypatch):
+    stream = log(monkeypatch)
+    stream.isatty = lambda: True
+    bar = run_of_two_arms()
+    bar.start(visible=True)
+    bar.begin("plain")
+    bar.set_stage("sampling")
+    bar.finish("plain", [10, 10, 10])
+    bar.close()
+    assert "of 6 units, plain 4/4 concepts" in stream.getvalue() and "\r" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

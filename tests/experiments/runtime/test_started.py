@@ -1,4 +1,4 @@
-"""An error of a child process is raised with its own type and message."""
+"""An error in a child process is raised in the parent process with the same type and message."""
 
 import traceback
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ class Spawned:
     """A trainer whose child processes fail with ``error``, which torch passes on as text."""
 
     world_size = 2
+    is_global_zero = False
     strategy = SimpleNamespace(cluster_environment=SimpleNamespace(creates_processes_externally=False))
 
     def __init__(self, error: Exception) -> None:
@@ -30,7 +31,10 @@ class Spawned:
 
 def unfinished():
     return None, SimpleNamespace(
-        all_done=lambda: False, progress=SimpleNamespace(close=lambda: None), release=lambda: None
+        all_done=lambda: False,
+        add_to_progress=lambda: None,
+        progress=SimpleNamespace(close=lambda: None),
+        release=lambda: None,
     )
 
 

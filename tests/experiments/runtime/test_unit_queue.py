@@ -1,4 +1,4 @@
-"""Units that processes share: each acquires free units and waits for the others."""
+"""Processes share units: each process acquires free units, and waits for the units of the other processes."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from experiments.cache.store import UnitStore
 from experiments.runtime.leases import LeaseManager
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import PeerDied, Terminated, UnitDataModule, run_stages
 from tests.experiments import tiny_configs
@@ -23,7 +23,7 @@ class Numbers(UnitDataModule):
     def __init__(self, folder, count=6):
         self.store = UnitStore(folder / "units", {})
         means = RunningMeans(lambda unit: [{"method": "a", "x": int(unit)}], ["method"], ["x"])
-        super().__init__([str(k) for k in range(count)], Progress("numbers"), folder / "leases", means)
+        super().__init__([str(k) for k in range(count)], RunProgress(), folder / "leases", means)
 
     def done(self, unit):
         return self.store.done(unit)
@@ -55,6 +55,7 @@ def test_units_are_computed_once_and_acquired_one_at_a_time(tmp_path):
     computed = []
     work = Numbers(tmp_path, 10)
     work.trainer = tiny_configs.trainer()
+    work.add_to_progress()
     for unit in iter(work.predict_dataloader()):
         computed.append(unit)
         assert LeaseManager(work.leases).owner_of(work.lease_name("9")) is None or unit == "9"
