@@ -62,6 +62,7 @@ nitpick_ignore_regex = [
     ("py:.*", r".*\._\w+"),  # private names have no entry
     ("py:class", r"rnri\.validation\.T"),  # a type variable
     ("py:class", r"rnri\.loading\.Network"),  # a type variable
+    ("py:class", r"tuple\[.*"),  # a part of an annotation that autodoc splits at its comma
     ("py:class", r"rnri\.models\.family\.FamilyClass"),  # a type variable
     ("py:class", r"experiments\.app\.messages\.Handler"),  # a type variable
 ]

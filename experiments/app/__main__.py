@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def command() -> None:
-    """Run :func:`main`. If an expected error occurs, print it in one line and exit."""
+    """Run ``main``. If an expected error occurs, print it in one line and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     try:
         main()
