@@ -13,11 +13,11 @@ from experiments.app.context import AppContext
 from experiments.app.edits import Seed, edit_config, edit_image, invert_image, no_progress
 from experiments.app.uploads import Example, uint8_to_pil
 
-Settings = Mapping[str, Any]
+EditSettings = Mapping[str, Any]
 """Values of the edit settings by name; the names are those of :func:`experiments.app.edits.edit_controls`."""
 
-DEFAULT_SETTINGS: Settings = {"cross": 0.4, "self_attention": 0.4, "weights": "", "blend": "", "share": 0.2}
-VARIANTS: Mapping[str, Settings] = {
+DEFAULT_SETTINGS: EditSettings = {"cross": 0.4, "self_attention": 0.4, "weights": "", "blend": "", "share": 0.2}
+VARIANTS: Mapping[str, EditSettings] = {
     "close to the image": {"cross": 0.8, "self_attention": 0.8, "share": 0.4},
     "default": {"cross": 0.4, "self_attention": 0.4, "share": 0.2},
     "close to the prompt": {"cross": 0.0, "self_attention": 0.0, "share": 0.05},
@@ -38,7 +38,7 @@ class EditStep:
     reconstruction: Image.Image
     edited: Image.Image
 
-    def is_of(self, seed: Seed, prompt: str, settings: Settings) -> bool:
+    def is_of(self, seed: Seed, prompt: str, settings: EditSettings) -> bool:
         """Return whether this edited image has this seed, prompt and settings."""
         return (self.digest, self.prompt, self.settings) == (seed.digest, prompt, settings)
 
@@ -61,7 +61,7 @@ class EditSession:
     step: EditStep | None = None
     history: tuple[EditStep, ...] = ()
 
-    def render(self, context: AppContext, prompt: str, settings: Settings) -> EditSession:
+    def render(self, context: AppContext, prompt: str, settings: EditSettings) -> EditSession:
         """Generate the edited image, unless it is displayed already. Without a seed, nothing changes.
 
         Raises:
@@ -107,7 +107,7 @@ class EditSession:
         return None if self.step is None else self.step.edited
 
 
-def generate(context: AppContext, seed: Seed, prompt: str, settings: Settings) -> EditStep:
+def generate(context: AppContext, seed: Seed, prompt: str, settings: EditSettings) -> EditStep:
     """Generate the reconstruction and the edited image of ``seed``.
 
     Raises:
@@ -122,7 +122,7 @@ def open_image(
     context: AppContext,
     image: Image.Image,
     prompt: str,
-    settings: Settings,
+    settings: EditSettings,
     *,
     on_step: Callable[[int, int], Any] = no_progress,
     suggestions: Mapping[str, str] | None = None,
@@ -147,14 +147,14 @@ def open_image(
     return session.render(context, prompt, settings).remember()
 
 
-def open_seed(context: AppContext, seed: Seed, settings: Settings) -> EditSession:
+def open_seed(context: AppContext, seed: Seed, settings: EditSettings) -> EditSession:
     """Generate the image of a seed from a file. A file of an inversion also contains the inverted image."""
     image = None if seed.inversion is None else uint8_to_pil(seed.inversion.images[0])
     session = EditSession(image=image, seed=seed, suggestions=context.info.background_edits(seed.prompt))
     return session.render(context, seed.prompt, settings).remember()
 
 
-def open_example(context: AppContext, example: Example, settings: Settings) -> EditSession:
+def open_example(context: AppContext, example: Example, settings: EditSettings) -> EditSession:
     """Invert an example that has edited prompts, and show its first edit, after the reconstruction in the history."""
     seed = invert_image(context, example.image, example.prompt)
     edit = generate(context, seed, next(iter(example.edited_prompts.values())), settings)
@@ -163,7 +163,7 @@ def open_example(context: AppContext, example: Example, settings: Settings) -> E
     return EditSession(example.image, seed, suggestions, step=edit, history=(unedited, edit))
 
 
-def variants(context: AppContext, session: EditSession, prompt: str, settings: Settings) -> dict[str, EditStep]:
+def variants(context: AppContext, session: EditSession, prompt: str, settings: EditSettings) -> dict[str, EditStep]:
     """Generate the edit with each of the settings ``VARIANTS``; word weights and the edited region do not change.
 
     Raises:

@@ -379,7 +379,7 @@ class EditTab:
         return {name: DEFAULT_SETTINGS[name] for name in self.names}
 
     def _named(self, settings: Sequence[Any]) -> dict[str, Any]:
-        """Return the settings by name. The value of a text box that was never filled is None."""
+        """Return the settings by name. The value of an untouched Textbox is None."""
         pairs = zip(self.names, settings, strict=True)
         return {name: DEFAULT_SETTINGS[name] if value is None else value for name, value in pairs}
 

@@ -149,14 +149,14 @@ def test_edits_can_be_suggested_typed_and_undone(visit, width):
     page = visit(width)
     expect_count(page, "#edit-history img", 2)
     after_change(page, lambda: page.click("#edit-suggestion-1"))
-    expect_value(page, "edit-prompt", TULIP.replace("white", "blue"))
+    expect_value(page, "edit-prompt", TULIP.replace("white", "purple"))
     expect_count(page, "#edit-history img", 3)
     after_change(page, lambda: text_box(page, "edit-prompt").fill(TULIP.replace("white", "green")))
     expect_count(page, "#edit-history img", 3)  # the visitor is still typing
     page.keyboard.press("Enter")
     expect_count(page, "#edit-history img", 4)
     after_change(page, lambda: page.click("#edit-undo"))
-    expect_value(page, "edit-prompt", TULIP.replace("white", "blue"))
+    expect_value(page, "edit-prompt", TULIP.replace("white", "purple"))
     expect_count(page, "#edit-history img", 3)
     after_change(page, lambda: page.locator("#edit-history button img").first.click())
     expect_value(page, "edit-prompt", TULIP)
@@ -252,6 +252,7 @@ def test_settings_remain_after_a_reload(visit):
     open_accordion(page, "edit-settings")
     after_change(page, lambda: text_box(page, "edit-weights").fill("sunflower=0.5"))
     page.reload()
+    open_accordion(page, "edit-settings")
     expect_value(page, "edit-weights", "sunflower=0.5")
 
 
