@@ -1,4 +1,4 @@
-"""A method's name never lies: no two methods are the same computation, for any number of network evaluations."""
+"""No two methods with different names compute the same result, for any number of network evaluations."""
 
 from itertools import combinations
 from pathlib import Path
@@ -53,6 +53,7 @@ def same(first, second):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [schedule(6), flow_schedule(6)], ids=["noise", "flow"])
 def test_no_two_methods_are_the_same_computation(steps):
     computed = {}
