@@ -228,7 +228,7 @@ def test_edits_are_selected_from_each_kind_in_turn(benchmark):
     selected = select_edits(edits, [OBJECT, BACKGROUND], 4)
     assert [KINDS[edit.kind] for edit in selected] == [OBJECT, BACKGROUND] * 2
     assert len(select_edits(edits, [OBJECT, BACKGROUND], None)) == 5
-    with pytest.raises(ValueError, match=r"task.count: must be at most 5, the benchmark's number .*, got 6"):
+    with pytest.raises(ValueError, match=r"task.count: must be at most 5, the number of edits .*, got 6"):
         select_edits(edits, [OBJECT, BACKGROUND], 6)
 
 
