@@ -82,7 +82,9 @@ def assert_regenerates(pipe, inversion):
 @pytest.mark.parametrize("name", PIPES)
 def test_pipeline_call_regenerates_the_image(name):
     pipe = small_outputs(name)
-    inversion = rnri.invert(pipe, images(), PROMPTS, num_inference_steps=3, method=rnri.anderson_inverter(8, 1e-9))
+    inversion = rnri.invert(
+        pipe, images(), PROMPTS, num_inference_steps=3, method=rnri.anderson_inverter(8, 1e-9), round_trip=False
+    )
     assert inversion.latents.dtype == torch.float32
     assert_regenerates(pipe, inversion)
 
@@ -100,6 +102,7 @@ def test_non_square_images_with_guidance(name):
         method=rnri.anderson_inverter(8, 1e-9),
         negative_prompt="" if name == "flux dev" else ["fog", "rain"],
         fit="exact",
+        round_trip=False,
     )
     assert inversion.image_size == (16, 24)
     assert_regenerates(pipe, inversion)
@@ -154,7 +157,7 @@ def test_all_types_of_images_have_the_same_seeds():
     ]
     for seed in seeds[1:]:
         torch.testing.assert_close(seed, seeds[0], rtol=0, atol=1e-6)
-    one = rnri.invert(pipe, pil[0], PROMPTS[0], num_inference_steps=2)
+    one = rnri.invert(pipe, pil[0], PROMPTS[0], num_inference_steps=2, round_trip=False)
     torch.testing.assert_close(one.seed, seeds[0][:1], rtol=0, atol=1e-4)
 
 
@@ -171,9 +174,10 @@ def test_callback_is_called_after_every_step():
 
 def test_deterministic_scheduler_uses_its_source():
     pipe = PIPES["turbo"]()
-    expected = rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2).seed
+    expected = rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2, round_trip=False).seed
     pipe.scheduler = rnri.scheduler_for(pipe)
-    assert torch.equal(rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2).seed, expected)
+    actual = rnri.invert(pipe, images(), PROMPTS, num_inference_steps=2, round_trip=False).seed
+    assert torch.equal(actual, expected)
     assert not isinstance(rnri.scheduler_for(pipe).source, rnri.DeterministicScheduler)
 
 

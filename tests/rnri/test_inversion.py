@@ -67,8 +67,9 @@ SOLVER_IDS = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)
     ],
     ids=lambda solver: type(solver).__name__,
 )
-@pytest.mark.parametrize("guess", ["plain", "extrapolated", "fitted"])
-@pytest.mark.parametrize("allocation", ["uniform", "by_difficulty"])
+@pytest.mark.parametrize(
+    ("guess", "allocation"), [("plain", "uniform"), ("extrapolated", "by_difficulty"), ("fitted", "by_difficulty")]
+)
 def test_gaussian_seeds_are_exact(solver, steps, guess, allocation):
     denoiser, z0 = gaussian(batch=3)
     inversion = ImplicitInverter(solver, guess, allocation).invert(z0, NoisePredictor(denoiser), schedule(steps))
@@ -164,11 +165,11 @@ def exact_model():
 @pytest.mark.parametrize(("guess", "allocation"), [("plain", "uniform"), ("fitted", "by_difficulty")])
 def test_result_does_not_depend_on_batch(exact_model, solver, guess, allocation):
     """In float64, so that rounding does not decide whether a residual is within the tolerance."""
-    z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    z0 = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     z0[1] *= 3  # converges later, or not at all
-    prompts = ["a cat", "dog", "x"]
+    prompts = ["a cat", "dog"]
     inverter = ImplicitInverter(solver, guess, allocation)
-    steps = exact_model.schedule(4)
+    steps = exact_model.schedule(3)
     batched = inverter.invert(z0, exact_model.predictor(prompts, 2.0), steps)
     tolerance = 1e-5 if isinstance(solver, RNRIPaper) else 1e-9  # Eq. 8 divides by derivatives near zero
     for i, prompt in enumerate(prompts):
@@ -447,15 +448,18 @@ def test_measured_residuals_are_those_of_the_path():
     assert (measured.residuals[~solved] < inversion.residuals[~solved]).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16, torch.float64], ids=str)
+def converted_model(request):
+    return LatentDiffusion(tiny_stable_diffusion().to(request.param))
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=SOLVER_IDS)
-def test_networks_of_every_dtype(solver, dtype):
-    model = LatentDiffusion(tiny_stable_diffusion().to(dtype))
+def test_networks_of_every_dtype(converted_model, solver):
     z0 = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     inverter = ImplicitInverter(solver)
-    steps = model.schedule(3)
+    steps = converted_model.schedule(3)
     path = [z0.double()]
-    predictor = model.predictor(["a cat", "dog"], 2.0)
+    predictor = converted_model.predictor(["a cat", "dog"], 2.0)
     inversion = inverter.invert(z0, predictor, steps, lambda k, z: path.append(z))
     assert inversion.seed.dtype == torch.float64
     assert inversion.seed.isfinite().all()
