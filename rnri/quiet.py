@@ -33,8 +33,8 @@ LOGGERS = (
 def quiet_libraries() -> None:
     """Hide the bars of loading weights, and messages of diffusers, transformers and Lightning about their own code.
 
-    All other warnings and errors of these libraries are still shown. A truncated prompt is reported in one sentence per
-    process, without the list of truncated words.
+    All other warnings and errors of these libraries are still shown. The first truncated prompt of a process is
+    reported in one line, without the list of truncated words.
     """
     for message in WARNINGS:  # some are emitted when a library is imported
         warnings.filterwarnings("ignore", message=message)

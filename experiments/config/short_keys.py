@@ -119,7 +119,7 @@ class _Task:
 
     def _set_images(self, value: object) -> None:
         if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError("images", f"must be a number of at least 1 or all, got {value!r}.")
+            raise ConfigError("images", f"must be a number >= 1 or all, got {value!r}.")
         if "count" in self.task:  # number of edits
             self.task.count = None if value == "all" else value
             return
@@ -133,7 +133,7 @@ class _Task:
     def _settings(self) -> Iterator[dict[str, Any]]:
         """Yield the settings of an inversion experiment, each once."""
         seen: list[dict[str, Any]] = []
-        for setting in self._combined() if "methods" in self.values else self._kept():
+        for setting in self._combined() if "methods" in self.values else self._with_replaced_values():
             if setting not in seen:
                 seen.append(setting)
                 yield setting
@@ -153,7 +153,7 @@ class _Task:
                     conditions.append((steps, guidance))
                     yield {**base, "steps": steps, "guidance": guidance}
 
-    def _kept(self) -> Iterator[dict[str, Any]]:
+    def _with_replaced_values(self) -> Iterator[dict[str, Any]]:
         if "nfe" in self.values:
             raise ConfigError("nfe", "requires methods=[...], because the number of some methods is fixed.")
         for each in self._plain_settings():
@@ -165,7 +165,7 @@ class _Task:
         return product(*(_as_list(self.values.get(name, default)) for name, default in defaults.items()))
 
     def _plain_settings(self) -> list[dict[str, Any]]:
-        """Return the settings as dictionaries, without numbers of images, which depend on the steps, if one is given."""
+        """Return the settings as dictionaries, without their numbers of images if images or steps are given."""
         settings = OmegaConf.to_container(self.task.settings, resolve=True)
         dropped = "images" if "images" in self.values or "steps" in self.values else None
         return [{name: value for name, value in each.items() if name != dropped} for each in settings]

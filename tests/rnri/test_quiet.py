@@ -44,7 +44,7 @@ def shown(name: str, message: str) -> list[str]:
     return [record.getMessage()] if library.handlers[0].filter(record) else []
 
 
-def test_messages_about_the_libraries_own_code_are_hidden(quiet):
+def test_noise_is_hidden_and_warnings_are_shown(quiet):
     assert shown("diffusers.loaders.lora_base", "No LoRA keys associated to CLIPTextModel found with ...") == []
     assert shown("diffusers.models", "the weights are damaged") == ["the weights are damaged"]
     with warnings.catch_warnings(record=True) as caught:

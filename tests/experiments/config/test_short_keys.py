@@ -88,7 +88,7 @@ def test_config_without_short_keys_is_unchanged():
         (["experiment=flow", "arms=[plain]"], "arms: the experiment flow has no key task.arms; remove arms."),
         (["experiment=reconstruction", "nfe=2"], "nfe: requires methods=[...]"),
         (["experiment=editing", "nfe=2"], "nfe: the experiment editing has no number of network evaluations"),
-        (["experiment=flow", "images=0"], "images: must be a number of at least 1 or all, got 0."),
+        (["experiment=flow", "images=0"], "images: must be a number >= 1 or all, got 0."),
         (
             ["images=3"],
             "images: the experiment rare_concepts has no key task.images; set data.concepts or task.samples.",

@@ -32,6 +32,21 @@ def test_first_caption_of_coco_is_the_prompt(coco):
     assert list(of_coco(coco, caption_contains="dogs").captioned().captions) == [TEXTS[2]]
 
 
+def test_folder_of_images_with_text_files(tmp_path):
+    for name, text in (("b", "a cat"), ("a", "two dogs")):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg_image(0, 0))
+        (tmp_path / f"{name}.txt").write_text(f"{text}\n")
+    source = CaptionedImages(captions=str(tmp_path), images=None)
+    pairs = source.captioned()
+    assert (list(pairs.names), list(pairs.captions)) == (["a.jpg", "b.jpg"], ["two dogs", "a cat"])
+    assert pairs.images.resized((8, 8)).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"data\.images=x: must be null, because data\.captions="):
+        CaptionedImages(captions=str(tmp_path), images="x").captioned()
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"data\.captions: .*a\.jpg has no caption; write its caption to .*a\.txt"):
+        source.captioned()
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_tables_of_images_and_captions(coco, tmp_path, suffix):
     table = pd.DataFrame({"file": [f"{k:012d}.jpg" for k in (0, 0, 1)], "text": ["a dog on a lawn", "b", " a cat "]})
@@ -60,7 +75,7 @@ def test_table_contains_images_and_caption_lists(coco, tmp_path):
 def test_invalid_settings_are_errors(coco, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps({"images": []}))
     for changes, message in (
-        ({"captions": "/nowhere.json"}, r"data\.captions=/nowhere\.json is not a file"),
+        ({"captions": "/nowhere.json"}, r"data\.captions=/nowhere\.json does not exist"),
         ({"images": None}, r"data\.images has no value"),
         ({"images": "/nowhere"}, r"data\.images=/nowhere is not a folder"),
         ({"captions": str(tmp_path / "bad.json")}, r"is not a file of COCO captions \(KeyError: 'annotations'\)"),

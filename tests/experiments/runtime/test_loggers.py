@@ -1,4 +1,4 @@
-"""Loggers besides W&B: results in TensorBoard, and packages that are not installed."""
+"""Results in TensorBoard, and loggers whose packages that are not installed."""
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
