@@ -23,6 +23,7 @@ def test_copies_are_closer_to_references_than_the_threshold():
     real = torch.cat([references, torch.tensor([[0.0, 3.0]])])  # squared distances 16, 9, 25
     detection = detect_copies(torch.tensor([[0.0, 1.0], [9.0, 0.0], [4.0, 3.5]]), references, real)
     assert detection.nearest.tolist() == [1.0, 25.0, 12.25]
+    assert detection.nearest_index.tolist() == [0, 1, 1]
     assert detection.threshold == pytest.approx(9 + 0.05 * 2 * (16 - 9))
     assert detection.copies == [True, False, False]
     assert detection.pairwise == pytest.approx((82 + 22.25 + 37.25) / 3)
