@@ -7,6 +7,7 @@ the files that the page reads to ``assets/example_run``. In the stored config, p
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ TARGET = PROJECT / "assets" / "example_run"
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m tools.make_example_run", description=__doc__).parse_args()
     overrides = [f"data.concepts=[{','.join(CONCEPTS)}]", "task.samples=1", "run_dir=runs/example_run", "logger=none"]
     overrides += [f"~task.arms.{arm}" for arm in REMOVED_ARMS]
     subprocess.run([sys.executable, "train.py", *overrides], cwd=PROJECT, check=True)
