@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -15,7 +15,10 @@ from experiments.planning.cost import StagePlan
 from experiments.runtime.device import numerics
 from rnri import LatentDiffusion
 from rnri.models.fingerprint import fingerprint
+from rnri.validation import ConfigError
 from seedselect import ClipFeatures
+
+NetworkType = TypeVar("NetworkType")
 
 
 @runtime_checkable
@@ -73,7 +76,7 @@ class Networks:
     @cached_property
     def clip_fingerprint(self) -> str:
         """Fingerprint of the weights, the preprocessing and the tokenizer's vocabulary of CLIP."""
-        clip = self.clip
+        clip = _required(self.clip, "data.clip")
         settings = {
             "mean": clip.mean.flatten().tolist(),
             "std": clip.std.flatten().tolist(),
@@ -84,7 +87,7 @@ class Networks:
     @cached_property
     def classifier_fingerprint(self) -> str:
         """Fingerprint of the weights, the preprocessing and the labels of the evaluation classifier."""
-        classifier = self.classifier
+        classifier = _required(self.classifier, "data.classifier")
         settings = {
             "size": classifier.image_size,
             "mean": classifier.mean.flatten().tolist(),
@@ -153,3 +156,10 @@ def load_networks(
     for count in steps:
         networks.model.schedule(count)
     return networks
+
+
+def _required(network: NetworkType | None, key: str) -> NetworkType:
+    """Return ``network``; raise ConfigError if it is None, because the config key ``key`` is null."""
+    if network is None:
+        raise ConfigError(key, "must not be null, because this experiment needs the network.")
+    return network

@@ -93,7 +93,8 @@ def _logger_errors(config: DictConfig) -> list[str | None]:
     """Return the errors of the loggers: an entry that is no logger, or an interval of zero steps."""
     loggers = resolve(config, "logger")[1]
     if not isinstance(loggers, DictConfig):
-        return [f"logger: must be a mapping of loggers, got {config.logger!r}; choose logger=csv, wandb, tensorboard, mlflow or none."]
+        names = "csv, wandb, tensorboard, mlflow or none"
+        return [f"logger: must be a mapping of loggers, got {config.logger!r}; choose logger={names}."]
     errors: list[str | None] = []
     for name in keys(loggers):
         path, logger = resolve(config, join("logger", name))

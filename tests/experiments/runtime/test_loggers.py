@@ -30,9 +30,7 @@ def test_missing_package_is_reported_with_the_command_that_installs_it(name, mon
     config = composed(f"logger={name}").logger
     assert list(config) == ["csv", name]
     monkeypatch.setattr(loggers, "find_spec", lambda package: None)
-    with pytest.raises(
-        ValueError, match=rf"logger={name} requires the extra {name}: run pip install -e"
-    ):
+    with pytest.raises(ValueError, match=rf"logger={name} requires the extra {name}: run pip install -e"):
         loggers.check_packages(config)
     monkeypatch.setattr(loggers, "find_spec", lambda package: object())
     loggers.check_packages(config)
