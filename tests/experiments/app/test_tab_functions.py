@@ -24,6 +24,7 @@ from experiments.app.seeds import (
     sample_images,
     write_gif,
 )
+from experiments.evaluation.classifier import classify_images
 from tests.experiments.app.runs import finished_run
 
 CAMEL = "a drawing of a camel on a white background"
@@ -230,3 +231,20 @@ def test_number_of_images_is_limited(context):
             next(iterate_seedselect(context, CAMEL, references))
     with pytest.raises(ValueError, match="must be one line"):
         next(iterate_seedselect(context, f"{CAMEL}\na fox", one))
+
+
+@pytest.mark.slow
+def test_sets_of_rare_concepts_work():
+    """The figures of the section Rare concept of ``docs/guides/web_page.md``."""
+    context = build_context(compose_config(["select.iterations=10"]))
+
+    def labels(images):
+        pixels = [torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()) for image in images]
+        return classify_images(context.classifier, pixels)[1]
+
+    plain, best = [], []
+    for name, each in zip(RARE_CONCEPTS, rare_concept_sets(context), strict=True):
+        *_, last = iterate_seedselect(context, each.prompts[0], each.images)
+        best += [name] * (labels([last.best_image]) == [name])
+        plain += [label for label in labels(plain_samples(context, each.prompts[0])) if label == name]
+    assert best == ["volcano", "steaming bowl", "tram", "shortcake"] and not plain
