@@ -281,7 +281,7 @@ def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_w
     """Run the test of ``--ddp``: repeatedly kill one process of a run with several ranks and start the run again.
 
     Every second kill is at a random time of at most ``max_wait`` seconds after the start; at this time, most processes
-    are still loading modules and networks. The other kills are at a time when units are computed. When a run has
+    are still loading modules and networks. All other kills happen while units are being computed. When a run has
     finished, its results are compared with the results of a run in a single process, and the next run starts in a new
     folder.
     """

@@ -185,7 +185,7 @@ def _diverged(record: Mapping[str, float]) -> bool:
 
 
 def with_vae_gaps(samples: Rows) -> list[dict[str, Any]]:
-    """Add ``vae_gap`` to the rows of images: PSNR of the VAE's reconstruction minus PSNR of the method, in dB.
+    """Add the column ``vae_gap`` to table rows: the PSNR of the VAE's reconstruction minus the PSNR of the row, in dB.
 
     The rows of :data:`VAE_BOUND` (reconstruction by the VAE without inversion) are the first rows, one per image.
     """

@@ -178,9 +178,9 @@ def set_rendezvous(launcher: Launcher) -> None:
 def cluster_environments() -> list[ClusterEnvironment]:
     """Return Lightning's cluster plugin for a process in a Slurm job, or an empty list outside of Slurm.
 
-    Lightning would choose the plugin by the name of the Slurm job, and would run a job with one task in one process
-    regardless of ``trainer.devices``. Lightning's requeueing of the job is off, because ``install_watchdogs`` requeues
-    the job, and runs resume from disk.
+    Without this plugin, Lightning would choose its cluster plugin by the name of the Slurm job, and would run a job
+    with one task in one process, even if ``trainer.devices`` is larger. Lightning's requeueing of the job is off,
+    because ``install_watchdogs`` requeues the job, and runs resume from disk.
     """
     if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []

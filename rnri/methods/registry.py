@@ -101,7 +101,7 @@ def register_method(
 
     Args:
         name: unique name of the method.
-        factory: function without arguments that returns an inverter with the default settings. With None,
+        factory: function without arguments that returns an inverter with the default settings. If ``factory`` is None,
             ``register_method`` returns a decorator.
         paper: authors, year and arXiv identifier of the paper; ``ours`` for unpublished methods.
         requires: models that the method supports, see :class:`Method`.

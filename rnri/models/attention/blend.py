@@ -70,9 +70,9 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
 def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tensor, sources: Tensor) -> Tensor:
     """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that the edit may change.
 
-    The region that may change is the union of the regions of word set 0 of ``maps`` in the edit and in the source. If
-    there is a word set 1, the union of its regions in the edit and in the source is removed from this region. As in the
-    authors' code, only the region of set 0 is dilated.
+    The region that may change is the union of the regions of the words ``maps.words[:, 0]`` in the edit and in the
+    source. If ``maps.words[:, 1]`` exists, the regions of these words in the edit and in the source are excluded from
+    the region that may change. As in the authors' code, only the regions of ``maps.words[:, 0]`` are dilated.
     """
     region = maps.region(0, threshold, dilate=True)
     changed = region[edits] | region[sources]

@@ -97,8 +97,9 @@ def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None
         return
     if text_encoder is None:
         raise ValueError(
-            "addition_embed_type='text_time' in the config.json of the unet is an input that StableDiffusionXLPipeline "
-            f"provides and {type(pipeline).__name__} does not: create that pipeline from these components."
+            "addition_embed_type='text_time' in the config.json of the unet: the unet needs inputs that only "
+            f"StableDiffusionXLPipeline provides, not {type(pipeline).__name__}: create a StableDiffusionXLPipeline "
+            "from the components of this pipeline."
         )
     expected = config["projection_class_embeddings_input_dim"]
     actual = 6 * config["addition_time_embed_dim"] + text_encoder.config.projection_dim
