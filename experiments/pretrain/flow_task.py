@@ -196,7 +196,9 @@ class PretrainFlow(DistillationTask):
         A new pipeline has a new transformer, and the VAE, the tokenizer and the text encoder of ``source``.
         """
         if self.init_from:
-            return load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from)
+            pipeline = load_pretrained(StableDiffusion3Pipeline, "task.init_from", self.init_from)
+            pipeline.register_modules(**WITHOUT_T5)
+            return pipeline
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -80,7 +81,8 @@ def trajectory(
     first_with_grad = 0 if gradient_steps is None else len(schedule) - gradient_steps
     z = to_state_dtype(seed)
     latents = []
-    with predictor.eval_mode():
+    eval_mode = getattr(predictor, "eval_mode", nullcontext)  # a plain function has no network
+    with eval_mode():
         for i in range(len(schedule)):
             step = ddim_step
             if z.requires_grad and i < first_with_grad:
