@@ -201,6 +201,8 @@ def sweep_table(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str])
     is_bound = table[BOUND].astype(bool)
     rows = table[~is_bound]
     identity = [name for name in IDENTITY if name in table and rows[name].nunique(dropna=False) > 1]
+    if is_bound.any() and "method" not in identity:  # the name of the bound is in this column
+        identity.insert(0, "method")
     columns = [Column(name, name) for name in dict.fromkeys([*keys, *identity, *values])]
     bounds = unique_bounds(table[is_bound], keys, values)
     return Table(_records(rows), columns, references=_records(bounds))

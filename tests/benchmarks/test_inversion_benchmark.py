@@ -20,7 +20,7 @@ def test_default_methods_are_all_seed_only_methods():
 
 
 @pytest.mark.slow
-def test_command_measures_a_case_in_a_process_of_its_own(monkeypatch, capsys):
+def test_command_measures_a_case_in_a_separate_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["inversion", "--methods", "ddim", "--batches", "2", "--steps", "2"])
     main()
     head, line = capsys.readouterr().out.splitlines()

@@ -27,7 +27,7 @@ def test_reference_lists_every_group_and_its_keys():
     assert "| `solver.prior_weight` | `0.1` |" in text
 
 
-def test_keys_of_other_configs_are_found(tmp_path):
+def test_reference_has_the_keys_of_other_configs(tmp_path):
     Path(tmp_path / "a.yaml").write_text("defaults: [b]\nx: 1  # an x\ny: {z: null}\n")
     assert list(described_keys(tmp_path / "a.yaml")) == [("x", "1", "an x"), ("y.z", "null", "")]
 

@@ -404,7 +404,10 @@ def test_config_without_cycles_has_no_interpolation_error():
     ("override", "message"),
     [
         ("data=null", "data=null: must be the name of a config; choose from captions, emoji, folder, imagenet."),
-        ("logger=true", "logger=true: must be the name of a config; choose from csv, mlflow, none, tensorboard, wandb."),
+        (
+            "logger=true",
+            "logger=true: must be the name of a config; choose from csv, mlflow, none, tensorboard, wandb.",
+        ),
         ("experiment=5", "experiment=5: must be the name of a config; choose from augmentation, budget, "),
         ("method@task.arms.seedselect_rnri.inverter=null", "method@task.arms.seedselect_rnri.inverter=null: must be "),
     ],

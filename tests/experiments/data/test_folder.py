@@ -155,7 +155,7 @@ def test_hidden_files_and_folders_are_ignored(root, quiet):
 
 
 def test_one_warning_names_other_files(root):
-    for name in ("notes.txt", "photo.heic", "features.h5"):
+    for name in ("notes.txt", "photo.jxl", "features.h5"):
         (root / "references" / "payphone" / name).write_bytes(b"\x89HDF\r\n\x1a\n and more")
     (root / "references" / "payphone" / "raw").mkdir()
     (root / "references" / "loose.png").touch()
@@ -167,10 +167,10 @@ def test_one_warning_names_other_files(root):
 
 
 def test_folder_without_images_is_an_error(root):
-    (root / "references" / "payphone" / "0.png").rename(root / "references" / "payphone" / "0.heic")
+    (root / "references" / "payphone" / "0.png").rename(root / "references" / "payphone" / "0.jxl")
     (root / "references" / "payphone" / "1.png").unlink()
-    (root / "references" / "payphone" / "0.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(ValueError, match=r"payphone contains no images that Pillow reads, only payphone/0\.heic"):
+    (root / "references" / "payphone" / "0.jxl").write_bytes(b"\0\0\0\x18ftypjxl ")
+    with pytest.raises(ValueError, match=r"payphone contains no images that Pillow reads, only payphone/0\.jxl"):
         source(root).concepts()
 
 

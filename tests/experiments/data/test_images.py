@@ -251,12 +251,11 @@ def test_damaged_files_of_every_format_are_named(tmp_path):
     assert errors > 200
 
 
-def test_check_names_the_first_unreadable_file(tmp_path, capsys):
+def test_check_names_the_first_unreadable_file(tmp_path):
     files = [tmp_path / f"{k:03d}.jpg" for k in range(50)]
     for file in files:
         Image.new("RGB", (16, 16), "red").save(file)
     check_images(files, "checking")
-    assert "checking: 50/50 images" in capsys.readouterr().err
     for file in (files[20], files[40]):
         file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"020\.jpg cannot be read"):

@@ -120,7 +120,7 @@ def test_weights_of_another_network_are_rejected(folder):
     save_file(state | {"head.extra": torch.zeros(2)}, weights)
     assert "head.extra is of shape [2] in the file and missing in" in loading_error(folder)
     save_file(state | {"fc.bias": torch.full((3,), torch.nan)}, weights)
-    assert "not finite, in fc.bias" in loading_error(folder)
+    assert "not finite, for example fc.bias" in loading_error(folder)
     save_file(state, weights)
     change_config(folder, architecture="resnet18")
     assert "resnet18 with 3 labels" in loading_error(folder)

@@ -44,7 +44,7 @@ def test_lora_of_another_rank_is_an_error(pipeline, tmp_path):
     first_name = next(iter(state))
     for change in ({first_name: state[first_name][:1]}, {"unet.other.lora_A.weight": torch.ones(2, 2)}):
         save_file(state | change, path)
-        with pytest.raises(ValueError, match=r"got a weight of shape|unet\.other\.lora_A\.weight has no place"):
+        with pytest.raises(ValueError, match=r"got a weight of shape|has no weight unet\.other\.lora_A\.weight"):
             again.load(str(tmp_path))
     with pytest.raises(ValueError, match=r"task\.init_from='nowhere' is not a folder of a LoRA"):
         again.load("nowhere")

@@ -98,7 +98,7 @@ def test_run_prints_an_estimate_and_a_progress_line_per_unit(run):
     assert "15 units" in estimate
     assert "network evaluations, about" in estimate
     assert finished.stdout.index(estimate) < finished.stdout.index("| plain ")
-    assert any("seedselect_ours: 3/3 concepts" in line for line in finished.stderr.splitlines())
+    assert any("seedselect_ours 3/3 concepts" in line for line in finished.stderr.splitlines())
     assert "\r" not in finished.stderr
 
 
@@ -221,7 +221,7 @@ def test_two_processes_generate_the_same_images_as_one(run, classifier, tmp_path
         classifier, *(f"~task.arms.{name}" for name in omitted),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("| plain |") == 1
+    assert finished.stdout.count("| plain ") == 1
     units = [unit for unit in folder.glob("units/*/*/*.safetensors") if unit.parents[1].name not in omitted]
     assert len(units) == 2 * 3
     for unit in units:

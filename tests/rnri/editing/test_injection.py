@@ -145,7 +145,7 @@ def reference_layer(attn, streams, what, image_tokens) -> list[Tensor]:
 @pytest.mark.parametrize("name, edit_config", [("sd3", PromptToPrompt()), ("flux", PromptToPrompt())])
 def test_prompt_to_prompt_is_rejected(pipes, name, edit_config):
     with pytest.raises(
-        ValueError, match=r"edit_config=PromptToPrompt does not apply to the transformer of .*: give Injection"
+        ValueError, match=r"edit_config=PromptToPrompt does not apply to the transformer of .*: pass Injection"
     ):
         edit(pipes[name], packed_seeds(name, "a cat"), "a dog", edit_config)
 
