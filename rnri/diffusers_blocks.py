@@ -46,6 +46,7 @@ class InvertStep(ModularPipelineBlocks):
                 "inversion_guidance", default=1.0, type_hint=float, description="Guidance scale; 1 disables guidance."
             ),
             InputParam("inversion_method", default="accelerated", description="Inversion method of rnri.invert."),
+            InputParam("inversion_fit", default="crop", description="Argument fit of rnri.invert."),
         ]
 
     @property
@@ -69,6 +70,8 @@ class InvertStep(ModularPipelineBlocks):
             num_inference_steps=block.num_inference_steps,
             guidance_scale=block.inversion_guidance,
             method=block.inversion_method,
+            fit=block.inversion_fit,
+            round_trip=False,
         )
         block.latents = block.inversion.latents
         block.height, block.width = block.inversion.image_size
