@@ -64,6 +64,8 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     if options.batch_size < 1:
         raise ConfigError("--batch-size", f"must be at least 1, got {options.batch_size}.")
     files = _read(source, prompt, edit, options)
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError("--out", f"{options.out} is not a folder.")
     options.out.mkdir(parents=True, exist_ok=True)
     model = _load(options)
     rows = []

@@ -75,6 +75,7 @@ def test_table_with_columns_of_other_names(folder):
         (["a.png", "a", "--methods", "edict"], "--methods: 'edict' needs more tensors than a seed"),
         (["a.png", "a", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["c.jsonl"], "names the image 'none.png', which is not a file"),
+        (["a.png", "a", "--out", "b.png"], "--out: b.png is not a folder"),
         (["a.png", "a", "--device", "quantum"], "--device: PyTorch cannot use 'quantum'"),
     ],
 )
