@@ -85,9 +85,11 @@ def invert(
     """
     _check_callback(callback_on_step_end)
     inverter = _as_inverter(method)
-    batch = as_images(images, LatentDiffusion(pipe).image_size, fit)
+    model = LatentDiffusion(pipe)
+    batch = as_images(images, model.image_size, fit)
     height, width = batch.shape[-2:]
-    model = LatentDiffusion(pipe, image_size=(height, width))
+    if (height, width) != model.image_size:  # with fit="exact"
+        model = LatentDiffusion(pipe, image_size=(height, width))
     prompts = _as_prompts(prompts, len(batch), "prompts")
     negative_prompts = _as_prompts(negative_prompt, len(batch), "negative_prompt")
     _check_negative_prompts(pipe, negative_prompts)

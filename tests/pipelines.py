@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from diffusers import (
@@ -49,6 +51,14 @@ LATENT_SHAPE = (4, 8, 8)
 IMAGE_SIZE = 16
 
 
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Create networks whose weights are always the same; the global random state is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def tiny_tokenizer() -> CLIPTokenizer:
     """Return a tokenizer with letters as tokens and the special tokens of CLIP."""
     letters = [*string.ascii_lowercase, *string.digits]
@@ -64,8 +74,7 @@ def tiny_stable_diffusion(
 
     ``unet`` changes the UNet's config, ``scheduler_options`` that of the DDIM scheduler.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         tokenizer = tiny_tokenizer()
         return StableDiffusionPipeline(
             vae=_vae(),
@@ -81,8 +90,7 @@ def tiny_stable_diffusion(
 
 def tiny_stable_diffusion_xl(**scheduler_options: object) -> StableDiffusionXLPipeline:
     """Return SDXL, with two text encoders, pooled text and size conditioning, in the same sizes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         tokenizer = tiny_tokenizer()
         text = _text_config(tokenizer)
         return StableDiffusionXLPipeline(
@@ -104,8 +112,7 @@ def tiny_stable_diffusion_xl(**scheduler_options: object) -> StableDiffusionXLPi
 
 def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion3Pipeline:
     """Return Stable Diffusion 3 with two or three text encoders; latents ``[4,8,8]``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         tokenizer = tiny_tokenizer()
         text = _text_config(tokenizer)
         transformer = SD3Transformer2DModel(
@@ -139,8 +146,7 @@ def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion
 def tiny_flux(*, guidance_embeds: bool = True, **scheduler_options: object) -> FluxPipeline:
     """Return FLUX.1 dev, or schnell without ``guidance_embeds``; latents ``[4,8,8]`` before packing."""
     dynamic = {"use_dynamic_shifting": True, "shift": 3.0} if guidance_embeds else {"shift": 1.0}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         tokenizer = tiny_tokenizer()
         text = _text_config(tokenizer)
         transformer = FluxTransformer2DModel(
@@ -243,8 +249,7 @@ def tiny_chat_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_z_image(**scheduler_options: object) -> ZImagePipeline:
     """Return Z-Image; latents ``[4,h,w]``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         tokenizer = tiny_chat_tokenizer()
         transformer = ZImageTransformer2DModel(
             in_channels=4,
@@ -269,19 +274,10 @@ def tiny_z_image(**scheduler_options: object) -> ZImagePipeline:
             head_dim=8,
             max_position_embeddings=512,
         )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.36,
-            shift_factor=0.11,
-        )
         return ZImagePipeline(
             transformer=transformer.eval(),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
-            vae=vae.eval(),
+            vae=_vae(shift_factor=0.11),
             text_encoder=Qwen3Model(text).eval(),
             tokenizer=tokenizer,
         )
@@ -289,8 +285,7 @@ def tiny_z_image(**scheduler_options: object) -> ZImagePipeline:
 
 def tiny_chroma(**scheduler_options: object) -> ChromaPipeline:
     """Return Chroma; latents ``[4,8,8]`` before packing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         transformer = ChromaTransformer2DModel(
             in_channels=4 * LATENT_SHAPE[0],
             num_layers=1,
@@ -316,8 +311,7 @@ def tiny_chroma(**scheduler_options: object) -> ChromaPipeline:
 
 def tiny_pixart(**scheduler_options: object) -> PixArtSigmaPipeline:
     """Return PixArt-Sigma, whose transformer also predicts the variance; latents ``[4,8,8]``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         transformer = PixArtTransformer2DModel(
             sample_size=LATENT_SHAPE[1],
             patch_size=2,
@@ -340,8 +334,7 @@ def tiny_pixart(**scheduler_options: object) -> PixArtSigmaPipeline:
 
 def tiny_sana(**scheduler_options: object) -> SanaPipeline:
     """Return SANA, whose autoencoder has no posterior distribution; latents ``[4,8,8]``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_weights():
         tokenizer = tiny_chat_tokenizer()
         tokenizer.model_max_length = 4096  # the prefix of the prompts is long
         transformer = SanaTransformer2DModel(

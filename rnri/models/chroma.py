@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
-from diffusers import ChromaPipeline, DiffusionPipeline, ModelMixin
-from torch import Tensor, nn
+from diffusers import ChromaPipeline, DiffusionPipeline
+from torch import Tensor
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.schedulers import check_flow_scheduler
 from rnri.models.eval_mode import eval_no_grad
 from rnri.models.family import Family, components, register_family
-from rnri.models.flux import TIMESTEP_SCALE, FluxFamily, pack, unpack
-from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.flux import FluxDenoiser, FluxFamily
+from rnri.models.predictor import Condition
 
 
 @dataclass(frozen=True)
-class ChromaDenoiser(GuidedDenoiser):
+class ChromaDenoiser(FluxDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``ChromaTransformer2DModel``.
 
     ``Condition.added["mask"]`` (float ``[B,L+hw/4]``) excludes the padding tokens of the text from the attention.
-
-    Attributes:
-        transformer: the ``ChromaTransformer2DModel``.
-        text_ids: position ids of the text tokens, ``[L,3]``.
-        image_ids: position ids of the image tokens, ``[hw/4,3]``.
     """
 
-    transformer: ModelMixin
-    text_ids: Tensor  # [L,3]
-    image_ids: Tensor  # [hw/4,3]
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.transformer,)
-
-    def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        # As in the pipeline, the timestep is converted to the network's dtype before the division. In half precision
-        # the result depends on this order.
-        timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(self.dtype) / TIMESTEP_SCALE
-        with eval_no_grad(self.transformer):
-            output = self.transformer(
-                hidden_states=pack(z.to(self.dtype)),
-                timestep=timestep,
-                encoder_hidden_states=condition.text,
-                txt_ids=self.text_ids,
-                img_ids=self.image_ids,
-                attention_mask=condition.added["mask"],
-                return_dict=False,
-            )[0]
-        return unpack(output, (z.shape[-2], z.shape[-1])).to(z.dtype)
+    def condition_inputs(self, condition: Condition) -> dict[str, Tensor | None]:
+        return {"attention_mask": condition.added["mask"]}
 
 
 @register_family
@@ -85,7 +54,7 @@ class ChromaFamily(FluxFamily):
         )
         check_flow_scheduler(self.pipeline.scheduler)
 
-    def denoiser(  # type: ignore[override]
+    def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> ChromaDenoiser:
         """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1."""
@@ -98,21 +67,19 @@ class ChromaFamily(FluxFamily):
                 device=device,
                 do_classifier_free_guidance=guided,
             )
-        pixels_per_token = 2 * self.pipeline.vae_scale_factor
-        height = image_size[0] // pixels_per_token
-        width = image_size[1] // pixels_per_token
+        image_ids = self.image_ids(len(prompts), image_size, text.dtype)
 
         def condition(text: Tensor, mask: Tensor) -> Condition:
-            full_mask = self.pipeline._prepare_attention_mask(len(text), height * width, text.dtype, mask)
+            full_mask = self.pipeline._prepare_attention_mask(len(text), len(image_ids), text.dtype, mask)
             return Condition(text, {"mask": full_mask})
 
         return ChromaDenoiser(
             transformer=self.network,
             text_ids=text_ids,
-            image_ids=self.pipeline._prepare_latent_image_ids(len(prompts), height, width, device, text.dtype),
+            image_ids=image_ids,
             positive=condition(text, mask),
             negative=condition(negative_text, negative_mask) if guided else None,
-            guidance=guidance if guided else 1.0,
+            guidance=guidance,
         )
 
     attention_editor = Family.attention_editor  # type: ignore[assignment]  # attention injection supports only FLUX.1

@@ -158,6 +158,43 @@ class Family(ABC):
         )
 
 
+class TransformerFamily(Family):
+    """Base class of the families whose network is a transformer of diffusers."""
+
+    network_name: ClassVar = "transformer"
+
+    @property
+    def patch(self) -> int:
+        return self.network.config.patch_size
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    def dynamic_shift(self, latent_size: tuple[int, int], max_shift: float = 1.15) -> float | None:
+        """Return the shift ``mu`` of the scheduler, which grows with the number of image tokens.
+
+        None means that the scheduler has a fixed shift.
+
+        Args:
+            latent_size: height and width of the latents.
+            max_shift: maximum shift if the scheduler's config has none.
+        """
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # the pipelines have copies of this function
+
+        config = self.pipeline.scheduler.config
+        if not config.get("use_dynamic_shifting"):
+            return None
+        height, width = latent_size
+        return calculate_shift(
+            (height // self.patch) * (width // self.patch),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", max_shift),
+        )
+
+
 def register_family(family: FamilyClass) -> FamilyClass:
     """Class decorator that registers a model family, so that ``family_of`` and ``rnri.invert`` can use it.
 

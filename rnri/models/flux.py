@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, ModelMixin
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline, FluxPipeline
+from torch import Tensor
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.inputs import check_no_negative_prompts
 from rnri.models.checks.schedulers import check_flow_scheduler, check_steps
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import Family, components, register_family
-from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.family import TransformerFamily, components, register_family
+from rnri.models.predictor import Condition, TransformerDenoiser
 from rnri.models.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -28,46 +26,38 @@ TIMESTEP_SCALE = 1_000
 
 
 @dataclass(frozen=True)
-class FluxDenoiser(GuidedDenoiser):
+class FluxDenoiser(TransformerDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``FluxTransformer2DModel``.
 
     The guidance scale, which the network of FLUX.1 dev takes as an input, is part of the condition.
 
     Attributes:
-        transformer: the ``FluxTransformer2DModel``.
         text_ids: position ids of the text tokens, ``[L,3]``.
         image_ids: position ids of the image tokens, ``[hw/4,3]``.
     """
 
-    transformer: ModelMixin
     text_ids: Tensor  # [L,3]
     image_ids: Tensor  # [hw/4,3]
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
-        return self.transformer.dtype
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.transformer,)
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         # As in the pipeline, the timestep is converted to the network's dtype before the division. In half precision
         # the result depends on this order.
-        timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device).to(self.dtype) / TIMESTEP_SCALE
+        timestep = self.timesteps(z, t).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(
                 hidden_states=pack(z.to(self.dtype)),
                 timestep=timestep,
-                guidance=condition.added.get("guidance"),
-                pooled_projections=condition.added["pooled"],
                 encoder_hidden_states=condition.text,
                 txt_ids=self.text_ids,
                 img_ids=self.image_ids,
+                **self.condition_inputs(condition),
                 return_dict=False,
             )[0]
         return unpack(output, (z.shape[-2], z.shape[-1])).to(z.dtype)
+
+    def condition_inputs(self, condition: Condition) -> dict[str, Tensor | None]:
+        """Return the inputs of the transformer that ``condition`` contains in addition to the text embeddings."""
+        return {"guidance": condition.added.get("guidance"), "pooled_projections": condition.added["pooled"]}
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -86,11 +76,10 @@ def unpack(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @register_family
-class FluxFamily(Family):
+class FluxFamily(TransformerFamily):
     """Model family of ``FluxPipeline`` (FLUX.1 dev and schnell)."""
 
     pipelines: ClassVar = (FluxPipeline,)
-    network_name: ClassVar = "transformer"
     supported: ClassVar = "FLUX.1"
     patch: ClassVar = 2
 
@@ -151,10 +140,7 @@ class FluxFamily(Family):
         device = torch.device(self.pipeline._execution_device)
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, pooled, text_ids = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, device=device)
-        pixels_per_token = 2 * self.pipeline.vae_scale_factor
-        height = image_size[0] // pixels_per_token
-        width = image_size[1] // pixels_per_token
-        image_ids = self.pipeline._prepare_latent_image_ids(len(prompts), height, width, device, text.dtype)
+        image_ids = self.image_ids(len(prompts), image_size, text.dtype)
         added = {"pooled": pooled}
         if self._embeds_guidance:
             added["guidance"] = torch.full((len(prompts),), guidance, dtype=torch.float32, device=device)
@@ -165,20 +151,17 @@ class FluxFamily(Family):
             positive=Condition(text, added),
         )
 
+    def image_ids(self, batch_size: int, image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return the position ids ``[hw/4,3]`` of the image tokens of images of ``image_size`` ``(H, W)`` in pixels."""
+        height, width = (side // (2 * self.pipeline.vae_scale_factor) for side in image_size)
+        device = torch.device(self.pipeline._execution_device)
+        return self.pipeline._prepare_latent_image_ids(batch_size, height, width, device, dtype)
+
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
         """Return the pipeline's schedule: sigmas from 1 to ``1 / steps``, shifted by the number of image tokens."""
         config = self.pipeline.scheduler.config
         check_steps(steps, config.num_train_timesteps)
-        height, width = latent_size
-        mu = None
-        if config.get("use_dynamic_shifting"):
-            mu = calculate_shift(
-                (height // 2) * (width // 2),
-                config.get("base_image_seq_len", 256),
-                config.get("max_image_seq_len", 4096),
-                config.get("base_shift", 0.5),
-                config.get("max_shift", 1.15),
-            )
+        mu = self.dynamic_shift(latent_size)
         sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps).tolist()
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, sigmas=sigmas, mu=mu)
 

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ModelMixin, PixArtSigmaPipeline
-from torch import Tensor, nn
+from diffusers import PixArtSigmaPipeline
+from torch import Tensor
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.diffusers_schedulers import check_scheduler
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import Family, components, register_family
-from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.family import TransformerFamily, components, register_family
+from rnri.models.predictor import Condition, TransformerDenoiser
 from rnri.models.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class PixArtDenoiser(GuidedDenoiser):
+class PixArtDenoiser(TransformerDenoiser):
     """``Denoiser`` that returns the noise predicted by a ``PixArtTransformer2DModel``.
 
     The transformer also predicts the variance, which deterministic sampling does not use. ``Condition.added["mask"]``
     (int64 ``[B,L]``) excludes the padding tokens of the text from the attention.
     """
-
-    transformer: ModelMixin
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.transformer,)
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         with eval_no_grad(self.transformer):
@@ -50,20 +39,11 @@ class PixArtDenoiser(GuidedDenoiser):
 
 
 @register_family
-class PixArtFamily(Family):
+class PixArtFamily(TransformerFamily):
     """Model family of ``PixArtSigmaPipeline``."""
 
     pipelines: ClassVar = (PixArtSigmaPipeline,)
-    network_name: ClassVar = "transformer"
     supported: ClassVar = "PixArt-Sigma"
-
-    @property
-    def patch(self) -> int:
-        return self.network.config.patch_size
-
-    @property
-    def channels(self) -> int:
-        return self.network.config.in_channels
 
     @property
     def default_guidance(self) -> float:
@@ -100,7 +80,7 @@ class PixArtFamily(Family):
             transformer=self.network,
             positive=Condition(text, {"mask": mask}),
             negative=Condition(negative_text, {"mask": negative_mask}) if guided else None,
-            guidance=guidance if guided else 1.0,
+            guidance=guidance,
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rnri.models.eval_mode import eval_no_grad
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @dataclass
@@ -147,6 +150,11 @@ class Condition:
     def __len__(self) -> int:
         return len(self.text)
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Number of text embeddings of each row that the input ``mask`` (``[B,L]``) does not exclude."""
+        return self.added["mask"].sum(1).tolist()
+
     def select(self, rows: Tensor) -> Condition:
         rows = to_device(rows, self.text.device)
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
@@ -232,3 +240,27 @@ class GuidedDenoiser(ABC):
 
     def unguided(self) -> Self:
         return replace(self, negative=None, guidance=1.0)
+
+
+@dataclass(frozen=True)
+class TransformerDenoiser(GuidedDenoiser):
+    """Base class of the denoisers whose network is a transformer of diffusers.
+
+    Attributes:
+        transformer: the network.
+    """
+
+    transformer: ModelMixin
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
+        return self.transformer.dtype
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.transformer,)
+
+    def timesteps(self, z: Tensor, t: float) -> Tensor:
+        """Return the timestep ``t`` for each row of ``z [B,C,h,w]``, float32 ``[B]``, on the device of ``z``."""
+        return torch.full((len(z),), t, dtype=torch.float32, device=z.device)

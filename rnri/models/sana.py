@@ -6,18 +6,17 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SanaPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.schedulers import check_flow_scheduler
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import Family, components, register_family
-from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.family import TransformerFamily, components, register_family
+from rnri.models.predictor import Condition, TransformerDenoiser
 from rnri.models.schedule import Schedule
 
 MULTIPLE = 32
@@ -25,51 +24,35 @@ MULTIPLE = 32
 
 
 @dataclass(frozen=True)
-class SanaDenoiser(GuidedDenoiser):
+class SanaDenoiser(TransformerDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``SanaTransformer2DModel``.
 
     ``Condition.added["mask"]`` (int64 ``[B,L]``) excludes the padding tokens of the text from the attention.
     """
 
-    transformer: ModelMixin
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.transformer,)
-
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        timestep = torch.full((len(z),), t, dtype=torch.float32, device=z.device)
         with eval_no_grad(self.transformer):
             output = self.transformer(
                 z.to(self.dtype),
                 encoder_hidden_states=condition.text.to(self.dtype),
                 encoder_attention_mask=condition.added["mask"],
-                timestep=timestep * self.transformer.config.timestep_scale,
+                timestep=self.timesteps(z, t) * self.transformer.config.timestep_scale,
                 return_dict=False,
             )[0]
         return output[:, : z.shape[1]].to(z.dtype)
 
 
 @register_family
-class SanaFamily(Family):
+class SanaFamily(TransformerFamily):
     """Model family of ``SanaPipeline`` with a flow-matching Euler scheduler."""
 
     pipelines: ClassVar = (SanaPipeline,)
-    network_name: ClassVar = "transformer"
     supported: ClassVar = "SANA"
 
     @property
     def patch(self) -> int:
         """Divisor of the height and width of latents; the pipeline needs multiples of 32 pixels."""
-        return max(self.network.config.patch_size, MULTIPLE // self.pixels_per_latent)
-
-    @property
-    def channels(self) -> int:
-        return self.network.config.in_channels
+        return max(super().patch, MULTIPLE // self.pixels_per_latent)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -136,7 +119,7 @@ class SanaFamily(Family):
             transformer=self.network,
             positive=Condition(text, {"mask": mask}),
             negative=Condition(negative_text, {"mask": negative_mask}) if guided else None,
-            guidance=guidance if guided else 1.0,
+            guidance=guidance,
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from torch import Tensor
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.schedulers import check_flow_scheduler
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import Family, components, register_family
-from rnri.models.predictor import Condition, GuidedDenoiser
+from rnri.models.family import TransformerFamily, components, register_family
+from rnri.models.predictor import Condition, TransformerDenoiser
 from rnri.models.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -23,25 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SD3Denoiser(GuidedDenoiser):
+class SD3Denoiser(TransformerDenoiser):
     """``Denoiser`` that returns the velocity ``n - x0`` predicted by an ``SD3Transformer2DModel``."""
-
-    transformer: ModelMixin
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the network; the value is cached, because diffusers iterates over all weights to find the dtype."""
-        return self.transformer.dtype
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.transformer,)
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         with eval_no_grad(self.transformer):
             output = self.transformer(
                 hidden_states=z.to(self.dtype),
-                timestep=torch.full((len(z),), t, dtype=torch.float32, device=z.device),
+                timestep=self.timesteps(z, t),
                 encoder_hidden_states=condition.text,
                 pooled_projections=condition.added["pooled"],
                 return_dict=False,
@@ -50,20 +37,11 @@ class SD3Denoiser(GuidedDenoiser):
 
 
 @register_family
-class SD3Family(Family):
+class SD3Family(TransformerFamily):
     """Model family of ``StableDiffusion3Pipeline``, with or without the third text encoder (T5)."""
 
     pipelines: ClassVar = (StableDiffusion3Pipeline,)
-    network_name: ClassVar = "transformer"
     supported: ClassVar = "Stable Diffusion 3 and 3.5"
-
-    @property
-    def patch(self) -> int:
-        return self.network.config.patch_size
-
-    @property
-    def channels(self) -> int:
-        return self.network.config.in_channels
 
     @property
     def default_guidance(self) -> float:
@@ -134,17 +112,7 @@ class SD3Family(Family):
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
         """Return the schedule of the scheduler's sigmas; a dynamic shift depends on the number of image tokens."""
-        config = self.pipeline.scheduler.config
-        if not config.get("use_dynamic_shifting"):
-            return Schedule.from_scheduler(self.pipeline.scheduler, steps)
-        height, width = latent_size
-        mu = calculate_shift(
-            (height // self.patch) * (width // self.patch),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
-        )
+        mu = self.dynamic_shift(latent_size, max_shift=1.16)
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, mu=mu)
 
     def attention_editor(self) -> InjectionEditor:

@@ -7,6 +7,7 @@ from diffusers import DPMSolverMultistepScheduler
 import rnri
 from rnri.editing import edit
 from rnri.models.family import registered_families
+from rnri.models.joint import JointPredictor
 from tests.pipelines import tiny_chroma, tiny_pixart, tiny_sana, tiny_stable_diffusion, tiny_z_image
 from tests.rnri.test_api import assert_regenerates, state
 
@@ -199,3 +200,16 @@ def test_samples_are_differentiable_with_respect_to_the_seed(name, checkpoint):
     images = model.decode(model.sample(seed, predictor, model.schedule(2), checkpoint=checkpoint))
     (grad,) = torch.autograd.grad(images[0].sum(), seed)
     assert grad[0].isfinite().all() and grad[0].any() and not grad[1].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_source_and_target_are_one_batch(name):
+    model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
+    predictors = [model.predictor(PROMPTS, 1.0), model.predictor(["a much longer prompt", "a dog"], 3.0)]
+    latents = torch.randn(2, 2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = model.schedule(4).timestep(1)
+    joint = JointPredictor(*predictors)(*latents, t=t)
+    for predictor, z, prediction in zip(predictors, latents, joint, strict=True):
+        torch.testing.assert_close(prediction, predictor(z, t), rtol=0, atol=2e-5)
+    assert [predictor.forward_evaluations for predictor in predictors] == [4, 4]
+    assert sum(predictor.calls for predictor in predictors) == 4
