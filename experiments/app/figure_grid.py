@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+
+from experiments.reporting.html_report import data_url
 
 LOSSLESS_MAX_SIZE = 128
 """Images with at most this many pixels per side are sent as PNG, larger images as WebP with a quality of 90."""
@@ -45,12 +46,12 @@ def strip_html(images: Sequence[CaptionedImage]) -> str:
 
 def _figure_html(captioned: CaptionedImage) -> str:
     title = html.escape(captioned.title)
-    source = f'<img src="{_data_url(captioned.image)}" alt="{title}">'
+    source = f'<img src="{_image_url(captioned.image)}" alt="{title}">'
     return f"<figure>{source}<figcaption><strong>{title}</strong>{html.escape(captioned.text)}</figcaption></figure>"
 
 
-def _data_url(image: Image.Image) -> str:
+def _image_url(image: Image.Image) -> str:
     data = io.BytesIO()
     kind = "png" if max(image.size) <= LOSSLESS_MAX_SIZE else "webp"
     image.save(data, kind, quality=90)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_url(data.getvalue(), kind)

@@ -109,7 +109,7 @@ def html_report(
             }
             for group in thumbnails
         ],
-        figures=[{"name": name, "src": _data_url(path.read_bytes())} for name, path in (figures or {}).items()],
+        figures=[{"name": name, "src": data_url(path.read_bytes())} for name, path in (figures or {}).items()],
         notes=notes,
     )
 
@@ -147,11 +147,12 @@ def _thumbnail(image: Any) -> str:
     data = io.BytesIO()
     if max(thumbnail.size) <= THUMBNAIL:
         thumbnail.save(data, "PNG")
-        return _data_url(data.getvalue())
+        return data_url(data.getvalue())
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     thumbnail.save(data, "JPEG", quality=88)
-    return _data_url(data.getvalue(), "jpeg")
+    return data_url(data.getvalue(), "jpeg")
 
 
-def _data_url(content: bytes, kind: str = "png") -> str:
+def data_url(content: bytes, kind: str = "png") -> str:
+    """Return the data URL of an image file with the bytes ``content`` and the MIME type ``image/KIND``."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
