@@ -77,10 +77,14 @@ def write_bounded_sweep(folder: Path) -> pd.DataFrame:
 
 def test_table_has_intervals_and_one_row_per_bound(tmp_path):
     table = sweep_table(write_bounded_sweep(tmp_path), ["lam"], ["psnr"])
-    assert table.heads == ["lam", "psnr"]
+    assert table.heads == ["lam", "method", "psnr"]  # the method names the bound's row
     assert table.cells == [
-        ["0", "20 (19–22)"], ["0.1", "21 (20–23)"], ["1", "22 (21–24)"], ["10", "23 (22–25)"], ["–", "30 (29–31)"]
-    ]  # fmt: skip
+        ["0", "rnri", "20 (19–22)"],
+        ["0.1", "rnri", "21 (20–23)"],
+        ["1", "rnri", "22 (21–24)"],
+        ["10", "rnri", "23 (22–25)"],
+        ["–", "vae", "30 (29–31)"],
+    ]
 
 
 def test_bound_that_differs_between_runs_has_a_row_per_value(tmp_path):
