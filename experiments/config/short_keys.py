@@ -1,4 +1,4 @@
-"""The short keys ``methods``, ``steps``, ``images``, ``guidance``, ``nfe`` and ``arms`` of the command line.
+"""The short keys ``methods``, ``steps``, ``images``, ``guidance``, ``nfe``, ``prompt`` and ``arms``.
 
 An experiment defines its methods, settings and arms below the key ``task``. A short key changes them without the syntax
 of Hydra's config groups and lists.
@@ -6,7 +6,7 @@ of Hydra's config groups and lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from experiments.config.project import PROJECT
 from rnri.validation import ConfigError
 
-SHORT_KEYS = ("methods", "steps", "images", "guidance", "nfe", "arms")
+SHORT_KEYS = ("methods", "steps", "images", "guidance", "nfe", "prompt", "arms")
 MAPPINGS = {
     "task.methods": "methods",
     "task.extra_methods": "methods",
@@ -25,15 +25,17 @@ MAPPINGS = {
     "task.arms": "arms",
 }
 """Short keys by the keys of the mappings from which they select."""
-SPECIAL_SETTINGS = ("wrong_prompts", "edit", "generated", "decoder_iterations")
+SPECIAL_SETTINGS = ("edit", "generated", "decoder_iterations")
 """Keys of a setting that measures more than the reconstruction of real images."""
+PROMPTS = ("caption", "empty", "wrong")
 
 
 def apply_short_keys(config: DictConfig) -> None:
     """Apply the short keys that have a value to ``config.task``, and remove the short keys without a value.
 
     With ``methods``, an inversion experiment has one setting for each number of steps and guidance scale of its config,
-    with all ``methods``. Without ``methods``, its settings are kept and their ``steps`` and ``guidance`` are replaced.
+    with all ``methods`` and the captions as prompts. Without ``methods``, its settings are kept and their ``steps``,
+    ``guidance`` and ``prompt`` are replaced. The guidance scale of a setting with the empty prompt is always 1.
 
     Raises:
         ConfigError: the experiment has nothing that a short key could change, or the value of a short key is invalid.
@@ -78,11 +80,15 @@ class _Task:
             self._select_methods(_names("methods", self.values["methods"]))
         if "images" in self.values:
             self._set_images(self.values["images"])
+        if "prompt" in self.values:
+            _check_prompts(self.values["prompt"])
         if "settings" in self.task:
             self.task.settings = list(self._settings())
             return
         if "nfe" in self.values:
             raise ConfigError("nfe", f"the experiment {self.name} has no number of network evaluations; remove nfe.")
+        if "prompt" in self.values:
+            raise ConfigError("prompt", f"the experiment {self.name} does not choose the prompt; remove prompt.")
         for name in ("steps", "guidance"):
             if name in self.values:
                 self._require(name, name)
@@ -140,35 +146,57 @@ class _Task:
 
     def _combined(self) -> Iterator[dict[str, Any]]:
         settings = self._plain_settings()
-        ordinary = [each for each in settings if not any(each.get(name) for name in SPECIAL_SETTINGS)]
-        conditions: list[tuple[Any, Any]] = []
+        ordinary = [each for each in settings if not _is_special(each)]
+        prompts = self.values.get("prompt", "caption")
+        conditions: list[dict[str, Any]] = []
         for each in ordinary or settings:
             base = {"_target_": each.get("_target_"), "methods": _names("methods", self.values["methods"])}
             if "images" in each:
                 base["images"] = each["images"]
             if "nfe" in self.values:
                 base["nfe"] = _numbers(self.values["nfe"])
-            for steps, guidance in self._conditions(each):
-                if (steps, guidance) not in conditions:
-                    conditions.append((steps, guidance))
-                    yield {**base, "steps": steps, "guidance": guidance}
+            for condition in self._conditions(each, prompts):
+                if condition not in conditions:
+                    conditions.append(condition)
+                    yield {**base, **condition}
 
     def _with_replaced_values(self) -> Iterator[dict[str, Any]]:
         if "nfe" in self.values:
             raise ConfigError("nfe", "requires methods=[...], because the number of some methods is fixed.")
         for each in self._plain_settings():
-            for steps, guidance in self._conditions(each):
-                yield {**each, "steps": steps, "guidance": guidance}
+            prompts = self.values.get("prompt", each.pop("prompt", "caption"))
+            for condition in self._conditions(each, prompts):
+                yield {**each, **condition}
 
-    def _conditions(self, setting: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-        defaults = {"steps": setting.get("steps"), "guidance": setting.get("guidance", 1.0)}
-        return product(*(_as_list(self.values.get(name, default)) for name, default in defaults.items()))
+    def _conditions(self, setting: dict[str, Any], prompts: object) -> Iterator[dict[str, Any]]:
+        """Yield every combination of the numbers of steps and the guidance scales of ``setting``, and ``prompts``."""
+        all_steps = _as_list(self.values.get("steps", setting.get("steps")))
+        scales = _as_list(self.values.get("guidance", setting.get("guidance", 1.0)))
+        for steps, prompt in product(all_steps, _as_list(prompts)):
+            for guidance in [1.0] if prompt == "empty" else scales:
+                condition = {"steps": steps, "guidance": guidance}
+                yield condition if prompt == "caption" else {**condition, "prompt": prompt}
 
     def _plain_settings(self) -> list[dict[str, Any]]:
         """Return the settings as dictionaries, without their numbers of images if images or steps are given."""
         settings = OmegaConf.to_container(self.task.settings, resolve=True)
         dropped = "images" if "images" in self.values or "steps" in self.values else None
         return [{name: value for name, value in each.items() if name != dropped} for each in settings]
+
+
+def _check_prompts(value: object) -> None:
+    prompts = _as_list(value)
+    if not prompts or not all(prompt in PROMPTS for prompt in prompts):
+        raise ConfigError(
+            "prompt", f"must be some of {', '.join(PROMPTS)}, such as prompt=[caption,empty], got {value}."
+        )
+
+
+def _is_special(setting: Mapping[str, Any]) -> bool:
+    """Return whether a setting measures more than the reconstruction of real images from their captions."""
+    return any(setting.get(name) for name in SPECIAL_SETTINGS) or "caption" not in _as_list(
+        setting.get("prompt", "caption")
+    )
 
 
 def _load_method(name: str, defined: Sequence[str]) -> DictConfig:

@@ -9,6 +9,7 @@ metric, and the tables in ``table.md`` that show the metric. The file ``table.cs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ EDITED = "edited"
 LATENTS = "latents"
 """Name of the table with the distances between latents of generated images."""
 BUDGET = "budget"
+UPDATES = "updates"
 GEOMETRY = "seed_geometry"
 
 
@@ -50,6 +52,12 @@ def maximum(values: Sequence[float]) -> float:
     return float(_nan_as_infinite(values).max())
 
 
+def mean_of_areas(values: Sequence[float]) -> float:
+    """Return the mean of ``values`` without NaN, which is the error of an image that has no such area."""
+    present = [value for value in values if not math.isnan(value)]
+    return mean(present) if present else math.nan
+
+
 def count(values: Sequence[float]) -> int:
     """Return the number of samples for which a metric with values 0 and 1 is 1."""
     return int(sum(values))
@@ -60,6 +68,7 @@ SPREAD = {"median": median, "p95": percentile_95, "largest": maximum}
 INVERSION = MetricRegister(
     Metric("nfe_per_step", "NFE per step", better="lower", tables=(MAIN, EDITED)),
     Metric("backward_per_step", "backward passes per step", better="lower"),
+    Metric("nfe_total", "NFE of inversion and reconstruction", better="lower"),
     Metric("psnr", "PSNR", lambda b: psnr(b.images, b.originals), unit="dB", better="higher", interval=True, live=True,
            tables=(MAIN,)),
     Metric("vae_gap", "below the VAE bound", unit="dB", better="lower"),
@@ -71,12 +80,18 @@ INVERSION = MetricRegister(
     Metric("st_lpips", "ST-LPIPS", lambda b: b.st_lpips and b.st_lpips(b.images.clamp(0, 1), b.originals),
            better="lower", optional=True),
     Metric("latent_mse", "latent MSE", better="lower", statistics=SPREAD, interval=True, live=True, tables=(MAIN,)),
+    Metric("latent_mse_plain", "latent MSE, plain areas", better="lower", aggregate=mean_of_areas),
+    Metric("latent_mse_textured", "latent MSE, textured areas", better="lower", aggregate=mean_of_areas),
     Metric("residual", "max residual", better="lower", live=True, tables=(MAIN,)),
     Metric("residual_mean", "mean residual", better="lower"),
     Metric("solved", "solved steps", better="higher"),
     Metric("converged", "residual <= tolerance", better="higher", interval=True, live=True),
     Metric("diverged", "diverged", better="lower", live=True),
     Metric("norm", "norm of the seed / sqrt(d)", aggregate=median),
+    Metric("normality", "normality of the seed, p", aggregate=median),
+    Metric("normality_rejected", "seeds not N(0, 1)", unit="%", scale=100),
+    Metric("patch_correlation", "correlation in patches", aggregate=median),
+    Metric("straightness", "straightness (0: straight)", better="lower", aggregate=median),
     Metric("seconds", "time per image", unit="s", better="lower"),
     Metric("stored_bytes", "stored bytes per image", better="lower"),
     Metric("latent_shift", "shift of the latents", better="lower"),
@@ -156,6 +171,10 @@ RARE_CONCEPTS = MetricRegister(
     Metric("nfe", "NFE", lambda s: mean_available(record.get("nfe") for record in s.records), better="lower",
            tables=(MAIN, BUDGET)),
     Metric("not_finite", "non-finite images", lambda s: s.num_not_finite, better="lower"),
+    Metric("semantic_loss", "semantic loss", lambda s: mean_or_none(s.recorded("semantic_loss")), better="lower",
+           tables=(UPDATES,), optional=True),
+    Metric("appearance_loss", "appearance loss", lambda s: mean_or_none(s.recorded("appearance_loss")),
+           better="lower", tables=(UPDATES,), optional=True),
     Metric("t_init", "T_init", lambda s: mean_available(s.t_init), unit="s", better="lower"),
     Metric("t_opt", "T_opt", lambda s: mean_available(s.t_opt), unit="s", better="lower"),
     Metric("iterations", "iterations", lambda s: mean_or_none(s.recorded("iterations")), better="lower",

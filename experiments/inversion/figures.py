@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,31 +13,34 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.finite import select_finite
-from experiments.inversion.jobs import Setting
+from experiments.inversion.jobs import PromptSource, Setting
 from experiments.reporting import figures as plots
 
 Rows = Sequence[Mapping[str, Any]]
 
+EMPTY_TITLE = ", empty prompt"
+
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Select the rows for the curves, and group these rows by number of steps and guidance scale.
+    """Select the rows for the curves, and group these rows by number of steps, guidance scale and prompt.
 
     The group with the largest number of steps is first.
 
-    The selected rows have results of real images that were inverted with their own prompts, with at least one network
-    evaluation per step. Rows with decoder inversion are excluded, because their latents are not the output of the VAE's
-    encoder.
+    The selected rows have results of real images that were inverted with their captions or with the empty prompt, with
+    at least one network evaluation per step. Rows with decoder inversion are excluded, because their latents are not
+    the output of the VAE's encoder.
     """
     settings: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0)):
-        if row["images"] == "real" and row["prompts"] == "right" and row.get("nfe_per_step", 0) > 0:
-            settings.setdefault(f"{row['steps']} steps, guidance {row['guidance']:g}", []).append(row)
+    for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0, row["prompt"])):
+        if row["images"] == "real" and row["prompt"] in ("caption", "empty") and row.get("nfe_per_step", 0) > 0:
+            title = f"{row['steps']} steps, guidance {row['guidance']:g}"
+            settings.setdefault(title + EMPTY_TITLE * (row["prompt"] == "empty"), []).append(row)
     return settings
 
 
 def is_edited(row: Mapping[str, Any]) -> bool:
     """Return whether ``row`` has the results of images that were sampled with an edited prompt."""
-    return row["prompts"] not in ("right", "wrong")
+    return row["prompt"] not in get_args(PromptSource)
 
 
 def is_vae_bound(row: Mapping[str, Any]) -> bool:
@@ -97,14 +100,15 @@ def residuals(rows: Rows, _: Rows) -> Figure:
 
 
 def detection(_: Rows, samples: Rows) -> Figure:
-    """Plot histograms of the mean residual of images with right and with wrong prompts, for each method."""
+    """Plot histograms of the mean residual of images with their captions and with wrong prompts, for each method."""
     methods = plots.ours_third(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan)))
     figure, (axes,) = plots.panels(len(methods))
     for method, axis in zip(methods, axes, strict=True):
-        for prompts in ("right", "wrong"):
-            group = [s for s in samples if s["method"] == method and s["prompts"] == prompts]
+        for prompt in ("caption", "wrong"):
+            group = [s for s in samples if s["method"] == method and s["prompt"] == prompt]
             values = [s["residual_mean"] for s in group if np.isfinite(s.get("residual_mean", np.nan))]
-            axis.hist(np.log10(np.maximum(values, 1e-12)), bins=24, alpha=0.55, label=f"{prompts} prompt")
+            label = "caption" if prompt == "caption" else "wrong prompt"
+            axis.hist(np.log10(np.maximum(values, 1e-12)), bins=24, alpha=0.55, label=label)
         axis.set(title=method, xlabel="log10 of the mean residual", ylabel="images")
     plots.shared_legend(figure, axes)
     return figure
@@ -115,11 +119,11 @@ def editing(rows: Rows, _: Rows) -> Figure:
 
     The distance is the perceptual distance. The plot corresponds to Figure 6 of the RNRI paper.
     """
-    unedited = {row["prompts"]: row for row in rows if is_vae_bound(row)}
+    unedited = {row["prompt"]: row for row in rows if is_vae_bound(row)}
     edited = [row for row in rows if is_edited(row) and not is_vae_bound(row)]
     settings: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in edited:
-        settings.setdefault((row["steps"], row["guidance"], row["prompts"]), []).append(row)
+        settings.setdefault((row["steps"], row["guidance"], row["prompt"]), []).append(row)
     figure, (axes,) = plots.panels(len(settings))
     styles = _styles(edited)
     for ((steps, guidance, edit), group), axis in zip(settings.items(), axes, strict=True):
@@ -182,7 +186,7 @@ def image_figures(results: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
 
 
 def _has_figure(setting: Setting) -> bool:
-    return not (setting.wrong_prompts or setting.generated or setting.decoder_iterations)
+    return not (setting.prompt == "wrong" or setting.generated or setting.decoder_iterations)
 
 
 def _title(setting: Setting) -> str:
@@ -190,5 +194,7 @@ def _title(setting: Setting) -> str:
     if setting.nfe is not None:
         title += f", NFE {setting.nfe}"
     if setting.edit:
-        title += f", {setting.prompts}"
+        title += f", {setting.prompt_label}"
+    if setting.prompt == "empty":
+        title += EMPTY_TITLE
     return title

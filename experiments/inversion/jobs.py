@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated
+from itertools import product
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from experiments.data.images import Images
 from experiments.planning.cost import Cost, batch_multiplier
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter
-from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
+from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, dataclass
 from rnri.words import find_phrase, replace_phrase
 
 VAE_BOUND = "vae"
@@ -40,6 +41,9 @@ Edit = Annotated[
     Field(description="two strings: a word or phrase of the prompts and its replacement"),
 ]
 
+PromptSource = Literal["caption", "empty", "wrong"]
+"""The prompt of an image: its caption, the empty prompt, or the caption of an image of another concept."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -50,7 +54,10 @@ class Setting:
         nfe: number of network evaluations per inversion step, for methods with a solver. None: each method uses the
             number in the config of the method. A list of numbers is expanded to one setting per number.
         methods: names of the methods that are run with this setting; None: all methods.
-        wrong_prompts: whether each image is inverted with the prompt of another concept.
+        prompt: the prompt of inversion and reconstruction: ``caption`` is the image's own prompt, ``empty`` is the
+            empty prompt (only with guidance scale 1), and ``wrong`` is the prompt of another concept. With the empty
+            prompt, the CLIP score still compares the image with its caption. A list is expanded to one setting per
+            entry.
         edit: a word or phrase of the prompts, and the string that replaces the phrase, see
             :func:`rnri.words.replace_phrase`. The image is sampled from the inverted seed with the edited prompt, and
             the CLIP score compares the sampled image with the edited prompt.
@@ -66,31 +73,46 @@ class Setting:
     guidance: GuidanceScale = 1.0
     nfe: PositiveInt | Annotated[Sequence[PositiveInt], MinLen(1)] | None = None
     methods: Annotated[Sequence[NonEmptyStr], MinLen(1)] | None = None
-    wrong_prompts: bool = False
+    prompt: PromptSource | Annotated[Sequence[PromptSource], MinLen(1)] = "caption"
     edit: Edit | None = None
     generated: bool = False
     decoder_iterations: NonNegativeInt = 0
     images: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if self.edit and self.wrong_prompts:
-            raise ValueError("edit and wrong_prompts exclude each other: an edit needs the image's own prompt.")
+        if self.edit and self.prompt != "caption":
+            raise ConfigError("prompt", f"must be caption with an edit, got {self.prompt}; remove edit or prompt.")
+        if "empty" in self._prompts and self.guidance != 1:
+            raise ConfigError(
+                "guidance",
+                f"must be 1 with prompt=empty, got {self.guidance:g}; set guidance=1, or prompt=caption.",
+            )
 
     @property
-    def prompts(self) -> str:
-        """Type of the prompts: ``right``, ``wrong`` (prompts of other concepts), or the edit ``A -> B``."""
-        if self.edit:
-            return " -> ".join(self.edit)
-        return "wrong" if self.wrong_prompts else "right"
+    def _prompts(self) -> Sequence[PromptSource]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
-    def target(self, prompt: str) -> str:
-        """Return the prompt with which an image is sampled from the seed that was inverted with ``prompt``."""
-        return replace_phrase(*self.edit, prompt) if self.edit else prompt
+    @property
+    def prompt_label(self) -> str:
+        """The value of the column ``prompt``: ``caption``, ``empty``, ``wrong``, or the edit ``A -> B``."""
+        return " -> ".join(self.edit) if self.edit else ", ".join(self._prompts)
+
+    def source(self, caption: str) -> str:
+        """Return the prompt with which the image with the prompt ``caption`` is inverted."""
+        return "" if self.prompt == "empty" else caption
+
+    def target(self, caption: str) -> str:
+        """Return the prompt with which the image with the prompt ``caption`` is sampled from its seed."""
+        return replace_phrase(*self.edit, caption) if self.edit else self.source(caption)
+
+    def scored(self, caption: str) -> str:
+        """Return the prompt with which the CLIP score compares the image with the prompt ``caption``."""
+        return self.target(caption) or caption
 
     def each(self) -> list[Setting]:
-        """Return one setting for each number of network evaluations per step in ``nfe``."""
+        """Return one setting for each prompt in ``prompt`` and number of network evaluations per step in ``nfe``."""
         counts = self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
-        return [replace(self, nfe=count) for count in counts]
+        return [replace(self, prompt=prompt, nfe=count) for prompt, count in product(self._prompts, counts)]
 
     def vae_bound(self) -> Setting:
         """Return the setting for the VAE bound (:data:`VAE_BOUND`) of the images of this setting.
@@ -101,7 +123,7 @@ class Setting:
         generation = {"steps": self.steps, "guidance": self.guidance} if self.generated else {"steps": 1}
         return Setting(
             **generation,
-            wrong_prompts=self.wrong_prompts,
+            prompt=self.prompt,
             edit=self.edit,
             generated=self.generated,
             decoder_iterations=self.decoder_iterations,
@@ -239,7 +261,7 @@ def _batches(setting: Setting, images: Sequence[ImagePrompt], size: int) -> list
     selected = images[: setting.images]
     if setting.generated:
         selected = generated_images(images, setting.images or len(images))
-    if setting.wrong_prompts:
+    if setting.prompt == "wrong":
         selected = mismatched(selected)
     _check_edit(setting, selected)
     return [selected[k : k + size] for k in range(0, len(selected), size)]

@@ -15,16 +15,20 @@ from experiments.cache.store import UnitStore
 from experiments.evaluation.lpips import ShiftTolerantLpips
 from experiments.evaluation.reconstruction_metrics import ReconstructionBatch
 from experiments.evaluation.registry import INVERSION
+from experiments.evaluation.seed_statistics import area_errors, normality, patch_correlation, plain_areas, straightness
 from experiments.finite import NonFiniteError, is_finite, mask_nonfinite
 from experiments.inversion.figures import images_to_save
 from experiments.inversion.jobs import InversionJob, unit_name
 from experiments.runtime.device import synchronize
 from rnri import DecoderInversion, with_measured_residuals
+from rnri.inversion import NFE_PER_BACKWARD
 
 MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per method and setting
 MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are cached in memory for the other methods
 SOLVED_TOLERANCE = 1e-4
 """An inversion step is solved if the residual of the step is at most this value, as in the RNRI paper (appendix G)."""
+SIGNIFICANCE = 0.05
+"""The hypothesis that a seed is noise is rejected if its p-value is below this value."""
 
 
 class InversionModule(LightningModule):
@@ -55,17 +59,17 @@ class InversionModule(LightningModule):
             NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity, so that
                 no method can reconstruct the images.
         """
-        prompts = [image.prompt for image in job.images]
-        targets = [job.setting.target(prompt) for prompt in prompts]
-        images, z0, true_latents = self._images_and_latents(job, prompts)
+        captions = [image.prompt for image in job.images]
+        images, z0, true_latents = self._images_and_latents(job, captions)
         if job.inverter is None:
             inverted = z = z0
             columns: dict[str, Tensor] = {}
         else:
-            inverted, z, columns = self._invert(job, z0, prompts, targets)
+            inverted, z, columns = self._invert(job, z0, captions)
         with torch.no_grad():
             reconstructions = mask_nonfinite(self.networks.model.decode(z, clamp=False))
-            columns |= self._image_metrics(images, reconstructions, targets)
+            scored = [job.setting.scored(caption) for caption in captions]
+            columns |= self._image_metrics(images, reconstructions, scored)
         finite = is_finite(reconstructions)
         store = self.units[unit_name(job)]
         if job.inverter is None and not finite.any() and store.empty():
@@ -75,7 +79,9 @@ class InversionModule(LightningModule):
                 "model.dtype=float32 and trainer.precision=32-true."
             )
         columns["not_finite"] = (~finite).double()
-        columns["latent_mse"] = (z.float() - z0).square().flatten(1).mean(1)
+        errors = (z.float() - z0).square()
+        columns["latent_mse"] = errors.flatten(1).mean(1)
+        columns |= _by_area("latent_mse", errors, images)
         if true_latents is not None:
             columns["distance_encoded"] = _distance(z0, true_latents)
             columns["distance_adjusted"] = _distance(inverted, true_latents)
@@ -120,15 +126,15 @@ class InversionModule(LightningModule):
             predictor = model.predictor(prompts, job.setting.guidance)
             return model.sample(noise, predictor, model.schedule(job.setting.steps))
 
-    def _invert(
-        self, job: InversionJob, z0: Tensor, prompts: list[str], targets: list[str]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Invert ``z0`` with ``prompts``, and sample latents from the inverted seeds with the prompts ``targets``.
+    def _invert(self, job: InversionJob, z0: Tensor, captions: list[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Invert ``z0`` and sample latents from the inverted seeds, with the prompts of the setting of ``job``.
 
         Returns the latents that were inverted, the sampled latents, and a dictionary of measurements with one value per
         image. The latents that were inverted differ from ``z0`` for methods that change ``z0``.
         """
         model, setting = self.networks.model, job.setting
+        prompts = [setting.source(caption) for caption in captions]
+        targets = [setting.target(caption) for caption in captions]
         schedule = model.schedule(setting.steps)
         predictor = model.predictor(prompts, setting.guidance)
         path: list[Tensor] = []
@@ -136,8 +142,11 @@ class InversionModule(LightningModule):
         inversion = job.inverter.invert(z0, predictor, schedule, lambda _, z: path.append(z))
         seconds = self._now() - start
         sampler = predictor if targets == prompts else model.predictor(targets, setting.guidance)
+        evaluations = sampler.forward_evaluations
         z = job.inverter.reconstruct(inversion, sampler, schedule).float()
+        sampling_nfe = (sampler.forward_evaluations - evaluations) / len(z0)
         measured = with_measured_residuals(inversion, path, predictor, schedule, SOLVED_TOLERANCE)
+        p_values = normality(inversion.seed)
         columns = {
             "residual": measured.residuals.max(0).values,
             "residual_mean": measured.residuals.mean(0),
@@ -145,10 +154,15 @@ class InversionModule(LightningModule):
             "converged": measured.residual_converged,
             "nfe_per_step": inversion.nfe.double().mean(0),
             "backward_per_step": inversion.backward.double().mean(0),
+            "nfe_total": sampling_nfe + (inversion.nfe + NFE_PER_BACKWARD * inversion.backward).double().sum(0),
             "seconds": torch.full((len(z0),), seconds / len(z0)),
             "stored_bytes": torch.full((len(z0),), inversion.aux_bytes),
             "latent_shift": _distance(inversion.z0, z0),
             "norm": inversion.seed.flatten(1).norm(dim=1) / inversion.seed[0].numel() ** 0.5,
+            "normality": p_values,
+            "normality_rejected": (~(p_values >= SIGNIFICANCE)).double(),
+            "patch_correlation": patch_correlation(inversion.seed),
+            "straightness": straightness([inversion.z0, *path], schedule),
         }
         return inversion.z0, z, columns
 
@@ -160,6 +174,13 @@ class InversionModule(LightningModule):
     def _now(self) -> float:
         synchronize(self.device)
         return time.perf_counter()
+
+
+def _by_area(name: str, errors: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Return the means of ``errors [B,C,h,w]`` over the plain and the textured areas of ``images``, each ``[B]``."""
+    plain = plain_areas(images, errors.shape[2:])
+    means = errors.mean(1)
+    return {f"{name}_plain": area_errors(means, plain), f"{name}_textured": area_errors(means, ~plain)}
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

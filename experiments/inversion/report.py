@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table, varyi
 FinishedUnit = tuple[InversionJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A job, and the tensors and the record of its finished unit."""
 
-IDENTITY = ("method", "steps", "guidance", "nfe", "prompts", "generated")
+IDENTITY = ("method", "steps", "guidance", "nfe", "prompt", "generated")
 """Columns whose values together identify a row of the table."""
 
 MAX_RESIDUAL = 0.1
@@ -34,7 +34,7 @@ METHOD = Column("method", "method")
 COUNT = Column("n", "n")
 CONDITIONS = {"steps": Column("steps", "steps"), "guidance": Column("guidance", "guidance")}
 DETECTION = (METHOD, Column("score", "score"), Column("auc", "ROC AUC", "higher"), Column("n", "images per class"))
-TITLES = {"right": "", "wrong": "prompts of other concepts"}
+TITLES = {"caption": "", "empty": "empty prompt", "wrong": "prompts of other concepts"}
 
 
 def write_report(
@@ -61,7 +61,7 @@ def write_report(
     """
     samples = with_vae_gaps([row for job, _, record in units for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
-    has_wrong_prompts = {"right", "wrong"} <= {row["prompts"] for row in rows}
+    has_wrong_prompts = {"caption", "wrong"} <= {row["prompt"] for row in rows}
     extra = {"detection": detection(samples)} if has_wrong_prompts else {}
     tables = reconstruction_tables(rows, paper)
     if has_wrong_prompts:
@@ -96,7 +96,7 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
     guidance scales are also in different tables. The first table also contains the rows of the paper.
     """
     conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
-    splitting = ("images", "prompts", *conditions[1:])
+    splitting = ("images", "prompt", *conditions[1:])
     grouped: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         if not is_vae_bound(row):
@@ -106,8 +106,8 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
     tables = []
     for k, group in enumerate(grouped.values()):
         first = group[0]
-        same_images = [row for row in rows if (row["images"], row["prompts"]) == (first["images"], first["prompts"])]
-        bound = [row for row in same_images if is_vae_bound(row)]
+        same_images = [row for row in rows if (row["images"], row["prompt"]) == (first["images"], first["prompt"])]
+        bound = vae_bounds(same_images, group)
         values = INVERSION.columns(EDITED if is_edited(first) else MAIN)
         label = [CONDITIONS[name] for name in conditions[:1]]
         columns = _at_most_seven([METHOD, *label], values, [*bound, *group])
@@ -118,6 +118,22 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
             latents_title = ": ".join(filter(None, [title, "distances to the latents of the generated images"]))
             tables.append(Table(group, distances, latents_title, within=list(CONDITIONS)))
     return tables
+
+
+def vae_bounds(rows: Rows, compared: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows of the VAE bound below a table with the rows ``compared``: one row per number of images.
+
+    Settings may use only the first images of the experiment. The PSNR of the VAE for these images is the PSNR of a
+    compared row plus the difference of this row to the VAE bound.
+    """
+    bounds = [row for row in rows if is_vae_bound(row)]
+    counts = {row["n"] for row in bounds}
+    by_count = {row["n"]: row["psnr"] + row["vae_gap"] for row in compared if _needs_bound(row, counts)}
+    return bounds + [{"method": VAE_BOUND, "psnr": psnr, "n": count} for count, psnr in by_count.items()]
+
+
+def _needs_bound(row: Mapping[str, Any], counts: Collection[int]) -> bool:
+    return row["n"] not in counts and not is_edited(row) and math.isfinite(row.get("vae_gap", math.nan))
 
 
 def compared_within(rows: Rows) -> str:
@@ -134,19 +150,20 @@ def _at_most_seven(first: Sequence[Column], values: Sequence[Column], rows: Rows
 
 def _title(row: Mapping[str, Any], conditions: Sequence[str]) -> str:
     """Return the title of the table that contains ``row``, with images, prompts and ``conditions`` of the table."""
-    prompts = f"edit {row['prompts']}" if is_edited(row) else TITLES[row["prompts"]]
+    prompt = f"edit {row['prompt']}" if is_edited(row) else TITLES[row["prompt"]]
     values = [f"{name} {row[name]:g}" for name in conditions]
-    return ", ".join(filter(None, [f"Images: {row['images']}", prompts, *values]))
+    return ", ".join(filter(None, [f"Images: {row['images']}", prompt, *values]))
 
 
 def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
     """Return the reconstructions with the highest and the lowest PSNR, each next to the original image.
 
-    The reconstructions are selected from the saved images of all methods, in settings with right prompts.
+    The reconstructions are selected from the saved images of all methods, in settings in which each image has its
+    caption as the prompt.
     """
     candidates = []
     for job, tensors, record in units:
-        if job.first and job.inverter is not None and job.setting.prompts == "right":
+        if job.first and job.inverter is not None and job.setting.prompt_label == "caption":
             settings = f"{_method_name(job)}, {job.setting.steps} steps, guidance {job.setting.guidance:g}"
             pairs = zip(load_images(tensors, "images"), load_images(tensors, "reconstructions"), strict=True)
             for pair, source, values in zip(pairs, job.images, record["rows"], strict=False):
@@ -165,13 +182,13 @@ def sample_rows(job: InversionJob, records: Sequence[Mapping[str, float]]) -> li
         "steps": setting.steps if job.inverter else None,
         "guidance": setting.guidance if job.inverter else None,
         "nfe": setting.nfe,
-        "prompts": setting.prompts,
+        "prompt": setting.prompt_label,
         "generated": setting.generated,
         "images": _image_source(setting),
     }
     rows = []
     for image, record in zip(job.images, records, strict=True):
-        row = {**conditions, "sample": image.name, "prompt": setting.target(image.prompt), **record}
+        row = {**conditions, "sample": image.name, "prompt_text": setting.target(image.prompt), **record}
         if job.inverter is not None:
             row["diverged"] = float(_diverged(record))
         rows.append(row)
@@ -196,7 +213,7 @@ def with_vae_gaps(samples: Rows) -> list[dict[str, Any]]:
 
 
 def _image_key(sample: Mapping[str, Any]) -> tuple:
-    return sample["images"], sample["prompts"], sample["sample"]
+    return sample["images"], sample["prompt"], sample["sample"]
 
 
 def _image_source(setting: Setting) -> str:
@@ -267,9 +284,9 @@ def detection(samples: Rows) -> list[dict[str, Any]]:
     """
     by_row = groups(samples)
     rows = []
-    for (method, steps, guidance, nfe, prompts, generated), group in by_row.items():
+    for (method, steps, guidance, nfe, prompt, generated), group in by_row.items():
         wrong = by_row.get((method, steps, guidance, nfe, "wrong", generated), [])
-        if prompts != "right" or not wrong:
+        if prompt != "caption" or not wrong:
             continue
         scores = ["clip_score"] if method == VAE_BOUND else ["residual", "residual_mean", "latent_mse"]
         label = method if nfe is None else f"{method} ({nfe} evaluations)"

@@ -221,7 +221,7 @@ class InversionExperiment(ResumableRun):
 
     def prompts(self) -> list[str]:
         """Return the prompts of one batch, for which the duration of a network call is measured."""
-        return [image.prompt for image in self.jobs[0].images]
+        return [self.jobs[0].setting.source(image.prompt) for image in self.jobs[0].images]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
         """Print the skipped methods, the number of units, and the estimated duration of the run."""
@@ -280,8 +280,8 @@ def _stage_name(job: InversionJob) -> str:
     parts = [job.method if job.inverter is None else job.label]
     if setting.nfe is not None:
         parts.append(f"NFE {setting.nfe}")
-    if setting.prompts != "right":
-        parts.append(setting.prompts)
+    if setting.prompt_label != "caption":
+        parts.append("empty prompt" if setting.prompt == "empty" else setting.prompt_label)
     if setting.generated:
         parts.append("generated")
     if setting.decoder_iterations:

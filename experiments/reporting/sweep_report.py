@@ -28,7 +28,7 @@ from experiments.reporting import figures as plots
 from experiments.reporting.tables import Column, Table
 from rnri.validation import first_line
 
-IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompts", "generated")
+IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompt", "generated")
 BOUND = "is_bound"
 """Column that is true for bounds, such as the VAE's reconstruction, which do not depend on the settings of a run."""
 

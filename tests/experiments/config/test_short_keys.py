@@ -41,7 +41,7 @@ def test_steps_alone_keep_the_other_values_of_each_setting():
     settings = applied("experiment=parameterization", "steps=4")["settings"]
     assert [(each["steps"], each["nfe"]) for each in settings] == [(4, 1), (4, [2, 3, 5])]
     wrong = applied("experiment=convergence", "images=all")
-    assert [each.get("wrong_prompts", False) for each in wrong["settings"]] == [False, False, False, True]
+    assert [each.get("prompt") for each in wrong["settings"]] == [None, None, None, "wrong"]
     assert wrong["images"] == "all" and not any("images" in each for each in wrong["settings"])
 
 

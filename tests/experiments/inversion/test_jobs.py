@@ -102,7 +102,7 @@ def test_rejects_unknown_methods_and_fixed_nfe(setting, message):
 def test_edit_replaces_a_part_of_the_sampling_prompt_only():
     setting = Setting(4, edit=["a ", "the "])
     assert setting.target("a cat") == "the cat"
-    assert setting.prompts == "a  -> the "
+    assert setting.prompt_label == "a  -> the "
     for job in jobs(EDICT_ONLY, [setting], images(), 8):
         assert [image.prompt for image in job.images] == [image.prompt for image in images()]  # of the inversion
 
@@ -127,5 +127,5 @@ def test_rejects_an_edit_that_is_not_two_strings(edit):
 
 
 def test_rejects_an_edit_with_wrong_prompts():
-    with pytest.raises(ValueError, match="exclude each other"):
-        Setting(4, edit=["a", "the"], wrong_prompts=True)
+    with pytest.raises(ValueError, match="must be caption with an edit, got wrong"):
+        Setting(4, edit=["a", "the"], prompt="wrong")

@@ -17,12 +17,12 @@ from experiments.inversion.report import (
 )
 
 
-def sample(prompts: str, residual: float) -> dict:
+def sample(prompt: str, residual: float) -> dict:
     shared = {"method": "m", "initial_guess": None, "steps": 4, "guidance": 1.0, "nfe": 2, "generated": False}
     shared["images"] = "real"
     return {
         **shared,
-        "prompts": prompts,
+        "prompt": prompt,
         "residual": residual,
         "residual_mean": residual,
         "latent_mse": 1.0,
@@ -31,13 +31,13 @@ def sample(prompts: str, residual: float) -> dict:
 
 
 def test_detection_is_the_area_under_the_roc_curve():
-    samples = [sample("right", 0.1), sample("right", 0.3), sample("wrong", 0.2), sample("wrong", 0.4)]
+    samples = [sample("caption", 0.1), sample("caption", 0.3), sample("wrong", 0.2), sample("wrong", 0.4)]
     auc = {row["score"]: row["auc"] for row in detection(samples)}
     assert auc == {"residual": 0.75, "residual_mean": 0.75, "latent_mse": 0.5}
 
 
 def test_diverged_image_makes_the_mean_infinite():
-    samples = [sample("right", 0.1), sample("right", math.inf) | {"psnr": math.nan}]
+    samples = [sample("caption", 0.1), sample("caption", math.inf) | {"psnr": math.nan}]
     row = summary(samples, seed=0)
     assert math.isinf(row["residual"])
     assert math.isnan(row["psnr"])
@@ -51,13 +51,13 @@ def spread(row: dict) -> list[float]:
 
 def test_latent_mse_has_median_percentile_and_maximum():
     errors = [k / 100 for k in range(1, 20)] + [9.0]
-    row = summary([sample("right", 0.1) | {"latent_mse": error} for error in errors], seed=0)
+    row = summary([sample("caption", 0.1) | {"latent_mse": error} for error in errors], seed=0)
     assert spread(row) == pytest.approx([np.mean(errors), 0.105, 0.19, 9.0])
 
 
 def test_lost_images_are_counted_and_infinite_in_the_maximum():
     errors = [k / 100 for k in range(1, 20)] + [9.0]
-    samples = [sample("right", 0.1) | {"latent_mse": error, "not_finite": 0.0} for error in errors]
+    samples = [sample("caption", 0.1) | {"latent_mse": error, "not_finite": 0.0} for error in errors]
     samples[3] |= {"latent_mse": math.nan, "not_finite": 1.0}
     row = summary(samples, seed=0)
     assert math.isinf(row["latent_mse_largest"])
@@ -67,14 +67,14 @@ def test_lost_images_are_counted_and_infinite_in_the_maximum():
 
 @pytest.mark.parametrize("norms", [[0.9, 1.0, 5.0], [0.9, 1.0, math.nan]])
 def test_norm_is_the_median_over_images(norms):
-    row = summary([sample("right", 0.1) | {"norm": norm} for norm in norms], seed=0)
+    row = summary([sample("caption", 0.1) | {"norm": norm} for norm in norms], seed=0)
     assert row["norm"] == 1.0
 
 
 def test_rank_agreement_of_two_perceptual_distances():
     values = {"a": [(0.1, 1.0), (0.3, 2.0)], "b": [(0.2, 3.0), (0.4, 4.0)], "c": [(0.9, 9.0), (0.8, 8.0)]}
     samples = [
-        sample("right", 0) | {"method": method, "perceptual": perceptual, "st_lpips": st_lpips}
+        sample("caption", 0) | {"method": method, "perceptual": perceptual, "st_lpips": st_lpips}
         for method, pairs in values.items()
         for perceptual, st_lpips in pairs
     ]
@@ -86,26 +86,26 @@ def test_rank_agreement_of_two_perceptual_distances():
 
 
 def test_rank_agreement_needs_three_rows_with_both_distances():
-    samples = [sample("right", 0) | {"method": m, "perceptual": 0.1, "st_lpips": 1.0} for m in "abc"]
+    samples = [sample("caption", 0) | {"method": m, "perceptual": 0.1, "st_lpips": 1.0} for m in "abc"]
     assert rank_agreement(samples[:2]) == {}
     assert rank_agreement([{**s, "st_lpips": math.nan} for s in samples]) == {}
 
 
 def test_vae_gap_is_relative_to_the_same_image():
-    shared = sample("right", 0) | {"method": VAE_BOUND, "steps": None}
+    shared = sample("caption", 0) | {"method": VAE_BOUND, "steps": None}
     bounds = [shared | {"sample": name, "psnr": psnr} for name, psnr in (("a", 30), ("b", 9))]
-    rows = with_vae_gaps([*bounds, bounds[0], sample("right", 0.1) | {"sample": "a", "psnr": 28}])
+    rows = with_vae_gaps([*bounds, bounds[0], sample("caption", 0.1) | {"sample": "a", "psnr": 28}])
     assert [row.get("vae_gap") for row in rows] == [None, None, 2]
     assert summary(rows[2:], seed=0)["vae_gap"] == 2
 
 
 def test_residual_figure_shows_settings_with_one_nfe():
-    row = sample("right", 0.1) | {"nfe_per_step": 2.0}
+    row = sample("caption", 0.1) | {"nfe_per_step": 2.0}
     assert [axis.get_title() for axis in FIGURES["residuals"]([row], []).axes] == ["4 steps, guidance 1"]
 
 
 def table_row(method="a", **changes):
-    return summary([sample("right", 0.1) | {"method": method, "nfe_per_step": 2.0, **changes}], seed=0)
+    return summary([sample("caption", 0.1) | {"method": method, "nfe_per_step": 2.0, **changes}], seed=0)
 
 
 VAE = {"method": VAE_BOUND, "steps": None, "guidance": None, "nfe": None, "nfe_per_step": math.nan}
@@ -127,7 +127,7 @@ def test_table_shows_conditions_that_vary_and_the_vae_bound():
 
 
 def test_images_prompts_and_second_conditions_have_separate_tables():
-    rows = [table_row(**VAE), table_row(), table_row(steps=50, guidance=7.5), table_row(prompts="wrong")]
+    rows = [table_row(**VAE), table_row(), table_row(steps=50, guidance=7.5), table_row(prompt="wrong")]
     tables = reconstruction_tables(rows, [])
     assert [table.title for table in tables] == [
         "Images: real, guidance 1", "Images: real, guidance 7.5", "Images: real, prompts of other concepts, guidance 1"

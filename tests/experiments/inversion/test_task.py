@@ -36,7 +36,7 @@ ONE = setting(nfe="[2,3]")
 BOTH = "[rnri,accelerated]"
 SETTINGS = [
     setting(nfe="[2,3]", methods=BOTH),
-    setting(nfe=2, wrong_prompts="true", methods=BOTH),
+    setting(nfe=2, prompt="wrong", methods=BOTH),
     setting(guidance=2.0, generated="true", methods="[accelerated]"),
     setting(decoder_iterations=3, methods="[edict]"),
     setting(nfe=2, edit="[white background,pink background]", methods="[accelerated]"),
@@ -64,13 +64,13 @@ def rows(folder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def table(run):
-    """Rows by method, NFE, prompts and whether the images are generated."""
+    """Rows by method, NFE, prompt and whether the images are generated."""
     folder, _ = run
-    return {(row["method"], row["nfe"], row["prompts"], row["generated"]): row for row in rows(folder)}
+    return {(row["method"], row["nfe"], row["prompt"], row["generated"]): row for row in rows(folder)}
 
 
 def test_vae_bound_has_no_residual(table):
-    vae = table[VAE_BOUND, None, "right", False]
+    vae = table[VAE_BOUND, None, "caption", False]
     assert vae["n"] == 3
     assert vae["latent_mse"] == 0
     assert "residual" not in vae
@@ -78,7 +78,7 @@ def test_vae_bound_has_no_residual(table):
 
 @pytest.mark.parametrize("nfe", [2, 3])
 def test_row_has_conditions_costs_and_residuals(table, nfe):
-    row = table["accelerated", nfe, "right", False]
+    row = table["accelerated", nfe, "caption", False]
     assert (row["initial_guess"], row["steps"], row["guidance"], row["n"]) == ("fitted", 3, 1, 3)
     assert row["nfe_per_step"] <= nfe
     assert row["backward_per_step"] == 0
@@ -88,15 +88,15 @@ def test_row_has_conditions_costs_and_residuals(table, nfe):
 
 
 def test_exact_method_after_decoder_inversion_reaches_the_vae_bound(table):
-    row = table["edict, decoder inversion", None, "right", False]
+    row = table["edict, decoder inversion", None, "caption", False]
     assert row["latent_mse"] < 1e-8
     assert row["residual"] is None
     assert row["stored_bytes"] == 8 * 1024
-    assert row["psnr"] == pytest.approx(table["vae, decoder inversion", None, "right", False]["psnr"], abs=0.01)
+    assert row["psnr"] == pytest.approx(table["vae, decoder inversion", None, "caption", False]["psnr"], abs=0.01)
 
 
 def test_generated_images_have_distances_to_the_true_latent(run, table):
-    row = table["accelerated", None, "right", True]
+    row = table["accelerated", None, "caption", True]
     assert row["distance_encoded"] == row["distance_adjusted"] > 0
     assert row["distance_reconstructed"] > 0
     assert "| reconstructed ↓ |" in (run[0] / "table.md").read_text()
@@ -124,7 +124,7 @@ def test_wrong_prompts_are_detected_by_scores(run):
 def test_edit_is_compared_with_the_edited_prompt(table):
     original = table[VAE_BOUND, None, EDIT, False]
     edited = table["accelerated", 2, EDIT, False]
-    reconstructed = table["accelerated", 2, "right", False]
+    reconstructed = table["accelerated", 2, "caption", False]
     assert original["clip_score"] < edited["clip_score"]
     assert edited["perceptual"] > reconstructed["perceptual"]
     assert edited["residual"] == pytest.approx(reconstructed["residual"])  # inverted under the image's own prompt
@@ -133,7 +133,7 @@ def test_edit_is_compared_with_the_edited_prompt(table):
 def test_edits_have_a_separate_table_and_figures(run):
     folder, _ = run
     samples = pd.read_parquet(folder / "samples.parquet")
-    assert samples[samples["prompts"] == EDIT]["prompt"].str.contains("pink background").all()
+    assert samples[samples["prompt"] == EDIT]["prompt_text"].str.contains("pink background").all()
     main, edits = (folder / "table.md").read_text().split(f"Images: real, edit {EDIT}\n")
     assert "CLIP score ↑" in edits
     assert "CLIP score ↑" not in main
@@ -143,12 +143,12 @@ def test_edits_have_a_separate_table_and_figures(run):
 
 def test_samples_have_every_image_of_every_method(run):
     samples = pd.read_parquet(run[0] / "samples.parquet")
-    real = samples[(samples["method"] == "accelerated") & (samples["prompts"] == "right") & ~samples["generated"]]
+    real = samples[(samples["method"] == "accelerated") & (samples["prompt"] == "caption") & ~samples["generated"]]
     assert len(real) == 2 * 3
     assert real["sample"].nunique() == 3
-    wrong = samples[samples["prompts"] == "wrong"]
-    wrong_pairs = set(zip(wrong["sample"], wrong["prompt"], strict=True))
-    assert not wrong_pairs & set(zip(real["sample"], real["prompt"], strict=True))
+    wrong = samples[samples["prompt"] == "wrong"]
+    wrong_pairs = set(zip(wrong["sample"], wrong["prompt_text"], strict=True))
+    assert not wrong_pairs & set(zip(real["sample"], real["prompt_text"], strict=True))
 
 
 def test_second_run_computes_nothing(run):
