@@ -187,16 +187,13 @@ class _Task:
 def _check_prompts(value: object) -> None:
     prompts = _as_list(value)
     if not prompts or not all(prompt in PROMPTS for prompt in prompts):
-        raise ConfigError(
-            "prompt", f"must be some of {', '.join(PROMPTS)}, such as prompt=[caption,empty], got {value}."
-        )
+        raise ConfigError("prompt", f"must be some of {', '.join(PROMPTS)}, got {value}; write prompt=[caption,empty].")
 
 
 def _is_special(setting: Mapping[str, Any]) -> bool:
     """Return whether a setting measures more than the reconstruction of real images from their captions."""
-    return any(setting.get(name) for name in SPECIAL_SETTINGS) or "caption" not in _as_list(
-        setting.get("prompt", "caption")
-    )
+    has_captions = "caption" in _as_list(setting.get("prompt", "caption"))
+    return not has_captions or any(setting.get(name) for name in SPECIAL_SETTINGS)
 
 
 def _load_method(name: str, defined: Sequence[str]) -> DictConfig:

@@ -37,9 +37,12 @@ def patch_correlation(seeds: Tensor, side: int = PATCH_SIDE) -> Tensor:
     expected value is 0 for white noise, and the value is 1 if the components of every patch are equal. The value is NaN
     if all components are 0 or no patch is complete.
     """
-    patches = seeds.detach().cpu().double().unfold(2, side, side).unfold(3, side, side).flatten(4)
-    squares = patches.square().sum(-1)
-    products = patches.sum(-1).square() - squares  # sum over ordered pairs of different components
+    batch_size, channels, *size = seeds.shape
+    rows, columns = (length // side for length in size)
+    complete = seeds.detach().cpu().double()[..., : rows * side, : columns * side]
+    patches = complete.reshape(batch_size, channels, rows, side, columns, side)
+    squares = patches.square().sum((3, 5))
+    products = patches.sum((3, 5)).square() - squares  # sum over ordered pairs of different components
     return products.flatten(1).sum(1) / ((side**2 - 1) * squares.flatten(1).sum(1))
 
 

@@ -45,6 +45,15 @@ def test_steps_alone_keep_the_other_values_of_each_setting():
     assert wrong["images"] == "all" and not any("images" in each for each in wrong["settings"])
 
 
+def test_prompts_make_one_setting_each_and_the_empty_prompt_keeps_guidance_1():
+    settings = applied("experiment=flow", "methods=ddim", "steps=4", "guidance=3", "prompt=[caption,empty]")["settings"]
+    assert [(each.get("prompt"), each["guidance"]) for each in settings] == [(None, 3), ("empty", 1)]
+    settings = applied("experiment=flow", "guidance=3")["settings"]
+    assert {(each.get("prompt"), each["guidance"]) for each in settings} == {(None, 3), ("empty", 1)}
+    settings = applied("experiment=flow", "prompt=caption")["settings"]
+    assert len(settings) == 12 and not any("prompt" in each for each in settings)
+
+
 def test_methods_of_editing_and_interpolation_are_selected():
     editing = applied("experiment=editing", "methods=[ddim,flow_edit,renoise]", "steps=10", "images=3", "guidance=2")
     assert list(editing["methods"]) == ["ddim", "renoise"] and list(editing["extra_methods"]) == ["flow_edit"]
@@ -88,6 +97,11 @@ def test_config_without_short_keys_is_unchanged():
         (["experiment=flow", "arms=[plain]"], "arms: the experiment flow has no key task.arms; remove arms."),
         (["experiment=reconstruction", "nfe=2"], "nfe: requires methods=[...]"),
         (["experiment=editing", "nfe=2"], "nfe: the experiment editing has no number of network evaluations"),
+        (
+            ["experiment=flow", "prompt=none"],
+            "prompt: must be some of caption, empty, wrong, got none; write",
+        ),
+        (["experiment=editing", "prompt=empty"], "prompt: the experiment editing does not choose the prompt; remove"),
         (["experiment=flow", "images=0"], "images: must be a number >= 1 or all, got 0."),
         (
             ["images=3"],

@@ -129,3 +129,37 @@ def test_rejects_an_edit_that_is_not_two_strings(edit):
 def test_rejects_an_edit_with_wrong_prompts():
     with pytest.raises(ValueError, match="must be caption with an edit, got wrong"):
         Setting(4, edit=["a", "the"], prompt="wrong")
+
+
+def test_prompts_are_expanded_and_the_empty_prompt_replaces_the_caption():
+    setting = Setting(4, nfe=[2, 3], prompt=["caption", "empty"])
+    each = setting.each()
+    assert [(s.prompt_label, s.nfe) for s in each] == [("caption", 2), ("caption", 3), ("empty", 2), ("empty", 3)]
+    assert [(s.source("a cat"), s.target("a cat"), s.scored("a cat")) for s in each[1:3]] == [
+        ("a cat", "a cat", "a cat"), ("", "", "a cat")
+    ]  # fmt: skip
+
+
+def test_each_prompt_has_its_own_vae_bound():
+    all_jobs = jobs(EDICT_ONLY, [Setting(4, prompt=["caption", "empty"])], images(), 8)
+    bounds = [job for job in all_jobs if not job.inverter]
+    assert [job.setting.prompt_label for job in bounds] == ["caption", "empty"]
+    assert bounds[0].key == bounds[1].key  # the same images
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"prompt": "empty", "guidance": 3.0},
+            "guidance: must be 1 with prompt=empty, got 3; set guidance=1, or",
+        ),
+        ({"prompt": ["caption", "empty"], "guidance": 3.0}, "guidance: must be 1 with prompt=empty"),
+        ({"prompt": "empty", "edit": ["a", "the"]}, "prompt: must be caption with an edit, got empty; remove edit or"),
+        ({"prompt": "none"}, "prompt: "),
+        ({"prompt": []}, "prompt: "),
+    ],
+)
+def test_rejects_prompts_that_exclude_other_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(4, **options)

@@ -126,13 +126,34 @@ def test_table_shows_conditions_that_vary_and_the_vae_bound():
     assert compared_within(rows[:2]) == ""
 
 
+def test_settings_with_fewer_images_have_their_own_vae_bound():
+    rows = [table_row(**VAE) | {"n": 16}, table_row(steps=4, vae_gap=3.0) | {"n": 16}]
+    rows += [table_row(steps=50, psnr=30.5 - gap, vae_gap=gap) | {"n": 8} for gap in (1.5, 0.0)]
+    (table,) = reconstruction_tables(rows, [])
+    assert [(row["method"], row["psnr"], row["n"]) for row in table.references] == [
+        (VAE_BOUND, 20.0, 16), (VAE_BOUND, 30.5, 8)
+    ]  # fmt: skip
+    lost = table_row(steps=50, psnr=math.nan, vae_gap=math.nan) | {"n": 8}
+    (table,) = reconstruction_tables([*rows[:2], lost], [])
+    assert len(table.references) == 1
+
+
 def test_images_prompts_and_second_conditions_have_separate_tables():
-    rows = [table_row(**VAE), table_row(), table_row(steps=50, guidance=7.5), table_row(prompt="wrong")]
+    rows = [
+        table_row(**VAE),
+        table_row(),
+        table_row(steps=50, guidance=7.5),
+        table_row(prompt="wrong"),
+        table_row(prompt="empty"),
+    ]
     tables = reconstruction_tables(rows, [])
     assert [table.title for table in tables] == [
-        "Images: real, guidance 1", "Images: real, guidance 7.5", "Images: real, prompts of other concepts, guidance 1"
-    ]  # fmt: skip
-    assert [len(table.references) for table in tables] == [1, 1, 0]
+        "Images: real, guidance 1",
+        "Images: real, guidance 7.5",
+        "Images: real, prompts of other concepts, guidance 1",
+        "Images: real, empty prompt, guidance 1",
+    ]
+    assert [len(table.references) for table in tables] == [1, 1, 0, 0]
     assert all(len(table.columns) <= 7 for table in tables)
 
 

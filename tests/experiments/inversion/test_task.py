@@ -37,6 +37,7 @@ BOTH = "[rnri,accelerated]"
 SETTINGS = [
     setting(nfe="[2,3]", methods=BOTH),
     setting(nfe=2, prompt="wrong", methods=BOTH),
+    setting(nfe=2, prompt="empty", methods="[accelerated]"),
     setting(guidance=2.0, generated="true", methods="[accelerated]"),
     setting(decoder_iterations=3, methods="[edict]"),
     setting(nfe=2, edit="[white background,pink background]", methods="[accelerated]"),
@@ -85,6 +86,30 @@ def test_row_has_conditions_costs_and_residuals(table, nfe):
     assert row["psnr_low"] <= row["psnr"] <= row["psnr_high"]
     assert row["residual"] >= row["residual_mean"] > 0
     assert row["seconds"] > 0
+
+
+def test_empty_prompt_has_rows_a_bound_and_a_table(run, table):
+    caption, empty = (table["accelerated", 2, prompt, False] for prompt in ("caption", "empty"))
+    assert empty["latent_mse"] != caption["latent_mse"]
+    assert table[VAE_BOUND, None, "empty", False]["psnr"] == table[VAE_BOUND, None, "caption", False]["psnr"]
+    assert (
+        table[VAE_BOUND, None, "empty", False]["clip_score"] == table[VAE_BOUND, None, "caption", False]["clip_score"]
+    )
+    texts = (run[0] / "table.md").read_text().split("Images: ")
+    assert sum(text.startswith("real, empty prompt") and "| vae " in text for text in texts) == 1
+    samples = pd.read_parquet(run[0] / "samples.parquet")
+    assert set(samples[samples["prompt"] == "empty"]["prompt_text"]) == {""}
+    assert (run[0] / "images" / "3steps_guidance1_NFE2_emptyprompt.png").stat().st_size > 0
+
+
+def test_rows_have_statistics_of_the_seeds(table):
+    row = table["accelerated", 3, "caption", False]
+    assert 0 <= row["normality"] <= 1 and 0 <= row["normality_rejected"] <= 1
+    assert -1 / 3 <= row["patch_correlation"] <= 1
+    assert row["straightness"] > 0
+    assert row["latent_mse_textured"] >= 0
+    assert row["nfe_total"] == pytest.approx(3 * row["nfe_per_step"] + 3)
+    assert "straightness" not in table[VAE_BOUND, None, "caption", False]
 
 
 def test_exact_method_after_decoder_inversion_reaches_the_vae_bound(table):
