@@ -23,8 +23,8 @@ def noise(*shape: int) -> torch.Tensor:
 def correlated(correlation: float, seeds: int, side: int = 2) -> torch.Tensor:
     """Return standard normal seeds whose components have ``correlation`` within each patch, and 0 between patches."""
     shared = noise(seeds, 4, 32, 32).repeat_interleave(side, 2).repeat_interleave(side, 3)
-    own = torch.randn(shared.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return correlation**0.5 * shared + (1 - correlation) ** 0.5 * own
+    independent = torch.randn(shared.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return correlation**0.5 * shared + (1 - correlation) ** 0.5 * independent
 
 
 def test_p_values_of_white_noise_are_uniform():
@@ -49,7 +49,7 @@ def test_p_value_is_the_distribution_of_kolmogorov_for_one_component():
 
 
 @pytest.mark.parametrize(("correlation", "tolerance"), [(0.0, 0.03), (0.3, 0.05), (0.9, 0.03), (1.0, 1e-12)])
-def test_patch_correlation_of_a_field_with_known_correlation(correlation, tolerance):  # 0: standard deviation 0.006
+def test_patch_correlation_equals_the_correlation_of_the_field(correlation, tolerance):  # 0: standard deviation 0.006
     assert patch_correlation(correlated(correlation, seeds=4)).numpy() == pytest.approx(correlation, abs=tolerance)
 
 

@@ -140,7 +140,7 @@ def test_prompts_are_expanded_and_the_empty_prompt_replaces_the_caption():
     ]  # fmt: skip
 
 
-def test_each_prompt_has_its_own_vae_bound():
+def test_each_prompt_has_a_vae_bound():
     all_jobs = jobs(EDICT_ONLY, [Setting(4, prompt=["caption", "empty"])], images(), 8)
     bounds = [job for job in all_jobs if not job.inverter]
     assert [job.setting.prompt_label for job in bounds] == ["caption", "empty"]

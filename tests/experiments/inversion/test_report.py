@@ -126,7 +126,7 @@ def test_table_shows_conditions_that_vary_and_the_vae_bound():
     assert compared_within(rows[:2]) == ""
 
 
-def test_settings_with_fewer_images_have_their_own_vae_bound():
+def test_settings_with_fewer_images_have_a_separate_vae_bound():
     rows = [table_row(**VAE) | {"n": 16}, table_row(steps=4, vae_gap=3.0) | {"n": 16}]
     rows += [table_row(steps=50, psnr=30.5 - gap, vae_gap=gap) | {"n": 8} for gap in (1.5, 0.0)]
     (table,) = reconstruction_tables(rows, [])
