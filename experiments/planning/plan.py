@@ -79,7 +79,8 @@ def training_size(task: Any) -> str:
 
 def weight_bytes(networks: Any) -> float:
     """Return the total size of the weights of all networks, in bytes."""
-    modules = [*networks.model.pipeline.components.values(), networks.clip.model, networks.classifier]
+    clip = None if networks.clip is None else networks.clip.model
+    modules = [*networks.model.pipeline.components.values(), clip, networks.classifier]
     return sum(_bytes(module) for module in modules if isinstance(module, nn.Module))
 
 

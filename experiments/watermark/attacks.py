@@ -1,0 +1,122 @@
+"""Attacks on watermarked images: changes of a published image that may destroy its watermark."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from PIL import Image
+from pydantic import PositiveFloat
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from rnri import LatentDiffusion
+from rnri.models.noise import noise_for_samples
+from rnri.validation import HalfOpenUnitInterval, dataclass
+
+NO_ATTACK = "none"
+"""Name of the images as they are published, without an attack."""
+
+
+class Attack(ABC):
+    """A change of published images."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        """Return the changed images, whose values may exceed [0, 1] slightly; the caller clamps them.
+
+        Args:
+            images: images ``[B,3,H,W]`` in [0, 1].
+            names: name of each image, which determines the random numbers of the attack.
+            model: the model that generated the images.
+        """
+
+
+@dataclass(frozen=True)
+class JpegAttack(Attack):
+    """Compresses the images by JPEG with the given quality (1 to 95)."""
+
+    quality: Annotated[int, Ge(1), Le(95)] = 25
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        return torch.stack([self._compress(image) for image in images.cpu()]).to(images.device)
+
+    def _compress(self, image: Tensor) -> Tensor:
+        data = io.BytesIO()
+        pixels = np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+        Image.fromarray(pixels).save(data, "JPEG", quality=self.quality)
+        return F.to_dtype(F.pil_to_tensor(Image.open(data)), torch.float32, scale=True)
+
+
+@dataclass(frozen=True)
+class BlurAttack(Attack):
+    """Blurs the images with a Gaussian whose standard deviation is ``sigma`` times the smaller side of an image."""
+
+    sigma: PositiveFloat = 0.01
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        sigma = self.sigma * min(images.shape[-2:])
+        return F.gaussian_blur(images, [2 * round(3 * sigma) + 1] * 2, [sigma] * 2)
+
+
+@dataclass(frozen=True)
+class NoiseAttack(Attack):
+    """Adds Gaussian noise with the standard deviation ``std``, where white is 1."""
+
+    std: PositiveFloat = 0.05
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        noise = noise_for_samples([f"attack\n{name}" for name in names], 0, tuple(images.shape[1:]))
+        return images + self.std * noise.to(images.device)
+
+
+@dataclass(frozen=True)
+class BrightnessAttack(Attack):
+    """Multiplies the brightness of the images by ``factor``."""
+
+    factor: PositiveFloat = 2.0
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        return F.adjust_brightness(images, self.factor)
+
+
+@dataclass(frozen=True)
+class CropAttack(Attack):
+    """Keeps the central part of the images, ``side`` times the height and width, and resizes it to the full size."""
+
+    side: HalfOpenUnitInterval = 0.9
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        height, width = images.shape[-2:]
+        cropped = F.center_crop(images, [round(self.side * height), round(self.side * width)])
+        return F.resize(cropped, [height, width], antialias=True)
+
+
+@dataclass(frozen=True)
+class RotationAttack(Attack):
+    """Rotates the images by ``degrees`` about their center; the corners are filled with white."""
+
+    degrees: Annotated[float, Gt(-180), Le(180)] = 10.0
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        return F.rotate(images, self.degrees, v2.InterpolationMode.BILINEAR, fill=[1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class VaeAttack(Attack):
+    """Encodes and decodes the images with the VAE of the model."""
+
+    def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
+        with torch.no_grad():
+            return model.decode(model.encode(images))
+
+
+def publish(images: Tensor) -> Tensor:
+    """Return ``images [B,3,H,W]`` in [0, 1], rounded to 8 bits as in an image file."""
+    return (images.clamp(0, 1) * 255).round() / 255

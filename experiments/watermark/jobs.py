@@ -1,0 +1,303 @@
+"""Jobs of the watermark experiment: reading the watermarks of a batch of images, and forging a watermark."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic import PositiveInt
+
+from experiments.planning.cost import Cost, batch_multiplier
+from experiments.runtime.unit_queue import CachedUnitDataModule
+from rnri import Inverter
+from rnri.validation import ConfigError, GuidanceScale, IntAtLeast2, NonEmptyStr, dataclass
+from rnri.watermark import GaussianShading, TreeRing, Watermark
+
+Scheme = Literal["gaussian_shading", "tree_ring"]
+SCHEMES: tuple[Scheme, ...] = ("gaussian_shading", "tree_ring")
+
+
+@dataclass(frozen=True)
+class ReadingSetting:
+    """A setting of the watermark experiment: how the images are generated, and how their watermarks are read.
+
+    Args:
+        steps: number of sampling steps with which the images are generated.
+        guidance: guidance scale with which the images are generated; None: the default of the model. Watermarks are
+            always read with the empty prompt and without guidance.
+        read_steps: number of steps of the inversion that reads the watermarks; None: ``steps``.
+        sampler: scheduler class of diffusers with which the images are generated, such as DPMSolverMultistepScheduler;
+            None: the deterministic sampler whose steps are inverted.
+        nfe: number of network evaluations per inversion step, for methods with a solver. None: each method uses the
+            number in the config of the method. A list of numbers is expanded to one setting per number.
+        methods: names of the inversion methods; None: all methods.
+        attacks: names of the attacks; None: all attacks. Images without an attack are always read.
+        images: maximum number of images per watermark; None: the number of images of the experiment.
+    """
+
+    steps: PositiveInt
+    guidance: GuidanceScale | None = None
+    read_steps: PositiveInt | None = None
+    sampler: NonEmptyStr | None = None
+    nfe: PositiveInt | Annotated[Sequence[PositiveInt], MinLen(1)] | None = None
+    methods: Annotated[Sequence[NonEmptyStr], MinLen(1)] | None = None
+    attacks: Sequence[NonEmptyStr] | None = None
+    images: PositiveInt | None = None
+
+    @property
+    def inversion_steps(self) -> int:
+        return self.read_steps or self.steps
+
+    def each(self) -> list[ReadingSetting]:
+        """Return one setting for each number of network evaluations per step in ``nfe``."""
+        counts = self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
+        return [replace(self, nfe=count) for count in counts]
+
+
+@dataclass(frozen=True)
+class ForgerySetting:
+    """How a watermark is forged without its key, from several images with the same watermark.
+
+    The seeds of the images are inverted and averaged. The average is added to fresh noise, so that the variance is 1,
+    and an image with another prompt is generated from the sum.
+
+    Args:
+        keys: number of keys; the watermark of each key is forged.
+        images: increasing numbers of images whose seeds are averaged.
+        steps: number of sampling steps.
+        guidance: guidance scale with which the images are generated; None: the default of the model.
+    """
+
+    keys: PositiveInt
+    images: Annotated[Sequence[PositiveInt], MinLen(1)]
+    steps: PositiveInt
+    guidance: GuidanceScale | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.images) != sorted(set(self.images)):
+            raise ConfigError("images", f"must be increasing numbers, got {list(self.images)}.")
+
+
+@dataclass(frozen=True)
+class WatermarkSettings:
+    """The watermarks of the experiment.
+
+    Each image has its own key, which is derived from the random seed of the experiment and never written to disk. These
+    keys are not secret, because everyone who knows the random seed can derive them: use
+    :func:`rnri.watermark.new_key` for images that are published.
+
+    Args:
+        message_bytes: length of the message of Gaussian Shading, in bytes.
+        ring_radius: radius of Tree-Ring, as a fraction of the smaller side of a latent.
+        ring_channel: channel of Tree-Ring.
+        other_keys: number of other keys with which each image is read to count false positives.
+    """
+
+    message_bytes: PositiveInt = 8
+    ring_radius: float = 10 / 64
+    ring_channel: int = 0
+    other_keys: IntAtLeast2 = 100
+
+    def mark(self, scheme: Scheme, name: str, seed: int) -> Watermark:
+        """Return the watermark of the image ``name``, whose key is derived from the random seed ``seed``."""
+        key = derived_key(f"key\n{name}", seed)
+        if scheme == "tree_ring":
+            return TreeRing(key=key, radius=self.ring_radius, channel=self.ring_channel)
+        return GaussianShading(key=key, message=_shake(f"message\n{name}", seed, self.message_bytes))
+
+
+def derived_key(name: str, seed: int) -> bytes:
+    """Return a key of 32 bytes that is derived from a name and from the random seed of the experiment."""
+    return _shake(name, seed, 32)
+
+
+def _shake(name: str, seed: int, count: int) -> bytes:
+    return hashlib.shake_256(f"watermark\n{seed}\n{name}".encode()).digest(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedPrompt:
+    """A prompt, and the unique name of the image that is generated from the prompt."""
+
+    name: str
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingJob:
+    """One inversion method with one setting and a batch of prompts. The results of a job are stored as one unit.
+
+    Attributes:
+        attacks: names of the attacks, with the images without an attack first.
+        guidance: guidance scale with which the images are generated.
+        first: whether the job has the first batch of its method and setting.
+    """
+
+    method: str
+    inverter: Inverter
+    setting: ReadingSetting
+    prompts: Sequence[NamedPrompt]
+    attacks: Sequence[str]
+    guidance: float
+    first: bool = True
+
+    @property
+    def store(self) -> str:
+        return f"{self.method}\n{self.setting}"
+
+    @property
+    def key(self) -> str:
+        return _digest(self.prompts)
+
+    @property
+    def label(self) -> str:
+        setting = self.setting
+        parts = [self.method, f"{setting.steps} steps"]
+        if setting.sampler:
+            parts.append(setting.sampler)
+        if setting.inversion_steps != setting.steps:
+            parts.append(f"read with {setting.inversion_steps} steps")
+        if setting.nfe is not None:
+            parts.append(f"NFE {setting.nfe}")
+        return ", ".join(parts)
+
+    @property
+    def readings(self) -> int:
+        """Number of inverted images."""
+        return len(SCHEMES) * len(self.attacks) * len(self.prompts)
+
+    @property
+    def generation_cost(self) -> Cost:
+        """Cost of generating the images of the job. The other methods with the same setting reuse the images."""
+        images = len(SCHEMES) * len(self.prompts)
+        return Cost(batch_multiplier(self.guidance) * self.setting.steps * images, 2 * images)
+
+    @property
+    def cost(self) -> Cost:
+        """Estimated cost of the job: generation and inversion."""
+        return Cost(self.setting.inversion_steps * self.inverter.nfe_per_step * self.readings) + self.generation_cost
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgeryJob:
+    """The forgery of the watermark of one key. The results of a job are stored as one unit.
+
+    Attributes:
+        number: number of the key.
+        prompts: prompts of the images with the watermark, and as the last prompt the prompt of the forged image.
+        guidance: guidance scale with which the images are generated.
+    """
+
+    scheme: Scheme
+    inverter: Inverter
+    setting: ForgerySetting
+    number: int
+    prompts: Sequence[NamedPrompt]
+    guidance: float
+
+    @property
+    def store(self) -> str:
+        return "forgery"
+
+    @property
+    def key(self) -> str:
+        return f"{self.scheme}\n{self.number}\n{_digest(self.prompts)}"
+
+    @property
+    def label(self) -> str:
+        return "forgery"
+
+    @property
+    def cost(self) -> Cost:
+        images = len(self.prompts) - 1 + len(self.setting.images)
+        per_step = batch_multiplier(self.guidance) + self.inverter.nfe_per_step
+        return Cost(images * self.setting.steps * per_step, images)
+
+
+def _digest(prompts: Sequence[NamedPrompt]) -> str:
+    return hashlib.sha256("\n".join(f"{each.name}\n{each.prompt}" for each in prompts).encode()).hexdigest()
+
+
+def numbered(prompts: Sequence[NamedPrompt], count: int) -> list[NamedPrompt]:
+    """Return ``count`` prompts with unique names: the prompts in their order, again from the first after the last."""
+    return [
+        NamedPrompt(f"{prompts[k % len(prompts)].name}/{k // len(prompts)}", prompts[k % len(prompts)].prompt)
+        for k in range(count)
+    ]
+
+
+def reading_jobs(
+    methods: Mapping[str, Inverter],
+    settings: Sequence[ReadingSetting],
+    prompts: Sequence[NamedPrompt],
+    *,
+    attacks: Sequence[str],
+    batch_size: int,
+    default_guidance: float,
+) -> list[ReadingJob]:
+    """Return the jobs of each method with each setting that includes the method.
+
+    Raises:
+        ConfigError: a setting contains the name of an unknown method or attack, or sets ``nfe`` for a method whose
+            number of network evaluations is fixed.
+    """
+    jobs: list[ReadingJob] = []
+    for k, original in enumerate(settings):
+        for name in original.attacks or ():
+            if name not in attacks:
+                raise ConfigError(
+                    f"task.settings.{k}.attacks", f"must be some of {', '.join(attacks[1:])}, got {name!r}."
+                )
+        for setting in original.each():
+            chosen = attacks if setting.attacks is None else (attacks[0], *setting.attacks)
+            used = [attack for attack in attacks if attack in chosen]
+            guidance = default_guidance if setting.guidance is None else setting.guidance
+            selected = prompts[: setting.images]
+            batches = [selected[i : i + batch_size] for i in range(0, len(selected), batch_size)]
+            for name in setting.methods or methods:
+                inverter = _with_nfe(methods, name, setting.nfe, f"task.settings.{k}")
+                jobs += [
+                    ReadingJob(name, inverter, setting, batch, used, guidance, first=batch is batches[0])
+                    for batch in batches
+                ]
+    return list({(job.store, job.key): job for job in jobs}.values())
+
+
+def _with_nfe(methods: Mapping[str, Inverter], name: str, nfe: int | None, key: str) -> Inverter:
+    if name not in methods:
+        raise ConfigError(f"{key}.methods", f"must be some of {', '.join(methods)}, got {name!r}.")
+    try:
+        return methods[name] if nfe is None else methods[name].with_nfe(nfe)
+    except ValueError as error:
+        raise ConfigError(f"{key}.nfe", f"must be a number that {name} supports, got {nfe}: {error}") from error
+
+
+def forgery_jobs(
+    setting: ForgerySetting, inverter: Inverter, prompts: Sequence[NamedPrompt], default_guidance: float
+) -> Iterator[ForgeryJob]:
+    """Yield the forgery of each scheme and each key."""
+    guidance = default_guidance if setting.guidance is None else setting.guidance
+    count = max(setting.images) + 1
+    all_prompts = numbered(prompts, count * setting.keys)
+    for scheme in SCHEMES:
+        for number in range(setting.keys):
+            yield ForgeryJob(scheme, inverter, setting, number, all_prompts[number :: setting.keys], guidance)
+
+
+class WatermarkJobData(CachedUnitDataModule):
+    """Data loader of the jobs whose results are not on disk yet."""
+
+    unit_noun = "batch"
+
+    def part(self, unit: ReadingJob | ForgeryJob) -> str:
+        return unit.label
+
+    def cost(self, unit: ReadingJob | ForgeryJob) -> float:
+        return unit.cost.nfe + unit.cost.decoded
+
+    def address(self, unit: ReadingJob | ForgeryJob) -> tuple[str, str]:
+        return unit.store, unit.key
