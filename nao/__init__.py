@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from rnri.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from nao.baselines import cog as cog
+    from nao.baselines import cog_mean as cog_mean
+    from nao.baselines import cog_path as cog_path
     from nao.baselines import lerp as lerp
     from nao.baselines import mean as mean
     from nao.baselines import normalized_lerp as normalized_lerp

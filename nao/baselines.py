@@ -62,6 +62,42 @@ def normalized_lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     return project(lerp(a, b, num_points))
 
 
+def cog(seeds: Tensor, weights: Tensor) -> Tensor:
+    """Linear combination of the seeds that has the variance of Gaussian noise, ``sum_i w_i x_i / sqrt(sum_i w_i^2)``.
+
+    COG (Bodin et al. 2024, arXiv 2408.08558) divides a linear combination of independent standard Gaussian seeds by the
+    standard deviation of the combination, so that the result is again a standard Gaussian seed. In contrast to
+    ``normalized_mean``, the divisor depends on the weights only. The seeds of similar
+    images are correlated; with positive weights, the norm of their combination is larger than the typical norm.
+
+    Args:
+        seeds: the seeds ``[n,C,h,w]``.
+        weights: one weight per seed, ``[n]``, of any sign.
+
+    Raises:
+        ValueError: the number of weights is not ``n``, or all weights are zero.
+    """
+    weights = weights.cpu().double()
+    if weights.shape != seeds.shape[:1]:
+        raise ValueError(f"weights: must have one weight per seed, {len(seeds)}, got the shape {list(weights.shape)}.")
+    deviation = weights.norm()
+    if deviation == 0:
+        raise ValueError("weights: must not all be zero, because the combination would have no variance.")
+    return _cast_like(torch.einsum("n,nchw->chw", weights / deviation, _to_float64(seeds)), seeds)
+
+
+def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
+    """Linear interpolation whose points are divided by their standard deviation, see :func:`cog`."""
+    s = _fractions(num_points).flatten()
+    seeds = torch.stack([_to_float64(a), _to_float64(b)])
+    return _cast_like(torch.stack([cog(seeds, torch.stack([1 - t, t])) for t in s]), a)
+
+
+def cog_mean(seeds: Tensor) -> Tensor:
+    """Sum of the seeds, divided by the square root of their number, see :func:`cog`."""
+    return cog(seeds, torch.ones(len(seeds)))
+
+
 def mean(seeds: Tensor) -> Tensor:
     """Arithmetic mean of the seeds. The norm of the mean decreases with the number of seeds."""
     return _cast_like(_to_float64(seeds).mean(0), seeds)

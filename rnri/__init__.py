@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from rnri.solvers.newton import RNRIPaper as RNRIPaper
     from rnri.solvers.newton import RNRISign as RNRISign
     from rnri.solvers.newton_krylov import NewtonKrylov as NewtonKrylov
+    from rnri.solvers.precise_inv import PreciseInv as PreciseInv
     from rnri.solvers.renoise import ReNoise as ReNoise
+    from rnri.solvers.selfix import SelFix as SelFix
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -15,9 +15,11 @@ from diffusers import DDIMScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from rnri.device import synchronize
 from rnri.image_batch import Fit, Images, as_images, to_uint8
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.methods import ALL_METHODS, METHODS
+from rnri.methods.forward_steps import ForwardSteps
 from rnri.models.deterministic import DeterministicScheduler
 from rnri.models.diffusers_schedulers import is_flow
 from rnri.models.diffusion import LatentDiffusion
@@ -41,6 +43,7 @@ def invert(
     guidance_scale: float = 1.0,
     negative_prompt: str | Sequence[str] = "",
     method: str | Inverter = "accelerated",
+    forward_steps: int = 0,
     fit: Fit = "crop",
     round_trip: bool = True,
     callback_on_step_end: StepCallback | None = None,
@@ -70,6 +73,8 @@ def invert(
             input of the network.
         negative_prompt: a list with one negative prompt per image, or one string for all images.
         method: name of a method in ``rnri.METHODS``, or an ``Inverter`` whose seed alone reconstructs the image.
+        forward_steps: number of the cleanest inversion steps that are replaced by random noise, as in TABA
+            (:class:`rnri.methods.ForwardSteps`), less than the number of sampler steps.
         fit: how images of another size are fitted to the image size of the model: ``crop`` (resize and crop the
             center), ``pad`` (resize and add white borders), ``stretch`` (resize without keeping the aspect ratio), or
             ``exact`` (do not resize: the images are inverted at their own size, which must be the same for all images).
@@ -84,7 +89,7 @@ def invert(
         FileNotFoundError: an image file does not exist.
     """
     _check_callback(callback_on_step_end)
-    inverter = _as_inverter(method)
+    inverter = _with_forward_steps(_as_inverter(method), forward_steps)
     model = LatentDiffusion(pipe)
     batch = as_images(images, model.image_size, fit)
     height, width = batch.shape[-2:]
@@ -112,7 +117,7 @@ def invert(
                     callback_on_step_end(pipe, k, timestep, {"latents": latents})
 
             inversion = inverter.invert(z0, predictor, schedule, on_step)
-        _synchronize(inversion.seed)
+        synchronize(inversion.seed.device)
         seconds = time.perf_counter() - start
         measured = _measure_round_trip(model, batch, z0, inversion, predictor, schedule) if round_trip else None
     finally:
@@ -172,12 +177,6 @@ def _progress_bar(pipe: DiffusionPipeline, steps: int) -> Iterator[Any]:
             del pipe._progress_bar_config
 
 
-def _synchronize(tensor: Tensor) -> None:
-    """Wait until all operations on the device of ``tensor`` are finished."""
-    if tensor.device.type != "cpu":
-        torch.accelerator.synchronize(tensor.device)
-
-
 def _warn_if_not_deterministic(pipe: DiffusionPipeline) -> None:
     """Warn if a plain call of ``pipe`` with its own scheduler does not regenerate images from their seeds."""
     scheduler = pipe.scheduler
@@ -229,6 +228,12 @@ def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]
             f"negative_prompt: must be given for every image or for none, got {negative_prompts!r}; "
             f"{type(pipe).__name__} encodes an empty string as a prompt if another image has a negative prompt."
         )
+
+
+def _with_forward_steps(inverter: Inverter, forward_steps: int) -> Inverter:
+    if not isinstance(forward_steps, int) or forward_steps < 0:
+        raise ValueError(f"forward_steps: must be an integer >= 0, got {forward_steps!r}.")
+    return ForwardSteps(inverter, forward_steps) if forward_steps else inverter
 
 
 def _as_inverter(method: str | Inverter) -> Inverter:

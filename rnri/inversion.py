@@ -26,6 +26,8 @@ from rnri.validation import ConfigError, dataclass
 
 NFE_PER_BACKWARD = 2
 """Number of network evaluations that have the cost of one backward pass."""
+FIRST_ANCHORED_STEP = 2
+"""First inversion step with an anchor, as in the authors' code of SelFix; step 0 is the cleanest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +223,16 @@ class ImplicitInverter(Inverter):
         history = PredictionHistory()
         secants = self._empty_secants(z0)
         budget = self._budget(schedule, len(z0))
+        uses_anchor = getattr(self.solver, "uses_anchor", False)
+        last_prediction: Tensor | None = None  # the prediction that leads from the previous to the current latent
         solutions: list[Solution] = []
         with torch.no_grad(), predictor.eval_mode():
             for k, i in enumerate(reversed(range(len(schedule)))):
                 problem = self._problem(z, predictor, schedule, i, z_0=z0)
                 if secants is not None:
                     problem = problem.with_secants(secants)
+                if last_prediction is not None and k >= FIRST_ANCHORED_STEP:
+                    problem = problem.with_anchor(last_prediction)
                 guess = self.guess(problem, history)
                 if budget is None:
                     solution = self.solver(problem, guess)
@@ -238,6 +244,8 @@ class ImplicitInverter(Inverter):
                     history = history.append(problem, solution)
                 if problem.recorder is not None:
                     secants = problem.recorder.secants
+                if uses_anchor and problem.b != 0:
+                    last_prediction = problem.prediction(solution.z)
                 solutions.append(solution)
                 z = solution.z
                 on_step(k, z)

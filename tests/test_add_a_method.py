@@ -51,7 +51,7 @@ def test_page_has_a_method_a_config_and_a_test(project):
 def test_method_is_registered_and_its_config_builds_it(project):
     assert "two_pass" in rnri.METHODS
     row = next(line for line in rnri.methods_table().splitlines() if line.startswith("| `two_pass` |"))
-    assert row == "| `two_pass` | `TwoPass` | example of the documentation | yes | 2 | all |"
+    assert row == "| `two_pass` | `TwoPass` | example of the documentation | – | yes | 2 | all |"
     assert instantiate(OmegaConf.load(project / CONFIG)) == rnri.METHODS["two_pass"]()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnri.inversion import ImplicitInverter, Inversion
 from rnri.methods.noise_maps import draw_noise
-from rnri.methods.registry import register_method
+from rnri.methods.registry import NO_LICENSE, register_method
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, ddim_step, no_callback
 from rnri.models.schedule import Schedule
@@ -138,7 +138,10 @@ def ancestral_schedule(schedule: Schedule) -> tuple[Schedule, Tensor]:
 
 
 @register_method(
-    "rnri_ancestral", paper="RNRI, Samuel et al. 2023, arXiv 2312.12540, ancestral sampler", requires="noise"
+    "rnri_ancestral",
+    paper="RNRI, Samuel et al. 2023, arXiv 2312.12540, ancestral sampler",
+    source=NO_LICENSE,
+    requires="noise",
 )
 def rnri_ancestral() -> Ancestral:
     """Return RNRI as in the authors' published code, on the ancestral Euler sampler with stored noises."""
@@ -146,7 +149,10 @@ def rnri_ancestral() -> Ancestral:
 
 
 @register_method(
-    "renoise_ancestral", paper="ReNoise, Garibi et al. 2024, arXiv 2403.14602, ancestral sampler", requires="noise"
+    "renoise_ancestral",
+    paper="ReNoise, Garibi et al. 2024, arXiv 2403.14602, ancestral sampler",
+    source=NO_LICENSE,
+    requires="noise",
 )
 def renoise_ancestral() -> Ancestral:
     """Return ReNoise on the ancestral sampler, with noise correction."""

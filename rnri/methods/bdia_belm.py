@@ -94,7 +94,11 @@ def _levels(schedule: Schedule, j: int) -> Levels:
     return list(zip(*(table[j - 1 : j + 2] for table in clean_first), strict=True))
 
 
-@register_method("bdia", paper="BDIA, Zhang, Lewis & Kleijn 2023, arXiv 2307.10829")
+@register_method(
+    "bdia",
+    paper="BDIA, Zhang, Lewis & Kleijn 2023, arXiv 2307.10829",
+    source="zituitui/BELM@aa09c5e samplers/BDIA.py:61-73",
+)
 @dataclass(frozen=True)
 class BDIA(TwoStepSampler):
     """Bi-directional integration approximation (Zhang, Lewis & Kleijn 2023, arXiv 2307.10829).
@@ -116,10 +120,19 @@ class BDIA(TwoStepSampler):
         return self.gamma, c_mid, c_y
 
 
-@register_method("obelm", paper="O-BELM, Wang et al. 2024, arXiv 2410.07273")
+@register_method(
+    "obelm",
+    paper="O-BELM, Wang et al. 2024, arXiv 2410.07273",
+    source="zituitui/BELM@aa09c5e samplers/BELM.py:61-85",
+)
 @dataclass(frozen=True)
 class OBELM(TwoStepSampler):
     """O-BELM (Wang et al. 2024, arXiv 2410.07273): the two-step sampler with the smallest discretization error.
+
+    With the scales ``c`` and times ``tau`` of ``Schedule.scale_and_time`` and ``h_j = tau_j - tau_{j-1}``, a step is::
+
+        z_{j-1} = (h_j / h_{j+1})^2 c_{j-1} / c_{j+1} z_{j+1} + (1 - (h_j / h_{j+1})^2) c_{j-1} / c_j z_j
+                  - h_j (h_j + h_{j+1}) / h_{j+1} c_{j-1} y(z_j)
 
     The sampler is second-order accurate.
     """

@@ -10,21 +10,23 @@ from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import ddim_path, make_inversion
-from rnri.methods.registry import register_method
+from rnri.methods.registry import NO_LICENSE, register_method
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, ddim_step, no_callback
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 
-@register_method("direct", paper="Direct inversion, Ju et al. 2024, arXiv 2310.01506")
+@register_method("direct", paper="Direct inversion, Ju et al. 2024, arXiv 2310.01506", source=NO_LICENSE)
 @dataclass(frozen=True)
 class DirectInversion(Inverter):
     """Direct inversion (Ju et al. 2024, arXiv 2310.01506), which is exact by construction.
 
     The inversion is DDIM inversion without guidance. In each step, the sampler with guidance deviates from the
     trajectory of the inversion. The reconstruction adds a stored offset in each step, which moves the latent back onto
-    this trajectory. The offsets are stored as ``aux["offsets"] [B,N,C,h,w]``.
+    this trajectory: ``z_s = DDIM(z_t) + offset`` with ``offset = pivot_s - DDIM(pivot_t)``, where ``DDIM`` is the
+    sampler's step with guidance, and the pivots are the latents of the inversion. The offsets are stored as
+    ``aux["offsets"] [B,N,C,h,w]``.
     """
 
     seed_only: ClassVar[bool] = False

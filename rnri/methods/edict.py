@@ -16,7 +16,11 @@ from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 
-@register_method("edict", paper="EDICT, Wallace et al. 2023, arXiv 2211.12446")
+@register_method(
+    "edict",
+    paper="EDICT, Wallace et al. 2023, arXiv 2211.12446",
+    source="huggingface/diffusers@16f4789 examples/community/edict_pipeline.py:73-128",
+)
 @dataclass(frozen=True)
 class EDICT(Inverter):
     """EDICT (Wallace et al. 2023, arXiv 2211.12446): a sampler of two coupled latents ``x`` and ``y``.

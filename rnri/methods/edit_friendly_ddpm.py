@@ -12,21 +12,22 @@ from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 PAPER = "Edit-friendly DDPM, Huberman-Spiegelglas et al. 2024, arXiv 2304.06140"
+SOURCE = "inbarhub/DDPM_inversion@58fc881 ddm_inversion/inversion_utils.py:153-176"
 
 
-@register_method("edit_friendly", paper=PAPER)
+@register_method("edit_friendly", paper=PAPER, source=SOURCE)
 @dataclass(frozen=True)
 class EditFriendly(NoiseMaps):
     """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140).
 
-    The sampler is DDPM, which equals DDIM with eta = 1. By default the noise map of the last step is zero, as in the
-    authors' code: the last step returns the mean of the sampler's step, and the inversion is not exact. With
-    ``keep_last_map`` the noise map of the last step is also stored, as in Algorithm 1 of the paper, and the inversion
-    is exact. Without the last noise map, the mean squared error of the reconstructed latents is 1.4e-3, 1.5e-3 and
-    2.2e-3 at guidance scale 1, 3.5 and 7.5, measured with eight images and 10 steps of the small model ``emoji`` that
-    ships with the repository. With the last noise map, the mean squared error is below 1e-30. On a schedule whose last
-    step ends at noise level 0, such as every flow-matching schedule, the last step adds no noise, and both settings are
-    the same method.
+    The sampler is DDPM, which equals DDIM with eta = 1: ``z_s = mean(z_t) + deviation * map``. By default the noise map
+    of the last step is zero, as in the authors' code: the last step returns the mean of the sampler's step, and the
+    inversion is not exact. With ``keep_last_map`` the noise map of the last step is also stored, as in Algorithm 1 of
+    the paper, and the inversion is exact. Without the last noise map, the mean squared error of the reconstructed
+    latents is 1.4e-3, 1.5e-3 and 2.2e-3 at guidance scale 1, 3.5 and 7.5, measured with eight images and 10 steps of
+    the small model ``emoji`` that ships with the repository. With the last noise map, the mean squared error is below
+    1e-30. On a schedule whose last step ends at noise level 0, such as every flow-matching schedule, the last step adds
+    no noise, and both settings are the same method.
 
     Attributes:
         keep_last_map: whether the noise map of the last step is stored.
@@ -41,7 +42,12 @@ class EditFriendly(NoiseMaps):
         return self.keep_last_map or i < len(schedule) - 1
 
 
-register_method("edit_friendly_exact", lambda: EditFriendly(keep_last_map=True), paper=f"{PAPER}, Algorithm 1")
+register_method(
+    "edit_friendly_exact",
+    lambda: EditFriendly(keep_last_map=True),
+    paper=f"{PAPER}, Algorithm 1",
+    source=SOURCE,
+)
 
 
 def posterior(z: Tensor, prediction: Tensor, schedule: Schedule, i: int) -> tuple[Tensor, float]:

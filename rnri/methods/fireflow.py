@@ -17,7 +17,15 @@ from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 
-@register_method("fireflow", paper="FireFlow, Deng et al. 2024, arXiv 2412.07517", requires="flow")
+@register_method(
+    "fireflow",
+    paper="FireFlow, Deng et al. 2024, arXiv 2412.07517",
+    source=(
+        "HolmesShuan/FireFlow-Fast-Inversion-of-Rectified-Flow-for-Image-Semantic-Editing@98588a6 "
+        "src/flux/sampling.py:208-246"
+    ),
+    requires="flow",
+)
 @dataclass(frozen=True)
 class FireFlow(ExplicitInverter):
     """FireFlow (Deng et al. 2024, arXiv 2412.07517), an inversion method and a sampler for flow matching.

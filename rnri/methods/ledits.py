@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from diffusers import DPMSolverMultistepScheduler
 
 
-@register_method("ledits", paper="LEDITS++, Brack et al. 2024, arXiv 2311.16711", requires="noise")
+@register_method(
+    "ledits",
+    paper="LEDITS++, Brack et al. 2024, arXiv 2311.16711",
+    source="ml-research/ledits_pp@c2ccffb src/leditspp/pipeline_stable_diffusion_ledits.py:1166-1206",
+    requires="noise",
+)
 @dataclass(frozen=True)
 class LEditsPP(NoiseMaps):
     """LEDITS++ inversion (Brack et al. 2024, arXiv 2311.16711): ``EditFriendly`` with second-order SDE-DPM-Solver++.
+
+    With ``h = lambda_s - lambda_t`` for the logarithm ``lambda`` of ``alpha / sigma``, the estimate ``x`` of the clean
+    latent, the previous estimate ``x'`` and the ratio ``r`` of the previous ``h`` to ``h``, a step is::
+
+        mean = sigma_s / sigma_t e^-h z_t + alpha_s (1 - e^-2h) (x + (x - x') / (2 r))
+        z_s = mean + sigma_s sqrt(1 - e^-2h) map
 
     The sampler is diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels. As in the
     inversion of diffusers' ``LEditsPPPipelineStableDiffusion``, the first step is first-order and all other steps are

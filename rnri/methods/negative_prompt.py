@@ -10,22 +10,24 @@ from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter
 from rnri.methods.common import ddim_path
-from rnri.methods.registry import register_method
+from rnri.methods.registry import NO_CODE, register_method
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, no_callback, sample
 from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 
-@register_method("negative_prompt", paper="Negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807")
+@register_method(
+    "negative_prompt", paper="Negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807", source=NO_CODE
+)
 @dataclass(frozen=True)
 class NegativePrompt(Inverter):
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807).
 
-    The source prompt is also the negative prompt, so that guidance has no effect on the reconstruction. For any
-    guidance scale, the reconstruction equals the reconstruction of DDIM inversion without guidance. In an edit,
-    guidance leads from the source prompt towards the edited prompt. Only the source prompt has to be stored in addition
-    to the seed.
+    The source prompt ``c`` is also the negative prompt, so that guidance has no effect on the reconstruction: ``eps =
+    eps(c) + w (eps(c) - eps(c)) = eps(c)`` for every guidance scale ``w``. For any guidance scale, the reconstruction
+    equals the reconstruction of DDIM inversion without guidance. In an edit, guidance leads from the source prompt
+    towards the edited prompt. Only the source prompt has to be stored in addition to the seed.
     """
 
     seed_only: ClassVar[bool] = False

@@ -27,17 +27,22 @@ The three evaluations are one for DDIM inversion, one for the prediction with th
 """
 
 
-@register_method("null_text", paper="Null-text inversion, Mokady et al. 2023, arXiv 2211.09794")
+@register_method(
+    "null_text",
+    paper="Null-text inversion, Mokady et al. 2023, arXiv 2211.09794",
+    source="huggingface/diffusers@16163e3 examples/community/pipeline_null_text_inversion.py:119-138",
+)
 @dataclass(frozen=True)
 class NullText(Inverter):
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
 
     First, DDIM inversion without guidance gives a trajectory of latents. Then, from noisy to clean, the negative
-    embedding of each sampler step is optimized, so that the sampler with guidance reaches the next latent of this
-    trajectory. The embeddings are stored as ``aux["negative"] [B,N,L,D]``. As in the authors' code, the learning rate
-    of Adam at the ``j``-th sampler step, counted from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``. The
-    optimization of a step starts with the embedding of the previous step. The optimization of an image stops after the
-    first update whose loss is below ``threshold * (1 + 2 j)``.
+    embedding ``e`` of each sampler step is optimized, so that the sampler with guidance reaches the next latent of this
+    trajectory: ``e = argmin mean |DDIM(z_t; e) - pivot_s|^2``, where the pivots are the latents of the trajectory. The
+    embeddings are stored as ``aux["negative"] [B,N,L,D]``. As in the authors' code, the learning rate of Adam at the
+    ``j``-th sampler step, counted from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``. The optimization of a
+    step starts with the embedding of the previous step. The optimization of an image stops after the first update whose
+    loss is below ``threshold * (1 + 2 j)``.
 
     The authors use 50 steps. With fewer steps, ``j`` could be rescaled, so that learning rate and threshold reach the
     same final values as with 50 steps. Rescaling increases the reconstruction error. The mean squared error of the

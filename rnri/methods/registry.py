@@ -20,6 +20,13 @@ Requirement = Literal["any", "flow", "noise"]
 MODELS: dict[Requirement, str] = {"any": "all", "flow": "flow matching", "noise": "noise prediction"}
 """Maps each requirement to its text in the column "models" of the methods table."""
 
+NO_CODE = "no public code"
+"""Value of ``Method.source`` for methods without public code that is known to this project."""
+NO_LICENSE = "public code without a license"
+"""Value of ``Method.source`` for methods whose public code has no license."""
+NOT_COMPARED = "public code, not compared"
+"""Value of ``Method.source`` for methods that were not compared with their public code."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -29,6 +36,8 @@ class Method:
         name: name of the method in ``rnri.invert(method=...)``, and of the method's config file in ``configs/method``.
         factory: function without arguments that returns the inverter; often the class of the inverter.
         paper: authors, year and arXiv identifier of the paper; ``ours`` for the unpublished methods of this project.
+        source: the public code that the method was compared with, as ``owner/name@commit path:lines``, or the reason
+            why the method was compared with the paper only, such as :data:`NO_CODE`.
         requires: models that the method supports: ``any``, ``flow`` (only flow matching) or ``noise`` (only noise
             prediction).
     """
@@ -36,6 +45,7 @@ class Method:
     name: str
     factory: Callable[[], Inverter]
     paper: str
+    source: str = ""
     requires: Requirement = "any"
 
     def __call__(self) -> Inverter:
@@ -90,7 +100,12 @@ METHODS = MethodRegistry(seed_only=True)
 
 
 def register_method(
-    name: str, factory: Callable[[], Inverter] | None = None, *, paper: str, requires: Requirement = "any"
+    name: str,
+    factory: Callable[[], Inverter] | None = None,
+    *,
+    paper: str,
+    source: str = "",
+    requires: Requirement = "any",
 ) -> Any:
     """Register an inversion method; without ``factory``, return a decorator for the method's class or factory function.
 
@@ -104,6 +119,7 @@ def register_method(
         factory: function without arguments that returns an inverter with the default settings. If ``factory`` is None,
             ``register_method`` returns a decorator.
         paper: authors, year and arXiv identifier of the paper; ``ours`` for unpublished methods.
+        source: the public code that the method was compared with, see :class:`Method`.
         requires: models that the method supports, see :class:`Method`.
 
     Returns:
@@ -113,12 +129,12 @@ def register_method(
         ValueError: a method with this name is already registered.
     """
     if factory is None:
-        return functools.partial(register_method, name, paper=paper, requires=requires)
+        return functools.partial(register_method, name, paper=paper, source=source, requires=requires)
     if not factory.__module__.startswith("rnri.methods."):
         import_methods()  # the name may belong to a method whose module is not imported yet
     if name in _REGISTERED:
         raise ValueError(f"method {name!r} is already registered by {_REGISTERED[name].factory}.")
-    _REGISTERED[name] = Method(name, factory, paper, requires)
+    _REGISTERED[name] = Method(name, factory, paper, source, requires)
     return factory
 
 
@@ -136,8 +152,8 @@ def public_classes() -> dict[str, type[Inverter]]:
 def methods_table() -> str:
     """Return a Markdown table of all registered methods, with one row per method, sorted by name."""
     lines = [
-        "| method | class | paper | seed-only | NFE per step | models |",
-        "|---|---|---|---|---|---|",
+        "| method | class | paper | compared with | seed-only | NFE per step | models |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, method in ALL_METHODS.items():
         inverter = method()
@@ -146,6 +162,7 @@ def methods_table() -> str:
             f"`{name}`",
             f"`{_class_label(inverter)}`",
             method.paper,
+            method.source or "–",
             seed_only,
             f"{inverter.nfe_per_step:g}",
             MODELS[method.requires],

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from rnri.inversion import ImplicitInverter
-from rnri.methods.registry import register_method
+from rnri.methods.registry import NO_LICENSE, register_method
 from rnri.solvers.renoise import ReNoise
 
 RENOISE = "ReNoise, Garibi et al. 2024, arXiv 2403.14602"
 
 
-@register_method("renoise", paper=RENOISE)
+@register_method("renoise", paper=RENOISE, source=NO_LICENSE)
 def renoise() -> ImplicitInverter:
     """Return ReNoise with the published averaging windows."""
     return ImplicitInverter(ReNoise())
 
 
-@register_method("renoise_one_window", paper=f"variant of {RENOISE}")
+@register_method("renoise_one_window", paper=f"variant of {RENOISE}", source=NO_LICENSE)
 def renoise_one_window() -> ImplicitInverter:
     """Return ReNoise with the same averaging window for all inversion steps, also for the cleanest steps."""
     return ImplicitInverter(ReNoise(clean_below=0))

@@ -20,7 +20,12 @@ from rnri.models.schedule import Schedule
 from rnri.validation import ConfigError, RandomSeed, UnitInterval, dataclass
 
 
-@register_method("rf_inversion", paper="RF-Inversion, Rout et al. 2024, arXiv 2410.10792", requires="flow")
+@register_method(
+    "rf_inversion",
+    paper="RF-Inversion, Rout et al. 2024, arXiv 2410.10792, Eq. 8 and 17",
+    source="LituRout/RF-Inversion@7692b96 pipeline_rf_inversion_sde.py:266-276",
+    requires="flow",
+)
 @dataclass(frozen=True)
 class RFInversion(ExplicitInverter):
     """RF-Inversion (Rout et al. 2024, arXiv 2410.10792).

@@ -18,7 +18,12 @@ from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 
-@register_method("rf_solver", paper="RF-Solver, Wang et al. 2024, arXiv 2411.04746", requires="flow")
+@register_method(
+    "rf_solver",
+    paper="RF-Solver, Wang et al. 2024, arXiv 2411.04746",
+    source="wangjiangshan0725/RF-Solver-Edit@3388e29 FLUX_Image_Edit/src/flux/sampling.py:118-134",
+    requires="flow",
+)
 @dataclass(frozen=True)
 class RFSolver(ExplicitInverter):
     """RF-Solver (Wang et al. 2024, arXiv 2411.04746), with two network evaluations per step.

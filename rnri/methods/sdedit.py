@@ -17,14 +17,18 @@ from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 
 
-@register_method("sdedit", paper="SDEdit, Meng et al. 2022, arXiv 2108.01073")
+@register_method(
+    "sdedit",
+    paper="SDEdit, Meng et al. 2022, arXiv 2108.01073",
+    source="ermongroup/SDEdit@66a5e44 runners/image_editing.py:119-131",
+)
 @dataclass(frozen=True)
 class SDEdit(Inverter):
     """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise, and samples with the cleanest steps of the schedule.
 
-    ``invert`` only adds noise, which needs no network evaluation. The image that is sampled from the noisy latent is
-    similar to the input image; the similarity decreases with larger ``strength``. In the experiments, SDEdit is the
-    baseline without an inversion.
+    ``invert`` only adds noise, ``z = alpha z_0 + sigma n``, which needs no network evaluation. The image that is
+    sampled from the noisy latent is similar to the input image; the similarity decreases with larger ``strength``. In
+    the experiments, SDEdit is the baseline without an inversion.
 
     Attributes:
         strength: fraction, in (0, 1], of the schedule's steps that are sampled. The number of steps is rounded to the

@@ -12,6 +12,7 @@ from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.methods.fireflow import FireFlow
 from rnri.methods.midpoint import Midpoint
 from rnri.methods.registry import register_method
+from rnri.methods.slerp_flow import SlerpFlow
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, no_callback, sample
 from rnri.models.schedule import Schedule
@@ -70,4 +71,5 @@ class SeedOnly(Inverter):
 
 
 register_method("fireflow_seed", lambda: SeedOnly(FireFlow()), paper="seeds of `fireflow`", requires="flow")
+register_method("slerp_flow_seed", lambda: SeedOnly(SlerpFlow()), paper="seeds of `slerp_flow`", requires="flow")
 register_method("midpoint_seed", lambda: SeedOnly(Midpoint()), paper="seeds of `midpoint`", requires="flow")

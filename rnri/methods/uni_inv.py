@@ -19,7 +19,11 @@ MAX_FINAL_SIGMA = 0.04
 """Maximum noise level after the last step of a sampler that generates a clean latent."""
 
 
-@register_method("uni_inv", paper="Uni-Inv, Jiao et al. 2025, arXiv 2504.13109")
+@register_method(
+    "uni_inv",
+    paper="Uni-Inv, Jiao et al. 2025, arXiv 2504.13109",
+    source="DSL-Lab/UniEdit-Flow@69f7e81 UniEdit-Flow_FLUX/src/flux/sampling.py:342-379",
+)
 @dataclass(frozen=True)
 class UniInv(ExplicitInverter):
     """Uni-Inv (Jiao et al. 2025, UniEdit-Flow, arXiv 2504.13109).

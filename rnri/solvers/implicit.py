@@ -137,6 +137,8 @@ class ImplicitStep:
         counter: counts the evaluations of ``f``.
         predicts: quantity that ``y`` predicts: noise (``epsilon``) or velocity (``flow``).
         relaxation: factor of the update of the fixed-point iteration, see :mod:`rnri.solvers.parameterization`.
+        anchor: the latent ``[B,C,h,w]`` that continues the trajectory straight on, which only the SelFix solver needs;
+            None in the first inversion steps, which have no trajectory yet.
         recorder: records secants for the next inversion step; None if the solver does not use secants.
     """
 
@@ -149,6 +151,7 @@ class ImplicitStep:
     counter: EvaluationCounter
     predicts: Prediction = "epsilon"
     relaxation: float = 1.0
+    anchor: Tensor | None = None
     recorder: SecantRecorder | None = None
 
     @classmethod
@@ -207,12 +210,17 @@ class ImplicitStep:
             z_s=self.z_s[to_device(rows, self.z_s.device)],
             prior=self.prior.select(rows),
             counter=self.counter.select(rows),
+            anchor=None if self.anchor is None else self.anchor[to_device(rows, self.anchor.device)],
             recorder=None if self.recorder is None else self.recorder.select(rows),
         )
 
     def with_secants(self, secants: Secants) -> ImplicitStep:
         """Return the same equation with a recorder that starts from the secants of previous inversion steps."""
         return replace(self, recorder=SecantRecorder.start(secants))
+
+    def with_anchor(self, prediction: Tensor) -> ImplicitStep:
+        """Return the same equation with the anchor ``A z_s + B prediction``, for a ``prediction [B,C,h,w]``."""
+        return replace(self, anchor=self.a * self.z_s + self.b * prediction)
 
     def with_zero_counts(self) -> ImplicitStep:
         """Return the same equation with a new counter, which starts at 0."""

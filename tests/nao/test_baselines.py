@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from nao import lerp, mean, normalized_lerp, normalized_mean, project, slerp, spherical_mean, typical_norm
+from nao import (
+    cog,
+    cog_mean,
+    cog_path,
+    lerp,
+    mean,
+    normalized_lerp,
+    normalized_mean,
+    project,
+    slerp,
+    spherical_mean,
+    typical_norm,
+)
 
 SHAPE = (4, 4, 4)
 
@@ -158,3 +170,38 @@ def test_seeds_that_cancel_out_raise_an_error():
 def test_fewer_than_two_points_raise_an_error(path, num_points):
     with pytest.raises(ValueError, match=f"num_points={num_points}"):
         path(*seeds(2), num_points)
+
+
+def test_cog_by_hand():
+    """The weights 3 and -4 have the norm 5."""
+    a, b = seeds(2)
+    torch.testing.assert_close(cog(torch.stack([a, b]), torch.tensor([3.0, -4.0])), 0.6 * a - 0.8 * b)
+
+
+def test_cog_path_by_hand():
+    """In the middle the weights are 1/2 and 1/2, with the norm 1 / sqrt(2); the ends are the seeds."""
+    a, b = seeds(2)
+    path = cog_path(a, b, 5)
+    assert torch.equal(path[0], a) and torch.equal(path[-1], b)
+    torch.testing.assert_close(path[2], (a + b) / 2**0.5)
+    torch.testing.assert_close(path[1], (0.75 * a + 0.25 * b) / (0.75**2 + 0.25**2) ** 0.5)
+
+
+def test_cog_mean_by_hand():
+    points = seeds(9)
+    torch.testing.assert_close(cog_mean(points), points.sum(0) / 3)
+    assert cog_mean(points.half()).dtype == torch.float16
+
+
+def test_cog_keeps_the_variance_of_independent_seeds():
+    points = torch.randn(20, 8, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    d = points[0].numel()
+    assert cog_mean(points).norm().item() == pytest.approx(typical_norm(d), rel=0.02)
+    assert mean(points).norm().item() == pytest.approx(typical_norm(d) / 20**0.5, rel=0.02)
+
+
+def test_cog_rejects_invalid_weights():
+    with pytest.raises(ValueError, match=r"weights: must have one weight per seed, 2, got the shape \[3\]"):
+        cog(seeds(2), torch.ones(3))
+    with pytest.raises(ValueError, match="weights: must not all be zero"):
+        cog(seeds(2), torch.zeros(2))

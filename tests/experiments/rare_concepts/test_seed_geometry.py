@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 SMALL = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
          "~task.inversions.aidi", "~task.inversions.rnri"]  # fmt: skip
 OPERATIONS = {
-    "interpolation": {"lerp", "normalized_lerp", "slerp", "nao"},
-    "centroids": {"mean", "normalized_mean", "spherical_mean", "nao"},
+    "interpolation": {"lerp", "normalized_lerp", "slerp", "cog", "nao"},
+    "centroids": {"mean", "normalized_mean", "cog", "spherical_mean", "nao"},
 }
 SAMPLES = {"interpolation": 5, "centroids": 1}
 REFERENCES = {"interpolation": 2, "centroids": 3}

@@ -9,6 +9,7 @@ from rnri import FixedPoint, ReNoise, Schedule
 from rnri.methods import Ancestral
 from rnri.methods.ancestral import ancestral_schedule, renoise_ancestral, rnri_ancestral
 from tests.problems import flow_schedule, function_predictor, schedule, wavy
+from tests.rnri.methods.test_published_methods import STEPS, assert_close, predictor, value
 
 CONVERGED = FixedPoint(200, 1e-13)
 
@@ -94,3 +95,29 @@ def test_sample_does_not_depend_on_its_batch(make):
 def test_flow_matching_is_rejected():
     with pytest.raises(ValueError, match="ancestral sampler needs a model that predicts noise"):
         rnri_ancestral().invert(latents(1), function_predictor(wavy, 1), flow_schedule(3))
+
+
+UP = 0.75 * 0.4375**0.5
+"""``sigma_up`` of the step from noise level 0.8 to 0.6; ``sigma_down`` is 0.3375, and the last step adds no noise."""
+
+
+def test_ancestral_steps_by_hand():
+    """The last step leads to 0.8 + 0.6; the first step has A = 0.75 and B = 0.8 - 0.75 * 0.3375."""
+    method = Ancestral(FixedPoint(1, 0))
+    inversion = method.invert(value(1), predictor(), STEPS)
+    noise = inversion.aux["noises"].flatten()[0].item()
+    assert_close(inversion.seed, (0.75 + 2 * 0.546875) * (1.4 - UP * noise))
+    # (z - 0.546875 * 2 z) / 0.75 + UP n, then (z - 0.6 z) / 0.8
+    middle = -0.125 * inversion.seed.item() + UP * noise
+    assert_close(method.reconstruct(inversion, predictor(), STEPS), middle / 2)
+
+
+def test_noise_correction_by_hand():
+    """The corrected noise leads from the seed to 1.4: 1.4 = -0.125 z + UP n."""
+    plain = Ancestral(FixedPoint(1, 0)).invert(value(1), predictor(), STEPS)
+    corrected = Ancestral(FixedPoint(1, 0), correct_noise=True).invert(value(1), predictor(), STEPS)
+    assert torch.equal(corrected.seed, plain.seed)
+    noise, last = corrected.aux["noises"].flatten().tolist()
+    assert noise == pytest.approx((1.4 + 0.125 * plain.seed.item()) / UP)
+    assert last == plain.aux["noises"].flatten()[1].item()  # the last step adds no noise
+    assert corrected.nfe.flatten().tolist() == [2, 2]

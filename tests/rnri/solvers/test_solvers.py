@@ -292,6 +292,13 @@ def test_newton_krylov_converges_quadratically():
     assert residuals[3] < residuals[2] ** 1.5
 
 
+@pytest.mark.parametrize(("iterations", "expected"), [(1, (0.4, -1.5)), (2, (0.5, -1.56)), (3, (0.488, -1.55))])
+def test_fixed_point_by_hand(iterations, expected):
+    """Each iterate is f of the previous iterate: (0.8 + 0.2 y, -1.6 + 0.1 x)."""
+    solution = FixedPoint(iterations, tolerance=0)(problem(swapped, Z_S), Z_S)
+    torch.testing.assert_close(solution.z, two(*expected))
+
+
 def test_averaged_fixed_point_by_hand():
     averaged = AveragedFixedPoint(iterations=2, tolerance=0, keep_best=False)(problem(swapped, Z_S), Z_S).z
     f0 = two(0.4, -1.5)

@@ -1,0 +1,113 @@
+"""TABA: replaces the cleanest inversion steps by noise, and inverts the other steps with any method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from rnri.inversion import Inversion, Inverter, check_schedule
+from rnri.methods.common import ddim
+from rnri.methods.noise_maps import draw_noise
+from rnri.methods.registry import register_method
+from rnri.models.predictor import NoisePredictor
+from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
+from rnri.models.schedule import Schedule
+from rnri.validation import RandomSeed, dataclass
+
+
+@dataclass(frozen=True)
+class ForwardSteps(Inverter):
+    """TABA (Staniszewski et al. 2024, arXiv 2410.23530): noise replaces the cleanest inversion steps.
+
+    The latent at the noise level of the remaining steps is ``z_k = alpha_k z_0 + sigma_k n`` with random noise ``n``,
+    and ``inverter`` inverts ``z_k``. Every inverter can be used whose method can start at a noisy latent. As published,
+    the inverter is DDIM inversion, and 2 or 3 of 50 or 100 steps are replaced. The replaced steps need no network
+    evaluation. The sampler does not know the noise, so that the reconstruction is not exact.
+
+    Attributes:
+        inverter: inverts the remaining steps.
+        steps: number of replaced steps, less than the number of sampler steps.
+        seed: random seed of the noise, which is the same for every image.
+    """
+
+    inverter: Inverter
+    steps: PositiveInt = 2
+    seed: RandomSeed = 0
+
+    @property
+    def seed_only(self) -> bool:
+        """The ``seed_only`` of ``inverter``."""
+        return self.inverter.seed_only
+
+    @property
+    def initial_guess(self) -> str | None:
+        """Name of the initial guess of ``inverter``."""
+        return self.inverter.initial_guess
+
+    @property
+    def nfe_per_step(self) -> float:
+        """The ``nfe_per_step`` of ``inverter`` in the steps that are not replaced, an upper bound for all steps."""
+        return self.inverter.nfe_per_step
+
+    def with_nfe(self, nfe: int) -> ForwardSteps:
+        """Return a copy whose ``inverter`` uses at most ``nfe`` network evaluations per step that is not replaced."""
+        return replace(self, inverter=self.inverter.with_nfe(nfe))
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Raise ValueError if ``schedule`` has too few steps or ``inverter`` does not support the remaining steps."""
+        if self.steps >= len(schedule):
+            raise ValueError(
+                f"steps: must be less than the number of sampler steps, {len(schedule)}, got {self.steps}; "
+                "use fewer forward steps."
+            )
+        check_schedule(self.inverter, self._remaining(schedule))
+
+    def invert(
+        self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
+    ) -> Inversion:
+        """Return the seeds of the clean latents ``z0 [B,C,h,w]``; the residuals of the replaced steps are NaN.
+
+        Raises:
+            ValueError: ``check_schedule`` rejects the schedule.
+        """
+        self.check_schedule(schedule)
+        z0 = to_state_dtype(z0.detach())
+        noise = draw_noise(z0, 1, self.seed)
+        noisy = z0
+        for k in range(self.steps):
+            _, _, alpha, sigma = schedule.alpha_sigma(len(schedule) - k - 2)
+            noisy = alpha * z0 + sigma * noise
+            on_step(k, noisy)
+        inversion = self.inverter.invert(
+            noisy, predictor, self._remaining(schedule), lambda k, z: on_step(self.steps + k, z)
+        )
+        skipped = (self.steps, len(z0))
+        counts = torch.zeros(skipped, dtype=torch.int64)
+        return replace(
+            inversion,
+            z0=z0,
+            residuals=torch.cat([torch.full(skipped, torch.nan, dtype=torch.float64), inversion.residuals]),
+            nfe=torch.cat([counts, inversion.nfe]),
+            backward=torch.cat([counts, inversion.backward]),
+            solved=torch.cat([counts.bool(), inversion.solved]),
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+        """Return the clean latents ``[B,C,h,w]``: the sampler of ``inverter``, then the schedule's own sampler."""
+        noisy = self.inverter.reconstruct(inversion, predictor, self._remaining(schedule))
+        return sample(noisy, predictor, schedule.tail(self.steps))
+
+    def _remaining(self, schedule: Schedule) -> Schedule:
+        return schedule.head(len(schedule) - self.steps)
+
+
+register_method(
+    "taba",
+    lambda: ForwardSteps(ddim()),
+    paper="TABA, Staniszewski et al. 2024, arXiv 2410.23530",
+    source="luk-st/taba@22f916f taba/ext/style_aligned/inversion.py:162-197",
+)

@@ -1,0 +1,13 @@
+"""Inversion by PreciseInv: gradient descent on the noise of every step, through one sampler step."""
+
+from __future__ import annotations
+
+from rnri.inversion import ImplicitInverter
+from rnri.methods.registry import NOT_COMPARED, register_method
+from rnri.solvers.precise_inv import PreciseInv
+
+
+@register_method("precise_inv", paper="PreciseInv, Zuo et al., NeurIPS 2025", source=NOT_COMPARED)
+def precise_inv() -> ImplicitInverter:
+    """Return PreciseInv, which differentiates the network."""
+    return ImplicitInverter(PreciseInv())
