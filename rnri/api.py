@@ -63,7 +63,8 @@ def invert(
 
     Args:
         pipe: a diffusers text-to-image pipeline of a supported family: Stable Diffusion 1.x, 2.x, XL, turbo, LCM, 3,
-            3.5, FLUX.1, Z-Image, Chroma, PixArt-Sigma or SANA, with any loaded LoRAs and textual inversions.
+            3.5, FLUX.1, FLUX.2, Qwen-Image, Z-Image, Chroma, PixArt-Sigma or SANA, with any loaded LoRAs and textual
+            inversions.
         images: one image or a list of images; an image is a path, a PIL image, a NumPy array ``[H,W,3]`` (uint8, or
             float in [0, 1]) or a float tensor ``[3,H,W]`` in [0, 1]. Arrays and tensors can also be a batch
             ``[B,...]``. A transparent background is replaced by white, and a message is logged.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,25 @@ def _from_folder(folder: Path) -> list[CaptionedFile]:
     return files
 
 
+def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the position, the name of the image file and the texts of each row of a table of captions.
+
+    Args:
+        path: table in a format of ``TABLES``.
+        columns: names of the columns by the setting that determines the name, see :func:`rnri.tables.read_columns`. The
+            first column contains the names of image files. The other columns contain texts, each of which is a string,
+            a list of strings, of which the first one that is not blank is used, or missing.
+
+    Raises:
+        ValueError: the table cannot be read, a row has no file name, or a text is not a string.
+    """
+    column = next(iter(columns.values()))
+    for place, (name, *texts) in read_columns(path, columns):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{path}: the column {column!r} has {name!r} in {place}: give a file name.")
+        yield place, name, [first_caption(text, f"{path}: {place}") for text in texts]
+
+
 def _from_table(path: Path, images: Path, columns: Sequence[str | None]) -> list[CaptionedFile]:
     """Return the rows of a table that have a prompt."""
     if not path.is_file():
@@ -89,9 +108,8 @@ def _from_table(path: Path, images: Path, columns: Sequence[str | None]) -> list
     options = ("--image-column", "--prompt-column", "--edit-column")
     names = {option: name for option, name in zip(options, columns, strict=True) if name is not None}
     files = []
-    for place, (name, *texts) in read_columns(path, names):
-        prompt, *edits = (first_caption(text, f"{path}: {place}") for text in texts)
-        if not isinstance(name, str) or not (images / name).is_file():
+    for place, name, (prompt, *edits) in read_table(path, names):
+        if not (images / name).is_file():
             raise ConfigError("source", f"{path}: {place} names the image {name!r}, which is not a file in {images}.")
         if prompt:
             files.append(CaptionedFile(images / name, prompt, edits[0] if edits else None))

@@ -15,8 +15,8 @@ from pydantic import PositiveInt
 from experiments.data.concepts import Concept
 from experiments.data.images import Images, UnreadableImage, height_and_width, read_image
 from experiments.data.parquet import ImageTable, Rows
-from rnri.captions import read_captions
-from rnri.tables import first_caption, read_columns
+from rnri.captions import read_captions, read_table
+from rnri.tables import first_caption
 from rnri.validation import ConfigError, NonEmptyStr, dataclass
 from rnri.words import find_phrase
 
@@ -140,10 +140,8 @@ class CaptionedImages:
     def _table(self, path: Path) -> Iterator[tuple[str, str]]:
         """Yield the file name and the caption of each row of a table."""
         names = {"data.source.image": self.image, "data.source.caption": self.caption}
-        for place, (name, caption) in read_columns(path, names):
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"{path}: the column {self.image!r} has {name!r} in {place}: give a file name.")
-            yield name, first_caption(caption, f"{path}: {place}")
+        for _, name, (caption,) in read_table(path, names):
+            yield name, caption
 
     def _in_parquet(self, path: Path) -> Captioned:
         table = ImageTable((str(path),), self.image)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from rnri.device import synchronize
+
+__all__ = ["numerics", "synchronize"]
+
 
 def numerics(precision: str, device: torch.device) -> dict[str, str]:
     """Return the numerical settings that change the output of a network. They are part of every cache key.
@@ -15,9 +19,3 @@ def numerics(precision: str, device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         properties["convolutions"] = "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
     return properties
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the GPU has finished all queued work, so that measured times include that work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -75,6 +75,7 @@ def test_table_with_columns_of_other_names(folder):
         (["a.png", "a", "--methods", "edict"], "--methods: 'edict' needs more tensors than a seed"),
         (["a.png", "a", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["c.jsonl"], "names the image 'none.png', which is not a file"),
+        (["d.jsonl"], "d.jsonl: the column 'image' has None in line 1: give a file name"),
         (["a.png", "a", "--out", "b.png"], "--out: b.png is not a folder"),
         (["a.png", "a", "--device", "quantum"], "--device: PyTorch cannot use 'quantum'"),
     ],
@@ -82,6 +83,7 @@ def test_table_with_columns_of_other_names(folder):
 def test_errors_are_one_sentence(folder, monkeypatch, arguments, message):
     assets = rnri.command.DEFAULT_MODEL
     (folder / "c.jsonl").write_text('{"image": "none.png", "caption": "a"}\n')
+    (folder / "d.jsonl").write_text('{"image": null, "caption": "a"}\n')
     monkeypatch.chdir(folder)
     result = run(*arguments, "--model", assets)
     assert result.exit_code == 1
