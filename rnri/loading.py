@@ -31,7 +31,10 @@ VOCABULARY_FILES = (
 """Groups of vocabulary files; a tokenizer needs all files of one of these groups."""
 
 MAX_PADDING_ROWS = 127
-"""Largest number of padding rows of a token embedding; embeddings are often padded to a multiple of 128 rows."""
+"""Largest number of padding rows of a small token embedding, which is often padded to a multiple of 128 rows."""
+
+MAX_PADDING_SHARE = 0.005
+"""Largest fraction of padding rows of a large token embedding; those of Qwen have several hundred padding rows."""
 
 MAX_SHARE_WITHOUT_MERGE = 0.01
 """Largest allowed fraction of a vocabulary's tokens that no merge of the tokenizer produces."""
@@ -207,7 +210,8 @@ def check_vocabulary(owner: str, tokenizer: PreTrainedTokenizerBase, embeddings:
             f"{owner} has token ids up to {max_token}, but its text encoder has {embeddings} embeddings: tokenizer and "
             "text encoder do not belong together."
         )
-    if embeddings - len(vocabulary) > min(MAX_PADDING_ROWS, 0.1 * embeddings):
+    max_padding = max(min(MAX_PADDING_ROWS, 0.1 * embeddings), MAX_PADDING_SHARE * embeddings)
+    if embeddings - len(vocabulary) > max_padding:
         raise ValueError(
             f"the vocabulary of {owner} has {len(vocabulary)} entries, but its text encoder has {embeddings} "
             "embeddings: tokenizer.json, or vocab.json, is incomplete or of another checkpoint; download the "

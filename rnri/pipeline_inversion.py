@@ -21,6 +21,8 @@ from rnri.seed_file import read_seed_file, write_seed_file
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from rnri.models.family import Family
+
 CONVERGED_DB = 0.1
 """A reconstruction is as good as the VAE allows if its PSNR is at most this much below the VAE's PSNR, in dB."""
 
@@ -57,7 +59,7 @@ class PipelineInversion(Inversion):
 
     Attributes:
         latents: the seeds in the layout of the pipeline's ``latents=`` argument and in the dtype of the network:
-            ``[B,C,h,w]``, or ``[B,hw/4,4C]`` for FLUX.
+            ``[B,C,h,w]``, or image tokens for FLUX.1, Chroma and Qwen-Image.
         prompts: one prompt per image.
         negative_prompts: one negative prompt per image.
         num_inference_steps: number of sampler steps.
@@ -89,7 +91,8 @@ class PipelineInversion(Inversion):
     def pipe_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the pipeline call that regenerates the images.
 
-        The pipeline must use the scheduler ``scheduler_for(pipe)``.
+        The pipeline must use the scheduler ``scheduler_for(pipe)``. Qwen-Image 2.1 needs one call per image, with
+        ``inversion[i].pipe_kwargs``, if the prompts have different numbers of tokens.
         """
         height, width = self.image_size
         pipe_kwargs = {
@@ -100,7 +103,7 @@ class PipelineInversion(Inversion):
             "height": height,
             "width": width,
         }
-        if any(self.negative_prompts):
+        if any(self.negative_prompts) or "negative_prompt" in self.family_kwargs:
             pipe_kwargs["negative_prompt"] = list(self.negative_prompts)
         return pipe_kwargs
 
@@ -157,14 +160,17 @@ class PipelineInversion(Inversion):
                 output of the VAE are not finite.
         """
         from rnri.models.deterministic import scheduler_for  # imports diffusers
+        from rnri.models.families import family_of
         from rnri.models.finite import finite_decoding
 
         scheduler = pipe.scheduler
         pipe.scheduler = scheduler_for(pipe)
         try:
-            self._check_scheduler(pipe)
+            family = family_of(pipe)
+            self._check_timesteps(family)
+            calls = [self] if family.batch_independent else list(self)
             with finite_decoding(pipe.vae):
-                return pipe(**self.pipe_kwargs).images
+                return [image for inversion in calls for image in pipe(**inversion.pipe_kwargs).images]
         finally:
             pipe.scheduler = scheduler
 
@@ -246,15 +252,15 @@ class PipelineInversion(Inversion):
     def _unmeasured(self) -> Tensor:
         return torch.full((len(self),), torch.nan, dtype=torch.float64)
 
-    def _check_scheduler(self, pipe: DiffusionPipeline) -> None:
-        """Raise ValueError if the deterministic scheduler of ``pipe`` has other timesteps than the inversion."""
-        from rnri.models.diffusion import LatentDiffusion
-
-        timesteps = LatentDiffusion(pipe, image_size=self.image_size).schedule(self.num_inference_steps).timesteps
+    def _check_timesteps(self, family: Family) -> None:
+        """Raise ValueError if the scheduler of the pipeline has other timesteps than the inversion."""
+        height, width = self.seed.shape[-2:]
+        timesteps = family.schedule(self.num_inference_steps, (height, width)).timesteps
         if timesteps.shape != self.timesteps.shape or not torch.equal(timesteps.cpu(), self.timesteps.cpu()):
             raise ValueError(
-                f"pipe: the scheduler {type(pipe.scheduler).__name__} has other timesteps than {self.scheduler}, with "
-                "which the images were inverted; load the pipeline with the scheduler of the inversion."
+                f"pipe: the scheduler {type(family.pipeline.scheduler).__name__} has other timesteps than "
+                f"{self.scheduler}, with which the images were inverted; load the pipeline with the scheduler of the "
+                "inversion."
             )
 
 

@@ -131,7 +131,7 @@ def tiny_sd3(*, t5: bool = True, **scheduler_options: object) -> StableDiffusion
             qk_norm="rms_norm",
         )
         return StableDiffusion3Pipeline(
-            transformer=_randomize_zeros(transformer),
+            transformer=randomize_zeros(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
             vae=_vae(shift_factor=0.06),
             text_encoder=CLIPTextModelWithProjection(text).eval(),
@@ -161,7 +161,7 @@ def tiny_flux(*, guidance_embeds: bool = True, **scheduler_options: object) -> F
             axes_dims_rope=(4, 4, 8),
         )
         pipeline = FluxPipeline(
-            transformer=_randomize_zeros(transformer),
+            transformer=randomize_zeros(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(**(dynamic | scheduler_options)),
             vae=_vae(shift_factor=0.12),
             text_encoder=CLIPTextModel(text).eval(),
@@ -184,7 +184,7 @@ def _t5(width: int) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def _randomize_zeros(transformer: torch.nn.Module) -> torch.nn.Module:
+def randomize_zeros(transformer: torch.nn.Module) -> torch.nn.Module:
     """Randomize the weights that are initialized with zeros: the last layer and the gates of all blocks."""
     for weight in transformer.parameters():
         if not weight.any():
@@ -299,7 +299,7 @@ def tiny_chroma(**scheduler_options: object) -> ChromaPipeline:
             approximator_layers=1,
         )
         pipeline = ChromaPipeline(
-            transformer=_randomize_zeros(transformer),
+            transformer=randomize_zeros(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 1.0} | scheduler_options)),
             vae=_vae(shift_factor=0.12),
             text_encoder=_t5(TEXT_WIDTH),
@@ -324,7 +324,7 @@ def tiny_pixart(**scheduler_options: object) -> PixArtSigmaPipeline:
             caption_channels=TEXT_WIDTH,
         )
         return PixArtSigmaPipeline(
-            transformer=_randomize_zeros(transformer),
+            transformer=randomize_zeros(transformer),
             scheduler=scheduler(**scheduler_options),
             vae=_vae(),
             text_encoder=_t5(TEXT_WIDTH),
@@ -380,7 +380,7 @@ def tiny_sana(**scheduler_options: object) -> SanaPipeline:
             attn_implementation="eager",
         )
         return SanaPipeline(
-            transformer=_randomize_zeros(transformer),
+            transformer=randomize_zeros(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler_options)),
             vae=vae.eval(),
             text_encoder=Gemma2Model(text).eval(),

@@ -106,6 +106,9 @@ class NeverConverging:
         shift = sum(each.text.mean((1, 2)) for each in (self.positive, self.negative) if each is not None)
         return torch.sin(1e3 * z + 0.01 * t + shift.view(-1, 1, 1, 1).to(z.dtype))
 
+    def guided(self, negative: Tensor, positive: Tensor) -> Tensor:
+        return negative + self.guidance * (positive - negative)
+
     def select(self, rows: Tensor) -> NeverConverging:
         negative = None if self.negative is None else self.negative.select(rows)
         return replace(self, positive=self.positive.select(rows), negative=negative)
@@ -177,7 +180,7 @@ def estimate_seconds(cost: Cost, model: LatentDiffusion, prompts: Sequence[str])
     if not cost.forward:
         return 0.0
     predictor = model.predictor(prompts)
-    t = model.schedule(1).timestep(0)
+    t = model.schedule(2).timestep(0)  # some schedulers need at least 2 steps
     noise = model.noise(range(len(prompts)), 0)
     with torch.no_grad():
         network = timed(lambda: predictor(noise, t), lambda: synchronize(noise.device)) / len(prompts)

@@ -121,7 +121,7 @@ def seconds_per_image(model: LatentDiffusion, prompts: Sequence[str], stages: Se
     The keys are field names of :class:`Cost`, such as ``forward`` and ``decodings_backward``.
     """
     predictor = model.predictor(prompts)
-    t = model.schedule(1).timestep(0)
+    t = model.schedule(2).timestep(0)  # some schedulers need at least 2 steps
     noise = model.noise(range(len(prompts)), 0)
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "forward": lambda z: predictor(z, t),

@@ -131,7 +131,7 @@ class NullText(Inverter):
             condition = replace(negative, text=text.to(dtype)).select(active)
             unconditional = replace(denoiser.unguided(), positive=condition)
             noise = replace(predictor, denoiser=unconditional)(z[rows], t)
-            guided = noise + denoiser.guidance * (positive[rows] - noise)
+            guided = denoiser.guided(noise, positive[rows])
             loss = ((z[rows] - b * guided) / a - target[rows]).square().flatten(1).mean(1)
             forward[active] += 1
             optimizer.zero_grad()

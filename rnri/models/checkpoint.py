@@ -16,6 +16,7 @@ from rnri.loading import check_loading_info
 from rnri.models import families  # noqa: F401 - registers the families
 from rnri.models.checks.folder import (
     IGNORED_COMPONENTS,
+    TOKENIZER_PREFIXES,
     available_variant,
     check_components,
     check_folder,
@@ -105,7 +106,7 @@ def _load_networks(
     networks = {}
     for name in component_names(index):
         library, class_name = index[name]
-        if library not in LIBRARIES or name.startswith(("tokenizer", "scheduler")):
+        if library not in LIBRARIES or name.startswith((*TOKENIZER_PREFIXES, "scheduler")):
             continue
         try:
             network_class = getattr(LIBRARIES[library], class_name)

@@ -32,6 +32,7 @@ from rnri.models.checks.schedulers import (
     check_sigmas,
     check_signal,
     check_steps,
+    check_terminal_shift,
     check_timesteps,
     not_ddim_message,
 )
@@ -174,6 +175,7 @@ def flow_steps(
     check_flow_scheduler(scheduler)
     check_steps(steps, scheduler.config.num_train_timesteps)
     check_mu(scheduler, mu)
+    check_terminal_shift(scheduler, steps)
     configured = copy.deepcopy(scheduler)
     try:
         configured.set_timesteps(int(steps), sigmas=None if sigmas is None else list(sigmas), mu=mu)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rnri.models.adapters import check_lora, check_scheduler_name, load_lora, set_scheduler
 from rnri.models.checkpoint import load_pipeline
 from rnri.models.checks.caches import check_no_cache
-from rnri.models.checks.folder import IGNORED_COMPONENTS
+from rnri.models.checks.folder import IGNORED_COMPONENTS, is_list_of_floats
 from rnri.models.checks.inputs import (
     as_guidance,
     as_negative_prompts,
@@ -22,7 +22,7 @@ from rnri.models.checks.inputs import (
     check_prompts,
 )
 from rnri.models.checks.pipeline import check_pipeline
-from rnri.models.checks.tokenizers import tokenizer_settings
+from rnri.models.checks.tokenizers import tokenizer_settings, tokenizers
 from rnri.models.diffusers_schedulers import alpha_bar_table, scheduler_settings
 from rnri.models.eval_mode import eval_no_grad
 from rnri.models.families import family_of
@@ -174,9 +174,8 @@ class LatentDiffusion:
         """
         networks = {name: value for name, value in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
-        for name, value in self.pipeline.components.items():
-            if name.startswith("tokenizer") and value is not None:
-                settings[name] = tokenizer_settings(value)
+        for name, tokenizer in tokenizers(self.pipeline).items():
+            settings[name] = tokenizer_settings(tokenizer)
         return fingerprint(networks, settings | _pipeline_settings(self.pipeline))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -207,7 +206,7 @@ class LatentDiffusion:
         vae = self._vae
         mean, std = self.family.latent_statistics(z0)
         with eval_no_grad(vae):
-            images = vae.decode((z0 * std + mean).to(self.device, vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+            images = self.family.vae_decode(vae, (z0 * std + mean).to(self.device, vae.dtype)).float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
     def predictor(
@@ -282,7 +281,11 @@ class LatentDiffusion:
 
 def _pipeline_settings(pipeline: DiffusionPipeline) -> dict[str, object]:
     """Return the pipeline's config entries that are not components, such as ``force_zeros_for_empty_prompt``."""
-    settings = {name: value for name, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
+    settings = {
+        name: value
+        for name, value in pipeline.config.items()
+        if isinstance(value, bool | int | float | str) or is_list_of_floats(value)
+    }
     return {
         name: value for name, value in settings.items() if name not in IGNORED_CONFIG_KEYS and not name.startswith("_")
     }

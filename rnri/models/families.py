@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+
 from diffusers import DiffusionPipeline
 
-from rnri.models import chroma, flux, pixart, sana, sd3, unet, z_image  # noqa: F401 - these modules register their families
+from rnri.models import (  # noqa: F401 - these modules register their families
+    chroma,
+    flux,
+    flux2,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    unet,
+    z_image,
+)
 from rnri.models.checks.components import check_required_components
 from rnri.models.family import Family, registered_families, registered_family, supported_models
 
@@ -30,18 +42,32 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
 
 
 def _similar_pipeline(pipeline: DiffusionPipeline) -> str | None:
-    """Return the most similar class name among the supported pipeline classes whose required components exist."""
+    """Return the most similar class name among the supported pipeline classes that accept the components."""
     name = type(pipeline).__name__
     candidates = [
         pipeline_class.__name__
         for family in registered_families()
         for pipeline_class in family.pipelines
-        if all(
-            getattr(pipeline, component, None) is not None for component in family.required_components(pipeline_class)
-        )
+        if _accepts_components(family, pipeline_class, pipeline)
     ]
     similar = max(candidates, key=lambda candidate: _common_prefix_length(candidate, name), default=None)
     return similar if similar and _common_prefix_length(similar, name) else None
+
+
+def _accepts_components(
+    family: type[Family], pipeline_class: type[DiffusionPipeline], pipeline: DiffusionPipeline
+) -> bool:
+    """Return whether images can be inverted with a ``pipeline_class`` that has the components of ``pipeline``."""
+    parameter = inspect.signature(pipeline_class).parameters.get(family.network_name)
+    network_class = getattr(parameter, "annotation", None)
+    if isinstance(network_class, type) and not isinstance(getattr(pipeline, family.network_name, None), network_class):
+        return False
+    try:
+        check_required_components(pipeline, family.required_components(pipeline_class))
+        family(pipeline).check()
+    except ValueError:
+        return False
+    return True
 
 
 def _common_prefix_length(one: str, other: str) -> int:

@@ -40,6 +40,8 @@ class Family(ABC):
     """Name of the pipeline component that predicts noise or velocity, such as ``unet``."""
     supported: ClassVar[str]
     """Names of the models that the family supports, for error messages."""
+    batch_independent: ClassVar[bool] = True
+    """Whether a pipeline call for several images returns the same images as one call per image."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -118,7 +120,7 @@ class Family(ABC):
             return config.get("shift_factor") or 0.0, 1 / config.scaling_factor
         mean = latents.new_tensor(mean).view(1, -1, 1, 1)
         std = latents.new_tensor(std).view(1, -1, 1, 1)
-        return mean, std / config.scaling_factor
+        return mean, std / config.get("scaling_factor", 1.0)
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
         """Return the mean of the posterior distribution of ``vae``, which is not normalized.
@@ -128,6 +130,15 @@ class Family(ABC):
             pixels: images ``[B,3,H,W]`` in [-1, 1].
         """
         return vae.encode(pixels).latent_dist.mode()
+
+    def vae_decode(self, vae: ModelMixin, latents: Tensor) -> Tensor:
+        """Return the images ``[B,3,H,W]``, with values of about [-1, 1], that ``vae`` decodes.
+
+        Args:
+            vae: the pipeline's VAE, or a float32 copy of it.
+            latents: latents ``[B,C,h,w]`` that are not normalized, as ``vae_mean`` returns them.
+        """
+        return vae.decode(latents, return_dict=False)[0]
 
     @property
     def latents_dtype(self) -> torch.dtype:
@@ -139,6 +150,10 @@ class Family(ABC):
 
         Args:
             guidance: scale of classifier-free guidance; 1 means no guidance.
+
+        Returns:
+            The arguments by name. If they contain ``negative_prompt``, the pipeline call always gets one negative
+            prompt per image, also if all negative prompts are empty.
         """
         return {"guidance_scale": guidance}
 
@@ -171,6 +186,11 @@ class TransformerFamily(Family):
     def channels(self) -> int:
         return self.network.config.in_channels
 
+    def image_tokens(self, latent_size: tuple[int, int]) -> int:
+        """Return the number of image tokens of the transformer for latents of size ``(h, w)``."""
+        height, width = latent_size
+        return (height // self.patch) * (width // self.patch)
+
     def dynamic_shift(self, latent_size: tuple[int, int], max_shift: float = 1.15) -> float | None:
         """Return the shift ``mu`` of the scheduler, which grows with the number of image tokens.
 
@@ -185,9 +205,8 @@ class TransformerFamily(Family):
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):
             return None
-        height, width = latent_size
         return calculate_shift(
-            (height // self.patch) * (width // self.patch),
+            self.image_tokens(latent_size),
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
             config.get("base_shift", 0.5),

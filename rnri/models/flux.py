@@ -45,7 +45,7 @@ class FluxDenoiser(TransformerDenoiser):
         timestep = self.timesteps(z, t).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(
-                hidden_states=pack(z.to(self.dtype)),
+                hidden_states=self.to_tokens(z.to(self.dtype)),
                 timestep=timestep,
                 encoder_hidden_states=condition.text,
                 txt_ids=self.text_ids,
@@ -53,7 +53,15 @@ class FluxDenoiser(TransformerDenoiser):
                 **self.condition_inputs(condition),
                 return_dict=False,
             )[0]
-        return unpack(output, (z.shape[-2], z.shape[-1])).to(z.dtype)
+        return self.from_tokens(output, (z.shape[-2], z.shape[-1])).to(z.dtype)
+
+    def to_tokens(self, z: Tensor) -> Tensor:
+        """Convert latents ``z [B,C,h,w]`` to the image tokens of the transformer."""
+        return pack(z)
+
+    def from_tokens(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Convert image tokens of the transformer to latents ``[B,C,h,w]``; ``size`` is ``(h, w)``."""
+        return unpack(tokens, size)
 
     def condition_inputs(self, condition: Condition) -> dict[str, Tensor | None]:
         """Return the inputs of the transformer that ``condition`` contains in addition to the text embeddings."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad
 
 from rnri.models.eval_mode import eval_no_grad
 
@@ -170,9 +171,23 @@ class Condition:
         return Condition(select(self.text, other.text), added)
 
     def cat(self, other: Condition) -> Condition:
-        """Return the rows of this condition followed by the rows of ``other``."""
-        added = {name: torch.cat([value, other.added[name]]) for name, value in self.added.items()}
-        return Condition(torch.cat([self.text, other.text]), added)
+        """Return the rows of this condition followed by the rows of ``other``.
+
+        If the numbers of text embeddings differ, the shorter condition is padded; it must have the input ``mask``.
+        """
+        length = max(self.text.shape[1], other.text.shape[1])
+        first = self._pad(length)
+        second = other._pad(length)
+        added = {name: torch.cat([value, second.added[name]]) for name, value in first.added.items()}
+        return Condition(torch.cat([first.text, second.text]), added)
+
+    def _pad(self, length: int) -> Condition:
+        """Return the condition with ``length`` text embeddings; ``mask`` excludes the added embeddings, which are 0."""
+        missing = length - self.text.shape[1]
+        if not missing:
+            return self
+        mask = pad(self.added["mask"], (0, missing))
+        return Condition(pad(self.text, (0, 0, 0, missing)), {**self.added, "mask": mask})
 
 
 @dataclass(frozen=True)
@@ -185,7 +200,7 @@ class GuidedDenoiser(ABC):
         positive: the condition computed from the prompts.
         negative: the condition computed from the negative prompts; None if guidance is off.
         guidance: guidance scale; the guided prediction is ``y = y_negative + guidance (y_positive - y_negative)``
-            (Ho & Salimans 2022). A scale of 1 turns guidance off.
+            (Ho & Salimans 2022), unless ``guided`` is overridden. A scale of 1 turns guidance off.
     """
 
     _: KW_ONLY
@@ -230,9 +245,16 @@ class GuidedDenoiser(ABC):
     def combine(self, output: Tensor, z: Tensor, t: float) -> Tensor:
         """Return the prediction for ``z`` from the network's ``output`` for ``network_rows(z)``, with guidance."""
         if self.negative is not None:
-            negative, positive = output.chunk(2)
-            output = negative + self.guidance * (positive - negative)
+            output = self.guided(*output.chunk(2))
         return self.to_prediction(output, z, t)
+
+    def guided(self, negative: Tensor, positive: Tensor) -> Tensor:
+        """Return the guided output from the outputs for the negative and the positive condition, each ``[B,C,h,w]``.
+
+        The default is ``negative + guidance (positive - negative)``. A family may override it by a function that is not
+        affine in the outputs, so callers must not assume the default.
+        """
+        return negative + self.guidance * (positive - negative)
 
     def select(self, rows: Tensor) -> Self:
         negative = None if self.negative is None else self.negative.select(rows)

@@ -5,7 +5,14 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, LatentConsistencyModelPipeline, LCMScheduler, PNDMScheduler
+from diffusers import (
+    EulerAncestralDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    PNDMScheduler,
+)
 from PIL import Image
 
 import rnri
@@ -63,10 +70,27 @@ def regenerated_latents(pipe, inversion):
     pipe.scheduler = rnri.scheduler_for(pipe)
     pipe.set_progress_bar_config(disable=True)
     try:
-        latents = pipe(**inversion.pipe_kwargs, output_type="latent").images
+        family = rnri.LatentDiffusion(pipe).family
+        calls = [inversion] if family.batch_independent else list(inversion)
+        latents = torch.cat([pipe(**call.pipe_kwargs, output_type="latent").images for call in calls])
     finally:
         pipe.scheduler = scheduler
-    return rnri.LatentDiffusion(pipe).family.unpack(latents, inversion.seed.shape[-2:])
+    return output_latents(family, latents, inversion.seed.shape[-2:])
+
+
+def output_latents(family, output, size):
+    """Return ``[B,C,h,w]`` from the latents that a pipeline returns.
+
+    Their layout is that of ``latents=`` except in FLUX.2. FLUX.2 dev returns image tokens. FLUX.2 klein returns the
+    input of the VAE.
+    """
+    pipe = family.pipeline
+    if isinstance(pipe, Flux2KleinPipeline):
+        mean, std = family.latent_statistics(output)
+        return (pipe._patchify_latents(output) - mean) / std
+    if isinstance(pipe, Flux2Pipeline):
+        return output.transpose(1, 2).unflatten(2, size)
+    return family.unpack(output, size)
 
 
 def assert_regenerates(pipe, inversion):

@@ -29,10 +29,16 @@ def check_required_components(pipeline: DiffusionPipeline, names: Sequence[str])
             f"{pipeline_name} lacks its {' and '.join(missing)}: load the pipeline with all its components."
         )
     vae = pipeline.vae
-    if isinstance(vae, AutoencoderTiny) or "latent_channels" not in getattr(vae, "config", {}):
+    if isinstance(vae, AutoencoderTiny) or vae_channels(vae) is None:
         raise ValueError(
             f"the VAE is {type(vae).__name__}, which has no posterior mean: use the checkpoint's AutoencoderKL."
         )
+
+
+def vae_channels(vae: nn.Module) -> int | None:
+    """Return the number of channels of the latents of ``vae``; None if its config does not define the number."""
+    config = getattr(vae, "config", {})
+    return config.get("latent_channels", config.get("z_dim"))
 
 
 def check_latent_channels(pipeline: DiffusionPipeline, channels: int, remedy: str) -> None:
@@ -42,7 +48,7 @@ def check_latent_channels(pipeline: DiffusionPipeline, channels: int, remedy: st
         channels: number of latent channels that the transformer takes.
         remedy: advice at the end of the error message.
     """
-    latent_channels = pipeline.vae.config.latent_channels
+    latent_channels = vae_channels(pipeline.vae)
     if channels != latent_channels:
         raise ValueError(
             f"the transformer of {type(pipeline).__name__} takes {channels} channels, but the VAE's latents have "

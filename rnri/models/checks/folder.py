@@ -13,6 +13,8 @@ from rnri.models.checks.configs import check_config
 from rnri.validation import first_line
 
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
+TOKENIZER_PREFIXES = ("tokenizer", "processor")
+"""Prefixes of the names of components that are tokenizers, or processors that contain a tokenizer."""
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 WEIGHT_STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 WEIGHT_SUFFIXES = ("safetensors", "bin")
@@ -28,9 +30,16 @@ def is_local(source: str) -> bool:
 def component_names(index: Mapping[str, object]) -> list[str]:
     """Return the names of the components that are loaded; ``index`` is the content of ``model_index.json``."""
     names = [
-        name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0] is not None
+        name
+        for name, value in index.items()
+        if isinstance(value, list | tuple) and value and value[0] is not None and not is_list_of_floats(value)
     ]
     return [name for name in names if name not in IGNORED_COMPONENTS]
+
+
+def is_list_of_floats(value: object) -> bool:
+    """Return whether ``value`` is a setting of a pipeline such as a list of sigmas, which is not a component."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, float) for item in value)
 
 
 def check_folder(folder: Path) -> None:
@@ -66,14 +75,14 @@ def check_components(folder: Path, index: Mapping[str, object], variant: str | N
             raise ValueError(
                 f"checkpoint folder {str(folder)!r} lacks its component {name!r}, which model_index.json lists."
             )
-        if name.startswith("tokenizer"):
+        if name.startswith(TOKENIZER_PREFIXES):
             _check_tokenizer(folder, name)
         elif name == "scheduler":
             _check_json(folder, name, "scheduler_config.json")
         else:
             _check_json(folder, name, "config.json")
             _check_weights(folder, name, variant)
-    networks = [folder / name for name in names if not name.startswith(("tokenizer", "scheduler"))]
+    networks = [folder / name for name in names if not name.startswith((*TOKENIZER_PREFIXES, "scheduler"))]
     if variant and not any(variant in _variants(network) for network in networks):
         raise ValueError(
             f"checkpoint folder {str(folder)!r} lacks the weights (*.{variant}*.safetensors) of every component: set "

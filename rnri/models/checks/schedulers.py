@@ -76,6 +76,19 @@ def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> 
         )
 
 
+def check_terminal_shift(scheduler: SchedulerMixin, steps: int) -> None:
+    """Raise ValueError for one step of a scheduler that shifts its last noise level to ``shift_terminal``.
+
+    The first and only noise level of one step is 1, so that the scheduler would divide 0 by 0.
+    """
+    terminal = scheduler.config.get("shift_terminal")
+    if terminal and steps == 1:
+        raise ValueError(
+            f"steps=1: {type(scheduler).__name__} with shift_terminal={terminal:g} needs at least 2 steps; use more "
+            "steps, or set shift_terminal to null in scheduler_config.json."
+        )
+
+
 def check_clipping(scheduler: SchedulerMixin) -> None:
     """Raise ValueError if the scheduler clips the latent at every step, because clipping cannot be inverted."""
     if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):

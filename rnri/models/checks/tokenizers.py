@@ -6,11 +6,12 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rnri.loading import backend_content, check_merges, check_vocabulary
+from rnri.models.checks.folder import TOKENIZER_PREFIXES
 
 
 def check_tokenizers(pipeline: DiffusionPipeline) -> None:
     """Raise ValueError if a tokenizer's vocabulary is incomplete or belongs to another text encoder."""
-    for name, tokenizer in _tokenizers(pipeline).items():
+    for name, tokenizer in tokenizers(pipeline).items():
         encoder = _text_encoder(pipeline, name)
         if encoder is not None:
             embeddings = encoder.get_input_embeddings().num_embeddings
@@ -24,12 +25,12 @@ def limit_prompt_lengths(pipeline: DiffusionPipeline) -> None:
 
     Without this limit, a tokenizer whose config has no ``model_max_length`` would pad prompts to 1e30 tokens.
     """
-    for name, tokenizer in _tokenizers(pipeline).items():
+    for name, tokenizer in tokenizers(pipeline).items():
         positions = _positions(_text_encoder(pipeline, name))
         if positions is not None and tokenizer.model_max_length > positions:
             tokenizer.model_max_length = positions
-    if getattr(pipeline, "tokenizer_max_length", None) is not None:  # some pipelines store the length separately
-        pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length
+            if name == "tokenizer" and getattr(pipeline, "tokenizer_max_length", 0) > positions:
+                pipeline.tokenizer_max_length = positions  # some pipelines store the length separately
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
@@ -38,21 +39,35 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     words = backend_content(tokenizer) if has_backend else sorted(tokenizer.get_vocab().items())
     names = ("model_max_length", "padding_side", "truncation_side")
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
-    return {"words": words, "special": special} | {name: getattr(tokenizer, name, None) for name in names}
+    template = getattr(tokenizer, "chat_template", None)
+    settings: dict[str, object] = {} if template is None else {"chat_template": template}
+    return settings | {"words": words, "special": special} | {name: getattr(tokenizer, name, None) for name in names}
 
 
-def _tokenizers(pipeline: DiffusionPipeline) -> dict[str, PreTrainedTokenizerBase]:
-    components = pipeline.components.items()
-    return {name: value for name, value in components if name.startswith("tokenizer") and value is not None}
+def tokenizers(pipeline: DiffusionPipeline) -> dict[str, PreTrainedTokenizerBase]:
+    """Return the tokenizers of a pipeline by the name of their component, including tokenizers in processors."""
+    return {
+        name: getattr(value, "tokenizer", value)
+        for name, value in pipeline.components.items()
+        if name.startswith(TOKENIZER_PREFIXES) and value is not None
+    }
 
 
 def _text_encoder(pipeline: DiffusionPipeline, tokenizer_name: str) -> PreTrainedModel | None:
-    return getattr(pipeline, tokenizer_name.replace("tokenizer", "text_encoder"), None)
+    name = tokenizer_name.replace("processor", "tokenizer").replace("tokenizer", "text_encoder")
+    return getattr(pipeline, name, None)
 
 
 def _positions(encoder: PreTrainedModel | None) -> int | None:
-    """Return the maximum number of tokens of a text encoder; None if there is no maximum, as for T5."""
-    return getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    """Return the number of position embeddings of a text encoder.
+
+    The value is None for text encoders without position embeddings, such as T5 and text encoders with rotary positions,
+    whose pipelines limit the number of tokens.
+    """
+    config = getattr(encoder, "config", None)
+    if getattr(config, "rope_parameters", None) is not None:
+        return None
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _check_length(name: str, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from rnri import LatentDiffusion
-from tests.pipelines import TOKENS, tiny_sd3, tiny_stable_diffusion, tiny_tokenizer
+from rnri.loading import check_vocabulary
+from tests.flux2_qwen_pipelines import tiny_flux2, tiny_qwen_image
+from tests.pipelines import TOKENS, tiny_sd3, tiny_stable_diffusion, tiny_tokenizer, tiny_z_image
 from tests.rnri.models.checkpoints import assert_rejected, load, update_json, with_tokenizer
 
 
@@ -72,3 +74,48 @@ def test_cached_maximum_length_of_pipeline_is_updated(tmp_path):
     tiny_sd3(t5=False).save_pretrained(tmp_path / "sd3")
     update_json(tmp_path / "sd3" / "tokenizer" / "tokenizer_config.json", model_max_length=int(1e30))
     assert load(tmp_path / "sd3").predictor(["a cat"]) is not None
+
+
+class Vocabulary:
+    """A tokenizer with a vocabulary of ``size`` tokens."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def get_vocab(self):
+        return {str(k): k for k in range(self.size)}
+
+
+def test_padding_rows_of_large_embeddings():
+    check_vocabulary("the tokenizer", Vocabulary(151_669), 151_936)
+    check_vocabulary("the tokenizer", Vocabulary(151_665), 152_064)
+    with pytest.raises(ValueError, match="has 151000 entries"):
+        check_vocabulary("the tokenizer", Vocabulary(151_000), 152_064)
+    with pytest.raises(ValueError, match="has 49000 entries"):
+        check_vocabulary("the tokenizer", Vocabulary(49_000), 49_408)
+
+
+def test_rotary_positions_do_not_limit_the_length():
+    pipe = tiny_z_image()
+    pipe.tokenizer.model_max_length = 131_072
+    assert LatentDiffusion(pipe).predictor(["a cat"]) is not None
+
+
+def test_loading_keeps_the_maximum_length_of_the_pipeline(tmp_path):
+    pipe = tiny_qwen_image()
+    pipe.tokenizer.model_max_length = 131_072
+    pipe.save_pretrained(tmp_path / "model")
+    assert load(tmp_path / "model").pipeline.tokenizer_max_length == pipe.tokenizer_max_length == 1024
+
+
+def test_tokenizer_in_a_processor_is_checked():
+    pipe = tiny_flux2()
+    pipe.tokenizer.tokenizer.add_tokens(["<new>"])
+    assert_rejected(lambda: LatentDiffusion(pipe), "tokenizer has token ids", "do not belong together")
+
+
+def test_chat_template_is_part_of_the_fingerprint():
+    pipe = tiny_z_image()
+    before = LatentDiffusion(pipe).fingerprint
+    pipe.tokenizer.chat_template += " "
+    assert LatentDiffusion(pipe).fingerprint != before
