@@ -59,6 +59,7 @@ class Networks:
         model: the text-to-image model.
         clip: the CLIP model for SeedSelect's semantic loss and for the CLIP score; None if neither is computed.
         classifier: the evaluation classifier, never the same network as ``clip``; None if no metric needs a classifier.
+        second_classifier: a second evaluation classifier, which is not related to the first; None: there is none.
         numerics: numerical settings (precision, device) on which the results depend, see
             :func:`experiments.runtime.device.numerics`.
     """
@@ -66,6 +67,7 @@ class Networks:
     model: LatentDiffusion
     clip: ClipFeatures | None
     classifier: Classifier | None
+    second_classifier: Classifier | None = None
     numerics: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
@@ -112,7 +114,8 @@ class Networks:
 
         The message contains the name of the first such weight.
         """
-        modules = {**self.model.pipeline.components, "classifier": self.classifier}
+        classifiers = {"classifier": self.classifier, "second classifier": self.second_classifier}
+        modules = {**self.model.pipeline.components, **classifiers}
         if self.clip is not None:
             modules["clip"] = self.clip.model
         for name, module in modules.items():
@@ -131,6 +134,7 @@ def load_networks(
     model: Callable[..., LatentDiffusion],
     clip: Callable[..., ClipFeatures] | None,
     classifier: str | None,
+    second_classifier: str | None = None,
 ) -> Networks:
     """Load the text-to-image model, CLIP and the evaluation classifier on the trainer's device.
 
@@ -141,6 +145,8 @@ def load_networks(
         clip: function that loads CLIP on its argument ``device``; None if CLIP is not needed.
         classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier; None if the classifier
             is not needed.
+        second_classifier: folder, Hugging Face Hub id or timm model name of a second evaluation classifier; None: there
+            is none.
 
     Raises:
         ValueError: a weight is NaN or infinite, or the model's scheduler does not support one of ``steps``.
@@ -150,6 +156,7 @@ def load_networks(
         classifier=None if classifier is None else load_classifier(classifier, device),
         model=model(device=device),
         clip=None if clip is None else clip(device=device),
+        second_classifier=None if second_classifier is None else load_classifier(second_classifier, device),
         numerics=numerics(trainer.precision, device),
     )
     networks.check_weights()

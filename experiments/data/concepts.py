@@ -190,6 +190,7 @@ class EmojiConcepts:
             read=partial(_render, drawings, no_augmentation(self.background)),
             size=drawings.size,
             advice="choose another model, data=folder, or a corpus built with that --size (see assets/emoji/README.md)",
+            group=drawings.designers.__getitem__,
         )
 
 

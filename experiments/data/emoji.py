@@ -81,6 +81,14 @@ class EmojiImages:
         return [row["image_id"] for row in self.rows]
 
     @property
+    def designers(self) -> dict[int, str]:
+        """Return the designer of each drawing by ``image_id``.
+
+        Projects with the same first word, such as ``noto`` and ``noto-v1``, have the same designer.
+        """
+        return {row["image_id"]: row["designer"].split("-")[0] for row in self.rows}
+
+    @property
     def size(self) -> tuple[int, int]:
         """Return ``(H, W)`` in pixels; all drawings are square and have the same size."""
         width, height = next(iter(self.images.values())).size

@@ -129,6 +129,8 @@ class Images(Sequence):
             ``size``.
         identity: function that returns a string that identifies the image of an item, without reading the image. None:
             cache keys are computed from the pixels.
+        group: function that returns the group of an item, such as the designer of a drawing; images of one group can be
+            versions of each other. None: no images are versions of each other.
     """
 
     items: Sequence[Any]
@@ -136,6 +138,7 @@ class Images(Sequence):
     size: tuple[int, int] | None = None
     advice: str = "choose another size"
     identity: Callable[[Any], str] | None = None
+    group: Callable[[Any], str] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -179,6 +182,11 @@ class Images(Sequence):
         if self.size is None:
             raise ValueError("these images have no size: call resized((height, width)), or set data.source.size.")
         return self.size
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Return the group of each image, or None if there are no groups."""
+        return None if self.group is None else [self.group(item) for item in self.items]
 
     @property
     def files(self) -> list[Path]:

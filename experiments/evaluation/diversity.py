@@ -71,7 +71,7 @@ def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetec
     """
     real_distances = _pairwise_distances(real)
     image_distances = _pairwise_distances(images)
-    nearest = _distances(images, references).min(1)
+    nearest = squared_distances(images, references).min(1)
     return CopyDetection(
         nearest=nearest.values,
         nearest_index=nearest.indices,
@@ -80,7 +80,7 @@ def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetec
     )
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Return the squared distances ``float64 [n, m]`` between the rows of ``a [n, E]`` and ``b [m, E]``.
 
     The rounding error of the formula is much smaller than the distance of any two different images.
@@ -93,7 +93,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 def _pairwise_distances(vectors: Tensor) -> Tensor:
     """Return the squared distances of all pairs of rows of ``vectors [n, E]``: ``float64 [n (n - 1) / 2]``."""
     rows, columns = torch.triu_indices(len(vectors), len(vectors), 1)
-    return _distances(vectors, vectors)[rows, columns]
+    return squared_distances(vectors, vectors)[rows, columns]
 
 
 def vendi_score(features: Tensor) -> float:

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from experiments.evaluation.copy_detector import ImageScore
 from experiments.evaluation.diversity import CopyDetection, precision_recall, vendi_score
 from experiments.evaluation.metrics import frechet_distance, kernel_distance
+from experiments.evaluation.novelty import copy_statistic
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +26,11 @@ class GeneratedSet:
         features: features of the generated images without NaN or infinity, float64 ``[N, D]``.
         features_by_concept: the rows of ``features`` that belong to each concept, one tensor per concept.
         copies: for each generated image, whether the image copies a reference; None if a copy cannot be detected.
+        scores: novelty scores of each generated image; None for an image with NaN or infinity.
+        real_scores: novelty scores of real images.
         copy_detections: perceptual distances between the images of each concept; None for a concept without images.
         records: measured values of each generated image.
-        t_init: duration of the seed initialization of each concept, in seconds.
+        t_init: duration of the seed initialization of each concept, in seconds; None for real images.
         t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
     """
 
@@ -34,9 +38,11 @@ class GeneratedSet:
     features: Tensor
     features_by_concept: Sequence[Tensor]
     copies: Sequence[bool | None]
+    scores: Sequence[ImageScore | None]
+    real_scores: Sequence[ImageScore]
     copy_detections: Sequence[CopyDetection | None]
     records: Sequence[Mapping[str, Any]]
-    t_init: Sequence[float]
+    t_init: Sequence[float | None]
     t_opt: Sequence[float | None]
 
     @property
@@ -63,6 +69,27 @@ class GeneratedSet:
     def coverage(self) -> dict[str, float | None]:
         """Precision, recall, density and coverage of the generated images (:func:`precision_recall`)."""
         return precision_recall(self.real, self.features)
+
+    @property
+    def concept_copies(self) -> list[bool]:
+        """Whether each image is nearer to a reference than 95 % of the pairs of real images of its own concept are."""
+        return [copy for each in self.copy_detections if each is not None for copy in each.copies or ()]
+
+    @property
+    def authentic(self) -> list[bool | None]:
+        """Whether each image is authentic (:attr:`ImageScore.authentic`)."""
+        return [score.authentic for score in self.scores if score is not None]
+
+    @property
+    def m_cp(self) -> list[float | None]:
+        """Copy-paste measure of each image (:attr:`ImageScore.m_cp`)."""
+        return [score.m_cp for score in self.scores if score is not None]
+
+    @property
+    def c_t(self) -> float | None:
+        """Statistic C_T of the shape distances of all images, compared with those of real images."""
+        generated = [score.distances[0] for score in self.scores if score is not None and score.distances]
+        return copy_statistic(generated, [score.distances[0] for score in self.real_scores if score.distances])
 
     @property
     def nearest_distances(self) -> list[float]:

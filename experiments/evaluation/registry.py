@@ -23,6 +23,7 @@ EDITED = "edited"
 LATENTS = "latents"
 """Name of the table with the distances between latents of generated images."""
 BUDGET = "budget"
+NOISE = "noise"
 UPDATES = "updates"
 GEOMETRY = "seed_geometry"
 
@@ -157,19 +158,23 @@ the other metrics are recorded by the editing experiment.
 RARE_CONCEPTS = MetricRegister(
     Metric("fid", "FID", lambda s: s.feature_distances["fid"], better="lower",
            tables=(GEOMETRY,)),
-    Metric("kid", "KID", lambda s: s.feature_distances["kid"], better="lower", tables=(BUDGET,)),
+    Metric("kid", "KID", lambda s: s.feature_distances["kid"], better="lower", tables=(BUDGET, NOISE)),
     Metric("copies", "copies", lambda s: mean_or_none(s.copies), unit="%", scale=100, better="lower",
            tables=(MAIN, BUDGET, GEOMETRY)),
+    Metric("m_cp", "M_CP", lambda s: mean_or_none(s.m_cp), better="lower", tables=(MAIN,)),
+    Metric("authentic", "AuthPct", lambda s: mean_or_none(s.authentic), unit="%", scale=100, better="higher"),
+    Metric("c_t", "C_T", lambda s: s.c_t),
+    Metric("copies_concept", "copies by the concept's own pairs", lambda s: mean_or_none(s.concept_copies), unit="%",
+           scale=100, better="lower"),
     Metric("nearest", "distance to the nearest reference", lambda s: mean_or_none(s.nearest_distances)),
-    Metric("pairwise", "distance within a concept", lambda s: mean_or_none(s.pairwise_distances), better="higher",
-           tables=(BUDGET,)),
+    Metric("pairwise", "distance within a concept", lambda s: mean_or_none(s.pairwise_distances), better="higher"),
     Metric("vendi", "Vendi score", lambda s: mean_or_none(s.vendi_scores), better="higher"),
     Metric("precision", "precision", lambda s: s.coverage["precision"], better="higher"),
     Metric("recall", "recall", lambda s: s.coverage["recall"], better="higher"),
     Metric("density", "density", lambda s: s.coverage["density"], better="higher"),
     Metric("coverage", "coverage", lambda s: s.coverage["coverage"], better="higher"),
     Metric("nfe", "NFE", lambda s: mean_available(record.get("nfe") for record in s.records), better="lower",
-           tables=(MAIN, BUDGET)),
+           tables=(MAIN, BUDGET, NOISE, UPDATES)),
     Metric("not_finite", "non-finite images", lambda s: s.num_not_finite, better="lower"),
     Metric("semantic_loss", "semantic loss", lambda s: mean_or_none(s.recorded("semantic_loss")), better="lower",
            tables=(UPDATES,), optional=True),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
+import numpy as np
 from annotated_types import MinLen
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
@@ -15,7 +16,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from pydantic import PositiveInt
 
 from experiments.base import Networks, load_networks
-from experiments.data.concepts import Buckets, ConceptSelection, ConceptSource, limit_references, select_concepts
+from experiments.data.concepts import (
+    Buckets,
+    Concept,
+    ConceptSelection,
+    ConceptSource,
+    limit_references,
+    select_concepts,
+)
 from experiments.planning.cost import StagePlan
 from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.context import RunContext
@@ -23,11 +31,19 @@ from experiments.rare_concepts.image_stage import ImageStage
 from experiments.runtime.progress import RunProgress
 from experiments.runtime.unit_queue import ResumableRun, Stage, run_stages
 from rnri import LatentDiffusion, check_schedule
-from rnri.validation import NonEmptyStr, RandomSeed, dataclass
+from rnri.validation import ConfigError, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
 if TYPE_CHECKING:
     from experiments.rare_concepts.evaluator import Evaluator
+
+
+THRESHOLD_CONCEPTS = 48
+"""Number of concepts whose real images define the threshold of copies, if the run has fewer concepts."""
+
+
+REAL = "real"
+"""Name of the row of the results that contains the scores of the references."""
 
 
 class ExperimentStage(Protocol):
@@ -59,6 +75,8 @@ class ArmsExperiment(ResumableRun, ABC):
         concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
         model, clip: functions of ``device`` that create the text-to-image model and CLIP.
         classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
+        second_classifier: second evaluation classifier, of the same form, whose accuracy is a further column of the
+            results; None: there is none.
         arms: the compared arms by name, in the order of the table.
         steps: number of sampling steps, equal for inversion and generation, because a seed regenerates its image only
             with the schedule of its inversion.
@@ -88,6 +106,7 @@ class ArmsExperiment(ResumableRun, ABC):
     gradient_checkpointing: bool
     seed: RandomSeed
     run_dir: NonEmptyStr
+    second_classifier: NonEmptyStr | None = None
     inception: NonEmptyStr | None = None
 
     @property
@@ -102,7 +121,9 @@ class ArmsExperiment(ResumableRun, ABC):
         """
         from experiments.rare_concepts.evaluator import Evaluator
 
-        return Evaluator(self.context, self.real_images, self.labeled_real_images, self.extractor)
+        return Evaluator(
+            self.context, self.real_images, self.labeled_real_images, self.other_concepts, extractor=self.extractor
+        )
 
     @property
     def num_units(self) -> int:
@@ -111,11 +132,20 @@ class ArmsExperiment(ResumableRun, ABC):
 
     def prepare(self, trainer: Trainer) -> None:
         arms = {name: self._with_step_weights(name, arm) for name, arm in self.arms.items()}
-        concepts = select_concepts(self.source.concepts(), self.concepts, self.buckets, self.seed)
+        all_concepts = self.source.concepts()
+        concepts = select_concepts(all_concepts, self.concepts, self.buckets, self.seed)
+        others = self._other_concepts(all_concepts, concepts)
         concepts = limit_references(concepts, self.references)
         real = self.source.real_images()
         labeled_real_images = self.source.labeled_real_images()
-        networks = load_networks(trainer, [self.steps], model=self.model, clip=self.clip, classifier=self.classifier)
+        networks = load_networks(
+            trainer,
+            [self.steps],
+            model=self.model,
+            clip=self.clip,
+            classifier=self.classifier,
+            second_classifier=self.second_classifier,
+        )
         size = networks.model.image_size
         self.context = RunContext(
             arms=arms,
@@ -129,6 +159,7 @@ class ArmsExperiment(ResumableRun, ABC):
             gradient_checkpointing=self.gradient_checkpointing,
             seed=self.seed,
         )
+        self.other_concepts = [concept.resized(size) for concept in limit_references(others, self.references)]
         self.real_images = real.resized(size)
         self.labeled_real_images = labeled_real_images
         self.extractor = None
@@ -137,6 +168,10 @@ class ArmsExperiment(ResumableRun, ABC):
 
             self.extractor = load_inception(self.inception, trainer.strategy.root_device)
         self._check_labels()
+        if REAL in arms:
+            raise ConfigError(
+                f"task.arms.{REAL}", f"the results have a row {REAL!r} of real images: choose another name for the arm."
+            )
         for name in arms:
             self._check_arm(name)
 
@@ -184,14 +219,24 @@ class ArmsExperiment(ResumableRun, ABC):
         rank_zero_only(print)(f"task.steps={self.steps}: SeedSelect has the step weights {weights} in the arm {name!r}")
         return replace(arm, select=select)
 
+    def _other_concepts(self, concepts: Sequence[Concept], selected: Sequence[Concept]) -> list[Concept]:
+        """Return concepts that are not selected, drawn at random, for the threshold of copies."""
+        names = {concept.name for concept in selected}
+        usable = [c for c in concepts if c.name not in names and len(c.references) >= self.references]
+        order = np.random.default_rng(self.seed).permutation(len(usable))
+        return [usable[k] for k in order[: max(0, THRESHOLD_CONCEPTS - len(selected))]]
+
     def _check_labels(self) -> None:
-        labels = self.networks.classifier.labels
-        unknown = [concept.name for concept in self.context.concepts if concept.name not in labels]
-        if unknown:
-            raise ValueError(
-                f"data.classifier={self.classifier} has no label {unknown[0]!r}, the name of a selected concept: use a "
-                "classifier that was trained on these concepts."
-            )
+        keys = {"classifier": self.classifier, "second_classifier": self.second_classifier}
+        for key, source in keys.items():
+            classifier = getattr(self.networks, key)
+            labels = [] if classifier is None else classifier.labels
+            unknown = [concept.name for concept in self.context.concepts if concept.name not in labels]
+            if classifier is not None and unknown:
+                raise ValueError(
+                    f"data.{key}={source} has no label {unknown[0]!r}, the name of a selected concept: use a "
+                    "classifier that was trained on these concepts."
+                )
 
     def _check_arm(self, name: str) -> None:
         """Raise ValueError if the inverter does not support the schedule, or ``seed_init`` the number of seeds."""

@@ -1,95 +1,135 @@
-"""Comparison of SeedSelect with choosing the best of many seeds, at equal numbers of network evaluations (budgets)."""
+"""Comparison of methods that optimize or select seeds, with increasing budgets or numbers of updates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evaluation.registry import BUDGET, RARE_CONCEPTS
-from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
+from experiments.evaluation.registry import RARE_CONCEPTS
+from experiments.rare_concepts.arms_experiment import REAL, ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.image_stage import ImageStage
 from experiments.rare_concepts.report import (
     ACCURACY,
     CONCEPT_COLUMNS,
+    HEADLINE_NOTE,
     METHOD,
+    RIGHT_NEW,
+    RealScores,
     concept_rows,
     counts_note,
     image_figures,
+    real_note,
     sample_rows,
+    second_columns,
     thumbnails,
 )
-from experiments.rare_concepts.scoring import accuracy_rows, aggregate_metrics, lost_samples
+from experiments.rare_concepts.scoring import lost_samples
 from experiments.reporting import figures as plots
 from experiments.reporting.results import Report
 from experiments.reporting.tables import Column, Table
 from rnri.validation import dataclass
 
-PANELS = {  # column: (label, scale)
-    "accuracy": ("accuracy, %", 100.0),
-    "kid": ("KID", 1.0),
-    "copies": ("copies, %", 100.0),
-    "pairwise": ("mean distance within a concept", 1.0),
+PANELS = {  # quantity: {column: (label, scale)}
+    "budget": {
+        "accuracy": ("accuracy, %", 100.0),
+        "kid": ("KID", 1.0),
+        "copies": ("copies, %", 100.0),
+        "pairwise": ("mean distance within a concept", 1.0),
+    },
+    "noise": {
+        "accuracy": ("accuracy, %", 100.0),
+        "right_new": ("right and new, %", 100.0),
+        "copies": ("copies, %", 100.0),
+        "kid": ("KID", 1.0),
+    },
+    "updates": {
+        "accuracy": ("accuracy, %", 100.0),
+        "right_new": ("right and new, %", 100.0),
+        "semantic_loss": ("semantic loss", 1.0),
+        "appearance_loss": ("appearance loss", 1.0),
+    },
 }
+X_LABELS = {"budget": "network evaluations per image", "noise": "weight of fresh noise, %", "updates": "updates"}
 NOTE = (
-    "Bold: best value among rows with the same budget. NFE: network evaluations per image, including the image's share "
-    "of the inversion of the references. Guidance doubles the number of evaluations; a backward pass counts as two "
-    "evaluations."
+    "NFE: network evaluations per image, including the image's share of the inversion of the references. Guidance "
+    "doubles the number of evaluations; a backward pass counts as two evaluations."
 )
-IDENTITY = ("method", "budget")
+NOTES = {"budget": f"Bold: best value among rows with the same budget. {NOTE}", "noise": NOTE, "updates": NOTE}
 
 
-def method_and_budget(arm: str) -> dict[str, Any]:
-    """Split the name of an arm, ``METHOD_BUDGET``, into the columns ``method`` and ``budget`` of the results table."""
-    method, _, budget = arm.rpartition("_")
-    return {"method": method, "budget": int(budget)}
+def method_and_number(quantity: str, arm: str) -> dict[str, Any]:
+    """Split the name of an arm, ``METHOD_NUMBER``, into the columns ``method`` and ``quantity`` of the table."""
+    method, _, number = arm.rpartition("_")
+    return {"method": method, quantity: int(number)}
 
 
-def total_row_key(arm: str, bucket: str) -> dict[str, Any] | None:
+def total_row_key(quantity: str, arm: str, bucket: str) -> dict[str, Any] | None:
     """Return the columns that identify the row of an arm if ``bucket`` is ``total``, else None."""
-    return method_and_budget(arm) if bucket == "total" else None
+    return method_and_number(quantity, arm) if bucket == "total" else None
 
 
 @dataclass(kw_only=True)
 class BudgetExperiment(ArmsExperiment):
-    """The task of ``experiment=budget``, whose table has one row per method and budget (network evaluations per image).
+    """The task of experiments whose table has one row per method and number, such as ``experiment=budget``.
 
-    The name of an arm is ``METHOD_BUDGET``, for example ``nao_50``. The table also contains the measured number of
+    The name of an arm is ``METHOD_NUMBER``, for example ``nao_50``. The table also contains the measured number of
     network evaluations of the arm.
+
+    Args:
+        quantity: meaning of the number in the name of an arm, and name of its column. ``budget``: network evaluations
+            per image. ``noise``: weight of fresh noise in the seeds, in percent. ``updates``: updates of each seed.
     """
+
+    quantity: Literal["budget", "noise", "updates"] = "budget"
 
     def __post_init__(self) -> None:
         for name in self.arms:
-            method, _, budget = name.rpartition("_")
-            if not method or not budget.isdigit():
-                raise ValueError(f"task.arms: names must be METHOD_BUDGET, for example nao_50, got {name!r}.")
+            method, _, number = name.rpartition("_")
+            if not method or not number.isdigit():
+                raise ValueError(
+                    f"task.arms: names must be METHOD_{self.quantity.upper()}, for example nao_50, got {name!r}."
+                )
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Names of the columns that identify a row."""
+        return "method", self.quantity
 
     def stages(self) -> list[ExperimentStage]:
-        return [ImageStage(self.context, total_row_key, IDENTITY)]
+        return [ImageStage(self.context, partial(total_row_key, self.quantity), self.identity)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Write the results; return the accuracy of the last arm."""
-        arms = self.evaluator.arms()
-        real = self.evaluator.real_features()
-        ceiling = self.evaluator.classifier_ceiling()
-        rows = []
-        for name, images in arms.items():
-            total = accuracy_rows(name, images, self.seed, ceiling)[-1]
-            rows.append(total | aggregate_metrics(images, real) | method_and_budget(name))
-        values = [ACCURACY, *RARE_CONCEPTS.columns(BUDGET)]
+        evaluator = self.evaluator
+        arms = evaluator.arms()
+        real = RealScores(evaluator.real_row, evaluator.real_features())
+        rows = [
+            real.rows(name, images, self.seed)[-1] | method_and_number(self.quantity, name)
+            for name, images in arms.items()
+        ]
+        real_row = real.total(self.seed) | {self.quantity: None}
+        values = [RIGHT_NEW, ACCURACY, *RARE_CONCEPTS.columns(self.quantity)]
+        table = Table(
+            rows,
+            [METHOD, Column(self.quantity, self.quantity), *values],
+            within=[self.quantity],
+            references=[real_row],
+        )
         report = Report(
-            rows=rows,
+            rows=[*rows, real_row],
             settings=self.context.settings(),
             samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
-            tables=[Table(rows, [METHOD, Column("budget", "budget"), *values], within=["budget"])],
-            figures={"figures/budget": partial(budget_figure, rows), **image_figures(arms)},
-            notes=[NOTE, counts_note(rows), lost_samples(arms)],
-            identity=IDENTITY,
-            values=values,
+            tables=[table],
+            figures={f"figures/{self.quantity}": partial(budget_figure, rows, self.quantity), **image_figures(arms)},
+            notes=[NOTES[self.quantity], HEADLINE_NOTE, real_note([real_row]), counts_note(rows), lost_samples(arms)],
+            identity=self.identity,
+            values=[*values, *second_columns(rows)],
+            bounds=[REAL],
             extra_tables={"concepts": concept_rows(arms)},
             details=[Table(concept_rows(arms), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
             thumbnails=partial(thumbnails, arms),
@@ -98,24 +138,29 @@ class BudgetExperiment(ArmsExperiment):
         return rows[-1]["accuracy"]
 
 
-def budget_figure(rows: Sequence[Mapping]) -> Figure:
-    """Plot accuracy, KID, copies and diversity against network evaluations per image, one line per method."""
+def budget_figure(rows: Sequence[Mapping], quantity: str) -> Figure:
+    """Plot the metrics in ``PANELS[quantity]``, one line per method.
+
+    The x axis is the number of network evaluations per image for ``budget``, and the quantity otherwise.
+    """
     figure, axes = plots.panels(2, rows=2)
     all_axes = [axis for line in axes for axis in line]
-    for axis, column in zip(all_axes, PANELS, strict=True):
-        _panel(axis, rows, column)
+    for axis, (column, (label, scale)) in zip(all_axes, PANELS[quantity].items(), strict=True):
+        _panel(axis, rows, quantity, column, scale)
+        axis.set_ylabel(label)
     plots.shared_legend(figure, all_axes)
     return figure
 
 
-def _panel(axis: Axes, rows: Sequence[Mapping], column: str) -> None:
-    label, scale = PANELS[column]
+def _panel(axis: Axes, rows: Sequence[Mapping], quantity: str, column: str, scale: float) -> None:
+    x = "nfe" if quantity == "budget" else quantity
     for method, style in plots.method_styles([row["method"] for row in rows]).items():
-        method_rows = [row for row in rows if row["method"] == method]
+        method_rows = [row for row in rows if row["method"] == method and row.get(column) is not None]
         line_style = style | {"linestyle": "--" if "seedselect" in method else "-"}
-        plots.line(axis, method_rows, "nfe", column, scale=scale, label=method, **line_style)
-        if column == "accuracy":
-            plots.interval_band(axis, method_rows, "nfe", column, scale=scale, color=style["color"])
-    axis.set_xscale("log")
-    plots.value_ticks(axis, [row["nfe"] for row in rows])
-    axis.set(xlabel="network evaluations per image", ylabel=label)
+        plots.line(axis, method_rows, x, column, scale=scale, label=method, **line_style)
+        if f"{column}_low" in rows[0]:
+            plots.interval_band(axis, method_rows, x, column, scale=scale, color=style["color"])
+    if quantity == "budget":
+        axis.set_xscale("log")
+    plots.value_ticks(axis, [row[x] for row in rows])
+    axis.set_xlabel(X_LABELS[quantity])

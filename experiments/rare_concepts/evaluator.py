@@ -1,10 +1,11 @@
-"""Classification of all generated images, after all units (images of one concept and arm) are written to disk."""
+"""Classification and scoring of all generated images, after all units (images of one concept and arm) are on disk."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,25 +14,49 @@ from torch import Tensor
 from experiments.cache.store import SeedStore
 from experiments.data.concepts import Concept
 from experiments.data.images import Images
-from experiments.evaluation.classifier import classify_images
+from experiments.evaluation.classifier import Classifier, classify_images
+from experiments.evaluation.copy_detector import (
+    DISTANCES,
+    CopyThreshold,
+    ImageScore,
+    RealConcept,
+    image_vectors,
+    real_concept,
+)
 from experiments.evaluation.diversity import CopyDetection, detect_copies, perceptual_vectors
 from experiments.evaluation.inception import Inception
 from experiments.rare_concepts.context import RunContext
-from experiments.rare_concepts.scoring import ClassifiedImages, classifier_ceiling
+from experiments.rare_concepts.scoring import ClassifiedImages, ImageUnits
 from experiments.runtime.progress import LOG_INTERVAL_S, Progress
 from rnri.models.fingerprint import fingerprint
 
-REAL_IMAGES_PER_CONCEPT = 20  # held-out real images per concept for the distance threshold of copies
+REAL_IMAGES_PER_CONCEPT = 20  # held-out real images per concept that generated images are compared with
+SCORES_VERSION = 1
+"""Part of the cache key of the scores of real images, increased when the definition of a score changes."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The references of each concept, in the form of a store of generated images."""
+
+    concepts: Mapping[str, Concept]
+
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the references of the concept with the key ``unit`` as the tensor ``images``, and their records."""
+        images = torch.from_numpy(self.concepts[unit].references[:])
+        return {"images": images}, {"t_init": None, "t_opt": None, "samples": [{"finite": True} for _ in images]}
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Classifies the generated images of a finished run.
+    """Classifies and scores the generated images of a finished run.
 
     Attributes:
         context: inputs and settings of the run.
         real: real images for FID and KID, resized to the size of the generated images.
         labeled_real_images: real images of each concept, without its reference images, by the name of the concept.
+        other_concepts: concepts that the run does not use, with their references. Together with the concepts of the
+            run they define the threshold of copies.
         extractor: network that computes the features for FID and KID; None: the evaluation classifier computes the
             features.
     """
@@ -39,47 +64,136 @@ class Evaluator:
     context: RunContext
     real: Images
     labeled_real_images: Mapping[str, Images]
+    other_concepts: Sequence[Concept] = ()
     extractor: Inception | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
-        """Classify the generated images of every arm; return the classified images by the name of the arm."""
-        return {arm: self.classify_arm(arm) for arm in self.context.arms}
-
-    def classify_arm(self, arm: str) -> ClassifiedImages:
-        concepts, classifier = self.context.concepts, self.context.networks.classifier
-        units = self.context.units(arm)
-        progress = Progress(f"classifying {arm}", min_interval=LOG_INTERVAL_S)
-        records: list[dict] = []
-        detections: list[CopyDetection | None] = []
-
-        def images() -> Iterator[Tensor]:
-            for concept in concepts:
-                tensors, record = units.read(concept.key)
-                records.append(record)
-                detections.append(self._detect_copies(concept, tensors["images"]))
-                yield from tensors["images"]
-                progress.finish(1)
-
-        progress.start(len(concepts), 0, visible=True)
-        features, labels = classify_images(classifier, images(), extractor=self.extractor)
+        """Classify and score the generated images of every arm; return the classified images by the name of the arm."""
+        units = {arm: self.context.units(arm) for arm in self.context.arms}
+        threshold = self.threshold
+        scores: dict[str, list[list[ImageScore | None]]] = {arm: [] for arm in units}
+        detections: dict[str, list[CopyDetection | None]] = {arm: [] for arm in units}
+        progress = Progress("comparing images with references", min_interval=LOG_INTERVAL_S)
+        progress.start(len(self.context.concepts), 0, visible=True)
+        for concept in self.context.concepts:
+            real = self.real_concept(concept)
+            real_vectors = self._real_vectors(concept)
+            for arm, store in units.items():
+                tensors, record = store.read(concept.key)
+                scores[arm].append(self._scores(real, tensors["images"], record["samples"]))
+                detections[arm].append(self._detect_copies(concept, tensors["images"], real_vectors))
+            progress.finish(1)
         progress.close()
+        return {arm: self._classify(arm, units[arm], scores[arm], detections[arm], threshold) for arm in units}
+
+    @cached_property
+    def real_row(self) -> ClassifiedImages:
+        """The references, classified and scored as if they were generated images.
+
+        A reference is compared with other real images (:meth:`RealConcept.score_references`). The scores are what a
+        perfect generator reaches.
+        """
+        concepts = {concept.key: concept for concept in self.context.concepts}
+        scores = [list(self.threshold.scores[concept.name]) for concept in concepts.values()]
+        return self._classify("references", References(concepts), scores, [None] * len(concepts), self.threshold)
+
+    @cached_property
+    def threshold(self) -> CopyThreshold:
+        """The threshold of copies. The scores of the real images are cached in the run folder."""
+        concepts = [*self.context.concepts, *self.other_concepts]
+        store = SeedStore(self.context.run_dir / "real")
+        progress = Progress("comparing real images", min_interval=LOG_INTERVAL_S)
+        progress.start(len(concepts), 0, visible=True)
+        scores = {}
+        for concept in concepts:
+            key = self._scores_key(concept)
+            cached = store.get(key)
+            if cached is None:
+                cached = _pack(self.real_concept(concept).score_references())
+                store.put(key, cached)
+            scores[concept.name] = _unpack(cached["scores"])
+            progress.finish(1)
+        progress.close()
+        return CopyThreshold(scores)
+
+    def real_concept(self, concept: Concept) -> RealConcept:
+        """Return the vectors of the references and the held-out real images of a concept."""
+        others = self._others(concept)
+        held_out = torch.from_numpy(others[:]) if len(others) else torch.empty(0, 3, *self._size, dtype=torch.uint8)
+        groups = concept.references.groups
+        groups = None if groups is None else [*groups, *(others.groups or [])]
+        references = torch.from_numpy(concept.references[:])
+        return real_concept(self.context.networks.classifier, references, held_out, groups)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.context.networks.model.image_size
+
+    def _others(self, concept: Concept) -> Images:
+        """Return the held-out real images of a concept."""
+        images = self.labeled_real_images.get(concept.name)
+        return (
+            concept.references.head(0) if images is None else images.resized(self._size).head(REAL_IMAGES_PER_CONCEPT)
+        )
+
+    def _scores(self, real: RealConcept, images: Tensor, samples: Sequence[Mapping]) -> list[ImageScore | None]:
+        """Score the finite images of a concept; the score of a sample that is not finite is None."""
+        vectors = image_vectors(self.context.networks.classifier, images) if len(images) else None
+        scores = iter(real.score(vectors) if vectors else [])
+        return [next(scores) if sample["finite"] else None for sample in samples]
+
+    def _classify(
+        self,
+        title: str,
+        units: ImageUnits,
+        scores: Sequence[Sequence[ImageScore | None]],
+        detections: Sequence[CopyDetection | None],
+        threshold: CopyThreshold,
+    ) -> ClassifiedImages:
+        """Classify the images of an arm; return them with their scores, which have one entry per concept."""
+        networks, concepts = self.context.networks, self.context.concepts
+        records = [units.read(concept.key)[1] for concept in concepts]
         samples = [sample for record in records for sample in record["samples"]]
-        predictions = iter(labels)
+
+        def predictions(labels: Sequence[str]) -> list[str | None]:
+            finite = iter(labels)
+            return [next(finite) if sample["finite"] else None for sample in samples]
+
+        features, labels = self._labels(f"classifying {title}", units, networks.classifier, self.extractor)
+        second = networks.second_classifier
+        second_labels = None if second is None else self._labels(f"{title}, second classifier", units, second)[1]
         return ClassifiedImages(
             units=units,
             features=features,
-            predictions=[next(predictions) if sample["finite"] else None for sample in samples],
-            concepts=[concept for concept in concepts for _ in range(self.context.samples)],
+            predictions=predictions(labels),
+            second_predictions=None if second_labels is None else predictions(second_labels),
+            concepts=[concept for concept, record in zip(concepts, records, strict=True) for _ in record["samples"]],
             t_init=[record["t_init"] for record in records],
             t_opt=[record["t_opt"] for record in records],
             records=samples,
-            extractor=(self.extractor or classifier).title,
-            copy_detections=detections,
+            extractor=(self.extractor or networks.classifier).title,
+            scores=[score for each in scores for score in each],
+            thresholds=[
+                threshold.of(concept.name) for concept, each in zip(concepts, scores, strict=True) for _ in each
+            ],
+            copy_detections=list(detections),
         )
 
-    def classifier_ceiling(self) -> dict[str, float]:
-        """Return the accuracy of the evaluation classifier on the reference images, per bucket and in total."""
-        return classifier_ceiling(self.context.concepts, self.context.networks.classifier)
+    def _labels(
+        self, title: str, units: ImageUnits, classifier: Classifier, extractor: Inception | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """Return the features and predicted labels of the finite images of all concepts."""
+        progress = Progress(title, min_interval=LOG_INTERVAL_S)
+
+        def images() -> Iterator[Tensor]:
+            for concept in self.context.concepts:
+                yield from units.read(concept.key)[0]["images"]
+                progress.finish(1)
+
+        progress.start(len(self.context.concepts), 0, visible=True)
+        result = classify_images(classifier, images(), extractor=extractor)
+        progress.close()
+        return result
 
     def real_features(self) -> Tensor:
         """Return the features of the N real images, ``float64 [N, D]``. The features are cached in the run folder."""
@@ -96,17 +210,30 @@ class Evaluator:
             store.put(key, cached)
         return cached["features"]
 
-    def _detect_copies(self, concept: Concept, images: Tensor) -> CopyDetection | None:
+    def _real_vectors(self, concept: Concept) -> Tensor:
+        """Return the perceptual vectors of the references, then of the held-out real images, of a concept."""
+        groups = (concept.references, self._others(concept))
+        images = [torch.from_numpy(group[k]) for group in groups for k in range(len(group))]
+        return perceptual_vectors(self.context.networks.classifier, torch.stack(images))
+
+    def _detect_copies(self, concept: Concept, images: Tensor, real: Tensor) -> CopyDetection | None:
         """Compare the finite images of a concept with its reference images; return None if no image is finite."""
         if not len(images):
             return None
-        other_images = self.labeled_real_images.get(concept.name)
-        size = self.context.networks.model.image_size
-        others = [] if other_images is None else other_images.resized(size).head(REAL_IMAGES_PER_CONCEPT)
-        real = [torch.from_numpy(group[k]) for group in (concept.references, others) for k in range(len(group))]
-        vectors = perceptual_vectors(self.context.networks.classifier, torch.stack([*images, *real]))
-        generated, real_vectors = vectors[: len(images)], vectors[len(images) :]
-        return detect_copies(generated, real_vectors[: len(concept.references)], real_vectors)
+        generated = perceptual_vectors(self.context.networks.classifier, images)
+        return detect_copies(generated, real[: len(concept.references)], real)
+
+    def _scores_key(self, concept: Concept) -> dict[str, Any]:
+        """Return the cache key for the scores of the references of a concept."""
+        others = self._others(concept)
+        return {
+            "scores": SCORES_VERSION,
+            "classifier": self.context.networks.classifier_fingerprint,
+            "numerics": dict(self.context.networks.numerics),
+            "concept": concept.key,
+            "groups": concept.references.groups,
+            "others": hashlib.sha256(b"".join(map(others.file_stamp, range(len(others))))).hexdigest(),
+        }
 
     def _real_key(self) -> dict[str, Any]:
         """Return the cache key for the features of the real images."""
@@ -119,3 +246,20 @@ class Evaluator:
             "numerics": dict(self.context.networks.numerics),
             "images": content.hexdigest(),
         }
+
+
+def _pack(scores: Sequence[ImageScore]) -> dict[str, Tensor]:
+    """Return the scores of n images as a tensor ``[n, 4]``. A score that is None becomes NaN."""
+    rows = [[*(score.distances or [None] * len(DISTANCES)), score.authentic, score.m_cp] for score in scores]
+    values = [[torch.nan if value is None else float(value) for value in row] for row in rows]
+    return {"scores": torch.tensor(values, dtype=torch.float64)}
+
+
+def _unpack(values: Tensor) -> list[ImageScore]:
+    """Return the scores that :func:`_pack` has converted to a tensor."""
+    scores = []
+    for row in values.tolist():
+        *distances, authentic, m_cp = [None if value != value else value for value in row]
+        known = None if None in distances else tuple(distances)
+        scores.append(ImageScore(known, None if authentic is None else bool(authentic), m_cp))
+    return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.evaluation.copy_detector import DISTANCES, ImageScore
 from experiments.evaluation.registry import RARE_CONCEPTS
+from experiments.rare_concepts.arms_experiment import REAL
 from experiments.rare_concepts.scoring import (
     ClassifiedImages,
     accuracy_rows,
@@ -31,53 +34,78 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, b
     {"method": "paper: NAO + SeedSelect, AIDI", "head": 0.985, "medium": 0.970, "tail": 0.853, "total": 0.944},
     {"method": "paper: NAO + SeedSelect, RNRI", "head": 0.986, "medium": 0.979, "tail": 0.891, "total": 0.958},
 )  # fmt: skip
+RIGHT_NEW = Column("right_new", "right & new, %", "higher", scale=100)
 ACCURACY = Column("accuracy", "accuracy, %", "higher", scale=100)
+SECOND_ACCURACY = Column("accuracy_second", "second network, %", "higher", scale=100)
 METHOD = Column("method", "method")
 CONCEPT_COLUMNS = (
-    METHOD, Column("concept", "concept"), Column("bucket", "bucket"), Column("frequency", "captions"), ACCURACY,
-    Column("copies", "copies, %", "lower", scale=100), Column("n", "n"),
+    METHOD, Column("concept", "concept"), Column("bucket", "bucket"), Column("frequency", "captions"), RIGHT_NEW,
+    ACCURACY, Column("copies", "copies, %", "lower", scale=100), Column("n", "n"),
 )  # fmt: skip
+HEADLINE_NOTE = (
+    "Right & new: the classifier names the concept, and the image is no copy of a reference. The row real has the "
+    "scores of the references, each compared with other real images: what a perfect generator would reach."
+)
 PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
 MAX_CONCEPTS = 10  # maximum number of concepts whose images one figure shows
+
+
+@dataclass(frozen=True)
+class RealScores:
+    """The real images that generated images are compared with.
+
+    Attributes:
+        references: the references, classified and scored as if they were generated images.
+        features: features of N real images for FID and KID, ``float64 [N, D]``.
+    """
+
+    references: ClassifiedImages
+    features: Tensor
+
+    def rows(self, method: str, images: ClassifiedImages, seed: int) -> list[dict[str, Any]]:
+        """Return the rows of the results of an arm, one per bucket; the row of all images has all metrics."""
+        rows = accuracy_rows(method, images, seed, self.references)
+        rows[-1] |= aggregate_metrics(images, self.features, self.references)
+        return rows
+
+    def total(self, seed: int) -> dict[str, Any]:
+        """Return the row ``real`` of the results over all references."""
+        return self.rows(REAL, self.references, seed)[-1]
 
 
 def write_report(
     run_dir: Path,
     arms: Mapping[str, ClassifiedImages],
-    real: Tensor,
+    real: RealScores,
     settings: Mapping[str, Any],
     *,
     loggers: Sequence[Logger],
     seed: int,
-    ceiling: Mapping[str, float] | None = None,
     step: int = 0,
 ) -> list[dict]:
     """Write results, table, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
         arms: classified images of each arm, by the name of the arm.
-        real: features of N real images for FID and KID, ``float64 [N, D]``.
+        real: the real images that generated images are compared with.
         settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
-        ceiling: accuracy of the classifier on the reference images by bucket
-            (:func:`~experiments.rare_concepts.scoring.classifier_ceiling`).
         step: step number with which the loggers record the results, equal to the number of units.
     """
-    rows: list[dict] = []
-    for name, images in arms.items():
-        arm_rows = accuracy_rows(name, images, seed, ceiling)
-        arm_rows[-1] |= aggregate_metrics(images, real)
-        rows += arm_rows
+    arm_rows = [row for name, images in arms.items() for row in real.rows(name, images, seed)]
+    real_rows = real.rows(REAL, real.references, seed)
+    rows = arm_rows + real_rows
     pairs = paired_differences(arms, seed)
     concepts = concept_rows(arms)
     report = Report(
         rows=rows,
         settings=settings,
         samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
-        tables=[accuracy_table(rows), *([pair_table(pairs)] if pairs else [])],
-        figures={"figures/accuracy": partial(plots.accuracy_figure, rows), **image_figures(arms)},
-        notes=[counts_note(rows), lost_samples(arms)],
-        values=[ACCURACY, *RARE_CONCEPTS.columns()],
+        tables=[headline_table(arm_rows, real_rows), accuracy_table(arm_rows, real_rows), *pair_tables(pairs)],
+        figures={"figures/accuracy": partial(plots.accuracy_figure, arm_rows), **image_figures(arms)},
+        notes=[HEADLINE_NOTE, real_note(real_rows), counts_note(arm_rows), lost_samples(arms)],
+        values=[RIGHT_NEW, ACCURACY, *second_columns(rows), *RARE_CONCEPTS.columns()],
+        bounds=[REAL],
         extra_sections={"pairs": pairs},
         extra_tables={"concepts": concepts, "pairs": pairs},
         details=[Table(concepts, CONCEPT_COLUMNS, "Concepts", within=["concept"])],
@@ -87,11 +115,24 @@ def write_report(
     return rows
 
 
-def accuracy_table(rows: Sequence[Mapping]) -> Table:
-    """Return the table. The row of a method has the accuracy in each bucket, and the metrics over all images."""
-    buckets = dict.fromkeys(row["bucket"] for row in rows)
-    columns = [METHOD, *map(bucket_column, buckets), *RARE_CONCEPTS.columns()]
-    return Table(pivoted(rows, ("method",)), columns, references=PAPER)
+def headline_table(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) -> Table:
+    """Return the table of the results over all images; its last row is the row of the real images."""
+    columns = [METHOD, RIGHT_NEW, ACCURACY, *second_columns(arm_rows), *RARE_CONCEPTS.columns()]
+    totals, real = ([row for row in rows if row["bucket"] == "total"] for rows in (arm_rows, real_rows))
+    return Table(totals, columns, references=real)
+
+
+def second_columns(rows: Sequence[Mapping]) -> list[Column]:
+    """Return the column of the accuracy of the second classifier; no column if there is no second classifier."""
+    return [SECOND_ACCURACY] if any("accuracy_second" in row for row in rows) else []
+
+
+def accuracy_table(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) -> Table:
+    """Return the table of the accuracy in each bucket."""
+    buckets = dict.fromkeys(row["bucket"] for row in arm_rows)
+    columns = [METHOD, *map(bucket_column, buckets)]
+    references = [*pivoted(real_rows, ("method",)), *PAPER]
+    return Table(pivoted(arm_rows, ("method",)), columns, "Accuracy per group of concepts:", references=references)
 
 
 def bucket_column(bucket: str) -> Column:
@@ -120,10 +161,27 @@ def pivoted(rows: Sequence[Mapping], identity: Sequence[str]) -> list[dict[str, 
 def counts_note(rows: Sequence[Mapping]) -> str:
     """Return a sentence with the numbers of images, the network of the features and the accuracy on the references."""
     total = next(row for row in rows if row.get("bucket", "total") == "total")
-    text = f"Per method: {total['n']} images of {total['concepts']} concepts"
-    if total.get("ceiling") is not None:
-        text += f"; the classifier labels {100 * total['ceiling']:.1f} % of the reference images correctly"
-    return f"{text}. Copies, FID and KID: features of {total['extractor']}, {total['n_real']} real images."
+    return (
+        f"Per method: {total['n']} images of {total['concepts']} concepts; the classifier labels "
+        f"{100 * total['ceiling']:.1f} % of the reference images correctly. FID and KID: features of "
+        f"{total['extractor']}, {total['n_real']} real images."
+    )
+
+
+def real_note(real_rows: Sequence[Mapping]) -> str:
+    """Return a sentence with the share of real images that count as copies; an empty text if it is not known."""
+    total = next(row for row in real_rows if row.get("bucket", "total") == "total")
+    if "copies" not in total:
+        return "Copies are not detected, because there are too few real images."
+    return (
+        f"{100 * total['copies']:.1f} % of the {total['n']} real images count as copies of other real images, although "
+        "they are not."
+    )
+
+
+def pair_tables(pairs: Sequence[Mapping]) -> list[Table]:
+    """Return the table of the differences in accuracy; no table if there is only one method."""
+    return [pair_table(pairs)] if pairs else []
 
 
 def pair_table(pairs: Sequence[Mapping]) -> Table:
@@ -142,27 +200,32 @@ def pair_table(pairs: Sequence[Mapping]) -> Table:
 
 
 def thumbnails(arms: Mapping[str, ClassifiedImages]) -> list[Thumbnails]:
-    """Return groups of images for the HTML report: images with correct and images with wrong predictions of each arm.
+    """Return groups of images for the HTML report: new and right, copied and right, and wrong images of each arm.
 
-    The images of a group are spread over the concepts, beginning with the least frequent concepts.
+    Images whose novelty is not known count as new. The images of a group are spread over the concepts, beginning with
+    the least frequent concepts.
     """
     groups = []
     for name, images in arms.items():
-        for heading, is_correct in (("correct", True), ("wrong", False)):
-            chosen = _spread_over_concepts(images, is_correct)
+        members: dict[str, list[int]] = {"right and new": [], "right, but a copy": [], "wrong": []}
+        for k, (correct, copy) in enumerate(zip(images.correct, images.copies, strict=True)):
+            heading = "wrong" if not correct else "right, but a copy" if copy else "right and new"
+            members[heading].append(k)
+        for heading, indices in members.items():
+            chosen = _spread_over_concepts(images, indices)
             if chosen:
-                count = sum(correct == is_correct for correct in images.correct)
-                title = f"{name}: {len(chosen)} of {count} {heading} images"
+                title = f"{name}: {len(chosen)} of {len(indices)} images that are {heading}"
                 groups.append(Thumbnails(title, [_thumbnail(images, k) for k in chosen]))
     return groups
 
 
-def _spread_over_concepts(images: ClassifiedImages, is_correct: bool) -> list[int]:
-    """Return the indices of at most ``MAX_THUMBNAILS`` finite samples with correct (or with wrong) predictions."""
+def _spread_over_concepts(images: ClassifiedImages, indices: Sequence[int]) -> list[int]:
+    """Return at most ``MAX_THUMBNAILS`` of the indices of samples, of finite samples only."""
     seen: Counter[str] = Counter()
     candidates = []
-    for k, concept in enumerate(images.concepts):
-        if images.correct[k] == is_correct and images.records[k]["finite"]:
+    for k in indices:
+        concept = images.concepts[k]
+        if images.records[k]["finite"]:
             candidates.append((seen[concept.name], concept.frequency, k))
             seen[concept.name] += 1
     return [k for _, _, k in sorted(candidates)[:MAX_THUMBNAILS]]
@@ -184,8 +247,10 @@ def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
         for k, concept in enumerate(images.concepts[::samples]):
             part = slice(k * samples, (k + 1) * samples)
             copies = [copy for copy in images.copies[part] if copy is not None]
+            right_new = [value for value in images.right_new[part] if value is not None]
             rows.append(
                 {"method": method, "concept": concept.name, "bucket": concept.bucket, "frequency": concept.frequency,
+                 "right_new": sum(right_new) / len(right_new) if right_new else None,
                  "accuracy": sum(images.correct[part]) / samples,
                  "copies": sum(copies) / len(copies) if copies else None,
                  "n": samples, "t_init": images.t_init[k], "t_opt": images.t_opt[k]}
@@ -201,11 +266,30 @@ def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
             "method": method, "sample": f"{concept.name}/{k % samples}", "concept": concept.name,
             "prompt": concept.prompt, "bucket": concept.bucket, "frequency": concept.frequency,
             "prediction": images.predictions[k], "correct": images.correct[k], "copy": images.copies[k],
+            "right_new": images.right_new[k], **_second_prediction(images, k), **_scores(images, k),
             "t_init": images.t_init[k // samples], "t_opt": images.t_opt[k // samples],
             **images.records[k],
         }
         for k, concept in enumerate(images.concepts)
     ]  # fmt: skip
+
+
+def _second_prediction(images: ClassifiedImages, k: int) -> dict[str, Any]:
+    """Return the prediction of the second classifier for sample ``k``; no value if there is no second classifier."""
+    if images.second_predictions is None or images.second_correct is None:
+        return {}
+    return {"prediction_second": images.second_predictions[k], "correct_second": images.second_correct[k]}
+
+
+def _scores(images: ClassifiedImages, k: int) -> dict[str, Any]:
+    """Return the novelty scores of sample ``k``, and the thresholds of its distances."""
+    score = images.scores[k] or ImageScore()
+    unknown = (None,) * len(DISTANCES)
+    distances = zip(DISTANCES, score.distances or unknown, images.thresholds[k] or unknown, strict=True)
+    columns: dict[str, Any] = {"authentic": score.authentic, "m_cp": score.m_cp}
+    for name, distance, threshold in distances:
+        columns |= {f"distance_{name}": distance, f"threshold_{name}": threshold}
+    return columns
 
 
 def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[], Figure]]:

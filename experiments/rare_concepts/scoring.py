@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from experiments.cache.store import UnitStore
 from experiments.data.concepts import BUCKETS, Concept
-from experiments.evaluation.classifier import Classifier, classify_images
+from experiments.evaluation.copy_detector import ImageScore
 from experiments.evaluation.diversity import CopyDetection
 from experiments.evaluation.generation_metrics import GeneratedSet
 from experiments.evaluation.metrics import bootstrap_interval
@@ -23,9 +21,16 @@ from experiments.evaluation.registry import RARE_CONCEPTS
 MAX_LISTED_CONCEPTS = 5  # the note on samples that are not finite lists at most this number of concepts
 
 
-@dataclass(frozen=True)
+class ImageUnits(Protocol):
+    """A store of the images of each concept, such as :class:`~experiments.cache.store.UnitStore`."""
+
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensor ``images`` of a concept, and a record whose ``samples`` are the records of the samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifiedImages:
-    """The generated images (samples) of all concepts with one arm, and the predictions of the evaluation classifier.
+    """The images (samples) of all concepts with one arm, and the predictions and scores of the evaluation networks.
 
     There are n samples per concept, in the order of the concepts. A sample with NaN or infinite pixels has no image and
     no prediction, and counts as misclassified.
@@ -34,24 +39,30 @@ class ClassifiedImages:
         units: store that contains the images.
         features: features of the M samples without NaN and infinity, ``float64 [M, D]``.
         predictions: predicted label of each sample; None for a sample that is not finite.
+        second_predictions: predicted labels of the second evaluation classifier; None: there is no second classifier.
         concepts: concept of each sample.
-        t_init: time in seconds to compute the initial seeds of each concept.
+        t_init: time in seconds to compute the initial seeds of each concept; None for real images.
         t_opt: time in seconds of the seed optimization of each concept, averaged over its samples.
         records: record of each sample, with its number of network evaluations and its loss.
         extractor: name of the network that computed ``features``.
+        scores: novelty scores of each sample; None for a sample that is not finite.
+        thresholds: distances below which each sample is a copy; None for a sample whose threshold is not known.
         copy_detections: perceptual distances between the images of each concept and its reference images; None for a
             concept without a finite image.
     """
 
-    units: UnitStore
+    units: ImageUnits
     features: Tensor
     predictions: list[str | None]
+    second_predictions: list[str | None] | None = None
     concepts: list[Concept]
-    t_init: list[float]
+    t_init: list[float | None]
     t_opt: list[float | None]
     records: list[dict]
-    extractor: str = "classifier"
-    copy_detections: list[CopyDetection | None] = field(default_factory=list)
+    extractor: str
+    scores: list[ImageScore | None]
+    thresholds: list[tuple[float, ...] | None]
+    copy_detections: list[CopyDetection | None]
 
     def images(self, concept: Concept) -> list[Tensor | None]:
         """Read the samples of a concept from disk, ``uint8 [3, H, W]`` each. A sample that is not finite is None."""
@@ -68,17 +79,19 @@ class ClassifiedImages:
     def copies(self) -> list[bool | None]:
         """Whether each sample is a copy of a reference image.
 
-        The value is None if the sample is not finite, or if its concept has too few real images to define a copy.
+        The value is None if the sample is not finite, or if there are too few real images to define a copy.
         """
-        if not self.copy_detections:
-            return [None] * len(self.records)
-        samples = len(self.records) // len(self.copy_detections)
-        copies: list[bool | None] = []
-        for g, detection in enumerate(self.copy_detections):
-            is_copy = iter((detection.copies if detection else None) or [])
-            records = self.records[g * samples : (g + 1) * samples]
-            copies += [next(is_copy, None) if record["finite"] else None for record in records]
-        return copies
+        pairs = zip(self.scores, self.thresholds, strict=True)
+        return [None if score is None else score.is_copy(threshold) for score, threshold in pairs]
+
+    @cached_property
+    def right_new(self) -> list[bool | None]:
+        """Whether each sample is right and new: its label is predicted correctly, and it is not a copy.
+
+        The value is None if the sample is correct and it is not known whether it is a copy.
+        """
+        pairs = zip(self.correct, self.copies, strict=True)
+        return [None if correct and copy is None else correct and not copy for correct, copy in pairs]
 
     @property
     def features_by_concept(self) -> list[Tensor]:
@@ -89,45 +102,47 @@ class ClassifiedImages:
     @cached_property
     def correct(self) -> list[bool]:
         """Whether the predicted label of each sample is the name of the sample's concept."""
-        return [prediction == concept.name for prediction, concept in zip(self.predictions, self.concepts, strict=True)]
+        return self._correct(self.predictions)
+
+    @cached_property
+    def second_correct(self) -> list[bool] | None:
+        """Whether the second classifier predicts the name of the concept; None: there is no second classifier."""
+        return None if self.second_predictions is None else self._correct(self.second_predictions)
+
+    def _correct(self, predictions: Sequence[str | None]) -> list[bool]:
+        return [prediction == concept.name for prediction, concept in zip(predictions, self.concepts, strict=True)]
 
 
-def classifier_ceiling(concepts: Sequence[Concept], classifier: Classifier) -> dict[str, float]:
-    """Return the accuracy of the classifier on the reference images, per bucket and in total.
-
-    A perfect generator of images would reach this accuracy. If the classifier was trained on the reference images, the
-    returned accuracy is too high.
-    """
-    images = (torch.from_numpy(concept.references[k]) for concept in concepts for k in range(len(concept.references)))
-    truth = [concept for concept in concepts for _ in range(len(concept.references))]
-    labels = classify_images(classifier, images)[1]
-    return {
-        bucket: mean(labels[k] == truth[k].name for k in rows)
-        for bucket, rows in _rows_by_bucket(truth).items()
-        if rows
-    }
-
-
-def accuracy_rows(
-    method: str, images: ClassifiedImages, seed: int, ceiling: Mapping[str, float] | None = None
-) -> list[dict]:
-    """Return accuracy and fraction of copies, with 95 % confidence intervals, per bucket and for all images.
+def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: ClassifiedImages | None = None) -> list[dict]:
+    """Return the shares of right and new, right, and copied images, with 95 % intervals, per bucket and for all images.
 
     The bootstrap resamples whole concepts, because the predictions for images of one concept are correlated.
-    ``ceiling`` is the result of :func:`classifier_ceiling`.
+
+    Args:
+        method: name of the method in the rows.
+        seed: random seed of the bootstrap.
+        real: the references, scored as if they were generated. Their accuracy is the column ``ceiling``: a perfect
+            generator of images would reach this accuracy. If the classifier was trained on the references, it is too
+            high.
     """
+    shares = {
+        "right_new": images.right_new,
+        "accuracy": images.correct,
+        "accuracy_second": images.second_correct,
+        "copies": images.copies,
+    }
     table = []
     for bucket, rows in _rows_by_bucket(images.concepts).items():
-        correct = [float(images.correct[k]) for k in rows]
         names = [images.concepts[k].name for k in rows]
-        row = {"method": method, "bucket": bucket, **_with_interval("accuracy", correct, names, seed)}
-        indices = [k for k in rows if images.copies[k] is not None]
-        if indices:
-            copies = [float(bool(images.copies[k])) for k in indices]
-            row |= _with_interval("copies", copies, [images.concepts[k].name for k in indices], seed)
-        if ceiling is not None:
-            row["ceiling"] = ceiling.get(bucket)
-        table.append(row | {"n": len(correct), "concepts": len(set(names))})
+        row: dict[str, Any] = {"method": method, "bucket": bucket}
+        for name, values in shares.items():
+            known = [k for k in rows if values is not None and values[k] is not None]
+            if known:
+                groups = [images.concepts[k].name for k in known]
+                row |= _with_interval(name, [float(values[k]) for k in known], groups, seed)
+        if real is not None:
+            row["ceiling"] = mean(real.correct[k] for k in _rows_by_bucket(real.concepts)[bucket])
+        table.append(row | {"n": len(rows), "concepts": len(set(names))})
     return table
 
 
@@ -161,22 +176,26 @@ def _rows_by_bucket(concepts: Sequence[Concept]) -> dict[str, list[int]]:
     return buckets | {"total": list(range(len(concepts)))}
 
 
-def aggregate_metrics(images: ClassifiedImages, real: Tensor) -> dict[str, Any]:
+def aggregate_metrics(images: ClassifiedImages, real_features: Tensor, real: ClassifiedImages) -> dict[str, Any]:
     """Compute the metrics in :data:`~experiments.evaluation.registry.RARE_CONCEPTS` over all images of an arm.
 
-    ``real`` is the features of N real images, ``float64 [N, D]``.
+    Args:
+        real_features: features of N real images for FID and KID, ``float64 [N, D]``.
+        real: the references, scored as if they were generated.
     """
     generated = GeneratedSet(
-        real=real,
+        real=real_features,
         features=images.features,
         features_by_concept=images.features_by_concept,
         copies=images.copies,
+        scores=images.scores,
+        real_scores=[score for score in real.scores if score is not None],
         copy_detections=images.copy_detections,
         records=images.records,
         t_init=images.t_init,
         t_opt=images.t_opt,
     )
-    return RARE_CONCEPTS.compute(generated) | {"n_real": len(real), "extractor": images.extractor}
+    return RARE_CONCEPTS.compute(generated) | {"n_real": len(real_features), "extractor": images.extractor}
 
 
 def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:

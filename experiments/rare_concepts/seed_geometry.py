@@ -27,20 +27,25 @@ from torch import Tensor
 from experiments.data.concepts import Concept
 from experiments.evaluation.registry import GEOMETRY, RARE_CONCEPTS
 from experiments.rare_concepts.arm import Arm
-from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
+from experiments.rare_concepts.arms_experiment import REAL, ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.image_stage import ImageStage
 from experiments.rare_concepts.report import (
     ACCURACY,
     CONCEPT_COLUMNS,
+    HEADLINE_NOTE,
     METHOD,
+    RIGHT_NEW,
+    RealScores,
     bucket_column,
     concept_rows,
     counts_note,
     pivoted,
+    real_note,
     sample_rows,
+    second_columns,
     thumbnails,
 )
-from experiments.rare_concepts.scoring import ClassifiedImages, accuracy_rows, aggregate_metrics, lost_samples
+from experiments.rare_concepts.scoring import ClassifiedImages, lost_samples
 from experiments.reporting import figures as plots
 from experiments.reporting.results import Report
 from experiments.reporting.tables import Column, Table
@@ -99,28 +104,32 @@ class SeedGeometryExperiment(ArmsExperiment):
         """Write the results; return the accuracy of the last cell of the table."""
         arms = self.evaluator.arms()
         norms = {name: self._norms(name) for name in arms}
-        rows = self._rows(arms, norms)
+        evaluator = self.evaluator
+        real = RealScores(evaluator.real_row, evaluator.real_features())
+        rows = self._rows(arms, norms, real)
+        real_row = real.total(self.seed) | {"inversion": "", "method": REAL}
         paper = [{**row, "total": row["total"] / 100} for row in self.paper]
         first = [Column("inversion", "inversion"), METHOD, bucket_column("total")]
         norm = Column("norm", "norm / typical norm")
         table = Table(
             pivoted(rows, ("inversion", "method")),
-            [*first, *RARE_CONCEPTS.columns(GEOMETRY), norm, Column("n", "n")],
-            references=paper,
+            [*first, RIGHT_NEW, *RARE_CONCEPTS.columns(GEOMETRY), norm],
+            references=[real_row | {"total": real_row["accuracy"]}, *paper],
         )
         figures = {"figures/norms": partial(norm_figure, norms)}
         for concept in self.context.concepts[:MAX_FIGURES]:
             file_name = re.sub(r"[^\w.]+", "_", concept.name)[:MAX_FILE_NAME]
             figures[f"images/{file_name}"] = partial(self._image_figure, arms, concept)
         report = Report(
-            rows=rows,
+            rows=[*rows, real_row],
             settings=self.context.settings() | {"guidance": self.guidance},
             samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
             tables=[table],
             figures=figures,
-            notes=[counts_note(rows), lost_samples(arms)],
+            notes=[HEADLINE_NOTE, real_note([real_row]), counts_note(rows), lost_samples(arms)],
             identity=IDENTITY,
-            values=[ACCURACY, *RARE_CONCEPTS.columns(GEOMETRY), norm],
+            bounds=[REAL],
+            values=[RIGHT_NEW, ACCURACY, *second_columns(rows), *RARE_CONCEPTS.columns(GEOMETRY), norm],
             extra_tables={"concepts": concept_rows(arms)},
             details=[Table(concept_rows(arms), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
             thumbnails=partial(thumbnails, arms),
@@ -128,15 +137,13 @@ class SeedGeometryExperiment(ArmsExperiment):
         report.write(self.run_dir, loggers, step=self.num_units)
         return rows[-1]["accuracy"]
 
-    def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor]) -> list[dict]:
+    def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor], real: RealScores) -> list[dict]:
         """Return the rows of the results, one per cell and bucket."""
-        real = self.evaluator.real_features()
-        ceiling = self.evaluator.classifier_ceiling()
         rows = []
         for name, (inversion, operation) in self._cells().items():
             cell = {"inversion": inversion, "method": operation}
-            buckets = [row | cell for row in accuracy_rows(name, arms[name], self.seed, ceiling)]
-            buckets[-1] |= aggregate_metrics(arms[name], real) | {"norm": norms[name].nanmean().item()}
+            buckets = [row | cell for row in real.rows(name, arms[name], self.seed)]
+            buckets[-1] |= {"norm": norms[name].nanmean().item()}
             rows += buckets
         return rows
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch.loggers import Logger
 
-from experiments.rare_concepts.arms_experiment import ArmsExperiment, ExperimentStage
+from experiments.rare_concepts.arms_experiment import REAL, ArmsExperiment, ExperimentStage
 from experiments.rare_concepts.image_stage import ImageStage
 from rnri.validation import dataclass
 
@@ -20,16 +20,16 @@ class RareConceptsExperiment(ArmsExperiment):
 
     def report(self, loggers: Sequence[Logger]) -> float:
         """Write the results; return the accuracy of the last arm in the rarest of the selected buckets."""
-        from experiments.rare_concepts.report import write_report
+        from experiments.rare_concepts.report import RealScores, write_report
 
+        evaluator = self.evaluator
         rows = write_report(
             self.context.run_dir,
-            self.evaluator.arms(),
-            self.evaluator.real_features(),
+            evaluator.arms(),
+            RealScores(evaluator.real_row, evaluator.real_features()),
             self.context.settings(),
             loggers=loggers,
             seed=self.seed,
-            ceiling=self.evaluator.classifier_ceiling(),
             step=self.num_units,
         )
-        return [row["accuracy"] for row in rows if row["bucket"] != "total"][-1]
+        return [row["accuracy"] for row in rows if row["method"] != REAL and row["bucket"] != "total"][-1]
