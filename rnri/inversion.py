@@ -64,8 +64,9 @@ class Inversion:
     @classmethod
     def from_solutions(cls, z0: Tensor, seed: Tensor, solutions: Sequence[Solution]) -> Inversion:
         """Return the inversion of ``z0`` from the solutions of all inversion steps, the cleanest first."""
-        residuals = torch.stack([solution.residual for solution in solutions])
-        solved = torch.stack([solution.converged for solution in solutions])
+        like = next((s.residual for s in solutions if s.residual.device.type != "cpu"), solutions[0].residual)
+        residuals = torch.stack([s.residual.to(like.device, like.dtype, non_blocking=True) for s in solutions])
+        solved = torch.stack([to_device(s.converged, like.device) for s in solutions])
         residuals, solved = torch.stack([residuals, solved.to(residuals.dtype)]).cpu().double()  # one transfer
         return cls(
             seed=seed,
@@ -323,14 +324,20 @@ def _solve_within(max_nfe: Tensor, solver: Solver, problem: ImplicitStep, guess:
     residual = torch.full(max_nfe.shape, torch.nan, dtype=torch.float64)
     solution = Solution(guess.clone(), residual, zero, zero.clone(), zero.bool(), guess.clone())
     rows = max_nfe.nonzero().flatten()
-    if len(rows):
-        device_rows = to_device(rows, guess.device)
-        partial_solution = solver(problem.select(rows), guess[device_rows], max_nfe[rows])
-        for name in ("z", "value"):
-            getattr(solution, name)[device_rows] = getattr(partial_solution, name)
-        for name in ("residual", "nfe", "backward", "converged"):
-            getattr(solution, name)[rows] = getattr(partial_solution, name)
-    return solution
+    if not len(rows):
+        return solution
+    partial_solution = solver(problem.select(rows), guess[to_device(rows, guess.device)], max_nfe[rows])
+    names = [field.name for field in dataclasses.fields(Solution)]
+    return Solution(
+        **{name: _with_rows(getattr(solution, name), rows, getattr(partial_solution, name)) for name in names}
+    )
+
+
+def _with_rows(table: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Return ``table [B,...]`` with the rows ``rows`` (int64 ``[b]``) replaced by ``values``, on their device."""
+    result = table.to(values.device, values.dtype, non_blocking=True)
+    result[to_device(rows, values.device)] = values
+    return result
 
 
 @torch.no_grad()

@@ -262,7 +262,7 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
         df = torch.cat([df, carried.dy], 1)
     products = _to_float64(torch.cat([dr @ dr.mT, dr @ r[:, :, None]], 2))
     gram, projection = products.split([dr.shape[1], 1], 2)
-    ridge = torch.full(dr.shape[:2], regularization, dtype=torch.float64, device=gram.device)
+    ridge = torch.full(dr.shape[:2], regularization, dtype=gram.dtype, device=gram.device)
     ridge[:, num_current:] = drift**2
     ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
     # torch.linalg.solve would raise an error for the whole batch if the matrix of one sample is singular. solve_ex

@@ -23,7 +23,10 @@ from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mea
 from rnri.validation import dataclass
 
 MAX_EVALUATIONS_WITHOUT_WAIT = 2
-"""Up to this number of evaluations, a GPU also evaluates stopped samples, because removing them requires a wait."""
+"""Mean number of evaluations per inversion step up to which a GPU also evaluates samples that have stopped.
+
+Removing these samples from the batch would require a wait.
+"""
 
 State = tuple[Tensor, ...]
 """Tensors that a solver keeps between iterations; the first dimension of each tensor is the batch."""
@@ -139,9 +142,9 @@ class IterativeSolver(ABC):
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
         ``iterations``.
         """
-        if max_nfe is None and z_init.device.type != "cpu" and self._needs_no_wait():
-            return self._solve_without_wait(problem.with_zero_counts(), z_init)
         limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
+        if z_init.device.type != "cpu" and self._needs_no_wait(limits):
+            return self._solve_without_wait(problem.with_zero_counts(), z_init, limits[0])
         problem = problem.with_zero_counts()
         counter = problem.counter
         best = BestIterate(z_init, self.keep_best)
@@ -191,16 +194,20 @@ class IterativeSolver(ABC):
             problem, z, state = iterate.problem, iterate.z, iterate.state
         return best.solution(self.tolerance, counter)
 
-    def _needs_no_wait(self) -> bool:
-        """Return whether the solver makes so few evaluations that samples need not leave the batch."""
-        is_plain = self.keep_best and not (self.returns_step or self.needs_grad or self.has_safeguard)
-        return is_plain and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
+    def _needs_no_wait(self, limits: list[int]) -> bool:
+        """Return whether the solver makes so few evaluations that samples need not leave the batch.
 
-    def _solve_without_wait(self, problem: ImplicitStep, z_init: Tensor) -> Solution:
-        """Solve ``problem`` with ``iterations`` evaluations of every sample, without waiting for results of the device.
+        ``limits`` are the maximum numbers of evaluations of the samples in this inversion step.
+        """
+        if len(set(limits)) != 1 or type(self).has_budget is not IterativeSolver.has_budget:
+            return False
+        return self.keep_best and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
 
-        The solutions equal the solutions of ``__call__``. A sample that converges early is still evaluated with the
-        rest of its batch, and these further evaluations are counted.
+    def _solve_without_wait(self, problem: ImplicitStep, z_init: Tensor, evaluations: int) -> Solution:
+        """Solve ``problem`` with ``evaluations`` evaluations of every sample, without waiting for the device.
+
+        The solutions equal the solutions of ``__call__``. A sample that stops early remains in the batch: its iterate
+        and its result do not change any more, and its further evaluations are counted.
         """
         z = z_init
         best_z = best_f = result = z_init
@@ -208,27 +215,35 @@ class IterativeSolver(ABC):
         best_residual = best_merit = z_init.new_full((len(z_init),), math.inf)
         diverged = z_init.new_zeros(len(z_init), dtype=torch.bool)
         active = ~diverged
-        for k in range(self.iterations):
-            iterate = Iterate(problem, *_evaluate(problem, z, differentiate=False), state)
-            residual = mean_absolute(iterate.z - iterate.f)
-            merit = self.merit(iterate, residual)
+        for k in range(evaluations):
+            has_step = self.returns_step or k + 1 < evaluations
+            iterate = Iterate(problem, *_evaluate(problem, z, self.needs_grad and has_step), state)
+            evaluated = iterate.detach()
+            residual = mean_absolute(evaluated.z - evaluated.f)
+            merit = self.merit(evaluated, residual)
             finite = residual.isfinite()
             accepted = active & finite & (merit < best_merit)
             best_residual = torch.where(accepted, residual, best_residual)
             best_merit = torch.where(accepted, merit, best_merit)
-            rows = accepted.view(-1, 1, 1, 1)
-            best_z = torch.where(rows, iterate.z, best_z)
-            best_f = torch.where(rows, iterate.f, best_f)
-            result = torch.where(rows, iterate.relaxed().f, result)
             diverged = torch.where(active, ~finite, diverged)
-            active = active & finite & (residual > self.tolerance)
-            if k + 1 < self.iterations:
+            rows = _as_rows(accepted)
+            best_z = torch.where(rows, evaluated.z, best_z)
+            best_f = torch.where(rows, evaluated.f, best_f)
+            result = torch.where(rows, evaluated.relaxed().f, result)
+            result = torch.where(_as_rows(diverged), best_z, result)
+            usable = best_residual.isfinite() if self.has_safeguard else finite
+            active = active & usable & ~(residual <= self.tolerance)
+            if has_step:
                 z, state = self.step(iterate.relaxed())
                 if not self.step_is_finite:
                     active = active & z.flatten(1).isfinite().all(1)
+                if k + 1 == evaluations:
+                    ends = active & (residual <= best_residual)
+                    result = torch.where(_as_rows(ends), self.final_iterate(z, state), result)
+                z = torch.where(_as_rows(active), z, evaluated.z)
         best_residual = torch.where(diverged, math.inf, best_residual)
         converged = best_residual <= self.tolerance
-        result = torch.where((converged | diverged).view(-1, 1, 1, 1), best_z, result)
+        result = torch.where(_as_rows(converged), best_z, result)
         counter = problem.counter
         nfe, backward = torch.tensor(counter.forward), torch.tensor(counter.backward)
         return Solution(result, best_residual, nfe, backward, converged, best_f)
@@ -253,6 +268,11 @@ def _evaluate(problem: ImplicitStep, z: Tensor, differentiate: bool) -> tuple[Te
     with torch.set_grad_enabled(differentiate):
         z = z.detach().requires_grad_(differentiate)
         return z, problem(z)
+
+
+def _as_rows(mask: Tensor) -> Tensor:
+    """Return ``mask [B]`` with the shape ``[B,1,1,1]``."""
+    return mask.view(-1, 1, 1, 1)
 
 
 def _indices(mask: list[bool]) -> list[int]:

@@ -8,10 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnri import AveragedFixedPoint, FixedPoint, ImplicitInverter, NoisePredictor, RNRISign, anderson_inverter
+from rnri import (
+    METHODS,
+    AveragedFixedPoint,
+    FixedPoint,
+    ImplicitInverter,
+    NoisePredictor,
+    RNRISign,
+    anderson_inverter,
+)
+from rnri.inversion import check_schedule
+from rnri.methods.round_trip_corrected import RoundTripCorrected
 from rnri.models.predictor import to_device
+from rnri.solvers import anderson
 from tests import devices
-from tests.problems import schedule
+from tests.problems import flow_schedule, schedule
 
 SYNCHRONIZING = ("aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::masked_select")
 """Operations whose result depends on the values of a device tensor."""
@@ -120,3 +131,46 @@ def test_one_transfer_per_trajectory_with_two_evaluations(synchronizations, inve
     torch.testing.assert_close(inversion.residuals, on_cpu.residuals, atol=2e-3, rtol=0)
     assert torch.equal(inversion.solved, on_cpu.solved)
     assert (inversion.nfe >= on_cpu.nfe).all() and inversion.nfe.max() <= 2
+
+
+def accelerated(nfe_per_step, extra_evaluations=0):
+    return anderson_inverter(nfe_per_step, tolerance=0, extra_evaluations=extra_evaluations)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_at_most_one_wait_per_trajectory_with_a_fixed_number_of_evaluations(name, synchronizations, monkeypatch):
+    inverter = METHODS[name]()
+    has_fixed_number = not isinstance(inverter, ImplicitInverter) or inverter.solver.iterations <= 2
+    if not has_fixed_number or isinstance(inverter, RoundTripCorrected):
+        pytest.skip("the number of evaluations depends on the sample")
+    monkeypatch.setattr(anderson, "_to_float64", lambda matrix: matrix)  # CUDA has float64 on the device
+    steps = schedule(8)
+    z0 = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    try:
+        check_schedule(inverter, steps)
+    except ValueError:
+        steps = flow_schedule(8)
+    with devices.fake_device() as device:
+        predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
+        inverter.invert(z0.to(device), predictor, steps)
+        assert synchronizations.transfers <= 1 and synchronizations.operations == []
+
+
+@pytest.mark.parametrize("nfe_per_step, extra", [(2, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("steps", [4, 20])
+def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, synchronizations, monkeypatch):
+    monkeypatch.setattr(anderson, "_to_float64", lambda matrix: matrix)
+    inverter = accelerated(nfe_per_step, extra)
+    z0 = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    z0[1, 0, 0, 0] = torch.nan
+    with devices.fake_device() as device:
+        predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
+        inversion = inverter.invert(z0.to(device), predictor, schedule(steps))
+        seed = inversion.seed.cpu()
+    on_cpu = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(steps))
+    torch.testing.assert_close(seed, on_cpu.seed.float(), atol=2e-3, rtol=0, equal_nan=True)
+    finite = [0, 2]
+    assert torch.equal(inversion.nfe[:, finite], on_cpu.nfe[:, finite])
+    torch.testing.assert_close(
+        inversion.residuals[:, finite], on_cpu.residuals[:, finite], atol=2e-3, rtol=0, equal_nan=True
+    )
