@@ -81,19 +81,24 @@ def load_network(
     return network
 
 
-def check_model_type(path: str | Path, title: str, model_type: str, *, local_files_only: bool) -> None:
-    """Raise ValueError unless the config.json in a local folder or of a hub id has this ``model_type``.
+def check_model_type(path: str | Path, title: str, *model_types: str, local_files_only: bool) -> str:
+    """Return the ``model_type`` in the config.json of a local folder or hub id, which must be one of ``model_types``.
 
     ``title`` is the name of the network in the error message, such as "a CLIP model".
+
+    Raises:
+        ValueError: the config.json cannot be read or has another ``model_type``.
     """
     from transformers import AutoConfig  # this import takes seconds
 
     try:
         actual_type = AutoConfig.from_pretrained(path, local_files_only=local_files_only).model_type
-        if actual_type != model_type:
-            raise ValueError(f"model_type in config.json must be {model_type!r}, got {actual_type!r}.")
+        if actual_type not in model_types:
+            allowed = " or ".join(map(repr, model_types))
+            raise ValueError(f"model_type in config.json must be {allowed}, got {actual_type!r}.")
     except Exception as error:  # damaged files raise errors of various types
         raise ValueError(f"cannot load {title} from {path}: {first_line(error)}") from error
+    return actual_type
 
 
 def check_loading_info(

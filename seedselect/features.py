@@ -15,16 +15,20 @@ from rnri.loading import check_merges, check_model_type, check_vocabulary, load_
 from rnri.validation import Dtype, NonEmptyStr, first_line
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, PreTrainedTokenizerBase
+    from transformers import CLIPModel, PreTrainedTokenizerBase, VisionTextDualEncoderModel
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TITLE = "a CLIP model"
 UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of CLIP weights that do not influence the features
+MODEL_CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
+"""Names of the supported classes of ``transformers``, by the ``model_type`` in config.json."""
 
 
 class ClipFeatures:
-    """Computes unit-length image and text features ``[B,D]`` with any ``transformers`` CLIP model.
+    """Computes unit-length image and text features ``[B,D]`` with a CLIP model of ``transformers``.
+
+    The model is a ``CLIPModel``, or a ``VisionTextDualEncoderModel`` with another image encoder, such as a timm model.
 
     Images are preprocessed by differentiable tensor operations, because the image processors of ``transformers`` are
     not differentiable. The preprocessing consists of a bicubic resize of the shorter side, a center crop and a
@@ -34,17 +38,24 @@ class ClipFeatures:
         model: the CLIP model; its weights are frozen and it is put into evaluation mode.
         tokenizer: the tokenizer of the CLIP model.
         mean, std: mean and standard deviation of the three color channels, for the normalization of images.
+
+    Raises:
+        ValueError: the config of the model does not state the size of its input images.
     """
 
     def __init__(
         self,
-        model: CLIPModel,
+        model: CLIPModel | VisionTextDualEncoderModel,
         tokenizer: PreTrainedTokenizerBase,
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        if not hasattr(model.config.vision_config, "image_size"):
+            raise ValueError(
+                "the config of the CLIP model has no vision_config.image_size: set it to the side of its input images."
+            )
         self.size: int = model.config.vision_config.image_size
         self.mean = torch.tensor(mean, device=model.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=model.device).view(1, 3, 1, 1)
@@ -64,16 +75,16 @@ class ClipFeatures:
             ValueError: ``path`` has no CLIP model; a weight is missing, unknown or of a wrong shape; or the tokenizer
                 is incomplete.
         """
-        from transformers import CLIPImageProcessor, CLIPModel  # this import takes seconds
+        import transformers  # this import takes seconds
 
         if local_files_only and not (Path(path) / "config.json").is_file():
             raise ValueError(
                 f"{path} has no CLIP model (config.json is missing): pass a folder written by save_pretrained."
             )
-        check_model_type(path, TITLE, "clip", local_files_only=local_files_only)
+        model_type = check_model_type(path, TITLE, *MODEL_CLASSES, local_files_only=local_files_only)
         tokenizer = load_tokenizer(path, local_files_only=local_files_only)
         try:
-            processor = CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
+            processor = transformers.CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
         except Exception as error:  # damaged files raise errors of various types
             raise ValueError(f"cannot load {TITLE} from {path}: {first_line(error)}") from error
         mean = processor.image_mean
@@ -84,10 +95,10 @@ class ClipFeatures:
                 f"values, and the values of image_std must be > 0, got {mean} and {std}; download the files again."
             )
         model = load_network(
-            CLIPModel,
+            getattr(transformers, MODEL_CLASSES[model_type]),
             path,
             title=TITLE,
-            model_type="clip",
+            model_type=model_type,
             harmless=UNUSED_WEIGHTS,
             dtype=dtype,
             local_files_only=local_files_only,

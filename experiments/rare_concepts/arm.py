@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from experiments.planning.cost import BACKWARD_COST, Cost, batch_multiplier
-from nao import centroid_seeds
+from nao import centroid_seeds, slerp
 from rnri import Inverter
-from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, dataclass
+from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, UnitInterval, dataclass
 from seedselect import BestOf, LocalSearch, SeedSelect
 from seedselect.search import perturb
 
@@ -22,6 +23,8 @@ class Arm:
 
     Args:
         guidance: guidance scale of inversion, optimization and sampling; 1 means no guidance.
+        sampling_guidance: guidance scale of optimization and sampling, if it differs from the guidance scale of the
+            inversion. With another guidance scale, a seed does not regenerate its image. None: ``guidance``.
         inverter: inversion method for the reference images; None: the seeds are standard normal noise.
         seed_init: function that computes n initial seeds ``[G, n, C, h, w]`` for each of G concepts. The arguments of
             the function are the inverted seeds of the R reference images of each concept, ``[G, R, C, h, w]``, and n.
@@ -36,6 +39,7 @@ class Arm:
     seed_init: Callable[[Tensor, int], Tensor] | None = None
     select: SeedSelect | BestOf | LocalSearch | None = None
     gradient_steps: PositiveInt | None = None
+    sampling_guidance: GuidanceScale | None = None
 
     def __post_init__(self) -> None:
         if (self.inverter is None) != (self.seed_init is None):
@@ -46,6 +50,11 @@ class Arm:
                 f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image, but NAO and "
                 "SeedSelect work on seeds: choose a seed-only method, such as accelerated.",
             )
+
+    @property
+    def guidance_of_sampling(self) -> float:
+        """Guidance scale of optimization and sampling."""
+        return self.guidance if self.sampling_guidance is None else self.sampling_guidance
 
     @property
     def candidates(self) -> int:
@@ -63,7 +72,7 @@ class Arm:
                 sampling of each image.
         """
         per_row = steps * forwards + BACKWARD_COST * self._differentiated_steps(steps) * backwards
-        return batch_multiplier(self.guidance) * per_row
+        return batch_multiplier(self.guidance_of_sampling) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
         """Estimate the cost of one concept, including its inversion, if no seed optimization stops early."""
@@ -84,7 +93,7 @@ class Arm:
                 + Cost(0, 0, derived, latents).times(backwards)
                 + Cost(recomputed * derived, recomputed * latents)
             )
-        rows = batch_multiplier(self.guidance)
+        rows = batch_multiplier(self.guidance_of_sampling)
         return Cost(rows * cost.forward, cost.decodings, rows * cost.backward, cost.decodings_backward).times(samples)
 
 
@@ -105,24 +114,55 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
     return seeds[:, :count]
 
 
-def near_references(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
-    """Return the seeds of the references, followed by perturbed copies of these seeds, ``[G, count, C, h, w]``.
+def between_references(seeds: Tensor, count: PositiveInt, *, spread: UnitInterval) -> Tensor:
+    """Return seeds half-way between two references' seeds, mixed with fresh noise, ``[G, count, C, h, w]``.
+
+    The function can be the ``seed_init`` of an arm. Sample k uses the k-th pair of references; the pairs repeat. The
+    middle of a pair is the middle of the great circle between the two seeds (:func:`nao.slerp`).
+
+    Args:
+        seeds: the inverted seeds of R references of each of G concepts, ``[G, R, C, h, w]``.
+        count: number of seeds per concept.
+        spread: weight of the noise in [0, 1] (:func:`seedselect.search.perturb`); 0 adds no noise.
+
+    Raises:
+        ValueError: there is only one reference; or ``spread`` is 0, and ``count`` is larger than the number of pairs.
+    """
+    pairs = list(combinations(range(seeds.shape[1]), 2))
+    if not pairs:
+        raise ValueError("the middle of two references needs task.references >= 2, got 1.")
+    if spread == 0 and count > len(pairs):
+        raise ValueError(
+            f"{seeds.shape[1]} references have {len(pairs)} pairs, and spread=0 gives one seed per pair, but the arm "
+            f"needs {count}: set spread above 0, increase task.references, or decrease task.samples."
+        )
+    middles = torch.stack([torch.stack([slerp(group[i], group[j], 3)[1] for i, j in pairs]) for group in seeds])
+    return torch.stack([_perturbed(middles[:, k % len(pairs)], k, 0, spread) for k in range(count)], 1)
+
+
+def near_references(
+    seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval, include_references: bool = True
+) -> Tensor:
+    """Return perturbed copies of the seeds of the references, ``[G, count, C, h, w]``.
 
     The function can be the ``seed_init`` of an arm. ``spread`` is the fraction of noise in a copy
-    (:func:`seedselect.search.perturb`).
+    (:func:`seedselect.search.perturb`). With ``include_references``, the first seeds are the references' seeds.
     """
     references = seeds.shape[1]
-    return torch.stack([_perturbed(seeds[:, k % references], k, references, spread) for k in range(count)], 1)
+    exact = references if include_references else 0
+    return torch.stack([_perturbed(seeds[:, k % references], k, exact, spread) for k in range(count)], 1)
 
 
-def around_centroid(seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval) -> Tensor:
-    """Return NAO's centroid of the seeds of each concept, followed by perturbed copies, ``[G, count, C, h, w]``.
+def around_centroid(
+    seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval, include_centroid: bool = True
+) -> Tensor:
+    """Return perturbed copies of NAO's centroid of the seeds of each concept, ``[G, count, C, h, w]``.
 
     The function can be the ``seed_init`` of an arm. ``spread`` is the fraction of noise in a copy
-    (:func:`seedselect.search.perturb`).
+    (:func:`seedselect.search.perturb`). With ``include_centroid``, the first seed is the centroid itself.
     """
     centroid = centroid_seeds(seeds, 1)[:, 0]
-    return torch.stack([_perturbed(centroid, k, 1, spread) for k in range(count)], 1)
+    return torch.stack([_perturbed(centroid, k, int(include_centroid), spread) for k in range(count)], 1)
 
 
 def _perturbed(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:

@@ -44,11 +44,13 @@ class ImageStage:
         row_key: function that returns the columns that identify the table row of a unit. The loggers show the running
             mean accuracy of each table row.
         identity: names of the columns that ``row_key`` returns.
+        module: class of the Lightning module that computes the units.
     """
 
     context: RunContext
     row_key: RowKey = method_and_bucket
     identity: Sequence[str] = ("method", "bucket")
+    module: type[RareConceptModule] = RareConceptModule
 
     @property
     def num_units(self) -> int:
@@ -58,7 +60,7 @@ class ImageStage:
         """Return the Lightning module and data module that compute the units that are not on disk yet."""
         stores = {arm: self.context.units(arm) for arm in self.context.arms}
         running_means = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
-        module = RareConceptModule(self.context, stores, progress)
+        module = self.module(self.context, stores, progress)
         return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
 
     def announce(self, processes: int) -> None:

@@ -4,23 +4,25 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN
 
 from experiments.data.augmentations import jitter
 from experiments.evaluation.classifier import load_classifier
 from experiments.pretrain.denoiser import build_tokenizer
 from experiments.pretrain.training import fastest_precision
 from seedselect import ClipFeatures
-from tests.experiments.pretrain.configured import pretrain
+from tests.experiments.pretrain.configured import prepare, pretrain
 from tests.experiments.pretrain.conftest import CONCEPTS
 
 pytestmark = pytest.mark.slow
 
 
-def unseen(corpus: Path) -> int:
-    return sum(pq.read_metadata(corpus / f"drawings-{split}.parquet").num_rows for split in ("reference", "fid"))
+def unseen(corpus: Path, *splits: str) -> int:
+    return sum(pq.read_metadata(corpus / f"drawings-{split}.parquet").num_rows for split in splits)
 
 
 def test_autoencoder_resumes_from_its_checkpoint(corpus, tmp_path):
@@ -29,7 +31,7 @@ def test_autoencoder_resumes_from_its_checkpoint(corpus, tmp_path):
     assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
     result = pretrain("autoencoder", corpus, tmp_path, steps=3)
     assert torch.load(checkpoint, weights_only=False)["global_step"] == 3
-    assert result["n"] == unseen(corpus)
+    assert result["n"] == unseen(corpus, "reference", "fid")
     assert AutoencoderKL.from_pretrained(tmp_path / "run" / "model").config.scaling_factor == result["scaling_factor"]
 
 
@@ -65,12 +67,36 @@ def test_denoiser_starts_from_saved_weights(corpus, tmp_path):
         assert torch.equal(a, b)
 
 
+SMALL_CLIP = ("task.architecture=mobilenetv3_small_050", "task.image_size=64", "task.width=32")
+
+
 def test_clip_loads_as_features(corpus, tmp_path):
-    assert pretrain("clip", corpus, tmp_path)["n"] == unseen(corpus)
+    assert pretrain("clip", corpus, tmp_path, *SMALL_CLIP)["n"] == unseen(corpus, "reference")
     clip = ClipFeatures.from_pretrained(
         tmp_path / "run" / "model", device="cpu", dtype=torch.float32, local_files_only=True
     )
-    assert clip(torch.rand(2, 3, 64, 64)).shape == clip.text(["a camel", "an owl"]).shape
+    assert clip.size == 64
+    assert clip.mean.flatten().tolist() == pytest.approx(IMAGENET_DEFAULT_MEAN)  # of the timm model
+    assert clip(torch.rand(2, 3, 64, 64)).shape == clip.text(["a camel", "an owl"]).shape == (2, 32)
+
+
+def test_clip_starts_from_the_weights_of_a_file(corpus, tmp_path):
+    start = timm.create_model("mobilenetv3_small_050")
+    torch.save(start.state_dict(), tmp_path / "start.pth")
+    pretrain("clip", corpus, tmp_path, *SMALL_CLIP, f"task.init_from={tmp_path}/start.pth", "task.body_lr=1e-12")
+    clip = ClipFeatures.from_pretrained(
+        tmp_path / "run" / "model", device="cpu", dtype=torch.float32, local_files_only=True
+    )
+    expected = start.state_dict()["conv_stem.weight"]
+    saved = clip.model.vision_model.timm_model.state_dict()["conv_stem.weight"]
+    torch.testing.assert_close(saved, expected, rtol=0, atol=1e-3)  # saved as float16
+
+
+@pytest.mark.parametrize("override", ["task.architecture=vit_of_nobody", "task.width=7"])
+def test_clip_settings_without_a_network_are_an_error(corpus, tmp_path, override):
+    key = override.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"{key}=.*no network has these settings"):
+        prepare("clip", corpus, tmp_path, *SMALL_CLIP, override)
 
 
 @pytest.mark.parametrize("excluded", [["twemoji", "emojione"], []])
