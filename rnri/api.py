@@ -91,11 +91,13 @@ def invert(
     """
     _check_callback(callback_on_step_end)
     inverter = _with_forward_steps(_as_inverter(method), forward_steps)
-    model = LatentDiffusion(pipe)
-    batch = as_images(images, model.image_size, fit)
-    height, width = batch.shape[-2:]
-    if (height, width) != model.image_size:  # with fit="exact"
+    if fit == "exact":
+        batch = as_images(images, None, fit)
+        height, width = batch.shape[-2:]
         model = LatentDiffusion(pipe, image_size=(height, width))
+    else:
+        model = LatentDiffusion(pipe)
+        batch = as_images(images, model.image_size, fit)
     prompts = _as_prompts(prompts, len(batch), "prompts")
     negative_prompts = _as_prompts(negative_prompt, len(batch), "negative_prompt")
     _check_negative_prompts(pipe, negative_prompts)

@@ -22,12 +22,12 @@ Fit = Literal["crop", "pad", "stretch", "exact"]
 logger = logging.getLogger(__name__)
 
 
-def as_images(images: Images, image_size: tuple[int, int], fit: Fit = "crop") -> Tensor:
+def as_images(images: Images, image_size: tuple[int, int] | None, fit: Fit = "crop") -> Tensor:
     """Convert images to a float32 tensor ``[B,3,H,W]`` in [0, 1].
 
     Args:
         images: one image, a list of images, or a batch of arrays or tensors; see :func:`rnri.api.invert`.
-        image_size: height and width of the model's images in pixels.
+        image_size: height and width of the model's images in pixels; None for ``fit="exact"``, which ignores the size.
         fit: how images of another size are fitted to ``image_size``; see :func:`rnri.api.invert`.
 
     Raises:
@@ -40,7 +40,7 @@ def as_images(images: Images, image_size: tuple[int, int], fit: Fit = "crop") ->
     tensors = [tensor for image in _as_list(images) for tensor in _to_tensors(image)]
     if not tensors:
         raise ValueError("images: must contain at least one image.")
-    if fit != "exact":
+    if image_size is not None and fit != "exact":
         other = [tensor for tensor in tensors if tensor.shape[1:] != image_size]
         if other:
             height, width = other[0].shape[1:]

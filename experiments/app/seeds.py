@@ -241,7 +241,10 @@ def blended_predictor(
     embeddings = model.predictor(prompts, guidance).denoiser.positive
 
     def blend(values: Tensor) -> Tensor:
-        return torch.tensordot(weights.to(values), values, dims=1)
+        if values.is_floating_point():
+            return torch.tensordot(weights.to(values), values, dims=1)
+        used = (weights > 0).float().to(values.device)  # a mask marks the tokens of all prompts with a weight
+        return (torch.tensordot(used, values.float(), dims=1) > 0).to(values.dtype)
 
     positive = Condition(blend(embeddings.text), {name: blend(value) for name, value in embeddings.added.items()})
     return dataclasses.replace(predictor, denoiser=dataclasses.replace(predictor.denoiser, positive=positive))

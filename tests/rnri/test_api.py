@@ -256,3 +256,12 @@ def test_invalid_arguments(change, message):
     with pytest.raises(ValueError, match=message) as error:
         rnri.invert(tiny_stable_diffusion(), **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_exact_size_of_a_network_without_default_size():
+    pipe = tiny_stable_diffusion(unet={"sample_size": None})
+    pipe.vae.register_to_config(sample_size=None)
+    pipe.set_progress_bar_config(disable=True)
+    inversion = rnri.invert(pipe, images(16, 24), PROMPTS, num_inference_steps=2, fit="exact")
+    assert inversion.seed.shape == (2, 4, 8, 12)
+    assert [image.size for image in inversion.reconstruct(pipe)] == [(24, 16)] * 2

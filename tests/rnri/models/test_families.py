@@ -15,6 +15,7 @@ from diffusers import (
 from torchvision.transforms.functional import to_tensor
 
 import rnri
+from experiments.app.seeds import blended_predictor
 from experiments.planning.cost import Cost, StagePlan, inversion_cost
 from experiments.planning.plan import format_time_estimate
 from rnri.editing import FlowEdit, edit
@@ -439,3 +440,12 @@ def test_flow_edit_without_a_change_returns_the_image(name):
     torch.testing.assert_close(same, z0, rtol=0, atol=2e-5)
     torch.testing.assert_close(changed[0], z0[0], rtol=0, atol=2e-5)
     assert (changed[1] - z0[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["z_image", "sana", "qwen_image", "qwen_image_21"])
+def test_blended_prompts_with_one_weight_per_image_are_the_prompts(name):
+    model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
+    z = model.noise([0, 1], 0)
+    expected = model.predictor(PROMPTS, 3.0)(z, 500.0)
+    actual = blended_predictor(model, PROMPTS, torch.eye(2), 3.0)(z, 500.0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
