@@ -57,9 +57,24 @@ class Selection:
             backwards=self.backwards + later.backwards,
         )
 
+    def ungroup(self) -> Selection:
+        """Return the result per sample from a result per group, whose seeds are ``[G,n,C,h,w]``.
+
+        The samples of a group have the values of their group; the time of a group is divided among its samples.
+        """
+        size = self.seed.shape[1]
+        per_group = ("loss", "initial_loss", "iterations", "converged", "seconds", "forwards", "backwards")
+        per_sample = {name: getattr(self, name) for name in per_group} | {"trace": self.trace}
+        if size > 1:
+            per_sample = {name: values.repeat_interleave(size, -1) for name, values in per_sample.items()}
+            per_sample["seconds"] = per_sample["seconds"] / size
+        return replace(self, seed=self.seed.flatten(0, 1), latent=self.latent.flatten(0, 1), **per_sample)
+
 
 class BestSeedTracker:
     """Records, for each sample, the losses, the times, and the seed with the smallest criterion and its latent.
+
+    A sample is anything that is optimized jointly: one seed, or a group of n seeds with seeds ``[G,n,C,h,w]``.
 
     Seeds and latents stay on their device. All other tensors are on the CPU, because some devices do not support
     float64.
@@ -69,12 +84,23 @@ class BestSeedTracker:
         iterations: the maximum number of updates K.
         patience, improvement: a sample has converged when its best criterion decreased by less than the fraction
             ``improvement`` over the last ``patience`` iterations; ``patience=0`` disables this convergence check.
+        max_quality_loss: a sample stops when its quality is more than this value below its quality in iteration 0.
     """
 
-    def __init__(self, seeds: Tensor, iterations: int, patience: int = 0, improvement: float = 0.0) -> None:
+    def __init__(
+        self,
+        seeds: Tensor,
+        iterations: int,
+        patience: int = 0,
+        improvement: float = 0.0,
+        *,
+        max_quality_loss: float = 0.0,
+    ) -> None:
         batch = len(seeds)
         self.patience = patience
         self.improvement = improvement
+        self.max_quality_loss = max_quality_loss
+        self.initial_quality = torch.full((batch,), -torch.inf, dtype=torch.float64)
         self.seed = seeds.clone()
         self.latent = torch.full_like(seeds, torch.nan)
         self.best = torch.full((batch,), torch.inf, dtype=torch.float64)
@@ -97,12 +123,14 @@ class BestSeedTracker:
         loss: Tensor,
         *,
         criterion: Tensor | None = None,
+        quality: Tensor | None = None,
         differentiated: bool = False,
     ) -> Tensor:
         """Record iteration ``k`` of the samples ``rows [b]``; return which of these samples continue, bool ``[b]``.
 
         The best seed has the smallest ``criterion [b]``, by default the loss. A sample stops when its loss is not
-        finite or when it has converged.
+        finite, when it has converged, or when its ``quality [b]`` is too low. A seed of too low quality is never the
+        best.
         """
         loss = loss.cpu().double()  # waits for the device, so that the measured time includes the device's work
         criterion = loss if criterion is None else criterion.cpu().double()
@@ -113,13 +141,18 @@ class BestSeedTracker:
         self.iterations[rows] = self.backwards[rows]  # every earlier gradient was followed by an update
         self.forwards[rows] += 1
         self.backwards[rows] += differentiated
-        better = loss.isfinite() & (criterion < self.best[rows])
+        active = torch.isfinite(loss)
+        if quality is not None:
+            quality = quality.cpu().double()
+            if k == 0:
+                self.initial_quality[rows] = quality
+            active &= quality >= self.initial_quality[rows] - self.max_quality_loss
+        better = active & (criterion < self.best[rows])
         self.seed[rows[better]] = seeds[better]
         self.latent[rows[better]] = latent[better].to(self.latent.dtype)
         self.best[rows[better]] = criterion[better]
         self.best_loss[rows[better]] = loss[better]
         self.best_trace[k, rows] = self.best[rows]
-        active = torch.isfinite(loss)
         if self.patience and k >= self.patience:
             stalled = self.best[rows] > (1 - self.improvement) * self.best_trace[k - self.patience, rows]
             self.converged[rows[stalled & active]] = True

@@ -18,25 +18,29 @@ class Targets:
     """The targets that the generated image of each sample should resemble.
 
     Attributes:
-        features: mean feature of each sample's reference images, ``[B,D]``.
-        latent: mean latent of each sample's reference images, ``[B,C,h,w]``.
+        features: mean feature of each sample's reference images, ``[B,D]``; used only by the semantic loss.
+        latent: mean latent of each sample's reference images, ``[B,C,h,w]``; used only by the appearance loss.
         text: features of the prompts in the feature space of the images, ``[B,D]``; used only by rewards that compare
             the image with the prompt.
         prompts: B prompts; used only by rewards that compute text features with a separate model.
+        references: latents of the R reference images of each sample, ``[B,R,C,h,w]``; used only by rewards that compare
+            the image with each reference.
     """
 
-    features: Tensor
-    latent: Tensor
+    features: Tensor | None = None
+    latent: Tensor | None = None
     text: Tensor | None = None
     prompts: Sequence[str] | None = None
+    references: Tensor | None = None
 
     def select(self, rows: Tensor) -> Targets:
         """Return the targets of the batch rows ``rows``, int64 ``[b]``."""
         return Targets(
-            self.features[rows],
-            self.latent[rows],
+            None if self.features is None else self.features[rows],
+            None if self.latent is None else self.latent[rows],
             None if self.text is None else self.text[rows],
             None if self.prompts is None else [self.prompts[row] for row in rows.tolist()],
+            None if self.references is None else self.references[rows],
         )
 
 
@@ -50,6 +54,9 @@ class Generation:
         targets: targets of the B samples.
         decode: function that maps latents to images with values in [0, 1].
         features: function that maps images to unit-length features ``[B,D]``.
+        group_size: number of consecutive samples that form a group (:mod:`seedselect.groups`); 1 without groups.
+        initial_latent: clean latents of the initial seeds of an optimization, ``[B,C,h,w]``; None outside of an
+            optimization.
     """
 
     seeds: Tensor
@@ -57,6 +64,8 @@ class Generation:
     targets: Targets
     decode: Callable[[Tensor], Tensor]
     features: Callable[[Tensor], Tensor]
+    group_size: int = 1
+    initial_latent: Tensor | None = None
 
     @cached_property
     def images(self) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 import rnri.validation
@@ -67,15 +68,54 @@ class Negated:
 
 
 def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0,)) -> Tensor:
-    """Return the negative semantic loss ``[B]`` of SeedSelect, computed from the last ``len(step_weights)`` latents."""
+    """Return the negative semantic loss ``[B]`` of SeedSelect, computed from the last ``len(step_weights)`` latents.
+
+    Raises:
+        ValueError: ``Targets.features`` is missing.
+    """
     latents = generation.latents[-len(step_weights) :]
     target = generation.targets.features
+    if target is None:
+        raise ValueError(
+            "the semantic loss needs Targets(features=...): pass the mean feature of the references, or set rewards."
+        )
     return -semantic_loss(latents, target, step_weights, decode=generation.decode, features=generation.features)
 
 
 def appearance_reward(generation: Generation) -> Tensor:
-    """Return the negative appearance loss of SeedSelect, ``[B]``."""
-    return -appearance_loss(generation.latents[-1], generation.targets.latent)
+    """Return the negative appearance loss of SeedSelect, ``[B]``.
+
+    Raises:
+        ValueError: ``Targets.latent`` is missing.
+    """
+    target = generation.targets.latent
+    if target is None:
+        raise ValueError(
+            "the appearance loss needs Targets(latent=...): pass the mean latent of the references, or set rewards."
+        )
+    return -appearance_loss(generation.latents[-1], target)
+
+
+def novelty_reward(generation: Generation, margin: PositiveFloat) -> Tensor:
+    """Return a reward ``[B]`` that repels the image from the nearest reference, as a bound on their distance.
+
+    The distance is the mean squared difference of the clean latents. The reward is ``min(distance - margin, 0)``: it is
+    0, without a gradient, if the image is at least as far as ``margin`` from every reference.
+
+    Args:
+        generation: the generated images, whose targets have ``references``.
+        margin: the smallest distance without a penalty.
+
+    Raises:
+        ValueError: ``Targets.references`` is missing.
+    """
+    references = generation.targets.references
+    if references is None:
+        raise ValueError(
+            "novelty_reward needs Targets(references=...): pass the latents of the reference images of each sample."
+        )
+    distances = (generation.latents[-1][:, None] - references).square().flatten(2).mean(2)
+    return (distances.amin(1) - margin).clamp_max(0)
 
 
 def text_similarity(generation: Generation) -> Tensor:

@@ -7,6 +7,7 @@ be compared at an equal number of network evaluations (NFE).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -61,14 +62,17 @@ class BestOf:
 
         ``on_iteration(k, loss [B])`` is called after the losses of the k-th seed of every sample are computed.
         """
-        groups = seeds.detach().unflatten(0, (-1, self.candidates))
-        tracker = BestSeedTracker(groups[:, 0].clone(), self.candidates - 1)
-        for k in range(self.candidates):
-            on_iteration(k, _evaluate(self.loss, problem, groups[:, k], tracker, k))
-        best = tracker.selection()
+        best = self._select(seeds.detach().unflatten(0, (-1, self.candidates)), problem, on_iteration)
         if self.refine is None:
             return best
         return best.merge(self.refine(best.seed, problem, on_iteration=on_iteration, noise=noise))
+
+    def _select(self, candidates: Tensor, problem: Problem, on_iteration: OnIteration) -> Selection:
+        """Return the best seed of each sample from ``candidates [B,N,C,h,w]``."""
+        tracker = BestSeedTracker(self.loss.grouped(candidates[:, 0].clone()), self.candidates - 1)
+        for k in range(self.candidates):
+            on_iteration(k, _evaluate(self.loss, problem, candidates[:, k], tracker, k))
+        return tracker.selection().ungroup()
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,14 @@ class LocalSearch:
         called after the loss of the k-th neighbor is computed; k = 0 stands for the initial seeds.
         """
         forwards, _ = self.call_counts
-        tracker = BestSeedTracker(seeds.detach().clone(), forwards - 1)
-        on_iteration(0, _evaluate(self.loss, problem, tracker.seed.clone(), tracker, 0))
+        tracker = BestSeedTracker(self.loss.grouped(seeds.detach().clone()), forwards - 1)
+        on_iteration(0, _evaluate(self.loss, problem, tracker.seed.flatten(0, 1).clone(), tracker, 0))
         for start in range(1, forwards, self.neighbors):
-            center = tracker.seed.clone()
+            center = tracker.seed.flatten(0, 1).clone()
             for k in range(start, start + self.neighbors):
                 neighbor = perturb(center, noise(k), self.spread)
                 on_iteration(k, _evaluate(self.loss, problem, neighbor, tracker, k))
-        return tracker.selection()
+        return tracker.selection().ungroup()
 
 
 def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
@@ -141,8 +145,10 @@ def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
 @torch.no_grad()
 def _evaluate(objective: SeedSelect, problem: Problem, seeds: Tensor, tracker: BestSeedTracker, k: int) -> Tensor:
     """Compute and record the losses ``[B]`` of ``seeds [B,C,h,w]``, the k-th candidates of all samples."""
-    rows = torch.arange(len(seeds))
-    generation = problem.generate(seeds, rows)
+    generation = problem.generate(seeds, torch.arange(len(seeds)))
+    latent = generation.latents[-1]
+    generation = replace(generation, group_size=objective.group_size, initial_latent=latent)
     loss, criterion = objective.loss_and_criterion(generation)
-    tracker.record(k, rows, seeds, generation.latents[-1], loss, criterion=criterion)
-    return loss
+    rows = torch.arange(len(loss))
+    tracker.record(k, rows, objective.grouped(seeds), objective.grouped(latent), loss, criterion=criterion)
+    return loss.repeat_interleave(objective.group_size)

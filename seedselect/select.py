@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from annotated_types import MinLen
@@ -106,16 +106,19 @@ class SeedSelect:
 
     def __post_init__(self) -> None:
         self._build_optimizer([torch.zeros(1)])
-        for pair in () if self.rewards is None else self.rewards:
-            if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
-                raise ConfigError("rewards", f"must be pairs of a reward and its weight, got {pair!r}.")
+        check_pairs("rewards", self.rewards or ())
+
+    @property
+    def group_size(self) -> int:
+        """Number of consecutive seeds that are optimized jointly; 1 except in ``GroupSelect``."""
+        return 1
 
     @property
     def call_counts(self) -> tuple[int, int]:
         """Maximum number of forward and backward passes through the sampler per sample."""
         return self.iterations + 1, self.iterations
 
-    def with_steps(self, steps: int) -> SeedSelect:
+    def with_steps(self, steps: int) -> Self:
         """Return a copy adapted to samplers with ``steps`` steps, which has at most ``steps`` step weights.
 
         If there are more step weights than ``steps``, only the last ``steps`` weights remain. The remaining weights are
@@ -148,7 +151,7 @@ class SeedSelect:
         ``noise`` is ignored. The parameter exists so that SeedSelect and :class:`seedselect.search.LocalSearch` are
         called with the same arguments.
         """
-        selection = self._tracker(seeds.detach()).selection()
+        selection = self._tracker(self.grouped(seeds.detach())).selection().ungroup()
         for iteration in self.iterate(seeds, problem):
             on_iteration(iteration.number, iteration.loss)
             selection = iteration.selection
@@ -156,29 +159,51 @@ class SeedSelect:
 
     def iterate(self, seeds: Tensor, problem: Problem) -> Iterator[Iteration]:
         """Optimize ``seeds [B,C,h,w]`` and yield the state after every iteration; ``break`` ends the optimization."""
-        z = seeds.detach().clone()
+        z = self.grouped(seeds.detach().clone())  # [G,n,C,h,w]
         if not len(z):
             return
         tracker = self._tracker(z)
-        rows = torch.arange(len(z))
+        rows = torch.arange(len(z))  # the active groups
         initial_norms = _norm(z)
+        initial_latent = None
         parameters = [z[row] for row in rows]  # views of z, so that updating a parameter updates z
         optimizer, schedule = self._build_optimizer(parameters)
         for k in range(self.iterations + 1):
             is_last = k == self.iterations
             with torch.enable_grad():
                 current = z[rows].requires_grad_(not is_last)
-                generation = problem.generate(current, rows)
+                generation = problem.generate(current.flatten(0, 1), self._samples(rows))
+                latent = self.grouped(generation.latents[-1].detach())
+                if initial_latent is None:
+                    initial_latent = latent
+                generation = dataclasses.replace(
+                    generation, group_size=self.group_size, initial_latent=initial_latent[rows].flatten(0, 1)
+                )
                 loss, criterion = self.loss_and_criterion(generation)
                 gradient = None if is_last else torch.autograd.grad(loss.sum(), current)[0]
                 if gradient is not None:
-                    gradient = self.gradient(gradient, current.detach())
-            latent = generation.latents[-1].detach()
+                    gradient = self.gradient(gradient.flatten(0, 1), current.detach().flatten(0, 1))
+                    gradient = gradient.reshape(current.shape)
             loss = loss.detach()
+            with torch.no_grad():
+                quality = self.quality_of(generation)
             active = tracker.record(
-                k, rows, current.detach(), latent, loss, criterion=criterion.detach(), differentiated=not is_last
+                k,
+                rows,
+                current.detach(),
+                latent,
+                loss,
+                criterion=criterion.detach(),
+                quality=quality,
+                differentiated=not is_last,
             )
-            yield Iteration(k, rows, loss, latent, tracker.selection())
+            yield Iteration(
+                k,
+                self._samples(rows),
+                loss.repeat_interleave(self.group_size),
+                latent.flatten(0, 1),
+                tracker.selection().ungroup(),
+            )
             if gradient is None or not active.any():
                 return
             for row, row_gradient, is_active in zip(rows.tolist(), gradient, active.tolist(), strict=True):
@@ -204,14 +229,35 @@ class SeedSelect:
         loss = without_penalty + self.penalty_weight * self.penalty(generation.seeds)
         return loss, loss if self.best_by == "loss" else without_penalty
 
+    def quality_of(self, generation: Generation) -> Tensor | None:
+        """Return the quality of each group, ``[G]``, below which the optimization stops; None: there is no limit."""
+        return None
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """Return values ``[B,...]`` of samples as values ``[G,n,...]`` of groups.
+
+        Raises:
+            ValueError: the number of samples is not a multiple of ``group_size``.
+        """
+        if len(values) % self.group_size:
+            raise ValueError(
+                f"seeds: must be groups of group_size={self.group_size} seeds, got {len(values)} seeds; pass a "
+                "multiple of group_size."
+            )
+        return values.unflatten(0, (len(values) // self.group_size, self.group_size))
+
+    def _samples(self, rows: Tensor) -> Tensor:
+        """Return the indices of the samples of the groups ``rows``, int64 ``[g n]``."""
+        return (rows[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+
     def _rewards(self) -> Sequence[tuple[Reward, float]]:
         if self.rewards is not None:
             return [(reward, weight) for reward, weight in self.rewards]
         semantic = partial(semantic_reward, step_weights=self.step_weights)
         return [(semantic, self.semantic_weight), (appearance_reward, self.appearance_weight)]
 
-    def _tracker(self, seeds: Tensor) -> BestSeedTracker:
-        return BestSeedTracker(seeds, self.iterations, self.patience, self.improvement)
+    def _tracker(self, groups: Tensor) -> BestSeedTracker:
+        return BestSeedTracker(groups, self.iterations, self.patience, self.improvement)
 
     def _build_optimizer(self, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler]:
         optimizer = _build("optimizer", self.optimizer, parameters)
@@ -224,6 +270,13 @@ class SeedSelect:
         return optimizer, _build("schedule", self.schedule, optimizer)
 
 
+def check_pairs(key: str, pairs: Sequence[Sequence[Any]]) -> None:
+    """Raise ConfigError for the config key ``key`` if ``pairs`` are not pairs of a reward and a finite weight."""
+    for pair in pairs:
+        if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
+            raise ConfigError(key, f"must be pairs of a reward and its weight, got {pair!r}.")
+
+
 def _build(key: str, factory: Callable[[Any], Any], argument: Any) -> Any:
     """Return ``factory(argument)``; convert an exception of ``factory`` to a ConfigError for the config key ``key``."""
     try:
@@ -233,5 +286,8 @@ def _build(key: str, factory: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _norm(z: Tensor) -> Tensor:
-    """Return the norm of each sample, float64 ``[b,1,1,1]``, on the CPU because some devices do not support float64."""
-    return z.cpu().double().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    """Return the norm of each seed of groups ``[g,n,C,h,w]``, float64 ``[g,n,1,1,1]``.
+
+    Norms are computed on the CPU, because some devices do not support float64.
+    """
+    return z.cpu().double().flatten(2).norm(dim=2)[..., None, None, None]

@@ -17,7 +17,7 @@ PACKAGES = (*CORE, "experiments")
 FORBIDDEN_IN_CORE = {*CORE, "experiments", "lightning", "hydra", "omegaconf", "wandb"}
 SHARED = ("rnri.lazy", "rnri.loading", "rnri.validation")
 """The core packages share lazy imports, the loading of files and the validation of fields, which load no model code."""
-EXPERIMENTS = ("augmentation", "editing", "inversion", "pretrain", "rare_concepts", "watermark")
+EXPERIMENTS = ("augmentation", "diversity", "editing", "inversion", "pretrain", "rare_concepts", "watermark")
 ENTRY_POINT = "experiments.runtime.setup"
 """Creates tasks, so it imports all layers; only ``train.py`` and tests import it."""
 APP_MAY_IMPORT = {"", "app", "cache", "config", "evaluation", "reporting", "runtime"}
@@ -48,7 +48,7 @@ LAYERS = {  # a folder or module imports from its own folder and from lower laye
         set(EXPERIMENTS),
     ],
 }
-BUILT_ON = {("augmentation", "rare_concepts")}
+BUILT_ON = {("augmentation", "rare_concepts"), ("diversity", "rare_concepts")}
 """Experiments that may import another: the first imports the second."""
 
 

@@ -12,6 +12,7 @@ MAX_FILES = 121
 """Maximum number of files of this project that are imported before the first network evaluation of the default job."""
 UNUSED = {
     "experiments/augmentation",
+    "experiments/diversity",
     "experiments/editing",
     "experiments/evaluation/registry.py",
     "experiments/inversion",
@@ -25,6 +26,9 @@ UNUSED = {
     "rnri/methods/edict.py",
     "rnri/models/attention",
     "rnri/solvers/newton_krylov.py",
+    "seedselect/groups.py",
+    "seedselect/noise.py",
+    "seedselect/subset.py",
 }
 """Files and folders that the default job does not need before its first network evaluation."""
 

@@ -18,6 +18,7 @@ GROUPS: Mapping[str, str] = {
     "logger": "The logger: `logger=NAME`.",
     "arm": "One of the compared pipelines of an experiment on rare concepts: `+arm@task.arms.MY_NAME=NAME`.",
     "method": "The inversion method of an arm or of a comparison: `+method@task.methods.MY_NAME=NAME`.",
+    "group_select": "The joint optimization of the seeds of a prompt: `group_select@select=NAME`.",
     "seed_init": "How an arm computes its initial seeds from the inverted references: `seed_init=NAME`.",
     "optimizer": "The optimizer of SeedSelect: `optimizer@select.optimizer=NAME`.",
     "lr_schedule": "The schedule of SeedSelect's learning rate: `lr_schedule@select.schedule=NAME`.",

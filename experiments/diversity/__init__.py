@@ -1,0 +1,1 @@
+"""Seed diversity: how different, and how correct, are n images of one prompt?"""

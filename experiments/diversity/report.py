@@ -1,0 +1,253 @@
+"""Report of the experiment on seed diversity: measurements of each group of images, table and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.data.concepts import Concept
+from experiments.evaluation.classifier import Classifier, classify_images
+from experiments.evaluation.diversity import perceptual_vectors, vendi_score
+from experiments.evaluation.metrics import bootstrap_interval
+from experiments.rare_concepts.context import RunContext
+from experiments.reporting import figures as plots
+from experiments.reporting.html_report import MAX_THUMBNAILS, Thumbnails
+from experiments.reporting.results import Report
+from experiments.reporting.tables import Column, Table
+
+METHOD = Column("method", "method")
+VALUES = (
+    Column("accuracy", "accuracy, %", "higher", scale=100),
+    Column("distance", "pairwise distance", "higher"),
+    Column("vendi", "Vendi score", "higher"),
+    Column("distinct", "distinct correct images", "higher"),
+)
+COLUMNS = (METHOD, Column("nfe", "NFE", "lower"), *VALUES, Column("n", "images"))
+CONCEPT_COLUMNS = (METHOD, Column("concept", "concept"), *VALUES, Column("n", "images"))
+PAIR_COLUMNS = [Column(column.key, column.label, scale=column.scale, signed=True) for column in VALUES]
+NOTE = (
+    "NFE: network evaluations per image; a backward pass counts as two evaluations. Pairwise distance: mean perceptual "
+    "distance of two images of a concept. Vendi score: effective number of different images of a concept. Distinct "
+    "correct images: Vendi score of the images that the evaluation classifier recognizes, 0 if there are none."
+)
+MAX_FIGURES = 4  # maximum number of concepts whose images are shown
+
+
+@dataclass(frozen=True)
+class ImageGroup:
+    """The n images of one concept with one arm, and their measurements by the evaluation classifier.
+
+    Attributes:
+        concept: the concept of the prompt.
+        images: the images without NaN and infinity, ``uint8 [m, 3, H, W]``.
+        predictions: predicted label of each of the n images; None for an image that is not finite.
+        records: record of each of the n images, with its number of network evaluations.
+        distance: mean perceptual distance of two images; None if there are fewer than two images.
+        vendi: Vendi score of the images; None if there are no images.
+        distinct: Vendi score of the images whose predicted label is the concept; 0 if there are none.
+    """
+
+    concept: Concept
+    images: Tensor
+    predictions: Sequence[str | None]
+    records: Sequence[Mapping[str, Any]]
+    distance: float | None
+    vendi: float | None
+    distinct: float
+
+    @property
+    def correct(self) -> list[bool]:
+        """Whether each predicted label is the name of the concept."""
+        return [prediction == self.concept.name for prediction in self.predictions]
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns of the group in ``concepts.csv``."""
+        return {
+            "concept": self.concept.name,
+            "bucket": self.concept.bucket,
+            "nfe": sum(record.get("nfe", 0.0) for record in self.records) / len(self.records),
+            "accuracy": sum(self.correct) / len(self.correct),
+            "distance": self.distance,
+            "vendi": self.vendi,
+            "distinct": self.distinct,
+            "n": len(self.records),
+        }
+
+
+def evaluate_arm(context: RunContext, arm: str, classifier: Classifier) -> list[ImageGroup]:
+    """Return the measurements of all concepts with one arm."""
+    units = context.units(arm)
+    return [evaluate_group(concept, *units.read(concept.key), classifier) for concept in context.concepts]
+
+
+def evaluate_group(
+    concept: Concept, tensors: Mapping[str, Tensor], record: Mapping[str, Any], classifier: Classifier
+) -> ImageGroup:
+    """Return the measurements of the images of one unit: its tensors and its record."""
+    images = tensors["images"]
+    features, labels = classify_images(classifier, images)
+    remaining = iter(labels)
+    is_correct = torch.tensor([label == concept.name for label in labels], dtype=torch.bool)
+    vectors = perceptual_vectors(classifier, images).double() if len(images) > 1 else None
+    return ImageGroup(
+        concept=concept,
+        images=images,
+        predictions=[next(remaining) if sample["finite"] else None for sample in record["samples"]],
+        records=record["samples"],
+        distance=None if vectors is None else torch.pdist(vectors).square().mean().item(),
+        vendi=vendi_score(features) if len(images) else None,
+        distinct=vendi_score(features[is_correct]) if is_correct.any() else 0.0,
+    )
+
+
+def write_report(
+    run_dir: Path,
+    groups: Mapping[str, Sequence[ImageGroup]],
+    settings: Mapping[str, Any],
+    *,
+    loggers: Sequence[Logger],
+    seed: int,
+    step: int = 0,
+) -> list[dict[str, Any]]:
+    """Write results, tables, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
+
+    Args:
+        groups: groups of images of each arm, in the same order of concepts.
+        settings: the settings on which the results depend.
+        seed: random seed of the bootstrap.
+        step: step number with which the loggers record the results, equal to the number of units.
+    """
+    concepts = [{"method": name} | group.row() for name, arm in groups.items() for group in arm]
+    rows = [arm_row(name, [group.row() for group in arm], seed) for name, arm in groups.items()]
+    pairs = pair_rows(groups, seed)
+    first = next(iter(groups))
+    shown = [pair for pair in pairs if pair["baseline"] == first]
+    title = f"Differences to {first} (95 % interval, paired by concept):"
+    report = Report(
+        rows=rows,
+        settings=settings,
+        samples=[row for name, arm in groups.items() for group in arm for row in sample_rows(name, group)],
+        tables=[Table(rows, COLUMNS), *([Table(shown, [METHOD, *PAIR_COLUMNS], title)] if shown else [])],
+        figures={"figures/diversity": partial(diversity_figure, rows), **image_figures(groups)},
+        notes=[NOTE],
+        identity=("method",),
+        values=VALUES,
+        extra_sections={"pairs": pairs},
+        extra_tables={"concepts": concepts, "pairs": pairs},
+        details=[Table(concepts, CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+        thumbnails=partial(thumbnails, groups),
+    )
+    report.write(run_dir, loggers, step)
+    return rows
+
+
+def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Return the means over the concepts with 95 % confidence intervals. The bootstrap resamples whole concepts."""
+    row: dict[str, Any] = {"method": method, "nfe": sum(each["nfe"] for each in concepts) / len(concepts)}
+    for column in VALUES:
+        row |= _with_interval(column.key, [each[column.key] for each in concepts], seed)
+    return row | {"n": sum(each["n"] for each in concepts), "concepts": len(concepts)}
+
+
+def pair_rows(groups: Mapping[str, Sequence[ImageGroup]], seed: int) -> list[dict[str, Any]]:
+    """Return the differences between each pair of arms. The bootstrap resamples the same concepts for both arms."""
+    by_arm = {name: [group.row() for group in arm] for name, arm in groups.items()}
+    pairs = []
+    for (baseline, reference), (method, concepts) in combinations(by_arm.items(), 2):
+        pair: dict[str, Any] = {"method": method, "baseline": baseline}
+        for column in VALUES:
+            both = [(a[column.key], b[column.key]) for a, b in zip(concepts, reference, strict=True)]
+            pair |= _with_interval(column.key, [None if None in each else each[0] - each[1] for each in both], seed)
+        pairs.append(pair)
+    return pairs
+
+
+def _with_interval(name: str, values: Sequence[float | None], seed: int) -> dict[str, float | None]:
+    """Return the mean of the available ``values`` as ``NAME``, and its interval as ``NAME_low`` and ``NAME_high``."""
+    available = [value for value in values if value is not None]
+    if not available:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    low, high = bootstrap_interval(available, seed=seed)
+    return {name: sum(available) / len(available), f"{name}_low": low, f"{name}_high": high}
+
+
+def sample_rows(method: str, group: ImageGroup) -> list[dict[str, Any]]:
+    """Return one row per image with its predicted label and its record."""
+    return [
+        {
+            "method": method,
+            "sample": f"{group.concept.name}/{k}",
+            "concept": group.concept.name,
+            "prompt": group.concept.prompt,
+            "bucket": group.concept.bucket,
+            "prediction": prediction,
+            "correct": correct,
+            **record,
+        }
+        for k, (prediction, correct, record) in enumerate(
+            zip(group.predictions, group.correct, group.records, strict=True)
+        )
+    ]
+
+
+def diversity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot the accuracy against the pairwise distance and against the Vendi score, one point per arm."""
+    figure, axes = plots.panels(2)
+    styles = plots.method_styles([row["method"] for row in rows])
+    for axis, column in zip(axes[0], ("distance", "vendi"), strict=True):
+        for row in rows:
+            if row[column] is None:
+                continue
+            y = 100 * row["accuracy"]
+            x_error, y_error = (plots.error_bars([row], key, scale) for key, scale in ((column, 1), ("accuracy", 100)))
+            style = styles[row["method"]]
+            axis.errorbar(row[column], y, y_error, x_error, elinewidth=0.6, capsize=0, linestyle="none",
+                          label=f"{row['method']} ({row['nfe']:.3g} NFE)", **style)  # fmt: skip
+        label = next(each.label for each in VALUES if each.key == column)
+        axis.set(xlabel=f"{label} (more variety: right)", ylabel="accuracy, %")
+    plots.shared_legend(figure, axes[0])
+    return figure
+
+
+def image_figures(groups: Mapping[str, Sequence[ImageGroup]]) -> dict[str, Any]:
+    """Return functions that draw the images of one concept with every arm, by the path of the figure."""
+    concepts = [group.concept for group in next(iter(groups.values()))][:MAX_FIGURES]
+    return {f"images/{concept.name}": partial(concept_figure, groups, k) for k, concept in enumerate(concepts)}
+
+
+def concept_figure(groups: Mapping[str, Sequence[ImageGroup]], index: int) -> Figure:
+    """Draw the n images of the concept ``index``, one row per arm, with the predicted labels that are wrong."""
+    rows = []
+    captions = []
+    for name, arm in groups.items():
+        group = arm[index]
+        images = iter(group.images)
+        rows.append((name, [None if label is None else next(images) for label in group.predictions]))
+        captions.append(
+            ["" if right else label or "" for label, right in zip(group.predictions, group.correct, strict=True)]
+        )
+    heads = [str(k + 1) for k in range(len(rows[0][1]))]
+    return plots.image_grid(rows, heads, f"{groups[name][index].concept.name}: the images of each method", captions)
+
+
+def thumbnails(groups: Mapping[str, Sequence[ImageGroup]]) -> list[Thumbnails]:
+    """Return the images of each arm for the HTML report, concept by concept, with the predicted labels."""
+    shown = []
+    for name, arm in groups.items():
+        images = []
+        for group in arm:
+            labels = [label for label in group.predictions if label is not None]
+            for image, label in zip(group.images, labels, strict=True):
+                wrong = "" if label == group.concept.name else f", predicted {label}"
+                images.append(([image], f"{group.concept.name}{wrong}"))
+        shown.append(Thumbnails(f"{name}: images", images[:MAX_THUMBNAILS]))
+    return shown

@@ -1,0 +1,108 @@
+"""Choose the images of a group from many candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnri.validation import ConfigError, dataclass
+from seedselect.groups import GroupSelect, ImageDiversity, LatentDiversity
+from seedselect.history import Selection
+from seedselect.problem import Generation, Problem
+from seedselect.search import BestOf
+from seedselect.select import OnIteration
+
+
+@dataclass(frozen=True)
+class BestSubset(BestOf):
+    """Choose the best set of n images among ``N n`` images per group, greedily.
+
+    :class:`BestOf` with a group loss chooses one of N groups. BestSubset combines images of different groups, at the
+    same number of network evaluations. The first image has the largest reward of a single image. Each further image
+    minimizes the loss of the images chosen so far. Group inference (Parmar et al. 2026, arXiv 2508.15773) formulates
+    the choice as a quadratic integer program instead.
+
+    Args:
+        loss: the :class:`~seedselect.groups.GroupSelect` object whose loss ranks sets of images. The group rewards must
+            be :class:`~seedselect.groups.ImageDiversity` or :class:`~seedselect.groups.LatentDiversity`.
+        candidates: number N of seeds per returned seed.
+        refine: see :class:`BestOf`.
+    """
+
+    loss: GroupSelect
+
+    def __post_init__(self) -> None:
+        for reward, _ in self.loss.group_rewards:
+            if not isinstance(reward, ImageDiversity | LatentDiversity):
+                raise ConfigError(
+                    "loss",
+                    f"the group rewards must be ImageDiversity or LatentDiversity, got {type(reward).__name__}; choose "
+                    "one of them, because sets of images are compared by their features.",
+                )
+
+    def with_steps(self, steps: int) -> BestSubset:
+        """Return a copy adapted to samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        refine = self.refine.with_steps(steps) if self.refine else None
+        return BestSubset(self.loss.with_steps(steps), self.candidates, refine)
+
+    @torch.no_grad()
+    def _select(self, candidates: Tensor, problem: Problem, on_iteration: OnIteration) -> Selection:
+        """Return the chosen seeds of each group from ``candidates [B,N,C,h,w]``."""
+        start = time.perf_counter()
+        size = self.loss.group_size
+        latents, features, values = [], [], []
+        for k in range(self.candidates):
+            generation = problem.generate(candidates[:, k], torch.arange(len(candidates)))
+            latents.append(generation.latents[-1])
+            features.append([reward.features(generation).cpu() for reward, _ in self.loss.group_rewards])
+            finite = generation.latents[-1].flatten(1).isfinite().all(1).cpu()
+            values.append(torch.where(finite, self._single(generation), torch.nan))  # never chosen
+            on_iteration(k, -self._value([self.loss.grouped(f) for f in features[-1]], self.loss.grouped(values[-1])))
+        pools = [torch.stack(each, 1).unflatten(0, (-1, size)).flatten(1, 2) for each in zip(*features, strict=True)]
+        single = torch.stack(values, 1).unflatten(0, (-1, size)).flatten(1)  # [G,M], M = n N
+        chosen = self._greedy(pools, single, size)  # [G,n]
+        first = torch.arange(size) * self.candidates
+        groups = torch.arange(len(chosen))[:, None]
+        loss, initial_loss = (
+            -self._value([pool[groups, index] for pool in pools], single[groups, index]) for index in (chosen, first)
+        )
+        count = torch.full((len(chosen),), self.candidates)
+        return Selection(
+            seed=candidates.unflatten(0, (-1, size)).flatten(1, 2)[groups, chosen],
+            latent=torch.stack(latents, 1).unflatten(0, (-1, size)).flatten(1, 2)[groups, chosen],
+            loss=loss,
+            initial_loss=initial_loss,
+            trace=torch.stack([initial_loss, loss]),
+            iterations=torch.zeros_like(count),
+            converged=torch.zeros(len(chosen), dtype=torch.bool),
+            seconds=torch.full((len(chosen),), (time.perf_counter() - start) / len(chosen), dtype=torch.float64),
+            forwards=count,
+            backwards=torch.zeros_like(count),
+        ).ungroup()
+
+    def _single(self, generation: Generation) -> Tensor:
+        """Return the weighted sum of the rewards of single images and of the penalty, float64 ``[B]``."""
+        total = -self.loss.penalty_weight * self.loss.penalty(generation.seeds).cpu().double()
+        for reward, weight in self.loss.rewards or ():
+            total = total + weight * reward(generation).cpu().double()
+        return total
+
+    def _value(self, features: Sequence[Tensor], single: Tensor) -> Tensor:
+        """Return the value ``[...]`` of sets with features ``[...,m,D]`` and values of single images ``[...,m]``."""
+        weighted = zip(self.loss.group_rewards, features, strict=True)
+        return single.mean(-1) + sum(weight * reward.measure(each) for (reward, weight), each in weighted)
+
+    def _greedy(self, pools: Sequence[Tensor], single: Tensor, size: int) -> Tensor:
+        """Return the indices ``[G,n]`` of the chosen images of each pool of M images, features ``[G,M,D]``."""
+        groups = torch.arange(len(single))[:, None]
+        chosen = single.nan_to_num(nan=-torch.inf).argmax(1, keepdim=True)
+        for _ in range(size - 1):
+            every = torch.arange(single.shape[1]).expand(len(single), -1)  # each image as the next one
+            sets = torch.cat([chosen[:, None].expand(-1, every.shape[1], -1), every[..., None]], 2)  # [G,M,m]
+            value = self._value([pool[groups[..., None], sets] for pool in pools], single[groups[..., None], sets])
+            value = value.nan_to_num(nan=-torch.inf).scatter(1, chosen, -torch.inf)
+            chosen = torch.cat([chosen, value.argmax(1, keepdim=True)], 1)
+        return chosen
