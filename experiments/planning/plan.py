@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiments.config.trainer_options import is_training
 from experiments.planning.cost import Cost, StagePlan
+from experiments.planning.gpu_times import format_hours, load_times
 from experiments.reporting.tables import markdown_table
 from experiments.runtime.device import synchronize
 from experiments.runtime.progress import format_duration, timed
@@ -46,6 +47,7 @@ def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
     print(f"Weights: {weight_bytes(task.networks) / BYTES_PER_GB:.2f} GB.", flush=True)
     if config.plan is True:
         print(format_time_estimate(stages, model, task.prompts(), trainer.world_size))
+    print(format_hours(sum((stage.cost for stage in stages), Cost()), load_times()))
 
 
 def table(stages: Sequence[StagePlan]) -> str:

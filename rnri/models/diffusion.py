@@ -27,7 +27,7 @@ from rnri.models.diffusers_schedulers import alpha_bar_table, scheduler_settings
 from rnri.models.eval_mode import eval_no_grad
 from rnri.models.families import family_of
 from rnri.models.family import components
-from rnri.models.fingerprint import fingerprint
+from rnri.models.fingerprint import fingerprint, is_compiled
 from rnri.models.fp32_copy import Float32Copy
 from rnri.models.noise import noise_for_samples
 from rnri.models.predictor import NoisePredictor
@@ -93,6 +93,7 @@ class LatentDiffusion:
         default_guidance: GuidanceScale | None = None,
         lora: NonEmptyStr | Path | None = None,
         scheduler: NonEmptyStr | None = None,
+        compile: bool = False,
     ) -> LatentDiffusion:
         """Load a local folder written by ``save_pretrained``, or a hub id ``owner/name``.
 
@@ -109,13 +110,19 @@ class LatentDiffusion:
                 ``peft``.
             scheduler: name of a scheduler class of diffusers that replaces the checkpoint's scheduler, such as
                 "LCMScheduler" for an LCM-LoRA. The new scheduler is created from the checkpoint's scheduler config.
+            compile: whether ``torch.compile`` compiles the denoising network, see :meth:`compile_network`.
 
         Raises:
             ValueError: an argument is invalid, the checkpoint folder does not exist or lacks a component, the hub id
                 cannot be reached, the pipeline is not supported, or the LoRA cannot be loaded.
+            ConfigError: ``compile`` is True and PyTorch finds no compiler.
         """
         check_scheduler_name(scheduler)
         check_lora(lora)
+        if compile:
+            from rnri.models.compilation import check_compiler  # most users do not compile
+
+            check_compiler(torch.device(device))
         if dtype == "auto":
             dtype = torch.float32 if torch.device(device).type in ("cpu", "mps") else torch.float16
         pipeline = load_pipeline(
@@ -128,7 +135,22 @@ class LatentDiffusion:
         model = cls(pipeline.to(device), default_guidance)
         for network in components(model.pipeline).values():  # otherwise every call would have to change the modes
             network.eval().requires_grad_(False)
+        if compile:
+            model.compile_network()
         return model
+
+    def compile_network(self) -> None:
+        """Compile the denoising network in place with ``torch.compile``, for static shapes.
+
+        The first evaluation of each batch size compiles the network, which takes seconds to minutes. The compiled
+        network differs from the network by rounding errors. On CUDA, the kernel launches are captured in CUDA graphs.
+
+        Raises:
+            ConfigError: PyTorch finds no compiler for the device.
+        """
+        from rnri.models.compilation import compile_network  # most users do not compile
+
+        compile_network(self.family.network, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -168,14 +190,16 @@ class LatentDiffusion:
         """Hexadecimal SHA-256 hash of the model's weights and settings, independent of the checkpoint's location.
 
         The hash includes active adapters and their scales, tokenizers, the scheduler and its tables, attention
-        processors and hooks, but no unused components. The same weights in a different dtype have a different
-        fingerprint. Every access reads all weights, because a weight can change without notice. Cache the value as long
-        as the model does not change.
+        processors and hooks, and whether the network is compiled, but no unused components. The same weights in a
+        different dtype have a different fingerprint. Every access reads all weights, because a weight can change
+        without notice. Cache the value as long as the model does not change.
         """
         networks = {name: value for name, value in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
         for name, tokenizer in tokenizers(self.pipeline).items():
             settings[name] = tokenizer_settings(tokenizer)
+        if is_compiled(self.family.network):
+            settings["compiled"] = True
         return fingerprint(networks, settings | _pipeline_settings(self.pipeline))
 
     def encode(self, images: Tensor) -> Tensor:

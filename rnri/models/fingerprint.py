@@ -32,6 +32,11 @@ def fingerprint(modules: Mapping[str, nn.Module], settings: Mapping[str, object]
     return digest.hexdigest()
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Return whether ``network.compile`` was called."""
+    return network._compiled_call_impl is not None
+
+
 def tensor_digest(tensor: Tensor) -> str:
     """Return the hexadecimal SHA-256 hash of the tensor's dtype, shape and values."""
     return hashlib.sha256(_tensor_bytes(tensor)).hexdigest()

@@ -1,0 +1,86 @@
+"""Measured times of networks on types of GPU, and the hours that a run takes according to them.
+
+``python -m benchmarks.full_size --write`` measures the times on the GPU of the machine and stores them in the file
+``gpu_times.json``. A time that was not measured is never estimated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from experiments.cache.atomic import atomic_write
+from experiments.planning.cost import Cost
+from experiments.reporting.tables import markdown_table
+
+FILE = Path(__file__).with_name("gpu_times.json")
+GPU_TYPES = (
+    "NVIDIA GeForce RTX 4090",
+    "NVIDIA L4",
+    "NVIDIA L40S",
+    "NVIDIA A100-SXM4-80GB",
+    "NVIDIA H100 80GB HBM3",
+    "NVIDIA H200",
+)
+"""Names, as PyTorch reports them, of the GPUs that the table always lists."""
+CHECKPOINTS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "SD 1.5",
+    "stabilityai/sdxl-turbo": "SDXL-turbo",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "SD3 medium",
+    "black-forest-labs/FLUX.1-schnell": "FLUX.1 schnell",
+}
+"""The checkpoints of the table, and their short names."""
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class GpuTimes:
+    """Times of one checkpoint on one type of GPU.
+
+    Attributes:
+        gpu: name of the GPU.
+        checkpoint: Hub id of the checkpoint.
+        dtype: dtype of the networks.
+        batch: batch size of the measurement.
+        seconds: seconds per image of each kind of evaluation, by the names of the fields of :class:`Cost`.
+        torch: version of PyTorch.
+    """
+
+    gpu: str
+    checkpoint: str
+    dtype: str
+    batch: int
+    seconds: dict[str, float]
+    torch: str
+
+    def hours(self, cost: Cost) -> float:
+        """Return the duration of ``cost`` on one GPU in hours."""
+        return sum(getattr(cost, name) * value for name, value in self.seconds.items()) / 3600
+
+
+def load_times() -> list[GpuTimes]:
+    """Return all measured times."""
+    return [GpuTimes(**row) for row in json.loads(FILE.read_text())]
+
+
+def store_times(times: Sequence[GpuTimes]) -> None:
+    """Store ``times``, which replace earlier times of the same GPU and checkpoint."""
+    rows = {(row.gpu, row.checkpoint): row for row in [*load_times(), *times]}
+    text = json.dumps([asdict(rows[key]) for key in sorted(rows)], indent=1)
+    atomic_write(FILE, lambda path: path.write_text(f"{text}\n"))
+
+
+def format_hours(cost: Cost, times: Sequence[GpuTimes]) -> str:
+    """Return a Markdown table of the hours that ``cost`` takes on one GPU, or a sentence if nothing was measured."""
+    if not times:
+        return (
+            "Hours on other GPUs: not measured; python -m benchmarks.full_size --write measures them on the GPU of a "
+            "machine."
+        )
+    hours = {(row.gpu, row.checkpoint): f"{row.hours(cost):,.1f}" for row in times}
+    gpus = [*GPU_TYPES, *sorted({row.gpu for row in times} - set(GPU_TYPES))]
+    rows = [{"gpu": gpu} | {key: hours.get((gpu, key), NOT_MEASURED) for key in CHECKPOINTS} for gpu in gpus]
+    title = "Hours of this run on one GPU in bfloat16, from measured times, if the run used the checkpoint:\n\n"
+    return title + markdown_table(rows, {"gpu": "GPU"} | CHECKPOINTS)

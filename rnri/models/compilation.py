@@ -1,0 +1,39 @@
+"""Compile a denoising network with ``torch.compile`` for static shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rnri.validation import ConfigError
+
+CUDA_GRAPHS = "reduce-overhead"
+"""Mode of ``torch.compile`` that captures the kernel launches of a network in a CUDA graph."""
+
+
+def compile_network(network: nn.Module, device: torch.device) -> None:
+    """Compile ``network`` in place; the first call for each batch size compiles, which takes up to minutes.
+
+    On CUDA, the launches of the compiled network are captured in CUDA graphs.
+
+    Raises:
+        ConfigError: PyTorch finds no compiler for the device.
+    """
+    check_compiler(device)
+    network.compile(dynamic=False, mode=CUDA_GRAPHS if device.type == "cuda" else None)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError if PyTorch lacks what ``torch.compile`` needs on ``device``."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # this import takes seconds
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if device.type == "cuda" and not has_triton():
+        raise ConfigError("compile", "needs the package triton on CUDA, which is missing; install it, or set false.")
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        raise ConfigError(
+            "compile", "needs a C++ compiler such as g++, and PyTorch finds none; install one, or set false."
+        ) from None

@@ -1,0 +1,48 @@
+"""A compiled network predicts the same as the network, and a missing compiler is reported."""
+
+import pytest
+import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
+
+from rnri import LatentDiffusion, anderson_inverter
+from rnri.models.compilation import check_compiler
+from rnri.models.fingerprint import is_compiled
+from rnri.validation import ConfigError
+from tests.pipelines import tiny_stable_diffusion
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def fail():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_missing_compiler_is_reported_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(ConfigError, match=r"^compile: needs a C\+\+ compiler such as g\+\+"):
+        LatentDiffusion.from_pretrained(tmp_path, device="cpu", dtype="float32", compile=True)
+
+
+@pytest.mark.slow
+def test_compiled_network_gives_the_same_seeds():
+    try:
+        check_compiler(CPU)
+    except ConfigError:
+        pytest.skip("PyTorch finds no C++ compiler")
+    model = LatentDiffusion(tiny_stable_diffusion())
+    plain = model.fingerprint
+    schedule = model.schedule(3)
+    predictor = model.predictor(["a cat"] * 2)
+    z0 = model.noise([0, 1], seed=0)
+    expected = anderson_inverter(2).invert(z0, predictor, schedule)
+    assert not is_compiled(model.family.network)
+    model.compile_network()
+    result = anderson_inverter(2).invert(z0, predictor, schedule)
+    assert is_compiled(model.family.network) and model.fingerprint != plain
+    torch.testing.assert_close(result.seed, expected.seed, atol=1e-4, rtol=1e-4)
+    assert torch.equal(result.nfe, expected.nfe)
