@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments.config.project import PROJECT
 
 CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake")
-REMOVED_ARMS = ("seedselect_rnri", "best_of_ours")
+REMOVED_ARMS = ("seedselect_rnri", "between_ours")
 FILES = ("results.json", "samples.parquet", "table.md")
 SOURCE = PROJECT / "runs" / "example_run"
 TARGET = PROJECT / "assets" / "example_run"

@@ -19,7 +19,7 @@ from experiments.rare_concepts.data import ConceptBatch
 from experiments.runtime.device import synchronize
 from experiments.runtime.progress import RunProgress
 from rnri.models.sampling import trajectory
-from seedselect import Problem, Selection, Targets, Trajectory
+from seedselect import Problem, Selection, Targets, Trajectory, appearance_loss, semantic_loss
 
 Unit = tuple[dict[str, Tensor], dict[str, Any]]
 """Results of one concept with one arm: tensors, and a record that can be stored as JSON."""
@@ -68,11 +68,17 @@ class RareConceptModule(LightningModule):
         start = self._now()
         seeds = self._initial_seeds(batch)  # [G * n * candidates, C, h, w]
         init_seconds = (self._now() - start) / len(batch.concepts)
-        seeds, latents, records = self._optimize(seeds, batch) if arm.select else self._sample(seeds, batch)
-        for k, record in enumerate(records):
-            record["nfe"] += batch.inversion_nfe(k // samples) / samples
+        targets = self._targets(batch)
+        if arm.select:
+            seeds, latents, records = self._optimize(seeds, batch, targets)
+        else:
+            seeds, latents, records = self._sample(seeds, batch)
         with torch.no_grad():
             images = self.context.networks.model.decode(latents, clamp=False)
+            losses = self._losses(images, latents, targets)
+        for k, record in enumerate(records):
+            record["nfe"] += batch.inversion_nfe(k // samples) / samples
+            record |= losses[k]
         units = []
         for g in range(len(batch.concepts)):
             rows = slice(g * samples, (g + 1) * samples)
@@ -116,7 +122,7 @@ class RareConceptModule(LightningModule):
         """Sample ``seeds`` without optimization; return the seeds, the sampled latents, and one record per sample."""
         self.progress.set_stage("sampling")
         model = self.context.networks.model
-        predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance)
+        predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance_of_sampling)
         with torch.no_grad():
             latents = model.sample(seeds, predictor, self.context.schedule)
         nfe = self._nfe(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
@@ -125,7 +131,17 @@ class RareConceptModule(LightningModule):
     def _nfe(self, batch: ConceptBatch, forwards: Tensor, backwards: Tensor) -> list[float]:
         return self.context.arms[batch.arm].nfe(len(self.context.schedule), forwards, backwards).double().tolist()
 
-    def _optimize(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+    def _losses(self, images: Tensor, latents: Tensor, targets: Targets) -> list[dict[str, float]]:
+        """Return SeedSelect's two losses of each generated image, also for arms that do not minimize these losses."""
+        clip = self.context.networks.clip
+        semantic = semantic_loss([images.clamp(0, 1)], targets.features, [1.0], decode=_unchanged, features=clip)
+        appearance = appearance_loss(latents, targets.latent)
+        return [
+            {"semantic_loss": a, "appearance_loss": b}
+            for a, b in zip(semantic.tolist(), appearance.tolist(), strict=True)
+        ]
+
+    def _optimize(self, seeds: Tensor, batch: ConceptBatch, targets: Targets) -> tuple[Tensor, Tensor, list[dict]]:
         """Optimize ``seeds``; return the optimized seeds, the sampled latents, and one record per sample."""
         decode = self.context.networks.model.decode
         if self.context.gradient_checkpointing:
@@ -136,7 +152,7 @@ class RareConceptModule(LightningModule):
 
         selection = self.context.arms[batch.arm].select(
             seeds.float(),
-            Problem(self._trajectory(batch), decode, self.context.networks.clip, self._targets(batch)),
+            Problem(self._trajectory(batch), decode, self.context.networks.clip, targets),
             on_iteration=show_loss,
             noise=partial(self._neighbor_noise, batch),
         )
@@ -153,7 +169,7 @@ class RareConceptModule(LightningModule):
     def _trajectory(self, batch: ConceptBatch) -> Trajectory:
         """Return the function that maps seeds ``[b, C, h, w]`` and their indices to the latents of the last steps."""
         arm = self.context.arms[batch.arm]
-        predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance)
+        predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance_of_sampling)
 
         def last_latents(seeds: Tensor, rows: Tensor) -> list[Tensor]:
             return trajectory(
@@ -168,24 +184,38 @@ class RareConceptModule(LightningModule):
         return last_latents
 
     def _targets(self, batch: ConceptBatch) -> Targets:
-        """Return SeedSelect's targets of each sample: prompt, mean CLIP feature and mean latent of the references."""
+        """Return the targets of each sample: prompt, mean CLIP feature, mean latent and latents of the references.
+
+        The latents of the references include the latents of their mirror images, because a mirrored copy is a copy.
+        """
         networks = self.context.networks
         references = batch.references.flatten(0, 1)
         with torch.no_grad():
             features = networks.clip(references)
             latents = batch.seeds.z0 if batch.seeds else networks.model.encode(references)
+            mirrored = networks.model.encode(references.flip(-1))
         text = networks.clip.text([concept.prompt for concept in batch.concepts])
 
         def per_sample(values: Tensor) -> Tensor:
             return values.repeat_interleave(self.context.samples, 0)
 
-        def mean(values: Tensor) -> Tensor:
-            return values.unflatten(0, (len(batch.concepts), -1)).mean(1)
+        def per_concept(values: Tensor) -> Tensor:
+            return values.unflatten(0, (len(batch.concepts), -1))
 
-        return Targets(per_sample(mean(features)), per_sample(mean(latents)), per_sample(text), self._prompts(batch))
+        return Targets(
+            per_sample(per_concept(features).mean(1)),
+            per_sample(per_concept(latents).mean(1)),
+            text=per_sample(text),
+            prompts=self._prompts(batch),
+            references=per_sample(torch.cat([per_concept(latents), per_concept(mirrored)], 1)),
+        )
 
     def _prompts(self, batch: ConceptBatch) -> list[str]:
         return [concept.prompt for concept in batch.concepts for _ in range(self.context.samples)]
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
 
 
 def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t_init: float) -> Unit:

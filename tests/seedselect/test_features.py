@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    TimmWrapperConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from seedselect import ClipFeatures
 
@@ -190,6 +201,37 @@ def test_error_names_a_folder_that_cannot_be_loaded(folder, tmp_path):
         with pytest.raises(ValueError, match="cannot load a CLIP model") as caught:
             load(copy)
         assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def dual_encoder(words: CLIPTokenizer, **vision: object) -> VisionTextDualEncoderModel:
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text_config = CLIPTextConfig(**text, **ids, vocab_size=len(words), max_position_embeddings=12)
+    vision_config = TimmWrapperConfig(
+        architecture="resnet10t", do_pooling=True, hidden_size=512, num_labels=0, **vision
+    )
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision_config, text_config, projection_dim=24)
+    return VisionTextDualEncoderModel(config)
+
+
+def test_model_with_a_timm_image_encoder(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "timm")
+    network = dual_encoder(tokenizer(), image_size=SIDE).eval()
+    network.save_pretrained(copy)
+    clip = load(copy)
+    assert clip.size == SIDE
+    images = photographs(2)
+    pixels = CLIPImageProcessor.from_pretrained(folder)(images=list(images), return_tensors="pt").pixel_values
+    expected = network.get_image_features(pixel_values=pixels).pooler_output
+    torch.testing.assert_close(clip(images / 255), torch.nn.functional.normalize(expected), rtol=0, atol=1e-4)
+    assert clip.text(["a bad cab"]).shape == (1, 24)
+
+
+def test_model_without_an_image_size_is_an_error(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "timm")
+    dual_encoder(tokenizer()).save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"no vision_config\.image_size: set it to the side of its input images"):
+        load(copy)
 
 
 def test_other_model_types_are_rejected(folder, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from nao import norm_penalty
 from seedselect import ClipFeatures, ClipReward, Generation, ImageReward, LatentReward, SeedReward, SeedSelect, Targets
 from seedselect.gradients import clip_norm, identity, project_to_tangent, whiten
-from seedselect.rewards import Negated, appearance_reward, semantic_reward, text_similarity
+from seedselect.rewards import Negated, appearance_reward, novelty_reward, semantic_reward, text_similarity
 from tests.seedselect.test_select import decode, draw, evaluate, features, generate, run, with_adamw
 
 
@@ -62,6 +62,29 @@ def test_text_similarity_is_the_cosine_and_needs_text_features():
     torch.testing.assert_close(result, torch.nn.functional.cosine_similarity(images, text))
     with pytest.raises(ValueError, match=r"Targets\(text="):
         text_similarity(generation(seeds, targets))
+
+
+def test_novelty_reward_is_the_bounded_distance_to_the_nearest_reference():
+    seeds, targets = draw(2)
+    latent = generate(seeds, torch.arange(2))[-1]
+    references = torch.stack([latent + 1.0, latent + 0.5], 1)  # mean squared distances 1 and 0.25
+    with_references = Targets(targets.features, targets.latent, references=references)
+    far = novelty_reward(generation(seeds, with_references), margin=0.2)
+    near = novelty_reward(generation(seeds, with_references), margin=0.75)
+    torch.testing.assert_close(far, torch.zeros(2))
+    torch.testing.assert_close(near, torch.full((2,), 0.25 - 0.75))
+    with pytest.raises(ValueError, match=r"needs Targets\(references=\.\.\.\)"):
+        novelty_reward(generation(seeds, targets), margin=1.0)
+
+
+def test_novelty_reward_moves_the_image_away_from_a_reference():
+    seeds, targets = draw(2)
+    references = generate(seeds, torch.arange(2))[-1][:, None] + 0.1
+    with_references = Targets(targets.features, targets.latent, references=references)
+    reward = partial(novelty_reward, margin=1.0)
+    result = run(with_adamw(rewards=[(reward, 1.0)], iterations=5), seeds, with_references)
+    before, after = (reward(generation(z, with_references)) for z in (seeds, result.seed))
+    assert (after > before).all()
 
 
 def test_targets_select_takes_rows_of_text_and_prompts():

@@ -61,7 +61,7 @@ VALUES = [  # overrides, and the start of the error message
     ("task.arms.plain=3", "task.arms.plain: Input should be an instance of Arm"),
     ("task.arms=3", "task.arms: Input should be an object"),
     (
-        "~task.arms.plain|~task.arms.seedselect_ddim|~task.arms.seedselect_rnri|~task.arms.seedselect_ours|~task.arms.best_of_ours",
+        "~task.arms.plain|~task.arms.seedselect_ddim|~task.arms.seedselect_rnri|~task.arms.seedselect_ours|~task.arms.between_ours",
         "task.arms: Dictionary should have at least 1 item after validation, not 0",
     ),
     ("~task.samples", "task.samples: has no value;"),

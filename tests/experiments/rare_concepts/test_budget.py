@@ -32,8 +32,9 @@ ARMS = {
 }
 
 
-def budget_experiment(folder: Path, arms: dict[str, Arm]) -> BudgetExperiment:
+def budget_experiment(folder: Path, arms: dict[str, Arm], quantity: str = "budget") -> BudgetExperiment:
     return BudgetExperiment(
+        quantity=quantity,
         source=Squares(),
         concepts="all",
         buckets=["tail"],
@@ -58,7 +59,9 @@ def run(tmp_path_factory) -> BudgetExperiment:
 
 @pytest.fixture(scope="module")
 def rows(run) -> list[dict]:
-    return json.loads((Path(run.run_dir) / "results.json").read_text())["rows"]
+    rows = json.loads((Path(run.run_dir) / "results.json").read_text())["rows"]
+    assert rows[-1]["method"] == "real" and rows[-1]["budget"] is None
+    return rows[:-1]
 
 
 def test_table_has_a_row_per_method_and_budget(run, rows):
@@ -74,6 +77,16 @@ def test_nfe_includes_guidance_gradients_and_inversion(rows):
     inversion = 2 * 2 * 2 / 2  # two references, two evaluations in each of two steps, shared by two samples
     expected = [2, 2 * 3 * 2, 3 * 2 + inversion, 3 * 2 + inversion, 2 * 2 + 2 * 1 * 1 + inversion]
     assert [row["nfe"] for row in rows] == expected
+
+
+def test_losses_of_seedselect_are_recorded_for_every_arm(run, rows):
+    samples = pd.read_parquet(Path(run.run_dir) / "samples.parquet")
+    assert (samples["semantic_loss"].between(0, 2) & (samples["appearance_loss"] >= 0)).all()
+    for row in rows:
+        assert 0 <= row["semantic_loss"] <= 2
+    last = samples[samples["method"] == "seedselect_6"]
+    expected = 10 * last["semantic_loss"] + last["appearance_loss"]
+    assert (last["loss"] - expected).abs().max() < expected.max()  # the loss also has the latent before the last step
 
 
 def test_metrics_are_in_their_ranges(rows):
@@ -99,6 +112,14 @@ def test_best_of_n_never_has_a_larger_loss_than_its_first_seed(run):
 def test_rejects_an_arm_without_a_budget_in_its_name(tmp_path):
     with pytest.raises(ValueError, match=r"task\.arms: names must be METHOD_BUDGET, for example nao_50, got 'plain'"):
         budget_experiment(tmp_path, {"plain": Arm(1.0)})
+
+
+@pytest.mark.parametrize("quantity", ["updates", "noise"])
+def test_number_in_the_name_of_an_arm_may_have_another_meaning(tmp_path, quantity):
+    run = run_to_end(budget_experiment(tmp_path, {"random_0": Arm(1.0), "random_1": Arm(1.0, select=LOSS)}, quantity))
+    rows = json.loads((Path(run.run_dir) / "results.json").read_text())["rows"]
+    assert [(row["method"], row[quantity]) for row in rows] == [("random", 0), ("random", 1)]
+    assert (Path(run.run_dir) / "figures" / f"{quantity}.png").stat().st_size > 0
 
 
 def test_perturbed_seeds_follow_the_references_and_the_centroid():

@@ -29,7 +29,7 @@ def overrides(data: Path, run_dir: Path) -> list[str]:
         f"data.classifier={data}/classifier", "data.clip=assets/models/clip", f"run_dir={run_dir}", "task.steps=4",
         "task.samples=2", "task.references=2", "select.iterations=1", "trainer.accelerator=cpu",
         "task.concepts_per_batch=1", "~task.arms.seedselect_rnri", "~task.arms.seedselect_ddim",
-        "~task.arms.best_of_ours",
+        "~task.arms.between_ours",
     ]  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def configured(files: Path, checkpoint: str, *overrides: str) -> DictConfig:
         f"data.counts={files}/counts.tsv", f"data.classifier={files}/classifier", "data.clip=assets/models/clip",
         f"run_dir={files}/run", "trainer.accelerator=cpu", "task.steps=4", "task.samples=3", "task.references=2",
         "task.gradient_checkpointing=true", "select.iterations=1", "task.arms.seedselect_rnri.guidance=3.0", "seed=1",
-        "~task.arms.seedselect_ours", "~task.arms.best_of_ours", *overrides,
+        "~task.arms.seedselect_ours", "~task.arms.between_ours", *overrides,
     ]  # fmt: skip
     return composed(*options)
 

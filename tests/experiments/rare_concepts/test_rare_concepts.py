@@ -22,7 +22,7 @@ from tools.inspect_wandb import records, summarize
 pytestmark = pytest.mark.slow
 
 SMALL = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
-ARMS = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours")
+ARMS = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "between_ours")
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,30 @@ def table(run):
 
 
 def test_results_have_a_row_per_arm_and_bucket(table):
-    assert set(table) == {(arm, bucket) for arm in ARMS for bucket in ("head", "medium", "tail", "total")}
+    methods = (*ARMS, "real")
+    assert set(table) == {(method, bucket) for method in methods for bucket in ("head", "medium", "tail", "total")}
 
 
 def test_accuracy_has_an_interval_and_a_count(table):
-    for (_, bucket), row in table.items():
+    for (method, bucket), row in table.items():
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
-        assert row["n"] == (6 if bucket == "total" else 2)
+        per_concept = 3 if method == "real" else 2  # references or samples
+        assert row["n"] == per_concept * (3 if bucket == "total" else 1)
+
+
+def test_headline_is_right_and_new(run, table):
+    folder, finished = run
+    for row in table.values():
+        assert row["right_new_low"] <= row["right_new"] <= row["right_new_high"] <= 1
+        assert row["right_new"] <= row["accuracy"]
+        assert 0 <= row["copies"] <= 1
+    head = (folder / "table.md").read_text().splitlines()[0]
+    assert [cell.strip() for cell in head.split("|")[1:3]] == ["method", "right & new, % ↑"]
+    assert "% of the 9 real images count as copies" in finished.stdout
+    total = table["seedselect_rnri", "total"]
+    assert -1 <= total["m_cp"] <= 1 and 0 <= total["authentic"] <= 1 and total["c_t"] is not None
+    assert table["real", "total"]["c_t"] == 0
+    assert "images that are right and new" in (folder / "report.html").read_text() or total["right_new"] == 0
 
 
 def test_only_totals_have_distances_and_times(table):
@@ -82,13 +99,13 @@ def test_run_writes_table_figures_and_config(run):
 def test_report_has_the_images_and_concepts_of_every_arm(run, table):
     folder, _ = run
     report = (folder / "report.html").read_text()
-    arms = {method for method, _ in table}
+    arms = {method for method, _ in table} - {"real"}
     assert all(f"{arm}: " in report for arm in arms)
     concepts = pd.read_csv(folder / "concepts.csv")
     assert set(concepts["method"]) == arms
     assert {"concept", "bucket", "frequency", "accuracy", "copies", "n"} <= set(concepts)
     assert concepts.groupby("method")["accuracy"].mean().to_dict() == pytest.approx(
-        {method: row["accuracy"] for (method, bucket), row in table.items() if bucket == "total"}
+        {method: table[method, "total"]["accuracy"] for method in arms}
     )
 
 
@@ -215,7 +232,7 @@ def test_real_images_are_classified_once_per_classifier(tmp_path, monkeypatch):
 
 def test_two_processes_generate_the_same_images_as_one(run, classifier, tmp_path):
     folder, _ = run
-    omitted = ("seedselect_ddim", "seedselect_rnri", "best_of_ours")
+    omitted = ("seedselect_ddim", "seedselect_rnri", "between_ours")
     finished = forked(  # Lightning starts the second process
         "experiment=rare_concepts", f"run_dir={tmp_path}", *SMALL, "trainer.devices=2", "trainer.strategy=ddp",
         classifier, *(f"~task.arms.{name}" for name in omitted),

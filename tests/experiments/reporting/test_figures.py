@@ -75,7 +75,7 @@ def test_first_method_of_this_project_is_third():
         "accelerated",
         "accelerated_8",
     ]
-    arms = ["plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "best_of_ours"]
+    arms = ["plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "between_ours"]
     assert figures.ours_third(arms).index("seedselect_ours") == 2
     assert figures.ours_third(["hours", "b"]) == ["hours", "b"]
 
