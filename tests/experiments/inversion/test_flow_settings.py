@@ -37,3 +37,15 @@ def test_rejects_too_few_steps_for_a_supported_method(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, "experiment=guidance", setting(2, "aidi_adjusted"))
+
+
+def test_settings_of_a_budget_have_equal_numbers_of_evaluations():
+    settings = composed("experiment=equal_evaluations").task.settings
+    solvers = [each for each in settings if "nfe" in each]
+    totals = {bool(each.get("edit")): set() for each in solvers}
+    for each in solvers:
+        totals[bool(each.get("edit"))].add(each.steps * (each.nfe + 1))
+    assert totals == {False: {164, 165}, True: {74, 75}}
+    others = {each.methods[0]: each.steps for each in settings if "nfe" not in each}
+    assert others == {"uni_inv": 82, "fireflow": 81, "rf_solver": 41}
+    assert (2 * others["uni_inv"] + 1, 2 * (others["fireflow"] + 1), 4 * others["rf_solver"]) == (165, 164, 164)
