@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 import typer.testing
+from diffusers import EulerAncestralDiscreteScheduler
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from PIL import Image
 
 from tests.commands import composed
+from tests.pipelines import tiny_stable_diffusion_xl
 
 README, DOCS = Path("README.md"), Path("docs")
 PAGES = [
@@ -207,6 +211,24 @@ def test_python_example_runs(page, capsys):
         printed = capsys.readouterr().out
         for quality in re.findall(r"# ([\d.]+ of [\d.]+ dB, .*)", block):
             assert quality in printed
+
+
+@pytest.mark.slow
+def test_code_for_sdxl_turbo_runs_with_a_tiny_checkpoint(tmp_path, monkeypatch, capsys):
+    """The code runs without changes, except for the checkpoint and the device."""
+    (code,) = [block for block in blocks(DOCS / "start" / "getting_started.md", "py") if "sdxl-turbo" in block]
+    monkeypatch.chdir(tmp_path)
+    pipe = tiny_stable_diffusion_xl(timestep_spacing="trailing")
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)  # that of SDXL-turbo
+    pipe.to(dtype=torch.float16).save_pretrained("checkpoint", variant="fp16")
+    Image.linear_gradient("L").convert("RGB").save("cat.jpg")
+    for name, replacement in {"stabilityai/sdxl-turbo": "checkpoint", '"cuda"': '"cpu"'}.items():
+        assert code.count(name) == 1
+        code = code.replace(name, replacement)
+    with pytest.warns(UserWarning, match="with its scheduler EulerAncestralDiscreteScheduler does not regenerate"):
+        exec(compile(code, "getting_started.md", "exec"), {})
+    assert "1 image 16x16, 4 steps, guidance 1" in capsys.readouterr().out
+    assert Image.open("dog.png").size == (16, 16)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "py")], ids=str)

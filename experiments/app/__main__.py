@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # imported only after the command line is checked, because im
 
 INSTANTIATED = ("model", "method", "select")
 """Keys whose values are objects that Hydra instantiates. All other keys are fields of ``Settings``."""
+PACKAGES = ("gradio", "pillow_heif", "av")
+"""Packages of the extra ``app``."""
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -156,9 +158,9 @@ def command() -> None:
     try:
         main()
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in PACKAGES:
             raise
-        sys.exit("error: the page needs Gradio; run: pip install -e '.[app]'")
+        sys.exit(f"error: the page needs the package {error.name}; run: pip install -e '.[app]'")
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {one_line(error)}")
 

@@ -17,6 +17,7 @@ from experiments.app.edit_session import (
     DEFAULT_SETTINGS,
     YOUR_IMAGE,
     EditSession,
+    EditSettings,
     EditStep,
     open_example,
     open_image,
@@ -25,11 +26,14 @@ from experiments.app.edit_session import (
 )
 from experiments.app.edits import edit_controls, quality
 from experiments.app.messages import report_errors, status_html
-from experiments.app.seed_files import read_seed, write_image, write_seed
+from experiments.app.seed_files import read_seed, read_stored_seed, write_image, write_seed
 from experiments.app.uploads import enlarge
 from experiments.app.widgets import EXCLUSIVE, LATEST_ONLY, NO_PROGRESS, PROGRESS, step_title, upload_box
 
 NUM_SUGGESTIONS = 5
+SIDE_BY_SIDE, SLIDER = "Side by side", "Slider"
+VIEWS = (SIDE_BY_SIDE, SLIDER)
+"""How the page shows the left image and the edit: as two images, or as one image with a movable border."""
 CSS = """
 .edit-layout { align-items: flex-start; }
 .edit-layout .edit-side, .edit-layout .edit-side > .column { gap: 10px; }
@@ -84,11 +88,13 @@ class EditTab:
                     self._create_step_3(session)
         self.session = gr.State(session)
         self.variant_steps = gr.State({})
+        secret = "the settings are not secret"  # a random secret would be lost when the server restarts
         self.saved = gr.BrowserState(
             list(self._defaults().values()),
             storage_key=f"seed-exploration-edit-{'-'.join(self.names)}",
-            secret="the settings are not secret",  # a random secret would be lost when the server restarts
+            secret=secret,
         )
+        self.saved_edit = gr.BrowserState([], storage_key="seed-exploration-seed", secret=secret)
 
     def connect(self, page: gr.Blocks) -> None:
         """Connect the events of the components with the handlers."""
@@ -137,10 +143,11 @@ class EditTab:
         on([self.variants.select], self._select_variant, [*session, self.variant_steps], outputs, **silent)
 
         local = {"queue": False, **NO_PROGRESS}
-        self.comparison.change(self._compare, session, self.left, **local)
+        self.comparison.change(self._compare, session, [self.left, self.slider], **local)
+        self.view.change(_show_view, self.view, [self.side_by_side, self.slider], **local)
         for prompt, words in ((self.prompt, self.prompt_words), (self.target, self.target_words)):
             prompt.change(self.context.info.mark_unknown_words, prompt, words, **local)
-        page.load(tuple, self.saved, settings, **local)
+        on([page.load], self._restore, [self.saved, self.saved_edit, self.comparison], everything, **silent)
         gr.on([setting.change for setting in settings], lambda *values: list(values), settings, self.saved, **local)
 
     def _create_step_1(self) -> None:
@@ -179,9 +186,17 @@ class EditTab:
 
     def _create_images(self, session: EditSession) -> None:
         image = partial(gr.Image, interactive=False, buttons=["fullscreen"], min_width=120)
-        with gr.Row(elem_id="edit-both"):
+        with gr.Row(elem_id="edit-both") as self.side_by_side:
             self.left = image(_enlarged(session.compared_image(YOUR_IMAGE)), label=YOUR_IMAGE, elem_id="edit-left")
             self.right = image(_enlarged(session.edited_image), label="Edit", elem_id="edit-right")
+        self.slider = gr.ImageSlider(
+            _both_images(session, YOUR_IMAGE),
+            label=_slider_label(YOUR_IMAGE),
+            interactive=False,
+            visible=False,
+            buttons=["fullscreen"],
+            elem_id="edit-slider",
+        )
         self.message = gr.HTML(padding=False, elem_id="edit-message")
 
     def _create_step_3(self, session: EditSession) -> None:
@@ -220,6 +235,7 @@ class EditTab:
             elem_id="edit-history",
         )
         self.comparison = gr.Radio(list(COMPARISONS), value=YOUR_IMAGE, label="Left image", elem_id="edit-comparison")
+        self.view = gr.Radio(list(VIEWS), value=SIDE_BY_SIDE, label="View", elem_id="edit-view")
         with gr.Accordion("Settings of the edit", open=False, elem_id="edit-settings"):
             self.settings = edit_settings(self.names)
         with gr.Accordion("Seed", open=False, elem_id="edit-seed"):
@@ -241,7 +257,7 @@ class EditTab:
 
     def _edit_components(self) -> list[gr.Component]:
         """Return the components that show an edit."""
-        return [self.session, self.left, self.right, self.history, self.png]
+        return [self.session, self.left, self.right, self.slider, self.history, self.png, self.saved_edit]
 
     def _view_components(self) -> list[gr.Component]:
         """Return all components that show something about the image of a visitor."""
@@ -263,6 +279,8 @@ class EditTab:
             self.session: session,
             self.left: gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison),
             self.right: _enlarged(session.edited_image),
+            self.slider: gr.update(value=_both_images(session, comparison), label=_slider_label(comparison)),
+            self.saved_edit: [] if session.step is None else [session.step.digest, session.step.prompt],
             self.history: gr.update(value=_history(session), visible=bool(session.history)),
             self.png: gr.update(value=self._png(session), interactive=session.step is not None),
         }
@@ -340,6 +358,25 @@ class EditTab:
         session = open_seed(self.context, seed, self._named(settings))
         return self._view(session, comparison, seed.prompt) | {self.upload: None}
 
+    def _restore(self, settings: list[Any], edit: list[str], comparison: str) -> dict:
+        """Return the updates that show the settings and the last edit of a visitor who loads the page again.
+
+        The server keeps the seed of the edit for an hour, see :data:`experiments.app.seed_files.MAX_FILE_AGE_S`.
+        """
+        updates = dict(zip(self.settings.values(), settings, strict=True))
+        session = self._saved_session(*edit, self._named(settings)) if edit else None
+        return updates if session is None else updates | self._view(session, comparison, session.seed.prompt)
+
+    def _saved_session(self, digest: str, prompt: str, settings: EditSettings) -> EditSession | None:
+        """Return a session with the seed of this digest and the edit of ``prompt``; None if the seed is deleted."""
+        for example in self.example_sessions.values():
+            if example.seed.digest == digest:
+                return example.render(self.context, prompt, settings).remember()
+        seed = read_stored_seed(digest, self.context, self.folder)
+        if seed is None:
+            return None
+        return open_seed(self.context, seed, settings).render(self.context, prompt, settings).remember()
+
     def _render(self, session: EditSession, comparison: str, prompt: str, *settings: Any) -> dict:
         """Generate the edited image while the visitor types."""
         rendered = session.render(self.context, prompt, self._named(settings))
@@ -372,8 +409,11 @@ class EditTab:
         step = list(steps.values())[event.index]
         return self._with_settings(session.show(step).remember(), comparison)
 
-    def _compare(self, session: EditSession, comparison: str) -> Any:
-        return gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison)
+    def _compare(self, session: EditSession, comparison: str) -> tuple:
+        return (
+            gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison),
+            gr.update(value=_both_images(session, comparison), label=_slider_label(comparison)),
+        )
 
     def _defaults(self) -> dict[str, Any]:
         return {name: DEFAULT_SETTINGS[name] for name in self.names}
@@ -430,6 +470,22 @@ def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
     if "share" in names:
         settings["share"] = slider(value=DEFAULT_SETTINGS["share"], label="Keep the shapes")
     return settings
+
+
+def _show_view(view: str) -> tuple:
+    """Return the visibility of the two images and of the image with the slider."""
+    return gr.update(visible=view == SIDE_BY_SIDE), gr.update(visible=view == SLIDER)
+
+
+def _both_images(session: EditSession, comparison: str) -> tuple[Image.Image, Image.Image] | None:
+    """Return the left image and the edited image; None without an edited image."""
+    if session.edited_image is None:
+        return None
+    return enlarge(session.compared_image(comparison)), enlarge(session.edited_image)
+
+
+def _slider_label(comparison: str) -> str:
+    return f"{comparison} (left) and edit (right)"
 
 
 def _enlarged(image: Image.Image | None) -> Image.Image | None:

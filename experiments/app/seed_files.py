@@ -23,6 +23,9 @@ MAX_FILE_AGE_S = 3600
 """Files in the folder for downloads that are older are deleted. The server has copied them to its cache before."""
 
 
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
 def delete_old_files(folder: Path) -> None:
     """Delete the files in ``folder`` that are older than ``MAX_FILE_AGE_S``."""
     oldest = time.time() - MAX_FILE_AGE_S
@@ -45,7 +48,7 @@ def write_image(image: Image.Image, prompt: str, folder: Path) -> Path:
 def write_seed(seed: Seed, folder: str | Path) -> Path:
     """Write ``seed`` to a file in ``folder`` and return the path. The file name contains the digest of the seed."""
     delete_old_files(Path(folder))
-    path = Path(folder) / f"seed-{seed.digest[:16]}.safetensors"
+    path = _seed_path(seed.digest, Path(folder))
     if seed.inversion is not None:
         return seed.inversion.save(path, checkpoint=seed.fingerprint)
     settings = {
@@ -58,6 +61,19 @@ def write_seed(seed: Seed, folder: str | Path) -> Path:
         "checkpoint": seed.fingerprint,
     }
     return write_seed_file(path, {"latents": seed.latents}, settings)
+
+
+def read_stored_seed(digest: str, context: AppContext, folder: Path) -> Seed | None:
+    """Return the seed with this digest that :func:`write_seed` wrote to ``folder``; None if the file is deleted."""
+    path = _seed_path(digest, folder)
+    if not DIGEST.fullmatch(digest) or not path.is_file():
+        return None
+    seed = read_seed(path, context)
+    return seed if seed.digest == digest else None
+
+
+def _seed_path(digest: str, folder: Path) -> Path:
+    return folder / f"seed-{digest[:16]}.safetensors"
 
 
 def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -33,6 +34,8 @@ DESCRIPTIONS = {
 """What each average of seeds is."""
 FRAME_MS, END_FRAME_MS = 150, 900
 """Time in milliseconds for which an animation shows a point of the path, and an end of the path."""
+VIDEO_FPS = 20
+"""Frames per second of a video. Both times are multiples of the time of a frame."""
 
 
 @dataclass(frozen=True)
@@ -252,11 +255,33 @@ def blended_predictor(
 
 def write_gif(images: Sequence[Image.Image], path: Path) -> Path:
     """Write an endless animation that shows ``images`` forward and backward; return ``path``."""
-    frames = [enlarge(image) for image in (*images, *images[-2:0:-1])]
-    durations = [FRAME_MS] * len(frames)
-    durations[0] = durations[len(images) - 1] = END_FRAME_MS
+    frames, durations = _timeline([enlarge(image) for image in images])
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return path
+
+
+def write_mp4(images: Sequence[Image.Image], path: Path) -> Path:
+    """Write an H.264 video that shows ``images`` forward and backward once; return ``path``."""
+    frames = [enlarge(image) for image in images]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=VIDEO_FPS, options={"crf": "18"})
+        stream.width, stream.height = (side - side % 2 for side in frames[0].size)  # H.264 needs even sides
+        stream.pix_fmt = "yuv420p"  # other pixel formats are not played by all browsers
+        for image, duration in zip(*_timeline(frames), strict=True):
+            frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
+            for _ in range(duration * VIDEO_FPS // 1000):
+                frame.pts = None  # the encoder numbers the frames
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def _timeline(frames: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """Return the frames of an animation that runs forward and backward, and the time in ms of each frame."""
+    animation = [*frames, *frames[-2:0:-1]]
+    durations = [FRAME_MS] * len(animation)
+    durations[0] = durations[len(frames) - 1] = END_FRAME_MS
+    return animation, durations
 
 
 def norm_figure(paths: SeedPaths, index: int) -> Figure:

@@ -22,6 +22,7 @@ from experiments.app.seeds import (
     invert_images,
     norm_figure,
     write_gif,
+    write_mp4,
 )
 from experiments.app.uploads import enlarge
 from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, connect_set, enable_download, image_list_input
@@ -60,7 +61,9 @@ def seeds_tab(context: AppContext, folder: Path) -> None:
             image = gr.Image(
                 label="Image at this point", interactive=False, height=260, buttons=[], elem_id="seeds-image"
             )
-            download = gr.DownloadButton("Download the path as GIF", interactive=False, elem_id="seeds-gif")
+            with gr.Row():
+                gif = gr.DownloadButton("Download the path as GIF", interactive=False, size="sm", elem_id="seeds-gif")
+                mp4 = gr.DownloadButton("Download the path as MP4", interactive=False, size="sm", elem_id="seeds-mp4")
             gr.Markdown("### Averages of all seeds")
             averages = gr.HTML(elem_id="seeds-averages")
             gr.Markdown(DETAIL)
@@ -69,7 +72,7 @@ def seeds_tab(context: AppContext, folder: Path) -> None:
     computed = interpolate.click(
         catch_errors(partial(_compute, context, folder)),
         [images, prompts],
-        [paths, status, results, strip, averages, download, point],
+        [paths, status, results, strip, averages, gif, mp4, point],
         **EXCLUSIVE,
     )
     shown = computed.success(_select_point, [paths, point], [image, norms], **NO_PROGRESS)
@@ -84,9 +87,11 @@ def _compute(context: AppContext, folder: Path, images: list[Image.Image], text:
     paths = explore(context, invert_images(context, images, prompts), prompts)
     strip = strip_html([CaptionedImage(image, str(k)) for k, image in enumerate(paths.images, 1)])
     averages = grid_html([CaptionedImage(each.image, each.name, each.description) for each in paths.averages], 3)
-    gif = write_gif(paths.images, folder / f"path-{secrets.token_hex(8)}.gif")
+    path = folder / f"path-{secrets.token_hex(8)}"
+    gif = enable_download(write_gif(paths.images, path.with_suffix(".gif")))
+    mp4 = enable_download(write_mp4(paths.images, path.with_suffix(".mp4")))
     status = status_html(f"{_describe_prompts(prompts)} {paths.summary}")
-    return paths, status, gr.update(visible=True), strip, averages, enable_download(gif), 1
+    return paths, status, gr.update(visible=True), strip, averages, gif, mp4, 1
 
 
 def _describe_prompts(prompts: list[str]) -> str:

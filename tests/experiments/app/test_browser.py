@@ -247,13 +247,43 @@ def test_errors_are_in_one_place_and_do_not_stay(visit, tmp_path):
         expect_count(page, "#edit-message .error", 0)
 
 
-def test_settings_remain_after_a_reload(visit):
+def test_slider_shows_both_images(visit):
+    page = visit()
+    page.locator("#edit-view label", has_text="Slider").click()
+    expect_count(page, "#edit-slider img", 2)
+    expect(page.locator("#edit-both")).to_be_hidden(timeout=TIMEOUT_MS)
+    page.locator("#edit-comparison label", has_text="Reconstruction").click()
+    expect_text(page, "#edit-slider", "Reconstruction (left) and edit (right)")
+    page.locator("#edit-view label", has_text="Side by side").click()
+    expect(page.locator("#edit-right img")).to_be_visible(timeout=TIMEOUT_MS)
+    expect_text(page, "#edit-left", "Reconstruction")
+
+
+def test_settings_and_seed_remain_after_a_reload(visit, tmp_path):
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.png")
     page = visit()
     open_accordion(page, "edit-settings")
     after_change(page, lambda: text_box(page, "edit-weights").fill("sunflower=0.5"))
+    after_change(page, lambda: text_box(page, "edit-prompt").fill("a drawing of a sunflower on a pink background"))
     page.reload()
+    expect_value(page, "edit-prompt", "a drawing of a sunflower on a pink background")
     open_accordion(page, "edit-settings")
     expect_value(page, "edit-weights", "sunflower=0.5")
+    expect_value(page, "edit-source-prompt", TULIP)
+    expect_text(page, "#edit-suggestion-0", "sunflower")
+    text_box(page, "edit-weights").fill("")
+    upload(page, tmp_path / "photo.png")
+    expect_value(page, "edit-source-prompt", "")
+    text_box(page, "edit-source-prompt").fill("a drawing of a moon on a white background")
+    page.keyboard.press("Enter")
+    expect_text(page, "#edit-status", re.compile(r"Reconstruction: [\d.]+ of [\d.]+ dB"))
+    open_accordion(page, "edit-seed")
+    seed = text_box(page, "edit-seed-summary").input_value()
+    page.reload()
+    expect_value(page, "edit-source-prompt", "a drawing of a moon on a white background")
+    open_accordion(page, "edit-seed")
+    expect_value(page, "edit-seed-summary", seed)
+    expect(page.locator("#edit-left img")).to_be_visible(timeout=TIMEOUT_MS)
 
 
 def test_visitors_have_separate_states(visit):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import av
 import pandas as pd
 import pytest
 from PIL import Image
@@ -144,6 +145,11 @@ def test_path_between_two_concepts_ends_at_the_second_image(visit, width, tmp_pa
     download.value.save_as(tmp_path / "path.gif")
     with Image.open(io.BytesIO((tmp_path / "path.gif").read_bytes())) as gif:
         assert gif.n_frames == 16 and gif.size == (384, 384)
+    with page.expect_download() as download:
+        page.click("#seeds-mp4")
+    download.value.save_as(tmp_path / "path.mp4")
+    with av.open(str(tmp_path / "path.mp4")) as video:
+        assert video.streams.video[0].codec_context.name == "h264" and video.duration > 3e6  # in microseconds
     page.locator(".seeds-pair", has_text="two drawings: fox").click()
     expect(page.locator("#seeds-results")).to_be_hidden(timeout=TIMEOUT_MS)  # it was of other images
 

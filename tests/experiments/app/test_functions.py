@@ -34,7 +34,7 @@ from experiments.app.edits import edit_config, edit_controls, edit_image, invert
 from experiments.app.messages import report_errors
 from experiments.app.rare import iterate_seedselect
 from experiments.app.ratings import read_run
-from experiments.app.seed_files import delete_old_files, read_seed, write_image, write_seed
+from experiments.app.seed_files import delete_old_files, read_seed, read_stored_seed, write_image, write_seed
 from experiments.app.seeds import (
     add_prompt_lines,
     broadcast_prompts,
@@ -340,6 +340,12 @@ def test_seed_file_round_trip(context, inverted, tmp_path):
     loaded = rnri.load(path)  # the library reads the file of the page
     assert torch.equal(loaded.seed, inverted.inversion.seed) and loaded.quality == inverted.inversion.quality
     assert result.summary == inverted.summary and result.digest[:16] in path.name and "4 x 16 x 16" in result.summary
+    assert read_stored_seed(result.digest, context, tmp_path).summary == result.summary
+    other = result.digest[:16] + "0" * 48  # the name of the file has only the first digits
+    assert read_stored_seed(other, context, tmp_path) is None
+    path.unlink()
+    assert read_stored_seed(result.digest, context, tmp_path) is None
+    assert read_stored_seed("../" + result.digest, context, tmp_path) is None
 
 
 def test_page_reads_files_of_the_library(context, inverted, tmp_path):

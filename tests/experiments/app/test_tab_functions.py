@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,10 @@ from experiments.app.example_sets import PAIRS, RARE_CONCEPTS, example_pairs, ra
 from experiments.app.rare import iterate_seedselect, loss_figure, nearest_references, plain_samples
 from experiments.app.ratings import Ratings, build_questions, methods_of, read_run, validate_rater
 from experiments.app.seeds import (
+    END_FRAME_MS,
+    FRAME_MS,
     NUM_POINTS,
+    VIDEO_FPS,
     blended_predictor,
     broadcast_prompts,
     explore,
@@ -23,6 +27,7 @@ from experiments.app.seeds import (
     norm_figure,
     sample_images,
     write_gif,
+    write_mp4,
 )
 from experiments.evaluation.classifier import classify_images
 from tests.experiments.app.runs import finished_run
@@ -62,6 +67,18 @@ def test_animation_shows_the_path_forward_and_backward(tmp_path):
     with Image.open(write_gif(images, tmp_path / "path.gif")) as gif:
         frames = [frame.convert("RGB").getpixel((0, 0))[0] for frame in ImageSequence.Iterator(gif)]
     assert frames == pytest.approx([0, 80, 160, 240, 160, 80], abs=4)
+
+
+def test_video_shows_the_path_forward_and_backward(tmp_path):
+    images = [Image.new("RGB", (65, 65), (80 * k, 0, 0)) for k in range(4)]
+    with av.open(str(write_mp4(images, tmp_path / "path.mp4"))) as video:
+        assert video.streams.video[0].codec_context.name == "h264"
+        frames = [frame.to_image() for frame in video.decode(video=0)]
+    assert frames[0].size == (390, 390) and len(frames) == VIDEO_FPS * (2 * END_FRAME_MS + 4 * FRAME_MS) // 1000
+    reds = [frame.getpixel((0, 0))[0] for frame in frames]
+    ends = VIDEO_FPS * END_FRAME_MS // 1000
+    assert reds[0] == pytest.approx(0, abs=8) and reds[ends + 6 : 2 * ends + 6] == pytest.approx([240] * ends, abs=8)
+    assert reds[-1] == pytest.approx(80, abs=8)
 
 
 def test_example_sets_are_drawings_of_rare_concepts_and_pairs(context):
