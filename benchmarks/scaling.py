@@ -274,7 +274,7 @@ def draw(results: Sequence[SimulationResult], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 105)
     axes.set_xlabel("devices")
-    axes.set_ylabel("share of the time that computes, %")
+    axes.set_ylabel("efficiency, %")
     axes.legend(fontsize="small")
     figure.savefig(path, bbox_inches="tight", dpi=150)
 
