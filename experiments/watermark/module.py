@@ -20,7 +20,7 @@ from rnri import Inverter
 from rnri.models.adapters import set_scheduler
 from rnri.watermark import Watermark
 
-MAX_CACHED_BATCHES = 8  # maximum number of batches whose attacked images are cached in memory for the other methods
+MAX_CACHED_BATCHES = 32  # maximum number of batches whose attacked images are cached in memory for the other methods
 
 
 class WatermarkModule(LightningModule):

@@ -38,8 +38,9 @@ from experiments.watermark.jobs import (
 )
 from experiments.watermark.module import WatermarkModule
 from experiments.watermark.report import IDENTITY, RUNNING, sample_rows, write_report
-from rnri import Inverter, LatentDiffusion, check_schedule
+from rnri import METHODS, Inverter, LatentDiffusion, check_schedule
 from rnri.models.adapters import check_scheduler_name, set_scheduler
+from rnri.models.diffusers_schedulers import is_flow
 from rnri.validation import ConfigError, NonEmptyStr, RandomSeed, dataclass
 
 ROW_BYTES = 2_500  # bytes per reading in the record of a unit
@@ -58,8 +59,9 @@ class WatermarkExperiment(ResumableRun):
         source: data set that the prompts are read from.
         concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
         model: function of ``device`` that creates the text-to-image model.
-        methods: the compared inversion methods by name. They must be seed-only.
-        settings: the settings (numbers of steps, guidance scale, sampler, ...) with which the methods are compared.
+        methods: seed-only inversion methods by name, in addition to all seed-only methods of ``rnri.METHODS`` with
+            their default settings. A method with the same name replaces the method of ``rnri.METHODS``.
+        settings: the settings (numbers of steps, guidance scale, sampler, ...) with which methods are compared.
         attacks: the attacks by name. The name ``none`` is reserved for images without an attack.
         watermarks: lengths and positions of the watermarks.
         forgery: how watermarks are forged without their keys; None: no forgery.
@@ -74,7 +76,7 @@ class WatermarkExperiment(ResumableRun):
     concepts: ConceptSelection
     buckets: Buckets
     model: Callable[..., LatentDiffusion]
-    methods: Annotated[Mapping[str, Inverter], MinLen(1)]
+    methods: Mapping[str, Inverter]
     settings: Annotated[Sequence[ReadingSetting], MinLen(1)]
     attacks: Mapping[str, Attack]
     watermarks: WatermarkSettings
@@ -97,7 +99,10 @@ class WatermarkExperiment(ResumableRun):
             try:
                 check_scheduler_name(setting.sampler)
             except ValueError as error:
-                raise ConfigError(f"task.settings.{k}.sampler", str(error).removeprefix("scheduler=")) from error
+                raise ConfigError(
+                    f"task.settings.{k}.sampler",
+                    f"must be a scheduler class of diffusers, got {setting.sampler!r}; try EulerDiscreteScheduler.",
+                ) from error
         prompts = self._prompts()
         steps = {count for setting in self.settings for count in (setting.steps, setting.inversion_steps)}
         if self.forgery is not None:
@@ -107,7 +112,7 @@ class WatermarkExperiment(ResumableRun):
         self._check_watermarks()
         self._check_samplers()
         jobs = reading_jobs(
-            self.methods,
+            {name: method() for name, method in METHODS.items()} | dict(self.methods),
             self.settings,
             numbered(prompts, len(prompts) if self.images == "all" else self.images),
             attacks=[NO_ATTACK, *self.attacks],
@@ -166,7 +171,13 @@ class WatermarkExperiment(ResumableRun):
                     f"must support the model and {setting.steps} steps, got {setting.sampler!r}: {error}",
                 ) from error
             finally:
-                pipe.scheduler = scheduler
+                sampler, pipe.scheduler = pipe.scheduler, scheduler
+            if is_flow(sampler) != is_flow(scheduler):
+                other = "FlowMatchHeunDiscreteScheduler" if is_flow(scheduler) else "DPMSolverMultistepScheduler"
+                raise ConfigError(
+                    f"task.settings.{k}.sampler",
+                    f"must match the model's {type(scheduler).__name__}, got {setting.sampler!r}; try {other}.",
+                )
 
     def _unsupported_methods(self, jobs: Sequence[ReadingJob]) -> dict[str, str]:
         """Return the methods that support the model with no number of steps, as a dictionary from method to reason."""

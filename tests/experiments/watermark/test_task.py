@@ -29,7 +29,7 @@ from rnri.methods.common import ddim
 from rnri.validation import ConfigError
 from rnri.watermark import GaussianShading
 from tests.commands import composed
-from tests.experiments.tiny_configs import Squares, run_to_end, tiny
+from tests.experiments.tiny_configs import Squares, run_to_end, tiny, trainer
 
 pytestmark = pytest.mark.slow
 
@@ -224,9 +224,12 @@ def test_identity_distinguishes_all_rows(results):
     assert len(set(keys)) == len(keys)
 
 
-def test_every_seed_only_method_has_a_place_in_the_config():
-    config = composed("experiment=watermark")
-    assert set(config.task.methods) == set(METHODS)
+def test_every_seed_only_method_reads_or_is_skipped(tmp_path):
+    task = experiment(tmp_path, settings=[ReadingSetting(2, attacks=[], images=1)], forgery=None, methods={})
+    task.prepare(trainer())
+    assert {job.method for job in task.jobs} | set(task.skipped) == set(METHODS)
+    assert "fireflow_seed" in task.skipped
+    assert "accelerated" not in task.skipped
 
 
 @pytest.mark.parametrize(
@@ -234,10 +237,11 @@ def test_every_seed_only_method_has_a_place_in_the_config():
     [
         (["task.images=0"], "task.images"),
         (["task.attacks.jpeg.quality=0"], "quality"),
-        (["task.settings.0.sampler=Magic"], "task.settings.0.sampler"),
+        (["+task.settings.0.sampler=Magic"], "task.settings.0.sampler: must be a scheduler class of diffusers"),
+        (["+task.settings.0.sampler=FlowMatchEulerDiscreteScheduler"], "must match the model's DDIMScheduler"),
         (["task.settings.0.methods=[magic]"], "task.settings.0.methods: must be some of"),
-        (["task.settings.0.attacks=[magic]"], "task.settings.0.attacks: must be some of jpeg"),
-        (["task.settings.0.nfe=3"], "task.settings.0.nfe"),
+        (["+task.settings.0.attacks=[magic]"], "task.settings.0.attacks: must be some of jpeg"),
+        (["+task.settings.0.nfe=3"], "task.settings.0.nfe"),
         (["task.watermarks.message_bytes=1000"], "task.watermarks.message_bytes: must have at most 128 bytes"),
         (["task.watermarks.ring_radius=0.6"], "task.watermarks.ring_radius: must be above 0 and below 0.5"),
         (["task.watermarks.ring_channel=4"], "task.watermarks.ring_channel: must be from -4 to 3"),
