@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rnri
 from rnri import (
     ImplicitInverter,
     NoisePredictor,
@@ -23,6 +24,7 @@ from rnri import (
 from rnri.methods import ALL_METHODS, EDICT, PMI, FlowOpt, ForwardSteps, Rex, SeedOnly, SlerpFlow, UniInv
 from rnri.methods.common import ddim
 from rnri.methods.noise_maps import draw_noise
+from tests.pipelines import tiny_stable_diffusion
 from tests.problems import flow_schedule, function_predictor, gaussian, schedule, scheduler, velocity, wavy
 from tests.rnri.methods.test_flow_methods import two_steps
 from tests.rnri.methods.test_published_methods import STEPS, assert_close, predictor, value
@@ -371,3 +373,18 @@ def test_nan_sample_is_isolated():
         expected = method.invert(z0, network, schedule(4))
         torch.testing.assert_close(inversion.seed[[0, 2]], expected.seed[[0, 2]])
         assert inversion.seed[1].isnan().any() and not inversion.residual_converged[1]
+
+
+def test_invert_with_forward_steps():
+    """``forward_steps`` of ``rnri.invert`` is the same as the wrapped method."""
+    pipe = tiny_stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"num_inference_steps": 4, "round_trip": False}
+    expected = rnri.invert(pipe, image, "a cat", method=ForwardSteps(anderson_inverter(2), 2), **options)
+    inversion = rnri.invert(pipe, image, "a cat", forward_steps=2, **options)
+    assert torch.equal(inversion.seed, expected.seed) and inversion.nfe[:2].sum() == 0
+    with pytest.raises(ValueError, match=r"forward_steps: must be an integer >= 0, got -1"):
+        rnri.invert(pipe, image, "a cat", forward_steps=-1, **options)
+    with pytest.raises(ValueError, match="steps: must be less than the number of sampler steps, 4, got 4"):
+        rnri.invert(pipe, image, "a cat", forward_steps=4, **options)
