@@ -124,8 +124,14 @@ class WatermarkExperiment(ResumableRun):
         if not self.jobs:
             method, reason = next(iter(self.skipped.items()))
             raise ConfigError("task.methods", f"must contain a method that supports the model, got {method}: {reason}")
-        for job in self.jobs:
-            self._check_steps(job)
+        for job in list(self.jobs):
+            try:
+                self._check_steps(job)
+            except ValueError as error:
+                if job.setting.methods is not None:  # the config names the method
+                    raise
+                self.jobs.remove(job)
+                self.skipped[f"{job.method}, {job.setting.inversion_steps} steps"] = str(error)
         self.forgeries = self._forgeries(prompts)
 
     def _prompts(self) -> list[NamedPrompt]:
