@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ALEXNET = "shift_tolerant_alexnet"  # architecture of this project that is registered in timm when it is needed
 REMEDY = "set data.classifier to a folder created by `python train.py experiment=pretrain_classifier`"
 
 
@@ -254,6 +255,8 @@ def _read_config(path: Path) -> ClassifierConfig:
         config = ClassifierConfig(**{name: content[name] for name in fields})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if config.architecture == ALEXNET:
+        import experiments.evaluation.alexnet  # noqa: F401 (registers the architecture in timm)
     if not timm.is_model(config.architecture):
         raise ValueError(
             f"{path}: architecture {config.architecture!r} is unknown to timm {timm.__version__}; update timm, or "

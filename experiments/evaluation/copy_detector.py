@@ -29,6 +29,7 @@ HUE = 0.1  # change of the hue, as a fraction of the color circle
 DEEP_STAGES = 3  # number of last stages of the classifier whose feature maps are compared
 SHAPE_GRID = 2  # feature maps are averaged over a grid of 2 x 2 cells, so that shifts hardly change the vectors
 LAYOUT_GRID = 16  # side of the gray images that are compared, in pixels
+MIN_SCALE = 1e-6  # lower bound of the mean distance of real images, so that equal images have a scale
 DISTANCES = ("shape", "layout")
 """Names of the distances by which an image can be a copy."""
 
@@ -142,7 +143,7 @@ class RealConcept:
     def scales(self) -> Tensor | None:
         """Return the mean distances between two real images of different groups, ``[2]``.
 
-        The scales are None if there are no such images, or if all real images are equal.
+        A scale is at least ``MIN_SCALE``. The scales are None if there are no such images.
         """
         compared = self.versions[0].shape[1]
         different = torch.tensor([[a != b for b in self.groups[:compared]] for a in self.groups])
@@ -150,14 +151,14 @@ class RealConcept:
             return None
         pairs = zip(self.real, self.versions, strict=True)
         scales = torch.stack([_nearest_version(real, versions)[different].mean() for real, versions in pairs])
-        return scales if scales.all() else None
+        return scales.clamp_min(MIN_SCALE)
 
     def score(self, images: ImageVectors) -> list[ImageScore]:
         """Score n images that are not among the real images."""
         count = self.references
         if not count:
             return [ImageScore()] * len(images.features)
-        shapes, held_out = self.real[0], self.features[count:]
+        shapes, others = self.real[0], self.features[count:]
         scores: dict[str, Sequence] = {}
         scales = self.scales()
         if scales is not None:
@@ -166,8 +167,8 @@ class RealConcept:
             scores["distances"] = [tuple(row) for row in (torch.stack(nearest, 1) / scales).tolist()]
         if len(shapes) > 1:
             scores["authentic"] = authentic_images(images.vectors[0], shapes[:count], shapes).tolist()
-        if len(held_out):
-            scores["m_cp"] = copy_paste_measure(images.features, self.features[:count], held_out).tolist()
+        if len(others):
+            scores["m_cp"] = copy_paste_measure(images.features, self.features[:count], others).tolist()
         return [ImageScore(**{name: v[k] for name, v in scores.items()}) for k in range(len(images.features))]
 
     def score_references(self) -> list[ImageScore]:
@@ -215,18 +216,18 @@ def image_vectors(classifier: Classifier, images: Tensor) -> ImageVectors:
 
 
 def real_concept(
-    classifier: Classifier, references: Tensor, held_out: Tensor, groups: Sequence[str] | None = None
+    classifier: Classifier, references: Tensor, others: Tensor, groups: Sequence[str] | None = None
 ) -> RealConcept:
     """Compute the vectors of the real images of a concept.
 
     Args:
         classifier: evaluation classifier that computes the vectors and features.
         references: the R references, ``uint8 [R, 3, H, W]``, where R > 0.
-        held_out: other real images of the concept, ``uint8 [H, 3, H, W]``; the tensor may be empty.
+        others: other real images of the concept, ``uint8 [H, 3, H, W]``; the tensor may be empty.
         groups: group of each reference, then of each held-out image. Images of one group, such as drawings by one
             designer, can be versions of each other and are not compared. None: each image is a group.
     """
-    images = torch.cat([references, held_out])
+    images = torch.cat([references, others])
     real = image_vectors(classifier, images)
     compared = images[: len(references) + 1]
     recolorings, shifts = recolored(compared), shifted_versions(compared)

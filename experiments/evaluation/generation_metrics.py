@@ -15,6 +15,7 @@ from experiments.evaluation.copy_detector import ImageScore
 from experiments.evaluation.diversity import CopyDetection, precision_recall, vendi_score
 from experiments.evaluation.metrics import frechet_distance, kernel_distance
 from experiments.evaluation.novelty import copy_statistic
+from experiments.evaluation.sscd import SSCD_COPY
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class GeneratedSet:
         scores: novelty scores of each generated image; None for an image with NaN or infinity.
         real_scores: novelty scores of real images.
         copy_detections: perceptual distances between the images of each concept; None for a concept without images.
+        similarities: SSCD similarity of each image to its most similar reference; None if it is not known.
         records: measured values of each generated image.
         t_init: duration of the seed initialization of each concept, in seconds; None for real images.
         t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
@@ -41,6 +43,7 @@ class GeneratedSet:
     scores: Sequence[ImageScore | None]
     real_scores: Sequence[ImageScore]
     copy_detections: Sequence[CopyDetection | None]
+    similarities: Sequence[float | None]
     records: Sequence[Mapping[str, Any]]
     t_init: Sequence[float | None]
     t_opt: Sequence[float | None]
@@ -90,6 +93,11 @@ class GeneratedSet:
         """Statistic C_T of the shape distances of all images, compared with those of real images."""
         generated = [score.distances[0] for score in self.scores if score is not None and score.distances]
         return copy_statistic(generated, [score.distances[0] for score in self.real_scores if score.distances])
+
+    @property
+    def sscd_copies(self) -> list[bool | None]:
+        """Whether each image is a copy by SSCD."""
+        return [None if value is None else value > SSCD_COPY for value in self.similarities]
 
     @property
     def nearest_distances(self) -> list[float]:

@@ -38,8 +38,14 @@ def blur_and_downsample(maps: Tensor) -> Tensor:
     return F.conv2d(F.pad(maps, (2, 2, 2, 2), mode="reflect"), filters, stride=2, groups=maps.shape[1])
 
 
-class ShiftTolerantLpips(nn.Module):
-    """ST-LPIPS distance of images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
+class AlexNetTrunk(nn.Module):
+    """The five convolutional layers of the shift-tolerant AlexNet, for images ``[B, 3, H, W]`` in [0, 1].
+
+    H and W are at least ``MIN_SIDE`` pixels.
+    """
+
+    shift: Tensor  # [1,3,1,1]
+    scale: Tensor  # [1,3,1,1]
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +53,6 @@ class ShiftTolerantLpips(nn.Module):
             nn.Conv2d(inputs, outputs, kernel_size, padding=padding)
             for outputs, inputs, kernel_size, padding in CONVOLUTIONS.values()
         )
-        self.weights = nn.ParameterList(torch.ones(outputs) for outputs, *_ in CONVOLUTIONS.values())
         self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
         self.register_buffer("scale", torch.ones(1, 3, 1, 1))
 
@@ -62,6 +67,14 @@ class ShiftTolerantLpips(nn.Module):
             x = F.relu(blur_and_downsample(x) if k == 0 else x)
             maps.append(x)
         return maps
+
+
+class ShiftTolerantLpips(AlexNetTrunk):
+    """ST-LPIPS distance of images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.ones(outputs) for outputs, *_ in CONVOLUTIONS.values())
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the ST-LPIPS distances ``[B]`` of ``images`` and ``targets``; 0 for equal images."""

@@ -37,7 +37,7 @@ def authentic_images(images: Tensor, references: Tensor, real: Tensor) -> Tensor
     return nearest.values > between_real.min(1).values[nearest.indices]
 
 
-def copy_paste_measure(images: Tensor, references: Tensor, held_out: Tensor) -> Tensor:
+def copy_paste_measure(images: Tensor, references: Tensor, others: Tensor) -> Tensor:
     """Return the copy-paste measure M_CP of WithAnyone (ICLR 2026) for each image, float64 ``[n]`` in [-1, 1].
 
     For a generated image g, its nearest reference r and a held-out real image t, M_CP is
@@ -47,11 +47,11 @@ def copy_paste_measure(images: Tensor, references: Tensor, held_out: Tensor) -> 
     Args:
         images: features of n generated images, ``[n, D]``.
         references: features of the references, ``[R, D]``.
-        held_out: features of real images that are not references, ``[H, D]``, where H > 0.
+        others: features of real images that are not references, ``[H, D]``, where H > 0.
     """
     nearest = angles(images, references).min(1)
-    differences = angles(images, held_out) - nearest.values[:, None]
-    between_real = angles(references, held_out)[nearest.indices]
+    differences = angles(images, others) - nearest.values[:, None]
+    between_real = angles(references, others)[nearest.indices]
     return (differences / between_real.clamp_min(MIN_ANGLE)).mean(1)
 
 

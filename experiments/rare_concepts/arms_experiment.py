@@ -88,6 +88,8 @@ class ArmsExperiment(ResumableRun, ABC):
             activations. Recomputing takes a third more time, but the memory does not grow with the number of steps.
         inception: file with the weights of the Inception-v3 network for FID and KID; None: FID and KID use the features
             of the evaluation classifier.
+        sscd: TorchScript file of SSCD, whose similarities to the references are further columns; None: they are not
+            computed.
         seed: random seed of the initial noise, of the selection of concepts and of the bootstrap.
         run_dir: folder that all outputs are written to.
     """
@@ -108,6 +110,7 @@ class ArmsExperiment(ResumableRun, ABC):
     run_dir: NonEmptyStr
     second_classifier: NonEmptyStr | None = None
     inception: NonEmptyStr | None = None
+    sscd: NonEmptyStr | None = None
 
     @property
     def networks(self) -> Networks:
@@ -122,7 +125,12 @@ class ArmsExperiment(ResumableRun, ABC):
         from experiments.rare_concepts.evaluator import Evaluator
 
         return Evaluator(
-            self.context, self.real_images, self.labeled_real_images, self.other_concepts, extractor=self.extractor
+            self.context,
+            self.real_images,
+            self.labeled_real_images,
+            self.other_concepts,
+            extractor=self.extractor,
+            sscd=self.sscd_network,
         )
 
     @property
@@ -167,6 +175,11 @@ class ArmsExperiment(ResumableRun, ABC):
             from experiments.evaluation.inception import load_inception
 
             self.extractor = load_inception(self.inception, trainer.strategy.root_device)
+        self.sscd_network = None
+        if self.sscd:
+            from experiments.evaluation.sscd import load_sscd
+
+            self.sscd_network = load_sscd(self.sscd, trainer.strategy.root_device)
         self._check_labels()
         if REAL in arms:
             raise ConfigError(

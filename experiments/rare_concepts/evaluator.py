@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from experiments.evaluation.copy_detector import (
 )
 from experiments.evaluation.diversity import CopyDetection, detect_copies, perceptual_vectors
 from experiments.evaluation.inception import Inception
+from experiments.evaluation.sscd import Sscd, similarities
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.scoring import ClassifiedImages, ImageUnits
 from experiments.runtime.progress import LOG_INTERVAL_S, Progress
@@ -59,6 +60,7 @@ class Evaluator:
             run they define the threshold of copies.
         extractor: network that computes the features for FID and KID; None: the evaluation classifier computes the
             features.
+        sscd: network that compares images with references; None: its similarities are not computed.
     """
 
     context: RunContext
@@ -66,6 +68,7 @@ class Evaluator:
     labeled_real_images: Mapping[str, Images]
     other_concepts: Sequence[Concept] = ()
     extractor: Inception | None = None
+    sscd: Sscd | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
         """Classify and score the generated images of every arm; return the classified images by the name of the arm."""
@@ -73,6 +76,7 @@ class Evaluator:
         threshold = self.threshold
         scores: dict[str, list[list[ImageScore | None]]] = {arm: [] for arm in units}
         detections: dict[str, list[CopyDetection | None]] = {arm: [] for arm in units}
+        sscd: dict[str, list[float | None]] = {arm: [] for arm in units}
         progress = Progress("comparing images with references", min_interval=LOG_INTERVAL_S)
         progress.start(len(self.context.concepts), 0, visible=True)
         for concept in self.context.concepts:
@@ -82,9 +86,11 @@ class Evaluator:
                 tensors, record = store.read(concept.key)
                 scores[arm].append(self._scores(real, tensors["images"], record["samples"]))
                 detections[arm].append(self._detect_copies(concept, tensors["images"], real_vectors))
+                sscd[arm] += self._similarities(concept, tensors["images"], record["samples"])
             progress.finish(1)
         progress.close()
-        return {arm: self._classify(arm, units[arm], scores[arm], detections[arm], threshold) for arm in units}
+        classified = {arm: self._classify(arm, units[arm], scores[arm], detections[arm], threshold) for arm in units}
+        return {arm: replace(images, similarities=sscd[arm]) for arm, images in classified.items()}
 
     @cached_property
     def real_row(self) -> ClassifiedImages:
@@ -118,29 +124,30 @@ class Evaluator:
 
     def real_concept(self, concept: Concept) -> RealConcept:
         """Return the vectors of the references and the held-out real images of a concept."""
-        others = self._others(concept)
-        held_out = torch.from_numpy(others[:]) if len(others) else torch.empty(0, 3, *self._size, dtype=torch.uint8)
-        groups = concept.references.groups
-        groups = None if groups is None else [*groups, *(others.groups or [])]
-        references = torch.from_numpy(concept.references[:])
-        return real_concept(self.context.networks.classifier, references, held_out, groups)
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.context.networks.model.image_size
+        parts = (concept.references, self._others(concept))
+        references, others = (torch.from_numpy(images[:]) for images in parts)
+        groups = None if None in [images.groups for images in parts] else [g for images in parts for g in images.groups]
+        return real_concept(self.context.networks.classifier, references, others, groups)
 
     def _others(self, concept: Concept) -> Images:
         """Return the held-out real images of a concept."""
         images = self.labeled_real_images.get(concept.name)
-        return (
-            concept.references.head(0) if images is None else images.resized(self._size).head(REAL_IMAGES_PER_CONCEPT)
-        )
+        if images is None:
+            return concept.references.head(0)
+        return images.resized(self.context.networks.model.image_size).head(REAL_IMAGES_PER_CONCEPT)
 
     def _scores(self, real: RealConcept, images: Tensor, samples: Sequence[Mapping]) -> list[ImageScore | None]:
         """Score the finite images of a concept; the score of a sample that is not finite is None."""
         vectors = image_vectors(self.context.networks.classifier, images) if len(images) else None
         scores = iter(real.score(vectors) if vectors else [])
         return [next(scores) if sample["finite"] else None for sample in samples]
+
+    def _similarities(self, concept: Concept, images: Tensor, samples: Sequence[Mapping]) -> list[float | None]:
+        """Return the SSCD similarity of each sample to its most similar reference; None for samples without one."""
+        if self.sscd is None:
+            return [None] * len(samples)
+        values = iter(similarities(self.sscd, images, torch.from_numpy(concept.references[:])))
+        return [next(values) if sample["finite"] else None for sample in samples]
 
     def _classify(
         self,
@@ -260,6 +267,6 @@ def _unpack(values: Tensor) -> list[ImageScore]:
     scores = []
     for row in values.tolist():
         *distances, authentic, m_cp = [None if value != value else value for value in row]
-        known = None if None in distances else tuple(distances)
-        scores.append(ImageScore(known, None if authentic is None else bool(authentic), m_cp))
+        pair = None if None in distances else tuple(distances)
+        scores.append(ImageScore(pair, None if authentic is None else bool(authentic), m_cp))
     return scores

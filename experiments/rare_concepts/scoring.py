@@ -49,6 +49,7 @@ class ClassifiedImages:
         thresholds: distances below which each sample is a copy; None for a sample whose threshold is not known.
         copy_detections: perceptual distances between the images of each concept and its reference images; None for a
             concept without a finite image.
+        similarities: SSCD similarity of each sample to its most similar reference; None for a sample without one.
     """
 
     units: ImageUnits
@@ -63,6 +64,7 @@ class ClassifiedImages:
     scores: list[ImageScore | None]
     thresholds: list[tuple[float, ...] | None]
     copy_detections: list[CopyDetection | None]
+    similarities: Sequence[float | None] = ()
 
     def images(self, concept: Concept) -> list[Tensor | None]:
         """Read the samples of a concept from disk, ``uint8 [3, H, W]`` each. A sample that is not finite is None."""
@@ -136,10 +138,10 @@ def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: Classi
         names = [images.concepts[k].name for k in rows]
         row: dict[str, Any] = {"method": method, "bucket": bucket}
         for name, values in shares.items():
-            known = [k for k in rows if values is not None and values[k] is not None]
-            if known:
-                groups = [images.concepts[k].name for k in known]
-                row |= _with_interval(name, [float(values[k]) for k in known], groups, seed)
+            present = [k for k in rows if values is not None and values[k] is not None]
+            if present:
+                groups = [images.concepts[k].name for k in present]
+                row |= _with_interval(name, [float(values[k]) for k in present], groups, seed)
         if real is not None:
             row["ceiling"] = mean(real.correct[k] for k in _rows_by_bucket(real.concepts)[bucket])
         table.append(row | {"n": len(rows), "concepts": len(set(names))})
@@ -191,6 +193,7 @@ def aggregate_metrics(images: ClassifiedImages, real_features: Tensor, real: Cla
         scores=images.scores,
         real_scores=[score for score in real.scores if score is not None],
         copy_detections=images.copy_detections,
+        similarities=images.similarities,
         records=images.records,
         t_init=images.t_init,
         t_opt=images.t_opt,
