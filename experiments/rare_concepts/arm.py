@@ -118,7 +118,8 @@ def between_references(seeds: Tensor, count: PositiveInt, *, spread: UnitInterva
     """Return seeds half-way between two references' seeds, mixed with fresh noise, ``[G, count, C, h, w]``.
 
     The function can be the ``seed_init`` of an arm. Sample k uses the k-th pair of references; the pairs repeat. The
-    middle of a pair is the middle of the great circle between the two seeds (:func:`nao.slerp`).
+    middle of a pair is the middle of the great circle between the two seeds (:func:`nao.slerp`). With only one
+    reference, the middle is the seed of this reference.
 
     Args:
         seeds: the inverted seeds of R references of each of G concepts, ``[G, R, C, h, w]``.
@@ -126,15 +127,13 @@ def between_references(seeds: Tensor, count: PositiveInt, *, spread: UnitInterva
         spread: weight of the noise in [0, 1] (:func:`seedselect.search.perturb`); 0 adds no noise.
 
     Raises:
-        ValueError: there is only one reference; or ``spread`` is 0, and ``count`` is larger than the number of pairs.
+        ValueError: ``spread`` is 0, and ``count`` is larger than the number of pairs.
     """
-    pairs = list(combinations(range(seeds.shape[1]), 2))
-    if not pairs:
-        raise ValueError("the middle of two references needs task.references >= 2, got 1.")
+    pairs = list(combinations(range(seeds.shape[1]), 2)) or [(0, 0)]
     if spread == 0 and count > len(pairs):
         raise ValueError(
-            f"{seeds.shape[1]} references have {len(pairs)} pairs, and spread=0 gives one seed per pair, but the arm "
-            f"needs {count}: set spread above 0, increase task.references, or decrease task.samples."
+            f"spread=0 gives one seed per pair of references ({len(pairs)} for task.references={seeds.shape[1]}), but "
+            f"the arm needs {count} seeds: set spread above 0, increase task.references, or decrease task.samples."
         )
     middles = torch.stack([torch.stack([slerp(group[i], group[j], 3)[1] for i, j in pairs]) for group in seeds])
     return torch.stack([_perturbed(middles[:, k % len(pairs)], k, 0, spread) for k in range(count)], 1)

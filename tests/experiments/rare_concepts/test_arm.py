@@ -35,16 +35,18 @@ def test_seeds_between_references_have_fresh_noise_of_the_given_weight():
     assert not torch.allclose(noisy[:, 0], noisy[:, 3])  # the same pair with other noise
 
 
-@pytest.mark.parametrize(
-    ("references", "count", "spread", "message"),
-    [
-        (1, 1, 0.6, "needs task.references >= 2, got 1"),
-        (3, 4, 0.0, "3 references have 3 pairs, and spread=0 gives one seed per pair, but the arm needs 4"),
-    ],
-)
-def test_too_few_references_are_an_error(references, count, spread, message):
+@pytest.mark.parametrize(("references", "pairs"), [(1, 1), (3, 3)])
+def test_without_noise_there_is_one_seed_per_pair(references, pairs):
+    message = (
+        rf"spread=0 gives one seed per pair of references \({pairs} for task.references={references}\), but the arm"
+    )
     with pytest.raises(ValueError, match=message):
-        between_references(inverted(references), count, spread=spread)
+        between_references(inverted(references), pairs + 1, spread=0.0)
+
+
+def test_middle_of_one_reference_is_its_seed():
+    seeds = inverted(1)
+    torch.testing.assert_close(between_references(seeds, 1, spread=0.0), seeds)
 
 
 def test_copies_of_the_centroid_may_omit_the_centroid():
