@@ -20,7 +20,6 @@ UNUSED = {
     "experiments/pretrain",
     "experiments/rare_concepts/report.py",
     "experiments/reporting",
-    "nao/baselines.py",
     "rnri/api.py",
     "rnri/editing",
     "rnri/methods/edict.py",
