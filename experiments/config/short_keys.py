@@ -221,7 +221,7 @@ def _as_list(value: object) -> list[Any]:
 
 
 def _omit_networks(config: DictConfig) -> None:
-    """Replace the CLIP model of an inversion experiment by None if its path is null (``data.clip=null``)."""
+    """Replace the CLIP model of an inversion experiment by None if its path is null (``data.clip_score=null``)."""
     task = config.get("task")
     if isinstance(task, DictConfig) and "settings" in task and isinstance(task.get("clip"), DictConfig):
         path = task.clip._get_node("path")

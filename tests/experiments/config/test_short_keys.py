@@ -66,7 +66,7 @@ def test_arms_are_selected():
 
 
 def test_null_networks_of_an_inversion_experiment_are_omitted():
-    task = applied("experiment=reconstruction", "data.clip=null", "data.classifier=null")
+    task = applied("experiment=reconstruction", "data.clip_score=null", "data.classifier=null")
     assert task["clip"] is None
     assert applied("data.clip=null")["clip"]["path"]  # rare concepts need CLIP, so that its validation reports the key
 
