@@ -53,7 +53,7 @@ NO_TIMEOUT_S = 1e9
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """Speed of real units: ``processes`` pinned processes compute ``units_per_second`` per core."""
+    """Measured speed: ``processes`` processes, each on its own core, compute ``units_per_second`` units per core."""
 
     processes: int
     units_per_second: float

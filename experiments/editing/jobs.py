@@ -189,8 +189,8 @@ def make_jobs(
 
     Args:
         models: the models with which every method is run.
-        methods: inversion methods by name. Images are edited by prompt swap (sampling the seed with the target prompt)
-            and by an attention edit.
+        methods: inversion methods by name. Images are edited by prompt swap (sampling from the inverted seed with the
+            target prompt) and by an attention edit.
         extra_methods: editors (methods that edit without inversion), and inversion methods of which only the prompt
             swap is computed.
         edits: the edits of the benchmark.

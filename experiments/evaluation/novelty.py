@@ -1,4 +1,4 @@
-"""Measures without a threshold of how near generated images are to their references.
+"""Threshold-free measures of the distance between generated images and their references.
 
 The measures compare the distances of generated images with the distances of real images: AuthPct, the copy-paste
 measure M_CP and the statistic C_T.

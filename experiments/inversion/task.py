@@ -155,7 +155,7 @@ class InversionExperiment(ResumableRun):
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 
     def _unsupported_methods(self, all_jobs: Sequence[InversionJob]) -> dict[str, str]:
-        """Return the methods that support the model with no number of steps, as a dictionary from method to reason."""
+        """Return the methods that do not support the model, whatever the number of steps, and the reason for each."""
         reasons = {}
         for job in {job.method: job for job in all_jobs if job.inverter is not None}.values():
             steps = max(job.setting.steps, SAFE_STEP_COUNT)

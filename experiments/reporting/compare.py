@@ -23,7 +23,7 @@ RunRows = dict[tuple[Any, ...], Mapping[str, Any]]
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """Return the table of the shared rows of ``runs``: one row per metric and shared row, one column per run.
+    """Return a table with one column per run, and one row per metric of each result row that all ``runs`` have.
 
     The columns of all runs but the first are followed by a column with the difference to the first run.
 

@@ -31,8 +31,8 @@ class PredictionHistory:
     def append(self, problem: ImplicitStep, solution: Solution) -> PredictionHistory:
         """Return this history with the prediction at the ``solution`` of ``problem`` appended.
 
-        If the coefficient ``B`` of the equation is 0, the history is returned unchanged. A sample without a finite
-        evaluation repeats its last prediction.
+        If the coefficient ``B`` of the equation is 0, the history is returned unchanged. If the evaluation of
+        a sample is not finite, the last prediction of this sample is used again.
         """
         if problem.b == 0:
             return self
