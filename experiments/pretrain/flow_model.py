@@ -116,9 +116,9 @@ class MergedPaddingAttention:
     """The joint attention of SD3 with an additive attention mask over the keys.
 
     With this mask, one token replaces the n zero tokens with which SD3 replaces the output of a missing T5 encoder. The
-    zero tokens equal one another in every layer, because text tokens have no positional embedding. In the softmax, n equal
-    tokens have the same effect as one token whose logit is increased by log n. A training step with one merged token
-    takes a quarter of the time of a training step with n zero tokens.
+    zero tokens equal one another in every layer, because text tokens have no positional embedding. In the softmax, n
+    equal tokens have the same effect as one token whose logit is increased by log n. A training step with one merged
+    token takes a quarter of the time of a training step with n zero tokens.
     """
 
     def __call__(
