@@ -21,7 +21,6 @@ Values are not converted: a string or a bool is not a number, and 2.0 is not an 
 
 UnitInterval = Annotated[float, Ge(0), Le(1)]
 HalfOpenUnitInterval = Annotated[float, Gt(0), Le(1)]
-HalfClosedUnitInterval = Annotated[float, Ge(0), Lt(1)]
 OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 IntAtLeast2 = Annotated[int, Ge(2)]
 NonEmptyStr = Annotated[str, MinLen(1)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Lt
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rnri.solvers.iterative import Iterate, IterativeSolver, State
-from rnri.validation import HalfClosedUnitInterval, OpenUnitInterval, dataclass
+from rnri.validation import OpenUnitInterval, dataclass
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class SelFix(IterativeSolver):
     iterations: PositiveInt = 10
     tolerance: NonNegativeFloat = 0.0
     keep_best: bool = False
-    momentum: HalfClosedUnitInterval = 0.5
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.5
     strength: OpenUnitInterval = 0.5
     decay: PositiveFloat = 0.125
 

@@ -40,7 +40,7 @@ def test_captioned_images_are_inverted_under_their_captions(tmp_path):
         "data.clip=assets/models/clip", "model=sd", f"model.path={tmp_path}/model", "model.dtype=float32",
         "model.local_files_only=true", f"run_dir={tmp_path}/run", "trainer.accelerator=cpu", "task.batch_size=2",
         "task.settings=[{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated]},"
-        "{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated],wrong_prompts:true}]",
+        "{_target_:experiments.inversion.jobs.Setting,steps:2,methods:[accelerated],prompt:wrong}]",
         "task.figures=[]",
     ]  # fmt: skip
     task, trainer = setup(composed(*options))

@@ -8,12 +8,13 @@ from omegaconf import OmegaConf
 from experiments.data.backgrounds import no_augmentation
 from experiments.data.emoji import EmojiImages
 from rnri import ImplicitInverter, LatentDiffusion, RoundTripCorrected, check_schedule
-from rnri.methods import ALL_METHODS, UniInv
+from rnri.methods import ALL_METHODS, FlowOpt, UniInv
 
 FLOW = sorted(name for name, method in ALL_METHODS.items() if method.requires == "flow")
 METHODS = sorted(set(ALL_METHODS) - set(FLOW))
-EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits"}
-HIGHER_ERROR = {"rnri_sign_euler", "rnri_ancestral"}  # than DDIM inversion; the published code in Euler's coordinates
+EXACT = {"edict", "bdia", "obelm", "direct", "edit_friendly_exact", "ledits", "rex"}
+# Than DDIM inversion: the published code in Euler's coordinates, and noise instead of two of five inversion steps.
+HIGHER_ERROR = {"rnri_sign_euler", "rnri_ancestral", "taba"}
 LIKE_DDIM = {"ddim", "null_text", "negative_prompt"}  # equal DDIM inversion without guidance
 
 
@@ -59,7 +60,8 @@ def test_reconstruction_error(errors, name):
     elif name in HIGHER_ERROR:
         assert ((error > ddim) & (error < 5 * ddim)).all()
     else:
-        assert isinstance(inverter, RoundTripCorrected | ImplicitInverter | UniInv) and (error <= 1.01 * ddim).all()
+        assert isinstance(inverter, RoundTripCorrected | ImplicitInverter | UniInv | FlowOpt)
+        assert (error <= 1.01 * ddim).all()
 
 
 @pytest.mark.slow
@@ -80,7 +82,7 @@ def test_guided_inversion_under_no_grad(model, name):
     inverter = instantiate(OmegaConf.load(f"configs/method/{name}.yaml"))
     predictor = model.predictor(["x"], 3.0)
     with torch.no_grad():
-        inversion = inverter.invert(z0, predictor, model.schedule(2))
+        inversion = inverter.invert(z0, predictor, model.schedule(3))  # one step more than TABA replaces by noise
     assert inversion.seed.isfinite().all() and not inversion.seed.requires_grad
 
 

@@ -31,7 +31,10 @@ class Prompted:
         if self.negative is None:
             return conditional
         unconditional = self.slope * t * z + self.negative.text.view(-1, 1, 1, 1)
-        return unconditional + self.guidance * (conditional - unconditional)
+        return self.guided(unconditional, conditional)
+
+    def guided(self, negative: Tensor, positive: Tensor) -> Tensor:
+        return negative + self.guidance * (positive - negative)
 
     def unguided(self) -> Prompted:
         return replace(self, negative=None, guidance=1.0)
