@@ -124,14 +124,12 @@ class Bench:
         name: key of :data:`CHECKPOINTS`.
         checkpoint: the architecture.
         model: the model with random weights.
-        steps: number of sampling steps.
         tiny: whether the networks are reduced.
     """
 
     name: str
     checkpoint: Checkpoint
     model: LatentDiffusion
-    steps: int
     tiny: bool
 
     @property
@@ -550,7 +548,7 @@ class Session:
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
             model = checkpoint.build(self.device, self.dtype, tiny=self.tiny)
-            self.bench = Bench(name, checkpoint, model, checkpoint.steps, self.tiny)
+            self.bench = Bench(name, checkpoint, model, self.tiny)
         return self.bench
 
 
@@ -576,8 +574,11 @@ def main() -> int:
     parser.add_argument("--json", type=arguments.output_file, help="file to write the results to, after every case")
     parser.add_argument("--write", action="store_true", help="store the times that plan=true uses")
     options = parser.parse_args()
-    if options.write and (options.tiny or not options.device.startswith("cuda")):
-        parser.error(f"--write: needs the full size on a CUDA GPU, got {options.device}{', tiny' * options.tiny}.")
+    if options.write and (options.tiny or options.dtype != "bfloat16" or not options.device.startswith("cuda")):
+        parser.error(
+            "--write: needs the full size in bfloat16 on a CUDA GPU, got "
+            f"{options.device}, {options.dtype}{', tiny' * options.tiny}."
+        )
     times: list[GpuTimes] = []
     on_gpu = options.device.startswith("cuda")
     cases = [case for case in all_cases(times) if case.name in options.cases and (on_gpu or not case.needs_gpu)]

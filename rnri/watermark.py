@@ -143,8 +143,7 @@ class GaussianShading(Watermark):
         finite = seeds.flatten(1).isfinite().all(1)
         votes = seeds.nan_to_num(0, 0, 0).flatten(1).sign() * (2.0 * pad - 1)  # +1: the copy of a bit is 1
         bits = self._bits
-        first = torch.empty(len(bits), dtype=torch.int64)
-        first[index.flip(0)] = torch.arange(len(index)).flip(0)
+        first = torch.from_numpy(np.unique(index.numpy(), return_index=True)[1])  # first copy of each bit
         total = torch.zeros(len(seeds), len(bits), dtype=torch.float64).index_add_(1, index, votes)
         decided = total + 0.5 * votes[:, first] > 0  # the first copy decides ties
         correct = (decided == bits).sum(1)
@@ -203,11 +202,10 @@ class TreeRing(Watermark):
 
     def embed(self, noise: Tensor) -> Tensor:
         rings, values = self._rings(noise, half=False)
-        mask = (rings > 0).to(noise.device)
-        spectrum = torch.fft.fft2(noise[:, self.channel].double(), norm="ortho")
-        spectrum[:, mask] = values[rings[rings > 0] - 1].to(spectrum.device, spectrum.dtype)
+        spectrum = torch.fft.fft2(noise[:, self.channel].cpu().double(), norm="ortho")  # MPS has no float64
+        spectrum[:, rings > 0] = values[rings[rings > 0] - 1].to(spectrum.dtype)
         seeds = noise.clone()
-        seeds[:, self.channel] = torch.fft.ifft2(spectrum, norm="ortho").real.to(noise.dtype)
+        seeds[:, self.channel] = torch.fft.ifft2(spectrum, norm="ortho").real.to(noise.dtype).to(noise.device)
         return seeds
 
     def read(self, seeds: Tensor) -> WatermarkReading:

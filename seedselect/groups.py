@@ -46,11 +46,14 @@ def vendi_score(features: Tensor) -> Tensor:
 
     The score is the effective number of different features: 1 for equal features, n for orthogonal features. It is the
     exponential of the entropy of the eigenvalues of ``K / n``, where K is the matrix of the cosine similarities. The
-    result has the shape ``[...]`` and dtype float64.
+    result has the shape ``[...]`` and dtype float64; it is NaN for a set with NaN or infinity.
     """
     similarity = _cosine_similarity(features)
-    eigenvalues = torch.linalg.eigvalsh(similarity / similarity.shape[-1]).clamp_min(MIN_EIGENVALUE)
-    return torch.special.entr(eigenvalues).sum(-1).exp()
+    finite = similarity.isfinite().all(-1).all(-1)
+    identity = torch.eye(similarity.shape[-1], dtype=similarity.dtype)
+    usable = torch.where(finite[..., None, None], similarity, identity)  # eigvalsh raises an error for NaN
+    eigenvalues = torch.linalg.eigvalsh(usable / similarity.shape[-1]).clamp_min(MIN_EIGENVALUE)
+    return torch.where(finite, torch.special.entr(eigenvalues).sum(-1).exp(), torch.nan)
 
 
 def dpp_log_det(features: Tensor, jitter: OpenUnitInterval = 1e-3) -> Tensor:
@@ -189,7 +192,7 @@ class GroupSelect(SeedSelect):
 
     def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
         """Return the loss ``[G]`` and the criterion ``[G]`` of each group."""
-        losses = [-(weight * reward(generation)) for reward, weight in self.group_rewards]
+        losses = [-(weight * reward(generation).cpu().double()) for reward, weight in self.group_rewards]
         losses += [-(weight * self._group_mean(reward(generation))) for reward, weight in self.rewards]
         without_penalty = sum(losses[1:], start=losses[0])
         loss = without_penalty + self.penalty_weight * self._group_mean(self.penalty(generation.seeds))

@@ -43,8 +43,8 @@ class Iteration:
         rows: batch indices of the active samples, int64 ``[b]``.
         loss: losses of the active samples, ``[b]``.
         latent: clean latents generated from the current seeds of the active samples, ``[b,C,h,w]``.
-        selection: the best seeds of all B samples so far. Later iterations update the tensors of ``selection`` in
-            place.
+        selection: the best seeds of all B samples so far. Later iterations may change the tensors of ``selection``;
+            copy the tensors to keep them.
     """
 
     number: int

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import seedselect
 from experiments.evaluation.classifier import Classifier
 
 COPY_QUANTILE = 0.05
@@ -107,9 +108,7 @@ def vendi_score(features: Tensor) -> float:
     """
     if not len(features):
         raise ValueError("the Vendi score requires at least one image.")
-    unit = F.normalize(features.double(), dim=1)
-    eigenvalues = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp_min(0)
-    return torch.special.entr(eigenvalues).sum().exp().item()
+    return seedselect.vendi_score(features).item()
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGHBORS) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -78,7 +79,7 @@ class RareConceptModule(LightningModule):
             losses = self._losses(images, latents, targets)
         for k, record in enumerate(records):
             record["nfe"] += batch.inversion_nfe(k // samples) / samples
-            record |= losses[k]
+            record |= {name: value for name, value in losses[k].items() if math.isfinite(value)}
         units = []
         for g in range(len(batch.concepts)):
             rows = slice(g * samples, (g + 1) * samples)

@@ -171,7 +171,7 @@ def counts_note(rows: Sequence[Mapping]) -> str:
 def real_note(real_rows: Sequence[Mapping]) -> str:
     """Return a sentence with the share of real images that count as copies; an empty text if it is not known."""
     total = next(row for row in real_rows if row.get("bucket", "total") == "total")
-    if "copies" not in total:
+    if total.get("copies") is None:
         return "Copies are not detected, because there are too few real images."
     return (
         f"{100 * total['copies']:.1f} % of the {total['n']} real images count as copies of other real images, although "

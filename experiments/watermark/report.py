@@ -63,7 +63,11 @@ def write_report(
         seed: random seed of the bootstrap.
         skipped: dictionary from each method that was not run to the reason.
     """
-    samples = with_detections([row for job, _, record in units for row in sample_rows(job, record["rows"])])
+    sampled = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
+    unique = {
+        (*(row[column] for column in IDENTITY), row["sample"]): row for row in sampled
+    }  # two settings may overlap
+    samples = with_detections(list(unique.values()))
     rows = summarize(samples, seed)
     pairs = differences(samples, seed)
     forged = forgery_rows(forgeries, seed)
@@ -268,6 +272,7 @@ def method_tables(rows: Rows) -> list[Table]:
     ]
     tables = []
     for title, group in by_condition(rows).items():
+        attacks = [row["attack"] for row in group if row["attack"] not in (NO_ATTACK, ALL_ATTACKS)]
         merged = []
         for same_method in groups(group, ("method", "read_steps", "nfe_per_step")).values():
             cells = {(row["scheme"], row["attack"]): row for row in same_method}
@@ -275,10 +280,8 @@ def method_tables(rows: Rows) -> list[Table]:
             _copy(line, "clean", cells.get(("gaussian_shading", NO_ATTACK)), "bit_accuracy")
             _copy(line, "attacked", cells.get(("gaussian_shading", ALL_ATTACKS)), "bit_accuracy")
             for scheme in SCHEMES:
-                cell = cells.get((scheme, ALL_ATTACKS)) or cells.get((scheme, NO_ATTACK))
-                _copy(line, scheme, cell, "tpr")
+                _copy(line, scheme, cells.get((scheme, ALL_ATTACKS if attacks else NO_ATTACK)), "tpr")
             merged.append(line)
-        attacks = [row["attack"] for row in group if row["attack"] not in (NO_ATTACK, ALL_ATTACKS)]
         names = ", ".join(dict.fromkeys(attacks)) or "no attack"
         tables.append(Table(sorted(merged, key=lambda line: line["nfe"]), columns, f"{title}; attacks: {names}"))
     return tables

@@ -140,10 +140,13 @@ class IterativeSolver(ABC):
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
-        ``iterations``.
+        ``iterations``. On a device other than the CPU, a solver with few evaluations counts the maximum number for
+        every sample, also if the sample converges earlier: the number of later evaluations of a sample must not depend
+        on the other samples of its batch.
         """
         limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
-        if z_init.device.type != "cpu" and self._needs_no_wait(limits):
+        counts_limits = z_init.device.type != "cpu" and self._needs_no_wait()
+        if counts_limits and len(set(limits)) == 1:
             return self._solve_without_wait(problem.with_zero_counts(), z_init, limits[0])
         problem = problem.with_zero_counts()
         counter = problem.counter
@@ -192,14 +195,12 @@ class IterativeSolver(ABC):
                 break
             iterate = Iterate(problem, z, z, state).select(active)
             problem, z, state = iterate.problem, iterate.z, iterate.state
-        return best.solution(self.tolerance, counter)
+        solution = best.solution(self.tolerance, counter)
+        return dataclasses.replace(solution, nfe=torch.tensor(limits)) if counts_limits else solution
 
-    def _needs_no_wait(self, limits: list[int]) -> bool:
-        """Return whether the solver makes so few evaluations that samples need not leave the batch.
-
-        ``limits`` are the maximum numbers of evaluations of the samples in this inversion step.
-        """
-        if len(set(limits)) != 1 or type(self).has_budget is not IterativeSolver.has_budget:
+    def _needs_no_wait(self) -> bool:
+        """Return whether the solver makes so few evaluations that samples need not leave the batch."""
+        if type(self).has_budget is not IterativeSolver.has_budget:
             return False
         return self.keep_best and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
 

@@ -23,6 +23,7 @@ from rnri.models.predictor import to_device
 from rnri.solvers import anderson
 from tests import devices
 from tests.problems import flow_schedule, schedule
+from tests.rnri.solvers.test_solvers import problem
 
 SYNCHRONIZING = ("aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::masked_select")
 """Operations whose result depends on the values of a device tensor."""
@@ -174,3 +175,17 @@ def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, sync
     torch.testing.assert_close(
         inversion.residuals[:, finite], on_cpu.residuals[:, finite], atol=2e-3, rtol=0, equal_nan=True
     )
+
+
+@pytest.mark.parametrize("limits", [[2, 2], [2, 1]])
+def test_counts_on_a_device_do_not_depend_on_the_limits_of_other_samples(limits):
+    """The first sample converges at its first evaluation; its saved evaluation is counted in every batch."""
+
+    def network(z: Tensor, _: Tensor) -> Tensor:
+        return z
+
+    with devices.fake_device() as device:
+        z_s = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).to(device)
+        solution = FixedPoint(2, tolerance=0.1)(problem(network, z_s, a=1.0), z_s, torch.tensor(limits))
+        assert solution.nfe.tolist() == limits
+        assert solution.converged.tolist() == [True, False]

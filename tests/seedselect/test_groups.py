@@ -249,10 +249,17 @@ def test_best_subset_is_more_diverse_than_the_best_group():
 
 
 def test_best_subset_avoids_images_that_are_not_finite():
-    seeds, _ = draw(4)
+    seeds, _ = draw(6)
     seeds[0] = torch.nan
-    result = BestSubset(optimizer(group_size=2), 2)(seeds, group_problem())
+    result = BestSubset(optimizer(group_size=3), 2)(seeds, group_problem())
     assert result.seed.isfinite().all()
+
+
+def test_vendi_score_of_a_set_that_is_not_finite_is_nan():
+    features = torch.eye(4).expand(2, 4, 4).clone()
+    features[0, 1, 2] = torch.nan
+    scores = vendi_score(features)
+    assert scores[0].isnan() and scores[1].item() == pytest.approx(4)
 
 
 def test_local_search_improves_groups():
