@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -141,13 +142,18 @@ class FakeAccelerator(CPUAccelerator):
         assert device == DEVICE
 
 
+def _synchronize(device: torch.device) -> None:
+    """Replace ``torch.accelerator.synchronize``. The fake device has no queue, because it computes on the CPU."""
+    assert device == DEVICE
+
+
 @contextmanager
 def fake_device() -> Iterator[torch.device]:
     """Enable the fake device: ``.to(device)`` and ``device=device`` work, and operations that MPS lacks raise."""
     previous = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with _TransferMode(), _FactoryMode():
+        with _TransferMode(), _FactoryMode(), patch("torch.accelerator.synchronize", _synchronize):
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(previous)

@@ -118,7 +118,7 @@ def test_rejects_an_arm_without_a_budget_in_its_name(tmp_path):
 def test_number_in_the_name_of_an_arm_may_have_another_meaning(tmp_path, quantity):
     run = run_to_end(budget_experiment(tmp_path, {"random_0": Arm(1.0), "random_1": Arm(1.0, select=LOSS)}, quantity))
     rows = json.loads((Path(run.run_dir) / "results.json").read_text())["rows"]
-    assert [(row["method"], row[quantity]) for row in rows] == [("random", 0), ("random", 1)]
+    assert [(row["method"], row[quantity]) for row in rows] == [("random", 0), ("random", 1), ("real", None)]
     assert (Path(run.run_dir) / "figures" / f"{quantity}.png").stat().st_size > 0
 
 

@@ -64,7 +64,10 @@ def test_main_job_on_a_stable_diffusion_checkpoint(files, checkpoint):
     task.run(trainer)
     rows = json.loads((files / "run" / "results.json").read_text())["rows"]
     assert {row["bucket"] for row in rows} == {"head", "tail", "total"}
-    assert all(row["n"] == (6 if row["bucket"] == "total" else 3) for row in rows)
+    assert {row["method"] for row in rows} == {"plain", "seedselect_ddim", "seedselect_rnri", "real"}
+    for row in rows:
+        images = 2 if row["method"] == "real" else 3  # per concept: the references, or the samples
+        assert row["n"] == (2 * images if row["bucket"] == "total" else images)
     assert (files / "run" / "images" / "tail.png").is_file()
     unit = next((files / "run" / "units").rglob("*.safetensors"))
     assert load_file(unit)["images"].shape == (3, 3, scale * height, scale * width)
