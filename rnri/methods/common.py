@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rnri.inversion import ImplicitInverter, Inversion
+from rnri.inversion import ImplicitInverter, Inversion, Inverter
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback
 from rnri.models.schedule import Schedule
@@ -34,6 +34,22 @@ class FixedNfeInverter(ImplicitInverter):
                 count += f" and {self.extra_evaluations} more"
             raise ValueError(f"this method has a fixed number of network evaluations, {count}; choose another method.")
         return self
+
+
+def check_noisy_start(inverter: Inverter) -> None:
+    """Raise ValueError if ``inverter``, or an inverter inside of it, has a solver that needs the clean latent.
+
+    Such an inverter cannot start at a noisy latent, because its solver would use the noisy latent as the clean latent.
+    """
+    inner = getattr(inverter, "inverter", None)
+    if inner is not None:
+        check_noisy_start(inner)
+    solver = getattr(inverter, "solver", None)
+    if getattr(solver, "uses_clean_latent", False):
+        raise ValueError(
+            "inverter: must not need the clean latent, because it starts at a noisy latent, got the solver "
+            f"{type(solver).__name__} with the prior q(z_t | z_0); use another solver, such as SafeguardedAnderson."
+        )
 
 
 def make_inversion(

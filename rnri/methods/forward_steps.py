@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter, check_schedule
-from rnri.methods.common import ddim
+from rnri.methods.common import check_noisy_start, ddim
 from rnri.methods.noise_maps import draw_noise
 from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor
@@ -23,8 +23,9 @@ class ForwardSteps(Inverter):
     """TABA (Staniszewski et al. 2024, arXiv 2410.23530): noise replaces the cleanest inversion steps.
 
     The latent at the noise level of the remaining steps is ``z_k = alpha_k z_0 + sigma_k n`` with random noise ``n``,
-    and ``inverter`` inverts ``z_k``. Every inverter can be used whose method can start at a noisy latent. As published,
-    the inverter is DDIM inversion, and 2 or 3 of 50 or 100 steps are replaced. The replaced steps need no network
+    and ``inverter`` inverts ``z_k``. Every inverter can be used whose method can start at a noisy latent. The solvers
+    ``GNRI``, ``RNRISign`` and ``ReNoise`` with regularization need the clean latent and are refused. As published, the
+    inverter is DDIM inversion, and 2 or 3 of 50 or 100 steps are replaced. The replaced steps need no network
     evaluation. The sampler does not know the noise, so that the reconstruction is not exact.
 
     Attributes:
@@ -57,7 +58,11 @@ class ForwardSteps(Inverter):
         return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError if ``schedule`` has too few steps or ``inverter`` does not support the remaining steps."""
+        """Raise ValueError if ``schedule`` has too few steps or ``inverter`` does not support the remaining steps.
+
+        ValueError is also raised if the solver of ``inverter`` needs the clean latent.
+        """
+        check_noisy_start(self.inverter)
         if self.steps >= len(schedule):
             raise ValueError(
                 f"steps: must be less than the number of sampler steps, {len(schedule)}, got {self.steps}; "

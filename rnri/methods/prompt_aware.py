@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter, check_schedule
+from rnri.methods.common import check_noisy_start
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
@@ -79,9 +80,11 @@ class PromptAware(Inverter):
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError if ``inverter`` does not support ``schedule``.
 
-        With ``reuse``, ValueError is also raised if ``inverter`` is not seed-only or the schedule has at most ``steps``
-        steps.
+        With ``reuse``, ValueError is also raised if ``inverter`` is not seed-only, if the solver of ``inverter`` needs
+        the clean latent, or if the schedule has at most ``steps`` steps.
         """
+        if self.reuse:
+            check_noisy_start(self.inverter)
         if self.reuse and not self.inverter.seed_only:
             raise ValueError(
                 f"{type(self.inverter).__name__} cannot start in the middle of a schedule; set reuse=False."

@@ -109,8 +109,13 @@ class GNRI(RNRIPaper):
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
     GNRI's F is defined for noise predictions and for velocity predictions. GNRI uses as many evaluations as
-    :class:`RNRIPaper`.
+    :class:`RNRIPaper`. An inversion with GNRI must start at the clean latent, unless ``prior_weight`` is 0.
     """
+
+    @property
+    def uses_clean_latent(self) -> bool:
+        """Whether the solver needs the clean latent ``z_0``, which is the case if ``prior_weight`` is above 0."""
+        return self.prior_weight > 0
 
     def objective(self, iterate: Iterate) -> Tensor:
         """Return GNRI's F, ``[b]``, differentiable in ``iterate.z``."""
@@ -128,7 +133,8 @@ class RNRISign(RegularizedNewton):
     - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
       therefore too small for latents with fewer elements and too large for latents with more elements.
     - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent, instead of ``q(z_t | z_s)``
-      of Eq. 1, and is evaluated at ``f(z)``. This prior hardly depends on ``z`` and keeps F above zero.
+      of Eq. 1, and is evaluated at ``f(z)``. This prior hardly depends on ``z`` and keeps F above zero. An inversion
+      with this prior must start at the clean latent, unless ``prior_weight`` is 0.
     - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
 
     The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler; with
@@ -150,6 +156,11 @@ class RNRISign(RegularizedNewton):
 
     d: PositiveInt = 64 * 64 * 4
     coordinates: Literal["ddim", "euler"] = "ddim"
+
+    @property
+    def uses_clean_latent(self) -> bool:
+        """Whether the solver needs the clean latent ``z_0``, which is the case if ``prior_weight`` is above 0."""
+        return self.prior_weight > 0
 
     def objective(self, iterate: Iterate) -> Tensor:
         """Return F of the published code, ``[b]``: the L1 norm of the residual plus the weighted prior at ``f(z)``.

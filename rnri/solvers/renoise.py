@@ -38,9 +38,10 @@ class ReNoise(IterativeSolver):
     2302.03027). The regularization applies to every prediction from the first averaged evaluation onwards, and to the
     mean of the predictions. The authors use 4 rounds. The regularization's gradients do not require backpropagation
     through the network. The reference of the KL divergence is the network's noise prediction at a random sample of
-    ``q(z_t | z_0)``. The reference needs one more network evaluation per inversion step. As in the authors' code,
-    ``iterations`` and ``clean_iterations`` do not include this evaluation. The noise of the sample is the same for
-    every image, so that the result in float32 does not depend on the other images of the batch.
+    ``q(z_t | z_0)``, so that an inversion with the regularization must start at the clean latent. The reference needs
+    one more network evaluation per inversion step. As in the authors' code, ``iterations`` and ``clean_iterations`` do
+    not include this evaluation. The noise of the sample is the same for every image, so that the result in float32 does
+    not depend on the other images of the batch.
 
     The network is not evaluated at the returned mean. If no iterate reaches ``tolerance``, ``Solution.residual`` is
     the residual of the last iterate that was evaluated.
@@ -89,6 +90,11 @@ class ReNoise(IterativeSolver):
     def min_nfe(self) -> int:
         """Number of evaluations with which two predictions are averaged in the noisier inversion steps."""
         return self.average_from + 2
+
+    @property
+    def uses_clean_latent(self) -> bool:
+        """Whether the solver needs the clean latent ``z_0``, which is the case if ``rounds`` is above 0."""
+        return self.rounds > 0
 
     @property
     def extra_nfe(self) -> int:

@@ -12,9 +12,15 @@ from torch import Tensor
 
 import rnri
 from rnri import (
+    GNRI,
     ImplicitInverter,
     NoisePredictor,
     PreciseInv,
+    PromptAware,
+    ReNoise,
+    RNRIPaper,
+    RNRISign,
+    RoundTripCorrected,
     Schedule,
     SelFix,
     anderson_inverter,
@@ -292,6 +298,25 @@ def test_taba_rejects_unsupported_schedules():
     with pytest.raises(ValueError, match="Uni-Inv starts at the clean latent"):
         check_schedule(ForwardSteps(UniInv(), 2), schedule(10))
     check_schedule(ForwardSteps(UniInv(), 2), flow_schedule(10))
+
+
+@pytest.mark.parametrize(
+    "around", [ForwardSteps, PromptAware, lambda inverter: ForwardSteps(RoundTripCorrected(inverter))]
+)
+@pytest.mark.parametrize("solver", [GNRI(), RNRISign(), ReNoise(rounds=4)], ids=lambda solver: type(solver).__name__)
+def test_solvers_that_need_the_clean_latent_cannot_start_at_a_noisy_latent(around, solver):
+    name = type(solver).__name__
+    message = rf"^inverter: must not need the clean latent, .* got the solver {name} .*; use another solver"
+    denoiser, z0 = gaussian(batch=1)
+    with pytest.raises(ValueError, match=message) as error:
+        around(ImplicitInverter(solver)).invert(z0, NoisePredictor(denoiser), schedule(4))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("solver", [GNRI(prior_weight=0), RNRISign(prior_weight=0), RNRIPaper(), ReNoise()], ids=str)
+def test_solvers_without_the_clean_latent_start_at_a_noisy_latent(solver):
+    check_schedule(ForwardSteps(ImplicitInverter(solver)), schedule(4))
+    check_schedule(PromptAware(ImplicitInverter(GNRI()), reuse=False), schedule(4))
 
 
 @pytest.mark.parametrize("steps", [schedule(5), flow_schedule(5, 3.0)], ids=["noise", "flow"])
