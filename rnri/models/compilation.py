@@ -10,16 +10,24 @@ from rnri.validation import ConfigError
 CUDA_GRAPHS = "reduce-overhead"
 """Mode of ``torch.compile`` that captures the kernel launches of a network in a CUDA graph."""
 
+MAX_BATCH_SIZES = 64
+"""Number of batch sizes for which a network is compiled."""
+
 
 def compile_network(network: nn.Module, device: torch.device) -> None:
     """Compile ``network`` in place; the first call for each batch size compiles, which takes up to minutes.
 
-    On CUDA, the launches of the compiled network are captured in CUDA graphs.
+    On CUDA, the launches of the compiled network are captured in CUDA graphs. PyTorch compiles a network for at most
+    ``torch._dynamo.config.recompile_limit`` batch sizes, 8 by default, and evaluates further batch sizes without
+    compilation. This function raises this limit of the process to 64.
 
     Raises:
         ConfigError: PyTorch finds no compiler for the device.
     """
+    from torch._dynamo import config  # this import takes seconds
+
     check_compiler(device)
+    config.recompile_limit = max(config.recompile_limit, MAX_BATCH_SIZES)
     network.compile(dynamic=False, mode=CUDA_GRAPHS if device.type == "cuda" else None)
 
 

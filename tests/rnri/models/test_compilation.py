@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
 from rnri import LatentDiffusion, anderson_inverter
-from rnri.models.compilation import check_compiler
+from rnri.models.compilation import check_compiler, compile_network
 from rnri.models.fingerprint import is_compiled
 from rnri.validation import ConfigError
 from tests.pipelines import tiny_stable_diffusion
@@ -26,6 +27,22 @@ def no_compiler(monkeypatch):
 def test_missing_compiler_is_reported_before_the_model_is_loaded(tmp_path):
     with pytest.raises(ConfigError, match=r"^compile: needs a C\+\+ compiler such as g\+\+"):
         LatentDiffusion.from_pretrained(tmp_path, device="cpu", dtype="float32", compile=True)
+
+
+@pytest.mark.slow
+def test_network_is_compiled_for_more_batch_sizes_than_the_default_limit():
+    try:
+        check_compiler(CPU)
+    except ConfigError:
+        pytest.skip("PyTorch finds no C++ compiler")
+    network = torch.nn.Linear(2, 2)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        compile_network(network, CPU)
+        for batch_size in range(1, 5):
+            network(torch.zeros(batch_size, 2))
+        assert counters["stats"]["unique_graphs"] == 4
+        assert torch._dynamo.config.recompile_limit == 64
 
 
 @pytest.mark.slow
