@@ -16,7 +16,7 @@ from rnri.models.checks.schedulers import check_flow_scheduler, check_steps
 from rnri.models.eval_mode import eval_no_grad
 from rnri.models.family import TransformerFamily, components, register_family
 from rnri.models.flux import TIMESTEP_SCALE, pack, unpack
-from rnri.models.predictor import Condition, TransformerDenoiser
+from rnri.models.predictor import Condition, TransformerDenoiser, to_device
 from rnri.models.schedule import Schedule
 
 UNSUPPORTED_INPUTS = {
@@ -69,16 +69,20 @@ class QwenImage21Denoiser(TransformerDenoiser):
     """
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        lengths = torch.tensor(condition.lengths)
-        groups = [(lengths == length).nonzero().flatten() for length in lengths.unique()]
-        order = torch.cat(groups).argsort()
-        outputs = [self._network(z[rows.to(z.device)], t, condition.select(rows)) for rows in groups]
-        return torch.cat(outputs)[order.to(z.device)]
+        lengths = torch.tensor(condition.lengths)  # on the CPU, so that the groups are found without the device
+        groups = {length: (lengths == length).nonzero().flatten() for length in lengths.unique().tolist()}
+        if len(groups) == 1:
+            return self._network(z, t, condition.text[:, : condition.lengths[0]])
+        outputs = [
+            self._network(z[to_device(rows, z.device)], t, condition.select(rows).text[:, :length])
+            for length, rows in groups.items()
+        ]
+        order = torch.cat(list(groups.values())).argsort()
+        return torch.cat(outputs)[to_device(order, z.device)]
 
-    def _network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        """Return the output of the transformer for prompts of equal length."""
+    def _network(self, z: Tensor, t: float, text: Tensor) -> Tensor:
+        """Return the output of the transformer for text embeddings ``text [B,L,D]`` without padding."""
         height, width = z.shape[-2:]
-        text = condition.text[:, : condition.lengths[0]]
         slots = height * width // 4  # the transformer counts 2 x 2 image tokens as one position of the sequence
         is_image = torch.arange(text.shape[1] + slots, device=z.device) >= text.shape[1]
         with eval_no_grad(self.transformer):

@@ -22,6 +22,7 @@ from rnri.editing import FlowEdit, edit
 from rnri.methods import NullText
 from rnri.models.family import registered_families, supported_models
 from rnri.models.joint import JointPredictor
+from rnri.models.predictor import Condition
 from tests.flux2_qwen_pipelines import tiny_flux2, tiny_flux2_klein, tiny_qwen_image, tiny_qwen_image_21
 from tests.pipelines import tiny_chroma, tiny_pixart, tiny_sana, tiny_stable_diffusion, tiny_z_image
 from tests.rnri.test_api import assert_regenerates, output_latents, state
@@ -425,6 +426,32 @@ def test_reconstructions_of_qwen_image_21_do_not_depend_on_the_padding_of_prompt
     inversion = rnri.invert(pipe, images(32, 64), PROMPTS, num_inference_steps=2, fit="exact")
     for image, expected in zip(inversion.reconstruct(pipe), inversion.round_trip.images, strict=True):
         assert abs(to_tensor(image)[:3] - expected / 255).max() < 1.5 / 255
+
+
+@pytest.mark.parametrize(("prompts", "selections"), [(["a cat", "a cat"], 0), (PROMPTS, 2)])
+def test_evaluations_of_qwen_image_21_read_the_lengths_of_prompts_once(monkeypatch, prompts, selections):
+    """The lengths are on the device, so that the CPU waits for the device when it reads the lengths."""
+    model = rnri.LatentDiffusion(tiny_qwen_image_21(), image_size=(32, 64))
+    predictor = model.predictor(prompts, 1.0)
+    z = model.noise([0, 1], seed=0)
+    reads = count_calls(monkeypatch, Condition.lengths, "func")
+    selects = count_calls(monkeypatch, Condition, "select")
+    for t in (900.0, 500.0):
+        predictor(z, t)
+    assert (len(reads), len(selects)) == (1, 2 * selections)
+
+
+def count_calls(monkeypatch, owner, name):
+    """Return a list that has one entry for each later call of the function ``name`` of ``owner``."""
+    function = getattr(owner, name)
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pixart"])
