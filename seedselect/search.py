@@ -25,7 +25,8 @@ class BestOf:
     """Choose the seed with the smallest loss among several seeds per sample, then optionally optimize this seed.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings are not used.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings, and the limit ``quality`` of
+            a ``GroupSelect`` object, are not used.
         candidates: number of seeds per sample.
         refine: the ``SeedSelect`` object that optimizes the best seed; None returns the best seed unchanged.
     """
@@ -71,7 +72,8 @@ class BestOf:
         """Return the best seed of each sample from ``candidates [B,N,C,h,w]``."""
         tracker = BestSeedTracker(self.loss.grouped(candidates[:, 0].clone()), self.candidates - 1)
         for k in range(self.candidates):
-            on_iteration(k, _evaluate(self.loss, problem, candidates[:, k], tracker, k))
+            loss, _ = _evaluate(self.loss, problem, candidates[:, k], tracker, k)
+            on_iteration(k, loss)
         return tracker.selection().ungroup()
 
 
@@ -83,7 +85,8 @@ class LocalSearch:
     rescaled to the norm of z.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings are not used.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings, and the limit ``quality`` of
+            a ``GroupSelect`` object, are not used.
         rounds: number of search rounds.
         neighbors: number of neighbors that are evaluated per round.
         spread: weight of the noise in a neighbor, in (0, 1].
@@ -124,12 +127,14 @@ class LocalSearch:
         """
         forwards, _ = self.call_counts
         tracker = BestSeedTracker(self.loss.grouped(seeds.detach().clone()), forwards - 1)
-        on_iteration(0, _evaluate(self.loss, problem, tracker.seed.flatten(0, 1).clone(), tracker, 0))
+        loss, initial = _evaluate(self.loss, problem, tracker.seed.flatten(0, 1).clone(), tracker, 0)
+        on_iteration(0, loss)
         for start in range(1, forwards, self.neighbors):
             center = tracker.seed.flatten(0, 1).clone()
             for k in range(start, start + self.neighbors):
                 neighbor = perturb(center, noise(k), self.spread)
-                on_iteration(k, _evaluate(self.loss, problem, neighbor, tracker, k))
+                loss, _ = _evaluate(self.loss, problem, neighbor, tracker, k, initial_latent=initial)
+                on_iteration(k, loss)
         return tracker.selection().ungroup()
 
 
@@ -143,12 +148,27 @@ def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
 
 
 @torch.no_grad()
-def _evaluate(objective: SeedSelect, problem: Problem, seeds: Tensor, tracker: BestSeedTracker, k: int) -> Tensor:
-    """Compute and record the losses ``[B]`` of ``seeds [B,C,h,w]``, the k-th candidates of all samples."""
+def _evaluate(
+    objective: SeedSelect,
+    problem: Problem,
+    seeds: Tensor,
+    tracker: BestSeedTracker,
+    k: int,
+    *,
+    initial_latent: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute and record the losses of ``seeds [B,C,h,w]``, the k-th candidates of all samples.
+
+    ``initial_latent [B,C,h,w]`` are the clean latents of the initial seeds; None: ``seeds`` are the initial seeds.
+
+    Returns:
+        The losses ``[B]`` and the clean latents ``[B,C,h,w]`` of ``seeds``.
+    """
     generation = problem.generate(seeds, torch.arange(len(seeds)))
     latent = generation.latents[-1]
-    generation = replace(generation, group_size=objective.group_size, initial_latent=latent)
+    initial = latent if initial_latent is None else initial_latent
+    generation = replace(generation, group_size=objective.group_size, initial_latent=initial)
     loss, criterion = objective.loss_and_criterion(generation)
     rows = torch.arange(len(loss))
     tracker.record(k, rows, objective.grouped(seeds), objective.grouped(latent), loss, criterion=criterion)
-    return loss.repeat_interleave(objective.group_size)
+    return loss.repeat_interleave(objective.group_size), latent

@@ -27,7 +27,8 @@ class BestSubset(BestOf):
 
     Args:
         loss: the :class:`~seedselect.groups.GroupSelect` object whose loss ranks sets of images. The group rewards must
-            be :class:`~seedselect.groups.ImageDiversity` or :class:`~seedselect.groups.LatentDiversity`.
+            be :class:`~seedselect.groups.ImageDiversity` or :class:`~seedselect.groups.LatentDiversity`. The limit
+            ``quality`` of the object is not used.
         candidates: number N of seeds per returned seed.
         refine: see :class:`BestOf`.
     """
@@ -60,7 +61,8 @@ class BestSubset(BestOf):
             features.append([reward.features(generation).cpu() for reward, _ in self.loss.group_rewards])
             finite = generation.latents[-1].flatten(1).isfinite().all(1).cpu()
             values.append(torch.where(finite, self._single(generation), torch.nan))  # never chosen
-            on_iteration(k, -self._value([self.loss.grouped(f) for f in features[-1]], self.loss.grouped(values[-1])))
+            value = self._value([self.loss.grouped(f) for f in features[-1]], self.loss.grouped(values[-1]))
+            on_iteration(k, -value.repeat_interleave(size))
         pools = [torch.stack(each, 1).unflatten(0, (-1, size)).flatten(1, 2) for each in zip(*features, strict=True)]
         single = torch.stack(values, 1).unflatten(0, (-1, size)).flatten(1)  # [G,M], M = n N
         chosen = self._greedy(pools, single, size)  # [G,n]

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seedselect import BestOf, LocalSearch, SeedSelect, Targets
+from seedselect import (
+    BestOf,
+    BestSubset,
+    GroupSelect,
+    LatentDiversity,
+    LocalSearch,
+    SeedSelect,
+    Targets,
+    pairwise_distance,
+)
 from seedselect.search import perturb
 from tests.seedselect.test_select import SHAPE, draw, evaluate, generate, problem, with_adamw
 
@@ -56,6 +65,32 @@ def test_local_search_moves_to_the_best_neighbor_each_round():
             loss = torch.minimum(loss, evaluate(SeedSelect(), neighbor, targets))
     assert torch.equal(result.seed, best) and method.call_counts == (5, 0) and (result.forwards == 5).all()
     assert (result.loss <= result.initial_loss).all() and (result.loss < result.initial_loss).any()
+
+
+def test_local_search_compares_neighbors_with_the_latents_of_the_initial_seeds():
+    def similarity(generation):
+        return -(generation.latents[-1] - generation.initial_latent).square().flatten(1).sum(1).double()
+
+    seeds, targets = draw(3)
+    method = LocalSearch(SeedSelect(rewards=[(similarity, 1.0)]), rounds=1, neighbors=2, spread=0.4)
+    losses = []
+    call(method, seeds, targets, noise=noise, on_iteration=lambda k, loss: losses.append(loss))
+    initial, *neighbors = (
+        generate(z, torch.arange(3))[-1] for z in (seeds, perturb(seeds, noise(1), 0.4), perturb(seeds, noise(2), 0.4))
+    )
+    expected = [(latent - initial).square().flatten(1).sum(1).double() for latent in (initial, *neighbors)]
+    torch.testing.assert_close(losses, expected)
+
+
+def test_best_of_and_best_subset_report_a_loss_per_sample():
+    seeds, targets = draw(12)  # two groups of three seeds, two candidates per seed
+    loss = GroupSelect(group_size=3, group_rewards=[(LatentDiversity(pairwise_distance), 1.0)])
+    reported = {}
+    for kind in (BestOf, BestSubset):
+        losses = reported.setdefault(kind, [])
+        call(kind(loss, 2), seeds, targets, on_iteration=lambda k, loss, losses=losses: losses.append(loss))
+    assert [loss.shape for loss in reported[BestSubset]] == [(6,), (6,)]
+    torch.testing.assert_close(reported[BestSubset], reported[BestOf])
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0])
