@@ -169,7 +169,7 @@ def counts_note(rows: Sequence[Mapping]) -> str:
 
 
 def real_note(real_rows: Sequence[Mapping]) -> str:
-    """Return a sentence with the share of real images that count as copies; an empty text if it is not known."""
+    """Return a sentence with the share of real images that count as copies, or a sentence that it is not known."""
     total = next(row for row in real_rows if row.get("bucket", "total") == "total")
     if total.get("copies") is None:
         return "Copies are not detected, because there are too few real images."

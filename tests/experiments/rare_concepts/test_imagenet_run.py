@@ -48,7 +48,7 @@ def test_two_runs_of_a_folder_give_the_results_of_one(data, tmp_path):
     assert rows(tmp_path / "alone") == rows(tmp_path / "shared")
     total = next(row for row in rows(tmp_path / "alone") if row["bucket"] == "total")
     assert total["extractor"] == "resnet10t" and total["n_real"] == 6 and total["n"] == 6
-    reports = [out.count("| plain ") for out, _ in outputs]
+    reports = [out.count("Accuracy per group of concepts:") for out, _ in outputs]
     joined = sum("this run shares its units, and the first run writes the report" in out for out, _ in outputs)
     assert reports[0] == 1 and reports[1:].count(0) == joined  # 0 if one ended before the other began
     assert not (tmp_path / "shared" / "leases").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from experiments.rare_concepts.report import real_note
 from rnri.validation import ConfigError
 from tests.experiments.tiny_configs import COLORS, PLAIN, rare_concepts, run_to_end, tiny_classifier, trainer
 
@@ -74,3 +75,14 @@ def test_arm_named_real_is_refused(tmp_path):
 def test_missing_sscd_file_is_refused_before_the_run(tmp_path):
     with pytest.raises(ValueError, match=r"metrics.sscd: file not found, got /nowhere"):
         rare_concepts(tmp_path, {"plain": PLAIN}, sscd="/nowhere").prepare(trainer())
+
+
+def test_note_on_real_images_says_when_copies_are_not_detected():
+    total = {"bucket": "total", "n": 4}
+    head = {"bucket": "head", "n": 2, "copies": 0.5}
+    for unknown in ({}, {"copies": None}):
+        note = real_note([head, total | unknown])
+        assert note == "Copies are not detected, because there are too few real images."
+    assert real_note([head, total | {"copies": 0.25}]) == (
+        "25.0 % of the 4 real images count as copies of other real images, although they are not."
+    )

@@ -70,7 +70,7 @@ def test_each_reference_is_inverted_once_per_method(run):
 
 def test_samples_have_one_row_per_image(run):
     name, folder, _ = run
-    assert len(pd.read_parquet(folder / "samples.parquet")) == 2 * 4 * 2 * SAMPLES[name]
+    assert len(pd.read_parquet(folder / "samples.parquet")) == 2 * len(OPERATIONS[name]) * 2 * SAMPLES[name]
 
 
 def test_norm_figure_accepts_equal_and_skewed_norms():
