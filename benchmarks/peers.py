@@ -188,8 +188,9 @@ def renoise(batch: int, steps: int) -> Pair:
 def reno(batch: int, steps: int) -> Pair:
     """ReNO (Eyring et al. 2024), which optimizes seeds of a few-step model for a reward and a penalty of the norm."""
     model = load("emoji_lcm", "cpu", "float32")
+    # The gradients of this CLIP model are continuous. Those of assets/models/clip (with ReLU6) amplify rounding errors.
     clip = ClipFeatures.from_pretrained(
-        project_path("assets/models/clip"), device="cpu", dtype=torch.float32, local_files_only=True
+        project_path("assets/models/clip_score"), device="cpu", dtype=torch.float32, local_files_only=True
     )
     schedule = model.schedule(1)
     seeds = model.noise(range(batch), seed=0)

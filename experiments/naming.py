@@ -49,7 +49,7 @@ def _format_pair(first: str, second: str) -> str:
 
 
 def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
-    """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/right/psnr``.
+    """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/caption/psnr``.
 
     The key consists of the values of the ``identity`` columns of ``row`` and the name of the metric, joined by ``/``. A
     string is used unchanged, a number is preceded by the column name, True is replaced by the column name, and False

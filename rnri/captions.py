@@ -92,7 +92,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, st
             a list of strings, of which the first one that is not blank is used, or missing.
 
     Raises:
-        ValueError: the table cannot be read, a row has no file name, or a text is not a string.
+        ValueError: the table cannot be read, a row has no file name, or one of the texts is not a string.
     """
     column = next(iter(columns.values()))
     for place, (name, *texts) in read_columns(path, columns):

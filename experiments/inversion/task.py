@@ -155,7 +155,7 @@ class InversionExperiment(ResumableRun):
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 
     def _unsupported_methods(self, all_jobs: Sequence[InversionJob]) -> dict[str, str]:
-        """Return the methods that do not support the model, whatever the number of steps, and the reason for each."""
+        """Return the methods that do not support the model with any number of steps, and the reason for each."""
         reasons = {}
         for job in {job.method: job for job in all_jobs if job.inverter is not None}.values():
             steps = max(job.setting.steps, SAFE_STEP_COUNT)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from annotated_types import MinLen
-from pydantic import PositiveInt
+from annotated_types import Gt, Lt, MinLen
+from pydantic import NonNegativeInt, PositiveInt
 
 from experiments.planning.cost import Cost, batch_multiplier
 from experiments.runtime.unit_queue import CachedUnitDataModule
@@ -92,14 +92,14 @@ class WatermarkSettings:
 
     Args:
         message_bytes: length of the message of Gaussian Shading, in bytes.
-        ring_radius: radius of Tree-Ring, as a fraction of the smaller side of a latent.
-        ring_channel: channel of Tree-Ring.
+        ring_radius: radius of Tree-Ring, as a fraction of the smaller side of a latent, above 0 and below 0.5.
+        ring_channel: index of the channel of Tree-Ring, from 0.
         other_keys: number of other keys with which each image is read to count false positives.
     """
 
     message_bytes: PositiveInt = 8
-    ring_radius: float = 10 / 64
-    ring_channel: int = 0
+    ring_radius: Annotated[float, Gt(0), Lt(0.5)] = 10 / 64
+    ring_channel: NonNegativeInt = 0
     other_keys: IntAtLeast2 = 100
 
     def mark(self, scheme: Scheme, name: str, seed: int) -> Watermark:

@@ -191,10 +191,13 @@ VALUES = [  # overrides, and the start of the error message
     ("experiment=pretrain_clip|trainer.max_steps=-1", "trainer.max_steps: Input should be greater than 0"),
     ("experiment=pretrain_clip|+trainer.fast_dev_run=true", "trainer.fast_dev_run: Input should be False, got True"),
     ("experiment=pretrain_clip|+trainer.limit_train_batches=0", "trainer.limit_train_batches: Input should be greater"),
-    ("experiment=pretrain_clip|task.width=7", "task.width=7 task.layers=4 task.patch_size=8: no network has these "),
     (
-        "experiment=pretrain_clip|task.patch_size=100",
-        "task.width=128 task.layers=4 task.patch_size=100: no network ",
+        "experiment=pretrain_clip|task.width=7",
+        "task.architecture=tf_efficientnet_lite1 task.image_size=128 task.width=7: no network has these settings ",
+    ),
+    (
+        "experiment=pretrain_clip|task.architecture=lite",
+        "task.architecture=lite task.image_size=128 task.width=192: no network has these settings (Unknown model",
     ),
     ("experiment=pretrain_autoencoder|task.channels=[7]", "task.channels=[7]: no network has these settings"),
     (

@@ -124,7 +124,7 @@ def test_concept_with_one_real_image_has_no_scores():
     assert ImageScore().is_copy((1.0, 1.0)) is None
 
 
-def test_threshold_of_a_concept_ignores_its_own_real_images():
+def test_threshold_ignores_real_images_of_the_same_concept():
     distances = [[ImageScore((k, 10 * k))] for k in range(1, 22)]
     threshold = CopyThreshold({str(k): scores for k, scores in enumerate(distances)} | {"own": [ImageScore((0, 0))]})
     assert threshold.of("own") == pytest.approx((2, 20))

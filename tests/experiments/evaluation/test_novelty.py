@@ -21,13 +21,13 @@ def test_authentic_images_are_farther_from_a_reference_than_other_real_images():
     assert authentic_images(images, references, real).tolist() == [False, False, True, False, False, True]
 
 
-def test_copy_paste_measure_is_one_for_copies_and_minus_one_for_the_held_out_image():
+def test_copy_paste_measure_of_copies_and_of_images_like_the_others():
     references, others = unit(0, 80), unit(20)
     measure = copy_paste_measure(unit(0, 20, 10, -20, 80), references, others)
     assert measure.tolist() == pytest.approx([1, -1, 0, 1, 1])
 
 
-def test_copy_paste_measure_is_averaged_over_held_out_images():
+def test_copy_paste_measure_is_a_mean_over_the_other_images():
     measure = copy_paste_measure(unit(10), unit(0), unit(20, 50))
     assert measure.tolist() == pytest.approx([((10 - 10) / 20 + (40 - 10) / 50) / 2])
 

@@ -23,7 +23,7 @@ def test_seeds_between_references_without_noise_are_the_middles_of_all_pairs():
             torch.testing.assert_close(middles[group, k], expected)
 
 
-def test_seeds_between_references_have_fresh_noise_of_the_given_weight():
+def test_seeds_between_references_have_fresh_noise_with_weight_spread():
     seeds = inverted()
     middles = between_references(seeds, 3, spread=0.0)
     noisy = between_references(seeds, 5, spread=0.6)

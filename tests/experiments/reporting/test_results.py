@@ -105,7 +105,7 @@ def test_versions_do_not_require_git_or_all_packages(tmp_path, monkeypatch):
 
 def test_logger_keys_follow_from_the_row():
     row = {"method": "rnri", "steps": 50, "guidance": 7.5, "nfe": None, "prompt": "caption", "generated": True}
-    assert metric_name(row, list(row), "psnr") == "rnri/steps_50/guidance_7_5/right/generated/psnr"
+    assert metric_name(row, list(row), "psnr") == "rnri/steps_50/guidance_7_5/caption/generated/psnr"
 
 
 def test_equal_rows_of_different_methods_are_named(tmp_path, capsys):
