@@ -110,7 +110,7 @@ autosummary_context = {
 
 def keep_colon(app, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Napoleon parses text before a colon in the first line of an attribute docstring as its type."""
-    if what in ("attribute", "data", "property") and ":" in lines[0]:
+    if what in ("attribute", "data", "property") and lines and ":" in lines[0]:
         lines[:0] = ["..", ""]  # an empty comment
 
 
