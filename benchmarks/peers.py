@@ -188,7 +188,7 @@ def renoise(batch: int, steps: int) -> Pair:
 def reno(batch: int, steps: int) -> Pair:
     """ReNO (Eyring et al. 2024), which optimizes seeds of a few-step model for a reward and a penalty of the norm."""
     model = load("emoji_lcm", "cpu", "float32")
-    # The gradients of this CLIP model are continuous. Those of assets/models/clip (with ReLU6) amplify rounding errors.
+    # The gradients of assets/models/clip change much with rounding errors, which several updates amplify.
     clip = ClipFeatures.from_pretrained(
         project_path("assets/models/clip_score"), device="cpu", dtype=torch.float32, local_files_only=True
     )
