@@ -245,7 +245,7 @@ def test_every_seed_only_method_reads_or_is_skipped(tmp_path):
         (["+task.settings.0.attacks=[magic]"], "task.settings.0.attacks: must be some of jpeg"),
         (["+task.settings.0.nfe=3"], "task.settings.0.nfe"),
         (["task.watermarks.message_bytes=1000"], "task.watermarks.message_bytes: must have at most 128 bytes"),
-        (["task.watermarks.ring_radius=0.6"], "task.watermarks.ring_radius: must be above 0 and below 0.5"),
+        (["task.watermarks.ring_radius=0.6"], "task.watermarks.ring_radius: Input should be less than 0.5"),
         (["task.watermarks.ring_channel=4"], "task.watermarks.ring_channel: must be from -4 to 3"),
         (["task.forgery.images=[5,1]"], "images: must be increasing numbers"),
         (["+method@task.methods.exact=edict"], "task.methods.exact: must be seed-only"),
