@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import sys
 import tomllib
@@ -99,7 +100,10 @@ def home(package: str, name: str, member: object) -> str:
     defined_in = getattr(member, "__module__", "")
     if defined_in.partition(".")[0] in PACKAGES:
         return defined_in
-    return next(m.name for m in below(package) if getattr(importlib.import_module(m.name), name, None) is member)
+    modules = [importlib.import_module(m.name) for m in below(package)]
+    modules = [module for module in modules if getattr(module, name, None) is member]
+    defining = [module for module in modules if f"\n{name} = " in inspect.getsource(module)]
+    return (defining or modules)[0].__name__
 
 
 autosummary_context = {

@@ -75,8 +75,8 @@ def invert(
         negative_prompt: a list with one negative prompt per image, or one string for all images.
         method: name of a method in ``rnri.METHODS``, or an ``Inverter`` whose seed alone reconstructs the image.
         forward_steps: number of inversion steps, counted from the clean image, in which random noise is added instead
-            of inverting the sampler, as in TABA (:class:`rnri.methods.ForwardSteps`). It must be less than the number
-            of sampler steps.
+            of inverting the sampler, as in TABA (:class:`~rnri.methods.forward_steps.ForwardSteps`). It must be less
+            than the number of sampler steps.
         fit: how images of another size are fitted to the image size of the model: ``crop`` (resize and crop the
             center), ``pad`` (resize and add white borders), ``stretch`` (resize without keeping the aspect ratio), or
             ``exact`` (do not resize: the images are inverted at their own size, which must be the same for all images).

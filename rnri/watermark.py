@@ -266,7 +266,7 @@ def embed(
 
     Args:
         mark: the watermark.
-        pipe: a diffusers pipeline of a supported family (:func:`rnri.invert`).
+        pipe: a diffusers pipeline of a supported family (:func:`rnri.api.invert`).
         count: number of seeds.
         image_size: height and width ``(H, W)`` of the images in pixels; None means the checkpoint's default.
         generator: random generator of the noise, on the CPU; None means PyTorch's global generator.

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from experiments.evaluation.lpips import AlexNetTrunk, load_lpips
 
+__all__ = ["ShiftTolerantAlexNet", "shift_tolerant_alexnet"]  # timm's register_model adds to this list
+
 GRID = 2  # the features are averaged over a grid of 2 x 2 cells
 DROPOUT = 0.3
 

@@ -118,8 +118,8 @@ def between_references(seeds: Tensor, count: PositiveInt, *, spread: UnitInterva
     """Return seeds half-way between two references' seeds, mixed with fresh noise, ``[G, count, C, h, w]``.
 
     The function can be the ``seed_init`` of an arm. Sample k uses the k-th pair of references; the pairs repeat. The
-    middle of a pair is the middle of the great circle between the two seeds (:func:`nao.slerp`). With only one
-    reference, the middle is the seed of this reference.
+    middle of a pair is the middle of the great circle between the two seeds (:func:`~nao.baselines.slerp`). With
+    only one reference, the middle is the seed of this reference.
 
     Args:
         seeds: the inverted seeds of R references of each of G concepts, ``[G, R, C, h, w]``.
