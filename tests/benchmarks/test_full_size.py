@@ -71,4 +71,5 @@ def test_empty_fields_are_empty_cells():
 def test_times_of_a_reduced_network_are_not_stored(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "--write")
-    assert "--write: needs the full size on a CUDA GPU, got cpu, tiny." in capsys.readouterr().err
+    expected = "--write: needs the full size in bfloat16 on a CUDA GPU, got cpu, bfloat16, tiny."
+    assert expected in capsys.readouterr().err
