@@ -13,12 +13,15 @@ from torch import nn
 from experiments.evaluation.classifier import Classifier, load_classifier
 from experiments.planning.cost import StagePlan
 from experiments.runtime.device import numerics
-from rnri import LatentDiffusion
+from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.models.fingerprint import fingerprint
 from rnri.validation import ConfigError
 from seedselect import ClipFeatures
 
 NetworkType = TypeVar("NetworkType")
+
+SAFE_STEP_COUNT = 50
+"""A method that rejects a schedule with this many steps does not support the model."""
 
 
 @runtime_checkable
@@ -163,6 +166,30 @@ def load_networks(
     for count in steps:
         networks.model.schedule(count)
     return networks
+
+
+def unsupported_methods(model: LatentDiffusion, methods: Mapping[str, tuple[Inverter, int]]) -> dict[str, str]:
+    """Return the methods that do not support the model with any number of steps, and the reason for each.
+
+    Args:
+        model: the text-to-image model.
+        methods: inversion method and number of steps of the experiment, by the name of the method.
+    """
+    reasons = {}
+    for name, (inverter, steps) in methods.items():
+        try:
+            check_schedule(inverter, model.schedule(max(steps, SAFE_STEP_COUNT)))
+        except ValueError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def check_method_steps(model: LatentDiffusion, name: str, inverter: Inverter, steps: int) -> None:
+    """Raise ValueError if the inversion method ``name`` of an experiment does not support ``steps`` steps."""
+    try:
+        check_schedule(inverter, model.schedule(steps))
+    except ValueError as error:
+        raise ValueError(f"task.methods.{name} in a setting of {steps} steps: {error}") from error
 
 
 def _required(network: NetworkType | None, key: str) -> NetworkType:

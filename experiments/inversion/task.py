@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from pydantic import PositiveInt
 from torch import Tensor
 
-from experiments.base import load_networks
+from experiments.base import check_method_steps, load_networks, unsupported_methods
 from experiments.cache.key import fingerprint_config
 from experiments.cache.store import UnitStore
 from experiments.data.captions import CaptionedImages
@@ -41,13 +41,12 @@ from experiments.planning.cost import Cost, StagePlan, inversion_cost, print_cos
 from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import ResumableRun, run_stages
-from rnri import Inverter, LatentDiffusion, check_schedule
+from rnri import Inverter, LatentDiffusion
 from rnri.models.fingerprint import fingerprint
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
 RECORD_BYTES = 700  # bytes per image in the record of a unit
-SAFE_STEP_COUNT = 50  # a method that rejects a schedule with this many steps does not support the model
 
 
 @dataclass(kw_only=True)
@@ -113,10 +112,13 @@ class InversionExperiment(ResumableRun):
                 f"task.images={self.images}: the data has {len(images)} images; all of them are used."
             )
         all_jobs = jobs(self.methods, self.settings, images, self.batch_size)
-        self.skipped = self._unsupported_methods(all_jobs)
+        model = self.networks.model
+        methods = {job.method: (job.inverter, job.setting.steps) for job in all_jobs if job.inverter is not None}
+        self.skipped = unsupported_methods(model, methods)
         self.jobs = [job for job in all_jobs if job.method not in self.skipped]
         for job in self.jobs if any(job.inverter for job in self.jobs) else all_jobs:
-            self._check_steps(job)
+            if job.inverter is not None:
+                check_method_steps(model, job.method, job.inverter, job.setting.steps)
 
     @property
     def _max_images(self) -> int | None:
@@ -153,24 +155,6 @@ class InversionExperiment(ResumableRun):
                 f"with sides of {side} pixels: set metrics.stlpips=null, or choose another model."
             )
         return load_lpips(self.stlpips, trainer.strategy.root_device)
-
-    def _unsupported_methods(self, all_jobs: Sequence[InversionJob]) -> dict[str, str]:
-        """Return the methods that do not support the model with any number of steps, and the reason for each."""
-        reasons = {}
-        for job in {job.method: job for job in all_jobs if job.inverter is not None}.values():
-            steps = max(job.setting.steps, SAFE_STEP_COUNT)
-            try:
-                check_schedule(job.inverter, self.networks.model.schedule(steps))
-            except ValueError as error:
-                reasons[job.method] = str(error)
-        return reasons
-
-    def _check_steps(self, job: InversionJob) -> None:
-        try:
-            if job.inverter is not None:
-                check_schedule(job.inverter, self.networks.model.schedule(job.setting.steps))
-        except ValueError as error:
-            raise ValueError(f"task.methods.{job.method} in a setting of {job.setting.steps} steps: {error}") from error
 
     def run(self, trainer: Trainer) -> float:
         """Compute the units that are not on disk, in all processes; then write the report in one process.

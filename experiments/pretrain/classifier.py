@@ -19,7 +19,16 @@ from experiments.data.augmentations import jitter
 from experiments.data.labeled import LabeledImages
 from experiments.evaluation.alexnet import ShiftTolerantAlexNet
 from experiments.evaluation.classifier import Classifier, Preprocessing
-from experiments.pretrain.training import ImageDataModule, TrainingTask, adamw, check_output, final_loss, fit, report
+from experiments.pretrain.training import (
+    ImageDataModule,
+    TrainingTask,
+    adamw,
+    check_output,
+    final_loss,
+    fit,
+    report,
+    reseed_resumed,
+)
 from rnri.loading import read_weights
 from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
 
@@ -58,8 +67,7 @@ class ConceptClassifier(LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        if self.global_step:  # a resumed training must not repeat the augmentations of the first steps
-            torch.manual_seed(torch.initial_seed() + self.global_step)
+        reseed_resumed(self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images = jitter(batch[0])

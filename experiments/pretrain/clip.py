@@ -39,6 +39,7 @@ from experiments.pretrain.training import (
     check_output,
     fit,
     report,
+    reseed_resumed,
     save_fp16,
 )
 from rnri.validation import NonEmptyStr, dataclass
@@ -104,8 +105,7 @@ class ContrastiveModel(LightningModule):
         self.steps = steps
 
     def on_train_start(self) -> None:
-        if self.global_step:  # a resumed training must not repeat the augmentations of the first steps
-            torch.manual_seed(torch.initial_seed() + self.global_step)
+        reseed_resumed(self)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
         images, tokens, concepts = batch

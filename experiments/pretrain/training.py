@@ -122,6 +122,12 @@ def fastest_precision() -> str:
     return "bf16-mixed" if native else "32-true"
 
 
+def reseed_resumed(module: LightningModule) -> None:
+    """Seed PyTorch's generator again if ``module`` resumes a training, so that augmentations are not repeated."""
+    if module.global_step:
+        torch.manual_seed(torch.initial_seed() + module.global_step)
+
+
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
     """Trains ``module``; if the run folder contains a checkpoint, the training resumes from the last checkpoint."""
     checkpoint = last_checkpoint(trainer)

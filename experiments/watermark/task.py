@@ -13,7 +13,7 @@ from annotated_types import MinLen
 from lightning.pytorch import Trainer
 from pydantic import PositiveInt
 
-from experiments.base import load_networks
+from experiments.base import check_method_steps, load_networks, unsupported_methods
 from experiments.cache.key import fingerprint_config
 from experiments.cache.store import UnitStore
 from experiments.data.captions import CaptionedImages
@@ -38,13 +38,12 @@ from experiments.watermark.jobs import (
 )
 from experiments.watermark.module import WatermarkModule
 from experiments.watermark.report import IDENTITY, RUNNING, sample_rows, write_report
-from rnri import METHODS, Inverter, LatentDiffusion, check_schedule
+from rnri import METHODS, Inverter, LatentDiffusion
 from rnri.models.adapters import check_scheduler_name, set_scheduler
 from rnri.models.diffusers_schedulers import is_flow
 from rnri.validation import ConfigError, NonEmptyStr, RandomSeed, dataclass
 
 ROW_BYTES = 2_500  # bytes per reading in the record of a unit
-SAFE_STEP_COUNT = 50  # a method that rejects a schedule with this many steps does not support the model
 
 
 @dataclass(kw_only=True)
@@ -119,14 +118,15 @@ class WatermarkExperiment(ResumableRun):
             batch_size=self.batch_size,
             default_guidance=model.default_guidance,
         )
-        self.skipped = self._unsupported_methods(jobs)
+        methods = {job.method: (job.inverter, job.setting.inversion_steps) for job in jobs}
+        self.skipped = unsupported_methods(model, methods)
         self.jobs = [job for job in jobs if job.method not in self.skipped]
         if not self.jobs:
             method, reason = next(iter(self.skipped.items()))
             raise ConfigError("task.methods", f"must contain a method that supports the model, got {method}: {reason}")
         for job in list(self.jobs):
             try:
-                self._check_steps(job)
+                check_method_steps(model, job.method, job.inverter, job.setting.inversion_steps)
             except ValueError as error:
                 if job.setting.methods is not None:  # the config names the method
                     raise
@@ -184,24 +184,6 @@ class WatermarkExperiment(ResumableRun):
                     f"task.settings.{k}.sampler",
                     f"must match the model's {type(scheduler).__name__}, got {setting.sampler!r}; try {other}.",
                 )
-
-    def _unsupported_methods(self, jobs: Sequence[ReadingJob]) -> dict[str, str]:
-        """Return the methods that support the model with no number of steps, as a dictionary from method to reason."""
-        reasons = {}
-        for job in {job.method: job for job in jobs}.values():
-            steps = max(job.setting.inversion_steps, SAFE_STEP_COUNT)
-            try:
-                check_schedule(job.inverter, self.networks.model.schedule(steps))
-            except ValueError as error:
-                reasons[job.method] = str(error)
-        return reasons
-
-    def _check_steps(self, job: ReadingJob) -> None:
-        steps = job.setting.inversion_steps
-        try:
-            check_schedule(job.inverter, self.networks.model.schedule(steps))
-        except ValueError as error:
-            raise ValueError(f"task.methods.{job.method} in a setting of {steps} steps: {error}") from error
 
     def run(self, trainer: Trainer) -> float:
         """Compute the units that are not on disk, in all processes; then write the report in one process.

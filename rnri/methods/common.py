@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,6 +36,36 @@ class FixedNfeInverter(ImplicitInverter):
                 count += f" and {self.extra_evaluations} more"
             raise ValueError(f"this method has a fixed number of network evaluations, {count}; choose another method.")
         return self
+
+
+@dataclass(frozen=True)
+class InverterWrapper(Inverter):
+    """Base class of the methods that call another inversion method, the ``inverter``.
+
+    Attributes:
+        inverter: the inversion method that is called.
+    """
+
+    inverter: Inverter
+
+    @property
+    def seed_only(self) -> bool:
+        """The ``seed_only`` of ``inverter``."""
+        return self.inverter.seed_only
+
+    @property
+    def initial_guess(self) -> str | None:
+        """Name of the initial guess of ``inverter``."""
+        return self.inverter.initial_guess
+
+    @property
+    def nfe_per_step(self) -> float:
+        """The ``nfe_per_step`` of ``inverter``."""
+        return self.inverter.nfe_per_step
+
+    def with_nfe(self, nfe: int) -> Self:
+        """Return a copy whose ``inverter`` uses at most ``nfe`` network evaluations per step."""
+        return replace(self, inverter=self.inverter.with_nfe(nfe))
 
 
 def check_noisy_start(inverter: Inverter) -> None:

@@ -8,8 +8,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from rnri.inversion import Inversion, Inverter, check_schedule
-from rnri.methods.common import check_noisy_start, ddim
+from rnri.inversion import Inversion, check_schedule
+from rnri.methods.common import InverterWrapper, check_noisy_start, ddim
 from rnri.methods.noise_maps import draw_noise
 from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor
@@ -19,7 +19,7 @@ from rnri.validation import RandomSeed, dataclass
 
 
 @dataclass(frozen=True)
-class ForwardSteps(Inverter):
+class ForwardSteps(InverterWrapper):
     """TABA (Staniszewski et al. 2024, arXiv 2410.23530): noise replaces the cleanest inversion steps.
 
     The latent at the noise level of the remaining steps is ``z_k = alpha_k z_0 + sigma_k n`` with random noise ``n``,
@@ -29,33 +29,13 @@ class ForwardSteps(Inverter):
     evaluation. The sampler does not know the noise, so that the reconstruction is not exact.
 
     Attributes:
-        inverter: inverts the remaining steps.
+        inverter: inverts the remaining steps. Its ``nfe_per_step`` is an upper bound for all steps.
         steps: number of replaced steps, less than the number of sampler steps.
         seed: random seed of the noise, which is the same for every image.
     """
 
-    inverter: Inverter
     steps: PositiveInt = 2
     seed: RandomSeed = 0
-
-    @property
-    def seed_only(self) -> bool:
-        """The ``seed_only`` of ``inverter``."""
-        return self.inverter.seed_only
-
-    @property
-    def initial_guess(self) -> str | None:
-        """Name of the initial guess of ``inverter``."""
-        return self.inverter.initial_guess
-
-    @property
-    def nfe_per_step(self) -> float:
-        """The ``nfe_per_step`` of ``inverter`` in the steps that are not replaced, an upper bound for all steps."""
-        return self.inverter.nfe_per_step
-
-    def with_nfe(self, nfe: int) -> ForwardSteps:
-        """Return a copy whose ``inverter`` uses at most ``nfe`` network evaluations per step that is not replaced."""
-        return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError if ``schedule`` has too few steps or ``inverter`` does not support the remaining steps.

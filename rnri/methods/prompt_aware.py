@@ -9,8 +9,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from rnri.inversion import Inversion, Inverter, check_schedule
-from rnri.methods.common import check_noisy_start
+from rnri.inversion import Inversion, check_schedule
+from rnri.methods.common import InverterWrapper, check_noisy_start
 from rnri.models.predictor import NoisePredictor
 from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
 from rnri.models.schedule import Schedule
@@ -18,7 +18,7 @@ from rnri.validation import RandomSeed, dataclass
 
 
 @dataclass(frozen=True)
-class PromptAware(Inverter):
+class PromptAware(InverterWrapper):
     """Adjusts the clean latent to the prompt, and inverts the adjusted latent with ``inverter``.
 
     The VAE's encoder does not depend on the prompt. The sampler may therefore be unable to generate the encoder's
@@ -43,7 +43,7 @@ class PromptAware(Inverter):
     belong to the ``steps`` cleanest steps, or in row 0 with ``reuse=False``.
 
     Attributes:
-        inverter: inverts the adjusted latent.
+        inverter: inverts the adjusted latent. Its ``nfe_per_step`` does not include the evaluations of the adjustment.
         steps: number of cleanest steps of the schedule for which ``h`` adds and removes noise.
         iterations: number of times that ``h`` is applied.
         noising: how ``h`` adds noise: by DDIM inversion steps (``inversion``) or by sampling noise (``random``).
@@ -52,30 +52,11 @@ class PromptAware(Inverter):
         seed: random seed of the noise with ``noising="random"``.
     """
 
-    inverter: Inverter
     steps: PositiveInt = 2
     iterations: PositiveInt = 1
     noising: Literal["inversion", "random"] = "inversion"
     reuse: bool = True
     seed: RandomSeed = 0
-
-    @property
-    def seed_only(self) -> bool:
-        return self.inverter.seed_only
-
-    @property
-    def initial_guess(self) -> str | None:
-        """Name of the initial guess of ``inverter``."""
-        return self.inverter.initial_guess
-
-    @property
-    def nfe_per_step(self) -> float:
-        """The ``nfe_per_step`` of ``inverter``, without the network evaluations of the adjustment."""
-        return self.inverter.nfe_per_step
-
-    def with_nfe(self, nfe: int) -> PromptAware:
-        """Return a copy whose ``inverter`` uses at most ``nfe`` network evaluations per step."""
-        return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError if ``inverter`` does not support ``schedule``.

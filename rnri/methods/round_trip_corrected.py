@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.methods.accelerated import anderson_inverter
+from rnri.methods.common import InverterWrapper
 from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor, to_device
 from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
@@ -19,7 +20,7 @@ from rnri.validation import ConfigError, HalfOpenUnitInterval, dataclass
 
 
 @dataclass(frozen=True)
-class RoundTripCorrected(Inverter):
+class RoundTripCorrected(InverterWrapper):
     """A method of this project: inverts, samples, shifts the target by a fraction of the error, and inverts again.
 
     The target of each sample is updated by::
@@ -44,7 +45,6 @@ class RoundTripCorrected(Inverter):
         tolerance: a sample is not corrected further if the mean square of ``z_0 - F(G(target))`` is at most this value.
     """
 
-    inverter: Inverter
     rounds: NonNegativeInt = 2
     damping: HalfOpenUnitInterval = 0.5
     tolerance: NonNegativeFloat = 1e-4
@@ -59,18 +59,9 @@ class RoundTripCorrected(Inverter):
             )
 
     @property
-    def initial_guess(self) -> str | None:
-        """Name of the initial guess of ``inverter``."""
-        return self.inverter.initial_guess
-
-    @property
     def nfe_per_step(self) -> float:
         """Maximum number of network evaluations per step, including all rounds and the sampling in each round."""
         return (1 + self.rounds) * (self.inverter.nfe_per_step + 1)
-
-    def with_nfe(self, nfe: int) -> RoundTripCorrected:
-        """Return a copy in which every inversion uses at most ``nfe`` network evaluations per step."""
-        return replace(self, inverter=self.inverter.with_nfe(nfe))
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError if ``inverter`` does not support ``schedule``."""

@@ -214,6 +214,21 @@ class TransformerFamily(Family):
         )
 
 
+class PackedTransformerFamily(TransformerFamily):
+    """Base class of the families whose pipelines pack 2 x 2 elements of the latents into one image token."""
+
+    patch: ClassVar = 2
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels // 4
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        size = self.pipeline.default_sample_size  # the transformer's config has no size
+        return size, size
+
+
 def register_family(family: FamilyClass) -> FamilyClass:
     """Class decorator that registers a model family, so that ``family_of`` and ``rnri.invert`` can use it.
 

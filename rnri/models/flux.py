@@ -14,7 +14,7 @@ from rnri.models.checks.components import check_embedding_dim, check_latent_chan
 from rnri.models.checks.inputs import check_no_negative_prompts
 from rnri.models.checks.schedulers import check_flow_scheduler, check_steps
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import TransformerFamily, components, register_family
+from rnri.models.family import PackedTransformerFamily, components, register_family
 from rnri.models.predictor import Condition, TransformerDenoiser
 from rnri.models.schedule import Schedule
 
@@ -84,21 +84,11 @@ def unpack(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @register_family
-class FluxFamily(TransformerFamily):
+class FluxFamily(PackedTransformerFamily):
     """Model family of ``FluxPipeline`` (FLUX.1 dev and schnell)."""
 
     pipelines: ClassVar = (FluxPipeline,)
     supported: ClassVar = "FLUX.1"
-    patch: ClassVar = 2
-
-    @property
-    def channels(self) -> int:
-        return self.network.config.in_channels // 4
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        size = self.pipeline.default_sample_size  # the transformer's config has no size
-        return size, size
 
     @property
     def default_guidance(self) -> float:

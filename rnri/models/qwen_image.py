@@ -14,7 +14,7 @@ from torch import Tensor
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
 from rnri.models.checks.schedulers import check_flow_scheduler, check_steps
 from rnri.models.eval_mode import eval_no_grad
-from rnri.models.family import TransformerFamily, components, register_family
+from rnri.models.family import PackedTransformerFamily, components, register_family
 from rnri.models.flux import TIMESTEP_SCALE, pack, unpack
 from rnri.models.predictor import Condition, TransformerDenoiser, to_device
 from rnri.models.schedule import Schedule
@@ -98,7 +98,7 @@ class QwenImage21Denoiser(TransformerDenoiser):
 
 
 @register_family
-class QwenImageFamily(TransformerFamily):
+class QwenImageFamily(PackedTransformerFamily):
     """Model family of ``QwenImagePipeline``.
 
     The guidance scale is the pipeline's ``true_cfg_scale``, which has an effect only if the call has a negative prompt,
@@ -107,17 +107,6 @@ class QwenImageFamily(TransformerFamily):
 
     pipelines: ClassVar = (QwenImagePipeline,)
     supported: ClassVar = "Qwen-Image"
-
-    patch: ClassVar = 2
-
-    @property
-    def channels(self) -> int:
-        return self.network.config.in_channels // 4
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        size = self.pipeline.default_sample_size  # the transformer's config has no size
-        return size, size
 
     @property
     def pixels_per_latent(self) -> int:
