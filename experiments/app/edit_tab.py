@@ -86,6 +86,7 @@ class EditTab:
                     self._create_images(session)
                 with gr.Column(elem_id="edit-step-3"):
                     self._create_step_3(session)
+        self.first_edit = _digest_and_prompt(session)
         self.session = gr.State(session)
         self.variant_steps = gr.State({})
         secret = "the settings are not secret"  # a random secret would be lost when the server restarts
@@ -147,7 +148,8 @@ class EditTab:
         self.view.change(_show_view, self.view, [self.side_by_side, self.slider], **local)
         for prompt, words in ((self.prompt, self.prompt_words), (self.target, self.target_words)):
             prompt.change(self.context.info.mark_unknown_words, prompt, words, **local)
-        on([page.load], self._restore, [self.saved, self.saved_edit, self.comparison], everything, **silent)
+        gr.on([page.load], self._restore_settings, self.saved, settings, **local)
+        on([page.load], self._restore_edit, [*session, self.saved, self.saved_edit], everything, **silent)
         gr.on([setting.change for setting in settings], lambda *values: list(values), settings, self.saved, **local)
 
     def _create_step_1(self) -> None:
@@ -280,7 +282,7 @@ class EditTab:
             self.left: gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison),
             self.right: _enlarged(session.edited_image),
             self.slider: gr.update(value=_both_images(session, comparison), label=_slider_label(comparison)),
-            self.saved_edit: [] if session.step is None else [session.step.digest, session.step.prompt],
+            self.saved_edit: _digest_and_prompt(session),
             self.history: gr.update(value=_history(session), visible=bool(session.history)),
             self.png: gr.update(value=self._png(session), interactive=session.step is not None),
         }
@@ -358,14 +360,21 @@ class EditTab:
         session = open_seed(self.context, seed, self._named(settings))
         return self._view(session, comparison, seed.prompt) | {self.upload: None}
 
-    def _restore(self, settings: list[Any], edit: list[str], comparison: str) -> dict:
-        """Return the updates that show the settings and the last edit of a visitor who loads the page again.
+    def _restore_settings(self, settings: list[Any]) -> dict:
+        """Return the updates that show the settings of a visitor who loads the page again."""
+        saved = zip(self.settings.values(), settings, self._defaults().values(), strict=True)
+        return {setting: gr.skip() if value == default else value for setting, value, default in saved}
+
+    def _restore_edit(self, session: EditSession, comparison: str, settings: list[Any], edit: list[str]) -> dict:
+        """Return the updates that show the last edit of a visitor who loads the page again.
 
         The server keeps the seed of the edit for an hour, see :data:`experiments.app.seed_files.MAX_FILE_AGE_S`.
+        If the visitor has changed something before this event is processed, the change is kept.
         """
-        updates = dict(zip(self.settings.values(), settings, strict=True))
-        session = self._saved_session(*edit, self._named(settings)) if edit else None
-        return updates if session is None else updates | self._view(session, comparison, session.seed.prompt)
+        if not edit or _digest_and_prompt(session) != self.first_edit:
+            return {}
+        saved = self._saved_session(*edit, self._named(settings))
+        return {} if saved is None else self._view(saved, comparison, saved.seed.prompt)
 
     def _saved_session(self, digest: str, prompt: str, settings: EditSettings) -> EditSession | None:
         """Return a session with the seed of this digest and the edit of ``prompt``; None if the seed is deleted."""
@@ -490,6 +499,11 @@ def _slider_label(comparison: str) -> str:
 
 def _enlarged(image: Image.Image | None) -> Image.Image | None:
     return None if image is None else enlarge(image)
+
+
+def _digest_and_prompt(session: EditSession) -> list[str]:
+    """Return what the browser stores of an edit: the digest of its seed, and its prompt."""
+    return [] if session.step is None else [session.step.digest, session.step.prompt]
 
 
 def _history(session: EditSession) -> list[tuple[Image.Image, str]]:

@@ -425,6 +425,28 @@ def test_uploaded_image_does_not_get_the_prompt_of_an_example(context, inverted,
         assert tab._upload(session, YOUR_IMAGE, path, prompt)[tab.prompt] == expected
 
 
+def test_restored_edit_does_not_replace_the_input_of_a_visitor(context, inverted, tmp_path):
+    with gr.Blocks():
+        tab = EditTab(context, tmp_path)
+    defaults = list(tab._defaults().values())
+    write_seed(inverted, tmp_path)
+    saved = [inverted.digest, "a drawing of a moon on a white background"]
+    first = tab.session.value
+    assert tab._restore_edit(first, YOUR_IMAGE, defaults, []) == {}
+    restored = tab._restore_edit(first, YOUR_IMAGE, defaults, saved)
+    assert restored[tab.session].step.prompt == saved[1] and restored[tab.prompt] == inverted.prompt
+    for changed in (EditSession(), first.render(context, saved[1], tab._defaults())):
+        assert tab._restore_edit(changed, YOUR_IMAGE, defaults, saved) == {}
+
+
+def test_restored_settings_are_those_that_differ_from_the_defaults(context, tmp_path):
+    with gr.Blocks():
+        tab = EditTab(context, tmp_path)
+    defaults = list(tab._defaults().values())
+    updates = tab._restore_settings([defaults[0] / 2, *defaults[1:]])
+    assert list(updates.values()) == [defaults[0] / 2] + [gr.skip()] * (len(defaults) - 1)
+
+
 def test_invalid_settings_raise_an_error_that_names_the_key():
     with pytest.raises(ValueError, match="method: EDICT stores more than the seed"):
         build_context(compose_config(["method=edict"]))
