@@ -1,8 +1,9 @@
 """Standard interpolations and averages of seeds, as baselines for NAO.
 
-Interpolations take two seeds ``a`` and ``b``, both ``[C,h,w]``, and return ``num_points`` points ``[K,C,h,w]``,
-including both seeds. Averages take seeds ``[n,C,h,w]`` and return one seed ``[C,h,w]``. All functions compute in
-float64 on the CPU, and convert the result to the dtype and device of the input.
+Interpolations take two seeds ``a`` and ``b``, both ``[C,h,w]``, and return a path of K = ``num_points`` points
+``[K,C,h,w]``. The first point of a path is ``a``, and the last point is ``b``. Averages take seeds ``[n,C,h,w]`` and
+return one seed ``[C,h,w]``. All functions compute in float64 on the CPU, and convert the result to the dtype and device
+of the input.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _cast_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 def lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation. In the middle of the path, the points have smaller norms than typical seeds."""
+    """Linear interpolation between two seeds. The points in the middle have smaller norms than typical seeds."""
     s = _fractions(num_points)
     return _cast_like((1 - s) * _to_float64(a) + s * _to_float64(b), a)
 
@@ -58,17 +59,17 @@ def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def normalized_lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation. All points, including both ends, are rescaled to the typical norm."""
+    """Linear interpolation between two seeds. All points, including both ends, are rescaled to the typical norm."""
     return project(lerp(a, b, num_points))
 
 
 def cog(seeds: Tensor, weights: Tensor) -> Tensor:
     """Linear combination of the seeds that has the variance of Gaussian noise, ``sum_i w_i x_i / sqrt(sum_i w_i^2)``.
 
-    COG (Bodin et al. 2024, arXiv 2408.08558) divides a linear combination of independent standard Gaussian seeds by the
-    standard deviation of the combination, so that the result is again a standard Gaussian seed. In contrast to
-    ``normalized_mean``, the divisor depends on the weights only. The seeds of similar
-    images are correlated; with positive weights, the norm of their combination is larger than the typical norm.
+    COG (Bodin et al. 2024, arXiv 2408.08558) divides a linear combination of independent standard Gaussian seeds by its
+    standard deviation. The result is again a standard Gaussian seed. COG divides by a number that depends only on the
+    weights; ``normalized_mean`` divides by the norm of the mean. Seeds of similar images are correlated. If all weights
+    are positive, the combination of correlated seeds has a larger norm than a typical seed.
 
     Args:
         seeds: the seeds ``[n,C,h,w]``.
@@ -87,14 +88,14 @@ def cog(seeds: Tensor, weights: Tensor) -> Tensor:
 
 
 def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation whose points are divided by their standard deviation, see :func:`cog`."""
+    """Linear interpolation between two seeds; every point is divided by its standard deviation, see :func:`cog`."""
     s = _fractions(num_points).flatten()
     seeds = torch.stack([_to_float64(a), _to_float64(b)])
     return _cast_like(torch.stack([cog(seeds, torch.stack([1 - t, t])) for t in s]), a)
 
 
 def cog_mean(seeds: Tensor) -> Tensor:
-    """Sum of the seeds, divided by the square root of their number, see :func:`cog`."""
+    """Sum of n seeds, divided by the square root of n, see :func:`cog`."""
     return cog(seeds, torch.ones(len(seeds)))
 
 
@@ -111,12 +112,13 @@ def normalized_mean(seeds: Tensor) -> Tensor:
 def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-12) -> Tensor:
     """Fréchet mean of the seeds' directions on the unit sphere, rescaled to the mean of the seeds' norms.
 
-    The Fréchet mean is computed by Karcher's iteration.
+    The Fréchet mean minimizes the sum of the squared angles to all seeds. The function computes it by Karcher's
+    iteration.
 
     Args:
         seeds: the seeds ``[n,C,h,w]``.
         iterations: maximum number of iterations.
-        tolerance: the iteration stops when an update is shorter than this angle in radians.
+        tolerance: angle in radians; the iteration stops when the mean moves by less than this angle.
 
     Raises:
         ValueError: a seed is zero, or the mean of the directions is zero.
@@ -128,8 +130,8 @@ def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonN
         raise ValueError("the seeds cancel out, so their spherical mean is not unique; leave one of the seeds out.")
     center = center / center.norm()
     for _ in range(iterations):
-        # Map all seeds to tangents at the center (logarithm map), average the tangents, and map the average back to the
-        # sphere (exponential map).
+        # Map the seeds to tangent vectors at the center (logarithm map), average the tangent vectors, and map the
+        # average back to the sphere (exponential map).
         cosines = (units @ center).clamp(-1, 1)
         angles = torch.acos(cosines)
         tangents = units - cosines[:, None] * center

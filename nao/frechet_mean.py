@@ -1,22 +1,25 @@
-"""Computes the NAO centroid of n seeds for continuous paths, by Newton's method with n + 1 unknowns.
+"""Computes the NAO centroid of n seeds by Newton's method with n + 1 unknowns.
 
-The centroid minimizes the sum of the energies of the paths to all seeds, plus the cost
-``log chi_d(mode) - log chi_d(norm)`` of the centroid's norm. Here chi_d is the density of the chi distribution, and
-mode is the norm at which this density is highest. The energy of a path depends only on the norms of its two ends and on
-the angle between them. Therefore the unknowns are ``n`` weights of the unit seeds (the direction of the centroid) and
-``t = log(norm / mode)``. The computation needs only the norms and the cosines ``gram [G,n,n]`` of the seeds, not their
-d components.
+The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path. Here d is the number of
+components of a seed, chi_d is the density of the chi distribution, and mode is the norm at which this density is
+highest. The centroid minimizes the sum of the energies of the paths to all seeds, plus the cost
+``log chi_d(mode) - log chi_d(norm)`` of the centroid's norm. The energy of a path depends only on the norms of its two
+ends and on the angle between them. A unit seed is a seed divided by its norm. The direction of the centroid is a linear
+combination of the unit seeds. The unknowns are the ``n`` weights of this linear combination and
+``t = log(norm / mode)`` of the centroid. The input consists of the norms of the seeds and the cosines ``gram [G,n,n]``
+of the angles between the seeds.
 
-Derivatives are exact. The gradient of a path's energy with respect to its end has two parts: Clairaut's momentum in the
-transverse direction and ``end_slope`` in the radial direction. The norm of this gradient is ``cosh(alpha)`` (see
-:mod:`nao.geodesic`).
+The gradient of a path's energy with respect to the end of the path has two components. The transverse component is the
+momentum of Clairaut's relation, and the radial component is ``end_slope`` (see :mod:`nao.geodesic`). The norm of the
+gradient is ``cosh(alpha)``, where ``alpha`` is the height of the end.
 
-The centroid is a geometric median, and the energy has a kink at every seed. A seed is the centroid if the gradient of
-the paths to all other seeds is not larger than the sum of the gradient norms of the paths to this seed and to the seeds
-that coincide with this seed (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth"). This
-criterion is the optimality (KKT) condition at a kink.
+The centroid is a geometric median, whose objective is not differentiable at the seeds. The objective therefore has a
+kink at every seed, where the optimality (KKT) condition is an inequality. Let g be the norm of the gradient of the
+paths to all other seeds, in units of the gradient norm of a single path. A seed that coincides with m seeds, including
+itself, is the centroid if g <= m (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth").
 
-All tensors are float64. G problems are solved in one batch; the iteration of each problem stops independently.
+All tensors are float64. G problems are solved in one batch, and the iteration of each problem stops independently of
+the other problems.
 """
 
 from __future__ import annotations
@@ -34,34 +37,36 @@ MAX_ITERATIONS = 60
 # A centroid has converged if the violation of the optimality (KKT) condition, relative to the gradient of one path, is
 # at most GRAD_TOL.
 GRAD_TOL = 1e-8
-# Two points coincide if both their angle in radians and their difference in t are at most COINCIDENCE_TOL. The value is
-# the resolution of float64 cosines.
+# Two points coincide if their angle in radians and their difference in t = log(norm / mode) are at most
+# COINCIDENCE_TOL. Float64 cosines do not resolve much smaller angles.
 COINCIDENCE_TOL = 1e-7
-# Seeds that are closer than CLUSTER_TOL (in radians and in t) may not be distinguishable numerically.
+# If Newton's method does not converge, the convergence test is repeated with the tolerance CLUSTER_TOL in place of
+# COINCIDENCE_TOL, because nearly equal seeds may not be distinguishable numerically.
 CLUSTER_TOL = 1e-5
 # If the violation of the optimality (KKT) condition at a seed is at most SEED_GRAD_TOL, the minimum is numerically
 # indistinguishable from this seed.
 SEED_GRAD_TOL = 1e-6
-# Minimum damping of Newton's method, relative to the gradient of one path.
+# Minimum damping of Newton's method, relative to the norm of the gradient of one path.
 MIN_DAMPING = 1e-6
 SMALL_DAMPING = 1e-3
-# Relative accuracy of the path energies, which is limited by the quadrature for norms far from the mode.
+# Relative accuracy of the path energies. The quadrature error limits the accuracy if norms are far from the mode.
 ENERGY_RTOL = 1e-9
 
 
 @dataclass(frozen=True)
 class Center:
-    """Candidate centroids of G problems with n seeds.
+    """Candidate centroids of G problems with n seeds each. A candidate is a point that may be the centroid.
 
     Attributes:
-        weights: ``[G,n]``, the direction of the candidate as weights of the unit seeds.
+        weights: ``[G,n]``, the unit direction of the candidate, as weights of the unit seeds (the seeds divided by
+            their norms).
         t: ``[G]``, ``log(norm / mode)`` of the candidate.
-        paths: geodesics ``[G,n]`` from the seeds to the candidate.
-        energy: ``[G]``, the objective that the centroid minimizes.
+        paths: geodesics (paths of minimum energy) ``[G,n]`` from the seeds to the candidate.
+        energy: ``[G]``, the objective: the energies of the paths plus the cost of the candidate's norm.
         kkt_violation: ``[G]``, violation of the optimality (KKT) condition: the norm of the gradient, relative to the
-            gradient of one path, minus the number of seeds that coincide with the candidate. A negative violation means
-            that the candidate is a seed at which the condition holds with strict inequality.
-        converged: bool ``[G]``, whether the candidate and its paths satisfy the tolerances.
+            gradient norm of one path, minus the number of seeds that coincide with the candidate. A negative value
+            means that the candidate is a seed and satisfies the KKT condition with strict inequality.
+        converged: bool ``[G]``, whether the candidate and the paths to the candidate satisfy the tolerances.
     """
 
     weights: Tensor
@@ -76,17 +81,17 @@ def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
     """Compute the centroids of seeds with the cosines ``gram [G,n,n]`` and with ``t = log(norm / mode) [G,n]``.
 
     The search starts at the mean direction of the seeds. If a seed has a lower energy than the result of the search,
-    the search is repeated from the seed with the lowest energy. If the minimum is not unique, the minimum that is
-    nearest to the mean direction is returned; for two seeds, every point of the path between them is a minimum. If the
-    minimum is at a seed, where the energy has a kink, exactly this seed is returned.
+    the search is repeated from the seed with the lowest energy. For two seeds, every point of the path between the two
+    seeds minimizes the sum of the path energies; the middle of the path is returned. If the minimum is at a seed,
+    exactly this seed is returned.
     """
     problem = _Problem(metric, gram, t)
     lower_bounds, order = problem.seed_lower_bounds().sort(1)
     initial = problem.initial_guess()
     seed = problem.evaluate_seed(order[:, 0])
-    # With two seeds, the energy can be slightly lower at the ends of the path than in the middle, because the norms of
-    # the seeds can be more likely than the norm of the waist. The margin in the threshold below is larger than this
-    # difference, so that the middle of the path is returned.
+    # For two seeds, the middle of the path shall be returned. The energy can be slightly lower at a seed than in the
+    # middle, because the norm of a seed can be more likely than the norm in the middle. Therefore a seed replaces the
+    # result only if its energy is below a threshold whose margin is larger than this difference.
     is_optimal = (seed.kkt_violation < -1 / typical_norm(metric.d)) & (seed.energy <= initial.energy)
     best = _where(is_optimal, seed, _descend(problem, initial, is_optimal))
     threshold = best.energy - 2 * problem.norm_cost(torch.full_like(best.t, metric.waist))
@@ -102,7 +107,7 @@ def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
 def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
     """Minimize the energy by damped Newton steps from ``initial``; return the candidate of lowest energy per problem.
 
-    Problems for which ``done`` (bool ``[G]``) is True are not changed.
+    For problems with ``done`` True (bool ``[G]``), the initial candidate is returned.
     """
     best = initial
     damping = torch.full_like(initial.t, MIN_DAMPING)
@@ -128,10 +133,10 @@ def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
 
 
 def angles(gram: Tensor, weights: Tensor) -> Tensor:
-    """Angles ``[G,n]`` in radians between the unit seeds and the unit directions ``weights [G,n]``.
+    """Angles ``[G,n]`` in radians between the seeds and the unit directions with the weights ``weights [G,n]``.
 
-    The angles are computed from the norms of the difference and of the sum of two unit vectors, which is accurate for
-    small angles.
+    An angle is computed from the norms of the difference and of the sum of two unit vectors. In contrast to the arc
+    cosine, this formula is accurate for small angles.
     """
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
     difference, total = (identity + sign * weights[:, None] for sign in (-1, 1))
@@ -151,9 +156,10 @@ class _Problem:
         self.identity = torch.eye(t.shape[1], dtype=t.dtype)
 
     def initial_guess(self) -> Center:
-        """The candidate in the mean direction of the seeds, at their mean ``t`` or at the waist.
+        """The candidate in the mean direction of the seeds, from which the search starts.
 
-        Of these two candidates, the candidate with the lower energy is returned.
+        The candidate's ``t`` is either the mean ``t`` of the seeds or the waist, the circle of lowest cost per radian.
+        The value of ``t`` with the lower energy is used.
         """
         weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.evaluate(weights, self.seeds.mean(1))
@@ -167,8 +173,8 @@ class _Problem:
     def seed_lower_bounds(self) -> Tensor:
         """Lower bounds ``[G,n]`` of the energy that each seed would have as the centroid.
 
-        The energy of a path is at least the cost of its angle along the waist, and at least the cost of the radial line
-        between the norms of its ends.
+        The lower bound of a path's energy is the larger of two costs. The first is the cost of an arc along the waist
+        with the angle of the path. The second is the cost of a radial line between the norms of the two ends.
         """
         along_waist = self.gram.clamp(-1, 1).acos() * self.metric.waist_cost
         radial = radial_cost(self.seeds.exp(), self.metric.d)
@@ -187,7 +193,8 @@ class _Problem:
     def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
         """The candidate with the unit direction ``weights [G,n]`` and with ``t = log(norm / mode) [G]``.
 
-        ``warm_start`` contains the geodesics of a similar candidate, from which the solver of the geodesics starts.
+        ``warm_start`` contains the geodesics of a similar candidate; :func:`solve_geodesics` starts from these
+        geodesics.
         """
         angle = angles(self.gram, weights)
         paths = solve_geodesics(self.metric, self.alpha, self.metric.alpha(t)[:, None], angle, warm_start=warm_start)
@@ -196,7 +203,7 @@ class _Problem:
         return replace(center, kkt_violation=self.kkt_violation(center))
 
     def kkt_violation(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """``Center.kkt_violation``, with all seeds within ``radius`` of the candidate counted as coincident seeds."""
+        """Compute ``Center.kkt_violation``, where seeds within ``radius`` of the candidate count as coincident."""
         is_separated = self.is_separated(center, radius)
         transverse, radial = self.negative_gradient(center, self.tangents(center), is_separated)
         return torch.hypot(self.length(transverse), radial) / center.paths.b[:, 0].cosh() - (~is_separated).sum(1)
@@ -208,7 +215,7 @@ class _Problem:
     def tangents(self, center: Center) -> Tensor:
         """Unit tangent vectors at the candidate towards each seed, as weights of the unit seeds ``[G,n,n]``.
 
-        The tangent vector is 0 for a seed with the same direction as the candidate.
+        The tangent vector is 0 if the seed and the candidate have the same direction.
         """
         cosine = center.paths.angle.cos()[..., None]
         sine = center.paths.angle.sin()[..., None]
@@ -216,7 +223,9 @@ class _Problem:
         return torch.where(is_defined, (self.identity - cosine * center.weights[:, None]) / sine, 0.0)
 
     def negative_gradient(self, center: Center, tangents: Tensor, is_separated: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative gradient of the energy in units of ``metric.waist_cost``, without the paths to coincident seeds.
+        """Negative gradient of the energy in units of ``metric.waist_cost``.
+
+        The gradient does not include the paths from seeds that coincide with the candidate.
 
         Returns:
             The transverse part as weights of the unit seeds ``[G,n]``, and the radial part ``[G]``.
@@ -231,7 +240,7 @@ class _Problem:
         return (weights[:, None] @ self.gram @ weights[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
     def newton_step(self, current: Center, damping: Tensor) -> tuple[Center, Tensor]:
-        """The candidate after one damped Newton step from ``current``, and the length of the Newton step ``[G]``."""
+        """Return the candidate after one damped Newton step from ``current``, and the length ``[G]`` of the step."""
         paths, n = current.paths, self.identity.shape[0]
         is_separated = self.is_separated(current)
         tangents = self.tangents(current)

@@ -2,9 +2,10 @@
 
 The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path. By symmetry, the path of
 minimum energy lies in the plane that contains the origin and both seeds. In this plane the path is a geodesic of the
-metric in :mod:`nao.radial_metric`. This module uses the symbols that :mod:`nao.radial_metric` defines. The path
-satisfies Clairaut's relation (do Carmo, "Differential Geometry of Curves and Surfaces", section 4-4):
-``f^2 dangle/ds = momentum`` is constant along the path, where ``s`` is the energy from the start of the path.
+metric in :mod:`nao.radial_metric`. :mod:`nao.radial_metric` defines the symbols of this module, for example ``f``,
+``t``, ``alpha`` and the waist. The path satisfies Clairaut's relation (do Carmo, "Differential Geometry of Curves and
+Surfaces", section 4-4): ``momentum = f^2 dangle/ds`` is constant along the path, where ``s`` is the energy from the
+start of the path.
 
 Let ``a`` and ``b`` be the heights (``alpha``) of the two ends. The path is parameterized by ``y``, from 0 to the
 *extent* ``Y``, such that ``dangle = momentum * slope / cosh(alpha) dy`` with ``slope = dt/dalpha``. Clairaut's relation
@@ -12,14 +13,14 @@ then gives
 
     sinh(alpha(y)) = (sinh(a) sinh(Y - y) + sinh(b) sinh(y)) / sinh(Y).
 
-The only unknown is ``Y``. The angle between the ends determines ``Y``, which is computed by Newton's method.
+The only unknown is ``Y``, which is determined by the angle between the two ends. ``Y`` is computed by Newton's method.
 
-Far from its ends a path is close to the waist; the distance to the waist decreases like ``exp(-y)``. For d = 16,384 the
-distance to the waist decreases by the factor exp(-375) over pi/2 radians. Therefore exponentials are functions of the
-distance to the nearer end, which cannot overflow.
+Far from both ends, a path is close to the waist: the distance to the waist decreases like ``exp(-y)``. For seeds of
+16,384 components, this distance decreases by the factor exp(-375) over pi/2 radians. To avoid overflow, the code
+computes exponentials only of negative distances to the ends.
 
-All tensors are float64 and all operations are elementwise: the solution of a path does not depend on the other paths of
-the batch.
+All tensors are float64. All operations are elementwise, so that the solution of a path does not depend on the other
+paths of the batch.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from nao.radial_metric import RadialMetric
 # Number of panels of the Gauss-Legendre quadrature in a boundary layer, and number of nodes per panel. A boundary layer
 # is the part of a path between one end and the waist.
 PANELS, NODES = 12, 10
-BOUNDARY_LAYER = 26.0  # length of a boundary layer in y minus the height of its end; exp(-26) is negligible
+BOUNDARY_LAYER = 26.0  # length of a boundary layer in y, minus the height of the path's end; exp(-26) is negligible
 MIN_ANGLE_RAD = 1e-9  # smaller angles between the ends are replaced by this value
-SHORT_TURN = 0.3  # a path with a smaller ratio angle / slope does not come close to the waist
+SHORT_TURN = 0.3  # if angle / slope is smaller, the path does not come close to the waist
 MAX_NEWTON_STEPS = 60
 RELATIVE_DIFFERENCE = 1e-6  # relative step size of finite differences
 ANGLE_RTOL = 1e-11  # relative tolerance of the angle between the ends
@@ -46,15 +47,15 @@ ANGLE_RTOL = 1e-11  # relative tolerance of the angle between the ends
 
 @dataclass(frozen=True)
 class Geodesics:
-    """Solved geodesics; every tensor has the batch shape ``[...]``.
+    """Paths of minimum energy (geodesics), computed by :func:`solve_geodesics`; every tensor has the shape ``[...]``.
 
     ``momentum``, ``end_slope`` and their derivatives are in units of ``metric.waist_cost``.
 
     Attributes:
-        metric: metric of seed space.
+        metric: the metric that defines the energy of a path.
         a, b: heights ``alpha`` of the two ends.
         angle: angle between the ends, in radians.
-        w: the unknown of Newton's method, which satisfies ``extent^2 = (a - b)^2 + w^2``.
+        w: the unknown of Newton's method, defined by ``extent^2 = (a - b)^2 + w^2``.
         momentum: derivative of the energy with respect to ``angle``.
         stiffness: derivative of ``momentum`` with respect to ``angle``; 0 for paths along the waist.
         coupling: derivative of ``momentum`` with respect to ``t`` of end b.
@@ -117,12 +118,12 @@ def solve_geodesics(
 ) -> Geodesics:
     """Compute the paths of minimum energy between ends with the heights ``a`` and ``b`` and the given ``angle``.
 
-    The unknown is ``w = sqrt(Y^2 - (a - b)^2)``, because the angle is an almost linear function of ``w``. The solver is
-    Newton's method, safeguarded by a bracket of the root. The tensors ``a``, ``b`` and ``angle`` are broadcast to the
-    batch shape ``[...]``.
+    The unknown is ``w = sqrt(Y^2 - (a - b)^2)`` with the extent ``Y``, because the angle is an almost linear function
+    of ``w``. The solver is Newton's method. A Newton step that leaves the current bracket of the root is replaced by
+    bisection. The tensors ``a``, ``b`` and ``angle`` are broadcast to the batch shape ``[...]``.
 
     Args:
-        metric: metric of seed space.
+        metric: the metric that defines the energy of a path.
         a, b: heights ``alpha`` of the two ends.
         angle: angle between the ends in radians.
         warm_start: solved geodesics between similar ends, from which the initial guess is computed.
@@ -183,15 +184,15 @@ def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
 def _initial_guess(metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:
     """Return the exact ``w`` for a metric with constant ``dt/dalpha``, as the initial guess of Newton's method.
 
-    A metric with constant ``dt/dalpha`` is the metric of the hyperbolic plane, in which ``y`` is the arc length.
+    If ``dt/dalpha`` is constant, the metric is the metric of the hyperbolic plane, and ``y`` is the arc length.
     """
     local = angle / metric.slope((a + b) / 2)
     turn = torch.where(local < SHORT_TURN, local, angle / metric.waist_slope)
     capped = turn.clamp_max(40.0)
     transverse = a.cosh() * b.cosh() * torch.sinh(capped / 2).square()
     extent = 2 * torch.asinh((torch.sinh((a - b) / 2).square() + transverse).sqrt()) + turn - capped
-    # The difference extent^2 - (a - b)^2 loses precision for nearly radial paths, so use the turn as a lower bound of
-    # w.
+    # The difference extent^2 - (a - b)^2 loses precision for nearly radial paths. Therefore use `turn` as a lower bound
+    # of w.
     return torch.maximum((extent.square() - (a - b).square()).clamp_min(0).sqrt(), turn.clamp_max(SHORT_TURN))
 
 
@@ -202,7 +203,7 @@ def _momentum_and_angle(metric: RadialMetric, a: Tensor, b: Tensor, w: Tensor) -
     """
     difference, total, extent = (a - b).abs(), a + b, torch.hypot(a - b, w)
     quadrature = _Quadrature(metric, a, b, extent)
-    # The square of the momentum is a product of four factors; the first factor is 0 for a radial path.
+    # The square of the momentum is a product of factors. The factor that depends on w is 0 for a radial path.
     radial = torch.expm1(-w.square() / (extent + difference)) * torch.expm1(-extent - difference)
     product = radial * (1 + (total - extent).exp()) * (1 + (-total - extent).exp())
     momentum = product.sqrt() / -torch.expm1(-2 * extent)
@@ -219,10 +220,10 @@ def _sinh_height(a: Tensor, b: Tensor, extent: Tensor, *, from_a: Tensor, from_b
 
 
 class _Quadrature:
-    """Quadrature over ``y`` for each path, and the heights ``[..., 2 PANELS NODES + 1]`` at the nodes.
+    """Numerical integration over ``y`` along each path.
 
-    A path consists of a boundary layer at each end and of the waist between the two layers. The waist has a single
-    node.
+    A path consists of a boundary layer at each end and of the part along the waist between the two boundary layers.
+    Each boundary layer has ``PANELS * NODES`` nodes, and the part along the waist has one node.
     """
 
     def __init__(self, metric: RadialMetric, a: Tensor, b: Tensor, extent: Tensor) -> None:
@@ -242,13 +243,13 @@ class _Quadrature:
         self.slope = metric.slope(self.alpha)
 
     def integrate(self, values: Tensor) -> Tensor:
-        """Integral ``[...]`` over the whole path of a function with the given ``values`` at the nodes."""
+        """Integral ``[...]`` over the whole path of the function that has the given ``values`` at the nodes."""
         return (self.weights * values).sum(-1)
 
     def cumulate(self, values: Tensor) -> Tensor:
-        """Integrals from end a to every knot, for a function with the given ``values`` at the nodes.
+        """Integrals from end a to every knot, of the function that has the given ``values`` at the nodes.
 
-        The knots are end a, where the integral is zero, the nodes, and end b.
+        The knots are end a, the nodes, and end b. The integral to end a is zero.
         """
         left, middle, right = values.tensor_split([PANELS * NODES, PANELS * NODES + 1], -1)
         half_waist = middle * (self.extent - 2 * self.layer) / 2
@@ -266,13 +267,13 @@ class _Quadrature:
         return torch.cat([(parts[..., :-1] + panel_starts[..., None]).flatten(-2), panel_ends[..., -1:]], -1)
 
     def extend_to_knots(self, values: Tensor) -> Tensor:
-        """Values at all knots; each end takes the value of its nearest node, which is 0.004 panels away."""
+        """Values at all knots: both ends, which take the value of the nearest node, and the nodes."""
         return torch.cat([values[..., :1], values, values[..., -1:]], -1)
 
 
 @lru_cache(maxsize=1)
 def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the quadrature rule of a boundary layer on [0, 1], whose nodes are densest near 0.
+    """Compute the quadrature rule of a boundary layer on [0, 1]; the nodes are densest near 0.
 
     Returns:
         The nodes, the weights, the length of the panel at each node (all ``[PANELS * NODES]``), and the matrix

@@ -1,15 +1,15 @@
-"""The norm of a seed: a standard Gaussian of `d` components has a chi-distributed norm with `d` degrees of freedom.
+"""The norm of a seed. The norm of a standard Gaussian with `d` components has the chi distribution with density chi_d.
 
-In NAO's path energy, a unit of length costs `-log chi_d(norm)`, where chi_d is the density of the chi distribution. The
-log-density contains an additive constant, which does not depend on the norm. Minus this constant is the cost of a unit
-of length at the typical norm, the norm where the density is highest. Without the constant, length at the typical norm
-would cost nothing. The cost is positive for every `d`, because the density is always below 1: its maximum is 0.80 for
-d = 1 and decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is 0.5 for
-d = 2, 0.571 for d = 64 and 0.572 for d >= 256.
+In NAO's path energy, a unit of length costs `-log chi_d(norm)`. The typical norm is the norm where the density is
+highest. The log-density is the sum of a term that is 0 at the typical norm and of a constant. Minus the constant is the
+cost of a unit of length at the typical norm; without the constant, a path at the typical norm would cost nothing. The
+cost is positive for every `d`, because the density is always below 1: the maximum of the density is 0.80 for d = 1 and
+decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is 0.5 for d = 2, 0.571
+for d = 64 and 0.572 for d >= 256.
 
-Direct evaluation of the log-density loses precision: for d = 16,384, terms near 8e4 add up to -0.57. Therefore the part
-of the log-density that depends on the norm is computed relative to the mode (the typical norm). The constant part is
-computed separately in float64.
+Direct evaluation of the log-density loses precision: for d = 16,384, terms near 8e4 add up to -0.57. Therefore the
+constant is computed separately in float64, and the other term is computed from the ratio of the norm to the typical
+norm.
 
 Seeds have the shape [..., C, h, w], norms have the shape [...], and `d` = C*h*w. Norms and densities are float64 on the
 CPU, because some devices (MPS) do not support float64. Seeds stay on their device.
@@ -31,7 +31,10 @@ def typical_norm(d: int) -> float:
 
 
 def peak_log_density(d: int) -> float:
-    """Return log chi_d at its mode, the constant term of `log_density`, which is negative for every d."""
+    """Return the maximum of log chi_d(norm) over all norms, the constant term of `log_density`.
+
+    The maximum is negative for every d.
+    """
     mode = typical_norm(d)
     return (1 - d / 2) * math.log(2) - math.lgamma(d / 2) + (d - 1) * math.log(mode) - mode**2 / 2
 
@@ -59,7 +62,8 @@ def norm_penalty(seeds: Tensor) -> Tensor:
     """Return the penalty log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w], in nats, [B].
 
     The penalty is 0 at the typical norm and positive elsewhere. The penalty is differentiable, and has the dtype and
-    device of the seeds. SeedSelect can add this penalty to its loss (`SeedSelect.penalty`).
+    device of the seeds. `SeedSelect.penalty` can be set to this function, so that SeedSelect adds the penalty to its
+    loss.
     """
     return -relative_log_density(seed_norm(seeds), seeds[0].numel()).to(seeds.dtype).to(seeds.device)
 

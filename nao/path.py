@@ -1,19 +1,20 @@
 """Norm-guided paths and centroids of seeds (NAO; Samuel et al. 2023, "Norm-guided latent space exploration").
 
 The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path, where chi_d is the density of
-the chi distribution. A unit of length costs less at norms that are likely for Gaussian seeds than at unlikely norms.
-The path of minimum energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy
-lies in the span of the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds.
-:mod:`nao.geodesic` and :mod:`nao.frechet_mean` compute paths and centroids up to rounding errors, for a batch of
-problems, in float64 on the CPU. The points of a path are evenly spaced along its length. :mod:`nao.polyline` implements
-the polyline of the paper.
+the chi distribution. A path of minimum energy therefore prefers norms that are likely for Gaussian seeds. The path of
+minimum energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy lies in the
+span of the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds.
+:mod:`nao.geodesic` computes paths and :mod:`nao.frechet_mean` computes centroids, both in float64 on the CPU and up to
+rounding errors. The points of a path are evenly spaced along the length of the path. :mod:`nao.polyline` implements the
+paper's method, in which a path is a polyline.
 
 The tables of :mod:`nao.radial_metric` cover norms from 0.35 to 10 typical norms. A seed with a norm outside this range
 is connected to the nearest norm in the tables by a straight radial segment. The cost and the length of this segment are
-included in the path's energy and length. No points of the path lie on this segment, except the seed itself.
+included in the path's energy and length. No point of the path lies on the radial segment, except the seed.
 
 Letters in shapes: d is the number of components of a seed, n the number of seeds, K the number of points per path, and
-G the number of problems. Any leading dimensions are batch dimensions, and the problems of a batch are independent.
+G the number of problems. A problem is one pair of seeds for a path, or one group of seeds for a centroid. All leading
+dimensions of a tensor are batch dimensions, and the problems of a batch are independent.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Path:
     """A path of minimum NAO energy between two seeds.
 
     Attributes:
-        points: ``[...,K,C,h,w]``, points of the path; the first and the last point are the input seeds.
-        energy: float64 ``[...]``, energy of the continuous path, which does not depend on K.
+        points: ``[...,K,C,h,w]``, K points of the path; the first and the last point are the input seeds.
+        energy: float64 ``[...]``, energy of the continuous path; it does not depend on K.
         length: float64 ``[...]``, Euclidean length of the continuous path.
         converged: bool ``[...]``, whether the solver of the path reached its tolerance.
     """
@@ -111,8 +112,8 @@ def centroid(seeds: Tensor, num_points: IntAtLeast2 = 8, *, normalize: bool = Fa
     """Return the NAO centroid of seeds.
 
     The centroid minimizes the sum of the energies of the paths from all seeds to the centroid, plus the cost of the
-    centroid's norm (see :mod:`nao.frechet_mean`). For two seeds every point of the path between them is a minimum; the
-    point in the middle of the path is returned.
+    centroid's norm (see :mod:`nao.frechet_mean`). For two seeds, the middle of the path between the two seeds is
+    returned.
 
     Args:
         seeds: the seeds ``[...,n,C,h,w]``.
@@ -145,13 +146,14 @@ def centroid_seeds(
     """Return the centroid of each concept and points on the paths to the centroid, ``[G,count,C,h,w]``.
 
     The first seed of each concept is the centroid. The other seeds lie on the paths from the inverted seeds of the
-    references to the centroid. The other seeds are taken from the paths in turn, and the seeds on each path are evenly
-    spaced. With a single reference the path may have zero length, and all returned seeds are then equal.
+    references to the centroid. Each path contributes one seed in turn, and the seeds on one path are evenly spaced. A
+    concept with a single reference may have a path of length zero, so that all returned seeds are equal.
 
     Args:
         seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
         count: number of returned seeds per concept.
-        num_points: number of points per path. ``num_points`` is increased if ``count`` seeds need more points per path.
+        num_points: minimum number of points per path, including both ends; more points are used if ``count`` requires
+            them.
         normalize: whether the inverted seeds are first rescaled to the typical norm.
 
     Raises:
@@ -163,7 +165,7 @@ def centroid_seeds(
     center = subspace.solve_mean()
     points_per_path = -(-(count - 1) // seeds.shape[1])
     last = max(num_points, points_per_path + 2) - 1
-    # The fractions run from the centroid to the references.
+    # The fractions decrease, because the returned points are sorted from the centroid to the references.
     fractions = 1 - torch.arange(1, points_per_path + 1, dtype=torch.float64) / (points_per_path + 1)
     weights, _ = subspace.geodesic_to_seeds(center, (fractions * last).round() / last)
     others = weights.transpose(1, 2).flatten(1, 2)[:, : count - 1]
@@ -174,8 +176,8 @@ def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) ->
     """Return ``count`` inner points of the paths from inverted seeds to their centroid, ``[G,count,C,h,w]``.
 
     The points are sorted by path, and within a path from the inverted seed to the centroid. The numbers of points on
-    any two paths differ by at most one. With two references, the two paths together form the path between the two
-    inverted seeds. The authors' demo optimizes 96 points of this path with SeedSelect.
+    any two paths differ by at most one. If a concept has two references, the two paths together form the path between
+    the two inverted seeds. The demo of the SeedSelect authors optimizes 96 points of a path between two seeds.
 
     Args:
         seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
@@ -197,14 +199,17 @@ def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) ->
 
 
 class _Subspace:
-    """The linear span of the n seeds of each of G problems. Vectors in the span are weights of the unit seeds.
+    """The linear span of the n seeds of each of G problems.
+
+    A vector in the span is represented by ``n`` weights: the vector is the weighted sum of the unit seeds (the seeds
+    divided by their norms).
 
     Attributes:
-        seeds: ``[G,n,C,h,w]``, the seeds with flattened batch dimensions.
+        seeds: ``[G,n,C,h,w]``, the seeds; all batch dimensions are flattened into G.
         gram: float64 ``[G,n,n]`` on the CPU, cosines of the angles between the seeds.
-        t: ``[G,n]``, ``log(norm / mode)`` of the seeds, clamped to the range of the tables.
-        radial_length: ``[G,n]``, lengths of the radial segments outside the range of the tables.
-        radial_cost: ``[G,n]``, costs of the radial segments outside the range of the tables.
+        t: ``[G,n]``, ``log(norm / mode)`` of the seeds, clamped to the range of the tables in :mod:`nao.radial_metric`.
+        radial_length: ``[G,n]``, length of the radial segment between a seed and the nearest norm in the tables.
+        radial_cost: ``[G,n]``, cost of the radial segment between a seed and the nearest norm in the tables.
     """
 
     def __init__(self, seeds: Tensor, normalize: bool) -> None:
@@ -242,7 +247,8 @@ class _Subspace:
 
         Args:
             center: the centroid and its geodesics.
-            fractions: positions of the points as fractions ``[...,K]`` of the path length, 0 at the seed.
+            fractions: positions of the points as fractions ``[...,K]`` of the path length; 0 is the seed, and 1 is the
+                centroid.
 
         Returns:
             The points as weights of the unit seeds ``[G,n,K,n]``, and the lengths of the paths ``[G,n]``.
@@ -263,7 +269,7 @@ class _Subspace:
 
 
 def _sample(paths: Geodesics, fractions: Tensor, *, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute points of each geodesic at the given fractions of its length.
+    """Compute the points at the given fractions of the length of each geodesic.
 
     Args:
         paths: geodesics with the batch shape ``[...]``.

@@ -1,9 +1,9 @@
-"""NAO as published: a path is a polyline of K points, whose energy is minimized over all d components of each point.
+"""NAO as published: a path is a polyline of K points, and its energy is minimized over the coordinates of the points.
 
-The energy evaluates the density of the norm only at the midpoint of each segment. With few points, the polyline of
-minimum energy therefore is a zigzag line: the midpoints of the segments have the typical norm, but the points do not.
-With many points, the energy of the polyline converges to the energy of the continuous path in :mod:`nao.geodesic`. The
-tests and the benchmark use this module as the reference implementation.
+The energy of the polyline depends on the density of the norm only at the midpoint of each segment. If K is small, the
+polyline of minimum energy is therefore a zigzag line: the midpoints of the segments have the typical norm, but the
+points do not. As K increases, the energy of the polyline converges to the energy of the continuous path in
+:mod:`nao.geodesic`. The tests and the benchmark use this module as the reference implementation.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from nao.baselines import slerp, spherical_mean
 from nao.norm import log_density, relative_log_density
 
-SPACING_WEIGHT = 1.0  # lambda in the paper
+SPACING_WEIGHT = 1.0  # weight of the penalty on long segments, called lambda in the paper
 
 
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
     """Energy ``[...]`` of polylines, including a penalty on segments that are longer than ``spacing``.
 
     Args:
-        points: points of the polylines, float64 ``[...,K,m]``. The dimension m may be smaller than ``d`` if the points
-            are given by coordinates in a subspace.
+        points: points of the polylines, float64 ``[...,K,m]``. The number m of coordinates is ``d``, or less if the
+            points are given in a subspace.
         d: number of components of a seed.
         spacing: maximum length of a segment without a penalty, ``[...]``.
     """
@@ -37,9 +37,9 @@ def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
 
 
 def spacing_bound(paths: Tensor) -> Tensor:
-    """Maximum segment length without a penalty, ``[...]``: twice the mean segment length of polylines ``[...,K,m]``.
+    """Return the maximum segment length without a penalty, ``[...]``, for polylines ``[...,K,m]``.
 
-    The factor of 2 is the value in the paper.
+    The maximum is twice the mean segment length, as in the paper.
     """
     return 2 * paths.diff(dim=-2).norm(dim=-1).mean(-1)
 
@@ -103,7 +103,7 @@ def descend_centroid(
 def _minimize(
     energy: Callable[..., Tensor], initial: list[Tensor], iterations: int, history: int
 ) -> tuple[float, list[Tensor]]:
-    """Minimize ``energy`` over several tensors by L-BFGS; return the minimum energy and the tensors.
+    """Minimize ``energy`` over several tensors by L-BFGS; return the minimum energy and the optimized tensors.
 
     If the optimization increases the energy, the initial energy and tensors are returned.
     """

@@ -1,18 +1,18 @@
-"""The metric of seed space whose geodesics are the NAO paths: the cost of a unit of length as a function of the norm.
+"""The metric of seed space whose geodesics are the NAO paths.
 
 A unit of length of a path costs ``-log chi_d(norm)`` nats, where chi_d is the density of the chi distribution. The cost
-of a unit of length depends only on the norm of a seed, not on the direction of the seed. Therefore the metric is
-rotationally symmetric, and the path between two seeds is a geodesic on a surface of revolution. Symbols:
+depends only on the norm of a seed, not on the direction of the seed. Therefore the metric is rotationally symmetric,
+and the path between two seeds is a geodesic on a surface of revolution. Symbols:
 
 - ``d``: number of components of a seed; the *mode* is the most likely norm, ``sqrt(d - 1)``.
 - ``t = log(norm / mode)``: the radial coordinate. A unit of length costs
   ``c(t) = -log chi_d = c0 + (d - 1) (expm1(2t)/2 - t)`` with ``c0 = -log chi_d(mode)``.
 - ``f(t) = norm * c(t)``: the cost per radian along a circle around the origin, and the cost per unit of ``t`` along a
   radial line. The line element of the metric is ``f(t) sqrt(dt^2 + dangle^2)``.
-- *waist*: the circle with the smallest ``f``, whose norm is slightly less than the mode. ``waist`` is the value of
-  ``t`` on this circle, and ``waist_cost`` is the value of ``f``.
-- ``alpha``: the signed height above the waist, defined by ``f(t) = waist_cost * cosh(alpha)``. In this coordinate every
-  path of minimum energy has a closed form (:mod:`nao.geodesic`).
+- *waist*: the circle around the origin with the smallest ``f``; its norm is slightly less than the mode. ``waist`` is
+  the value of ``t`` on the waist, and ``waist_cost`` is the value of ``f`` on the waist.
+- ``alpha``: the signed height above the waist, defined by ``f(t) = waist_cost * cosh(alpha)``. As a function of
+  ``alpha``, every path of minimum energy has a closed form (see :mod:`nao.geodesic`).
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from torch import Tensor
 
 from nao.norm import peak_log_density, typical_norm
 
-# Range of the tables in norm / mode. The range ends above 0.26, because f decreases towards the origin below 0.26.
+# Range of the tables, as norm / mode. The range starts above 0.26, because below 0.26 the cost per radian decreases
+# towards the origin.
 MIN_NORM_RATIO = 0.35
 MAX_NORM_RATIO = 10.0
 MIN_COMPONENTS = 16  # minimum number of components of a seed
-TABLE_STEP = 1 / 64  # spacing of the tables in alpha; with this spacing the cubic functions are accurate to ten digits
+TABLE_STEP = 1 / 64  # spacing of the tables in alpha, for which the cubic interpolation is accurate to ten digits
 BISECTIONS = 60  # number of bisection steps with which t is computed from alpha
 
 
 @dataclass(frozen=True)
 class RadialMetric:
-    """The metric for seeds of ``d`` components, tabulated over ``alpha``.
+    """The metric for seeds of ``d`` components, as tables over the height ``alpha``.
 
     Attributes:
         d: number of components of a seed.
         waist: value of ``t`` at the waist.
         waist_cost: cost per radian along the waist, in nats times units of length.
-        first_index: ``alpha`` of the first table row, in units of ``TABLE_STEP``.
+        first_index: ``alpha`` of the first table row, divided by ``TABLE_STEP``.
         slopes: coefficients ``[M,4]`` of the piecewise cubic function ``dt/dalpha`` of ``alpha``.
         heights: coefficients ``[M,4]`` of the piecewise cubic function ``t`` of ``alpha``.
     """
@@ -58,7 +59,7 @@ class RadialMetric:
     def waist_slope(self) -> float:
         """Value of ``dt/dalpha`` at the waist.
 
-        Over an angle of ``waist_slope`` radians, the distance of a path to the waist decreases by a factor of e.
+        Over an angle of ``waist_slope`` radians, the distance between a path and the waist decreases by a factor of e.
         """
         return self.slopes[-self.first_index, 0].item()
 
@@ -86,7 +87,7 @@ class RadialMetric:
 
 
 def log_cost_ratio(u: Tensor, waist: float, d: int) -> Tensor:
-    """Return ``log f(waist + u) - log f(waist)``, computed without the cancellation of the direct difference."""
+    """Return ``log f(waist + u) - log f(waist)``; the formula is accurate also for small ``u``."""
     c = unit_cost(torch.tensor(waist, dtype=torch.float64), d)
     return u + torch.log1p((d - 1) * (math.exp(2 * waist) * torch.expm1(2 * u) / 2 - u) / c)
 
@@ -110,8 +111,8 @@ def radial_metric(d: int) -> RadialMetric:
     """Compute the metric and its tables for seeds of ``d`` components; the result is cached.
 
     Raises:
-        ValueError: ``d`` is less than 16. For fewer than 16 components, the density of the norm is so broad that no
-            waist exists.
+        ValueError: ``d`` is less than 16. For fewer than 16 components, ``f`` may have no minimum (waist), because the
+            density of the norm is too broad.
     """
     if d < MIN_COMPONENTS:
         raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components.")
@@ -127,7 +128,10 @@ def radial_metric(d: int) -> RadialMetric:
 
 
 def _waist(d: int) -> float:
-    """Return ``t`` at the waist, where ``f'(t) = 0``, by Newton's method from the limit of the waist for large d."""
+    """Return ``t`` at the waist, where ``f'(t) = 0``.
+
+    Newton's method starts at the limit of ``t`` for a large number of components.
+    """
     c0 = -peak_log_density(d)
     t = -c0 / (2 * (d - 1))
     for _ in range(20):
@@ -136,9 +140,9 @@ def _waist(d: int) -> float:
 
 
 def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``t``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha``, one of which must be 0.
+    """Return ``t``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha``.
 
-    ``t`` is computed by bisection.
+    ``t`` is computed by bisection. One of the heights must be 0.
     """
     d, waist = metric.d, metric.waist
     at_waist = torch.full_like(alpha, waist)
@@ -152,7 +156,8 @@ def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor
     t = torch.where(alpha == 0, at_waist, (low + high) / 2)
     square_norm = (d - 1) * torch.exp(2 * t)
     cost = unit_cost(t, d)
-    # Compute the first and second derivative of log f with respect to t; d(log cosh(alpha)) = tanh(alpha) dalpha.
+    # Compute the first and second derivative of log f with respect to t. Because f is proportional to cosh(alpha), the
+    # first derivative is tanh(alpha) dalpha/dt.
     first = (d - 1) * (1.5 * math.exp(2 * waist) * torch.expm1(2 * (t - waist)) - (t - waist)) / cost
     second = 2 * square_norm / cost - ((d - 1) * torch.expm1(2 * t) / cost).square()
     slope = alpha.tanh() / first
@@ -167,7 +172,7 @@ def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _hermite(value: Tensor, slope: Tensor) -> Tensor:
     """Return the coefficients ``[M-1,4]`` of the Hermite cubics for values ``[M]`` and slopes ``[M]`` on the grid.
 
-    The argument of each cubic is the position within the grid interval as a fraction in [0, 1].
+    The argument of a cubic is the position in its grid interval, from 0 to 1.
     """
     left, right = TABLE_STEP * slope[:-1], TABLE_STEP * slope[1:]
     rise = value.diff()

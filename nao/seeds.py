@@ -1,4 +1,4 @@
-"""New seeds from groups of inverted seeds ``[G,n,C,h,w]``, one group per concept."""
+"""New seeds from G groups of n inverted seeds each, ``[G,n,C,h,w]``; each group belongs to one concept."""
 
 from __future__ import annotations
 

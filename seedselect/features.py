@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TITLE = "a CLIP model"
-UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of CLIP weights that do not influence the features
+UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of CLIP weights that have no influence on the features
 MODEL_CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 """Names of the supported classes of ``transformers``, by the ``model_type`` in config.json."""
 
@@ -28,16 +28,17 @@ MODEL_CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDua
 class ClipFeatures:
     """Computes unit-length image and text features ``[B,D]`` with a CLIP model of ``transformers``.
 
-    The model is a ``CLIPModel``, or a ``VisionTextDualEncoderModel`` with another image encoder, such as a timm model.
+    The model is either a ``CLIPModel`` or a ``VisionTextDualEncoderModel``, whose image encoder may be another network,
+    such as a timm model.
 
-    Images are preprocessed by differentiable tensor operations, because the image processors of ``transformers`` are
-    not differentiable. The preprocessing consists of a bicubic resize of the shorter side, a center crop and a
+    Images are preprocessed by tensor operations of this class, because the image processors of ``transformers`` are not
+    differentiable. The preprocessing consists of a bicubic resize of the shorter side, a center crop and a
     normalization.
 
     Args:
         model: the CLIP model; its weights are frozen and it is put into evaluation mode.
         tokenizer: the tokenizer of the CLIP model.
-        mean, std: mean and standard deviation of the three color channels, for the normalization of images.
+        mean, std: mean and standard deviation of the three color channels, with which images are normalized.
 
     Raises:
         ValueError: the config of the model does not state the size of its input images.
@@ -75,7 +76,7 @@ class ClipFeatures:
             ValueError: ``path`` has no CLIP model; a weight is missing, unknown or of a wrong shape; or the tokenizer
                 is incomplete.
         """
-        import transformers  # this import takes seconds
+        import transformers  # imported here, because the import takes seconds
 
         if local_files_only and not (Path(path) / "config.json").is_file():
             raise ValueError(
@@ -85,7 +86,7 @@ class ClipFeatures:
         tokenizer = load_tokenizer(path, local_files_only=local_files_only)
         try:
             processor = transformers.CLIPImageProcessor.from_pretrained(path, local_files_only=local_files_only)
-        except Exception as error:  # damaged files raise errors of various types
+        except Exception as error:  # damaged files raise exceptions of many types
             raise ValueError(f"cannot load {TITLE} from {path}: {first_line(error)}") from error
         mean = processor.image_mean
         std = processor.image_std
@@ -128,7 +129,7 @@ class ClipFeatures:
         if (height, width) == (self.size, self.size):
             return images
         short = min(height, width)
-        size = [self.size * height // short, self.size * width // short]  # rounded down, as CLIPImageProcessor does
+        size = [self.size * height // short, self.size * width // short]  # CLIPImageProcessor also rounds down
         images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (size[0] - self.size) // 2, (size[1] - self.size) // 2
         return images[..., top : top + self.size, left : left + self.size]

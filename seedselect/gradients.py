@@ -22,13 +22,13 @@ def identity(gradient: Tensor, seeds: Tensor) -> Tensor:
 
 
 def clip_norm(gradient: Tensor, seeds: Tensor, max_norm: PositiveFloat = 0.1) -> Tensor:
-    """Scale down each sample's gradient to a norm of at most ``max_norm`` (ReNO, Eyring et al. 2024, uses 0.1)."""
+    """Scale down each sample's gradient to a norm of at most ``max_norm``; ReNO (Eyring et al. 2024) uses 0.1."""
     factor = (max_norm / _norm(gradient)).clamp_max(1)
     return gradient * factor.to(gradient.dtype).to(gradient.device)
 
 
 def project_to_tangent(gradient: Tensor, seeds: Tensor) -> Tensor:
-    """Remove the gradient's component along the seed, so that a small update preserves the seed's norm.
+    """Remove the component of the gradient along the seed, so that a small update preserves the norm of the seed.
 
     The gradient of a zero seed is returned unchanged.
     """
@@ -41,9 +41,9 @@ def project_to_tangent(gradient: Tensor, seeds: Tensor) -> Tensor:
 def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
     """Flatten the power spectrum of the gradient: every frequency band of every channel gets the same mean power.
 
-    The 2D frequencies of each channel are divided into ``blocks`` rings of equal width (the frequency bands). The
-    frequencies of each ring are scaled so that their mean power equals the mean power of the whole gradient. The norm
-    of the gradient does not change, and rings without power stay zero. arXiv 2602.08646 describes a similar
+    The frequency bands are ``blocks`` rings of equal width in the plane of the 2D frequencies. In each channel, the
+    frequencies of a ring are scaled so that their mean power equals the mean power of the whole gradient. A ring
+    without power stays zero. The norm of the gradient does not change. arXiv 2602.08646 describes a similar
     preconditioning of the gradient.
     """
     values = gradient.detach().cpu().double()

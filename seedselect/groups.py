@@ -1,7 +1,7 @@
-"""Group objectives: rewards of the *set* of images that a user generates from one prompt, such as their diversity.
+"""Rewards of a *group*, the set of images that a user generates from one prompt, for example the diversity of the set.
 
-Letters in tensor shapes: G groups of n images each, ``B = G n`` samples. The n samples of a group are consecutive. The
-results of a group do not depend on the other groups of a batch.
+Letters in tensor shapes: G groups of n images each, ``B = G n`` samples. The n samples of a group are consecutive in
+the batch. The result of a group does not depend on the other groups of a batch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ GroupReward = Callable[[Generation], Tensor]
 """A function that returns the reward of each group of images, ``[G]``; larger values are better."""
 
 MIN_EIGENVALUE = 1e-12
-"""Smallest eigenvalue in the gradient of the Vendi score, whose slope at 0 is infinite."""
+"""Smaller eigenvalues are clamped to this value, because the gradient of the entropy is infinite at eigenvalue 0."""
 
 
 def pairwise_distance(features: Tensor) -> Tensor:
-    """Return the mean cosine distance, in [0, 2], of the pairs of each set of n features ``[...,n,D]``.
+    """Return the mean cosine distance, in [0, 2], over all pairs of features in each set ``[...,n,D]`` of n features.
 
-    The result has the shape ``[...]`` and dtype float64. A single outlier can raise this mean while all other features
-    of the set are equal; :func:`vendi_score` and :func:`dpp_log_det` are less sensitive to outliers.
+    The result has the shape ``[...]`` and dtype float64. A single outlier can raise the mean distance even if all other
+    features of the set are equal. :func:`vendi_score` and :func:`dpp_log_det` are less sensitive to outliers.
     """
     similarity = _cosine_similarity(features)
     count = similarity.shape[-1]
@@ -42,26 +42,27 @@ def pairwise_distance(features: Tensor) -> Tensor:
 
 
 def vendi_score(features: Tensor) -> Tensor:
-    """Return the Vendi score (Friedman and Dieng 2023), in [1, n], of each set of n features ``[...,n,D]``.
+    """Return the Vendi score (Friedman and Dieng 2023), in [1, n], of each set ``[...,n,D]`` of n features.
 
-    The score is the effective number of different features: 1 for equal features, n for orthogonal features. It is the
-    exponential of the entropy of the eigenvalues of ``K / n``, where K is the matrix of the cosine similarities. The
-    result has the shape ``[...]`` and dtype float64; it is NaN for a set with NaN or infinity.
+    The Vendi score is the effective number of different features: 1 if all features are equal, n if they are
+    orthogonal. The score is the exponential of the entropy of the eigenvalues of ``K / n``, where K is the matrix of
+    the cosine similarities. The result has the shape ``[...]`` and dtype float64. The score is NaN if a feature of the
+    set is not finite.
     """
     similarity = _cosine_similarity(features)
     finite = similarity.isfinite().all(-1).all(-1)
     identity = torch.eye(similarity.shape[-1], dtype=similarity.dtype)
-    usable = torch.where(finite[..., None, None], similarity, identity)  # eigvalsh raises an error for NaN
+    usable = torch.where(finite[..., None, None], similarity, identity)  # because eigvalsh raises an error for NaN
     eigenvalues = torch.linalg.eigvalsh(usable / similarity.shape[-1]).clamp_min(MIN_EIGENVALUE)
     return torch.where(finite, torch.special.entr(eigenvalues).sum(-1).exp(), torch.nan)
 
 
 def dpp_log_det(features: Tensor, jitter: OpenUnitInterval = 1e-3) -> Tensor:
-    """Return the log-determinant, <= 0, of the cosine similarities K of each set of n features ``[...,n,D]``.
+    """Return the log-determinant, <= 0, of the matrix K of cosine similarities of each set ``[...,n,D]`` of n features.
 
-    The log-determinant is the unnormalized log-probability of a determinantal point process (DPP). It is 0 for
-    orthogonal features. The matrix is ``(1 - jitter) K + jitter I``, so that the result is finite for equal features.
-    The result has the shape ``[...]`` and dtype float64.
+    The log-determinant is the unnormalized log-probability of a determinantal point process (DPP). The log-determinant
+    is 0 for orthogonal features. K is replaced by ``(1 - jitter) K + jitter I``, so that the result is finite for equal
+    features. The result has the shape ``[...]`` and dtype float64.
     """
     similarity = _cosine_similarity(features)
     identity = torch.eye(similarity.shape[-1], dtype=similarity.dtype)
@@ -69,18 +70,21 @@ def dpp_log_det(features: Tensor, jitter: OpenUnitInterval = 1e-3) -> Tensor:
 
 
 def _cosine_similarity(features: Tensor) -> Tensor:
-    """Return the matrices ``float64 [...,n,n]`` on the CPU, because some devices do not support float64."""
+    """Return the matrices of cosine similarities, ``float64 [...,n,n]``.
+
+    The matrices are on the CPU, because some devices do not support float64.
+    """
     unit = F.normalize(features.cpu().double(), dim=-1)
     return unit @ unit.mT
 
 
 @dataclass(frozen=True)
 class ImageDiversity:
-    """Group reward: a measure of the features of each group's images.
+    """Group reward: the diversity of the image features of each group.
 
     Args:
-        measure: function from sets of features ``[...,n,D]`` to values ``[...]``: :func:`pairwise_distance`,
-            :func:`vendi_score` or :func:`dpp_log_det`.
+        measure: function that returns the diversity ``[...]`` of sets of features ``[...,n,D]``:
+            :func:`pairwise_distance`, :func:`vendi_score` or :func:`dpp_log_det`.
     """
 
     measure: Callable[[Tensor], Tensor]
@@ -95,16 +99,17 @@ class ImageDiversity:
 
 @dataclass(frozen=True)
 class LatentDiversity:
-    """Group reward: a measure of each group's clean latents, which needs neither a decoder nor an image encoder.
+    """Group reward: the diversity of the clean latents of each group, computed without a decoder and an image encoder.
 
     Args:
-        measure: function from sets of vectors ``[...,n,D]`` to values ``[...]``, see :class:`ImageDiversity`.
+        measure: function that returns the diversity ``[...]`` of sets of vectors ``[...,n,D]``, see
+            :class:`ImageDiversity`.
     """
 
     measure: Callable[[Tensor], Tensor]
 
     def features(self, generation: Generation) -> Tensor:
-        """Return the latents as vectors ``[B,C h w]``."""
+        """Return the clean latents as vectors ``[B,C h w]``."""
         return generation.latents[-1].flatten(1)
 
     def __call__(self, generation: Generation) -> Tensor:
@@ -113,22 +118,24 @@ class LatentDiversity:
 
 @dataclass(frozen=True)
 class ContrastiveReward:
-    """Group reward of Contrastive Noise Optimization (CNO, Kim et al. 2026, arXiv 2510.03813): negative InfoNCE loss.
+    """Group reward of Contrastive Noise Optimization (CNO, Kim et al. 2026, arXiv 2510.03813): minus the InfoNCE loss.
 
     The reward repels the latents of a group from each other and attracts each latent to the latent of its initial seed.
-    Latents are compared patch by patch: each latent is averaged over ``window`` x ``window`` patches, and patches at
-    the same position are compared by their cosine similarity. In CNO the latents are one-step predictions of the clean
-    latent from the seed, so :class:`~seedselect.problem.Problem` needs a ``trajectory`` that returns these predictions.
+    Two latents are compared patch by patch. Each latent is reduced to ``window`` x ``window`` patches by average
+    pooling, and patches at the same position are compared by their cosine similarity. In CNO, a latent is the
+    prediction of the clean latent from the seed in one step. For CNO, the ``trajectory`` of
+    :class:`~seedselect.problem.Problem` must return these predictions.
 
     The reward equals the loss in https://github.com/Jecstar66/CNO, commit b54588b, ``latent_diffusion_cno.py``, lines
-    106 to 141, up to the sign and the constant 1e-8 in a denominator. The authors' script optimizes five seeds in three
-    updates of Adam with the learning rate 0.01.
+    106 to 141, except for the sign and a constant of 1e-8 in a denominator. The authors' script optimizes five seeds in
+    three updates of Adam with the learning rate 0.01.
 
     Args:
-        temperature: temperature of the similarities.
-        attraction_temperature: factor gamma on the temperature of the attraction; None: ``1 / (temperature ln(n - 1) +
-            1)``, the value of the paper for a group of n images. The authors' scripts use 1.
-        window: number of patches per side. The authors' scripts use 16 for latents of 64 x 64.
+        temperature: temperature of the InfoNCE loss, by which all similarities are divided.
+        attraction_temperature: factor by which ``temperature`` is multiplied for the attraction to the initial latent,
+            called gamma in the paper. None means the paper's value for a group of n images,
+            ``1 / (temperature ln(n - 1) + 1)``. The authors' scripts use 1.
+        window: number of patches per side of a latent. The authors' scripts use 16 for latents of 64 x 64.
     """
 
     temperature: PositiveFloat = 0.1
@@ -152,31 +159,34 @@ class ContrastiveReward:
         return (attraction.mT - logits.logsumexp(-1)).mean((1, 2))
 
     def _patches(self, latents: Tensor, generation: Generation) -> Tensor:
-        """Return the patches of the latents ``[B,C,h,w]`` as unit vectors over the channels, float64 ``[G,n,C,P]``."""
+        """Return the P patches of the latents ``[B,C,h,w]`` as unit vectors of C channels, float64 ``[G,n,C,P]``."""
         pooled = F.adaptive_avg_pool2d(latents.cpu().double(), self.window)
         return F.normalize(_grouped(pooled.flatten(2), generation), dim=2)
 
 
 def _grouped(values: Tensor, generation: Generation) -> Tensor:
-    """Return values ``[B,...]`` as ``[G,n,...]``."""
+    """Reshape values of samples ``[B,...]`` to values of groups ``[G,n,...]``."""
     return values.unflatten(0, (-1, generation.group_size))
 
 
 @dataclass(frozen=True)
 class GroupSelect(SeedSelect):
-    """SeedSelect for groups of seeds: optimizes the seeds of a prompt jointly for rewards of the set of their images.
+    """SeedSelect for groups of seeds: the n seeds of a prompt are optimized jointly for rewards of their n images.
 
-    The seeds of a group stop together, and the returned seeds of a group belong to the same iteration. The entries of a
-    :class:`~seedselect.history.Selection` are per sample; the samples of a group have equal losses. The arguments that
-    are not described here have the same meaning as in :class:`~seedselect.select.SeedSelect`.
+    The optimization of all seeds of a group stops at the same iteration, and the returned seeds of a group belong to
+    the same iteration. The result, a :class:`~seedselect.history.Selection`, contains one entry per sample. All samples
+    of a group have the loss of the group. The other arguments are arguments of :class:`~seedselect.select.SeedSelect`.
 
     Args:
         group_size: number n of consecutive seeds that form a group, at least 2.
         group_rewards: pairs ``(group reward, weight)``, such as ``(ImageDiversity(vendi_score), 1.0)``.
-        rewards: pairs ``(reward, weight)`` of single images (:mod:`seedselect.rewards`), averaged over a group.
-        quality: reward of single images that must not fall, such as ``seedselect.text_similarity``; None: no limit.
-        max_quality_loss: the optimization of a group stops when the mean ``quality`` of its images is more than
-            ``max_quality_loss`` below the value of the initial seeds. Seeds below this limit are never returned.
+        rewards: pairs ``(reward, weight)`` of rewards of single images (:mod:`seedselect.rewards`); the mean over a
+            group is added to the group rewards.
+        quality: reward of single images that must not decrease much, such as ``seedselect.text_similarity``. None means
+            that there is no limit on the quality.
+        max_quality_loss: the largest accepted decrease of the mean ``quality`` of a group, relative to the initial
+            seeds. The optimization of a group stops when the decrease is larger, and seeds with a larger decrease are
+            never returned.
     """
 
     group_size: IntAtLeast2 = 4
@@ -191,7 +201,7 @@ class GroupSelect(SeedSelect):
         check_pairs("group_rewards", self.group_rewards)
 
     def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
-        """Return the loss ``[G]`` and the criterion ``[G]`` of each group."""
+        """Return the loss ``[G]`` of each group, and the criterion ``[G]`` by which the best seeds are chosen."""
         losses = [-(weight * reward(generation).cpu().double()) for reward, weight in self.group_rewards]
         losses += [-(weight * self._group_mean(reward(generation))) for reward, weight in self.rewards]
         without_penalty = sum(losses[1:], start=losses[0])

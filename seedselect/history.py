@@ -1,7 +1,4 @@
-"""The result of a seed optimization, and the class that records the result during the optimization.
-
-The optimization of each sample stops independently of the other samples.
-"""
+"""The result of a seed optimization, and the class that records the result during the optimization."""
 
 from __future__ import annotations
 
@@ -14,22 +11,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Selection:
-    """The best seed of each of B samples and the history of the optimization, over at most K iterations.
+    """The best seed of each of B samples, and the history of an optimization of at most K iterations.
 
     Attributes:
-        seed: for each sample the seed with the smallest criterion, ``[B,C,h,w]``. The criterion is the loss or, with
-            ``SeedSelect.best_by="rewards"``, the loss without the penalty.
+        seed: for each sample the seed with the smallest criterion, ``[B,C,h,w]``. The criterion is the loss. If
+            ``SeedSelect.best_by`` is ``"rewards"``, the criterion is the loss without the penalty.
         latent: the clean latent generated from ``seed``, ``[B,C,h,w]``.
         loss: loss of ``seed``, float64 ``[B]``.
         initial_loss: loss of the initial seed, float64 ``[B]``.
-        trace: loss after each update, float64 ``[K+1,B]``. Row 0 is the loss before the first update. Entries after
-            a sample has stopped are NaN.
+        trace: loss after each update, float64 ``[K+1,B]``. Row 0 is the loss before the first update. If the
+            optimization of a sample stops early, the remaining entries of the sample are NaN.
         iterations: number of updates of each sample's seed, int64 ``[B]``.
-        converged: bool ``[B]``, whether a sample stopped because its loss no longer decreased.
+        converged: bool ``[B]``, whether the optimization of a sample stopped because its loss hardly decreased.
         seconds: wall-clock time of each sample's optimization in seconds, float64 ``[B]``. The time of an iteration is
-            divided equally among the samples that have not stopped.
-        forwards: number of sampling runs of each sample, int64 ``[B]``.
-        backwards: number of sampling runs of each sample through which the loss was differentiated, int64 ``[B]``.
+            divided equally among the samples of the iteration.
+        forwards: number of forward passes through the sampler for each sample, int64 ``[B]``.
+        backwards: number of backward passes through the sampler for each sample, int64 ``[B]``.
     """
 
     seed: Tensor
@@ -44,9 +41,9 @@ class Selection:
     backwards: Tensor
 
     def merge(self, later: Selection) -> Selection:
-        """Return the combined result of this run and a ``later`` run that started from the seeds of this run.
+        """Return the combined result of this run and a ``later`` run that started from the best seeds of this run.
 
-        The traces are concatenated; times and counts are summed.
+        The traces are concatenated. The times and the numbers of passes through the sampler are summed.
         """
         return replace(
             later,
@@ -58,9 +55,9 @@ class Selection:
         )
 
     def ungroup(self) -> Selection:
-        """Return the result per sample from a result per group, whose seeds are ``[G,n,C,h,w]``.
+        """Convert a result per group, whose seeds are ``[G,n,C,h,w]``, to a result per sample.
 
-        The samples of a group have the values of their group; the time of a group is divided among its samples.
+        Each sample of a group gets the values of the group. The time of a group is divided among its samples.
         """
         size = self.seed.shape[1]
         per_group = ("loss", "initial_loss", "iterations", "converged", "seconds", "forwards", "backwards")
@@ -72,9 +69,10 @@ class Selection:
 
 
 class BestSeedTracker:
-    """Records, for each sample, the losses, the times, and the seed with the smallest criterion and its latent.
+    """Records the losses and times of each sample, and the seed with the smallest criterion together with its latent.
 
-    A sample is anything that is optimized jointly: one seed, or a group of n seeds with seeds ``[G,n,C,h,w]``.
+    In this class, a sample is either one seed or a group of n seeds that are optimized jointly. The seeds of groups
+    have the shape ``[G,n,C,h,w]``.
 
     Seeds and latents stay on their device. All other tensors are on the CPU, because some devices do not support
     float64.
@@ -83,8 +81,9 @@ class BestSeedTracker:
         seeds: initial seeds ``[B,C,h,w]``.
         iterations: the maximum number of updates K.
         patience, improvement: a sample has converged when its best criterion decreased by less than the fraction
-            ``improvement`` over the last ``patience`` iterations; ``patience=0`` disables this convergence check.
-        max_quality_loss: a sample stops when its quality is more than this value below its quality in iteration 0.
+            ``improvement`` over the last ``patience`` iterations. ``patience=0`` disables the convergence check.
+        max_quality_loss: the optimization of a sample stops when its quality is more than ``max_quality_loss`` below
+            its quality in iteration 0.
     """
 
     def __init__(
@@ -126,19 +125,19 @@ class BestSeedTracker:
         quality: Tensor | None = None,
         differentiated: bool = False,
     ) -> Tensor:
-        """Record iteration ``k`` of the samples ``rows [b]``; return which of these samples continue, bool ``[b]``.
+        """Record iteration ``k`` of the samples with the indices ``rows [b]``; return a mask ``[b]``, True to continue.
 
-        The best seed has the smallest ``criterion [b]``, by default the loss. A sample stops when its loss is not
-        finite, when it has converged, or when its ``quality [b]`` is too low. A seed of too low quality is never the
-        best.
+        The best seed has the smallest ``criterion [b]``, by default the loss. A sample is not continued if its loss is
+        not finite, if it has converged, or if its ``quality [b]`` is too low. If the quality of a seed is too low, the
+        seed is never the best seed.
         """
-        loss = loss.cpu().double()  # waits for the device, so that the measured time includes the device's work
+        loss = loss.cpu().double()  # waits for the device, so that all of its work is timed
         criterion = loss if criterion is None else criterion.cpu().double()
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)
         self.last_time = now
         self.trace[k, rows] = loss
-        self.iterations[rows] = self.backwards[rows]  # every earlier gradient was followed by an update
+        self.iterations[rows] = self.backwards[rows]  # each earlier backward pass was followed by an update
         self.forwards[rows] += 1
         self.backwards[rows] += differentiated
         active = torch.isfinite(loss)
@@ -160,7 +159,7 @@ class BestSeedTracker:
         return active
 
     def selection(self) -> Selection:
-        """Return the result of the iterations so far; its tensors are shared with the tracker, not copied."""
+        """Return the result of the iterations so far. Its tensors are not copied, so later iterations change them."""
         return Selection(
             seed=self.seed,
             latent=self.latent,

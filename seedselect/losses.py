@@ -15,7 +15,10 @@ def semantic_loss(
     decode: Callable[[Tensor], Tensor],
     features: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return ``sum_k w_k (1 - cos(features(decode(z_k)), target))``, ``[B]``.
+    """Return the semantic loss ``[B]``, ``sum_k w_k (1 - cos(features(decode(z_k)), target))``.
+
+    The semantic loss is a weighted sum, over the latents ``z_k`` of the last sampling steps, of the cosine distances
+    between the image features and ``target``.
 
     Args:
         latents: the latents ``z_k`` after the last sampling steps, each ``[B,C,h,w]``; the last entry is the cleanest.

@@ -1,4 +1,4 @@
-"""Noise with more power in the low frequencies, as initial seeds of diverse images."""
+"""Pink noise: Gaussian noise with more power in low frequencies, for initial seeds that give diverse images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from torch import Tensor
 
 
 def pink_noise(noise: Tensor, exponent: NonNegativeFloat = 0.2) -> Tensor:
-    """Return Gaussian noise with the power spectrum ``1 / f^exponent`` from white noise ``[...,h,w]``.
+    """Convert white noise ``[...,h,w]`` to Gaussian noise with the power spectrum ``1 / f^exponent``.
 
-    The amplitude of each 2D frequency f is multiplied by ``f^(-exponent / 2)``; the frequency 0 is treated as the
-    lowest other frequency. The factors are scaled so that the expected variance stays 1. Images from pink noise differ
-    more from each other (Harrington et al. 2026, arXiv 2601.00090, with exponent 0.2), but large exponents reduce the
-    quality of the images, because the model was trained on white noise. ``exponent=0`` returns white noise.
+    The amplitude of each 2D frequency f is multiplied by ``f^(-exponent / 2)``; the frequency 0 gets the factor of the
+    lowest other frequency. The factors are scaled so that the expected variance stays 1. Images generated from pink
+    noise differ more from each other than images from white noise (Harrington et al. 2026, arXiv 2601.00090, with
+    exponent 0.2). Large exponents reduce the quality of the images, because the model was trained on white noise.
+    ``exponent=0`` returns white noise.
     """
     height, width = noise.shape[-2:]
     rows = torch.fft.fftfreq(height, dtype=torch.float64)

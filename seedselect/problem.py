@@ -1,4 +1,4 @@
-"""The optimization problem of SeedSelect: functions that generate an image from a seed, and targets for this image."""
+"""The optimization problem of SeedSelect: functions that generate an image from a seed, and targets for the image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from functools import cached_property
 from torch import Tensor
 
 Trajectory = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""``(seeds [b,C,h,w], rows [b]) -> latents``: sample the batch rows ``rows`` from ``seeds`` and return the latents
-after the last sampling steps; the last entry is the clean latent."""
+"""Function ``(seeds [b,C,h,w], rows [b]) -> latents`` that samples from ``seeds``.
+
+``rows`` are the batch indices of the seeds. ``latents`` are the latents after the last sampling steps; the last entry
+of ``latents`` is the clean latent."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Targets:
     Attributes:
         features: mean feature of each sample's reference images, ``[B,D]``; used only by the semantic loss.
         latent: mean latent of each sample's reference images, ``[B,C,h,w]``; used only by the appearance loss.
-        text: features of the prompts in the feature space of the images, ``[B,D]``; used only by rewards that compare
-            the image with the prompt.
+        text: text features of the prompts, ``[B,D]``, in the same feature space as the image features; used only by
+            rewards that compare the image with the prompt.
         prompts: B prompts; used only by rewards that compute text features with a separate model.
         references: latents of the R reference images of each sample, ``[B,R,C,h,w]``; used only by rewards that compare
             the image with each reference.
@@ -34,7 +36,7 @@ class Targets:
     references: Tensor | None = None
 
     def select(self, rows: Tensor) -> Targets:
-        """Return the targets of the batch rows ``rows``, int64 ``[b]``."""
+        """Return the targets of the samples with the batch indices ``rows``, int64 ``[b]``."""
         return Targets(
             None if self.features is None else self.features[rows],
             None if self.latent is None else self.latent[rows],
@@ -54,9 +56,10 @@ class Generation:
         targets: targets of the B samples.
         decode: function that maps latents to images with values in [0, 1].
         features: function that maps images to unit-length features ``[B,D]``.
-        group_size: number of consecutive samples that form a group (:mod:`seedselect.groups`); 1 without groups.
-        initial_latent: clean latents of the initial seeds of an optimization, ``[B,C,h,w]``; None outside of an
-            optimization.
+        group_size: number of consecutive samples that form a group (:mod:`seedselect.groups`); 1 if samples are not
+            grouped.
+        initial_latent: clean latents of the initial seeds of an optimization, ``[B,C,h,w]``; None if no optimization is
+            running.
     """
 
     seeds: Tensor
@@ -90,7 +93,7 @@ class Problem:
     targets: Targets
 
     def generate(self, seeds: Tensor, rows: Tensor) -> Generation:
-        """Generate images from ``seeds [b,C,h,w]``, the seeds of the batch rows ``rows``, int64 ``[b]``."""
+        """Generate images from ``seeds [b,C,h,w]``; the batch indices of the seeds are ``rows``, int64 ``[b]``."""
         rows = rows.to(seeds.device)
         latents = self.trajectory(seeds, rows)
         return Generation(seeds, latents, self.targets.select(rows), self.decode, self.features)

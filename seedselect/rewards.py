@@ -1,4 +1,4 @@
-"""Rewards: functions of a generated image that SeedSelect can maximize instead of minimizing its two losses.
+"""Rewards: functions of a generated image that SeedSelect maximizes if ``SeedSelect.rewards`` is set.
 
 A reward is any function that maps a :class:`~seedselect.problem.Generation` to one value per sample, ``[B]``. Larger
 values are better, and the reward must be differentiable with respect to the seeds. :class:`ImageReward`,
@@ -56,9 +56,9 @@ class SeedReward:
 
 @dataclass(frozen=True)
 class Negated:
-    """Returns ``-function(values)``, which converts a penalty (smaller is better) to a reward (larger is better).
+    """Converts a penalty (smaller is better) to a reward (larger is better): returns ``-function(values)``.
 
-    ``SeedReward(Negated(nao.norm_penalty))`` is the regularizer of ReNO (Eyring et al. 2024) up to a constant.
+    Up to a constant, ``SeedReward(Negated(nao.norm_penalty))`` is the regularizer of ReNO (Eyring et al. 2024).
     """
 
     function: Callable[[Tensor], Tensor]
@@ -68,7 +68,7 @@ class Negated:
 
 
 def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0,)) -> Tensor:
-    """Return the negative semantic loss ``[B]`` of SeedSelect, computed from the last ``len(step_weights)`` latents.
+    """Return minus the semantic loss of SeedSelect, ``[B]``, computed from the last ``len(step_weights)`` latents.
 
     Raises:
         ValueError: ``Targets.features`` is missing.
@@ -83,7 +83,7 @@ def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0
 
 
 def appearance_reward(generation: Generation) -> Tensor:
-    """Return the negative appearance loss of SeedSelect, ``[B]``.
+    """Return minus the appearance loss of SeedSelect, ``[B]``.
 
     Raises:
         ValueError: ``Targets.latent`` is missing.
@@ -97,14 +97,15 @@ def appearance_reward(generation: Generation) -> Tensor:
 
 
 def novelty_reward(generation: Generation, margin: PositiveFloat) -> Tensor:
-    """Return a reward ``[B]`` that repels the image from the nearest reference, as a bound on their distance.
+    """Return a reward ``[B]`` that repels the image from its nearest reference.
 
-    The distance is the mean squared difference of the clean latents. The reward is ``min(distance - margin, 0)``: it is
-    0, without a gradient, if the image is at least as far as ``margin`` from every reference.
+    The reward is ``min(distance - margin, 0)``, where ``distance`` is the mean squared difference between the clean
+    latents of the image and of the nearest reference. If the distance is at least ``margin``, the reward and its
+    gradient are 0.
 
     Args:
-        generation: the generated images, whose targets have ``references``.
-        margin: the smallest distance without a penalty.
+        generation: the generated images; ``generation.targets.references`` must be set.
+        margin: the distance at which the repulsion ends.
 
     Raises:
         ValueError: ``Targets.references`` is missing.
@@ -121,7 +122,7 @@ def novelty_reward(generation: Generation, margin: PositiveFloat) -> Tensor:
 def text_similarity(generation: Generation) -> Tensor:
     """Return the cosine similarity in [-1, 1] of image features and prompt features, ``[B]``.
 
-    The text similarity needs no reference images.
+    This reward needs no reference images.
 
     Raises:
         ValueError: ``Targets.text`` is missing.
@@ -135,9 +136,10 @@ def text_similarity(generation: Generation) -> Tensor:
 
 @rnri.validation.dataclass(frozen=True)
 class ClipReward:
-    """Cosine similarity of images and prompts under a separate CLIP-like reward model, such as PickScore or HPSv2.
+    """Cosine similarity of images and prompts under a CLIP-like reward model, such as PickScore or HPSv2.
 
-    The model must be loadable as a CLIP model by ``transformers``. The model is loaded on the first call.
+    ``transformers`` must be able to load the reward model as a CLIP model. The reward model is loaded on the first
+    call.
 
     Args:
         path: local folder or Hub id of the reward model.

@@ -1,7 +1,7 @@
-"""Methods without gradients that minimize the same loss as SeedSelect: best of N seeds, and a local search.
+"""Gradient-free methods that minimize the loss of SeedSelect: best of N seeds, and a local search.
 
-Both methods are called with the same arguments as :class:`seedselect.select.SeedSelect`, so that the three methods can
-be compared at an equal number of network evaluations (NFE).
+:class:`BestOf` and :class:`LocalSearch` are called with the same arguments as :class:`seedselect.select.SeedSelect`, so
+that the three methods can be compared at an equal number of network evaluations (NFE).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class BestOf:
     """Choose the seed with the smallest loss among several seeds per sample, then optionally optimize this seed.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings, and the limit ``quality`` of
-            a ``GroupSelect`` object, are not used.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. Its other settings have no effect, for example
+            ``optimizer``, or ``quality`` of a ``GroupSelect`` object.
         candidates: number of seeds per sample.
         refine: the ``SeedSelect`` object that optimizes the best seed; None returns the best seed unchanged.
     """
@@ -37,7 +37,9 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
+        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean
+        latent.
+        """
         return tuple(self.loss.step_weights)
 
     @property
@@ -47,7 +49,7 @@ class BestOf:
         return self.candidates + forwards, backwards
 
     def with_steps(self, steps: int) -> BestOf:
-        """Return a copy adapted to samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        """Return a copy for samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
         refine = self.refine.with_steps(steps) if self.refine else None
         return BestOf(self.loss.with_steps(steps), self.candidates, refine)
 
@@ -61,7 +63,7 @@ class BestOf:
     ) -> Selection:
         """Choose the best of N seeds per sample from ``seeds [B N,C,h,w]``; the N seeds of a sample are consecutive.
 
-        ``on_iteration(k, loss [B])`` is called after the losses of the k-th seed of every sample are computed.
+        ``on_iteration(k, loss [B])`` is called for k = 0 to N - 1 with the losses of the k-th seed of every sample.
         """
         best = self._select(seeds.detach().unflatten(0, (-1, self.candidates)), problem, on_iteration)
         if self.refine is None:
@@ -79,14 +81,14 @@ class BestOf:
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """Search without gradients: each round replaces the seed by its best neighbor if this neighbor has a smaller loss.
+    """Search without gradients: each round replaces the seed by its best neighbor if the neighbor has a smaller loss.
 
-    A neighbor of the seed z is ``sqrt(1 - spread²) z + spread |z| e / |e|`` with Gaussian noise e. The neighbor is
-    rescaled to the norm of z.
+    A neighbor of a seed z is ``sqrt(1 - spread²) z + spread |z| e / |e|``, rescaled to the norm of z, where e is
+    Gaussian noise.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds; its optimizer settings, and the limit ``quality`` of
-            a ``GroupSelect`` object, are not used.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. Its other settings have no effect, for example
+            ``optimizer``, or ``quality`` of a ``GroupSelect`` object.
         rounds: number of search rounds.
         neighbors: number of neighbors that are evaluated per round.
         spread: weight of the noise in a neighbor, in (0, 1].
@@ -100,7 +102,9 @@ class LocalSearch:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
+        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean
+        latent.
+        """
         return tuple(self.loss.step_weights)
 
     @property
@@ -109,7 +113,7 @@ class LocalSearch:
         return 1 + self.rounds * self.neighbors, 0
 
     def with_steps(self, steps: int) -> LocalSearch:
-        """Return a copy adapted to samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        """Return a copy for samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
         return LocalSearch(self.loss.with_steps(steps), self.rounds, self.neighbors, self.spread)
 
     def __call__(
@@ -123,7 +127,7 @@ class LocalSearch:
         """Search around ``seeds [B,C,h,w]`` and return the best seed of each sample.
 
         ``noise(k)`` returns the noise ``[B,C,h,w]`` of the k-th neighbor, k >= 1. ``on_iteration(k, loss [B])`` is
-        called after the loss of the k-th neighbor is computed; k = 0 stands for the initial seeds.
+        called with the losses of the k-th neighbors of all samples, or of the initial seeds for k = 0.
         """
         forwards, _ = self.call_counts
         tracker = BestSeedTracker(self.loss.grouped(seeds.detach().clone()), forwards - 1)
@@ -139,7 +143,7 @@ class LocalSearch:
 
 
 def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
-    """Mix seeds ``[...,C,h,w]`` with ``noise`` of weight ``spread`` in [0, 1]; the seeds' norms do not change."""
+    """Mix seeds ``[...,C,h,w]`` with ``noise`` of weight ``spread`` in [0, 1]; the norms of the seeds do not change."""
     z, e = seeds.cpu().double(), noise.cpu().double()
     norm = z.flatten(-3).norm(dim=-1)[..., None, None, None]
     mixed = (1 - spread**2) ** 0.5 * z + spread * norm * e / e.flatten(-3).norm(dim=-1)[..., None, None, None]
@@ -159,7 +163,8 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor]:
     """Compute and record the losses of ``seeds [B,C,h,w]``, the k-th candidates of all samples.
 
-    ``initial_latent [B,C,h,w]`` are the clean latents of the initial seeds; None: ``seeds`` are the initial seeds.
+    ``initial_latent [B,C,h,w]`` are the clean latents of the initial seeds; None means that ``seeds`` are the initial
+    seeds.
 
     Returns:
         The losses ``[B]`` and the clean latents ``[B,C,h,w]`` of ``seeds``.

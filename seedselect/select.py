@@ -1,4 +1,4 @@
-"""SeedSelect: optimizes seeds with gradients that are backpropagated through the sampling steps.
+"""SeedSelect: optimizes seeds by gradient descent; gradients are backpropagated through the sampling steps.
 
 Letters in tensor shapes: B samples, b samples whose optimization has not stopped, K iterations, D features.
 """
@@ -36,11 +36,11 @@ def no_callback(iteration: int, loss: Tensor) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-    """State of the seed optimization after the loss of one iteration was computed.
+    """State of the seed optimization after one iteration has computed the loss.
 
     Attributes:
-        number: index of the iteration; iteration 0 is before the first update.
-        rows: batch indices of the active samples, int64 ``[b]``.
+        number: index of the iteration; iteration 0 computes the loss of the initial seeds.
+        rows: batch indices of the active samples (samples whose optimization has not stopped), int64 ``[b]``.
         loss: losses of the active samples, ``[b]``.
         latent: clean latents generated from the current seeds of the active samples, ``[b,C,h,w]``.
         selection: the best seeds of all B samples so far. Later iterations may change the tensors of ``selection``;
@@ -61,31 +61,29 @@ def no_penalty(seeds: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SeedSelect:
-    """The SeedSelect optimizer and its hyperparameters; the default values are the values of the paper's authors.
+    """The SeedSelect optimizer and its hyperparameters. The default values are the values in the authors' code.
 
     Args:
         iterations: maximum number of updates per sample.
         optimizer: function that builds a ``torch.optim`` optimizer from a list of seeds. Each sample is a separate
-            parameter, so that samples do not influence one another.
+            parameter of the optimizer, so that a sample does not influence the other samples.
         schedule: function that builds the learning-rate scheduler of an optimizer; the scheduler is stepped once per
             iteration.
         semantic_weight, appearance_weight: weights of the semantic loss and of the appearance loss.
-        rewards: pairs ``(reward, weight)`` that replace the semantic and the appearance loss
-            (:mod:`seedselect.rewards`); the loss is the negative weighted sum of the rewards.
+        rewards: pairs ``(reward, weight)``, see :mod:`seedselect.rewards`. If ``rewards`` is set, minus the weighted
+            sum of the rewards replaces the semantic loss and the appearance loss.
         gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
             for the cleanest latent.
-        norm: with ``keep``, the seed is rescaled to its initial norm after each update; with ``free``, its norm may
-            change.
+        norm: if ``keep``, a seed is rescaled to its initial norm after each update; if ``free``, the norm may change.
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
-        penalty_weight: weight of ``penalty`` in the loss.
+        penalty_weight: weight with which ``penalty`` is added to the loss.
         best_by: criterion for the seed that is returned for each sample: the smallest loss (``loss``) or the largest
-            weighted sum of rewards (``rewards``). The largest sum of rewards is the smallest loss without the penalty
-            (ReNO, Eyring et al. 2024).
-        patience, improvement: the optimization of a sample stops when its best loss (without the penalty if ``best_by``
-            is ``rewards``) decreased by less than the fraction ``improvement`` over the last ``patience`` updates. With
-            ``patience=0``, all iterations are executed.
+            weighted sum of rewards, without the penalty (``rewards``, as in ReNO, Eyring et al. 2024).
+        patience, improvement: the optimization of a sample stops when its best loss decreased by less than the fraction
+            ``improvement`` over the last ``patience`` updates. If ``best_by`` is ``rewards``, this loss does not
+            include the penalty. ``patience=0`` disables early stopping.
     """
 
     iterations: PositiveInt = 30
@@ -119,13 +117,13 @@ class SeedSelect:
         return self.iterations + 1, self.iterations
 
     def with_steps(self, steps: int) -> Self:
-        """Return a copy adapted to samplers with ``steps`` steps, which has at most ``steps`` step weights.
+        """Return a copy for samplers with ``steps`` steps; the copy has at most ``steps`` step weights.
 
-        If there are more step weights than ``steps``, only the last ``steps`` weights remain. The remaining weights are
-        scaled to the sum of all weights, so that the total weight of the semantic loss does not change.
+        If there are more step weights than ``steps``, only the last ``steps`` weights are used. These weights are
+        rescaled so that the sum of the step weights does not change.
 
         Raises:
-            ConfigError: the remaining step weights are all zero.
+            ConfigError: the last ``steps`` step weights are all zero.
         """
         if steps >= len(self.step_weights):
             return self
@@ -148,8 +146,8 @@ class SeedSelect:
     ) -> Selection:
         """Optimize ``seeds [B,C,h,w]`` and return the best seed of each sample.
 
-        ``noise`` is ignored. The parameter exists so that SeedSelect and :class:`seedselect.search.LocalSearch` are
-        called with the same arguments.
+        The argument ``noise`` is ignored; it exists because :class:`seedselect.search.LocalSearch` is called with the
+        same arguments.
         """
         selection = self._tracker(self.grouped(seeds.detach())).selection().ungroup()
         for iteration in self.iterate(seeds, problem):
@@ -158,12 +156,15 @@ class SeedSelect:
         return selection
 
     def iterate(self, seeds: Tensor, problem: Problem) -> Iterator[Iteration]:
-        """Optimize ``seeds [B,C,h,w]`` and yield the state after every iteration; ``break`` ends the optimization."""
+        """Optimize ``seeds [B,C,h,w]`` and yield the state after every iteration.
+
+        The caller can end the optimization by a ``break`` in its loop.
+        """
         z = self.grouped(seeds.detach().clone())  # [G,n,C,h,w]
         if not len(z):
             return
         tracker = self._tracker(z)
-        rows = torch.arange(len(z))  # the active groups
+        rows = torch.arange(len(z))  # indices of the active groups
         initial_norms = _norm(z)
         initial_latent = None
         parameters = [z[row] for row in rows]  # views of z, so that updating a parameter updates z
@@ -207,7 +208,7 @@ class SeedSelect:
             if gradient is None or not active.any():
                 return
             for row, row_gradient, is_active in zip(rows.tolist(), gradient, active.tolist(), strict=True):
-                parameters[row].grad = row_gradient if is_active else None  # torch.optim skips parameters without grad
+                parameters[row].grad = row_gradient if is_active else None  # no update if grad is None
             rows = rows[active]
             optimizer.step()
             schedule.step()
@@ -216,25 +217,28 @@ class SeedSelect:
                 z[z_rows] *= (initial_norms[rows] / _norm(z[z_rows])).to(z.dtype).to(z.device)
 
     def compute_loss(self, generation: Generation) -> Tensor:
-        """Return the loss ``[B]``: the negative weighted sum of the rewards plus the weighted penalty.
+        """Return the loss ``[B]``: minus the weighted sum of the rewards, plus the weighted penalty.
 
-        If ``rewards`` is None, the rewards are the negative semantic loss and the negative appearance loss.
+        If ``self.rewards`` is None, the rewards are minus the semantic loss and minus the appearance loss.
         """
         return self.loss_and_criterion(generation)[0]
 
     def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
-        """Return the loss ``[B]``, and the criterion ``[B]``, which is smallest for the best seed."""
+        """Return the loss ``[B]`` and the criterion ``[B]``. The best seed is the seed with the smallest criterion."""
         losses = [-(weight * reward(generation)) for reward, weight in self._rewards()]
         without_penalty = sum(losses[1:], start=losses[0])
         loss = without_penalty + self.penalty_weight * self.penalty(generation.seeds)
         return loss, loss if self.best_by == "loss" else without_penalty
 
     def quality_of(self, generation: Generation) -> Tensor | None:
-        """Return the quality of each group, ``[G]``, below which the optimization stops; None: there is no limit."""
+        """Return the quality of each group, ``[G]``, on which ``GroupSelect`` has a limit.
+
+        None means that there is no limit.
+        """
         return None
 
     def grouped(self, values: Tensor) -> Tensor:
-        """Return values ``[B,...]`` of samples as values ``[G,n,...]`` of groups.
+        """Reshape values of samples ``[B,...]`` to values of G groups of n samples, ``[G,n,...]``.
 
         Raises:
             ValueError: the number of samples is not a multiple of ``group_size``.
@@ -247,7 +251,7 @@ class SeedSelect:
         return values.unflatten(0, (len(values) // self.group_size, self.group_size))
 
     def _samples(self, rows: Tensor) -> Tensor:
-        """Return the indices of the samples of the groups ``rows``, int64 ``[g n]``."""
+        """Return the batch indices of all samples of the groups with the indices ``rows [g]``, int64 ``[g n]``."""
         return (rows[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
 
     def _rewards(self) -> Sequence[tuple[Reward, float]]:
@@ -271,7 +275,7 @@ class SeedSelect:
 
 
 def check_pairs(key: str, pairs: Sequence[Sequence[Any]]) -> None:
-    """Raise ConfigError for the config key ``key`` if ``pairs`` are not pairs of a reward and a finite weight."""
+    """Raise ConfigError for the config key ``key`` if an entry of ``pairs`` is not a reward with a finite weight."""
     for pair in pairs:
         if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
             raise ConfigError(key, f"must be pairs of a reward and its weight, got {pair!r}.")

@@ -18,18 +18,19 @@ from seedselect.select import OnIteration
 
 @dataclass(frozen=True)
 class BestSubset(BestOf):
-    """Choose the best set of n images among ``N n`` images per group, greedily.
+    """Choose n images among ``N n`` candidates for each group, by a greedy search for the set with the smallest loss.
 
-    :class:`BestOf` with a group loss chooses one of N groups. BestSubset combines images of different groups, at the
-    same number of network evaluations. The first image has the largest reward of a single image. Each further image
-    minimizes the loss of the images chosen so far. Group inference (Parmar et al. 2026, arXiv 2508.15773) formulates
-    the choice as a quadratic integer program instead.
+    BestSubset can choose any n of the ``N n`` candidates, while :class:`BestOf` chooses one of N groups of n images.
+    Both methods need the same number of network evaluations. The greedy search starts with the image that has the
+    largest reward of a single image. Each iteration then adds the image for which the loss of the chosen set is
+    smallest. Group inference (Parmar et al. 2026, arXiv 2508.15773) solves the same problem as a quadratic integer
+    program.
 
     Args:
         loss: the :class:`~seedselect.groups.GroupSelect` object whose loss ranks sets of images. The group rewards must
-            be :class:`~seedselect.groups.ImageDiversity` or :class:`~seedselect.groups.LatentDiversity`. The limit
-            ``quality`` of the object is not used.
-        candidates: number N of seeds per returned seed.
+            be :class:`~seedselect.groups.ImageDiversity` or :class:`~seedselect.groups.LatentDiversity`. The setting
+            ``quality`` of the object has no effect.
+        candidates: number N of candidate seeds for each returned seed.
         refine: see :class:`BestOf`.
     """
 
@@ -45,7 +46,7 @@ class BestSubset(BestOf):
                 )
 
     def with_steps(self, steps: int) -> BestSubset:
-        """Return a copy adapted to samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        """Return a copy for samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
         refine = self.refine.with_steps(steps) if self.refine else None
         return BestSubset(self.loss.with_steps(steps), self.candidates, refine)
 
@@ -60,11 +61,11 @@ class BestSubset(BestOf):
             latents.append(generation.latents[-1])
             features.append([reward.features(generation).cpu() for reward, _ in self.loss.group_rewards])
             finite = generation.latents[-1].flatten(1).isfinite().all(1).cpu()
-            values.append(torch.where(finite, self._single(generation), torch.nan))  # never chosen
+            values.append(torch.where(finite, self._single(generation), torch.nan))  # images with NaN are never chosen
             value = self._value([self.loss.grouped(f) for f in features[-1]], self.loss.grouped(values[-1]))
             on_iteration(k, -value.repeat_interleave(size))
         pools = [torch.stack(each, 1).unflatten(0, (-1, size)).flatten(1, 2) for each in zip(*features, strict=True)]
-        single = torch.stack(values, 1).unflatten(0, (-1, size)).flatten(1)  # [G,M], M = n N
+        single = torch.stack(values, 1).unflatten(0, (-1, size)).flatten(1)  # [G,M] with M = n N
         chosen = self._greedy(pools, single, size)  # [G,n]
         first = torch.arange(size) * self.candidates
         groups = torch.arange(len(chosen))[:, None]
@@ -86,23 +87,31 @@ class BestSubset(BestOf):
         ).ungroup()
 
     def _single(self, generation: Generation) -> Tensor:
-        """Return the weighted sum of the rewards of single images and of the penalty, float64 ``[B]``."""
+        """Return the weighted sum of the rewards of single images, minus the weighted penalty, float64 ``[B]``."""
         total = -self.loss.penalty_weight * self.loss.penalty(generation.seeds).cpu().double()
         for reward, weight in self.loss.rewards or ():
             total = total + weight * reward(generation).cpu().double()
         return total
 
     def _value(self, features: Sequence[Tensor], single: Tensor) -> Tensor:
-        """Return the value ``[...]`` of sets with features ``[...,m,D]`` and values of single images ``[...,m]``."""
+        """Return the value (minus the loss) ``[...]`` of sets of m images.
+
+        The arguments are the features ``[...,m,D]`` of the images for each group reward, and the values ``[...,m]`` of
+        single images.
+        """
         weighted = zip(self.loss.group_rewards, features, strict=True)
         return single.mean(-1) + sum(weight * reward.measure(each) for (reward, weight), each in weighted)
 
     def _greedy(self, pools: Sequence[Tensor], single: Tensor, size: int) -> Tensor:
-        """Return the indices ``[G,n]`` of the chosen images of each pool of M images, features ``[G,M,D]``."""
+        """Return the indices ``[G,n]`` of the images chosen from the M candidates of each group.
+
+        ``pools`` contains the features ``[G,M,D]`` of the candidates for each group reward, and ``single`` contains the
+        values ``[G,M]`` of single images.
+        """
         groups = torch.arange(len(single))[:, None]
         chosen = single.nan_to_num(nan=-torch.inf).argmax(1, keepdim=True)
         for _ in range(size - 1):
-            every = torch.arange(single.shape[1]).expand(len(single), -1)  # each image as the next one
+            every = torch.arange(single.shape[1]).expand(len(single), -1)  # each candidate for the next image
             sets = torch.cat([chosen[:, None].expand(-1, every.shape[1], -1), every[..., None]], 2)  # [G,M,m]
             value = self._value([pool[groups[..., None], sets] for pool in pools], single[groups[..., None], sets])
             value = value.nan_to_num(nan=-torch.inf).scatter(1, chosen, -torch.inf)
