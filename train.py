@@ -27,7 +27,7 @@ def main(config: DictConfig) -> float | None:
     """Validate the config, import PyTorch, and run the experiment.
 
     Returns:
-        The value that a hyperparameter sweep optimizes, if the experiment has one.
+        The value that a hyperparameter sweep optimizes, or None if the experiment has no such value.
     """
     fix_time()
     try:
@@ -41,7 +41,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """Entry point of the command line. Errors of Hydra's config composition are printed on one line."""
+    """Run the command line, and print errors in the composition of the config on one line."""
     raise_hydra_errors()
     try:
         if "--help" in sys.argv or "-h" in sys.argv:

@@ -3,5 +3,5 @@
 from experiments.config.output import replace_unencodable
 from experiments.config.project import register
 
-register()  # defines ${project:PATH}, also for programs that compose the configs themselves
-replace_unencodable()  # here, because every command imports this package
+register()  # defines the resolver ${project:PATH} of the configs
+replace_unencodable()  # called here, because every command of the project imports this package

@@ -1,4 +1,4 @@
-"""The interface of an experiment (:class:`Task`), and the pretrained networks of the experiments on concepts."""
+"""The interface of an experiment (:class:`Task`), and the pretrained networks that experiments load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from seedselect import ClipFeatures
 NetworkType = TypeVar("NetworkType")
 
 SAFE_STEP_COUNT = 50
-"""A method that rejects a schedule with this many steps does not support the model."""
+"""Number of sampling steps with which :func:`unsupported_methods` tests whether a method supports the model."""
 
 
 @runtime_checkable
@@ -29,40 +29,44 @@ class Task(Protocol):
     """The interface of an experiment. The config key ``task`` defines which experiment ``train.py`` runs.
 
     ``train.py`` first calls :meth:`prepare`. Then ``train.py`` calls :meth:`run`, or :meth:`plan` if ``plan=true``. The
-    constructor only validates and stores its arguments. ``docs/guides/add_an_experiment.md`` shows how to add an
-    experiment.
+    constructor of an experiment only validates and stores its arguments. ``docs/guides/add_an_experiment.md`` shows how
+    to add an experiment.
     """
 
     def prepare(self, trainer: Trainer) -> None:
-        """Load data and networks, and check that data and networks are compatible, without writing to the run folder.
+        """Load data and networks, and check that they are compatible. This method does not write to the run folder.
 
         Raises:
-            ValueError: an argument is invalid; the message is one line with the config key or the file.
+            ValueError: an argument is invalid; the one-line message contains the config key or the file.
         """
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the stages of the run, each with number of units, cost and disk space, without running the stages."""
+        """Return the estimated cost and disk space of each stage of the run. This method does not run the stages."""
 
     def run(self, trainer: Trainer) -> float | None:
-        """Compute the units (pieces of work) that are not on disk yet, and write the results of the run.
+        """Compute the units (pieces of resumable work) that are not on disk yet, and write the results of the run.
 
         Returns:
-            The value that a hyperparameter sweep over this experiment optimizes, or None if there is no such value.
+            The value that a hyperparameter sweep over this experiment optimizes, or None if the experiment has no such
+            value.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The pretrained networks of an experiment on concepts.
+    """The pretrained networks of an experiment.
 
-    A Lightning module must not register these networks as submodules, because the networks are not trained and must not
-    be saved in checkpoints.
+    A Lightning module must not register the networks as submodules, because a registered network would be saved in
+    checkpoints.
 
     Attributes:
         model: the text-to-image model.
-        clip: the CLIP model for SeedSelect's semantic loss and for the CLIP score; None if neither is computed.
-        classifier: the evaluation classifier, never the same network as ``clip``; None if no metric needs a classifier.
-        second_classifier: a second evaluation classifier, which is not related to the first; None: there is none.
+        clip: the CLIP model for SeedSelect's semantic loss and for the CLIP score; None if the experiment computes
+            neither the loss nor the score.
+        classifier: the classifier that evaluates generated images, never the same network as ``clip``; None if no
+            metric needs a classifier.
+        second_classifier: a second classifier that evaluates generated images, of a different kind than ``classifier``;
+            None if the experiment uses only one classifier.
         numerics: numerical settings (precision, device) on which the results depend, see
             :func:`experiments.runtime.device.numerics`.
     """
@@ -75,7 +79,7 @@ class Networks:
 
     @cached_property
     def model_fingerprint(self) -> str:
-        """Fingerprint of the weights and settings of the text-to-image model, which no experiment modifies."""
+        """Fingerprint of the weights and settings of the text-to-image model."""
         return self.model.fingerprint
 
     @cached_property
@@ -109,14 +113,11 @@ class Networks:
         return fingerprint({"classifier": classifier}, settings)
 
     def cache_settings(self, seed: int) -> dict[str, Any]:
-        """Return the settings that the cache keys of all units of all experiments contain."""
+        """Return the settings that the cache key of every stored result contains."""
         return {"checkpoint": self.model_fingerprint, "numerics": dict(self.numerics), "seed": seed}
 
     def check_weights(self) -> None:
-        """Raise ValueError if a weight of a network is NaN or infinite.
-
-        The message contains the name of the first such weight.
-        """
+        """Raise ValueError if a weight of a network is NaN or infinite; the message names the first such weight."""
         classifiers = {"classifier": self.classifier, "second classifier": self.second_classifier}
         modules = {**self.model.pipeline.components, **classifiers}
         if self.clip is not None:
@@ -142,14 +143,15 @@ def load_networks(
     """Load the text-to-image model, CLIP and the evaluation classifier on the trainer's device.
 
     Args:
-        steps: all numbers of sampling steps that the experiment uses; the scheduler of the model must support these
-            numbers.
-        model: function that loads the text-to-image model on its argument ``device``.
-        clip: function that loads CLIP on its argument ``device``; None if CLIP is not needed.
-        classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier; None if the classifier
-            is not needed.
-        second_classifier: folder, Hugging Face Hub id or timm model name of a second evaluation classifier; None: there
-            is none.
+        trainer: trainer whose device and precision the networks use.
+        steps: all numbers of sampling steps that the experiment uses. The scheduler of the model must support each of
+            these numbers.
+        model: function that loads the text-to-image model on the device ``device``.
+        clip: function that loads CLIP on the device ``device``; None if CLIP is not needed.
+        classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier; None if no classifier
+            is needed.
+        second_classifier: folder, Hugging Face Hub id or timm model name of a second evaluation classifier; None if one
+            classifier is enough.
 
     Raises:
         ValueError: a weight is NaN or infinite, or the model's scheduler does not support one of ``steps``.
@@ -169,11 +171,12 @@ def load_networks(
 
 
 def unsupported_methods(model: LatentDiffusion, methods: Mapping[str, tuple[Inverter, int]]) -> dict[str, str]:
-    """Return the methods that do not support the model with any number of steps, and the reason for each.
+    """Return the names of the inversion methods that do not support the model, each with the reason.
 
     Args:
         model: the text-to-image model.
-        methods: inversion method and number of steps of the experiment, by the name of the method.
+        methods: the inversion methods by name, each with its number of steps. The test uses at least
+            ``SAFE_STEP_COUNT`` steps, because a method may need more than a few steps.
     """
     reasons = {}
     for name, (inverter, steps) in methods.items():
@@ -185,7 +188,7 @@ def unsupported_methods(model: LatentDiffusion, methods: Mapping[str, tuple[Inve
 
 
 def check_method_steps(model: LatentDiffusion, name: str, inverter: Inverter, steps: int) -> None:
-    """Raise ValueError if the inversion method ``name`` of an experiment does not support ``steps`` steps."""
+    """Raise ValueError if the inversion method ``inverter`` does not support the model with ``steps`` steps."""
     try:
         check_schedule(inverter, model.schedule(steps))
     except ValueError as error:
@@ -193,7 +196,7 @@ def check_method_steps(model: LatentDiffusion, name: str, inverter: Inverter, st
 
 
 def _required(network: NetworkType | None, key: str) -> NetworkType:
-    """Return ``network``; raise ConfigError if it is None, because the config key ``key`` is null."""
+    """Return ``network``; raise ConfigError if ``network`` is None, which means that the config key ``key`` is null."""
     if network is None:
         raise ConfigError(key, "must not be null, because this experiment needs the network.")
     return network

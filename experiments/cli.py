@@ -1,4 +1,4 @@
-"""The command ``seed-exploration``: ``python train.py`` from any folder."""
+"""The command ``seed-exploration``, which runs ``python train.py`` from any folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments.config.project import PROJECT
 
 
 def main() -> None:
-    """Run ``train.py`` of the checkout in which this package is installed."""
+    """Run the ``train.py`` of the repository checkout from which this package is installed."""
     script = PROJECT / "train.py"
     if not script.is_file():
         sys.exit("error: seed-exploration needs the configs and models of a checkout: run `pip install -e .` in it.")

@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 class NonFiniteError(ValueError):
-    """A network returned NaN or infinity; the error message has one line."""
+    """Error that is raised if the output of a network contains NaN or infinity."""
 
 
 def is_finite(tensors: Tensor) -> Tensor:
-    """Return whether each sample in ``tensors [B, ...]`` is free of NaN and infinity: bool ``[B]`` on the CPU."""
+    """Return a mask, bool ``[B]`` on the CPU: True for each sample of ``tensors [B, ...]`` without NaN and infinity."""
     return tensors.detach().isfinite().flatten(1).all(1).cpu()
 
 
 def to_bytes(images: Tensor) -> Tensor:
     """Return ``images [B, 3, H, W]``, clamped to [0, 1] and scaled to 0..255, as ``uint8`` on the CPU.
 
-    The images must be the output of the decoder without clamping (``decode(z, clamp=False)``), because clamping hides
-    infinite values.
+    The images must come from the decoder without clamping (``decode(z, clamp=False)``), because clamping hides infinite
+    values.
 
     Raises:
-        NonFiniteError: an image contains NaN or infinity, which would become black or white pixels.
+        NonFiniteError: an image contains NaN or infinity.
     """
     invalid = ~is_finite(images)
     if invalid.any():
@@ -34,19 +34,19 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def select_finite(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ``b`` images of ``images [B, 3, H, W]`` without NaN and infinity, and a mask of these images.
+    """Select the images of ``images [B, 3, H, W]`` that contain neither NaN nor infinity.
 
     Returns:
-        The images without NaN and infinity, ``uint8 [b, 3, H, W]``, and the mask, bool ``[B]``, True for these images.
+        The b selected images, ``uint8 [b, 3, H, W]``, and the mask of the selected images, bool ``[B]``.
     """
     finite = is_finite(images)
     return to_bytes(images[finite.to(images.device)]), finite
 
 
 def mask_nonfinite(images: Tensor) -> Tensor:
-    """Return ``images [B, ...]`` clamped to [0, 1]; all pixels of an image with NaN or infinity become NaN.
+    """Return ``images [B, ...]`` clamped to [0, 1]. All pixels of an image with NaN or infinity become NaN.
 
-    All metrics of an image with NaN pixels are NaN.
+    The metrics of an image whose pixels are NaN are NaN, too.
     """
     invalid = ~is_finite(images).to(images.device).view(-1, *[1] * (images.ndim - 1))
     return images.clamp(0, 1).masked_fill(invalid, torch.nan)

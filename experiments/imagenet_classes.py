@@ -18,8 +18,8 @@ class ImageNetClass:
         index: class index, 0 to 999.
         wnid: WordNet id, such as ``n02012849``.
         name: unique name of the class.
-        synonyms: all names of the class in WordNet. The first name is the usual name; two classes may have the same
-            first name.
+        synonyms: all names of the class in WordNet, beginning with the usual name. Two classes may have the same usual
+            name.
     """
 
     index: int
@@ -32,7 +32,7 @@ class ImageNetClass:
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
     """Return the 1,000 classes of ImageNet-1k in the order of their class indices, with the names listed in ``timm``.
 
-    If two classes have the same name (crane, maillot), the WordNet id is appended to the names: ``crane (n02012849)``.
+    If two classes have the same name, the WordNet id is appended to both names, as in ``crane (n02012849)``.
     """
     from timm.data import ImageNetInfo  # imported here, because importing timm imports torch, which takes seconds
 

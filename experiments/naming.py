@@ -1,4 +1,4 @@
-"""Normalization of names, so that folders, tables, labels and concepts can be matched; names of metrics in loggers.
+"""Normalization of names, so that names of folders, labels and concepts can be compared; names of metrics in loggers.
 
 This module imports no other module of this project.
 """
@@ -20,12 +20,12 @@ def normalize_name(name: str) -> str:
 
 
 def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remove one") -> dict[str, str]:
-    """Return a dict from normalized name to original name, in the order of ``names``.
+    """Return a dict that maps each normalized name to the original name, in the order of ``names``.
 
     Args:
         names: names that must differ after normalization, for example the names of the subfolders of one folder.
-        where: the file, folder or setting that contains the names; the error message begins with this text.
-        remedy: advice on what to do about two equal names; the error message ends with this text.
+        where: the file, folder or setting that contains the names, as the beginning of the error message.
+        remedy: advice on what to do about two equal names, as the end of the error message.
 
     Raises:
         ValueError: two names have the same normalized form, or a name is blank.
@@ -44,7 +44,7 @@ def unique_names(names: Iterable[str], where: str, remedy: str = "rename or remo
 def _format_pair(first: str, second: str) -> str:
     if first == second:
         return f"{first!r} twice"
-    # The two names look alike when printed, so the message escapes their non-ASCII characters.
+    # `!a` escapes non-ASCII characters, because the two names would look alike when printed.
     return f"{first!a} and {second!a}, which are one name after Unicode and whitespace normalization"
 
 
@@ -52,8 +52,9 @@ def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> s
     """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/caption/psnr``.
 
     The key consists of the values of the ``identity`` columns of ``row`` and the name of the metric, joined by ``/``. A
-    string is used unchanged, a number is preceded by the column name, True is replaced by the column name, and False
-    and None are omitted. Dots are replaced by underscores, because W&B interprets dots as nested keys.
+    value that is a string is used unchanged, and a number is preceded by the name of its column. The value True is
+    replaced by the name of its column; the values False and None are omitted. Dots are replaced by underscores, because
+    W&B interprets dots as nested keys.
     """
     parts = (_key_part(column, row[column]) for column in identity)
     return "/".join([*filter(None, parts), name]).replace(".", "_")

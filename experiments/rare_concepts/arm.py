@@ -1,4 +1,4 @@
-"""An arm is one of the compared pipelines: guidance scale, inversion method, seed initialization and optimization."""
+"""Arms: the pipelines that an experiment compares, and functions that compute the initial seeds of an arm."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class Arm:
     Args:
         guidance: guidance scale of inversion, optimization and sampling; 1 means no guidance.
         sampling_guidance: guidance scale of optimization and sampling, if it differs from the guidance scale of the
-            inversion. With another guidance scale, a seed does not regenerate its image. None: ``guidance``.
-        inverter: inversion method for the reference images; None: the seeds are standard normal noise.
+            inversion. An inverted seed regenerates its image only if both guidance scales are equal. None: use
+            ``guidance`` for optimization and sampling, too.
+        inverter: inversion method for the reference images; None if the seeds are standard normal noise.
         seed_init: function that computes n initial seeds ``[G, n, C, h, w]`` for each of G concepts. The arguments of
-            the function are the inverted seeds of the R reference images of each concept, ``[G, R, C, h, w]``, and n.
+            ``seed_init`` are the inverted seeds ``[G, R, C, h, w]`` of the R reference images of each concept, and n.
         select: function that optimizes the initial seeds, or that selects the best of several initial seeds for each
             image. None: the images are sampled from the initial seeds without optimization.
-        gradient_steps: number of the last sampling steps through which the optimization backpropagates
-            (:func:`rnri.models.sampling.trajectory`); None: the optimization backpropagates through all sampling steps.
+        gradient_steps: number of sampling steps, counted from the last step, through which the optimization
+            backpropagates (:func:`rnri.models.sampling.trajectory`); None: all sampling steps.
     """
 
     guidance: GuidanceScale
@@ -68,14 +69,15 @@ class Arm:
         """Return the number of network evaluations per image. A backward pass counts as two evaluations.
 
         Args:
-            forwards, backwards: number of times that each image was sampled, and number of backward passes through the
-                sampling of each image.
+            steps: number of sampling steps.
+            forwards: number of times that each image was sampled.
+            backwards: number of backward passes through the sampling of each image.
         """
         per_row = steps * forwards + BACKWARD_COST * self._differentiated_steps(steps) * backwards
         return batch_multiplier(self.guidance_of_sampling) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
-        """Estimate the cost of one concept, including its inversion, if no seed optimization stops early."""
+        """Estimate the cost of inverting, optimizing and sampling one concept, if no seed optimization stops early."""
         inversion = references * steps * self.inverter.nfe_per_step if self.inverter is not None else 0.0
         return Cost(batch_multiplier(self.guidance) * inversion) + self.sampling_cost(steps, samples)
 
@@ -98,13 +100,14 @@ class Arm:
 
 
 def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
-    """Return the seeds of the first ``count`` references of each concept, ``[G, count, C, h, w]``.
+    """Return the inverted seeds of the first ``count`` reference images of each concept, ``[G, count, C, h, w]``.
 
-    This function is the ``seed_init`` of arms without NAO. ``seeds`` are the inverted seeds of R references of each of
-    G concepts, ``[G, R, C, h, w]``.
+    Args:
+        seeds: the inverted seeds of R reference images of each of G concepts, ``[G, R, C, h, w]``.
+        count: number of seeds per concept.
 
     Raises:
-        ValueError: ``count`` is larger than the number R of references.
+        ValueError: ``count`` is larger than the number R of reference images.
     """
     if count > seeds.shape[1]:
         raise ValueError(
@@ -115,14 +118,15 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
 
 
 def between_references(seeds: Tensor, count: PositiveInt, *, spread: UnitInterval) -> Tensor:
-    """Return seeds half-way between two references' seeds, mixed with fresh noise, ``[G, count, C, h, w]``.
+    """Return seeds half-way between the seeds of two reference images, mixed with noise, ``[G, count, C, h, w]``.
 
-    The function can be the ``seed_init`` of an arm. Sample k uses the k-th pair of references; the pairs repeat. The
-    middle of a pair is the middle of the great circle between the two seeds (:func:`~nao.baselines.slerp`). With
-    only one reference, the middle is the seed of this reference.
+    Seed k is computed from the k-th pair of reference images; if there are fewer than ``count`` pairs, the pairs
+    repeat. The middle of a pair is the midpoint of the great circle between the two seeds
+    (:func:`~nao.baselines.slerp`). If a concept has only one reference image, the seed of this image replaces the
+    middle of a pair.
 
     Args:
-        seeds: the inverted seeds of R references of each of G concepts, ``[G, R, C, h, w]``.
+        seeds: the inverted seeds of R reference images of each of G concepts, ``[G, R, C, h, w]``.
         count: number of seeds per concept.
         spread: weight of the noise in [0, 1] (:func:`seedselect.search.perturb`); 0 adds no noise.
 
@@ -142,10 +146,13 @@ def between_references(seeds: Tensor, count: PositiveInt, *, spread: UnitInterva
 def near_references(
     seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval, include_references: bool = True
 ) -> Tensor:
-    """Return perturbed copies of the seeds of the references, ``[G, count, C, h, w]``.
+    """Return copies of the seeds of the reference images, mixed with noise, ``[G, count, C, h, w]``.
 
-    The function can be the ``seed_init`` of an arm. ``spread`` is the fraction of noise in a copy
-    (:func:`seedselect.search.perturb`). With ``include_references``, the first seeds are the references' seeds.
+    Args:
+        seeds: the inverted seeds of R reference images of each of G concepts, ``[G, R, C, h, w]``.
+        count: number of seeds per concept.
+        spread: weight of the noise (:func:`seedselect.search.perturb`).
+        include_references: whether the first R seeds are the seeds of the reference images without noise.
     """
     references = seeds.shape[1]
     exact = references if include_references else 0
@@ -155,17 +162,20 @@ def near_references(
 def around_centroid(
     seeds: Tensor, count: PositiveInt, *, spread: HalfOpenUnitInterval, include_centroid: bool = True
 ) -> Tensor:
-    """Return perturbed copies of NAO's centroid of the seeds of each concept, ``[G, count, C, h, w]``.
+    """Return copies of NAO's centroid of the seeds of each concept, mixed with noise, ``[G, count, C, h, w]``.
 
-    The function can be the ``seed_init`` of an arm. ``spread`` is the fraction of noise in a copy
-    (:func:`seedselect.search.perturb`). With ``include_centroid``, the first seed is the centroid itself.
+    Args:
+        seeds: the inverted seeds of R reference images of each of G concepts, ``[G, R, C, h, w]``.
+        count: number of seeds per concept.
+        spread: weight of the noise (:func:`seedselect.search.perturb`).
+        include_centroid: whether the first seed is the centroid without noise.
     """
     centroid = centroid_seeds(seeds, 1)[:, 0]
     return torch.stack([_perturbed(centroid, k, int(include_centroid), spread) for k in range(count)], 1)
 
 
 def _perturbed(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:
-    """Return ``seeds`` if ``k < exact``; otherwise return a copy with added noise that depends only on ``k``."""
+    """Return ``seeds`` if ``k < exact``, else ``seeds`` mixed with noise that depends only on ``k``."""
     if k < exact:
         return seeds
     noise = torch.randn(seeds.shape[1:], generator=torch.Generator().manual_seed(k))

@@ -39,45 +39,49 @@ if TYPE_CHECKING:
 
 
 THRESHOLD_CONCEPTS = 48
-"""Number of concepts whose real images define the threshold of copies, if the run has fewer concepts."""
+"""Minimum number of concepts whose real images define the distance below which a generated image counts as a copy.
+
+If a run has fewer concepts, real images of other concepts of the data source are used, too.
+"""
 
 
 REAL = "real"
-"""Name of the row of the results that contains the scores of the references."""
+"""Name of the row of the results that contains the scores of the real reference images."""
 
 
 class ExperimentStage(Protocol):
-    """One part of an experiment, such as the generation of images. The results are cached on disk in units."""
+    """One part of an experiment, such as the generation of images, whose results are cached on disk."""
 
     @property
     def num_units(self) -> int: ...
 
     def plan(self) -> list[StagePlan]:
-        """Return the cost of this stage's units that are not on disk yet."""
+        """Return the cost of the results of this stage that are not on disk yet."""
 
     def build(self, leases: Path, progress: RunProgress) -> Stage:
-        """Return the Lightning module and data module that compute the units of this stage."""
+        """Return the Lightning module and data module that compute the results of this stage."""
 
 
 @dataclass(kw_only=True)
 class ArmsExperiment(ResumableRun, ABC):
     """Base class of the experiments that compare arms (pipelines). A subclass implements ``stages`` and ``report``.
 
-    A *unit* (the smallest piece of work that a resumed run can skip) is the results of one arm for one concept. Each
-    unit is written to disk before the computation of the next unit begins. An interrupted run therefore loses only the
-    units that were being computed, and a resumed run computes no finished unit again.
+    A unit, the smallest piece of work that a resumed run can skip, is the generation of the images of one concept with
+    one arm. The results of a unit are written to disk as soon as they are computed. A run that is interrupted and
+    resumed therefore repeats only the units that it was computing.
 
-    The method ``prepare`` sets the attributes ``context``, the inputs that all stages share, and ``evaluator``, which
-    classifies the generated images.
+    The method ``prepare`` sets the attribute ``context``, which contains the inputs of all stages.
 
     Args:
         source: data source of the concepts and their images.
-        concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
-        model, clip: functions of ``device`` that create the text-to-image model and CLIP.
-        classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name.
-        second_classifier: second evaluation classifier, of the same form, whose accuracy is a further column of the
-            results; None: there is none.
-        arms: the compared arms by name, in the order of the table.
+        concepts: the selected concepts (:func:`experiments.data.concepts.select_concepts`).
+        buckets: the selected buckets, which are groups of concepts of similar frequency.
+        model: function that loads the text-to-image model on the device ``device``.
+        clip: function that loads CLIP on the device ``device``.
+        classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier.
+        second_classifier: folder, Hugging Face Hub id or timm model name of a second evaluation classifier, whose
+            accuracy is a column of the results; None if one classifier is enough.
+        arms: the compared arms (pipelines) by name, in the order of the table.
         steps: number of sampling steps, equal for inversion and generation, because a seed regenerates its image only
             with the schedule of its inversion.
         samples: number of generated images per concept.
@@ -88,8 +92,8 @@ class ArmsExperiment(ResumableRun, ABC):
             activations. Recomputing takes a third more time, but the memory does not grow with the number of steps.
         inception: file with the weights of the Inception-v3 network for FID and KID; None: FID and KID use the features
             of the evaluation classifier.
-        sscd: TorchScript file of SSCD, whose similarities to the references are further columns; None: they are not
-            computed.
+        sscd: TorchScript file of SSCD, a network that measures how similar generated images are to the reference
+            images; None: the similarities are not measured.
         seed: random seed of the initial noise, of the selection of concepts and of the bootstrap.
         run_dir: folder that all outputs are written to.
     """
@@ -118,10 +122,7 @@ class ArmsExperiment(ResumableRun, ABC):
 
     @property
     def evaluator(self) -> Evaluator:
-        """The object that classifies the generated images.
-
-        The module of its class is imported when all units are finished.
-        """
+        """The object that classifies and scores the generated images."""
         from experiments.rare_concepts.evaluator import Evaluator
 
         return Evaluator(
@@ -135,7 +136,7 @@ class ArmsExperiment(ResumableRun, ABC):
 
     @property
     def num_units(self) -> int:
-        """Total number of units of all stages."""
+        """Total number of units (pieces of resumable work) of all stages."""
         return sum(stage.num_units for stage in self.stages())
 
     def prepare(self, trainer: Trainer) -> None:
@@ -192,18 +193,15 @@ class ArmsExperiment(ResumableRun, ABC):
         return [planned for stage in self.stages() for planned in stage.plan()]
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the missing units, evaluate all images and write the report.
+        """Generate the images that are not on disk yet, evaluate all images and write the report.
 
-        All processes compute units. One process evaluates the images and writes the report.
+        All processes generate images. Only one process evaluates the images and writes the report.
         """
         self.compute(trainer)
         return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
 
     def compute(self, trainer: Trainer) -> None:
-        """Compute the units that are not on disk yet.
-
-        The method returns when all processes have finished their units.
-        """
+        """Generate the images that are not on disk yet, and wait until all processes have finished."""
         ImageStage(self.context).announce(trainer.world_size)
         progress = RunProgress()
         run_stages(trainer, *(stage.build(self.leases, progress) for stage in self.stages()))
@@ -217,13 +215,14 @@ class ArmsExperiment(ResumableRun, ABC):
         """Evaluate the images, write the results, and return the value that a hyperparameter sweep optimizes."""
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, for which the duration of a network call is measured."""
+        """Return the prompts of one batch. The duration of a network call is measured with these prompts."""
         return ImageStage(self.context).prompts()
 
     def _with_step_weights(self, name: str, arm: Arm) -> Arm:
-        """Return ``arm`` with at most one of SeedSelect's step weights (weights in the loss) per sampling step.
+        """Return a copy of ``arm`` in which SeedSelect has at most as many step weights as there are sampling steps.
 
-        If step weights are removed, a line with the remaining step weights is printed.
+        A step weight is the weight of the latent of one of the last sampling steps in the loss. If a step weight is
+        removed, the remaining step weights are printed.
         """
         if arm.select is None or len(arm.select.step_weights) <= self.steps:
             return arm
@@ -233,7 +232,7 @@ class ArmsExperiment(ResumableRun, ABC):
         return replace(arm, select=select)
 
     def _other_concepts(self, concepts: Sequence[Concept], selected: Sequence[Concept]) -> list[Concept]:
-        """Return concepts that are not selected, drawn at random, for the threshold of copies."""
+        """Draw concepts that are not selected, until there are ``THRESHOLD_CONCEPTS`` concepts for detecting copies."""
         names = {concept.name for concept in selected}
         usable = [c for c in concepts if c.name not in names and len(c.references) >= self.references]
         order = np.random.default_rng(self.seed).permutation(len(usable))
@@ -252,7 +251,10 @@ class ArmsExperiment(ResumableRun, ABC):
                 )
 
     def _check_arm(self, name: str) -> None:
-        """Raise ValueError if the inverter does not support the schedule, or ``seed_init`` the number of seeds."""
+        """Raise ValueError if the arm's inverter or seed initialization does not support the settings of the run.
+
+        The inverter must support the schedule; the seed initialization must be able to compute the number of seeds.
+        """
         arm = self.context.arms[name]
         if arm.inverter is None or arm.seed_init is None:
             return

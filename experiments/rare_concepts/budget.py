@@ -1,4 +1,4 @@
-"""Comparison of methods that optimize or select seeds, with increasing budgets or numbers of updates."""
+"""Comparison of methods that optimize or select seeds, depending on NFE budget, added noise or number of updates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from experiments.reporting.results import Report
 from experiments.reporting.tables import Column, Table
 from rnri.validation import dataclass
 
-PANELS = {  # quantity: {column: (label, scale)}
+PANELS = {  # for each quantity on the x axis: the plotted columns, each with axis label and factor
     "budget": {
         "accuracy": ("accuracy, %", 100.0),
         "kid": ("KID", 1.0),
@@ -63,13 +63,13 @@ NOTES = {"budget": f"Bold: best value among rows with the same budget. {NOTE}", 
 
 
 def method_and_number(quantity: str, arm: str) -> dict[str, Any]:
-    """Split the name of an arm, ``METHOD_NUMBER``, into the columns ``method`` and ``quantity`` of the table."""
+    """Split the name of an arm (pipeline), ``METHOD_NUMBER``, into the columns ``method`` and ``quantity``."""
     method, _, number = arm.rpartition("_")
     return {"method": method, quantity: int(number)}
 
 
 def total_row_key(quantity: str, arm: str, bucket: str) -> dict[str, Any] | None:
-    """Return the columns that identify the row of an arm if ``bucket`` is ``total``, else None."""
+    """Return the columns that identify the table row of an arm (pipeline) if ``bucket`` is ``total``, else None."""
     return method_and_number(quantity, arm) if bucket == "total" else None
 
 
@@ -77,12 +77,13 @@ def total_row_key(quantity: str, arm: str, bucket: str) -> dict[str, Any] | None
 class BudgetExperiment(ArmsExperiment):
     """The task of experiments whose table has one row per method and number, such as ``experiment=budget``.
 
-    The name of an arm is ``METHOD_NUMBER``, for example ``nao_50``. The table also contains the measured number of
-    network evaluations of the arm.
+    The name of an arm (pipeline) is ``METHOD_NUMBER``, for example ``nao_50``. The table also contains the measured
+    number of network evaluations of each arm.
 
     Args:
-        quantity: meaning of the number in the name of an arm, and name of its column. ``budget``: network evaluations
-            per image. ``noise``: weight of fresh noise in the seeds, in percent. ``updates``: updates of each seed.
+        quantity: what the number in the name of an arm means. ``budget``: number of network evaluations per image.
+            ``noise``: weight of the noise that is added to the seeds, in percent. ``updates``: number of updates of
+            each seed.
     """
 
     quantity: Literal["budget", "noise", "updates"] = "budget"
@@ -97,14 +98,14 @@ class BudgetExperiment(ArmsExperiment):
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Names of the columns that identify a row."""
+        """Names of the columns that identify a row of the table."""
         return "method", self.quantity
 
     def stages(self) -> list[ExperimentStage]:
         return [ImageStage(self.context, partial(total_row_key, self.quantity), self.identity)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the accuracy of the last arm."""
+        """Write the results; return the accuracy of the last arm (pipeline)."""
         evaluator = self.evaluator
         arms = evaluator.arms()
         real = RealScores(evaluator.real_row, evaluator.real_features())
@@ -141,7 +142,8 @@ class BudgetExperiment(ArmsExperiment):
 def budget_figure(rows: Sequence[Mapping], quantity: str) -> Figure:
     """Plot the metrics in ``PANELS[quantity]``, one line per method.
 
-    The x axis is the number of network evaluations per image for ``budget``, and the quantity otherwise.
+    The x axis shows ``quantity``. If ``quantity`` is ``budget``, the x axis shows the measured number of network
+    evaluations per image.
     """
     figure, axes = plots.panels(2, rows=2)
     all_axes = [axis for line in axes for axis in line]

@@ -1,4 +1,4 @@
-"""The inputs and settings that all stages of a run read."""
+"""The inputs and settings that are common to all stages of a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rnri import Schedule
 
 @dataclass(frozen=True)
 class RunContext:
-    """The loaded inputs and the settings of a run, which all stages of the run read.
+    """The loaded inputs and the settings that are common to all stages of a run.
 
     Attributes:
-        arms: the compared arms by name, in the order of the table.
+        arms: the compared arms (pipelines) by name, in the order of the table.
         concepts: the selected concepts with their reference images.
         networks: the text-to-image model, CLIP and the evaluation classifier.
         run_dir: folder of the results and the cached units.
@@ -50,7 +50,7 @@ class RunContext:
         return self.networks.model.schedule(self.steps)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that are part of the cache key of every unit, for all arms."""
+        """Return the settings that are part of the cache key of every unit (images of one concept and arm)."""
         return {
             **self.networks.cache_settings(self.seed),
             "clip": self.networks.clip_fingerprint,
@@ -60,12 +60,12 @@ class RunContext:
         }
 
     def units(self, arm: str) -> UnitStore:
-        """Return the store with the finished units of an arm. Runs with different settings use different stores."""
+        """Return the folder of the finished units (generated images) of an arm, which depends on the settings."""
         settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 
     def inversion_stage(self, arm: str) -> InversionStage | None:
-        """Return the stage that inverts the reference images of an arm, or None if the arm has no inverter."""
+        """Return the stage that inverts the reference images for an arm, or None if the arm has no inverter."""
         inverter = self.arms[arm].inverter
         if inverter is None:
             return None

@@ -1,4 +1,4 @@
-"""Batches of concepts for one arm. The reference images of a batch are inverted when the batch is on the device."""
+"""Batches of concepts whose images one arm (pipeline) generates, with the inverted seeds of the reference images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import CachedUnitDataModule
 
 Unit = tuple[str, Concept]
-"""The name of an arm, and a concept. Both together identify the file of one unit."""
+"""The name of an arm (pipeline), and a concept. A unit is the generation of the images of the concept with the arm."""
 
 
 @dataclass
 class ConceptBatch:
-    """A batch of G concepts whose images one arm generates.
+    """A batch of G concepts whose images one arm (pipeline) generates.
 
     Attributes:
-        references: the R reference images of each of the G concepts, ``float32 [G, R, 3, H, W]`` in [0, 1].
+        arm: name of the arm.
+        concepts: the G concepts.
+        references: R reference images of each of the G concepts, ``float32 [G, R, 3, H, W]`` in [0, 1].
         seeds: inverted seeds of all ``G * R`` reference images, or None if the arm has no inverter.
     """
 
@@ -38,14 +40,14 @@ class ConceptBatch:
     seeds: CachedSeeds | None = None
 
     def has_finite_seeds(self) -> list[bool]:
-        """Return, for each concept, whether the seeds and latents of all its reference images are finite."""
+        """Return, for each concept, whether the inverted seeds and latents of all its reference images are finite."""
         if self.seeds is None:
             return [True] * len(self.concepts)
         finite = is_finite(self.seeds.seed) & is_finite(self.seeds.z0)
         return finite.view(len(self.concepts), -1).all(1).tolist()
 
     def select(self, mask: Sequence[bool]) -> ConceptBatch:
-        """Return a batch with only the concepts whose entry in ``mask`` is true."""
+        """Return a batch with the concepts whose entry in ``mask`` is true."""
         groups = torch.tensor(mask).nonzero().flatten()
         references_per_concept = self.references.shape[1]
         rows = torch.arange(len(self.concepts) * references_per_concept).view(len(self.concepts), -1)[groups].flatten()
@@ -57,11 +59,11 @@ class ConceptBatch:
         )
 
     def inversion_nfe(self, group: int) -> float:
-        """Return the number of network evaluations of the inversion of all reference images of concept ``group``."""
+        """Return how many network evaluations the inversion of all reference images of concept ``group`` took."""
         return self._sum_over_references(self.seeds.nfe, group) if self.seeds else 0.0
 
     def inversion_seconds(self, group: int) -> float:
-        """Return the wall time in seconds of the inversion of all reference images of concept ``group``."""
+        """Return how many seconds the inversion of all reference images of concept ``group`` took."""
         return self._sum_over_references(self.seeds.seconds, group) if self.seeds else 0.0
 
     def _sum_over_references(self, values: Tensor, group: int) -> float:
@@ -69,7 +71,7 @@ class ConceptBatch:
 
 
 class ConceptDataModule(CachedUnitDataModule):
-    """Data loader of the concepts for which an arm has no finished unit yet, in batches, one arm after the other."""
+    """Lightning data module of the concepts whose images are not on disk yet, in batches of one arm (pipeline) each."""
 
     unit_noun = "concept"
 

@@ -1,4 +1,4 @@
-"""Classification and scoring of all generated images, after all units (images of one concept and arm) are on disk."""
+"""Classification and scoring of the generated images of a run, after all images are on disk."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from experiments.rare_concepts.scoring import ClassifiedImages, ImageUnits
 from experiments.runtime.progress import LOG_INTERVAL_S, Progress
 from rnri.models.fingerprint import fingerprint
 
-REAL_IMAGES_PER_CONCEPT = 20  # held-out real images per concept that generated images are compared with
+REAL_IMAGES_PER_CONCEPT = 20  # maximum number of held-out real images per concept, to score generated images
 SCORES_VERSION = 1
-"""Part of the cache key of the scores of real images, increased when the definition of a score changes."""
+"""Version of the definitions of the scores of real images. The version is part of the cache key of these scores."""
 
 
 @dataclass(frozen=True)
 class References:
-    """The references of each concept, in the form of a store of generated images."""
+    """The reference images of each concept, with the interface of a store of generated images."""
 
     concepts: Mapping[str, Concept]
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the references of the concept with the key ``unit`` as the tensor ``images``, and their records."""
+        """Return the reference images of the concept ``unit`` as the tensor ``images``, and a record without times."""
         images = torch.from_numpy(self.concepts[unit].references[:])
         return {"images": images}, {"t_init": None, "t_opt": None, "samples": [{"finite": True} for _ in images]}
 
@@ -56,11 +56,12 @@ class Evaluator:
         context: inputs and settings of the run.
         real: real images for FID and KID, resized to the size of the generated images.
         labeled_real_images: real images of each concept, without its reference images, by the name of the concept.
-        other_concepts: concepts that the run does not use, with their references. Together with the concepts of the
-            run they define the threshold of copies.
+        other_concepts: additional concepts whose reference images are used to compute the distance below which a
+            generated image counts as a copy.
         extractor: network that computes the features for FID and KID; None: the evaluation classifier computes the
             features.
-        sscd: network that compares images with references; None: its similarities are not computed.
+        sscd: SSCD network, which measures the similarity of generated images to the reference images; None: the
+            similarity is not measured.
     """
 
     context: RunContext
@@ -71,7 +72,7 @@ class Evaluator:
     sscd: Sscd | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
-        """Classify and score the generated images of every arm; return the classified images by the name of the arm."""
+        """Classify and score the generated images of every arm (pipeline), and return them by the name of the arm."""
         units = {arm: self.context.units(arm) for arm in self.context.arms}
         threshold = self.threshold
         scores: dict[str, list[list[ImageScore | None]]] = {arm: [] for arm in units}
@@ -94,10 +95,10 @@ class Evaluator:
 
     @cached_property
     def real_row(self) -> ClassifiedImages:
-        """The references, classified and scored as if they were generated images.
+        """The reference images, classified and scored as if they were generated images.
 
-        A reference is compared with other real images (:meth:`RealConcept.score_references`). The scores are what a
-        perfect generator reaches.
+        The scores of the reference images are the scores that a perfect generator would reach. A reference image is
+        not compared with itself, but with other real images (:meth:`RealConcept.score_references`).
         """
         concepts = {concept.key: concept for concept in self.context.concepts}
         scores = [list(self.threshold.scores[concept.name]) for concept in concepts.values()]
@@ -105,7 +106,10 @@ class Evaluator:
 
     @cached_property
     def threshold(self) -> CopyThreshold:
-        """The threshold of copies. The scores of the real images are cached in the run folder."""
+        """The distance to a reference image below which a generated image counts as a copy.
+
+        The scores of the real images, from which the threshold is computed, are cached in the run folder.
+        """
         concepts = [*self.context.concepts, *self.other_concepts]
         store = SeedStore(self.context.run_dir / "real")
         progress = Progress("comparing real images", min_interval=LOG_INTERVAL_S)
@@ -123,27 +127,36 @@ class Evaluator:
         return CopyThreshold(scores)
 
     def real_concept(self, concept: Concept) -> RealConcept:
-        """Return the vectors of the references and the held-out real images of a concept."""
+        """Return the feature vectors of the reference images and the held-out real images of a concept."""
         parts = (concept.references, self._others(concept))
         references, others = (torch.from_numpy(images[:]) for images in parts)
         groups = None if None in [images.groups for images in parts] else [g for images in parts for g in images.groups]
         return real_concept(self.context.networks.classifier, references, others, groups)
 
     def _others(self, concept: Concept) -> Images:
-        """Return the held-out real images of a concept."""
+        """Return real images of a concept that are not reference images."""
         images = self.labeled_real_images.get(concept.name)
         if images is None:
             return concept.references.head(0)
         return images.resized(self.context.networks.model.image_size).head(REAL_IMAGES_PER_CONCEPT)
 
     def _scores(self, real: RealConcept, images: Tensor, samples: Sequence[Mapping]) -> list[ImageScore | None]:
-        """Score the finite images of a concept; the score of a sample that is not finite is None."""
+        """Return one score per sample of a concept; None for a sample with NaN or infinite pixels.
+
+        Args:
+            real: the real images of the concept, which the samples are compared with.
+            images: the samples without NaN and infinity.
+            samples: the records of all samples.
+        """
         vectors = image_vectors(self.context.networks.classifier, images) if len(images) else None
         scores = iter(real.score(vectors) if vectors else [])
         return [next(scores) if sample["finite"] else None for sample in samples]
 
     def _similarities(self, concept: Concept, images: Tensor, samples: Sequence[Mapping]) -> list[float | None]:
-        """Return the SSCD similarity of each sample to its most similar reference; None for samples without one."""
+        """Return the SSCD similarity of each sample to its most similar reference image.
+
+        The similarity is None for a sample with NaN or infinite pixels, or if there is no SSCD network.
+        """
         if self.sscd is None:
             return [None] * len(samples)
         values = iter(similarities(self.sscd, images, torch.from_numpy(concept.references[:])))
@@ -157,7 +170,15 @@ class Evaluator:
         detections: Sequence[CopyDetection | None],
         threshold: CopyThreshold,
     ) -> ClassifiedImages:
-        """Classify the images of an arm; return them with their scores, which have one entry per concept."""
+        """Classify the images of one arm (pipeline), and return them together with their predictions and scores.
+
+        Args:
+            title: name of the arm in the titles of the progress bars.
+            units: store of the images of each concept.
+            scores: novelty scores of the samples of each concept.
+            detections: perceptual distances of the images of each concept.
+            threshold: distances below which an image is a copy.
+        """
         networks, concepts = self.context.networks, self.context.concepts
         records = [units.read(concept.key)[1] for concept in concepts]
         samples = [sample for record in records for sample in record["samples"]]
@@ -189,7 +210,7 @@ class Evaluator:
     def _labels(
         self, title: str, units: ImageUnits, classifier: Classifier, extractor: Inception | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Return the features and predicted labels of the finite images of all concepts."""
+        """Return the features and predicted labels of the images of all concepts that are free of NaN and infinity."""
         progress = Progress(title, min_interval=LOG_INTERVAL_S)
 
         def images() -> Iterator[Tensor]:
@@ -203,7 +224,7 @@ class Evaluator:
         return result
 
     def real_features(self) -> Tensor:
-        """Return the features of the N real images, ``float64 [N, D]``. The features are cached in the run folder."""
+        """Return the features of the N real images, ``float64 [N, D]``, which are cached in the run folder."""
         store = SeedStore(self.context.run_dir / "real")
         key = self._real_key()
         cached = store.get(key)
@@ -218,20 +239,26 @@ class Evaluator:
         return cached["features"]
 
     def _real_vectors(self, concept: Concept) -> Tensor:
-        """Return the perceptual vectors of the references, then of the held-out real images, of a concept."""
+        """Return perceptual vectors of real images of a concept: first the reference images, then held-out images."""
         groups = (concept.references, self._others(concept))
         images = [torch.from_numpy(group[k]) for group in groups for k in range(len(group))]
         return perceptual_vectors(self.context.networks.classifier, torch.stack(images))
 
     def _detect_copies(self, concept: Concept, images: Tensor, real: Tensor) -> CopyDetection | None:
-        """Compare the finite images of a concept with its reference images; return None if no image is finite."""
+        """Compare the generated images of a concept with its reference images; return None if there are no images.
+
+        Args:
+            concept: the concept.
+            images: the generated images without NaN and infinity.
+            real: perceptual vectors of the real images of the concept, beginning with the reference images.
+        """
         if not len(images):
             return None
         generated = perceptual_vectors(self.context.networks.classifier, images)
         return detect_copies(generated, real[: len(concept.references)], real)
 
     def _scores_key(self, concept: Concept) -> dict[str, Any]:
-        """Return the cache key for the scores of the references of a concept."""
+        """Return the cache key for the scores of the reference images of a concept."""
         others = self._others(concept)
         return {
             "scores": SCORES_VERSION,
@@ -256,14 +283,14 @@ class Evaluator:
 
 
 def _pack(scores: Sequence[ImageScore]) -> dict[str, Tensor]:
-    """Return the scores of n images as a tensor ``[n, 4]``. A score that is None becomes NaN."""
+    """Return the scores of n images as a tensor ``[n, 4]``, in which NaN replaces scores that are None."""
     rows = [[*(score.distances or [None] * len(DISTANCES)), score.authentic, score.m_cp] for score in scores]
     values = [[torch.nan if value is None else float(value) for value in row] for row in rows]
     return {"scores": torch.tensor(values, dtype=torch.float64)}
 
 
 def _unpack(values: Tensor) -> list[ImageScore]:
-    """Return the scores that :func:`_pack` has converted to a tensor."""
+    """Convert a tensor of :func:`_pack` back to scores."""
     scores = []
     for row in values.tolist():
         *distances, authentic, m_cp = [None if value != value else value for value in row]

@@ -1,4 +1,4 @@
-"""The stage of an experiment that generates the images of all arms."""
+"""The stage of an experiment that generates the images of all arms (pipelines)."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import Stage
 
-LATENT_BYTES = 4  # bytes per element of a stored seed (float32)
-INVERSION_BYTES = 8 + 4  # bytes per element of a cached inversion (seed in float64 and latents in float32)
+LATENT_BYTES = 4  # bytes per element of a stored seed, which is float32
+INVERSION_BYTES = 8 + 4  # bytes per element of a cached inversion: a float64 seed and a float32 latent
 
 RowKey = Callable[[str, str], dict[str, Any] | None]
 """Function that returns the columns and values that identify one row of the table.
 
-The arguments of the function are the name of an arm and a bucket, or ``total`` for all buckets. The function returns
-None if the table has no row for the arguments.
+The arguments of the function are the name of an arm (pipeline) and a bucket (group of concepts by frequency). The
+bucket ``total`` contains all concepts. The function returns None if the table has no row for its arguments.
 """
 
 
 def method_and_bucket(arm: str, bucket: str) -> dict[str, Any]:
-    """Return the method and the bucket that identify a row, for a table with one row per arm and bucket."""
+    """Return the columns that identify a row of a table with one row per method and bucket (group of concepts)."""
     return {"method": arm, "bucket": bucket}
 
 
 @dataclass(frozen=True)
 class ImageStage:
-    """Generates the images of every concept with every arm. A unit is the images of one concept with one arm.
+    """Generates the images of every concept with every arm (pipeline).
+
+    A unit, the smallest piece of work that a resumed run can skip, is the generation of the images of one concept with
+    one arm.
 
     Attributes:
         context: inputs and settings of the run.
-        row_key: function that returns the columns that identify the table row of a unit. The loggers show the running
-            mean accuracy of each table row.
+        row_key: function that returns the columns that identify a table row. During the run, the loggers show the mean
+            accuracy of each table row.
         identity: names of the columns that ``row_key`` returns.
-        module: class of the Lightning module that computes the units.
+        module: class of the Lightning module that generates the images.
     """
 
     context: RunContext
@@ -57,14 +60,14 @@ class ImageStage:
         return len(self.context.arms) * len(self.context.concepts)
 
     def build(self, leases: Path, progress: RunProgress) -> Stage:
-        """Return the Lightning module and data module that compute the units that are not on disk yet."""
+        """Return the Lightning module and data module that generate the images that are not on disk yet."""
         stores = {arm: self.context.units(arm) for arm in self.context.arms}
         running_means = RunningMeans(self._accuracy_rows, self.identity, ["accuracy"])
         module = self.module(self.context, stores, progress)
         return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
 
     def announce(self, processes: int) -> None:
-        """Print the number of units and the duration of the run, extrapolated from a few timed network calls."""
+        """Print how many units there are and how long the run will take, estimated from a few timed network calls."""
         context = self.context
         cost = Cost()
         done = 0
@@ -85,14 +88,14 @@ class ImageStage:
         )
 
     def prompts(self) -> list[str]:
-        """Return the prompts of the images of one batch."""
+        """Return the prompt of each image of one batch."""
         concepts = self.context.concepts[: self.context.concepts_per_batch]
         return [concept.prompt for concept in concepts for _ in range(self.context.samples)]
 
     def plan(self) -> list[StagePlan]:
-        """Return the cost of each arm.
+        """Return the cost of inversion and generation for each arm (pipeline).
 
-        An inversion that several arms share is counted only for the first of these arms.
+        If several arms use the same inversion, its cost is counted only for the first of these arms.
         """
         planned: list[StagePlan] = []
         inverted: set[tuple[str, str]] = set()
@@ -104,7 +107,11 @@ class ImageStage:
         return planned
 
     def _plan_inversion(self, name: str, pending: Sequence[str], inverted: set[tuple[str, str]]) -> list[StagePlan]:
-        """Return the cost of inverting the concepts that are not in ``inverted``, and update ``inverted``."""
+        """Return the cost of inverting the reference images of the concepts in ``pending`` for an arm.
+
+        A concept in ``inverted`` costs nothing, because an earlier arm inverts its reference images by the same method.
+        The other concepts are added to ``inverted``.
+        """
         context, arm = self.context, self.context.arms[name]
         if arm.inverter is None:
             return []
@@ -134,9 +141,9 @@ class ImageStage:
         )
 
     def _accuracy_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Yield the accuracy (0 or 1) of each sample of a finished unit, once per table row with this unit.
+        """Yield whether each sample of a finished unit is classified correctly, for every table row with the sample.
 
-        A sample that is not finite counts as misclassified, as in the table.
+        A sample with NaN or infinite pixels counts as misclassified.
         """
         arm, concept = unit
         tensors, record = self.context.units(arm).read(concept.key)

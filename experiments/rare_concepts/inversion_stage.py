@@ -1,4 +1,4 @@
-"""Inversion of reference images to seeds, with a cache on disk."""
+"""Inversion of reference images to seeds (initial latents), with a cache on disk."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rnri import Inverter, LatentDiffusion, Schedule
 
 @dataclass(frozen=True)
 class CachedSeeds:
-    """The inversions of B images.
+    """The results of inverting B images.
 
-    ``z0`` and ``seed`` are on the device of the images; all other tensors are on the CPU.
+    The tensors ``z0`` and ``seed`` are on the device of the images; all other tensors are on the CPU.
 
     Attributes:
         z0: ``float32 [B, C, h, w]``, VAE latents of the images.
         seed: ``[B, C, h, w]``, inverted seeds in float64 (float32 on MPS); the seed of a failed inversion is NaN or
             infinite.
-        residual: ``float64 [B]``, largest residual over the inversion steps of each image. The residual of a step is
-            the mean of ``|z - f(z)|`` over the elements of the latent, where ``z = f(z)`` is the step equation.
+        residual: ``float64 [B]``, largest residual over the inversion steps of each image. An inversion step solves an
+            equation ``z = f(z)`` for the latent ``z``, and its residual is the mean of ``|z - f(z)|``.
         nfe: ``int64 [B]``, number of network evaluations of the inversion of each image.
-        converged: ``bool [B]``, whether the inversion of each image converged.
+        converged: ``bool [B]``, whether the residual of every inversion step of an image is at most the tolerance.
         seconds: ``float64 [B]``, wall time of the inversion of a batch divided by the number of its images. For a
             cached seed, ``seconds`` is the time that was measured when the seed was computed.
     """
@@ -42,19 +42,24 @@ class CachedSeeds:
     seconds: Tensor
 
     def select(self, rows: Tensor) -> CachedSeeds:
-        """Return the inversions of the b images whose indices are in ``rows``, ``int64 [b]``."""
+        """Return the results of the b images with the indices ``rows``, ``int64 [b]``."""
         return CachedSeeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class InversionStage:
-    """Encodes and inverts images. A seed that is already in ``store`` is read from ``store`` instead of computed again.
+    """Encodes images with the VAE and inverts the latents, or reads the seeds of the images from a cache on disk.
 
     Attributes:
-        settings: settings of ``inverter`` as plain data (:func:`experiments.cache.key.fingerprint_config`), part of the
-            cache key.
-        numerics: numerical settings (dtype and device, see :func:`experiments.runtime.device.numerics`), part of the
-            cache key.
+        model: the text-to-image model.
+        inverter: the inversion method.
+        settings: settings of ``inverter`` as plain data (:func:`experiments.cache.key.fingerprint_config`), which are
+            part of the cache key.
+        schedule: timesteps and coefficients of the sampler.
+        guidance: guidance scale of the inversion.
+        store: the cache of the inverted seeds.
+        numerics: numerical settings (dtype and device, see :func:`experiments.runtime.device.numerics`), which are part
+            of the cache key.
     """
 
     model: LatentDiffusion
@@ -75,9 +80,12 @@ class InversionStage:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], on_step: Callable[[int], None] = lambda k: None
     ) -> CachedSeeds:
-        """Return the inverted seeds of ``images [B, 3, H, W]`` in [0, 1]. Each image has its own prompt.
+        """Return the inverted seeds of B images.
 
-        The function ``on_step`` is called as ``on_step(k)`` after inversion step ``k``.
+        Args:
+            images: the images, ``[B, 3, H, W]`` in [0, 1].
+            prompts: the prompt of each image.
+            on_step: callback that is called as ``on_step(k)`` after inversion step ``k``.
         """
         keys = [self._key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         results = [self.store.get(key) for key in keys]
@@ -106,7 +114,7 @@ class InversionStage:
         }
 
     def _invert(self, images: Tensor, prompts: list[str], on_step: Callable[[int], None]) -> list[dict[str, Tensor]]:
-        """Invert ``images``; return one dictionary per image with the fields of :class:`CachedSeeds` on the CPU."""
+        """Invert ``images``; return one dictionary of CPU tensors per image, with the keys of :class:`CachedSeeds`."""
         start = time.perf_counter()
         with torch.no_grad():
             z0 = self.model.encode(images)

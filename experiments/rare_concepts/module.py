@@ -1,4 +1,4 @@
-"""The Lightning module that generates the images of all arms."""
+"""The Lightning module that generates the images of all arms (pipelines)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from rnri.models.sampling import trajectory
 from seedselect import Problem, Selection, Targets, Trajectory, appearance_loss, semantic_loss
 
 Unit = tuple[dict[str, Tensor], dict[str, Any]]
-"""Results of one concept with one arm: tensors, and a record that can be stored as JSON."""
+"""Images and seeds of one concept, generated with one arm (pipeline), and a record that can be stored as JSON."""
 
 
 class RareConceptModule(LightningModule):
-    """Initializes and optimizes the seeds of a batch, samples images from the seeds, and writes one unit per concept.
+    """Initializes and optimizes the seeds of a batch, samples images from the seeds, and writes one file per concept.
 
-    A unit contains n samples (generated images), of which m are finite (without NaN and infinity). The tensor
-    ``images``, ``uint8 [m, 3, H, W]``, contains the finite samples. The tensor ``seeds``, ``float32 [n, C, h, w]``, is
-    NaN for samples that are not finite. The record contains durations and one entry per sample. A sample that is not
-    finite does not change the other samples.
+    The file of a concept, called a unit, contains the results of n samples (generated images):
+
+    - ``images``, ``uint8 [m, 3, H, W]``: the m samples without NaN and infinity.
+    - ``seeds``, ``float32 [n, C, h, w]``: the seed of each sample. The seed of a sample with NaN or infinity is NaN.
+    - a record of durations, with one entry per sample.
+
+    A sample with NaN or infinity does not change the other samples.
     """
 
     def __init__(self, context: RunContext, stores: Mapping[str, UnitStore], progress: RunProgress) -> None:
@@ -42,15 +45,15 @@ class RareConceptModule(LightningModule):
         self.progress = progress
 
     def predict_step(self, batch: ConceptBatch, _: int) -> list[str]:
-        """Write the units of a batch of concepts; return the names of the concepts.
+        """Generate and write the images of a batch of concepts; return the names of the concepts.
 
-        A record contains two durations in seconds, ``t_init`` and ``t_opt``. ``t_init`` is the time to invert the
-        reference images of a concept and to compute the initial seeds. ``t_opt`` is the time until the loss of
-        SeedSelect converged, averaged over the samples of the concept.
+        The record of a concept contains two durations in seconds, ``t_init`` and ``t_opt``. The value of ``t_init`` is
+        the time to invert the reference images of the concept and to compute the initial seeds. The value of ``t_opt``
+        is the time to optimize a seed, averaged over the samples of the concept.
 
         Raises:
-            NonFiniteError: no image of the batch is finite, and the arm has no finished unit. In this case the
-                checkpoint or its precision is the cause, so that the other concepts would fail too.
+            NonFiniteError: every image of the batch contains NaN or infinity, and the arm has no finished images yet.
+                The probable cause is the checkpoint or its precision, so that the other concepts would fail, too.
         """
         finite = batch.has_finite_seeds()
         computed = iter(self._generate(batch.select(finite)) if any(finite) else [])
@@ -63,7 +66,7 @@ class RareConceptModule(LightningModule):
         return [concept.name for concept in batch.concepts]
 
     def _generate(self, batch: ConceptBatch) -> list[Unit]:
-        """Generate the images of a batch; return one unit per concept."""
+        """Generate the images of a batch; return the results of each concept."""
         arm = self.context.arms[batch.arm]
         samples = self.context.samples
         start = self._now()
@@ -88,7 +91,7 @@ class RareConceptModule(LightningModule):
         return units
 
     def _empty_unit(self, batch: ConceptBatch, group: int) -> Unit:
-        """Return a unit without images, for a concept with a reference image whose inverted seed is NaN or infinite."""
+        """Return results without images, for a concept with an inverted seed that contains NaN or infinity."""
         model, samples = self.context.networks.model, self.context.samples
         images = torch.empty(0, 3, *model.image_size, dtype=torch.uint8)
         seeds = torch.full((samples, *model.latent_shape), torch.nan)
@@ -106,8 +109,8 @@ class RareConceptModule(LightningModule):
     def _initial_seeds(self, batch: ConceptBatch) -> Tensor:
         """Return the initial seeds ``[G * n * candidates, C, h, w]`` of G concepts with n samples per concept.
 
-        The candidates of a sample are the initial seeds among which a search selects. Candidate m of sample k is the
-        initial seed with the index ``m * n + k`` of the concept.
+        The candidates of a sample are the initial seeds from which the arm selects the best. The candidate with index m
+        of the sample with index k is the initial seed with index ``m * n + k`` of the concept.
         """
         arm = self.context.arms[batch.arm]
         count = self.context.samples * arm.candidates
@@ -120,7 +123,7 @@ class RareConceptModule(LightningModule):
         return seeds.unflatten(1, (arm.candidates, self.context.samples)).transpose(1, 2).flatten(0, 2)
 
     def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
-        """Sample ``seeds`` without optimization; return the seeds, the sampled latents, and one record per sample."""
+        """Sample from ``seeds`` without optimization; return the seeds, the latents, and one record per sample."""
         self.progress.set_stage("sampling")
         model = self.context.networks.model
         predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance_of_sampling)
@@ -133,7 +136,7 @@ class RareConceptModule(LightningModule):
         return self.context.arms[batch.arm].nfe(len(self.context.schedule), forwards, backwards).double().tolist()
 
     def _losses(self, images: Tensor, latents: Tensor, targets: Targets) -> list[dict[str, float]]:
-        """Return SeedSelect's two losses of each generated image, also for arms that do not minimize these losses."""
+        """Return SeedSelect's semantic loss and appearance loss of each generated image."""
         clip = self.context.networks.clip
         semantic = semantic_loss([images.clamp(0, 1)], targets.features, [1.0], decode=_unchanged, features=clip)
         appearance = appearance_loss(latents, targets.latent)
@@ -143,7 +146,7 @@ class RareConceptModule(LightningModule):
         ]
 
     def _optimize(self, seeds: Tensor, batch: ConceptBatch, targets: Targets) -> tuple[Tensor, Tensor, list[dict]]:
-        """Optimize ``seeds``; return the optimized seeds, the sampled latents, and one record per sample."""
+        """Optimize ``seeds``; return the optimized seeds, the latents sampled from these, and one record per sample."""
         decode = self.context.networks.model.decode
         if self.context.gradient_checkpointing:
             decode = partial(checkpoint, decode, use_reentrant=False)
@@ -162,13 +165,16 @@ class RareConceptModule(LightningModule):
         return selection.seed, selection.latent, records
 
     def _neighbor_noise(self, batch: ConceptBatch, k: int) -> Tensor:
-        """Return the noise ``[G * n, C, h, w]`` for the ``k``-th neighbor of each seed in a local search."""
+        """Return the noise ``[G * n, C, h, w]`` that a local search adds to each seed to compute neighbor ``k``."""
         samples = range(self.context.samples)
         names = [f"{concept.name}/{sample}/{k}" for concept in batch.concepts for sample in samples]
         return self.context.networks.model.noise(names, self.context.seed)
 
     def _trajectory(self, batch: ConceptBatch) -> Trajectory:
-        """Return the function that maps seeds ``[b, C, h, w]`` and their indices to the latents of the last steps."""
+        """Return the function that samples from seeds and returns the latents of the last steps.
+
+        The arguments of the function are seeds ``[b, C, h, w]`` and their indices in the batch.
+        """
         arm = self.context.arms[batch.arm]
         predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance_of_sampling)
 
@@ -185,9 +191,10 @@ class RareConceptModule(LightningModule):
         return last_latents
 
     def _targets(self, batch: ConceptBatch) -> Targets:
-        """Return the targets of each sample: prompt, mean CLIP feature, mean latent and latents of the references.
+        """Return the targets of SeedSelect's losses for each sample, computed from prompts and reference images.
 
-        The latents of the references include the latents of their mirror images, because a mirrored copy is a copy.
+        The latents of the mirrored reference images are included, because a mirrored copy of a reference image is a
+        copy, too.
         """
         networks = self.context.networks
         references = batch.references.flatten(0, 1)
@@ -220,7 +227,14 @@ def _unchanged(images: Tensor) -> Tensor:
 
 
 def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t_init: float) -> Unit:
-    """Return the unit of one concept, computed from its n samples. ``records`` has one entry per sample."""
+    """Return the tensors and the record of one concept, computed from its n samples.
+
+    Args:
+        images: the decoded images of the samples, ``[n, 3, H, W]``.
+        seeds: the seeds of the samples, ``[n, C, h, w]``.
+        records: losses, number of network evaluations and duration of each sample.
+        t_init: time in seconds to invert the reference images and to compute the initial seeds.
+    """
     finite_images, finite = select_finite(images)
     seeds = seeds.float().cpu()
     seeds[~finite] = torch.nan
@@ -233,7 +247,7 @@ def _unit(images: Tensor, seeds: Tensor, records: Sequence[Mapping[str, Any]], t
 
 
 def _records(selection: Selection) -> list[dict[str, Any]]:
-    """Return one dictionary per sample with losses, iterations, convergence and duration of the optimization."""
+    """Return one dictionary per sample with the losses, number of iterations and duration of the seed optimization."""
     names = ("initial_loss", "loss", "iterations", "converged", "seconds")
     columns = [getattr(selection, name).tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -29,7 +29,7 @@ from experiments.reporting.html_report import MAX_THUMBNAILS, Thumbnails
 from experiments.reporting.results import Report
 from experiments.reporting.tables import Column, Table
 
-PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k on Stable Diffusion 2.1, buckets by LAION-2B counts
+PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k, Stable Diffusion 2.1, concepts grouped by counts in LAION-2B
     {"method": "paper: NAO + SeedSelect, DDIM", "head": 0.985, "medium": 0.969, "tail": 0.851, "total": 0.943},
     {"method": "paper: NAO + SeedSelect, AIDI", "head": 0.985, "medium": 0.970, "tail": 0.853, "total": 0.944},
     {"method": "paper: NAO + SeedSelect, RNRI", "head": 0.986, "medium": 0.979, "tail": 0.891, "total": 0.958},
@@ -43,8 +43,8 @@ CONCEPT_COLUMNS = (
     ACCURACY, Column("copies", "copies, %", "lower", scale=100), Column("n", "n"),
 )  # fmt: skip
 HEADLINE_NOTE = (
-    "Right & new: the classifier names the concept, and the image is no copy of a reference. The row real has the "
-    "scores of the references, each compared with other real images: what a perfect generator would reach."
+    "Right & new: the classifier names the concept, and the image is not a copy of a reference image. The row 'real' "
+    "has the scores of the reference images, which are the scores that a perfect generator would reach."
 )
 PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
 MAX_CONCEPTS = 10  # maximum number of concepts whose images one figure shows
@@ -55,7 +55,7 @@ class RealScores:
     """The real images that generated images are compared with.
 
     Attributes:
-        references: the references, classified and scored as if they were generated images.
+        references: the reference images, classified and scored as if they were generated images.
         features: features of N real images for FID and KID, ``float64 [N, D]``.
     """
 
@@ -63,13 +63,16 @@ class RealScores:
     features: Tensor
 
     def rows(self, method: str, images: ClassifiedImages, seed: int) -> list[dict[str, Any]]:
-        """Return the rows of the results of an arm, one per bucket; the row of all images has all metrics."""
+        """Return the results of a method: one row per bucket (group of concepts), and one row for all images.
+
+        Only the row for all images, which is the last row, contains all metrics.
+        """
         rows = accuracy_rows(method, images, seed, self.references)
         rows[-1] |= aggregate_metrics(images, self.features, self.references)
         return rows
 
     def total(self, seed: int) -> dict[str, Any]:
-        """Return the row ``real`` of the results over all references."""
+        """Return the row ``real`` of the results, which contains the metrics of all reference images."""
         return self.rows(REAL, self.references, seed)[-1]
 
 
@@ -86,11 +89,13 @@ def write_report(
     """Write results, table, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
 
     Args:
-        arms: classified images of each arm, by the name of the arm.
+        run_dir: folder of the run.
+        arms: classified images of each arm (pipeline), by the name of the arm.
         real: the real images that generated images are compared with.
         settings: the settings on which the results depend.
+        loggers: loggers of the run.
         seed: random seed of the bootstrap.
-        step: step number with which the loggers record the results, equal to the number of units.
+        step: step number under which the loggers record the results.
     """
     arm_rows = [row for name, images in arms.items() for row in real.rows(name, images, seed)]
     real_rows = real.rows(REAL, real.references, seed)
@@ -116,19 +121,19 @@ def write_report(
 
 
 def headline_table(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) -> Table:
-    """Return the table of the results over all images; its last row is the row of the real images."""
+    """Return the table of the results over all images, with the results of the real images as the last row."""
     columns = [METHOD, RIGHT_NEW, ACCURACY, *second_columns(arm_rows), *RARE_CONCEPTS.columns()]
     totals, real = ([row for row in rows if row["bucket"] == "total"] for rows in (arm_rows, real_rows))
     return Table(totals, columns, references=real)
 
 
 def second_columns(rows: Sequence[Mapping]) -> list[Column]:
-    """Return the column of the accuracy of the second classifier; no column if there is no second classifier."""
+    """Return the column for the accuracy of the second classifier, or no column if there is no second classifier."""
     return [SECOND_ACCURACY] if any("accuracy_second" in row for row in rows) else []
 
 
 def accuracy_table(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) -> Table:
-    """Return the table of the accuracy in each bucket."""
+    """Return the table of the accuracy in each bucket (group of concepts of similar frequency)."""
     buckets = dict.fromkeys(row["bucket"] for row in arm_rows)
     columns = [METHOD, *map(bucket_column, buckets)]
     references = [*pivoted(real_rows, ("method",)), *PAPER]
@@ -136,17 +141,18 @@ def accuracy_table(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) ->
 
 
 def bucket_column(bucket: str) -> Column:
-    """Return the table column for the accuracy in ``bucket``, or over all concepts if ``bucket`` is ``total``."""
+    """Return the table column for the accuracy in a bucket (group of concepts); ``total`` means all concepts."""
     return Column(bucket, f"{bucket}, %", "higher", scale=100)
 
 
 def pivoted(rows: Sequence[Mapping], identity: Sequence[str]) -> list[dict[str, Any]]:
-    """Join the rows of each method (one row per bucket) into one row per method.
+    """Join the rows of each method, one per bucket (group of concepts), into one row per method.
 
-    The joined row has the values of the row ``total``, and the accuracy of each bucket, with its interval, as
-    ``BUCKET``, ``BUCKET_low`` and ``BUCKET_high``.
+    The joined row has the values of the row ``total``, and the accuracy of each bucket in the column ``BUCKET``. The
+    columns ``BUCKET_low`` and ``BUCKET_high`` contain the confidence interval of the accuracy.
 
     Args:
+        rows: rows with the columns ``bucket``, ``accuracy``, ``accuracy_low`` and ``accuracy_high``.
         identity: columns that identify a method.
     """
     lines: dict[tuple, dict[str, Any]] = {}
@@ -159,7 +165,7 @@ def pivoted(rows: Sequence[Mapping], identity: Sequence[str]) -> list[dict[str, 
 
 
 def counts_note(rows: Sequence[Mapping]) -> str:
-    """Return a sentence with the numbers of images, the network of the features and the accuracy on the references."""
+    """Return a note on the numbers of images, the accuracy on reference images and the features of FID and KID."""
     total = next(row for row in rows if row.get("bucket", "total") == "total")
     return (
         f"Per method: {total['n']} images of {total['concepts']} concepts; the classifier labels "
@@ -169,7 +175,7 @@ def counts_note(rows: Sequence[Mapping]) -> str:
 
 
 def real_note(real_rows: Sequence[Mapping]) -> str:
-    """Return a sentence with the share of real images that count as copies, or a sentence that it is not known."""
+    """Return a note on the share of real images that are falsely detected as copies, if copies are detected."""
     total = next(row for row in real_rows if row.get("bucket", "total") == "total")
     if total.get("copies") is None:
         return "Copies are not detected, because there are too few real images."
@@ -180,14 +186,14 @@ def real_note(real_rows: Sequence[Mapping]) -> str:
 
 
 def pair_tables(pairs: Sequence[Mapping]) -> list[Table]:
-    """Return the table of the differences in accuracy; no table if there is only one method."""
+    """Return the table of the differences in accuracy, or no table if there is only one method."""
     return [pair_table(pairs)] if pairs else []
 
 
 def pair_table(pairs: Sequence[Mapping]) -> Table:
-    """Return a table of the differences in accuracy over all concepts.
+    """Return a table of the differences in accuracy over all concepts, with one row per method.
 
-    The table has one row per method and one column per baseline, for the first six baselines.
+    The table has one column per baseline. Baselines beyond the maximum number of columns are omitted.
     """
     lines: dict[str, dict] = {}
     for pair in pairs:
@@ -200,10 +206,10 @@ def pair_table(pairs: Sequence[Mapping]) -> Table:
 
 
 def thumbnails(arms: Mapping[str, ClassifiedImages]) -> list[Thumbnails]:
-    """Return groups of images for the HTML report: new and right, copied and right, and wrong images of each arm.
+    """Return the images of the HTML report, grouped by method and result.
 
-    Images whose novelty is not known count as new. The images of a group are spread over the concepts, beginning with
-    the least frequent concepts.
+    The results are: right and new, right but a copy, and wrong. An image counts as new if it is not known whether it is
+    a copy. A group contains images of as many concepts as possible, beginning with the least frequent concepts.
     """
     groups = []
     for name, images in arms.items():
@@ -220,7 +226,10 @@ def thumbnails(arms: Mapping[str, ClassifiedImages]) -> list[Thumbnails]:
 
 
 def _spread_over_concepts(images: ClassifiedImages, indices: Sequence[int]) -> list[int]:
-    """Return at most ``MAX_THUMBNAILS`` of the indices of samples, of finite samples only."""
+    """Select at most ``MAX_THUMBNAILS`` samples of as many concepts as possible; return their indices.
+
+    Samples with NaN or infinite pixels are not selected.
+    """
     seen: Counter[str] = Counter()
     candidates = []
     for k in indices:
@@ -232,7 +241,7 @@ def _spread_over_concepts(images: ClassifiedImages, indices: Sequence[int]) -> l
 
 
 def _thumbnail(images: ClassifiedImages, k: int) -> tuple[list[Any], str]:
-    """Return the image of sample ``k`` and a caption: concept, predicted label if wrong, and "(copy)" for a copy."""
+    """Return the image of sample ``k`` and a caption: concept, label if the label is wrong, and "(copy)" for a copy."""
     concept = images.concepts[k]
     sample = k % (len(images.concepts) // len(images.t_init))
     caption = concept.name if images.correct[k] else f"{concept.name}, predicted {images.predictions[k]}"
@@ -275,14 +284,14 @@ def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
 
 
 def _second_prediction(images: ClassifiedImages, k: int) -> dict[str, Any]:
-    """Return the prediction of the second classifier for sample ``k``; no value if there is no second classifier."""
+    """Return the prediction of the second classifier for sample ``k``, or {} if there is no second classifier."""
     if images.second_predictions is None or images.second_correct is None:
         return {}
     return {"prediction_second": images.second_predictions[k], "correct_second": images.second_correct[k]}
 
 
 def _scores(images: ClassifiedImages, k: int) -> dict[str, Any]:
-    """Return the novelty scores of sample ``k``, and the thresholds of its distances."""
+    """Return scores that compare sample ``k`` with the real images, and the thresholds for the detection of copies."""
     score = images.scores[k] or ImageScore()
     unknown = (None,) * len(DISTANCES)
     distances = zip(DISTANCES, score.distances or unknown, images.thresholds[k] or unknown, strict=True)
@@ -293,16 +302,16 @@ def _scores(images: ClassifiedImages, k: int) -> dict[str, Any]:
 
 
 def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[], Figure]]:
-    """Return, for each bucket, a function that draws the :func:`side_by_side` figure.
-
-    The keys are paths of the figures.
-    """
+    """Return, by path of the figure, a function that draws the :func:`side_by_side` figure of each bucket."""
     buckets = dict.fromkeys(concept.bucket for images in arms.values() for concept in images.concepts)
     return {f"images/{bucket}": partial(side_by_side, arms, bucket) for bucket in buckets}
 
 
 def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
-    """Draw a reference image and the first sample of every arm for each concept, with the classifier's prediction."""
+    """Draw a reference image and the first sample of every arm (pipeline) for each concept in ``bucket``.
+
+    The caption of a sample contains the classifier's prediction.
+    """
     concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
     rows = []
     captions = []
@@ -315,7 +324,7 @@ def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
 
 
 def _caption(images: ClassifiedImages, name: str) -> str:
-    """Return a caption: the predicted label of a concept's first sample, and whether the sample copies a reference."""
+    """Return the predicted label of the first sample of concept ``name``, and whether the sample is a copy."""
     k = next(k for k, concept in enumerate(images.concepts) if concept.name == name)
     label = "right" if images.correct[k] else images.predictions[k] or ""
     return f"{label}, a copy" if images.copies[k] else label

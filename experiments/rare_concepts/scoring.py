@@ -1,4 +1,4 @@
-"""Computes the metrics of the generated images (accuracy, distances to real images, diversity) as rows of the table."""
+"""Computation of the metrics of generated images, such as accuracy and diversity, as rows of the table of results."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from experiments.evaluation.generation_metrics import GeneratedSet
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.evaluation.registry import RARE_CONCEPTS
 
-MAX_LISTED_CONCEPTS = 5  # the note on samples that are not finite lists at most this number of concepts
+MAX_LISTED_CONCEPTS = 5  # maximum number of concepts in the note on samples with NaN or infinite pixels
 
 
 class ImageUnits(Protocol):
     """A store of the images of each concept, such as :class:`~experiments.cache.store.UnitStore`."""
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensor ``images`` of a concept, and a record whose ``samples`` are the records of the samples."""
+        """Return the tensor ``images`` of a concept, and a record whose list ``samples`` has one entry per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedImages:
-    """The images (samples) of all concepts with one arm, and the predictions and scores of the evaluation networks.
+    """Images that one arm (pipeline) generated, with the predictions and scores of the evaluation networks.
 
-    There are n samples per concept, in the order of the concepts. A sample with NaN or infinite pixels has no image and
-    no prediction, and counts as misclassified.
+    Every concept has the same number of images (samples). A sample with NaN or infinite pixels has no image and no
+    prediction, and counts as misclassified.
 
     Attributes:
         units: store that contains the images.
         features: features of the M samples without NaN and infinity, ``float64 [M, D]``.
-        predictions: predicted label of each sample; None for a sample that is not finite.
-        second_predictions: predicted labels of the second evaluation classifier; None: there is no second classifier.
+        predictions: predicted label of each sample; None for a sample with NaN or infinite pixels.
+        second_predictions: predicted labels of the second evaluation classifier; None if there is no second classifier.
         concepts: concept of each sample.
         t_init: time in seconds to compute the initial seeds of each concept; None for real images.
-        t_opt: time in seconds of the seed optimization of each concept, averaged over its samples.
-        records: record of each sample, with its number of network evaluations and its loss.
+        t_opt: time in seconds to optimize a seed of each concept, averaged over its samples; None for real images.
+        records: number of network evaluations and loss of each sample.
         extractor: name of the network that computed ``features``.
-        scores: novelty scores of each sample; None for a sample that is not finite.
-        thresholds: distances below which each sample is a copy; None for a sample whose threshold is not known.
+        scores: distances of each sample to real images; None for a sample with NaN or infinite pixels.
+        thresholds: distances below which each sample is a copy; None if there are too few real images to compute them.
         copy_detections: perceptual distances between the images of each concept and its reference images; None for a
-            concept without a finite image.
-        similarities: SSCD similarity of each sample to its most similar reference; None for a sample without one.
+            concept whose images all contain NaN or infinite pixels.
+        similarities: SSCD similarity of each sample to its most similar reference image; None if it was not measured.
     """
 
     units: ImageUnits
@@ -67,37 +67,37 @@ class ClassifiedImages:
     similarities: Sequence[float | None] = ()
 
     def images(self, concept: Concept) -> list[Tensor | None]:
-        """Read the samples of a concept from disk, ``uint8 [3, H, W]`` each. A sample that is not finite is None."""
+        """Read the samples of a concept, ``uint8 [3, H, W]``; a sample with NaN or infinite pixels is None."""
         tensors, record = self.units.read(concept.key)
         images = iter(tensors["images"])
         return [next(images) if sample["finite"] else None for sample in record["samples"]]
 
     @property
     def lost(self) -> list[int]:
-        """Indices of the samples that are not finite."""
+        """Indices of the samples with NaN or infinite pixels."""
         return [k for k, record in enumerate(self.records) if not record["finite"]]
 
     @cached_property
     def copies(self) -> list[bool | None]:
         """Whether each sample is a copy of a reference image.
 
-        The value is None if the sample is not finite, or if there are too few real images to define a copy.
+        The value is None for a sample with NaN or infinite pixels, or if there are too few real images for a threshold.
         """
         pairs = zip(self.scores, self.thresholds, strict=True)
         return [None if score is None else score.is_copy(threshold) for score, threshold in pairs]
 
     @cached_property
     def right_new(self) -> list[bool | None]:
-        """Whether each sample is right and new: its label is predicted correctly, and it is not a copy.
+        """Whether the classifier recognizes the concept in each sample, and the sample is not a copy of a reference.
 
-        The value is None if the sample is correct and it is not known whether it is a copy.
+        The value is None if the classifier recognizes the concept, but it is not known whether the sample is a copy.
         """
         pairs = zip(self.correct, self.copies, strict=True)
         return [None if correct and copy is None else correct and not copy for correct, copy in pairs]
 
     @property
     def features_by_concept(self) -> list[Tensor]:
-        """Features ``float64 [m, D]`` of the m finite samples of each concept that has a finite sample."""
+        """For each concept, the features ``float64 [m, D]`` of its m samples without NaN and infinity, if m > 0."""
         names = [c.name for c, record in zip(self.concepts, self.records, strict=True) if record["finite"]]
         return [self.features[[name == other for other in names]] for name in dict.fromkeys(names)]
 
@@ -108,7 +108,7 @@ class ClassifiedImages:
 
     @cached_property
     def second_correct(self) -> list[bool] | None:
-        """Whether the second classifier predicts the name of the concept; None: there is no second classifier."""
+        """Whether the second classifier predicts the name of the concept; None if there is no second classifier."""
         return None if self.second_predictions is None else self._correct(self.second_predictions)
 
     def _correct(self, predictions: Sequence[str | None]) -> list[bool]:
@@ -116,16 +116,17 @@ class ClassifiedImages:
 
 
 def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: ClassifiedImages | None = None) -> list[dict]:
-    """Return the shares of right and new, right, and copied images, with 95 % intervals, per bucket and for all images.
+    """Return accuracy and share of copies with 95 % confidence intervals, per bucket (group of concepts) and in total.
 
     The bootstrap resamples whole concepts, because the predictions for images of one concept are correlated.
 
     Args:
         method: name of the method in the rows.
+        images: the generated images of the method.
         seed: random seed of the bootstrap.
-        real: the references, scored as if they were generated. Their accuracy is the column ``ceiling``: a perfect
-            generator of images would reach this accuracy. If the classifier was trained on the references, it is too
-            high.
+        real: the reference images, scored as if they were generated images. Their accuracy is the column ``ceiling``,
+            an estimate of the accuracy of a perfect generator. The estimate is too high if the classifier was trained
+            on the reference images.
     """
     shares = {
         "right_new": images.right_new,
@@ -149,11 +150,11 @@ def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: Classi
 
 
 def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[dict]:
-    """Return the difference in accuracy between each pair of arms, per bucket and in total.
+    """Return the difference in accuracy between each pair of arms (pipelines), per group of concepts and in total.
 
     The baseline of a pair of arms is the arm that comes first in the table. The bootstrap of the 95 % confidence
-    interval resamples the same concepts for both arms, so that the varying difficulty of the concepts does not widen
-    the interval.
+    interval resamples the same concepts for both arms. The interval is therefore not wider if some concepts are more
+    difficult than others.
     """
     table = []
     for (baseline, reference), (method, images) in combinations(arms.items(), 2):
@@ -172,18 +173,19 @@ def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], se
 
 
 def _rows_by_bucket(concepts: Sequence[Concept]) -> dict[str, list[int]]:
-    """Return the indices of the images of each bucket, and the indices of all images under the key ``total``."""
+    """Return the indices of the images of each bucket (group of concepts), and of all images as ``total``."""
     present = {concept.bucket for concept in concepts}
     buckets = {b: [k for k, concept in enumerate(concepts) if concept.bucket == b] for b in BUCKETS if b in present}
     return buckets | {"total": list(range(len(concepts)))}
 
 
 def aggregate_metrics(images: ClassifiedImages, real_features: Tensor, real: ClassifiedImages) -> dict[str, Any]:
-    """Compute the metrics in :data:`~experiments.evaluation.registry.RARE_CONCEPTS` over all images of an arm.
+    """Compute the metrics in :data:`~experiments.evaluation.registry.RARE_CONCEPTS` over all images of a method.
 
     Args:
+        images: the generated images of the method.
         real_features: features of N real images for FID and KID, ``float64 [N, D]``.
-        real: the references, scored as if they were generated.
+        real: the reference images, scored as if they were generated images.
     """
     generated = GeneratedSet(
         real=real_features,
@@ -202,7 +204,7 @@ def aggregate_metrics(images: ClassifiedImages, real_features: Tensor, real: Cla
 
 
 def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
-    """Return the notes below the table: one note per arm that has samples with NaN or infinite pixels."""
+    """Return one line per arm (pipeline) that generated samples with NaN or infinite pixels, or an empty string."""
     notes = []
     for name, images in arms.items():
         if images.lost:
@@ -212,12 +214,12 @@ def lost_samples(arms: Mapping[str, ClassifiedImages]) -> str:
             more = f" and {rest} more concepts" if rest > 0 else ""
             notes.append(
                 f"{name}: {len(images.lost)} of {len(images.records)} samples are not finite ({listed}{more}). "
-                "They count as wrong, and FID and KID are not computed."
+                "These samples count as wrong, and FID and KID are not computed."
             )
     return "\n".join(notes)
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """Return the mean of the values that are not None, or NaN if all values are None."""
+    """Return the mean of the values that are not None, or NaN if there are no such values."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else math.nan

@@ -1,11 +1,13 @@
-"""Interpolation and centroids of seeds (Table 2 of the RNRI paper), for each inversion method and operation on seeds.
+"""Experiments with the interpolation and the centroids of seeds (Table 2 of the RNRI paper).
 
-A cell of the table is one inversion method with one operation (interpolation or centroid). All cells of the table are
-computed by the same procedure. The reference images of a concept are inverted with the concept's prompt. The operation
-computes new seeds from the inverted seeds: the inner points of a path between the first two seeds (interpolation), or
-the average of all seeds (centroids). One image is sampled from each new seed, with the prompt, schedule and guidance
-scale of the inversion. The evaluation classifier labels the sampled images. FID and KID compare all sampled images of a
-cell with real images.
+The experiments combine every inversion method with every operation on seeds, such as linear interpolation. For each
+combination:
+
+1. The reference images of a concept are inverted to seeds (initial latents) with the concept's prompt.
+2. The operation computes new seeds from the inverted seeds. An interpolation returns the inner points of a path between
+   the first two seeds; a centroid is a kind of average of all seeds.
+3. An image is sampled from each new seed, with the prompt, schedule and guidance scale of the inversion.
+4. The evaluation classifier labels the sampled images, and FID and KID compare all sampled images with real images.
 """
 
 from __future__ import annotations
@@ -54,12 +56,18 @@ from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, dataclass
 
 IDENTITY = ("inversion", "method", "bucket")
-MAX_FIGURES = 3  # number of concepts whose images are drawn, one figure per concept
+MAX_FIGURES = 3  # maximum number of concepts whose images are drawn, each in its own figure
 MAX_FILE_NAME = 100  # maximum length of a figure's file name, in characters
 
 
 def cell_key(cells: Mapping[str, tuple[str, str]], arm: str, bucket: str) -> dict[str, Any]:
-    """Return the columns that identify a table row. ``cells`` maps each arm to its inversion method and operation."""
+    """Return the columns that identify the table row of an arm (pipeline) and a bucket (group of concepts).
+
+    Args:
+        cells: the inversion method and the operation on seeds of each arm, by the name of the arm.
+        arm: name of the arm.
+        bucket: name of the bucket.
+    """
     inversion, operation = cells[arm]
     return {"inversion": inversion, "method": operation, "bucket": bucket}
 
@@ -70,10 +78,9 @@ class SeedGeometryExperiment(ArmsExperiment):
 
     Args:
         inversions: the compared inversion methods by name.
-        operations: functions by name, each of which computes new seeds from the inverted seeds of a concept
-            (:mod:`nao.seeds`).
+        operations: functions by name that compute new seeds from the inverted seeds of a concept (:mod:`nao.seeds`).
         guidance: guidance scale of inversion and sampling.
-        paper: rows of Table 2 of the RNRI paper, which are printed below the rows of this experiment.
+        paper: rows of Table 2 of the RNRI paper, which the report shows below the rows of this experiment.
     """
 
     arms: Mapping[str, Arm] = field(init=False)
@@ -86,7 +93,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         self.arms = {name: self._arm(*cell) for name, cell in self._cells().items()}
 
     def _cells(self) -> dict[str, tuple[str, str]]:
-        """Return the inversion method and the operation of each arm, by the name of the arm."""
+        """Return the inversion method and the operation on seeds of each arm (pipeline), by the name of the arm."""
         return {
             f"{inversion}, {name}": (inversion, name) for inversion, name in product(self.inversions, self.operations)
         }
@@ -101,7 +108,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         return [ImageStage(self.context, partial(cell_key, self._cells()), IDENTITY)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the accuracy of the last cell of the table."""
+        """Write the results; return the accuracy of the last combination of inversion method and operation."""
         arms = self.evaluator.arms()
         norms = {name: self._norms(name) for name in arms}
         evaluator = self.evaluator
@@ -138,7 +145,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         return rows[-1]["accuracy"]
 
     def _rows(self, arms: Mapping[str, ClassifiedImages], norms: Mapping[str, Tensor], real: RealScores) -> list[dict]:
-        """Return the rows of the results, one per cell and bucket."""
+        """Return the results, one row per inversion method, operation on seeds, and bucket (group of concepts)."""
         rows = []
         for name, (inversion, operation) in self._cells().items():
             cell = {"inversion": inversion, "method": operation}
@@ -148,9 +155,9 @@ class SeedGeometryExperiment(ArmsExperiment):
         return rows
 
     def _norms(self, arm: str) -> Tensor:
-        """Return the norm of each seed of an arm divided by the typical norm of noise, ``float64 [concepts, samples]``.
+        """Return the norm of each seed, divided by the typical norm of Gaussian noise, ``float64 [concepts, samples]``.
 
-        The value of a sample that is not finite is NaN.
+        The value of a sample with NaN or infinite pixels is NaN.
         """
         units = self.context.units(arm)
         seeds = torch.stack([units.read(concept.key)[0]["seeds"] for concept in self.context.concepts]).double()
@@ -159,8 +166,8 @@ class SeedGeometryExperiment(ArmsExperiment):
     def _image_figure(self, arms: Mapping[str, ClassifiedImages], concept: Concept) -> Figure:
         """Draw the images of a concept.
 
-        A figure of interpolated seeds has one row of images per path, and a figure of centroids one row per inversion
-        method.
+        In the experiment on interpolation, a row of the figure shows the images of one path between two seeds. In the
+        experiment on centroids, a row shows the images of one inversion method.
         """
         references = list(concept.references[: self.references])
         samples = {name: images.images(concept) for name, images in arms.items()}
@@ -184,7 +191,7 @@ def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
             continue
         mean = values.mean(0).numpy()
         low, high = np.percentile(values.numpy(), [5, 95], axis=0)
-        below = mean - np.minimum(low, mean)  # outliers can move the mean out of the range between the two percentiles
+        below = mean - np.minimum(low, mean)  # the minimum is necessary, because outliers can move the mean below `low`
         above = np.maximum(high, mean) - mean
         offset = (k / len(norms) - 0.5) * 0.5
         points = np.arange(1, values.shape[1] + 1) + offset

@@ -13,13 +13,13 @@ from rnri.validation import dataclass
 
 @dataclass(kw_only=True)
 class RareConceptsExperiment(ArmsExperiment):
-    """The task of ``experiment=rare_concepts``. Its results have one row per arm and bucket."""
+    """The task of ``experiment=rare_concepts``, with one row of results per arm (pipeline) and group of concepts."""
 
     def stages(self) -> list[ExperimentStage]:
         return [ImageStage(self.context)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the accuracy of the last arm in the rarest of the selected buckets."""
+        """Write the results; return the accuracy of the last arm (pipeline) on the rarest group of concepts."""
         from experiments.rare_concepts.report import RealScores, write_report
 
         evaluator = self.evaluator
