@@ -1,6 +1,7 @@
-"""Inversion methods. The class of each method that a module of this package registers is a public name of the package.
+"""Inversion methods; the classes of the registered methods can be imported from this package.
 
-A new module of this package does not have to be listed anywhere: :mod:`rnri.methods.registry` finds all modules.
+A new module of this package does not have to be listed here, because :mod:`rnri.methods.registry` imports all modules
+of the package.
 """
 
 from typing import Any

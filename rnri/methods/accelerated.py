@@ -19,19 +19,23 @@ def anderson_inverter(
     parameterization: Parameterization = "native",
     extra_evaluations: NonNegativeInt = 0,
 ) -> ImplicitInverter:
-    """Return the default inverter, which has the smallest reconstruction error in ``experiment=reconstruction``.
+    """Return the default inverter of ``rnri.invert``: safeguarded Anderson acceleration of the fixed-point iteration.
 
-    The solver is safeguarded Anderson acceleration, starting from the ``fitted`` initial guess. The network evaluations
-    are allocated to the inversion steps in proportion to the difficulty of each step. A sample is removed from the
-    batch as soon as its residual is at most ``tolerance``. The default tolerance is smaller than the 1e-4 of the RNRI
-    paper (appendix G), because the sampler magnifies the remaining residual up to a thousandfold under strong guidance.
+    Of all methods that ``experiment=reconstruction`` compares, the default inverter has the smallest reconstruction
+    error. In each inversion step, the solver starts from the initial guess ``fitted`` (see ``ImplicitInverter``), which
+    extrapolates the noise predictions of previous steps. Steps in which the iteration is expected to converge slowly
+    get more network evaluations than other steps (see :mod:`rnri.solvers.budget`). A sample is removed from the batch
+    as soon as its residual is at most ``tolerance``. The default tolerance is smaller than the 1e-4 of the RNRI paper
+    (appendix G), because the sampler magnifies the remaining residual up to a thousandfold under strong guidance.
 
     Args:
         nfe_per_step: mean number of network evaluations per inversion step.
-        tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample.
-        parameterization: the prediction in which the solver iterates, see :mod:`rnri.solvers.parameterization`.
-        extra_evaluations: number of network evaluations of the whole inversion in addition to ``nfe_per_step`` per
-            step.
+        tolerance: a sample is converged if its residual, the mean of ``|z - f(z)|`` over the elements of its latent
+            ``z``, is at most this value; ``z = f(z)`` is the equation of the inversion step.
+        parameterization: the prediction (noise, velocity or clean latent) that the solver keeps constant from one
+            iterate to the next, see :mod:`rnri.solvers.parameterization`.
+        extra_evaluations: number of network evaluations that the whole inversion uses in addition to ``nfe_per_step``
+            evaluations per step.
     """
     return ImplicitInverter(
         SafeguardedAnderson(nfe_per_step, tolerance),
@@ -53,7 +57,7 @@ register_method("accelerated", anderson_inverter, paper="ours")
 def accelerated_8(
     tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native"
 ) -> FixedNfeInverter:
-    """Return the default inverter with a fixed mean number of eight network evaluations per inversion step."""
+    """Return the default inverter with eight network evaluations per inversion step on average; the number is fixed."""
     return _with_fixed_nfe(anderson_inverter(8, tolerance, parameterization))
 
 

@@ -1,4 +1,4 @@
-"""Inversion of the ancestral sampler with stored noise: sampling adds the same noise as the inversion assumed."""
+"""Inversion of the ancestral sampler with stored noise: sampling adds the same noise that the inversion used."""
 
 from __future__ import annotations
 
@@ -27,25 +27,30 @@ from rnri.validation import RandomSeed, dataclass
 class Ancestral(ImplicitInverter):
     """Inverts the ancestral sampler (diffusers' ``EulerAncestralDiscreteScheduler``, DDIM with eta = 1).
 
-    A step of the ancestral sampler is a step of DDIM to the noise level ``sigma_down``, followed by the addition of
-    noise: ``z_s = (z_t - B y(z_t, t)) / A + sigma_up n``, where ``sigma_down^2 + sigma_up^2 = sigma_s^2``. The noise
-    ``n`` of every step is drawn before the inversion and is stored, as in the published code of RNRI and ReNoise. The
-    step equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` with stored noise is deterministic, and every solver can
-    solve it. The noises are stored as ``aux["noises"] [B,N,C,h,w]``. With the stored noises the sampler regenerates the
-    latent. The error of the regenerated latent depends only on how exactly the step equations are solved.
+    A step of the ancestral sampler from the noisier latent ``z_t`` to the cleaner latent ``z_s`` is a DDIM step to the
+    noise level ``sigma_down``, followed by the addition of noise with standard deviation ``sigma_up``::
 
-    With ``correct_noise``, the noise of every step is replaced after the inversion by the noise with which the step
-    leads from ``z_t`` to ``z_s`` exactly. This replacement is the noise correction of ReNoise (Garibi et al. 2024,
-    arXiv 2403.14602). The correction costs one more network evaluation per step. A last step to ``sigma_s = 0`` adds no
-    noise, so that its error cannot be corrected.
+        z_s = (z_t - B y(z_t, t)) / A + sigma_up n,    sigma_down^2 + sigma_up^2 = sigma_s^2
 
-    The noise is the same for every image, so that the result in float32 does not depend on the other images of the
-    batch. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the deterministic
-    sampler. ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
+    Here ``y`` is the network's prediction, ``A`` and ``B`` are the coefficients of the DDIM step, and ``n`` is standard
+    normal noise. The noise ``n`` of every step is drawn before the inversion and is stored, as in the published code of
+    RNRI and ReNoise. With stored noise ``n``, the step equation ``z_t = A (z_s - sigma_up n) + B y(z_t, t)`` is
+    deterministic, so that every solver can solve it. The noise of all steps is stored as
+    ``aux["noises"] [B,N,C,h,w]``. Sampling with the stored noise regenerates the latent, up to the error with which the
+    step equations were solved.
+
+    With ``correct_noise``, the noise of every step is replaced after the inversion by the noise with which the
+    sampler's step leads exactly from ``z_t`` to ``z_s``, as in ReNoise (Garibi et al. 2024, arXiv 2403.14602). The
+    noise correction needs one network evaluation per step. The noise correction cannot remove the error of a last step
+    to ``sigma_s = 0``, because this step adds no noise.
+
+    All images of a batch use the same noise, so that the result of an image in float32 does not depend on the other
+    images of the batch. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the
+    deterministic sampler. ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
 
     Attributes:
-        correct_noise: whether the noises are corrected after the inversion.
-        seed: random seed of the noises.
+        correct_noise: whether the stored noise is corrected after the inversion.
+        seed: random seed of the noise.
     """
 
     correct_noise: bool = False
@@ -55,7 +60,7 @@ class Ancestral(ImplicitInverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """The ``nfe_per_step`` of ``ImplicitInverter``, plus one network evaluation if ``correct_noise`` is True."""
+        """Number of network evaluations per step; ``correct_noise`` needs one additional evaluation."""
         return super().nfe_per_step + self.correct_noise
 
     def check_schedule(self, schedule: Schedule) -> None:
@@ -66,7 +71,7 @@ class Ancestral(ImplicitInverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``, and the noise of every step in ``Inversion.aux``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``; ``aux`` contains the stored noise.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -89,7 +94,7 @@ class Ancestral(ImplicitInverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that the ancestral sampler generates with the stored noises."""
+        """Return the clean latents ``[B,C,h,w]`` that the ancestral sampler generates with the stored noise."""
         down, sigma_up = ancestral_schedule(schedule)
         z = inversion.seed
         for i, deviation in enumerate(sigma_up.tolist()):
@@ -104,14 +109,14 @@ class Ancestral(ImplicitInverter):
         return super()._problem(without_noise, predictor, down, i, z_0=z_0)
 
     def _noises(self, like: Tensor, schedule: Schedule) -> Tensor:
-        """Return the noise of every step before the correction, ``[1,N,C,h,w]``."""
+        """Return the noise of all N steps, ``[1,N,C,h,w]``, without noise correction."""
         return _fixed_noises(tuple(like.shape[1:]), len(schedule), self.seed).to(like)
 
     @torch.no_grad()
     def _corrected(
         self, latents: list[Tensor], noises: Tensor, predictor: NoisePredictor, schedule: Schedule
     ) -> Iterator[Tensor]:
-        """Yield the corrected noise ``[B,C,h,w]`` of every step between the N + 1 ``latents``, from noisy to clean."""
+        """Yield the corrected noise ``[B,C,h,w]`` of each of N steps for N + 1 ``latents`` from noisy to clean."""
         down, sigma_up = ancestral_schedule(schedule)
         for i, (z, z_s) in enumerate(pairwise(latents)):
             mean = ddim_step(z, predictor, down, i)
@@ -125,10 +130,11 @@ def _fixed_noises(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
 
 
 def ancestral_schedule(schedule: Schedule) -> tuple[Schedule, Tensor]:
-    """Return the deterministic part of the ancestral sampler's steps, and the deviation ``sigma_up`` of their noise.
+    """Return the schedule of the ancestral sampler's DDIM steps, and the standard deviation ``sigma_up`` of the noise.
 
-    The deterministic part is ``schedule`` with ``sigma_next = sigma_down``. ``sigma_up``, float64 ``[N]``, is the
-    standard deviation of ``q(z_s | z_t, x0)``.
+    The returned schedule is ``schedule`` with ``sigma_next`` replaced by ``sigma_down``. ``sigma_up``, float64 ``[N]``,
+    is the standard deviation of ``q(z_s | z_t, x0)``, the distribution of the next latent ``z_s`` given the latent
+    ``z_t`` and the clean latent ``x0``.
     """
     ratio = schedule.alpha / schedule.alpha_next
     added_variance = (schedule.sigma.square() - (ratio * schedule.sigma_next).square()).clamp(min=0)
@@ -144,7 +150,7 @@ def ancestral_schedule(schedule: Schedule) -> tuple[Schedule, Tensor]:
     requires="noise",
 )
 def rnri_ancestral() -> Ancestral:
-    """Return RNRI as in the authors' published code, on the ancestral Euler sampler with stored noises."""
+    """Return RNRI as in the authors' published code, for the ancestral Euler sampler with stored noise."""
     return Ancestral(RNRISign(coordinates="euler"), initial_guess="scaled")
 
 
@@ -155,5 +161,5 @@ def rnri_ancestral() -> Ancestral:
     requires="noise",
 )
 def renoise_ancestral() -> Ancestral:
-    """Return ReNoise on the ancestral sampler, with noise correction."""
+    """Return ReNoise for the ancestral sampler, with noise correction."""
     return Ancestral(ReNoise(), correct_noise=True)

@@ -20,19 +20,19 @@ from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 Levels = list[tuple[float, float]]
-"""List of noise levels, each a tuple ``(scale, time)`` of ``Schedule.scale_and_time``."""
+"""List of noise levels, each a tuple ``(scale, time)`` of values from ``Schedule.scale_and_time``."""
 
 
 @dataclass(frozen=True)
 class TwoStepSampler(Inverter):
     """Base class of samplers with the step ``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j, t_j)``.
 
-    ``j`` is the index of the noise level, 0 at the clean end, and ``y`` is the prediction of the network. Solving the
-    equation for ``z_{j+1}`` inverts the sampler exactly, with one network evaluation per step. For the first inversion
-    step, from ``z_0`` to ``z_1``, there is no latent ``z_{-1}``; this step is an explicit DDIM inversion step. The
-    sampler returns to ``z_0`` for any value of ``z_1``. The two noisiest latents are stored: the seed and
-    ``aux["neighbor"]``. Every inversion step divides by ``c_far``, which magnifies rounding errors; therefore the
-    inversion is computed in float64.
+    ``j`` is the index of the noise level, 0 at the clean end. ``y`` is the prediction of the network, and the
+    coefficients ``c_far``, ``c_mid`` and ``c_y`` depend on ``j``. Solving the equation of a step for ``z_{j+1}``
+    inverts the sampler exactly, with one network evaluation per step. The first inversion step, from ``z_0`` to
+    ``z_1``, is an explicit DDIM inversion step, because there is no latent ``z_{-1}``. The inversion is exact for any
+    value of ``z_1``. The two noisiest latents are stored: the seed and ``aux["neighbor"]``. Every inversion step
+    divides by ``c_far``, which magnifies rounding errors; therefore the inversion is computed in float64.
     """
 
     seed_only: ClassVar[bool] = False
@@ -53,7 +53,7 @@ class TwoStepSampler(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -107,8 +107,9 @@ class BDIA(TwoStepSampler):
     DDIM step from ``z_j`` to noise level ``k``.
 
     Attributes:
-        gamma: weight of the latent before the last latent, in (0, 1]. Every inversion step magnifies rounding errors by
-            ``1 / gamma``; with ``gamma`` 0.5 and 50 steps, the rounding errors are magnified by 10^15 in total.
+        gamma: weight, in (0, 1], of the latent ``z_{j+1}`` in the step from ``z_j`` to ``z_{j-1}``. Every inversion
+            step magnifies rounding errors by ``1 / gamma``; with ``gamma`` 0.5 and 50 steps, the rounding errors are
+            magnified by 10^15 in total.
     """
 
     gamma: HalfOpenUnitInterval = 0.96
@@ -129,7 +130,8 @@ class BDIA(TwoStepSampler):
 class OBELM(TwoStepSampler):
     """O-BELM (Wang et al. 2024, arXiv 2410.07273): the two-step sampler with the smallest discretization error.
 
-    With the scales ``c`` and times ``tau`` of ``Schedule.scale_and_time`` and ``h_j = tau_j - tau_{j-1}``, a step is::
+    With the network's prediction ``y``, the scales ``c`` and times ``tau`` of ``Schedule.scale_and_time``, and ``h_j =
+    tau_j - tau_{j-1}``, a step is::
 
         z_{j-1} = (h_j / h_{j+1})^2 c_{j-1} / c_{j+1} z_{j+1} + (1 - (h_j / h_{j+1})^2) c_{j-1} / c_j z_j
                   - h_j (h_j + h_{j+1}) / h_{j+1} c_{j-1} y(z_j)

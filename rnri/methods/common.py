@@ -1,4 +1,4 @@
-"""Functions that are shared by the inversion methods that do not solve the implicit step equation."""
+"""Base classes and functions that several inversion methods use."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from rnri.validation import dataclass
 class FixedNfeInverter(ImplicitInverter):
     """An ``ImplicitInverter`` whose number of network evaluations is part of the method's definition.
 
-    ``ddim`` is one example: with more evaluations per step, the method would be the fixed-point iteration.
+    For example, DDIM inversion uses one network evaluation per step; with more evaluations per step it would be a
+    fixed-point iteration.
     """
 
     def with_nfe(self, nfe: int) -> FixedNfeInverter:
-        """Return this inverter itself, provided that it uses ``nfe`` forward network evaluations per step.
+        """Return this inverter, whose number of network evaluations cannot be changed.
 
         Raises:
-            ValueError: the inverter uses another number of evaluations.
+            ValueError: the inverter does not use exactly ``nfe`` network evaluations per step.
         """
         if nfe != self.solver.iterations or self.extra_evaluations:
             count = f"{self.solver.iterations} per step"
@@ -40,27 +41,27 @@ class FixedNfeInverter(ImplicitInverter):
 
 @dataclass(frozen=True)
 class InverterWrapper(Inverter):
-    """Base class of the methods that call another inversion method, the ``inverter``.
+    """Base class of the inversion methods that call another inversion method.
 
     Attributes:
-        inverter: the inversion method that is called.
+        inverter: the other inversion method.
     """
 
     inverter: Inverter
 
     @property
     def seed_only(self) -> bool:
-        """The ``seed_only`` of ``inverter``."""
+        """Whether the seeds that ``inverter`` returns regenerate the images without other stored tensors."""
         return self.inverter.seed_only
 
     @property
     def initial_guess(self) -> str | None:
-        """Name of the initial guess of ``inverter``."""
+        """Name of the initial guess of ``inverter``; None if ``inverter`` has no initial guess."""
         return self.inverter.initial_guess
 
     @property
     def nfe_per_step(self) -> float:
-        """The ``nfe_per_step`` of ``inverter``."""
+        """Number of network evaluations of ``inverter`` per step."""
         return self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> Self:
@@ -69,9 +70,10 @@ class InverterWrapper(Inverter):
 
 
 def check_noisy_start(inverter: Inverter) -> None:
-    """Raise ValueError if ``inverter``, or an inverter inside of it, has a solver that needs the clean latent.
+    """Raise ValueError if the solver of ``inverter``, or of an inverter that it wraps, needs the clean latent.
 
-    Such an inverter cannot start at a noisy latent, because its solver would use the noisy latent as the clean latent.
+    A solver that needs the clean latent cannot start at a noisy latent, because it would use the noisy latent as the
+    clean latent.
     """
     inner = getattr(inverter, "inverter", None)
     if inner is not None:
@@ -79,7 +81,7 @@ def check_noisy_start(inverter: Inverter) -> None:
     solver = getattr(inverter, "solver", None)
     if getattr(solver, "uses_clean_latent", False):
         raise ValueError(
-            "inverter: must not need the clean latent, because it starts at a noisy latent, got the solver "
+            "inverter: must not need the clean latent, because the inversion starts at a noisy latent, got the solver "
             f"{type(solver).__name__} with the prior q(z_t | z_0); use another solver, such as SafeguardedAnderson."
         )
 
@@ -94,16 +96,16 @@ def make_inversion(
     aux: Mapping[str, Tensor] | None = None,
     backward: Tensor | None = None,
 ) -> Inversion:
-    """Return an ``Inversion`` whose residuals are NaN.
+    """Return an ``Inversion`` for a method that does not measure residuals; the residuals are NaN.
 
     Args:
         seed: the seeds ``[B,C,h,w]``.
         z0: the clean latents ``[B,C,h,w]`` that were inverted.
         nfe: number of network evaluations, int64 ``[N,B]``.
-        exact: whether the method is exact by construction. If True, all samples whose seed and auxiliary tensors are
+        exact: whether the method is exact by construction. If True, all samples whose ``seed`` and ``aux`` tensors are
             finite are marked as solved.
-        seed_only: value of ``Inversion.seed_only``.
-        aux: tensors of ``Inversion.aux``; None if there are no tensors.
+        seed_only: whether the seeds alone regenerate the images, without the tensors in ``aux``.
+        aux: tensors that the method stores in addition to the seeds; None if there are no such tensors.
         backward: number of backward passes, int64 ``[N,B]``; None if there are no backward passes.
     """
     aux = aux or {}
@@ -123,7 +125,7 @@ def make_inversion(
 
 
 def constant_counts(nfe_per_step: int, schedule: Schedule, batch_size: int) -> Tensor:
-    """Return a tensor int64 ``[N,B]`` that contains ``nfe_per_step`` for every inversion step and sample."""
+    """Return an int64 tensor ``[N,B]`` that contains ``nfe_per_step`` for each of N inversion steps and B samples."""
     return torch.full((len(schedule), batch_size), nfe_per_step)
 
 
@@ -135,7 +137,7 @@ def ddim() -> FixedNfeInverter:
 def ddim_path(
     z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback
 ) -> tuple[Inversion, list[Tensor]]:
-    """Return the DDIM inversion of ``z0`` and a list of its N + 1 latents ``[B,C,h,w]``, from clean to noisy."""
+    """Return the DDIM inversion of ``z0`` in N steps, and its N + 1 latents ``[B,C,h,w]`` from clean to noisy."""
     path: list[Tensor] = []
 
     def record(k: int, z: Tensor) -> None:

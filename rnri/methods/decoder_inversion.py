@@ -21,13 +21,13 @@ class DecoderInversion:
 
     ``E`` is the encoder and ``D`` the decoder of the VAE. Decoder inversion reduces the VAE bound, which is the error
     that encoding and decoding add to every inversion. The learning rate rises linearly over ``warmup`` iterations and
-    then decays like a cosine to 0. For each image the latent with the smallest loss is returned, so that the
-    reconstruction of no image is worse than with the encoder's latent. Decoder inversion computes a latent, not a seed;
-    an inversion method then inverts this latent.
+    then decays like a cosine to 0. For each image, the iterate with the smallest loss is returned, so that the loss is
+    never larger than the loss of the encoder's latent. Decoder inversion computes a latent, not a seed; an inversion
+    method then inverts this latent.
 
     Attributes:
         iterations: number of Adam iterations; 0 returns the encoder's latents.
-        learning_rate: maximum learning rate, for latents of about unit variance.
+        learning_rate: maximum learning rate; the default is meant for latents of about unit variance.
         warmup: number of iterations in which the learning rate rises to its maximum.
     """
 

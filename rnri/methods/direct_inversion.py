@@ -22,11 +22,10 @@ from rnri.validation import dataclass
 class DirectInversion(Inverter):
     """Direct inversion (Ju et al. 2024, arXiv 2310.01506), which is exact by construction.
 
-    The inversion is DDIM inversion without guidance. In each step, the sampler with guidance deviates from the
-    trajectory of the inversion. The reconstruction adds a stored offset in each step, which moves the latent back onto
-    this trajectory: ``z_s = DDIM(z_t) + offset`` with ``offset = pivot_s - DDIM(pivot_t)``, where ``DDIM`` is the
-    sampler's step with guidance, and the pivots are the latents of the inversion. The offsets are stored as
-    ``aux["offsets"] [B,N,C,h,w]``.
+    The inversion is DDIM inversion without guidance; its latents are called pivots. A sampler step with guidance,
+    ``DDIM``, does not lead from a pivot ``pivot_t`` exactly to the next cleaner pivot ``pivot_s``. Therefore the offset
+    ``pivot_s - DDIM(pivot_t)`` of every step is stored, and the reconstruction adds it: ``z_s = DDIM(z_t) + offset``.
+    The offsets are stored as ``aux["offsets"] [B,N,C,h,w]``.
     """
 
     seed_only: ClassVar[bool] = False
@@ -39,7 +38,7 @@ class DirectInversion(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of DDIM inversion of ``z0 [B,C,h,w]``, and the offsets in ``Inversion.aux``."""
+        """Return the DDIM inversion of the clean latents ``z0 [B,C,h,w]``, with the offsets of all steps in ``aux``."""
         ddim, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
         offsets = [
             clean - ddim_step(noisy, predictor, schedule, i) for i, (noisy, clean) in enumerate(pairwise(path[::-1]))

@@ -29,19 +29,19 @@ class EDICT(Inverter):
 
         x' = a x + b eps(y);  y' = a y + b eps(x');  x = p x' + (1 - p) y';  y = p y' + (1 - p) x
 
-    Here ``a = 1 / A`` and ``b = -B / A`` with the coefficients ``A`` and ``B`` of the DDIM step. As in the authors'
-    code, every second step, counted from the noisy end, updates ``y`` before ``x``. The last two equations are called
-    the mixing; the mixing always begins with ``x``. The order of the updates depends on the index of the step in the
-    schedule, which is the same in sampling and inversion, so that any number of steps can be inverted. (Diffusers'
-    community pipeline of EDICT counts the sampling steps from the first sampling step and the inversion steps from the
-    first inversion step, so that the pipeline can invert only an even number of steps.)
+    Here ``eps`` is the network's prediction, ``p`` is ``mix``, ``a = 1 / A`` and ``b = -B / A`` with the coefficients
+    ``A`` and ``B`` of the DDIM step. The last two equations are called the mixing. As in the authors' code, every
+    second step, counted from the noisy end, computes ``y'`` before ``x'``; the mixing computes ``x`` first in all
+    steps. Sampling and inversion count the steps from the same end, so that any number of steps can be inverted.
+    Diffusers' community pipeline of EDICT counts the inversion steps from the clean end, so that it can invert only an
+    even number of steps.
 
-    Inverting the mixing divides by ``p`` twice per step, which magnifies rounding errors (0.93^-100 is about 1,400 for
-    50 steps). Therefore the inversion is computed in float64. The final ``y`` is stored as ``aux["partner"]``.
+    The inversion is computed in float64, because inverting the mixing divides by ``p`` twice per step, which magnifies
+    rounding errors. With ``p = 0.93`` and 50 steps, rounding errors are magnified by 0.93^-100, about 1,400. The final
+    ``y`` is stored as ``aux["partner"]``.
 
     Attributes:
-        mix: the weight ``p`` of the mixing, in (0, 1]. With ``mix`` 1, the two latents are not mixed, and the latents
-            drift apart.
+        mix: the weight ``p`` of the mixing, in (0, 1]. With ``mix`` 1, the two latents are not mixed and drift apart.
     """
 
     mix: HalfOpenUnitInterval = 0.93
@@ -56,7 +56,7 @@ class EDICT(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``; both coupled latents start at ``z0``."""
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``; ``x`` and ``y`` start at ``z0``."""
         z0 = to_state_dtype(z0)
         p = self.mix
         x = y = z0
@@ -93,7 +93,8 @@ class EDICT(Inverter):
 def _update_order(i: int) -> list[tuple[int, int]]:
     """Return the two updates of step ``i`` in their order.
 
-    Each update is a pair of indices (0 for ``x``, 1 for ``y``): the latent that is updated, and the network's input.
+    Each update is a pair of indices, 0 for ``x`` and 1 for ``y``: first the latent that is updated, then the latent
+    that the network receives.
     """
     x_first = [(0, 1), (1, 0)]
     return x_first[::-1] if i % 2 else x_first

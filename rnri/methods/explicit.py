@@ -22,8 +22,8 @@ from rnri.validation import dataclass
 class ExplicitInverter(Inverter):
     """Base class of explicit inversion methods; a subclass implements ``trajectory``.
 
-    By default an explicit method supports only flow-matching models, is not seed-only, and reconstructs with the
-    schedule's own sampler (Euler or DDIM).
+    By default, an explicit method supports only flow-matching models and reconstructs with the schedule's own sampler
+    (Euler or DDIM).
 
     Attributes:
         title: name of the method in error messages.
@@ -40,7 +40,7 @@ class ExplicitInverter(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Number of network evaluations per step, without the evaluations before the first inversion step."""
+        """Number of network evaluations per step, not counting the evaluations before the first inversion step."""
         return float(self.step_nfe)
 
     @abstractmethod
@@ -60,7 +60,7 @@ class ExplicitInverter(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.

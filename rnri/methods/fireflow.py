@@ -34,9 +34,10 @@ class FireFlow(ExplicitInverter):
 
         v = v(z + h/2 p, sigma + h/2);    z <- z + h v;    p <- v
 
-    Here ``h`` is the change of sigma in the step, and ``p`` is the midpoint velocity of the previous step. Before the
-    first step, ``p`` is the velocity at the initial latent, so that N steps use N + 1 evaluations. The pipeline's own
-    Euler sampler does not regenerate the image from FireFlow's seed.
+    Here ``v(z, sigma)`` is the velocity that the network predicts, ``h`` is the change of sigma in the step, and ``p``
+    is the midpoint velocity of the previous step. Before the first step, ``p`` is the velocity at the initial latent,
+    so that N steps use N + 1 network evaluations. The pipeline's own Euler sampler does not regenerate the image from
+    FireFlow's seed.
     """
 
     title: ClassVar[str] = "FireFlow"

@@ -27,10 +27,11 @@ from rnri.validation import dataclass
 class FlowOpt(Inverter):
     """FlowOpt (Ronai, Kulikov & Michaeli 2025, arXiv 2510.22010): ``z <- z - eta (F(z) - z_0)``.
 
-    ``F(z)`` is the clean latent that the whole sampler generates from the seed ``z`` (Eq. 3), and the update (Eq. 6) is
-    repeated ``iterations`` times. As in the authors' code, the first seed is the seed of Uni-Inv, and the result is the
-    seed after the last update. With N steps, the inversion uses ``N + 1 + iterations N`` evaluations. ``on_step`` is
-    called after the last update, with the latents of the last sampling and the seed after the last update.
+    ``z`` is the seed, ``z_0`` is the clean latent that is inverted, and ``F(z)`` is the clean latent that the whole
+    sampler generates from ``z`` (Eq. 3). The update (Eq. 6) is repeated ``iterations`` times. As in the authors' code,
+    Uni-Inv computes the first seed, and the result is the seed after the last update. With N steps, the inversion uses
+    ``N + 1 + iterations * N`` network evaluations. After the last update, ``on_step`` is called with the latents of the
+    last sampling from clean to noisy, and then with the last seed.
 
     The authors invert with 10 steps, 30 iterations and ``eta`` 0.01 (Stable Diffusion 3) or 0.0025 (FLUX) for images of
     1024 x 1024 pixels. The largest ``eta`` with which the iteration converges depends on the model and on the image
@@ -48,14 +49,14 @@ class FlowOpt(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Number of network evaluations per step, without the additional evaluation of Uni-Inv."""
+        """Number of network evaluations per step, not counting the one evaluation with which Uni-Inv starts."""
         return 1.0 + self.iterations
 
     def with_nfe(self, nfe: int) -> FlowOpt:
-        """Return a copy with ``nfe - 1`` updates, which uses ``nfe`` evaluations per step and one more per image.
+        """Return a copy with ``nfe - 1`` updates, which uses ``nfe`` network evaluations per step and one in addition.
 
         Raises:
-            ValueError: with only ``nfe`` evaluations, the method would be Uni-Inv.
+            ValueError: ``nfe`` is below 2; with one evaluation per step, FlowOpt would equal Uni-Inv.
         """
         if nfe < 2:
             raise ValueError(
@@ -72,7 +73,7 @@ class FlowOpt(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -80,7 +81,7 @@ class FlowOpt(Inverter):
         z0 = to_state_dtype(z0)
         start = UniInv().invert(z0, predictor, schedule)
         seed = start.seed
-        path = [seed] * len(schedule)  # the latents of the last sampling after each step; path[-1] is the clean latent
+        path = [seed] * len(schedule)  # the latents after each step of the last sampling; path[-1] is the clean latent
         for _ in range(self.iterations):
             seed = seed - self.eta * (sample(seed, predictor, schedule, on_step=path.__setitem__) - z0)
         for k, z in enumerate([*path[-2::-1], seed]):

@@ -22,15 +22,16 @@ from rnri.validation import RandomSeed, dataclass
 class ForwardSteps(InverterWrapper):
     """TABA (Staniszewski et al. 2024, arXiv 2410.23530): noise replaces the cleanest inversion steps.
 
-    The latent at the noise level of the remaining steps is ``z_k = alpha_k z_0 + sigma_k n`` with random noise ``n``,
-    and ``inverter`` inverts ``z_k``. Every inverter can be used whose method can start at a noisy latent. The solvers
-    ``GNRI``, ``RNRISign`` and ``ReNoise`` with regularization need the clean latent and are refused. As published, the
-    inverter is DDIM inversion, and 2 or 3 of 50 or 100 steps are replaced. The replaced steps need no network
-    evaluation. The sampler does not know the noise, so that the reconstruction is not exact.
+    The latent after the ``k`` replaced steps is ``z_k = alpha_k z_0 + sigma_k n`` with the clean latent ``z_0`` and
+    random noise ``n``. ``inverter`` inverts ``z_k`` with the remaining steps. Inverters with the solvers ``GNRI``,
+    ``RNRISign`` and ``ReNoise`` with regularization are rejected, because these solvers cannot start at a noisy latent.
+    The authors use DDIM inversion and replace 2 or 3 of 50 or 100 steps. The replaced steps need no network evaluation.
+    The reconstruction is not exact, because the sampler does not use the noise ``n``.
 
     Attributes:
-        inverter: inverts the remaining steps. Its ``nfe_per_step`` is an upper bound for all steps.
-        steps: number of replaced steps, less than the number of sampler steps.
+        inverter: inversion method for the steps that are not replaced. Its ``nfe_per_step`` is an upper bound, because
+            the replaced steps need no network evaluation.
+        steps: number of replaced steps; must be less than the number of sampler steps.
         seed: random seed of the noise, which is the same for every image.
     """
 
@@ -53,7 +54,7 @@ class ForwardSteps(InverterWrapper):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``; the residuals of the replaced steps are NaN.
+        """Return the seeds (noise latents) of the clean latents ``z0``; the residuals of the replaced steps are NaN.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -82,7 +83,7 @@ class ForwardSteps(InverterWrapper):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]``: the sampler of ``inverter``, then the schedule's own sampler."""
+        """Return the clean latents ``[B,C,h,w]``; the schedule's own sampler computes the steps that noise replaced."""
         noisy = self.inverter.reconstruct(inversion, predictor, self._remaining(schedule))
         return sample(noisy, predictor, schedule.tail(self.steps))
 

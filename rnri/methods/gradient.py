@@ -1,4 +1,4 @@
-"""Inversion by gradient descent on the squared residual, and by ExactDPM's forward step method."""
+"""Inversion by gradient descent on the squared residual of the step equation, and by ExactDPM's forward step method."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def exact_dpm() -> ImplicitInverter:
 
 @register_method("gradient_descent", paper="–")
 def gradient_descent() -> ImplicitInverter:
-    """Return gradient descent on the squared residual, with derivatives of the network."""
+    """Return gradient descent on the squared residual of the step equation, with derivatives of the network."""
     return ImplicitInverter(GradientDescent())

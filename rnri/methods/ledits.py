@@ -26,35 +26,38 @@ if TYPE_CHECKING:
 )
 @dataclass(frozen=True)
 class LEditsPP(NoiseMaps):
-    """LEDITS++ inversion (Brack et al. 2024, arXiv 2311.16711): ``EditFriendly`` with second-order SDE-DPM-Solver++.
+    """LEDITS++ inversion (Brack et al. 2024, arXiv 2311.16711): noise maps for the sampler SDE-DPM-Solver++.
 
-    With ``h = lambda_s - lambda_t`` for the logarithm ``lambda`` of ``alpha / sigma``, the estimate ``x`` of the clean
-    latent, the previous estimate ``x'`` and the ratio ``r`` of the previous ``h`` to ``h``, a step is::
+    The inversion stores one noise map per step, as ``EditFriendly`` does. A step of the second-order sampler from noise
+    level ``t`` to ``s`` is::
 
         mean = sigma_s / sigma_t e^-h z_t + alpha_s (1 - e^-2h) (x + (x - x') / (2 r))
         z_s = mean + sigma_s sqrt(1 - e^-2h) map
 
-    The sampler is diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels. As in the
-    inversion of diffusers' ``LEditsPPPipelineStableDiffusion``, the first step is first-order and all other steps are
-    second-order. When diffusers' pipeline samples, it does not use the guidance of the source prompt, and its last step
-    is first-order if there are fewer than 15 steps or if the schedule has a clean end. Therefore diffusers' pipeline
-    does not reproduce the image in general. In this class, sampling and inversion use the same steps, and the inversion
-    is exact by construction. The only exception is a schedule with a clean end at ``alpha = 1``: the last step of such
-    a schedule is first-order and adds no noise.
+    Here ``lambda`` is the logarithm of ``alpha / sigma``, ``h`` is ``lambda_s - lambda_t``, and ``r`` is the previous
+    ``h`` divided by ``h``. ``x`` is the estimate of the clean latent, ``x'`` is the estimate of the previous step, and
+    ``map`` is the noise map.
 
-    Without a source prompt, the seed and the noise maps equal those of diffusers' pipeline. With a source prompt,
-    diffusers up to 0.42.1 swaps the embeddings of the prompt and the empty prompt (``invert`` unpacks ``encode_prompt``
-    in the wrong order), so that guidance leads away from the source prompt. In this class, guidance leads towards the
-    source prompt, as in the paper. The published method has a parameter ``skip`` for the number of noisiest steps that
-    are skipped; pass ``schedule.tail`` as the schedule to skip these steps.
+    The steps are computed by diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels.
+    The first step is first-order and all other steps are second-order, as in the inversion of diffusers'
+    ``LEditsPPPipelineStableDiffusion``. When ``LEditsPPPipelineStableDiffusion`` samples, it ignores the guidance of
+    the source prompt, and its last step may be first-order, so that it does not reproduce the image in general. In this
+    class, sampling and inversion use the same steps, so that the inversion is exact by construction. Only on a schedule
+    that ends at the clean latent (``alpha = 1``), the inversion is not exact, because the last step is first-order and
+    adds no noise.
+
+    Without a source prompt, the seed and the noise maps equal those of diffusers' pipeline. With a source prompt, the
+    results differ, because diffusers up to 0.42.1 swaps the embeddings of the source prompt and the empty prompt. In
+    this class, guidance leads towards the source prompt, as in the paper. To skip the noisiest steps, as the published
+    method does with its parameter ``skip``, pass the result of ``schedule.tail`` as the schedule.
     """
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError for a schedule that begins with pure noise, whose log signal-to-noise ratio is infinite."""
         if schedule.alpha[0] == 0:
             raise ValueError(
-                "LEDITS++ needs a finite logarithm of the signal-to-noise ratio, which is infinite for this schedule, "
-                "because the schedule begins with pure noise (alpha = 0, as in flow matching). Choose another method."
+                "LEDITS++ does not support a schedule that begins with pure noise (alpha = 0, as in flow matching), "
+                "because it needs a finite logarithm of the signal-to-noise ratio. Choose another method."
             )
 
     def sampler(self, schedule: Schedule) -> Step:

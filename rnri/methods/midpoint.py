@@ -23,18 +23,19 @@ from rnri.validation import dataclass
 class Midpoint(Inverter):
     """A method of this project: solves the step equation of the midpoint sampler with an ``ImplicitInverter``.
 
-    The equation is ``z_t = z_s + (sigma_t - sigma_s) y(z_t)`` with the midpoint velocity ``y`` of
-    ``MidpointPredictor``. Every solver, initial guess and NFE allocation of ``ImplicitInverter`` can be used. Each
-    evaluation of ``y`` needs two network evaluations, and is counted as two network evaluations. The midpoint sampler
-    is second-order. Therefore its seeds have a norm that is typical of Gaussian noise even with few steps. The
-    inversion is exact if the equations are solved exactly.
+    The step equation is ``z_t = z_s + (sigma_t - sigma_s) y(z_t)``, where ``sigma_t`` and ``sigma_s`` are the noise
+    levels before and after the sampler's step, and ``y`` is the midpoint velocity of ``MidpointPredictor``. All
+    settings of ``ImplicitInverter`` can be used. Each evaluation of ``y`` needs two network evaluations, and both are
+    counted. Because the midpoint sampler is second-order, its seeds have a norm that is typical of Gaussian noise even
+    with few steps. The inversion is exact if the step equations are solved exactly.
 
     Reconstruction needs the midpoint sampler; the pipeline's own Euler sampler does not regenerate the image from the
     seed. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the Euler sampler.
     ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
 
     Attributes:
-        inverter: solves the equation. The ``iterations`` of its solver are the maximum number of evaluations of ``y``.
+        inverter: solves the step equation. The ``iterations`` of its solver limit the number of evaluations of ``y``,
+            not of the network.
     """
 
     inverter: ImplicitInverter = field(default_factory=anderson_inverter)
@@ -43,7 +44,7 @@ class Midpoint(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Twice the ``nfe_per_step`` of ``inverter``, because every velocity ``y`` needs two network evaluations."""
+        """Number of network evaluations per step: twice that of ``inverter``, because a midpoint velocity needs two."""
         return 2 * self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> Midpoint:
@@ -63,7 +64,7 @@ class Midpoint(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.

@@ -24,10 +24,11 @@ from rnri.validation import dataclass
 class NegativePrompt(Inverter):
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807).
 
-    The source prompt ``c`` is also the negative prompt, so that guidance has no effect on the reconstruction: ``eps =
-    eps(c) + w (eps(c) - eps(c)) = eps(c)`` for every guidance scale ``w``. For any guidance scale, the reconstruction
-    equals the reconstruction of DDIM inversion without guidance. In an edit, guidance leads from the source prompt
-    towards the edited prompt. Only the source prompt has to be stored in addition to the seed.
+    The source prompt ``c`` is also the negative prompt. The guided prediction of the reconstruction is then ``eps(c) +
+    w (eps(c) - eps(c)) = eps(c)`` for every guidance scale ``w``, where ``eps(c)`` is the network's prediction with
+    prompt ``c``. Therefore the reconstruction equals the reconstruction of DDIM inversion without guidance. In an edit,
+    guidance leads from the source prompt towards the edited prompt. Only the source prompt has to be stored in addition
+    to the seed.
     """
 
     seed_only: ClassVar[bool] = False
@@ -40,7 +41,7 @@ class NegativePrompt(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of DDIM inversion of ``z0 [B,C,h,w]`` without guidance."""
+        """Return the DDIM inversion of the clean latents ``z0 [B,C,h,w]`` without guidance."""
         ddim, _ = ddim_path(z0, predictor.unguided(), schedule, on_step)
         # The residuals are replaced by NaN, because they belong to the step equation without guidance.
         return replace(ddim, seed_only=False, residuals=torch.full_like(ddim.residuals, torch.nan))

@@ -1,4 +1,4 @@
-"""Inversion by Newton's method: RNRI and its variants (scalar equation) and Newton-Krylov (vector equation)."""
+"""Inversion by Newton's method, for a scalar equation (RNRI and its variants) or a vector equation (Newton-Krylov)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rnri_sign_euler() -> ImplicitInverter:
 
 @register_method("rnri", paper=f"{RNRI}, with one step size for all latent sizes", source=NO_LICENSE)
 def rnri() -> ImplicitInverter:
-    """Return RNRI with Eq. 1's prior and the published code's update, scaled by the latent's number of elements."""
+    """Return RNRI with the paper's prior (Eq. 1) and the published code's update, scaled by the size of the latent."""
     return ImplicitInverter(RNRIMeanSign())
 
 
@@ -42,13 +42,13 @@ def rnri_minimum_norm() -> ImplicitInverter:
 
 @register_method("gnri", paper="GNRI, Samuel et al., ICLR 2025, arXiv 2312.12540", source=NO_LICENSE)
 def gnri() -> ImplicitInverter:
-    """Return GNRI, the later version of the RNRI paper, with the prior ``q(z_t | z_0)``."""
+    """Return GNRI, the method of the later version of the RNRI paper, with the prior ``q(z_t | z_0)``."""
     return ImplicitInverter(GNRI())
 
 
 @register_method("newton_naive", paper=f"{RNRI}, section 4", source=NO_LICENSE)
 def newton_naive() -> ImplicitInverter:
-    """Return Newton's method for RNRI's scalar equation without the term of the prior."""
+    """Return Newton's method for the scalar equation of RNRI without its prior."""
     return ImplicitInverter(RNRIPaper(prior_weight=0))
 
 

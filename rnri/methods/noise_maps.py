@@ -29,15 +29,15 @@ for all steps in order, from noisy to clean.
 class NoiseMaps(Inverter):
     """Draws a noisy latent at every noise level, and stores noise maps with which the sampler generates these latents.
 
-    The noisy latents are ``z_t = alpha_t z_0 + sigma_t n_t`` with independent noise ``n_t``. The noise map of a step is
-    ``(z_s - mean) / deviation``, where ``mean`` and ``deviation`` belong to the sampler's step from ``z_t`` to ``z_s``.
-    There is one noise map per step; the maps are stored as ``aux["maps"] [B,N,C,h,w]``. The inversion is exact by
-    construction if every step adds noise. A step adds no noise if it leads to a clean end at ``alpha = 1`` or if both
-    of its ends have the same noise level. The noise map of a step without noise is zero, and the inversion is then not
-    exact.
+    The noisy latents are ``z_t = alpha_t z_0 + sigma_t n_t`` with the clean latent ``z_0`` and independent noise
+    ``n_t``. The noise map of a step is ``(z_s - mean) / deviation``, where ``mean`` and ``deviation`` are the mean and
+    the standard deviation of the sampler's step from ``z_t`` to ``z_s``. There is one noise map per step; the noise
+    maps are stored as ``aux["maps"] [B,N,C,h,w]``. The inversion is exact by construction if every step adds noise. A
+    step adds no noise if it ends at the clean latent (``alpha = 1``) or does not change the noise level. The noise map
+    of a step that adds no noise is zero, so that the inversion is not exact.
 
-    The random noise is the same for every image, so that the result in float32 does not depend on the other images of
-    the batch.
+    All images of a batch use the same random noise, so that the result of an image in float32 does not depend on the
+    other images of the batch.
 
     Attributes:
         seed: random seed of the noise.
@@ -56,7 +56,7 @@ class NoiseMaps(Inverter):
         """Return the step function of a new sampler; its first call must be for step 0, the noisiest step."""
 
     def stores_map(self, i: int, schedule: Schedule) -> bool:
-        """Return whether the noise map of step ``i`` is stored; reconstruction replaces other noise maps by zeros."""
+        """Return whether the noise map of step ``i`` is stored; a noise map that is not stored is zero."""
         return True
 
     @torch.no_grad()

@@ -18,12 +18,12 @@ from rnri.models.schedule import Schedule
 from rnri.validation import dataclass
 
 MAX_STEPS = 100
-"""Number of sampler steps after which the published learning rate is 0."""
+"""Number of sampler steps after which the learning rate of the published method reaches 0."""
 
 FIXED_NFE_PER_STEP = 3
 """Number of network evaluations per step outside the optimization.
 
-The three evaluations are one for DDIM inversion, one for the prediction with the prompt, and one for the sampler.
+One evaluation is for DDIM inversion, one for the prediction with the prompt, and one for the sampler.
 """
 
 
@@ -36,26 +36,27 @@ The three evaluations are one for DDIM inversion, one for the prediction with th
 class NullText(Inverter):
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
 
-    First, DDIM inversion without guidance gives a trajectory of latents. Then, from noisy to clean, the negative
-    embedding ``e`` of each sampler step is optimized, so that the sampler with guidance reaches the next latent of this
-    trajectory: ``e = argmin mean |DDIM(z_t; e) - pivot_s|^2``, where the pivots are the latents of the trajectory. The
-    embeddings are stored as ``aux["negative"] [B,N,L,D]``. As in the authors' code, the learning rate of Adam at the
-    ``j``-th sampler step, counted from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``. The optimization of a
-    step starts with the embedding of the previous step. The optimization of an image stops after the first update whose
-    loss is below ``threshold * (1 + 2 j)``.
+    First, DDIM inversion without guidance computes a latent for each noise level; these latents are called pivots. Then
+    the embedding ``e`` of the negative prompt is optimized for each sampler step, from noisy to clean. The loss is the
+    mean square of ``DDIM(z_t; e) - pivot_s``, so that the sampler's step with guidance, ``DDIM``, leads from the
+    current latent ``z_t`` to the next pivot. The optimized embeddings are stored as ``aux["negative"] [B,N,L,D]``. As
+    in the authors' code, the learning rate of Adam at sampler step ``j``, counted from 0 at the noisy end, is
+    ``learning_rate * (1 - j / 100)``. The optimization of a step starts with the embedding of the previous step. At
+    sampler step ``j``, the optimization of an image stops after the first update whose loss is below ``threshold * (1 +
+    2 j)``.
 
-    The authors use 50 steps. With fewer steps, ``j`` could be rescaled, so that learning rate and threshold reach the
-    same final values as with 50 steps. Rescaling increases the reconstruction error. The mean squared error of the
-    reconstructed latents is 0.20 without and 0.22 with rescaling for 4 steps, 0.036 without and 0.057 with rescaling
-    for 10 steps, and 1.2e-3 without and 2.1e-3 with rescaling for 20 steps. These errors were measured at guidance
-    scale 7.5 with eight images and the small model ``emoji`` that ships with the repository.
+    The authors use 50 steps. With fewer steps, ``j`` is not rescaled to end at 49, because rescaling increases the
+    reconstruction error. Without rescaling, the mean squared error of the reconstructed latents is 0.20 with 4 steps,
+    0.036 with 10 steps and 1.2e-3 with 20 steps. With rescaling of ``j``, the mean squared error is 0.22 with 4 steps,
+    0.057 with 10 steps and 2.1e-3 with 20 steps. The errors were measured at guidance scale 7.5 with eight images and
+    the small model ``emoji`` that ships with the repository.
 
     Without guidance there is no negative embedding, and the method equals DDIM inversion.
 
     Attributes:
         iterations: maximum number of Adam updates per sampler step.
         learning_rate: learning rate of Adam at the noisiest sampler step.
-        threshold: loss below which the optimization at the noisiest sampler step stops; at later sampler steps the
+        threshold: loss below which the optimization at the noisiest sampler step stops; at sampler step ``j`` the
             threshold is multiplied by ``1 + 2 j``.
     """
 
@@ -73,9 +74,9 @@ class NullText(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of DDIM inversion of ``z0 [B,C,h,w]``, and the optimized embeddings in ``Inversion.aux``.
+        """Return the DDIM inversion of the clean latents ``z0 [B,C,h,w]``, with the optimized embeddings in ``aux``.
 
-        This method computes gradients of the network, so that it cannot run under ``torch.inference_mode``.
+        ``invert`` computes gradients of the network, so that it cannot run under ``torch.inference_mode``.
 
         Raises:
             ValueError: guidance is used with a schedule of more than 100 steps.
@@ -109,9 +110,9 @@ class NullText(Inverter):
     def _fit(
         self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
     ) -> tuple[Condition, Tensor, Tensor]:
-        """Return the optimized negative condition of step ``i``, and the numbers of network evaluations.
+        """Return the optimized negative condition of step ``i``, and the evaluation counts of each sample.
 
-        The numbers are the forward evaluations and the backward passes of each sample, both int64 ``[B]``.
+        The counts are the numbers of forward evaluations and of backward passes, each int64 ``[B]``.
         """
         a, b = schedule.coefficients(i)
         t = schedule.timestep(i)
@@ -119,8 +120,8 @@ class NullText(Inverter):
         with torch.no_grad():
             positive = predictor.unguided()(z, t)
         dtype = negative.text.dtype
-        # Adam runs in float32 or float64: in half precision its epsilon and squared gradients underflow to zero, and
-        # the update is 0 / 0.
+        # Adam runs in float32 or float64, because in half precision its epsilon and the squared gradients underflow to
+        # zero, and the update is 0 / 0.
         text = negative.text.detach().to(torch.promote_types(dtype, torch.float32), copy=True).requires_grad_()
         optimizer = torch.optim.Adam([text], lr=self.learning_rate * (1 - i / MAX_STEPS))
         forward = torch.ones(len(z), dtype=torch.int64)
@@ -147,7 +148,8 @@ class NullText(Inverter):
     def _update_rows(optimizer: torch.optim.Adam, text: Tensor, rows: Tensor) -> Tensor:
         """Update only the embeddings of the samples ``rows`` by one step of ``optimizer``; return the embeddings.
 
-        The embeddings of the other samples are restored after the step, because Adam's momentum also changes them.
+        The embeddings of all samples that are not in ``rows`` are restored after the step, because Adam's momentum also
+        changes these embeddings.
         """
         before = text.detach().clone()
         optimizer.step()

@@ -30,19 +30,20 @@ class PMI(ExplicitInverter):
 
         v <- v - r g / ||g||,    g = dF/dv,    F(v) = ||v - v_{k-1}||_1 + ||v - mean||^2 / (2 lam)
 
-    ``v_{k-1}`` is the velocity of the previous inversion step. ``mean`` is the mean of the velocities of all previous
-    inversion steps, weighted with the lengths of the steps. Both are corrected velocities, so that ``mean`` is the
-    change of the latent divided by the change of sigma since the start of the inversion. The radius of the correction
-    is ``r = sqrt(2 n + 3 sqrt(2 n)) h / N`` for a latent of ``n`` elements, a step of length ``h`` in sigma and ``N``
-    steps. The first inversion step has no previous velocity and is not corrected. The correction needs no network
-    evaluation, and only the inversion is corrected.
+    ``v_{k-1}`` is the corrected velocity of the previous inversion step. ``mean`` is the mean of the corrected
+    velocities of all previous inversion steps, weighted by the lengths of the steps. ``mean`` is computed as the change
+    of the latent since the start of the inversion, divided by the change of sigma. The length of the correction is ``r
+    = sqrt(2 n + 3 sqrt(2 n)) h / N`` for a latent of ``n`` elements, a step of length ``h`` in sigma and ``N`` steps.
+    The first inversion step has no previous velocity and is not corrected. The correction needs no network evaluation.
+    The velocities of the reconstruction are not corrected.
 
-    The value of ``lam`` and the use of corrected instead of predicted velocities are choices of this project.
+    The default of ``lam``, and the use of corrected instead of predicted velocities for ``v_{k-1}`` and ``mean``, are
+    choices of this project.
 
     Attributes:
         base: the method whose velocity is corrected: ``euler`` (explicit Euler steps), ``rf_solver`` or ``fireflow``.
-            With ``euler`` the seed alone is sufficient, because the pipeline's own Euler sampler reconstructs; the
-            other methods have their own samplers.
+            With ``euler``, the pipeline's own Euler sampler reconstructs the image from the seed; ``rf_solver`` and
+            ``fireflow`` need their own samplers.
         lam: proximal parameter; the larger ``lam``, the less the mean velocity influences the correction.
     """
 
@@ -53,7 +54,7 @@ class PMI(ExplicitInverter):
 
     @property
     def seed_only(self) -> bool:  # type: ignore[override]
-        """Whether ``base`` is ``euler``."""
+        """True if ``base`` is ``euler``, whose seed alone regenerates the image."""
         return self.base == "euler"
 
     @property
@@ -102,7 +103,7 @@ class PMI(ExplicitInverter):
         return euler if self.base == "euler" else midpoint
 
     def _corrected(self, velocity: Tensor, previous: Tensor, mean: Tensor, radius: float) -> Tensor:
-        """Return the corrected velocity ``[B,C,h,w]``; a velocity whose gradient is 0 is not corrected."""
+        """Return the corrected velocity ``[B,C,h,w]``; samples with zero gradient of ``F`` are not corrected."""
         gradient = (velocity - previous).sign() + (velocity - mean) / self.lam
         norm = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         return velocity - radius * torch.where(norm > 0, gradient / norm, torch.zeros_like(gradient))

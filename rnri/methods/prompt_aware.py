@@ -21,34 +21,33 @@ from rnri.validation import RandomSeed, dataclass
 class PromptAware(InverterWrapper):
     """Adjusts the clean latent to the prompt, and inverts the adjusted latent with ``inverter``.
 
-    The VAE's encoder does not depend on the prompt. The sampler may therefore be unable to generate the encoder's
-    latent with this prompt. In this case, and with strong guidance, the residual of the solver often stops decreasing.
-    A residual that stops decreasing does not prove that no seed exists.
+    The VAE's encoder does not depend on the prompt, so that the sampler may be unable to generate the encoder's latent
+    with the prompt. For such a latent, and with strong guidance, the residual of the solver often stops decreasing
+    before it converges.
 
     The adjustment applies a function ``h`` to the latent ``iterations`` times. The function ``h`` adds noise for the
     ``steps`` cleanest steps of the schedule, and then removes the noise by sampling these steps with the prompt. The
-    adjusted latent is the target of the reconstruction (``Inversion.z0``). The distance between the adjusted and the
-    original latent is the error of this method. With more ``steps`` the inversion converges for more images, but the
-    distance to the original latent is larger.
+    adjusted latent is the target of the reconstruction (``Inversion.z0``). Even an exact inversion does not reconstruct
+    the original latent, but the adjusted latent. With more ``steps`` the inversion converges for more images, but the
+    adjusted latent differs more from the original latent.
 
     The paper does not specify how noise is added. With ``noising="inversion"``, noise is added by explicit DDIM
     inversion steps, so that ``h`` hardly changes a latent that the sampler can already generate. With
-    ``noising="random"``, the noisy latent is a random sample of ``q(z_t | z_0)``, with the same noise for every image.
+    ``noising="random"``, random noise is added, which is the same for every image.
 
-    The sampler generates the adjusted latent from the noisy latent of the last application of ``h``. With
-    ``reuse=True``, the ``steps`` cleanest inversion steps are therefore already solved exactly, and ``inverter``
-    continues from this noisy latent. The equations of the cleanest steps, which are the most difficult equations, are
-    then not solved by ``inverter``. With ``reuse=False``, the inversion starts at the adjusted latent, as in the paper,
-    and solves all steps. The network evaluations of the adjustment are counted in the rows of ``Inversion.nfe`` that
-    belong to the ``steps`` cleanest steps, or in row 0 with ``reuse=False``.
+    With ``reuse=True``, ``inverter`` starts at the noisy latent from which the sampler generates the adjusted latent.
+    ``inverter`` then does not have to solve the equations of the ``steps`` cleanest steps, which are the most difficult
+    equations. With ``reuse=False``, the inversion starts at the adjusted latent, as in the paper, and solves all steps.
+    The network evaluations of the adjustment are counted in the rows of ``Inversion.nfe`` that belong to the ``steps``
+    cleanest steps, or in row 0 with ``reuse=False``.
 
     Attributes:
-        inverter: inverts the adjusted latent. Its ``nfe_per_step`` does not include the evaluations of the adjustment.
+        inverter: inversion method for the adjusted latent. Its ``nfe_per_step`` does not include the network
+            evaluations of the adjustment.
         steps: number of cleanest steps of the schedule for which ``h`` adds and removes noise.
         iterations: number of times that ``h`` is applied.
-        noising: how ``h`` adds noise: by DDIM inversion steps (``inversion``) or by sampling noise (``random``).
-        reuse: whether the inversion continues from the noisy latent of the adjustment instead of starting at the
-            adjusted latent.
+        noising: how ``h`` adds noise: by DDIM inversion steps (``inversion``) or by adding random noise (``random``).
+        reuse: whether the inversion starts at the noisy latent of the last adjustment instead of the adjusted latent.
         seed: random seed of the noise with ``noising="random"``.
     """
 
@@ -80,7 +79,7 @@ class PromptAware(InverterWrapper):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Adjust the clean latents ``z0 [B,C,h,w]`` and return the seeds of the adjusted latents.
+        """Adjust the clean latents ``z0 [B,C,h,w]``, and return the seeds (noise latents) of the adjusted latents.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -112,7 +111,7 @@ class PromptAware(InverterWrapper):
 
     @torch.no_grad()
     def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-        """Return the latents that the sampler generates in the last application of ``h`` to ``z0 [B,C,h,w]``.
+        """Adjust the clean latents ``z0`` to the prompt; return the latents of the sampling that generates the result.
 
         The list contains float64 latents ``[B,C,h,w]`` from clean to noisy: the first entry is the adjusted latent, and
         the last entry is the noisy latent from which the sampler starts.
@@ -144,7 +143,7 @@ class PromptAware(InverterWrapper):
 
 
 def _sampled_path(noisy: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-    """Return the latents ``[B,C,h,w]`` after each sampling step from ``noisy``, from clean to noisy, then ``noisy``."""
+    """Sample from ``noisy``, and return all latents ``[B,C,h,w]`` from clean to noisy; the last entry is ``noisy``."""
     path = [noisy]
     sample(noisy, predictor, schedule, on_step=lambda _, z: path.insert(0, z))
     return path

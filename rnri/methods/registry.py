@@ -1,8 +1,9 @@
 """Registry of the inversion methods: the name, factory, paper and supported models of each method.
 
-Each module of ``rnri.methods`` registers its methods when it is imported. The registry imports all modules when its
-methods are listed, or when a method is looked up that is not registered yet. ``METHODS``, the public names of
-``rnri.methods`` and the methods table of the documentation are computed from this registry.
+Each module of ``rnri.methods`` registers its methods when it is imported. When methods are listed, or a method is
+looked up that is not registered yet, the registry imports all modules of ``rnri.methods``. The registry determines the
+content of ``METHODS``, the classes that can be imported from ``rnri.methods``, and the table of methods in the
+documentation.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from rnri.inversion import ImplicitInverter, Inverter
 
 Requirement = Literal["any", "flow", "noise"]
 MODELS: dict[Requirement, str] = {"any": "all", "flow": "flow matching", "noise": "noise prediction"}
-"""Maps each requirement to its text in the column "models" of the methods table."""
+"""Maps each value of ``Method.requires`` to the text in the column "models" of the table of methods."""
 
 NO_CODE = "no public code"
-"""Value of ``Method.source`` for methods without public code that is known to this project."""
+"""Value of ``Method.source`` for methods for which no public code is known."""
 NO_LICENSE = "public code without a license"
 """Value of ``Method.source`` for methods whose public code has no license."""
 NOT_COMPARED = "public code, not compared"
-"""Value of ``Method.source`` for methods that were not compared with their public code."""
+"""Value of ``Method.source`` for methods whose public code was not compared with the implementation in this package."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Method:
         name: name of the method in ``rnri.invert(method=...)``, and of the method's config file in ``configs/method``.
         factory: function without arguments that returns the inverter; often the class of the inverter.
         paper: authors, year and arXiv identifier of the paper; ``ours`` for the unpublished methods of this project.
-        source: the public code that the method was compared with, as ``owner/name@commit path:lines``, or the reason
-            why the method was compared with the paper only, such as :data:`NO_CODE`.
+        source: the public code with which the implementation was compared, as ``owner/name@commit path:lines``. If
+            there was no comparison with code, the reason, such as :data:`NO_CODE`.
         requires: models that the method supports: ``any``, ``flow`` (only flow matching) or ``noise`` (only noise
             prediction).
     """
@@ -53,13 +54,13 @@ class Method:
 
 
 _REGISTERED: dict[str, Method] = {}
-"""Methods of the modules that are imported, by name."""
+"""Maps the names of the methods that are registered so far to the methods."""
 
 
 class MethodRegistry(Mapping[str, Method]):
     """Maps the names of registered methods to the methods, in alphabetical order.
 
-    The mapping includes the methods of modules of ``rnri.methods`` that are not imported yet.
+    Modules of ``rnri.methods`` that are not imported yet are imported when their methods are needed.
 
     Args:
         seed_only: if True, the mapping contains only seed-only methods.
@@ -119,7 +120,7 @@ def register_method(
         factory: function without arguments that returns an inverter with the default settings. If ``factory`` is None,
             ``register_method`` returns a decorator.
         paper: authors, year and arXiv identifier of the paper; ``ours`` for unpublished methods.
-        source: the public code that the method was compared with, see :class:`Method`.
+        source: the public code with which the implementation was compared, see :class:`Method`.
         requires: models that the method supports, see :class:`Method`.
 
     Returns:
@@ -172,7 +173,7 @@ def methods_table() -> str:
 
 
 def _class_label(inverter: Inverter) -> str:
-    """Return the class name of ``inverter``, and in brackets the class name of its solver or inner inverter."""
+    """Return the class name of ``inverter`` and, in brackets, the class name of its solver or wrapped inverter."""
     inner = getattr(inverter, "solver", None) or getattr(inverter, "inverter", None)
     if inner is None:
         return type(inverter).__name__

@@ -17,5 +17,5 @@ def renoise() -> ImplicitInverter:
 
 @register_method("renoise_one_window", paper=f"variant of {RENOISE}", source=NO_LICENSE)
 def renoise_one_window() -> ImplicitInverter:
-    """Return ReNoise with the same averaging window for all inversion steps, also for the cleanest steps."""
+    """Return ReNoise with the same averaging window for all inversion steps, including the cleanest steps."""
     return ImplicitInverter(ReNoise(clean_below=0))

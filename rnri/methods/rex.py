@@ -18,9 +18,9 @@ from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 MIN_LEVEL = 2e-4
-"""Minimum noise level (data form) or signal level (noise form) of Rex, as in the authors' code.
+"""Minimum noise level with ``form="data"``, and minimum signal level with ``form="noise"``, as in the authors' code.
 
-The time of the data form is infinite at noise level 0, and the time of the noise form is infinite at signal level 0.
+The time variable of Rex is infinite at noise level 0 with ``form="data"``, and at signal level 0 with ``form="noise"``.
 """
 
 
@@ -51,20 +51,21 @@ class Rex(Inverter):
         y = (w_t / w_s) y' + w_t Psi(s -> t, x')
         x = (w_t / w_s) x' / zeta + (1 - 1 / zeta) y - w_t / zeta Psi(t -> s, y)
 
-    ``Psi(t -> s, x)`` is the increment of a Runge-Kutta step in the variable ``x / w`` and the time ``tau``. The data
-    form integrates the network's estimate of the clean latent, with ``w = sigma`` and ``tau = alpha / sigma``. The
-    noise form integrates the estimate of the noise, with ``w = alpha`` and ``tau = sigma / alpha``. Both latents of the
-    inversion start at ``z_0``. The final ``y`` is stored as ``aux["partner"]``. The inversion is computed in float64,
-    because a step divides by ``zeta`` and by ``w``.
+    ``Psi(t -> s, x)`` is the increment of a Runge-Kutta step in the variable ``x / w`` and the time ``tau``. With
+    ``form="data"``, the step integrates the network's estimate of the clean latent, ``w`` is ``sigma`` and ``tau`` is
+    ``alpha / sigma``. With ``form="noise"``, the step integrates the estimate of the noise, ``w`` is ``alpha`` and
+    ``tau`` is ``sigma / alpha``. The inversion starts with ``x`` and ``y`` equal to the clean latent ``z_0``. The final
+    ``y`` is stored as ``aux["partner"]``. The inversion is computed in float64, because a step divides by ``zeta`` and
+    by ``w``, which magnifies rounding errors.
 
-    As in the authors' code, ``w`` is at least 2e-4. A level of flow matching is moved to the nearest level with this
-    ``w``, and the network receives the timestep of the moved level.
+    As in the authors' code, ``w`` is at least 2e-4. In flow matching, a noise level whose ``w`` is smaller is replaced
+    by the level with ``w = 2e-4``, and the network receives the timestep of the replacement.
 
     Attributes:
-        tableau: Runge-Kutta method: ``euler``, or the explicit ``midpoint`` rule, which is second-order and evaluates
-            the network between two timesteps; the midpoint rule therefore needs a flow-matching model.
-        form: ``data`` or ``noise``.
-        zeta: coupling of the two latents, in (0, 1].
+        tableau: Runge-Kutta method: ``euler``, or the second-order ``midpoint`` rule, which needs a flow-matching model
+            because it evaluates the network between two timesteps.
+        form: whether the network's estimate of the clean latent (``data``) or of the noise (``noise``) is integrated.
+        zeta: coupling of the two latents, in (0, 1]; see the formula above.
     """
 
     tableau: Literal["euler", "midpoint"] = "euler"
@@ -80,7 +81,7 @@ class Rex(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Two Runge-Kutta steps per step of the sampler."""
+        """Number of network evaluations per step of the sampler, which consists of two Runge-Kutta steps."""
         return 2.0 * self.stages
 
     def check_schedule(self, schedule: Schedule) -> None:
@@ -93,7 +94,7 @@ class Rex(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``; both latents start at ``z0``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``; ``x`` and ``y`` start at ``z0``.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -114,7 +115,7 @@ class Rex(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that Rex samples from both stored latents."""
+        """Return the clean latents ``[B,C,h,w]`` that Rex samples from the two stored latents."""
         levels = self._levels(schedule)
         x = inversion.seed
         y = inversion.aux["partner"]
@@ -153,12 +154,12 @@ class Rex(Inverter):
         return level.alpha / level.sigma if self.form == "data" else level.sigma / level.alpha
 
     def _level_at(self, time: float, schedule: Schedule) -> Level:
-        """Return the level of flow matching whose time is ``time``."""
+        """Return the noise level of flow matching at which Rex's time variable equals ``time``."""
         sigma = 1 / (1 + time) if self.form == "data" else time / (1 + time)
         return Level(1 - sigma, sigma, timestep_at_sigma(schedule, 0, sigma))
 
     def _levels(self, schedule: Schedule) -> list[Level]:
-        """Return the levels before each step and after the last step, from noisy to clean, with ``w`` >= 2e-4."""
+        """Return the noise levels before each step and after the last step, from noisy to clean, with ``w`` >= 2e-4."""
         is_flow = schedule.predicts == "flow"
         numbers = [schedule.alpha_sigma(i) for i in range(len(schedule))]
         pairs = [(alpha, sigma) for alpha, sigma, _, _ in numbers] + [numbers[-1][2:]]
@@ -173,7 +174,7 @@ class Rex(Inverter):
 
 
 def _timestep(schedule: Schedule, i: int, sigma: float) -> int | float:
-    """Return the timestep of level ``i``, which is before step ``i``, or after the last step."""
+    """Return the timestep of the noise level before step ``i``, or after the last step if ``i == len(schedule)``."""
     if schedule.predicts == "flow":
         return timestep_at_sigma(schedule, 0, sigma)
     return schedule.timestep(i) if i < len(schedule) else 0

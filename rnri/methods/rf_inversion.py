@@ -35,18 +35,18 @@ class RFInversion(ExplicitInverter):
         inversion:       v + gamma ((y1 - z) / (1 - sigma) - v),   sigma increasing from 0
         reconstruction:  v + eta   ((z - z_0) / sigma - v),        sigma decreasing; eta only from start to stop
 
-    Here ``v = n - x0`` is the velocity that the network predicts, and ``y1`` is a noise sample. As published, the
-    inversion uses the empty prompt without guidance; a predictor with guidance provides this prompt as its negative
-    condition. A predictor without guidance has no empty prompt and is used unchanged. The reconstruction needs ``z_0``,
-    which is stored as ``aux["clean"]``. Therefore the method is not seed-only.
+    Here ``v`` is the velocity that the network predicts, ``z_0`` is the clean latent, and ``y1`` is a noise sample. As
+    published, the inversion uses the empty prompt without guidance. The negative condition of ``predictor`` serves as
+    the empty prompt; a predictor without guidance has no negative condition and is used unchanged. The reconstruction
+    needs ``z_0`` in addition to the seed; ``z_0`` is stored as ``aux["clean"]``.
 
     Attributes:
         gamma: strength of the steering towards ``y1`` in the inversion. With ``gamma`` 0, the inversion is the explicit
             Euler method; with ``gamma`` 1, the inversion ends at ``y1``.
         eta: strength of the steering towards ``z_0`` in the steered steps of the reconstruction.
-        start: first steered step of the reconstruction, as a fraction of the schedule from its noisy end.
-        stop: end of the steered steps, as a fraction of the schedule from its noisy end. The paper steers the first 7
-            of 28 reconstruction steps.
+        start: position of the first steered reconstruction step, as a fraction of the schedule from its noisy end.
+        stop: position at which the steered reconstruction steps end, as a fraction of the schedule from its noisy end.
+            The paper steers the first 7 of 28 reconstruction steps.
         seed: random seed of ``y1``, which is the same for every image.
     """
 

@@ -28,10 +28,10 @@ from rnri.validation import dataclass
 class RFSolver(ExplicitInverter):
     """RF-Solver (Wang et al. 2024, arXiv 2411.04746), with two network evaluations per step.
 
-    Inversion and reconstruction use the same step ``z <- z + h v(z + h/2 v(z, sigma), sigma + h/2)``, where ``h`` is
-    the change of sigma. The paper writes this step as a second-order Taylor expansion, whose derivative is a finite
-    difference over half a step; the formula of the paper is equal to the formula above. Reconstruction needs the
-    midpoint sampler; the pipeline's own Euler sampler does not regenerate the image from the seed.
+    Inversion and reconstruction use the same step ``z <- z + h v(z + h/2 v(z, sigma), sigma + h/2)``, where ``v`` is
+    the velocity that the network predicts and ``h`` is the change of sigma. The paper writes the step as a second-order
+    Taylor expansion whose derivative is a finite difference over half a step, which is the same formula. The pipeline's
+    own Euler sampler does not regenerate the image from the seed.
     """
 
     title: ClassVar[str] = "RF-Solver"

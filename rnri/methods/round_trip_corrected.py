@@ -27,15 +27,16 @@ class RoundTripCorrected(InverterWrapper):
 
         target <- target + damping * (z_0 - F(G(target)))
 
-    Here ``G`` is the inversion by ``inverter`` and ``F`` is the sampler. The first target is ``z_0``, and the update is
-    repeated ``rounds`` times. The result is, for each sample, the seed with the smallest error ``z_0 - F(G(target))``.
-    Under strong guidance the sampler magnifies the remaining residuals of the inversion steps up to a thousandfold.
-    More network evaluations do not reduce the residual of an inversion step whose equation has no solution near the
-    initial guess. For a slightly shifted target, the equation often has a solution near the initial guess. With
-    ``damping`` 1 the target is shifted too far; the reconstruction error is smaller with ``damping`` 0.5 than with 1.
+    Here ``z_0`` is the clean latent, ``G`` is the inversion by ``inverter``, and ``F`` is the sampler. The first target
+    is ``z_0``, and the update is repeated ``rounds`` times. The result is, for each sample, the seed with the smallest
+    error ``z_0 - F(G(target))``. Under strong guidance the sampler magnifies the remaining residuals of the inversion
+    steps up to a thousandfold. More network evaluations do not reduce the residual of an inversion step whose equation
+    has no solution near the initial guess. For a slightly shifted target, the equation often has a solution near the
+    initial guess. The reconstruction error is smaller with ``damping`` 0.5 than with 1, because with ``damping`` 1 the
+    target is shifted too far.
 
-    A sample whose error is at most ``tolerance`` uses no further network evaluations. A round costs one inversion and,
-    for the sampler, one network evaluation per step.
+    A sample whose error is at most ``tolerance`` uses no further network evaluations. Each round needs the network
+    evaluations of one inversion, and for the sampler one evaluation per step.
 
     Attributes:
         inverter: a seed-only inversion method.
@@ -55,7 +56,8 @@ class RoundTripCorrected(InverterWrapper):
         if not self.inverter.seed_only:
             raise ConfigError(
                 "inverter",
-                f"must be a seed-only method, got {type(self.inverter).__name__}, whose seed cannot be corrected.",
+                f"must be a seed-only method, got {type(self.inverter).__name__}, whose seed alone does not "
+                "regenerate the image.",
             )
 
     @property
@@ -71,10 +73,10 @@ class RoundTripCorrected(InverterWrapper):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of ``z0 [B,C,h,w]``; ``Inversion.z0`` contains the shifted targets of these seeds.
+        """Return the seeds (noise latents) of ``z0 [B,C,h,w]``; ``Inversion.z0`` contains the shifted targets.
 
-        ``Inversion.nfe`` includes the network evaluations of all rounds and of the sampler. ``on_step`` is called after
-        the last round, with the latents of the trajectories that end at the returned seeds.
+        ``Inversion.nfe`` includes the network evaluations of all rounds and of the sampler. ``on_step`` is called only
+        after the last round, with the latents of the inversions that lead to the returned seeds.
         """
         z0 = to_state_dtype(z0.detach())
         best, best_path = _invert_with_path(self.inverter, z0, predictor, schedule)
@@ -83,7 +85,7 @@ class RoundTripCorrected(InverterWrapper):
         best_error = _mean_square(deviation)
         target = z0 + self.damping * deviation
         for _ in range(self.rounds):
-            # The error of a sample that is not finite is NaN. Such a sample is not inverted again.
+            # A sample with NaN or infinite elements has the error NaN and is not inverted again.
             rows = ((best_error > self.tolerance) & best_error.isfinite()).nonzero().flatten()
             if not len(rows):
                 break

@@ -26,13 +26,13 @@ from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 class SDEdit(Inverter):
     """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise, and samples with the cleanest steps of the schedule.
 
-    ``invert`` only adds noise, ``z = alpha z_0 + sigma n``, which needs no network evaluation. The image that is
-    sampled from the noisy latent is similar to the input image; the similarity decreases with larger ``strength``. In
-    the experiments, SDEdit is the baseline without an inversion.
+    ``invert`` only adds noise ``n`` to the clean latent ``z_0``, ``z = alpha z_0 + sigma n``, which needs no network
+    evaluation. The image that is sampled from the noisy latent is similar to the input image; the similarity decreases
+    with larger ``strength``. In the experiments, SDEdit is the baseline without an inversion.
 
     Attributes:
-        strength: fraction, in (0, 1], of the schedule's steps that are sampled. The number of steps is rounded to the
-            nearest integer and is at least 1; diffusers' image-to-image pipelines round down instead.
+        strength: fraction, in (0, 1], of the schedule's steps that are sampled. The number of sampled steps is rounded
+            to the nearest integer and is at least 1; diffusers' image-to-image pipelines round down instead.
         seed: random seed of the noise, which is the same for every image.
     """
 

@@ -25,7 +25,8 @@ class SeedOnly(Inverter):
 
     The Euler sampler does not regenerate the image from the seed of a second-order sampler. However, the seed of a
     second-order sampler is closer to the seed of the exact ODE trajectory than the seed of the Euler sampler. The seed
-    of a second-order sampler may therefore be a better initial seed for NAO and SeedSelect, which need only a seed.
+    of a second-order sampler may therefore be a better start for NAO and SeedSelect, which optimize seeds and do not
+    need the exact image.
 
     Attributes:
         inverter: an inversion method that stores no tensors in addition to the seed.
@@ -37,7 +38,7 @@ class SeedOnly(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """The ``nfe_per_step`` of ``inverter``."""
+        """Number of network evaluations of ``inverter`` per step."""
         return self.inverter.nfe_per_step
 
     def with_nfe(self, nfe: int) -> SeedOnly:
@@ -51,7 +52,7 @@ class SeedOnly(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds of the clean latents ``z0 [B,C,h,w]``, with every inversion step marked as not solved.
+        """Return the seeds (noise latents) of the clean latents ``z0``, with every inversion step marked as not solved.
 
         Raises:
             ValueError: ``inverter`` stores tensors in addition to the seed.

@@ -33,10 +33,11 @@ class SlerpFlow(ExplicitInverter):
 
         v' = v(z + h v, sigma + h);    z <- z + h ||v'|| slerp(v / ||v||, v' / ||v'||, 1/2);    v <- v'
 
-    Here ``h`` is the change of sigma in the step. Before the first step, ``v`` is the velocity at the initial latent,
-    so that N steps use N + 1 evaluations. The norms and the spherical interpolation (``slerp``) are computed for each
-    token: a token of FLUX consists of all channels of 2 x 2 neighboring elements of the latent. The pipeline's own
-    Euler sampler does not regenerate the image from the seed.
+    Here ``v(z, sigma)`` is the velocity that the network predicts, and ``h`` is the change of sigma in the step. Before
+    the first step, ``v`` is the velocity at the initial latent, so that N steps use N + 1 network evaluations. The
+    norms and the spherical interpolation (``slerp``) are computed for each token: a token of FLUX consists of all
+    channels of 2 x 2 neighboring elements of the latent. The pipeline's own Euler sampler does not regenerate the image
+    from the seed.
 
     Attributes:
         token_size: height and width of a token in elements of the latent; both sides of the latent must be multiples of
@@ -59,7 +60,7 @@ class SlerpFlow(ExplicitInverter):
         return list(self._steps(inversion.seed, sigmas, predictor, schedule))[-1]
 
     def _steps(self, z: Tensor, sigmas: list[float], predictor: NoisePredictor, schedule: Schedule) -> Iterator[Tensor]:
-        """Yield the latents ``[B,C,h,w]`` at ``sigmas[1]``, ``sigmas[2]`` and so on, from ``z`` at ``sigmas[0]``."""
+        """Yield the latents ``[B,C,h,w]`` at ``sigmas[1:]``, starting from the latents ``z`` at ``sigmas[0]``."""
         self._check_size(z)
         velocity = predictor(z, timestep_at_sigma(schedule, 0, sigmas[0]))
         for k in range(len(sigmas) - 1):
@@ -70,7 +71,7 @@ class SlerpFlow(ExplicitInverter):
             yield z
 
     def _interpolated(self, start: Tensor, end: Tensor) -> Tensor:
-        """Return the velocity ``[B,C,h,w]`` in the middle between the directions of both velocities, token by token."""
+        """Return, per token, the velocity with the norm of ``end`` and the mean direction of ``start`` and ``end``."""
         size = self.token_size
         tokens = [F.pixel_unshuffle(velocity, size) for velocity in (start, end)]
         # The normalized sum of two unit vectors is their spherical interpolation at 1/2.
