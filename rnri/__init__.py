@@ -1,4 +1,4 @@
-"""Inversion of deterministic text-to-image diffusion models: from an image to the seed that generates it.
+"""Inversion of text-to-image diffusion models: computes the initial noise (seed) from which a model generates an image.
 
 The public names of this package are imported when they are first used, so that ``import rnri`` does not import
 diffusers and transformers.

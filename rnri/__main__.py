@@ -29,7 +29,7 @@ def main(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            help="Prompt of the image file. Leave the prompt out for folders and tables, which have prompts."
+            help="Prompt of the image file. Leave the prompt out for folders and tables, which have their own prompts."
         ),
     ] = None,
     model: Annotated[str, option("Checkpoint: folder in the format of diffusers, or Hub id (owner/name).")] = str(
@@ -41,7 +41,7 @@ def main(
     ] = "accelerated",
     steps: Annotated[int, option("Number of sampling steps.")] = 20,
     guidance: Annotated[float, option("Scale of classifier-free guidance; 1 disables guidance.")] = 1.0,
-    fit: Annotated[Fit, option("How images are fitted to the size of the model; exact keeps their size.")] = "crop",
+    fit: Annotated[Fit, option("How images are fitted to the model's image size; exact keeps the size.")] = "crop",
     out: Annotated[Path, option("Folder to which the results are written.")] = Path("rnri_output"),
     device: Annotated[
         str, option("Device of the model, such as cuda; auto means the GPU if there is one, otherwise the CPU.")
@@ -50,7 +50,7 @@ def main(
         Literal["auto", "float32", "bfloat16", "float16"],
         option("Data type of the model; auto is float16 on a GPU and float32 on a CPU."),
     ] = "auto",
-    batch_size: Annotated[int, option("Number of images that are inverted together.")] = 4,
+    batch_size: Annotated[int, option("Number of images that are inverted in one batch.")] = 4,
     image_column: Annotated[str, option("Name of the column with the image files if the source is a table.")] = "image",
     prompt_column: Annotated[str, option("Name of the column with the prompts if the source is a table.")] = "caption",
     edit_column: Annotated[
@@ -61,10 +61,10 @@ def main(
         option("Folder of the image files if the source is a table; the default is the folder of the table."),
     ] = None,
 ) -> None:
-    """Invert images to seeds, reconstruct the images from the seeds, and report the PSNR of the reconstructions.
+    """Invert images to seeds (initial noise), reconstruct the images, and report the PSNR of the reconstructions.
 
     The results are images (original and reconstruction side by side), seed files, and edited images. Without --model,
-    the command uses the small model of the repository, which was trained on drawings of emojis.
+    the command uses a small model that is part of the repository and was trained on drawings of emojis.
     """
     options = Options(
         model=model,

@@ -1,4 +1,4 @@
-"""``invert(pipe, images, prompts)`` computes the seeds with which a diffusers pipeline regenerates images."""
+"""The function ``invert`` computes the initial noise (seeds) from which a diffusers pipeline regenerates images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def invert(
     round_trip: bool = True,
     callback_on_step_end: StepCallback | None = None,
 ) -> PipelineInversion:
-    """Return the seeds with which ``pipe`` generates ``images`` from ``prompts``.
+    """Return the initial noise latents (seeds) from which ``pipe`` generates ``images`` with ``prompts``.
 
     ::
 
@@ -73,15 +73,16 @@ def invert(
         guidance_scale: classifier-free guidance scale; 1 disables guidance. For LCM and FLUX.1 dev the scale is an
             input of the network.
         negative_prompt: a list with one negative prompt per image, or one string for all images.
-        method: name of a method in ``rnri.METHODS``, or an ``Inverter`` whose seed alone reconstructs the image.
+        method: name of a method in ``rnri.METHODS``, or an ``Inverter`` that needs only the seed to reconstruct an
+            image.
         forward_steps: number of inversion steps, counted from the clean image, in which random noise is added instead
-            of inverting the sampler, as in TABA (:class:`~rnri.methods.forward_steps.ForwardSteps`). It must be less
-            than the number of sampler steps.
+            of inverting the sampler, as in TABA (:class:`~rnri.methods.forward_steps.ForwardSteps`). ``forward_steps``
+            must be less than the number of sampler steps.
         fit: how images of another size are fitted to the image size of the model: ``crop`` (resize and crop the
             center), ``pad`` (resize and add white borders), ``stretch`` (resize without keeping the aspect ratio), or
             ``exact`` (do not resize: the images are inverted at their own size, which must be the same for all images).
-        round_trip: whether to reconstruct the images and to measure the PSNR of the reconstructions. The measurement
-            samples each image once and decodes each image twice.
+        round_trip: whether to reconstruct the images and to measure the PSNR of the reconstructions.
+            ``round_trip=True`` costs one sampling run and two VAE decodings per image.
         callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each inversion
             step, from clean to noisy. The latents have the layout of ``PipelineInversion.latents``. The return value of
             the callback is ignored.
@@ -182,7 +183,7 @@ def _progress_bar(pipe: DiffusionPipeline, steps: int) -> Iterator[Any]:
 
 
 def _warn_if_not_deterministic(pipe: DiffusionPipeline) -> None:
-    """Warn if a plain call of ``pipe`` with its own scheduler does not regenerate images from their seeds."""
+    """Warn if a call of ``pipe`` with its own scheduler does not regenerate images from their seeds."""
     scheduler = pipe.scheduler
     if not (isinstance(scheduler, DDIMScheduler | DeterministicScheduler) or is_flow(scheduler)):
         warnings.warn(
@@ -222,10 +223,10 @@ def _as_prompts(prompts: str | Sequence[str], batch_size: int, name: str) -> lis
 
 
 def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]) -> None:
-    """Raise ValueError if only some images have a negative prompt and the pipeline does not support such a batch.
+    """Raise ValueError if only some images have a negative prompt and ``pipe`` requires one for all images or none.
 
-    Without any negative prompt, some pipelines (SDXL) use zeros as the negative embedding. If at least one image has a
-    negative prompt, such pipelines encode the empty negative prompts of the other images instead of using zeros.
+    If no image of a batch has a negative prompt, SDXL pipelines use zeros as the negative embeddings. If at least one
+    image has a negative prompt, SDXL pipelines encode the empty strings of the other images instead of using zeros.
     """
     if pipe.config.get("force_zeros_for_empty_prompt") and any(negative_prompts) and not all(negative_prompts):
         raise ValueError(

@@ -12,7 +12,7 @@ from rnri.tables import first_caption, read_columns
 from rnri.validation import ConfigError
 
 TABLES = (".csv", ".tsv", ".jsonl")
-"""Suffixes of tables of captions."""
+"""File suffixes of tables of captions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def read_captions(
         source: an image file; a folder of images, each with its caption in a text file of the same name (``photo.txt``
             next to ``photo.jpg``); or a table of images and captions (``.csv``, ``.tsv`` or ``.jsonl``).
         prompt: prompt of the image file; None for a folder or a table, which contains its own prompts.
-        edit: edited prompt for all images. With None, each image has the edited prompt in the table, if there is one.
+        edit: edited prompt of all images that have no edited prompt in the table; None means that these images are not
+            edited.
         images: folder of the image files of a table; None means the folder that contains the table.
         columns: names of three columns of a table: the column of the image files, the column of the prompts, and the
             column of the edited prompts, which is None if there is no such column.
@@ -83,13 +84,13 @@ def _from_folder(folder: Path) -> list[CaptionedFile]:
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield the position, the name of the image file and the texts of each row of a table of captions.
+    """Yield, for each row of a table of captions, its position (such as "row 3"), its image file name and its texts.
 
     Args:
         path: table in a format of ``TABLES``.
-        columns: names of the columns by the setting that determines the name, see :func:`rnri.tables.read_columns`. The
-            first column contains the names of image files. The other columns contain texts, each of which is a string,
-            a list of strings, of which the first one that is not blank is used, or missing.
+        columns: maps the setting that determines a column's name to this name, see :func:`rnri.tables.read_columns`.
+            The first column contains the names of image files. A cell of the other columns is a string, a list of
+            strings, or empty. From a list of strings, the first string that is not blank is used.
 
     Raises:
         ValueError: the table cannot be read, a row has no file name, or one of the texts is not a string.
@@ -102,7 +103,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, st
 
 
 def _from_table(path: Path, images: Path, columns: Sequence[str | None]) -> list[CaptionedFile]:
-    """Return the rows of a table that have a prompt."""
+    """Return the image files of all table rows that have a prompt."""
     if not path.is_file():
         raise ConfigError("source", f"{path} does not exist.")
     options = ("--image-column", "--prompt-column", "--edit-column")

@@ -33,7 +33,7 @@ COLUMNS = ("method", "PSNR (dB)", "VAE (dB)", "as good as the VAE", "NFE", "s pe
 
 @dataclass(frozen=True)
 class Options:
-    """Options of ``python -m rnri``; ``python -m rnri --help`` describes the option of each field."""
+    """Options of ``python -m rnri``; ``python -m rnri --help`` describes each option."""
 
     model: str
     methods: tuple[str, ...]
@@ -54,7 +54,7 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     """Invert the images of ``source`` with every method, write the results to ``options.out``, and print the PSNR.
 
     Raises:
-        ValueError: an argument or a file is invalid. If possible, this error is raised before the model is loaded.
+        ValueError: an argument or a file is invalid. If possible, the error is raised before the model is loaded.
         OSError: a file cannot be read or written.
     """
     for method in options.methods:
@@ -88,7 +88,8 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
     """Return the image files with their prompts.
 
     Raises:
-        ConfigError: an image has no prompt, or a prompt is given for a folder or a table.
+        ConfigError: an image has no prompt, two images have the same name, or a prompt is given for a folder or a
+            table.
     """
     files = read_captions(
         source,
@@ -116,7 +117,7 @@ def _load(options: Options) -> LatentDiffusion:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch raises both types
+    except (RuntimeError, AssertionError) as error:  # raised for an unavailable device
         raise ConfigError("--device", f"PyTorch cannot use {device!r} ({first_line(error)})") from None
     model = LatentDiffusion.from_pretrained(options.model, device=device, dtype=options.dtype)
     model.pipeline.set_progress_bar_config(leave=False)
@@ -144,7 +145,7 @@ def _invert(
 
 
 def _write(pipe: DiffusionPipeline, files: Sequence[CaptionedFile], inversion: PipelineInversion, folder: Path) -> None:
-    """Write the seed file, the image with its reconstruction, and the edited image of every file."""
+    """For each of ``files``, write its seed, the image next to its reconstruction, and the edited image (if any)."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, single in zip(files, inversion, strict=True):
         single.save(folder / f"{file.path.stem}.safetensors")
@@ -157,7 +158,7 @@ def _write(pipe: DiffusionPipeline, files: Sequence[CaptionedFile], inversion: P
 
 
 def _row(method: str, inversions: Sequence[PipelineInversion]) -> tuple[str, ...]:
-    """Return the cells of the table row of ``method``, in the order of ``COLUMNS``."""
+    """Return the cells of the comparison table's row for ``method``, in the order of ``COLUMNS``."""
     psnr = torch.cat([inversion.psnr for inversion in inversions])
     vae_psnr = torch.cat([inversion.vae_psnr for inversion in inversions])
     converged = torch.cat([inversion.converged for inversion in inversions])

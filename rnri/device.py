@@ -1,4 +1,4 @@
-"""Synchronization with a device, so that measured times include all work."""
+"""Synchronization with a device, so that measured times include all work queued on the device."""
 
 from __future__ import annotations
 

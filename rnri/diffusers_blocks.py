@@ -1,4 +1,4 @@
-"""A block for diffusers' modular pipelines that inverts an image to the seed from which the later blocks sample."""
+"""A block for diffusers' modular pipelines that inverts an image to the initial noise for the later blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnri.api import PipelineInversion, invert
 
 
 class InvertStep(ModularPipelineBlocks):
-    """Inverts the block input ``source_image`` and outputs the seed as ``latents``.
+    """Inverts the block input ``source_image`` and outputs the initial noise (seed) as ``latents``.
 
     ::
 
@@ -45,8 +45,8 @@ class InvertStep(ModularPipelineBlocks):
             InputParam(
                 "inversion_guidance", default=1.0, type_hint=float, description="Guidance scale; 1 disables guidance."
             ),
-            InputParam("inversion_method", default="accelerated", description="Inversion method of rnri.invert."),
-            InputParam("inversion_fit", default="crop", description="Argument fit of rnri.invert."),
+            InputParam("inversion_method", default="accelerated", description="Name of the inversion method."),
+            InputParam("inversion_fit", default="crop", description="How the image is resized."),
         ]
 
     @property
@@ -61,7 +61,7 @@ class InvertStep(ModularPipelineBlocks):
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
-        """Invert the images in ``state`` and store the outputs in ``state``; ``rnri.invert`` may raise errors."""
+        """Invert the images in ``state`` by ``rnri.invert``, and store the outputs in ``state``."""
         block = self.get_block_state(state)
         block.inversion = invert(
             self._standard_pipeline(components),

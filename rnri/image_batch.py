@@ -27,12 +27,14 @@ def as_images(images: Images, image_size: tuple[int, int] | None, fit: Fit = "cr
 
     Args:
         images: one image, a list of images, or a batch of arrays or tensors; see :func:`rnri.api.invert`.
-        image_size: height and width of the model's images in pixels; None for ``fit="exact"``, which ignores the size.
+        image_size: height and width of the model's images in pixels; None for ``fit="exact"``, which ignores
+            ``image_size``.
         fit: how images of another size are fitted to ``image_size``; see :func:`rnri.api.invert`.
 
     Raises:
-        ValueError: an image has an unsupported type or shape, values outside [0, 1], gray levels whose maximum is
-            unknown, or is damaged; or ``fit`` is ``exact`` and the images have different sizes.
+        ValueError: an image is damaged, has an unsupported type or shape, has values outside [0, 1], or has gray levels
+            whose maximum is unknown. The error is also raised if ``fit`` is ``exact`` and the images have different
+            sizes.
         FileNotFoundError: an image file does not exist.
     """
     if fit not in get_args(Fit):

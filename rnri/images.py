@@ -15,8 +15,8 @@ WHITE_IS_ZERO, SIGNED = 0, 2  # values of the TIFF tags PHOTOMETRIC and SAMPLE_F
 def to_rgba(image: Image.Image) -> Image.Image:
     """Return ``image`` in mode ``RGBA`` with 8 bits per channel, rotated by its EXIF orientation.
 
-    Gray levels of more than 8 bits are scaled to 8 bits. An image with several frames is converted at its current
-    frame, which is the first frame after ``Image.open``.
+    Gray levels of more than 8 bits are scaled to 8 bits. If an image has several frames, only its current frame is
+    converted; after ``Image.open``, the current frame is the first one.
 
     Raises:
         ValueError: the maximum of the gray levels (white) is unknown.
@@ -46,8 +46,8 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _levels(file: Image.Image) -> int | None:
     """Return the number of gray levels of an image with more than 8 bits per pixel, or 1 if its pixels are floats.
 
-    Return None if Pillow converts images of this mode to 8 bits correctly. For other modes, Pillow would clip gray
-    levels above 255. The 32-bit integer mode of Pillow is assumed to contain 16-bit values.
+    Return None if Pillow itself converts the image to 8 bits correctly. Pillow would clip gray levels above 255 of
+    16-bit, 32-bit and float images. Images in Pillow's 32-bit integer mode are assumed to contain 16-bit values.
     """
     if file.mode.startswith("I;16"):
         return 2 ** (_tag(file, BITS_PER_SAMPLE) or 16)
@@ -74,7 +74,7 @@ def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
     values = np.asarray(image)
     low = float(values.min())
     high = float(values.max())
-    # An image whose 8-bit gray levels are stored as 32-bit integers would otherwise become black without a message.
+    # Without this check, an image that stores 8-bit gray levels as 32-bit integers would silently become black.
     ambiguous = image.mode == "I" and levels == 2**16 and 0 < high < 256
     if not 0 <= low <= high <= max(levels - 1, 1) or ambiguous:
         raise ValueError(

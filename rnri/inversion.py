@@ -1,4 +1,4 @@
-"""Inversion: from a clean latent to the seed that generates it."""
+"""Inversion: computes the initial noise (seed) from which the sampler generates a given clean latent."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ from rnri.solvers.secants import Secants
 from rnri.validation import ConfigError, dataclass
 
 NFE_PER_BACKWARD = 2
-"""Number of network evaluations that have the cost of one backward pass."""
+"""Assumed cost of one backward pass, in network evaluations."""
 FIRST_ANCHORED_STEP = 2
-"""First inversion step with an anchor, as in the authors' code of SelFix; step 0 is the cleanest."""
+"""Index of the first inversion step in which SelFix extrapolates the trajectory, as in the authors' code."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inversion:
-    """The seed of each image, with the residuals and the cost of the inversion.
+    """The seeds (initial noise) of a batch of images, with the residuals and the cost of the inversion.
 
-    Row ``k`` of the tensors ``[N,B]`` belongs to inversion step ``k``; step 0 is the cleanest. The tensors ``[N,B]``
-    are on the CPU. Network evaluations before the first inversion step are counted in row 0.
+    Tensors of shape ``[N,B]``, for N inversion steps and B images, are on the CPU. Row ``k`` of these tensors belongs
+    to inversion step ``k``; step 0 starts at the clean latent. Network evaluations before the first inversion step are
+    counted in row 0.
 
     Attributes:
         seed: ``[B,C,h,w]``, the seeds, float64 (float32 on MPS).
-        z0: ``[B,C,h,w]``, the clean latents that were inverted. They equal the input ``z0`` unless the method adjusts
-            ``z0``.
-        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, as in ``Solution.residual``. The
-            residuals are NaN for methods that do not solve ``z = f(z)``, and for inversion steps without a network
-            evaluation.
+        z0: ``[B,C,h,w]``, the clean latents that were inverted: the input of ``invert``, unless the method adjusts its
+            input.
+        residuals: float64 ``[N,B]``, mean ``|z - f(z)|`` over a latent's elements, where ``z = f(z)`` is the equation
+            of an inversion step. The residuals are NaN for methods that do not solve ``z = f(z)``, and for inversion
+            steps without a network evaluation.
         nfe: int64 ``[N,B]``, number of network evaluations.
         backward: int64 ``[N,B]``, number of backward passes.
         solved: bool ``[N,B]``, whether the inversion step converged or is exact by construction.
         seed_only: whether ``seed``, without ``aux``, is sufficient to reconstruct the image with the same predictor and
             schedule.
-        aux: further tensors that the method needs for reconstruction; the first dimension of each is the batch.
+        aux: further tensors that the method needs for reconstruction; the first dimension of each tensor is the batch.
     """
 
     seed: Tensor
@@ -63,11 +64,11 @@ class Inversion:
 
     @classmethod
     def from_solutions(cls, z0: Tensor, seed: Tensor, solutions: Sequence[Solution]) -> Inversion:
-        """Return the inversion of ``z0`` from the solutions of all inversion steps, the cleanest first."""
+        """Return the inversion of ``z0`` from the solutions of all inversion steps, ordered from clean to noisy."""
         like = next((s.residual for s in solutions if s.residual.device.type != "cpu"), solutions[0].residual)
         residuals = torch.stack([s.residual.to(like.device, like.dtype, non_blocking=True) for s in solutions])
         solved = torch.stack([to_device(s.converged, like.device) for s in solutions])
-        residuals, solved = torch.stack([residuals, solved.to(residuals.dtype)]).cpu().double()  # one transfer
+        residuals, solved = torch.stack([residuals, solved.to(residuals.dtype)]).cpu().double()  # one GPU transfer
         return cls(
             seed=seed,
             z0=z0,
@@ -104,7 +105,7 @@ class Inverter(ABC):
 
     @property
     def initial_guess(self) -> str | None:
-        """Name of the solver's initial guess; None for methods that do not solve the implicit step equation."""
+        """Name of the solver's initial guess; None for methods that do not solve an equation ``z = f(z)``."""
         return None
 
     @abstractmethod
@@ -128,17 +129,17 @@ class Inverter(ABC):
     def nfe_per_step(self) -> float:
         """Estimated number of network evaluations per image and step; a backward pass counts as two evaluations.
 
-        Subclasses whose number of evaluations per step is not 2 override this property. Methods that solve the implicit
-        step equation return an upper bound.
+        Subclasses whose number of evaluations per step is not 2 override this property. Methods that solve an implicit
+        equation ``z = f(z)`` in each step return an upper bound.
         """
         return 2.0
 
     def with_nfe(self, nfe: int) -> Inverter:
-        """Return a copy that uses at most ``nfe`` forward network evaluations per step.
+        """Return a copy of the inverter that uses at most ``nfe`` forward network evaluations per step.
 
         Raises:
-            ValueError: the method has a fixed number of evaluations per step. A subclass that does not override this
-                method always raises this error.
+            ValueError: the inverter has a fixed number of evaluations per step, as have all subclasses that do not
+                override ``with_nfe``.
         """
         name = type(self).__name__
         raise ValueError(f"{name} has a fixed number of network evaluations per step; use another method.")
@@ -156,39 +157,42 @@ def check_schedule(method: object, schedule: Schedule) -> None:
 
 @dataclass(frozen=True)
 class ImplicitInverter(Inverter):
-    """Inverts the sampler by solving ``z_t = A z_s + B y(z_t, t)`` for ``z_t`` in every inversion step.
+    """Inverts the sampler: solves ``z_t = A z_s + B y(z_t, t)`` for the noisier latent ``z_t`` in every inversion step.
 
-    The inversion steps run from clean to noisy. The equation is exactly the sampler's step, so that the sampler
-    reconstructs the latent from the seed of a converged inversion. Latents are float64; the network runs in its own
-    dtype.
+    ``z_s`` is the cleaner latent, ``y`` is the network's prediction at timestep ``t``, and ``A`` and ``B`` are
+    coefficients of the schedule. The inversion steps run from clean to noisy. Each equation is exactly one step of the
+    sampler, so that the sampler reconstructs the clean latent from the seed of a converged inversion. Latents are
+    float64; the network runs in its own dtype.
 
-    On a zero-terminal-SNR schedule, the equation of the noisiest inversion step is nearly ``z = z``, because ``A`` is
-    about 1e-6. The residual of this inversion step is therefore small for every seed, and does not show whether the
-    seed is right.
+    On a zero-terminal-SNR schedule, the equation of the noisiest inversion step is nearly ``z = z``, because the
+    coefficient ``A`` is about 1e-6. Therefore, with zero terminal SNR, the residual of the noisiest step is small for
+    every seed and does not show whether the seed is correct.
 
     Attributes:
         solver: solves the equation of each inversion step.
         initial_guess: the latent at which the solver starts in inversion step ``k``. ``plain`` is the latent ``z_s`` at
             the cleaner end of the step (RNRI, Eq. 8). ``scaled`` is ``A z_s``, which equals the plain guess in the
             coordinates ``z / alpha`` of diffusers' Euler schedulers. ``extrapolated`` is
-            ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions of the last two inversion steps.
-            ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. The factor ``beta`` in [0, 1.5] is,
-            for each sample, the factor that would have been best in the previous inversion step; in the third inversion
-            step, ``beta`` is 1/2. For both extrapolations, the first step starts at ``z_s`` and the second step uses
-            ``eps_0`` alone. The noise predictions of previous steps are computed from their solutions, without network
-            evaluations. With large steps or strong guidance, ``extrapolated`` changes the prediction by too much.
+            ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions ``eps_{k-1}`` and ``eps_{k-2}`` of the
+            last two inversion steps. ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. The factor
+            ``beta`` in [0, 1.5] is fitted for each sample: it is the factor that would have been best in the previous
+            inversion step. In the third inversion step, which has only two previous predictions, ``beta`` is 1/2. With
+            ``extrapolated`` and ``fitted``, the first inversion step starts at ``z_s``, and the second inversion step
+            starts at ``A z_s + B eps_0``. The noise predictions of previous steps are computed from the solutions of
+            these steps, without network evaluations. With large steps or strong guidance, ``extrapolated`` overshoots.
         allocation: how the network evaluations, ``solver.iterations`` per step on average, are distributed over the
-            inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations, and evaluations
-            that a sample does not use are saved. With ``by_difficulty``, the number of evaluations is proportional to
-            the expected difficulty of the step (:mod:`rnri.solvers.budget`), and evaluations that a sample does not use
-            are available to its later steps. A step without evaluations uses its extrapolated guess as the solution.
-            With a plain guess, or if the fitted ``beta`` is 0, a step has at least one network evaluation as long as
-            evaluations remain.
-        parameterization: the prediction in which the solver iterates (:mod:`rnri.solvers.parameterization`). The
-            definitions of residual and tolerance do not depend on the parameterization. With two evaluations per step,
-            ``native`` has the smallest measured reconstruction error on UNets, consistency models and flow matching.
-            ``relaxed`` has a smaller error than ``native`` on UNets with one evaluation per step, and a slightly
-            smaller error than ``native`` on all models with five evaluations per step.
+            inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations. With
+            ``by_difficulty``, the number of evaluations of a step is proportional to the expected difficulty of the
+            step (:mod:`rnri.solvers.budget`); evaluations that a sample does not use in one step become available to
+            its later steps. A step without evaluations uses its extrapolated initial guess as the solution. As long as
+            evaluations remain, a step has at least one evaluation if its initial guess is not extrapolated or if the
+            fitted ``beta`` is 0.
+        parameterization: the prediction (noise, velocity or clean latent) that an update of the fixed-point iteration
+            keeps constant, see :mod:`rnri.solvers.parameterization`. The definitions of residual and tolerance do not
+            depend on the parameterization. With two evaluations per step, ``native`` has the smallest measured
+            reconstruction error on UNets, consistency models and flow matching. ``relaxed`` has a smaller error than
+            ``native`` on UNets with one evaluation per step, and a slightly smaller error than ``native`` on all models
+            with five evaluations per step.
         extra_evaluations: number of network evaluations of the whole inversion in addition to ``solver.iterations`` per
             step. With one extra evaluation and one evaluation per step, an inversion uses N + 1 evaluations for N
             steps, as many as Uni-Inv and FireFlow.
@@ -288,10 +292,10 @@ class ImplicitInverter(Inverter):
         return problem.a * problem.z_s + problem.b * history.extrapolate(fitted=self.initial_guess == "fitted")
 
     def _can_skip(self, history: PredictionHistory, batch_size: int) -> Tensor:
-        """Return a mask of the samples whose guess may be the solution without a network evaluation, bool ``[B]``.
+        """Return a mask of the samples that may use the initial guess as the solution, bool ``[B]``.
 
-        Such a guess must be extrapolated. If the fitted ``beta`` is 0, the guess only repeats the last prediction and
-        cannot replace an evaluation.
+        Only an extrapolated initial guess can replace a network evaluation. If the fitted ``beta`` is 0, the guess is
+        not extrapolated, because it repeats the last prediction.
         """
         if self.initial_guess in ("plain", "scaled") or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)
@@ -334,7 +338,7 @@ def _solve_within(max_nfe: Tensor, solver: Solver, problem: ImplicitStep, guess:
 
 
 def _with_rows(table: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """Return ``table [B,...]`` with the rows ``rows`` (int64 ``[b]``) replaced by ``values``, on their device."""
+    """Return a copy of ``table [B,...]`` on the device of ``values``, with the rows ``rows`` replaced by ``values``."""
     result = table.to(values.device, values.dtype, non_blocking=True)
     result[to_device(rows, values.device)] = values
     return result
@@ -346,17 +350,17 @@ def with_measured_residuals(
 ) -> Inversion:
     """Return ``inversion`` with the residuals of the latents in ``path``, and with ``solved`` updated accordingly.
 
-    ``Inversion.residuals`` may be the residual of an iterate before the returned latent. Therefore this function
-    evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor counts the
-    evaluations of this function, but ``Inversion.nfe`` does not include these evaluations. Inversions of every method
-    are accepted. The residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of diverged
-    steps remain ``inf``.
+    Some methods store the residual of the iterate before the returned latent in ``Inversion.residuals``. Therefore this
+    function evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor
+    counts the evaluations of this function, but ``Inversion.nfe`` does not include these evaluations. Inversions of
+    every method are accepted. The residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of
+    diverged steps remain ``inf``.
 
     Args:
         inversion: the inversion whose residuals are measured.
-        path: the latents ``[B,C,h,w]`` after each inversion step, the cleanest first, as passed to ``on_step``.
-        predictor: the predictor of the inversion.
-        schedule: the schedule of the inversion.
+        path: the latents ``[B,C,h,w]`` after each inversion step, from clean to noisy, as passed to ``on_step``.
+        predictor: the predictor with which the inversion was computed.
+        schedule: the schedule with which the inversion was computed.
         tolerance: maximum measured residual of an inversion step that is marked as solved.
     """
     if inversion.residuals.isnan().all():

@@ -14,7 +14,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` (PEP 562) of a package that imports its public names lazily.
 
     The public names are the names that the ``__init__.py`` of the package imports in its block ``if TYPE_CHECKING``.
-    Type checkers execute this block. At runtime, a name is imported when it is first used. ::
+    Only type checkers execute the block ``if TYPE_CHECKING``; at runtime, a name is imported when it is first used. ::
 
         if TYPE_CHECKING:
             from nao.norm import project as project

@@ -31,16 +31,16 @@ VOCABULARY_FILES = (
 """Groups of vocabulary files; a tokenizer needs all files of one of these groups."""
 
 MAX_PADDING_ROWS = 127
-"""Largest number of padding rows of a small token embedding, which is often padded to a multiple of 128 rows."""
+"""Largest allowed number of unused rows in a small token embedding, which is often padded to a multiple of 128."""
 
 MAX_PADDING_SHARE = 0.005
-"""Largest fraction of padding rows of a large token embedding; those of Qwen have several hundred padding rows."""
+"""Largest allowed fraction of unused rows in a large token embedding; for example, Qwen has several hundred."""
 
 MAX_SHARE_WITHOUT_MERGE = 0.01
 """Largest allowed fraction of a vocabulary's tokens that no merge of the tokenizer produces."""
 
 CALL_STATE = ("truncation", "padding")
-"""Settings in a tokenizer's backend that change with every call of the tokenizer."""
+"""Entries of a fast tokenizer's ``tokenizer.json`` that every call of the tokenizer overwrites."""
 
 DOWNLOAD = "download the weights and config.json again"
 
@@ -62,7 +62,8 @@ def load_network(
         title: name of the network in error messages, such as "a CLIP model".
         model_type: the required ``model_type`` in config.json. Without this check, ``transformers`` would load a model
             of another type with random weights.
-        harmless: parts of the names of weights that the network does not use; these weights may be missing or unknown.
+        harmless: substrings of the names of weights that the network does not use. Weights whose names contain one of
+            these substrings may be missing or unknown.
         options: further arguments of ``network_class.from_pretrained``.
 
     Raises:
@@ -115,8 +116,8 @@ def check_loading_info(
         owner: description of the weights in the error message, such as "the weights of the component 'unet'".
         class_name: name of the network's class.
         loading_info: the second return value of ``from_pretrained(..., output_loading_info=True)``.
-        unused: parts of the names of weights that may be missing.
-        extra: parts of the names of unknown weights that the file may contain.
+        unused: substrings of the names of weights that may be missing.
+        extra: substrings of the names of unknown weights that the file may contain.
     """
     mismatched = [key if isinstance(key, str) else key[0] for key in loading_info["mismatched_keys"]]
     problems = {
@@ -143,7 +144,7 @@ def check_finite(owner: str, weights: Mapping[str, Tensor], remedy: str = DOWNLO
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors in the file ``path`` by name; the file is written by safetensors or by ``torch.save``.
+    """Return a dict of the tensors in the file ``path``, which was written by safetensors or by ``torch.save``.
 
     Raises:
         ValueError: the file is missing or damaged, does not contain tensors by name, or has a value that is not finite.
@@ -167,7 +168,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_tokenizer(path: str | Path, *, local_files_only: bool) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in a local folder or of a hub id.
+    """Load the tokenizer of a local folder or hub id.
 
     Raises:
         ValueError: the vocabulary is missing or damaged.
@@ -186,7 +187,7 @@ def load_tokenizer(path: str | Path, *, local_files_only: bool) -> PreTrainedTok
 
 
 def check_vocabulary_files(folder: Path, owner: str, part: str) -> None:
-    """Raise ValueError unless ``folder`` has the files of a vocabulary.
+    """Raise ValueError unless ``folder`` contains the vocabulary files of a tokenizer.
 
     Args:
         folder: folder of the tokenizer.
@@ -248,6 +249,6 @@ def check_merges(owner: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def backend_content(tokenizer: Any) -> dict[str, Any]:
-    """Return the content of a fast tokenizer's ``tokenizer.json``, without the settings of the previous call."""
+    """Return the content of a fast tokenizer's ``tokenizer.json``, without the entries that each call overwrites."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in content.items() if key not in CALL_STATE}

@@ -1,4 +1,4 @@
-"""``PipelineInversion``: inverted seeds, the quality of their reconstructions, and methods to save and show them."""
+"""``PipelineInversion``: the result of ``rnri.invert``, with methods to reconstruct, save and show the images."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from rnri.models.family import Family
 
 CONVERGED_DB = 0.1
-"""A reconstruction is as good as the VAE allows if its PSNR is at most this much below the VAE's PSNR, in dB."""
+"""Maximum PSNR loss of a converged reconstruction in dB, compared with encoding and decoding by the VAE alone."""
 
 BY_STEP = ("residuals", "nfe", "backward", "solved")
-"""Fields of ``Inversion`` with shape ``[N,B]``."""
+"""Fields of ``Inversion`` with shape ``[N,B]``, for N inversion steps and B images."""
 
 THUMBNAIL_SIDE = 192
 """Maximum side of an image in the HTML representation, in pixels."""
@@ -41,7 +41,7 @@ class RoundTrip:
         images: reconstructed images, uint8 ``[B,3,H,W]``.
         psnr: PSNR of the reconstructed images with respect to the inverted images in dB, float64 ``[B]``.
         vae_psnr: PSNR of the images after encoding and decoding by the VAE alone in dB, float64 ``[B]``. The PSNR of a
-            reconstruction is rarely above this value, because every reconstruction is decoded by the VAE.
+            reconstruction is rarely above ``vae_psnr``, because every reconstruction is decoded by the VAE.
     """
 
     images: Tensor
@@ -71,7 +71,7 @@ class PipelineInversion(Inversion):
         scheduler: class name of the pipeline's scheduler at the time of the inversion.
         images: the inverted images, uint8 ``[B,3,H,W]``.
         round_trip: the reconstructions and their PSNR; None if ``invert`` was called with ``round_trip=False``.
-        seconds: duration of the inversion of the batch in seconds, without the round trip.
+        seconds: duration of the inversion of the batch in seconds, without the reconstruction.
     """
 
     latents: Tensor
@@ -109,19 +109,19 @@ class PipelineInversion(Inversion):
 
     @property
     def psnr(self) -> Tensor:
-        """PSNR of the reconstructed images in dB, float64 ``[B]``; NaN if the round trip was not measured."""
+        """PSNR of the reconstructed images in dB, float64 ``[B]``; NaN if ``invert`` did not reconstruct the images."""
         return self._unmeasured if self.round_trip is None else self.round_trip.psnr
 
     @property
     def vae_psnr(self) -> Tensor:
-        """PSNR of the images after the VAE alone in dB, float64 ``[B]``; NaN if the round trip was not measured."""
+        """PSNR in dB of encoding and decoding the images with the VAE alone, float64 ``[B]``; NaN if not measured."""
         return self._unmeasured if self.round_trip is None else self.round_trip.vae_psnr
 
     @property
     def converged(self) -> Tensor:
         """Whether the PSNR of a reconstruction is at most 0.1 dB below the PSNR of the VAE alone, bool ``[B]``.
 
-        If the round trip was not measured, the value is ``residual_converged``.
+        If ``invert`` did not reconstruct the images, ``converged`` equals ``residual_converged``.
         """
         if self.round_trip is None:
             return self.residual_converged
@@ -131,7 +131,7 @@ class PipelineInversion(Inversion):
     def quality(self) -> str:
         """The quality of the reconstructions in one phrase, such as "40.7 of 40.9 dB, as good as the VAE allows".
 
-        If a reconstruction is worse than the VAE allows, the phrase also names a setting that reduces the error.
+        If a reconstruction has not converged, ``quality`` also names a setting that reduces the error.
         """
         if not self.seed.isfinite().all():
             return "the seeds are not finite; use dtype=torch.float32 or a lower guidance scale"
@@ -198,7 +198,7 @@ class PipelineInversion(Inversion):
     def to_pil(self) -> list[Image.Image]:
         """Return one image per inverted image, with the inverted image on the left and its reconstruction on the right.
 
-        If the round trip was not measured, the images are the inverted images.
+        If ``invert`` did not reconstruct the images, only the inverted images are returned.
         """
         if self.round_trip is None:
             return [_to_pil(image) for image in self.images]
@@ -269,7 +269,7 @@ def load(path: str | Path) -> PipelineInversion:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a seed file, or lacks a tensor or a setting.
+        ValueError: the file was not written by :meth:`PipelineInversion.save`, or lacks a tensor or a setting.
     """
     tensors, settings = read_seed_file(path)
     settings.pop("checkpoint", None)

@@ -1,4 +1,4 @@
-"""Fewer messages of other libraries in the commands of this project. Importing ``rnri`` changes no messages."""
+"""Hides messages of other libraries in the commands of this project. Importing ``rnri`` does not hide messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WARNINGS = (
     r"__array__ implementation doesn't accept a copy keyword",
     r"IProgress not found",
 )
-"""Regular expressions of the beginnings of warnings about the code of other libraries."""
+"""Regular expressions for the beginnings of hidden warnings, which concern the internal code of other libraries."""
 LOG_MESSAGES = (
     "No LoRA keys associated to",
     "Token indices sequence length is longer than",
@@ -19,7 +19,7 @@ LOG_MESSAGES = (
     "HPU available: False",
     "💡 Tip: For seamless",
 )
-"""Beginnings of log messages that tell a user of a program nothing."""
+"""Beginnings of hidden log messages, which a user of the commands does not need."""
 TRUNCATED = "The following part of your input was truncated"
 """Beginning of the log message of diffusers about a prompt that is too long for the text encoder."""
 LOGGERS = (
@@ -31,12 +31,12 @@ LOGGERS = (
 
 
 def quiet_libraries() -> None:
-    """Hide the bars of loading weights, and messages of diffusers, transformers and Lightning about their own code.
+    """Hide progress bars of weight loading, and messages of other libraries about their own code.
 
-    All other warnings and errors of these libraries are still shown. The first truncated prompt of a process is
-    reported in one line, without the list of truncated words.
+    All other warnings and errors of diffusers, transformers and Lightning are still shown. The first truncated prompt
+    of a process is reported in one line, without the list of truncated words.
     """
-    for message in WARNINGS:  # some are emitted when a library is imported
+    for message in WARNINGS:  # before the imports, which emit some warnings
         warnings.filterwarnings("ignore", message=message)
     import diffusers
     import transformers

@@ -1,4 +1,4 @@
-"""Seed files: safetensors files with inverted seeds and the settings that are needed to regenerate their images."""
+"""Seed files: safetensors files that contain inverted seeds and the settings to regenerate images from the seeds."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _position(path: Path, header: Sequence[str], column: str, columns: Mapping[s
 
 
 def _read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the number and some fields of each line of a ``.jsonl`` table; a missing field is None."""
+    """Yield, for each line of a ``.jsonl`` table, its position and the fields ``columns``; a missing field is None."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         rows = [(number, json.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]

@@ -16,7 +16,8 @@ T = TypeVar("T")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, extra="forbid")
 """Pydantic configuration of all validated dataclasses.
 
-Values are not converted: a string or a bool is not a number, and 2.0 is not an int. NaN and infinity are rejected.
+Values are not converted: a string or a bool is not accepted as a number, and 2.0 is not accepted as an int. NaN and
+infinity are rejected.
 """
 
 UnitInterval = Annotated[float, Ge(0), Le(1)]
@@ -25,7 +26,7 @@ OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 IntAtLeast2 = Annotated[int, Ge(2)]
 NonEmptyStr = Annotated[str, MinLen(1)]
 RandomSeed = Annotated[int, Ge(0), Lt(2**32)]
-"""Seed of a random generator, below 2^32 because NumPy does not accept larger seeds."""
+"""Seed of a random generator; it must be less than 2^32 because NumPy does not accept larger seeds."""
 GuidanceScale = Annotated[float, Ge(1)]
 """Classifier-free guidance scale; 1 disables guidance."""
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]

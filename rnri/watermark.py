@@ -8,8 +8,9 @@
     inversion = rnri.invert(pipe, image, "", round_trip=False)
     print(watermark.read(mark, inversion).p_value)
 
-The prompt of the image is not needed for reading. The key must be secret: a person with the key can read, forge and
-remove the watermark. No function of this module logs, prints or stores a key, and error messages do not contain keys.
+Reading a watermark does not require the prompt of the image. The key must be secret: a person with the key can read,
+forge and remove the watermark. No function of this module logs, prints or stores a key, and error messages do not
+contain keys.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class WatermarkReading:
     """The watermark that was read from a batch of B seeds.
 
     Attributes:
-        p_value: probability that a seed without this watermark matches the watermark at least as well, float64 ``[B]``
-            in [0, 1]. A seed with NaN or infinity has the p-value 1.
+        p_value: probability that a random seed without the watermark matches the watermark at least as well as the seed
+            that was read, float64 ``[B]`` in [0, 1]. A seed with NaN or infinity has the p-value 1.
         bits: the bits of the message, bool ``[B,k]``; None for a watermark without a message.
-        bit_accuracy: share of the bits that equal the embedded message, float64 ``[B]`` in [0, 1]; None for a watermark
-            without a message. A seed without the watermark has a bit accuracy of 0.5 on average.
-        sign_accuracy: share of the elements of a seed with the embedded sign, before the majority vote, float64 ``[B]``
-            in [0, 1]; None for a watermark without a message.
+        bit_accuracy: fraction of the bits that equal the embedded message, float64 ``[B]`` in [0, 1]; None for a
+            watermark without a message. A seed without the watermark has a bit accuracy of 0.5 on average.
+        sign_accuracy: fraction of the elements of a seed that have the embedded sign, float64 ``[B]`` in [0, 1]; None
+            for a watermark without a message.
     """
 
     p_value: Tensor
@@ -73,14 +74,14 @@ class Watermark(ABC):
     """A watermark that is embedded in seeds with a secret key.
 
     Args:
-        key: the secret key, at least 16 bytes; :func:`new_key` returns a random key. The representation of a watermark
-            does not contain the key.
+        key: the secret key, at least 16 bytes; :func:`new_key` returns a random key. ``repr`` of a watermark does not
+            show the key.
     """
 
     key: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, bytes):  # no message contains the value of a key
+        if not isinstance(self.key, bytes):  # the message must not contain the key
             raise ConfigError("key", f"must be bytes, got {type(self.key).__name__}; call watermark.new_key().")
         if len(self.key) < MIN_KEY_BYTES:
             raise ConfigError(
@@ -100,7 +101,7 @@ class Watermark(ABC):
         """Read the watermark from ``seeds [B,C,h,w]``."""
 
     def _stream(self, name: str, count: int) -> bytes:
-        """Return ``count`` bytes of the stream cipher's keystream with the given name (SHAKE256 of name and key)."""
+        """Return ``count`` pseudorandom bytes that ``name`` and the key determine (SHAKE256 as a stream cipher)."""
         return hashlib.shake_256(name.encode() + b"\0" + self.key).digest(count)
 
     def _uniform(self, name: str, count: int) -> np.ndarray:
@@ -113,12 +114,12 @@ class Watermark(ABC):
 class GaussianShading(Watermark):
     """Gaussian Shading: the encrypted bits of a message are the signs of the seed (Yang et al. 2024, arXiv 2404.04956).
 
-    Each bit is copied to several elements of the seed, and a reader decides each bit by the majority of the copies. The
-    absolute values of the noise are unchanged. With a random key, the seed is exactly standard normal.
+    Each bit is copied to several elements of the seed, and reading decides each bit by a majority vote of its copies.
+    The absolute values of the noise are unchanged. With a random key, the seed is exactly standard normal.
 
-    The seed has one bit per element (``l = 1`` in the paper). Unlike the paper, which repeats a block of bits over
-    channels and space, the key determines the elements of each copy, so that latents can have any shape and messages
-    any length. The stream cipher is SHAKE256 instead of ChaCha20.
+    The seed has one bit per element (``l = 1`` in the paper). The paper repeats a block of bits over channels and
+    space. In this class, the key determines which elements hold the copies of a bit, so that latents of any shape and
+    messages of any length are supported. The stream cipher is SHAKE256 instead of the paper's ChaCha20.
 
     Args:
         message: the message, at least one byte and at most one bit per element of a latent. To read an unknown message,
@@ -141,9 +142,9 @@ class GaussianShading(Watermark):
         index, pad = self._layout(seeds)
         seeds = seeds.detach().cpu().double()
         finite = seeds.flatten(1).isfinite().all(1)
-        votes = seeds.nan_to_num(0, 0, 0).flatten(1).sign() * (2.0 * pad - 1)  # +1: the copy of a bit is 1
+        votes = seeds.nan_to_num(0, 0, 0).flatten(1).sign() * (2.0 * pad - 1)  # +1 for bit 1, -1 for bit 0
         bits = self._bits
-        first = torch.from_numpy(np.unique(index.numpy(), return_index=True)[1])  # first copy of each bit
+        first = torch.from_numpy(np.unique(index.numpy(), return_index=True)[1])  # index of each bit's first copy
         total = torch.zeros(len(seeds), len(bits), dtype=torch.float64).index_add_(1, index, votes)
         decided = total + 0.5 * votes[:, first] > 0  # the first copy decides ties
         correct = (decided == bits).sum(1)
@@ -161,7 +162,7 @@ class GaussianShading(Watermark):
         return torch.from_numpy(np.unpackbits(np.frombuffer(self.message, np.uint8)).astype(bool))
 
     def _layout(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the index of the bit of each element, int64 ``[n]``, and the bits of the keystream, bool ``[n]``."""
+        """For each of the ``n`` elements of a latent, return the index of its message bit and its keystream bit."""
         size = _check_latents(latents).numel()
         count = 8 * len(self.message)
         if count > size:
@@ -180,16 +181,17 @@ class TreeRing(Watermark):
     """Tree-Ring: rings in the Fourier transform of one channel of the seed (Wen et al. 2023, arXiv 2305.20030).
 
     All Fourier coefficients with the same distance to frequency 0 have the same real value, which the key determines.
-    Rings are unchanged when an image is rotated. The watermark has no message, and the seed is not standard normal.
+    Rings are unchanged when an image is rotated. A Tree-Ring watermark has no message, and its seed is not standard
+    normal.
 
-    The p-value is the noncentral chi-squared test of the paper. Unlike the paper's code, the test counts each pair of
-    conjugate coefficients once, because the two are not independent, and estimates the variance from all elements of
-    the seed. With these changes, the p-values of standard normal seeds are uniform.
+    The p-value is computed by the paper's noncentral chi-squared test. Unlike the paper's code, the test uses only one
+    coefficient of each pair of conjugate Fourier coefficients, because conjugate coefficients are not independent. The
+    test estimates the variance from all elements of the seed. The p-values of standard normal seeds are uniform.
 
     Args:
         radius: radius of the outer ring as a fraction of the smaller side of a latent, above 0 and below 0.5; the paper
             uses 10/64.
-        channel: index of the channel.
+        channel: index of the latent channel that contains the rings.
     """
 
     radius: float = 10 / 64
@@ -202,7 +204,7 @@ class TreeRing(Watermark):
 
     def embed(self, noise: Tensor) -> Tensor:
         rings, values = self._rings(noise, half=False)
-        spectrum = torch.fft.fft2(noise[:, self.channel].cpu().double(), norm="ortho")  # MPS has no float64
+        spectrum = torch.fft.fft2(noise[:, self.channel].cpu().double(), norm="ortho")  # MPS lacks float64
         spectrum[:, rings > 0] = values[rings[rings > 0] - 1].to(spectrum.dtype)
         seeds = noise.clone()
         seeds[:, self.channel] = torch.fft.ifft2(spectrum, norm="ortho").real.to(noise.dtype).to(noise.device)
@@ -225,10 +227,11 @@ class TreeRing(Watermark):
         """Return the number of the ring of each Fourier coefficient, and the value of each ring.
 
         Args:
-            half: whether to number only one coefficient of each pair of conjugate coefficients.
+            half: whether only one coefficient of each pair of conjugate coefficients belongs to a ring.
 
         Returns:
-            The numbers, int64 ``[h,w]``, from 1, or 0 for a coefficient without a ring; the values, float64 ``[R]``.
+            The ring numbers, int64 ``[h,w]``, from 1 to R for R rings, and 0 for a coefficient outside all rings; and
+            the ring values, float64 ``[R]``.
         """
         channels, height, width = _check_latents(latents).shape
         if not -channels <= self.channel < channels:
@@ -285,7 +288,7 @@ def read(mark: Watermark, inversion: PipelineInversion | Tensor) -> WatermarkRea
     """Read the watermark ``mark`` from the seeds of an inversion.
 
     Args:
-        mark: the watermark with the key and the settings with which it was embedded.
+        mark: a watermark with the same key and settings as the embedded watermark.
         inversion: the result of ``rnri.invert`` with an empty prompt, or seeds ``[B,C,h,w]``.
 
     Raises:

@@ -9,7 +9,7 @@ def find_phrase(phrase: str, text: str) -> list[tuple[int, int]]:
     """Return the character range ``(start, end)`` of each occurrence of a word or phrase in ``text``.
 
     Only whole words match: "cat" occurs in "A cat." but neither in "cats" nor in "cathedral". Case is ignored, and any
-    whitespace matches the whitespace between the words of ``phrase``. A blank phrase occurs nowhere.
+    whitespace matches the whitespace between the words of ``phrase``. A blank phrase has no occurrence.
     """
     words = phrase.split()
     if not words:
@@ -21,7 +21,8 @@ def find_phrase(phrase: str, text: str) -> list[tuple[int, int]]:
 def replace_phrase(phrase: str, replacement: str, text: str) -> str:
     """Return ``text`` in which ``replacement`` replaces each occurrence of ``phrase``, see :func:`find_phrase`.
 
-    Whitespace around ``replacement`` is dropped, because whitespace around ``phrase`` does not have to match.
+    Leading and trailing whitespace of ``replacement`` is removed, because such whitespace of ``phrase`` is ignored,
+    too.
     """
     for start, end in reversed(find_phrase(phrase, text)):
         text = text[:start] + replacement.strip() + text[end:]

@@ -122,17 +122,17 @@ def edit(
     edit_config: PromptToPrompt | Injection | None = None,
     **pipeline_kwargs: Any,
 ) -> EditResult:
-    """Edit an inverted image: generate it again with an edited ``prompt`` and preserve everything else in the image.
+    """Edit an inverted image: generate the image with an edited prompt, and preserve the rest of the image.
 
     ::
 
         inversion = rnri.invert(pipe, image, "a photo of a cat", num_inference_steps=20)
         result = rnri.editing.edit(pipe, inversion, ["a photo of a dog", "a photo of a red cat"])
 
-    The edit is one call of ``pipe`` with the scheduler of ``rnri.scheduler_for``. The batch of this call contains the
-    source prompts and all edited prompts. An edit does not depend on the other edited prompts. The scheduler, the
-    attention processors, the training modes and the ``requires_grad`` flags of ``pipe`` are restored, also after an
-    exception.
+    The edit is one call of ``pipe`` with the scheduler of ``rnri.scheduler_for``. The batch of the pipeline call
+    contains the source prompts and all edited prompts. An edit does not depend on the other edited prompts. The
+    scheduler, the attention processors, the training modes and the ``requires_grad`` flags of ``pipe`` are restored,
+    also after an exception.
 
     Args:
         pipe: a text-to-image pipeline of a supported family.
@@ -142,15 +142,15 @@ def edit(
         edit_config: settings of the edit: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX;
             None means the default settings of the model family.
         pipeline_kwargs: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``. A
-            ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. Some callbacks of
-            diffusers, such as ``SDCFGCutoffCallback``, turn off guidance and keep only the conditional embeddings of
-            one prompt; in ``edit``, such a callback keeps the conditional embeddings of all prompts.
+            ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. A callback of
+            diffusers that turns off guidance, such as ``SDCFGCutoffCallback``, keeps only the conditional embeddings of
+            the last prompt; ``edit`` keeps the conditional embeddings of all prompts instead.
 
     Raises:
-        ValueError: ``edit_config`` names words that the prompts do not contain or does not fit the network; the
+        ValueError: ``edit_config`` does not fit the network or names words that the prompts do not contain; the
             pipeline has an IP-Adapter or custom attention processors; a seed is not finite; or a pipeline argument is
-            reserved or unsupported. These errors are raised before the network runs. ValueError is also raised if the
-            sampled latents or the output of the VAE are not finite.
+            reserved or unsupported. ValueError for an invalid argument is raised before the network runs. ValueError is
+            also raised if the sampled latents or the output of the VAE are not finite.
     """
     family = family_of(pipe)
     _check_kwargs(pipeline_kwargs)
@@ -269,7 +269,7 @@ def _callback(state: EditState, control: AttentionControl, user_callback: Callab
 
 
 def _all_rows(returned: Any, original: Any, count: int) -> Any:
-    """Return the last ``count`` rows of ``original`` if ``returned`` is its last row, otherwise ``returned``.
+    """Return ``original[-count:]`` if ``returned`` equals the last row of ``original``, otherwise ``returned``.
 
     The callbacks of diffusers that turn off guidance keep the last row of the embeddings, which is the conditional row
     of one prompt. A batch of ``count`` prompts has ``count`` conditional rows.

@@ -36,15 +36,15 @@ class Editor(Protocol):
 class FlowEdit:
     """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE that leads from the image to its edit.
 
-    The edit ``z`` starts at the image's latent, ``z = z_0``. Every step draws new noise ``n`` and uses the velocities
-    ``v`` of flow matching for the source and the target prompt::
+    The edit ``z`` starts at the image's latent, ``z = z_0``. Every step, from noise level ``sigma`` to ``sigma_next``,
+    draws new noise ``n`` and uses the flow-matching velocities ``v`` for the source and the target prompt::
 
         z_src = (1 - sigma) z_0 + sigma n;    z_tar = z + z_src - z_0
         z <- z + (sigma_next - sigma) (v_target(z_tar) - v_source(z_src))
 
-    The two velocities are predicted in one batch. The last ``n_min`` steps sample with the target prompt alone. The
-    first of these steps starts at ``z_tar`` with new noise, and every such step is
-    ``z_tar <- z_tar + (sigma_next - sigma) v_target(z_tar)``.
+    The network predicts ``v_source`` and ``v_target`` in one batch. The last ``n_min`` steps sample with the target
+    prompt alone: every step is ``z_tar <- z_tar + (sigma_next - sigma) v_target(z_tar)``, and the first of the
+    ``n_min`` steps starts at ``z_tar`` with new noise.
 
     Attributes:
         share: fraction of the schedule's steps that the edit uses, which are the steps with the least noise. The paper
@@ -53,8 +53,8 @@ class FlowEdit:
         source_guidance, target_guidance: guidance scales of the source prompt and of the edited prompt, which replace
             the user's guidance scale; the paper uses 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5 for FLUX.
         seed: random seed of the noise; every image gets the same noise.
-        n_min: number of last steps that sample with the target prompt alone, less than the number of steps of
-            ``share``. The paper uses ``n_min`` 0, and a larger ``n_min`` for edits that change the style.
+        n_min: number of last steps that sample with the target prompt alone; it must be less than the number of steps
+            that ``share`` selects. The paper uses ``n_min`` 0, and a larger ``n_min`` for edits that change the style.
     """
 
     share: HalfOpenUnitInterval = 0.66
@@ -116,20 +116,22 @@ class PseudoGuidance:
     """Pseudo-guidance of TurboEdit (Deutch et al. 2024, arXiv 2408.00735): scales the prompt's effect on every step.
 
     ``x_t`` are independent noisy samples of the image, one per noise level, as in edit-friendly inversion. ``mu`` is
-    the mean of a DDPM step. The edit ``z`` starts at the noisiest sample, and the step from ``x_t`` to ``x_s`` is::
+    the mean of a DDPM step, ``w`` is the scale, and ``n`` is the noise map of the image. The edit ``z`` starts at the
+    noisiest sample, and the step from noise level ``t`` to noise level ``s`` is::
 
         z <- mu(z, source) + w (mu(z, target) - mu(z, source)) + n,    n = x_s - mu(x_t, source)
 
-    The three predictions of a step are one batch. ``w = 1`` equals edit-friendly editing with all noise maps. If both
-    prompts are equal and ``max_last_norm`` is None, the edited latents equal the image's latents for every ``w``. The
-    authors use ``noise_shift=1`` and ``max_last_norm=15.5`` for SDXL turbo with 4 steps at 512 px.
+    The network computes the three predictions of a step in one batch. With ``w = 1``, the edit equals edit-friendly
+    DDPM editing with all noise maps. If both prompts are equal and ``max_last_norm`` is None, the edited latents equal
+    the image's latents for every ``w``. The authors use ``noise_shift=1`` and ``max_last_norm=15.5`` for SDXL turbo
+    with 4 steps at 512 px.
 
     Attributes:
         scale: the factor ``w`` of the prompt's effect; the paper uses 1.5.
         seed: random seed of the noise.
-        noise_shift: number of steps by which the noise is shifted: ``x_t`` of a step has the noise level of the step
-            that is ``noise_shift`` steps later, but the network receives the timestep of its own step. The last
-            ``noise_shift`` samples are the image itself.
+        noise_shift: number of steps by which the noise level of the samples ``x_t`` is shifted. The sample of a step
+            has the noise level of the step that is ``noise_shift`` steps later, but the network receives the timestep
+            of the current step. The last ``noise_shift`` samples are the clean latent.
         max_last_norm: maximum Euclidean norm of the noise map ``n`` of the last step, per image; the norm of a larger
             noise map is clipped. None means no maximum.
     """

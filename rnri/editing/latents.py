@@ -35,12 +35,12 @@ def edit_latents(
     edit_config: PromptToPrompt | Injection | None = None,
     guidance: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(reconstructions, edits)``, each clean latents ``[B,C,h,w]``; both are computed in one batch.
+    """Return the clean latents of the reconstructions and of the edits, each ``[B,C,h,w]``, computed in one batch.
 
     This function computes the same edit as ``rnri.editing.edit``, but inside ``inverter.reconstruct`` instead of a
     pipeline call. The function therefore works for all inversion methods, including methods with their own sampler and
-    methods that store noise maps, offsets or a second latent in addition to the seed. The index of the current step is
-    computed from the timestep at which the network is called.
+    methods that store noise maps, offsets or a second latent in addition to the seed. The attention edit needs the
+    index of the current step, which is computed from the timestep of each network call.
 
     Args:
         inversion: the inversion that ``inverter`` returned for the source prompts.

@@ -18,21 +18,21 @@ from rnri.solvers.secants import Secants
 from rnri.validation import OpenUnitInterval, dataclass
 
 DERIVATIVE_DRIFT = 6.0
-"""Change of the derivative of the network's prediction between consecutive inversion steps, divided by ``B``.
+"""Change of the derivative of the network's prediction ``y`` between two inversion steps, divided by ``B``.
 
-The value was measured. ``B`` is the coefficient of the prediction in ``f(z) = A z_s + B y(z)``.
+The value was measured. ``B`` is the coefficient of the prediction ``y`` in ``f(z) = A z_s + B y(z)``.
 """
 LONG_STEP = 0.9
-"""If ``B`` is above this value in a step with noise prediction, at most ``LONG_STEP_MEMORY`` differences are used.
+"""Steps with noise prediction and a coefficient ``B`` above this value use at most ``LONG_STEP_MEMORY`` differences.
 
-The value was measured. ``B`` is the coefficient of the noise prediction in ``f(z) = A z_s + B y(z)``.
+The value was measured. ``B`` is the coefficient of the noise prediction ``y`` in ``f(z) = A z_s + B y(z)``.
 """
 LONG_STEP_MEMORY = 2
 """Maximum number of differences of iterates in an inversion step with ``B`` above ``LONG_STEP``."""
 RETRIES = 3
 """Number of failures without a new best iterate after which the safeguard switches to its other kind of update.
 
-The value was measured on the equations of ``tests.problems``.
+The value was tuned on the test equations in ``tests.problems``.
 """
 
 
@@ -40,9 +40,9 @@ The value was measured on the equations of ``tests.problems``.
 class Anderson(IterativeSolver):
     """Anderson acceleration of the fixed-point iteration (AIDI-A; Walker & Ni 2011, type II).
 
-    The next iterate is ``f_k - dF gamma``, where ``gamma`` is the least-squares solution of ``dR gamma = r_k``. The
-    columns of ``dF`` and ``dR`` are the last ``memory`` differences of the values ``f(z)`` and of the residuals
-    ``f(z) - z``.
+    The iterate after ``z_k`` is ``f_k - dF gamma``, where ``f_k`` is ``f(z_k)`` and ``gamma`` is the least-squares
+    solution of ``dR gamma = r_k`` with the residual ``r_k = f_k - z_k``. The columns of ``dF`` and ``dR`` are the last
+    ``memory`` differences of the values ``f(z)`` and of the residuals ``f(z) - z``.
 
     Attributes:
         memory: maximum number of differences of iterates in the least-squares problem, 1 or more.
@@ -73,17 +73,18 @@ class Anderson(IterativeSolver):
 
 @dataclass(frozen=True)
 class SafeguardedAnderson(IterativeSolver):
-    """Anderson acceleration that restarts from the best iterate after a failure; the default method uses this solver.
+    """Anderson acceleration that restarts from the best iterate after a failure; used by the default inversion method.
 
     An iteration of a sample fails in one of three cases: the residual norm exceeds ``growth`` times the smallest
     residual norm so far, ``f(z)`` is not finite, or ``patience`` consecutive evaluations found no new best iterate.
     After a failure the next iterate is ``z + damping^j (a - z)``, where ``z`` is the best iterate, ``j`` is the number
     of failures since ``z`` was evaluated, and ``a`` is one of two points:
 
-    - ``f(z)``; all differences of iterates are discarded. The damping makes the iteration converge even if the
+    - ``a = f(z)``, and all differences of iterates are discarded. The damping makes the iteration converge even if the
       derivative of ``f`` has eigenvalues below -1, which occur with strong guidance.
-    - Anderson's iterate from ``z``, with the failed iterates among the differences. As the updates shrink, the
-      least-squares problem becomes GMRES on the derivative of ``f`` at ``z``, which also handles eigenvalues above 1.
+    - ``a`` is Anderson's iterate from ``z``, and the failed iterates are included in the differences. As the updates
+      shrink, the least-squares problem becomes GMRES on the derivative of ``f`` at ``z``, which also handles
+      eigenvalues above 1.
 
     After three failures without a new best iterate, the solver switches from one of the two points ``a`` to the other
     point. The updates shrink until a new best iterate is found, which rules out cycles. Damped updates as a safeguard
@@ -93,14 +94,15 @@ class SafeguardedAnderson(IterativeSolver):
     iterates may not span the direction of Newton's step.
 
     The least-squares problem of an inversion step may also contain up to ``carried`` differences from previous
-    inversion steps, while the current inversion step has fewer than ``memory`` differences. With the carried
-    differences, the second iterate is already better than ``f(z)``. The carried differences help with images for which
-    the derivative of ``f`` has eigenvalues near -1. For such images the iterates of the fixed-point iteration
-    alternate, and the sampler amplifies the remaining residual. An inversion step that spans nearly the full noise
-    range uses only the last two differences, because older differences are inaccurate in such a long step.
+    inversion steps, while the current inversion step has fewer than ``memory`` differences. With differences from
+    previous inversion steps, the second iterate is already better than the fixed-point iterate. Differences from
+    previous inversion steps help with images for which the derivative of ``f`` has eigenvalues near -1. With
+    eigenvalues near -1, the iterates of the fixed-point iteration alternate, and the sampler amplifies the remaining
+    residual. An inversion step that spans nearly the full noise range uses only the last two differences, because older
+    differences are inaccurate in such a long step.
 
-    If the last evaluated iterate is the best iterate, the solver returns Anderson's next iterate instead of ``f(z)``.
-    The network is not evaluated at this next iterate.
+    If the last evaluated iterate is the best iterate, the solver returns Anderson's next iterate instead of ``f(z)``,
+    without evaluating the network at the next iterate.
 
     Attributes:
         memory: maximum number of differences in the least-squares problem, 1 or more.
@@ -183,14 +185,14 @@ class SafeguardedAnderson(IterativeSolver):
     def _carried(
         self, problem: ImplicitStep, num_current: int, discard: Tensor | None = None
     ) -> tuple[Secants | None, float]:
-        """Return differences of ``f`` from previous inversion steps, and the expected error of their derivative.
+        """Return differences of ``f`` from previous inversion steps, and the expected error of these differences.
 
         From one inversion step to the next, the derivative of the prediction ``y`` changes in proportion to ``B``. The
         derivative of ``f`` contains the factor ``B``, so that its change is proportional to ``B^2``.
 
         Args:
             problem: the equation of the current inversion step.
-            num_current: number of differences of the current inversion step. At most ``memory`` minus this number of
+            num_current: number of differences of the current inversion step. At most ``memory - num_current``
                 differences from previous inversion steps are returned.
             discard: samples whose differences are set to zero, bool ``[b,1,1]``.
         """
@@ -237,8 +239,8 @@ class Differences(NamedTuple):
 
     Attributes:
         df, dr: ``[b,m,d]``, differences of the values ``f(z)`` and of the residuals ``f(z) - z``.
-        carried: differences from previous inversion steps; its ``dy`` holds differences of the values ``f(z)``, and its
-            ``dz`` holds differences of latents, divided by their norm.
+        carried: differences from previous inversion steps: ``carried.dy`` contains differences of the values ``f(z)``,
+            and ``carried.dz`` contains differences of latents, both divided by the norm of the difference of latents.
         drift: expected error of the derivative that ``carried`` represents; the Tikhonov weight of ``carried`` is
             ``drift^2``.
     """
@@ -266,7 +268,7 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
     ridge[:, num_current:] = drift**2
     ridge = ridge + (gram.diagonal(dim1=1, dim2=2) == 0)
     # torch.linalg.solve would raise an error for the whole batch if the matrix of one sample is singular. solve_ex
-    # returns non-finite values for this sample instead, and the next iterate of the sample is f.
+    # returns non-finite values for a singular matrix instead, and the next iterate of the sample is f.
     gamma = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), projection)[0].to(df)  # [b,m,1]
     return f - (gamma.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * df).sum(1)
 
@@ -286,7 +288,7 @@ def _append(
     rs = torch.cat([state.rs, r[:, None]], 1)
     length = fs.shape[1]
     best_index = torch.where(improved, length - 1, state.best_index)
-    if length <= min(memory, f.shape[1]) + 1:  # more than d differences would be linearly dependent
+    if length <= min(memory, f.shape[1]) + 1:  # in d dimensions, at most d are independent
         return fs, rs, best_index
     removed = torch.where(finite, (best_index == 0).long(), length - 1)
     remaining = torch.arange(length - 1, device=best_index.device).expand(len(best_index), -1)

@@ -1,18 +1,20 @@
 """Allocation of the network evaluations (NFE) of an inversion to its inversion steps.
 
-Near the root, each evaluation of the fixed-point iteration multiplies the error by the derivative of ``f``. For
-Gaussian latents of variance ``v`` the derivative of the optimal noise prediction is ``sigma / (alpha^2 v + sigma^2)``,
-and the derivative of the optimal velocity is ``(sigma - alpha v) / (alpha^2 v + sigma^2)``. With noise prediction, the
-derivative of ``f`` is
+Near the root, each evaluation of the fixed-point iteration multiplies the error by the derivative of ``f``.
+``f(z) = A z_s + B y(z)`` contains the network's prediction ``y``. For Gaussian latents of variance ``v``, signal level
+``alpha`` and noise level ``sigma``, the derivative of the optimal noise prediction is
+``sigma / (alpha^2 v + sigma^2)``. The derivative of the optimal velocity prediction is
+``(sigma - alpha v) / (alpha^2 v + sigma^2)``. With noise prediction, the derivative of ``f`` is
 
     rho = B sigma / (alpha^2 v + sigma^2),
 
 and the number of evaluations that an inversion step needs is proportional to ``1 / log(1 / rho)``. Fine image detail,
-which has a small variance ``v``, converges last. For ``v -> 0``, rho tends to ``1 - psi_s / psi_t`` with
-``psi = sigma / alpha``. On Stable Diffusion's schedule, one inversion step near the clean end needs several times as
-many evaluations as every other step, for any number of steps. The cleanest step needs few evaluations. With
-flow matching and many steps, all inversion steps need equally many evaluations: the measured reconstruction error of a
-uniform allocation is up to forty times smaller than the error of an allocation by ``rho``.
+which has a small variance ``v``, converges last. For ``v -> 0``, rho tends to ``1 - psi_s / psi_t``, where ``psi_s``
+and ``psi_t`` are the values of ``sigma / alpha`` at the cleaner and at the noisier end of the step. On Stable
+Diffusion's schedule, one inversion step near the clean end needs several times as many evaluations as every other step,
+for any number of steps. The cleanest inversion step needs few evaluations. With flow matching and many steps, all
+inversion steps need equally many evaluations. In measurements with flow matching, the reconstruction error of a uniform
+allocation is up to forty times smaller than the error of an allocation by ``rho``.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ DETAIL_VARIANCE = 0.02
 FEW_STEPS_THRESHOLD = 9
 """A schedule with fewer steps than this value has at least one network evaluation per inversion step.
 
-With so few steps, extrapolated noise predictions are too inaccurate to replace a network evaluation. The value was
-measured.
+With fewer than ``FEW_STEPS_THRESHOLD`` steps, extrapolated noise predictions are too inaccurate to replace a network
+evaluation. The value of the threshold was measured.
 """
 FEW_STEPS_VARIANCE = 0.1
 """Variance ``v`` that is assumed for schedules with fewer than ``FEW_STEPS_THRESHOLD`` steps.
@@ -40,15 +42,15 @@ The value is larger than ``DETAIL_VARIANCE``, because the sampler amplifies the 
 steps, the errors of the noisier steps matter more than errors in fine detail.
 """
 VERY_FEW_STEPS_THRESHOLD = 4
-"""Schedules with fewer steps than this measured value assume an even larger variance ``v``."""
+"""Number of steps below which ``v`` is even larger than ``FEW_STEPS_VARIANCE``; the threshold was measured."""
 MIN_RHO = 0.01
-"""Lower bound of rho, for inversion steps that hardly change the latent."""
+"""Lower bound of rho, the derivative of ``f``; it applies to inversion steps that hardly change the latent."""
 MAX_RHO = 0.97
-"""Upper bound of rho, for inversion steps that replace almost the whole latent by noise."""
+"""Upper bound of rho, the derivative of ``f``; it applies to steps that replace almost the whole latent by noise."""
 
 
 def difficulty(schedule: Schedule) -> Tensor:
-    """Return the relative number of evaluations of each inversion step, float64 ``[N]``, the cleanest step first."""
+    """Return the relative number of evaluations of each inversion step, float64 ``[N]``, from clean to noisy."""
     num_steps = len(schedule)
     few_steps = num_steps < FEW_STEPS_THRESHOLD
     if schedule.predicts == "flow" and not few_steps:
@@ -69,7 +71,8 @@ class NfeBudget:
 
     Attributes:
         difficulty: float64 ``[N]``, the relative number of evaluations of each inversion step, see :func:`difficulty`.
-        min_per_step: minimum number of evaluations per inversion step: 1 for schedules of few steps, otherwise 0.
+        min_per_step: minimum number of evaluations per inversion step: 1 for schedules with fewer than
+            ``FEW_STEPS_THRESHOLD`` steps, otherwise 0.
         unassigned: float64 ``[B]``, number of evaluations that are not yet assigned to an inversion step.
         unspent: float64 ``[B]``, number of evaluations that were assigned to the inversion steps so far but not used.
     """
@@ -97,7 +100,7 @@ class NfeBudget:
         Args:
             k: index of the inversion step; 0 is the cleanest.
             may_skip: returns a mask of the samples whose initial guess is usable as the solution without a network
-                evaluation, bool ``[B]``. This function is called only if the allocation of a sample rounds to 0.
+                evaluation, bool ``[B]``. ``may_skip`` is called only if the allocation of a sample rounds to 0.
         """
         difficulty = self.difficulty[k:]
         remaining = (self.unassigned + self.unspent + 0.5).floor().long()

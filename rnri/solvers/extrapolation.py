@@ -20,7 +20,8 @@ MAX_BETA = 1.5
 class PredictionHistory:
     """The network's predictions in the last three inversion steps, each ``[B,C,h,w]``, the oldest first.
 
-    The next prediction is extrapolated as ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``.
+    The prediction of inversion step ``k`` is extrapolated as ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``, where
+    ``eps_j`` is the prediction of inversion step ``j``.
     """
 
     predictions: tuple[Tensor, ...] = ()
@@ -31,14 +32,14 @@ class PredictionHistory:
     def append(self, problem: ImplicitStep, solution: Solution) -> PredictionHistory:
         """Return this history with the prediction at the ``solution`` of ``problem`` appended.
 
-        If the coefficient ``B`` of the equation is 0, the history is returned unchanged. If the evaluation of
-        a sample is not finite, the last prediction of this sample is used again.
+        If the coefficient of the prediction in the equation is 0, the history is returned unchanged. If the evaluation
+        of a sample is not finite, the last prediction of this sample is used again.
         """
         if problem.b == 0:
             return self
         prediction = problem.prediction(solution.value)
         diverged = solution.residual.isinf()
-        is_on_device = diverged.device.type != "cpu"  # where any() would wait for the device
+        is_on_device = diverged.device.type != "cpu"  # on a GPU, any() waits
         if self.predictions and (is_on_device or diverged.any()):
             mask = to_device(diverged, prediction.device).view(-1, 1, 1, 1)
             prediction = torch.where(mask, self.predictions[-1], prediction)

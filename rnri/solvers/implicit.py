@@ -71,7 +71,7 @@ class Prior:
     def mean(self) -> Tensor:
         """Mean ``[B,C,h,w]`` of ``q(z_t | z_s)``: ``(alpha_t / alpha_s) z_s``.
 
-        The RNRI paper writes this mean as ``sqrt(1 - beta) z_s`` (Eq. 1).
+        The RNRI paper writes this mean as ``sqrt(1 - beta) z_s`` (Eq. 1), where ``beta`` is the variance.
         """
         return self._signal_ratio * self.z_s
 
@@ -109,9 +109,9 @@ class Prior:
 
     @property
     def noise_gain(self) -> float:
-        """The factor ``g = sigma_t - (alpha_t / alpha_s) sigma_s`` in ``z_t = mean + g n``, see :meth:`noise`.
+        """The factor ``g = sigma_t - (alpha_t / alpha_s) sigma_s`` of the noise ``n`` in ``z_t = mean + g n``.
 
-        The factor is 0 if both ends of the step have the same noise level.
+        The factor is 0 if both ends of the step have the same noise level. :meth:`noise` returns ``n``.
         """
         return self.sigma - self._signal_ratio * self.sigma_s
 
@@ -129,7 +129,7 @@ class ImplicitStep:
     the equation of a subset of the batch.
 
     Attributes:
-        predictor: computes ``y``: the network with the prompts and the guidance of these samples.
+        predictor: computes ``y``: the network with the prompts and the guidance scale of the batch.
         timestep: the timestep ``t`` at the noisier end of the step.
         a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
         z_s: the latent at the cleaner end of the step, ``[B,C,h,w]``.
@@ -137,9 +137,10 @@ class ImplicitStep:
         counter: counts the evaluations of ``f``.
         predicts: quantity that ``y`` predicts: noise (``epsilon``) or velocity (``flow``).
         relaxation: factor of the update of the fixed-point iteration, see :mod:`rnri.solvers.parameterization`.
-        anchor: the latent ``[B,C,h,w]`` that continues the trajectory straight on, which only the SelFix solver needs;
-            None in the first inversion steps, which have no trajectory yet.
-        recorder: records secants for the next inversion step; None if the solver does not use secants.
+        anchor: the latent ``[B,C,h,w]`` on the straight continuation of the previous inversion step, which only the
+            SelFix solver needs; None in the first inversion steps.
+        recorder: records differences of latents and of predictions (secants) for the next inversion step; None if the
+            solver does not use secants.
     """
 
     predictor: NoisePredictor
@@ -243,11 +244,12 @@ class Solution:
     """The result of a solver for a batch of implicit equations.
 
     Attributes:
-        z: ``[B,C,h,w]``, the solution. For a converged sample, ``z`` is the best evaluated iterate ``z_k``. For other
-            samples, ``z`` is the solver's next iterate, in most solvers ``f(z_k)``, at which ``f`` was not evaluated.
-        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``, which is the
-            solution ``z`` of a converged sample. The residual is ``inf`` if no evaluation was finite. The tensors
-            ``residual`` and ``converged`` are on the CPU or on the device of ``z``.
+        z: ``[B,C,h,w]``, the solution. For a converged sample, ``z`` is the best evaluated iterate ``z_k``. For a
+            sample that has not converged, ``z`` is the solver's next iterate (in most solvers ``f(z_k)``), at which
+            ``f`` was not evaluated.
+        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. The residual
+            is ``inf`` if no evaluation was finite. The tensors ``residual`` and ``converged`` are on the CPU or on the
+            device of ``z``.
         nfe: int64 ``[B]``, number of network evaluations of each sample.
         backward: int64 ``[B]``, number of backward passes of each sample.
         converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual of ``z`` is within the tolerance.
@@ -274,8 +276,8 @@ class Solver(Protocol):
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
-        ``max_nfe`` (int64 ``[B]``, 1 or more) is the maximum number of network evaluations of each sample. With None
-        the maximum is the solver's ``iterations``.
+        ``max_nfe`` (int64 ``[B]``, 1 or more) is the maximum number of network evaluations of each sample. If
+        ``max_nfe`` is None, the maximum is the solver's ``iterations``.
         """
         ...
 

@@ -25,7 +25,7 @@ from rnri.validation import dataclass
 MAX_EVALUATIONS_WITHOUT_WAIT = 2
 """Mean number of evaluations per inversion step up to which a GPU also evaluates samples that have stopped.
 
-Removing these samples from the batch would require a wait.
+Removing stopped samples from the batch would require waiting for the GPU.
 """
 
 State = tuple[Tensor, ...]
@@ -60,7 +60,7 @@ class Iterate:
         return dataclasses.replace(self, f=self.problem.relaxed(self.z, self.f))
 
     def select(self, mask: list[bool]) -> Iterate:
-        """Return the iterate of the samples with ``mask``, ``b`` values."""
+        """Return the iterate of the samples for which ``mask`` (``b`` values) is True."""
         if all(mask):
             return self
         rows = torch.tensor(_indices(mask))
@@ -76,17 +76,19 @@ class IterativeSolver(ABC):
     A sample is removed from the batch, and uses no further evaluations, as soon as its residual is at most
     ``tolerance`` or its ``f(z)`` is not finite. A sample whose ``f(z)`` is not finite has diverged. For a diverged
     sample, the solver returns the best evaluated iterate (``z_init`` if no evaluation was finite), marks the sample as
-    not converged, and sets its residual to ``inf``. Solvers with ``has_safeguard`` instead continue from the best
-    iterate of the sample; with these solvers a sample diverges only if its last evaluation was not finite.
+    not converged, and sets its residual to ``inf``. If ``f(z)`` is not finite, solvers with ``has_safeguard`` continue
+    from the best iterate of the sample; with ``has_safeguard``, a sample diverges only if its last evaluation was not
+    finite.
 
     Attributes:
         iterations: maximum number of network evaluations per sample, 1 or more.
-        tolerance: maximum residual, the mean ``|z - f(z)|`` over the elements of a sample, of a converged sample. The
-            solver returns the evaluated ``z`` of a converged sample. With ``tolerance`` 0, only an exact root ends the
-            iteration early. The default is the stopping criterion of the RNRI paper (appendix G).
+        tolerance: maximum residual of a converged sample; the residual is the mean ``|z - f(z)|`` over the elements of
+            the sample. The solver returns the evaluated ``z`` of a converged sample. With ``tolerance`` 0, only an
+            exact root ends the iteration early. The default tolerance is the stopping criterion of the RNRI paper
+            (appendix G).
         keep_best: if True, the solver returns ``f(z_k)`` for the evaluated iterate ``z_k`` with the smallest residual.
-            If False, the solver returns the last iterate that ``step`` computed, at which ``f`` is not evaluated, with
-            the residual of the previous iterate.
+            If False, the solver returns the last iterate that ``step`` computed. ``f`` is not evaluated at the last
+            iterate, and the returned residual is the residual of the iterate before.
     """
 
     iterations: PositiveInt = 5
@@ -140,9 +142,9 @@ class IterativeSolver(ABC):
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
-        ``iterations``. On a device other than the CPU, a solver with few evaluations counts the maximum number for
-        every sample, also if the sample converges earlier: the number of later evaluations of a sample must not depend
-        on the other samples of its batch.
+        ``iterations``. On a GPU, a solver with few evaluations counts ``max_nfe`` evaluations for every sample, even if
+        the sample converges earlier. The number of evaluations in later inversion steps therefore does not depend on
+        the other samples of the batch.
         """
         limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
         counts_limits = z_init.device.type != "cpu" and self._needs_no_wait()
@@ -199,7 +201,7 @@ class IterativeSolver(ABC):
         return dataclasses.replace(solution, nfe=torch.tensor(limits)) if counts_limits else solution
 
     def _needs_no_wait(self) -> bool:
-        """Return whether the solver makes so few evaluations that samples need not leave the batch."""
+        """Return whether the solver makes so few evaluations that stopped samples can stay in the batch."""
         if type(self).has_budget is not IterativeSolver.has_budget:
             return False
         return self.keep_best and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
@@ -353,7 +355,7 @@ def replace_rows(table: Tensor, rows: list[int], mask: list[bool], values: Tenso
     Args:
         table: ``[B,...]``; the tensor is not modified.
         rows: ``b`` indices into ``table``.
-        mask: ``b`` values, the rows that are replaced.
+        mask: ``b`` values, whether a row is replaced.
         values: ``[b,...]``, the new rows of ``table``.
     """
     if all(mask) and len(rows) == len(table):

@@ -1,19 +1,21 @@
 """Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five variants.
 
-Every variant searches, for each sample, a root of a scalar function F of the latent. ``RNRIPaper``, ``RNRIMeanSign``
+For each sample, every variant searches for a root of a scalar function F of the latent. ``RNRIPaper``, ``RNRIMeanSign``
 and ``RNRIMinimumNorm`` use the function of the paper,
 
     F(z) = ||z - f(z)||_1 - lambda * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
-where ``beta = 1 - a_t / a_s`` belongs to a step of the sampler's schedule. ``GNRI`` and ``RNRISign`` use another prior.
+where ``lambda`` is the weight of the prior ``q``, and ``beta = 1 - a_t / a_s`` with the values ``a_t`` and ``a_s`` of
+the schedule's alpha_bar at the noisier and at the cleaner end of a sampler step. ``GNRI`` and ``RNRISign`` use a prior
+that differs from the prior in Eq. 7.
 
-The density ``q_j`` is not normalized: ``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``. Only without normalization is
-the paper's remark correct that F is zero if and only if the residual is zero and every ``q_j`` is 1. (For small
-``beta`` the normalized log-density is positive, and F would be zero at points that do not solve the equation.)
+The density ``q_j`` is not normalized: ``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``. Without normalization, F is zero
+if and only if the residual is zero and every ``q_j`` is 1, as the paper states. With normalization, the log-density
+would be positive for small ``beta``, and F would be zero at points that do not solve ``z = f(z)``.
 
-Both terms of F are non-negative. Both terms are zero only if the mean of the prior solves the equation ``z = f(z)``, so
-that F has no root in general. Therefore the small number of iterations and the selection of the best iterate are part
-of the method.
+The residual term and the prior term of F are non-negative. Both terms are zero only if the mean of the prior solves the
+equation ``z = f(z)``, so that F has no root in general. Because F has no root in general, the small number of
+iterations and the selection of the best iterate are part of the method.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ class RegularizedNewton(IterativeSolver):
     prior_weight: NonNegativeFloat = 0.1
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return F of Eq. 7, ``[b]``.
+        """Return the objective F of Eq. 7 in the RNRI paper, ``[b]``.
 
-        F is differentiable in ``iterate.z``. The gradient includes the network's derivative only if ``iterate.f`` is
-        part of an autograd graph with ``iterate.z``.
+        F is differentiable in ``iterate.z``. The gradient of F includes the network's derivative only if ``iterate.f``
+        is part of an autograd graph with ``iterate.z``.
         """
         distance = _distance(iterate)
         prior = iterate.problem.prior
@@ -78,12 +80,12 @@ def _marginal_deviation(iterate: Iterate, z: Tensor) -> Tensor:
 class RNRIPaper(RegularizedNewton):
     """RNRI as printed in the paper (Eq. 8): ``z_i <- z_i - F / (d (g_i + eta))`` with ``g_i = dF/dz_i``.
 
-    As in the paper, ``eta`` is added to the signed derivative. A component with ``g_i`` near ``-eta`` therefore changes
-    by a very large amount. With ``keep_best=True``, the default, the solver returns ``f(z_k)`` of the best iterate
-    ``z_k``, which limits the effect of such updates. ``keep_best=False`` returns the last iterate, exactly as in the
-    paper. With ``keep_best=True`` the last evaluation needs no derivative, so that K iterations use K forward and K - 1
-    backward evaluations. With ``prior_weight=0``, the solver is the naive Newton-Raphson method of section 4 of the
-    paper.
+    ``d`` is the number of elements of a latent. As in the paper, ``eta`` is added to the signed derivative. A component
+    with ``g_i`` near ``-eta`` therefore changes by a very large amount. With ``keep_best=True``, the default, the
+    solver returns ``f(z_k)`` of the best iterate ``z_k``, which limits the effect of very large updates.
+    ``keep_best=False`` returns the last iterate, exactly as in the paper. With ``keep_best=True`` the last evaluation
+    needs no derivative, so that K iterations use K forward and K - 1 backward evaluations. With ``prior_weight=0``, the
+    solver is the naive Newton-Raphson method of section 4 of the paper.
 
     Attributes:
         eta: term added to the derivative in the denominator; the paper does not specify its value.
@@ -103,8 +105,9 @@ class RNRIPaper(RegularizedNewton):
 class GNRI(RNRIPaper):
     """Guided Newton-Raphson inversion (GNRI, ICLR 2025), the later version of the RNRI paper.
 
-    GNRI uses the update of Eq. 8. The prior in F is ``q(z_t | z_0)``, conditioned on the clean latent ``z_0``, instead
-    of ``q(z_t | z_s)``::
+    GNRI uses the update of Eq. 8 in the RNRI paper. The prior in F is ``q(z_t | z_0)``, conditioned on the clean latent
+    ``z_0``, instead of ``q(z_t | z_s)``. With the signal level ``alpha_t``, the noise level ``sigma_t`` and the weight
+    ``lambda`` of the prior::
 
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 
@@ -126,31 +129,32 @@ class GNRI(RNRIPaper):
 class RNRISign(RegularizedNewton):
     """RNRI as computed by the authors' published code: ``z <- z - (F / d) sign(z - f(z))``.
 
-    The published code evaluates the network without gradients. The derivative of the L1 norm is then the sign of the
-    residual, and the prior only changes the value of F. Therefore all components change by the same absolute amount,
-    and no backward pass is needed. As in the published code,
+    The published code evaluates the network without gradients. Without the network's gradients, the derivative of the
+    L1 norm is the sign of the residual, and the prior only changes the value of F. Therefore all components change by
+    the same absolute amount, and no backward pass is needed. Three choices follow the published code:
 
     - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
       therefore too small for latents with fewer elements and too large for latents with more elements.
-    - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent, instead of ``q(z_t | z_s)``
-      of Eq. 1, and is evaluated at ``f(z)``. This prior hardly depends on ``z`` and keeps F above zero. An inversion
-      with this prior must start at the clean latent, unless ``prior_weight`` is 0.
+    - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent ``z_0``, instead of
+      ``q(z_t | z_s)`` of Eq. 1; ``a_t`` is the schedule's alpha_bar. The prior is evaluated at ``f(z)``, where it
+      hardly depends on ``z`` and keeps F above zero. An inversion with ``q(z_t | z_0)`` must start at the clean latent,
+      unless ``prior_weight`` is 0.
     - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
 
     The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler; with
     ``coordinates="euler"`` this solver computes the same update. In the coordinates ``x`` the prior has the same value
     as in ``z``, but the L1 norm is ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in
-    ``z``. In ``z`` the update is therefore ``z - (G / d) sign(z - f(z))`` with
-    ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the second term of F. The plain guess in these
-    coordinates is ``initial_guess="scaled"`` of ``ImplicitInverter``. The mean squared error of the reconstructed
-    latents is 1.3e-1 in Euler's coordinates and 2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model
-    ``emoji`` that ships with the repository.
+    ``z``. In the coordinates ``z``, the update of ``coordinates="euler"`` is therefore ``z - (G / d) sign(z - f(z))``
+    with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the second term of F. In Euler's coordinates,
+    the initial guess is the cleaner latent, ``x_t = x_s``; in ``z``, this guess is ``initial_guess="scaled"`` of
+    ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in Euler's coordinates and
+    2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
-    is the variant with the latent's own number of elements as ``d`` and with the paper's prior.
+    is the variant in which ``d`` is the number of elements of the latent, and the prior is the paper's.
 
     Attributes:
-        d: divisor of F, in elements; the default is the value of the published code.
+        d: divisor of F in the update; the default is the value of the published code.
         coordinates: coordinates of F and of the update: ``ddim`` (``z``) or ``euler`` (``z / alpha_t``).
     """
 
@@ -180,10 +184,10 @@ class RNRISign(RegularizedNewton):
 
 @dataclass(frozen=True)
 class RNRIMeanSign(RegularizedNewton):
-    """Variant of :class:`RNRISign`: ``z <- z - (F / d) sign(z - f(z))`` with F of Eq. 7 and d elements of the latent.
+    """Variant of :class:`RNRISign`: ``z <- z - (F / d) sign(z - f(z))`` with F of Eq. 7 and latents of d elements.
 
-    This variant was developed in this project. For latents of 64 * 64 * 4 elements, the variant differs from the
-    authors' published code only in the prior.
+    ``RNRIMeanSign`` is not part of the RNRI paper. For latents of 64 * 64 * 4 elements, ``RNRIMeanSign`` differs from
+    the authors' published code only in the prior.
     """
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
@@ -195,9 +199,9 @@ class RNRIMeanSign(RegularizedNewton):
 class RNRIMinimumNorm(RegularizedNewton):
     """Variant of RNRI with the update ``z <- z - F g / ||g||^2``, where ``g = dF/dz``.
 
-    This update is the shortest of all updates that solve the linearized equation ``F = 0``. The update of Eq. 8 also
-    solves the linearized equation, but the length of that update is not bounded. Every evaluation except the last needs
-    one backward pass.
+    The update ``-F g / ||g||^2`` is the shortest of all updates that solve the linearized equation ``F = 0``. The
+    update of Eq. 8 in the RNRI paper also solves the linearized equation, but its length is not bounded. Every
+    evaluation except the last needs one backward pass.
     """
 
     needs_grad: ClassVar[bool] = True

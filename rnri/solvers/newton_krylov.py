@@ -18,16 +18,18 @@ class NewtonKrylov(IterativeSolver):
     """Newton-GMRES: ``z <- z + s``, where ``s`` solves ``(I - J) s = f(z) - z`` approximately (Knoll & Keyes 2004).
 
     ``J = df/dz`` is the Jacobian matrix. The RNRI paper (arXiv 2312.12540, section 4) calls Newton's method on the
-    vector equation infeasible, because ``J`` has d x d elements. However, GMRES only needs products of ``J`` with
-    vectors, and forward-mode differentiation computes each product in about the time of two network evaluations. A
-    product counts as one forward and one backward evaluation. ``iterations`` is the maximum number of forward
-    evaluations, including the forward evaluations for products with ``J``.
+    vector equation infeasible, because ``J`` has d x d elements for latents of d elements. However, GMRES only needs
+    products of ``J`` with vectors, and forward-mode differentiation computes each product in about the time of two
+    network evaluations. A product of ``J`` with a vector counts as one forward and one backward evaluation.
+    ``iterations`` is the maximum number of forward evaluations, including the forward evaluations for products with
+    ``J``.
 
     If a Newton step increased the residual of a sample, or led to an ``f(z)`` that is not finite, the solver next tries
     half of this Newton step from the best iterate.
 
     Attributes:
-        krylov_dim: dimension of the Krylov space, which is the number of products per Newton step, 1 or more.
+        krylov_dim: dimension of the Krylov space, which is the number of products with ``J`` per Newton step, 1 or
+            more.
     """
 
     krylov_dim: PositiveInt = 3

@@ -1,8 +1,8 @@
-"""Parameterization of the fixed-point iteration: which prediction is kept constant from one iterate to the next.
+"""Parameterization of the fixed-point iteration: which kind of prediction an update keeps constant.
 
-The network's prediction can be converted to noise, to the velocity of flow matching or to the clean latent. All three
-predictions give the same root of the step equation ``z = f(z)``, but different iterates before the root. The iteration
-in any of the three parameterizations is
+The network's prediction can be converted to noise, to the velocity of flow matching or to the clean latent. Noise,
+velocity and clean latent give the same root of the step equation ``z = f(z)``, but different iterates before the root.
+In every parameterization, the iteration is
 
     z <- z + relaxation * (f(z) - z)
 
@@ -27,7 +27,7 @@ the factor with the fastest convergence for Gaussian data.
 MAX_VARIANCE = 10.0
 """Largest variance of a latent's components that the relaxation factor of ``relaxed`` assumes."""
 TOWARDS_BEST = 0.3
-"""Weight, in [0, 1], of the optimal relaxation factor for Gaussian data in the relaxation factor of ``relaxed``.
+"""Weight, in [0, 1], with which ``relaxed`` moves from the factor 1 towards the optimal factor for Gaussian data.
 
 With weight 0, ``relaxed`` equals ``native``; with weight 1 the relaxation factor is the optimal factor. With weights
 above 0.3, the iteration of real networks diverged in measurements.
@@ -37,9 +37,9 @@ above 0.3, the iteration of real networks diverged in measurements.
 def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i: int) -> float:
     """Return the relaxation factor of sampling step ``i``; 1 is the iteration in the network's own prediction.
 
-    The step equation in a parameterization is ``z_t = (l_t / l_s) z_s + ...``, where the level ``l`` is alpha for
-    ``epsilon``, sigma for ``sample`` and alpha + sigma for ``flow``. The relaxation factor is ``(l_t / l_s) / A`` with
-    the coefficient ``A`` of ``Schedule.coefficients``.
+    The step equation in a parameterization is ``z_t = (l_t / l_s) z_s + ...``, where the level ``l`` is the signal
+    level alpha for ``epsilon``, the noise level sigma for ``sample``, and alpha + sigma for ``flow``. The relaxation
+    factor is ``(l_t / l_s) / A`` with the coefficient ``A`` of ``Schedule.coefficients``.
 
     The relaxation factor of ``relaxed`` is ``1 + TOWARDS_BEST * (best - 1)``. Here ``best`` is the factor with the
     fastest convergence if the network is optimal for Gaussian data with variances between 0 and ``MAX_VARIANCE``.

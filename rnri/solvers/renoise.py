@@ -25,10 +25,11 @@ SHIFTS_PER_ROUND = 5  # number of gradient steps on the correlation loss per rou
 class ReNoise(IterativeSolver):
     """ReNoise (Garibi et al. 2024, arXiv 2403.14602): a fixed-point iteration that returns a mean of its predictions.
 
-    The iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result is ``A z_s + B mean_k eps(z_k)``.
-    The mean is computed over a window of consecutive evaluations and does not influence the iteration. If the iteration
-    ends before the window starts, the last iterate is returned. As in the authors' code, the cleanest inversion steps,
-    with timesteps below ``clean_below``, have their own window and their own number of evaluations.
+    With the noise prediction ``eps``, the iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result
+    is ``A z_s + B mean_k eps(z_k)``. The mean is computed over a window of consecutive evaluations and does not
+    influence the iteration. If the iteration ends before the window starts, the last iterate is returned. As in the
+    authors' code, the cleanest inversion steps, with timesteps below ``clean_below``, have their own window and their
+    own number of evaluations.
 
     The defaults are the authors' settings for Stable Diffusion. For t >= 250, there are 9 renoising iterations after
     the first evaluation, and the result is the mean of the last two predictions. For t < 250, there are 5 renoising
@@ -36,12 +37,12 @@ class ReNoise(IterativeSolver):
 
     With ``rounds`` above 0, the noise predictions are regularized towards white noise (Parmar et al. 2023, arXiv
     2302.03027). The regularization applies to every prediction from the first averaged evaluation onwards, and to the
-    mean of the predictions. The authors use 4 rounds. The regularization's gradients do not require backpropagation
-    through the network. The reference of the KL divergence is the network's noise prediction at a random sample of
-    ``q(z_t | z_0)``, so that an inversion with the regularization must start at the clean latent. The reference needs
-    one more network evaluation per inversion step. As in the authors' code, ``iterations`` and ``clean_iterations`` do
-    not include this evaluation. The noise of the sample is the same for every image, so that the result in float32 does
-    not depend on the other images of the batch.
+    mean of the predictions. The authors use 4 rounds of the regularization. The regularization's gradients do not
+    require backpropagation through the network. The reference of the KL divergence is the network's noise prediction at
+    a random sample of ``q(z_t | z_0)``, so that an inversion with the regularization must start at the clean latent.
+    The reference needs one more network evaluation per inversion step. As in the authors' code, ``iterations`` and
+    ``clean_iterations`` do not include the evaluation of the reference. The noise of the random sample is the same for
+    every image, so that the result in float32 does not depend on the other images of the batch.
 
     The network is not evaluated at the returned mean. If no iterate reaches ``tolerance``, ``Solution.residual`` is
     the residual of the last iterate that was evaluated.
@@ -51,7 +52,7 @@ class ReNoise(IterativeSolver):
             evaluation for the reference noise of the regularization is not included.
         average_from: index (from 0) of the first averaged evaluation.
         average_to: index after the last averaged evaluation; with None the last evaluation is averaged, too.
-        clean_below: inversion steps with a timestep below this value use the next three attributes.
+        clean_below: timestep below which ``clean_iterations``, ``clean_from`` and ``clean_to`` are used.
         clean_iterations: value of ``iterations`` for timesteps below ``clean_below``.
         clean_from: value of ``average_from`` for timesteps below ``clean_below``.
         clean_to: value of ``average_to`` for timesteps below ``clean_below``.
@@ -88,7 +89,7 @@ class ReNoise(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """Number of evaluations with which two predictions are averaged in the noisier inversion steps."""
+        """Minimum number of evaluations, with which the solver averages two predictions in the noisier inversion steps."""
         return self.average_from + 2
 
     @property
@@ -108,13 +109,13 @@ class ReNoise(IterativeSolver):
         return super().__call__(problem, z_init, max_nfe + self.extra_nfe)
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
-        # The reference is evaluated after the first iterate, but its evaluation is counted from the start.
+        # The evaluation of the reference follows the evaluation of the first iterate, but is counted from the start.
         return super().has_budget(max(nfe, 1 + self.extra_nfe), max_nfe)
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         """Return the next iterate ``[b,C,h,w]`` and the state.
 
-        The last tensor of the state is the result if the iteration ends here, see :meth:`final_iterate`.
+        The last tensor of the state is the result if the iteration ends after this step, see :meth:`final_iterate`.
         """
         problem = iterate.problem
         k, total, count, reference = self._unpack_state(iterate)
@@ -247,8 +248,8 @@ def published_correlation(noise: Tensor, generator: torch.Generator) -> Tensor:
     """Return the correlation loss of the authors' published code for ``noise [B,C,h,w]``, ``[B]``.
 
     The loss is the squared mean of the product of a channel and its shifted copy, summed over channels, the two axes
-    and the levels of an image pyramid. Each channel and level has its own random shift of less than half the height. A
-    shift may be zero. The loss is then the squared mean square of the noise, and its gradient shrinks the noise.
+    and the levels of an image pyramid. Each channel and level has its own random shift, from zero to less than half the
+    height. With a shift of zero, the loss is the squared mean square of the noise, and its gradient shrinks the noise.
     """
     total = noise.new_zeros(len(noise))
     for channel in noise.split(1, 1):

@@ -1,8 +1,9 @@
 """Secants: approximate directional derivatives of the network, which need no additional network evaluations.
 
-Two evaluations ``y(z)`` and ``y(z')`` in the same inversion step approximate the derivative of ``y`` along ``z - z'``.
-This approximation is called a secant. The derivative changes little from one inversion step to the next. The solver can
-therefore use the secants of previous inversion steps already after the first evaluation of an inversion step.
+Two evaluations ``y(z)`` and ``y(z')`` of the network in the same inversion step approximate the derivative of ``y``
+along ``z - z'`` by ``y(z) - y(z')``, which is called a secant. The derivative of ``y`` changes little from one
+inversion step to the next. The solver can therefore use the secants of previous inversion steps already after the first
+evaluation of an inversion step.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ class SelFix(IterativeSolver):
         z_{k+1} = (1 - alpha_k) m_k + alpha_k anchor,    alpha_k = alpha_1 delta / (k + delta)
 
     The anchor ``A z_s + B y`` continues the trajectory straight on: ``y`` is the prediction (in flow matching the
-    velocity) that leads from the previous to the current inversion step. As in the authors' code, the first two
+    velocity) that leads from the previous latent to the current latent. As in the authors' code, the first two
     inversion steps have no anchor (``alpha_k = 0``), and the result is the iterate after the last evaluation. The
     defaults are the authors' settings for reconstruction.
 
     Attributes:
-        momentum: ``mu``, in [0, 1).
+        momentum: the factor ``mu`` of the moving average ``m_k``, in [0, 1).
         strength: ``alpha_1``, the weight of the anchor in the first iteration, in (0, 1).
         decay: ``delta``; the smaller ``delta``, the sooner the weight of the anchor decreases.
     """
@@ -44,7 +44,7 @@ class SelFix(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """With one evaluation the solver is a damped step of DDIM inversion."""
+        """Minimum number of evaluations; with one evaluation the solver computes a damped step of DDIM inversion."""
         return 1
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
