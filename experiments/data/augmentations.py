@@ -1,4 +1,4 @@
-"""Random augmentations that do not change the class of an image, drawn independently for each image of a batch."""
+"""Random augmentations that do not change the class of an image. Each image of a batch is augmented independently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
     Args:
         images: batch of images.
-        color: strength of the color jitter in :func:`color_jitter`; 0 does not change colors.
+        color: strength of the color jitter, see :func:`color_jitter`.
         blur: fraction of the images to which Gaussian blur is applied.
     """
     images = color_jitter(random_affine(images), color)
@@ -25,7 +25,7 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Rotates each of the images ``[B, 3, H, W]`` by up to 20 degrees, and scales, shears and translates the images."""
+    """Rotates, scales, shears and translates each image of ``images [B, 3, H, W]`` at random, by up to 20 degrees."""
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
@@ -43,10 +43,10 @@ def random_affine(images: Tensor) -> Tensor:
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:
-    """Changes colors, contrast and brightness of images ``[B, 3, H, W]`` at random; one image in ten becomes gray.
+    """Changes colors, contrast and brightness of images ``[B, 3, H, W]`` at random.
 
-    Colors are multiplied by a random 3 x 3 matrix near the identity matrix. With ``strength`` 0, color images do not
-    change; only the images that are converted to gray change.
+    The RGB vector of each pixel is multiplied by a random 3 x 3 matrix near the identity matrix. Each image is
+    converted to gray with probability 0.1, also if ``strength`` is 0.
     """
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5

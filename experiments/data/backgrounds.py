@@ -1,8 +1,8 @@
 """Places emoji drawings on colored backgrounds, to create the images of the emoji corpus.
 
 A drawing is a square RGBA image with straight (not premultiplied) alpha. An integer, the *augmentation seed*,
-determines background color, size, position and mirroring of the drawing. The same drawing and augmentation seed always
-give the same image.
+determines the background color of the image and the size, position and mirroring of the drawing. The same drawing and
+augmentation seed always give the same image.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (252, 241, 199),
     "purple": (226, 214, 244),
 }
-AUGMENTATIONS = 48  # number of augmentation seeds, eight for each of the six backgrounds
+AUGMENTATIONS = 48  # number of augmentation seeds; each of the six backgrounds has eight seeds
 SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction of the side of the image
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Background, size, position and mirroring of a drawing in an image.
+    """The background color of an image, and the size, position and mirroring of the drawing in the image.
 
     Attributes:
         background: name of the background color, a key of ``BACKGROUNDS``.
@@ -62,16 +62,16 @@ class Augmentation:
 
 
 def no_augmentation(background: str = "white") -> Augmentation:
-    """Return the augmentation of references and of real images for FID: a drawing in the center of ``background``."""
+    """Return the fixed augmentation that centers a drawing on ``background``, for reference images and for FID."""
     scale = sum(SCALES) / 2
     return Augmentation(background, scale, (1 - scale) / 2, (1 - scale) / 2, mirrored=False)
 
 
 def composite(drawing: Image.Image, augmentation: Augmentation) -> Image.Image:
-    """Return ``drawing`` on a background, as an RGB image of the same size as the drawing.
+    """Return ``drawing`` on the background of ``augmentation``, as an RGB image of the same size as the drawing.
 
-    The drawing is composited with the background color before the drawing is resized, because resizing an image with
-    straight alpha darkens edges.
+    The drawing is composited with the background color before it is resized, because resizing an RGBA image with
+    straight (not premultiplied) alpha darkens its edges.
     """
     color = BACKGROUNDS[augmentation.background]
     side = drawing.width

@@ -5,7 +5,7 @@ drawings of each concept of ``assets/emoji/concepts.csv`` in the packages, rende
 to ``runs/emoji`` or ``--output``:
 
 - ``drawings-{corpus,reference,fid}.parquet``: one row per drawing, with its designer, license and package;
-- ``captions.parquet``: the long-tailed caption corpus, with the columns image_id, augmentation_seed and caption;
+- ``captions.parquet``: one row per caption, with the columns image_id, augmentation_seed and caption;
 - ``concepts.csv``: one row per concept, with the number of captions that mention the concept.
 
 The same package versions always give byte-identical files. ``--output assets/emoji`` replaces the corpus of this
@@ -42,7 +42,7 @@ UNICODE_NAMES = "unicode-emoji-json@0.9.0"
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 SPLITS = ("corpus", "reference", "fid")
 MIN_DESIGNERS = 7  # minimum number of designers who have drawn a concept
-REFERENCES = 3  # number of reference drawings per concept; reference drawings do not occur in the caption corpus
+REFERENCES = 3  # number of reference drawings per concept; no caption describes a reference drawing
 MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # smallest and largest number of captions per concept
 SEED = 2312_12540
 
@@ -113,11 +113,12 @@ class IconSet:
         )
 
     def find(self, code: str, names: Sequence[str]) -> str | None:
-        """Return the name of the icon of an emoji in this icon set, or None if the set does not contain the emoji.
+        """Return the name of an emoji in this icon set, or None if the icon set does not contain the emoji.
 
         Args:
-            code: Unicode code points of the emoji, see ``code_points``.
-            names: names of the emoji in other icon sets, used if this icon set does not list code points.
+            code: Unicode code points of the emoji, in the format of ``code_points``.
+            names: names of the emoji in other icon sets, which are used only if this icon set does not list code
+                points.
         """
         if self.names_by_code:
             return self.names_by_code.get(code)
@@ -127,8 +128,8 @@ class IconSet:
     def svg(self, name: str) -> str:
         """Return the SVG document of the icon ``name``.
 
-        If ``name`` is an alias of an icon, the drawing of this icon is returned. Rotations and flips of aliases are not
-        supported, because no alias among the concepts has a rotation or flip.
+        If ``name`` is an alias of another icon, the SVG document of the other icon is returned. An alias that rotates
+        or flips the other icon is not supported, because no concept has such an alias.
         """
         if name not in self.icons:
             name = self.aliases[name]["parent"]
@@ -154,7 +155,7 @@ def _member(archive: Path, name: str) -> dict:
 
 
 def fetch(folder: Path) -> None:
-    """Downloads pinned versions of those npm packages that are not in ``folder``, with ``npm pack``."""
+    """Downloads the npm packages that are missing in ``folder`` with ``npm pack``, in pinned versions."""
     for package in (UNICODE_NAMES, *(designer.scoped for designer in DESIGNERS)):
         if archive_path(folder, package).exists():
             continue
@@ -215,7 +216,7 @@ def read_concepts(path: Path) -> list[dict[str, str]]:
 
 
 def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
-    """Yield one table row per concept and designer. The drawings of a concept are assigned to splits at random.
+    """Yield one table row per drawing, and assign each drawing of a concept to a random split.
 
     Args:
         concepts: rows of the table of concepts.
@@ -262,9 +263,10 @@ def _icons(emoji: str, unicode_name: str, sets: Sequence[IconSet]) -> list[tuple
 
 
 def _splits(count: int, generator: np.random.Generator) -> list[str]:
-    """Return one split name for each of the ``count`` drawings of a concept; the names are in random order.
+    """Return the name of the split of each of the ``count`` drawings of a concept, in random order.
 
-    Three drawings are in the split ``reference``, one or two in ``fid``, and the other drawings in ``corpus``.
+    Three drawings are in the split ``reference``, one or two drawings are in the split ``fid``, and all other drawings
+    are in the split ``corpus``.
     """
     fid = max(1, count - 7)
     splits = ["reference"] * REFERENCES + ["fid"] * fid + ["corpus"] * (count - REFERENCES - fid)
@@ -274,15 +276,15 @@ def _splits(count: int, generator: np.random.Generator) -> list[str]:
 def caption_counts(concepts: int, generator: np.random.Generator) -> np.ndarray:
     """Return the number of captions to generate for each concept, ``int [concepts]``.
 
-    The numbers are evenly spaced on a log scale from ``MIN_CAPTIONS`` to ``MAX_CAPTIONS`` and are assigned to the
-    concepts at random.
+    The numbers of captions are evenly spaced on a log scale from ``MIN_CAPTIONS`` to ``MAX_CAPTIONS``, and are assigned
+    to the concepts at random.
     """
     counts = np.rint(np.geomspace(MIN_CAPTIONS, MAX_CAPTIONS, concepts)).astype(int)
     return counts[generator.permutation(concepts)]
 
 
 def captions(rows: Sequence[Mapping]) -> dict[str, list]:
-    """Return the columns of the caption corpus: captions of the drawings in the split ``corpus``, in random order.
+    """Return the columns of ``captions.parquet``: captions of the drawings in the split ``corpus``, in random order.
 
     For each concept, every pair of drawing and augmentation seed is used once before any pair is used a second time.
     """
@@ -315,13 +317,13 @@ def _write(dataset: datasets.Dataset, path: Path) -> None:
 
 
 def build(concepts: Path, output: Path, packages: Path, size: int = 64) -> None:
-    """Builds the corpus and writes the files of the corpus.
+    """Builds the emoji corpus and writes its files to ``output``.
 
     Args:
         concepts: table of concepts (``.csv``).
-        output: folder of the corpus.
+        output: folder to which the files of the corpus are written.
         packages: folder of the npm packages.
-        size: side length of the drawings in pixels.
+        size: side of the drawings in pixels.
     """
     rows = list(drawings(read_concepts(concepts), packages, size))
     features = datasets.Features(

@@ -1,4 +1,4 @@
-"""Data source of captioned images: COCO captions, a table, or a folder of images with one caption file per image."""
+"""Reads images with captions from a JSON file of COCO captions, from a table, or from a folder with caption files."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class CaptionedImages:
     """A data source of images with captions but without concepts, for experiments that invert images.
 
     The prompt of an image is its first caption that is not blank. Images that have only blank captions are not used.
-    Captions and file names are strings: ``NA`` is not a missing value, and ``007`` is not a number. An image file is
-    read each time the image is indexed.
+    Captions and file names are read as strings: ``NA`` is not a missing value, and ``007`` is not a number. An image
+    file is read from disk each time the image is indexed.
 
     Args:
         captions: JSON file of COCO captions, table with one image and one caption per row, or folder. A ``.csv``,
@@ -53,11 +53,12 @@ class CaptionedImages:
             table contains the images themselves, in the format of the package ``datasets``. A folder contains image
             files, and for each image a text file of the same name with the caption (``photo.jpg`` and ``photo.txt``).
         images: folder of the image files; None if ``captions`` is a ``.parquet`` table or a folder.
-        size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
-            used.
+        size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
+            the model is used.
         image, caption: names of the image column and of the caption column of a table.
-        caption_contains: word or phrase; only images whose caption contains the phrase as whole words are used, see
-            :func:`rnri.words.find_phrase`. None: all images are used.
+        caption_contains: word or phrase that the caption of an image must contain as whole words, see
+            :func:`rnri.words.find_phrase`. Images without the phrase are not used; if ``caption_contains`` is None, all
+            images are used.
     """
 
     captions: NonEmptyStr
@@ -83,7 +84,7 @@ class CaptionedImages:
         return {}
 
     def captioned(self) -> Captioned:
-        """Return every image that has a caption, in the order of the file.
+        """Return every image that has a caption, in the order in which the file or folder lists the images.
 
         Raises:
             ValueError: a file or setting is invalid, or no image has a caption that contains ``caption_contains``.
@@ -114,7 +115,10 @@ class CaptionedImages:
         return self._pairs(root, _coco(path) if path.suffix.lower() == ".json" else self._table(path))
 
     def _caption_files(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """Yield file name and caption of each image in a folder. A text file per image contains the caption."""
+        """Yield the file name and the caption of each image in a folder.
+
+        The captions are in one text file per image.
+        """
         if self.images is not None:
             raise ValueError(
                 f"data.images={self.images}: must be null, because data.captions={folder} is the folder of images."
@@ -126,7 +130,7 @@ class CaptionedImages:
             raise ValueError(f"data.captions: {error.message}") from None
 
     def _pairs(self, root: Path, rows: Iterable[tuple[str, str]]) -> Captioned:
-        """Return the image files in the folder ``root`` that have a caption. ``rows`` are file names and captions."""
+        """Return the images in the folder ``root`` with their captions. ``rows`` are pairs of file name and caption."""
         first: dict[str, str] = {}
         for name, caption in rows:
             if caption:
@@ -163,7 +167,7 @@ class CaptionedImages:
 def _coco(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the file name and the caption of each COCO annotation.
 
-    The captions are sorted by image, in the order of the images, and by annotation id.
+    The captions are in the order of the images in the file. Captions of the same image are sorted by annotation id.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -189,7 +193,7 @@ def _read(root: Path, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _identity(root: Path, name: str) -> str:
-    """Return name and size in bytes of an image file, which identify the image without reading the file."""
+    """Return the name and the size in bytes of an image file; both identify the image without reading the file."""
     try:
         return f"{name}\n{(root / name).stat().st_size}"
     except OSError as error:

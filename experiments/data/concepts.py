@@ -1,4 +1,4 @@
-"""Concepts: classes of images, each with a prompt, reference images and the frequency in the training captions."""
+"""Concepts: classes of images, each with a prompt, reference images and its frequency in the training captions."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ConceptSelection = Annotated[
     PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
     Field(description="a number of concepts per bucket, all, or a list of unique names"),
 ]
-"""Value of the setting ``data.concepts``, see :func:`select_concepts`. Integers in a list are names of concepts."""
+"""Type of the setting ``data.concepts``, see :func:`select_concepts`. Integers in a list are names of concepts."""
 
 MAX_EAGER_CHECKS = 10_000
 """Maximum number of reference images that are decoded before a run to find damaged files.
 
-Images that the run does not use are decoded too. Decoding so many images takes seconds."""
+The decoded images include reference images that the run does not use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Concept:
 
     @cached_property
     def key(self) -> str:
-        """Return the cache key of the concept, which consists of name, prompt and a hash of the reference images.
+        """Return the cache key of the concept: its name, its prompt and a hash of its reference images.
 
         The hash is computed from the identities of the images (see :class:`~experiments.data.images.Images`), or from
-        the pixels if the images have no identity. The key is computed once and then cached.
+        the pixels if the images have no identity. The cache key is computed only once per concept.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
@@ -87,8 +87,8 @@ class Concept:
 class ConceptSource(Protocol):
     """A data source of concepts and of real images for FID and KID.
 
-    An image file is read each time the image is indexed. Before that, :meth:`~experiments.data.images.Images.resized`
-    must be called for images without a fixed size.
+    An image file is read each time the image is indexed. If images have no fixed size,
+    :meth:`~experiments.data.images.Images.resized` must be called before an image is indexed.
     """
 
     def concepts(self) -> list[Concept]:
@@ -100,7 +100,7 @@ class ConceptSource(Protocol):
         ...
 
     def real_images(self) -> Images:
-        """Return the real images for FID and KID, which contain no reference image.
+        """Return the real images for FID and KID. No reference image is among the real images.
 
         Raises:
             ValueError: there are no real images, or an image cannot be read.
@@ -108,7 +108,7 @@ class ConceptSource(Protocol):
         ...
 
     def labeled_real_images(self) -> dict[str, Images]:
-        """Return the real images of each concept, by the name of the concept.
+        """Return a dict from the name of each concept to its real images.
 
         Real images without a label are omitted.
         """
@@ -120,8 +120,8 @@ class EmojiConcepts:
     """The emoji corpus as a data source of concepts.
 
     The frequencies of the concepts are the caption counts in ``concepts.csv``. Reference images are the drawings of the
-    split ``reference``, and real images for FID are the drawings of the split ``fid``, all on a background of one
-    color.
+    split ``reference``, and real images for FID are the drawings of the split ``fid``. All images have the same
+    background color.
 
     Args:
         folder: folder of the corpus.
@@ -130,8 +130,8 @@ class EmojiConcepts:
         background: name of the background color of all images, a key of ``experiments.data.backgrounds.BACKGROUNDS``.
         head, tail: a concept that more than ``head`` captions mention is in bucket ``head``. A concept that fewer than
             ``tail`` captions mention is in bucket ``tail``.
-        bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``, ``rank`` by the
-            numbers ``ranks``.
+        bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``. ``rank`` sorts the
+            concepts by frequency and assigns them to buckets by the numbers ``ranks``.
         ranks: numbers of head, medium and tail concepts. The sum of the three numbers is the number of concepts.
     """
 
@@ -224,10 +224,13 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
 
 
 def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
-    """Return the concepts with only their first ``count`` reference images, or with all if ``count`` is None.
+    """Return the concepts with only their first ``count`` reference images.
 
-    The returned reference images are decoded once, so that damaged files are found before the run starts. Some of the
-    other reference images are decoded too, up to about ``MAX_EAGER_CHECKS`` images in total.
+    If ``count`` is None, keep all reference images.
+
+    The first ``count`` reference images of each concept are decoded once, so that damaged files are found before the
+    run starts. Further reference images are decoded as long as their total number is at most about
+    ``MAX_EAGER_CHECKS``.
 
     Raises:
         ValueError: a concept has fewer than ``count`` reference images, or an image file cannot be read.
@@ -246,13 +249,13 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
 def select_concepts(
     concepts: Sequence[Concept], selection: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
-    """Return the selected concepts of an experiment, and print the number of selected concepts per bucket.
+    """Select the concepts of an experiment, and print the number of selected concepts per bucket.
 
     Args:
         concepts: all concepts of the data source.
-        selection: a number of concepts per bucket, ``"all"``, or a list of names. With a number, concepts are drawn
-            uniformly from each bucket. With the same ``seed``, the selection of a larger number contains the selection
-            of a smaller number. Names are looked up in all buckets, and integers in the list are names too.
+        selection: a number of concepts per bucket, ``"all"``, or a list of names. If ``selection`` is a number,
+            concepts are drawn uniformly from each bucket. With the same ``seed``, a larger number selects all concepts
+            that a smaller number selects. Names are looked up in all buckets. An integer in a list is a name.
         buckets: buckets to select from, unless ``selection`` is a list of names.
         seed: integer that initializes the random draw.
 
@@ -298,7 +301,10 @@ def _select(
 
 
 def _parse_selection(selection: Any) -> list[str]:
-    """Return the normalized names of a list or of a single name; integers, as YAML reads ``[0, 1]``, become names."""
+    """Return the normalized names of a name or list of names.
+
+    Integers, such as those of ``[0, 1]`` in YAML, become names.
+    """
     names = [selection] if isinstance(selection, str) else selection
     if not isinstance(names, Sequence) or not names:
         raise ValueError(f"data.concepts={selection!r}: give a number per bucket, 'all', or a list of names.")

@@ -1,8 +1,8 @@
 """Counts the captions of the emoji corpus that mention each concept, and writes the numbers to ``concepts.csv``.
 
 ``python -m experiments.data.count_emoji [FOLDER]`` writes ``concepts.csv`` in the folder of a corpus (default:
-``assets/emoji``). ``experiments.data.build_emoji`` calls the same function. Experiments read the counts from
-``concepts.csv`` and do not search captions themselves.
+``assets/emoji``). ``experiments.data.build_emoji`` also writes the counts when it builds a corpus. Experiments read the
+counts from ``concepts.csv`` and do not search captions themselves.
 """
 
 from __future__ import annotations

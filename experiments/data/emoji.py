@@ -1,4 +1,4 @@
-"""Reads the emoji corpus from disk: captions, drawings, and images of the drawings on backgrounds."""
+"""Reads the captions and drawings of the emoji corpus from disk, and places the drawings on backgrounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONCEPTS = "concepts.csv"
 def read_table(path: str | Path) -> datasets.Dataset:
     """Return the content of a Parquet file as an in-memory table of the package ``datasets``.
 
-    ``datasets.load_dataset`` is not used, because this function copies the file to the cache folder of the user.
+    The function ``datasets.load_dataset`` is not used, because it copies the file to the cache folder of the user.
 
     Raises:
         ValueError: the file is missing or cannot be read.
@@ -53,7 +53,7 @@ def read_caption_counts(folder: str | Path) -> dict[str, int]:
 
 
 def check_corpus(folder: str | Path | None) -> None:
-    """Raise a ValueError if ``folder`` does not contain all files of a corpus, or is None (as with ``data=folder``)."""
+    """Raise a ValueError if ``folder`` is None (as with ``data=folder``) or does not contain all files of a corpus."""
     if folder is None:
         raise ValueError("this training needs a corpus of drawings with captions, not folders: use data=emoji.")
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
@@ -67,7 +67,7 @@ class EmojiImages:
     """The drawings of one or more splits of the emoji corpus, in memory.
 
     Attributes:
-        rows: table rows of the drawings, without the image.
+        rows: one dict per drawing with the columns of the corpus table, except for the image.
         images: dict from ``image_id`` to the RGBA drawing.
     """
 
@@ -82,31 +82,31 @@ class EmojiImages:
 
     @property
     def designers(self) -> dict[int, str]:
-        """Return the designer of each drawing by ``image_id``.
+        """Return a dict from the ``image_id`` of each drawing to the designer.
 
-        Projects with the same first word, such as ``noto`` and ``noto-v1``, have the same designer.
+        Icon sets with the same first word in their names, such as ``noto`` and ``noto-v1``, have the same designer.
         """
         return {row["image_id"]: row["designer"].split("-")[0] for row in self.rows}
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return ``(H, W)`` in pixels; all drawings are square and have the same size."""
+        """Return the image size ``(H, W)`` in pixels. All drawings are square and have the same size."""
         width, height = next(iter(self.images.values())).size
         return height, width
 
     def subset(self, rows: Sequence[dict]) -> EmojiImages:
-        """Return the drawings of the given rows. The images are not copied."""
+        """Return an object with only the drawings of ``rows``, without copying the images."""
         part = copy(self)
         part.rows = list(rows)
         return part
 
     def render(self, image_id: int, augmentation: Augmentation) -> np.ndarray:
-        """Return the drawing ``image_id`` on the background of ``augmentation``, ``uint8 [3, H, W]``."""
+        """Return the drawing ``image_id`` on the background of ``augmentation``, as an array ``uint8 [3, H, W]``."""
         return to_array(composite(self.images[image_id], augmentation))
 
 
 class AugmentedEmojiImages(Dataset):
-    """A dataset of every drawing with each of the augmentation seeds ``0, ..., augmentations - 1``.
+    """A dataset with one image for each pair of a drawing and an augmentation seed in ``[0, augmentations)``.
 
     An item is a pair ``(image, concept_id)`` with ``image [3, H, W]`` in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""Data source of user-provided images: one folder of images per concept, and a table of caption counts."""
+"""Reads concepts from user-provided files: one folder of images per concept, and a table of caption counts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ class FolderConcepts:
     """Concepts with reference images in ``references/NAME/*`` and real images for FID in ``real/*`` or ``real/NAME/*``.
 
     An image is any file that Pillow reads. If a file has several frames or pages, the first frame or page is used. An
-    image file is read each time the image is indexed.
+    image file is read from disk each time the image is indexed.
 
     Args:
         references: folder with one subfolder of images per concept; the name of the subfolder is the label of the
             concept in the evaluation classifier.
-        real: folder of real images, or folder with one subfolder of real images per concept. No image may also be in
-            ``references``.
+        real: folder of real images for FID and KID, or folder with one subfolder of real images per concept. No real
+            image may also be in ``references``.
         counts: table with the number of training captions that mention each concept name.
         prompt: prompt template with the field ``{name}``.
-        size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
-            used.
-        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``, a concept that fewer than
-            ``tail`` captions mention is in bucket ``tail``. The RNRI paper uses 1,000,000 and 10,000 captions of
-            LAION-2B.
-        bucket_by: ``threshold`` assigns buckets by ``head`` and ``tail``, ``rank`` by ``ranks``.
-        ranks: number of head, medium and tail concepts; the three numbers add up to the number of concepts in
+        size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
+            the model is used.
+        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``. A concept that fewer than
+            ``tail`` captions mention is in bucket ``tail``. The RNRI paper uses ``head = 1,000,000`` and
+            ``tail = 10,000`` captions of LAION-2B.
+        bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``. ``rank`` sorts the
+            concepts by frequency and assigns them to buckets by the numbers ``ranks``.
+        ranks: numbers of head, medium and tail concepts. The sum of the three numbers is the number of concepts in
             ``counts``.
-        classes: how the subfolders are matched with the rows of ``counts``: ``folders`` (by equal names),
-            ``imagenet1k`` (as ImageNet classes, by index, WordNet id or name) or ``imagenet1k_rows`` (as ImageNet
-            classes, where row k of the 1,000 rows of ``counts`` is the count of class k, and names in ``counts`` are
-            ignored). With ImageNet classes, the prompt contains the first name of the class.
+        classes: how the subfolders are matched with the rows of ``counts``. ``folders`` matches equal names.
+            ``imagenet1k`` matches ImageNet classes by index, WordNet id or name. ``imagenet1k_rows`` uses row k of the
+            1,000 rows of ``counts`` as the count of ImageNet class k, and ignores names in ``counts``. With ImageNet
+            classes, the prompt contains the first name of the class.
     """
 
     references: NonEmptyStr
@@ -82,7 +83,10 @@ class FolderConcepts:
         ]
 
     def _counts(self) -> Mapping[str, int]:
-        """Return a dict from normalized concept name (for ImageNet classes: from WordNet id) to number of captions."""
+        """Return the number of captions of each concept.
+
+        The keys are normalized concept names, or WordNet ids if the concepts are ImageNet classes.
+        """
         table = read_count_table(self.counts)
         if self.classes == "folders":
             return table.counts
@@ -90,7 +94,7 @@ class FolderConcepts:
         return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
 
     def _keys(self, folders: Mapping[str, Path], counts: Mapping[str, int]) -> dict[str, str]:
-        """Return a dict from the name of each folder to the key of the concept in ``counts``."""
+        """Return a dict from the name of each folder to the key of ``counts`` that belongs to the folder."""
         keys: dict[str, str] = {}
         for name in folders:
             key = name if self.classes == "folders" else imagenet_class(name).wnid

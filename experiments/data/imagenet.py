@@ -1,4 +1,4 @@
-"""Data source ImageNet-1k: Parquet files as on the Hugging Face Hub, or one folder of images per class (WordNet id)."""
+"""Reads ImageNet-1k from Parquet files, as on the Hugging Face Hub, or from one folder of images per class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from experiments.data.splits import FolderSplit, Split, TableSplit
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass, unique_items
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
-"""Possible folder names of each split in a local copy of ImageNet."""
+"""The folder names that each split may have in a local copy of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,26 @@ class ImageNetConcepts:
     """The classes of ImageNet-1k as concepts.
 
     Reference images are images of the training split, in a pseudo-random order that ``shuffle_seed`` determines. Real
-    images for FID are images of the validation split. An image file is read each time the image is indexed; the index
-    in memory takes 16 bytes per image.
+    images for FID are images of the validation split. An image file is read from disk each time the image is indexed.
+    The list of all images takes 16 bytes of memory per image.
 
     Args:
         path: folder of a local copy of ImageNet-1k, or an id on the Hugging Face Hub, whose files are read remotely. A
-            copy has Parquet files with the columns ``image`` and ``label`` (class indices, WordNet ids or names), or
-            image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``). If the Parquet files or the
-            dataset card declare the names of the class indices (``datasets.ClassLabel``), the names determine the
-            classes. Files that are not images are ignored with a warning.
-        counts: table with the number of training captions per class index, WordNet id or class name.
+            copy contains Parquet files with the columns ``image`` and ``label`` (class indices, WordNet ids or names),
+            or image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``), where WNID is a WordNet id. If
+            the Parquet files or the dataset card declare the names of the class indices (``datasets.ClassLabel``),
+            classes are looked up by these names. A warning lists files that are ignored because they are not images.
+        counts: table with the number of training captions per class. Classes are given by index, WordNet id or name.
         prompt: prompt template with the field ``{name}``, which is replaced by the first name of the class.
-        size: image size in pixels, one number for square images or ``(H, W)``; None: the image size of the model is
-            used.
+        size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
+            the model is used.
         head, tail, bucket_by, ranks: how concepts are assigned to buckets, see
             :class:`~experiments.data.folder.FolderConcepts`.
-        classes: indices, WordNet ids or names of the classes to use; None: all classes are used.
+        classes: indices, WordNet ids or names of the classes to use. If ``classes`` is None, all classes are used.
         rows_are_indices: if true, row k of the 1,000 rows of ``counts`` is the count of class k, and the names in
             ``counts`` are ignored.
         image, label: names of the image column and of the label column of Parquet files.
-        real: maximum number of validation images for FID and KID; None: all validation images are used.
+        real: maximum number of validation images for FID and KID. If ``real`` is None, all validation images are used.
         shuffle_seed: integer that determines the pseudo-random order of the images of a class.
     """
 

@@ -21,11 +21,11 @@ from rnri.images import fit, on_white
 
 
 class UnreadableImage(ValueError):
-    """An image cannot be read. The error message is one line and contains the name of the image."""
+    """Raised if an image cannot be read. The error message is one line and contains the name of the image."""
 
 
 def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return the setting ``data.source.size`` as ``(H, W)`` in pixels, or None if the setting is None.
+    """Return the setting ``data.source.size`` as ``(H, W)`` in pixels. Return None if the setting is None.
 
     Raises:
         ValueError: ``size`` is not a positive integer, a list ``[height, width]`` of positive integers, or None.
@@ -43,12 +43,12 @@ def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Reads an image file as an array ``uint8 [3, H, W]``.
 
-    The image is converted by :func:`rnri.images.on_white`, and resized and center-cropped to ``size = (H, W)``. If the
-    file has several frames or pages, the first frame or page is read.
+    The image is converted to RGB by :func:`rnri.images.on_white`, resized, and center-cropped to ``size = (H, W)``. If
+    the file has several frames or pages, the first frame or page is read.
 
     Raises:
-        UnreadableImage: the file cannot be read, has too many pixels (decompression bomb), or has gray levels whose
-            maximum (white) cannot be determined.
+        UnreadableImage: the file cannot be read, has too many pixels (decompression bomb), or has gray levels of
+            unknown range.
     """
     with _open(path) as file:
         return to_array(fit(file, size))
@@ -67,13 +67,13 @@ def read_bytes(data: bytes, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def check_image(path: Path) -> None:
-    """Decodes an image file and discards the pixels.
+    """Decodes an image file and discards the pixels, to find a damaged file before a run.
 
     Raises:
         UnreadableImage: :func:`read_image` could not read the file.
     """
     with _open(path) as file:
-        file.draft(None, (1, 1))  # a JPEG file is read completely, but decoded at 1/8 resolution
+        file.draft(None, (1, 1))  # to save time, a JPEG file is read completely but decoded at 1/8 resolution
         on_white(file)
 
 
@@ -95,7 +95,7 @@ def check_images(paths: Sequence[Path], description: str) -> None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """Opens an image without decoding the image. Any error in the ``with`` block is raised as UnreadableImage."""
+    """Opens an image file without decoding it. Any error in the ``with`` block is raised as UnreadableImage."""
     with _image_errors(path):
         if path.exists() and not path.is_file():
             raise OSError("it is not a regular file")  # reading a pipe would block forever
@@ -118,19 +118,20 @@ def _image_errors(name: object) -> Iterator[None]:
 class Images(Sequence):
     """A sequence of images. An image file is read each time the image is indexed.
 
-    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. In
-    ``images[k, 0]``, the second index is applied to the array ``images[k]``.
+    ``images[k]`` is an array ``uint8 [3, H, W]`` and ``images[a:b]`` an array ``uint8 [N, 3, H, W]``. ``images[k, 0]``
+    is ``images[k][0]``.
 
     Args:
-        items: one item per image, such as a path; the item is the argument of ``read``.
+        items: one item per image, such as a path. The function ``read`` is called with an item.
         read: function that returns the image of an item, resized to ``(H, W)``, as an array ``uint8 [3, H, W]``.
-        size: ``(H, W)`` in pixels; if None, :meth:`resized` must be called before an image is read.
-        advice: advice to the user at the end of the error message if :meth:`resized` is called with a size other than
-            ``size``.
-        identity: function that returns a string that identifies the image of an item, without reading the image. None:
-            cache keys are computed from the pixels.
-        group: function that returns the group of an item, such as the designer of a drawing; images of one group can be
-            versions of each other. None: no images are versions of each other.
+        size: image size ``(H, W)`` in pixels. If ``size`` is None, :meth:`resized` must be called before an image is
+            read.
+        advice: advice to the user at the end of the error message that :meth:`resized` raises if the images have
+            another fixed size.
+        identity: function that returns a string that identifies the image of an item, without reading the image. If
+            ``identity`` is None, cache keys are computed from the pixels.
+        group: function that returns the group of an item, such as the designer of a drawing. Images of one group can be
+            versions of one another. If ``group`` is None, no image is a version of another image.
     """
 
     items: Sequence[Any]
@@ -145,7 +146,7 @@ class Images(Sequence):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Return ``(N, 3, H, W)``; raise a ValueError if the size is None."""
+        """Return ``(N, 3, H, W)``, where N is the number of images. Raise a ValueError if the size is None."""
         return (len(self), 3, *self._require_size())
 
     def __getitem__(self, index: int | slice | tuple) -> np.ndarray:
@@ -161,16 +162,17 @@ class Images(Sequence):
     def content_bytes(self, index: int) -> bytes:
         """Return bytes that identify image ``index`` in cache keys.
 
-        The bytes contain the identity and the size of the image, or the pixels of the image if ``identity`` is None.
+        The bytes contain the string that ``identity`` returns and the size of the image. If ``identity`` is None, the
+        bytes contain the pixels.
         """
         if self.identity is None:
             return self[index].tobytes()
         return f"{self.identity(self.items[index])}\n{self._require_size()}\n".encode()
 
     def file_stamp(self, index: int) -> bytes:
-        """Return bytes that identify image ``index`` on this machine.
+        """Return bytes that identify image ``index`` on this machine, without reading an image file.
 
-        For an image file, the bytes contain path, file size, modification time and image size; the file is not read.
+        For an image file, the bytes contain path, file size, modification time and image size.
         """
         item = self.items[index]
         if not isinstance(item, Path):
@@ -185,7 +187,7 @@ class Images(Sequence):
 
     @property
     def groups(self) -> list[str] | None:
-        """Return the group of each image, or None if there are no groups."""
+        """Return the group of each image. Return None if the images have no groups."""
         return None if self.group is None else [self.group(item) for item in self.items]
 
     @property
@@ -207,5 +209,5 @@ class Images(Sequence):
         return replace(self, size=tuple(size))
 
     def head(self, count: int | None) -> Images:
-        """Return the first ``count`` images, or all images if ``count`` is None. No image is read."""
+        """Return the first ``count`` images without reading them. If ``count`` is None, return all images."""
         return replace(self, items=self.items[:count])

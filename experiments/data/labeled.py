@@ -1,7 +1,4 @@
-"""Training data of an evaluation classifier: labeled images in groups.
-
-Some groups can be excluded from the training.
-"""
+"""Labeled training images of an evaluation classifier, divided into groups that can be excluded from training."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class LabeledImages(Protocol):
     workers: int
 
     def prepare(self, image_size: int) -> None:
-        """Reads the labels and groups.
+        """Reads the labels, the groups and the list of images.
 
         Images without a fixed size are resized to squares of ``image_size`` pixels per side.
 
@@ -56,7 +53,7 @@ class LabeledImages(Protocol):
     def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
         """Return the images of ``groups``.
 
-        With ``augment``, the dataset also contains augmented versions of each image.
+        If ``augment`` is true, the dataset also contains augmented versions of each image.
         """
         ...
 
@@ -67,14 +64,15 @@ class LabeledEmoji:
 
     Args:
         folder: folder of the corpus.
-        group_by: column that defines the groups, ``designer`` or ``split`` (corpus, reference, fid).
+        group_by: column whose values are the groups: ``designer``, or ``split`` with the values corpus, reference and
+            fid.
     """
 
     folder: NonEmptyStr
     group_by: Literal["designer", "split"] = "designer"
     labels: list[str] = field(init=False, default_factory=list)
     groups: list[str] = field(init=False, default_factory=list)
-    workers: NonNegativeInt = field(init=False, default=0)  # no processes, because the images are in memory
+    workers: NonNegativeInt = field(init=False, default=0)  # 0, because the images are already in memory
 
     def prepare(self, image_size: int) -> None:
         check_corpus(self.folder)
@@ -99,11 +97,11 @@ class LabeledFolders:
     """Labeled images from user-provided folders with image files ``FOLDER/LABEL/*``; each ``FOLDER`` is a group.
 
     Args:
-        folders: dict from group name to folder. Image files that are directly in ``FOLDER`` have no label and are
+        folders: dict from the name of each group to its folder. Image files that are not in a subfolder ``LABEL`` are
             ignored.
-        size: image size in pixels, one number for square images or ``(H, W)``; None: the input size of the classifier
-            is used. If the images of the diffusion model are not square, set ``size`` to their size, because the
-            classifier evaluates generated images without cropping.
+        size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the input size of
+            the classifier is used. If the diffusion model generates images that are not square, set ``size`` to the
+            size of the generated images, because the classifier evaluates generated images without cropping.
         workers: number of processes that read images; 0 reads images in the main process.
     """
 
@@ -149,7 +147,7 @@ class LabeledFolders:
 
 
 class FolderDataset(Dataset):
-    """Images with labels. With ``mirrored``, the dataset also contains the horizontal flip of each image."""
+    """Images with labels. If ``mirrored`` is true, the dataset also contains the horizontal flip of each image."""
 
     def __init__(self, images: Images, labels: Sequence[int], mirrored: bool) -> None:
         self.images, self.labels, self.mirrored = images, labels, mirrored

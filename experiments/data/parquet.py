@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from experiments.data.images import UnreadableImage, read_bytes
 
 MAX_OPEN_FILES = 16
-MAX_CACHED_ROW_GROUPS = 2  # if rows are read in order, each row group is read from disk only once
+MAX_CACHED_ROW_GROUPS = 2  # with two, reading rows in order reads each row group from disk only once
 
 
 class Rows(Sequence):
@@ -40,11 +40,11 @@ class Rows(Sequence):
 
 
 def data_files(path: str, split: str) -> tuple[tuple[str, ...], datasets.Features | None]:
-    """Return the paths or URLs of the Parquet files of a split, in order, and the features in the dataset card.
+    """Return the paths or URLs of the Parquet files of a split, in order, and the features that the dataset declares.
 
     Args:
-        path: folder with files such as ``data/SPLIT-*.parquet``, or id of a data set on the Hugging Face Hub, whose
-            current revision is used.
+        path: folder with files such as ``data/SPLIT-*.parquet``, or id of a data set on the Hugging Face Hub. The
+            newest revision of the data set is used.
         split: name of the split, such as ``train``.
 
     Raises:
@@ -70,12 +70,12 @@ def data_files(path: str, split: str) -> tuple[tuple[str, ...], datasets.Feature
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A table of images in Parquet files. The methods read one column of all rows, or the image of one row.
+    """A table of images in Parquet files, from which one column of all rows or the image of one row can be read.
 
     Args:
-        files: paths or URLs that fsspec opens.
-        image: name of the image column; its values have the fields ``bytes`` and ``path``, as in the package
-            ``datasets``.
+        files: paths or URLs of the Parquet files, which are opened with the package fsspec.
+        image: name of the image column. The values of the column have the fields ``bytes`` and ``path``, as in the
+            package ``datasets``.
 
     Raises:
         ValueError: a file has no image column with this name.
@@ -95,11 +95,11 @@ class ImageTable:
                 )
 
     def column(self, name: str, setting: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
-        """Yield pairs of a file index and the column ``name`` of the file.
+        """Yield the index and the column ``name`` of each file.
 
         Args:
             name: name of the column.
-            setting: config key whose value is the name of the column, for the error message.
+            setting: config key of the column's name, for the error message.
 
         Raises:
             ValueError: a file has no column ``name``, or the column cannot be read.
@@ -117,9 +117,10 @@ class ImageTable:
                 raise ValueError(f"{file} has no readable column {name!r} ({error}): copy the file again.") from None
 
     def class_names(self, column: str) -> Iterator[list[str] | None]:
-        """Yield, for each file, the names of the integers in ``column``, as ``datasets.ClassLabel`` declares them.
+        """Yield, for each file, the class names for which the integers in ``column`` stand.
 
-        The declaration is in the metadata of the file's schema. For a file without a declaration, None is yielded.
+        The class names are declared with ``datasets.ClassLabel`` in the metadata of the file's schema. For a file that
+        does not declare class names, None is yielded.
         """
         for file in self.files:
             metadata = (_open(file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
@@ -128,9 +129,9 @@ class ImageTable:
             yield label.names if isinstance(label, datasets.ClassLabel) else None
 
     def names(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield pairs of a file index and the names of the images in the file.
+        """Yield the index of each file and the names of the images in the file.
 
-        The name of an image whose field ``path`` is empty is ``FILE:ROW``.
+        The name of an image is its field ``path``. If the field is empty, the name is ``FILE:ROW``.
         """
         for number, file in enumerate(self.files):
             paths: list[str | None] = [None] * _open(file).metadata.num_rows
@@ -140,7 +141,7 @@ class ImageTable:
             yield number, [path or f"{PurePosixPath(file).name}:{row}" for row, path in enumerate(paths)]
 
     def identity(self, item: tuple[int, int]) -> str:
-        """Return name and size of the Parquet file and the row index, which identify an image without reading it."""
+        """Return name and size of the Parquet file and the row index; they identify an image without reading it."""
         file, row = self.files[item[0]], item[1]
         return f"{PurePosixPath(file).name}\n{_file_size(file)}\n{row}"
 
@@ -148,7 +149,7 @@ class ImageTable:
         """Return the image of one row as an array ``uint8 [3, H, W]``.
 
         Args:
-            item: pair of file index and row index.
+            item: pair of file index and row index of the image.
             size: ``(H, W)`` in pixels.
 
         Raises:
@@ -170,7 +171,7 @@ class ImageTable:
 def _open(file: str) -> pq.ParquetFile:
     try:
         source = fsspec.open(file, "rb").open() if "://" in file else file
-        return pq.ParquetFile(source, pre_buffer=False)  # with pre_buffer, the memory would not be released
+        return pq.ParquetFile(source, pre_buffer=False)  # pre_buffer=True would not release the memory of the read data
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as a table ({error}): replace it.") from None
 
@@ -191,14 +192,14 @@ def _row_group_offsets(file: str) -> np.ndarray:
 
 @lru_cache(MAX_CACHED_ROW_GROUPS)
 def _row_group(file: str, group: int, image: str) -> pa.ChunkedArray:
-    # use_threads=False, because reading Python file objects from Arrow threads is not safe.
+    # Arrow must read without its own threads, because reading Python file objects from them is not safe.
     return _open(file).read_row_group(group, columns=[image], use_threads=False).column(image)
 
 
 def shuffle_key(seed: int, name: Any) -> int:
-    """Return a 64-bit hash of ``name``. Sorting images by this hash gives a pseudo-random, reproducible order.
+    """Return a 64-bit hash of ``name``. Sorting images by the hash gives a pseudo-random, reproducible order.
 
-    The hash depends only on ``seed`` and on the file name without folder and suffix.
+    The hash depends only on ``seed`` and on ``name`` without folder and suffix.
     """
     stem = Path(str(name)).stem
     return int.from_bytes(hashlib.blake2b(stem.encode(), key=str(seed).encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""Finds image files and folders of concepts in user-provided folders. A warning lists the files that are ignored."""
+"""Finds image files and folders of concepts in user-provided folders. Files that are not images are ignored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_NAMED = 3  # maximum number of files that a message lists
 
 @dataclass(frozen=True)
 class Listing:
-    """The subfolders, images and other files of a folder, each sorted by name.
+    """The subfolders, the image files and the other files of a folder; each of the three lists is sorted by name.
 
-    Hidden files and files that operating systems create are omitted.
+    Hidden files and files that operating systems create, such as ``Thumbs.db``, are omitted.
     """
 
     folders: list[Path]
@@ -78,12 +78,12 @@ def _is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # the image is damaged or too large; the error is raised when the image is read
+    except Exception:  # the image is damaged or too large; reading the image later raises the error
         return True
 
 
 def named_folders(folder: Path) -> dict[str, Path]:
-    """Return a dict from the normalized name of each subfolder of ``folder`` to its path, sorted by name.
+    """Return a dict from the normalized name of each subfolder of ``folder`` to its path, sorted by folder name.
 
     Raises:
         ValueError: two subfolders have the same normalized name.
@@ -94,11 +94,11 @@ def named_folders(folder: Path) -> dict[str, Path]:
 
 
 def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[list[Path]]:
-    """Return the image files of each folder, sorted by name. One warning lists all ignored files and subfolders.
+    """Return the image files of each folder, sorted by name, and warn of all other files and subfolders.
 
     Args:
-        folders: folders of images; other files and subfolders in these folders are ignored.
-        loose: paths that are not in one of ``folders``, but that the warning also lists as ignored.
+        folders: folders of images.
+        loose: paths outside ``folders`` that the warning also lists as ignored.
 
     Raises:
         ValueError: a folder is missing or contains no image.
@@ -109,7 +109,7 @@ def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[
 
 
 def image_listings(folders: Iterable[Path]) -> list[Listing]:
-    """Return the listing of each folder.
+    """Return the subfolders, image files and other files of each folder.
 
     Raises:
         ValueError: a folder is missing or contains no image.
@@ -124,7 +124,7 @@ def image_listings(folders: Iterable[Path]) -> list[Listing]:
 
 
 def warn_ignored(paths: Sequence[Path]) -> None:
-    """Warn that the files ``paths`` are ignored, because these files are not images of a concept.
+    """Print a warning that lists the ignored files ``paths``, which are not images of a concept.
 
     If ``paths`` is empty, nothing is printed.
     """

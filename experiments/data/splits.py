@@ -16,24 +16,27 @@ from experiments.data.images import UnreadableImage, read_image
 from experiments.data.parquet import ImageTable, Rows, shuffle_key
 from experiments.data.scan import image_listings, list_folder, warn_ignored
 
-COPY = re.compile(r"_n\d{8}$")  # file names on the Hub end with the WordNet id: n01440764_10026_n01440764.JPEG
+COPY = re.compile(r"_n\d{8}$")  # WordNet id at the end of file names on the Hub: n01440764_10026_n01440764.JPEG
 
 
 class Split(Protocol):
-    """The images of a split (training or validation). An *item* identifies an image for the method ``read``."""
+    """The images of the training or validation split. An *item* is a value by which :meth:`read` finds an image."""
 
     def classes(self) -> list[int]:
         """Return the indices of the classes that have images in this split."""
         ...
 
     def of_classes(self, indices: Sequence[int]) -> list[Sequence[Any]]:
-        """Return the items of each class, sorted by :func:`~experiments.data.parquet.shuffle_key`."""
+        """Return one sequence of items for each class of ``indices``.
+
+        The items of a class are sorted by :func:`~experiments.data.parquet.shuffle_key`.
+        """
         ...
 
     def sample(self, count: int | None) -> Sequence[Any]:
-        """Return a pseudo-random sample of ``count`` items of all classes, sorted by position on disk for fast reading.
+        """Return ``count`` pseudo-random items of all classes, in their order on disk, so that reading is fast.
 
-        The sample consists of the items with the smallest :func:`~experiments.data.parquet.shuffle_key`. If ``count``
+        The ``count`` items with the smallest :func:`~experiments.data.parquet.shuffle_key` are returned. If ``count``
         is None, all items are returned.
         """
         ...
@@ -51,11 +54,11 @@ class _ByClass:
     """Finds the images of a class in an array of all images.
 
     Args:
-        labels: class index of each image, ``int [N]``.
-        keys: shuffle key of each image, ``uint64 [N]``.
+        labels: class index of each of the N images, ``int [N]``.
 
     Attributes:
-        order: image indices sorted by class, then by shuffle key; ``order[rows(c)]`` are the images of class c.
+        order: image indices, sorted by class, and by shuffle key within a class. ``order[rows(c)]`` are the indices of
+            the images of class c.
     """
 
     def __init__(self, labels: np.ndarray, keys: np.ndarray) -> None:
@@ -74,17 +77,17 @@ class _ByClass:
 
 
 class TableSplit:
-    """A split that is stored in Parquet files. File, row and class of each image are in memory.
+    """A split that is stored in Parquet files. The file, the row and the class of each image are kept in memory.
 
     Args:
-        files: paths or URLs of the files.
+        files: paths or URLs of the Parquet files.
         seed: integer that determines the pseudo-random order of the images.
         image, label: names of the image column and of the label column.
-        names: class names of the integer labels, for files whose schema declares no names. None: the integers are class
-            indices of ImageNet-1k.
+        names: class names of the integer labels, for files whose schema declares no names. If ``names`` is None, the
+            integers are class indices of ImageNet-1k.
 
     Raises:
-        ValueError: a file lacks one of the two columns, or a row has no label or a label that is no class of
+        ValueError: a file has no image column or no label column, or the label of a row is missing or not a class of
             ImageNet-1k.
     """
 
@@ -127,7 +130,7 @@ class TableSplit:
 
 
 def _shuffle_keys(seed: int, names: Sequence[str]) -> np.ndarray:
-    """Return the shuffle key of each image name, ``uint64 [N]``."""
+    """Return the hash of each image name by which images are sorted (:func:`shuffle_key`), ``uint64 [N]``."""
     return np.fromiter((shuffle_key(seed, COPY.sub("", Path(name).stem)) for name in names), np.uint64)
 
 
@@ -137,7 +140,7 @@ def _class_indices(file: str, column: pa.ChunkedArray, names: Sequence[str] | No
     Args:
         file: path of the file, for error messages.
         column: the labels of all rows.
-        names: class names for which the integers stand. None: the integers are class indices.
+        names: class names for which the integers stand. If ``names`` is None, the integers are class indices.
 
     Raises:
         ValueError: a row has no label, or a label is not a class of ImageNet-1k; the message names file and row.
@@ -177,11 +180,11 @@ def _class_index(label: object, names: Sequence[str] | None) -> int:
 
 
 def _in_class_order(names: Sequence[str]) -> bool:
-    """Return whether ``names`` are the names of all 1,000 classes in the order of their indices.
+    """Return whether ``names`` are the names of the 1,000 classes of ImageNet-1k in the order of the class indices.
 
-    A few names in the list of the Hugging Face Hub belong to two classes (maillot) or to no class (crane2), so that not
-    all names can be looked up. More than half of the names must be unique names of the class at the position of the
-    name, and no name may be the unique name of another class.
+    Not every name can be looked up: on the Hugging Face Hub, a few names belong to two classes (maillot) or to no class
+    (crane2). ``names`` are accepted as ordered if more than half of the names belong only to the class whose index is
+    the position of the name, and no name belongs only to another class.
     """
     indices = [_unique_index(name) for name in names]
     matching = sum(index == position for position, index in enumerate(indices))
@@ -197,10 +200,9 @@ def _unique_index(name: str) -> int | None:
 
 
 class FolderSplit:
-    """A split that is stored as one folder of images per class. The file names are in memory.
+    """A split that is stored as one folder of images per class. The file names are kept in memory.
 
-    Files that are not images are ignored, see :func:`~experiments.data.scan.list_folder`. Warnings list the ignored
-    files.
+    Warnings list the files that are ignored because they are not images (:func:`~experiments.data.scan.list_folder`).
     """
 
     def __init__(self, root: Path, seed: int) -> None:
@@ -270,9 +272,10 @@ def _encoded(names: Iterable[str]) -> np.ndarray:
 
 
 class Files(Sequence):
-    """The files of one folder as a sequence of pairs ``(folder, file name)``.
+    """A sequence of pairs ``(folder, file name)``, one pair per file of a folder.
 
-    The names are stored in one NumPy array of bytes, in which each name uses the memory of the longest name.
+    The file names are stored in one NumPy array of byte strings, in which every name uses as much memory as the longest
+    name.
     """
 
     def __init__(self, folder: str, names: np.ndarray) -> None:
@@ -292,8 +295,8 @@ class Subset(Sequence):
 
     Args:
         parts: the files of each folder.
-        index: for each file of the subset, the index of its folder in ``parts`` and the index of the file in the
-            folder, ``int32 [N, 2]``.
+        index: array ``int32 [N, 2]``. A row contains, for one of the N files of the subset, the index of its folder in
+            ``parts`` and the index of the file in the folder.
     """
 
     def __init__(self, parts: Sequence[Files], index: np.ndarray) -> None:

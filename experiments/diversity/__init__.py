@@ -1,1 +1,1 @@
-"""Seed diversity: how different, and how correct, are n images of one prompt?"""
+"""Experiment on seed diversity: measures how different and how correct the images of one prompt are."""

@@ -1,4 +1,4 @@
-"""Arms of the experiment on seed diversity: pink initial seeds, and optimization of one-step predictions."""
+"""The arms (compared pipelines) of the experiment on seed diversity, which generate several images of one prompt."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from rnri.validation import ConfigError, dataclass
 
 @dataclass(frozen=True)
 class DiversityArm(Arm):
-    """An arm that generates a group of images of one prompt from random seeds.
+    """An arm (one of the compared pipelines) that generates several images of one prompt from random seeds.
 
     Args:
-        noise_exponent: exponent of the power spectrum ``1 / f^exponent`` of the initial seeds
-            (:func:`seedselect.noise.pink_noise`); 0 means white noise.
-        one_step: whether the optimization uses one-step predictions of the clean latent, as in Contrastive Noise
-            Optimization, instead of all sampling steps. The images are sampled from the optimized seeds with all steps.
-        stop_gradient: whether the gradient of a one-step prediction treats the prediction of the network as a constant,
-            so that an update needs no backward pass through the network.
+        noise_exponent: exponent of the power spectrum ``1 / f^exponent`` of the initial seeds, where f is the spatial
+            frequency (:func:`seedselect.noise.pink_noise`). The exponent 0 means white noise.
+        one_step: whether the loss of a seed is computed from a one-step prediction of the clean latent, as in
+            Contrastive Noise Optimization. If false, the loss is computed from the result of all sampling steps. The
+            final images are always sampled with all steps.
+        stop_gradient: whether the gradient of a one-step prediction treats the network's output as a constant, so that
+            no backward pass through the network is needed.
     """
 
     noise_exponent: NonNegativeFloat = 0.0
@@ -36,7 +37,7 @@ class DiversityArm(Arm):
 
     @property
     def _backward_cost(self) -> int:
-        """Network evaluations of one update of one-step predictions, in addition to the prediction."""
+        """Cost in network evaluations of the gradient of a one-step prediction, without the prediction itself."""
         return 0 if self.stop_gradient else BACKWARD_COST
 
     def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Report of the experiment on seed diversity: measurements of each group of images, table and figures."""
+"""Report of the experiment on seed diversity: metrics of the images of each concept, tables and figures."""
 
 from __future__ import annotations
 
@@ -39,21 +39,22 @@ NOTE = (
     "distance of two images of a concept. Vendi score: effective number of different images of a concept. Distinct "
     "correct images: Vendi score of the images that the evaluation classifier recognizes, 0 if there are none."
 )
-MAX_FIGURES = 4  # maximum number of concepts whose images are shown
+MAX_FIGURES = 4  # maximum number of concepts whose images are drawn as figures
 
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """The n images of one concept with one arm, and their measurements by the evaluation classifier.
+    """The n images of one concept that one arm (compared pipeline) generated, and the metrics of these images.
 
     Attributes:
         concept: the concept of the prompt.
-        images: the images without NaN and infinity, ``uint8 [m, 3, H, W]``.
-        predictions: predicted label of each of the n images; None for an image that is not finite.
-        records: record of each of the n images, with its number of network evaluations.
-        distance: mean perceptual distance of two images; None if there are fewer than two images.
-        vendi: Vendi score of the images; None if there are no images.
-        distinct: Vendi score of the images whose predicted label is the concept; 0 if there are none.
+        images: the m <= n images without NaN and infinite pixels, ``uint8 [m, 3, H, W]``.
+        predictions: label that the evaluation classifier predicts for each of the n images; None if the image has NaN
+            or infinite pixels.
+        records: one dict per image with stored values, such as the number of network evaluations.
+        distance: mean perceptual distance between two of the images; None if there are fewer than two images.
+        vendi: Vendi score (effective number of different images) of the images; None if there are no images.
+        distinct: Vendi score of the images whose predicted label is the concept; 0 if no image has this label.
     """
 
     concept: Concept
@@ -66,11 +67,11 @@ class ImageGroup:
 
     @property
     def correct(self) -> list[bool]:
-        """Whether each predicted label is the name of the concept."""
+        """For each image, whether the predicted label is the name of the concept."""
         return [prediction == self.concept.name for prediction in self.predictions]
 
     def row(self) -> dict[str, Any]:
-        """Return the columns of the group in ``concepts.csv``."""
+        """Return the row of ``concepts.csv`` for this concept and arm, without the name of the arm."""
         return {
             "concept": self.concept.name,
             "bucket": self.concept.bucket,
@@ -84,7 +85,7 @@ class ImageGroup:
 
 
 def evaluate_arm(context: RunContext, arm: str, classifier: Classifier) -> list[ImageGroup]:
-    """Return the measurements of all concepts with one arm."""
+    """Return the images and metrics of all concepts for the arm ``arm``."""
     units = context.units(arm)
     return [evaluate_group(concept, *units.read(concept.key), classifier) for concept in context.concepts]
 
@@ -92,7 +93,7 @@ def evaluate_arm(context: RunContext, arm: str, classifier: Classifier) -> list[
 def evaluate_group(
     concept: Concept, tensors: Mapping[str, Tensor], record: Mapping[str, Any], classifier: Classifier
 ) -> ImageGroup:
-    """Return the measurements of the images of one unit: its tensors and its record."""
+    """Compute the metrics of the images of one concept and arm from the stored tensors and the stored record."""
     images = tensors["images"]
     features, labels = classify_images(classifier, images)
     remaining = iter(labels)
@@ -118,13 +119,14 @@ def write_report(
     seed: int,
     step: int = 0,
 ) -> list[dict[str, Any]]:
-    """Write results, tables, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
+    """Write tables and figures to ``run_dir`` and to the loggers; return one row of metrics per arm.
 
     Args:
-        groups: groups of images of each arm, in the same order of concepts.
+        groups: images and metrics of each concept, by the name of the arm. The concepts have the same order in all
+            arms.
         settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
-        step: step number with which the loggers record the results, equal to the number of units.
+        step: step number with which the loggers record the results.
     """
     concepts = [{"method": name} | group.row() for name, arm in groups.items() for group in arm]
     rows = [arm_row(name, [group.row() for group in arm], seed) for name, arm in groups.items()]
@@ -151,7 +153,7 @@ def write_report(
 
 
 def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Return the means over the concepts with 95 % confidence intervals. The bootstrap resamples whole concepts."""
+    """Return the mean over ``concepts`` of each metric, with a 95 % confidence interval of bootstrapped concepts."""
     row: dict[str, Any] = {"method": method, "nfe": sum(each["nfe"] for each in concepts) / len(concepts)}
     for column in VALUES:
         row |= _with_interval(column.key, [each[column.key] for each in concepts], seed)
@@ -159,7 +161,10 @@ def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> di
 
 
 def pair_rows(groups: Mapping[str, Sequence[ImageGroup]], seed: int) -> list[dict[str, Any]]:
-    """Return the differences between each pair of arms. The bootstrap resamples the same concepts for both arms."""
+    """Return the mean differences of the metrics between each pair of arms, with 95 % confidence intervals.
+
+    The bootstrap of the confidence interval resamples the same concepts for both arms.
+    """
     by_arm = {name: [group.row() for group in arm] for name, arm in groups.items()}
     pairs = []
     for (baseline, reference), (method, concepts) in combinations(by_arm.items(), 2):
@@ -172,7 +177,10 @@ def pair_rows(groups: Mapping[str, Sequence[ImageGroup]], seed: int) -> list[dic
 
 
 def _with_interval(name: str, values: Sequence[float | None], seed: int) -> dict[str, float | None]:
-    """Return the mean of the available ``values`` as ``NAME``, and its interval as ``NAME_low`` and ``NAME_high``."""
+    """Return the mean of the ``values`` that are not None and its confidence interval.
+
+    The keys of the returned dict are ``NAME``, ``NAME_low`` and ``NAME_high``, where NAME is the argument ``name``.
+    """
     available = [value for value in values if value is not None]
     if not available:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
@@ -181,7 +189,7 @@ def _with_interval(name: str, values: Sequence[float | None], seed: int) -> dict
 
 
 def sample_rows(method: str, group: ImageGroup) -> list[dict[str, Any]]:
-    """Return one row per image with its predicted label and its record."""
+    """Return one row per image with the predicted label and the stored values of the image."""
     return [
         {
             "method": method,
@@ -200,7 +208,7 @@ def sample_rows(method: str, group: ImageGroup) -> list[dict[str, Any]]:
 
 
 def diversity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot the accuracy against the pairwise distance and against the Vendi score, one point per arm."""
+    """Plot accuracy against pairwise distance, and accuracy against Vendi score, with one point per arm."""
     figure, axes = plots.panels(2)
     styles = plots.method_styles([row["method"] for row in rows])
     for axis, column in zip(axes[0], ("distance", "vendi"), strict=True):
@@ -219,13 +227,16 @@ def diversity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def image_figures(groups: Mapping[str, Sequence[ImageGroup]]) -> dict[str, Any]:
-    """Return functions that draw the images of one concept with every arm, by the path of the figure."""
+    """Return a dict from figure path to a function that draws the images of one concept for all arms."""
     concepts = [group.concept for group in next(iter(groups.values()))][:MAX_FIGURES]
     return {f"images/{concept.name}": partial(concept_figure, groups, k) for k, concept in enumerate(concepts)}
 
 
 def concept_figure(groups: Mapping[str, Sequence[ImageGroup]], index: int) -> Figure:
-    """Draw the n images of the concept ``index``, one row per arm, with the predicted labels that are wrong."""
+    """Draw the images of the concept ``index``, one row per arm.
+
+    The captions are the predicted labels that are wrong.
+    """
     rows = []
     captions = []
     for name, arm in groups.items():
@@ -240,7 +251,7 @@ def concept_figure(groups: Mapping[str, Sequence[ImageGroup]], index: int) -> Fi
 
 
 def thumbnails(groups: Mapping[str, Sequence[ImageGroup]]) -> list[Thumbnails]:
-    """Return the images of each arm for the HTML report, concept by concept, with the predicted labels."""
+    """Return the images of each arm for the HTML report, ordered by concept, with the labels that are wrong."""
     shown = []
     for name, arm in groups.items():
         images = []

@@ -1,8 +1,9 @@
-"""Seed diversity: variety and accuracy of n images of one prompt, for methods with equal network evaluations.
+"""Experiment on seed diversity: measures the variety and the accuracy of n images of one prompt.
 
-Few-step models generate similar images for different seeds of a prompt. The arms of the experiment choose or optimize
-the n seeds of a prompt jointly, so that their images differ. The evaluation classifier measures the variety of the n
-images of a concept and recognizes the concept. No arm optimizes the features of the evaluation classifier.
+Few-step models generate similar images for different seeds of a prompt. Each arm (compared pipeline) chooses or
+optimizes the n seeds of a prompt jointly, so that the images differ. The evaluation classifier predicts the concept of
+each image, and its features measure the variety of the n images. No arm optimizes the features of the evaluation
+classifier, so that the evaluation is independent of the optimization.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from seedselect.noise import pink_noise
 
 
 class DiversityModule(RareConceptModule):
-    """Lightning module that generates the images of all arms; a unit is the n images of one concept with one arm."""
+    """Lightning module that generates the images of all arms.
+
+    Each step generates the n images of one concept and arm.
+    """
 
     def _arm(self, batch: ConceptBatch) -> DiversityArm:
         arm = self.context.arms[batch.arm]
@@ -60,12 +64,12 @@ class DiversityModule(RareConceptModule):
 
 
 def predict_clean(seeds: Tensor, predictor: Any, schedule: Schedule, *, stop_gradient: bool) -> Tensor:
-    """Return the predictions of the clean latents from ``seeds [B,C,h,w]`` by one network evaluation.
+    """Predict the clean latents ``[B,C,h,w]`` from ``seeds [B,C,h,w]`` with one network evaluation.
 
     Args:
-        predictor: predictor of noise or velocity.
-        schedule: the sampling schedule, whose first timestep is the timestep of the seeds.
-        stop_gradient: whether the gradient treats the prediction of the network as a constant.
+        predictor: function that evaluates the denoising network, which predicts noise or velocity.
+        schedule: the sampling schedule. Its first timestep is the timestep of the seeds.
+        stop_gradient: whether the gradient treats the network's output as a constant.
     """
     z = to_state_dtype(seeds)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
@@ -74,17 +78,20 @@ def predict_clean(seeds: Tensor, predictor: Any, schedule: Schedule, *, stop_gra
 
 
 def total_only(arm: str, bucket: str) -> dict[str, Any] | None:
-    """Return the columns that identify the row of an arm if ``bucket`` is ``total``, else None."""
+    """Return the columns that identify the table row of an arm (pipeline) if ``bucket`` is ``total``, else None.
+
+    ``total`` stands for the concepts of all frequency buckets.
+    """
     return {"method": arm} if bucket == "total" else None
 
 
 @dataclass(kw_only=True)
 class DiversityExperiment(ArmsExperiment):
-    """The task of ``experiment=diversity``, whose table has one row per arm.
+    """The task of ``experiment=diversity``, whose table has one row per arm (compared pipeline).
 
     Args:
-        arms: the compared arms by name. Differences in the report are relative to the first arm.
-        samples: number n of images per concept, which form a group.
+        arms: the arms (compared pipelines) by name. Differences in the report are relative to the first arm.
+        samples: number n of images per concept.
     """
 
     arms: Annotated[Mapping[str, DiversityArm], MinLen(1)]
@@ -103,7 +110,7 @@ class DiversityExperiment(ArmsExperiment):
         return [ImageStage(self.context, total_only, ("method",), DiversityModule)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the number of distinct correct images of the last arm."""
+        """Write the report; return the mean Vendi score of the correct images of the last arm."""
         from experiments.diversity.report import evaluate_arm, write_report
 
         classifier = self.networks.classifier
@@ -120,7 +127,7 @@ class DiversityExperiment(ArmsExperiment):
 
 
 def _losses(arm: DiversityArm) -> list[SeedSelect]:
-    """Return the objects of ``arm.select`` that compute losses."""
+    """Return the objects in ``arm.select`` that compute the loss of the seeds."""
     select = arm.select
     if isinstance(select, BestOf):
         return [select.loss, *([select.refine] if select.refine else [])]

@@ -1,1 +1,1 @@
-"""Editing experiment: edits the images of a benchmark in PIE-Bench's format with many methods, and computes metrics."""
+"""Editing experiment: edits the images of a benchmark with several methods, and computes metrics of the edits."""

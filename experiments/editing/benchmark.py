@@ -1,4 +1,4 @@
-"""Editing benchmarks in the format of PIE-Bench (Ju et al. 2023, https://arxiv.org/abs/2310.01506), with masks."""
+"""Reads editing benchmarks in the format of PIE-Bench (Ju et al. 2023, https://arxiv.org/abs/2310.01506)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiments.data.images import read_rgb
 from experiments.naming import normalize_name
 from rnri.validation import first_line
 
-SIDE = 512  # height and width of a mask in pixels, for images of any size
+SIDE = 512  # height and width of a mask in pixels; images may have another size
 MAPPING = "mapping_file.json"
 IMAGES = "annotation_images"
 KINDS = (
@@ -35,14 +35,16 @@ class BenchmarkEdit:
 
     Attributes:
         key: name of the edit in the benchmark's mapping file (``mapping_file.json``).
-        image: file of the source image.
-        source, target: prompts of the source image and of the edited image, without PIE-Bench's square brackets.
-        instruction: the edit as an instruction in words.
-        kind: index in ``KINDS`` of the kind of the edit.
-        words: the word of the source prompt that is replaced, and its replacement; empty if the benchmark does not
-            contain these words.
+        image: image file that is to be edited.
+        source, target: prompts of the source image and of the edited image, without the square brackets that mark
+            changed words in PIE-Bench.
+        instruction: description of the edit as an instruction, such as "Change blue to green".
+        kind: kind of the edit, as an index in ``KINDS``.
+        words: the word of the source prompt that is replaced, and the word that replaces it. Empty if the benchmark
+            does not name the two words.
         mask: ``bool [512,512]``, True for pixels that the edit should change.
-        target_image: file of the ground truth (the correct edited image); None if the benchmark has no ground truth.
+        target_image: image file of the ground truth (the correct edited image); None if the benchmark has no ground
+            truth.
         concept: name of the concept that the edited image should show; None if the benchmark does not name a concept.
     """
 
@@ -59,7 +61,7 @@ class BenchmarkEdit:
 
     @property
     def expected_label(self) -> str | None:
-        """Normalized label of the object that the edited image should show; None if the edit changes no object."""
+        """Normalized name of the new object that the edited image should show; None if the edit replaces no object."""
         if KINDS[self.kind] != "change object" or self.concept is None:
             return None
         return normalize_name(self.concept)
@@ -83,7 +85,7 @@ class BenchmarkEdit:
     def resized_mask(self, size: tuple[int, int]) -> Tensor:
         """Return ``mask`` resized to ``size = (H, W)``.
 
-        A pixel is True if at least half of its area in ``mask`` is True.
+        A pixel of the resized mask is True if at least half of the pixels of ``mask`` that it covers are True.
         """
         mask = torch.from_numpy(self.mask).float()[None, None]
         return F.interpolate(mask, size, mode="area")[0, 0] >= 0.5
@@ -92,9 +94,8 @@ class BenchmarkEdit:
 def encode_mask(mask: np.ndarray) -> list[int]:
     """Return the run-length encoding of ``mask [512,512]``: the list start, length, start, length, ... of all runs.
 
-    A run is a maximal sequence of consecutive True pixels.
-
-    The start of a run is the number of its first pixel; pixels are numbered row by row from 0.
+    A run is a maximal sequence of consecutive True pixels, where the pixels are numbered row by row from 0. The start
+    of a run is the number of its first pixel.
     """
     flat = np.concatenate([[0], np.asarray(mask, dtype=bool).ravel(), [0]]).astype(np.int8)
     starts, ends = (np.flatnonzero(np.diff(flat) == sign) for sign in (1, -1))
@@ -104,7 +105,7 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 def decode_mask(runs: Sequence[int]) -> np.ndarray:
     """Decode a run-length encoded mask to ``bool [512,512]``.
 
-    As in PIE-Bench's code, the pixels at the border of the mask become True.
+    As in the code of PIE-Bench, the first and the last row and column of the mask are set to True.
 
     Raises:
         ValueError: ``runs`` has an odd number of entries or entries that are not integers, or a run is outside the
@@ -127,7 +128,7 @@ def read_benchmark(folder: str | Path) -> list[BenchmarkEdit]:
     """Read all edits of a benchmark folder in PIE-Bench's format.
 
     Raises:
-        ValueError: the folder is not a valid benchmark. The message names the invalid file, edit and field.
+        ValueError: the folder is not a valid benchmark. The error message names the invalid file, edit and field.
     """
     path = Path(folder) / MAPPING
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Jobs of the editing experiment. A job applies one method with one model to a batch of edits."""
+"""Jobs of the editing experiment: a job applies one method with one model to a batch of edits."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 
 SOURCE_IMAGE = "source image"
 GROUND_TRUTH = "ground truth"
-"""Reference methods, which return the unedited source image or the ground-truth image of the benchmark."""
+"""Names of the reference methods, which return the unedited source image or the ground-truth image of the benchmark."""
 
 PROMPT_SWAP = "prompt_swap"
 NATIVE = "native"
 NONE = "none"
 ATTENTION_EDITS = {PromptToPrompt: "p2p", Injection: "injection"}
-"""Attention edits: the class of the edit and the name of its edit method.
+"""Attention edits: dict from the class of the edit to the name of its edit method.
 
-An edit method generates the edited image. ``prompt_swap`` uses the target prompt to sample from the inverted seed. An
-attention edit (``p2p``, ``injection``) also reuses attention of the source image. ``native`` is the editing procedure
-of a method that edits without inversion. ``none`` is the edit method of the reference methods, whose images are not
-edited.
+An edit method generates the edited image. The edit method ``prompt_swap`` samples from the inverted seed with the
+target prompt. An attention edit (``p2p`` or ``injection``) also reuses attention of the source image. The edit method
+``native`` is the only editing procedure of a method, such as a method that edits without inversion. The edit method
+``none`` returns an image without editing it.
 """
 
 Method = Inverter | Editor
@@ -46,8 +46,8 @@ class EditingModel:
     Attributes:
         name: name of the model in the results.
         model: the text-to-image model.
-        steps, guidance: number of sampling steps and guidance scale, equal for inversion and sampling.
-        attention: the edit method that reuses attention of the source image, for the network of the model.
+        steps, guidance: number of steps and guidance scale of both inversion and sampling.
+        attention: the edit method for the model's type of network that reuses attention of the source image.
     """
 
     name: str
@@ -59,11 +59,10 @@ class EditingModel:
 
 @dataclasses.dataclass(frozen=True)
 class EditJob:
-    """One method with one model and each of ``edit_methods``, applied to a batch of edits.
+    """One method that is applied to a batch of edits with one model and with each of ``edit_methods``.
 
-    The results of a job are stored as one unit.
-
-    For the two reference methods, which return the source image or the ground truth, ``method`` and ``model`` are None.
+    The results of a job are stored as one unit, which a resumed run does not compute again. ``method`` and ``model``
+    are None for the two reference methods, which return the source image or the ground truth.
     """
 
     name: str
@@ -74,7 +73,7 @@ class EditJob:
 
     @property
     def key(self) -> str:
-        """Key of the batch of edits, which is a hash of the prompts, masks and images of the edits."""
+        """Hash of the prompts, masks and images of the edits, under which the results of the job are stored."""
         return hashlib.sha256("\n".join(map(edit_key, self.edits)).encode()).hexdigest()
 
     @property
@@ -83,14 +82,14 @@ class EditJob:
 
     @property
     def folder_key(self) -> str:
-        """Key of the folder to which the unit is written. Jobs that differ only in their edits have the same key."""
+        """Key of the folder in which the results are stored. Jobs that differ only in their edits have the same key."""
         return f"{self.name}\n{'' if self.model is None else self.model.name}\n{self.edit_methods}"
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the inversion and all edit methods.
+        """Estimated cost of the inversion and of all edit methods.
 
-        The cost of an attention edit includes the sampling of the source image.
+        The cost of an attention edit includes the sampling of the source image, whose attention is reused.
         """
         if self.model is None or self.method is None:
             return Cost()
@@ -100,7 +99,7 @@ class EditJob:
         return Cost(nfe_per_step * self.model.steps, 1 + len(self.edit_methods)).times(len(self.edits))
 
     def batch(self, images: Tensor, originals: Tensor, networks: EditingNetworks, min_psnr: float) -> EditBatch:
-        """Return the inputs of the metrics for the edited ``images [B,3,H,W]``."""
+        """Return everything that the metrics of the edited ``images [B,3,H,W]`` are computed from."""
         size = tuple(images.shape[-2:])
         return EditBatch(
             images=images,
@@ -123,7 +122,7 @@ def edit_key(edit: BenchmarkEdit) -> str:
 
 
 def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
-    """Return the last part of the path of a model's LoRA, or of the model's checkpoint if there is no LoRA.
+    """Return a name for the model: the last part of the path of its LoRA, or of its checkpoint if it has no LoRA.
 
     The path is an argument of the partial function ``create``, which creates the model.
 
@@ -143,7 +142,7 @@ def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
 def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
     """Return the number of sampling steps of the model ``name``.
 
-    ``steps`` is one number for all models, or a dictionary from model names to numbers.
+    ``steps`` is one number for all models, or a dict from model names to numbers of steps.
 
     Raises:
         ValueError: ``steps`` has no entry for the model.
@@ -159,10 +158,12 @@ def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
 
 
 def select_edits(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: int | None) -> list[BenchmarkEdit]:
-    """Return ``count`` edits, taken from each of ``kinds`` in turn. None returns all edits of these kinds.
+    """Return ``count`` edits, taken from each of ``kinds`` in turn.
+
+    If ``count`` is None, return all edits of ``kinds``.
 
     Raises:
-        ValueError: there are fewer than ``count`` edits of these kinds, or no edit.
+        ValueError: there are fewer than ``count`` edits of ``kinds``, or no edits.
     """
     by_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
     interleaved = [edit for turn in zip_longest(*by_kind) for edit in turn if edit is not None]
@@ -184,15 +185,15 @@ def make_jobs(
 ) -> tuple[list[EditJob], list[dict[str, str]]]:
     """Return the jobs of all methods with all models, and the combinations of method and model that are omitted.
 
-    A combination is omitted if the method does not support the schedule of the model. The ground truth is omitted if an
-    edit has no ground-truth image; the edits of PIE-Bench have no ground-truth image.
+    A combination is omitted if the method does not support the schedule of the model. The ground truth is omitted as a
+    reference method if an edit has no ground-truth image, as in PIE-Bench.
 
     Args:
         models: the models with which every method is run.
-        methods: inversion methods by name. Images are edited by prompt swap (sampling from the inverted seed with the
-            target prompt) and by an attention edit.
-        extra_methods: editors (methods that edit without inversion), and inversion methods of which only the prompt
-            swap is computed.
+        methods: inversion methods by name. Images are edited by prompt swap, which generates an image from the inverted
+            seed with the target prompt, and by an attention edit, which also reuses attention of the source image.
+        extra_methods: further methods by name, which use the edit method ``native``. Editors edit without inversion,
+            and inversion methods sample from the inverted seed with the target prompt.
         edits: the edits of the benchmark.
         batch_size: number of edits per job.
     """
@@ -220,7 +221,7 @@ def make_jobs(
 
 
 class EditJobDataModule(CachedUnitDataModule):
-    """Data loader of the jobs whose results are not on disk yet."""
+    """Lightning data module with the jobs whose results are not on disk yet."""
 
     unit_noun = "batch"
 

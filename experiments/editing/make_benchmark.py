@@ -1,4 +1,4 @@
-"""Create an editing benchmark with ground-truth images in PIE-Bench's format, from the emoji corpus of this project.
+"""Creates an editing benchmark in PIE-Bench's format from the emoji corpus, with ground-truth edited images.
 
 Usage: ``python -m experiments.editing.make_benchmark FOLDER``. Every call of the command writes the same files.
 """
@@ -22,11 +22,14 @@ from experiments.editing.benchmark import IMAGES, KINDS, MAPPING, SIDE, encode_m
 
 PROMPT = "a drawing of {phrase} in {style} style on a {background} background"
 COUNTS = {"concept": 120, "background": 100, "style": 100, "added": 50, "removed": 50}
-MASK_MARGIN = 3  # a mask is widened by this number of pixels, because resizing blurs the edges of a drawing
-MIN_BACKGROUND = 0.05  # minimum fraction of the image that is outside of the mask
+MASK_MARGIN = 3  # pixels by which a mask is widened, because resizing blurs the edges of a drawing
+MIN_BACKGROUND = 0.05  # minimum fraction of the image that must be outside the mask
 HEAD = 1000
 TAIL = 42
-"""Numbers of captions that separate the buckets head, medium and tail, equal to those in configs/data/emoji.yaml."""
+"""A concept is frequent (head) above ``HEAD`` captions and rare (tail) below ``TAIL`` captions.
+
+Keep the two numbers equal to those in configs/data/emoji.yaml.
+"""
 
 SOURCE_SPLITS = ("reference", "fid")  # splits of the corpus on which the text-to-image model was not trained
 
@@ -35,7 +38,7 @@ SOURCE_SPLITS = ("reference", "fid")  # splits of the corpus on which the text-t
 class EditImage:
     """The source or target image of an edit, which is a drawing on a background.
 
-    ``row`` is the row of the drawing in the table of the corpus.
+    ``row`` is the table row of the drawing in the corpus.
     """
 
     row: dict
@@ -44,7 +47,7 @@ class EditImage:
     def prompt(self, marked: str = "") -> str:
         """Return the prompt of the image.
 
-        The part of the prompt with the name ``marked`` (phrase, style or background) is put in square brackets.
+        ``marked`` (phrase, style or background) names the part of the prompt that is put in square brackets.
         """
         words = {"phrase": self.row["phrase"], "style": self.row["style"], "background": self.augmentation.background}
         return PROMPT.format(**words | ({marked: f"[{words[marked]}]"} if marked else {}))
@@ -52,12 +55,12 @@ class EditImage:
 
 @dataclass(frozen=True)
 class PlannedEdit:
-    """An edit that changes ``source`` to ``target``.
+    """An edit that changes the image ``source`` to the image ``target``.
 
     Attributes:
-        name: name of the kind of edit, a key of ``COUNTS``.
-        changed: the part of the prompt that the edit changes: phrase, style or background.
-        source, target: the image before and after the edit.
+        name: kind of the edit, a key of ``COUNTS``.
+        changed: name of the part of the prompt that the edit changes: phrase, style or background.
+        source, target: the images before and after the edit.
     """
 
     name: str
@@ -78,7 +81,7 @@ class PlannedEdit:
 
 
 def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Iterator[PlannedEdit]:
-    """Yield random edits of drawings of ``concepts``. ``COUNTS`` contains the number of edits of each kind.
+    """Yield random edits of images that show one of ``concepts``. ``COUNTS`` is the number of edits of each kind.
 
     Raises:
         ValueError: the corpus has too few drawings.
@@ -103,7 +106,7 @@ def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Itera
 
 
 def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.random.Generator) -> PlannedEdit | None:
-    """Return a random edit of ``source`` of the kind ``name``, or None if the corpus has no suitable target drawing."""
+    """Return a random edit of ``source`` of the kind ``name``, or None if no drawing in ``rows`` can be the target."""
     row = source.row
     if name == "background":
         others = [color for color in BACKGROUNDS if color != source.augmentation.background]
@@ -124,8 +127,9 @@ def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.rando
 def _has_target_style(name: str, style: str, other: str) -> bool:
     """Return whether an edit of the kind ``name`` may change an image of the style ``style`` to the style ``other``.
 
-    For an edit of the kind ``style``, ``other`` must be the style of another designer. For edits of the kinds ``added``
-    and ``removed``, ``other`` must differ from ``style`` by one added or removed word.
+    For an edit of the kind ``style``, ``other`` must be the style of another designer. For an edit of the kind
+    ``added`` or ``removed``, ``other`` must be ``style`` with one first word added or removed, such as "flat fluent"
+    for "fluent".
     """
     added = other.endswith(f" {style}")
     removed = style.endswith(f" {other}")
@@ -133,7 +137,7 @@ def _has_target_style(name: str, style: str, other: str) -> bool:
 
 
 def mask_of(drawings: EmojiImages, edit: PlannedEdit) -> np.ndarray:
-    """Return the mask ``bool [H,W]`` of the pixels in which source and target image of an edit may differ.
+    """Return a mask ``bool [H,W]`` that is True where the source image and the target image of an edit may differ.
 
     The mask is computed from the alpha channels of the drawings.
     """
@@ -146,7 +150,7 @@ def mask_of(drawings: EmojiImages, edit: PlannedEdit) -> np.ndarray:
 def _alpha(drawing: Image.Image, augmentation: Augmentation) -> np.ndarray:
     """Return the alpha channel ``uint8 [H,W]`` of a drawing that is placed in an image.
 
-    Size, position and mirroring of the drawing are those of :func:`experiments.data.backgrounds.composite`.
+    The drawing has the same size, position and mirroring as in :func:`experiments.data.backgrounds.composite`.
     """
     alpha = drawing.getchannel("A")
     if augmentation.mirrored:
@@ -159,7 +163,7 @@ def _alpha(drawing: Image.Image, augmentation: Augmentation) -> np.ndarray:
 
 
 def write(folder: Path, corpus: str | Path) -> int:
-    """Write the benchmark to ``folder``; return its number of edits.
+    """Write the benchmark to ``folder``; return the number of edits.
 
     Raises:
         ValueError: ``folder`` is not empty, or ``corpus`` is incomplete.
@@ -182,7 +186,7 @@ def write(folder: Path, corpus: str | Path) -> int:
 
 
 def _write_edit(folder: Path, key: str, edit: PlannedEdit, drawings: EmojiImages) -> dict:
-    """Write the two images of an edit; return the edit's entry in the mapping file."""
+    """Write the source image and the target image of an edit; return the entry of the edit in the mapping file."""
     for edit_image, name in ((edit.source, f"{edit.name}/{key}.png"), (edit.target, f"{edit.name}/{key}_target.png")):
         path = folder / IMAGES / name
         path.parent.mkdir(exist_ok=True)

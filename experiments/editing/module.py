@@ -1,4 +1,4 @@
-"""The Lightning module that inverts and edits images, computes metrics, and measures the duration of network calls."""
+"""The Lightning module that inverts and edits images, and measures the quality and the duration of the edits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from experiments.runtime.device import synchronize
 from rnri import Inversion, LatentDiffusion
 from rnri.editing import Editor, edit_latents
 
-MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per unit and edit method
+MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per batch and edit method
 EditOutput = tuple[str, Tensor, dict[str, Tensor]]
-"""The name of an edit method, the edited images ``[B,3,H,W]``, and measurements ``[B]`` by the name of the column."""
+"""Name of an edit method, edited images ``[B,3,H,W]``, and a dict from column name to measured values ``[B]``."""
 
 
 class EditingModule(LightningModule):
-    """Edits a batch of images with each edit method of a job, computes the metrics, and writes the unit.
+    """Edits a batch of images with each edit method of a job, computes the metrics, and stores the results.
 
     Args:
         networks: the networks that compute the metrics.
-        units: stores of the units, by the ``folder_key`` of the jobs.
-        size: image size ``(H, W)`` in pixels for jobs without a model.
+        units: dict from the ``folder_key`` of a job to the store for the results of the job.
+        size: image size ``(H, W)`` in pixels for the reference methods, which have no model.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
     """
 
@@ -51,7 +51,7 @@ class EditingModule(LightningModule):
 
     @torch.no_grad()
     def predict_step(self, job: EditJob, _: int) -> str:
-        """Write the results of a job as a unit; return the label of the job."""
+        """Compute a job and store its results; return the label of the job."""
         size = self.size if job.model is None else job.model.model.image_size
         originals = torch.stack([edit.load_image(size) for edit in job.edits]).to(self.device)
         tensors: dict[str, Tensor] = {}
@@ -72,10 +72,10 @@ class EditingModule(LightningModule):
         yield NONE, torch.stack(images).to(self.device), {}
 
     def _edits(self, job: EditJob, originals: Tensor) -> Iterator[EditOutput]:
-        """Yield the edited images of each edit method.
+        """Yield the edited images and the measured times of each edit method.
 
-        All edit methods use the same inversion. The measured time of each edit method includes the time of the
-        inversion.
+        The images are inverted only once for all edit methods. The measured time of each edit method includes the time
+        of the inversion.
         """
         model = job.model.model
         self._warm_up(job.model, originals)
@@ -101,10 +101,10 @@ class EditingModule(LightningModule):
     def _edit(
         self, name: str, job: EditJob, z0: Tensor, inversion: Inversion | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the edited latents and a dictionary of measurements.
+        """Return the edited latents and a dict from column name to measured values.
 
-        For attention edits, the dictionary contains the MSE between the reconstructed latents and the VAE's latents of
-        the source images.
+        For attention edits, the dict contains the MSE between the reconstructed latents and the VAE's latents of the
+        source images. For other edits, the dict is empty.
         """
         model = job.model.model
         guidance = job.model.guidance
@@ -144,8 +144,8 @@ class NetworkTimer:
     """Context manager that measures the time spent in the networks of a model (denoiser, text encoders and VAE).
 
     Attributes:
-        network_seconds: total time in seconds of the calls of the networks.
-        total_seconds: time in seconds from entering to leaving the context.
+        network_seconds: total time of all network calls in seconds.
+        total_seconds: time between entering and leaving the context in seconds.
     """
 
     def __init__(self, model: LatentDiffusion, device: torch.device) -> None:

@@ -27,7 +27,7 @@ FinishedUnit = tuple[EditJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A job, and the tensors and the record of its finished unit."""
 
 IDENTITY = ("method", "edit", "model")
-"""Columns whose values together identify a row of the table."""
+"""Names of the columns whose values together identify a row of the results table."""
 MODEL = Column("model", "model")
 METHOD = Column("method", "method")
 EDIT = Column("edit", "edit")
@@ -47,12 +47,12 @@ def write_report(
     loggers: Sequence[Logger],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Write all results to ``run_dir`` and the loggers; return the rows of the results.
+    """Write all results to ``run_dir`` and to the loggers; return the rows of the results table.
 
     Args:
-        baseline: name of the method with which every other method is compared, edit by edit.
-        networks: name and SHA-256 hash of each network that computes metrics.
-        left_out: combinations of model and method that were not run, with the reasons.
+        baseline: name of the method with which every other method is compared on the same edits.
+        networks: name and SHA-256 hash of each network that generates images or computes metrics.
+        left_out: the combinations of model and method that were not run, each with the reason.
         settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
     """
@@ -79,9 +79,9 @@ def write_report(
 
 
 def edit_table(rows: Rows) -> Table:
-    """Return the table of all methods. If there are several models, the table has a column with the model.
+    """Return the table with the metrics of all methods. If there are several models, the table has a column ``model``.
 
-    The last rows are those of the reference methods, which return the source image or the ground truth.
+    The last rows of the table belong to the reference methods, which return the source image or the ground truth.
     """
     edits = [row for row in rows if row["model"] != NONE]
     model = [MODEL] if varying(edits, ["model"]) else []
@@ -90,7 +90,10 @@ def edit_table(rows: Rows) -> Table:
 
 
 def pair_tables(pairs: Rows) -> list[Table]:
-    """Return a list with the table of the differences from the baseline; the list is empty without differences."""
+    """Return a list with the table of differences from the baseline method.
+
+    If ``pairs`` is empty, the list is empty.
+    """
     if not pairs:
         return []
     model = [MODEL] if varying(pairs, ["model"]) else []
@@ -117,7 +120,10 @@ def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
 
 
 def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """Return one row per edit and edit method of a job, with method, model, prompts and metrics."""
+    """Return one row per edit and edit method of a job.
+
+    A row contains the method, the model, the prompts and metrics.
+    """
     return [
         {
             "method": job.name,
@@ -136,9 +142,10 @@ def sample_rows(job: EditJob, records: Mapping[str, Rows]) -> list[dict[str, Any
 
 
 def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Group sample rows by table row.
+    """Group the rows of single edits by method, edit method and model.
 
-    The keys are tuples of the values of the ``IDENTITY`` columns, which identify a table row.
+    The keys of the returned dict are tuples of the values of the ``IDENTITY`` columns. Each group becomes one row of
+    the results table.
     """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
@@ -147,9 +154,9 @@ def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """Aggregate the metrics of several edits to a table row.
+    """Aggregate the metrics of several edits into one row of the results table.
 
-    As in PIE-Bench, the mean of a metric ignores NaN values.
+    The mean of a metric ignores NaN values, as in PIE-Bench.
     """
     first = samples[0]
     row = {name: first[name] for name in (*IDENTITY, "steps")}
@@ -161,10 +168,10 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 
 
 def with_speedups(rows: Rows) -> list[dict[str, Any]]:
-    """Add ``speedup`` to the rows: the time of the same method with the slowest model, divided by the time of the row.
+    """Add the column ``speedup``: how many times faster a row is than the same method with the slowest model.
 
-    Both times are for the same edit method, where Prompt-to-Prompt and attention injection count as the same edit
-    method. The slowest model is the model with the most sampling steps.
+    The slowest model is the model with the most sampling steps. Times are compared for the same edit method, where
+    Prompt-to-Prompt and attention injection count as the same edit method.
     """
 
     def key(row: Mapping[str, Any]) -> tuple:
@@ -181,8 +188,8 @@ def with_speedups(rows: Rows) -> list[dict[str, Any]]:
 def paired_differences(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
     """Compute mean differences between each method and ``baseline`` on the same edits, with 95 % confidence intervals.
 
-    There is one row per metric. The baseline has the same model and the same edit method as the compared method. For a
-    method that edits without inversion (``native``), the baseline's edit method is the prompt swap.
+    A row contains the difference of one metric. The baseline is evaluated with the same model and the same edit method
+    as the compared method. A method with the edit method ``native`` is compared with the prompt swap of the baseline.
     """
     by_row = group_samples(samples)
     pairs = []
@@ -209,7 +216,7 @@ def _mean_and_interval(values: Sequence[float], seed: int) -> dict[str, float]:
 def clip_against_lpips(rows: Rows) -> Figure:
     """Plot the CLIP score with the target prompt against LPIPS to the source image, one panel per model.
 
-    The plot corresponds to Figure 6 of the RNRI paper.
+    The figure has the same axes as Figure 6 of the RNRI paper.
     """
     references = [row for row in rows if row["model"] == NONE]
     edits = [row for row in rows if row["model"] != NONE]
@@ -234,11 +241,9 @@ def _draw_edit(axis: Axes, row: Mapping[str, Any], color: Any) -> None:
 
 
 def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figure]]:
-    """Return one function per model and edit method, which draws the first edits of all inversion methods.
+    """Return a dict from file name to a function that draws a figure with edited images of all methods.
 
-    The figures correspond to Figure 7 of the RNRI paper.
-
-    The keys are file names of the figures.
+    There is one figure per model and edit method. The figures correspond to Figure 7 of the RNRI paper.
     """
     references = {job.name: (job, _load_images(tensors, NONE)) for job, tensors, _ in reversed(units) if not job.model}
     job, source_images = references[SOURCE_IMAGE]
@@ -257,6 +262,6 @@ def image_figures(units: Sequence[FinishedUnit]) -> dict[str, Callable[[], Figur
 
 
 def _load_images(tensors: Mapping[str, Tensor], edit_method: str) -> list[Tensor | None]:
-    """Return the saved images of an edit method. An image with NaN or infinite pixels is None."""
+    """Return the saved images of an edit method, with None in place of an image with NaN or infinite pixels."""
     images = iter(tensors[edit_method])
     return [next(images) if finite else None for finite in tensors[f"{edit_method}_finite"]]

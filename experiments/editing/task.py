@@ -1,7 +1,7 @@
-"""Editing experiment: measures quality and time of the edits by all inversion and edit methods with several models.
+"""Editing experiment: measures the quality and the duration of edits by several methods with several models.
 
-A *unit* (the smallest piece of work that a resumed run can skip) is the results of one inversion method with one model
-on a batch of edits, for each edit method. Each unit is written to disk before the computation of the next unit begins.
+The results of one method with one model on a batch of edits are one *unit*. Finished units are on disk, so that a
+resumed run computes only the missing units.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-BYTES_PER_RECORD = 1400  # size in bytes of the metrics of one edited image in a unit
+BYTES_PER_RECORD = 1400  # approximate size in bytes of the stored metrics of one edited image
 
 
 @dataclass(kw_only=True)
@@ -67,29 +67,30 @@ class EditingExperiment(ResumableRun):
     Args:
         model: function of ``device`` that creates a text-to-image model, or a mapping from names to such functions.
             Every model is used for every edit.
-        steps: number of sampling steps, equal for inversion and sampling: one number for all models, or one number per
-            model name.
+        steps: number of steps of both inversion and sampling: one number for all models, or a dict from model names to
+            numbers.
         guidance: guidance scale of inversion and sampling.
-        methods: inversion methods by name. From the inverted seeds, images are sampled with the target prompt, once
-            without and once with attention of the source image.
-        extra_methods: further methods by name: editors, which need no inversion, and inversion methods for which images
-            are sampled only without attention of the source image.
+        methods: inversion methods by name. From each inverted seed, two edited images are sampled with the target
+            prompt: one without and one with attention of the source image.
+        extra_methods: further methods by name, which do not use attention of the source image. Editors edit without
+            inversion. Inversion methods sample from the inverted seed with the target prompt.
         prompt_to_prompt: edit method that reuses attention of the source image, for models with a U-Net.
         injection: edit method that reuses attention of the source image, for models with a transformer.
-        benchmark: folder of a benchmark in PIE-Bench's format; None: a benchmark is created from ``corpus`` in the
+        benchmark: folder of a benchmark in PIE-Bench's format; if None, a benchmark is created from ``corpus`` in the
             folder ``run_dir``.
-        corpus: folder of the corpus of drawings.
+        corpus: folder of the emoji corpus, which is used if ``benchmark`` is None.
         kinds: kinds of edits to select, from ``experiments.editing.benchmark.KINDS``.
-        count: number of edits to select, taken from each kind in turn; None: all edits.
-        batch_size: number of edits that are computed in one batch. The batch size changes speed and memory, but no
-            results.
+        count: number of edits to select, taken from each kind in turn; if None, all edits are selected.
+        batch_size: number of edits that are computed in one batch. The batch size changes speed and memory consumption,
+            but not the quality of the edits.
         clip: function of ``device`` that creates the CLIP model for the CLIP score.
-        classifier: evaluation classifier, which predicts the object that an edited image shows.
-        dino: DINO ViT for the structure distance; None: the structure distance uses the classifier's features.
-        lpips: file with the weights of SqueezeNet for LPIPS; None: the perceptual distance uses the features of the
-            classifier, without learned weights.
+        classifier: folder or name of the evaluation classifier, which predicts the object that an edited image shows.
+        dino: checkpoint of the DINO ViT for the structure distance; if None, the structure distance uses features of
+            the classifier.
+        lpips: file with the weights of SqueezeNet for LPIPS; if None, the perceptual distance uses features of the
+            classifier without learned weights.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
-        baseline: name of the method with which every other method is compared, edit by edit.
+        baseline: name of the method with which every other method is compared on the same edits.
         seed: random seed of the bootstrap.
         run_dir: folder to which all outputs are written.
     """
@@ -130,7 +131,7 @@ class EditingExperiment(ResumableRun):
             raise ValueError("task.methods and task.extra_methods are both empty: give at least one method.")
 
     def prepare(self, trainer: Trainer) -> None:
-        """Load the benchmark and all networks, and create the jobs.
+        """Load the benchmark and all networks, and create the list of jobs.
 
         Raises:
             ValueError: the benchmark, a network or a setting is invalid.
@@ -152,7 +153,7 @@ class EditingExperiment(ResumableRun):
             )
 
     def _benchmark_folder(self) -> Path:
-        """Return the folder of the benchmark. If ``benchmark`` is None, a benchmark is created in ``run_dir``."""
+        """Return the folder of the benchmark. If ``benchmark`` is None, create a benchmark in ``run_dir`` first."""
         if self.benchmark is not None:
             return Path(self.benchmark)
         folder = Path(self.run_dir) / "benchmark"
@@ -160,7 +161,7 @@ class EditingExperiment(ResumableRun):
             temporary = folder.with_name(f".benchmark.{uuid4().hex[:16]}")
             try:
                 make_benchmark.write(temporary, self.corpus)
-                if not folder.is_dir():  # unless another process has created the benchmark meanwhile
+                if not folder.is_dir():  # another process may have created the benchmark
                     temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -202,7 +203,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the units that are not on disk, in all processes; then write the report in one process.
+        """Compute all results that are not on disk yet; then write the report in one of the processes.
 
         Returns the CLIP score of the last table row.
         """
@@ -228,7 +229,7 @@ class EditingExperiment(ResumableRun):
         return rows[-1]["clip_score"]
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the number of units, the cost and the disk space of each method with each model."""
+        """Return the cost and the disk space of each method with each model, without running the methods."""
         units = self.units()
         by_label: dict[str, list[EditJob]] = {}
         for job in self.jobs:
@@ -246,12 +247,12 @@ class EditingExperiment(ResumableRun):
 
     @staticmethod
     def _sample_rows(units: Mapping[str, UnitStore], job: EditJob) -> list[dict[str, Any]]:
-        """Return the rows of metrics of a finished unit, one per edit and edit method. NaN is replaced by None."""
+        """Return the stored metrics of a finished job, one row per edit and edit method. NaN is replaced by None."""
         rows = sample_rows(job, units[job.folder_key].record(job.key)["rows"])
         return [{**row, **{name: None for name in EDITING.live if math.isnan(row[name])}} for row in rows]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the omitted combinations of method and model, the number of units, and the estimated duration."""
+        """Print the omitted combinations of method and model, the number of batches, and the estimated duration."""
         for each in self.left_out:
             where = "" if each["model"] == NONE else f" on {each['model']}"
             print(f"Omitted{where}: {each['method']}. {each['reason']}", flush=True)
@@ -265,9 +266,9 @@ class EditingExperiment(ResumableRun):
         print_estimate(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
 
     def units(self) -> dict[str, UnitStore]:
-        """Return the stores of the units by ``EditJob.folder_key``.
+        """Return a dict from ``EditJob.folder_key`` to the store for the results of the job.
 
-        Runs with different settings use different stores.
+        Runs with different settings use different stores, so that their results are not mixed.
         """
         return {
             job.folder_key: UnitStore(
@@ -280,7 +281,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def _model_settings(self, model: EditingModel | None) -> dict[str, Any]:
-        """Return the settings of a model on which the units of the model depend."""
+        """Return the settings of a model on which its results depend; they are part of the cache key of the results."""
         if model is None:
             return {"size": list(self.models[0].model.image_size)}
         return {
@@ -291,9 +292,9 @@ class EditingExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which all units depend.
+        """Return the settings on which all results depend; they are part of the cache key of the results.
 
-        The batch size is one of these settings, because a unit contains the results of one batch.
+        The batch size is included, because the results of one batch are stored together.
         """
         networks = {name: self.hashes[name]["sha256"] for name in ("clip", "classifier", "lpips", "structure")}
         return {"numerics": self.numerics, "batch_size": self.batch_size, "min_psnr": self.min_psnr, **networks}

@@ -1,4 +1,4 @@
 """Evaluation of images: networks that score images, metrics, and the registries of metrics of all experiments.
 
-This package does not import code of the experiments.
+The modules of this package import no experiment.
 """

@@ -1,7 +1,7 @@
-"""The classifier ``shift_tolerant_alexnet`` for timm: the trunk of ST-LPIPS with a linear layer.
+"""The timm classifier ``shift_tolerant_alexnet``: the convolutional layers of ST-LPIPS and a linear layer.
 
-The network is not related to EfficientNet, so that it serves as a second evaluation classifier. Importing this module
-registers the network, so that ``timm.create_model`` creates it.
+The network serves as a second evaluation classifier, because it is not related to the EfficientNet that is the first
+evaluation classifier. Importing this module registers the network in timm, so that ``timm.create_model`` can create it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.evaluation.lpips import AlexNetTrunk, load_lpips
 
 __all__ = ["ShiftTolerantAlexNet", "shift_tolerant_alexnet"]  # timm's register_model adds to this list
 
-GRID = 2  # the features are averaged over a grid of 2 x 2 cells
+GRID = 2  # the last feature maps are averaged over a grid of GRID x GRID cells
 DROPOUT = 0.3
 
 
@@ -34,7 +34,7 @@ class ShiftTolerantAlexNet(nn.Module):
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
     }
-    """Settings of the preprocessing. The trunk normalizes the images itself."""
+    """Settings of timm's preprocessing. They do not change the images, because the network itself normalizes images."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -44,17 +44,23 @@ class ShiftTolerantAlexNet(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes)
 
     def forward_intermediates(self, images: Tensor, *, intermediates_only: bool) -> list[Tensor]:
-        """Return the feature maps ``[B, C, h, w]`` of the five layers; ``intermediates_only`` must be true."""
+        """Return the feature maps ``[B, C, h, w]`` of the five convolutional layers.
+
+        ``intermediates_only`` must be true.
+        """
         if not intermediates_only:
             raise ValueError("intermediates_only: must be true, got false.")
         return self.trunk.feature_maps(images)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the feature maps ``[B, C, h, w]`` of the last layer."""
+        """Return the feature maps ``[B, C, h, w]`` of the last convolutional layer."""
         return self.trunk.feature_maps(images)[-1]
 
     def forward_head(self, maps: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Return the logits ``[B, num_classes]``, or the inputs of the head ``[B, num_features]``."""
+        """Return the logits ``[B, num_classes]``.
+
+        If ``pre_logits`` is true, return the features ``[B, num_features]``.
+        """
         features = F.adaptive_avg_pool2d(maps, GRID).flatten(1)
         return features if pre_logits else self.head(F.dropout(features, DROPOUT, self.training))
 
@@ -66,7 +72,7 @@ class ShiftTolerantAlexNet(nn.Module):
         return self.head
 
     def load_trunk(self, path: str | Path) -> None:
-        """Read the weights of the trunk from the file ``alex_shift_tolerant.pth`` of the package stlpips-pytorch.
+        """Load the convolutional layers from the file ``alex_shift_tolerant.pth`` of the package stlpips-pytorch.
 
         Raises:
             ValueError: the file is missing or damaged, or contains the weights of another network.
@@ -78,7 +84,7 @@ class ShiftTolerantAlexNet(nn.Module):
 
 @register_model
 def shift_tolerant_alexnet(pretrained: bool = False, num_classes: int = 1000, **_: Any) -> ShiftTolerantAlexNet:
-    """Create the network for ``timm.create_model``. There are no pretrained weights in timm's sense.
+    """Create the network for ``timm.create_model``. timm has no pretrained weights for this network.
 
     Raises:
         ValueError: ``pretrained`` is true.

@@ -1,8 +1,8 @@
-"""Metrics of the background and of the edited region, by the definitions of PIE-Bench and by corrected definitions.
+"""Metrics of the background and of the edited region of an image, as in PIE-Bench and with corrected definitions.
 
-PIE-Bench's code multiplies both images by the mask of the region and averages the error over all pixels. The pixels
-outside of the region then have no error, so that the score of a smaller region is better. The corrected definitions
-average the error over the pixels of the region only.
+The code of PIE-Bench sets the pixels outside the region to 0 in both images and averages the error over all pixels.
+Pixels outside the region then have no error, so that a smaller region has a better score. The corrected definitions
+average the error only over the pixels of the region.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SSIM_CONSTANTS = 0.01**2, 0.03**2
 
 @dataclass(frozen=True)
 class RegionScores:
-    """Metrics of one region of each image, float64 ``[B]``.
+    """Metrics of one region per image. Each metric is a tensor float64 ``[B]``.
 
-    All metrics are NaN for an image whose region has no pixels.
+    If the region of an image has no pixels, all metrics of the image are NaN.
 
     Attributes:
         psnr: PSNR over the pixels of the region, in dB.
-        mse: mean squared error over the pixels of the region of images in [0, 1].
-        ssim: SSIM averaged over the pixels of the region.
+        mse: mean squared error over the pixels of the region, for images in [0, 1].
+        ssim: structural similarity (SSIM), averaged over the pixels of the region.
         original_psnr: PSNR as defined by PIE-Bench, in dB.
         original_mse: mean squared error as defined by PIE-Bench.
         original_ssim: SSIM as defined by PIE-Bench.
@@ -57,14 +57,14 @@ def region_scores(
     """Compute the metrics of a region of edited images.
 
     The PSNR of two equal regions is infinite. The corrected SSIM is the SSIM map of the full images, averaged over the
-    pixels of the region. Pixels outside of the region affect the SSIM of pixels of the region that are in the same SSIM
-    window.
+    pixels of the region. Pixels outside the region affect the SSIM of nearby pixels in the region, because SSIM is
+    computed in windows.
 
     Args:
         images: edited images ``[B,3,H,W]`` in [0, 1].
         originals: source images ``[B,3,H,W]`` in [0, 1].
         regions: bool ``[B,H,W]``, True for the pixels of the region.
-        similarities: the :func:`ssim_map` of ``images`` and ``originals``; None: the map is computed.
+        similarities: the :func:`ssim_map` of ``images`` and ``originals``; if None, the map is computed.
     """
     region = regions[:, None].to(images.device)
     images = images.double()
@@ -90,17 +90,20 @@ def region_scores(
 def ssim_map(images: Tensor, originals: Tensor) -> Tensor:
     """Return the SSIM of each pixel, float64 ``[B,C,H,W]``, of ``images`` and ``originals [B,C,H,W]`` in [0, 1].
 
-    The definition is that of Wang et al. 2004 with a Gaussian window of 11 x 11 pixels and reflected borders, as in
-    torchmetrics. The blur is computed along rows and then along columns. In float64, this is 20 times faster than a
-    convolution with the two-dimensional window. In float32, the SSIM of almost constant regions is inaccurate (up to
-    2e-3).
+    SSIM is defined as by Wang et al. 2004, with a Gaussian window of 11 x 11 pixels and reflected borders, as in
+    torchmetrics. The window is applied along rows and then along columns, which is 20 times faster in float64 than a
+    convolution with the two-dimensional window. SSIM is computed in float64, because the error in float32 reaches 2e-3
+    in almost constant regions.
     """
     channels = zip(images.double().flatten(0, 1), originals.double().flatten(0, 1), strict=True)
     return torch.stack([_channel_ssim(a[None], b[None]) for a, b in channels]).view(images.shape)
 
 
 def _channel_ssim(image: Tensor, original: Tensor) -> Tensor:
-    """Return the SSIM map of one channel ``[1,H,W]``. The temporary tensors of one channel fit into the CPU cache."""
+    """Return the SSIM map of one channel ``[1,H,W]``.
+
+    Channels are processed one by one, so that the temporary tensors fit into the CPU cache.
+    """
     a, b = (F.pad(channel, [WINDOW_RADIUS] * 4, mode="reflect") for channel in (image, original))
     mean_a, mean_b, square_a, square_b, product = map(_blur, (a, b, a * a, b * b, a * b))
     covariance = product - mean_a * mean_b
@@ -111,9 +114,9 @@ def _channel_ssim(image: Tensor, original: Tensor) -> Tensor:
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Blur ``[1,h,w]`` with the Gaussian window.
+    """Blur ``maps [1,h,w]`` with the Gaussian window of SSIM.
 
-    The result is smaller than the input by the window's radius on each side.
+    The result is smaller than ``maps`` by the radius of the window on each side.
     """
     distances = torch.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1, dtype=torch.float64)
     weights = (-(distances / WINDOW_STD).square() / 2).exp()

@@ -1,7 +1,7 @@
 """Evaluation classifier: a timm network with labels.
 
-The predictions of the classifier tell whether an image shows the intended concept. The features of the classifier are
-used for FID and KID.
+The predicted label shows whether a generated image shows the intended concept. The features of the classifier are used
+for FID and KID.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-ALEXNET = "shift_tolerant_alexnet"  # architecture of this project that is registered in timm when it is needed
+ALEXNET = "shift_tolerant_alexnet"  # architecture that experiments.evaluation.alexnet registers in timm
 REMEDY = "set data.classifier to a folder created by `python train.py experiment=pretrain_classifier`"
 
 
 class Classifier(nn.Module):
-    """A timm network with labels and preprocessing, for images ``[B, 3, H, W]`` in [0, 1] of any size.
+    """A timm network with class labels and preprocessing, for images ``[B, 3, H, W]`` in [0, 1] of any size.
 
     Attributes:
-        labels: class names, normalized by :func:`experiments.naming.normalize_name`, one per logit.
+        labels: class names, one per logit of the network, normalized by :func:`experiments.naming.normalize_name`.
 
     Args:
         network: a timm model.
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         return getattr(self.network, "head_hidden_size", None) or self.network.num_features
 
     def _resized_shape(self, shape: torch.Size) -> tuple[int, int]:
-        """Return the ``(height, width)`` in pixels to which an image is resized before the center crop."""
+        """Return the height and the width in pixels to which an image is resized before the center crop."""
         crop = self.preprocessing.crop
         side = self.image_size if crop is None else math.floor(self.image_size / crop)
         if crop is None or self.preprocessing.squash:
@@ -99,7 +99,7 @@ class Classifier(nn.Module):
 
     def _preprocess(self, images: Tensor) -> Tensor:
         height, width = self._resized_shape(images.shape)
-        for size in ((images.shape[-2], width), (height, width)):  # Pillow resizes rows, clips, then resizes columns
+        for size in ((images.shape[-2], width), (height, width)):  # clamp after each direction, as Pillow does
             if images.shape[-2:] != size:
                 images = F.interpolate(images, size, mode=self.preprocessing.interpolation, antialias=True).clamp(0, 1)
         images = center_crop(images, [self.image_size, self.image_size])  # adds a black border to smaller images
@@ -110,7 +110,7 @@ class Classifier(nn.Module):
         return self.network(self._preprocess(images))
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the last linear layer and the logits of images ``[B, 3, H, W]`` in [0, 1].
+        """Return features (inputs of the last linear layer) and logits of images ``[B, 3, H, W]`` in [0, 1].
 
         Returns:
             Features ``[B, num_features]`` and logits ``[B, number of labels]`` of the same forward pass.
@@ -123,9 +123,11 @@ class Classifier(nn.Module):
         return self.network.forward_intermediates(self._preprocess(images), intermediates_only=True)
 
     def save(self, folder: str | Path, architecture: str) -> None:
-        """Write the weights in float16 and a config file to ``folder``. :func:`load_classifier` reads both files.
+        """Write the weights in float16 and the config file of the classifier to ``folder``.
 
-        A weight tensor with values outside the range of float16 is saved with its original dtype.
+        :func:`load_classifier` loads the classifier from ``folder``.
+
+        A weight tensor with values outside the range of float16 is saved in its original dtype.
 
         Args:
             architecture: name of the timm model.
@@ -150,7 +152,7 @@ class Classifier(nn.Module):
 def _to_half(tensor: Tensor) -> Tensor:
     """Convert a floating-point tensor to float16, unless a value would overflow.
 
-    Integer tensors are returned unchanged.
+    An integer tensor is returned unchanged.
     """
     half = tensor.half() if tensor.is_floating_point() else tensor
     return half if half.isfinite().all() else tensor
@@ -158,13 +160,13 @@ def _to_half(tensor: Tensor) -> Tensor:
 
 @rnri.validation.dataclass(frozen=True)
 class ClassifierConfig:
-    """Content of the ``config.json`` in the folder of a classifier.
+    """Content of the file ``config.json`` in the folder of a classifier.
 
     Attributes:
         architecture: name of the timm model.
         image_size: height and width of the network's input, in pixels.
         mean: mean of each color channel, which is subtracted from images in [0, 1].
-        std: standard deviation of each color channel, by which images are divided.
+        std: standard deviation of each color channel, by which the differences are divided.
         labels: class names, one per logit of the network.
     """
 
@@ -176,11 +178,11 @@ class ClassifierConfig:
 
 
 def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """Load a classifier in float32, in evaluation mode and without gradients of its weights.
+    """Load a classifier in float32 and in evaluation mode. Its weights do not require gradients.
 
     Args:
-        source: a folder written by :meth:`Classifier.save` or by timm, a Hugging Face Hub id (``timm/NAME``), or a
-            timm model name. Models with a Hub id or a timm name are downloaded unless they are cached.
+        source: a folder written by :meth:`Classifier.save` or by timm, a Hugging Face Hub id (``timm/NAME``), or a timm
+            model name. A model with a Hub id or a timm name is downloaded unless it is in the cache.
 
     Raises:
         ValueError: a file is missing, damaged or does not belong to a classifier, two labels are equal, or the shapes
@@ -210,11 +212,11 @@ def classify_images(
 ) -> tuple[Tensor, list[str]]:
     """Return features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``.
 
-    The images are processed in batches. ``extractor`` computes the features; if ``extractor`` is None, ``classifier``
-    computes the features.
+    The images are processed in batches of ``batch_size``. The features are computed by ``extractor``, or by
+    ``classifier`` if ``extractor`` is None.
 
     Raises:
-        NonFiniteError: an output of the classifier is not finite.
+        NonFiniteError: an output of the classifier is NaN or infinite.
     """
     device = classifier.mean.device
     all_features: list[Tensor] = []
@@ -284,7 +286,7 @@ def _check_fit(
 
     Args:
         folder: folder of the classifier.
-        state: weights in the file.
+        state: weights that were read from the file.
         expected: weights of the network that is built from ``config``.
     """
     differing = [name for name in expected if name not in state or state[name].shape != expected[name].shape]

@@ -1,10 +1,11 @@
-"""Detection of copied references, also if the copy is mirrored, shifted, recolored or blurred.
+"""Detects generated images that are copies of references, also if the copy is mirrored, shifted, recolored or blurred.
 
-The distance of an image to a reference is the smallest distance to a transformed version of the reference. Distances
-are divided by the mean distance between two real images of the concept, so that the distances of all concepts have one
-scale. There are two distances: of shapes (deep feature maps of the evaluation classifier) and of layouts (a gray image
-of 16 x 16 pixels). A generated image is a copy if, by one of the two distances, it is nearer to a reference than 95 %
-of the other real images of all concepts are (:class:`CopyThreshold`).
+The distance between an image and a reference is the smallest distance between the image and a transformed version of
+the reference. Distances are divided by the mean distance between two real images of the concept, so that distances of
+different concepts are comparable. Two distances are computed: the *shape* distance compares deep feature maps of the
+evaluation classifier, and the *layout* distance compares gray images of 16 x 16 pixels. A generated image is a copy if
+it is nearer to a reference than 95 % of the other real images are, by the shape distance or by the layout distance
+(:class:`CopyThreshold`).
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from experiments.evaluation.diversity import squared_distances
 from experiments.evaluation.novelty import authentic_images, copy_paste_measure
 
 COPY_SHARE = 0.05
-"""Share of real images whose distance to other real images is below the threshold of copies."""
+"""Fraction of real images whose distance to the nearest other real image is below the threshold of copies."""
 SHIFT = 1 / 16  # size of a shift, as a fraction of the side of the image
 BLUR = 1 / 40  # standard deviation of the blur, as a fraction of the side of the image
 HUE = 0.1  # change of the hue, as a fraction of the color circle
-DEEP_STAGES = 3  # number of last stages of the classifier whose feature maps are compared
-SHAPE_GRID = 2  # feature maps are averaged over a grid of 2 x 2 cells, so that shifts hardly change the vectors
-LAYOUT_GRID = 16  # side of the gray images that are compared, in pixels
-MIN_SCALE = 1e-6  # lower bound of the mean distance of real images, so that equal images have a scale
+DEEP_STAGES = 3  # the shape distance compares the feature maps of this number of last stages
+SHAPE_GRID = 2  # feature maps are averaged over a grid of 2 x 2 cells, to be almost independent of shifts
+LAYOUT_GRID = 16  # side of the gray images of the layout distance, in pixels
+MIN_SCALE = 1e-6  # minimum of the mean distance between real images, to avoid division by 0
 DISTANCES = ("shape", "layout")
-"""Names of the distances by which an image can be a copy."""
+"""Names of the two distances; an image is a copy if one of its distances is below a threshold."""
 
 
 def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Shift images ``[N, 3, H, W]`` by a number of pixels; pixels of the border are repeated."""
+    """Shift images ``[N, 3, H, W]`` by ``down`` and ``right`` pixels. The pixels at the border are repeated."""
     height, width = images.shape[-2:]
     rows = (torch.arange(height) - down).clamp(0, height - 1)
     columns = (torch.arange(width) - right).clamp(0, width - 1)
@@ -43,10 +44,11 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def recolored(images: Tensor) -> Tensor:
-    """Return versions of images ``uint8 [N, 3, H, W]`` that count as the same image.
+    """Return blurred, recolored and mirrored versions of images ``uint8 [N, 3, H, W]``.
 
     Returns:
-        ``uint8 [T, N, 3, H, W]``: the images, blurred images, two changes of the hue, and the mirror images of these.
+        ``uint8 [T, N, 3, H, W]``: T versions of each image: the image, the blurred image, two changes of the hue, and
+            the mirror image of each of the four.
     """
     std = BLUR * min(images.shape[-2:])
     blurred = transforms.gaussian_blur(images, 2 * max(1, round(2 * std)) + 1, std)
@@ -55,10 +57,11 @@ def recolored(images: Tensor) -> Tensor:
 
 
 def shifted_versions(images: Tensor) -> Tensor:
-    """Return versions of images ``uint8 [N, 3, H, W]`` that are shifted by up to ``SHIFT``, and their mirror images.
+    """Return shifted and mirrored versions of images ``uint8 [N, 3, H, W]``.
 
     Returns:
-        ``uint8 [T, N, 3, H, W]``: the images with 25 shifts, and the mirror images of these.
+        ``uint8 [T, N, 3, H, W]``: T versions of each image: 25 shifts by at most ``SHIFT``, and the mirror image of
+            each shifted image.
     """
     height, width = images.shape[-2:]
     shifts = [SHIFT * k / 2 for k in (0, -2, -1, 1, 2)]
@@ -68,11 +71,11 @@ def shifted_versions(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shape_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Return vectors ``float32 [N, E]`` of the shapes in images ``uint8 [N, 3, H, W]``.
+    """Return vectors ``float32 [N, E]`` that describe the shapes in images ``uint8 [N, 3, H, W]``.
 
-    The vectors are the feature maps of the last stages of ``classifier``, averaged over a grid. In each position the
-    channel vector is normalized to unit length, and each stage has the same weight. Unlike the vectors of
-    :func:`~experiments.evaluation.diversity.perceptual_vectors`, these vectors hardly depend on small shifts.
+    A vector contains the feature maps of the last stages of ``classifier``. The channel vector at each position is
+    normalized to unit length, and the normalized maps are averaged over a grid. The vectors hardly change if an image
+    is shifted by a few pixels, unlike :func:`~experiments.evaluation.diversity.perceptual_vectors`.
     """
     device = classifier.mean.device
     vectors = []
@@ -84,10 +87,10 @@ def shape_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) 
 
 
 def layout_vectors(images: Tensor) -> Tensor:
-    """Return vectors ``float32 [N, E]`` of the layouts of images ``uint8 [N, 3, H, W]``.
+    """Return vectors ``float32 [N, E]`` that describe the layouts of images ``uint8 [N, 3, H, W]``.
 
-    A vector is the image in gray and in low resolution, with mean 0 and unit length, so that the vectors do not depend
-    on brightness and contrast.
+    A vector contains the pixels of the image in gray and in low resolution. The vector is normalized to mean 0 and unit
+    length, so that it does not depend on brightness and contrast.
     """
     gray = F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), LAYOUT_GRID).flatten(1)
     return F.normalize(gray - gray.mean(1, keepdim=True))
@@ -95,13 +98,13 @@ def layout_vectors(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Scores of one image of a concept, which compare the image with the references of the concept.
+    """Scores that compare one image with the references of its concept.
 
-    A score is None if the concept has too few real images for it.
+    A score is None if the concept has too few real images to compute the score.
 
     Attributes:
         distances: smallest distance between the image and a transformed version of a reference, divided by the mean
-            distance between two real images of the concept, for each entry of ``DISTANCES``.
+            distance between two real images of the concept. The tuple has one distance per entry of ``DISTANCES``.
         authentic: whether the image is farther from its nearest reference than this reference is from the nearest other
             real image (:func:`~experiments.evaluation.novelty.authentic_images`).
         m_cp: copy-paste measure (:func:`~experiments.evaluation.novelty.copy_paste_measure`), in [-1, 1].
@@ -112,7 +115,10 @@ class ImageScore:
     m_cp: float | None = None
 
     def is_copy(self, threshold: Sequence[float] | None) -> bool | None:
-        """Return whether one of the distances is below its threshold; None if the distances or thresholds are None."""
+        """Return whether the shape or layout distance is below its threshold;
+
+        None if distances or thresholds are None.
+        """
         if self.distances is None or threshold is None:
             return None
         return any(distance < limit for distance, limit in zip(self.distances, threshold, strict=True))
@@ -120,16 +126,16 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class RealConcept:
-    """Vectors of the M real images of one concept: first the R references, then the held-out real images.
+    """Vectors of the M real images of one concept: first the R references, then other real images (held-out images).
 
-    Images of one group, such as drawings by one designer, can be versions of each other and are not compared.
+    Images of one group, such as drawings by one designer, are not compared, because they can be versions of each other.
 
     Attributes:
         references: number R of references.
-        versions: for each entry of ``DISTANCES``, vectors of T versions of the references and of at most one held-out
-            image, ``[T, A, E]``, where A is R or R + 1. The shape is compared with recolored and the layout with
-            shifted versions.
-        real: for each entry of ``DISTANCES``, vectors of the real images, ``[M, E]``.
+        versions: vectors ``[T, A, E]`` of T transformed versions of the references and of at most one held-out image,
+            for each entry of ``DISTANCES``. The number of images A is R or R + 1. The versions are recolored for the
+            shape distance, and shifted for the layout distance.
+        real: vectors ``[M, E]`` of the real images, for each entry of ``DISTANCES``.
         features: features of the classifier for the real images, ``[M, D]``.
         groups: group of each real image.
     """
@@ -141,9 +147,9 @@ class RealConcept:
     groups: Sequence[str]
 
     def scales(self) -> Tensor | None:
-        """Return the mean distances between two real images of different groups, ``[2]``.
+        """Return the mean shape distance and the mean layout distance between two real images of different groups.
 
-        A scale is at least ``MIN_SCALE``. The scales are None if there are no such images.
+        A mean distance is at least ``MIN_SCALE``. None is returned if there are no two images of different groups.
         """
         compared = self.versions[0].shape[1]
         different = torch.tensor([[a != b for b in self.groups[:compared]] for a in self.groups])
@@ -154,7 +160,7 @@ class RealConcept:
         return scales.clamp_min(MIN_SCALE)
 
     def score(self, images: ImageVectors) -> list[ImageScore]:
-        """Score n images that are not among the real images."""
+        """Return the scores of n images that are not real images of this concept."""
         count = self.references
         if not count:
             return [ImageScore()] * len(images.features)
@@ -172,10 +178,10 @@ class RealConcept:
         return [ImageScore(**{name: v[k] for name, v in scores.items()}) for k in range(len(images.features))]
 
     def score_references(self) -> list[ImageScore]:
-        """Score each reference as if it were a generated image of the concept.
+        """Return the scores of each reference, computed as if the reference were a generated image of the concept.
 
-        A reference is compared with the other references and, instead of itself and of images of its own group, with
-        held-out real images, so that it is compared with as many images as a generated image, if possible.
+        A reference is compared with the references of other groups. If possible, held-out images replace the references
+        of its own group, so that a reference is compared with as many images as a generated image is.
         """
         scores = []
         for k in range(self.references):
@@ -184,7 +190,7 @@ class RealConcept:
         return scores
 
     def _without_group(self, group: str) -> RealConcept:
-        """Return the concept without the real images of a group; held-out images replace references."""
+        """Return a copy without the real images of ``group``. Held-out images replace the removed references."""
         rows = [k for k, other in enumerate(self.groups) if other != group]
         compared = [k for k in rows if k < self.versions[0].shape[1]]
         return RealConcept(
@@ -201,7 +207,7 @@ class ImageVectors:
     """Vectors of n images.
 
     Attributes:
-        vectors: for each entry of ``DISTANCES``, the vectors ``[n, E]``.
+        vectors: the vectors ``[n, E]`` of the images, for each entry of ``DISTANCES``.
         features: features of the classifier, ``[n, D]``.
     """
 
@@ -223,9 +229,10 @@ def real_concept(
     Args:
         classifier: evaluation classifier that computes the vectors and features.
         references: the R references, ``uint8 [R, 3, H, W]``, where R > 0.
-        others: other real images of the concept, ``uint8 [H, 3, H, W]``; the tensor may be empty.
-        groups: group of each reference, then of each held-out image. Images of one group, such as drawings by one
-            designer, can be versions of each other and are not compared. None: each image is a group.
+        others: other real images of the concept, ``uint8 [N, 3, H, W]``, where N may be 0.
+        groups: group of each reference and then of each other image. Images of one group, such as drawings by one
+            designer, are not compared, because they can be versions of each other. If ``groups`` is None, each image is
+            its own group.
     """
     images = torch.cat([references, others])
     real = image_vectors(classifier, images)
@@ -244,10 +251,10 @@ def real_concept(
 
 @dataclass(frozen=True)
 class CopyThreshold:
-    """Threshold of the distances of copies, from the distances of the real images of all concepts.
+    """Threshold below which the distance between an image and a reference means that the image is a copy.
 
-    The threshold of a concept is the 5th percentile of the distances of the real images of the *other* concepts, so
-    that the real images of the concept are scored with a threshold that does not depend on them.
+    The threshold of a concept is the 5th percentile of the distances of the real images of the *other* concepts. The
+    real images of the concept itself are excluded, so that the threshold can also be applied to these images.
 
     Attributes:
         scores: scores of the references of each concept (:meth:`RealConcept.score_references`), by the name of the
@@ -257,7 +264,7 @@ class CopyThreshold:
     scores: Mapping[str, Sequence[ImageScore]]
 
     def of(self, concept: str) -> tuple[float, ...] | None:
-        """Return the threshold of a concept for each entry of ``DISTANCES``; None if there are no other concepts."""
+        """Return one threshold per entry of ``DISTANCES`` for ``concept``, or None if there are no other concepts."""
         others = [scores for name, scores in self.scores.items() if name != concept]
         distances = [score.distances for scores in others for score in scores if score.distances is not None]
         if not distances:
@@ -266,11 +273,14 @@ class CopyThreshold:
 
 
 def _nearest_version(vectors: Tensor, versions: Tensor) -> Tensor:
-    """Return the distance of each of n images to the nearest of the T versions of A images: ``float64 [n, A]``.
+    """Return the distance between each of n images and the nearest version of each of A other images.
 
     Args:
         vectors: vectors of the n images, ``[n, E]``.
-        versions: vectors of the versions, ``[T, A, E]``.
+        versions: vectors of T versions of each of the A images, ``[T, A, E]``.
+
+    Returns:
+        Distances, ``float64 [n, A]``.
     """
     distances = squared_distances(vectors, versions.flatten(0, 1))
     return distances.unflatten(1, versions.shape[:2]).amin(1)

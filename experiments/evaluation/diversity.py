@@ -1,4 +1,4 @@
-"""Detection of copied references, diversity of the images of a concept, and precision and recall of sets of images."""
+"""Metrics of sets of images: perceptual distances to detect copies, Vendi score, precision and recall."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import seedselect
 from experiments.evaluation.classifier import Classifier
 
 COPY_QUANTILE = 0.05
-"""The distance threshold of copies is this quantile of the distances between the real images of a concept.
+"""A generated image counts as a copy if its distance to a reference is below a threshold.
 
-A generated image counts as a copy if its distance to a reference is below the threshold.
+The threshold is the ``COPY_QUANTILE`` quantile of the distances between the real images of the concept.
 """
 NUM_NEIGHBORS = 5
-"""Default number of neighbors k in precision, recall, density and coverage (as recommended by Naeem et al. 2020)."""
+"""Default number of nearest neighbors for precision, recall, density and coverage (Naeem et al. 2020 recommend 5)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class CopyDetection:
     """Perceptual distances of the ``n`` generated images of one concept.
 
     Attributes:
-        nearest: distance between each generated image and the reference that is nearest to the image, ``float64 [n]``.
-        nearest_index: index of the reference that is nearest to each generated image, ``int64 [n]``.
+        nearest: distance between each generated image and its nearest reference, ``float64 [n]``.
+        nearest_index: index of the nearest reference of each generated image, ``int64 [n]``.
         threshold: 5th percentile of the distances between the concept's real images; None if there are fewer than two
             real images.
         pairwise: mean distance between two generated images; None if there are fewer than two generated images.
@@ -39,19 +39,19 @@ class CopyDetection:
 
     @property
     def copies(self) -> list[bool] | None:
-        """Whether the distance of each generated image to a reference is below ``threshold``;
+        """For each generated image, whether its distance to a reference is below ``threshold``.
 
-        None if ``threshold`` is None.
+        The property is None if ``threshold`` is None.
         """
         return None if self.threshold is None else (self.nearest < self.threshold).tolist()
 
 
 @torch.no_grad()
 def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Return perceptual vectors ``float32 [N, E]`` of images ``uint8 [N, 3, H, W]``.
+    """Return vectors ``float32 [N, E]`` of images ``uint8 [N, 3, H, W]`` from which perceptual distances are computed.
 
-    The squared Euclidean distance of two vectors is the
-    :func:`~experiments.evaluation.metrics.perceptual_distance` of the images.
+    The squared Euclidean distance between the vectors of two images is their
+    :func:`~experiments.evaluation.metrics.perceptual_distance`.
     """
     vectors = []
     device = classifier.mean.device
@@ -63,7 +63,7 @@ def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int =
 
 
 def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetection:
-    """Compute the perceptual distances that tell which generated images of a concept are copies of references.
+    """Compute the perceptual distances by which generated images of a concept are classified as copies of references.
 
     Args:
         images: perceptual vectors of the generated images, ``[n, E]``.
@@ -84,7 +84,7 @@ def detect_copies(images: Tensor, references: Tensor, real: Tensor) -> CopyDetec
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Return the squared distances ``float64 [n, m]`` between the rows of ``a [n, E]`` and ``b [m, E]``.
 
-    The rounding error of the formula is much smaller than the distance of any two different images.
+    The rounding errors are much smaller than the distance between any two different images.
     """
     a = a.double()
     b = b.double()
@@ -92,16 +92,16 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _pairwise_distances(vectors: Tensor) -> Tensor:
-    """Return the squared distances of all pairs of rows of ``vectors [n, E]``: ``float64 [n (n - 1) / 2]``."""
+    """Return the squared distances between all pairs of rows of ``vectors [n, E]``, ``float64 [n (n - 1) / 2]``."""
     rows, columns = torch.triu_indices(len(vectors), len(vectors), 1)
     return squared_distances(vectors, vectors)[rows, columns]
 
 
 def vendi_score(features: Tensor) -> float:
-    """Return the Vendi score (Friedman and Dieng 2023) of the image features ``features [n, D]``.
+    """Return the Vendi score (Friedman and Dieng 2023) of the features ``[n, D]`` of n images.
 
-    The score is the effective number of different images, from 1 to n. The score is the exponential of the entropy of
-    the eigenvalues of ``K / n``, where K is the matrix of the cosine similarities of the features.
+    The Vendi score is the effective number of different images, from 1 to n. It is the exponential of the entropy of
+    the eigenvalues of ``K / n``, where ``K [n, n]`` is the matrix of the cosine similarities of the features.
 
     Raises:
         ValueError: ``features`` is empty.
@@ -112,7 +112,7 @@ def vendi_score(features: Tensor) -> float:
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGHBORS) -> dict[str, float | None]:
-    """Return precision and recall (Kynkäänniemi et al. 2019), and density and coverage (Naeem et al. 2020).
+    """Return precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     The four metrics are defined by balls around the feature vectors. The radius of the ball around a vector is the
     distance from the vector to its k-th nearest neighbor in the same set, where k is ``neighbors``.
@@ -144,6 +144,6 @@ def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGH
 
 
 def _knn_radius(points: Tensor, neighbors: int) -> Tensor:
-    """Return the distance of each point ``[N, D]`` to its k-th nearest neighbor: ``float64 [N]``."""
+    """Return the distance between each of ``points [N, D]`` and its k-th nearest neighbor, ``float64 [N]``."""
     distances = torch.cdist(points.double(), points.double())
-    return distances.kthvalue(neighbors + 1, dim=1).values  # + 1, because the smallest distance is to the point itself
+    return distances.kthvalue(neighbors + 1, dim=1).values  # + 1, because each point is its own nearest neighbor

@@ -22,7 +22,7 @@ class EditingNetworks:
 
     Attributes:
         clip: CLIP model for the CLIP score.
-        classifier: evaluation classifier, which recognizes the object in an edited image.
+        classifier: evaluation classifier, which predicts the object in an edited image.
         lpips: perceptual distance between two images.
         structure: distance between the structures of two images.
     """
@@ -69,7 +69,7 @@ class EditBatch:
 
     @cached_property
     def edited_region(self) -> RegionScores:
-        """Metrics of the region that is to be edited."""
+        """Metrics of the edited region, which is the part of the image inside ``masks``."""
         return region_scores(self.images, self.originals, self.masks, similarities=self._similarities)
 
     @cached_property
@@ -78,20 +78,20 @@ class EditBatch:
 
     @property
     def clip_score(self) -> Tensor:
-        """Cosine similarity ``[B]`` of the CLIP features of the edited images and of the target prompts."""
+        """Cosine similarity ``[B]`` between the CLIP features of the edited images and of their target prompts."""
         return self._clip_score(self.images)
 
     @property
     def clip_score_region(self) -> Tensor:
-        """CLIP score ``[B]`` of the edited images with a black background;
+        """CLIP score ``[B]`` of the edited images with their background set to black.
 
-        NaN for an image without a region to edit.
+        The CLIP score is NaN for an image without a region to edit.
         """
         return self._nan_if_empty(self.masks, self._clip_score(self.images * self.masks[:, None]))
 
     @property
     def clip_score_source(self) -> Tensor:
-        """Cosine similarity ``[B]`` of the CLIP features of the source images and of their prompts."""
+        """Cosine similarity ``[B]`` between the CLIP features of the source images and of their prompts."""
         return (self.networks.clip.text(self.source_prompts) * self.networks.clip(self.originals)).sum(1)
 
     def _clip_score(self, images: Tensor) -> Tensor:
@@ -102,14 +102,18 @@ class EditBatch:
         return self.networks.clip.text(self.prompts)
 
     def background_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
-        """Return ``distance`` of the images with a black edited region, as in PIE-Bench; None if ``distance`` is None.
+        """Return the distance between the backgrounds of source and edited images; None if ``distance`` is None.
+
+        As in PIE-Bench, the region to edit is set to black in both images.
 
         The returned distance ``[B]`` is NaN for an image without background.
         """
         return distance and self._masked_distance(distance, ~self.masks)
 
     def region_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
-        """Return ``distance`` of the images with a black background, as in PIE-Bench; None if ``distance`` is None.
+        """Return the distance between the edited regions of source and edited images; None if ``distance`` is None.
+
+        As in PIE-Bench, the background is set to black in both images.
 
         The returned distance ``[B]`` is NaN for an image without a region to edit.
         """
@@ -129,23 +133,23 @@ class EditBatch:
 
     @cached_property
     def background_preserved(self) -> Tensor:
-        """1 if the background of an image is preserved, else 0: float64 ``[B]``; NaN without background pixels."""
+        """float64 ``[B]``: 1 if the background is preserved, else 0. NaN if an image has no background pixels."""
         preserved = (self.background.psnr >= self.min_psnr).double()
         no_background = self.background.psnr.isnan() & is_finite(self.images).to(self.images.device)
         return torch.where(no_background, torch.nan, preserved)
 
     @cached_property
     def success(self) -> Tensor:
-        """1 if the edit is applied and the background is preserved, else 0: float64 ``[B]``.
+        """float64 ``[B]``: 1 if the edit is applied and the background is preserved, else 0.
 
-        The value is NaN for edits without a criterion of whether the edit is applied (see :meth:`edits_applied`).
+        The value is NaN for an edit if :func:`edits_applied` cannot decide whether the edit is applied.
         """
         preserved = (self.background.psnr >= self.min_psnr).double()
         return torch.where(self.edit_applied.isnan(), torch.nan, self.edit_applied * preserved)
 
 
 def edits_applied(batch: EditBatch) -> Tensor:
-    """Return float64 ``[B]``: 1 for an applied edit, 0 for a failed edit, NaN for an edit without a criterion.
+    """Return float64 ``[B]``: 1 if the edit is applied, 0 if not, and NaN if the kind of the edit has no criterion.
 
     An edit that replaces the object is applied if the classifier predicts the new object. An edit that replaces the
     background is applied if the mean color of the edited region is closer to the mean color of this region in the

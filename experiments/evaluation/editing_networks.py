@@ -1,7 +1,6 @@
-"""Networks that score edited images.
+"""Networks that compute distances between source images and edited images.
 
-The networks are either those of PIE-Bench, loaded from files of the user, or substitutes that use the features of the
-evaluation classifier.
+The networks are those of PIE-Bench, loaded from files of the user, or the evaluation classifier as a substitute.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from rnri.models.fingerprint import fingerprint as fingerprint_weights
 DINO_IMAGE_SIZE = 224  # height and width of the input of DINO, in pixels
 MAX_PIE_BENCH_SIDE = 480  # maximum length of the longer side of an image in PIE-Bench's structure distance, in pixels
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the color channels
-MIN_POSITIONS = 64  # the structure distance uses a feature map with at least this number of positions (h * w)
+MIN_POSITIONS = 64  # minimum number of positions (h * w) of the feature map in the structure distance
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Distance:
     """A distance ``[B]`` between two batches of images ``[B,3,H,W]`` in [0, 1].
 
     Attributes:
-        name: name of the network of this distance in the results tables.
+        name: name of the network that computes the distance, as in the results tables.
         fingerprint: SHA-256 hash of the weights of the network.
         function: function that computes the distances of two batches of images.
-        original: function that computes the distance as PIE-Bench's code defines it, if ``function`` is a corrected
-            definition; else None.
+        original: function that computes the distance as the code of PIE-Bench defines it; None if ``function`` has the
+            same definition.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Distance:
 
 
 def structure_distance(tokens: Tensor, originals: Tensor) -> Tensor:
-    """Return the structure distance ``[B]`` of images and their originals from tokens ``[B,N,D]``.
+    """Return the structure distance ``[B]`` between images and originals, from N tokens per image ``[B,N,D]``.
 
     The structure distance is the mean squared difference between the self-similarity matrices of ``tokens`` and
     ``originals``. The self-similarity matrix of an image contains the cosine similarity of each pair of tokens of the
@@ -66,19 +65,18 @@ def _self_similarity(tokens: Tensor) -> Tensor:
 
 
 def dino_structure(path: str, device: str | torch.device) -> Distance:
-    """Load the structure distance, computed from the attention keys of the last layer of a DINO ViT.
+    """Load a DINO ViT that computes the structure distance from the attention keys of its last layer.
 
     The images are preprocessed as in the training of DINO: images in [0, 1] are normalized with the mean and the
     standard deviation of ImageNet, and resized to 224 x 224 pixels with bicubic interpolation. The attribute
-    ``original`` of the returned distance computes the distance as in PIE-Bench's published results, which use the DINO
-    ViT-B/8. PIE-Bench's code normalizes images in [0, 255], and resizes their shorter side to 224 pixels with bilinear
-    interpolation.
+    ``original`` of the returned :class:`Distance` computes the distance as the code of PIE-Bench does, see
+    :func:`pie_bench_input`. The published results of PIE-Bench use the DINO ViT-B/8.
 
     Args:
         path: a folder or Hugging Face Hub id for transformers' ``ViTModel``, such as ``facebook/dino-vitb8``.
 
     Raises:
-        ValueError: the model cannot be loaded, is not a ViT (DINOv2 is not), lacks weights, or has no layer that
+        ValueError: the model cannot be loaded, is not a ViT (such as DINOv2), lacks weights, or has no layer that
             computes attention keys.
     """
     try:
@@ -116,7 +114,7 @@ def dino_structure(path: str, device: str | torch.device) -> Distance:
 
 
 def _last_keys(network: nn.Module, path: str) -> nn.Module:
-    """Return the layer that computes the attention keys in the last attention block of ``network``."""
+    """Return the linear layer of the attention keys in the last attention block of ``network``."""
     projections = [part for name, part in network.named_modules() if name.rpartition(".")[2] in ("key", "k_proj")]
     if not projections:
         raise ValueError(f"task.dino: the network of {path} has no layer that computes attention keys; use a DINO ViT.")
@@ -133,20 +131,21 @@ def dino_input(images: Tensor) -> Tensor:
 
 
 def pie_bench_input(images: Tensor) -> Tensor:
-    """Return the input of a DINO ViT for ``images [B,3,H,W]`` in [0, 1], as PIE-Bench's code computes the input.
+    """Return the input of a DINO ViT for ``images [B,3,H,W]`` in [0, 1], preprocessed as in the code of PIE-Bench.
 
-    PIE-Bench's code does not divide pixel values in [0, 255] by 255 before the normalization. In the red channel, the
-    pixel value 128 becomes (128 - 0.485) / 0.229 = 556.8 instead of 0.074.
+    The shorter side is resized to 224 pixels with bilinear interpolation. The code of PIE-Bench does not divide pixel
+    values in [0, 255] by 255 before it subtracts the mean and divides by the standard deviation. In the red channel,
+    the pixel value 128 becomes (128 - 0.485) / 0.229 = 556.8 instead of 0.074.
     """
     pixels = resize(255 * images.float(), [DINO_IMAGE_SIZE], max_size=MAX_PIE_BENCH_SIDE)
     return normalize(pixels, *map(list, IMAGENET))
 
 
 def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
-    """Return a structure distance that is computed from a feature map of the evaluation classifier.
+    """Return the structure distance that is computed from a feature map of the evaluation classifier.
 
-    The feature map is the output of the deepest stage that has at least ``MIN_POSITIONS`` positions. Each position of
-    the feature map is a token.
+    The feature map is the output of the last stage whose output has at least ``MIN_POSITIONS`` positions. Each position
+    of the feature map is a token.
     """
 
     def tokens(images: Tensor) -> Tensor:
@@ -161,19 +160,20 @@ def classifier_structure(classifier: Classifier, fingerprint: str) -> Distance:
 
 
 def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
-    """Load the LPIPS of PIE-Bench: a SqueezeNet 1.1 with ImageNet weights, and learned weights of its channels.
+    """Load the LPIPS distance of PIE-Bench, which uses a SqueezeNet 1.1 with ImageNet weights.
 
-    The package torchmetrics contains the learned weights of the channels.
+    The learned channel weights of LPIPS are part of the package torchmetrics.
 
     Args:
-        path: torchvision's weight file (``squeezenet1_1-*.pth``), or a safetensors file with the same tensors.
+        path: torchvision's weight file of SqueezeNet 1.1 (``squeezenet1_1-*.pth``), or a safetensors file with the same
+            tensors.
 
     Raises:
         ValueError: the file is missing, or contains the weights of another network.
     """
     network = _LPIPS(net="squeeze", pnet_rand=True, use_dropout=True).eval()
     backbone = network.net
-    expected = backbone.state_dict()  # torchmetrics calls a weight slices.K.N.rest, torchvision features.N.rest
+    expected = backbone.state_dict()  # names of weights: slices.K.N.* in torchmetrics, features.N.* in torchvision
     names = {name: f"features.{name.split('.', 2)[2]}" for name in expected}
     try:
         weights = read_weights(path)
@@ -195,7 +195,7 @@ def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
 
 
 def classifier_perceptual(classifier: Classifier, fingerprint: str) -> Distance:
-    """Return LPIPS without learned weights, computed from the classifier's features (``perceptual_distance``)."""
+    """Return the perceptual distance that is computed from features of the classifier (``perceptual_distance``)."""
     return Distance(
         "classifier features, without learned weights",
         fingerprint,

@@ -1,4 +1,4 @@
-"""Features and measurements of a set of generated images, from which the metrics of the set are computed."""
+"""Features and measured values of all generated images of a table row, from which the metrics are computed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from experiments.evaluation.sscd import SSCD_COPY
 
 @dataclass(frozen=True, eq=False)
 class GeneratedSet:
-    """Features and measurements of the generated images of all concepts.
+    """Features and measured values of the generated images of several concepts.
 
     Attributes:
         real: features of real images, float64 ``[M, D]``.
         features: features of the generated images without NaN or infinity, float64 ``[N, D]``.
-        features_by_concept: the rows of ``features`` that belong to each concept, one tensor per concept.
+        features_by_concept: the same features as ``features``, with one tensor per concept.
         copies: for each generated image, whether the image copies a reference; None if a copy cannot be detected.
-        scores: novelty scores of each generated image; None for an image with NaN or infinity.
-        real_scores: novelty scores of real images.
-        copy_detections: perceptual distances between the images of each concept; None for a concept without images.
-        similarities: SSCD similarity of each image to its most similar reference; None if it is not known.
+        scores: scores that compare each generated image with the references; None for an image with NaN or infinity.
+        real_scores: scores that compare each reference with the other references, as if the reference were a generated
+            image.
+        copy_detections: perceptual distances between the images and the references of each concept; None for a concept
+            without images.
+        similarities: SSCD similarity of each image to its most similar reference; None if SSCD is not computed.
         records: measured values of each generated image.
         t_init: duration of the seed initialization of each concept, in seconds; None for real images.
         t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
@@ -57,7 +59,7 @@ class GeneratedSet:
         """FID and KID between the real and the generated images.
 
         FID and KID are None if a generated image has NaN or infinite pixels, or if there are fewer than two real or
-        generated images. If a feature is NaN or infinite, FID and KID are None and a warning is printed.
+        fewer than two generated images. If a feature is NaN or infinite, FID and KID are None and a warning is printed.
         """
         if self.num_not_finite or min(len(self.real), len(self.features)) < 2:
             return {"fid": None, "kid": None}
@@ -75,47 +77,50 @@ class GeneratedSet:
 
     @property
     def concept_copies(self) -> list[bool]:
-        """Whether each image is nearer to a reference than 95 % of the pairs of real images of its own concept are."""
+        """For each image, whether it is nearer to a reference than 95 % of the pairs of real images of the concept."""
         return [copy for each in self.copy_detections if each is not None for copy in each.copies or ()]
 
     @property
     def authentic(self) -> list[bool | None]:
-        """Whether each image is authentic (:attr:`ImageScore.authentic`)."""
+        """For each image, whether the image is authentic by AuthPct, see :attr:`ImageScore.authentic`."""
         return [score.authentic for score in self.scores if score is not None]
 
     @property
     def m_cp(self) -> list[float | None]:
-        """Copy-paste measure of each image (:attr:`ImageScore.m_cp`)."""
+        """Copy-paste measure M_CP of each image, see :attr:`ImageScore.m_cp`."""
         return [score.m_cp for score in self.scores if score is not None]
 
     @property
     def c_t(self) -> float | None:
-        """Statistic C_T of the shape distances of all images, compared with those of real images."""
+        """Statistic C_T: a z-score that compares the shape distances of generated images with those of real images."""
         generated = [score.distances[0] for score in self.scores if score is not None and score.distances]
         return copy_statistic(generated, [score.distances[0] for score in self.real_scores if score.distances])
 
     @property
     def sscd_copies(self) -> list[bool | None]:
-        """Whether each image is a copy by SSCD."""
+        """For each image, whether its SSCD similarity to a reference is that of a copy;
+
+        None if SSCD is not computed.
+        """
         return [None if value is None else value > SSCD_COPY for value in self.similarities]
 
     @property
     def nearest_distances(self) -> list[float]:
-        """Perceptual distance between each generated image and the nearest reference."""
+        """Perceptual distance between each generated image and its nearest reference."""
         return [value for each in self.copy_detections if each is not None for value in each.nearest.tolist()]
 
     @property
     def pairwise_distances(self) -> list[float | None]:
-        """Mean perceptual distance between two generated images of the same concept, one value per concept."""
+        """For each concept, the mean perceptual distance between two of its generated images."""
         return [each.pairwise for each in self.copy_detections if each is not None]
 
     @property
     def vendi_scores(self) -> list[float]:
-        """Vendi score of the generated images of each concept."""
+        """For each concept, the Vendi score (effective number of different images) of its generated images."""
         return [vendi_score(features) for features in self.features_by_concept]
 
     def recorded(self, name: str) -> list[float]:
-        """Return the values of the measurement ``name`` for all generated images whose record contains ``name``."""
+        """Return the recorded value ``name`` of each generated image that has such a value."""
         return [record[name] for record in self.records if name in record]
 
 

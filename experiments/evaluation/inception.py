@@ -1,4 +1,4 @@
-"""Inception-v3 features for FID as published, with the network of torchmetrics and weights from a local file."""
+"""The Inception-v3 features of the published FID, with the network of torchmetrics and weights from a local file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Inception(nn.Module):
 
 
 def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Inception:
-    """Load Inception-v3 with the weights in the file ``path``, torch-fidelity's ``pt_inception-2015-12-05-*.pth``.
+    """Load Inception-v3 with the weights in torch-fidelity's file ``pt_inception-2015-12-05-*.pth``.
 
     Raises:
         ValueError: the file is missing, or contains the weights of another network.

@@ -3,9 +3,10 @@
 The weights are not part of this project. The package ``stlpips-pytorch`` 0.0.2 (license BSD-2) contains the weights in
 the file ``weights/vST0.0/alex_shift_tolerant.pth``.
 
-The distance is computed from five layers as in LPIPS (Zhang et al. 2018). In each layer, the channel vectors of both
-images are normalized to unit length. The squared differences of the vectors are multiplied by learned weights of the
-channels and averaged over positions. The distance is the sum over the five layers.
+ST-LPIPS is computed from five layers, as LPIPS (Zhang et al. 2018) is. In each layer, the channel vectors of both
+images are normalized to unit length. The squared differences between the normalized vectors are multiplied by learned
+weights of the channels, summed over the channels and averaged over positions. ST-LPIPS is the sum of the results of the
+five layers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from rnri.loading import read_weights
 
-CONVOLUTIONS = {  # name in the file: (output channels, input channels, kernel size, padding)
+CONVOLUTIONS = {  # layer in the weight file: (output channels, input channels, kernel size, padding)
     "slice1.0": (64, 3, 11, 2),
     "slice2.5": (192, 64, 5, 2),
     "slice3.9": (384, 192, 3, 1),
@@ -27,12 +28,12 @@ CONVOLUTIONS = {  # name in the file: (output channels, input channels, kernel s
     "slice5.13": (256, 256, 3, 1),
 }
 MIN_SIDE = 32  # minimum height and width of images, in pixels
-POOLED_LAYERS = (1, 2)  # indices of the layers whose inputs are max-pooled and downsampled
+POOLED_LAYERS = (1, 2)  # indices of the convolutions whose inputs are max-pooled and downsampled
 REMEDY = "unpack stlpips-pytorch 0.0.2 and use its weights/vST0.0/alex_shift_tolerant.pth"
 
 
 def blur_and_downsample(maps: Tensor) -> Tensor:
-    """Blur feature maps ``[B, C, h, w]`` with a 3 x 3 binomial filter, with stride 2 and reflection padding of 2."""
+    """Convolve feature maps ``[B, C, h, w]`` with a 3 x 3 binomial filter, stride 2 and reflection padding of 2."""
     weights = maps.new_tensor([0.25, 0.5, 0.25])
     filters = torch.outer(weights, weights).expand(maps.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(maps, (2, 2, 2, 2), mode="reflect"), filters, stride=2, groups=maps.shape[1])
@@ -41,7 +42,7 @@ def blur_and_downsample(maps: Tensor) -> Tensor:
 class AlexNetTrunk(nn.Module):
     """The five convolutional layers of the shift-tolerant AlexNet, for images ``[B, 3, H, W]`` in [0, 1].
 
-    H and W are at least ``MIN_SIDE`` pixels.
+    The height H and the width W of the images must be at least ``MIN_SIDE`` pixels.
     """
 
     shift: Tensor  # [1,3,1,1]
@@ -70,14 +71,17 @@ class AlexNetTrunk(nn.Module):
 
 
 class ShiftTolerantLpips(AlexNetTrunk):
-    """ST-LPIPS distance of images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
+    """ST-LPIPS distance between images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weights = nn.ParameterList(torch.ones(outputs) for outputs, *_ in CONVOLUTIONS.values())
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the ST-LPIPS distances ``[B]`` of ``images`` and ``targets``; 0 for equal images."""
+        """Return the ST-LPIPS distances ``[B]`` between ``images`` and ``targets``.
+
+        Equal images have the distance 0.
+        """
         layers = zip(self.feature_maps(images), self.feature_maps(targets), self.weights, strict=True)
         return sum(_layer_distance(a, b, weight) for a, b, weight in layers)
 
@@ -103,7 +107,7 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTol
 
 
 def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights ``state`` of the file ``path``, renamed and reshaped to the weights of ``network``.
+    """Return the weights ``state`` with the names and shapes of ``network``. ``path`` is for the error message.
 
     Raises:
         ValueError: the file lacks a weight of ``network``, or a weight in the file has another shape.

@@ -1,4 +1,4 @@
-"""Definition of a metric (computation, aggregation, label and logging), and the registry of metrics."""
+"""Defines a metric by its computation, aggregation, label and logging, and the registry of metrics."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ class Metric:
     """A metric of an experiment: how the values of the metric are computed, aggregated and shown.
 
     Attributes:
-        name: name of the metric's column in ``samples.parquet`` and ``results.json``, and last part of its logger key.
+        name: name of the metric's column in ``samples.parquet`` and ``results.json``, and last part of the metric's
+            logger key.
         label: heading of the metric's column in tables, without the unit.
-        function: function that computes the values of the metric from a batch; None if the experiment records the
-            values itself.
+        function: function that computes the values of the metric from a batch of images. If ``function`` is None, the
+            experiment itself records the values.
         unit: unit of measurement, such as ``dB``, which is appended to the label in the column heading.
-        better: whether higher or lower values are better, shown as an arrow in the column heading.
+        better: whether higher or lower values are better. The column heading shows the direction as an arrow.
         aggregate: function that aggregates the values of all images of a table row into one value.
-        statistics: additional columns of ``table.csv``: for each suffix of the column name, a function that aggregates
-            the values.
+        statistics: additional columns of ``table.csv``, as a dict from the suffix of the column name to a function that
+            aggregates the values.
         interval: whether a 95 % bootstrap confidence interval of the mean is computed (columns ``NAME_low`` and
             ``NAME_high``).
-        live: whether the running mean of the metric is logged after every finished unit.
+        live: whether the running mean of the metric is logged during the run.
         scale: factor by which values are multiplied in tables, such as 100 for percentages.
-        tables: names of the tables in ``table.md`` that have a column for the metric. These tables have at most seven
-            columns. The file ``table.csv`` has a column for every metric.
-        optional: if true and ``function`` returns None, the metric is omitted. If false, None is a missing value.
+        tables: names of the tables in ``table.md`` that have a column for the metric. A table in ``table.md`` has at
+            most seven columns, but the file ``table.csv`` has a column for every metric.
+        optional: if true, the metric is omitted if ``function`` returns None. If false, None is a missing value of the
+            metric.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Metric:
     def summarize(self, values: Sequence[float], seed: int) -> dict[str, float]:
         """Aggregate the values of all images of a table row into the columns of this metric.
 
-        All columns are NaN if ``values`` is empty. The confidence interval is NaN if a value is NaN or infinite.
+        If ``values`` is empty, all columns are NaN. If a value is NaN or infinite, the confidence interval is NaN.
 
         Args:
             seed: random seed of the bootstrap.
@@ -114,17 +116,17 @@ class MetricRegister:
         del self._metrics[name]
 
     def compute(self, batch: Any) -> dict[str, Any]:
-        """Compute all metrics with a function from ``batch``; return the values by the names of the metrics."""
+        """Compute all metrics that have a function from ``batch``; return a dict from metric name to values."""
         values = {metric.name: metric.function(batch) for metric in self if metric.function is not None}
         return {name: v for name, v in values.items() if v is not None or not self._metrics[name].optional}
 
     def summarize(self, samples: Sequence[Mapping[str, Any]], seed: int, *, skip_nan: bool = False) -> dict[str, float]:
-        """Aggregate the values of several images into one table row. Metrics without values are omitted.
+        """Aggregate the values of several images into one table row. A metric without values is omitted.
 
         Args:
-            samples: values of each image, by the names of the metrics.
+            samples: one dict per image, from metric name to value.
             seed: random seed of the bootstrap.
-            skip_nan: if true, NaN values are ignored. If false, the mean of values that include NaN is NaN.
+            skip_nan: if true, NaN values are ignored. If false, the mean of values with a NaN is NaN.
         """
         row: dict[str, float] = {}
         for metric in self:
@@ -139,7 +141,7 @@ class MetricRegister:
 
     @property
     def live(self) -> tuple[str, ...]:
-        """Names of the metrics whose running means are logged after every unit."""
+        """Names of the metrics whose running means are logged during the run."""
         return tuple(metric.name for metric in self if metric.live)
 
     @property

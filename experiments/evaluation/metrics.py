@@ -1,4 +1,4 @@
-"""Functions that compute metrics: bootstrap intervals, FID and KID, PSNR and SSIM, perceptual distance, ROC AUC."""
+"""Functions that compute FID, KID, PSNR, SSIM, a perceptual distance, ROC AUC, and bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 MAX_INDICES_PER_CHUNK = 1_000_000
-"""Maximum number of group indices that a bootstrap draws at once, to limit the memory.
+"""Maximum number of random indices that the bootstrap draws at once, to limit the memory consumption.
 
-Drawing all indices for 100,000 groups at once would take gigabytes.
+Without a limit, a bootstrap of 100,000 groups would take gigabytes of memory.
 """
 
 
@@ -25,11 +25,11 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval ``(low, high)`` of the mean of ``values``.
 
-    If all values are equal, both bounds of the interval are this value.
+    If all values are equal, both bounds of the interval are equal to the values.
 
     Args:
-        groups: group of each value. The bootstrap then resamples groups instead of values, which is necessary if the
-            values within a group are correlated.
+        groups: group of each value. If ``groups`` is not None, the bootstrap resamples groups instead of single values,
+            which is necessary if the values of a group are correlated.
         seed: random seed of the resampling.
         draws: number of bootstrap samples.
 
@@ -53,10 +53,7 @@ def bootstrap_interval(
 
 
 _SINGLE_PROCESS = {"distributed_available_fn": lambda: False}
-"""Options of torchmetrics for a metric that one process computes.
-
-By default, torchmetrics waits for the other ranks.
-"""
+"""Options with which torchmetrics computes a metric in one process, without waiting for other ranks."""
 
 
 class _PrecomputedFeatures(nn.Module):
@@ -71,18 +68,21 @@ class _PrecomputedFeatures(nn.Module):
 
 
 MAX_FEATURE = 1e30
-"""Maximum magnitude of a feature. With larger features, products of covariances overflow and LAPACK crashes."""
+"""Maximum absolute value of a feature.
+
+With larger features, FID would fail, because products of covariances overflow.
+"""
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features ``[N, D]``, which is FID for Inception-v3 features.
+    """Return the Fréchet distance between two sets of features ``[N, D]``, which is FID for Inception-v3 features.
 
-    The distance is >= 0 and is computed in float64. If a set has fewer samples than feature dimensions, its covariance
-    is singular and the distance depends on the number of samples. Only the distances of sets of equal size can then be
-    compared.
+    The distance is computed in float64 and is at least 0. If a set has fewer samples than feature dimensions, the
+    covariance of the set is singular and the distance depends on the number of samples. Compare such distances only
+    between sets of equal size.
 
     Raises:
-        ValueError: a set has fewer than two samples, or contains NaN, infinity or magnitudes above 1e30.
+        ValueError: a set has fewer than two samples, or contains NaN or a value whose magnitude is above 1e30.
     """
     _check_features(real, generated)
     metric = FrechetInceptionDistance(_PrecomputedFeatures(real.shape[1]), normalize=True, **_SINGLE_PROCESS).set_dtype(
@@ -94,11 +94,11 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: int = 0) -> float:
-    """Return the kernel Inception distance (KID) of two sets of features ``[N, D]``.
+    """Return the kernel Inception distance (KID) between two sets of features.
 
     KID is the squared maximum mean discrepancy (MMD) with a cubic kernel, averaged over 50 random subsets. The estimate
-    is unbiased, so that it can be negative for similar sets. The estimate is not clamped to 0, because clamping would
-    add a bias.
+    is unbiased, so that KID of similar sets can be negative. Negative values are not replaced by 0, because the
+    estimate would then be biased.
 
     Args:
         real: features of real images, ``[M, D]``.
@@ -107,7 +107,7 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
         seed: random seed of the subsets.
 
     Raises:
-        ValueError: a set has fewer than two samples, or contains NaN, infinity or magnitudes above 1e30.
+        ValueError: a set has fewer than two samples, or contains NaN or a value whose magnitude is above 1e30.
     """
     _check_features(real, generated)
     subset = min(subset, len(real), len(generated))
@@ -118,7 +118,7 @@ def kernel_distance(real: Tensor, generated: Tensor, subset: int = 100, seed: in
         )
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets with the global random generator
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets with the global random number generator
         torch.manual_seed(seed)
         return metric.compute()[0].item()
 
@@ -127,7 +127,7 @@ def _check_features(real: Tensor, generated: Tensor) -> None:
     for name, features in (("real", real), ("generated", generated)):
         if len(features) < 2:
             raise ValueError(f"FID and KID require at least two {name} images, got {len(features)}.")
-        bad = ~(features.abs() <= MAX_FEATURE).all(1)  # True also if a feature is NaN
+        bad = ~(features.abs() <= MAX_FEATURE).all(1)  # also True if a feature is NaN
         if bad.any():
             raise ValueError(
                 f"the features of {int(bad.sum())} of {len(features)} {name} images are not finite, first at index "
@@ -136,22 +136,22 @@ def _check_features(real: Tensor, generated: Tensor) -> None:
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Return the PSNR ``[B]`` in dB of ``images`` and ``targets``, which are ``[B, 3, H, W]`` in [0, 1]."""
+    """Return the PSNR ``[B]`` in dB between ``images`` and ``targets``, both ``[B, 3, H, W]`` in [0, 1]."""
     return peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """Return the structural similarity (SSIM) ``[B]`` of ``images`` and ``targets [B, 3, H, W]`` in [0, 1]."""
+    """Return the SSIM ``[B]`` between ``images`` and ``targets``, both ``[B, 3, H, W]`` in [0, 1]."""
     return structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none").view(-1)
 
 
 def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the perceptual distance ``[B]`` of ``images`` and ``targets [B, 3, H, W]``; 0 for equal images.
+    """Return the perceptual distance ``[B]`` between ``images`` and ``targets``, both ``[B, 3, H, W]`` in [0, 1].
 
-    The distance is computed from the feature maps of ``classifier``, as LPIPS (Zhang et al. 2018) but without learned
-    weights. Channel vectors are normalized to unit length, and the squared distances of the vectors are averaged over
-    positions and then over layers. The published LPIPS uses other networks than ``classifier``. The two distances
-    therefore rank images similarly, but their values cannot be compared.
+    The distance is computed from the feature maps of ``classifier`` in the same way as LPIPS (Zhang et al. 2018), but
+    without learned weights. Channel vectors are normalized to unit length, and the squared distances between the
+    vectors of both images are averaged over positions and then over layers. Values of this distance cannot be compared
+    with values of the published LPIPS, which uses other networks than ``classifier``.
     """
     layers = zip(classifier.feature_maps(images), classifier.feature_maps(targets), strict=True)
     distances = [(F.normalize(a) - F.normalize(b)).square().sum(1).mean((1, 2)) for a, b in layers]
@@ -159,10 +159,10 @@ def perceptual_distance(classifier: nn.Module, images: Tensor, targets: Tensor) 
 
 
 def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Return the area under the ROC curve from the scores of positive and negative examples.
+    """Return the area under the ROC curve for the given scores of positive and negative examples.
 
-    The area is the probability that a positive example has a higher score than a negative example, where equal scores
-    count as one half.
+    The area under the ROC curve is the probability that a positive example has a higher score than a negative example,
+    where equal scores count as one half.
     """
     if not len(positives) or not len(negatives):
         raise ValueError("ROC AUC requires at least one positive and one negative example.")

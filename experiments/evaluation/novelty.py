@@ -1,7 +1,7 @@
-"""Threshold-free measures of the distance between generated images and their references.
+"""Measures without a threshold for whether generated images copy their references.
 
-The measures compare the distances of generated images with the distances of real images: AuthPct, the copy-paste
-measure M_CP and the statistic C_T.
+The measures AuthPct, M_CP and C_T compare the distances of generated images to the references with distances of real
+images.
 """
 
 from __future__ import annotations
@@ -17,37 +17,36 @@ from experiments.evaluation.diversity import squared_distances
 from experiments.evaluation.metrics import roc_auc
 
 MIN_ANGLE = 1e-6
-"""Lower bound of the angle between two real images in :func:`copy_paste_measure`, in radians."""
+"""Minimum angle in radians between two real images in :func:`copy_paste_measure`, to avoid division by 0."""
 
 
 def authentic_images(images: Tensor, references: Tensor, real: Tensor) -> Tensor:
-    """Return which images are authentic by the definition of Alaa et al. 2022 (AuthPct), bool ``[n]``.
+    """Return whether each image is authentic by the definition of Alaa et al. 2022 (AuthPct), bool ``[n]``.
 
-    An image is authentic if its distance to the nearest reference is larger than the distance of this reference to the
-    nearest other real image.
+    An image is authentic if it is farther from its nearest reference than this reference is from the nearest other real
+    image.
 
     Args:
         images: vectors of n generated images, ``[n, E]``.
         references: vectors of the R references, ``[R, E]``.
-        real: vectors of all real images, of which the first R are the references, ``[M, E]``, where M > 1.
+        real: vectors of all M > 1 real images, ``[M, E]``. The first R real images are the references.
     """
     nearest = squared_distances(images, references).min(1)
     between_real = squared_distances(references, real)
-    between_real.fill_diagonal_(torch.inf)  # not the distance of a reference to itself
+    between_real.fill_diagonal_(torch.inf)  # ignore the distance between a reference and itself
     return nearest.values > between_real.min(1).values[nearest.indices]
 
 
 def copy_paste_measure(images: Tensor, references: Tensor, others: Tensor) -> Tensor:
     """Return the copy-paste measure M_CP of WithAnyone (ICLR 2026) for each image, float64 ``[n]`` in [-1, 1].
 
-    For a generated image g, its nearest reference r and a held-out real image t, M_CP is
-    ``(angle(g, t) - angle(g, r)) / angle(t, r)``, averaged over the held-out images. M_CP is 1 if g equals the
-    reference, and -1 if g equals the held-out image.
+    M_CP is the mean of ``(angle(g, t) - angle(g, r)) / angle(t, r)`` over all held-out real images t, where g is the
+    generated image and r is its nearest reference. M_CP is 1 if g equals r, and -1 if g equals the only held-out image.
 
     Args:
         images: features of n generated images, ``[n, D]``.
         references: features of the references, ``[R, D]``.
-        others: features of real images that are not references, ``[H, D]``, where H > 0.
+        others: features of held-out real images, which are not references, ``[H, D]``, where H > 0.
     """
     nearest = angles(images, references).min(1)
     differences = angles(images, others) - nearest.values[:, None]
@@ -56,27 +55,27 @@ def copy_paste_measure(images: Tensor, references: Tensor, others: Tensor) -> Te
 
 
 def angles(a: Tensor, b: Tensor) -> Tensor:
-    """Return the angles in radians between the rows of ``a [n, D]`` and ``b [m, D]``: float64 ``[n, m]``.
+    """Return the angles in radians between the rows of ``a [n, D]`` and ``b [m, D]``, float64 ``[n, m]``.
 
-    The formula is exact for small angles too, unlike the arc cosine of the scalar product.
+    The angle is computed with ``atan2``, because the arc cosine of the scalar product is inaccurate for small angles.
     """
     a, b = F.normalize(a.double()), F.normalize(b.double())
     return 2 * torch.atan2(torch.cdist(a, b), torch.cdist(a, -b))
 
 
 def copy_statistic(generated: Sequence[float], real: Sequence[float]) -> float | None:
-    """Return the statistic C_T of Meehan et al. 2020: the z-score of a Mann-Whitney test of distances to references.
+    """Return C_T of Meehan et al. 2020: the z-score of a Mann-Whitney test that compares distances to references.
 
-    C_T is below 0 if generated images are nearer to the references than real images are (copies). C_T is above 0 if
-    generated images are farther away. If both sets have the same distribution, C_T has mean 0 and standard deviation 1.
-    The z-score grows with the number of images.
+    C_T is negative if generated images are nearer to the references than other real images are, and positive if
+    generated images are farther away. If generated and real images have the same distribution of distances, C_T has
+    mean 0 and standard deviation 1. The absolute value of C_T grows with the number of images.
 
     Args:
         generated: distances between generated images and their nearest references.
         real: distances between other real images and their nearest references.
 
     Returns:
-        C_T; None if a set is empty or all distances are equal.
+        C_T, or None if ``generated`` or ``real`` is empty or all distances are equal.
     """
     n, m = len(generated), len(real)
     if not n or not m:

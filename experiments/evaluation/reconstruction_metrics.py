@@ -19,11 +19,11 @@ class ReconstructionBatch:
     Attributes:
         images: reconstructed images, ``[B,3,H,W]`` in [0, 1].
         originals: original images, ``[B,3,H,W]`` in [0, 1].
-        prompts: prompt of each image, with which the image was inverted and reconstructed.
+        prompts: prompt with which each image was inverted and reconstructed.
         clip: CLIP model for the CLIP score; None if the CLIP score is not computed.
-        classifier: classifier whose features the perceptual distance uses; None if the perceptual distance is not
-            computed.
-        st_lpips: function that computes the ST-LPIPS of two batches; None if its weights are not available.
+        classifier: classifier whose features are used for the perceptual distance; None if the perceptual distance is
+            not computed.
+        st_lpips: function that computes ST-LPIPS between two batches of images; None if ST-LPIPS is not computed.
     """
 
     images: Tensor
@@ -34,7 +34,7 @@ class ReconstructionBatch:
     st_lpips: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def clip_score(self) -> Tensor | None:
-        """Return the cosine similarity ``[B]`` of the CLIP features of the reconstructed images and of the prompts."""
+        """Return the cosine similarity ``[B]`` between the CLIP features of reconstructed images and their prompts."""
         if self.clip is None:
             return None
         return (self.clip.text(list(self.prompts)) * self.clip(self.images)).sum(1)

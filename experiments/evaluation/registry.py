@@ -1,10 +1,8 @@
 """The registries of metrics, one for each type of experiment.
 
-The order of the metrics in a registry is the order of the table columns.
-
-The entry of a metric defines the column heading, the aggregation, the confidence interval and the logger key of the
-metric, and the tables in ``table.md`` that show the metric. The file ``table.csv`` has the columns of all metrics.
-`docs/guides/add_a_metric.md` shows how to add a metric.
+The order of the metrics in a registry is the order of the table columns. A :class:`Metric` in a registry defines how a
+metric is computed, aggregated and logged, and which tables in ``table.md`` show the metric. The file ``table.csv`` has
+a column for every metric. `docs/guides/add_a_metric.md` shows how to add a metric.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from experiments.evaluation.metrics import psnr, ssim
 EDITED = "edited"
 """Name of the table with the metrics of images that were sampled with an edited prompt."""
 LATENTS = "latents"
-"""Name of the table with the distances between latents of generated images."""
+"""Name of the table with the distances of recovered latents to the true latents of generated images."""
 BUDGET = "budget"
 NOISE = "noise"
 UPDATES = "updates"
@@ -35,32 +33,32 @@ def _nan_as_infinite(values: Sequence[float]) -> np.ndarray:
 def median(values: Sequence[float]) -> float:
     """Return the median of ``values``.
 
-    NaN counts as infinity, so that a few diverged samples hardly affect the median.
+    A NaN value counts as infinity, so that a few diverged samples hardly affect the median.
     """
     return float(np.median(_nan_as_infinite(values)))
 
 
 def percentile_95(values: Sequence[float]) -> float:
-    """Return the 95th percentile of ``values``, which is the smallest value that 95 % of the values do not exceed.
+    """Return the 95th percentile of ``values``: the smallest value that at least 95 % of the values do not exceed.
 
-    NaN counts as infinity.
+    A NaN value counts as infinity.
     """
     return float(np.percentile(_nan_as_infinite(values), 95, method="inverted_cdf"))
 
 
 def maximum(values: Sequence[float]) -> float:
-    """Return the largest of ``values``. NaN counts as infinity."""
+    """Return the largest of ``values``, where a NaN value counts as infinity."""
     return float(_nan_as_infinite(values).max())
 
 
 def mean_of_areas(values: Sequence[float]) -> float:
-    """Return the mean of ``values`` without NaN, which is the error of an image that has no such area."""
+    """Return the mean of ``values`` that are not NaN. The error of an image without plain or textured areas is NaN."""
     present = [value for value in values if not math.isnan(value)]
     return mean(present) if present else math.nan
 
 
 def count(values: Sequence[float]) -> int:
-    """Return the number of samples for which a metric with values 0 and 1 is 1."""
+    """Return the number of samples for which the metric is 1. The values of the metric must be 0 or 1."""
     return int(sum(values))
 
 
@@ -104,7 +102,7 @@ INVERSION = MetricRegister(
 """Metrics of inversion methods.
 
 A metric with a function is computed from a :class:`~experiments.evaluation.reconstruction_metrics.ReconstructionBatch`.
-The values of the other metrics are recorded by the inversion experiment.
+The values of a metric without a function are recorded by the inversion experiment.
 """
 
 EDITING = MetricRegister(
@@ -151,8 +149,8 @@ EDITING = MetricRegister(
 )  # fmt: skip
 """Metrics of editing methods.
 
-A metric with a function is computed from an :class:`~experiments.evaluation.editing_metrics.EditBatch`. The values of
-the other metrics are recorded by the editing experiment.
+A metric with a function is computed from an :class:`~experiments.evaluation.editing_metrics.EditBatch`. The values of a
+metric without a function are recorded by the editing experiment.
 """
 
 RARE_CONCEPTS = MetricRegister(
@@ -192,7 +190,7 @@ RARE_CONCEPTS = MetricRegister(
 )  # fmt: skip
 """Metrics of generated images of concepts.
 
-The metrics are computed from a :class:`~experiments.evaluation.generation_metrics.GeneratedSet`.
+All metrics in this registry are computed from a :class:`~experiments.evaluation.generation_metrics.GeneratedSet`.
 """
 
 __all__ = ["EDITING", "INVERSION", "MAIN", "RARE_CONCEPTS", "Metric", "MetricRegister", "mean"]

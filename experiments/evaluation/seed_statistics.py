@@ -1,4 +1,4 @@
-"""Statistics of inverted seeds: tests of white noise, errors in plain and textured areas, straightness."""
+"""Statistics of inverted seeds and trajectories: tests for white noise, errors in plain areas, and straightness."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch.nn import functional as F
 from rnri.models.schedule import Schedule
 
 PATCH_SIDE = 2
-"""Side of the patches of :func:`patch_correlation`, in components of a seed."""
+"""Height and width of the patches of :func:`patch_correlation`, in components of a seed."""
 PLAIN_DIFFERENCE = 0.025
-"""Maximum difference between a plain pixel and its neighbors, for pixels in [0, 1]."""
+"""Upper bound for the mean difference between a plain pixel and its neighbors, for pixel values in [0, 1]."""
 
 
 def normality(seeds: Tensor) -> Tensor:
     """Return the p-value of a Kolmogorov-Smirnov test for each of ``seeds [B,C,h,w]``, float64 ``[B]`` in [0, 1].
 
-    The null hypothesis is that the components of the seed are samples of N(0, 1). A p-value near 0 shows that the
-    components have another distribution. The p-value of a seed with NaN is NaN.
+    The null hypothesis is that the components of a seed are samples of the normal distribution N(0, 1). A p-value near
+    0 shows that the components have another distribution. The p-value of a seed with NaN is NaN.
     """
     values = seeds.detach().cpu().double().flatten(1).numpy()
     return torch.tensor([float(kstest(seed, "norm").pvalue) for seed in values], dtype=torch.float64)
 
 
 def patch_correlation(seeds: Tensor, side: int = PATCH_SIDE) -> Tensor:
-    """Return the mean correlation of two components in a patch for each of ``seeds [B,C,h,w]``, float64 ``[B]``.
+    """Return the mean correlation between two components of the same patch for each of ``seeds [B,C,h,w]``.
 
-    Each channel is divided into patches of ``side`` x ``side`` components; incomplete patches are left out. The
-    correlation is the mean product of all pairs of different components in a patch, divided by the mean square of the
-    components. The mean of the components is not subtracted, because the components of noise have the mean 0. The
-    expected value is 0 for white noise, and the value is 1 if the components of every patch are equal. The value is NaN
-    if all components are 0 or no patch is complete.
+    Each channel is divided into patches of ``side`` x ``side`` components. Incomplete patches at the border are
+    ignored. The correlation is the mean product of two different components of the same patch, divided by the mean
+    square of the components. The mean of the components is not subtracted, because the components of noise have mean 0.
+    The expected correlation of white noise is 0. The correlation is 1 if all components of each patch are equal. The
+    correlation is NaN if all components are 0 or no patch is complete.
     """
     batch_size, channels, *size = seeds.shape
     rows, columns = (length // side for length in size)
@@ -47,12 +47,12 @@ def patch_correlation(seeds: Tensor, side: int = PATCH_SIDE) -> Tensor:
 
 
 def plain_areas(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a mask of the plain positions of the latents of ``images [B,3,H,W]`` in [0, 1], bool ``[B,h,w]``.
+    """Return a mask of the latent positions in plain areas of ``images [B,3,H,W]`` in [0, 1], bool ``[B,h,w]``.
 
     A pixel is plain if, in every channel, the mean of its absolute differences to the pixel below and to the pixel on
-    the right is less than :data:`PLAIN_DIFFERENCE`. A difference to a pixel outside of the image is 0. This definition
-    is from luk-st/taba@22f916f, ``taba/exp_pipelines/plain_masks.py`` (arXiv 2410.23530). A position of the latent is
-    plain if all of its pixels are plain. Pixels with NaN are not plain.
+    the right is less than :data:`PLAIN_DIFFERENCE`. The difference to a pixel outside the image is 0, and a NaN pixel
+    is not plain. Plain pixels are defined as in ``taba/exp_pipelines/plain_masks.py`` of luk-st/taba@22f916f (arXiv
+    2410.23530). A position of the latent is plain if all pixels that it covers are plain.
 
     Args:
         size: height and width ``(h, w)`` of the latents.
@@ -75,13 +75,13 @@ def area_errors(errors: Tensor, area: Tensor) -> Tensor:
 def straightness(latents: Sequence[Tensor], schedule: Schedule) -> Tensor:
     """Return ``sum_i ||v_i - v_(i-1)|| / sqrt(d)`` of inversion trajectories, float64 ``[B]``; 0 is a straight line.
 
-    ``v_i`` is the prediction with which the sampler's step leads from the noisier to the cleaner latent of step ``i``:
-    the noise, or the velocity for flow matching. ``v_i`` is computed from the latents, without the network. ``d`` is
-    the number of components of a latent. A straight line is a trajectory on which all predictions are equal.
+    ``v_i`` is the noise (for flow matching: the velocity) with which the sampler's step ``i`` leads from the noisier to
+    the cleaner latent. ``v_i`` is computed from the two latents, without the network. ``d`` is the number of components
+    of a latent. The sum is 0 if all ``v_i`` of a trajectory are equal.
 
     Args:
-        latents: the clean latents and the latents after each inversion step, ``[B,C,h,w]`` each. If their number is not
-            the number of steps plus one, the result is NaN.
+        latents: the clean latents and the latents after each inversion step, each ``[B,C,h,w]``. If the number of
+            tensors is not the number of steps plus one, the result is NaN.
         schedule: the schedule of the inversion.
     """
     if len(latents) != len(schedule) + 1:

@@ -1,4 +1,4 @@
-"""SSCD, a published network that detects copied images (Pizzi et al. 2022), with weights from a local file."""
+"""SSCD, a network that detects copied images (Pizzi et al. 2022), with weights from a local file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.finite import NonFiniteError, is_finite
 IMAGE_SIZE = 288  # side of the input images in pixels, as in the published evaluation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSCD_COPY = 0.5
-"""Similarity above which an image is a copy by SSCD, the threshold of Somepalli et al. 2023 for diffusion models."""
+"""An image counts as a copy if its SSCD similarity to a reference is above this threshold (Somepalli et al. 2023)."""
 
 
 class Sscd(nn.Module):
@@ -44,21 +44,22 @@ class Sscd(nn.Module):
 
 @torch.no_grad()
 def similarities(sscd: Sscd, images: Tensor, references: Tensor) -> list[float]:
-    """Return the similarity of each of n images to its most similar reference, in [-1, 1].
+    """Return the SSCD similarity in [-1, 1] of each of n images to its most similar reference.
 
     Args:
-        sscd: the network.
+        sscd: the SSCD network.
         images: n images, ``uint8 [n, 3, H, W]``.
-        references: R > 0 references, ``uint8 [R, 3, H, W]``.
+        references: R references, ``uint8 [R, 3, H, W]``, where R > 0.
     """
     return (sscd(images) @ sscd(references).T).amax(1).tolist() if len(images) else []
 
 
 def load_sscd(path: str | Path, device: str | torch.device = "cpu") -> Sscd:
-    """Load SSCD from a TorchScript file, such as ``sscd_disc_mixup.torchscript.pt`` of the authors.
+    """Load SSCD from a TorchScript file, such as the file ``sscd_disc_mixup.torchscript.pt`` of the authors of SSCD.
 
     Raises:
-        ValueError: the file is missing, is no TorchScript file, or its network does not return one vector per image.
+        ValueError: the file is missing or not a TorchScript file, or the network in the file does not return one vector
+            per image.
     """
     remedy = "use sscd_disc_mixup.torchscript.pt of github.com/facebookresearch/sscd-copy-detection, or set it to null"
     if not Path(path).is_file():

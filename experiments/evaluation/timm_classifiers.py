@@ -1,4 +1,4 @@
-"""Pretrained classifiers of timm from the Hugging Face Hub or from a folder, with their labels and preprocessing."""
+"""Loads pretrained timm classifiers, with class labels and preprocessing, from the Hugging Face Hub or a folder."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Preprocessing:
         image_size: height and width of the network's input, in pixels.
         mean: mean of each color channel, which is subtracted from images in [0, 1].
         std: standard deviation of each color channel, by which images are divided.
-        crop: size of the center crop as a fraction of the size of the resized image; with a fraction above 1, a black
-            border is added. None: the full image is resized to the input size without a crop, ignoring the aspect
+        crop: size of the center crop as a fraction of the size of the resized image. If the fraction is above 1, a
+            black border is added. If ``crop`` is None, the full image is resized to the input size, ignoring the aspect
             ratio.
         squash: whether the image is resized to a square before the crop, ignoring the aspect ratio.
-        interpolation: interpolation mode with which images are resized, ``bicubic`` or ``bilinear``.
+        interpolation: interpolation mode for resizing images, ``bicubic`` or ``bilinear``.
     """
 
     image_size: int
@@ -62,7 +62,7 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
     try:
         with _missing_weights() as missing:
             network = timm.create_model(address, pretrained=True)
-    except Exception as error:  # errors of the Hugging Face Hub client, json, safetensors and timm
+    except Exception as error:  # the Hugging Face Hub client, json, safetensors and timm raise different errors
         remedy = "save the model again with timm" if is_folder else "download its files and use their folder"
         raise ValueError(
             f"data.classifier: timm cannot load {source} ({shorten(str(error), 300)}); {remedy}."
@@ -80,10 +80,10 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
 
 @contextmanager
 def _missing_weights() -> Iterator[dict[int, list[str]]]:
-    """Record the missing weights of each ``load_state_dict`` call in the ``with`` block, by the ``id`` of the network.
+    """Record the names of the weights that each ``load_state_dict`` call in the ``with`` block does not find.
 
-    The record is needed because timm raises no error: for some architectures, and for a last layer with another number
-    of classes, timm only logs the names of the missing weights.
+    The keys of the yielded dict are the ``id`` of each network. The names are recorded because timm may only log
+    missing weights instead of raising an error, for example if the last layer has another number of classes.
     """
     load_state_dict = nn.Module.load_state_dict
     missing: dict[int, list[str]] = {}
@@ -101,14 +101,16 @@ def class_labels(network: nn.Module, source: str) -> list[str]:
     """Return the class labels of a timm network, one per logit.
 
     The labels are the label names in the config of the network. If the config has no label names, the labels are the
-    names of the ImageNet classes. The 1,000 classes of ImageNet-1k always have the names in
-    :func:`experiments.imagenet_classes.imagenet_classes`, also in networks with the 21,841 classes of ImageNet-21k.
+    names of the ImageNet classes. Classes of ImageNet-1k have the names in
+    :func:`experiments.imagenet_classes.imagenet_classes`, also if the network was trained on the 21,841 classes of
+    ImageNet-21k.
 
     Args:
         source: folder or name of the network, for the error message.
 
     Raises:
-        ValueError: the config has no label names, and the number of logits is not that of a known set of classes.
+        ValueError: the config has no label names, and no variant of ImageNet in timm has as many classes as the
+            network.
     """
     config = network.pretrained_cfg
     count = network.num_classes
@@ -133,8 +135,8 @@ def class_labels(network: nn.Module, source: str) -> list[str]:
 def _custom_names(config: Mapping[str, Any]) -> list[str]:
     """Return the ``label_names`` of a timm config.
 
-    The result is empty if the config has no label names, or if the label names are the WordNet ids of ImageNet-1k in
-    order.
+    The list is empty if the config has no label names, or if the label names are the WordNet ids of ImageNet-1k in the
+    order of the classes.
     """
     names = [str(name) for name in config.get("label_names") or ()]
     return [] if names == [c.wnid for c in imagenet_classes()] else names
@@ -145,10 +147,10 @@ def _description(config: Mapping[str, Any], name: str) -> str:
 
 
 def deduplicate_labels(labels: list[str], ids: list[str]) -> list[str]:
-    """Return the normalized labels, made unique.
+    """Return normalized labels that are unique.
 
-    If several classes have the same label, the id of the class is appended to the label. Labels of ImageNet-1k are not
-    changed.
+    If several classes have the same label, the id of the class is appended to each label, except for labels of
+    ImageNet-1k.
     """
     names = [normalize_name(label) for label in labels]
     imagenet_ids = {c.wnid for c in imagenet_classes()}
@@ -163,8 +165,8 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
     """Return the preprocessing settings with which timm evaluated the network.
 
     Raises:
-        ValueError: the input of the network is not a square color image, or :class:`Preprocessing` does not support a
-            setting of timm's config.
+        ValueError: the network does not take square color images, or :class:`Preprocessing` does not support a setting
+            of timm's config.
     """
     config = resolve_data_config(pretrained_cfg=dict(network.pretrained_cfg), model=network)
     channels, height, width = config["input_size"]

@@ -1,4 +1,4 @@
-"""Cost of a run in network evaluations and decodings of latents, computed before the run starts."""
+"""Estimates the cost of a run before it starts: network evaluations, decodings of latents and duration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from experiments.runtime.progress import print_estimate, timed
 from rnri import Inverter, LatentDiffusion, Schedule, with_measured_residuals
 from rnri.models.predictor import Condition, NoisePredictor
 
-BACKWARD_COST = 2  # cost of a backward pass, in forward evaluations of the same network
+BACKWARD_COST = 2  # a backward pass costs as much as this number of forward evaluations
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Numbers of network evaluations and decodings of latents. A batch of n images counts as n.
+    """Numbers of network evaluations and decodings of latents. A batch of n images counts as n evaluations.
 
-    With classifier-free guidance, the evaluations with the prompt and with the negative prompt are both counted.
+    With classifier-free guidance, an image counts as two evaluations: one with the prompt, one with the negative
+    prompt.
 
     Attributes:
         forward: number of forward evaluations of the denoising network.
@@ -43,7 +44,7 @@ class Cost:
 
     @property
     def decoded(self) -> float:
-        """Number of decodings, where a backward pass through the decoder counts as two decodings."""
+        """Number of decodings of latents, where a backward pass through the decoder counts as two decodings."""
         return self.decodings + BACKWARD_COST * self.decodings_backward
 
     def __add__(self, other: Cost) -> Cost:
@@ -59,6 +60,8 @@ class Cost:
 @dataclass(frozen=True)
 class StagePlan:
     """Cost of a stage of a run, such as the inversion or the generation of images.
+
+    A unit is a part of the run whose results are stored together, so that a resumed run does not compute it again.
 
     Attributes:
         stage: name of the stage.
@@ -85,15 +88,15 @@ def batch_multiplier(guidance: float) -> int:
 
 @dataclass(frozen=True)
 class NeverConverging:
-    """A trivial denoiser for counting the maximum number of network evaluations of an inversion method.
+    """A formula in place of a denoising network, to count the maximum NFE of an inversion method.
 
-    Iterations with the predictions of this denoiser do not converge, so that no method stops early.
+    The fixed-point iterations of inversion methods do not converge with this formula, so that no method stops early.
 
     Attributes:
-        rows: list to which each call appends the number of rows of its batch.
+        rows: list to which each call appends the number of batch rows that the network would evaluate.
         guidance: guidance scale.
         positive: text condition of the prompt.
-        negative: text condition of the negative prompt; None without classifier-free guidance.
+        negative: text condition of the negative prompt; None if there is no classifier-free guidance.
     """
 
     rows: list[int]
@@ -120,15 +123,17 @@ class NeverConverging:
 def inversion_cost(
     inverter: Inverter, schedule: Schedule, guidance: float, channels: int, *, all_steps: bool = False
 ) -> Cost:
-    """Return the maximum cost of inverting one image, counted by running the method with a trivial denoiser.
+    """Return the maximum cost of inverting one image.
+
+    The network evaluations are counted by running the method with :class:`NeverConverging` instead of a network.
 
     Args:
         inverter: inversion method.
         schedule: sampling schedule.
         guidance: guidance scale.
         channels: number of channels of the latents.
-        all_steps: whether to count also the reconstruction of the image and the measurement of the residual of every
-            step.
+        all_steps: whether the cost includes the reconstruction of the image and the measurement of the residual of
+            every step.
     """
     key = json.dumps([fingerprint_config(inverter), schedule.timesteps.tolist(), guidance, channels, all_steps])
     if key not in _COSTS:
@@ -158,16 +163,16 @@ def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: in
 def print_cost_estimate(
     cost: Cost, units: int, done: int, unit: str, *, model: LatentDiffusion, prompts: Sequence[str], processes: int
 ) -> None:
-    """Print the number of units and network evaluations of a run, and the duration estimated from a few timed calls.
+    """Print the number of network evaluations of a run and its duration, which is estimated from a few timed calls.
 
     Args:
-        cost: total total cost of the unfinished units.
+        cost: total cost of the unfinished units. A unit is a part of the run whose results are stored together.
         units: total number of units, finished or not.
-        done: number of units on disk.
+        done: number of units that are already on disk.
         unit: singular noun for a unit, such as ``concept``.
         model: the text-to-image model whose calls are timed.
-        prompts: prompts of the timed batch; the timed batch should have the size of the batches of the run.
-        processes: number of processes among which the units are divided.
+        prompts: prompts of the timed batch. The number of prompts should be the batch size of the run.
+        processes: number of processes that share the work.
     """
     print_estimate(units, cost.nfe, estimate_seconds(cost, model, prompts) / processes, unit=unit, done=done)
 
@@ -175,7 +180,7 @@ def print_cost_estimate(
 def estimate_seconds(cost: Cost, model: LatentDiffusion, prompts: Sequence[str]) -> float:
     """Return the estimated duration of ``cost`` in seconds on one device.
 
-    The denoising network and the decoder are timed on noise, in one batch with the given ``prompts``.
+    The denoising network and the VAE decoder are timed on one batch of noise with the given ``prompts``.
     """
     if not cost.forward:
         return 0.0

@@ -1,7 +1,7 @@
-"""Measured times of networks on types of GPU, and the hours that a run takes according to them.
+"""Measured times of networks on several types of GPU, from which the GPU hours of a run are estimated.
 
-``python -m benchmarks.full_size --write`` measures the times on the GPU of the machine and stores them in the file
-``gpu_times.json``. A time that was not measured is never estimated.
+``python -m benchmarks.full_size --write`` measures the times on the GPU of the machine and stores the times in the file
+``gpu_times.json``. Hours on a GPU type that was not measured are not estimated.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ GPU_TYPES = (
     "NVIDIA H100 80GB HBM3",
     "NVIDIA H200",
 )
-"""Names, as PyTorch reports them, of the GPUs that the table always lists."""
+"""The GPUs that have a row in the table even if no time was measured. The names are those that PyTorch reports."""
 CHECKPOINTS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "SD 1.5",
     "stabilityai/sdxl-turbo": "SDXL-turbo",
     "stabilityai/stable-diffusion-3-medium-diffusers": "SD3 medium",
     "black-forest-labs/FLUX.1-schnell": "FLUX.1 schnell",
 }
-"""The checkpoints of the table, and their short names."""
+"""The Hub ids and the short names of the checkpoints that have a column in the table."""
 NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class GpuTimes:
-    """Times of one checkpoint on one type of GPU.
+    """Measured times of the networks of one checkpoint on one type of GPU.
 
     Attributes:
         gpu: name of the GPU.
         checkpoint: Hub id of the checkpoint.
         dtype: dtype of the networks.
         batch: batch size of the measurement.
-        seconds: seconds per image of each kind of evaluation, by the names of the fields of :class:`Cost`.
-        torch: version of PyTorch.
+        seconds: dict from a field name of :class:`Cost`, such as ``forward``, to the measured seconds per image.
+        torch: version of PyTorch with which the times were measured.
     """
 
     gpu: str
@@ -61,12 +61,12 @@ class GpuTimes:
 
 
 def load_times() -> list[GpuTimes]:
-    """Return all measured times."""
+    """Return all times that are stored in the file ``gpu_times.json``."""
     return [GpuTimes(**row) for row in json.loads(FILE.read_text())]
 
 
 def store_times(times: Sequence[GpuTimes]) -> None:
-    """Store ``times``, which replace earlier times of the same GPU and checkpoint."""
+    """Add ``times`` to the file ``gpu_times.json``. Earlier times of the same GPU and checkpoint are replaced."""
     rows = {(row.gpu, row.checkpoint): row for row in [*load_times(), *times]}
     text = json.dumps([asdict(rows[key]) for key in sorted(rows)], indent=1)
     atomic_write(FILE, lambda path: path.write_text(f"{text}\n"))

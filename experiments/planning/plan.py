@@ -1,4 +1,4 @@
-"""The output of ``plan=true``: the cost of each stage of a run, without running it."""
+"""Prints the cost of each stage of a run without running it, if ``plan=true`` or ``plan=counts``."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ BYTES_PER_GB = 1e9
 
 @rank_zero_only
 def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
-    """Print the numbers of units and network evaluations of a run, the disk space and the size of the weights.
+    """Print the number of network evaluations of a run, its disk space and the size of the weights.
 
-    With ``plan=true``, network calls are also timed on this device to estimate the duration. With ``plan=counts``,
-    nothing is timed.
+    With ``plan=true``, network calls are timed on this device to estimate the duration of the run. With
+    ``plan=counts``, no network is called.
     """
     stages = task.plan(trainer)
     print(
@@ -51,7 +51,7 @@ def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
 
 
 def table(stages: Sequence[StagePlan]) -> str:
-    """Return a Markdown table with one row per stage of the run and one row with the total."""
+    """Return a Markdown table of costs, with one row per stage of the run and one row with the total."""
     total = StagePlan(
         "total",
         sum(s.units for s in stages),
@@ -93,9 +93,9 @@ def _bytes(module: nn.Module) -> int:
 def format_time_estimate(
     stages: Sequence[StagePlan], model: LatentDiffusion, prompts: Sequence[str], devices: int
 ) -> str:
-    """Return sentences with the estimated duration of a run and the peak memory of a timed batch.
+    """Time one batch; return text with the estimated duration of the run and the peak memory of the timed batch.
 
-    The duration is given for 1, ``devices``, 8 and 64 devices of the same type as this device.
+    The duration is estimated for 1, ``devices``, 8 and 64 devices of the same type as this device.
     """
     cost = sum((stage.cost for stage in stages), Cost())
     times = seconds_per_image(model, prompts, stages)
@@ -118,9 +118,9 @@ def format_time_estimate(
 
 
 def seconds_per_image(model: LatentDiffusion, prompts: Sequence[str], stages: Sequence[StagePlan]) -> dict[str, float]:
-    """Return the measured duration in seconds per image of each type of evaluation that the stages use.
+    """Measure the time in seconds per image of each kind of network evaluation that the stages need.
 
-    The keys are field names of :class:`Cost`, such as ``forward`` and ``decodings_backward``.
+    The keys of the returned dict are field names of :class:`Cost`, such as ``forward`` and ``decodings_backward``.
     """
     predictor = model.predictor(prompts)
     t = model.schedule(2).timestep(0)  # some schedulers need at least 2 steps
