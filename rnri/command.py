@@ -59,7 +59,7 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     """
     for method in options.methods:
         if method not in METHODS:
-            reason = "needs more tensors than a seed" if method in ALL_METHODS else "is unknown"
+            reason = "needs more tensors than a seed to reconstruct images" if method in ALL_METHODS else "is unknown"
             raise ConfigError("--methods", f"{method!r} {reason}; choose among {', '.join(METHODS)}.")
     if options.batch_size < 1:
         raise ConfigError("--batch-size", f"must be at least 1, got {options.batch_size}.")
@@ -117,7 +117,7 @@ def _load(options: Options) -> LatentDiffusion:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # raised for an unavailable device
+    except (RuntimeError, AssertionError) as error:  # an unavailable device raises one of the two
         raise ConfigError("--device", f"PyTorch cannot use {device!r} ({first_line(error)})") from None
     model = LatentDiffusion.from_pretrained(options.model, device=device, dtype=options.dtype)
     model.pipeline.set_progress_bar_config(leave=False)

@@ -34,9 +34,9 @@ FIRST_ANCHORED_STEP = 2
 class Inversion:
     """The seeds (initial noise) of a batch of images, with the residuals and the cost of the inversion.
 
-    Tensors of shape ``[N,B]``, for N inversion steps and B images, are on the CPU. Row ``k`` of these tensors belongs
-    to inversion step ``k``; step 0 starts at the clean latent. Network evaluations before the first inversion step are
-    counted in row 0.
+    Tensors of shape ``[N,B]``, for N inversion steps and B images, are on the CPU. Row ``k`` of a tensor ``[N,B]``
+    belongs to inversion step ``k``; step 0 starts at the clean latent. Network evaluations before the first inversion
+    step are counted in row 0.
 
     Attributes:
         seed: ``[B,C,h,w]``, the seeds, float64 (float32 on MPS).
@@ -138,8 +138,8 @@ class Inverter(ABC):
         """Return a copy of the inverter that uses at most ``nfe`` forward network evaluations per step.
 
         Raises:
-            ValueError: the inverter has a fixed number of evaluations per step, as have all subclasses that do not
-                override ``with_nfe``.
+            ValueError: the inverter has a fixed number of evaluations per step. Subclasses with a variable number of
+                evaluations override ``with_nfe``.
         """
         name = type(self).__name__
         raise ValueError(f"{name} has a fixed number of network evaluations per step; use another method.")

@@ -60,10 +60,10 @@ def load_network(
         network_class: class of the network.
         path: local folder or hub id.
         title: name of the network in error messages, such as "a CLIP model".
-        model_type: the required ``model_type`` in config.json. Without this check, ``transformers`` would load a model
-            of another type with random weights.
-        harmless: substrings of the names of weights that the network does not use. Weights whose names contain one of
-            these substrings may be missing or unknown.
+        model_type: the required ``model_type`` in config.json. Without a check of ``model_type``, ``transformers``
+            would load a model of another type with random weights.
+        harmless: substrings of the names of weights that may be missing or unknown, because the network does not use
+            them.
         options: further arguments of ``network_class.from_pretrained``.
 
     Raises:
@@ -202,7 +202,7 @@ def check_vocabulary_files(folder: Path, owner: str, part: str) -> None:
 
 
 def check_vocabulary(owner: str, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
-    """Raise ValueError unless the text encoder has one embedding per token of the vocabulary, plus padding rows.
+    """Raise ValueError unless the text encoder has one embedding per token; a few unused embeddings are allowed.
 
     Args:
         owner: description of the tokenizer in the error message, such as "the pipeline's tokenizer".

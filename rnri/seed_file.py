@@ -36,7 +36,7 @@ def read_seed_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a seed file.
+        ValueError: the file was not written by :func:`write_seed_file`.
     """
     path = Path(path)
     if not path.is_file():

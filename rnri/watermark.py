@@ -186,7 +186,8 @@ class TreeRing(Watermark):
 
     The p-value is computed by the paper's noncentral chi-squared test. Unlike the paper's code, the test uses only one
     coefficient of each pair of conjugate Fourier coefficients, because conjugate coefficients are not independent. The
-    test estimates the variance from all elements of the seed. The p-values of standard normal seeds are uniform.
+    chi-squared test estimates the variance from all elements of the seed. The p-values of standard normal seeds are
+    uniform.
 
     Args:
         radius: radius of the outer ring as a fraction of the smaller side of a latent, above 0 and below 0.5; the paper

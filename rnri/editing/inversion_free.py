@@ -133,7 +133,7 @@ class PseudoGuidance:
             has the noise level of the step that is ``noise_shift`` steps later, but the network receives the timestep
             of the current step. The last ``noise_shift`` samples are the clean latent.
         max_last_norm: maximum Euclidean norm of the noise map ``n`` of the last step, per image; the norm of a larger
-            noise map is clipped. None means no maximum.
+            noise map is clipped. None means that the norm is not clipped.
     """
 
     scale: NonNegativeFloat = 1.5

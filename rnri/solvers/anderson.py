@@ -30,7 +30,7 @@ The value was measured. ``B`` is the coefficient of the noise prediction ``y`` i
 LONG_STEP_MEMORY = 2
 """Maximum number of differences of iterates in an inversion step with ``B`` above ``LONG_STEP``."""
 RETRIES = 3
-"""Number of failures without a new best iterate after which the safeguard switches to its other kind of update.
+"""Number of failures without a new best iterate after which the safeguard switches between its two kinds of updates.
 
 The value was tuned on the test equations in ``tests.problems``.
 """
@@ -47,8 +47,8 @@ class Anderson(IterativeSolver):
     Attributes:
         memory: maximum number of differences of iterates in the least-squares problem, 1 or more.
         regularization: Tikhonov weight of the least-squares problem, relative to the squared norm of each difference.
-            The weight keeps the least-squares problem solvable when differences are parallel or are as small as the
-            network's rounding error.
+            The regularization keeps the least-squares problem solvable when differences are parallel or are as small as
+            the network's rounding error.
     """
 
     memory: PositiveInt = 3
@@ -288,7 +288,7 @@ def _append(
     rs = torch.cat([state.rs, r[:, None]], 1)
     length = fs.shape[1]
     best_index = torch.where(improved, length - 1, state.best_index)
-    if length <= min(memory, f.shape[1]) + 1:  # in d dimensions, at most d are independent
+    if length <= min(memory, f.shape[1]) + 1:  # at most d vectors [d] are independent
         return fs, rs, best_index
     removed = torch.where(finite, (best_index == 0).long(), length - 1)
     remaining = torch.arange(length - 1, device=best_index.device).expand(len(best_index), -1)

@@ -66,8 +66,8 @@ class NfeBudget:
 
     Each inversion step gets ``min_per_step`` evaluations. The remaining evaluations are distributed in proportion to
     the difficulty of the inversion steps, and the numbers are rounded to integers. The rounding error of an inversion
-    step is added to the next inversion step, which preserves the total. Evaluations that a sample does not use in an
-    inversion step become available to all later inversion steps.
+    step is added to the next inversion step, so that the total number of evaluations does not change. Evaluations that
+    a sample does not use in an inversion step become available to all later inversion steps.
 
     Attributes:
         difficulty: float64 ``[N]``, the relative number of evaluations of each inversion step, see :func:`difficulty`.

@@ -79,8 +79,8 @@ class Prior:
     def variance(self) -> float:
         """Variance of ``q(z_t | z_s)``: ``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``.
 
-        The RNRI paper calls this variance ``beta`` (Eq. 1). In this module ``beta`` belongs to a step of the sampler's
-        schedule, which may span several training timesteps.
+        The RNRI paper writes ``beta`` for the variance of ``q(z_t | z_s)`` (Eq. 1). In this module the variance belongs
+        to a step of the sampler's schedule, which may span several training timesteps.
         """
         return self.sigma**2 - (self._signal_ratio * self.sigma_s) ** 2
 

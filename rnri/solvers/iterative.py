@@ -88,7 +88,7 @@ class IterativeSolver(ABC):
             (appendix G).
         keep_best: if True, the solver returns ``f(z_k)`` for the evaluated iterate ``z_k`` with the smallest residual.
             If False, the solver returns the last iterate that ``step`` computed. ``f`` is not evaluated at the last
-            iterate, and the returned residual is the residual of the iterate before.
+            iterate, and the returned residual is the residual of the previous iterate.
     """
 
     iterations: PositiveInt = 5

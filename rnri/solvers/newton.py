@@ -1,7 +1,7 @@
 """Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five variants.
 
 For each sample, every variant searches for a root of a scalar function F of the latent. ``RNRIPaper``, ``RNRIMeanSign``
-and ``RNRIMinimumNorm`` use the function of the paper,
+and ``RNRIMinimumNorm`` use the paper's function F,
 
     F(z) = ||z - f(z)||_1 - lambda * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
@@ -107,7 +107,7 @@ class GNRI(RNRIPaper):
 
     GNRI uses the update of Eq. 8 in the RNRI paper. The prior in F is ``q(z_t | z_0)``, conditioned on the clean latent
     ``z_0``, instead of ``q(z_t | z_s)``. With the signal level ``alpha_t``, the noise level ``sigma_t`` and the weight
-    ``lambda`` of the prior::
+    ``lambda`` of the prior, F is::
 
         F(z) = ||z - f(z)||_1 + lambda ||z - alpha_t z_0||^2 / (2 sigma_t^2)
 

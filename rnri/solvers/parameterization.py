@@ -44,8 +44,8 @@ def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i:
     The relaxation factor of ``relaxed`` is ``1 + TOWARDS_BEST * (best - 1)``. Here ``best`` is the factor with the
     fastest convergence if the network is optimal for Gaussian data with variances between 0 and ``MAX_VARIANCE``.
 
-    The relaxation factor is also 1 in three cases in which the parameterization has no usable iteration: with
-    ``epsilon`` if one end of the step has no signal, with ``sample`` if one end of the step has no noise, and with
+    The relaxation factor is also 1 if the parameterization has no usable iteration. There is no usable iteration for
+    ``epsilon`` if one end of the step has no signal, for ``sample`` if one end of the step has no noise, and for
     ``relaxed`` if a flow-matching schedule has only one step.
     """
     if parameterization in ("native", schedule.predicts):

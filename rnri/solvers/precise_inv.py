@@ -48,7 +48,7 @@ class PreciseInv(IterativeSolver):
         with torch.enable_grad():
             loss = ((iterate.z - iterate.f) / problem.a).square().sum()
             (slope,) = torch.autograd.grad(loss, iterate.z)
-        gradient = problem.b * slope  # with respect to eps
+        gradient = problem.b * slope  # gradient with respect to eps
         count = count + 1
         first = BETAS[0] * first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient.square()

@@ -17,7 +17,7 @@ from rnri.validation import ConfigError, RandomSeed, dataclass
 
 PATCH_SIZE = 4  # side of the patches of the KL divergence, in latent pixels
 MAX_GRADIENT = 100.0  # gradients are clipped to this absolute value
-MIN_VARIANCE = 1e-6  # added to the variances of patches, so that no division by zero occurs
+MIN_VARIANCE = 1e-6  # added to the variances of patches to avoid division by zero
 SHIFTS_PER_ROUND = 5  # number of gradient steps on the correlation loss per round, each with new random shifts
 
 
@@ -89,7 +89,7 @@ class ReNoise(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """Minimum number of evaluations, with which the solver averages two predictions in the noisier inversion steps."""
+        """Minimum number of evaluations, so that the mean has two predictions in the noisier inversion steps."""
         return self.average_from + 2
 
     @property

@@ -44,7 +44,7 @@ class Secants:
 
 @dataclass(frozen=True)
 class SecantRecorder:
-    """Computes :class:`Secants` from consecutive evaluations in one inversion step.
+    """Computes secants (:class:`Secants`) from consecutive network evaluations in one inversion step.
 
     Attributes:
         previous: secants of the previous inversion steps, for the samples ``rows``.
@@ -52,7 +52,7 @@ class SecantRecorder:
         last_z, last_y: ``[B,d]``, the last evaluated latents and their predictions, for the full batch; NaN before the
             first evaluation.
         rows: int64 ``[b]``, indices in the full batch of the samples that are recorded. Recorders returned by
-            ``select`` update the same tensors.
+            ``select`` update the tensors of this recorder.
     """
 
     previous: Secants
@@ -69,7 +69,7 @@ class SecantRecorder:
         return cls(previous, secants, last_z, last_z.clone(), torch.arange(len(last_z)))
 
     def select(self, rows: Tensor) -> SecantRecorder:
-        """Return a recorder of the samples ``rows`` (indices into ``self.rows``) that updates the same tensors."""
+        """Return a recorder of the samples ``rows`` (indices into ``self.rows``), which updates the same tensors."""
         return replace(self, previous=self.previous.select(rows), rows=self.rows[rows.cpu()])
 
     def record(self, z: Tensor, y: Tensor) -> None:
