@@ -1,1 +1,1 @@
-"""Results of finished runs: tables, figures, result files, sweep reports and human ratings."""
+"""Reports on finished runs: tables, figures, result files, reports on sweeps and human ratings."""

@@ -1,7 +1,7 @@
 """Compare finished runs: ``python -m experiments.reporting.compare RUN_A RUN_B [RUN_C ...] [--html FILE]``.
 
-The arguments are the folders of finished runs (``run_dir``). The table has the rows that all runs have in common, with
-the value of each run and its difference to the first run. It is printed in Markdown.
+The arguments are the folders of finished runs (``run_dir``). The command prints a Markdown table with the metrics of
+all runs and their differences to the first run. The table contains the rows that all runs have in common.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from experiments.reporting.run import Run
 from experiments.reporting.tables import Column, Table, is_missing, varying
 
 RunRows = dict[tuple[Any, ...], Mapping[str, Any]]
-"""The rows of a run, by the values of the columns that identify a row."""
+"""The result rows of a run. The keys are the values of the columns that identify a row."""
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """Return a table with one column per run, and one row per metric of each result row that all ``runs`` have.
+    """Return a table with one row per metric and result row, for the result rows that all ``runs`` have.
 
-    The columns of all runs but the first are followed by a column with the difference to the first run.
+    The table has one column per run. The column of every run except the first is followed by a column with the
+    difference between this run and the first run.
 
     Raises:
-        ValueError: the runs are not of one experiment, or have no row in common.
+        ValueError: the runs belong to different experiments, or have no result row in common.
     """
     first = runs[0]
     identity = _section(first, "identity")
@@ -36,8 +37,8 @@ def compare(runs: Sequence[Run]) -> Table:
     for run in runs[1:]:
         if _section(run, "identity") != identity:
             raise ValueError(
-                f"{run.folder}: its rows have the columns {', '.join(_section(run, 'identity'))}, those of "
-                f"{first.folder} {', '.join(identity)}; compare runs of one experiment."
+                f"{run.folder} has the columns {', '.join(_section(run, 'identity'))}, but {first.folder} has the "
+                f"columns {', '.join(identity)}; compare runs of one experiment."
             )
     rows_by_run = [_rows_by_identity(run, identity) for run in runs]
     shared = [key for key in rows_by_run[0] if all(key in rows for rows in rows_by_run)]
@@ -64,15 +65,15 @@ def compare(runs: Sequence[Run]) -> Table:
 
 
 def _section(run: Run, name: str) -> Any:
-    """Return a section of the run's ``results.json``.
+    """Return a section of the ``results.json`` of a run.
 
     Raises:
-        ValueError: the file has no such section, because an earlier version of the project wrote it.
+        ValueError: the section is missing, because an earlier version of the project wrote the ``results.json``.
     """
     if name not in run.results:
         raise ValueError(
-            f"{run.folder / 'results.json'} has no section {name!r}: an earlier version of this project wrote it; run "
-            "the same command again, which keeps finished units."
+            f"{run.folder / 'results.json'} has no section {name!r}: an earlier version of this project wrote the "
+            "file; run the same command again, which keeps finished units."
         )
     return run.results[name]
 
@@ -82,7 +83,7 @@ def _rows_by_identity(run: Run, identity: Sequence[str]) -> RunRows:
 
 
 def _label(row: Mapping[str, Any], identity: Sequence[str]) -> str:
-    """Return the values of the identity columns. A number follows the name of its column."""
+    """Return the values of the identity columns of ``row``, separated by commas, such as ``ddim, steps 50``."""
     values = [(name, row.get(name)) for name in identity]
     return ", ".join(
         str(value) if isinstance(value, str) else f"{name} {value:g}"
@@ -92,7 +93,12 @@ def _label(row: Mapping[str, Any], identity: Sequence[str]) -> str:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], value: Column) -> dict[str, str]:
-    """Return the texts of a metric in one row of each run, and of the differences to the first run."""
+    """Return the table cells of one metric: its formatted value in each run, and the differences to the first run.
+
+    Args:
+        rows: the corresponding result row of each run.
+        value: the column of the metric.
+    """
     difference = Column("difference", "difference", scale=value.scale, signed=True)
     numbers = [row.get(value.key) for row in rows]
     cells = {f"run_{k}": value.text(row) for k, row in enumerate(rows)}

@@ -1,7 +1,4 @@
-"""Plotting with matplotlib: the style and the shared functions for the figures of all experiments.
-
-The functions create panels (subplots), draw error bars, image grids and legends, and save figures.
-"""
+"""Functions and style settings for the figures of all experiments, with matplotlib."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ from matplotlib.ticker import (
 from experiments.cache.atomic import CannotWrite, atomic_write
 
 STYLE = {
-    "text.parse_math": False,  # names that contain dollar signs are not typeset as formulas
+    "text.parse_math": False,  # do not interpret dollar signs in names as formulas
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.2,
@@ -44,7 +41,7 @@ STYLE = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "0.92",
-    "pdf.fonttype": 42,  # TrueType fonts, which conferences require instead of Type 3
+    "pdf.fonttype": 42,  # TrueType fonts, because conferences do not accept Type 3 fonts
 }
 matplotlib.rcParams.update(STYLE)
 
@@ -52,12 +49,12 @@ PANEL_SIZE = (4.6, 3.2)  # width and height of a panel, in inches
 CELL_SIZE = 1.25  # width and height of an image in a grid, in inches
 DPI = 110
 MARKERS = "osD^vP*X<>hpd"
-MARKER_SIZES = (8.0, 4.0)  # marker size of the first and of the last method of a figure
-MAX_TICK_VALUES = 8  # maximum number of distinct values of an axis that all get a tick
+MARKER_SIZES = (8.0, 4.0)  # marker sizes of the first and the last method of a figure, in points
+MAX_TICK_VALUES = 8  # maximum number of ticks that show the exact values of the plotted points
 
 
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
-    """Create a figure with ``rows`` x ``columns`` panels; return the figure and the axes of each row of panels.
+    """Create a figure with ``rows`` x ``columns`` subplots; return the figure and the axes of each row of subplots.
 
     Raises:
         ValueError: ``columns`` is 0.
@@ -70,19 +67,20 @@ def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
 
 
 def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """Create a figure with a single panel of ``width`` x ``height`` inches."""
+    """Create a figure with a single subplot of ``width`` x ``height`` inches."""
     return plt.subplots(figsize=(width, height))
 
 
 def is_ours(method: str) -> bool:
-    """Return whether ``method`` is one of this project: accelerated inversion, or an arm with it (``..._ours``)."""
+    """Return whether this project introduces ``method``, by its name: ``accelerated...`` or ``..._ours``."""
     return method.startswith("accelerated") or "ours" in method.split("_")
 
 
 def ours_third(names: Iterable[str]) -> list[str]:
-    """Return the distinct ``names`` in their order, except that the first method of this project is the third.
+    """Return the distinct ``names`` in their order, except that the first method of this project becomes the third.
 
-    Curves that are drawn first are hidden by later curves, and curves that are drawn last hide others.
+    The order is the order of drawing: the first curves may be hidden by later curves, and the last curves may hide
+    others.
     """
     unique = list(dict.fromkeys(names))
     ours = next(filter(is_ours, unique), None)
@@ -95,8 +93,7 @@ def ours_third(names: Iterable[str]) -> list[str]:
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the color, marker and marker size of each method name, in the order of :func:`ours_third`.
 
-    All panels of a figure use the same styles. Markers become smaller from method to method, so that every marker is
-    visible if several methods have equal values.
+    Markers become smaller from method to method, so that every marker is visible if several methods have equal values.
     """
     unique = ours_third(names)
     colors = plt.get_cmap("tab10" if len(unique) <= 10 else "tab20").colors
@@ -114,10 +111,12 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def error_lengths(row: Mapping[str, Any], name: str, scale: float = 1.0) -> tuple[float, float]:
     """Return the lengths of the error bar below and above the value in column ``name`` of ``row``.
 
-    The ends of the error bar are the columns ``NAME_low`` and ``NAME_high``. Lengths that are negative because of
-    rounding errors are set to 0.
+    The ends of the error bar are the columns ``NAME_low`` and ``NAME_high``. A length that is negative because of
+    rounding errors is set to 0.
 
     Args:
+        row: the values and the ends of error bars, by the name of the column.
+        name: name of the column with the value.
         scale: factor by which the value and the ends are multiplied.
     """
     value, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
@@ -130,9 +129,11 @@ def error_bars(rows: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0)
 
 
 def point(axis: Axes, row: Mapping[str, Any], x: str, y: str, **style: Any) -> None:
-    """Plot ``row`` as a point with an error bar in the direction of y, unless the value of ``y`` is missing.
+    """Plot ``row`` as a point with a vertical error bar, unless the y coordinate is missing.
 
     Args:
+        axis: axes of the plot.
+        row: values by the name of the column.
         x: name of the column with the x coordinate.
         y: name of the column with the y coordinate.
         **style: keyword arguments of matplotlib, such as the color and the marker.
@@ -161,10 +162,10 @@ def interval_band(
 
 
 def value_ticks(axis: Axes, values: Iterable[float]) -> None:
-    """Set the ticks of the x axis to ``values`` if these are few, and otherwise to a few round numbers.
+    """Set the ticks of the x axis to the distinct ``values``, or to round numbers if there are many values.
 
-    The ticks of a logarithmic axis are 1, 2 and 5 times the powers of ten if the values are many. Labels that would
-    overlap are rotated.
+    The round numbers of a logarithmic axis are 1, 2 and 5 times the powers of ten. Tick labels that would overlap are
+    rotated.
     """
     unique = sorted({float(value) for value in values if np.isfinite(value)})
     if 0 < len(unique) <= MAX_TICK_VALUES:
@@ -183,9 +184,9 @@ def value_ticks(axis: Axes, values: Iterable[float]) -> None:
 
 
 def _readable_log_labels(axis: Axis) -> None:
-    """Label the ticks of a logarithmic axis with plain numbers, also between the powers of ten if there are few.
+    """Label the ticks of a logarithmic axis with plain numbers, because ``STYLE`` disables matplotlib's formulas.
 
-    The default labels are formulas, whose dollar signs ``STYLE`` prints.
+    If the axis spans less than two powers of ten, the ticks are 1, 2 and 5 times the powers of ten.
     """
     low, high = axis.get_view_interval()
     if low > 0 and high / low < 100:
@@ -194,7 +195,7 @@ def _readable_log_labels(axis: Axis) -> None:
 
 
 def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Add one legend for all panels to the right of them. Each label is shown once."""
+    """Add one legend for all subplots to the right of the subplots, in which each label occurs once."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(0.99, 0.5))
     figure.tight_layout()
@@ -209,11 +210,11 @@ def image_grid(
     """Create a figure with a grid of images, row labels and column heads.
 
     Args:
-        rows: for each row of the grid, its label and its images ``uint8 [3, H, W]`` (arrays or tensors). If an image is
-            None, the words "not finite" are shown in its place.
+        rows: label and images of each row of the grid. The images are arrays or tensors ``uint8 [3, H, W]``; the words
+            "not finite" replace an image that is None.
         columns: heads of the columns.
         title: title of the figure.
-        captions: for each row of the grid, the texts below its images.
+        captions: texts below the images of each row of the grid.
     """
     height = CELL_SIZE * len(rows) + 0.5
     figure, axes = plt.subplots(
@@ -244,7 +245,7 @@ def _draw_image(axis: Axes, image: Any) -> None:
 
 
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Create a bar plot of the accuracy of each method in each frequency bucket, with 95 % confidence intervals."""
+    """Create a bar plot of the accuracy of each method on each group of concepts, with 95 % confidence intervals."""
     styles = method_styles(row["method"] for row in rows)
     buckets = list(dict.fromkeys(row["bucket"] for row in rows))
     figure, axis = panel(1.6 + 1.5 * len(buckets), 3)
@@ -265,12 +266,14 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> dict[str, Path]:
     """Draw figures and save them as ``run_dir / NAME.png`` and ``run_dir / NAME.pdf``.
 
-    The PNG files are returned by the names of the figures in loggers.
-
-    If a figure cannot be drawn, a warning is given, and the other figures are saved.
+    If a figure cannot be drawn, a warning is issued, and the other figures are saved.
 
     Args:
+        run_dir: folder of the run.
         figures: functions that draw a figure, by the name of the figure.
+
+    Returns:
+        The PNG files by the names of the figures in the loggers.
 
     Raises:
         CannotWrite: a file of a figure cannot be written.
@@ -282,7 +285,7 @@ def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> 
         except CannotWrite:
             plt.close("all")
             raise
-        except Exception as error:  # matplotlib raises many types
+        except Exception as error:  # matplotlib raises exceptions of many types
             plt.close("all")
             warnings.warn(f"figure {name} could not be drawn ({type(error).__name__}: {error}).", stacklevel=2)
     return files
@@ -294,7 +297,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
         if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
             _readable_log_labels(axis)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))
-    # Without a date, the PDF files of equal figures are equal.
+    # A file without creation date is identical if the figure is drawn again.
     options = {"format": "pdf", "bbox_inches": "tight", "metadata": {"CreationDate": None}}
     atomic_write(path.with_suffix(".pdf"), lambda temporary: figure.savefig(temporary, **options))
     plt.close(figure)

@@ -24,11 +24,12 @@ MAX_THUMBNAILS = 8  # maximum number of images in a group of images
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A group of small images of the report.
+    """A group of small images in the HTML report.
 
     Attributes:
         title: heading above the images, such as "Lowest PSNR".
-        images: pairs of the images ``uint8 [3,H,W]`` that are shown side by side, and their caption.
+        images: the entries of the group. An entry consists of images ``uint8 [3,H,W]`` that are shown side by side, and
+            a caption.
     """
 
     title: str
@@ -37,11 +38,11 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that the report may show among the best or worst images.
+    """An image that the HTML report may show among the images with the highest or lowest metric.
 
     Attributes:
-        value: value of the metric by which images are chosen.
-        name: name of the original image; an original image appears at most once in a group.
+        value: value of the metric.
+        name: name of the original image. The report shows at most one candidate per original image in each group.
         images: images ``uint8 [3,H,W]`` that are shown side by side.
         caption: text below the images.
     """
@@ -53,11 +54,12 @@ class Candidate:
 
 
 def highest_and_lowest(candidates: Sequence[Candidate], metric: str, content: str) -> list[Thumbnails]:
-    """Return two groups of at most ``MAX_THUMBNAILS`` images: those with the highest and with the lowest values.
+    """Return two groups of at most ``MAX_THUMBNAILS`` images, with the highest and with the lowest metric.
 
     Args:
+        candidates: the images among which to choose.
         metric: name of the metric, for the titles of the groups.
-        content: what the images of a candidate show, for the titles of the groups.
+        content: description of the images of a candidate, for the titles of the groups.
     """
     groups = []
     for order, reverse in (("Highest", True), ("Lowest", False)):
@@ -81,16 +83,16 @@ def html_report(
     figures: Mapping[str, Path] | None = None,
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the HTML of a report. All images are embedded, so that the file can be sent to other people.
+    """Return the HTML report of a run as one page, in which all images are embedded.
 
     Args:
         title: heading of the report.
         command: command line of the run.
-        versions: version of each package.
+        versions: version of each package, by the name of the package.
         tables: the tables of the results.
-        details: further tables, which are shown folded below the figures.
+        details: additional tables below the figures, which the reader has to unfold.
         thumbnails: groups of small images.
-        figures: PNG file of each figure, by its name.
+        figures: PNG file of each figure, by the name of the figure.
         notes: sentences below the tables.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -115,7 +117,7 @@ def html_report(
 
 
 def _html_table(table: Table) -> dict[str, Any]:
-    """Return the title, the heads and the rows of a table for the template."""
+    """Return the title, the column heads and the rows of a table for the HTML template."""
     num_rows = len(table.rows)
     rows = [
         {
@@ -133,15 +135,14 @@ def _html_table(table: Table) -> dict[str, Any]:
 
 
 def _sort_value(value: Any) -> str:
-    """Return the number by which the script of the page sorts a cell; an empty text for a cell without a number."""
+    """Return the number by which the HTML page sorts a table cell, or an empty string for a cell without a number."""
     return str(float(value)) if isinstance(value, int | float) and math.isfinite(value) else ""
 
 
 def _thumbnail(image: Any) -> str:
     """Return the data URL of an image ``uint8 [3,H,W]``.
 
-    Images larger than ``THUMBNAIL`` pixels are resized and compressed by JPEG, so that a report of large images can be
-    sent by mail.
+    An image larger than ``THUMBNAIL`` pixels is resized and compressed as JPEG, so that the HTML file remains small.
     """
     thumbnail = Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1)))
     data = io.BytesIO()

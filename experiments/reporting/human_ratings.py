@@ -1,8 +1,12 @@
 """Win rates of methods from human ratings: ``python -m experiments.reporting.human_ratings FILE [FILE ...]``.
 
 ``FILE`` is a Parquet file of ratings that the tab Compare of the web page has exported, or a folder of such files. A
-file has one row per rating, with the columns ``rater``, ``item``, ``shown`` (the compared methods, in the order from
-left to right on the page) and ``choice`` (the preferred method, or ``tie``).
+file has one row per rating, with these columns:
+
+- ``rater``: name of the rater.
+- ``item``: name of the item, such as a prompt, for which the methods are compared.
+- ``shown``: the compared methods, from left to right on the page.
+- ``choice``: the preferred method, or ``tie``.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ def read_ratings(paths: Sequence[str | Path]) -> pd.DataFrame:
 def _read_file(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
-    except Exception as error:  # the Parquet library under pandas raises errors of many types
+    except Exception as error:  # the Parquet library that pandas uses raises exceptions of many types
         raise ValueError(f"{file} cannot be read as Parquet: use a file exported by the web page.") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
@@ -52,12 +56,12 @@ def _read_file(file: Path) -> pd.DataFrame:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder, without the hidden files of ratings that are being written."""
+    """Return the Parquet files of a folder, except hidden files, which are not completely written."""
     return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
 
 
 def _check_row(row: Any, name: str) -> None:
-    """Raise ValueError if a row of a table is not a rating. The message starts with ``name``."""
+    """Raise ValueError if a row of a table is not a valid rating. The error message starts with ``name``."""
     for column in ("rater", "item", "choice"):
         value = getattr(row, column)
         if not isinstance(value, str):
@@ -69,15 +73,15 @@ def _check_row(row: Any, name: str) -> None:
             "by the web page."
         )
     if row.choice != TIE and row.choice not in row.shown:
-        raise ValueError(f"{name}: the choice is {row.choice!r}, which was not shown; remove the row.")
+        raise ValueError(f"{name}: the choice is {row.choice!r}, which was not shown to the rater; remove the row.")
 
 
 def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Return the win rate of each method: the fraction of the ratings of the method in which it was preferred.
+    """Return the win rate of each method, which is the share of comparisons in which raters preferred the method.
 
-    The result has one row per method, sorted from the highest to the lowest win rate. A tie between n methods counts as
-    1/n win for each of them. The 95 % confidence intervals are computed by a bootstrap over items, because ratings of
-    the same item are correlated.
+    The result has one row per method, sorted from the highest to the lowest win rate. If a rater does not prefer one of
+    n methods (a tie), each method has 1/n win. The 95 % confidence intervals are computed by a bootstrap over items,
+    because ratings of the same item are correlated.
     """
     rows = []
     for method in sorted({method for shown in ratings["shown"] for method in shown}):
@@ -93,8 +97,9 @@ def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
 def agreement(ratings: pd.DataFrame) -> float | None:
     """Return the agreement between raters, measured by Krippendorff's alpha for nominal data.
 
-    Alpha is 1 for full agreement and 0 for agreement by chance. The result is None if alpha is undefined, because no
-    item has two raters or all choices are equal. See Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
+    Krippendorff's alpha is 1 for full agreement and 0 for agreement by chance. Alpha is undefined, and the result is
+    None, if no item has two raters or if all choices are equal. The definition is in Krippendorff 2011, "Computing
+    Krippendorff's alpha-reliability".
     """
     totals = Counter()
     disagreement = 0.0
@@ -120,7 +125,7 @@ def preference_table(ratings: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="Parquet files of ratings, or folders of them")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="Parquet file of ratings, or a folder of such files")
     try:
         print(preference_table(read_ratings(parser.parse_args().files)))
     except (ValueError, OSError) as error:

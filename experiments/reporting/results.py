@@ -1,6 +1,4 @@
-"""Result files of a run (``results.json``, tables, ``samples.parquet``, figures, ``report.html``), and their upload to
-loggers.
-"""
+"""Writing of the result files of a run (``results.json``, tables, figures, ``report.html``), and upload to loggers."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ from experiments.reporting.html_report import Thumbnails, html_report
 from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table
 
 TIMES = ("seconds", "seconds_networks", "overhead", "speedup", "t_init", "t_opt", "t_train")
-"""Columns with measured times and ratios of times, which differ between two runs of the same computation."""
+"""Columns with measured times and ratios of times, which are not equal if a computation is repeated."""
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmetrics", "datasets")
 
 
@@ -42,14 +40,14 @@ class Report:
         rows: rows of the main results table with all columns; each row maps column names to values.
         settings: settings of the run, which are written to ``results.json``.
         samples: measured values of each image, one row per image.
-        tables: tables of ``table.md`` and ``table.tex`` with at most seven columns, which are also printed.
+        tables: tables with at most seven columns, which are printed and written to ``table.md`` and ``table.tex``.
         figures: functions that draw a figure, by the path of the figure in the run's folder, without file extension.
-        notes: sentences below the tables. :func:`equal_rows` adds a sentence if different methods have equal figures.
-        identity: columns whose values identify a row of ``rows``. The logger keys contain these values.
+        notes: sentences below the tables. :func:`equal_rows` adds a sentence if different methods have equal metrics.
+        identity: columns whose values identify a row of ``rows``, and are part of the keys of logged metrics.
         values: columns of ``rows`` that :mod:`experiments.reporting.compare` compares between runs.
-        bounds: methods of ``rows`` that are bounds or references, which do not depend on the settings of the methods.
+        bounds: names in the column ``method`` that are not methods, but upper bounds or real images.
         extra_sections: additional top-level entries of ``results.json``.
-        extra_tables: additional tables, by name. They are written to ``NAME.csv`` and logged to W&B.
+        extra_tables: additional tables by name, which are written to ``NAME.csv`` and uploaded to loggers.
         details: tables at the end of ``report.html``.
         thumbnails: function that returns the groups of images in ``report.html``.
 
@@ -83,8 +81,9 @@ class Report:
         """Write all result files into ``run_dir``, print the tables, and log metrics, tables and figures.
 
         Args:
-            step: logger step of the metrics. If running means have been logged, it must be the number of units, which
-                is the last step of the running means.
+            run_dir: folder of the run.
+            loggers: loggers of the run.
+            step: logger step of the metrics. The step must not be smaller than the last step that was logged.
         """
         run_dir = Path(run_dir)
         notes = list(filter(None, [*self.notes, equal_rows(self.rows, self.identity)]))
@@ -128,7 +127,14 @@ def command() -> str:
 
 
 def write_results(run_dir: str | Path, rows: Rows, settings: Mapping[str, Any], **extra_sections: Any) -> None:
-    """Write ``results.json`` with the rows, ``extra_sections``, the settings, the command line and package versions."""
+    """Write the file ``results.json``.
+
+    Args:
+        run_dir: folder of the run.
+        rows: rows of the results.
+        settings: settings of the run.
+        **extra_sections: additional top-level entries of the file.
+    """
     content = {
         "rows": rows,
         **extra_sections,
@@ -148,7 +154,7 @@ def write_samples(run_dir: str | Path, samples: Rows) -> None:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of ``PACKAGES``, and the Git commit of this project.
 
-    A version or commit that cannot be determined is ``unknown``.
+    The value ``unknown`` replaces a version or commit that cannot be determined.
     """
     packages = {name: _package_version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **packages, "commit": _commit()}
@@ -185,11 +191,11 @@ def _to_builtin(value: Any) -> Any:
 
 
 def equal_rows(rows: Rows, identity: Sequence[str]) -> str:
-    """Return a sentence that names the rows of different methods with equal figures; an empty text if there are none.
+    """Return a sentence with the names of methods whose metrics are all equal, or an empty string.
 
-    Methods with equal figures probably compute the same. The figures of a row are its numbers, except for ``TIMES``.
-    Two rows are compared if they differ only in their method, for example if their numbers of steps are equal. Rows of
-    a single bucket are not compared, because a bucket may contain few images.
+    The sentence is a warning: methods whose metrics are all equal probably compute the same, for example because of an
+    error in the config. Two rows are compared if they differ only in the method; the columns ``TIMES`` are ignored.
+    Rows of a single bucket (group of concepts) are not compared, because few images may have equal metrics by chance.
     """
     groups: dict[str, list[str]] = {}
     for row in rows:
@@ -203,7 +209,7 @@ def equal_rows(rows: Rows, identity: Sequence[str]) -> str:
 
 
 def _numbers(row: Mapping[str, Any], identity: Sequence[str]) -> list[tuple[str, int | float]]:
-    """Return the names and values of the columns of a row that are numbers and not part of ``identity``."""
+    """Return the names and values of the columns of a row that contain numbers and are not in ``identity``."""
     return [(name, v) for name, v in row.items() if isinstance(v, int | float) and name not in identity]
 
 
@@ -216,11 +222,12 @@ def log_metrics(loggers: Sequence[Logger], rows: Rows, identity: Sequence[str], 
 
 
 def log_media(loggers: Sequence[Logger], tables: Mapping[str, Rows], figures: Mapping[str, Path]) -> None:
-    """Log tables and image files of figures to W&B, TensorBoard and MLflow.
+    """Upload tables and figures to the loggers W&B, TensorBoard and MLflow.
 
     Args:
+        loggers: loggers of the run; other loggers than these three are ignored.
         tables: rows of each table, by the name of the table.
-        figures: file of each figure, by the name of the figure.
+        figures: PNG file of each figure, by the name of the figure.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):

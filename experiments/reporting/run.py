@@ -1,4 +1,4 @@
-"""``Run``: the results, images and seeds of a run's folder, for notebooks and scripts."""
+"""The class ``Run``, with which notebooks and scripts read the results, images and seeds of a run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from rnri.validation import first_line
 
 @dataclass(frozen=True, eq=False)
 class GeneratedConcept:
-    """The generated images of one arm and one concept.
+    """The images of one concept that one method generated.
 
     Attributes:
-        method: name of the arm.
+        method: name of the method.
         concept: name of the concept.
         prompt: prompt of the images.
-        images: ``uint8 [n,3,H,W]``, the images whose pixels are finite.
-        seeds: ``[n,C,h,w]``, the seeds of all images; NaN for an image that is not finite.
-        record: measured values: seconds (``t_init``, ``t_opt``), and one dictionary per image (``samples``).
+        images: ``uint8 [m,3,H,W]``, the m images without NaN and infinity.
+        seeds: ``[n,C,h,w]``, the seeds (initial latents) of all n images; NaN for an image with NaN or infinity.
+        record: durations in seconds (``t_init``, ``t_opt``), and one dictionary of measured values per image
+            (``samples``).
     """
 
     method: str
@@ -47,8 +48,8 @@ class Run:
         run = Run("runs/rare_concepts")
         run.rows                                            # pandas table of the results
         run.generated("seedselect_rnri", "canoe").images    # uint8 [n,3,H,W]
-        run.reference_seeds("canoe")                        # inverted seeds of the references, by inversion method
-        run.centroid("canoe", "FixedPoint")                 # NAO centroid of these seeds
+        run.reference_seeds("canoe")                        # seeds of the reference images, by inversion method
+        run.centroid("canoe", "FixedPoint")                 # NAO centroid of the seeds of the reference images
 
     Args:
         folder: the ``run_dir`` of a run that wrote its results.
@@ -81,7 +82,7 @@ class Run:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read as JSON ({first_line(error)}): run it again.") from None
+            raise ValueError(f"{path} cannot be read as JSON ({first_line(error)}): run the command again.") from None
         if not isinstance(results, dict) or not results.get("rows"):
             raise ValueError(f"{path} contains no rows of results: run the same command again.")
         return results
@@ -93,14 +94,14 @@ class Run:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row per image, with its measured values."""
+        """The measured values of each image, with one row per image."""
         return pd.read_parquet(self.folder / "samples.parquet")
 
     @cached_property
     def units(self) -> pd.DataFrame:
-        """One row per finished unit: columns ``method``, ``concept``, ``prompt`` and ``path``.
+        """The files of generated images, with the columns ``method``, ``concept``, ``prompt`` and ``path``.
 
-        If a folder has units of several settings of an arm, the units of the last written settings are listed.
+        If a method was run with several settings in the same folder, only the files of the latest settings are listed.
         """
         rows = []
         for arm in sorted(path for path in (self.folder / "units").glob("*") if path.is_dir()):
@@ -112,10 +113,10 @@ class Run:
         return pd.DataFrame(rows, columns=["method", "concept", "prompt", "path"])
 
     def generated(self, method: str, concept: str) -> GeneratedConcept:
-        """Return the generated images and seeds of an arm and a concept of a rare-concepts experiment.
+        """Return the images and seeds that ``method`` generated for ``concept`` in a rare-concepts experiment.
 
         Raises:
-            KeyError: the run has no such arm or concept.
+            KeyError: the run has no such method or concept.
         """
         units = self.units
         row = units[(units.method == method) & (units.concept == concept)]
@@ -129,9 +130,10 @@ class Run:
 
     @cached_property
     def inverted_seeds(self) -> pd.DataFrame:
-        """One row per inverted reference image: columns ``prompt``, ``inverter``, ``image`` (hash) and ``path``.
+        """The files of inverted seeds, with the columns ``prompt``, ``inverter``, ``image`` and ``path``.
 
-        ``inverter`` is the name of the solver, or of the class of the inversion method.
+        The column ``inverter`` contains the class name of the solver, or of the inversion method if it has no solver.
+        The column ``image`` contains a hash of the image.
         """
         rows = []
         for path in sorted((self.folder / "seeds").glob("*/*.safetensors")):
@@ -143,7 +145,7 @@ class Run:
         return pd.DataFrame(rows, columns=["prompt", "inverter", "image", "path"])
 
     def reference_seeds(self, concept: str) -> dict[str, Tensor]:
-        """Return the inverted seeds ``[references,C,h,w]`` of the references of a concept, by inversion method."""
+        """Return the inverted seeds ``[R,C,h,w]`` of the R reference images of a concept, by inversion method."""
         prompts = set(self.units[self.units.concept == concept].prompt)
         seeds = self.inverted_seeds
         seeds = seeds[seeds.prompt.isin(prompts)]
@@ -153,10 +155,10 @@ class Run:
         }
 
     def centroid(self, concept: str, inverter: str) -> Tensor:
-        """Return the NAO centroid ``[C,h,w]`` of the inverted seeds of the references of a concept.
+        """Return the NAO centroid ``[C,h,w]`` of the inverted seeds of the reference images of a concept.
 
         Raises:
-            KeyError: the run has no inverted seeds of the concept by ``inverter``.
+            KeyError: the run has no seeds of the concept that were inverted with ``inverter``.
         """
         seeds = self.reference_seeds(concept)
         if inverter not in seeds:
@@ -165,7 +167,7 @@ class Run:
 
 
 def _newest_folder(arm: Path) -> list[Path]:
-    """Return the unit files of the settings folder of ``arm`` that was written last, sorted by name."""
+    """Return the files in the latest subfolder of ``arm``, sorted by name. Each subfolder belongs to one config."""
     folders = [folder for folder in arm.iterdir() if any(folder.glob("[!.]*.safetensors"))]
     if not folders:
         return []
@@ -174,7 +176,7 @@ def _newest_folder(arm: Path) -> list[Path]:
 
 
 def _method_name(method: dict[str, Any]) -> str:
-    """Return the class name of the solver of an inversion method, or of the method itself."""
+    """Return the class name of the solver of an inversion method, or of the method if it has no solver."""
     return method.get("solver", method)["_class_"]
 
 

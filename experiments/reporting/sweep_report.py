@@ -1,9 +1,13 @@
 """Create the table and the figure of a sweep: ``python -m experiments.reporting.sweep_report RUNS --keys lam``.
 
-``RUNS`` is the folder of the sweep. It contains one folder per run with the files ``results.json`` and ``config.yaml``,
-which Hydra's multirun and W&B sweeps create. ``--keys`` are the config keys that differ between the runs. The first key
-is the x axis of the figure, and each value of the other keys is plotted as a separate curve, for example with
-``--keys select.optimizer.lr select.semantic_weight``. ``--where`` filters the rows of the results, for example
+``RUNS`` is the folder of a sweep by Hydra's multirun or W&B. The folder contains one subfolder per run, with the files
+``results.json`` and ``config.yaml``.
+
+The option ``--keys`` lists the config keys that differ between the runs, for example
+``--keys select.optimizer.lr select.semantic_weight``. The first key is the x axis of the figure. Each value of the
+other keys is plotted as a separate curve.
+
+The option ``--where`` filters the rows of the results, for example
 ``--where "bucket == 'tail' and method != 'plain'"``.
 """
 
@@ -30,18 +34,17 @@ from rnri.validation import first_line
 
 IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompt", "generated")
 BOUND = "is_bound"
-"""Column that is true for bounds, such as the VAE's reconstruction, which do not depend on the settings of a run."""
+"""Column that is true for rows that do not depend on the settings of a run, such as the reconstruction of the VAE."""
 
 
 def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
     """Return the result rows of all finished runs in ``folder``, sorted by the values of the config keys ``keys``.
 
-    The table has a column for each of ``keys``, with its value in the config of the run. A run whose files cannot be
-    read is omitted and reported on standard error.
+    The values of ``keys`` in the config of each run are additional columns. If the files of a run cannot be read, the
+    run is omitted, and the error is printed to standard error.
 
     Raises:
-        ValueError: ``folder`` contains no finished run, or one of ``keys`` does not have exactly one value in the
-            config of a run.
+        ValueError: ``folder`` contains no finished run, or one of ``keys`` is missing or has subkeys in a config.
     """
     rows: list[dict[str, Any]] = []
     paths = sorted(folder.rglob("results.json"))
@@ -61,25 +64,30 @@ def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def _sort_key(value: object) -> tuple[bool, float, str]:
-    """Return the position of a config value: numbers come first, then texts."""
+    """Return the sort key of a config value, by which numbers come before strings."""
     is_number = isinstance(value, int | float)
     return not is_number, value if is_number else 0, "" if is_number else str(value)
 
 
 class _UnreadableRunError(Exception):
-    """A result file of a run cannot be read; the error message has one line."""
+    """Error that is raised if a result file of a run cannot be read."""
 
 
 def _read_run(path: Path) -> tuple[DictConfig, list[dict[str, Any]]]:
     """Return the config of a run and the rows of its ``results.json``.
 
     Args:
-        path: path of the ``results.json``.
+        path: path of the ``results.json`` of the run.
+
+    Raises:
+        _UnreadableRunError: ``results.json`` or ``config.yaml`` cannot be read, or has no content.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _UnreadableRunError(f"{path} cannot be read as JSON ({first_line(error)}): run it again.") from None
+        raise _UnreadableRunError(
+            f"{path} cannot be read as JSON ({first_line(error)}): start the run again."
+        ) from None
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise _UnreadableRunError(f"{path} contains no rows of results: start the run again.")
@@ -100,6 +108,8 @@ def _config_value(path: Path, config: DictConfig, key: str) -> object:
 
     Args:
         path: path of the config file, for error messages.
+        config: the config of the run.
+        key: config key with dots, such as ``select.optimizer.lr``.
     """
     value = OmegaConf.select(config, key)
     if value is None:
@@ -112,7 +122,9 @@ def _config_value(path: Path, config: DictConfig, key: str) -> object:
 
 
 def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    """Return the rows of ``table`` that satisfy the condition ``where`` in pandas' query syntax, or all rows if None.
+    """Return the rows of ``table`` that satisfy the condition ``where``, in the syntax of pandas queries.
+
+    If ``where`` is None, all rows are returned.
 
     Raises:
         ValueError: the condition is invalid, or no row satisfies the condition.
@@ -122,7 +134,7 @@ def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     columns = f"the columns are {', '.join(table.columns)}."
     try:
         mask = table.eval(where)
-    except Exception as error:  # pandas raises many types
+    except Exception as error:  # pandas raises exceptions of many types
         raise ValueError(f"--where {where!r}: {first_line(error)}; {columns}") from error
     if not isinstance(mask, pd.Series) or not pd.api.types.is_bool_dtype(mask):
         raise ValueError(f"--where {where!r}: must be a condition on the columns, such as psnr > 20; {columns}")
@@ -132,7 +144,7 @@ def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
 
 
 def check_values(table: pd.DataFrame, values: Sequence[str]) -> None:
-    """Raise ValueError if ``table`` lacks one of the columns ``values``, or if one of them contains texts."""
+    """Raise ValueError if one of the columns ``values`` is missing in ``table`` or contains strings."""
     missing = [value for value in values if value not in table]
     if missing:
         raise ValueError(f"the results have no column {missing[0]!r}: choose from {', '.join(table.columns)}.")
@@ -143,10 +155,11 @@ def check_values(table: pd.DataFrame, values: Sequence[str]) -> None:
 
 
 def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:
-    """Plot the columns ``values`` over the first of ``keys``, with one panel per column.
+    """Plot the columns ``values`` over the first of ``keys``, with one subplot per column.
 
-    A panel has one curve for each combination of the values of the other keys and of the columns in ``IDENTITY``, with
-    error bars if the results have confidence intervals. Bounds are dashed horizontal lines.
+    A subplot has one curve for each combination of the values of the other keys and of the columns in ``IDENTITY``.
+    Confidence intervals are plotted as error bars. Values that do not depend on the settings of a run, such as the
+    reconstruction of the VAE, are dashed horizontal lines.
     """
     key, *others = keys
     figure, (axes,) = plots.panels(len(values))
@@ -176,7 +189,7 @@ def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) 
 
 
 def _error_bars(rows: pd.DataFrame, value: str) -> np.ndarray | None:
-    """Return the lengths of the error bars of the column ``value``, or None if the rows have no complete intervals."""
+    """Return the lengths of the error bars of the column ``value``, or None if a row has no confidence interval."""
     ends = [f"{value}_low", f"{value}_high"]
     if not set(ends) <= set(rows) or rows[ends].isna().any(axis=None):
         return None
@@ -184,9 +197,14 @@ def _error_bars(rows: pd.DataFrame, value: str) -> np.ndarray | None:
 
 
 def unique_bounds(bounds: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Return the rows of bounds without repetitions.
+    """Return the rows of ``bounds`` without repetitions.
 
-    Rows that differ only in the values of ``keys`` are one row, in which these values are missing.
+    Rows that differ only in the values of ``keys`` are replaced by one row, in which the values of ``keys`` are None.
+
+    Args:
+        bounds: rows that do not depend on the settings of a run, such as the reconstruction of the VAE.
+        keys: the config keys that differ between the runs.
+        values: columns of the results.
     """
     identity = [name for name in (*IDENTITY, *values) if name in bounds]
     counts = bounds.groupby(identity, dropna=False)[keys[0]].transform("size") if len(bounds) else None
@@ -197,11 +215,11 @@ def unique_bounds(bounds: pd.DataFrame, keys: Sequence[str], values: Sequence[st
 
 
 def sweep_table(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Table:
-    """Return the table of a sweep: the config keys, the columns that identify a row if they vary, and ``values``."""
+    """Return the table of a sweep, with the columns ``keys``, the varying columns of ``IDENTITY``, and ``values``."""
     is_bound = table[BOUND].astype(bool)
     rows = table[~is_bound]
     identity = [name for name in IDENTITY if name in table and rows[name].nunique(dropna=False) > 1]
-    if is_bound.any() and "method" not in identity:  # the name of the bound is in this column
+    if is_bound.any() and "method" not in identity:  # the column `method` contains the names of the bounds
         identity.insert(0, "method")
     columns = [Column(name, name) for name in dict.fromkeys([*keys, *identity, *values])]
     bounds = unique_bounds(table[is_bound], keys, values)
@@ -209,7 +227,7 @@ def sweep_table(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str])
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dictionaries, in which missing values are None."""
+    """Return the rows of a table as dictionaries, in which missing values are None."""
     return rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
@@ -225,14 +243,14 @@ def _groups(table: pd.DataFrame, others: Sequence[str]) -> dict[str, pd.DataFram
 
 
 def _label(name: str, value: object, keys: Sequence[str]) -> str:
-    """Format a value for the legend. A value of a config key is preceded by the last part of the key."""
+    """Return the text for ``value`` in the legend. If ``name`` is a config key, its last part precedes the value."""
     return f"{name.rpartition('.')[2]} {value}" if name in keys else str(value)
 
 
 def _use_log_scale_if_wide(axis: Axes, values: pd.Series) -> None:
-    """Make the x axis logarithmic if no value is negative and the largest value is above 20 times the smallest one.
+    """Make the x axis logarithmic if the largest value is more than 20 times the smallest positive value.
 
-    The value 0 does not count. It is shown half a decade below the smallest positive value.
+    The axis remains linear if a value is negative. The value 0 is shown to the left of the smallest positive value.
     """
     positive = values[values > 0]
     if (values < 0).any() or positive.empty:

@@ -1,4 +1,4 @@
-"""Tables of results: their columns, the text of their cells, and their formats Markdown and LaTeX."""
+"""Tables of results, which can be formatted as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Column:
     """A column of a table.
 
     Attributes:
-        key: key of the value in a row. A row may also have the ends ``KEY_low`` and ``KEY_high`` of a 95 % confidence
-            interval.
-        label: column head without the arrow in the direction of better values.
-        better: whether higher or lower values are better.
+        key: key of the value in a row. If a row has the keys ``KEY_low`` and ``KEY_high``, they are the ends of a 95 %
+            confidence interval.
+        label: column head, without the arrow that shows whether higher or lower values are better.
+        better: whether higher or lower values are better; None if neither is better.
         scale: factor by which values are multiplied, such as 100 for percentages.
-        signed: write a plus sign before positive numbers, as for differences.
+        signed: whether positive numbers have a plus sign, as in a column of differences.
     """
 
     key: str
@@ -43,7 +43,8 @@ class Column:
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the text of the cell, with the confidence interval if the row has one, such as ``23.1 (22.4–23.9)``.
 
-        A missing value is a dash. Percentages have one decimal place, and their intervals none.
+        A missing value is a dash. Percentages have one decimal place; the ends of their intervals are rounded to
+        integers.
         """
         value = self.value_text(row)
         low, high = (row.get(f"{self.key}_{end}") for end in ("low", "high"))
@@ -54,7 +55,7 @@ class Column:
         return f"{value} ({(' to ' if self.signed else '–').join(ends)})"
 
     def value_text(self, row: Mapping[str, Any]) -> str:
-        """Return the text of the cell without the confidence interval."""
+        """Return the text of the table cell without the confidence interval."""
         value = row.get(self.key)
         if is_missing(value):
             return DASH
@@ -71,7 +72,7 @@ class Column:
 
 
 def format_number(value: float, sign: str = "") -> str:
-    """Return ``value`` with three significant digits, and all digits before the decimal point if it is below 1e6."""
+    """Return ``value`` with three significant digits, or rounded to an integer if it is between 1000 and 1e6."""
     return f"{value:{sign}.0f}" if 1000 <= abs(value) < 1e6 else f"{value:{sign}.3g}"
 
 
@@ -83,8 +84,8 @@ class Table:
         rows: the compared rows.
         columns: the columns of the table.
         title: text above the table.
-        references: rows below the compared rows, such as published values and upper bounds. They are never bold.
-        within: keys of the rows. Values are compared among the rows with equal values of these keys.
+        references: rows below the compared rows, such as published values and upper bounds, which are never bold.
+        within: keys by which rows are grouped. The best value of each group is bold.
     """
 
     rows: Rows
@@ -106,9 +107,9 @@ class Table:
         return [*self.rows, *self.references]
 
     def best(self) -> list[list[bool]]:
-        """Return for each cell whether its value is the best of its column. Values that are printed equally are ties.
+        """Return for each cell whether its value is bold, because it is the best of its column and group of rows.
 
-        No value is the best of a single row.
+        Several values are the best if their printed texts are equal. A group with a single row has no best value.
         """
         best = [[False] * len(self.columns) for _ in self._all_rows]
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
@@ -125,7 +126,7 @@ class Table:
         return best
 
     def markdown(self) -> str:
-        """Return the table in Markdown. Cells are padded with spaces, so that columns are aligned in a terminal."""
+        """Return the table in Markdown, with cells that are padded with spaces to align the columns in a terminal."""
         texts = [[_escape_markdown(text) for text in line] for line in self.cells]
         body = [
             [f"**{text}**" if bold else text for text, bold in zip(line, flags, strict=True)]
@@ -139,8 +140,8 @@ class Table:
         return title + "\n".join([f"| {padded[0]} |", f"|{rule}|", *(f"| {line} |" for line in padded[1:])]) + "\n"
 
     def latex(self) -> str:
-        """Return the table in LaTeX. It requires the package booktabs."""
-        from pandas import DataFrame  # pandas is imported after the measurements
+        """Return the table in LaTeX, which requires the LaTeX package booktabs."""
+        from pandas import DataFrame  # imported here, because only this method needs pandas
 
         frame = DataFrame(self.cells, columns=self.heads)
         bold = DataFrame(self.best(), columns=self.heads).map(lambda best: "textbf:--rwrap;" if best else "")
@@ -156,8 +157,8 @@ def markdown_table(rows: Rows, columns: Mapping[str, str]) -> str:
     """Format rows as a Markdown table, in which a missing value is shown as a dash.
 
     Args:
-        rows: values of each row, by key.
-        columns: column heads of the table, by the keys of the rows.
+        rows: values of each row, by the key of the column.
+        columns: head of each column, by the key of the column.
     """
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
@@ -192,5 +193,5 @@ def percent(row: Mapping[str, Any], name: str) -> str:
 
 
 def varying(rows: Rows, keys: Sequence[str]) -> list[str]:
-    """Return those of ``keys`` whose value is not the same in all rows."""
+    """Return the ``keys`` whose values are not the same in all rows."""
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]
