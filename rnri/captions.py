@@ -47,8 +47,8 @@ def read_captions(
         edit: edited prompt of all images that have no edited prompt in the table; None means that these images are not
             edited.
         images: folder of the image files of a table; None means the folder that contains the table.
-        columns: names of three columns of a table: the column of the image files, the column of the prompts, and the
-            column of the edited prompts, which is None if there is no such column.
+        columns: names of the table's columns with the image files, the prompts and the edited prompts; the last name is
+            None if the table has no edited prompts.
 
     Raises:
         ConfigError: an argument does not fit ``source``, or an image or a prompt is missing.

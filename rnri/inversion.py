@@ -183,10 +183,10 @@ class ImplicitInverter(Inverter):
         allocation: how the network evaluations, ``solver.iterations`` per step on average, are distributed over the
             inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations. With
             ``by_difficulty``, the number of evaluations of a step is proportional to the expected difficulty of the
-            step (:mod:`rnri.solvers.budget`); evaluations that a sample does not use in one step become available to
-            its later steps. A step without evaluations uses its extrapolated initial guess as the solution. As long as
-            evaluations remain, a step has at least one evaluation if its initial guess is not extrapolated or if the
-            fitted ``beta`` is 0.
+            step (:mod:`rnri.solvers.budget`). Unlike with ``uniform``, evaluations that a sample does not use in one
+            step become available to the later steps of the sample. A step without evaluations uses its extrapolated
+            initial guess as the solution. As long as evaluations remain, a step has at least one evaluation if its
+            initial guess is not extrapolated or if the fitted ``beta`` is 0.
         parameterization: the prediction (noise, velocity or clean latent) that an update of the fixed-point iteration
             keeps constant, see :mod:`rnri.solvers.parameterization`. The definitions of residual and tolerance do not
             depend on the parameterization. With two evaluations per step, ``native`` has the smallest measured

@@ -51,7 +51,8 @@ class FlowEdit:
             uses the last 33 of 50 steps for Stable Diffusion 3 and the last 24 of 28 steps (0.857) for FLUX.
         average: number of noise samples per step over which the difference of the two velocities is averaged.
         source_guidance, target_guidance: guidance scales of the source prompt and of the edited prompt, which replace
-            the user's guidance scale; the paper uses 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5 for FLUX.
+            the user's guidance scale. The paper uses the scales 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5
+            for FLUX.
         seed: random seed of the noise; every image gets the same noise.
         n_min: number of last steps that sample with the target prompt alone; it must be less than the number of steps
             that ``share`` selects. The paper uses ``n_min`` 0, and a larger ``n_min`` for edits that change the style.

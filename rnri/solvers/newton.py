@@ -5,9 +5,9 @@ and ``RNRIMinimumNorm`` use the paper's function F,
 
     F(z) = ||z - f(z)||_1 - lambda * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
-where ``lambda`` is the weight of the prior ``q``, and ``beta = 1 - a_t / a_s`` with the values ``a_t`` and ``a_s`` of
-the schedule's alpha_bar at the noisier and at the cleaner end of a sampler step. ``GNRI`` and ``RNRISign`` use a prior
-that differs from the prior in Eq. 7.
+where ``lambda`` is the weight of the prior ``q``, and ``beta = 1 - a_t / a_s``. ``a_t`` and ``a_s`` are the schedule's
+alpha_bar at the noisier and at the cleaner end of a sampler step. ``GNRI`` and ``RNRISign`` use a prior that differs
+from the prior in Eq. 7.
 
 The density ``q_j`` is not normalized: ``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``. Without normalization, F is zero
 if and only if the residual is zero and every ``q_j`` is 1, as the paper states. With normalization, the log-density
@@ -143,15 +143,15 @@ class RNRISign(RegularizedNewton):
 
     The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler; with
     ``coordinates="euler"`` this solver computes the same update. In the coordinates ``x`` the prior has the same value
-    as in ``z``, but the L1 norm is ``1 / alpha_t`` times as large, and a step in ``x`` is ``alpha_t`` times as large in
+    as in ``z``, but the L1 norm is ``1 / alpha_t`` times as large. A step in ``x`` is ``alpha_t`` times as large in
     ``z``. In the coordinates ``z``, the update of ``coordinates="euler"`` is therefore ``z - (G / d) sign(z - f(z))``
-    with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the second term of F. In Euler's coordinates,
-    the initial guess is the cleaner latent, ``x_t = x_s``; in ``z``, this guess is ``initial_guess="scaled"`` of
+    with ``G = ||z - f(z)||_1 + alpha_t lambda P``. ``lambda P`` is the prior term of F. In Euler's coordinates, the
+    initial guess is the cleaner latent, ``x_t = x_s``; in ``z``, this guess is ``initial_guess="scaled"`` of
     ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in Euler's coordinates and
     2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
-    is the variant in which ``d`` is the number of elements of the latent, and the prior is the paper's.
+    is a variant with the paper's prior, in which ``d`` is the number of elements of the latent.
 
     Attributes:
         d: divisor of F in the update; the default is the value of the published code.

@@ -37,16 +37,16 @@ above 0.3, the iteration of real networks diverged in measurements.
 def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i: int) -> float:
     """Return the relaxation factor of sampling step ``i``; 1 is the iteration in the network's own prediction.
 
-    The step equation in a parameterization is ``z_t = (l_t / l_s) z_s + ...``, where the level ``l`` is the signal
-    level alpha for ``epsilon``, the noise level sigma for ``sample``, and alpha + sigma for ``flow``. The relaxation
-    factor is ``(l_t / l_s) / A`` with the coefficient ``A`` of ``Schedule.coefficients``.
+    The step equation in a parameterization is ``z_t = (l_t / l_s) z_s + ...`` with a level ``l``. The level ``l`` is
+    the signal level alpha for ``epsilon``, the noise level sigma for ``sample``, and alpha + sigma for ``flow``. The
+    relaxation factor is ``(l_t / l_s) / A`` with the coefficient ``A`` of ``Schedule.coefficients``.
 
     The relaxation factor of ``relaxed`` is ``1 + TOWARDS_BEST * (best - 1)``. Here ``best`` is the factor with the
     fastest convergence if the network is optimal for Gaussian data with variances between 0 and ``MAX_VARIANCE``.
 
     The relaxation factor is also 1 if the parameterization has no usable iteration. There is no usable iteration for
-    ``epsilon`` if one end of the step has no signal, for ``sample`` if one end of the step has no noise, and for
-    ``relaxed`` if a flow-matching schedule has only one step.
+    ``epsilon`` if one end of the step has no signal, and for ``sample`` if one end of the step has no noise.
+    ``relaxed`` has no usable iteration if a flow-matching schedule has only one step.
     """
     if parameterization in ("native", schedule.predicts):
         return 1.0

@@ -247,9 +247,10 @@ def _unbiased_patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def published_correlation(noise: Tensor, generator: torch.Generator) -> Tensor:
     """Return the correlation loss of the authors' published code for ``noise [B,C,h,w]``, ``[B]``.
 
-    The loss is the squared mean of the product of a channel and its shifted copy, summed over channels, the two axes
-    and the levels of an image pyramid. Each channel and level has its own random shift, from zero to less than half the
-    height. With a shift of zero, the loss is the squared mean square of the noise, and its gradient shrinks the noise.
+    The loss is the squared mean of the product of a channel and its shifted copy. The loss is summed over channels,
+    over the two axes and over the levels of an image pyramid. Each channel and level has its own random shift, from
+    zero to less than half the height. With a shift of zero, the loss is the squared mean square of the noise, and its
+    gradient shrinks the noise.
     """
     total = noise.new_zeros(len(noise))
     for channel in noise.split(1, 1):
@@ -283,8 +284,8 @@ def _patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def autocorrelation(noise: Tensor) -> Tensor:
     """Return the autocorrelation loss of ``noise [B,C,h,w]``, ``[B]``.
 
-    The loss is the squared mean of the product of the noise and its copy shifted by a power of two, summed over all
-    such shifts, the two axes and the levels of an image pyramid.
+    The loss is the squared mean of the product of the noise and a shifted copy of the noise. The loss is summed over
+    all shifts that are powers of two, over the two axes and over the levels of an image pyramid.
     """
     total = noise.new_zeros(len(noise))
     while min(noise.shape[-2:]) >= 8:
