@@ -1,1 +1,1 @@
-"""Experiments that compare inversion methods (Table 1 and Figures 3 to 7 of the RNRI paper)."""
+"""Experiments that compare inversion methods, as in Table 1 and Figures 3 to 7 of the RNRI paper."""

@@ -1,4 +1,4 @@
-"""Figures of an inversion experiment, drawn from the rows of the results table and the metrics of each image."""
+"""Figures of an inversion experiment, drawn from the rows of the results table and from the metrics of each image."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ EMPTY_TITLE = ", empty prompt"
 
 
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Select the rows for the curves, and group these rows by number of steps, guidance scale and prompt.
+    """Select the rows for the curves, and group the selected rows by number of steps, guidance scale and prompt.
 
-    The group with the largest number of steps is first.
-
-    The selected rows have results of real images that were inverted with their captions or with the empty prompt, with
-    at least one network evaluation per step. Rows with decoder inversion are excluded, because their latents are not
-    the output of the VAE's encoder.
+    The group with the largest number of steps is first. Rows are selected if real images were inverted with their
+    captions or with the empty prompt, and the inversion called the network. Rows with decoder inversion are excluded,
+    because the inverted latents are not the output of the VAE's encoder.
     """
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0, row["prompt"])):
@@ -39,12 +37,12 @@ def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def is_edited(row: Mapping[str, Any]) -> bool:
-    """Return whether ``row`` has the results of images that were sampled with an edited prompt."""
+    """Return whether the images of ``row`` were sampled with an edited prompt."""
     return row["prompt"] not in get_args(PromptSource)
 
 
 def is_vae_bound(row: Mapping[str, Any]) -> bool:
-    """Return whether ``row`` has the results of images that the VAE only encoded and decoded, without inversion."""
+    """Return whether the images of ``row`` were only encoded and decoded by the VAE, without inversion."""
     return row["steps"] is None
 
 
@@ -64,7 +62,8 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
 def nfe(rows: Rows, _: Rows) -> Figure:
     """Plot the PSNR (Fig. 3a of the RNRI paper) and the latent MSE against the number of network evaluations per step.
 
-    A dashed line shows the PSNR of images that the VAE encodes and decodes, which is an upper bound for every method.
+    A dashed line shows the PSNR of images that the VAE only encodes and decodes, which is an upper bound for every
+    inversion method.
     """
     settings = by_setting(rows)
     figure, axes = plots.panels(len(settings), rows=2)
@@ -83,10 +82,8 @@ def nfe(rows: Rows, _: Rows) -> Figure:
 def residuals(rows: Rows, _: Rows) -> Figure:
     """Plot the mean residual against the number of network evaluations per step (Fig. 3b of the RNRI paper).
 
-    The residual is averaged over images and steps.
-
-    Only the settings whose rows have different numbers of network evaluations are shown; if there are no such settings,
-    all settings are shown.
+    The residual of the implicit step equation ``z = f(z)`` is ``|z - f(z)|``, averaged over images and steps. Settings
+    whose rows all have the same number of network evaluations are not shown, unless all settings are of this kind.
     """
     settings = by_setting(rows)
     varying = {title: group for title, group in settings.items() if len({row["nfe"] for row in group}) > 1}
@@ -100,7 +97,10 @@ def residuals(rows: Rows, _: Rows) -> Figure:
 
 
 def detection(_: Rows, samples: Rows) -> Figure:
-    """Plot histograms of the mean residual of images with their captions and with wrong prompts, for each method."""
+    """Plot histograms of the mean residual of images that were inverted with captions and with wrong prompts.
+
+    There is one panel per inversion method.
+    """
     methods = plots.ours_third(s["method"] for s in samples if np.isfinite(s.get("residual_mean", np.nan)))
     figure, (axes,) = plots.panels(len(methods))
     for method, axis in zip(methods, axes, strict=True):
@@ -115,9 +115,9 @@ def detection(_: Rows, samples: Rows) -> Figure:
 
 
 def editing(rows: Rows, _: Rows) -> Figure:
-    """Plot the CLIP score of edited images with the edited prompt against the distance to the source image.
+    """Plot the CLIP score of edited images with the edited prompt against the perceptual distance to the source image.
 
-    The distance is the perceptual distance. The plot corresponds to Figure 6 of the RNRI paper.
+    The figure has similar axes as Figure 6 of the RNRI paper.
     """
     unedited = {row["prompt"]: row for row in rows if is_vae_bound(row)}
     edited = [row for row in rows if is_edited(row) and not is_vae_bound(row)]
@@ -149,10 +149,10 @@ FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
 
 
 def images_to_save(**images: Tensor) -> dict[str, Tensor]:
-    """Convert the finite images of each batch ``[B, 3, H, W]`` to uint8.
+    """Convert the images of each batch ``[B, 3, H, W]`` that have no NaN and infinite pixels to uint8.
 
-    For a batch with the name ``NAME``, the entry ``NAME_finite`` of the result, ``bool [B]``, is True for finite
-    images.
+    For a batch ``NAME``, the returned dict contains the converted images ``NAME`` and the mask ``NAME_finite``, which
+    is a tensor ``bool [B]`` that is True for the converted images.
     """
     tensors = {}
     for name, batch in images.items():
@@ -161,15 +161,18 @@ def images_to_save(**images: Tensor) -> dict[str, Tensor]:
 
 
 def load_images(tensors: Mapping[str, Tensor], name: str) -> list[Tensor | None]:
-    """Return the images that :func:`images_to_save` stored under ``name``. An image that is not finite is None."""
+    """Return the images that :func:`images_to_save` stored as ``name``.
+
+    An image with NaN or infinite pixels is None.
+    """
     images = iter(tensors[name])
     return [next(images) if finite else None for finite in tensors[f"{name}_finite"]]
 
 
 def image_figures(results: Sequence[tuple]) -> dict[str, Callable[[], Figure]]:
-    """Return, for each setting, a function that draws the images and their reconstructions by each method.
+    """Return a dict from file name to a function that draws images and their reconstructions by each method.
 
-    The keys are file names of the figures.
+    There is one figure per setting, such as a number of steps and a guidance scale.
     """
     settings: dict[str, dict[str, Any]] = {}
     for job, tensors, _ in results:

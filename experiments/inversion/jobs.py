@@ -1,4 +1,4 @@
-"""Jobs of an inversion experiment. A job applies one method with one setting to a batch of images."""
+"""Jobs of an inversion experiment: a job applies one method with one setting to a batch of images."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from rnri.validation import ConfigError, GuidanceScale, NonEmptyStr, dataclass
 from rnri.words import find_phrase, replace_phrase
 
 VAE_BOUND = "vae"
-"""Name of the method that only encodes and decodes an image.
+"""Name of the reference method that only encodes and decodes an image with the VAE.
 
-The PSNR of this method is an upper bound of the PSNR of the inversion methods.
+The PSNR of this method is an upper bound for the PSNR of inversion methods, because they also encode and decode images
+with the VAE.
 """
 
-RESIDUAL_NFE_PER_STEP = 2  # network evaluations per step for the reconstruction (1) and for the residual (1)
+RESIDUAL_NFE_PER_STEP = 2  # one network evaluation per step for the reconstruction, and one for the residual
 
 
 Edit = Annotated[
@@ -42,31 +43,33 @@ Edit = Annotated[
 ]
 
 PromptSource = Literal["caption", "empty", "wrong"]
-"""The prompt of an image: its caption, the empty prompt, or the caption of an image of another concept."""
+"""The prompt with which an image is inverted: its caption, the empty prompt, or the prompt of another concept."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting: the conditions in which inversion methods are compared, such as number of steps and guidance scale.
+    """The conditions under which inversion methods are compared, such as number of steps and guidance scale.
 
     Args:
         steps, guidance: number of sampling steps and guidance scale of inversion and reconstruction.
-        nfe: number of network evaluations per inversion step, for methods with a solver. None: each method uses the
-            number in the config of the method. A list of numbers is expanded to one setting per number.
-        methods: names of the methods that are run with this setting; None: all methods.
-        prompt: the prompt of inversion and reconstruction: ``caption`` is the image's own prompt, ``empty`` is the
-            empty prompt (only with guidance scale 1), and ``wrong`` is the prompt of another concept. With the empty
-            prompt, the CLIP score still compares the image with its caption. A list is expanded to one setting per
-            entry.
-        edit: a word or phrase of the prompts, and the string that replaces the phrase, see
-            :func:`rnri.words.replace_phrase`. The image is sampled from the inverted seed with the edited prompt, and
-            the CLIP score compares the sampled image with the edited prompt.
-        generated: whether to invert images that the model generates from the prompts, instead of real images. The
-            distance between inverted and true latents can be measured for generated images only.
-        decoder_iterations: number of iterations of decoder inversion, the gradient descent that finds a latent whose
-            decoding is the image; 0: the latent is the output of the VAE's encoder.
-        images: maximum number of real images, or exact number of generated images; None: the number of images of the
-            experiment.
+        nfe: number of network evaluations per inversion step, for methods with a solver. If ``nfe`` is None, each
+            method uses the number in its config. A list of numbers is expanded to one setting per number.
+        methods: names of the methods that are run with this setting; if None, all methods are run.
+        prompt: the prompt of inversion and reconstruction. ``caption`` is the image's own prompt, ``empty`` is the
+            empty prompt (only with guidance scale 1), and ``wrong`` is the prompt of another concept. If ``prompt`` is
+            ``empty``, the CLIP score still compares the image with its caption. A list of prompts is expanded to one
+            setting per prompt.
+        edit: a phrase of the prompts and the string that replaces the phrase (:func:`rnri.words.replace_phrase`). If
+            ``edit`` is not None, the image is sampled from the inverted seed with the edited prompt, and the CLIP score
+            compares the sampled image with the edited prompt.
+        generated: whether to invert images that the model generates from the prompts, instead of real images. Only for
+            generated images, the true latents are known, so that the distance of inverted latents to the true latents
+            can be measured.
+        decoder_iterations: number of gradient steps of decoder inversion, which optimizes the latent of an image so
+            that the VAE decodes the latent to the image. If the number is 0, the latent is the output of the VAE's
+            encoder.
+        images: maximum number of real images, or exact number of generated images. If ``images`` is None, all images of
+            the experiment are used.
     """
 
     steps: PositiveInt
@@ -94,31 +97,31 @@ class Setting:
 
     @property
     def prompt_label(self) -> str:
-        """The value of the column ``prompt``: ``caption``, ``empty``, ``wrong``, or the edit ``A -> B``."""
+        """The value in the column ``prompt``: ``caption``, ``empty``, ``wrong`` or the edit ``A -> B``."""
         return " -> ".join(self.edit) if self.edit else ", ".join(self._prompts)
 
     def source(self, caption: str) -> str:
-        """Return the prompt with which the image with the prompt ``caption`` is inverted."""
+        """Return the prompt with which an image is inverted, if ``caption`` is the prompt of the image."""
         return "" if self.prompt == "empty" else caption
 
     def target(self, caption: str) -> str:
-        """Return the prompt with which the image with the prompt ``caption`` is sampled from its seed."""
+        """Return the prompt with which an image is sampled from its seed, if ``caption`` is the prompt of the image."""
         return replace_phrase(*self.edit, caption) if self.edit else self.source(caption)
 
     def scored(self, caption: str) -> str:
-        """Return the prompt with which the CLIP score compares the image with the prompt ``caption``."""
+        """Return the prompt with which the CLIP score compares an image, if ``caption`` is the prompt of the image."""
         return self.target(caption) or caption
 
     def each(self) -> list[Setting]:
-        """Return one setting for each prompt in ``prompt`` and number of network evaluations per step in ``nfe``."""
+        """Return one setting for each combination of a prompt in ``prompt`` and a number in ``nfe``."""
         counts = self.nfe if isinstance(self.nfe, Sequence) else [self.nfe]
         return [replace(self, prompt=prompt, nfe=count) for prompt, count in product(self._prompts, counts)]
 
     def vae_bound(self) -> Setting:
-        """Return the setting for the VAE bound (:data:`VAE_BOUND`) of the images of this setting.
+        """Return the setting with which the images of this setting are only encoded and decoded (:data:`VAE_BOUND`).
 
-        The number of steps and the guidance scale are used only to generate images, because the VAE takes no sampling
-        steps.
+        The number of steps and the guidance scale are copied only if images are generated, because they have no effect
+        on the VAE.
         """
         generation = {"steps": self.steps, "guidance": self.guidance} if self.generated else {"steps": 1}
         return Setting(
@@ -133,7 +136,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
-    """The image ``images[index]`` and its prompt. A setting with ``generated=True`` uses only the prompt."""
+    """The image ``images[index]`` and its prompt. If the setting is ``generated=True``, only the prompt is used."""
 
     name: str
     concept: str
@@ -143,7 +146,7 @@ class ImagePrompt:
 
     @property
     def image(self) -> Tensor:
-        """The image, ``uint8 [3, H, W]``, which is read from disk."""
+        """The image as a tensor ``uint8 [3, H, W]``, which is read from disk at each access."""
         return torch.from_numpy(self.images[self.index])
 
     @cached_property
@@ -155,12 +158,12 @@ class ImagePrompt:
 
 @dataclasses.dataclass(frozen=True)
 class InversionJob:
-    """One method with one setting and a batch of images. The results of a job are stored as one unit.
+    """One method that is run with one setting on a batch of images. The results of a job are stored together.
 
     Attributes:
-        inverter: inversion method; None for :data:`VAE_BOUND`.
-        first: whether the job has the first batch of its method and setting. Figures show the images of first batches
-            only.
+        inverter: inversion method; None if the images are only encoded and decoded (:data:`VAE_BOUND`).
+        first: whether the job has the first batch of its method and setting. Figures show only the images of the first
+            batch.
     """
 
     method: str
@@ -175,14 +178,14 @@ class InversionJob:
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the job: inversion, residuals, reconstruction, and :attr:`method_cost`."""
+        """Estimated cost of inversion, measurement of residuals and reconstruction, plus :attr:`method_cost`."""
         nfe_per_step = 0.0 if self.inverter is None else self.inverter.nfe_per_step + RESIDUAL_NFE_PER_STEP
         inversion = Cost(batch_multiplier(self.setting.guidance) * self.setting.steps * nfe_per_step)
         return (inversion + self.method_cost).times(len(self.images))
 
     @property
     def method_cost(self) -> Cost:
-        """Cost per image of generation, decoder inversion and decoding, without the inversion."""
+        """Cost per image of generating the image, decoder inversion and decoding the reconstruction."""
         setting = self.setting
         generation = batch_multiplier(setting.guidance) * setting.steps * setting.generated
         decodings = 1 + setting.generated + setting.decoder_iterations
@@ -194,9 +197,9 @@ class InversionJob:
 
 
 def from_concepts(concepts: Sequence[Concept], count: int | None, generator: torch.Generator) -> list[ImagePrompt]:
-    """Return at most ``count`` reference images of ``concepts`` (None: all) in random order.
+    """Return at most ``count`` reference images of ``concepts``, or all if ``count`` is None.
 
-    The first image of every concept comes before the second image of any concept.
+    The concepts are in random order. The first image of every concept comes before the second image of any concept.
     """
     max_references = max(len(concept.references) for concept in concepts)
     order = [concepts[k] for k in torch.randperm(len(concepts), generator=generator).tolist()]
@@ -205,7 +208,7 @@ def from_concepts(concepts: Sequence[Concept], count: int | None, generator: tor
 
 
 def from_captions(pairs: Captioned, count: int | None, generator: torch.Generator) -> list[ImagePrompt]:
-    """Return at most ``count`` of the captioned images (None: all) in random order.
+    """Return at most ``count`` of the captioned images in random order, or all if ``count`` is None.
 
     The caption of an image is its prompt.
     """
@@ -214,17 +217,17 @@ def from_captions(pairs: Captioned, count: int | None, generator: torch.Generato
 
 
 def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
-    """Return ``count`` prompts from which the model generates the images of a setting with ``generated=True``.
+    """Return ``count`` prompts from which the model generates images, if the setting is ``generated=True``.
 
-    The prompts of ``images`` are used one after the other, again from the first prompt after the last prompt. Each
-    image is generated from a different noise latent.
+    The prompts of ``images`` are repeated in order until there are ``count`` prompts. Prompts that occur several times
+    have different names, so that each image is generated from a different noise latent.
     """
     prompts = [images[k % len(images)] for k in range(count)]
     return [replace(image, name=f"{image.name}/{k // len(images)}") for k, image in enumerate(prompts)]
 
 
 def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
-    """Return the images with wrong prompts: the prompt of the next image in the list that shows another concept."""
+    """Return the images with wrong prompts. An image gets the prompt of the next image that shows another concept."""
     result = []
     for k, image in enumerate(images):
         others = (images[(k + step) % len(images)] for step in range(1, len(images)))
@@ -238,9 +241,10 @@ def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
 def jobs(
     methods: Mapping[str, Inverter], settings: Sequence[Setting], images: Sequence[ImagePrompt], batch_size: int
 ) -> list[InversionJob]:
-    """Return the jobs of each method with each setting that includes the method, and the jobs of :data:`VAE_BOUND`.
+    """Return the jobs of all methods with all settings.
 
-    Settings that use the same images share the jobs of :data:`VAE_BOUND`.
+    The jobs also include those of :data:`VAE_BOUND`, which only encode and decode images. Settings that use the same
+    images share the jobs of :data:`VAE_BOUND`.
 
     Raises:
         ValueError: a setting contains the name of an unknown method, or sets ``nfe`` for a method whose number of
@@ -257,7 +261,7 @@ def jobs(
 
 
 def _batches(setting: Setting, images: Sequence[ImagePrompt], size: int) -> list[Sequence[ImagePrompt]]:
-    """Return the images and prompts of a setting, split into batches of at most ``size`` images."""
+    """Return the images and prompts of ``setting``, split into batches of at most ``size`` images."""
     selected = images[: setting.images]
     if setting.generated:
         selected = generated_images(images, setting.images or len(images))
@@ -284,7 +288,10 @@ def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
 
 
 def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> Inverter:
-    """Return the inversion method ``name``, changed to ``nfe`` network evaluations per step unless ``nfe`` is None."""
+    """Return the inversion method ``name``.
+
+    If ``nfe`` is not None, the method uses ``nfe`` network evaluations per step.
+    """
     if name not in methods:
         raise ValueError(f"a setting names the method {name!r}: choose from {', '.join(methods)}.")
     if nfe is None:
@@ -296,7 +303,7 @@ def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> In
 
 
 class InversionJobData(CachedUnitDataModule):
-    """Data loader of the jobs whose results are not on disk yet."""
+    """Lightning data module with the jobs whose results are not on disk yet."""
 
     unit_noun = "batch"
 
@@ -311,5 +318,5 @@ class InversionJobData(CachedUnitDataModule):
 
 
 def unit_name(job: InversionJob) -> str:
-    """Return the name of the store for the units of a job, which contains the method and the setting of the job."""
+    """Return the key of the store for the results of a job. Jobs with the same method and setting share a store."""
     return f"{job.method}\n{job.setting}"

@@ -1,4 +1,4 @@
-"""The Lightning module that inverts and reconstructs images and measures the results."""
+"""The Lightning module that inverts images, reconstructs images from the seeds and computes metrics."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from rnri import DecoderInversion, with_measured_residuals
 from rnri.inversion import NFE_PER_BACKWARD
 
 MAX_SAVED_IMAGES = 8  # maximum number of images that are saved per method and setting
-MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are cached in memory for the other methods
+MAX_CACHED_BATCHES = 32  # maximum number of batches whose latents are kept in memory for the next methods
 SOLVED_TOLERANCE = 1e-4
-"""An inversion step is solved if the residual of the step is at most this value, as in the RNRI paper (appendix G)."""
+"""An inversion step counts as solved if its residual is at most this value, as in appendix G of the RNRI paper."""
 SIGNIFICANCE = 0.05
-"""The hypothesis that a seed is noise is rejected if its p-value is below this value."""
+"""The hypothesis that a seed is standard normal noise is rejected if its p-value is below this value."""
 
 
 class InversionModule(LightningModule):
-    """Inverts and reconstructs the images of a job, computes the metrics, and writes the metrics as a unit."""
+    """Inverts and reconstructs the images of a job, computes the metrics, and stores the metrics on disk."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class InversionModule(LightningModule):
         self._cache: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
 
     def predict_step(self, job: InversionJob, _: int) -> str:
-        """Write the unit of a job; return the label of the job.
+        """Compute a job and store its results; return the label of the job.
 
-        If an image or its latent is not finite, the metrics of the image are NaN. The column ``not_finite`` counts such
-        images, and figures do not show them.
+        If an image or its latent has NaN or infinite values, the metrics of the image are NaN and figures do not show
+        the image. The column ``not_finite`` counts reconstructions with NaN or infinite values.
 
         Raises:
-            NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity, so that
-                no method can reconstruct the images.
+            NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity. No
+                inversion method can then reconstruct the images.
         """
         captions = [image.prompt for image in job.images]
         images, z0, true_latents = self._images_and_latents(job, captions)
@@ -93,10 +93,10 @@ class InversionModule(LightningModule):
         return job.label
 
     def _images_and_latents(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images ``[B,3,H,W]`` in [0, 1], their latents, and the true latents of generated images.
+        """Return images ``[B,3,H,W]`` in [0, 1], their latents, and the true latents if the images are generated.
 
-        The latents are cached and reused for the same images by the other methods, because computing latents by
-        sampling and decoder inversion costs as much as one inversion.
+        The latents are cached for the other methods with the same images, because sampling and decoder inversion cost
+        as much as one inversion.
         """
         model, setting = self.networks.model, job.setting
         source = (setting.steps, setting.guidance) if setting.generated else None
@@ -117,7 +117,7 @@ class InversionModule(LightningModule):
         return images, z0, true_latents
 
     def _generate(self, job: InversionJob, prompts: list[str]) -> Tensor | None:
-        """Generate latents ``[B,C,h,w]`` from the prompts. Return None if the setting uses real images."""
+        """Generate latents ``[B,C,h,w]`` from ``prompts``. If the setting uses real images, return None."""
         if not job.setting.generated:
             return None
         model = self.networks.model
@@ -129,8 +129,9 @@ class InversionModule(LightningModule):
     def _invert(self, job: InversionJob, z0: Tensor, captions: list[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Invert ``z0`` and sample latents from the inverted seeds, with the prompts of the setting of ``job``.
 
-        Returns the latents that were inverted, the sampled latents, and a dictionary of measurements with one value per
-        image. The latents that were inverted differ from ``z0`` for methods that change ``z0``.
+        Returns the latents that were inverted, the sampled latents, and a dict from column name to one measured value
+        per image. The latents that were inverted differ from ``z0`` if the method adjusts the latents before the
+        inversion.
         """
         model, setting = self.networks.model, job.setting
         prompts = [setting.source(caption) for caption in captions]
@@ -167,7 +168,7 @@ class InversionModule(LightningModule):
         return inversion.z0, z, columns
 
     def _image_metrics(self, images: Tensor, reconstructions: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Compare images and reconstructions ``[B,3,H,W]``; return a dictionary of metrics with one value per image."""
+        """Compare images and reconstructions ``[B,3,H,W]``; return a dict from metric name to one value per image."""
         clip, classifier = self.networks.clip, self.networks.classifier
         return INVERSION.compute(ReconstructionBatch(reconstructions, images, prompts, clip, classifier, self.lpips))
 

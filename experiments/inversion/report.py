@@ -25,10 +25,10 @@ FinishedUnit = tuple[InversionJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A job, and the tensors and the record of its finished unit."""
 
 IDENTITY = ("method", "steps", "guidance", "nfe", "prompt", "generated")
-"""Columns whose values together identify a row of the table."""
+"""Names of the columns whose values together identify a row of the results table."""
 
 MAX_RESIDUAL = 0.1
-"""An inversion diverged if the residual of any step exceeds this value, in standard deviations of a latent."""
+"""An inversion counts as diverged if the residual of a step exceeds this value, in standard deviations of a latent."""
 
 METHOD = Column("method", "method")
 COUNT = Column("n", "n")
@@ -49,15 +49,16 @@ def write_report(
     classifier: str | None = "classifier",
     skipped: Mapping[str, str] | None = None,
 ) -> list[dict]:
-    """Write all results to ``run_dir`` and the loggers; return the rows of the results.
+    """Write all results to ``run_dir`` and to the loggers; return the rows of the results table.
 
     Args:
-        figures: names of the figures to draw, which are keys of ``FIGURES``.
-        paper: rows of published results, which are printed below the rows of this experiment.
+        figures: names of the figures that are drawn, as keys of ``FIGURES``.
+        paper: rows with published results, which tables show below the rows of this experiment.
         settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
-        classifier: name of the network whose features define the perceptual distance; None if there is no network.
-        skipped: dictionary from each method that was not run to the reason.
+        classifier: name of the network whose features define the perceptual distance; None if the distance is not
+            computed.
+        skipped: dict from the name of each method that was not run to the reason.
     """
     samples = with_vae_gaps([row for job, _, record in units for row in sample_rows(job, record["rows"])])
     rows = [summary(group, seed) for group in groups(samples).values()]
@@ -90,10 +91,11 @@ def write_report(
 
 
 def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
-    """Return the tables of the results, each with the row of the VAE bound of the images in the table.
+    """Return the tables of ``table.md``.
 
-    Rows with different images or prompts are in different tables. If the number of steps varies, rows with different
-    guidance scales are also in different tables. The first table also contains the rows of the paper.
+    A table contains rows with the same images and prompts, and a row with the VAE bound of the images. If the number of
+    steps varies, a table contains rows with the same guidance scale. The first table also contains the published
+    results ``paper``.
     """
     conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
     splitting = ("images", "prompt", *conditions[1:])
@@ -121,10 +123,10 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
 
 
 def vae_bounds(rows: Rows, compared: Rows) -> list[Mapping[str, Any]]:
-    """Return the rows of the VAE bound below a table with the rows ``compared``: one row per number of images.
+    """Return the rows with the VAE bound for a table with the rows ``compared``, one row per number of images.
 
-    Settings may use only the first images of the experiment. The PSNR of the VAE for these images is the PSNR of a
-    compared row plus the difference of this row to the VAE bound.
+    Some settings use only the first images of the experiment. The VAE bound of the first images is computed from a row
+    of ``compared``: it is the PSNR of the row plus ``vae_gap``, the difference to the VAE bound.
     """
     bounds = [row for row in rows if is_vae_bound(row)]
     counts = {row["n"] for row in bounds}
@@ -137,19 +139,22 @@ def _needs_bound(row: Mapping[str, Any], counts: Collection[int]) -> bool:
 
 
 def compared_within(rows: Rows) -> str:
-    """Return a sentence on the rows among which the best value is bold, if steps or guidance scales vary."""
+    """Return a note on which rows of a table are compared for the best value, which is bold.
+
+    If all rows of a table are compared with each other, the note is empty.
+    """
     conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
     return f"Bold: best value among rows with the same {' and '.join(conditions)}." if conditions else ""
 
 
 def _at_most_seven(first: Sequence[Column], values: Sequence[Column], rows: Rows) -> list[Column]:
-    """Return the columns of a table: ``first``, as many of the present ``values`` as fit, and the number of images."""
+    """Return at most seven columns: ``first``, the columns of ``values`` that have values, and the number of images."""
     present = [column for column in values if any(row.get(column.key) is not None for row in rows)]
     return [*first, *present[: MAX_COLUMNS - len(first) - 1], COUNT]
 
 
 def _title(row: Mapping[str, Any], conditions: Sequence[str]) -> str:
-    """Return the title of the table that contains ``row``, with images, prompts and ``conditions`` of the table."""
+    """Return the title of the table that contains ``row``: kind of images, kind of prompts and ``conditions``."""
     prompt = f"edit {row['prompt']}" if is_edited(row) else TITLES[row["prompt"]]
     values = [f"{name} {row[name]:g}" for name in conditions]
     return ", ".join(filter(None, [f"Images: {row['images']}", prompt, *values]))
@@ -158,8 +163,7 @@ def _title(row: Mapping[str, Any], conditions: Sequence[str]) -> str:
 def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
     """Return the reconstructions with the highest and the lowest PSNR, each next to the original image.
 
-    The reconstructions are selected from the saved images of all methods, in settings in which each image has its
-    caption as the prompt.
+    The reconstructions are selected from the saved images of all methods that inverted images with their captions.
     """
     candidates = []
     for job, tensors, record in units:
@@ -174,7 +178,7 @@ def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
 
 
 def sample_rows(job: InversionJob, records: Sequence[Mapping[str, float]]) -> list[dict]:
-    """Return one row per image of a job, with method, setting, prompt and metrics of the image."""
+    """Return one row per image of a job. A row contains the method, the setting, the prompt and the metrics."""
     setting = job.setting
     conditions = {
         "method": _method_name(job),
@@ -202,9 +206,9 @@ def _diverged(record: Mapping[str, float]) -> bool:
 
 
 def with_vae_gaps(samples: Rows) -> list[dict[str, Any]]:
-    """Add the column ``vae_gap`` to table rows: the PSNR of the VAE's reconstruction minus the PSNR of the row, in dB.
+    """Add the column ``vae_gap``: PSNR of the VAE's reconstruction without inversion minus PSNR of the row, in dB.
 
-    The rows of :data:`VAE_BOUND` (reconstruction by the VAE without inversion) are the first rows, one per image.
+    The returned rows start with the rows of :data:`VAE_BOUND`, which have no column ``vae_gap``.
     """
     bounds = {_image_key(sample): sample for sample in samples if is_vae_bound(sample)}
     others = [sample for sample in samples if not is_vae_bound(sample)]
@@ -217,7 +221,7 @@ def _image_key(sample: Mapping[str, Any]) -> tuple:
 
 
 def _image_source(setting: Setting) -> str:
-    """Return the value of the column ``images``, which is whether the images of a setting are real or generated."""
+    """Return the value in the column ``images``, which describes whether the images are real or generated."""
     source = f"generated, {setting.steps} steps, guidance {setting.guidance:g}" if setting.generated else "real"
     return f"{source}, decoder inversion" if setting.decoder_iterations else source
 
@@ -227,9 +231,10 @@ def _method_name(job: InversionJob) -> str:
 
 
 def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Group the rows of images by table row.
+    """Group the rows of single images by method and setting.
 
-    The keys are tuples of the values of the ``IDENTITY`` columns, which identify a table row.
+    The keys of the returned dict are tuples of the values of the ``IDENTITY`` columns. Each group becomes one row of
+    the results table.
     """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
@@ -238,7 +243,7 @@ def groups(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:
-    """Aggregate metrics of several images to a table row (:data:`~experiments.evaluation.registry.INVERSION`)."""
+    """Aggregate the metrics of several images into one row of the results table."""
     first = samples[0]
     row = {name: first[name] for name in ("initial_guess", "images", *IDENTITY)}
     return row | INVERSION.summarize(samples, seed) | {"n": len(samples)}
@@ -247,8 +252,8 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 def rank_agreement(samples: Rows) -> dict[str, float | int]:
     """Compute Spearman's rank correlation between the perceptual distance and ST-LPIPS.
 
-    The correlation is computed over all images, and over the means of the table rows. The result is empty if ST-LPIPS
-    was not computed or the table has fewer than three rows.
+    One correlation is computed over all images, and one over the mean values of the table rows. An empty dict is
+    returned if ST-LPIPS was not computed or the table has fewer than three rows.
     """
     names = ("perceptual", "st_lpips")
     finite = [s for s in samples if all(math.isfinite(s.get(name, math.nan)) for name in names)]
@@ -266,7 +271,7 @@ def rank_agreement(samples: Rows) -> dict[str, float | int]:
 
 
 def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> str:
-    """Return the note below the table that describes the perceptual distance and its agreement with ST-LPIPS."""
+    """Return a note on how the perceptual distance is computed and how it is correlated with ST-LPIPS."""
     line = f"Perceptual distance: features of {classifier}, without learned weights."
     if agreement:
         line += (
@@ -277,10 +282,10 @@ def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> s
 
 
 def detection(samples: Rows) -> list[dict[str, Any]]:
-    """Compute the ROC AUC of several scores that detect images that were inverted with a wrong prompt.
+    """Compute how well several scores detect images that were inverted with a wrong prompt, as ROC AUC.
 
-    The scores are the maximum residual, the mean residual and the latent MSE of each method. The baseline score is the
-    CLIP score of the VAE's reconstructions.
+    The scores of an inversion method are the maximum residual, the mean residual and the latent MSE. The baseline is
+    the CLIP score of the VAE's reconstruction with the prompt, which needs no inversion.
     """
     by_row = groups(samples)
     rows = []

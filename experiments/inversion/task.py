@@ -1,4 +1,4 @@
-"""Comparison of inversion methods in reconstruction quality, cost and convergence."""
+"""Experiment that compares the reconstruction quality, the cost and the convergence of inversion methods."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ from rnri.models.fingerprint import fingerprint
 from rnri.validation import NonEmptyStr, RandomSeed, dataclass
 from seedselect import ClipFeatures
 
-RECORD_BYTES = 700  # bytes per image in the record of a unit
+RECORD_BYTES = 700  # approximate size in bytes of the stored metrics of one image
 
 
 @dataclass(kw_only=True)
 class InversionExperiment(ResumableRun):
-    """The task of the experiments that compare inversion methods, which differ only in their methods and settings.
+    """The task of all experiments that compare inversion methods.
 
-    A *unit* (the smallest piece of work that a resumed run can skip) is the results of one method with one setting on a
-    batch of images. Each unit is written to disk before the computation of the next unit begins.
+    The results of one method with one setting on a batch of images are one *unit*. Finished units are on disk, so that
+    a resumed run computes only the missing units.
 
     Args:
         source: data set that the images and prompts are read from.
-        concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
-        model, clip: functions of ``device`` that create the text-to-image model and CLIP. If ``clip`` is None, the CLIP
-            score is not computed.
-        classifier: evaluation classifier: a folder, a Hugging Face hub id or a timm model name. None: the perceptual
-            distance is not computed.
+        concepts, buckets: the concepts whose images are used, see :func:`experiments.data.concepts.select_concepts`.
+        model, clip: functions of ``device`` that create the text-to-image model and the CLIP model. If ``clip`` is
+            None, the CLIP score is not computed.
+        classifier: folder, Hugging Face Hub id or timm model name of the classifier whose features define the
+            perceptual distance. If ``classifier`` is None, the perceptual distance is not computed.
         methods: the compared methods by name.
         settings: the settings (number of steps, guidance scale, images, ...) with which the methods are compared.
-        images: maximum number of images, or ``all``.
+        images: maximum number of images, or ``all`` for all images of the data set.
         batch_size: number of images that are computed in one batch.
-        figures: names of the figures to draw (``FIGURES`` in :mod:`experiments.inversion.figures`).
-        paper: rows of published results, which are printed below the rows of this experiment.
-        stlpips: file with the weights of ST-LPIPS, a second perceptual distance (:mod:`experiments.evaluation.lpips`);
-            None: ST-LPIPS is not computed.
+        figures: names of the figures that are drawn, as keys of ``FIGURES`` in :mod:`experiments.inversion.figures`.
+        paper: rows with published results, which tables show below the rows of this experiment.
+        stlpips: file with the weights of ST-LPIPS, a second perceptual distance (:mod:`experiments.evaluation.lpips`).
+            If ``stlpips`` is None, ST-LPIPS is not computed.
         seed: random seed of the selection of images, of the initial noise and of the bootstrap.
         run_dir: folder that all outputs are written to.
     """
@@ -127,7 +127,7 @@ class InversionExperiment(ResumableRun):
     def _image_selection(self) -> Callable[[tuple[int, int], torch.Generator], list[ImagePrompt]]:
         """Check the data source, and return a function that selects the images of the experiment.
 
-        The arguments of the returned function are the image size ``(H, W)`` and a random generator.
+        The arguments of the returned function are the image size ``(H, W)`` and a random number generator.
         """
         if isinstance(self.source, CaptionedImages):
             pairs = self.source.captioned()
@@ -157,9 +157,9 @@ class InversionExperiment(ResumableRun):
         return load_lpips(self.stlpips, trainer.strategy.root_device)
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the units that are not on disk, in all processes; then write the report in one process.
+        """Compute all results that are not on disk yet; then write the report in one of the processes.
 
-        Returns the mean PSNR in dB of the last row.
+        Returns the mean PSNR in dB of the last row of the results table.
         """
         units = self.units()
         self._announce(units, trainer.world_size)
@@ -204,11 +204,11 @@ class InversionExperiment(ResumableRun):
         return StagePlan(_stage_name(job), len(group), len(group) - len(pending), per_image.times(pending_images), size)
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, for which the duration of a network call is measured."""
+        """Return the prompts of one batch. The duration of a network call is measured with these prompts."""
         return [self.jobs[0].setting.source(image.prompt) for image in self.jobs[0].images]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the skipped methods, the number of units, and the estimated duration of the run."""
+        """Print the skipped methods, the number of batches, and the estimated duration of the run."""
         for method, reason in self.skipped.items():
             print(f"Skipped: {method}. {reason}", flush=True)
         pending = [job for job in self.jobs if not units[unit_name(job)].done(job.key)]
@@ -223,7 +223,7 @@ class InversionExperiment(ResumableRun):
         )
 
     def units(self) -> dict[str, UnitStore]:
-        """Return the stores of the units. The keys are the names by :func:`experiments.inversion.jobs.unit_name`."""
+        """Return a dict from :func:`experiments.inversion.jobs.unit_name` of a job to the store for its results."""
         shared = self.dependencies()
         return {
             unit_name(job): UnitStore(
@@ -234,7 +234,7 @@ class InversionExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which every unit depends, including fingerprints of the networks of the metrics."""
+        """Return the settings and network fingerprints on which all results depend, as part of their cache key."""
         networks = {} if self.lpips is None else {"stlpips": fingerprint({"stlpips": self.lpips}, {})}
         if self.networks.clip is not None:
             networks["clip"] = self.networks.clip_fingerprint
@@ -244,22 +244,22 @@ class InversionExperiment(ResumableRun):
 
 
 def _unit_rows(units: Mapping[str, UnitStore], job: InversionJob) -> list[dict[str, Any]]:
-    """Return the rows of a finished unit, one per image."""
+    """Return the stored metrics of a finished job, one row per image."""
     return sample_rows(job, units[unit_name(job)].record(job.key)["rows"])
 
 
 def _read_unit(units: Mapping[str, UnitStore], job: InversionJob) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the record of a finished unit.
+    """Return the stored images and metrics of a finished job.
 
-    If the job does not have the first batch of its method and setting, no tensors are returned, because figures show
-    only the images of first batches.
+    Images are returned only for the first batch of a method and setting, because figures show only the images of the
+    first batch.
     """
     tensors, record = units[unit_name(job)].read(job.key)
     return (tensors if job.first else {}), record
 
 
 def _stage_name(job: InversionJob) -> str:
-    """Return the name that a plan shows for a method and its setting."""
+    """Return the name of a method with its setting for the output of ``plan=true``."""
     setting = job.setting
     parts = [job.method if job.inverter is None else job.label]
     if setting.nfe is not None:

@@ -1,1 +1,1 @@
-"""Experiment on watermarks in seeds: how many bits of a watermark each inversion method reads from attacked images."""
+"""Experiment on watermarks in seeds: compares how well inversion methods read watermarks from attacked images."""

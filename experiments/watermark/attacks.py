@@ -1,4 +1,4 @@
-"""Attacks on watermarked images: changes of a published image that may destroy its watermark."""
+"""Attacks on watermarked images: changes of an image, such as JPEG compression, that may destroy its watermark."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from rnri.models.noise import noise_for_samples
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 NO_ATTACK = "none"
-"""Name of the images as they are published, without an attack."""
+"""Name under which results of images without an attack are listed among the attacks."""
 
 
 class Attack(ABC):
-    """A change of published images."""
+    """Base class of attacks, which change watermarked images."""
 
     @abstractmethod
     def __call__(self, images: Tensor, names: Sequence[str], model: LatentDiffusion) -> Tensor:
-        """Return the changed images, whose values may exceed [0, 1] slightly; the caller clamps them.
+        """Return the changed images ``[B,3,H,W]``.
+
+        Pixel values may exceed [0, 1], because the caller clamps the images.
 
         Args:
             images: images ``[B,3,H,W]`` in [0, 1].
-            names: name of each image, which determines the random numbers of the attack.
+            names: name of each image. An attack with random numbers derives the numbers from the name.
             model: the model that generated the images.
         """
 
 
 @dataclass(frozen=True)
 class JpegAttack(Attack):
-    """Compresses the images by JPEG with the given quality (1 to 95)."""
+    """Compresses the images with JPEG, with a ``quality`` from 1 to 95."""
 
     quality: Annotated[int, Ge(1), Le(95)] = 25
 
@@ -56,7 +58,7 @@ class JpegAttack(Attack):
 
 @dataclass(frozen=True)
 class BlurAttack(Attack):
-    """Blurs the images with a Gaussian whose standard deviation is ``sigma`` times the smaller side of an image."""
+    """Blurs images with a Gaussian whose standard deviation is ``sigma`` times the smaller side of the images."""
 
     sigma: PositiveFloat = 0.01
 
@@ -67,7 +69,7 @@ class BlurAttack(Attack):
 
 @dataclass(frozen=True)
 class NoiseAttack(Attack):
-    """Adds Gaussian noise with the standard deviation ``std``, where white is 1."""
+    """Adds Gaussian noise with the standard deviation ``std`` to pixel values in [0, 1]."""
 
     std: PositiveFloat = 0.05
 
@@ -88,7 +90,7 @@ class BrightnessAttack(Attack):
 
 @dataclass(frozen=True)
 class CropAttack(Attack):
-    """Keeps the central part of the images, ``side`` times the height and width, and resizes it to the full size."""
+    """Crops the images to the central part, which has ``side`` times the height and width, and resizes the crop."""
 
     side: HalfOpenUnitInterval = 0.9
 
@@ -100,7 +102,7 @@ class CropAttack(Attack):
 
 @dataclass(frozen=True)
 class RotationAttack(Attack):
-    """Rotates the images by ``degrees`` about their center; the corners are filled with white."""
+    """Rotates the images by ``degrees`` about their center, and fills the corners with white."""
 
     degrees: Annotated[float, Gt(-180), Le(180)] = 10.0
 
@@ -118,5 +120,5 @@ class VaeAttack(Attack):
 
 
 def publish(images: Tensor) -> Tensor:
-    """Return ``images [B,3,H,W]`` in [0, 1], rounded to 8 bits as in an image file."""
+    """Return ``images [B,3,H,W]`` in [0, 1], rounded to 8 bits per color, as if they were saved to an image file."""
     return (images.clamp(0, 1) * 255).round() / 255

@@ -1,4 +1,4 @@
-"""Jobs of the watermark experiment: reading the watermarks of a batch of images, and forging a watermark."""
+"""Jobs of the watermark experiment. A job reads the watermarks of a batch of images, or forges a watermark."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ SCHEMES: tuple[Scheme, ...] = ("gaussian_shading", "tree_ring")
 
 @dataclass(frozen=True)
 class ReadingSetting:
-    """A setting of the watermark experiment: how the images are generated, and how their watermarks are read.
+    """The conditions under which inversion methods are compared: how images are generated and watermarks are read.
 
     Args:
-        steps: number of sampling steps with which the images are generated.
-        guidance: guidance scale with which the images are generated; None: the default of the model. Watermarks are
+        steps: number of sampling steps for generating the images.
+        guidance: guidance scale for generating the images; if None, the default of the model is used. Watermarks are
             always read with the empty prompt and without guidance.
-        read_steps: number of steps of the inversion that reads the watermarks; None: ``steps``.
-        sampler: scheduler class of diffusers with which the images are generated, such as DPMSolverMultistepScheduler;
-            None: the deterministic sampler whose steps are inverted.
-        nfe: number of network evaluations per inversion step, for methods with a solver. None: each method uses the
-            number in the config of the method. A list of numbers is expanded to one setting per number.
-        methods: names of the inversion methods; None: all methods.
-        attacks: names of the attacks; None: all attacks. Images without an attack are always read.
-        images: maximum number of images per watermark; None: the number of images of the experiment.
+        read_steps: number of steps of the inversion that reads the watermarks; if None, ``steps`` is used.
+        sampler: scheduler class of diffusers for generating the images, such as DPMSolverMultistepScheduler. If
+            ``sampler`` is None, images are generated with the same deterministic sampler whose steps are inverted.
+        nfe: number of network evaluations per inversion step, for methods with a solver. If ``nfe`` is None, each
+            method uses the number in its config. A list of numbers is expanded to one setting per number.
+        methods: names of the inversion methods; if None, all methods are used.
+        attacks: names of the attacks; if None, all attacks are used. Watermarks of images without an attack are always
+            read.
+        images: maximum number of images per type of watermark; if None, all images of the experiment are used.
     """
 
     steps: PositiveInt
@@ -62,14 +63,14 @@ class ReadingSetting:
 class ForgerySetting:
     """How a watermark is forged without its key, from several images with the same watermark.
 
-    The seeds of the images are inverted and averaged. The average is added to fresh noise, so that the variance is 1,
-    and an image with another prompt is generated from the sum.
+    The images are inverted, and the inverted seeds are averaged. Random noise is added to the average, so that the sum
+    has variance 1. An image with another prompt is generated from the sum.
 
     Args:
-        keys: number of keys; the watermark of each key is forged.
-        images: increasing numbers of images whose seeds are averaged.
+        keys: number of keys whose watermarks are forged.
+        images: numbers of images whose seeds are averaged, in increasing order. Each number gives one forged image.
         steps: number of sampling steps.
-        guidance: guidance scale with which the images are generated; None: the default of the model.
+        guidance: guidance scale for generating the images; if None, the default of the model is used.
     """
 
     keys: PositiveInt
@@ -84,17 +85,17 @@ class ForgerySetting:
 
 @dataclass(frozen=True)
 class WatermarkSettings:
-    """The watermarks of the experiment.
+    """Settings of the watermarks of the experiment.
 
-    Each image has its own key, which is derived from the random seed of the experiment and never written to disk. These
-    keys are not secret, because everyone who knows the random seed can derive them: use
-    :func:`rnri.watermark.new_key` for images that are published.
+    Each image has its own key, which is never written to disk. The keys are not secret, because they are derived from
+    the random seed of the experiment: use :func:`rnri.watermark.new_key` for images that are published.
 
     Args:
         message_bytes: length of the message of Gaussian Shading, in bytes.
-        ring_radius: radius of Tree-Ring, as a fraction of the smaller side of a latent, above 0 and below 0.5.
-        ring_channel: index of the channel of Tree-Ring, from 0.
-        other_keys: number of other keys with which each image is read to count false positives.
+        ring_radius: radius of the Tree-Ring watermark in Fourier space, as a fraction of the smaller side of a latent,
+            above 0 and below 0.5.
+        ring_channel: index of the latent channel that contains the Tree-Ring watermark.
+        other_keys: number of wrong keys with which each image is also read, to measure the rate of false positives.
     """
 
     message_bytes: PositiveInt = 8
@@ -103,7 +104,7 @@ class WatermarkSettings:
     other_keys: IntAtLeast2 = 100
 
     def mark(self, scheme: Scheme, name: str, seed: int) -> Watermark:
-        """Return the watermark of the image ``name``, whose key is derived from the random seed ``seed``."""
+        """Return the watermark of the image ``name``, with a key that is derived from ``name`` and ``seed``."""
         key = derived_key(f"key\n{name}", seed)
         if scheme == "tree_ring":
             return TreeRing(key=key, radius=self.ring_radius, channel=self.ring_channel)
@@ -111,7 +112,7 @@ class WatermarkSettings:
 
 
 def derived_key(name: str, seed: int) -> bytes:
-    """Return a key of 32 bytes that is derived from a name and from the random seed of the experiment."""
+    """Return a key of 32 bytes that is derived from ``name`` and from the random seed of the experiment."""
     return _shake(name, seed, 32)
 
 
@@ -129,12 +130,15 @@ class NamedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class ReadingJob:
-    """One inversion method with one setting and a batch of prompts. The results of a job are stored as one unit.
+    """Reading watermarks by one inversion method with one setting, for a batch of prompts.
+
+    The results of a job are stored together.
 
     Attributes:
-        attacks: names of the attacks, with the images without an attack first.
-        guidance: guidance scale with which the images are generated.
-        first: whether the job has the first batch of its method and setting.
+        attacks: names of the attacks. The first name stands for images without an attack.
+        guidance: guidance scale for generating the images.
+
+    first: whether the job has the first batch of its method and setting.
     """
 
     method: str
@@ -167,28 +171,28 @@ class ReadingJob:
 
     @property
     def readings(self) -> int:
-        """Number of inverted images."""
+        """Number of images that are inverted to read their watermarks."""
         return len(SCHEMES) * len(self.attacks) * len(self.prompts)
 
     @property
     def generation_cost(self) -> Cost:
-        """Cost of generating the images of the job. The other methods with the same setting reuse the images."""
+        """Cost of generating the images of the job. Other inversion methods with the same setting reuse the images."""
         images = len(SCHEMES) * len(self.prompts)
         return Cost(batch_multiplier(self.guidance) * self.setting.steps * images, 2 * images)
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the job: generation and inversion."""
+        """Estimated cost of generating and inverting the images of the job."""
         return Cost(self.setting.inversion_steps * self.inverter.nfe_per_step * self.readings) + self.generation_cost
 
 
 @dataclasses.dataclass(frozen=True)
 class ForgeryJob:
-    """The forgery of the watermark of one key. The results of a job are stored as one unit.
+    """Forging the watermark of one key. The results of a job are stored together.
 
     Attributes:
-        number: number of the key.
-        prompts: prompts of the images with the watermark, and as the last prompt the prompt of the forged image.
+        number: index of the key.
+        prompts: prompts of the images with the genuine watermark. The last prompt is that of the forged images.
         guidance: guidance scale with which the images are generated.
     """
 
@@ -223,7 +227,10 @@ def _digest(prompts: Sequence[NamedPrompt]) -> str:
 
 
 def numbered(prompts: Sequence[NamedPrompt], count: int) -> list[NamedPrompt]:
-    """Return ``count`` prompts with unique names: the prompts in their order, again from the first after the last."""
+    """Return ``count`` prompts with unique names.
+
+    ``prompts`` are repeated in order until there are ``count`` prompts.
+    """
     return [
         NamedPrompt(f"{prompts[k % len(prompts)].name}/{k // len(prompts)}", prompts[k % len(prompts)].prompt)
         for k in range(count)
@@ -239,7 +246,7 @@ def reading_jobs(
     batch_size: int,
     default_guidance: float,
 ) -> list[ReadingJob]:
-    """Return the jobs of each method with each setting that includes the method.
+    """Return the jobs that read watermarks, for each method with each setting that includes the method.
 
     Raises:
         ConfigError: a setting contains the name of an unknown method or attack, or sets ``nfe`` for a method whose
@@ -279,7 +286,7 @@ def _with_nfe(methods: Mapping[str, Inverter], name: str, nfe: int | None, key: 
 def forgery_jobs(
     setting: ForgerySetting, inverter: Inverter, prompts: Sequence[NamedPrompt], default_guidance: float
 ) -> Iterator[ForgeryJob]:
-    """Yield the forgery of each scheme and each key."""
+    """Yield the jobs that forge a watermark, one per type of watermark and key."""
     guidance = default_guidance if setting.guidance is None else setting.guidance
     count = max(setting.images) + 1
     all_prompts = numbered(prompts, count * setting.keys)
@@ -289,7 +296,7 @@ def forgery_jobs(
 
 
 class WatermarkJobData(CachedUnitDataModule):
-    """Data loader of the jobs whose results are not on disk yet."""
+    """Lightning data module with the jobs whose results are not on disk yet."""
 
     unit_noun = "batch"
 

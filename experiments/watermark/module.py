@@ -20,11 +20,11 @@ from rnri import Inverter
 from rnri.models.adapters import set_scheduler
 from rnri.watermark import Watermark
 
-MAX_CACHED_BATCHES = 32  # maximum number of batches whose attacked images are cached in memory for the other methods
+MAX_CACHED_BATCHES = 32  # maximum number of batches whose attacked images are kept in memory for the next methods
 
 
 class WatermarkModule(LightningModule):
-    """Computes a job and writes its results as a unit. The unit contains no key and no message."""
+    """Computes jobs and stores their results on disk. Keys and messages of watermarks are not stored."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class WatermarkModule(LightningModule):
 
     @torch.no_grad()
     def predict_step(self, job: ReadingJob | ForgeryJob, _: int) -> str:
-        """Write the unit of a job; return the label of the job."""
+        """Compute a job and store its results; return the label of the job."""
         tensors, rows = self._forge(job) if isinstance(job, ForgeryJob) else self._read(job)
         self.units[job.store].write(job.key, tensors, {"rows": rows})
         return job.label
 
     def _read(self, job: ReadingJob) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Invert the attacked images of a job, and read their watermarks."""
+        """Invert the attacked images of a job, and read the watermarks from the inverted seeds."""
         attacked = self._attacked(job)
         seeds, nfe = self._invert(job.inverter, attacked.latents, job.setting.inversion_steps)
         marks = {
@@ -63,7 +63,7 @@ class WatermarkModule(LightningModule):
         shape = (len(SCHEMES), len(job.attacks), len(job.prompts))
         seeds = seeds.view(*shape, *seeds.shape[1:])
         nfe = nfe.view(shape)
-        # The seeds of Gaussian Shading are standard normal for a reader with another key, as are unwatermarked seeds.
+        # With a wrong key, a seed with a Gaussian Shading watermark looks like a seed without a watermark.
         others = self._read_with_other_keys(seeds[SCHEMES.index("gaussian_shading")])
         rows = []
         for s, scheme in enumerate(SCHEMES):
@@ -84,7 +84,7 @@ class WatermarkModule(LightningModule):
         return tensors, rows
 
     def _read_with_other_keys(self, seeds: Tensor) -> dict[Scheme, Tensor]:
-        """Return the p-values of ``seeds [A,B,C,h,w]`` for the keys of other images, float64 ``[K,A,B]``."""
+        """Read the watermark of ``seeds [A,B,C,h,w]`` with K wrong keys; return the p-values, float64 ``[K,A,B]``."""
         flat = seeds.flatten(0, 1)
         p_values = {}
         for scheme in SCHEMES:
@@ -94,7 +94,7 @@ class WatermarkModule(LightningModule):
         return p_values
 
     def _attacked(self, job: ReadingJob) -> AttackedImages:
-        """Return the latents of the attacked images of a job, generated and attacked once for all methods."""
+        """Return the attacked images of a job, which are generated and attacked only once for all inversion methods."""
         setting = job.setting
         key = (job.key, setting.steps, job.guidance, setting.sampler, tuple(job.attacks))
         if key not in self._cache:
@@ -123,7 +123,7 @@ class WatermarkModule(LightningModule):
     def _generate(
         self, seeds: Tensor, prompts: Sequence[str], guidance: float, steps: int, *, sampler: str | None = None
     ) -> Tensor:
-        """Return the images ``[B,3,H,W]`` that are published, which have 8 bits per color.
+        """Generate images ``[B,3,H,W]`` from ``seeds``, rounded to 8 bits per color as in an image file.
 
         Raises:
             NonFiniteError: an image contains NaN or infinity.
@@ -167,7 +167,7 @@ class WatermarkModule(LightningModule):
         return torch.cat([self.networks.model.encode(batch) for batch in images.split(self.batch_size)])
 
     def _invert(self, inverter: Inverter, latents: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the seeds of ``latents`` with the empty prompt and without guidance, and the NFE of each seed."""
+        """Invert ``latents`` with the empty prompt and without guidance; return the seeds and the NFE per seed."""
         model = self.networks.model
         schedule = model.schedule(steps)
         seeds, nfe = [], []
@@ -178,7 +178,7 @@ class WatermarkModule(LightningModule):
         return torch.cat(seeds), torch.cat(nfe)
 
     def _forge(self, job: ForgeryJob) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Forge the watermark of one key from several images with this watermark, and read the forged watermarks."""
+        """Forge a watermark from images with the genuine watermark, and read the watermark from the forged images."""
         model, setting = self.networks.model, job.setting
         mark = self.watermarks.mark(job.scheme, f"forgery\n{job.number}", self.noise_seed)
         *sources, target = job.prompts
@@ -198,11 +198,12 @@ class WatermarkModule(LightningModule):
 
 @dataclasses.dataclass(frozen=True)
 class AttackedImages:
-    """Latents and examples of attacked images.
+    """Latents of attacked images, and some of the images as examples.
 
     Attributes:
-        latents: latents of all images, by watermark, attack and image, ``[S*A*B,C,h,w]``.
-        examples: the first image of each watermark and attack, uint8 ``[S,A,3,H,W]``.
+        latents: latents ``[S*A*B,C,h,w]`` of all images, for S types of watermark, A attacks and B images in this
+            order.
+        examples: the first image for each type of watermark and each attack, uint8 ``[S,A,3,H,W]``.
     """
 
     latents: Tensor
@@ -210,9 +211,9 @@ class AttackedImages:
 
 
 def forge(seeds: Tensor, noise: Tensor) -> Tensor:
-    """Return a seed ``[1,C,h,w]`` with the mean of ``seeds [B,C,h,w]`` and as much ``noise`` that the variance is 1.
+    """Return a seed ``[1,C,h,w]``: the mean of ``seeds [B,C,h,w]``, plus ``noise`` so that the variance is 1.
 
-    The mean of seeds with the same watermark contains the watermark, and the other differences of the seeds cancel.
+    The mean of seeds with the same watermark contains the watermark, because differences between the seeds average out.
     """
     average = seeds.double().mean(0).to(noise)
     share = (1 - average.square().mean()).clamp_min(0).sqrt()
@@ -221,7 +222,7 @@ def forge(seeds: Tensor, noise: Tensor) -> Tensor:
 
 
 def _scores(mark: Watermark, seed: Tensor) -> dict[str, float | None]:
-    """Return the p-value and the accuracies with which ``mark`` is read from ``seed [C,h,w]``."""
+    """Read the watermark ``mark`` from ``seed [C,h,w]``; return the p-value, the bit accuracy and the sign accuracy."""
     reading = mark.read(seed[None])
     accuracy, signs = reading.bit_accuracy, reading.sign_accuracy
     return {

@@ -25,16 +25,16 @@ FinishedUnit = tuple[ReadingJob, Mapping[str, Tensor], Mapping[str, Any]]
 """A job, and the tensors and the record of its finished unit."""
 
 CONDITIONS = ("steps", "guidance", "sampler")
-"""Columns that identify how images were generated."""
+"""Names of the columns that describe how images were generated."""
 
 IDENTITY = ("method", "scheme", "attack", *CONDITIONS, "read_steps", "nfe_per_step")
-"""Columns whose values together identify a row of the results."""
+"""Names of the columns whose values together identify a row of the results table."""
 
 RUNNING = ("bit_accuracy",)
-"""Columns whose running means are logged."""
+"""Names of the columns whose running means are logged during the run."""
 
 ALL_ATTACKS = "all attacks"
-"""Value of the column ``attack`` in rows with the means over all attacks, without the images without an attack."""
+"""Value of the column ``attack`` in rows with the mean over all attacks. Images without an attack are not included."""
 
 FALSE_POSITIVE_RATE = 0.01
 BASELINE, OURS = "ddim", "accelerated"
@@ -55,13 +55,13 @@ def write_report(
     seed: int,
     skipped: Mapping[str, str],
 ) -> list[dict]:
-    """Write all results to ``run_dir`` and the loggers; return the rows of the results.
+    """Write all results to ``run_dir`` and to the loggers; return the rows of the results table.
 
     Args:
         forgeries: one row per forged image.
         settings: the settings on which the results depend.
         seed: random seed of the bootstrap.
-        skipped: dictionary from each method that was not run to the reason.
+        skipped: dict from the name of each method that was not run to the reason.
     """
     sampled = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
     unique = {
@@ -105,7 +105,7 @@ def write_report(
 
 
 def sample_rows(job: ReadingJob, records: Rows) -> list[dict[str, Any]]:
-    """Return one row per watermark, attack and image of a job, with the conditions and the measured values."""
+    """Return one row per type of watermark, attack and image of a job, with the setting and the measured values."""
     setting = job.setting
     conditions = {
         "method": job.method,
@@ -119,11 +119,12 @@ def sample_rows(job: ReadingJob, records: Rows) -> list[dict[str, Any]]:
 
 
 def with_detections(samples: Rows) -> list[dict[str, Any]]:
-    """Add the columns ``detected`` and ``false_positives`` to the rows of images.
+    """Add the columns ``detected`` and ``false_positives`` to the rows of single images.
 
-    An image is detected if its p-value is below a threshold that at most 1 % of the p-values of images without the
-    watermark are below, with the same method, watermark and attack. The column ``false_positives`` is the share of the
-    images without the watermark whose p-value is at most 0.01, which is 0.01 if the p-values are calibrated.
+    The column ``detected`` is 1 if the p-value of the image is below a threshold. At most 1 % of the p-values for wrong
+    keys are below the threshold, for the same method, type of watermark and attack. The column ``false_positives`` is
+    the fraction of p-values for wrong keys that are at most 0.01. If the p-values are calibrated, this fraction is
+    0.01.
     """
     result = []
     for group in groups(samples).values():
@@ -137,7 +138,7 @@ def with_detections(samples: Rows) -> list[dict[str, Any]]:
 
 
 def groups(samples: Rows, identity: Sequence[str] = IDENTITY) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Group the rows of images by table row; the keys are tuples of the values of the columns ``identity``."""
+    """Group the rows of single images; the keys are tuples of the values of the columns ``identity``."""
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for sample in samples:
         rows.setdefault(tuple(sample[name] for name in identity), []).append(sample)
@@ -145,7 +146,10 @@ def groups(samples: Rows, identity: Sequence[str] = IDENTITY) -> dict[tuple, lis
 
 
 def summarize(samples: Rows, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of the results: one per method, watermark, attack and setting, and one for all attacks."""
+    """Return the rows of the results table.
+
+    There is one row per method, setting, type of watermark and attack. Further rows contain the means over all attacks.
+    """
     rows = [_row(group, group[0]["attack"], seed) for group in groups(samples).values()]
     attacked = [sample for sample in samples if sample["attack"] != NO_ATTACK]
     without_attack = [name for name in IDENTITY if name != "attack"]
@@ -153,9 +157,10 @@ def summarize(samples: Rows, seed: int) -> list[dict[str, Any]]:
 
 
 def _row(group: Rows, attack: str, seed: int) -> dict[str, Any]:
-    """Return the row of results of the images in ``group``.
+    """Return the row of the results table for the images in ``group``.
 
-    The intervals are bootstrap intervals over images, and Wilson's interval for the true positives of one attack.
+    Confidence intervals are computed with a bootstrap over images. The interval of the true positives of one attack is
+    Wilson's interval.
     """
     names = [sample["sample"] for sample in group]
     row = {name: group[0][name] for name in IDENTITY} | {"attack": attack}
@@ -179,9 +184,10 @@ def _row(group: Rows, attack: str, seed: int) -> dict[str, Any]:
 
 
 def differences(samples: Rows, seed: int) -> list[dict[str, Any]]:
-    """Compare ``accelerated`` with ``ddim`` at the same planned number of network evaluations per image.
+    """Compare the methods ``accelerated`` and ``ddim`` at the same planned number of network evaluations per image.
 
-    The differences are paired: both methods read the same images. The interval is a bootstrap interval over images.
+    Both methods read the same images, so that the differences are paired. The confidence interval is computed with a
+    bootstrap over images.
     """
     by_budget: dict[tuple, dict[str, dict[tuple, Mapping[str, Any]]]] = {}
     for sample in samples:
@@ -220,9 +226,9 @@ def differences(samples: Rows, seed: int) -> list[dict[str, Any]]:
 
 
 def forgery_rows(samples: Rows, seed: int) -> list[dict[str, Any]]:
-    """Return one row per watermark and number of averaged images.
+    """Return one row per type of watermark and number of averaged images.
 
-    The column ``tpr`` is the share of the forged images whose p-value is at most 0.01.
+    The column ``tpr`` is the fraction of forged images whose p-value is at most 0.01.
     """
     rows = []
     for (scheme, images), group in groups(samples, ("scheme", "images")).items():
@@ -246,7 +252,7 @@ def forgery_rows(samples: Rows, seed: int) -> list[dict[str, Any]]:
 
 
 def by_condition(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Group rows by how the images were generated; the keys are titles such as ``10 steps, guidance 3``."""
+    """Group rows by steps, guidance scale and sampler; the keys are titles such as ``10 steps, guidance 3``."""
     result: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         sampler = f", {row['sampler']}" if row["sampler"] else ""
@@ -255,12 +261,15 @@ def by_condition(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    """Return the name of a method with its number of steps if that differs from the number of sampling steps."""
+    """Return the name of a method.
+
+    The number of inversion steps is added if it differs from the number of sampling steps.
+    """
     return row["method"] if row["read_steps"] == row["steps"] else f"{row['method']}, {row['read_steps']} steps"
 
 
 def method_tables(rows: Rows) -> list[Table]:
-    """Return one table per way of generating the images, with one row per method and number of evaluations."""
+    """Return one table per number of steps, guidance scale and sampler, with one row per method and NFE."""
     columns = [
         Column("label", "method"),
         Column("nfe", "NFE"),
@@ -294,7 +303,7 @@ def _copy(line: dict[str, Any], name: str, row: Mapping[str, Any] | None, column
 
 
 def pair_tables(pairs: Rows) -> list[Table]:
-    """Return the tables of ``accelerated`` against ``ddim``, one per way of generating the images."""
+    """Return the tables that compare ``accelerated`` with ``ddim``, one per setting and type of watermark."""
     tables = []
     for title, group in by_condition(pairs).items():
         for scheme, same_scheme in groups(group, ("scheme",)).items():
@@ -324,7 +333,7 @@ def forgery_table(rows: Rows) -> Table:
 
 
 def detail_tables(rows: Rows) -> list[Table]:
-    """Return the tables at the end of the HTML report, with every method, watermark and attack."""
+    """Return the detailed tables at the end of the HTML report, with one row per method, NFE and attack."""
     columns = [
         Column("label", "method"),
         Column("attack", "attack"),
@@ -366,7 +375,7 @@ def accuracy_figure(rows: Rows, title: str) -> Figure:
 
 
 def forgery_figure(rows: Rows) -> Figure:
-    """Plot the share of forged images with the watermark against the number of averaged images."""
+    """Plot the fraction of forged images in which the watermark is detected against the number of averaged images."""
     figure, ((axis,),) = plots.panels(1)
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         group = [row for row in rows if row["scheme"] == scheme]
@@ -381,13 +390,13 @@ def forgery_figure(rows: Rows) -> Figure:
 
 
 def attack_figure(examples: Tensor, attacks: Sequence[str]) -> Figure:
-    """Show the first image of each watermark after each attack. ``examples`` is uint8 ``[S,A,3,H,W]``."""
+    """Draw the images ``examples [S,A,3,H,W]`` (uint8), for S types of watermark (rows) and A attacks (columns)."""
     rows = [(TITLES[scheme], list(images)) for scheme, images in zip(SCHEMES, examples, strict=True)]
     return plots.image_grid(rows, list(attacks), "Watermarked images after each attack")
 
 
 def thumbnails(examples: Tensor, attacks: Sequence[str]) -> list[Thumbnails]:
-    """Return the images of the HTML report: the first image after each attack, Gaussian Shading and Tree-Ring."""
+    """Return the images of the HTML report: an example image for each attack and each type of watermark."""
     pairs = [(list(examples[:, a]), attack) for a, attack in enumerate(attacks)]
     return [Thumbnails("Attacked images: Gaussian Shading and Tree-Ring", pairs)]
 

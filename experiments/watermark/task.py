@@ -1,4 +1,4 @@
-"""Comparison of inversion methods by the bits of a watermark that they read from attacked images without the prompt."""
+"""Experiment that compares how well inversion methods read a watermark from attacked images without the prompt."""
 
 from __future__ import annotations
 
@@ -43,29 +43,30 @@ from rnri.models.adapters import check_scheduler_name, set_scheduler
 from rnri.models.diffusers_schedulers import is_flow
 from rnri.validation import ConfigError, NonEmptyStr, RandomSeed, dataclass
 
-ROW_BYTES = 2_500  # bytes per reading in the record of a unit
+ROW_BYTES = 2_500  # approximate size in bytes of the stored results of one inverted image
 
 
 @dataclass(kw_only=True)
 class WatermarkExperiment(ResumableRun):
     """The task of ``experiment=watermark``.
 
-    The model generates images from watermarked seeds. The images are attacked, and every inversion method inverts them
-    with the empty prompt and without guidance. The watermarks are read from the inverted seeds. A *unit* (the smallest
-    piece of work that a resumed run can skip) is one method with one setting on a batch of images.
+    The model generates images from watermarked seeds. The images are attacked, and every inversion method inverts the
+    attacked images with the empty prompt and without guidance. The watermarks are read from the inverted seeds. The
+    results of one method with one setting on a batch of images are one *unit*, which a resumed run does not compute
+    again.
 
     Args:
         source: data set that the prompts are read from.
-        concepts, buckets: selection of the concepts (:func:`experiments.data.concepts.select_concepts`).
+        concepts, buckets: the concepts whose prompts are used, see :func:`experiments.data.concepts.select_concepts`.
         model: function of ``device`` that creates the text-to-image model.
-        methods: seed-only inversion methods by name, in addition to all seed-only methods of ``rnri.METHODS`` with
-            their default settings. A method with the same name replaces the method of ``rnri.METHODS``.
+        methods: seed-only inversion methods by name, which regenerate an image from the seed alone. The methods of
+            ``rnri.METHODS`` are added with their default settings, except for methods whose names are in ``methods``.
         settings: the settings (numbers of steps, guidance scale, sampler, ...) with which methods are compared.
-        attacks: the attacks by name. The name ``none`` is reserved for images without an attack.
-        watermarks: lengths and positions of the watermarks.
-        forgery: how watermarks are forged without their keys; None: no forgery.
-        forgery_method: inversion method of the forgery, and of the reading of the forged images.
-        images: number of images per watermark, or ``all`` for one image per prompt.
+        attacks: attacks by name. The name ``none`` is reserved for images without an attack.
+        watermarks: settings of the watermarks, such as the length of the message.
+        forgery: how watermarks are forged without their keys; if None, no watermark is forged.
+        forgery_method: inversion method for forging watermarks and for reading watermarks from forged images.
+        images: number of images per type of watermark, or ``all`` for one image per prompt.
         batch_size: number of images that are generated or inverted in one batch.
         seed: random seed of the selection of prompts, of the noise, of the keys and of the bootstrap.
         run_dir: folder that all outputs are written to.
@@ -128,14 +129,14 @@ class WatermarkExperiment(ResumableRun):
             try:
                 check_method_steps(model, job.method, job.inverter, job.setting.inversion_steps)
             except ValueError as error:
-                if job.setting.methods is not None:  # the config names the method
+                if job.setting.methods is not None:  # the config contains the name of the method
                     raise
                 self.jobs.remove(job)
                 self.skipped[f"{job.method}, {job.setting.inversion_steps} steps"] = str(error)
         self.forgeries = self._forgeries(prompts)
 
     def _prompts(self) -> list[NamedPrompt]:
-        """Return the prompts of the data source in random order, each with a unique name."""
+        """Return the prompts of the data source in random order. Each prompt has a unique name."""
         if isinstance(self.source, CaptionedImages):
             pairs = self.source.captioned()
             prompts = [NamedPrompt(*pair) for pair in zip(pairs.names, pairs.captions, strict=True)]
@@ -186,9 +187,9 @@ class WatermarkExperiment(ResumableRun):
                 )
 
     def run(self, trainer: Trainer) -> float:
-        """Compute the units that are not on disk, in all processes; then write the report in one process.
+        """Compute all results that are not on disk yet; then write the report in one of the processes.
 
-        Returns the bit accuracy of the last row with bits.
+        Returns the bit accuracy of the last row of the results table that has a bit accuracy.
         """
         units = self.units()
         all_jobs: list[ReadingJob | ForgeryJob] = [*self.jobs, *self.forgeries]
@@ -227,11 +228,11 @@ class WatermarkExperiment(ResumableRun):
     def _plan_store(
         self, store: UnitStore, group: Sequence[ReadingJob | ForgeryJob], generated: set[tuple]
     ) -> StagePlan:
-        """Return the estimated cost of one method with one setting, or of the forgery.
+        """Return the estimated cost of the jobs ``group``, which have the same method and setting or are forgeries.
 
         Args:
-            generated: images whose generation is part of an earlier stage of the plan; the images of the group are
-                added.
+            generated: keys of the images whose cost of generation is already counted. The images of ``group`` are added
+                to the set.
         """
         pending = [job for job in group if not store.done(job.key)]
         cost = sum((self._cost(job, generated) for job in pending), Cost())
@@ -256,13 +257,13 @@ class WatermarkExperiment(ResumableRun):
         return cost + job.generation_cost
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch, for which the duration of a network call is measured."""
+        """Return the prompts of one batch. The duration of a network call is measured with these prompts."""
         return [each.prompt for each in self.jobs[0].prompts]
 
     def _announce(
         self, units: Mapping[str, UnitStore], jobs: Sequence[ReadingJob | ForgeryJob], processes: int
     ) -> None:
-        """Print the skipped methods, the number of units, and the estimated duration of the run."""
+        """Print the skipped methods, the number of batches, and the estimated duration of the run."""
         for method, reason in self.skipped.items():
             print(f"Skipped: {method}. {reason}", flush=True)
         pending = [job for job in jobs if not units[job.store].done(job.key)]
@@ -278,7 +279,7 @@ class WatermarkExperiment(ResumableRun):
         )
 
     def units(self) -> dict[str, UnitStore]:
-        """Return the stores of the units, by the attribute ``store`` of the jobs."""
+        """Return a dict from the attribute ``store`` of a job to the store for its results."""
         shared = self.dependencies()
         stores = {
             job.store: UnitStore(
@@ -293,7 +294,7 @@ class WatermarkExperiment(ResumableRun):
         return stores
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which every unit depends."""
+        """Return the settings on which all results depend, as part of their cache key."""
         return {
             **self.networks.cache_settings(self.seed),
             "attacks": fingerprint_config(self.attacks),
@@ -304,7 +305,7 @@ class WatermarkExperiment(ResumableRun):
 
 
 def _unit_rows(units: Mapping[str, UnitStore], job: ReadingJob | ForgeryJob) -> list[dict[str, Any]]:
-    """Return the rows of a finished unit whose running means are logged."""
+    """Return the stored rows of a finished job, whose running means are logged during the run."""
     if isinstance(job, ForgeryJob):
         return []
     return sample_rows(job, units[job.store].record(job.key)["rows"])
