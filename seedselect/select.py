@@ -70,8 +70,8 @@ class SeedSelect:
         schedule: function that builds the learning-rate scheduler of an optimizer; the scheduler is stepped once per
             iteration.
         semantic_weight, appearance_weight: weights of the semantic loss and of the appearance loss.
-        rewards: pairs ``(reward, weight)``, see :mod:`seedselect.rewards`. If ``rewards`` is set, minus the weighted
-            sum of the rewards replaces the semantic loss and the appearance loss.
+        rewards: pairs ``(reward, weight)`` that replace the semantic loss and the appearance loss (see
+            :mod:`seedselect.rewards`). The loss is then minus the weighted sum of the rewards.
         gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
             for the cleanest latent.

@@ -1,1 +1,1 @@
-"""Few-shot augmentation experiment: compares classifiers that are trained with and without generated images."""
+"""Experiment on few-shot augmentation: compares classifiers that are trained with and without generated images."""

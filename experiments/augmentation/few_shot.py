@@ -20,9 +20,9 @@ LABEL_SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class FewShot:
-    """Training of a small classifier with AdamW, cosine decay, label smoothing and random image augmentation.
+    """Trains a small classifier with AdamW, a cosine learning-rate schedule, label smoothing and image augmentation.
 
-    The number of training steps does not depend on the number of images.
+    The number of training steps is ``steps``, for any number of images.
 
     Args:
         network: function that creates a timm network with ``num_classes`` outputs. The classifier is trained from
@@ -42,7 +42,7 @@ class FewShot:
     weight_decay: NonNegativeFloat
 
     def check(self) -> None:
-        """Create a network and compute its output for two images, without changing the random state.
+        """Check that the network can be created and accepts images, without changing the random state.
 
         Raises:
             ValueError: timm cannot create the network, or the network does not accept images of ``image_size``.
@@ -50,7 +50,7 @@ class FewShot:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 self._new_classifier(["a", "b"]).train()(torch.zeros(2, 3, self.image_size, self.image_size))
-        except Exception as error:  # timm raises many types of errors
+        except Exception as error:  # timm raises exceptions of many types
             raise ValueError(
                 f"task.few_shot.network: cannot classify images of task.few_shot.image_size={self.image_size} "
                 f"({first_line(error)}); choose another network or image size."
@@ -63,7 +63,7 @@ class FewShot:
         is not changed.
 
         Raises:
-            NonFiniteError: the training diverged, so that a weight of the classifier is NaN or infinite.
+            NonFiniteError: after the training, a weight of the classifier is NaN or infinite.
         """
         images = images.to(device)
         labels = labels.to(device)
@@ -102,6 +102,6 @@ def _augment(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, device: torch.device, batch_size: int = 128) -> Tensor:
-    """Return the index of the predicted label of each image, ``int64 [N]``, for ``images``, ``uint8 [N, 3, H, W]``."""
+    """Return the index of the predicted label, ``int64 [N]``, of each of the images ``uint8 [N, 3, H, W]``."""
     predictions = [classifier(batch.to(device).float() / 255).argmax(-1).cpu() for batch in images.split(batch_size)]
     return torch.cat(predictions)

@@ -1,4 +1,4 @@
-"""Report of the augmentation experiment: table, figures and one row per predicted label."""
+"""Report of the augmentation experiment: tables, figures, and the predicted label of every held-out image."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ CONCEPT_COLUMNS = tuple(column for column in GENERATED_CONCEPT_COLUMNS if column
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predicted labels of the N held-out images by the T classifiers that were trained for a method.
+    """The labels that the T classifiers of one method predict for N held-out images.
 
     Attributes:
         predictions: index of the concept that each of the T classifiers predicts for each image, ``int64 [T, N]``.
         truth: index of the true concept of each image, ``int64 [N]``.
-        concepts: the concepts to which the indices refer.
+        concepts: the concepts; the indices in ``predictions`` and ``truth`` refer to this sequence.
         seconds: wall time of the training of each classifier, in seconds.
     """
 
@@ -48,7 +48,7 @@ class Predictions:
 
     @property
     def correct(self) -> Tensor:
-        """Whether each predicted label is correct, ``bool [T, N]``."""
+        """Whether the label that each classifier predicts for each image is correct, ``bool [T, N]``."""
         return self.predictions == self.truth
 
     @property
@@ -68,16 +68,17 @@ def write_report(
     seed: int,
     step: int = 0,
 ) -> list[dict]:
-    """Write results, table, sample rows and figures to ``run_dir`` and the loggers; return the rows of the results.
+    """Write the report to ``run_dir`` and the loggers; return the rows of the results table.
 
     Args:
-        predictions: predicted labels of the classifiers of each method, by method. A gain is the accuracy of a method
-            minus the accuracy of the first method.
-        images: generated images of each method with the labels that the evaluation classifier predicts, by method.
-        settings: the settings on which the results depend.
+        predictions: predicted labels of the classifiers of each method, by method name. The first method is the
+            baseline: the gain of a method is its accuracy minus the accuracy of the first method.
+        images: generated images of each method, by method name, with the labels that the evaluation classifier
+            predicts.
+        settings: settings of the experiment, which the report contains.
         references: number of real training images per class.
         seed: random seed of the bootstrap.
-        step: step number with which the loggers record the results, equal to the number of units.
+        step: step number with which the loggers record the results.
     """
     rows = accuracy_rows(predictions, images, references, seed)
     lines = [row if row["generated"] else row | {"gain": None} for row in rows]
@@ -105,11 +106,11 @@ def write_report(
 def accuracy_rows(
     predictions: Mapping[str, Predictions], images: Mapping[str, ClassifiedImages], references: int, seed: int
 ) -> list[dict]:
-    """Return one row per method with accuracy, gain over the first method, and 95 % confidence intervals.
+    """Return one row per method with its accuracy, its gain over the first method, and 95 % confidence intervals.
 
-    The accuracy is averaged over images and trained classifiers. The bootstrap resamples whole concepts. For a gain,
-    the bootstrap resamples the same concepts for both methods, so that the varying difficulty of the concepts does not
-    widen the interval.
+    The accuracy is averaged over images and trained classifiers. The confidence intervals are computed by a bootstrap
+    that resamples concepts. For a gain, both methods are resampled with the same concepts, so that the difficulty of a
+    concept does not widen the interval.
     """
     baseline = next(iter(predictions.values())).accuracy_by_image
     rows = []
@@ -135,7 +136,7 @@ def accuracy_rows(
 
 
 def concept_rows(predictions: Mapping[str, Predictions]) -> list[dict]:
-    """Return one row per method and concept, with the mean accuracy over held-out images and trained classifiers."""
+    """Return one row per method and concept; the accuracy is the mean over held-out images and trained classifiers."""
     rows = []
     for method, values in predictions.items():
         for index, concept in enumerate(values.concepts):
@@ -149,7 +150,7 @@ def concept_rows(predictions: Mapping[str, Predictions]) -> list[dict]:
 
 
 def sample_rows(method: str, predictions: Predictions) -> list[dict]:
-    """Return one row per held-out image and trained classifier of a method, with the predicted label."""
+    """Return one row per held-out image and trained classifier of a method; each row contains the predicted label."""
     rows = []
     truth = predictions.truth.tolist()
     for training, labels in enumerate(predictions.predictions.tolist()):

@@ -1,8 +1,8 @@
 """Few-shot augmentation: do generated images of rare concepts improve a classifier that is trained on few real images?
 
-Every method is evaluated by the same procedure. A classifier is trained from scratch on ``k`` real reference images per
-concept and on the images that the method generated. The classifier is tested on real images on which neither the
-classifier nor the text-to-image model was trained. The first row of the table is a classifier that is trained on the
+To evaluate a method, a classifier is trained from scratch on ``k`` real reference images per concept and on the images
+that the method generated. The classifier is tested on held-out images: real images on which neither the classifier nor
+the text-to-image model was trained. The first row of the results table belongs to a classifier that is trained on the
 reference images only. Methods differ only in the generated images. The number of training steps, the batch size and the
 random seeds of the training are the same for all methods.
 """
@@ -37,11 +37,11 @@ REFERENCES_ONLY = "references only"
 PREDICTION_BYTES = 8
 
 Training = tuple[str, int]
-"""The name of a method, and the index (from 0) of one of the classifiers that are trained for the method."""
+"""Identifies the training of one classifier: the name of the method, and the index of the training, from 0."""
 
 
 class TrainingJobs(CachedUnitDataModule):
-    """Data loader of the few-shot trainings whose predicted labels are not on disk yet."""
+    """Data loader of the trainings that are not finished: the predicted labels of the classifier are not on disk."""
 
     unit_noun = "classifier"
 
@@ -61,7 +61,7 @@ class TrainingJobs(CachedUnitDataModule):
         return f"training with {unit[0]}"
 
     def cost(self, unit: Training) -> float:
-        """Return the number of training steps. In the progress, a training step counts as a network evaluation."""
+        """Return the number of training steps, each of which the progress bar counts as a network evaluation."""
         return self.steps
 
     def address(self, unit: Training) -> tuple[str, str]:
@@ -71,12 +71,15 @@ class TrainingJobs(CachedUnitDataModule):
 
 @plain_dataclass(frozen=True)
 class TrainingStage:
-    """Trains the few-shot classifiers after all images are generated. A unit is the predicted labels of one classifier.
+    """The stage that trains the few-shot classifiers, after the stage that generates the images.
+
+    A unit (smallest piece of resumable work) is the training of one classifier. Its result is the classifier's
+    predicted labels of the test images.
 
     Attributes:
-        context: inputs and settings of the run.
+        context: inputs and settings of the run, such as concepts and arms.
         few_shot: training procedure of a classifier.
-        trainings: number of classifiers that are trained per method, each with a different random seed.
+        trainings: number of classifiers that are trained per method; each classifier has a different random seed.
         test_images: held-out images, ``uint8 [N, 3, H, W]``.
         truth: index of the concept of each test image, ``int64 [N]``.
     """
@@ -97,16 +100,16 @@ class TrainingStage:
 
     def plan(self) -> list[StagePlan]:
         size = self.num_units * PREDICTION_BYTES * len(self.truth)
-        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # no calls of the denoiser
+        return [StagePlan("few-shot trainings", self.num_units, 0, Cost(), size)]  # the denoiser is not called
 
     def build(self, leases: Path, progress: RunProgress) -> Stage:
-        """Return the Lightning module and data module that train the classifiers whose results are not on disk yet."""
+        """Return the Lightning module and the data module that train all classifiers without a stored result."""
         jobs = [(method, k) for method in self.methods for k in range(self.trainings)]
         stores = {method: self.units(method) for method in self.methods}
         return FewShotModule(self, stores), TrainingJobs(jobs, stores, progress, leases, steps=self.few_shot.steps)
 
     def train(self, method: str, k: int, device: torch.device) -> Tensor:
-        """Train the ``k``-th classifier of a method; return the predicted labels of the test images, ``int64 [N]``."""
+        """Train the ``k``-th classifier of a method; return its labels for the N test images, ``int64 [N]``."""
         names = [concept.name for concept in self.context.concepts]
         images, labels = self._training_set(method)
         classifier = self.few_shot.train(images, labels, names, seed=k, device=device)
@@ -115,7 +118,7 @@ class TrainingStage:
     def _training_set(self, method: str) -> tuple[Tensor, Tensor]:
         """Return the M training images of a method, ``uint8 [M, 3, H, W]``, and the concept index of each image.
 
-        The real reference images come first, then the generated images.
+        The real reference images precede the generated images.
         """
         concepts = self.context.concepts
         images = [torch.from_numpy(concept.references[: self.context.references]) for concept in concepts]
@@ -126,9 +129,9 @@ class TrainingStage:
         return torch.cat(images), torch.cat(labels)
 
     def units(self, method: str) -> UnitStore:
-        """Return the store of the results of a method's trainings.
+        """Return the store with the results of all trainings of a method.
 
-        The key of the store includes all concepts, because the concepts are the classes of the classifiers.
+        The settings of the store include all concepts, because the concepts are the classes of a classifier.
         """
         settings = {
             "few_shot": fingerprint_config(self.few_shot),
@@ -141,7 +144,7 @@ class TrainingStage:
         return UnitStore(self.context.run_dir / "trainings" / method.replace(" ", "_"), settings)
 
     def predictions(self, method: str) -> Predictions:
-        """Read the predicted labels of all trained classifiers of a method from disk."""
+        """Read from disk the predicted labels of all trained classifiers of a method."""
         units = [self.units(method).read(str(k)) for k in range(self.trainings)]
         predictions = torch.stack([tensors["predictions"] for tensors, _ in units])
         seconds = [record["seconds"] for _, record in units]
@@ -149,7 +152,7 @@ class TrainingStage:
 
 
 class FewShotModule(LightningModule):
-    """Lightning module whose predict step trains one classifier and writes the predicted labels of held-out images."""
+    """Lightning module whose predict step trains one classifier and stores the predicted labels of held-out images."""
 
     def __init__(self, stage: TrainingStage, stores: Mapping[str, UnitStore]) -> None:
         super().__init__()
@@ -166,7 +169,7 @@ class FewShotModule(LightningModule):
 
 @dataclass(kw_only=True)
 class AugmentationExperiment(ArmsExperiment):
-    """The task of ``experiment=augmentation``. Its table has one row per method.
+    """The task of ``experiment=augmentation``; the results table has one row per method.
 
     Args:
         few_shot: training procedure of a classifier.
@@ -203,7 +206,7 @@ class AugmentationExperiment(ArmsExperiment):
         return [ImageStage(self.context), self._training_stage]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the results; return the accuracy of the last method."""
+        """Write the report; return the accuracy of the last method."""
         rows = write_report(
             self.context.run_dir,
             {method: self._training_stage.predictions(method) for method in self._training_stage.methods},

@@ -1,6 +1,7 @@
 """Atomic file writes (a file is written completely or not at all), and hashes of settings.
 
-This module does not import PyTorch, so that ``experiments.counting.count_captions`` starts quickly.
+This module does not import PyTorch, so that commands without PyTorch, such as ``experiments.counting.count_captions``,
+start quickly.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ from typing import Any
 from uuid import uuid4
 
 TEMPORARY = re.compile(r"\..+\.(?P<processes>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\..*)?")
-"""Name of a temporary file. It contains a hash of machine and process namespace, and the id of the writing process."""
-MAX_WRITE_S = 24 * 3600  # seconds without a change after which a temporary file of another machine is stale
+"""Pattern of the name of a temporary file, which contains a hash of the machine and the id of the writing process."""
+MAX_WRITE_S = 24 * 3600  # a temporary file of another machine is stale if it has not changed for this time in seconds
 
 
 class CannotWrite(OSError):
-    """A file or folder cannot be written. The error message is printed for the user."""
+    """A file or folder cannot be written. The user sees the error message."""
 
 
 class CannotRead(OSError):
-    """A stored file is missing or damaged. The error message is printed for the user."""
+    """A stored file is missing or damaged. The user sees the error message."""
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Write a file by calling ``write`` with a temporary path and renaming the temporary file to ``path``.
+    """Write a file atomically: call ``write`` with a temporary path, then rename the temporary file to ``path``.
 
-    ``path`` therefore never contains an incomplete file. As with ``open(path, "w")``, the permissions of a new file
-    follow the umask, and the permissions of an existing file do not change. If ``path`` is a symbolic link, the target
-    of the link is replaced. Missing folders are created. The temporary file is deleted if writing fails.
+    The file ``path`` is therefore never incomplete. As with ``open(path, "w")``, the permissions of a new file follow
+    the umask, and the permissions of an existing file do not change. If ``path`` is a symbolic link, the target of the
+    link is replaced. Missing folders are created. If ``write`` raises an exception, the temporary file is deleted.
 
     Raises:
-        CannotWrite: the permission is missing, the disk is full, or ``path`` is not a regular file.
+        CannotWrite: the file cannot be written, for example because the permission is missing, the disk is full, or
+            ``path`` is not a regular file.
     """
     target = Path(os.path.realpath(path))
     with _explained(path):
@@ -56,9 +58,9 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise CannotWrite if ``atomic_write`` could not write ``path``.
+    """Raise CannotWrite if :func:`atomic_write` would not be able to write ``path``.
 
-    This function is called before long computations whose results are written to ``path``.
+    Call this function before a long computation whose results will be written to ``path``.
     """
     target = Path(os.path.realpath(path))
     with _explained(path):
@@ -68,8 +70,8 @@ def check_writable(path: str | Path) -> None:
 
 
 def _temporary_sibling(target: Path) -> Path:
-    """Create an empty hidden file in the folder of ``target``, with the same suffix and default permissions."""
-    # The stem is shortened, because the name of ``target`` may already have the maximum length of a file name.
+    """Create an empty hidden file, with default permissions, that has the folder and the suffix of ``target``."""
+    # The stem is shortened, because the name of ``target`` may have the maximum length of a file name.
     writer = f"{_process_namespace()}-{os.getpid()}-{uuid4().hex[:8]}"
     temporary = target.with_name(f".{target.stem[:32]}.{writer}{target.suffix[:16]}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -78,14 +80,14 @@ def _temporary_sibling(target: Path) -> Path:
 
 @cache
 def _process_namespace() -> str:
-    """Return a hash of machine and process namespace.
+    """Return a hash that identifies the machine and the process namespace.
 
-    The hash is equal for two processes that see each other's process ids.
+    The hashes of two processes are equal if each of the processes sees the process id of the other process.
     """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         content = f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # without /proc, the process namespace is unknown
+    except OSError:  # without /proc, the process namespace is unknown, and the hash is random
         content = uuid4().hex
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
@@ -93,8 +95,8 @@ def _process_namespace() -> str:
 def remove_stale_temporaries(folder: str | Path) -> None:
     """Delete the temporary files of killed processes in ``folder`` and its subfolders.
 
-    A temporary file of :func:`atomic_write` is deleted if the process that wrote the file is dead. If that process runs
-    on another machine, the file is deleted when it has not changed for a day.
+    A temporary file of :func:`atomic_write` is deleted if the process that wrote the file is dead. A temporary file
+    from another machine is deleted if it has not changed for a day.
     """
     for path in Path(folder).rglob(".*"):
         name = TEMPORARY.fullmatch(path.name)
@@ -106,7 +108,7 @@ def remove_stale_temporaries(folder: str | Path) -> None:
 def _is_stale(path: Path, name: re.Match[str]) -> bool:
     try:
         status = path.stat()
-    except FileNotFoundError:  # the file was renamed or deleted in the meantime
+    except FileNotFoundError:  # another process has renamed or deleted the file
         return False
     if not stat.S_ISREG(status.st_mode):
         return False
@@ -128,7 +130,7 @@ def _is_alive(pid: int) -> bool:
 def finished_files(folder: str | Path, pattern: str) -> list[Path]:
     """Return the files in ``folder`` that match ``pattern``, sorted by name, without hidden and temporary files.
 
-    This function is needed because ``Path.glob`` also matches the hidden temporary files of :func:`atomic_write`.
+    In contrast, ``Path.glob`` also returns the hidden temporary files of :func:`atomic_write`.
     """
     return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 

@@ -1,4 +1,4 @@
-"""Cache keys: the settings of an object as plain data, under which results are stored and looked up."""
+"""Cache keys: the settings of an object as plain data, by which results are stored and looked up."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from functools import partial, singledispatch
 from typing import Any
 
 PROJECT = ("rnri", "nao", "seedselect", "experiments")
-"""Packages of this project. Cache keys contain the names of their classes without the module.
+"""Packages of this project.
 
-The key does not change if a class is moved to another module.
+In a cache key, the name of a class of these packages does not contain the module. Therefore the cache key does not
+change if the class is moved to another module.
 """
 
 
 def fingerprint_config(value: Any) -> Any:
     """Return a JSON-serializable description of a dataclass, partial function, function, container or plain value.
 
-    The description contains all settings, including defaults. Objects with the same description compute the same
-    result, unless the code changes. If a change of the code changes results,
-    :data:`experiments.cache.store.CACHE_VERSION` has to be increased. A class or function of this project is described
-    by its name without the module, or by its attribute ``cache_name``. ``tests/experiments/cache/test_key.py`` checks
-    that no two classes or functions of the project have the same name.
+    The description contains all settings, including default values. Two objects with equal descriptions compute equal
+    results, as long as the code does not change. If a change of the code changes results, increase
+    :data:`experiments.cache.store.CACHE_VERSION`. The description of a class or function is the result of
+    :func:`cache_name`. ``tests/experiments/cache/test_key.py`` checks that no two classes or functions of the project
+    have the same name.
 
     Raises:
-        TypeError: the settings of an object cannot be read, for example because the object is a lambda or a nested
+        TypeError: ``value`` contains an object whose settings cannot be read, for example a lambda or a nested
             function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -41,7 +42,8 @@ def fingerprint_config(value: Any) -> Any:
 def cache_name(target: Callable[..., Any]) -> str:
     """Return the name of a class or function in cache keys.
 
-    The name of a class or function of this project does not contain the module.
+    For a class or function of this project, the name is its attribute ``cache_name`` if this attribute exists, else the
+    name without the module. For all others, the name contains the module.
     """
     if target.__module__.partition(".")[0] in PROJECT:
         return vars(target).get("cache_name", target.__qualname__)

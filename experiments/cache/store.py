@@ -1,6 +1,7 @@
-"""Stores of results on disk: inverted seeds, which all runs share, and finished units of work of an experiment.
+"""Stores of results on disk: a store of inverted seeds for all runs, and stores of the finished units of an experiment.
 
-Files are written atomically: if a process is killed while it writes a file, the file is not created.
+A unit is the smallest piece of resumable work. Files are written atomically: if a process is killed while it writes a
+file, the file is not created.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from torch import Tensor
 from experiments.cache.atomic import CannotRead, atomic_write, digest, finished_files
 
 torch.backends.cudnn.allow_tf32 = False
-# TF32 is off in every process that stores results. With TF32, cuDNN rounds the inputs of a convolution to 10 bits, a
-# relative error of 1e-3, and the residual of an inversion cannot fall below the rounding error of the network.
+# TF32 is disabled in every process that stores results. With TF32, cuDNN rounds the inputs of a convolution to 10 bits,
+# so that the relative error of the network is 1e-3, and the residual of an inversion cannot become smaller.
 
 CACHE_VERSION = 3
 """Version of the cache, which is part of every cache key.
 
-The version must be increased when a change of the code changes the content of stored units or seeds with equal
-settings. In version 2, classes, settings and columns were renamed. Since version 3, images are read by
-:mod:`rnri.images`, and phrases in captions and edits match whole words.
+Increase the version when a change of the code changes the stored units or seeds for unchanged settings. Stored results
+of an earlier version are then computed again.
 """
 
 
@@ -52,14 +52,14 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     def save(temporary: Path) -> None:
         try:
             save_file(contiguous, temporary, metadata)
-        except SafetensorError as error:  # raised, for example, if the disk is full
+        except SafetensorError as error:  # for example, because the disk is full
             raise OSError(str(error)) from error
 
     atomic_write(path, save)
 
 
 def _is_complete(path: Path) -> bool:
-    """Return whether a safetensors file exists and has the length stated in its header."""
+    """Return whether a safetensors file exists and has the length that its header states."""
     try:
         with safe_open(path, framework="pt"):
             return True
@@ -70,8 +70,9 @@ def _is_complete(path: Path) -> bool:
 class SeedStore:
     """A cache of tensors on disk. The key of an entry contains all settings on which the tensors depend.
 
-    An inverted seed is looked up by a key of checkpoint, numerical settings (precision, device), inversion method with
-    its settings, schedule, guidance, prompt and image. Features of real images are also cached in this store.
+    The key of an inverted seed contains the checkpoint, numerical settings (precision, device), the inversion method
+    with its settings, the schedule, the guidance scale, the prompt and the image. Features of real images are also
+    stored in this cache.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -83,7 +84,7 @@ class SeedStore:
         return content[0] if content else None
 
     def put(self, key: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Store the tensors under ``key`` in one file. The header of the file contains the fields of the key."""
+        """Store the tensors under ``key`` in one file. The header of the file contains ``key`` in JSON format."""
         _write(self._path(key), tensors, {"key": json.dumps(key, sort_keys=True, ensure_ascii=False)})
 
     def _path(self, key: Mapping[str, Any]) -> Path:
@@ -92,14 +93,17 @@ class SeedStore:
 
 
 class UnitStore:
-    """The finished units (pieces of work) of an experiment. Each combination of ``settings`` has a separate folder."""
+    """The finished units of an experiment; a unit is the smallest piece of resumable work.
+
+    The units of each combination of ``settings`` are stored in a separate folder.
+    """
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
         self.root = Path(root) / digest({"version": CACHE_VERSION, "settings": settings})[:16]
         self.settings = settings
 
     def done(self, unit: str) -> bool:
-        """Return whether the unit ``unit`` is finished, that is, its file is on disk."""
+        """Return whether the unit with the name ``unit`` is finished, that is, whether its file is on disk."""
         return _is_complete(self._path(unit))
 
     def empty(self) -> bool:
@@ -134,7 +138,7 @@ class UnitStore:
             return json.loads(file.metadata()["record"])
 
     def lease_name(self, unit: str) -> str:
-        """Return the name of the lease (exclusive right to compute) of a unit.
+        """Return the name of a unit's lease, the temporary exclusive right of a process to compute the unit.
 
         The name depends on the settings of the store.
         """

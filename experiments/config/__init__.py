@@ -1,4 +1,4 @@
-"""Command line and configs: validation, error messages, help, and the run's folder.
+"""Command line and configs: validation, error messages, help, and the folder of a run.
 
-No module of this package imports PyTorch when it is imported, so that errors and help are printed quickly.
+Importing a module of this package does not import PyTorch, so that errors and help are printed quickly.
 """

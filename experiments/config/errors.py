@@ -1,4 +1,4 @@
-"""One-line messages for errors of Hydra, OmegaConf and the operating system, which name the config key or the file."""
+"""One-line messages for errors of Hydra, OmegaConf and the operating system, with the config key or the file name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether to print tracebacks: the user has set Hydra's environment variable HYDRA_FULL_ERROR=1."""
+"""Whether to print tracebacks: True if the environment variable ``HYDRA_FULL_ERROR`` of Hydra is ``1``."""
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -35,7 +35,7 @@ REMEDIES = {
     errno.EIO: "restore its disk",
     errno.ENOTCONN: "restore its disk",
 }
-"""Advice to the user for each error code of the operating system that can occur while a file is written."""
+"""Advice to the user for each error code that the operating system can return when a file is written."""
 
 
 class ConfigErrors(ValueError):
@@ -51,21 +51,24 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def raise_hydra_errors() -> None:
-    """Make Hydra raise the errors of config composition, which Hydra otherwise prints before it exits."""
+    """Make Hydra raise an exception if the config cannot be composed; by default, Hydra prints an error and exits."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """Exit the program with an error message. The traceback is printed first if ``HYDRA_FULL_ERROR=1``."""
+    """Exit the program with an error message.
+
+    If ``HYDRA_FULL_ERROR=1``, the traceback is printed before the message.
+    """
     if SHOW_TRACEBACK:
         traceback.print_exc()
     sys.exit("\n".join(f"error: {line}" for line in message.splitlines()))
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line. Disk errors include a remedy.
+    """Return the message of an error on one line.
 
-    The message of :class:`ConfigErrors` keeps one line per error.
+    The message of a disk error includes a remedy. The message of :class:`ConfigErrors` has one line per config error.
     """
     if isinstance(error, OSError) and error.errno in REMEDIES:
         file = f"the file {error.filename}" if error.filename else "a file of run_dir"
@@ -112,7 +115,7 @@ def composition_error(error: Exception) -> str:
 
 
 def group_error(error: ValueError, arguments: Sequence[str]) -> str | None:
-    """Return a message if Hydra raised ``error`` because an override chooses no config of a group by name, else None.
+    """Return a message if Hydra raised ``error`` because the value of a config group is not a config name, else None.
 
     Args:
         arguments: arguments of the command line.
@@ -132,14 +135,14 @@ def group_error(error: ValueError, arguments: Sequence[str]) -> str | None:
 
 
 def launcher_error(error: RuntimeError) -> str | None:
-    """Return a message if submitit, which submits Slurm jobs, raised ``error``; None if another library raised it."""
+    """Return a message if ``error`` was raised by submitit, the library that submits Slurm jobs, else None."""
     file = traceback.extract_tb(error.__traceback__)[-1].filename
     if type(error) is not RuntimeError or "submitit" not in Path(file).parts:
         return None
-    return f"hydra/launcher: {one_line(error)} On one machine use hydra/launcher=submitit_local, or none."
+    return f"hydra/launcher: {one_line(error)} Without Slurm, use hydra/launcher=submitit_local or no launcher."
 
 
 def _unknown_key(key: str, siblings: list[str]) -> str:
     names = [name for name in siblings if not name.startswith("_")]
     choice = nearest(key.rpartition(".")[2], names)
-    return f"{key}: unknown key; {choice}. To pass another argument of its class, write +{key}=..."
+    return f"{key}: unknown key; {choice}. To pass an argument that the config does not list, write +{key}=..."

@@ -1,6 +1,6 @@
 """The output of ``python train.py --help``: the experiments, and how to override their configs.
 
-With ``experiment=NAME``, the output is the list of config keys of that experiment.
+If the command line contains ``experiment=NAME``, the output is the list of config keys of the experiment ``NAME``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from experiments.config.validate import HYDRA_KEYS
 
 CONFIGS = PROJECT / "configs"
 COMPONENT_GROUPS = ("method", "arm")
-"""Config groups whose configs are printed as one line each, without their keys."""
+"""Config groups for which the help prints one line per config, without the keys of the config."""
 DESCRIPTION = """\
 Invert images to the seeds of diffusion models, interpolate seeds, and optimize them for rare concepts.
 
 usage: python train.py [experiment=NAME] [key=value ...]
-       python train.py experiment=NAME --help      the keys of an experiment
-       python train.py experiment=NAME plan=true   its cost, without running it
-       python train.py experiment=NAME --cfg job   its config as YAML
+       python train.py experiment=NAME --help      print the keys of an experiment
+       python train.py experiment=NAME plan=true   estimate the cost of an experiment without running it
+       python train.py experiment=NAME --cfg job   print the config of an experiment as YAML
 """
 OVERRIDES = """\
 Overrides:
@@ -37,9 +37,9 @@ Overrides:
   images=8                             use 8 images, or all images with images=all
   arms=[plain,seedselect_ours]         choose among the arms of an experiment on rare concepts
   task.steps=20                        set a key
-  model=sd model.path=PATH             choose a config of a group, and set its keys
+  model=sd model.path=PATH             choose a config of a config group, and set one of its keys
   'data.concepts=[camel,padlock]'      lists need quotes in most shells
-  +arm@task.arms.NAME=seedselect       add a config of a group at a key
+  +arm@task.arms.NAME=seedselect       add an arm with the name NAME
   ~task.arms.plain                     remove a key
   -m lam=0,0.1,1                       run a sweep
 
@@ -79,10 +79,10 @@ def general_help() -> str:
 
 
 def experiment_help(overrides: Sequence[str]) -> str:
-    """Return the help text of an experiment: its config keys with their values and descriptions.
+    """Return the help text of an experiment: its config keys, their values and their descriptions.
 
-    A description is the comment after the key in the config file, or else the first sentence about the argument in the
-    docstring of its class.
+    The description of a key is the comment after the key in the config file. Without a comment, the description is the
+    first sentence about the argument in the docstring of the class or function.
     """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
@@ -113,8 +113,8 @@ def config_keys(
 
     Args:
         node: config node at ``path``.
-        comments: comments in the config files by key.
-        components: one-line descriptions of the configs of ``COMPONENT_GROUPS`` by key.
+        comments: for each key, the comment in the config file.
+        components: one-line descriptions of the selected configs of the groups ``COMPONENT_GROUPS``, by key.
     """
     arguments = docstring_arguments(str(node._get_node("_target_"))) if "_target_" in node else {}
     for name in node:
@@ -141,7 +141,7 @@ def _format(value: object) -> str:
 
 
 def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
-    """Return the comments that follow the keys of all selected config files, by full key."""
+    """Return the comments after the keys in all selected config files; the result maps full keys to comments."""
     comments = file_comments(CONFIGS / "train.yaml", "")
     for group, package, option in _chosen(choices):
         path = CONFIGS / group / f"{option}.yaml"
@@ -151,7 +151,7 @@ def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
 
 
 def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the group, the package (key prefix) and the name of each config that Hydra has selected."""
+    """Yield the group, the package (the prefix of the keys) and the name of each config that Hydra has selected."""
     for name, option in choices.items():
         group, _, package = name.partition("@")
         if option is not None:
@@ -159,7 +159,7 @@ def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 
 def file_comments(path: Path, package: str) -> dict[str, str]:
-    """Return the comments that follow the keys of one config file, by full key.
+    """Return the comments after the keys in one config file; the result maps full keys to comments.
 
     Args:
         package: prefix of the keys of this file in the full config.
@@ -180,7 +180,7 @@ def file_comments(path: Path, package: str) -> dict[str, str]:
 
 
 def header_comment(path: Path) -> str:
-    """Return the comment at the top of a config file, which describes the config."""
+    """Return the comment at the top of a config file, used as the description of the config."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):
@@ -192,13 +192,13 @@ def header_comment(path: Path) -> str:
 
 
 def docstring_arguments(target: str) -> dict[str, str]:
-    """Return the first sentence of the docstring about each parameter of the class or function ``target``."""
+    """Return, for each parameter of the class or function ``target``, the first sentence in its docstring."""
     signature = source_signature(target)
     return {name: parameter.doc for name, parameter in signature.parameters.items()} if signature else {}
 
 
 def _columns(entries: Mapping[str, str]) -> list[str]:
-    """Format names and texts as the lines of two columns, wrapped to the width of the terminal."""
+    """Return the lines of a table with the columns name and text, wrapped to the width of the terminal."""
     indent = max(map(len, entries)) + 4
     lines = []
     for name, text in entries.items():

@@ -1,4 +1,4 @@
-"""Text output of all commands to terminals whose encoding is not UTF-8."""
+"""Text output to terminals whose encoding is not UTF-8."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def replace_unencodable() -> None:
-    """Make standard output and error print ``?`` for a character that is not part of their encoding.
+    """Make standard output and standard error print ``?`` for characters that the encoding does not contain.
 
-    By default, Python raises UnicodeEncodeError for such a character, for example if ``PYTHONIOENCODING=latin-1`` and a
-    table contains an arrow. Result files are written in UTF-8 and contain all characters.
+    By default, Python raises UnicodeEncodeError for these characters, for example for an arrow in a table if
+    ``PYTHONIOENCODING=latin-1``. Result files are not affected, because they are written in UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):

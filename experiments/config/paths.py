@@ -1,6 +1,6 @@
-"""Dotted config keys (``task.steps``), as they are written on the command line.
+"""Dotted config keys, such as ``task.steps`` on the command line.
 
-An interpolation such as ``${select}`` is resolved to the key that it refers to.
+An interpolation such as ``${select}`` is replaced by the key to which it refers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def join(key: str, name: object) -> str:
 
 
 def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
-    """Return the key under which the value of ``key`` is defined after following interpolations, and its config node.
+    """Follow the interpolations of ``key``; return the key under which its value is defined, and the config node.
 
     If ``task.arms.x.select`` is ``${select}``, then ``task.arms.x.select.patience`` resolves to ``select.patience``.
     The node is None if ``key`` does not exist in the config.
@@ -47,7 +47,7 @@ def _interpolation(node: Node) -> re.Match[str] | None:
 
 
 def child(node: Container, name: str) -> Node | None:
-    """Return the entry ``name`` of a mapping or list without following interpolations, or None if it does not exist."""
+    """Return the entry ``name`` of a mapping or list, or None if it does not exist. Interpolations are not followed."""
     if isinstance(node, ListConfig):
         return node._get_node(int(name)) if name.isdigit() and int(name) < len(node) else None
     return node._get_node(name) if name in node._content else None
@@ -56,7 +56,7 @@ def child(node: Container, name: str) -> Node | None:
 def keys(node: Node | None) -> list[str]:
     """Return the keys of a mapping node or the indices of a list node, as strings.
 
-    The result is empty for other nodes and for interpolations.
+    For any other node, including an interpolation, the result is empty.
     """
     if not isinstance(node, Container) or node._is_none() or node._is_missing() or node._is_interpolation():
         return []

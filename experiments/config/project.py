@@ -1,6 +1,7 @@
 """Absolute paths of data and models in this repository.
 
-A config refers to them independently of the working directory, for example as ``${project:assets/emoji}``.
+A config refers to files of this repository as ``${project:PATH}``, for example ``${project:assets/emoji}``, so that the
+working directory does not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def project_path(path: str) -> str:
-    """Return the absolute path of a file or folder whose ``path`` is relative to the root of this repository."""
+    """Return the absolute path of a file or folder; ``path`` is relative to the root of this repository."""
     return str(PROJECT / path)
 
 

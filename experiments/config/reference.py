@@ -1,4 +1,4 @@
-"""The config reference of the documentation: the keys of ``configs/`` with their default values and descriptions."""
+"""The config reference in the documentation: the keys in ``configs/``, their default values and their descriptions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from experiments.config.help import CONFIGS, config_keys, file_comments, header_
 GROUPS: Mapping[str, str] = {
     "data": "The data set: `data=NAME`.",
     "model": "The text-to-image model: `model=NAME`.",
-    "task": "The settings of a kind of experiment. Every experiment selects one of these configs.",
-    "trainer": "The options of Lightning's `Trainer`. Trainings use `fit`, all other experiments use `default`.",
+    "task": "The settings of one type of experiment. Every experiment selects one of these configs.",
+    "trainer": "The options of Lightning's `Trainer`. A training uses `fit`, any other experiment uses `default`.",
     "logger": "The logger: `logger=NAME`.",
     "arm": "One of the compared pipelines of an experiment on rare concepts: `+arm@task.arms.MY_NAME=NAME`.",
     "method": "The inversion method of an arm or of a comparison: `+method@task.methods.MY_NAME=NAME`.",
@@ -23,9 +23,9 @@ GROUPS: Mapping[str, str] = {
     "optimizer": "The optimizer of SeedSelect: `optimizer@select.optimizer=NAME`.",
     "lr_schedule": "The schedule of SeedSelect's learning rate: `lr_schedule@select.schedule=NAME`.",
 }
-"""Descriptions of the config groups whose keys the reference lists."""
+"""Descriptions of the config groups in the config reference."""
 PREFIXED = ("data", "model", "task", "trainer")
-"""Groups whose name is the prefix of their keys."""
+"""Config groups for which the name of the group is the prefix of the keys."""
 
 
 def config_reference() -> str:
@@ -69,8 +69,8 @@ def config_reference() -> str:
 def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield the key, the default value and the description of each key of a config file.
 
-    A description is the comment after the key, or else the first sentence about the argument in the docstring of its
-    class.
+    The description of a key is the comment after the key. Without a comment, the description is the first sentence
+    about the argument in the docstring of the class or function.
     """
     config = OmegaConf.load(path)
     for name in ("defaults", "hydra"):
@@ -79,7 +79,7 @@ def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _table(path: Path, prefix: str) -> list[str]:
-    """Return the lines of the Markdown table of the keys in a config file; a file without keys has no table."""
+    """Return the lines of a Markdown table of the keys in a config file, or no lines if the file has no keys."""
     rows = [f"| `{prefix}{key}` | `{_cell(value)}` | {escape(text)} |" for key, value, text in described_keys(path)]
     return ["| key | default | description |", "|---|---|---|", *rows] if rows else []
 
@@ -89,6 +89,6 @@ def _cell(value: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape the characters of ``text`` that have a meaning in Markdown, outside code spans."""
+    """Escape the characters outside of code spans that have a special meaning in Markdown."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([*<|\[\]])", r"\\\1", part) for part in parts)

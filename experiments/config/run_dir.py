@@ -1,4 +1,4 @@
-"""The folder of a run. Each job of a sweep has a separate folder."""
+"""The folder of a run. In a sweep, each job has a separate folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 START_TIME_ENV = "START_TIME_OF_THE_RUN"
-"""Environment variable with the time at which the run started; Lightning's child processes read it."""
+"""Environment variable that passes the start time of the run to the child processes of Lightning."""
 SWEEP_ARGUMENTS_ENV = "ARGUMENTS_OF_THE_SWEEP"
-"""Environment variable with the command-line arguments of a sweep, which the processes of Hydra's launchers read."""
-MAX_NAME_BYTES = 100  # maximum length of a run's name in a sweep; most file systems allow 255
+"""Environment variable that passes the command-line arguments of a sweep to the processes of Hydra's launchers."""
+MAX_NAME_BYTES = 100  # maximum length of the folder name of a sweep's job; most file systems allow 255 bytes
 UNSAFE_CHARS = re.compile(r"[^\w.+-]+")
-"""Characters that are replaced in the name of a run, so that the name needs no quotes in shells and URLs."""
+"""Characters that are replaced in a folder name, so that the name needs no quotes in shells and URLs."""
 
 
 def multirun() -> bool:
@@ -35,10 +35,11 @@ def multirun() -> bool:
 
 
 def fix_time(started: str | None = None) -> None:
-    """Make ``${now:...}`` the time at which the run started, also in the processes that Lightning starts for the run.
+    """Make ``${now:...}`` return the start time of the run, also in the processes that Lightning starts for the run.
 
     Args:
-        started: time in ISO format. Default: the time of the parent process, or now in a process without one.
+        started: start time in ISO format. None means the start time in the parent process, or the current time if
+            Lightning did not start this process.
     """
     if started is None and "LOCAL_RANK" in os.environ:
         started = os.environ.get(START_TIME_ENV)
@@ -50,8 +51,9 @@ def fix_time(started: str | None = None) -> None:
 def run_folder(run_dir: str) -> str:
     """Return the folder of this run.
 
-    It is ``run_dir``, or in a sweep a subfolder of ``run_dir`` for each job. The subfolder is named after the values
-    that differ between the jobs in a Hydra sweep, and after the id of the W&B run in a W&B sweep.
+    Without a sweep, the folder is ``run_dir``. In a sweep, each job has a subfolder of ``run_dir``. In a Hydra sweep,
+    the name of the subfolder consists of the values that differ between the jobs. In a W&B sweep, the name is the id of
+    the W&B run.
     """
     if multirun():
         hydra = HydraConfig.get()
@@ -68,14 +70,18 @@ def run_folder(run_dir: str) -> str:
 
 
 def remember_sweep(arguments: Sequence[str]) -> None:
-    """Store the command-line ``arguments`` for :func:`run_folder` in processes with another command line."""
+    """Store the command-line ``arguments`` of a sweep in the environment.
+
+    A process that Hydra starts for a job has another command line; :func:`run_folder` reads the arguments from the
+    environment.
+    """
     os.environ[SWEEP_ARGUMENTS_ENV] = json.dumps(list(arguments))
 
 
 def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a Hydra sweep, in order.
+    """Return the overrides of each job of a Hydra sweep, in the order of the jobs.
 
-    The result is empty if the command-line ``arguments`` cannot be parsed as those of a sweep.
+    If the command-line ``arguments`` are not valid arguments of a sweep, the result is empty.
     """
     try:
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_known_args(arguments)[0].overrides)
@@ -85,7 +91,7 @@ def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def job_folder(overrides: Sequence[str], jobs: Sequence[Sequence[str]], index: int) -> str:
-    """Return the folder name of a job of a sweep. Every job of the sweep has a different name.
+    """Return the folder name of a job of a sweep. Different jobs of a sweep have different names.
 
     The name consists of the overrides that differ between the jobs, such as ``lam_0.1``. If the name is too long or not
     unique among ``jobs``, a hash of the overrides is appended.
@@ -115,9 +121,9 @@ def _key_and_value(override: str) -> tuple[str, str]:
 
 
 def values_name(values: Mapping[str, Any]) -> str:
-    """Return the name of a run with these values, such as ``lam_0.1-seed_3``.
+    """Return a name that consists of config keys and their values, such as ``lam_0.1-seed_3``.
 
-    A key is shortened to its last part unless another key has the same last part.
+    A dotted key is shortened to its last part, unless another key has the same last part.
     """
     shortened = {key: re.split(r"[./@]", key)[-1] for key in values}
     last_parts = list(shortened.values())
@@ -130,7 +136,7 @@ def _safe(text: str) -> str:
 
 
 def check_writable(run_dir: str) -> None:
-    """Raise ValueError if the folder ``run_dir`` cannot be created or is not writable."""
+    """Raise ValueError if the folder ``run_dir`` is not writable or cannot be created."""
     path = Path(run_dir)
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():

@@ -1,7 +1,7 @@
 """The short keys ``methods``, ``steps``, ``images``, ``guidance``, ``nfe``, ``prompt`` and ``arms``.
 
-An experiment defines its methods, settings and arms below the key ``task``. A short key changes them without the syntax
-of Hydra's config groups and lists.
+An experiment defines its methods, settings and arms below the key ``task``. A short key is a top-level key that changes
+these definitions without the syntax of Hydra's config groups and lists.
 """
 
 from __future__ import annotations
@@ -24,21 +24,26 @@ MAPPINGS = {
     "task.inversions": "methods",
     "task.arms": "arms",
 }
-"""Short keys by the keys of the mappings from which they select."""
+"""The keys of mappings, each with the short key that selects entries of the mapping."""
 SPECIAL_SETTINGS = ("edit", "generated", "decoder_iterations")
-"""Keys of a setting that measures more than the reconstruction of real images."""
+"""Config keys of special settings.
+
+A special setting measures something other than the reconstruction of real images.
+"""
 PROMPTS = ("caption", "empty", "wrong")
 
 
 def apply_short_keys(config: DictConfig) -> None:
     """Apply the short keys that have a value to ``config.task``, and remove the short keys without a value.
 
-    With ``methods``, an inversion experiment has one setting for each number of steps and guidance scale of its config,
-    with all ``methods`` and the captions as prompts. Without ``methods``, its settings are kept and their ``steps``,
-    ``guidance`` and ``prompt`` are replaced. The guidance scale of a setting with the empty prompt is always 1.
+    If ``methods`` has a value, the settings of an inversion experiment are replaced: each number of steps and guidance
+    scale gets one setting, with all ``methods`` and with captions as prompts. If ``methods`` has no value, the values
+    of ``steps``, ``guidance`` and ``prompt`` are replaced in all settings of the experiment. The guidance scale of a
+    setting with the empty prompt is always 1.
 
     Raises:
-        ConfigError: the experiment has nothing that a short key could change, or the value of a short key is invalid.
+        ConfigError: the experiment has no key that the short key could change, or the value of the short key is
+            invalid.
     """
     OmegaConf.set_struct(config, False)
     values = {name: config.pop(name, None) for name in SHORT_KEYS}
@@ -51,7 +56,7 @@ def apply_short_keys(config: DictConfig) -> None:
 
 
 def list_error(arguments: Sequence[str]) -> str | None:
-    """Return a message if an argument of the command line gives a list to a mapping of methods or arms, else None."""
+    """Return an error message if a command-line argument sets a mapping of methods or arms to a list, else None."""
     parser = OverridesParser.create()
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
@@ -66,7 +71,7 @@ def list_error(arguments: Sequence[str]) -> str | None:
 
 
 class _Task:
-    """The task of a config, and the values of the short keys that change the task."""
+    """The ``task`` of a config, and the values of the short keys that change the task."""
 
     def __init__(self, config: DictConfig, values: dict[str, Any]) -> None:
         self.name = config.get("name")
@@ -86,9 +91,11 @@ class _Task:
             self.task.settings = list(self._settings())
             return
         if "nfe" in self.values:
-            raise ConfigError("nfe", f"the experiment {self.name} has no number of network evaluations; remove nfe.")
+            raise ConfigError(
+                "nfe", f"the experiment {self.name} does not set the number of network evaluations; remove nfe."
+            )
         if "prompt" in self.values:
-            raise ConfigError("prompt", f"the experiment {self.name} does not choose the prompt; remove prompt.")
+            raise ConfigError("prompt", f"the experiment {self.name} does not set the prompt; remove prompt.")
         for name in ("steps", "guidance"):
             if name in self.values:
                 self._require(name, name)
@@ -109,7 +116,10 @@ class _Task:
             del arms[name]
 
     def _select_methods(self, names: list[str]) -> None:
-        """Add the methods that the experiment does not define, and remove the others if the experiment runs all."""
+        """Add the selected methods that the experiment does not define; remove methods that are not selected.
+
+        If the experiment has settings, no method is removed, because each setting selects its methods.
+        """
         key = next((key for key in ("methods", "inversions") if key in self.task), None)
         if key is None:
             remedy = "choose arms=[...]" if "arms" in self.task else "remove methods"
@@ -118,7 +128,7 @@ class _Task:
         for name in names:
             if not any(name in group for group in groups):
                 self.task[key][name] = _load_method(name, [method for group in groups for method in group])
-        if "settings" not in self.task:  # the methods of settings are selected by the settings
+        if "settings" not in self.task:  # a setting selects its methods by name
             for group in groups:
                 for name in [name for name in group if name not in names]:
                     del group[name]
@@ -126,7 +136,7 @@ class _Task:
     def _set_images(self, value: object) -> None:
         if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError("images", f"must be a number >= 1 or all, got {value!r}.")
-        if "count" in self.task:  # number of edits
+        if "count" in self.task:  # editing experiments have a number of edits
             self.task.count = None if value == "all" else value
             return
         if "samples" in self.task:
@@ -137,7 +147,7 @@ class _Task:
         self.task.images = value
 
     def _settings(self) -> Iterator[dict[str, Any]]:
-        """Yield the settings of an inversion experiment, each once."""
+        """Yield the settings of an inversion experiment without duplicates."""
         seen: list[dict[str, Any]] = []
         for setting in self._combined() if "methods" in self.values else self._with_replaced_values():
             if setting not in seen:
@@ -162,14 +172,17 @@ class _Task:
 
     def _with_replaced_values(self) -> Iterator[dict[str, Any]]:
         if "nfe" in self.values:
-            raise ConfigError("nfe", "requires methods=[...], because the number of some methods is fixed.")
+            raise ConfigError("nfe", "requires methods=[...], because the NFE of some methods is fixed.")
         for each in self._plain_settings():
             prompts = self.values.get("prompt", each.pop("prompt", "caption"))
             for condition in self._conditions(each, prompts):
                 yield {**each, **condition}
 
     def _conditions(self, setting: dict[str, Any], prompts: object) -> Iterator[dict[str, Any]]:
-        """Yield every combination of the numbers of steps and the guidance scales of ``setting``, and ``prompts``."""
+        """Yield every combination of a number of steps, a guidance scale and a prompt.
+
+        The numbers of steps and the guidance scales are the values of ``setting`` unless short keys replace them.
+        """
         all_steps = _as_list(self.values.get("steps", setting.get("steps")))
         scales = _as_list(self.values.get("guidance", setting.get("guidance", 1.0)))
         for steps, prompt in product(all_steps, _as_list(prompts)):
@@ -178,7 +191,10 @@ class _Task:
                 yield condition if prompt == "caption" else {**condition, "prompt": prompt}
 
     def _plain_settings(self) -> list[dict[str, Any]]:
-        """Return the settings as dictionaries, without their numbers of images if images or steps are given."""
+        """Return the settings as dictionaries.
+
+        If the short key ``images`` or ``steps`` has a value, the key ``images`` of the settings is removed.
+        """
         settings = OmegaConf.to_container(self.task.settings, resolve=True)
         dropped = "images" if "images" in self.values or "steps" in self.values else None
         return [{name: value for name, value in each.items() if name != dropped} for each in settings]
@@ -191,7 +207,7 @@ def _check_prompts(value: object) -> None:
 
 
 def _is_special(setting: Mapping[str, Any]) -> bool:
-    """Return whether a setting measures more than the reconstruction of real images from their captions."""
+    """Return whether a setting measures something other than the reconstruction of real images from their captions."""
     has_captions = "caption" in _as_list(setting.get("prompt", "caption"))
     return not has_captions or any(setting.get(name) for name in SPECIAL_SETTINGS)
 
@@ -221,7 +237,10 @@ def _as_list(value: object) -> list[Any]:
 
 
 def _omit_networks(config: DictConfig) -> None:
-    """Replace the CLIP model of an inversion experiment by None if its path is null (``data.clip_score=null``)."""
+    """Replace the CLIP model of an inversion experiment by None if the path of the model is null.
+
+    The path is null if the user sets ``data.clip_score=null``.
+    """
     task = config.get("task")
     if isinstance(task, DictConfig) and "settings" in task and isinstance(task.get("clip"), DictConfig):
         path = task.clip._get_node("path")

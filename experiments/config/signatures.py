@@ -1,7 +1,8 @@
 """Signatures of the classes and functions that configs refer to by ``_target_``.
 
-:func:`source_signature` reads a signature from the source file without importing it, because the import would also
-import PyTorch, which takes several seconds. :func:`imported_signature` imports the class or function and is exact.
+:func:`source_signature` reads the signature from the source file of the class or function. The function is fast,
+because it does not import the module; an import of PyTorch takes several seconds. :func:`imported_signature` imports
+the class or function and returns the exact signature.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from typing import Any
 MISSING = object()
 """Placeholder for a type hint or a default value that does not exist or cannot be determined."""
 IMPORTABLE = ("annotated_types", "collections", "datetime", "pathlib", "pydantic", "rnri.validation", "typing")
-"""Packages from which types are imported while a signature is read from source, because importing them is fast."""
+"""Packages that are imported to evaluate type hints in source files; importing these packages is fast."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter of a signature.
+    """A parameter of a class or function.
 
     Attributes:
         required: True if the parameter has no default value.
-        default: default value; ``MISSING`` if there is none or it cannot be determined.
-        hint: type hint; ``MISSING`` if there is none or it cannot be determined.
-        doc: first sentence about the parameter in the docstring; empty if there is none.
+        default: default value; ``MISSING`` if it does not exist or cannot be determined.
+        hint: type hint; ``MISSING`` if it does not exist or cannot be determined.
+        doc: first sentence about the parameter in the docstring; empty if the docstring does not describe the
+            parameter.
     """
 
     required: bool
@@ -63,7 +65,7 @@ class Signature:
 def imported_signature(target: str) -> Signature | None:
     """Import the class or function ``target`` and return its signature.
 
-    The result is None if Python cannot determine the signature, as for some functions written in C.
+    The result is None if Python cannot determine the signature, for example of some functions written in C.
 
     Raises:
         ImportError, AttributeError, ValueError: ``target`` cannot be imported.
@@ -84,7 +86,10 @@ def imported_signature(target: str) -> Signature | None:
 
 
 def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type hints of a callable's parameters by name. Hints that cannot be resolved are omitted."""
+    """Return the type hints of the parameters of a callable, by name.
+
+    Type hints that cannot be resolved are omitted.
+    """
     if dataclasses.is_dataclass(function):
         hints = typing.get_type_hints(function, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(function)}
@@ -95,7 +100,7 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = {}
     for name, hint in getattr(function, "__annotations__", {}).items():
         single = types.SimpleNamespace(__annotations__={name: hint})
-        try:  # hints are resolved one by one, because some of them may refer to types imported under TYPE_CHECKING
+        try:  # separately for each hint, because a hint may refer to types imported under TYPE_CHECKING
             hints |= typing.get_type_hints(single, namespace, include_extras=True)
         except (NameError, TypeError, AttributeError):
             continue
@@ -105,7 +110,7 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 @functools.cache
 def source_signature(target: str) -> Signature | None:
-    """Return the signature of the class or function ``target``, read from its source file without importing it.
+    """Read the signature of the class or function ``target`` from its source file, without an import.
 
     The result is None if the definition cannot be located in a source file.
     """
@@ -126,7 +131,7 @@ class Definition:
     Attributes:
         module: dotted name of the module that contains the definition.
         node: syntax tree of the definition.
-        is_method: True if the definition is inside a class.
+        is_method: True if the definition is a member of a class.
     """
 
     module: str
@@ -137,7 +142,7 @@ class Definition:
 def find_definition(target: str) -> Definition | None:
     """Return the definition of the dotted name ``target``, or None if it cannot be located.
 
-    If the module only imports the name, the definition is read from the module that defines the name.
+    If the module in ``target`` only imports the name, the definition is read from the module that defines the name.
     """
     parts = target.split(".")
     for k in range(len(parts) - 1, 0, -1):
@@ -165,7 +170,7 @@ def _find_in_module(module: str, names: list[str], depth: int = 0) -> Definition
 
 @functools.cache
 def _module_file(module: str) -> Path | None:
-    """Return the source file of a module without importing the module, or None if there is no source file."""
+    """Return the source file of a module, or None if it does not exist. The module is not imported."""
     top, *rest = module.split(".")
     spec = find_spec(top)
     if spec is None:
@@ -182,7 +187,7 @@ def _module_file(module: str) -> Path | None:
 
 @functools.cache
 def _module_names(module: str) -> dict[str, ast.stmt]:
-    """Return the global names of a module, each with the statement that defines or imports it."""
+    """Return the global names of a module, and for each name the statement that defines or imports the name."""
     file = _module_file(module)
     if file is None:
         return {}
@@ -217,10 +222,10 @@ def _absolute_module(module: str, node: ast.ImportFrom) -> str:
 
 
 def _class_signature(name: str, definition: Definition) -> Signature | None:
-    """Return the signature of a class from the fields of a dataclass, or else from ``__init__``.
+    """Return the signature of a class, read from the fields of a dataclass or from ``__init__``.
 
-    If the class does not define ``__init__``, the method of the nearest base class is used. The result is None if no
-    ``__init__`` is defined, or if a base class of a dataclass cannot be located.
+    If the class does not define ``__init__``, the ``__init__`` of the nearest base class is used. The result is None if
+    no class defines ``__init__``, or if a base class of a dataclass cannot be located.
     """
     if not _is_dataclass(definition.node):
         for owner in _with_bases(definition):
@@ -264,7 +269,7 @@ def _with_bases(definition: Definition) -> Iterator[Definition]:
 
 
 def _fields(definition: Definition) -> dict[str, Parameter | None]:
-    """Return the fields of a dataclass; None for a field that is not an argument (``init=False``)."""
+    """Return the fields of a dataclass, by name. A field that is not an argument (``init=False``) is None."""
     docs = _argument_docs(definition.node)
     fields: dict[str, Parameter | None] = {}
     for node in definition.node.body:
@@ -302,7 +307,7 @@ def _parameter(module: str, hint: str, default: ast.expr | None, required: bool,
         try:
             value = ast.literal_eval(default)
         except ValueError:
-            hint = ""  # no check: a value equal to the default would be valid regardless of its type
+            hint = ""  # the default is not a literal, so the type is not checked
     return Parameter(required, value, _evaluate(module, hint) if hint else MISSING, doc)
 
 
@@ -312,13 +317,13 @@ def _evaluate(module: str, hint: str) -> Any:
     The result is ``MISSING`` if the annotation cannot be evaluated without importing other modules.
     """
     try:
-        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # safe: hints are from installed sources
-    except Exception:  # an annotation can be any expression, so that evaluating it can raise any error
+        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # hints come from installed code
+    except Exception:  # evaluating an annotation can raise any exception
         return MISSING
 
 
 class _Names(dict):
-    """Namespace of a module's global names, which are evaluated on access without importing the module."""
+    """The global names of a module as a dictionary; a name is evaluated on access, without importing the module."""
 
     def __init__(self, module: str) -> None:
         super().__init__()
@@ -340,7 +345,7 @@ class _Names(dict):
 
 
 def _argument_docs(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
-    """Return the first sentence about each parameter in the sections ``Args`` and ``Attributes`` of a docstring."""
+    """Return, for each parameter, the first sentence in the section ``Args`` or ``Attributes`` of a docstring."""
     docs: dict[str, list[str]] = {}
     section, names = False, []
     for line in (ast.get_docstring(node) or "").splitlines():

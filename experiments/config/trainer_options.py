@@ -1,6 +1,7 @@
-"""Rules for the options of Lightning's trainer, which depend on whether an experiment trains a network.
+"""Validation of the options of Lightning's trainer. The rules depend on whether an experiment trains a network.
 
-An experiment that trains no network computes units in prediction loops, and has to compute all of them.
+An experiment that trains no network runs prediction loops, which compute the units (pieces of work) of the experiment.
+Such an experiment must compute all units, and must not set the options of a training.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from experiments.config.paths import keys, resolve
 from rnri.validation import NonEmptyStr
 
 UNIT_PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
-"""Values of ``trainer.precision`` that do not convert the networks of an experiment to another dtype."""
+"""Values of ``trainer.precision`` for which Lightning does not convert the weights of the networks to another dtype."""
 TRAINING_OPTIONS = (
     "accumulate_grad_batches",
     "barebones",
@@ -40,9 +41,9 @@ TRAINING_OPTIONS = (
     "sync_batchnorm",
     "val_check_interval",
 )
-"""Options of the trainer that limit or control a training. An experiment that computes units cannot have them."""
+"""Trainer options that control a training. An experiment that trains no network must not set these options."""
 Fraction = Annotated[float, Interval(gt=0, le=1)]
-"""A fraction of the batches of an epoch."""
+"""Fraction of the batches of an epoch."""
 TRAINING_TYPES: dict[str, Any] = {
     "accumulate_grad_batches": PositiveInt,
     "check_val_every_n_epoch": PositiveInt | None,
@@ -55,18 +56,18 @@ TRAINING_TYPES: dict[str, Any] = {
     "max_steps": PositiveInt,
     "val_check_interval": PositiveInt | Fraction | NonEmptyStr | dict | None,
 }
-"""Types of the options of a trainer that trains a network; narrower than the types in Lightning's signature."""
+"""Types of trainer options for experiments that train a network. Lightning's signature has less strict types."""
 
 
 def is_training(config: DictConfig) -> bool:
-    """Return whether the experiment trains a network: its trainer saves checkpoints. A training has no units."""
+    """Return whether the experiment trains a network, that is, whether its trainer saves checkpoints."""
     callbacks = OmegaConf.select(config, "trainer.callbacks")
     targets = [str(entry.get("_target_")) for entry in callbacks or [] if isinstance(entry, DictConfig)]
     return any(target.endswith(".ModelCheckpoint") for target in targets)
 
 
 def precision_error(precision: object, dtype: object) -> str | None:
-    """Return an error message if ``trainer.precision`` converts the networks of an experiment, else None.
+    """Return an error message if ``trainer.precision`` would convert the networks to another dtype, else None.
 
     Args:
         precision: value of ``trainer.precision``.
@@ -83,10 +84,11 @@ def precision_error(precision: object, dtype: object) -> str | None:
 
 
 def option_errors(config: DictConfig, value_error: Callable[[str, Any, Any], str | None]) -> list[str]:
-    """Return the errors of the trainer's options.
+    """Return the error messages for invalid options of the trainer.
 
     Args:
-        value_error: function of a key, a value and a type, which returns an error message or None.
+        value_error: function of a key, a value and a type that returns an error message if the value is invalid, else
+            None.
     """
     names = [name for name in keys(resolve(config, "trainer")[1]) if config.trainer[name] is not None]
     if is_training(config):
@@ -94,7 +96,7 @@ def option_errors(config: DictConfig, value_error: Callable[[str, Any, Any], str
         errors = [value_error(f"trainer.{name}", _value(config, name), hint) for name, hint in types.items()]
         return [error for error in errors if error]
     errors = [
-        f"trainer.{name}: must not be set in an experiment that trains no network, because it computes all its units, "
+        f"trainer.{name}: must not be set in an experiment that trains no network, "
         f"got {_value(config, name)!r}; remove it. To compute less, set task.images or data.concepts."
         for name in names
         if name in TRAINING_OPTIONS

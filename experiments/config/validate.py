@@ -1,6 +1,7 @@
 """Validation of a config before its objects are instantiated.
 
-Keys and values are compared with the signatures of the classes and functions that the config refers to by ``_target_``.
+Keys and values are compared with the signatures of the classes and functions to which the config refers by
+``_target_``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from rnri.validation import STRICT, NonEmptyStr, RandomSeed, describe
 INSTANTIATED = ("trainer", "logger", "task")
 """Top-level config keys whose values describe objects, which Hydra instantiates."""
 TOP_LEVEL_TYPES = {"name": NonEmptyStr, "seed": RandomSeed, "run_dir": NonEmptyStr, "plan": bool | Literal["counts"]}
-"""Types of the top-level config values that are not passed to a class or function."""
+"""Types of the top-level config values that are not arguments of a class or function."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def interpolation_error(config: DictConfig) -> str | None:
-    """Return an error message that names the highest key whose value refers to itself by interpolations, or None."""
+    """Return an error message if the value of a key refers to itself by interpolations, else None.
+
+    Among several of these keys, the message names the key with the fewest parts.
+    """
     return min(_cycles(config), key=lambda message: message.partition(":")[0].count("."), default=None)
 
 
@@ -54,7 +58,7 @@ def _refers_to_itself(node: Node) -> str:
 
 
 def check_before_imports(config: DictConfig) -> None:
-    """Check keys and plain values of a config against signatures that are read from source files without imports.
+    """Check the keys and the plain values of a config against signatures that are read from source files.
 
     Raises:
         ConfigErrors: a value is missing or invalid, or a key is unknown; the message has one line per error.
@@ -90,7 +94,7 @@ def _check(config: DictConfig, signature_of: Callable[[str], Signature | None]) 
 
 
 def _logger_errors(config: DictConfig) -> list[str | None]:
-    """Return the errors of the loggers: an entry that is no logger, or an interval of zero steps."""
+    """Return the error messages for the loggers: entries without a class, and logging intervals of zero steps."""
     loggers = resolve(config, "logger")[1]
     if not isinstance(loggers, DictConfig):
         names = "csv, wandb, tensorboard, mlflow or none"
@@ -107,7 +111,7 @@ def _logger_errors(config: DictConfig) -> list[str | None]:
 
 
 def _missing(root: DictConfig, key: str) -> list[str]:
-    """Return ``key`` or the keys below ``key`` whose value is ``???``, Hydra's mark for a value that must be set."""
+    """Return ``key`` or the keys below ``key`` that have no value; Hydra marks a value that must be set by ``???``."""
     path, node = resolve(root, key)
     if node is None or node._is_none():
         return []
@@ -130,7 +134,7 @@ def _node_errors(root: DictConfig, key: str, signature_of: Callable[[str], Signa
 def _target_errors(
     root: DictConfig, key: str, node: DictConfig, signature_of: Callable[[str], Signature | None]
 ) -> list[str]:
-    """Return the errors of the object that the config describes at ``key``.
+    """Return the error messages for the object that the config describes at ``key``.
 
     An error is a class that cannot be imported, an unknown or missing argument, or a value of the wrong type.
     """
@@ -166,7 +170,10 @@ def _target_errors(
 
 
 def _is_instantiated(root: DictConfig, key: str) -> bool:
-    """Return whether ``key`` or a key below ``key`` describes an object. The arguments of objects are checked apart."""
+    """Return whether ``key`` or a key below ``key`` describes an object.
+
+    Arguments of objects are checked separately.
+    """
     path, node = resolve(root, key)
     return "_target_" in keys(node) or any(_is_instantiated(root, join(path, name)) for name in keys(node))
 
@@ -179,15 +186,15 @@ def _plain_value(node: Node) -> Any:
 
 
 def _value_error(key: str, value: Any, hint: Any) -> str | None:
-    """Return an error message if a config value does not match the type ``hint``, or None.
+    """Return an error message if a config value does not match the type ``hint``, else None.
 
-    Types for which pydantic has no schema are not checked.
+    If pydantic cannot create a schema for the type, the value is not checked.
     """
     try:
         adapter = TypeAdapter(hint, config=STRICT)
     except PydanticSchemaGenerationError:
         return None
-    except PydanticUserError:  # the hint is a class with its own pydantic configuration
+    except PydanticUserError:  # the class has its own pydantic configuration
         adapter = TypeAdapter(hint)
     try:
         # Validate as JSON, because pydantic's strict mode then accepts a list for a tuple.

@@ -1,4 +1,4 @@
-"""Frequency buckets: the number of captions that mention a concept decides whether it is head, medium or tail."""
+"""Frequency buckets: divides concepts by the number of captions that mention a concept into head, medium and tail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict[str, str]:
-    """Return the bucket (``head``, ``medium`` or ``tail``) of each concept in ``counts``.
+    """Return the frequency bucket (``head``, ``medium`` or ``tail``) of each concept in ``counts``, by two thresholds.
 
     Args:
         counts: number of captions that mention each concept.
@@ -26,10 +26,10 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
 
 
 def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str, str]:
-    """Return the bucket of each concept by its rank when concepts are sorted by decreasing count, then by name.
+    """Return the frequency bucket of each concept by its rank; concepts are sorted by decreasing count, then by name.
 
     The first ``sizes[0]`` concepts are in bucket ``head``, the next ``sizes[1]`` in ``medium``, and the last
-    ``sizes[2]`` in ``tail``. Table 3 of the RNRI paper divides ImageNet-1k into 235, 509 and 256 classes.
+    ``sizes[2]`` in ``tail``. For ImageNet-1k, ``sizes`` is (235, 509, 256) in Table 3 of the RNRI paper.
 
     Raises:
         ValueError: ``sizes`` does not consist of three numbers >= 0 whose sum is the number of concepts.
@@ -47,12 +47,12 @@ def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str,
 def assign_buckets(
     counts: Mapping[str, int], bucket_by: str, *, head: int, tail: int, ranks: Sequence[int]
 ) -> dict[str, str]:
-    """Return the bucket of each concept in ``counts``.
+    """Return the frequency bucket (``head``, ``medium`` or ``tail``) of each concept in ``counts``.
 
     Args:
         counts: number of captions that mention each concept.
         bucket_by: ``threshold`` calls :func:`bucket_by_threshold`, ``rank`` calls :func:`bucket_by_rank`.
-        head, tail: thresholds in captions, used if ``bucket_by`` is ``threshold``.
+        head, tail: thresholds for the number of captions, used if ``bucket_by`` is ``threshold``.
         ranks: number of head, medium and tail concepts, used if ``bucket_by`` is ``rank``.
     """
     if bucket_by == "threshold":

@@ -2,8 +2,8 @@
 
 Run ``python -m experiments.counting.count_captions --help`` for the options. The corpus consists of Parquet files
 (shards), which are local or remote (``s3://...``). The counts of each finished shard are cached in the folder
-``OUTPUT.shards``, so that an interrupted run resumes. A shard that is listed twice is counted once. Of several shards
-with the same captions, one is counted.
+``OUTPUT.shards``, so that an interrupted run resumes. A shard that is listed twice is counted once. Shards with
+identical captions are also counted once.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from experiments.counting.names import read_names
 from experiments.counting.rows import check_tsv_cells, write_rows
 from experiments.counting.shards import Shard, ShardCounts, count_shard, list_shards
 
-CACHE_VERSION = 3  # increase when the definition of a mention changes; cached counts of other versions are ignored
+CACHE_VERSION = 3  # increase this version when the definition of a mention changes, so that cached counts are not used
 
 
 @dataclass(frozen=True)
 class CountQuery:
-    """The column of captions and the names that are counted in every shard.
+    """The names that are counted in every shard, and the column that contains the captions.
 
     Attributes:
         column: name of the Parquet column that contains the captions.
-        forms: spelling variants (singular, plural, with and without hyphens) of all names to search for.
-        concepts: number of concepts.
+        forms: spelling variants of all names: singular and plural, with and without hyphens.
+        concepts: number of concepts to which the names belong.
     """
 
     column: str
@@ -48,7 +48,7 @@ class CountQuery:
 class CachedCounts:
     """Cache folder with one JSON file of counts per finished shard.
 
-    The file name is a hash of the identity of the shard (URL, size, version) and of the query.
+    The name of a JSON file is a hash of the shard (URL, size, version) and of the query.
     """
 
     def __init__(self, folder: Path, query: CountQuery) -> None:
@@ -83,11 +83,11 @@ def count_shards(
     cache: CachedCounts,
     engine: Callable[[], AbstractContextManager[Workers]],
 ) -> dict[Shard, ShardCounts]:
-    """Return the counts of all shards. Missing counts are computed and added to ``cache``.
+    """Return the counts of all shards. Counts that are not in ``cache`` are computed and added to ``cache``.
 
     Raises:
-        ValueError: counting failed for at least one shard. The error is raised after all other shards are finished. The
-            message contains the number of failed shards and the first error.
+        ValueError: counting failed for at least one shard. The exception is raised after all other shards are finished.
+            The message contains the number of failed shards and the first error.
     """
     done = {shard: counts for shard in shards if (counts := cache.read(shard))}
     remaining = [shard for shard in shards if shard not in done]
@@ -131,10 +131,10 @@ def _merge(
 
 
 def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCounts], dict[Shard, Shard]]:
-    """Separate the shards with distinct captions from the shards that repeat the captions of another shard.
+    """Separate duplicate shards, whose captions are identical to those of another shard, from all other shards.
 
     Returns:
-        the counts of the shards with distinct captions, sorted by URL, and a dict from each duplicate shard to the
+        The counts of the shards without duplicates, sorted by URL, and a dict that maps each duplicate shard to the
         shard with the same captions.
     """
     first: dict[str, Shard] = {}
@@ -147,7 +147,7 @@ def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardC
 
 
 def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> None:
-    """Writes names and counts atomically to a ``.tsv`` or ``.csv`` file without a header, or to a ``.json`` file."""
+    """Writes names and counts to a ``.tsv`` or ``.csv`` file without a header, or to a ``.json`` file."""
     rows = list(zip(names, totals, strict=True))
     if path.suffix == ".json":
         _write_json(path, dict(rows))
@@ -156,7 +156,7 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts the captions in all shards, and writes the total counts and the file ``OUTPUT.provenance.json``.
+    """Counts the captions in all shards; writes the total counts, and their inputs to ``OUTPUT.provenance.json``.
 
     Raises:
         ValueError: a command-line option or an input file is invalid.

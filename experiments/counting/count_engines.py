@@ -1,8 +1,7 @@
 """Executors that count shards in parallel: local processes or a Dask cluster.
 
-Each of the context managers ``processes`` and ``dask`` yields an ``Executor`` and a function ``share``.
-``share(argument)`` prepares an argument that is passed to many calls; with Dask, the argument is sent to each worker
-only once.
+The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. An argument of many
+calls is first passed to ``share``, so that Dask sends the argument to each worker only once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Workers = tuple[Executor, Callable[[Any], Any]]
 
 @contextmanager
 def processes(workers: int) -> Iterator[Workers]:
-    """Starts ``workers`` local processes with ``spawn``, because forking a process that runs threads can deadlock."""
+    """Starts ``workers`` local processes by ``spawn``, because a fork of a process with threads can deadlock."""
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_exit_with_parent) as pool:
         try:
             yield pool, lambda argument: argument
@@ -30,7 +29,7 @@ def processes(workers: int) -> Iterator[Workers]:
 
 
 def _exit_with_parent() -> None:
-    """Ends a worker process when its parent process is killed. Otherwise the worker would wait for work forever."""
+    """End this worker process when the parent process dies; otherwise the worker would wait for work forever."""
 
     def watch() -> None:
         parent_process().join()
@@ -43,7 +42,7 @@ def _exit_with_parent() -> None:
 def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
     """Connects to the Dask cluster at the address ``scheduler``, or starts a local cluster of ``workers`` processes.
 
-    This package must be installed on the workers of a remote cluster, and the shards must have the same paths there.
+    A remote worker needs an installation of this package, and must be able to read the shards under the same paths.
 
     Raises:
         ValueError: Dask is not installed, or the scheduler does not respond.
@@ -66,5 +65,5 @@ def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
 
 
 def _workers(client: Any) -> Workers:
-    # The argument is wrapped in a list, because Dask would send the elements of a tuple separately.
+    # The argument is passed as a list of one element, because Dask would send the elements of a tuple separately.
     return client.get_executor(pure=False), lambda argument: client.scatter([argument], broadcast=True)[0]

@@ -1,7 +1,7 @@
-"""Reads files (count tables) with the number of captions that mention each concept.
+"""Reads count tables: files with the number of captions that mention each concept.
 
-``python -m experiments.counting.counts FILE`` prints the SHA-256 of the file, and the number of head, medium and tail
-concepts.
+``python -m experiments.counting.counts FILE`` prints the SHA-256 hash of the file and the numbers of head, medium and
+tail concepts, that is, of frequent concepts, concepts of medium frequency and rare concepts.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
 from experiments.naming import unique_names
 from rnri.tables import read_rows
 
-HEAD, TAIL = 1_000_000, 10_000  # thresholds in captions of LAION-2B (RNRI paper, Table 3)
-RANKS = (235, 509, 256)  # number of head, medium and tail classes of ImageNet-1k (RNRI paper, Table 3)
+HEAD, TAIL = 1_000_000, 10_000  # thresholds, in captions of LAION-2B, of Table 3 of the RNRI paper
+RANKS = (235, 509, 256)  # numbers of head, medium and tail classes of ImageNet-1k in Table 3 of the RNRI paper
 COUNT_HEADERS = ("count", "counts", "frequency", "freq", "mentions")
 
 
 @dataclass(frozen=True)
 class CountTable:
-    """The counts in a file, with the path and the hash of the file.
+    """The caption counts in a file, together with the path and the hash of the file.
 
     Attributes:
-        counts: number of captions per concept, in the order of the file. The key of a concept is a normalized name, a
-            class index or a WordNet id.
+        counts: number of captions per concept, in the order of the file. The keys are normalized names, class indices
+            or WordNet ids of concepts.
         path: path of the file, as the user wrote it.
         sha256: SHA-256 of the bytes of the file.
     """
@@ -42,7 +42,7 @@ class CountTable:
 
 
 def read_count_table(path: str | Path) -> CountTable:
-    """Reads the names and counts of a file.
+    """Reads the names and the counts in a file.
 
     A ``.csv`` or ``.tsv`` file has two columns, name and count, with or without a header ``name,count``. A ``.json``
     file is an object that maps names to counts.
@@ -76,7 +76,7 @@ def _read_table(path: Path) -> list[list[str]]:
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
     try:
-        # JSON objects are parsed as lists of pairs, because a dict would hide a repeated name.
+        # JSON objects are parsed as lists of pairs, because a dict would not show that a name is repeated.
         rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
@@ -87,7 +87,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 def _count(path: Path, name: str, value: Any) -> int:
     if isinstance(value, str):
-        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None  # int() would also accept 1_000
+        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None  # because int() also accepts 1_000
     else:
         is_integer = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not is_integer:
@@ -99,7 +99,10 @@ def _count(path: Path, name: str, value: Any) -> int:
 
 
 def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
-    """Return the number of concepts in each bucket, 0 for an empty bucket. ``buckets`` maps concepts to buckets."""
+    """Return the number of concepts in each of the buckets head, medium and tail.
+
+    ``buckets`` maps each concept to its bucket.
+    """
     sizes = Counter(buckets.values())
     return {bucket: sizes[bucket] for bucket in ("head", "medium", "tail")}
 
@@ -107,9 +110,13 @@ def bucket_sizes(buckets: Mapping[str, str]) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.counting.counts", description=__doc__)
     parser.add_argument("file", help="count table: .csv, .tsv or .json")
-    parser.add_argument("--head", type=int, default=HEAD, help="head has larger counts (default: %(default)s)")
-    parser.add_argument("--tail", type=int, default=TAIL, help="tail has smaller counts (default: %(default)s)")
-    parser.add_argument("--ranks", type=int, nargs=3, help="numbers of head, medium and tail concepts, by rank")
+    parser.add_argument(
+        "--head", type=int, default=HEAD, help="concepts with larger counts are head (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tail", type=int, default=TAIL, help="concepts with smaller counts are tail (default: %(default)s)"
+    )
+    parser.add_argument("--ranks", type=int, nargs=3, help="numbers of head, medium and tail concepts")
     options = parser.parse_args(arguments)
     try:
         table = read_count_table(options.file)

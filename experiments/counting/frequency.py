@@ -10,7 +10,7 @@ from experiments.counting.text import normalize
 
 
 def spellings(name: str) -> set[str]:
-    """Return the normalized spellings of ``name``: singular and plural, with hyphens replaced by spaces or removed.
+    """Return the normalized spellings of ``name``: singular and plural, with hyphens removed or replaced by spaces.
 
     Raises:
         ValueError: ``name`` contains neither a letter nor a digit.
@@ -23,15 +23,15 @@ def spellings(name: str) -> set[str]:
 
 
 def mentions(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Return a dict from each spelling of a name to the concepts that a caption with this spelling mentions.
+    """Return a dict that maps each spelling of a name to the concepts that a caption with this spelling mentions.
 
     A caption mentions a concept if the caption contains the name of the concept or a synonym as whole words. The head
-    noun may be in the singular or the plural; case and hyphens are ignored. A caption that contains "wine glass"
-    mentions both the concept "wine glass" and the concept "glass". A caption with several mentions of a concept is
-    counted once.
+    noun of a name may be in the singular or the plural. Upper case, lower case and hyphens are ignored. A caption that
+    contains "wine glass" mentions both the concept "wine glass" and the concept "glass". A caption that mentions a
+    concept several times is counted once.
 
     Args:
-        names: dict from each concept to its names, that is, the name of the concept and its synonyms.
+        names: dict that maps each concept to its name and its synonyms.
 
     Raises:
         ValueError: a name contains neither a letter nor a digit.

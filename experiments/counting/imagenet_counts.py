@@ -1,4 +1,4 @@
-"""Finds a class of ImageNet-1k by its index, WordNet id or name, and reads the caption counts of the classes."""
+"""Finds classes of ImageNet-1k by index, WordNet id or name, and reads the caption counts of the classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ImageNetClass", "imagenet_class", "imagenet_classes", "imagenet_coun
 
 
 def imagenet_class(name: str) -> ImageNetClass:
-    """Return the class whose index, WordNet id, name or synonym is ``name``.
+    """Return the class of ImageNet-1k that has the index, WordNet id, name or synonym ``name``.
 
     Raises:
         ValueError: no class or several classes match ``name``.
@@ -26,7 +26,7 @@ def imagenet_class(name: str) -> ImageNetClass:
 
 
 def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[int, int]:
-    """Return a dict from class index to number of captions.
+    """Return a dict that maps the index of each class to the number of captions.
 
     Args:
         table: count table; each name is a class index, a WordNet id, or a name or synonym of exactly one class.
@@ -56,11 +56,11 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 
 @cache
 def _imagenet_keys() -> dict[str, set[int]]:
-    """Return a dict from each key (index, WordNet id or name) to the indices of the classes with this key.
+    """Return a dict that maps each key (index, WordNet id or name) to the indices of the classes with this key.
 
-    The kinds of keys are, in this order: class indices, WordNet ids, unique names, normalized first names, normalized
-    synonyms, and all names of a class in one string, as in the list of the Hugging Face Hub ("tench, Tinca tinca"). If
-    a key belongs to several kinds, the first of these kinds takes precedence.
+    There are six types of keys: class indices, WordNet ids, unique names, normalized first names, normalized synonyms,
+    and all names of a class in one string, as on the Hugging Face Hub ("tench, Tinca tinca"). If a key has several
+    types, only the classes for the first of these types are returned.
     """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}

@@ -1,9 +1,9 @@
-"""Counts the captions that mention each of many names. ``experiments.counting.frequency`` defines a mention.
+"""Counts the captions that mention each of many names; ``experiments.counting.frequency`` defines a mention.
 
-Most words of captions occur in no name. Therefore a batch of captions is joined into one string, and the words that
-occur in no name are removed with a hash table in NumPy. One Aho-Corasick automaton for all names then searches the
-remaining words. Because of a hash collision, a word that occurs in no name may remain, but no word of a mention is
-removed. The counts are therefore exact.
+Most words of captions occur in no name. Therefore a batch of captions is joined into one string, and words that occur
+in no name are removed by a hash table in NumPy. An Aho-Corasick automaton then searches the remaining words for all
+names. Hash collisions do not change the counts: a collision may keep a word that occurs in no name, but never removes a
+word of a name.
 """
 
 from __future__ import annotations
@@ -21,35 +21,38 @@ import pyarrow.compute as pc
 from experiments.counting.frequency import mentions
 from experiments.counting.text import normalize
 
-# Pairs of a spelling variant ("form") and the indices of the concepts that a caption with this spelling mentions.
+# Each entry is a spelling variant ("form") and the indices of the concepts that a caption with this form mentions.
 Patterns = tuple[tuple[str, tuple[int, ...]], ...]
 
 _SPACE, _BREAK = ord(" "), ord("\n")
-# Bit flags for the roles of a word in spelling variants: the only word, followed by a word, preceded by a word.
+# Bit flags for the positions of a word in a spelling variant: the only word, followed by a word, preceded by a word.
 _SINGLE, _FOLLOWED, _PRECEDED = 1, 2, 4
 
-_CHUNK_SIZE = 4096  # number of captions that are processed at once, so that the arrays fit into the CPU caches
+_CHUNK_SIZE = 4096  # number of captions per batch, for which the arrays fit into the CPU caches
 
-# Translation table: lower-cases ASCII letters, replaces ASCII punctuation by spaces, keeps non-ASCII bytes.
+# Translation table that lower-cases ASCII letters, replaces ASCII punctuation by spaces and keeps non-ASCII bytes.
 _LOWER = bytes(ord(chr(k).lower()) if chr(k).isalnum() else _SPACE for k in range(128)) + bytes(range(128, 256))
-# Bit masks that keep the first n bytes of an 8-byte little-endian word, for n from 0 to 8.
+# Bit masks that keep the first n bytes of an 8-byte little-endian integer, for n from 0 to 8.
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], "<u8")
 _HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], "<u8")
 
 
 def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
-    """Return all spelling variants of all names for ``BatchCounter``. Concept k is the k-th key of ``names``."""
+    """Return all spelling variants of all names, as input of ``BatchCounter``.
+
+    Concept k is the k-th key of ``names``.
+    """
     index = {name: k for k, name in enumerate(names)}
     return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
 
 
 @dataclass(frozen=True)
 class _Words:
-    """The words of a batch of captions.
+    """The W words of a batch of N captions.
 
     Attributes:
-        text: ``uint8 [T]``, normalized UTF-8 text, with spaces around words and at least eight additional spaces at the
-            end.
+        text: ``uint8 [T]``, the normalized UTF-8 text of all captions, with spaces around words and at least eight
+            further spaces at the end.
         starts, ends: ``int64 [W]``, byte offsets in ``text`` at which each word begins and ends.
         captions: ``int64 [N]``, byte offset in ``text`` at which each caption begins.
     """
@@ -60,17 +63,17 @@ class _Words:
     captions: np.ndarray
 
     def keys(self) -> np.ndarray:
-        """Return a hash of the length and the first eight bytes of each word, ``uint64 [W]``."""
+        """Return a hash of each word, ``uint64 [W]``, from the length and the first eight bytes of the word."""
         aligned = self.text.view("<u8")
         index = self.starts >> 3
         shift = ((self.starts & 7) << 3).view("<u8")
         lengths = self.ends - self.starts
-        first = aligned.take(index) >> shift | aligned.take(index + 1) << (64 - shift)  # a shift by 64 gives 0 in NumPy
+        first = aligned.take(index) >> shift | aligned.take(index + 1) << (64 - shift)  # NumPy: a shift by 64 is 0
         return (first & _MASKS.take(lengths, mode="clip")) + lengths.view("<u8") * _HASH_MULTIPLIERS[0]
 
 
 def _find_words(text: bytes, captions: np.ndarray) -> _Words:
-    """Return the words of normalized ``text``, which must begin with a space."""
+    """Return the words of ``text``, which must be normalized and begin with a space."""
     padded = np.frombuffer(text + b" " * (16 - len(text) % 8), np.uint8)
     inside = padded != _SPACE
     edges = np.flatnonzero(inside[1:] != inside[:-1])
@@ -78,7 +81,7 @@ def _find_words(text: bytes, captions: np.ndarray) -> _Words:
 
 
 def read_words(captions: pa.StringArray) -> _Words:
-    """Return the normalized words of ``captions``, which must not contain nulls."""
+    """Return the normalized words of ``captions``. The array must not contain nulls."""
     joined = pa.LargeListArray.from_arrays(pa.array([0, len(captions)], pa.int64()), captions)
     text = b" " + pc.binary_join(joined, " ")[0].as_buffer().to_pybytes().translate(_LOWER) + b" "
     sizes = pc.binary_length(captions).to_numpy(zero_copy_only=False).astype(np.int64) + 1
@@ -86,15 +89,15 @@ def read_words(captions: pa.StringArray) -> _Words:
 
 
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Normalizes the words with non-ASCII characters, and adjusts the offsets of the captions to the new word lengths.
+    """Normalize the words with non-ASCII characters, and adapt the offsets of the captions to the new lengths of words.
 
-    ASCII punctuation is already replaced by spaces. Unicode normalization never merges such punctuation with a neighbor
-    into a letter or digit, and combining marks after punctuation are dropped. Therefore each word can be normalized
-    separately.
+    In ``text``, ASCII punctuation is replaced by spaces. Each word can be normalized separately, because Unicode
+    normalization never merges ASCII punctuation with a neighbor into a letter or digit, and combining marks after
+    punctuation are dropped.
     """
     pieces, bounds, growth = [], [], [0]
     done = 0
-    for first in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # lead bytes of UTF-8
+    for first in np.flatnonzero(np.frombuffer(text, np.uint8) >= 0xC0).tolist():  # first bytes of UTF-8 characters
         if first >= done:
             start = text.rfind(b" ", done, first) + 1
             end = text.index(b" ", first)
@@ -113,7 +116,7 @@ def _fold_word(word: bytes) -> bytes:
 
 
 class BatchCounter:
-    """Counts the captions that mention each concept. A caption with several mentions of a concept is counted once.
+    """Counts the captions that mention each concept. A caption that mentions a concept several times is counted once.
 
     Args:
         forms: spelling variants of names and the concepts of each variant, from :func:`patterns`.
@@ -126,7 +129,7 @@ class BatchCounter:
         self._owner_counts = np.array([len(owners) for _, owners in forms], np.int64)
         self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         for k, (form, _) in enumerate(forms):
-            # The automaton searches str, so each UTF-8 byte becomes one Latin-1 character: positions are byte offsets.
+            # The automaton searches str. Each UTF-8 byte is one Latin-1 character, so that positions are byte offsets.
             self._automaton.add_word(form.encode().decode("latin-1"), k)
         self._automaton.make_automaton()
         self._tabulate([form for form, _ in forms])
@@ -138,7 +141,7 @@ class BatchCounter:
         linked = form[1:] == form[:-1]
         before = np.append(linked, False)
         after = np.insert(linked, 0, False)
-        # With 64 hash table cells per word of a name, only 1 to 2 % of the words that occur in no name pass the filter.
+        # If the hash table has 64 cells per word of a name, only 1 to 2 % of the words that occur in no name are kept.
         self._shift = np.uint64(64 - max(12, (64 * len(keys)).bit_length()))
         size = 1 << (64 - int(self._shift))
         self._roles = np.zeros(size, np.uint8)
@@ -154,7 +157,10 @@ class BatchCounter:
         return self._cells(keys[first] * _HASH_MULTIPLIERS[2] + keys[first + 1])
 
     def count(self, captions: pa.StringArray) -> np.ndarray:
-        """Return the number of ``captions`` (no nulls) that mention each concept, ``int64 [concepts]``."""
+        """Return, for each concept, the number of captions that mention it, ``int64 [concepts]``.
+
+        ``captions`` must not contain nulls.
+        """
         counts = np.zeros(self.concepts, np.int64)
         for start in range(0, len(captions), _CHUNK_SIZE):
             counts += self._count(captions[start : start + _CHUNK_SIZE])
@@ -171,8 +177,8 @@ class BatchCounter:
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
         """Return whether each word may belong to a mention, ``bool [W]``.
 
-        The value is True for a word that is a spelling variant by itself. It is also True for two words that are
-        adjacent both in a caption and in a spelling variant.
+        The value is True for a word that is a complete spelling variant. The value is also True for two adjacent words
+        of a caption that are adjacent in a spelling variant.
         """
         roles = self._roles.take(self._cells(keys))
         keep = roles & _SINGLE != 0
@@ -182,7 +188,7 @@ class BatchCounter:
         return keep
 
     def _tally(self, caption: np.ndarray, form: np.ndarray) -> np.ndarray:
-        """Return the number of distinct captions per concept, ``int64 [concepts]``.
+        """Return the number of captions that mention each concept, ``int64 [concepts]``, from all matches.
 
         Match k is an occurrence of the spelling variant ``form[k]`` in the caption ``caption[k]``.
         """
@@ -194,9 +200,9 @@ class BatchCounter:
 
 
 def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray) -> dict[str, int]:
-    """Return the number of ``captions`` (no nulls) that mention each concept, including concepts with the number 0.
+    """Return, for each concept, the number of captions that mention it; the number may be 0.
 
-    ``names`` maps each concept to its names.
+    ``names`` maps each concept to its names. ``captions`` must not contain nulls.
     """
     return dict(zip(names, BatchCounter(patterns(names), len(names)).count(captions).tolist(), strict=True))
 
@@ -204,7 +210,7 @@ def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray)
 def _excerpt(words: _Words, index: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
     """Return the words with the indices ``index`` as one string, and the end offset of each word in the string.
 
-    Words that are not adjacent in the same caption are separated by a line break.
+    Two words are separated by a line break unless they are adjacent words of one caption.
     """
     if not len(index):
         return "", index

@@ -1,4 +1,4 @@
-"""Reads the file of names and synonyms of concepts whose mentions in captions are counted."""
+"""Reads a file with the names and synonyms of concepts; the mentions of these names in captions are counted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ IMAGENET = "imagenet1k"
 
 
 def read_names(source: str) -> dict[str, tuple[str, ...]]:
-    """Return a dict from the name of each concept to its name and synonyms, in the order of the file.
+    """Return a dict that maps the name of each concept to the name and its synonyms, in the order of the file.
 
     All names are normalized by :func:`experiments.naming.normalize_name`.
 
     Args:
         source: ``imagenet1k`` for the classes of ImageNet-1k with their WordNet synonyms, or the path of a file. A line
-            of a ``.txt``, ``.tsv`` or ``.csv`` file has the name of one concept and then its synonyms, separated by
-            tabs (in ``.csv``: commas). A ``.json`` file is an object that maps names to lists of synonyms.
+            of a ``.txt``, ``.tsv`` or ``.csv`` file contains the name of one concept, followed by its synonyms. The
+            separators are tabs in ``.txt`` and ``.tsv`` files, and commas in ``.csv`` files. A ``.json`` file is an
+            object that maps names to lists of synonyms.
 
     Raises:
         ValueError: the file is missing or empty, has an unsupported suffix or layout, or contains a name twice.
@@ -46,7 +47,7 @@ def _read_lines(path: Path) -> list[list[str]]:
 
 def _read_json(path: Path) -> list[list[str]]:
     try:
-        # JSON objects are parsed as lists of pairs, because a dict would hide a repeated name.
+        # JSON objects are parsed as lists of pairs, because a dict would not show that a name is repeated.
         entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as names ({error}): save it as JSON in UTF-8.") from None

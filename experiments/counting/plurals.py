@@ -1,10 +1,11 @@
 """Returns the singular and plural forms of concept names, from the package ``inflect`` and tables of exceptions.
 
-Only the head noun of a name is inflected: the last word, and the word before a preposition (house of cards,
-mother-in-law). For a name in the singular, the regular and irregular plurals are added (Doberman: Dobermans, Dobermen).
-For a name in the plural, the singular and all other plurals of the singular are added (cacti: cactus, cactuses). A
-wrong plural such as Dobermen does not change counts, because captions do not contain wrong plurals. The tables contain
-words for which ``inflect`` misses a form, or returns a form that is a different word (news: new).
+Only the head nouns of a name are inflected: the last word, and the word before a preposition (house of cards,
+mother-in-law). If a name is in the singular, its regular and irregular plurals are returned (Doberman: Dobermans,
+Dobermen). If a name is in the plural, its singular and all other plurals of this singular are returned (cacti: cactus,
+cactuses). A wrong plural such as Dobermen does not change counts, because captions do not contain wrong plurals. The
+tables of exceptions contain words for which ``inflect`` does not return all forms, or returns a different word (news:
+new).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def _words(text: str) -> frozenset[str]:
 
 _PREPOSITIONS = _words("at by de des du for from in of off on out over to under up with without")
 
-# Words without a plural or singular, or whose plural or singular is a word with a different meaning.
+# Words that have no plural or no singular, and words whose plural or singular has a different meaning.
 _INVARIABLE = _words(
     """
     acoustics aerobics athletics corps crossroads economics electronics ethics genetics gymnastics headquarters
@@ -31,14 +32,14 @@ _INVARIABLE = _words(
     tongs trousers tweezers underpants
     """
 )
-# Names that are inflected only as a part of other names: the singular of "wine glasses" is "wine glass",
-# but "glasses" (spectacles) is not the plural of "glass".
+# Names that are not inflected: "glasses" (spectacles) is not the plural of "glass". As a part of another name, these
+# words are inflected: the singular of "wine glasses" is "wine glass".
 _INVARIABLE_NAMES = frozenset(
     ("arms", "bars", "bathing trunks", "dark glasses", "field glasses", "glasses", "opera glasses", "parallel bars",
      "reading glasses", "safety glasses", "shades", "swimming trunks", "trunks")
 )  # fmt: skip
 
-# Singulars that end like plurals and are a different word without this ending (gas: ga, mars: mar).
+# Words in the singular that end like a plural; without the ending they would be a different word (gas: ga, mars: mar).
 _SINGULAR = _words(
     """
     alias ananas atlas bias canvas cerastes chaos charles christmas cosmos dallas gas gps gras hercules james jones lens
@@ -46,7 +47,7 @@ _SINGULAR = _words(
     carmen cyclamen omen ramen semen specimen yemen
     """
 )
-# Plurals that end in -us or -is; all other words with these endings are treated as singular.
+# Words in the plural that end in -us or -is; all other words with these endings are treated as singular.
 _PLURAL = _words(
     """
     bayous caribous emus gnus gurus menus tutus zebus
@@ -55,7 +56,7 @@ _PLURAL = _words(
     """
 )
 
-# Plurals by singular; they replace the plurals of the package inflect.
+# Plurals by singular, for words whose plurals in the package inflect are wrong or incomplete.
 _PLURALS = {
     "automaton": ("automatons", "automata"),
     "child": ("children",),
@@ -72,7 +73,7 @@ _PLURALS = {
     **{word: (f"{word}s",) for word in ("epoch", "monarch", "nudibranch", "patriarch")},
     **{f"{stem}us": (f"{stem}uses", f"{stem}i") for stem in ("abac", "croc", "gladiol", "octop", "papyr", "platyp")},
 }
-# Singulars whose irregular plurals are converted to the singular (cacti: cactus).
+# Singulars that are found from their irregular plurals (cacti: cactus).
 _IRREGULAR = _words(
     """
     alumnus antenna aquarium axis bacterium beau bureau cactus cherub crisis criterion die fungus gateau genus goose
@@ -85,9 +86,9 @@ _SINGULARS = {"axes": ("ax", "axe", "axis"), "bases": ("base", "basis"), "pickax
 
 
 def number_variants(name: str) -> set[str]:
-    """Return ``name`` in lower case, with its head noun as written, in the singular and in the plural.
+    """Return the variants of ``name`` in lower case: unchanged, and with the head nouns in the singular or plural.
 
-    Hyphens remain.
+    Hyphens are not changed.
     """
     name = nfkc(name).strip()
     forms = {name.lower()}
@@ -107,7 +108,7 @@ def _head_nouns(words: list[re.Match]) -> list[re.Match]:
 
 
 def _other_forms(head: str) -> set[str]:
-    """Return the singular and plural forms of a head noun that differ from the head noun, in lower case."""
+    """Return the singular and plural forms of a head noun, in lower case."""
     word = head.lower()
     if word in _INVARIABLE or "'" in word or "’" in word:
         return set()
@@ -129,7 +130,7 @@ def _plurals(word: str) -> frozenset[str]:
     """Return the plurals of the singular noun ``word``."""
     if word in _PLURALS:
         return frozenset(_PLURALS[word])
-    # The package inflect recognizes nationalities only by a capital letter: Germans, but firemen.
+    # The package inflect returns Germans instead of Germen only if the word begins with a capital letter.
     capitalized = word.capitalize() if word.endswith("man") else word
     forms = {engine.plural_noun(capitalized).lower() for engine in _inflect_engines()}
     return frozenset(forms | {_regular_plural(word)})
@@ -154,6 +155,6 @@ def _singulars(word: str) -> set[str]:
         return set()
     singular = _inflect_engines()[0].singular_noun(word) if word.endswith(("s", "men")) else False
     singulars = {singular} if singular else set()
-    if re.search("([^aeiou]i|[aeiou]ch)es$", word):  # the singular may end in -e: cookies, moustaches
+    if re.search("([^aeiou]i|[aeiou]ch)es$", word):  # the singular may also end in -e: cookies, moustaches
         singulars.add(word[:-1])
     return singulars - {word}

@@ -10,16 +10,16 @@ from rnri.tables import TABS
 
 
 def check_tsv_cells(cells: Iterable[str]) -> None:
-    """Raise a ValueError if a cell contains a tab or line break, which a ``.tsv`` file cannot represent."""
+    """Raise ValueError if a cell contains a tab or a line break, which a ``.tsv`` file cannot represent."""
     for cell in cells:
         if set(cell) & set("\t\n\r"):
             raise ValueError(f"{cell!r} contains a tab or line break, which .tsv cannot hold: write .csv or .json.")
 
 
 def write_rows(path: Path, suffix: str, rows: Iterable[Sequence[object]]) -> None:
-    """Writes ``rows`` to ``path`` in the format of ``suffix`` (``.csv`` or ``.tsv``) for :func:`rnri.tables.read_rows`.
+    """Writes ``rows`` to a ``.csv`` or ``.tsv`` file, which :func:`rnri.tables.read_rows` can read.
 
-    For ``.tsv``, :func:`check_tsv_cells` must be called first.
+    ``suffix`` determines the format. Before a ``.tsv`` file is written, :func:`check_tsv_cells` must be called.
     """
     options = {"quoting": csv.QUOTE_NONNUMERIC} if suffix.lower() == ".csv" else TABS
     with path.open("w", newline="", encoding="utf-8") as file:

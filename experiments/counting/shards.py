@@ -1,7 +1,4 @@
-"""Lists local or remote Parquet files of captions (shards), and counts the mentions of names in one shard.
-
-This module does not import PyTorch.
-"""
+"""Lists local or remote Parquet files of captions (shards), and counts the captions in a shard that mention names."""
 
 from __future__ import annotations
 
@@ -26,9 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 from experiments.counting.matcher import BatchCounter, Patterns
 from rnri.validation import first_line
 
-BATCH_SIZE = 65_536  # maximum number of captions per array that is read
+BATCH_SIZE = 65_536  # maximum number of captions that are read at once
 
-# Keys under which fsspec file systems report an ETag, a generation or a modification time of a file.
+# Keys under which fsspec file systems report the version of a file: an ETag, a generation or a modification time.
 _VERSION_FIELDS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
 
 
@@ -50,18 +47,21 @@ class Shard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return URL, size and version as the key of cached counts. If the file is replaced, the key changes."""
+        """Return URL, size and version of the shard.
+
+        Cached counts are not used if one of the three values has changed.
+        """
         return {"url": self.url, "size": self.size, "version": self.version}
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """The numbers of captions in one shard that mention each concept.
+    """The result of counting one shard.
 
     Attributes:
-        captions: number of captions, without null rows.
+        captions: number of rows with a caption.
         nulls: number of rows without a caption.
-        content: SHA-256 hash of the captions in order. Two shards with the same captions have the same hash.
+        content: SHA-256 hash of the sequence of captions. Two shards with the same captions have the same hash.
         counts: number of captions that mention each concept.
     """
 
@@ -72,14 +72,14 @@ class ShardCounts:
 
 
 def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -> list[Shard]:
-    """Return the Parquet files that match ``urls``, without repetition, sorted by URL.
+    """Return the Parquet files that match ``urls``, without duplicates, sorted by URL.
 
     Symbolic links to files and to folders are followed.
 
     Args:
         urls: files, folders or patterns with ``*``, local or remote, as fsspec accepts them: ``shards/``,
-            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``. A folder, also a folder that a pattern matches,
-            stands for all files ``*.parquet`` in the folder and its subfolders.
+            ``shards/*.parquet`` or ``s3://bucket/part-*.parquet``. A folder stands for all files ``*.parquet`` in the
+            folder and its subfolders; a pattern may match folders.
         storage: fsspec options of the file system, such as ``{"anon": True}`` for public S3 buckets.
 
     Raises:
@@ -95,7 +95,10 @@ def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -
 
 
 def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozenset()) -> Iterator[Shard]:
-    """Yield the shards that ``url`` stands for. ``parents`` are the folders that contain links to this folder."""
+    """Yield the shards for one of the ``urls`` of :func:`list_shards`.
+
+    ``parents`` are the folders whose symbolic links led to ``url``; a link to a parent is not followed.
+    """
     try:
         system, path = url_to_fs(url if "://" in url else os.path.abspath(url), **storage)
         if any(character in path for character in "*?[") and not system.exists(path):
@@ -115,12 +118,12 @@ def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozens
         infos = {name: _resolve_link(name, infos[name]) for name in names}
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename or url} is a broken link: repair or remove it.") from None
-    except Exception as error:  # each fsspec file system raises its own types of errors
+    except Exception as error:  # fsspec file systems raise exceptions of many types
         raise ValueError(f"{url} cannot be listed ({first_line(error)}): check the URL and --storage.") from None
     for name, info in infos.items():
         if info["type"] == "directory":
             parents |= {os.path.realpath(path)}
-            if os.path.realpath(name) not in parents:  # otherwise the link leads to a folder that contains the link
+            if os.path.realpath(name) not in parents:  # a link to a parent would be a loop
                 yield from _expand(system.unstrip_protocol(name), storage, parents)
         else:
             version = next((str(info[key]) for key in _VERSION_FIELDS if info.get(key)), "")
@@ -128,10 +131,10 @@ def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozens
 
 
 def _match(system: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
-    """Return path and fsspec information of each file and folder that matches ``pattern``."""
+    """Return the paths of all files and folders that match ``pattern``, with the information from fsspec."""
     if not isinstance(system, LocalFileSystem):
         return system.glob(pattern, detail=True)
-    names = glob.glob(pattern, recursive=True, include_hidden=True)  # fsspec does not search in linked folders
+    names = glob.glob(pattern, recursive=True, include_hidden=True)  # fsspec does not search linked folders
     return {name: system.info(name) for name in names}
 
 
@@ -142,8 +145,8 @@ def _is_linked_folder(name: str, info: Mapping[str, Any]) -> bool:
 def _is_hidden(name: str, pattern: str) -> bool:
     """Return True if the file ``name``, which matches ``pattern``, is hidden or temporary by the conventions of Spark.
 
-    A file is hidden if a part of its path begins with ``.`` or ``_``. Exceptions are the parts that ``pattern``
-    contains literally, and Hive partitions (``_x=...``). If ``pattern`` is a folder, ``pattern`` ends in ``/``.
+    A file is hidden if a part of its path begins with ``.`` or ``_``. This does not apply to parts that ``pattern``
+    contains literally, and to Hive partitions (``_x=...``). If ``pattern`` is a folder, it must end in ``/``.
     """
     parts = pattern.split("/")
     fixed = next((k for k, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
@@ -156,9 +159,9 @@ def _is_hidden(name: str, pattern: str) -> bool:
 
 
 def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Return ``info``; if ``name`` is a symbolic link, with type, size and modification time of its target.
+    """If ``name`` is a symbolic link, return ``info`` with the type, size and modification time of the link's target.
 
-    The cache of the Hugging Face Hub, for example, contains symbolic links.
+    Otherwise ``info`` is returned unchanged. For example, the cache of the Hugging Face Hub contains symbolic links.
 
     Raises:
         FileNotFoundError: the target of the link does not exist.
@@ -171,16 +174,16 @@ def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> Iterator[pa.Array]:
-    """Yield the captions of ``shard`` in arrays of at most ``batch_size`` rows, including nulls.
+    """Yield the captions of ``shard`` in arrays of at most ``batch_size`` rows; rows without a caption are null.
 
-    Only the column of captions is read, one Parquet row group at a time.
+    Only the column with the captions is read, one Parquet row group at a time.
 
     Raises:
         ValueError: the shard cannot be read, or ``column`` is missing or does not contain strings.
     """
     try:
         system, path = url_to_fs(shard.url, **json.loads(shard.storage))
-        # The fsspec cache is off: Arrow reads whole column chunks, and the cache would read unneeded bytes around them.
+        # The cache of fsspec is disabled: Arrow reads whole column chunks, and the cache would read unneeded bytes.
         with system.open(path, "rb", cache_type="none") as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             _check_column(shard, parquet.schema_arrow, column)
             for group in range(parquet.num_row_groups):
@@ -192,7 +195,7 @@ def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> It
         ) from None
     except ValueError:
         raise
-    except Exception as error:  # ValueError, because a worker process cannot pickle every error of a file system
+    except Exception as error:  # ValueError, because a worker process cannot pickle all exceptions of file systems
         raise ValueError(f"{shard.url} cannot be read ({error!r}): check --storage and the network.") from None
 
 
@@ -203,7 +206,7 @@ def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_null(kind)):  # the type of a column that contains only nulls
+    if not (is_text or pa.types.is_null(kind)):  # a column that contains only nulls has the type null
         raise ValueError(f"{shard.url} has {kind} in the column {column!r}: captions must be strings.")
 
 
@@ -217,7 +220,7 @@ def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> Sh
 
     Args:
         shard: Parquet file of captions.
-        column: name of the column of captions.
+        column: name of the column that contains the captions.
         forms: spelling variants of all names, from :func:`experiments.counting.matcher.patterns`.
         concepts: number of concepts.
 
@@ -239,7 +242,7 @@ def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> Sh
 
 
 def _update_hash(captions: pa.StringArray, content: hashlib._Hash) -> None:
-    """Updates the hash ``content`` with the lengths and the bytes of the captions."""
+    """Update the hash ``content`` with the lengths and the bytes of the captions."""
     _, offsets, text = captions.buffers()
     if len(captions):
         bounds = np.frombuffer(offsets, np.int32)[captions.offset : captions.offset + len(captions) + 1]

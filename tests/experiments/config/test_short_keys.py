@@ -96,12 +96,12 @@ def test_config_without_short_keys_is_unchanged():
         (["arms=[magic]"], "arms: 'magic' is not an arm of rare_concepts; choose among plain, seedselect_ddim"),
         (["experiment=flow", "arms=[plain]"], "arms: the experiment flow has no key task.arms; remove arms."),
         (["experiment=reconstruction", "nfe=2"], "nfe: requires methods=[...]"),
-        (["experiment=editing", "nfe=2"], "nfe: the experiment editing has no number of network evaluations"),
+        (["experiment=editing", "nfe=2"], "nfe: the experiment editing does not set the number of network"),
         (
             ["experiment=flow", "prompt=none"],
             "prompt: must be some of caption, empty, wrong, got none; write",
         ),
-        (["experiment=editing", "prompt=empty"], "prompt: the experiment editing does not choose the prompt; remove"),
+        (["experiment=editing", "prompt=empty"], "prompt: the experiment editing does not set the prompt; remove"),
         (["experiment=flow", "images=0"], "images: must be a number >= 1 or all, got 0."),
         (
             ["images=3"],
