@@ -1,1 +1,1 @@
-"""Execution of a run: processes and launchers, leases on units, resuming, loggers and progress."""
+"""Execution of a run: processes and launchers, distribution of work to processes, resuming, loggers and progress."""

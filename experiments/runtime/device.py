@@ -10,10 +10,10 @@ __all__ = ["numerics", "synchronize"]
 
 
 def numerics(precision: str, device: torch.device) -> dict[str, str]:
-    """Return the numerical settings that change the output of a network. They are part of every cache key.
+    """Return the numerical settings that change the output of a network and are therefore part of every cache key.
 
-    Rounding errors differ between device types, and far more between precisions. They also differ between batches, but
-    the batch is not part of a cache key, because a resumed run may group its units into other batches.
+    Rounding errors depend on the device type, and even more on the precision. Rounding errors also depend on the batch
+    of an image, but the batch is not part of a cache key, because a resumed run may form other batches.
     """
     properties = {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Distributed runs: the number of devices and nodes of the trainer is read from the launcher (torchrun or srun)."""
+"""Distributed runs: settings that the trainer takes from the launcher of its processes (torchrun or srun)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from omegaconf import DictConfig
 from experiments.config.run_dir import multirun
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
-"""Timeout of collective operations, in which ranks wait for each other after loading and between stages.
+"""Timeout of collective operations of PyTorch, in which ranks wait for each other.
 
-While ranks wait for units that other ranks compute, they poll the disk without a timeout.
+A rank that waits for results of other ranks does not use collective operations, but polls the disk without a timeout.
 """
 WORLD_SIZE_VARS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Environment variables in which launchers set the number of processes."""
 TORCHRUN_VARS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each process."""
 ROOT_PID_ENV = "ROOT_PID_OF_THE_RUN"
-"""Environment variable with the process id of the process that started the run; Lightning's child processes read it."""
+"""Environment variable through which Lightning's child processes know the id of the process that started the run."""
 INTERACTIVE_JOB_NAMES = ("bash", "interactive")
 """Slurm job names of interactive shells, which ``salloc`` and ``srun --pty bash`` start."""
 FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm reserves job step ids from this value on, for example for the shell of salloc
@@ -37,7 +37,13 @@ CHILD_PROCESS_STRATEGIES = "spawn|fork|notebook"
 
 @dataclass(frozen=True)
 class Launcher:
-    """The launcher that started the processes of this run: ``devices`` processes on each of ``nodes`` nodes."""
+    """The launcher that started the processes of this run.
+
+    Attributes:
+        name: name of the launcher.
+        devices: number of processes on each node.
+        nodes: number of nodes.
+    """
 
     name: str
     devices: int
@@ -48,8 +54,8 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
     """Return the launcher that started several processes of this run, or None if there is only this process.
 
     Raises:
-        ValueError: the Slurm job has several tasks that srun did not start, or the number of tasks differs between
-            nodes.
+        ValueError: an environment variable of the launcher is missing or invalid, the Slurm job has several tasks that
+            srun did not start, or the number of tasks differs between nodes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         if missing := [name for name in TORCHRUN_VARS if not environment.get(name)]:
@@ -81,7 +87,7 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
 
 
 def _integer(environment: Mapping[str, str], name: str, minimum: int = 1) -> int:
-    """Return an environment variable as an integer; 1 if it is not set."""
+    """Return an environment variable as an integer, or 1 if the variable is not set."""
     value = environment.get(name, "1")
     if not value.isdecimal() or int(value) < minimum:
         raise ValueError(f"{name}={value}: must be an integer >= {minimum}; unset it, or correct it.")
@@ -89,14 +95,15 @@ def _integer(environment: Mapping[str, str], name: str, minimum: int = 1) -> int
 
 
 def is_child_of_lightning() -> bool:
-    """Return whether Lightning has started this process for another process of the run."""
+    """Return whether this process is a child process that Lightning has started for another device."""
     return "LOCAL_RANK" in os.environ and os.environ.get(ROOT_PID_ENV) == str(os.getppid())
 
 
 def _is_srun_task(environment: Mapping[str, str]) -> bool:
     """Return whether srun started this process, rather than a user in an interactive shell.
 
-    The name of the Slurm job does not tell: a job named ``interactive`` may also contain processes started by srun.
+    The function does not read the name of the Slurm job, because srun can also start processes in a job that is named
+    ``interactive``.
     """
     if "SLURM_STEP_ID" not in environment or _integer(environment, "SLURM_STEP_ID", 0) >= FIRST_RESERVED_STEP:
         return False
@@ -112,10 +119,12 @@ def _has_terminal(process: str) -> bool:
 
 
 def apply_launcher_topology(trainer: DictConfig) -> None:
-    """Set the trainer's devices, nodes and strategy to those of the launcher, unless the config changes the defaults.
+    """Set the number of devices and nodes of the trainer to the values of the launcher, and the strategy to DDP.
+
+    Nothing is set if the user has changed the default config, which specifies one process.
 
     Args:
-        trainer: the config ``trainer``, which is modified in place. By default it specifies one process.
+        trainer: the config ``trainer``, which is modified in place.
 
     Raises:
         ValueError: an unknown launcher started several processes, or the strategy would start additional processes, or
@@ -128,7 +137,7 @@ def apply_launcher_topology(trainer: DictConfig) -> None:
         if launcher is not None and re.search(CHILD_PROCESS_STRATEGIES, str(trainer.strategy)):
             raise ValueError(
                 f"trainer.strategy={trainer.strategy} would start processes, but {launcher.name} has already started "
-                "them: omit trainer.strategy."
+                "the processes: omit trainer.strategy."
             )
         return
     if launcher is None:
@@ -150,13 +159,13 @@ def _check_no_unknown_launcher() -> None:
 
 
 def set_rendezvous(launcher: Launcher) -> None:
-    """Set MASTER_ADDR and MASTER_PORT, at which the processes of srun connect, unless the user has set them.
+    """Set MASTER_ADDR and MASTER_PORT, at which the processes of srun connect, if these variables are not set.
 
-    Lightning's defaults are the first node of the Slurm job and a port that depends only on the job. They fail in three
-    cases: the job step runs on other nodes of the job, two steps of a job run at the same time and use the same port,
-    or a node cannot resolve its own name.
+    By default, Lightning connects to the first node of the Slurm job, at a port that depends only on the job. The
+    default fails if the job step does not run on the first node, if two steps of the job run at the same time, or if a
+    node cannot resolve its own name.
     """
-    # Lightning compares this variable with trainer.devices, but Slurm may have set it for the job instead of the step.
+    # Lightning compares SLURM_NTASKS_PER_NODE with trainer.devices, but Slurm may have set the value of the whole job.
     os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"):
         if not os.environ.get(name):
@@ -178,15 +187,15 @@ def set_rendezvous(launcher: Launcher) -> None:
 def cluster_environments() -> list[ClusterEnvironment]:
     """Return Lightning's cluster plugin for a process in a Slurm job, or an empty list outside of Slurm.
 
-    Without this plugin, Lightning would choose its cluster plugin by the name of the Slurm job, and would run a job
-    with one task in one process, even if ``trainer.devices`` is larger. Lightning's requeueing of the job is off,
-    because ``install_watchdogs`` requeues the job, and runs resume from disk.
+    Without this plugin, Lightning would choose its cluster plugin by the name of the Slurm job. Lightning would also
+    run a Slurm job with one task in one process, even if ``trainer.devices`` is larger than 1. The option
+    ``auto_requeue`` of Lightning is off, because ``install_watchdogs`` requeues the Slurm job.
     """
     if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
     if detect_launcher() is None:
         return [LightningEnvironment()]
-    with warnings.catch_warnings():  # Lightning would warn that srun is not used, because it misses srun within salloc
+    with warnings.catch_warnings():  # if srun runs within salloc, Lightning wrongly warns that srun is not used
         warnings.simplefilter("ignore")
         return [SLURMEnvironment(auto_requeue=False)]
 
@@ -195,6 +204,7 @@ def check_topology(trainer: Trainer, strategy: str) -> None:
     """Raise ValueError if the number of processes of the trainer contradicts the launcher or Hydra's multirun.
 
     Args:
+        trainer: the trainer.
         strategy: value of the config key ``trainer.strategy``.
     """
     launcher = detect_launcher()
@@ -215,8 +225,9 @@ def set_process_group_timeout(units: bool = True) -> None:
     """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of PyTorch's default of half an hour.
 
     Args:
-        units: whether the processes compute units instead of training. They then use the backend gloo, also on GPUs:
-            they exchange no gradients, and gloo reports a dead process at once, while NCCL would wait for it.
+        units: False for a training, True for other runs, whose processes do not exchange gradients. If True, the
+            processes use the backend gloo also on GPUs, because gloo reports a dead process at once. The backend NCCL
+            would wait for the dead process.
     """
     for name in StrategyRegistry.available_strategies():
         entry = StrategyRegistry[name]

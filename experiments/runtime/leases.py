@@ -1,9 +1,11 @@
-"""Leases on a shared file system: at most one process holds a lease, and the lease of a dead process is free.
+"""Leases on a shared file system, by which processes agree on who computes what.
+
+At most one process holds a lease. If the process dies, another process can take over the lease.
 
 A lease is a folder that contains the id of its owner. A process creates the folder under a temporary name and then
-renames it, so that the lease never exists without its owner. If two processes rename at the same time, one of the
-renames fails. To take over the lease of a dead owner, a process creates a second lease, whose name is derived from the
-first lease and its owner. No lock has to be removed after a crash. This module does not import PyTorch.
+renames the folder, so that a lease never exists without its owner. If two processes rename folders to the same lease at
+the same time, one of the renames fails. To take over the lease of a dead owner, a process creates a second lease, whose
+name is derived from the first lease and its owner. No lock has to be removed after a crash.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Owner:
     Attributes:
         id: unique id of the :class:`LeaseManager` of the process.
         host: name of the machine on which the process runs.
-        pid_namespace: id of the machine and container in which the process id ``pid`` is valid.
+        pid_namespace: id of the machine and the container in which the process runs.
         pid: process id.
         start_time: start time of the process, in kernel clock ticks since boot.
     """
@@ -57,11 +59,11 @@ def _pid_namespace() -> str:
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return f"{sys.platform} {uuid4().hex}"  # without /proc, only its heartbeat shows whether a process is alive
+        return f"{sys.platform} {uuid4().hex}"  # a unique id, so that is_alive() uses heartbeats instead of /proc
 
 
 def _start_time(pid: int) -> str | None:
-    """Return the start time of process ``pid`` in clock ticks, or None if it does not exist or is a zombie."""
+    """Return the start time of process ``pid`` in clock ticks, or None if the process is dead or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -70,9 +72,9 @@ def _start_time(pid: int) -> str | None:
 
 
 def _takeover_name(name: str, current: str, owner: Owner) -> str:
-    """Return the name of the lease that takes over lease ``current`` of the dead ``owner``.
+    """Return the name of the lease that replaces the lease ``current`` of the dead process ``owner``.
 
-    The length of the name does not grow with the number of takeovers.
+    The name contains a hash, so that its length does not grow if leases are replaced repeatedly.
     """
     return f"{name}~{hashlib.sha256(f'{current} {owner.id}'.encode()).hexdigest()[:24]}"
 
@@ -85,9 +87,10 @@ def _device_of(folder: Path) -> int | None:
 
 
 class LeaseManager:
-    """Acquires leases in the folder ``root`` for this process, and reports the owners of the other leases.
+    """Acquires leases in the folder ``root`` for this process, and returns the owners of other leases.
 
-    While a process holds leases, a thread writes a heartbeat file, which shows that the process is alive.
+    A lease is the temporary exclusive right of a process, for example to compute a result. While a process holds
+    leases, a thread regularly writes a heartbeat file, which shows that the process is alive.
 
     Args:
         root: folder that contains only leases and that every process of the run can access.
@@ -112,10 +115,14 @@ class LeaseManager:
         self._device: int | None = None
 
     def acquire(self, name: str, note: Mapping[str, Any] | None = None) -> bool:
-        """Acquire the lease ``name`` if it is free or its owners are dead; return whether this process holds it now.
+        """Acquire the lease ``name``, unless another live process holds the lease.
 
         Args:
+            name: name of the lease.
             note: JSON-serializable values that are stored with the lease.
+
+        Returns:
+            Whether this process holds the lease.
 
         Raises:
             CannotWrite: the folder of the leases cannot be written.
@@ -146,13 +153,14 @@ class LeaseManager:
     def is_alive(self, owner: Owner) -> bool:
         """Return whether the process ``owner`` is alive.
 
-        On the same machine this is read from ``/proc``; on another machine it depends on the last heartbeat.
+        A process on the same machine is looked up in ``/proc``. A process on another machine counts as dead if its last
+        heartbeat is older than ``lease_timeout``.
         """
         if owner.pid_namespace == self.me.pid_namespace:
             return _start_time(owner.pid) == owner.start_time and (self._heartbeats / owner.id).exists()
         try:
             last = (self._heartbeats / owner.id).stat().st_mtime
-            now = self._beat()  # a time of the file server, like `last`, because the clocks of machines differ
+            now = self._beat()  # both times come from the file server, because the clocks of machines differ
         except FileNotFoundError:
             return False
         return now - last < self.lease_timeout
@@ -163,14 +171,14 @@ class LeaseManager:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            with suppress(OSError):  # the disk with the heartbeat file may no longer be mounted
+            with suppress(OSError):  # the disk with the heartbeat file may have been unmounted
                 (self._heartbeats / self.me.id).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Release the leases of this process, and delete the folder if no other process that uses it is alive."""
+        """Release the leases of this process, and delete the folder of the leases if no other process uses it."""
         try:
             others = self._others_alive()
-        except OSError:  # ignored, so that it does not replace the error that ended the run
+        except OSError:  # do not hide the error that ended the run, which may have the same cause
             others = True
         self.close()
         if not others:
@@ -205,12 +213,12 @@ class LeaseManager:
                 self._error = error
 
     def _beat(self) -> float:
-        """Write one heartbeat and return its modification time, which is set by the file server."""
+        """Write the heartbeat file, and return its modification time according to the file server."""
         path = self._heartbeats / self.me.id
         self._check_device()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The file is written rather than touched, because some servers use the client's clock for a touched file.
+            # Touching the file would not be enough, because some file servers then use the clock of the client.
             path.write_text(self.me.describe())
             status = path.stat()
         except OSError as error:
@@ -219,7 +227,7 @@ class LeaseManager:
         return status.st_mtime
 
     def _check_device(self) -> None:
-        """Raise CannotWrite if the folder is on another disk than before, because its disk was unmounted."""
+        """Raise CannotWrite if the disk of the leases has been unmounted."""
         if self._device is not None and _device_of(self.root.parent) != self._device:
             raise CannotWrite(f"{self.root} cannot be written (its disk is no longer mounted): {REMEDY}.")
 
@@ -235,7 +243,7 @@ class LeaseManager:
             owner = self._owner(lease)
             if owner is None:
                 raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
-            return owner.id == self.me.id  # a file server may have renamed the folder although its response was lost
+            return owner.id == self.me.id  # a rename can succeed although the response of the file server is lost
 
     def _owner(self, lease: str) -> Owner | None:
         content = self._read(lease)

@@ -1,4 +1,4 @@
-"""Loggers: id, name and job type of the W&B run, the W&B login, and missing packages of loggers."""
+"""Setup of loggers: identity of the W&B run, login to W&B, and checks of packages and options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rnri.validation import describe
 WANDB_ID_FILE = "wandb_id"
 """Name of the file in the run's folder that contains the id of the W&B run."""
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
-"""Package of each logger that is not installed by default. The extra in ``pyproject.toml`` has the same name."""
+"""Packages of loggers that are not installed by default. ``pyproject.toml`` has an extra with the name of the package."""
 MAX_JOB_TYPE_CHARS = 64  # maximum length of a job type in W&B
 
 
@@ -36,10 +36,10 @@ def _wandb_configs(loggers: DictConfig | None) -> list[DictConfig]:
 
 
 def set_wandb_identity(config: DictConfig) -> None:
-    """Set the id, the name and the job type of the W&B run if they are null in the config.
+    """Set the id, the name and the job type of the W&B run, unless the config contains values.
 
-    If the run's folder contains the id of an earlier W&B run with the same settings, that W&B run is resumed. The id
-    therefore ends with a hash of the settings. In a W&B sweep, the agent of the sweep sets the id.
+    If the run's folder contains the id of an earlier W&B run with the same settings, the earlier W&B run is resumed. To
+    compare the settings, the id ends with a hash of the settings. In a W&B sweep, the agent of the sweep sets the id.
     """
     for logger in _wandb_configs(config.logger):
         if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
@@ -49,14 +49,17 @@ def set_wandb_identity(config: DictConfig) -> None:
             logger.id = earlier if earlier.endswith(suffix) else f"{uuid4().hex[:8]}{suffix}"
         if "name" in logger and logger.name is None:
             logger.name = _run_name(config)
-        os.environ.setdefault("WANDB_QUIET", "true")  # no summary of all metrics at the end of the run
+        os.environ.setdefault("WANDB_QUIET", "true")  # W&B prints no summary of all metrics at the end of the run
         if "job_type" in logger and logger.job_type is None:
             arms = OmegaConf.select(config, "task.arms") or [config.name]
             logger.job_type = _job_type(list(map(str, arms)))
 
 
 def _run_name(config: DictConfig) -> str:
-    """Return the name of the W&B run: the name of the experiment, or in a sweep the values of the run."""
+    """Return the name of the W&B run, which is the name of the experiment.
+
+    In a sweep, the name consists of the values that the sweep has chosen for this run.
+    """
     if multirun():
         return Path(config.run_dir).name
     if "WANDB_SWEEP_PARAM_PATH" in os.environ:  # path of the file with the values that the sweep chose for this run
@@ -66,7 +69,10 @@ def _run_name(config: DictConfig) -> str:
 
 
 def _job_type(arms: Sequence[str]) -> str:
-    """Return the W&B job type: the names of the arms, shortened to the first arms and the number of the others."""
+    """Return the W&B job type, such as ``plain+nao+3 more``, from the names of the compared arms (pipelines).
+
+    If all names together are too long, the last names are replaced by their number.
+    """
     for k in range(len(arms), 0, -1):
         job_type = "+".join([*arms[:k], *([f"{len(arms) - k} more"] if k < len(arms) else [])])
         if len(job_type) <= MAX_JOB_TYPE_CHARS:
@@ -75,7 +81,7 @@ def _job_type(arms: Sequence[str]) -> str:
 
 
 def omit_anonymous_option(loggers: Sequence[Logger]) -> None:
-    """Omit an option that Lightning always passes to W&B, because W&B warns that the option has no effect."""
+    """Remove the option ``anonymous``, which Lightning always passes to W&B, because W&B warns about this option."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger._wandb_init.get("anonymous") is None:
             logger._wandb_init.pop("anonymous", None)
@@ -83,7 +89,7 @@ def omit_anonymous_option(loggers: Sequence[Logger]) -> None:
 
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
-    """Log the resolved config, and write the id of the W&B run to a file in the run's folder."""
+    """Log the resolved config to all loggers, and write the id of the W&B run to a file in the run's folder."""
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
@@ -96,12 +102,12 @@ def check_wandb_options(loggers: DictConfig | None) -> None:
     """Check the options of W&B loggers before a W&B run is started.
 
     Raises:
-        ValueError: W&B has no such option, or does not accept its value.
+        ValueError: an option does not exist in W&B, or W&B does not accept its value.
     """
     for name, logger in (loggers or {}).items():
         if logger not in _wandb_configs(loggers):
             continue
-        import wandb  # imported here because the import takes seconds
+        import wandb  # imported here, because the import takes seconds
 
         lightning_options = inspect.signature(WandbLogger).parameters
         accepted = inspect.signature(wandb.init).parameters
@@ -120,7 +126,7 @@ def check_wandb_options(loggers: DictConfig | None) -> None:
 
 
 def check_packages(loggers: DictConfig | None) -> None:
-    """Raise ValueError if the package of a logger of the config is not installed."""
+    """Raise ValueError if the config contains a logger whose package is not installed."""
     for name, logger in (loggers or {}).items():
         package = EXTRAS.get(str(logger.get("_target_")).rpartition(".")[2])
         if package is not None and find_spec(package) is None:
@@ -128,14 +134,14 @@ def check_packages(loggers: DictConfig | None) -> None:
 
 
 def check_account(loggers: DictConfig | None) -> None:
-    """Raise ValueError if the config has an online W&B logger but the login to W&B fails."""
+    """Raise ValueError if the config contains an online W&B logger and the login to W&B fails."""
     online = [logger for logger in _wandb_configs(loggers) if not logger.get("offline", False)]
     if online and rank_zero_only.rank == 0:
         _log_in()
 
 
 def _log_in() -> None:
-    import wandb  # imported here because the import takes seconds
+    import wandb  # imported here, because the import takes seconds
 
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
         return
@@ -161,5 +167,5 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
 
 
 def ignore_deleted_logs() -> None:
-    """Ignore Lightning's warning that it overwrites the CSV log. A resumed run logs all earlier values again."""
+    """Ignore Lightning's warning that the CSV log is overwritten, because a resumed run logs all values again."""
     warnings.filterwarnings("ignore", message="Experiment logs directory")

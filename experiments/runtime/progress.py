@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, lines in a log file, and an estimate of the duration of a run."""
+"""Display of the progress of a run as a bar or as lines on stderr, and of its estimated duration."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-LOG_INTERVAL_S = 60.0  # minimum interval between two log lines about the same unit
+LOG_INTERVAL_S = 60.0  # minimum time between two printed lines during a long computation
 
 
 class Progress:
-    """Counts the finished units of one task, such as reading images. Prints nothing before ``start``.
+    """Shows how many units of one task are finished. An example is a task that reads images, whose units are images.
 
-    If stderr is a terminal, the progress is a bar. Otherwise it is one line on stderr per finished unit, with the time,
-    the number of finished units, the current stage and the estimated remaining time. While a long unit is computed,
-    a line is printed at most once per minute.
+    If stderr is a terminal, the progress is shown as a bar. Otherwise a line is printed to stderr after each unit, with
+    the number of finished units, the current stage and the estimated remaining time. During the computation of a long
+    unit, a line is printed at most once per minute. Nothing is shown before the call of :meth:`start`.
 
     Args:
         description: text at the beginning of the bar and of each line.
         unit: singular noun for what is counted, such as ``concept``.
-        min_interval: minimum number of seconds between two lines on stderr, to be used if there are many short units.
-            A shorter task prints no line.
+        min_interval: minimum time in seconds between two lines, for tasks with many short units. A task that takes less
+            time than ``min_interval`` prints no line.
     """
 
     def __init__(self, description: str, unit: str = "concept", min_interval: float = 0.0) -> None:
@@ -37,7 +37,13 @@ class Progress:
         self._log: _Log | None = None
 
     def start(self, total: int, done: int, visible: bool) -> None:
-        """Start showing the progress, with ``done`` of ``total`` units finished. Print nothing if not ``visible``."""
+        """Start to show the progress.
+
+        Args:
+            total: number of all units.
+            done: number of units that are already finished.
+            visible: whether to show the progress.
+        """
         if visible and not sys.stderr.isatty():
             self._log = _Log(self.description, self.unit, self.min_interval, total, done)
         else:
@@ -51,7 +57,7 @@ class Progress:
             )
 
     def set_stage(self, text: str) -> None:
-        """Show the stage of the current unit."""
+        """Show ``text`` as the stage of the current unit."""
         self.bar.set_postfix_str(text)
         if self._log is not None:
             self._log.set_stage(text)
@@ -63,7 +69,7 @@ class Progress:
             self._log.finish(units)
 
     def iterate(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield the items, and count one finished unit after each of them."""
+        """Yield each item, and count one finished unit after each item."""
         for item in items:
             yield item
             self.finish(1)
@@ -75,7 +81,7 @@ class Progress:
 
 
 class _Log:
-    """Progress as lines on stderr, for runs without a terminal."""
+    """Prints the progress as lines to stderr, for runs without a terminal."""
 
     def __init__(self, description: str, unit: str, min_interval: float, total: int, done: int) -> None:
         self.description = description
@@ -106,7 +112,7 @@ class _Log:
         print(line, file=sys.stderr, flush=True)
 
     def _remaining(self) -> str:
-        """Return the remaining time, estimated from the units that were finished since the start of this run."""
+        """Return the formatted remaining time, estimated from the units that were finished since :meth:`start`."""
         finished = self.done - self.done_before
         missing = self.total - self.done
         if not finished or not missing:
@@ -116,14 +122,14 @@ class _Log:
 
 @dataclass
 class _Part:
-    """The units of one arm or method.
+    """The units (pieces of work) of one method of a run, whose progress is counted together.
 
     Attributes:
         unit: singular noun for a unit, such as ``concept``.
         total: number of all units.
         done: number of finished units.
-        cost: network evaluations of all units.
-        done_cost: network evaluations of the finished units.
+        cost: planned number of network evaluations of all units.
+        done_cost: planned number of network evaluations of the finished units.
     """
 
     unit: str
@@ -134,12 +140,14 @@ class _Part:
 
 
 class RunProgress:
-    """Progress of all units of a run, with one remaining time for the whole run. Prints nothing before ``start``.
+    """Shows how much of a run is finished, and the estimated remaining time.
 
-    The units belong to *parts*, such as the arms or methods of the run. The share that is finished is weighted by the
-    planned network evaluations of the units, and so is the remaining time. If stderr is a terminal, the progress is a
-    bar. Otherwise it is one line per finished batch, and while a long batch is computed, at most one line per minute
-    with the current step.
+    The units (pieces of work) of a run belong to parts, such as the methods that the run compares. Units are weighted
+    by their planned number of network evaluations.
+
+    If stderr is a terminal, the progress is shown as a bar. Otherwise a line is printed to stderr after each batch.
+    During the computation of a long batch, a line with the current step is printed at most once per minute. Nothing is
+    shown before the call of :meth:`start`.
     """
 
     def __init__(self) -> None:
@@ -152,9 +160,10 @@ class RunProgress:
         self._cost_before = 0.0
 
     def add(self, part: str, unit: str, cost: float, *, done: bool) -> None:
-        """Add a unit of ``part``.
+        """Add a unit (piece of work) to a part of the run.
 
         Args:
+            part: name of the part, such as a method.
             unit: singular noun for the unit, such as ``concept``.
             cost: planned number of network evaluations.
             done: whether the result of the unit is on disk.
@@ -167,7 +176,7 @@ class RunProgress:
             entry.done_cost += cost
 
     def start(self, visible: bool) -> None:
-        """Start the clock, and show the progress if ``visible``. Further calls have no effect."""
+        """Start the clock, and show the progress if ``visible``. Only the first call has an effect."""
         if self._start_time is not None:
             return
         self._start_time = self._last_time = time.monotonic()
@@ -184,7 +193,7 @@ class RunProgress:
             )
 
     def begin(self, part: str) -> None:
-        """Show that units of ``part`` are computed."""
+        """Show that units of ``part`` are being computed."""
         self._part = part
         self.bar.set_description_str(self._counts())
 
@@ -195,7 +204,7 @@ class RunProgress:
             self._print(text)
 
     def finish(self, part: str, costs: Sequence[float]) -> None:
-        """Count finished units of ``part`` with these numbers of network evaluations."""
+        """Count units of ``part`` as finished. ``costs`` are their planned numbers of network evaluations."""
         entry = self.parts[part]
         entry.done += len(costs)
         entry.done_cost += sum(costs)
@@ -226,7 +235,7 @@ class RunProgress:
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     def _remaining(self) -> str:
-        """Return the remaining time of the run, estimated from the units that were finished since its start."""
+        """Return the formatted remaining time, estimated from the units that were finished since :meth:`start`."""
         finished = self._sum("done_cost") - self._cost_before
         missing = self._sum("cost") - self._sum("done_cost")
         if not finished or self._sum("done") == self._sum("total"):
@@ -253,7 +262,9 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
     """Return the duration in seconds of the fastest of ``repeats`` calls after a warm-up call.
 
     Args:
-        wait: function that synchronizes with the device after each call.
+        call: the function whose duration is measured.
+        wait: function that waits until the device has finished; it is called after each call.
+        repeats: number of measured calls.
     """
     call()
     wait()
@@ -268,7 +279,7 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
 @rank_zero_only
 def print_estimate(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
-    """Print the number of units and network evaluations that a run computes, and the estimated duration.
+    """Print the number of units (pieces of work) and network evaluations, and the estimated duration of a run.
 
     Args:
         units: number of all units, including the units on disk.

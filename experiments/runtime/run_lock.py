@@ -1,6 +1,7 @@
 """Concurrent runs in the same folder.
 
-Runs with the same settings share the units, and one of them writes the report. A run with other settings is rejected.
+Runs with the same settings divide the work among themselves, and one run writes the report. If a run with other
+settings is active in the folder, a new run is rejected.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from experiments.runtime.settings import run_settings
 
 
 def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseManager | None:
-    """Acquire the lease on the run's folder on rank 0, or join the run that is active in this folder.
+    """Reserve the run's folder for this run, or join the run that is active in the folder.
 
-    A run that joins shares the units of the active run. It has no loggers, and it writes the report only if the active
-    run dies.
+    If this run joins another run, both runs compute results. This run then has no loggers, and writes the report only
+    if the other run dies.
 
     Returns:
-        The manager of the lease, on which the caller has to call ``finish``; None on ranks other than 0.
+        The manager of the lease on the folder, whose method ``finish`` the caller has to call at the end. None on ranks
+        other than 0.
 
     Raises:
-        ValueError: the run that is active in the folder has different settings, or it is a training.
+        ValueError: the run that is active in the folder has different settings, or is a training.
     """
     if rank_zero_only.rank != 0:
         return None
@@ -62,7 +64,7 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
 def _take_over(leases: LeaseManager, results: Path) -> Callable[[], bool]:
     """Return a function that returns whether this run has to write the report.
 
-    This is the case if the first run has died before it wrote the file ``results``.
+    The run has to write the report if the first run has died before it wrote the file ``results``.
     """
     start_time = time.time()
 

@@ -1,6 +1,6 @@
-"""Running means of metrics, logged after every finished unit.
+"""Running means of metrics, which are logged during a run under the names of the metrics of the results table.
 
-They have the same names as the metrics of the results table. Hyperparameter sweeps use them to stop bad runs early.
+A hyperparameter sweep can use the running means to stop bad runs early.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from experiments.naming import metric_name
 
 
 def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
-    """Return the loggers to which the values of the units on disk have to be logged again.
+    """Return the loggers to which a resumed run has to log the values of the interrupted run again.
 
-    These are the CSV logger, whose file is overwritten when a run is resumed, and a W&B logger whose W&B run is new. A
-    resumed W&B run already contains the values of the earlier run.
+    The file of the CSV logger is overwritten when a run is resumed, and a new W&B run is empty. A resumed W&B run
+    already contains the values of the interrupted run.
     """
     return [
         logger
@@ -28,15 +28,15 @@ def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
 
 
 class RunningMeans:
-    """Means of metrics over the finished units, logged under the same names as the metrics of the results table.
+    """Computes and logs the means of metrics over the finished units (pieces of work) of a run.
 
-    The logger step is the number of finished units. It includes the units on disk, so that the step continues to count
-    when a run is resumed.
+    The logger step is the number of finished units. When a run is resumed, the step continues to count, because the
+    units that are already on disk are included.
 
     Args:
-        rows: function that returns the rows of a finished unit, one row per image.
+        rows: function that returns the metrics of a finished unit, one row per image.
         identity: columns that identify a row of the results table, such as the method and the number of steps.
-        averaged: columns whose means are logged. Values that are None or missing are skipped, as in the results table.
+        averaged: columns whose means are logged. Values that are None or missing are skipped.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class RunningMeans:
         self._sums: dict[str, list[float]] = {}
 
     def log(self, loggers: Sequence[Logger], unit: Any, index: int, units_before: int = 0) -> None:
-        """Add a finished unit to the means, and log the means that changed. A unit is only added once.
+        """Add a finished unit to the means, and log the means that changed.
 
         Args:
-            index: index of the unit, which identifies it.
-            units_before: number of units in earlier stages of the run; it is added to the logger step.
+            loggers: the loggers that receive the means.
+            unit: the finished unit.
+            index: index of the unit. If a unit with this index has already been added, nothing is done.
+            units_before: number of units in earlier stages of the run, which is added to the logger step.
         """
         if index in self.counted:
             return

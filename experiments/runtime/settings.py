@@ -1,4 +1,4 @@
-"""The settings of a run on which its results depend, by which runs and trainings in one folder are compared."""
+"""The settings on which the results of a run depend. Only runs with equal settings may use the same folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from experiments.config.short_keys import SHORT_KEYS
 
 KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan", *SHORT_KEYS)
-"""Top-level config keys that may differ between two runs that share units, or between two parts of a training."""
+"""Top-level config keys that may differ between two runs in the same folder, or between two parts of a training."""
 
 
 def run_settings(config: DictConfig) -> dict[str, Any]:
@@ -20,20 +20,23 @@ def run_settings(config: DictConfig) -> dict[str, Any]:
     copy.run_dir = "run_dir"
     try:
         settings = OmegaConf.to_container(copy, resolve=True)
-    except (MissingMandatoryValue, InterpolationToMissingValueError):  # the task reports it if it uses the key
+    except (MissingMandatoryValue, InterpolationToMissingValueError):  # the task rejects missing values that it needs
         settings = OmegaConf.to_container(copy)
     return {str(name): value for name, value in settings.items() if name not in KEYS_WITHOUT_EFFECT_ON_RESULTS}
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first key whose value differs, with both values; None for a missing value. None if all are equal."""
+    """Return the first key whose value differs, the value in ``before`` and the value in ``now``.
+
+    A missing value is None. The function returns None if all values are equal.
+    """
     old, new = (dict(_leaves(settings, "")) for settings in (before, now))
     keys = [*new, *(key for key in old if key not in new)]
     return next(((key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)), None)
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each entry of nested mappings. Lists are values."""
+    """Yield the dotted key and the value of each entry of nested mappings. A list is a value, not a mapping."""
     if isinstance(value, Mapping) and (value or not key):
         for name, entry in value.items():
             yield from _leaves(entry, f"{key}.{name}" if key else str(name))

@@ -1,4 +1,4 @@
-"""Create the task and the trainer from a config, and run the experiment."""
+"""Creation of the task and the trainer from a config, and execution of the experiment."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ from rnri.quiet import quiet_libraries
 def run(config: DictConfig) -> float | None:
     """Set up and run an experiment, or print its plan if ``plan=true``.
 
-    If the input is invalid or the disk fails, the program exits with a one-line error message.
+    If the input is invalid or a file cannot be written, the program exits with a one-line error message.
 
     Returns:
-        The value that a hyperparameter sweep optimizes, if the experiment has one.
+        The value that a hyperparameter sweep optimizes, or None if the experiment has no such value.
     """
     try:
         task, trainer = setup(config)
@@ -78,11 +78,11 @@ def run(config: DictConfig) -> float | None:
 def setup(config: DictConfig) -> tuple[Task, Trainer]:
     """Validate a config, create its task and trainer, and load data and networks.
 
-    The order of the calls matters. The run's folder has to be known before the W&B id is read from it, the launcher
-    has to be detected before the trainer is created, and loading networks comes last because it takes longest.
+    The order of the calls matters. The run's folder has to be known before the W&B id is read from the folder. The
+    launcher has to be detected before the trainer is created. Loading networks takes longest and comes last.
 
     Raises:
-        ValueError: the config or a file is invalid. The message is one line that names the config key or the file.
+        ValueError: the config or a file is invalid; the one-line message contains the config key or the file.
     """
     check(config)
     _setup_processes(config)
@@ -123,7 +123,7 @@ def _create_trainer(config: DictConfig) -> Trainer:
 
 
 def instantiate_part(config: DictConfig, part: str, **kwargs: Any) -> Any:
-    """Instantiate the objects that ``config[part]`` describes.
+    """Instantiate the objects in the section ``part`` of the config.
 
     Raises:
         ValueError: a constructor failed; the message contains the config key and the constructor's message.

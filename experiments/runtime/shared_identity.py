@@ -1,7 +1,7 @@
-"""One identity for all processes of a run: they write to the folder that the process with rank 0 has resolved.
+"""Agreement of all processes of a run on the folder of the run.
 
-Each process composes the config itself, so that ``run_dir=runs/${now:%H-%M-%S}`` could be another folder in each of
-them.
+Each process composes the config itself. A folder whose name depends on the time, such as
+``run_dir=runs/${now:%H-%M-%S}``, could therefore be different in each process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from experiments.runtime.distributed import detect_launcher, is_child_of_lightni
 from experiments.runtime.unit_queue import PEER_DIED_MESSAGE
 
 RUN_DIR_ENV = "RUN_DIR_OF_THE_RUN"
-"""Environment variable with the folder of the run; Lightning's child processes read it."""
+"""Environment variable through which Lightning's child processes know the folder of the run."""
 STORE_KEY = "identity_of_the_run"
 STORE_TIMEOUT = timedelta(hours=1)
 
@@ -27,11 +27,12 @@ STORE_TIMEOUT = timedelta(hours=1)
 def share_identity(config: DictConfig) -> None:
     """Replace ``config.run_dir`` by the folder of this run, which is the same in all processes of the run.
 
-    The process with rank 0 hands its folder and its start time on: by the environment to the processes that Lightning
-    starts, and by the rendezvous store of torchrun, also if torchrun starts the processes again.
+    Processes that Lightning starts read the folder of rank 0 from an environment variable. Processes that torchrun
+    starts or restarts read the folder and the start time of rank 0 from torchrun's rendezvous store.
 
     Raises:
-        ValueError: the processes are started independently, so that they cannot agree on the time in the config.
+        ValueError: the folder depends on the time, and the processes cannot agree on the time, because they are started
+            independently of each other.
     """
     folder = run_folder(config.run_dir)
     if is_child_of_lightning():
@@ -46,7 +47,7 @@ def share_identity(config: DictConfig) -> None:
 
 
 def _from_rank_0(value: list[str]) -> list[str]:
-    """Return the ``value`` of the process with rank 0, which torchrun's rendezvous store hands on."""
+    """Return the ``value`` of the process with rank 0, read from torchrun's rendezvous store."""
     try:
         store = TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT

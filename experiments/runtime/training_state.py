@@ -1,4 +1,4 @@
-"""The checkpoint from which an interrupted training resumes, and the logged values of its earlier parts."""
+"""Resuming an interrupted training: check of the last checkpoint, and repeated logging of earlier values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.runtime.running_means import loggers_without_history
 from experiments.runtime.settings import first_difference
 
 OUTPUT_KEY = "task.output"
-"""Config key that may differ between two parts of a training: the folder of the trained network."""
+"""Config key of the folder of the trained network, which may be changed when a training is resumed."""
 
 
 class TrainingSettings(Callback):
@@ -35,7 +35,7 @@ class TrainingSettings(Callback):
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
-    """Return the file from which the training resumes, or None if there is no checkpoint in its folder."""
+    """Return the checkpoint file from which the training resumes, or None if the training starts from the beginning."""
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     path = Path(str(checkpoint.dirpath)) / "last.ckpt"
     return path if path.is_file() else None
@@ -49,7 +49,8 @@ def check_checkpoint(trainer: Trainer, settings: dict[str, Any]) -> None:
         settings: settings on which the trained network depends.
 
     Raises:
-        ValueError: the checkpoint is damaged, is of a training with other settings, or has more training steps.
+        ValueError: the checkpoint is damaged, belongs to a training with other settings, or has more training steps
+            than the trainer's ``max_steps``.
     """
     path = last_checkpoint(trainer)
     if path is None:
@@ -59,7 +60,7 @@ def check_checkpoint(trainer: Trainer, settings: dict[str, Any]) -> None:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
         step = checkpoint["global_step"]
         callbacks = checkpoint["callbacks"]
-    except Exception as error:  # a damaged file raises many types of errors
+    except Exception as error:  # a damaged file can raise exceptions of many types
         raise ValueError(f"{path} cannot be read as a checkpoint ({' '.join(str(error).split())}): {remedy}.") from None
     if TrainingSettings.__name__ not in callbacks:
         raise ValueError(f"{path} does not contain the settings of its training: {remedy}.")
@@ -79,15 +80,14 @@ def check_checkpoint(trainer: Trainer, settings: dict[str, Any]) -> None:
 
 @rank_zero_only
 def log_earlier_values(trainer: Trainer, checkpoint: Path) -> None:
-    """Log the values of the earlier parts of a training again, to the loggers that do not have them.
+    """Log the values of the interrupted training again, to loggers that do not keep them when a training resumes.
 
-    These are the CSV logger, whose file is overwritten when a training resumes, and a W&B logger that starts a new W&B
-    run or a new offline file. The values are read from ``metrics.csv``. The values after ``checkpoint`` are omitted,
-    because the training computes them again.
+    The file of the CSV logger is overwritten when a training resumes, and a new W&B run is empty. The values are read
+    from ``metrics.csv``. Values after ``checkpoint`` are omitted, because the training computes these values again.
     """
     files = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     loops = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["loops"]["fit_loop"]
-    last = loops["epoch_loop.state_dict"]["_batches_that_stepped"]  # the resumed training logs step last + 1 first
+    last = loops["epoch_loop.state_dict"]["_batches_that_stepped"]  # the resumed training begins with step last + 1
     rows = [row for file in files[:1] for row in _read_metrics(file) if row["step"] <= last]
     for logger in loggers_without_history(trainer.loggers):
         for row in rows:
@@ -96,7 +96,7 @@ def log_earlier_values(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a file of the CSV logger, without empty cells and without an incomplete row at the end."""
+    """Return the rows of a CSV file of metrics. Empty cells and an incomplete row at the end are omitted."""
     if not path.is_file():
         return []
     text = path.read_text()

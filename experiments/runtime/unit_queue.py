@@ -1,4 +1,4 @@
-"""Units of work that several processes share. Finished units are on disk, and no unit is computed twice."""
+"""Distribution of units, which are pieces of work whose results are stored on disk, to several processes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans, loggers_without_history
 
 Stage = tuple[LightningModule, "UnitDataModule"]
-"""A module whose ``predict_step`` computes units and writes them to disk, and the data module with these units."""
+"""A module whose ``predict_step`` computes units (pieces of work) and writes results to disk, and its data module."""
 
-POLL_INTERVAL_S = 0.5  # time between two checks of which units other processes have finished
+POLL_INTERVAL_S = 0.5  # time between two checks whether other processes have finished their units
 PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished units are kept."
 CONNECTION_ERRORS = (
     "connection closed by peer",
@@ -41,48 +41,54 @@ CONNECTION_ERRORS = (
 
 
 class PeerDied(RuntimeError):
-    """Another process of the run has died. The error message is printed for the user."""
+    """Error that is raised if another process of the run has died."""
 
 
 class Terminated(RuntimeError):
-    """The run received SIGTERM. The error message is printed for the user."""
+    """Error that is raised if the run receives SIGTERM."""
 
 
 class ResumableRun:
-    """Base class of experiments whose units are computed by several processes and runs that share one folder."""
+    """Base class of experiments that can be resumed, and that several processes and runs can compute together."""
 
     run_dir: str
 
     @property
     def leases(self) -> Path:
-        """Folder of the leases on units, which all runs in ``run_dir`` share."""
+        """Folder of the leases (files by which processes agree on who computes what) of all runs in ``run_dir``."""
         return Path(self.run_dir) / "leases"
 
     def writes_report(self, trainer: Trainer) -> bool:
-        """Return whether this process writes the report: it is rank 0, and no other run in the folder writes it."""
+        """Return whether this process writes the report.
+
+        The report is written by rank 0 of one of the runs in the folder.
+        """
         is_reporter: Callable[[], bool] | None = vars(self).get("is_reporter")
         return trainer.is_global_zero and (is_reporter is None or is_reporter())
 
 
 class UnitDataModule(LightningDataModule):
-    """A Lightning data module that provides the units that are not on disk yet as batches for ``predict_step``.
+    """A Lightning data module that distributes units (pieces of work) to processes, as batches for ``predict_step``.
 
-    A process acquires the leases of a group of units, computes the group, and continues with the next group. When no
-    group is left, the process waits until other processes have finished their units. If one of them dies, its units are
-    taken over. Subclasses define ``done`` and ``lease_name``, and also ``groups`` and ``load`` if several units are
-    computed in one batch.
+    Only units whose results are not on disk yet are computed. A process acquires a lease (a temporary exclusive right)
+    on each unit of a group, computes the group, and continues with the next group. When no group is left, the process
+    waits until other processes have finished their units. If another process dies, the waiting process computes the
+    units of the dead process.
+
+    Subclasses define ``done`` and ``lease_name``. If several units are computed in one batch, subclasses also define
+    ``groups`` and ``load``.
 
     Args:
         units: all units of the stage, including the units on disk.
         progress: progress of the run, to which the units are added.
-        leases: folder of the leases, which must be the same for all processes and runs that share the units. Default:
+        leases: folder of the leases, which must be the same for all processes and runs that compute the units. Default:
             the folder ``leases`` in the trainer's default root directory.
-        running_means: logs means of metrics on rank 0 whenever a unit is finished. None: no metrics are logged before
-            the report.
+        running_means: object that logs the means of metrics on rank 0 whenever a unit is finished. None: no metrics are
+            logged before the report.
     """
 
     unit_noun = "unit"
-    """Singular noun for a unit in the progress, such as ``concept``."""
+    """Singular noun for a unit in the display of the progress, such as ``concept``."""
 
     def __init__(
         self,
@@ -105,33 +111,33 @@ class UnitDataModule(LightningDataModule):
         raise NotImplementedError
 
     def lease_name(self, unit: Any) -> str:
-        """Return the name of the lease on ``unit``, which must be unique among all units of all runs in the folder."""
+        """Return the name of the lease on ``unit``. The name must be unique among all units in the run's folder."""
         raise NotImplementedError
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
-        """Split ``units`` into groups that are computed in one ``predict_step``. Default: one unit per group."""
+        """Split ``units`` into groups, each of which one ``predict_step`` computes. Default: one unit per group."""
         return [[unit] for unit in units]
 
     def load(self, units: list[Any]) -> Any:
-        """Return the batch for ``predict_step`` from the units of a group whose leases have been acquired."""
+        """Return the batch for ``predict_step`` that contains ``units``, on which this process has the leases."""
         return units[0]
 
     def part(self, unit: Any) -> str:
-        """Return the name under which the progress shows ``unit``, such as the name of its arm or method."""
+        """Return the part of the run to which the progress counts ``unit``, such as the name of its method."""
         return "units"
 
     def cost(self, unit: Any) -> float:
-        """Return the planned number of network evaluations of ``unit``, by which the progress weights it."""
+        """Return the planned number of network evaluations of ``unit``, which is its weight in the progress."""
         return 1.0
 
     def add_to_progress(self) -> None:
-        """Add all units to the progress of the run, which must know them before it shows the first unit."""
+        """Add all units to the progress of the run, before the first unit is computed."""
         self._counted = {k for k, unit in enumerate(self.units) if self.done(unit)}
         for k, unit in enumerate(self.units):
             self.progress.add(self.part(unit), self.unit_noun, self.cost(unit), done=k in self._counted)
 
     def count(self, indices: Iterable[int]) -> None:
-        """Count the units with these indices as finished in the progress. A unit is only counted once."""
+        """Count the units with the indices ``indices`` as finished in the progress. A unit is only counted once."""
         by_part: dict[str, list[float]] = {}
         for k in indices:
             if k not in self._counted:
@@ -141,9 +147,11 @@ class UnitDataModule(LightningDataModule):
             self.progress.finish(part, costs)
 
     def log(self, trainer: Trainer, indices: Iterable[int], loggers: Sequence[Logger] | None = None) -> None:
-        """Add the finished units with these indices to the running means, and log the means on rank 0.
+        """Add finished units to the running means of metrics, and log the means on rank 0.
 
         Args:
+            trainer: the trainer of the run.
+            indices: indices of the finished units.
             loggers: loggers that receive the means; default: all loggers of the trainer.
         """
         if self.running_means is not None and trainer.is_global_zero and trainer.loggers:
@@ -163,13 +171,13 @@ class UnitDataModule(LightningDataModule):
         return batch
 
     def claim_batches(self) -> Iterator[Any]:
-        """Yield a batch for each group of units whose leases this process acquires, until all units are on disk."""
+        """Yield a batch for each group of units on which this process acquires leases, until all units are on disk."""
         self.release()
         self._batches = self._iterate()
         return self._batches
 
     def release(self) -> None:
-        """Release all leases of this process. To be called also after an error has interrupted the prediction loop."""
+        """Release all leases of this process, for example after an error in the prediction loop."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -193,9 +201,9 @@ class UnitQueue:
     """Iterates over the batches that this process computes.
 
     Args:
-        data: data module with the units.
-        leases: manager with which this process acquires the leases on units.
-        missing: indices of the units that are not on disk; finished units are removed from this set.
+        data: data module with the units (pieces of work).
+        leases: manager with which this process acquires leases on units.
+        missing: indices of the units that are not on disk. The queue removes finished units from this set.
     """
 
     def __init__(self, data: UnitDataModule, leases: LeaseManager, missing: set[int]) -> None:
@@ -206,7 +214,7 @@ class UnitQueue:
     def __iter__(self) -> Iterator[Any]:
         data = self.data
         indices = {id(unit): k for k, unit in enumerate(data.units)}
-        # Groups are formed from all units, so that the batches do not depend on which units are already finished.
+        # The groups contain finished units, too, so that the batches do not depend on which units are finished.
         groups = [[indices[id(unit)] for unit in group] for group in data.groups(data.units)]
         while self.missing:
             for group in groups:
@@ -223,7 +231,7 @@ class UnitQueue:
                 time.sleep(POLL_INTERVAL_S)
 
     def _acquire(self, group: list[int]) -> list[int]:
-        """Acquire leases on the missing units of ``group``; return the indices of the units that were acquired."""
+        """Acquire leases on the missing units of ``group``, and return the indices of units with an acquired lease."""
         data = self.data
         acquired: list[int] = []
         for k in group:
@@ -243,10 +251,14 @@ class UnitQueue:
 
 
 class CachedUnitDataModule(UnitDataModule):
-    """A data module whose units are stored in several unit stores. Subclasses define the ``address`` of a unit.
+    """A data module whose units are files in several folders. Subclasses define the ``address`` of a unit.
 
     Args:
-        stores: the unit stores by name.
+        units: all units of the stage, including the units on disk.
+        stores: the folders by name.
+        progress: progress of the run, to which the units are added.
+        leases: folder of the leases.
+        running_means: object that logs the means of metrics whenever a unit is finished, or None.
     """
 
     def __init__(
@@ -261,7 +273,7 @@ class CachedUnitDataModule(UnitDataModule):
         self.stores = stores
 
     def address(self, unit: Any) -> tuple[str, str]:
-        """Return the name of the store that contains ``unit``, and the name of the unit in that store."""
+        """Return the name of the store (folder) of ``unit``, and the name of the unit in the store."""
         raise NotImplementedError
 
     def done(self, unit: Any) -> bool:
@@ -274,10 +286,10 @@ class CachedUnitDataModule(UnitDataModule):
 
 
 class UnitLoader:
-    """A data loader that prevents Lightning from prefetching, because fetching a batch acquires its leases.
+    """A data loader from which Lightning does not prefetch batches, because fetching a batch acquires leases.
 
-    Lightning prefetches one batch only if the length of the loader is unknown. The stated length is larger than the
-    number of batches.
+    Lightning prefetches a batch only if the length of the loader is unknown. Therefore ``len`` returns a number that is
+    larger than the number of batches.
     """
 
     def __init__(self, data: UnitDataModule) -> None:
@@ -292,9 +304,9 @@ class UnitLoader:
 
 @contextmanager
 def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Context in which SIGTERM raises :class:`Terminated`.
+    """Context manager in which SIGTERM raises :class:`Terminated`.
 
-    Lightning's own handler of SIGTERM only sets a flag, which Lightning's prediction loop does not check.
+    The handler of Lightning for SIGTERM only sets a flag, which the prediction loop of Lightning does not check.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -309,17 +321,18 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) == stop:  # otherwise Lightning has already restored its own handler
+        if signal.getsignal(signal.SIGTERM) == stop:  # do not replace a handler that Lightning has set since then
             signal.signal(signal.SIGTERM, previous)
 
 
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
-    """Compute all units that are not on disk, stage by stage. Every process returns when all units are finished.
+    """Compute all units (pieces of work) that are not on disk, and return when all processes have finished.
 
-    The temporary files of killed processes are deleted first.
+    The stages are computed one after the other. Before the first stage, temporary files of killed processes are
+    deleted. If all units are on disk, Lightning starts no processes.
 
-    If all units are on disk, Lightning starts no processes. Processes that an external launcher has started always run
-    every stage, because they cannot communicate before the first prediction loop and might see different files.
+    Processes that an external launcher has started run every stage, even if all units seem to be on disk: a shared file
+    system may show different files to each process.
 
     Raises:
         PeerDied: this process had to wait for another process that has died.
@@ -334,7 +347,7 @@ def run_stages(trainer: Trainer, *stages: Stage) -> None:
     computed = _compute(trainer, stages)
     for _, data in stages:
         data.progress.close()
-    # Log the units that were not counted in this process: it ran no prediction loop, or only a child process ran one.
+    # Log metrics that this process has not logged, because no prediction loop ran, or because a child process ran it.
     for _, data in stages:
         loggers = [
             logger
@@ -345,7 +358,7 @@ def run_stages(trainer: Trainer, *stages: Stage) -> None:
 
 
 def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
-    """Run the stages that have units which are not on disk; return whether a stage was run."""
+    """Run the stages with missing results, and return whether a stage was run."""
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
     if not launched and all(data.all_done() for _, data in stages):
@@ -373,9 +386,9 @@ def _is_connection_error(error: RuntimeError) -> bool:
 
 @contextmanager
 def reraise_child_error() -> Iterator[None]:
-    """Context that re-raises an error of a child process with its original type and message.
+    """Context manager that re-raises an error of a child process with its original type and message.
 
-    With ``ddp_spawn``, PyTorch only passes on the traceback of the child process as text.
+    With ``ddp_spawn``, PyTorch raises an error that contains only the traceback of the child process as text.
     """
     try:
         yield

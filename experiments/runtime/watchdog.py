@@ -23,11 +23,10 @@ CONNECT_TIMEOUT_S = 60.0
 
 
 def install_watchdogs() -> None:
-    """Make this process exit if its parent process dies, and requeue the Slurm job on SIGUSR1.
+    """Make this process exit if its parent process dies, and requeue the Slurm job when it receives SIGUSR1.
 
-    ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit of the job. Lightning's own handler of
-    SIGUSR1 is not used, because it saves a checkpoint first. Saving requires all processes to synchronize, and runs
-    resume without a checkpoint.
+    The option ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit of the job. The handler of
+    Lightning for SIGUSR1 is not used, because it saves a checkpoint, for which all processes have to synchronize.
     """
     report_dead_children()
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -40,9 +39,9 @@ def install_watchdogs() -> None:
 
 
 def report_dead_children() -> None:
-    """Print an error when Lightning ends the run because a child process died.
+    """Print an error message when a child process of Lightning dies.
 
-    Lightning itself only logs a record of level INFO.
+    Without this function, Lightning ends the run and only logs a message of level INFO.
     """
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
     if _is_child_death_record not in observer.filters:
@@ -51,7 +50,7 @@ def report_dead_children() -> None:
 
 
 def _is_child_death_record(record: logging.LogRecord) -> bool:
-    """Log filter that prints an error if a record reports a dead child process, and drops records of level INFO."""
+    """Log filter that drops records of level INFO, and prints an error message for a record of a dead child process."""
     if "Child process with PID" not in record.getMessage():
         return record.levelno > logging.INFO
     print(f"error: {PEER_DIED_MESSAGE}", file=sys.stderr, flush=True)
@@ -59,9 +58,9 @@ def _is_child_death_record(record: logging.LogRecord) -> bool:
 
 
 def exit_with_launcher_process() -> None:
-    """Make this rank exit if the process that launched it dies.
+    """Make this rank exit if the process that launched the rank dies.
 
-    Otherwise the rank would wait for the dead process until the timeout of the process group.
+    Without this function, the rank would wait for the dead process until the timeout of the process group.
     """
     root = os.environ.setdefault(ROOT_PID_ENV, str(os.getpid()))
     if root == str(os.getpid()) or "LOCAL_RANK" not in os.environ:
@@ -71,10 +70,7 @@ def exit_with_launcher_process() -> None:
 
 
 def _check_torchrun() -> None:
-    """Raise ValueError if torchrun died while this process started.
-
-    No rank can connect without torchrun, because torchrun hosts the rendezvous store.
-    """
+    """Raise ValueError if torchrun has died, because torchrun hosts the store through which the ranks connect."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -91,13 +87,13 @@ def exit_when_parent_dies(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(POLL_INTERVAL_S)
         print(f"error: {PEER_DIED_MESSAGE}", file=sys.stderr, flush=True)
-        os._exit(1)  # the main thread may be blocked in a collective operation
+        os._exit(1)  # sys.exit() would not end the main thread, which may be blocked in a collective operation
 
     threading.Thread(target=watch, daemon=True, name="watchdog").start()
 
 
 def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
-    """Signal handler that requeues the Slurm job on rank 0. Slurm then terminates all processes of the job."""
+    """Signal handler that requeues the Slurm job, whose processes are then terminated by Slurm."""
     if rank_zero_only.rank != 0:
         return
     job = job_id(os.environ)
@@ -111,7 +107,7 @@ def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
 
 
 def job_id(environment: Mapping[str, str]) -> str:
-    """Return the id of this Slurm job, which may be a task of a job array."""
+    """Return the id of this Slurm job, such as ``17``, or ``17_3`` for a task of a job array."""
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
