@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments.config.project import PROJECT
 
 CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake")
-REMOVED_ARMS = ("seedselect_rnri", "between_ours")
+REMOVED_ARMS = ("seedselect_ddim", "seedselect_ours")
 FILES = ("results.json", "samples.parquet", "table.md")
 SOURCE = PROJECT / "runs" / "example_run"
 TARGET = PROJECT / "assets" / "example_run"
@@ -27,6 +27,7 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m tools.make_example_run", description=__doc__).parse_args()
     overrides = [f"data.concepts=[{','.join(CONCEPTS)}]", "task.samples=1", "run_dir=runs/example_run", "logger=none"]
     overrides += [f"~task.arms.{arm}" for arm in REMOVED_ARMS]
+    shutil.rmtree(SOURCE, ignore_errors=True)
     subprocess.run([sys.executable, "train.py", *overrides], cwd=PROJECT, check=True)
     shutil.rmtree(TARGET, ignore_errors=True)
     TARGET.mkdir()

@@ -284,7 +284,7 @@ def test_example_run_has_references_and_results(visit, example_server, tmp_path)
     press(page, "0", "All 5 are rated")
     page.locator("#compare-results").get_by_text("Results", exact=True).first.click()
     page.click("#compare-show")
-    expect_text(page, "#compare-table", "seedselect_ours")
+    expect_text(page, "#compare-table", "between_ours")
     expect_text(page, "#compare-table", "Krippendorff")
     expect(page.locator("#compare-export")).to_be_enabled(timeout=TIMEOUT_MS)
     with page.expect_download() as download:

@@ -131,7 +131,7 @@ def test_example_run_is_shown_without_a_run(tmp_path):
     settings = parse_settings(compose_config([f"ratings={tmp_path}"]))
     session = open_session(settings)
     assert session.is_example and session.show_results
-    assert session.methods == ["plain", "seedselect_ddim", "seedselect_ours"]
+    assert session.methods == ["plain", "seedselect_rnri", "between_ours"]
     assert len(session.items) == 5 and {len(images) for images in session.references.values()} == {3}
     assert {item.concept for item in session.items} == set(session.references)
     size = sum(path.stat().st_size for path in Path(session.run).rglob("*") if path.is_file())
