@@ -130,7 +130,7 @@ class TableSplit:
 
 
 def _shuffle_keys(seed: int, names: Sequence[str]) -> np.ndarray:
-    """Return the hash of each image name by which images are sorted (:func:`shuffle_key`), ``uint64 [N]``."""
+    """Return the hash of each image name by which images are sorted, ``uint64 [N]``."""
     return np.fromiter((shuffle_key(seed, COPY.sub("", Path(name).stem)) for name in names), np.uint64)
 
 

@@ -1,8 +1,9 @@
 """The registries of metrics, one for each type of experiment.
 
-The order of the metrics in a registry is the order of the table columns. A :class:`Metric` in a registry defines how a
-metric is computed, aggregated and logged, and which tables in ``table.md`` show the metric. The file ``table.csv`` has
-a column for every metric. `docs/guides/add_a_metric.md` shows how to add a metric.
+The order of the metrics in a registry is the order of the table columns. A
+:class:`~experiments.evaluation.metric.Metric` in a registry defines how a metric is computed, aggregated and logged,
+and which tables in ``table.md`` show the metric. The file ``table.csv`` has a column for every metric.
+`docs/guides/add_a_metric.md` shows how to add a metric.
 """
 
 from __future__ import annotations
